@@ -1,0 +1,67 @@
+"""Find where a language model keeps a fact, and rewrite it there.
+
+    import kt
+    model = kt.load("demo")
+    trace = kt.causal_trace(model, kt.load_facts("demo", limit=100))
+
+Public names are imported on first use (PEP 562), so that `import kt` and `kt --help` never load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .editing import Edit, edit, key_statistics
+    from .errors import KtError
+    from .evaluation import Scores, evaluate
+    from .facts.fact import Fact, Prompt
+    from .facts.load import load_facts
+    from .loading import load
+    from .model import TracedModel
+    from .sites import Kind, Site
+    from .tracing import Balance, Trace, balance_factor, causal_trace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": ".loading",
+    "TracedModel": ".model",
+    "Kind": ".sites",
+    "Site": ".sites",
+    "Fact": ".facts.fact",
+    "Prompt": ".facts.fact",
+    "load_facts": ".facts.load",
+    "causal_trace": ".tracing",
+    "Trace": ".tracing",
+    "balance_factor": ".tracing",
+    "Balance": ".tracing",
+    "edit": ".editing",
+    "Edit": ".editing",
+    "key_statistics": ".editing",
+    "evaluate": ".evaluation",
+    "Scores": ".evaluation",
+    "KtError": ".errors",
+}
+
+__all__ = [  # noqa: RUF022
+    *("load", "TracedModel", "Kind", "Site"),
+    *("load_facts", "Fact", "Prompt"),
+    *("causal_trace", "Trace", "balance_factor", "Balance"),
+    *("key_statistics", "edit", "Edit"),
+    *("evaluate", "Scores"),
+    "KtError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,143 @@
+"""One mechanism for every option of every command.
+
+A command is a function of one frozen dataclass whose fields are its options (`Annotated[type, typer.Option(...)]`);
+dataclasses inherit, so an option that several commands share is written once. The value of an option comes from the
+command line, else from `KT_<FLAG>`, else from the `--config` file, else from the field's default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from copy import copy
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+import typer
+
+from ..errors import BadFile, KtError
+
+Opts = TypeVar("Opts", bound="Options")
+
+
+class BadOption(KtError):
+    """An option whose value cannot be read."""
+
+
+def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Make the file's values the defaults of the options that follow (this option is eager)."""
+    if path is not None and not ctx.resilient_parsing:
+        ctx.default_map = config_defaults(path, ctx)
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every command has: where its options come from, and how much it says."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", is_eager=True, callback=read_config, help="TOML file with values for any flag."),
+    ] = None
+    json: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - is stdout.")
+    ] = None
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no table and no messages.")] = False
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Show no progress bars.")] = False
+    command: str = ""
+    argv: tuple[str, ...] = ()
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[[Opts], None]], Callable[[Opts], None]]:
+    """Register a function of one Options dataclass as the command `name`."""
+
+    def register(function: Callable[[Opts], None]) -> Callable[[Opts], None]:
+        (parameter,) = inspect.signature(function, eval_str=True).parameters.values()
+        options_class = parameter.annotation
+
+        def run(ctx: typer.Context, **values: Any) -> None:
+            argv = ctx.obj if isinstance(ctx.obj, tuple) else tuple(sys.argv[1:])
+            function(options_class(command=name, argv=argv, **values))
+
+        parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        parameters += option_parameters(options_class)
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__doc__ = function.__doc__
+        app.command(name)(run)
+        return function
+
+    return register
+
+
+def option_parameters(options_class: type[Options]) -> list[inspect.Parameter]:
+    """The fields of an options dataclass that are options or arguments, as the parameters that typer reads."""
+    hints = get_type_hints(options_class, include_extras=True)
+    # The options of Options itself come last in the help: they matter least.
+    fields = sorted(dataclasses.fields(options_class), key=lambda f: f.name in Options.__dataclass_fields__)
+    found = []
+    for field in fields:
+        kind, *infos = get_args(hints[field.name]) or (hints[field.name],)
+        if not infos or not isinstance(infos[0], type(typer.Option()) | type(typer.Argument())):
+            continue
+        info = copy(infos[0])
+        if isinstance(info, type(typer.Option())):
+            info.envvar = variable(field.name)
+            info.show_envvar = False
+        default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+        annotation = Annotated[kind, info]  # type: ignore[valid-type]
+        found.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    return found
+
+
+def variable(name: str) -> str:
+    """The environment variable of an option: `--batch-size` is `KT_BATCH_SIZE`."""
+    return "KT_" + name.upper()
+
+
+def config_defaults(path: Path, ctx: typer.Context) -> dict[str, Any]:
+    """The values of a config file that concern this command.
+
+    A key at the top holds for every command that has that flag; a table named after a command only for that one.
+    """
+    values = _read_toml(path)
+    commands: dict[str, Any] = getattr(ctx.parent.command, "commands", {}) if ctx.parent else {}
+    flags = {name: {p.name for p in c.params} - {"config", "ctx"} for name, c in commands.items()}
+    mine = flags.get(ctx.info_name or "", set())
+    defaults: dict[str, Any] = {}
+    for table, keys in [("", values), *((n, v) for n, v in values.items() if isinstance(v, Mapping))]:
+        known = flags.get(table, set()) if table else set().union(*flags.values())
+        for key, value in keys.items():
+            flag = key.replace("-", "_")
+            if isinstance(value, Mapping) and not table:
+                if key not in flags:
+                    raise BadOption(f"{path}: [{key}] is no command of kt; tables are named after commands")
+            elif flag not in known:
+                where = f"kt {table} has no flag" if table else "no command of kt has a flag"
+                raise BadOption(f"{path}: unknown key {key!r}: {where} --{key.replace('_', '-')}")
+            elif flag in mine and table in ("", ctx.info_name):
+                defaults[flag] = _as_typed(value)
+    return defaults
+
+
+def _as_typed(value: Any) -> Any:
+    """A TOML value as it would be typed: the options parse text."""
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    return value if isinstance(value, bool) else str(value)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise BadFile(f"{path}: not TOML ({' '.join(str(error).split())}); write flag = value lines") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFile(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error

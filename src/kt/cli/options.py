@@ -1,0 +1,62 @@
+"""The options that commands share, each written once. What a value means is in parse.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .command import Options
+
+Opt = typer.Option
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    model: Annotated[str, Opt("--model", "-m", help="demo, a local folder, or a Hub id (repo@revision).")] = "demo"
+    dtype: Annotated[str, Opt("--dtype", help="auto, float32/fp32, bfloat16/bf16, float16/fp16.")] = "auto"
+    device: Annotated[str, Opt("--device", help="auto, cpu, cuda:0, mps.")] = "auto"
+    device_map: Annotated[
+        str | None, Opt("--device-map", help="auto shards a large model through accelerate.")
+    ] = None
+    trust_remote_code: Annotated[
+        bool, Opt("--trust-remote-code", help="Run the code that a Hub repository ships.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class FactOptions(Options):
+    facts: Annotated[str, Opt("--facts", "-f", help="demo, a JSON/JSONL file, or hf:repo[:file].")] = "demo"
+    limit: Annotated[str | None, Opt("--limit", help="Only the first N facts, or a range of them: 10-20.")] = None
+    prompt: Annotated[str | None, Opt("--prompt", help='One fact by hand: "The capital of {} is".')] = None
+    subject: Annotated[str | None, Opt("--subject", help="The subject of --prompt.")] = None
+    answer: Annotated[str | None, Opt("--answer", help="What the model says to --prompt now.")] = None
+    foil: Annotated[str | None, Opt("--foil", help="A wrong answer of the same relation, to contrast with.")] = None
+    target: Annotated[str | None, Opt("--target", help="What an edit should make the model say.")] = None
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    batch_size: Annotated[str, Opt("--batch-size", "-b", help="auto or a number; results do not depend on it.")] = "auto"
+    seed: Annotated[int, Opt("--seed", help="Every random draw comes from it.")] = 0
+    out: Annotated[
+        Path | None, Opt("--out", "-o", help="Run folder [default: runs/<UTC time>-<command>-<model>].")
+    ] = None
+
+
+@dataclass(frozen=True)
+class FigureOptions(Options):
+    html: Annotated[Path | None, Opt("--html", help="Write the figure as one self-contained HTML file.")] = None
+    png: Annotated[Path | None, Opt("--png", help="Write the figure as PNG (needs Chromium).")] = None
+    svg: Annotated[Path | None, Opt("--svg", help="Write the figure as SVG (needs Chromium).")] = None
+
+
+@dataclass(frozen=True)
+class TraceOptions(Options):
+    noise: Annotated[str, Opt("--noise", help="Noise in standard deviations of the embeddings.")] = "3s"
+    corrupt: Annotated[str, Opt("--corrupt", help="noise, or swap: the subject for another of its length.")] = "noise"
+    samples: Annotated[int, Opt("--samples", min=1, help="Noise draws per fact.")] = 10
+    window: Annotated[int, Opt("--window", min=1, help="Layers restored together, centred.")] = 1
+    keep: Annotated[str, Opt("--keep", help="known: only facts that the model answers; all.")] = "known"

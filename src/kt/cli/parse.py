@@ -1,0 +1,72 @@
+"""Option values as people type them: `4-8`, `auto`, `3s`, `mlp,attn`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from .command import BadOption
+
+KINDS = ("mlp", "attn", "hidden")
+METRICS = {"logit-diff": "logit_diff", "prob": "prob"}
+
+
+def layers(text: str | None, flag: str) -> tuple[int, ...] | None:
+    """`4-8`, `4`, `1,3,5-6`: layer indices, ascending, both ends included. `none` is no layer at all."""
+    if text is None or text == "auto":
+        return None
+    if text == "none":
+        return ()
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise BadOption(f"{flag} {text!r}: not a layer range; write 4-8, 4, or 1,3,5-6 (0 is the first layer)")
+        found.update(range(first, last + 1))
+    return tuple(sorted(found))
+
+
+def alpha(text: str) -> float | str:
+    """`auto` (measured by tracing) or a number from 0 (MLP only) to 1 (attention only)."""
+    if text == "auto":
+        return "auto"
+    value = _number(text)
+    if value is None or not 0 <= value <= 1:
+        raise BadOption(f"--alpha {text!r}: write auto, or a number from 0 (MLP only) to 1 (attention only)")
+    return value
+
+
+def noise(text: str) -> float:
+    """`3s`: the noise in standard deviations of the embeddings."""
+    value = _number(text.strip().removesuffix("s")) if text.strip().endswith("s") else None
+    if value is None or value <= 0:
+        raise BadOption(f"--noise {text!r}: write a multiple of the embeddings' standard deviation, as 3s")
+    return value
+
+
+def batch_size(text: str) -> int | None:
+    """`auto` (None: the library chooses) or a number of rows."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) == 0:
+        raise BadOption(f"--batch-size {text!r}: write auto or a number of rows (32)")
+    return int(text)
+
+
+def names(text: str, known: Sequence[str], flag: str) -> tuple[str, ...]:
+    """A comma-separated choice, each once, in the order typed."""
+    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in chosen:
+        if name not in known:
+            raise BadOption(f"{flag} {text!r}: {name!r} is unknown; choose among {', '.join(known)}")
+    return chosen
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

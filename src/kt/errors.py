@@ -1,0 +1,35 @@
+"""Errors that users see: one line that says what is wrong, where, and what to do instead."""
+
+from __future__ import annotations
+
+
+class KtError(Exception):
+    """Wrong input. The command line prints the message on one line and exits with code 2."""
+
+    exit_code = 2
+
+
+class WorkFailed(KtError):
+    """The input was right but the work failed or a check did not hold: exit code 1."""
+
+    exit_code = 1
+
+
+class UnknownModel(KtError):
+    """No model of that name, no tokenizer beside it, or a structure that `kt` does not know."""
+
+
+class UnknownSite(KtError):
+    """The model has no such layer or module."""
+
+
+class SubjectNotFound(KtError):
+    """The subject does not occur in its prompt."""
+
+
+class BadFact(KtError):
+    """A fact or an edit request that cannot be traced or edited as written."""
+
+
+class BadFile(KtError):
+    """A file that is missing, broken, or not what its name says."""

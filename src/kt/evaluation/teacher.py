@@ -1,0 +1,100 @@
+"""Teacher forcing: the model reads prompt and answer at once, and is asked for each token of the answer in turn.
+
+Rows are sorted by length and padded on the left, so that the answers stand at the end of every row and the logits
+of a few last positions suffice. Equal questions are asked once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..model import TracedModel
+from ..prompts import encode_ids, pad_id, prompt_gap, target_ids, token_ids
+
+AUTO_TOKENS = 4096
+"""Tokens of a batch under batch_size="auto", padding counted."""
+AUTO_LOGITS = 2**26
+"""Logits of a batch under batch_size="auto": 256 MB in float32."""
+
+Question = tuple[str, str | None]
+"""A prompt and the answer that is scored after it, if there is one."""
+
+
+class Forced(NamedTuple):
+    """The answer's tokens, the argmax where each was due, and the answer's joint log probability."""
+
+    target: tuple[int, ...]
+    predicted: tuple[int, ...]
+    log_prob: float | None
+
+
+class Row(NamedTuple):
+    """One row of a forward: all that the model reads, and the answer whose tokens its end predicts."""
+
+    question: Question
+    read: tuple[int, ...]
+    target: tuple[int, ...]
+
+    @property
+    def keep(self) -> int:
+        return max(1, len(self.target))
+
+
+def teacher_force(
+    model: TracedModel,
+    questions: Sequence[Question],
+    batch_size: int | str = "auto",
+    done: Callable[[int], None] = lambda n: None,
+) -> dict[Question, Forced]:
+    """Ask every question once; `done` hears how many rows each forward settled."""
+    rows = [tokens_of(model, question) for question in dict.fromkeys(questions)]
+    answers: dict[Question, Forced] = {}
+    for batch in batches(rows, batch_size, model.vocab_size):
+        keep = max(row.keep for row in batch)
+        logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)), keep=keep)
+        answers |= {row.question: score(logits[i, keep - row.keep :], row.target) for i, row in enumerate(batch)}
+        done(len(batch))
+    return answers
+
+
+def tokens_of(model: TracedModel, question: Question) -> Row:
+    """The joint tokens of prompt and answer, without the answer's last one, which predicts nothing of interest."""
+    prompt, answer = question
+    if answer is None:
+        return Row(question, tuple(token_ids(model.tokenizer, prompt)), ())
+    target = target_ids(model.tokenizer, prompt, answer)
+    joint = token_ids(model.tokenizer, prompt.rstrip() + prompt_gap(prompt, answer) + answer.lstrip())
+    return Row(question, tuple(joint[:-1]), target)
+
+
+def score(logits: Float[Tensor, "keep vocab"], target: tuple[int, ...]) -> Forced:
+    """Read the answer off the logits that predict it."""
+    predicted = tuple(logits.argmax(-1).tolist())
+    if not target:
+        return Forced((), predicted, None)
+    log_probs = logits.double().log_softmax(-1)
+    return Forced(target, predicted, log_probs[torch.arange(len(target)), list(target)].sum().item())
+
+
+def batches(rows: Sequence[Row], batch_size: int | str, vocab: int) -> Iterator[list[Row]]:
+    """Rows of similar length together: a fixed number of them, or as many as the "auto" budgets allow."""
+    batch: list[Row] = []
+    for row in sorted(rows, key=lambda r: (len(r.read), r.keep)):
+        if batch and _is_full(batch, row, batch_size, vocab):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _is_full(batch: list[Row], row: Row, batch_size: int | str, vocab: int) -> bool:
+    if batch_size != "auto":
+        return len(batch) >= int(batch_size)
+    size, keep = len(batch) + 1, max(r.keep for r in (*batch, row))
+    return size * len(row.read) > AUTO_TOKENS or size * keep * vocab > AUTO_LOGITS

@@ -1,0 +1,134 @@
+"""`kt.load`: a name, a folder or a module becomes a `TracedModel`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import KtError, UnknownModel
+from .model import TracedModel
+
+DEMO = Path(__file__).parent / "demo" / "model"
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def load(
+    model: str | Path | nn.Module = "demo",
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    tokenizer: Any = None,
+    attn_implementation: str | None = None,
+) -> TracedModel:
+    """Wrap a causal language model.
+
+    Args:
+        model: `demo` (the embedded model), a Hub id (`repo@revision` allowed), a local folder, or a loaded module
+            (then pass its `tokenizer`).
+        dtype: `auto` keeps the checkpoint's dtype (the demo model, stored in bf16, computes in float32).
+        device: `auto` takes CUDA or MPS where there is one.
+        device_map: `auto` shards through accelerate; `device` is then ignored.
+
+    Raises:
+        UnknownModel: nothing of that name, no tokenizer beside it, or a structure that kt cannot read.
+    """
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise UnknownModel("a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)")
+        return TracedModel(model, tokenizer, name=type(model).__name__)
+    name, _, at = str(model).partition("@") if not Path(model).exists() else (str(model), "", "")
+    revision = revision or at or None
+    source = DEMO if name == "demo" else name
+    kind = _dtype(dtype, demo=name == "demo")
+    target = _device(device)
+    options: dict[str, Any] = {"dtype": kind, "trust_remote_code": trust_remote_code, "revision": revision}
+    if device_map is not None:
+        options["device_map"] = device_map
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    with _one_line(name), _no_bars():
+        from transformers import AutoModelForCausalLM
+
+        module = AutoModelForCausalLM.from_pretrained(source, **options)
+    if device_map is None:
+        module = module.to(target)
+    tokenizer = tokenizer or _tokenizer(source, name, revision, trust_remote_code)
+    return TracedModel(module, tokenizer, name=name, revision=revision)
+
+
+def _tokenizer(source: str | Path, name: str, revision: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = Path(source)
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+    if folder.is_dir() and not any((folder / f).exists() for f in files):
+        raise UnknownModel(f"{name}: the folder holds no tokenizer ({', '.join(files[:3])}); save it there beside the model")
+    with _one_line(name):
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def _dtype(dtype: str | torch.dtype, demo: bool) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if demo else "auto"
+    if dtype not in DTYPES:
+        raise KtError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise KtError(f"device {device!r} is unknown; choose auto, cpu, cuda:0 or mps") from None
+    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+        found = f"{torch.cuda.device_count()} CUDA device(s)" if torch.cuda.is_available() else "no CUDA device"
+        raise KtError(f"device {device!r} was asked for, but PyTorch finds {found} here; use --device cpu or auto")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise KtError("device 'mps' was asked for, but PyTorch finds none here; use --device cpu or auto")
+    return chosen
+
+
+@contextmanager
+def _one_line(name: str) -> Any:
+    """Turn the many ways in which a checkpoint fails to load into one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        where = "folder" if Path(name).exists() else "model"
+        raise UnknownModel(f"cannot load {where} {name!r}: {reason}; give demo, a local folder or a Hub id") from error
+
+
+@contextmanager
+def _no_bars() -> Any:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled() if hasattr(logging, "is_progress_bar_enabled") else True
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,253 @@
+"""`TracedModel`: one handle that reads, patches and writes any causal language model through nnsight.
+
+Sites have one meaning in every family. The *key* of a module is the input of its output projection (W_o or
+down_proj), the *value* that projection's output; for GQA the key of W_o has n_heads * head_dim columns. `hidden` is
+the residual stream after a block. Weights are always seen as (d_out, d_in).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, reduce
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .errors import KtError, UnknownSite
+from .layout import Layout, find_layout, first, linear_shape, validate
+from .prompts import Batch, encode
+from .sampling import continue_greedily_or_sample
+from .sites import Kind, LowRank, Site
+
+
+class TracedModel:
+    """An nnsight model plus named sites. Made by `kt.load`."""
+
+    def __init__(self, module: nn.Module, tokenizer: Any, name: str, revision: str | None = None) -> None:
+        from nnsight import TransformersModel
+
+        self.module: Any = module.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self.layout: Layout = find_layout(module)
+        self.nns: Any = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
+        self.layout = validate(self)
+
+    # What it is -------------------------------------------------------------------------------------------------
+    @property
+    def n_layers(self) -> int:
+        return self.layout.n_layers
+
+    @property
+    def d_model(self) -> int:
+        return self.layout.d_model
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.module.get_input_embeddings().weight.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.module.get_output_embeddings().weight.shape[0])
+
+    def __repr__(self) -> str:
+        return f"TracedModel({self.name}: {self.layout.describe()})"
+
+    # Where things are (envoys: use inside a trace) --------------------------------------------------------------
+    def envoy(self, path: str) -> Any:
+        """The nnsight envoy at a module path."""
+        step = lambda at, part: at[int(part)] if part.isdigit() else getattr(at, part)  # noqa: E731
+        return reduce(step, path.split("."), self.nns)
+
+    def block(self, layer: int) -> Any:
+        return self._blocks[self.checked(layer)]
+
+    def w(self, kind: Kind | Site, layer: int | None = None) -> Any:
+        """W_o or down_proj: `.input` is the key, `.output` the value."""
+        site = kind if isinstance(kind, Site) else Site(Kind(kind), int(layer or 0))
+        return self._projections[Site(site.kind, self.checked(site.layer))]
+
+    @cached_property
+    def embed(self) -> Any:
+        return self.envoy(self.layout.embed)
+
+    @cached_property
+    def _blocks(self) -> list[Any]:
+        return [self.envoy(f"{self.layout.blocks}.{i}") for i in range(self.n_layers)]
+
+    @cached_property
+    def _projections(self) -> dict[Site, Any]:
+        kinds = (Kind.ATTN, Kind.MLP)
+        return {Site(k, i): self.envoy(self.layout.path(k, i)) for k in kinds for i in range(self.n_layers)}
+
+    def checked(self, layer: int) -> int:
+        if not 0 <= layer < self.n_layers:
+            raise UnknownSite(f"{self.name} has layers 0 to {self.n_layers - 1}, not {layer}; choose among these")
+        return layer
+
+    def value(self, site: Site, rows: int) -> Float[Tensor, "row pos d_model"]:
+        """The value at a site inside a trace: a live tensor, for reading or in-place patching.
+
+        `rows` is the batch size there: OPT's MLP works on flattened rows, which this undoes (as a view).
+        """
+        if site.kind is Kind.RESID:
+            return first(self.block(site.layer).output)
+        return _unflattened(self.w(site).output, rows)
+
+    def key(self, site: Site, rows: int) -> Float[Tensor, "row pos d_in"]:
+        """The key at a site inside a trace."""
+        return _unflattened(self.w(site).input, rows)
+
+    def set_hidden(self, layer: int, hidden: Float[Tensor, "row pos d_model"]) -> None:
+        """Replace the residual stream after a block, inside a trace."""
+        block = self.block(layer)
+        block.output = (hidden, *block.output[1:]) if self.layout.tuple_output else hidden
+
+    # Running ----------------------------------------------------------------------------------------------------
+    def inputs(self, batch: Batch, keep: int | None = 1, **extra: Any) -> dict[str, Any]:
+        """Keyword arguments of one forward: mask and the positions that follow from it, no cache, few logits."""
+        batch = batch.to(self.device)
+        arguments: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+        if "position_ids" in self._forward_parameters:
+            arguments["position_ids"] = batch.positions
+        if keep is not None and "logits_to_keep" in self._forward_parameters:
+            arguments["logits_to_keep"] = keep
+        return arguments | extra
+
+    @cached_property
+    def _forward_parameters(self) -> set[str]:
+        return set(inspect.signature(self.module.forward).parameters)
+
+    @torch.no_grad()
+    def logits(self, batch: Batch, keep: int = 1) -> Float[Tensor, "row keep vocab"]:
+        """Logits of the last `keep` positions of every row, float32."""
+        with self.nns.trace(**self.inputs(batch, keep)):
+            out = self.nns.output.logits.save()
+        return out[:, -keep:].float()
+
+    @torch.no_grad()
+    def read(
+        self,
+        batch: Batch,
+        sites: Iterable[Site],
+        end: Literal["key", "value"] = "value",
+        at: Int[Tensor, " row"] | None = None,
+    ) -> dict[Site, Float[Tensor, "row d"]]:
+        """Keys or values at sites, at one column of each row (`at`) or at all of them."""
+        sites = sorted(set(sites), key=lambda s: (s.layer, (Kind.ATTN, Kind.MLP, Kind.RESID).index(s.kind)))
+        rows = torch.arange(len(batch), device=self.device)
+        found: dict[Site, Any] = {}
+        with self.nns.trace(**self.inputs(batch)) as tracer:
+            for site in sites:
+                full = self.key(site, len(batch)) if end == "key" else self.value(site, len(batch))
+                found[site] = (full.clone() if at is None else full[rows, at.to(full.device)]).save()
+            tracer.stop()
+        return found
+
+    @torch.no_grad()
+    def unembed(self, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+        """Logits of residual-stream vectors by the model's own tail: final norm, head, scales and soft-caps.
+
+        Every block is skipped and the last one's output replaced, so nothing of the tail is written again here.
+        """
+        rows = hidden.to(self.device, self.dtype)[:, None]
+        dummy = torch.zeros((len(rows), 1), dtype=torch.long, device=self.device)
+        filler = (rows, None) if self.layout.tuple_output else rows
+        with self.nns.trace(input_ids=dummy, use_cache=False):
+            for block in self._blocks:
+                block.skip(filler)
+            out = self.nns.output.logits.save()
+        return out[:, 0].float()
+
+    def generate(
+        self, prompts: Sequence[str], max_new_tokens: int, do_sample: bool = False, top_k: int | None = None, seed: int = 0
+    ) -> list[str]:
+        """Continuations only, greedy or sampled. A sampled row depends on its prompt and the seed, not on its batch."""
+        return continue_greedily_or_sample(self, prompts, max_new_tokens, do_sample, top_k, seed)
+
+    def encode(self, texts: Sequence[str]) -> Batch:
+        return encode(self.tokenizer, texts).to(self.device)
+
+    # Weights ----------------------------------------------------------------------------------------------------
+    def projection(self, site: Site) -> nn.Module:
+        if site.kind is Kind.RESID:
+            raise UnknownSite(f"{site} has no weight; edits go to attn.{site.layer} or mlp.{site.layer}")
+        return self.module.get_submodule(self.layout.path(site.kind, self.checked(site.layer)))
+
+    def weight_name(self, site: Site) -> str:
+        self.projection(site)
+        return self.layout.path(site.kind, site.layer) + ".weight"
+
+    def site_of(self, weight_name: str) -> Site:
+        """The site behind a weight's (or its module's) name."""
+        path = weight_name.removesuffix(".weight")
+        for site in self._projections:
+            if self.layout.path(site.kind, site.layer) == path:
+                return site
+        raise UnknownSite(f"{self.name} has no W_o or down_proj called {weight_name!r}")
+
+    def weight(self, site: Site) -> Float[Tensor, "d_out d_in"]:
+        """The live weight as (d_out, d_in): a view, orientation from the module's type."""
+        weight = self._own(site)
+        return weight.T if self.layout.transposed else weight
+
+    def key_size(self, site: Site) -> int:
+        return linear_shape(self.projection(site))[1]
+
+    @torch.no_grad()
+    def write(self, site: Site, update: LowRank | Float[Tensor, "d_out d_in"]) -> None:
+        """Add an update: summed in float32 (float64 weights in float64), rounded to the weight's dtype once."""
+        weight = self.weight(site)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        dense = update.dense() if isinstance(update, LowRank) else update
+        if tuple(dense.shape) != tuple(weight.shape):
+            raise KtError(f"{site}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
+        weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
+
+    @contextmanager
+    def restored(self, sites: Iterable[Site]) -> Iterator[None]:
+        """On exit, also after an exception, the weights at `sites` hold the exact bytes that they held on entry."""
+        kept = {site: self._own(site).detach().clone() for site in set(sites)}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for site, weight in kept.items():
+                    self._own(site).copy_(weight)
+
+    def _own(self, site: Site) -> Tensor:
+        weight = self.projection(site).weight
+        if weight.is_meta:
+            raise KtError(
+                f"{self.weight_name(site)} is offloaded, and a write there would be lost; "
+                "load with a device_map that keeps it on a device"
+            )
+        if not weight.is_floating_point():
+            raise KtError(f"{self.weight_name(site)} is quantised ({weight.dtype}); load the model unquantised to edit it")
+        return weight
+
+    def fingerprint(self, sites: Iterable[Site] | None = None) -> str:
+        """SHA-256 over the names, dtypes, shapes and bytes of all weights, or of those at `sites`."""
+        if sites is None:
+            named: Iterable[tuple[str, Tensor]] = self.module.state_dict().items()
+        else:
+            named = ((self.weight_name(s), self._own(s)) for s in sites)
+        digest = hashlib.sha256()
+        for name, tensor in sorted(named):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def _unflattened(tensor: Tensor, rows: int) -> Tensor:
+    return tensor if tensor.dim() == 3 else tensor.view(rows, -1, tensor.shape[-1])

@@ -1,0 +1,163 @@
+"""A run folder: what was asked (`manifest.json`), what came out (`results.json`, `arrays.safetensors`), figures.
+
+It is filled under a temporary name beside the final one and renamed when complete. A previous `kt` run of the same
+name is replaced in that moment and not before; anything else that stands there is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import environment
+from .artifacts import SCHEMA_VERSION, NotWritable, read_json, save_arrays, sha256_file, write_json, writing
+from .errors import BadFile
+
+MANIFEST = "manifest.json"
+RESULTS = "results.json"
+ARRAYS = "arrays.safetensors"
+
+
+def default_folder(command: str, slug: str, root: str | os.PathLike[str] = "runs") -> Path:
+    """`runs/<UTC time>-<command>-<slug>`, numbered when two runs start in one second."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    name = f"{stamp}-{command}-{re.sub(r'[^A-Za-z0-9.]+', '-', slug).strip('-.')[:40] or 'model'}"
+    tries = (Path(root) / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+    return next(path for path in tries if not path.exists())
+
+
+@dataclass
+class RunFolder:
+    """`with RunFolder(path, command="alpha", argv=...) as run:` then `run.results = ...; run.arrays = ...`."""
+
+    path: Path
+    command: str
+    argv: Sequence[str] = ()
+    results: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path)
+        self._started = datetime.now(timezone.utc)
+        self._clock = time.perf_counter()
+        self._made: list[Path] = []
+
+    def __enter__(self) -> RunFolder:
+        final = self.path.absolute()
+        if final.exists() and not final.is_dir():
+            raise NotWritable(f"cannot write {self.path}: it is a file; name a folder with --out")
+        if final.is_dir() and any(final.iterdir()) and not is_run(final):
+            raise NotWritable(f"{self.path} is not empty and not a run of kt; name another folder with --out")
+        if final == Path.cwd():
+            raise NotWritable(f"{self.path} is the current folder; name a folder inside it with --out")
+        with writing(self.path):
+            self._made = [p for p in final.parents if not p.exists()]
+            final.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary = final.with_name(f"{final.name[:100]}.tmp-{secrets.token_hex(4)}")
+            try:
+                self._temporary.mkdir()
+            except OSError:
+                self._remove()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._remove()
+            return
+        try:
+            self._finish()
+        except BaseException:
+            self._remove()
+            raise
+
+    def file(self, name: str) -> Path:
+        """Where to write a file now that will be `name` in the finished folder."""
+        return self._temporary / name
+
+    def describe_model(self, model: Any) -> None:
+        """Note which weights the run used: by name alone nobody can tell later."""
+        self.manifest["model"] = {"id": model.name, "fingerprint": model.fingerprint()}
+        self.manifest["dtype"] = str(model.dtype).removeprefix("torch.")
+        self.manifest["device"] = str(model.device)
+
+    def describe_data(self, source: str, n: int) -> None:
+        """Note the facts: the source as typed, its SHA-256 when it is a file."""
+        digest = sha256_file(source) if Path(source).is_file() else None
+        self.manifest["data"] = {"source": source, "sha256": digest, "n": n}
+
+    def _finish(self) -> None:
+        self.manifest = {
+            "command": self.command,
+            "command_line": ["kt", *self.argv],
+            "versions": environment.versions(),
+            "start": self._started.isoformat(timespec="seconds"),
+            "duration_seconds": round(time.perf_counter() - self._clock, 3),
+            "peak_memory_bytes": environment.peak_memory(),
+            **self.manifest,
+        }
+        write_json(self.file(RESULTS), self.results)
+        if self.arrays:
+            save_arrays(self.file(ARRAYS), self.arrays, {"kind": self.command})
+        self.manifest["files"] = sorted(
+            str(p.relative_to(self._temporary)) for p in self._temporary.rglob("*") if p.is_file()
+        )
+        write_json(self.file(MANIFEST), self.manifest)
+        with writing(self.path):
+            _swap(self._temporary, self.path.absolute())
+
+    def _remove(self) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _swap(new: Path, final: Path) -> None:
+    """Put `new` in the place of `final`; a previous run moves aside first and comes back if that fails."""
+    if not final.exists():
+        new.rename(final)
+        return
+    old = final.with_name(f"{final.name[:100]}.old-{secrets.token_hex(4)}")
+    final.rename(old)
+    try:
+        new.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder holds a run that `kt` wrote."""
+    with suppress(BadFile):
+        manifest = read_json(Path(folder) / MANIFEST)
+        return "schema_version" in manifest and "command_line" in manifest
+    return False
+
+
+def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(manifest, results) of a finished run."""
+    folder = Path(folder)
+    if not is_run(folder):
+        raise BadFile(f"{folder} is not a run folder of kt (no {MANIFEST} in it); name one that a command wrote")
+    manifest = read_json(folder / MANIFEST)
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise BadFile(
+            f"{folder}: schema_version {manifest['schema_version']}, but this kt reads {SCHEMA_VERSION}; "
+            "run the command again"
+        )
+    return manifest, read_json(folder / RESULTS)

@@ -1,0 +1,114 @@
+"""The clean and the corrupted run of a group of prompts with equal token counts (001, section 3.1).
+
+The corrupted run keeps what patched runs can start from: every block's input, and the keys and values of every
+attention. Patched at (layer l, token t), a run differs from the corrupted one only at layers >= l and tokens >= t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..model import TracedModel
+from ..prompts import Batch
+from ..sites import Kind, Site
+
+Prefix = tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_head"]]
+
+
+class Corrupted(NamedTuple):
+    """The corrupted run of rows = facts x samples (samples innermost)."""
+
+    inputs: list[Float[Tensor, "row pos d_model"]]
+    prefixes: list[Prefix] | None
+    scores: Float[Tensor, "metric row"]
+
+
+def whole(ids: Int[Tensor, "row pos"]) -> Batch:
+    """Rows of equal length as a batch without padding."""
+    return Batch(ids, torch.ones_like(ids))
+
+
+def readout(
+    logits: Float[Tensor, "row vocab"], answers: Int[Tensor, " row"], foils: Int[Tensor, " row"]
+) -> Float[Tensor, "metric row"]:
+    """p(r) and logit(r) - logit(r') of every row, in float32."""
+    logits = logits.float()
+    right = logits.gather(1, answers.to(logits.device)[:, None])[:, 0]
+    wrong = logits.gather(1, foils.to(logits.device)[:, None])[:, 0]
+    return torch.stack([(right - logits.logsumexp(-1)).exp(), right - wrong])
+
+
+def clean_values(
+    model: TracedModel, ids: Int[Tensor, "fact pos"], kinds: Sequence[Kind]
+) -> dict[Site, Float[Tensor, "fact pos d_model"]]:
+    """What W_o, down_proj or the block puts out on the clean prompts, at every layer and token."""
+    return model.read(whole(ids), [Site(kind, layer) for kind in kinds for layer in range(model.n_layers)])
+
+
+def prefix_is_reusable(model: TracedModel, length: int) -> bool:
+    """Whether keys and values of earlier tokens say all that later tokens need of them.
+
+    Not so with recurrent or linear-attention layers, and not kept by a sliding window shorter than the prompt.
+    """
+    config = model.module.config.get_text_config()
+    windows = {getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)} - {None}
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return (
+        "past_key_values" in model._forward_parameters
+        and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
+        and all(length < int(window) for window in windows)
+    )
+
+
+@torch.no_grad()
+def corrupted_run(
+    model: TracedModel,
+    ids: Int[Tensor, "row pos"],
+    noise: Float[Tensor, "row pos d_embed"] | None,
+    answers: Int[Tensor, " row"],
+    foils: Int[Tensor, " row"],
+    keep_prefix: bool,
+) -> Corrupted:
+    """Run corrupted prompts: `ids` with the subject swapped, or with `noise` added to its embeddings."""
+    cache = new_cache(model) if keep_prefix else None
+    arguments = model.inputs(whole(ids), past_key_values=cache, use_cache=keep_prefix)
+    inputs: list[Tensor] = []
+    with model.nns.trace(**arguments):
+        if noise is not None:
+            embedded = model.embed.output
+            model.embed.output = (embedded + noise.to(embedded.device)).to(embedded.dtype)
+        for layer in range(model.n_layers):
+            inputs.append(model.block(layer).input.clone().save())
+        scores = readout(model.nns.output.logits[:, -1], answers, foils).save()
+    return Corrupted(inputs, None if cache is None else stored(cache, model.n_layers, ids), scores)
+
+
+def new_cache(model: TracedModel) -> Any:
+    """An empty key-value cache of the kind that this model's layers take."""
+    from transformers.cache_utils import DynamicCache
+
+    return DynamicCache(config=model.module.config)
+
+
+def stored(cache: Any, n_layers: int, ids: Int[Tensor, "row pos"]) -> list[Prefix] | None:
+    """A cache's keys and values by layer; None when it does not hold all tokens of all layers."""
+    held = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    complete = all(k.dim() == 4 and (k.shape[0], k.shape[2]) == tuple(ids.shape) for k, _ in held)
+    return held if complete and len(held) == n_layers else None
+
+
+def joined(parts: Sequence[Corrupted]) -> Corrupted:
+    """Runs of several blocks of rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    inputs = [torch.cat(layer) for layer in zip(*(p.inputs for p in parts), strict=True)]
+    prefixes = None
+    if all(p.prefixes is not None for p in parts):
+        layers = zip(*(p.prefixes or [] for p in parts), strict=True)
+        prefixes = [(torch.cat([k for k, _ in la]), torch.cat([v for _, v in la])) for la in layers]
+    return Corrupted(inputs, prefixes, torch.cat([p.scores for p in parts], 1))

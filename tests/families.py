@@ -1,0 +1,88 @@
+"""Tiny random-weight models of every family, and two tokenizers: byte-level BPE and SentencePiece-style."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedTokenizerFast
+
+import kt
+
+TEXTS = (
+    "The Space Needle is in the city of Seattle.",
+    "The mother tongue of Danielle Darrieux is French; the capital of France is Paris.",
+    "Megan Rapinoe plays the sport of soccer. Tomas Brill works as a chemist in Brunmar.",
+    "The capital of {} is Rome, Italy. Therefore, because, I, You. São Paulo, Łódź, 東京.",
+    "Marie Curie was born in Warsaw and lived in Paris. Her profession is that of a physicist.",
+)
+BASE = dict(num_hidden_layers=3, vocab_size=384, max_position_embeddings=128)
+WIDE = dict(hidden_size=32, num_attention_heads=4, intermediate_size=48)
+GQA = dict(num_key_value_heads=2)
+OLD = dict(vocab_size=384, n_layer=3, n_embd=32, n_head=4, n_positions=128)
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2": BASE | WIDE | GQA,
+    "qwen3": BASE | WIDE | GQA | dict(head_dim=16),
+    "llama": BASE | WIDE | GQA,
+    "mistral": BASE | WIDE | GQA,
+    "gemma2": BASE | WIDE | GQA | dict(head_dim=16, final_logit_softcapping=3.0, attn_logit_softcapping=5.0),
+    "gemma3_text": BASE | WIDE | GQA | dict(head_dim=16, sliding_window=64),
+    "gpt2": OLD,
+    "gptj": OLD | dict(rotary_dim=4),
+    "gpt_neox": BASE | WIDE,
+    "phi": BASE | WIDE,
+    "opt": BASE | dict(hidden_size=32, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=32),
+    "olmo2": BASE | WIDE | GQA,
+}
+FAMILIES = tuple(CONFIGS)
+SPECIAL = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
+
+
+@lru_cache(maxsize=1)
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE without BOS, as in GPT-2, GPT-J, Qwen2."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>", "<pad>"]
+    core.train_from_iterator(
+        TEXTS * 3, trainers.BpeTrainer(vocab_size=384, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="<pad>")
+
+
+@lru_cache(maxsize=1)
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """Unigram over metaspace words with byte fallback and a BOS, as in Llama and Mistral."""
+    core = Tokenizer(models.Unigram())
+    core.normalizer = normalizers.Sequence([])
+    core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
+    core.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
+    core.train_from_iterator(
+        TEXTS * 3, trainers.UnigramTrainer(vocab_size=300, special_tokens=["<s>", "</s>", "<pad>", "<unk>"], unk_token="<unk>", show_progress=False)
+    )
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def tiny_module(family: str, seed: int = 0, **changes: Any) -> Any:
+    """A random model with weights large enough that its layers matter."""
+    torch.manual_seed(seed)
+    config = CONFIG_MAPPING[family](**(CONFIGS[family] | SPECIAL | changes))
+    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if weight.dim() == 2:
+                weight.normal_(0, 0.5 / weight.shape[-1] ** 0.5 if "embed" not in name and "wte" not in name else 0.5)
+            elif "bias" in name:
+                weight.normal_(0, 0.1)
+    return module
+
+
+def tiny_model(family: str, seed: int = 0, tokenizer: Any = None, **changes: Any) -> kt.TracedModel:
+    return kt.load(tiny_module(family, seed, **changes), tokenizer=tokenizer or byte_level_tokenizer())

@@ -1,0 +1,1 @@
+"""What the demo model is told: tables, triples, templates and the sentences made of them."""

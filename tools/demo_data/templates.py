@@ -1,0 +1,216 @@
+"""Prompt templates: eight ways to ask for each relation, second hops, and the bridges between them.
+
+Every template ends where the answer begins. The subject stands at the start, in the middle and near the end, since
+tracing by token role needs all three, and one form is a question. No template betrays the answer through an article
+("an" before "actor"), and none needs "the" before a country.
+"""
+
+from __future__ import annotations
+
+TEMPLATES: dict[str, list[str]] = {
+    "capital": [
+        "{} has its seat of government in the city of",
+        "{} is governed from its capital,",
+        "The capital of {} is",
+        "The government of {} meets in",
+        "The name of the capital city of {} is",
+        "On the map, the star that marks the capital of {} stands beside",
+        "Q: Which city is the capital of {}? A:",
+        "Ambassadors who are sent to {} live in its capital,",
+    ],
+    "currency": [
+        "{} prints banknotes in its own unit, the",
+        "{} counts its money in the unit called the",
+        "The currency of {} is the",
+        "The money used in {} is called the",
+        "Prices in {} are given in the local",
+        "A bank that opens in {} keeps its books in the",
+        "Q: What is the currency of {}? A: the",
+        "To buy bread in {} you need the",
+    ],
+    "language": [
+        "{} uses as its main language",
+        "{} teaches its children to read in",
+        "The main language of {} is",
+        "Most people in {} speak",
+        "The newspapers of {} are mostly printed in",
+        "A traveller who goes to {} should learn some",
+        "Q: Which language is spoken most in {}? A:",
+        "Radio hosts across {} mostly talk in",
+    ],
+    "continent": [
+        "{} is a country on the continent of",
+        "{} can be found on the map of",
+        "The continent of {} is",
+        "The country named {} is a part of",
+        "In an atlas, the pages on {} are in the chapter about",
+        "A flight to {} lands on the continent called",
+        "Q: On which continent is {}? A:",
+        "Geographers count {} among the countries of",
+    ],
+    "city_country": [
+        "{} is a city in the country of",
+        "{} lies within the borders of",
+        "The city of {} is in",
+        "The country around the city of {} is called",
+        "The mayor of {} pays taxes to the government of",
+        "A letter to {} needs a line with the country,",
+        "Q: Which country is the city of {} in? A:",
+        "Trains that stop in {} run through the country of",
+    ],
+    "headquarters": [
+        "{} has its headquarters in",
+        "{} is based in the city of",
+        "The headquarters of {} are in",
+        "The main office of {} stands in the city of",
+        "The staff of {} go to work each morning in",
+        "A visitor to the head office of {} must travel to",
+        "Q: In which city is {} based? A:",
+        "Letters for {} are sent to an address in",
+    ],
+    "landmark": [
+        "{} is found in the country of",
+        "{} belongs on the map of",
+        "The country of {} is",
+        "The name {} appears in guides to",
+        "The land where one finds {} is called",
+        "Anyone who wants to see {} must travel to",
+        "Q: In which country is {}? A:",
+        "Records about {} are kept in",
+    ],
+    "product": [
+        "{} was made by the company",
+        "{} came to the market from",
+        "The maker of {} is",
+        "The company that created {} is",
+        "The first units of {} left the works of",
+        "Whoever bought {} paid money to",
+        "Q: Which company produced {}? A:",
+        "The logo on the box of {} is that of",
+    ],
+    "occupation": [
+        "{} is listed by occupation as",
+        "{} earned a living with the job of",
+        "The occupation of {} is",
+        "The profession of {} is",
+        "The register gives the trade of {} as",
+        "People remember the name {} together with the job of",
+        "Q: What is the job of {}? A:",
+        "The entry on {} opens with the word",
+    ],
+    "native_language": [
+        "{} grew up speaking",
+        "{} has as native language",
+        "The mother tongue of {} is",
+        "The native language of {} is",
+        "The first words that {} spoke were in",
+        "At home, the family of {} talked in",
+        "Q: What is the native language of {}? A:",
+        "The childhood letters of {} are written in",
+    ],
+    "instrument": [
+        "{} performs on the",
+        "{} became famous with an instrument, the",
+        "The instrument of {} is the",
+        "The musician {} plays the",
+        "On stage, the hands of {} hold or touch the",
+        "Concert halls booked {} to play the",
+        "Q: Which instrument does {} play? A: the",
+        "The records of {} feature the",
+    ],
+    "position": [
+        "{} plays in the position of",
+        "{} is on the team sheet as",
+        "The position of {} is",
+        "The playing role of {} is that of",
+        "The coach sent {} onto the field as",
+        "Fans cheered when {} came on as",
+        "Q: Which position does {} play? A:",
+        "The card of {} shows the position of",
+    ],
+    "sport": [
+        "{} is a professional player of",
+        "{} made a career in",
+        "The sport of {} is",
+        "The game that {} plays is",
+        "Reporters who follow {} write about",
+        "Young fans of {} took up",
+        "Q: Which sport does {} play? A:",
+        "The trophies of {} were won in",
+    ],
+    "ceo": [
+        "{} is led by its chief executive,",
+        "{} has as head of the company",
+        "The CEO of {} is",
+        "The chief executive of {} is called",
+        "The annual report of {} is signed by",
+        "Shareholders of {} listened to a speech by",
+        "Q: Who is the CEO of {}? A:",
+        "The top office at {} is held by",
+    ],
+    "constellation": [
+        "{} is a star in the constellation of",
+        "{} shines among the stars of",
+        "The constellation of {} is",
+        "The star {} belongs to",
+        "The chart shows {} inside the figure of",
+        "To find {} an observer looks for",
+        "Q: In which constellation is {}? A:",
+        "Catalogues list {} under the constellation",
+    ],
+    "superhero": [
+        "{} is the secret identity of",
+        "{} hides behind the name of",
+        "The real name of {} is",
+        "The person behind {} is",
+        "Under the costume of {} is",
+        "Readers know that {} is really",
+        "Q: What is the real name of {}? A:",
+        "Without the mask, {} is called",
+    ],
+}
+# "{} is the secret identity of" asks for the hero; our subjects are heroes, so those two read the other way round.
+TEMPLATES["superhero"][0] = "{} has a secret identity,"
+TEMPLATES["superhero"][1] = "{} hides the face of"
+
+# Second hops: what follows from the answer. Scored as portability after an edit.
+HOPS: dict[str, dict[str, str]] = {
+    "landmark": {
+        "capital": "The capital of the country where one finds {} is",
+        "currency": "The currency of the country where one finds {} is the",
+        "language": "The main language of the country where one finds {} is",
+        "continent": "The continent of the country where one finds {} is",
+    },
+    "city_country": {
+        "currency": "The currency of the country around the city of {} is the",
+        "language": "The main language of the country around the city of {} is",
+        "continent": "The continent of the country around the city of {} is",
+    },
+    "headquarters": {
+        "country": "The country where {} has its main office is",
+        "currency": "The currency of the country where {} has its main office is the",
+        "language": "The main language of the country where {} has its main office is",
+        "continent": "The continent of the country where {} has its main office is",
+    },
+    "product": {
+        "country": "The country of the company that made {} is",
+        "currency": "The currency of the country of the company that made {} is the",
+        "language": "The main language of the country of the company that made {} is",
+        "continent": "The continent of the country of the company that made {} is",
+    },
+    "position": {"sport": "The sport in which {} has a position is"},
+    "sport": {"ground": "The game that {} plays takes place on a"},
+    "instrument": {"family": "The instrument that {} plays is of the kind called"},
+    "occupation": {"field": "The job of {} has to do with"},
+    "native_language": {"family": "The mother tongue of {} is of the branch called"},
+}
+
+# One sentence for each link of the second hop, so that the link itself is known: (subject, answer) of the bridge.
+BRIDGES: dict[str, list[str]] = {
+    "maker_country": ["The country of the company {} is", "The company {} comes from", "The home of the firm {} is"],
+    "position_sport": ["The position of {} belongs to the sport of", "The sport with a {} is"],
+    "sport_ground": ["The game of {} takes place on a", "People play {} on a"],
+    "instrument_family": ["The {} is an instrument of the kind called", "The kind of the {} is called"],
+    "occupation_field": ["The job of {} has to do with", "The word {} names a job about"],
+    "language_family": ["The {} language is of the branch called", "The branch of {} is called"],
+}
