@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import kt
 
@@ -49,7 +49,10 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<s>", "</s>", "<pad>"]
     core.train_from_iterator(
-        TEXTS * 3, trainers.BpeTrainer(vocab_size=384, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        TEXTS * 3,
+        trainers.BpeTrainer(
+            vocab_size=384, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="<pad>")
 
@@ -62,9 +65,17 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
     core.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
     core.train_from_iterator(
-        TEXTS * 3, trainers.UnigramTrainer(vocab_size=300, special_tokens=["<s>", "</s>", "<pad>", "<unk>"], unk_token="<unk>", show_progress=False)
+        TEXTS * 3,
+        trainers.UnigramTrainer(
+            vocab_size=300,
+            special_tokens=["<s>", "</s>", "<pad>", "<unk>"],
+            unk_token="<unk>",
+            show_progress=False,
+        ),
     )
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
@@ -78,7 +89,9 @@ def tiny_module(family: str, seed: int = 0, **changes: Any) -> Any:
     with torch.no_grad():
         for name, weight in module.named_parameters():
             if weight.dim() == 2:
-                weight.normal_(0, 0.5 / weight.shape[-1] ** 0.5 if "embed" not in name and "wte" not in name else 0.5)
+                weight.normal_(
+                    0, 0.5 / weight.shape[-1] ** 0.5 if "embed" not in name and "wte" not in name else 0.5
+                )
             elif "bias" in name:
                 weight.normal_(0, 0.1)
     return module

@@ -21,9 +21,8 @@ def plain(model, text, **extra):
 def test_noop_trace_is_bitwise_the_plain_forward(model):
     for text in PROMPTS:
         ids = encode(model.tokenizer, [text]).ids
-        with torch.no_grad():
-            with model.nns.trace(input_ids=ids):
-                out = model.nns.output.logits.save()
+        with torch.no_grad(), model.nns.trace(input_ids=ids):
+            out = model.nns.output.logits.save()
         assert torch.equal(out, plain(model, text))
 
 
@@ -31,13 +30,12 @@ def test_patching_a_site_with_its_own_value_changes_nothing(model):
     batch = encode(model.tokenizer, PROMPTS[:1])
     sites = [Site(kind, layer) for kind in Kind for layer in range(model.n_layers)]
     values = model.read(batch, sites)
-    with torch.no_grad():
-        with model.nns.trace(**model.inputs(batch)):
-            for layer in range(model.n_layers):
-                model.value(Site(Kind.ATTN, layer), 1)[:] = values[Site(Kind.ATTN, layer)]
-                model.value(Site(Kind.MLP, layer), 1)[:] = values[Site(Kind.MLP, layer)]
-                model.set_hidden(layer, values[Site(Kind.RESID, layer)])
-            out = model.nns.output.logits.save()
+    with torch.no_grad(), model.nns.trace(**model.inputs(batch)):
+        for layer in range(model.n_layers):
+            model.value(Site(Kind.ATTN, layer), 1)[:] = values[Site(Kind.ATTN, layer)]
+            model.value(Site(Kind.MLP, layer), 1)[:] = values[Site(Kind.MLP, layer)]
+            model.set_hidden(layer, values[Site(Kind.RESID, layer)])
+        out = model.nns.output.logits.save()
     assert torch.equal(out[:, -1].float(), model.logits(batch)[:, 0])
 
 
@@ -45,10 +43,9 @@ def test_patching_a_site_with_zeros_changes_the_output(model):
     batch = encode(model.tokenizer, PROMPTS[:1])
     before = model.logits(batch)[:, 0]
     for kind in (Kind.ATTN, Kind.MLP):
-        with torch.no_grad():
-            with model.nns.trace(**model.inputs(batch)):
-                model.value(Site(kind, 1), 1)[:] = 0
-                out = model.nns.output.logits.save()
+        with torch.no_grad(), model.nns.trace(**model.inputs(batch)):
+            model.value(Site(kind, 1), 1)[:] = 0
+            out = model.nns.output.logits.save()
         assert (out[:, -1] - before).abs().max() > 1e-4
 
 
@@ -61,7 +58,11 @@ def test_weight_times_key_plus_bias_is_the_value(model):
             bias = getattr(model.projection(site), "bias", None)
             expected = key @ model.weight(site).T + (0 if bias is None else bias)
             torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
-            assert model.weight(site).shape == (model.d_model, model.key_size(site)) == (model.d_model, key.shape[-1])
+            assert (
+                model.weight(site).shape
+                == (model.d_model, model.key_size(site))
+                == (model.d_model, key.shape[-1])
+            )
 
 
 def test_left_padded_rows_give_the_numbers_of_single_rows(model):
@@ -84,7 +85,8 @@ def test_write_lands_in_the_output_and_restored_brings_the_bytes_back(model):
         before, bytes_before = model.logits(batch), model.fingerprint()
         generator = torch.Generator().manual_seed(0)
         update = LowRank(
-            torch.randn(model.d_model, 2, generator=generator), torch.randn(2, model.key_size(site), generator=generator)
+            torch.randn(model.d_model, 2, generator=generator),
+            torch.randn(2, model.key_size(site), generator=generator),
         )
         key = model.read(batch, [site], "key")[site]
         with pytest.raises(RuntimeError, match="inside"), model.restored([site]):
@@ -117,7 +119,9 @@ def test_generation_is_batch_independent():
     for options in ({}, {"do_sample": True, "top_k": 5, "seed": 3}):
         together = model.generate(PROMPTS, 8, **options)
         assert together == [model.generate([p], 8, **options)[0] for p in PROMPTS]
-    assert model.generate(PROMPTS, 8, do_sample=True, seed=1) != model.generate(PROMPTS, 8, do_sample=True, seed=2)
+    assert model.generate(PROMPTS, 8, do_sample=True, seed=1) != model.generate(
+        PROMPTS, 8, do_sample=True, seed=2
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
@@ -139,7 +143,10 @@ def test_a_saved_folder_loads_by_path(tmp_path, family):
         kt.load(str(tmp_path))
     byte_level_tokenizer().save_pretrained(tmp_path)
     model = kt.load(str(tmp_path), device="cpu")
-    torch.testing.assert_close(model.logits(model.encode(PROMPTS)), tiny_model(family, tokenizer=model.tokenizer).logits(model.encode(PROMPTS)))
+    torch.testing.assert_close(
+        model.logits(model.encode(PROMPTS)),
+        tiny_model(family, tokenizer=model.tokenizer).logits(model.encode(PROMPTS)),
+    )
 
 
 def test_wrong_input_is_one_clear_error(tmp_path):

@@ -48,7 +48,9 @@ def load(
     """
     if isinstance(model, nn.Module):
         if tokenizer is None:
-            raise UnknownModel("a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)")
+            raise UnknownModel(
+                "a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)"
+            )
         return TracedModel(model, tokenizer, name=type(model).__name__)
     name, _, at = str(model).partition("@") if not Path(model).exists() else (str(model), "", "")
     revision = revision or at or None
@@ -76,7 +78,9 @@ def _tokenizer(source: str | Path, name: str, revision: str | None, trust_remote
     folder = Path(source)
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
     if folder.is_dir() and not any((folder / f).exists() for f in files):
-        raise UnknownModel(f"{name}: the folder holds no tokenizer ({', '.join(files[:3])}); save it there beside the model")
+        raise UnknownModel(
+            f"{name}: the folder holds no tokenizer ({', '.join(files[:3])}); save it there beside the model"
+        )
     with _one_line(name):
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
 
@@ -100,9 +104,15 @@ def _device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise KtError(f"device {device!r} is unknown; choose auto, cpu, cuda:0 or mps") from None
-    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-        found = f"{torch.cuda.device_count()} CUDA device(s)" if torch.cuda.is_available() else "no CUDA device"
-        raise KtError(f"device {device!r} was asked for, but PyTorch finds {found} here; use --device cpu or auto")
+    if chosen.type == "cuda" and (
+        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
+    ):
+        found = (
+            f"{torch.cuda.device_count()} CUDA device(s)" if torch.cuda.is_available() else "no CUDA device"
+        )
+        raise KtError(
+            f"device {device!r} was asked for, but PyTorch finds {found} here; use --device cpu or auto"
+        )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise KtError("device 'mps' was asked for, but PyTorch finds none here; use --device cpu or auto")
     return chosen
@@ -118,7 +128,9 @@ def _one_line(name: str) -> Any:
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         where = "folder" if Path(name).exists() else "model"
-        raise UnknownModel(f"cannot load {where} {name!r}: {reason}; give demo, a local folder or a Hub id") from error
+        raise UnknownModel(
+            f"cannot load {where} {name!r}: {reason}; give demo, a local folder or a Hub id"
+        ) from error
 
 
 @contextmanager

@@ -92,7 +92,9 @@ class TracedModel:
 
     def checked(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
-            raise UnknownSite(f"{self.name} has layers 0 to {self.n_layers - 1}, not {layer}; choose among these")
+            raise UnknownSite(
+                f"{self.name} has layers 0 to {self.n_layers - 1}, not {layer}; choose among these"
+            )
         return layer
 
     def value(self, site: Site, rows: int) -> Float[Tensor, "row pos d_model"]:
@@ -170,7 +172,12 @@ class TracedModel:
         return out[:, 0].float()
 
     def generate(
-        self, prompts: Sequence[str], max_new_tokens: int, do_sample: bool = False, top_k: int | None = None, seed: int = 0
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        do_sample: bool = False,
+        top_k: int | None = None,
+        seed: int = 0,
     ) -> list[str]:
         """Continuations only, greedy or sampled. A sampled row depends on its prompt and the seed, not on its batch."""
         return continue_greedily_or_sample(self, prompts, max_new_tokens, do_sample, top_k, seed)
@@ -233,7 +240,9 @@ class TracedModel:
                 "load with a device_map that keeps it on a device"
             )
         if not weight.is_floating_point():
-            raise KtError(f"{self.weight_name(site)} is quantised ({weight.dtype}); load the model unquantised to edit it")
+            raise KtError(
+                f"{self.weight_name(site)} is quantised ({weight.dtype}); load the model unquantised to edit it"
+            )
         return weight
 
     def fingerprint(self, sites: Iterable[Site] | None = None) -> str:

@@ -38,7 +38,12 @@ class SeededGumbel(LogitsProcessor):
 
 @torch.no_grad()
 def continue_greedily_or_sample(
-    model: TracedModel, prompts: Sequence[str], max_new_tokens: int, do_sample: bool, top_k: int | None, seed: int
+    model: TracedModel,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    do_sample: bool,
+    top_k: int | None,
+    seed: int,
 ) -> list[str]:
     """Continuations without their prompts, up to `max_new_tokens` or the model's own end of text."""
     if not prompts:

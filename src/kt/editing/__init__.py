@@ -1,0 +1,8 @@
+"""Edits: solved in closed form, kept as files, written and taken back."""
+
+from .edit import Edit, merge
+from .methods import METHODS
+from .solve import edit
+from .statistics import Statistics, key_statistics, memory_needed
+
+__all__ = ["METHODS", "Edit", "Statistics", "edit", "key_statistics", "memory_needed", "merge"]

@@ -1,0 +1,287 @@
+"""`kt.edit`: requests and a method become an `Edit`; the model is left as it was."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import KtError, WorkFailed
+from ..facts.fact import Fact
+from ..presets import preset_for
+from ..progress import Progress
+from ..prompts import encode_ids, pad_id, target_ids, template_span, token_ids
+from ..sites import LowRank, Site
+from .contexts import Contexts, sample_contexts
+from .edit import Edit, RequestReport, fingerprints
+from .methods import HyperParameters, default_layers, method_named
+from .recipe import Recipe, Solved, solve
+from .statistics import Statistics, key_statistics
+
+if TYPE_CHECKING:
+    from ..model import TracedModel
+
+
+def edit(
+    model: TracedModel,
+    requests: Sequence[Fact | Mapping[str, Any]],
+    method: str = "intattn",
+    alpha: float | str | None = None,
+    statistics: Statistics | str | Path | None = None,
+    context_templates: Sequence[str] | Sequence[Sequence[str]] | None = None,
+    preset: str | None = None,
+    seed: int = 0,
+    corpus: str = "demo",
+    max_tokens: int = 100_000,
+    progress: Progress | None = None,
+    **hyper_parameters: Any,
+) -> Edit:
+    """Solve an edit for all requests in one batch.
+
+    Args:
+        requests: facts with a target (or a foil, which then is the target), or request dicts as ROME and MEMIT write them.
+        method: `intattn` or `memit`; see `kt ls methods`.
+        alpha: attention's share (eq. 13): a number, `auto` (traced on the requests' own facts), or None for the
+            preset's, and `auto` where there is no preset.
+        statistics: second moments by module name; None takes them over `corpus` and caches them.
+        context_templates: flat list or list of groups; None lets the model write MEMIT's five prefixes from `seed`.
+        hyper_parameters: `layers` (or `layers_mlp`), `layers_attn`, `v_lr`, `v_num_grad_steps`, `v_weight_decay`,
+            `kl_factor`, `clamp_norm_factor`, `mom2_update_weight`, `mom2_update_weight_attn`, `fact_token`, ...
+
+    Raises:
+        BadFact: a request without a subject in its prompt, or with an empty or unchanged target.
+        UnknownSite: a layer that the model does not have.
+        WorkFailed: the update is zero or not finite.
+    """
+    facts = _requests(model, requests)
+    chosen = method_named(method)
+    known = preset_for(model, preset)
+    hp = _hyper_parameters(model, known, hyper_parameters, chosen.writes_attention)
+    hp = replace(hp, alpha=_alpha(model, facts, alpha, known, chosen.writes_attention, seed))
+    recipe = chosen.recipe(hp)
+    sites = _sites(model, recipe)
+    contexts = Contexts.of(context_templates) if context_templates else sample_contexts(model, seed)
+    statistics = _statistics(model, sites, statistics, corpus, max_tokens, progress)
+    solved = solve(model, facts, recipe, statistics, contexts, progress)
+    result = _package(model, facts, method, hp, recipe, contexts, statistics, solved, seed)
+    result.check()
+    _warn_of_weak_targets(facts, solved)
+    before = _readings(model, facts)
+    with result.applied(model):
+        after = _readings(model, facts)
+    result.report = tuple(_report(f, b, a) for f, b, a in zip(facts, before, after, strict=True))
+    if not all(torch.isfinite(torch.tensor(r.target_prob)).all() for r in result.report):
+        raise WorkFailed("the edited model's probabilities are not finite; the edit was not kept")
+    return result
+
+
+def _requests(model: TracedModel, requests: Sequence[Fact | Mapping[str, Any]]) -> list[Fact]:
+    from ..facts.formats import read_record
+
+    facts = [
+        (r if isinstance(r, Fact) else read_record(dict(r), f"request {i}")).as_request()
+        for i, r in enumerate(requests)
+    ]
+    if not facts:
+        raise KtError("no requests to edit; give at least one")
+    for fact in facts:
+        template_span(
+            model.tokenizer, fact.template, fact.subject
+        )  # fails here, before any work, with its one line
+    return facts
+
+
+def _hyper_parameters(
+    model: TracedModel, known: Mapping[str, Any], given: Mapping[str, Any], attention: bool
+) -> HyperParameters:
+    given = {k: v for k, v in given.items() if v is not None}
+    if "layers" in given:
+        given["layers_mlp"] = given.pop("layers")
+    names = {f.name for f in fields(HyperParameters)} - {"alpha"}
+    if unknown := sorted(set(given) - names):
+        raise KtError(f"hyper-parameter {unknown[0]!r} is unknown; known are {', '.join(sorted(names))}")
+    chosen = {k: v for k, v in known.items() if k in names} | given
+    if "layers_mlp" not in chosen or (attention and "layers_attn" not in chosen):
+        mlp, attn = default_layers(model)
+        chosen = {"layers_mlp": mlp, "layers_attn": attn} | chosen
+        warnings.warn(
+            f"no preset and no layers given for {model.name}: writing MLP layers {_listed(chosen['layers_mlp'])}, "
+            f"attention layers {_listed(chosen['layers_attn'])} by relative depth; kt alpha proposes layers",
+            stacklevel=3,
+        )
+    for name in ("layers_mlp", "layers_attn"):
+        chosen[name] = tuple(sorted({model.checked(int(i)) for i in chosen.get(name, ())}))
+    return HyperParameters(**chosen)
+
+
+def _alpha(
+    model: TracedModel,
+    facts: list[Fact],
+    alpha: float | str | None,
+    known: Mapping[str, Any],
+    attention: bool,
+    seed: int,
+) -> float:
+    if not attention:
+        if alpha not in (None, 0, 0.0):
+            raise KtError(
+                f"alpha {alpha!r} was given to a method that leaves attention alone; use intattn, or no alpha"
+            )
+        return 0.0
+    if alpha is None:
+        alpha = known.get("alpha", "auto")
+    if alpha == "auto":
+        return _traced_alpha(model, facts, seed)
+    try:
+        value = float(alpha)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise KtError(f"alpha {alpha!r} must be auto or lie between 0 (MLP only) and 1 (attention only)")
+    return value
+
+
+def _traced_alpha(model: TracedModel, facts: list[Fact], seed: int) -> float:
+    from ..tracing import balance_factor, causal_trace
+
+    trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed)
+    return float(balance_factor(trace, seed=seed).alpha)
+
+
+def _sites(model: TracedModel, recipe: Recipe) -> list[Site]:
+    sites = [s for path in recipe.paths for s in path.sites]
+    if not sites:
+        raise KtError(
+            "the edit would write nothing: no layers for a module whose share is above zero; check alpha and layers"
+        )
+    return sites
+
+
+def _statistics(
+    model: TracedModel,
+    sites: list[Site],
+    given: Statistics | str | Path | None,
+    corpus: str,
+    max_tokens: int,
+    progress: Progress | None,
+) -> Statistics:
+    if isinstance(given, Statistics):
+        return given
+    if given is not None:
+        return Statistics.open(given)
+    if corpus == "demo" and model.name != "demo":
+        warnings.warn(
+            "second moments are taken over the small demo corpus, which is not this model's kind of text; "
+            "pass statistics= (kt cov --corpus) for results that count",
+            stacklevel=3,
+        )
+    return key_statistics(model, sites, corpus, max_tokens, progress=progress)
+
+
+def _package(
+    model: TracedModel,
+    facts: list[Fact],
+    method: str,
+    hp: HyperParameters,
+    recipe: Recipe,
+    contexts: Contexts,
+    statistics: Statistics,
+    solved: Solved,
+    seed: int,
+) -> Edit:
+    from ..environment import versions
+
+    names = {site: model.weight_name(site) for site in solved.written}
+    updates = {
+        names[s]: LowRank(w.update.left.float().contiguous(), w.update.right.float().contiguous())
+        for s, w in solved.written.items()
+    }
+    manifest = {
+        "method": method,
+        "alpha": hp.alpha,
+        "hyper_parameters": asdict(hp),
+        "aims": sorted({str(p.aim) for p in recipe.paths}),
+        "requests": [_plain(f) for f in facts],
+        "model": model.name,
+        "revision": model.revision,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprints": fingerprints(model, list(updates)),
+        "weight_norms": {n: float(model.weight(s).float().norm()) for s, n in names.items()},
+        "conditions": {names[s]: w.condition for s, w in solved.written.items()},
+        "context_templates": [list(g) for g in contexts.groups],
+        "statistics": {
+            "corpus": statistics.corpus,
+            "n_tokens": statistics.n_tokens,
+            "cache_keys": dict(statistics.hashes),
+        },
+        "seed": seed,
+        "versions": versions(),
+    }
+    targets = {str(s): t.float().cpu() for s, t in solved.targets.items()}
+    keys = {names[s]: w.keys.T.float().cpu().contiguous() for s, w in solved.written.items()}
+    return Edit(updates, manifest, targets=targets, keys=keys)
+
+
+def _warn_of_weak_targets(facts: list[Fact], solved: Solved) -> None:
+    for aim, found in solved.search.items():
+        weak = [f.subject for f, p in zip(facts, found.prob.tolist(), strict=True) if p < 0.5]
+        if weak:
+            shown = ", ".join(repr(w) for w in weak[:3])
+            warnings.warn(
+                f"{len(weak)} of {len(facts)} targets stay below probability 0.5 even with their value put at {aim} "
+                f"({shown}); more v_num_grad_steps, a larger v_lr or clamp_norm_factor, or other layers may help",
+                stacklevel=3,
+            )
+
+
+def _readings(
+    model: TracedModel, facts: list[Fact]
+) -> list[tuple[tuple[float, int], tuple[float, int] | None]]:
+    """(joint probability, rank of the first token) of each fact's target and old answer, teacher-forced."""
+    asked = [(f.prompt, f.target or "") for f in facts] + [(f.prompt, f.answer) for f in facts if f.answer]
+    read = iter(_probability_and_rank(model, [(p, str(a)) for p, a in asked]))
+    targets = [next(read) for _ in facts]
+    return [(t, next(read) if f.answer else None) for t, f in zip(targets, facts, strict=True)]
+
+
+def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> list[tuple[float, int]]:
+    out = []
+    for start in range(0, len(asked), 32):
+        part = [
+            (token_ids(model.tokenizer, p), target_ids(model.tokenizer, p, a))
+            for p, a in asked[start : start + 32]
+        ]
+        width = max(len(a) for _, a in part)
+        batch = encode_ids([[*p, *a[:-1]] for p, a in part], pad_id(model.tokenizer))
+        logits = model.logits(batch, keep=width)
+        for row, (_, answer) in zip(logits, part, strict=True):
+            answer_ids = torch.tensor(answer, device=row.device)
+            own = row[-len(answer) :]
+            joint = own.log_softmax(-1)[torch.arange(len(answer)), answer_ids].sum().exp()
+            out.append((float(joint), int((own[0] > own[0, answer_ids[0]]).sum())))
+    return out
+
+
+def _report(fact: Fact, before: Any, after: Any) -> RequestReport:
+    (target_b, answer_b), (target_a, answer_a) = before, after
+    pair = lambda b, a, i: None if b is None else (b[i], a[i])  # noqa: E731
+    return RequestReport(
+        fact.id, fact.prompt, fact.subject, fact.target or "", fact.answer,
+        pair(target_b, target_a, 0), pair(target_b, target_a, 1), pair(answer_b, answer_a, 0), pair(answer_b, answer_a, 1),
+    )  # fmt: skip
+
+
+def _plain(fact: Fact) -> dict[str, Any]:
+    keep = {"id": fact.id, "prompt": fact.template, "subject": fact.subject}
+    return keep | {
+        "target_new": {"str": fact.target},
+        "target_true": {"str": fact.answer} if fact.answer else None,
+    }
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ",".join(map(str, layers)) or "none"

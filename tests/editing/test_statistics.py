@@ -1,0 +1,129 @@
+"""Second moments: the plain formula, the cache's key, and a run that was cut."""
+
+import pytest
+import torch
+from families import tiny_model
+
+from kt.corpus import Corpus
+from kt.editing import Statistics, key_statistics
+from kt.editing import statistics as module
+from kt.editing.solvers import least_squares
+from kt.errors import BadFile, WorkFailed
+from kt.prompts import encode
+from kt.sites import Kind, Site
+
+SITES = [Site(Kind.ATTN, 0), Site(Kind.MLP, 1)]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(
+        "\n".join(f"The capital of land {i} is Paris, number {i * i}." for i in range(40)) + "\n\n"
+    )
+    return Corpus.open(path)
+
+
+def test_equals_the_plain_formula(family, corpus, tmp_path):
+    model = tiny_model(family)
+    stats = key_statistics(model, SITES, corpus, max_tokens=300, cache_dir=tmp_path / "cache")
+    expected, tokens = dict.fromkeys(SITES, 0), 0
+    for text in corpus.texts():
+        batch = encode(model.tokenizer, [text])
+        cut = min(batch.ids.shape[1], 300 - tokens)
+        batch = type(batch)(batch.ids[:, :cut], batch.mask[:, :cut])
+        for site, keys in model.read(batch, SITES, "key").items():
+            expected[site] = expected[site] + keys[0].double().T @ keys[0].double()
+        tokens += cut
+        if tokens == 300:
+            break
+    assert stats.n_tokens == tokens == 300
+    for site in SITES:
+        torch.testing.assert_close(
+            stats.moment(model.weight_name(site)).double(), expected[site] / tokens, atol=1e-6, rtol=1e-4
+        )
+
+
+def test_cache_knows_weights_corpus_and_tokens_not_names(corpus, tmp_path):
+    cache = tmp_path / "cache"
+    files = set()
+    for seed, tokens in ((0, 200), (0, 200), (1, 200), (0, 150)):
+        stats = key_statistics(
+            tiny_model("gpt2", seed=seed), SITES, corpus, max_tokens=tokens, cache_dir=cache
+        )
+        files |= set(stats.files.values())
+    assert len(files) == 3 * len(SITES) == len(list(cache.iterdir()))
+
+
+def test_resumed_run_gives_the_same_bytes(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TOKENS_PER_FORWARD", 64)
+    monkeypatch.setattr(module, "FORWARDS_PER_CHECKPOINT", 2)
+    whole = key_statistics(tiny_model("llama"), SITES, corpus, max_tokens=600, cache_dir=tmp_path / "a")
+
+    class Cut(Exception):
+        pass
+
+    def cut(done, total):
+        if done > 300:
+            raise Cut
+
+    with pytest.raises(Cut):
+        key_statistics(
+            tiny_model("llama"), SITES, corpus, max_tokens=600, cache_dir=tmp_path / "b", progress=cut
+        )
+    assert [p.name[:7] for p in (tmp_path / "b").iterdir()] == ["partial"]
+    seen = []
+    again = key_statistics(
+        tiny_model("llama"),
+        SITES,
+        corpus,
+        max_tokens=600,
+        cache_dir=tmp_path / "b",
+        progress=lambda d, t: seen.append(d),
+    )
+    assert min(seen) > 200, "the resumed run began again from the start"
+    for name in whole.files:
+        assert whole.files[name].read_bytes() == again.files[name].read_bytes()
+
+
+def test_wrong_files_are_one_line(tmp_path, corpus):
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(BadFile):
+        Statistics.open(tmp_path / "x.safetensors")
+    with pytest.raises(BadFile, match="no corpus"):
+        Corpus.open(tmp_path / "absent.txt")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"txet": 1}\n')
+    with pytest.raises(BadFile, match="line 2"):
+        list(Corpus.open(tmp_path / "bad.jsonl").texts())
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(WorkFailed, match="no tokens"):
+        key_statistics(
+            tiny_model("gpt2"), SITES, Corpus.open(tmp_path / "empty.txt"), cache_dir=tmp_path / "c"
+        )
+
+
+def test_least_squares_is_the_float64_formula():
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    residuals = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    half = torch.randn(12, 40, generator=generator, dtype=torch.float64)
+    moment = half @ half.T / 40
+    got = least_squares(residuals, keys, moment, 2.5)
+    system = 2.5 * moment + keys @ keys.T
+    torch.testing.assert_close(got.update.dense(), residuals @ keys.T @ torch.linalg.inv(system))
+    assert got.ridge == 0
+    exact = float(torch.linalg.cond(system, 1))
+    assert exact / 3 < got.condition <= exact * 1.001
+    with pytest.raises(WorkFailed, match="singular"):
+        least_squares(residuals, keys * 0, torch.zeros(12, 12), 1.0)
+    with pytest.raises(WorkFailed, match="finite"):
+        least_squares(residuals, keys * float("nan"), moment, 1.0)
+
+
+def test_a_singular_moment_gets_the_least_ridge_that_works():
+    keys, residuals = torch.eye(6)[:, :1], torch.ones(3, 1)
+    got = least_squares(residuals, keys, torch.diag(torch.tensor([1.0, 1, 1, 0, 0, 0])), 1.0)
+    assert 0 < got.ridge <= 1e-6
+    torch.testing.assert_close(
+        got.update.dense() @ keys.double(), residuals.double() / 2, atol=1e-5, rtol=1e-5
+    )
