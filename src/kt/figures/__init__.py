@@ -1,0 +1,36 @@
+"""Figures from numpy arrays and strings. Functions return plotly figures; only the caller shows them.
+
+Imports plotly (0.4 s): import this package inside functions that the command line loads early.
+"""
+
+from __future__ import annotations
+
+# Eager on purpose: `heatmap` and `curves` name a function and its module, and a lazy lookup could find the module.
+from .curves import Mark, Series, curve_panels, curves, layer_curves
+from .export import figure_html, figure_page, images, write_figure
+from .heatmap import Panel, heatmap, heatmap_panel
+from .summary import Change, balance_figure, before_after
+from .terminal import TerminalHeatmap, terminal_heatmap
+from .text import escape, readable_token
+
+__all__ = [
+    "Change",
+    "Mark",
+    "Panel",
+    "Series",
+    "TerminalHeatmap",
+    "balance_figure",
+    "before_after",
+    "curve_panels",
+    "curves",
+    "escape",
+    "figure_html",
+    "figure_page",
+    "heatmap",
+    "heatmap_panel",
+    "images",
+    "layer_curves",
+    "readable_token",
+    "terminal_heatmap",
+    "write_figure",
+]

@@ -1,0 +1,138 @@
+"""A heatmap in the terminal: coloured cells, or shades of ASCII where there is no colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.text import Text
+
+from . import theme
+from .layout import every
+from .text import readable_token, visible
+
+_SHADES = " .:=+*#%@"
+_NEGATIVE = "-"
+_LABEL = 24
+
+
+@dataclass(frozen=True, eq=False)
+class TerminalHeatmap:
+    """What `rich.print` draws: rows left, layers across, a legend below. Layers are binned where they do not fit."""
+
+    values: Float[ndarray, "row layer"]
+    rows: Sequence[str]
+    title: str
+    kind: str
+    subject_rows: Sequence[int]
+    layers: Sequence[int]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        colour = console.color_system is not None and not console.no_color
+        plain = options.ascii_only or not options.encoding.startswith("utf")
+        label = min(_LABEL, max(cell_len(text) for text in self._labels(plain)), options.max_width // 3)
+        room = max(1, options.max_width - label - 2)
+        size = -(-len(self.layers) // room)
+        bins = _binned(self.values, size)
+        wide = max(1, min(4, room // bins.shape[1]))
+        if self.title:
+            yield Text(visible(self.title), style="bold", overflow="ellipsis", no_wrap=True)
+        for row, text in enumerate(self._labels(plain)):
+            yield self._row(bins[row], text, label, wide, row in set(self.subject_rows), colour)
+        yield Text(" " * (label + 1) + _axis([self.layers[i * size] for i in range(bins.shape[1])], wide))
+        yield self._legend(label, colour, size)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(24, options.max_width)
+
+    def _labels(self, plain: bool) -> list[str]:
+        labels = [readable_token(row, _LABEL - 1) for row in self.rows]
+        if plain:
+            labels = [text.replace("·", "_").encode("ascii", "replace").decode() for text in labels]
+        return [f"{text}*" if row in set(self.subject_rows) else text for row, text in enumerate(labels)]
+
+    @property
+    def _top(self) -> float:
+        finite = self.values[np.isfinite(self.values)]
+        return float(max(finite.max(initial=0.0), 0.0) or np.abs(finite).max(initial=0.0)) or 1.0
+
+    def _row(
+        self, cells: Float[ndarray, " bin"], text: str, label: int, wide: int, subject: bool, colour: bool
+    ) -> Text:
+        line = Text(" " * (label - cell_len(text)) + set_cell_size(text, min(label, cell_len(text))), no_wrap=True)
+        line.stylize("bold" if subject else "")
+        line.append(" ")
+        for value in cells:
+            self._paint(line, float(value), wide, colour)
+        return line
+
+    def _paint(self, line: Text, value: float, wide: int, colour: bool) -> None:
+        if not np.isfinite(value):
+            line.append(" " * wide)
+        elif colour:
+            red, green, blue = theme.cell_colour(theme.look(self.kind).scale, value, self._top)
+            line.append(" " * wide, style=f"on rgb({red},{green},{blue})")
+        else:
+            line.append(_shade(value, self._top) * wide)
+
+    def _legend(self, label: int, colour: bool, size: int) -> Text:
+        finite = self.values[np.isfinite(self.values)]
+        line = Text(" " * (label + 1) + "0 ", no_wrap=True, overflow="ellipsis")
+        for share in np.linspace(0, 1, len(_SHADES)):
+            self._paint(line, float(share) * self._top, 1, colour)
+        line.append(f" {self._top:.3g}   min {finite.min(initial=np.inf):.3g}" if finite.size else " no values")
+        if finite.min(initial=0.0) < 0:
+            line.append("   below 0 ")
+            self._paint(line, -self._top / 2, 2, colour)
+        if size > 1:
+            line.append(f"   max of {size} layers per cell")
+        return line
+
+
+def terminal_heatmap(
+    values: Float[ndarray, "row layer"],
+    rows: Sequence[str],
+    title: str = "",
+    *,
+    kind: str = "mlp",
+    subject_rows: Sequence[int] = (),
+    layers: Sequence[int] | None = None,
+) -> TerminalHeatmap:
+    """A heatmap that rich prints: `Console().print(terminal_heatmap(...))`."""
+    grid = np.asarray(values, dtype=float)
+    if grid.ndim != 2 or grid.shape[0] != len(rows) or 0 in grid.shape:
+        raise ValueError(f"values {grid.shape} must be (row, layer) with one of the {len(rows)} rows each")
+    names = range(grid.shape[1]) if layers is None else layers
+    return TerminalHeatmap(grid, list(rows), title, kind, tuple(subject_rows), list(names))
+
+
+def _binned(values: Float[ndarray, "row layer"], size: int) -> Float[ndarray, "row bin"]:
+    """The largest value of each `size` neighbouring layers; NaN only where all of them are."""
+    spare = -values.shape[1] % size
+    padded = np.pad(values, ((0, 0), (0, spare)), constant_values=np.nan)
+    grouped = padded.reshape(values.shape[0], -1, size)
+    best = np.where(np.isnan(grouped), -np.inf, grouped).max(-1)
+    return np.where(np.isinf(best), np.nan, best)
+
+
+def _shade(value: float, top: float) -> str:
+    if value < 0:
+        return _NEGATIVE if value < -0.05 * top else _SHADES[0]
+    return _SHADES[min(len(_SHADES) - 1, int(value / top * len(_SHADES)))]
+
+
+def _axis(layers: Sequence[int], wide: int) -> str:
+    """Layer numbers under their columns, as many as stand apart."""
+    width = len(str(layers[-1])) + 1
+    step = every(len(layers), len(layers) * wide, width)
+    line = [" "] * (len(layers) * wide + width)
+    for place in range(0, len(layers), step):
+        for offset, digit in enumerate(str(layers[place])):
+            line[place * wide + offset] = digit
+    return "".join(line).rstrip()

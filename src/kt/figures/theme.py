@@ -1,0 +1,115 @@
+"""Colours, fonts and sizes of every figure: one place, and no plotly import.
+
+Each kind has one hue (MLP green, attention red, hidden state purple, as in ROME's figures), a sequential scale whose
+lightness falls monotonically, and its own marker and dash, so that nothing rests on telling red from green.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+WIDTH = 900
+"""Pixels: the width that figures are laid out for, and that PNG and SVG files have."""
+
+FONT = "Inter, 'Segoe UI', 'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans', sans-serif"
+INK, MUTED, RULE, PAPER = "#1b2130", "#566071", "#e3e6eb", "#ffffff"
+UNTRACED = "#dfe2e7"
+"""Cells without a value."""
+
+TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 17, 13, 12
+TITLE_WRAP, SUBTITLE_WRAP = 78, 112
+"""Characters per line of a title at WIDTH."""
+
+BELOW_ZERO = ("#edf1f6", "#b4c3d6", "#7590ae", "#3f5a78")
+"""From just below zero down to minus the top of the scale."""
+
+SERIES = ("#0b6e99", "#b35300", "#6a51a3", "#00795c", "#a83253", "#6b6b1f")
+"""Lines that belong to no kind."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one kind of site looks."""
+
+    label: str
+    line: str
+    dash: str
+    symbol: str
+    scale: tuple[str, ...]
+
+
+_GREENS = ("#f7fcf5", "#e5f5e0", "#c7e9c0", "#a1d99b", "#74c476", "#41ab5d", "#238b45", "#006d2c", "#00441b")
+_REDS = ("#fff5f0", "#fee0d2", "#fcbba1", "#fc9272", "#fb6a4a", "#ef3b2c", "#cb181d", "#a50f15", "#67000d")
+_PURPLES = ("#fcfbfd", "#efedf5", "#dadaeb", "#bcbddc", "#9e9ac8", "#807dba", "#6a51a3", "#54278f", "#3f007d")
+
+KINDS = {
+    "mlp": Look("MLP", "#0a7d53", "solid", "circle", _GREENS),
+    "attn": Look("Attention", "#cf3a24", "dash", "square", _REDS),
+    "hidden": Look("Hidden state", "#6a51a3", "dot", "diamond", _PURPLES),
+}
+
+
+def look(kind: str | None, place: int = 0) -> Look:
+    """The look of a kind; anything else takes the next free colour."""
+    if kind is not None and str(kind) in KINDS:
+        return KINDS[str(kind)]
+    colour = SERIES[place % len(SERIES)]
+    symbols, dashes = ("circle", "square", "diamond", "triangle-up"), ("solid", "dash", "dot", "dashdot")
+    return Look(str(kind or ""), colour, dashes[place % 4], symbols[place % 4], _PURPLES)
+
+
+def colorscale(colours: tuple[str, ...]) -> list[list[float | str]]:
+    """Colours at equal steps, as plotly wants them."""
+    return [[place / (len(colours) - 1), colour] for place, colour in enumerate(colours)]
+
+
+def colour_at(colours: tuple[str, ...], share: float) -> tuple[int, int, int]:
+    """The colour at `share` (0 to 1) of a scale, as red, green and blue."""
+    channels = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours], dtype=float)
+    places = np.linspace(0, 1, len(colours))
+    red, green, blue = (round(float(np.interp(share, places, channels[:, i]))) for i in range(3))
+    return red, green, blue
+
+
+def cell_colour(scale: tuple[str, ...], value: float, zmax: float) -> tuple[int, int, int]:
+    """A cell's colour: `scale` from zero up to `zmax`, `BELOW_ZERO` from zero down to minus `zmax`."""
+    share = min(1.0, abs(value) / zmax)
+    return colour_at(scale if value >= 0 else BELOW_ZERO, share)
+
+
+def transparent(colour: str, opacity: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def axis(**more: Any) -> dict[str, Any]:
+    """An axis with quiet lines."""
+    quiet: dict[str, Any] = {
+        "showline": True,
+        "linecolor": MUTED,
+        "linewidth": 1,
+        "gridcolor": RULE,
+        "zeroline": False,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": MUTED,
+        "tickfont": {"size": SMALL_SIZE, "color": INK},
+        "title": {"font": {"size": TEXT_SIZE, "color": MUTED}, "standoff": 8},
+    }
+    title = more.pop("title", None)
+    return {**quiet, **more} | ({"title": {**quiet["title"], "text": title}} if title else {})
+
+
+def note(text: str, **more: Any) -> dict[str, Any]:
+    """A line of text without an arrow."""
+    return {
+        "text": text,
+        "showarrow": False,
+        "font": {"size": TEXT_SIZE, "color": INK},
+        "xref": "paper",
+        "yref": "paper",
+        **more,
+    }
