@@ -58,11 +58,7 @@ def test_weight_times_key_plus_bias_is_the_value(model):
             bias = getattr(model.projection(site), "bias", None)
             expected = key @ model.weight(site).T + (0 if bias is None else bias)
             torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
-            assert (
-                model.weight(site).shape
-                == (model.d_model, model.key_size(site))
-                == (model.d_model, key.shape[-1])
-            )
+            assert model.weight(site).shape == (model.d_model, model.key_size(site)) == (model.d_model, key.shape[-1])
 
 
 def test_left_padded_rows_give_the_numbers_of_single_rows(model):
@@ -119,9 +115,16 @@ def test_generation_is_batch_independent():
     for options in ({}, {"do_sample": True, "top_k": 5, "seed": 3}):
         together = model.generate(PROMPTS, 8, **options)
         assert together == [model.generate([p], 8, **options)[0] for p in PROMPTS]
-    assert model.generate(PROMPTS, 8, do_sample=True, seed=1) != model.generate(
-        PROMPTS, 8, do_sample=True, seed=2
-    )
+    assert model.generate(PROMPTS, 8, do_sample=True, seed=1) != model.generate(PROMPTS, 8, do_sample=True, seed=2)
+
+
+def test_continuations_keep_the_space_that_sentencepiece_would_drop():
+    tokenizer = sentencepiece_tokenizer()
+    model = tiny_model("llama", tokenizer=tokenizer, vocab_size=len(tokenizer))
+    for prompt, text in zip(PROMPTS, model.generate(PROMPTS, 6), strict=True):
+        batch = encode(tokenizer, [prompt])
+        ids = model.module.generate(batch.ids, attention_mask=batch.mask, max_new_tokens=6, do_sample=False)
+        assert prompt + text == tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

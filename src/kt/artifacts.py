@@ -68,7 +68,7 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
         temporary = path.with_name(f".{path.name[:100]}.tmp-{secrets.token_hex(4)}")
         try:
             _write_plain(temporary, content)
-            os.replace(temporary, path)
+            temporary.replace(path)
             _sync_folder(path.parent)
         except BaseException:
             with suppress(OSError):
@@ -79,7 +79,11 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
 
 def _write_plain(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
     if callable(content):
+        # The writer may put a private file of its own here (safetensors does): keep the usual permissions.
+        path.touch()
+        mode = path.stat().st_mode
         content(path)
+        path.chmod(mode)
     else:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     with path.open("rb+") as file:
@@ -93,6 +97,24 @@ def _write_special(path: Path, content: bytes | str | Callable[[Path], object]) 
     with path.open("wb", buffering=0) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that cannot be written before the work that it is to hold, not after.
+
+    Raises:
+        NotWritable: with the reason.
+    """
+    path = Path(path)
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+        if path.exists() and not path.is_file():
+            return
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        probe = folder / f".kt-{secrets.token_hex(4)}"
+        probe.touch(exist_ok=False)
+        probe.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -114,6 +136,8 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
+    if hasattr(value, "as_dict"):
+        return plain(value.as_dict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if hasattr(value, "_asdict"):

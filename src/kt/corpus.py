@@ -42,9 +42,7 @@ class Corpus:
             try:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
-                        yield (
-                            _record(line, self.path, number) if self.path.suffix == ".jsonl" else line.strip()
-                        )
+                        yield (_record(line, self.path, number) if self.path.suffix == ".jsonl" else line.strip())
             except UnicodeDecodeError:
                 raise BadFile(f"{self.path} is not UTF-8 text; convert it first") from None
 

@@ -64,12 +64,8 @@ def find_layout(module: nn.Module) -> Layout:
     names = {id(m): name for name, m in module.named_modules()}
     blocks_name, blocks = _blocks(module, n_layers)
     block = blocks[0]
-    attn = _attention(block) or _missing(
-        module, "a block's attention: a child whose forward takes attention_mask"
-    )
-    w_attn = _last_linear(attn[1], d_model) or _missing(
-        module, "W_o: a linear map onto d_model inside the attention"
-    )
+    attn = _attention(block) or _missing(module, "a block's attention: a child whose forward takes attention_mask")
+    w_attn = _last_linear(attn[1], d_model) or _missing(module, "W_o: a linear map onto d_model inside the attention")
     outside = [(n, m) for n, m in _linears(block) if not n.startswith(attn[0] + ".")]
     onto = [(n, m) for n, m in outside if linear_shape(m)[0] == d_model]
     if not onto or any(part.isdigit() for part in onto[-1][0].split(".")):

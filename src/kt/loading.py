@@ -48,9 +48,7 @@ def load(
     """
     if isinstance(model, nn.Module):
         if tokenizer is None:
-            raise UnknownModel(
-                "a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)"
-            )
+            raise UnknownModel("a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)")
         return TracedModel(model, tokenizer, name=type(model).__name__)
     name, _, at = str(model).partition("@") if not Path(model).exists() else (str(model), "", "")
     revision = revision or at or None
@@ -104,15 +102,9 @@ def _device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise KtError(f"device {device!r} is unknown; choose auto, cpu, cuda:0 or mps") from None
-    if chosen.type == "cuda" and (
-        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
-    ):
-        found = (
-            f"{torch.cuda.device_count()} CUDA device(s)" if torch.cuda.is_available() else "no CUDA device"
-        )
-        raise KtError(
-            f"device {device!r} was asked for, but PyTorch finds {found} here; use --device cpu or auto"
-        )
+    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+        found = f"{torch.cuda.device_count()} CUDA device(s)" if torch.cuda.is_available() else "no CUDA device"
+        raise KtError(f"device {device!r} was asked for, but PyTorch finds {found} here; use --device cpu or auto")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise KtError("device 'mps' was asked for, but PyTorch finds none here; use --device cpu or auto")
     return chosen
@@ -128,9 +120,7 @@ def _one_line(name: str) -> Any:
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         where = "folder" if Path(name).exists() else "model"
-        raise UnknownModel(
-            f"cannot load {where} {name!r}: {reason}; give demo, a local folder or a Hub id"
-        ) from error
+        raise UnknownModel(f"cannot load {where} {name!r}: {reason}; give demo, a local folder or a Hub id") from error
 
 
 @contextmanager

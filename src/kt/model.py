@@ -92,9 +92,7 @@ class TracedModel:
 
     def checked(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
-            raise UnknownSite(
-                f"{self.name} has layers 0 to {self.n_layers - 1}, not {layer}; choose among these"
-            )
+            raise UnknownSite(f"{self.name} has layers 0 to {self.n_layers - 1}, not {layer}; choose among these")
         return layer
 
     def value(self, site: Site, rows: int) -> Float[Tensor, "row pos d_model"]:

@@ -147,9 +147,7 @@ def target_ids(tokenizer: Any, prompt: str, answer: str) -> tuple[int, ...]:
 def prompt_gap(prompt: str, answer: str) -> str:
     """The space between prompt and answer; none after an opening bracket or quote."""
     return (
-        ""
-        if prompt.rstrip().endswith(("(", "[", '"', "'", "“", "‘", "-", "/")) and not prompt[-1:].isspace()
-        else " "
+        "" if prompt.rstrip().endswith(("(", "[", '"', "'", "“", "‘", "-", "/")) and not prompt[-1:].isspace() else " "
     )
 
 

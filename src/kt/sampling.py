@@ -62,8 +62,16 @@ def continue_greedily_or_sample(
         pad_token_id=pad_id(model.tokenizer),
         logits_processor=processors,
     )
-    new = ids[:, batch.ids.shape[1] :]
-    return [str(t) for t in model.tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return [_continuation(model.tokenizer, row, batch.ids.shape[1]) for row in ids]
+
+
+def _continuation(tokenizer: Any, row: Int[Tensor, " pos"], start: int) -> str:
+    """What follows the prompt. SentencePiece drops the space of a text's first word, so the whole row is decoded."""
+    head = tokenizer.decode(row[:start], skip_special_tokens=True)
+    whole = tokenizer.decode(row, skip_special_tokens=True)
+    if whole.startswith(head):
+        return str(whole[len(head) :])
+    return str(tokenizer.decode(row[start:], skip_special_tokens=True))
 
 
 def _row_seed(text: str, seed: int) -> int:

@@ -1,8 +1,9 @@
 """Means with bootstrap intervals: every figure that `kt` reports carries its n and one of these.
 
-The percentile bootstrap resamples records (facts), not prompts, tokens or noise draws: a record's own repetitions
-are averaged first. It cannot see beyond the data: n = 0 has no mean, n = 1 has no interval (both NaN here, null in
-JSON), and values that are all equal give an interval of width zero however few they are. Read n beside it.
+The percentile bootstrap resamples records (facts), not prompts, tokens or noise draws: a record's own
+repetitions are averaged first. It cannot see beyond the data: n = 0 has no mean, n = 1 has no interval (both
+NaN here, null in JSON), and values that are all equal give an interval of width zero however few they are.
+Read n beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy import ndarray
 from .errors import WorkFailed
 
 _MAX_CELLS = 2_000_000
-"""Numbers held at once by a bootstrap (16 MB): larger grids are worked off in blocks, with the same resamples."""
+"""Numbers a bootstrap holds at once (16 MB); larger grids go in blocks, with the same resamples."""
 
 
 class Interval(NamedTuple):
@@ -84,7 +85,7 @@ def paired_bootstrap_difference(
 
 
 def bootstrap_mean_grid(
-    values: Float[ndarray, "n *cell"], n_boot: int = 2000, seed: int = 0, level: float = 0.95
+    values: Float[ndarray, "n ..."], n_boot: int = 2000, seed: int = 0, level: float = 0.95
 ) -> IntervalGrid:
     """The mean over the first axis of every cell, with intervals; NaN marks a record that lacks the cell.
 
@@ -127,7 +128,7 @@ def _percentiles(
 
 
 def _resamples(n: int, n_boot: int, seed: int) -> Iterator[Float[ndarray, "draw n"]]:
-    """How often each record is drawn, in blocks of draws; the same for every call with the same n and seed."""
+    """How often each record is drawn, in blocks of draws: the same for the same n and seed."""
     rng, block = np.random.default_rng(seed), max(1, _MAX_CELLS // n)
     for start in range(0, n_boot, block):
         rows = min(block, n_boot - start)

@@ -115,11 +115,7 @@ class TestBalance:
     def test_coupled_paths_see_each_other(self, setting):
         apart, coupled = solve(*setting), solve(*setting, coupled=True)
         assert all(torch.equal(apart.delta(n), coupled.delta(n)) for n in apart.names if "o_proj" in n)
-        assert any(
-            not torch.allclose(apart.delta(n), coupled.delta(n), rtol=1e-2)
-            for n in apart.names
-            if "down" in n
-        )
+        assert any(not torch.allclose(apart.delta(n), coupled.delta(n), rtol=1e-2) for n in apart.names if "down" in n)
 
     def test_joint_targets_and_hidden_aim_are_options(self, setting):
         base = solve(*setting)

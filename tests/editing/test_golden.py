@@ -10,9 +10,7 @@ from safetensors.torch import load_file
 import kt
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "edit"
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.exists(), reason="the reference results are not beside the checkout"
-)
+pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason="the reference results are not beside the checkout")
 
 
 def relative(a, b):

@@ -18,9 +18,7 @@ SITES = [Site(Kind.ATTN, 0), Site(Kind.MLP, 1)]
 @pytest.fixture
 def corpus(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_text(
-        "\n".join(f"The capital of land {i} is Paris, number {i * i}." for i in range(40)) + "\n\n"
-    )
+    path.write_text("\n".join(f"The capital of land {i} is Paris, number {i * i}." for i in range(40)) + "\n\n")
     return Corpus.open(path)
 
 
@@ -48,9 +46,7 @@ def test_cache_knows_weights_corpus_and_tokens_not_names(corpus, tmp_path):
     cache = tmp_path / "cache"
     files = set()
     for seed, tokens in ((0, 200), (0, 200), (1, 200), (0, 150)):
-        stats = key_statistics(
-            tiny_model("gpt2", seed=seed), SITES, corpus, max_tokens=tokens, cache_dir=cache
-        )
+        stats = key_statistics(tiny_model("gpt2", seed=seed), SITES, corpus, max_tokens=tokens, cache_dir=cache)
         files |= set(stats.files.values())
     assert len(files) == 3 * len(SITES) == len(list(cache.iterdir()))
 
@@ -68,9 +64,7 @@ def test_resumed_run_gives_the_same_bytes(corpus, tmp_path, monkeypatch):
             raise Cut
 
     with pytest.raises(Cut):
-        key_statistics(
-            tiny_model("llama"), SITES, corpus, max_tokens=600, cache_dir=tmp_path / "b", progress=cut
-        )
+        key_statistics(tiny_model("llama"), SITES, corpus, max_tokens=600, cache_dir=tmp_path / "b", progress=cut)
     assert [p.name[:7] for p in (tmp_path / "b").iterdir()] == ["partial"]
     seen = []
     again = key_statistics(
@@ -97,9 +91,7 @@ def test_wrong_files_are_one_line(tmp_path, corpus):
         list(Corpus.open(tmp_path / "bad.jsonl").texts())
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(WorkFailed, match="no tokens"):
-        key_statistics(
-            tiny_model("gpt2"), SITES, Corpus.open(tmp_path / "empty.txt"), cache_dir=tmp_path / "c"
-        )
+        key_statistics(tiny_model("gpt2"), SITES, Corpus.open(tmp_path / "empty.txt"), cache_dir=tmp_path / "c")
 
 
 def test_least_squares_is_the_float64_formula():
@@ -124,6 +116,4 @@ def test_a_singular_moment_gets_the_least_ridge_that_works():
     keys, residuals = torch.eye(6)[:, :1], torch.ones(3, 1)
     got = least_squares(residuals, keys, torch.diag(torch.tensor([1.0, 1, 1, 0, 0, 0])), 1.0)
     assert 0 < got.ridge <= 1e-6
-    torch.testing.assert_close(
-        got.update.dense() @ keys.double(), residuals.double() / 2, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(got.update.dense() @ keys.double(), residuals.double() / 2, atol=1e-5, rtol=1e-5)

@@ -25,16 +25,10 @@ class Contexts:
     @classmethod
     def of(cls, templates: Sequence[str] | Sequence[Sequence[str]]) -> Contexts:
         """From a flat list (one group) or a list of groups."""
-        groups = (
-            (tuple(templates),)
-            if all(isinstance(t, str) for t in templates)
-            else tuple(map(tuple, templates))
-        )
+        groups = (tuple(templates),) if all(isinstance(t, str) for t in templates) else tuple(map(tuple, templates))
         for template in (t for group in groups for t in group):
             if not isinstance(template, str) or template.count("{}") != 1:
-                raise BadFact(
-                    f"context template {template!r} must mark the place of the prompt with one {{}}"
-                )
+                raise BadFact(f"context template {template!r} must mark the place of the prompt with one {{}}")
         return cls(groups)  # type: ignore[arg-type]
 
     @property

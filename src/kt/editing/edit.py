@@ -95,9 +95,7 @@ class Edit:
             if not bool(torch.isfinite(update.left).all() and torch.isfinite(update.right).all()):
                 raise WorkFailed(f"the update of {name} is not finite; nothing was written")
         if not any(update.norm() > 0 for update in self.updates.values()):
-            raise WorkFailed(
-                "the edit changes nothing: every update is zero; check alpha, layers and targets"
-            )
+            raise WorkFailed("the edit changes nothing: every update is zero; check alpha, layers and targets")
 
     # Writing ----------------------------------------------------------------------------------------------------
     @contextmanager
@@ -151,9 +149,7 @@ class Edit:
         arrays: dict[str, Tensor] = {}
         for name, update in self.updates.items():
             arrays[f"left/{name}"], arrays[f"right/{name}"] = update.left, update.right
-        arrays |= {f"target/{n}": t for n, t in self.targets.items()} | {
-            f"key/{n}": k for n, k in self.keys.items()
-        }
+        arrays |= {f"target/{n}": t for n, t in self.targets.items()} | {f"key/{n}": k for n, k in self.keys.items()}
         report = [vars(r) for r in self.report]
         return save_arrays(
             path, arrays, {"kind": KIND, "weights": list(self.updates), "report": report, **self.manifest}
@@ -170,9 +166,7 @@ class Edit:
         try:
             weights = manifest.pop("weights")
             updates = {n: LowRank(arrays[f"left/{n}"], arrays[f"right/{n}"]) for n in weights}
-            report = tuple(
-                RequestReport(**{k: _pair(v) for k, v in r.items()}) for r in manifest.pop("report")
-            )
+            report = tuple(RequestReport(**{k: _pair(v) for k, v in r.items()}) for r in manifest.pop("report"))
         except (KeyError, TypeError) as error:
             raise BadFile(f"{path}: the edit file lacks {error}; save the edit again") from None
         part = lambda word: {n.removeprefix(word): t for n, t in arrays.items() if n.startswith(word)}  # noqa: E731

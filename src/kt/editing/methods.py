@@ -39,9 +39,7 @@ class HyperParameters:
 
     @property
     def objective(self) -> Objective:
-        return Objective(
-            self.v_num_grad_steps, self.v_lr, self.v_weight_decay, self.kl_factor, self.clamp_norm_factor
-        )
+        return Objective(self.v_num_grad_steps, self.v_lr, self.v_weight_decay, self.kl_factor, self.clamp_norm_factor)
 
     @property
     def position(self) -> Position:
@@ -70,9 +68,7 @@ def intattn(hp: HyperParameters) -> Recipe:
         paths.append(Path(Kind.ATTN, hp.layers_attn, aim, hp.alpha, weight, position=hp.position))
     if hp.layers_mlp and hp.alpha != 1:
         aim = Site(Kind.RESID, hp.layers_mlp[-1])
-        paths.append(
-            Path(Kind.MLP, hp.layers_mlp, aim, 1 - hp.alpha, hp.mom2_update_weight, position=hp.position)
-        )
+        paths.append(Path(Kind.MLP, hp.layers_mlp, aim, 1 - hp.alpha, hp.mom2_update_weight, position=hp.position))
     return Recipe(tuple(paths), hp.objective, hp.joint_targets, hp.coupled)
 
 

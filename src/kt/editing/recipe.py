@@ -128,9 +128,7 @@ def _search(
     found: dict[Site, Targets] = {}
     for group in groups:
         sites = [site for site, _ in group]
-        targets = find_targets(
-            model, facts, sites, contexts, recipe.objective, group[0][1], progress=progress
-        )
+        targets = find_targets(model, facts, sites, contexts, recipe.objective, group[0][1], progress=progress)
         found |= dict.fromkeys(sites, targets)
     return found
 
@@ -157,12 +155,8 @@ def _walk(
             )
         share = path.spread(len(path.layers) - done)
         solution: Solution = least_squares(residuals * share, keys, moment, path.weight)
-        if not bool(
-            torch.isfinite(solution.update.left).all() and torch.isfinite(solution.update.right).all()
-        ):
-            raise WorkFailed(
-                f"the update of {model.weight_name(site)} is not finite; check targets and statistics"
-            )
+        if not bool(torch.isfinite(solution.update.left).all() and torch.isfinite(solution.update.right).all()):
+            raise WorkFailed(f"the update of {model.weight_name(site)} is not finite; check targets and statistics")
         if solution.ridge or solution.condition > 1e14:
             warnings.warn(
                 f"{model.weight_name(site)}: the second moment is all but singular (condition number "

@@ -89,9 +89,7 @@ def _requests(model: TracedModel, requests: Sequence[Fact | Mapping[str, Any]]) 
     if not facts:
         raise KtError("no requests to edit; give at least one")
     for fact in facts:
-        template_span(
-            model.tokenizer, fact.template, fact.subject
-        )  # fails here, before any work, with its one line
+        template_span(model.tokenizer, fact.template, fact.subject)  # fails here, before any work, with its one line
     return facts
 
 
@@ -238,9 +236,7 @@ def _warn_of_weak_targets(facts: list[Fact], solved: Solved) -> None:
             )
 
 
-def _readings(
-    model: TracedModel, facts: list[Fact]
-) -> list[tuple[tuple[float, int], tuple[float, int] | None]]:
+def _readings(model: TracedModel, facts: list[Fact]) -> list[tuple[tuple[float, int], tuple[float, int] | None]]:
     """(joint probability, rank of the first token) of each fact's target and old answer, teacher-forced."""
     asked = [(f.prompt, f.target or "") for f in facts] + [(f.prompt, f.answer) for f in facts if f.answer]
     read = iter(_probability_and_rank(model, [(p, str(a)) for p, a in asked]))
@@ -252,8 +248,7 @@ def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> l
     out = []
     for start in range(0, len(asked), 32):
         part = [
-            (token_ids(model.tokenizer, p), target_ids(model.tokenizer, p, a))
-            for p, a in asked[start : start + 32]
+            (token_ids(model.tokenizer, p), target_ids(model.tokenizer, p, a)) for p, a in asked[start : start + 32]
         ]
         width = max(len(a) for _, a in part)
         batch = encode_ids([[*p, *a[:-1]] for p, a in part], pad_id(model.tokenizer))

@@ -49,9 +49,7 @@ def least_squares(
     keys, residuals = keys.double().cpu(), residuals.double().cpu()
     system = weight * moment.double().cpu() + keys @ keys.T
     if not bool(torch.isfinite(system).all()):
-        raise WorkFailed(
-            "the keys or their second moment are not finite; check the model's weights and statistics"
-        )
+        raise WorkFailed("the keys or their second moment are not finite; check the model's weights and statistics")
     largest = float(system.diagonal().max())
     for ridge in RIDGES:
         system.diagonal().add_(ridge * largest)

@@ -61,9 +61,7 @@ class Statistics:
         name = name.removesuffix(".weight")
         if name not in self.files:
             have = ", ".join(sorted(self.files)[:4]) or "nothing"
-            raise BadFile(
-                f"no second moment of {name} (have {have}, ...); run kt cov for its layer and module"
-            )
+            raise BadFile(f"no second moment of {name} (have {have}, ...); run kt cov for its layer and module")
         with safe_open(self.files[name], "pt") as file:
             moment = file.get_tensor(name)
         if moment.dim() != 2 or moment.shape[0] != moment.shape[1]:
@@ -88,8 +86,7 @@ def key_statistics(
     folder = Path(cache_dir) if cache_dir else default_cache()
     fingerprint = model.fingerprint()
     files = {
-        s: folder / f"{_cache_key(model, fingerprint, s, corpus, max_tokens)}.safetensors"
-        for s in sorted(set(sites))
+        s: folder / f"{_cache_key(model, fingerprint, s, corpus, max_tokens)}.safetensors" for s in sorted(set(sites))
     }
     missing = [s for s, f in files.items() if not f.exists()]
     if missing:
@@ -139,9 +136,7 @@ class _Sums:
 
     @classmethod
     def resume(cls, path: Path, model: TracedModel, sites: Iterable[Site]) -> _Sums:
-        fresh = cls(
-            {s: torch.zeros(model.key_size(s), model.key_size(s), dtype=torch.float64) for s in sites}
-        )
+        fresh = cls({s: torch.zeros(model.key_size(s), model.key_size(s), dtype=torch.float64) for s in sites})
         if not path.exists():
             return fresh
         try:
@@ -166,8 +161,7 @@ def _compute(
 ) -> None:
     pending = "+".join(f.stem for f in files.values())
     checkpoint = (
-        next(iter(files.values())).parent
-        / f"partial-{hashlib.sha256(pending.encode()).hexdigest()[:40]}.safetensors"
+        next(iter(files.values())).parent / f"partial-{hashlib.sha256(pending.encode()).hexdigest()[:40]}.safetensors"
     )
     sums = _Sums.resume(checkpoint, model, files)
     done = 0
@@ -185,9 +179,7 @@ def _compute(
     for site, total in sums.totals.items():
         moment = (total / sums.n_tokens).float()
         if not bool(torch.isfinite(moment).all()):
-            raise WorkFailed(
-                f"the second moment of {site} is not finite; check the model's weights or use float32"
-            )
+            raise WorkFailed(f"the second moment of {site} is not finite; check the model's weights or use float32")
         name = model.weight_name(site).removesuffix(".weight")
         save_arrays(
             files[site],

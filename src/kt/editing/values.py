@@ -78,9 +78,7 @@ def find_targets(
     """Optimise one δ a site and request, `sites` together, requests in independent batches."""
     parts = []
     for start in range(0, len(facts), batch_size):
-        parts.append(
-            _find_batch(model, facts[start : start + batch_size], sites, contexts, objective, position)
-        )
+        parts.append(_find_batch(model, facts[start : start + batch_size], sites, contexts, objective, position))
         if progress:
             progress(min(start + batch_size, len(facts)), len(facts))
     join = lambda name: {s: torch.cat([getattr(p, name)[s] for p in parts]) for s in sites}  # noqa: E731
@@ -124,9 +122,7 @@ def _find_batch(
             for s in sites:
                 longest = objective.clamp_norm_factor * now[s].norm(dim=-1, keepdim=True)
                 delta[s].mul_((longest / delta[s].norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1))
-                delta[s].copy_(
-                    torch.where(active[:, None], delta[s], kept[s])
-                )  # a request that is done stays
+                delta[s].copy_(torch.where(active[:, None], delta[s], kept[s]))  # a request that is done stays
     wanted = {s: (now[s] + delta[s]).detach() for s in sites}
     return Targets(wanted, now, last, prob, steps)
 
@@ -141,9 +137,7 @@ def _rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts, positio
             prompt = token_ids(tokenizer, fill(template, fact.subject))
             last = len(prompt) - 1
             at.append(
-                template_span(tokenizer, template, fact.subject).last
-                if position is Position.SUBJECT_LAST
-                else last
+                template_span(tokenizer, template, fact.subject).last if position is Position.SUBJECT_LAST else last
             )
             ids.append([*prompt, *answer[:-1]])
         essence_at = template_span(tokenizer, ESSENCE, fact.subject).last
@@ -175,9 +169,7 @@ def _run_below(
                 below = model.block(0).input.clone().save()
             for kind in (Kind.ATTN, Kind.MLP, Kind.RESID):
                 if Site(kind, layer) in sites:
-                    now[Site(kind, layer)] = (
-                        model.value(Site(kind, layer), size)[first_row, column].float().save()
-                    )
+                    now[Site(kind, layer)] = model.value(Site(kind, layer), size)[first_row, column].float().save()
             if layer == start - 1:
                 below = model.value(Site(Kind.RESID, layer), size).clone().save()
         tracer.stop()

@@ -8,7 +8,9 @@ from typing import Any
 
 from ..model import TracedModel
 from ..prompts import token_ids
-from .teacher import AUTO_TOKENS
+
+AUTO_TOKENS = 8192
+"""Tokens of a batch under batch_size="auto", those to come counted: what the key-value cache has to hold."""
 
 Wish = tuple[str, int]
 """A prompt and the number of tokens to add."""
@@ -39,7 +41,11 @@ def continuations(
 
 
 def room(model: TracedModel, prompt: str, total: int) -> int:
-    """How many tokens may follow the prompt up to `total`, prompt included, or to the model's last position."""
+    """How many tokens may follow the prompt, up to `total` with it or to the model's last position.
+
+    Rounded down to a multiple of ten: prompts of like length can then share a batch.
+    """
     config = model.module.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or total
-    return max(0, min(total, longest) - len(token_ids(model.tokenizer, prompt)))
+    free = min(total, longest) - len(token_ids(model.tokenizer, prompt))
+    return max(0, free // 10 * 10)

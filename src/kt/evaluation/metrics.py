@@ -1,8 +1,9 @@
-"""The metrics: a table from a name, which says the protocol, to the role it reads and the score of one sample.
+"""The metrics: a table from a name, which says the protocol, to a role and the score of one sample.
 
-In names, `tf` is teacher forcing (the model reads the right answer while it is asked for it), `gen` what the model
-writes by itself; `token` is the share of right tokens, `exact` all of them. A record's value is the mean over its
-samples, a metric the mean over records. Equations are those of the IntAttn-Edit paper, section 5.1.
+In names, `tf` is teacher forcing (the model reads the right answer while it is asked for it), `gen` what the
+model writes by itself; `token` is the share of right tokens, `exact` all of them. A record's value is the
+mean over its samples, a metric the mean over records. Equations are those of the IntAttn-Edit paper, section
+5.1.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from .samples import Sample
-from .text import contains, ngram_entropy, repetition, same_text
+from .samples import Key, Sample
+from .text import contains, ngram_entropy, repetition, same_text, word_count
 
 Score = Callable[[Sample, "Sample | None"], "float | None"]
 """(sample, the same sample on the unedited model or None) -> value, or None where it cannot be said."""
@@ -67,6 +68,10 @@ def fluency(sample: Sample, old: Sample | None = None) -> float | None:
     return None if sample.text is None else ngram_entropy(sample.prompt + sample.text)
 
 
+def length(sample: Sample, old: Sample | None = None) -> float | None:
+    return None if sample.text is None else word_count(sample.prompt + sample.text)
+
+
 def repeated(sample: Sample, old: Sample | None = None) -> float | None:
     return None if sample.text is None else repetition(sample.prompt + sample.text)
 
@@ -77,59 +82,55 @@ def _agreement(first: tuple[int, ...], second: tuple[int, ...]) -> float | None:
     return sum(a == b for a, b in zip(first, second, strict=True)) / len(second)
 
 
-def _answered(name: str, role: str, what: str, answer: str) -> dict[str, MetricSpec]:
+def _four_ways(name: str, role: str, answer: str, where: str) -> dict[str, MetricSpec]:
     """The four ways to ask whether an answer is given."""
-    return {
-        f"{name}_tf_token": MetricSpec(
-            role, f"share of the {answer}'s tokens that are the argmax under teacher forcing {what}", tf_token
-        ),
-        f"{name}_tf_exact": MetricSpec(
-            role, f"whether every token of the {answer} is the argmax under teacher forcing {what}", tf_exact
-        ),
-        f"{name}_gen_exact": MetricSpec(
-            role,
-            f"whether the greedy continuation {what}, cut to as many tokens as the {answer} has, is the {answer} "
-            "after normalisation",
-            gen_exact,
-        ),
-        f"{name}_gen_contains": MetricSpec(
-            role, f"whether the longer greedy continuation {what} holds the {answer} as whole words", gen_contains
-        ),
+    ways: dict[str, tuple[str, Score]] = {
+        "tf_token": ("share of the tokens of {} that are the argmax, teacher-forced {}", tf_token),
+        "tf_exact": ("whether every token of {} is the argmax, teacher-forced {}", tf_exact),
+        "gen_exact": ("whether the greedy continuation of as many tokens is {}, normalised, {}", gen_exact),
+        "gen_contains": ("whether the longer greedy continuation holds {} as whole words, {}", gen_contains),
     }
+    filled = {way: MetricSpec(role, says.format(answer, where), score) for way, (says, score) in ways.items()}
+    return {f"{name}_{way}": metric for way, metric in filled.items()}
 
+
+_NEAR = "neighbourhood"
 
 METRICS: dict[str, MetricSpec] = {
-    **_answered("edit_success", "edit", "after the edit prompt (eq. 14; tf_token is EasyEdit's rewrite_acc)", "target"),
-    "target_prob_tf": MetricSpec("edit", "joint probability of the target's tokens after the edit prompt", tf_prob),
-    "answer_prob_tf": MetricSpec("answer", "joint probability of the old answer's tokens after the edit prompt", tf_prob),
-    **_answered("paraphrase", "paraphrase", "after a rephrased prompt", "target"),
+    **_four_ways("edit_success", "edit", "the target", "after the edit prompt (eq. 14)"),
+    "target_prob_tf": MetricSpec("edit", "joint probability of the target after the edit prompt", tf_prob),
+    "answer_prob_tf": MetricSpec("answer", "joint probability of the old answer after that prompt", tf_prob),
+    **_four_ways("paraphrase", "paraphrase", "the target", "after a rephrased prompt"),
     "neighbourhood_same_argmax": MetricSpec(
-        "neighbourhood", "locality (eq. 16): whether the next token's argmax is that of the unedited model", same_argmax
+        _NEAR, "locality (eq. 16): whether the next token's argmax is that of the unedited model", same_argmax
     ),
     "neighbourhood_same_tf_token": MetricSpec(
-        "neighbourhood",
-        "locality as EasyEdit has it: share of the neighbour's answer positions whose argmax under teacher forcing is "
+        _NEAR,
+        "locality as EasyEdit has it: share of the answer's positions where the teacher-forced argmax is "
         "that of the unedited model",
         same_tf_token,
     ),
     "neighbourhood_gen_same": MetricSpec(
-        "neighbourhood", "whether the longer greedy continuation is letter by letter that of the unedited model", gen_same
+        _NEAR, "whether the longer greedy continuation is to the letter that of the unedited model", gen_same
     ),
-    **_answered("neighbourhood", "neighbourhood", "after a neighbour's prompt", "neighbour's own answer"),
-    **_answered("portability", "portability", "after a prompt that needs the edit (eq. 15)", "consequence"),
+    **_four_ways(_NEAR, _NEAR, "the neighbour's own answer", "after its prompt"),
+    **_four_ways("portability", "portability", "the consequence", "after a prompt needing the edit (eq. 15)"),
     "fluency_ngram_entropy_gen": MetricSpec(
-        "generation", "(H2 + 2 H3) / 3, entropies in bits of the text's bigrams and trigrams of words (eq. 17 with its "
-        "sign mended; the papers print it times 100)", fluency,
+        "generation",
+        "(H2 + 2 H3) / 3 of the entropies in bits of a text's bigrams and trigrams of words (eq. 17, its "
+        "sign mended; papers print it times 100)",
+        fluency,
+    ),
+    "text_words_gen": MetricSpec(
+        "generation", "words of a text, which bound its entropy (a text may end early)", length
     ),
     "repetition_rate_gen": MetricSpec(
-        "generation", "share of the text's trigrams of words that stand in it before", repeated
+        "generation", "share of a text's trigrams of words that stand in it before", repeated
     ),
-}  # fmt: skip
+}
 
 
-def record_values(
-    samples: Iterable[Sample], before: Mapping[tuple[str, str, str | None], Sample]
-) -> dict[str, dict[str, float]]:
+def record_values(samples: Iterable[Sample], before: Mapping[Key, Sample]) -> dict[str, dict[str, float]]:
     """Metric -> record -> value; records and metrics that nothing can be said of are absent."""
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in METRICS}
     for sample in samples:

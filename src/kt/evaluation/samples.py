@@ -1,11 +1,14 @@
-"""Samples: what the model did on each prompt of each record, kept raw so that every metric can be recomputed."""
+"""Samples: what the model did on each prompt of each record, kept raw so that metrics can be recomputed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..facts.fact import Fact
+
+Key = tuple[str, str, "str | None"]
+"""Role, prompt, answer."""
 
 ROLES = ("edit", "answer", "paraphrase", "neighbourhood", "portability", "generation")
 
@@ -19,9 +22,9 @@ class Sample:
         role: one of `ROLES`: the edit prompt with the new target or with the old answer, a paraphrase with the
             target, a neighbour or a consequence with its own answer, a prompt for free text.
         prompt: the full prompt.
-        answer: the text that is scored after it; None where a neighbour has none, and for free text.
+        answer: the text scored after it; None where a neighbour has none, and for free text.
         target_ids: the answer's tokens.
-        predicted_ids: the argmax at the position before each of them (of the next token where there is no answer).
+        predicted_ids: the argmax where each of them is due (of the next token where there is no answer).
         log_prob: joint natural-log probability of the answer; None without one.
         exact_text: greedy continuation of exactly as many tokens as the answer has.
         text: a longer continuation (greedy, or sampled in the role "generation").
@@ -38,7 +41,7 @@ class Sample:
     text: str | None = None
 
     @property
-    def key(self) -> tuple[str, str, str | None]:
+    def key(self) -> Key:
         """What identifies the same question before and after an edit."""
         return self.role, self.prompt, self.answer
 
@@ -64,7 +67,3 @@ def _of_one(fact: Fact) -> list[Sample]:
     asked += [("portability", p.prompt, p.answer) for p in fact.hops if p.answer is not None]
     asked += [("generation", prompt, None) for prompt in fact.generation or (fact.prompt,)]
     return [Sample(fact.id, role, prompt.rstrip(), answer) for role, prompt, answer in asked]
-
-
-def with_response(sample: Sample, **response: object) -> Sample:
-    return replace(sample, **response)  # type: ignore[arg-type]

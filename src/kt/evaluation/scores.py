@@ -80,7 +80,12 @@ class Scores:
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: metrics.<name> = {mean, ci95, n} and the protocol, without the raw samples."""
         metrics = {name: metric.as_dict() for name, metric in self.metrics.items()}
-        return {"model": self.model, "n_records": len(self.records), "metrics": metrics, "protocol": self.protocol}
+        return {
+            "model": self.model,
+            "n_records": len(self.records),
+            "metrics": metrics,
+            "protocol": self.protocol,
+        }
 
     def table(self) -> list[Row]:
         """Rows of text for a terminal or a report; means that are no probabilities keep their unit (bits)."""
@@ -126,16 +131,17 @@ class Scores:
         return f"Scores({self.model}: {len(self.records)} records, {len(self.metrics)} metrics)"
 
     def _repr_html_(self) -> str:
-        cell = lambda text, tag="td": f"<{tag} style='text-align:left'>{html.escape(text)}</{tag}>"  # noqa: E731
-        head = "".join(cell(name, "th") for name in Row._fields)
-        body = "".join(
-            f"<tr title='{html.escape(self.protocol.get(row.metric, ''), quote=True)}'>"
-            + "".join(cell(text) for text in row)
-            + "</tr>"
+        head = "".join(_cell(name, "th") for name in Row._fields)
+        lines = [
+            f'<tr title="{html.escape(self.protocol.get(row.metric, ""))}">{"".join(map(_cell, row))}</tr>'
             for row in self.table()
-        )
+        ]
         caption = html.escape(f"{self.model}: {len(self.records)} records")
-        return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _cell(text: str, tag: str = "td") -> str:
+    return f'<{tag} style="text-align:left">{html.escape(text)}</{tag}>'
 
 
 def _in_order(values: Mapping[str, Any]) -> list[str]:
@@ -146,7 +152,8 @@ def _in_order(values: Mapping[str, Any]) -> list[str]:
 
 
 def _sample(data: Mapping[str, Any]) -> Sample:
-    return Sample(**{key: tuple(value) if key in _TUPLES else value for key, value in data.items()})
+    parts: dict[str, Any] = {key: tuple(value) if key in _TUPLES else value for key, value in data.items()}
+    return Sample(**parts)
 
 
 def _number(value: float) -> str:

@@ -1,7 +1,7 @@
-"""Teacher forcing: the model reads prompt and answer at once, and is asked for each token of the answer in turn.
+"""Teacher forcing: the model reads prompt and answer at once and is asked for each token of the answer.
 
-Rows are sorted by length and padded on the left, so that the answers stand at the end of every row and the logits
-of a few last positions suffice. Equal questions are asked once.
+Rows are sorted by length and padded on the left, so that the answers stand at the end of every row and the
+logits of a few last positions suffice.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import WorkFailed
 from ..model import TracedModel
 from ..prompts import encode_ids, pad_id, prompt_gap, target_ids, token_ids
 
@@ -47,23 +48,23 @@ class Row(NamedTuple):
 
 def teacher_force(
     model: TracedModel,
-    questions: Sequence[Question],
+    rows: Sequence[Row],
     batch_size: int | str = "auto",
     done: Callable[[int], None] = lambda n: None,
 ) -> dict[Question, Forced]:
-    """Ask every question once; `done` hears how many rows each forward settled."""
-    rows = [tokens_of(model, question) for question in dict.fromkeys(questions)]
+    """Every row's answer; `done` hears how many rows each forward settled."""
     answers: dict[Question, Forced] = {}
     for batch in batches(rows, batch_size, model.vocab_size):
         keep = max(row.keep for row in batch)
         logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)), keep=keep)
+        _refuse_nan(logits, batch)
         answers |= {row.question: score(logits[i, keep - row.keep :], row.target) for i, row in enumerate(batch)}
         done(len(batch))
     return answers
 
 
 def tokens_of(model: TracedModel, question: Question) -> Row:
-    """The joint tokens of prompt and answer, without the answer's last one, which predicts nothing of interest."""
+    """The joint tokens of prompt and answer, without the last, whose prediction nobody asks for."""
     prompt, answer = question
     if answer is None:
         return Row(question, tuple(token_ids(model.tokenizer, prompt)), ())
@@ -77,8 +78,17 @@ def score(logits: Float[Tensor, "keep vocab"], target: tuple[int, ...]) -> Force
     predicted = tuple(logits.argmax(-1).tolist())
     if not target:
         return Forced((), predicted, None)
-    log_probs = logits.double().log_softmax(-1)
+    log_probs = logits.log_softmax(-1)
     return Forced(target, predicted, log_probs[torch.arange(len(target)), list(target)].sum().item())
+
+
+def _refuse_nan(logits: Float[Tensor, "row keep vocab"], batch: Sequence[Row]) -> None:
+    """A NaN would pass as a wrong argmax and a missing probability (padding may well have some)."""
+    if not logits.isnan().any():
+        return
+    for i, row in enumerate(batch):
+        if logits[i, -row.keep :].isnan().any():
+            raise WorkFailed(f"the logits after {row.question[0]!r} are NaN; an edit or a dtype broke the model")
 
 
 def batches(rows: Sequence[Row], batch_size: int | str, vocab: int) -> Iterator[list[Row]]:

@@ -1,8 +1,8 @@
 """Measures of text alone: normalised comparison, n-gram entropy, repetition.
 
-The originals split words with nltk, whose data must be downloaded. Here a word is a run of letters, digits and
-underscores, and every other visible character is a word of its own ("don't" gives don, ', t); the figures differ
-from nltk's in the second decimal on ordinary prose.
+The originals split words with nltk, whose data must be downloaded. Here a word is a run of letters, digits
+and underscores, and every other visible character is a word of its own ("don't" gives don, ', t); the figures
+differ from nltk's in the second decimal on ordinary prose.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def words(text: str) -> list[str]:
 def normalised(text: str) -> str:
     """SQuAD's normal form: lower case, no ASCII punctuation, no articles, single spaces.
 
-    A text that consists of nothing else ("The", "C#"'s "#") keeps it, since two such texts are not equal.
+    A text that would lose everything ("The", "!?") keeps it, or all such texts would be equal.
     """
     lower = unicodedata.normalize("NFKC", text).lower()
     bare = " ".join(_ARTICLE.sub(" ", lower.translate(_PUNCTUATION)).split())
@@ -63,6 +63,11 @@ def ngram_entropy(text: str) -> float:
     """
     tokens = words(text)
     return (2 / 3 * entropy(tokens, 2) + 4 / 3 * entropy(tokens, 3)) / 2
+
+
+def word_count(text: str) -> float:
+    """Entropy is bounded by the logarithm of this, so that a text that ends early looks less fluent."""
+    return float(len(words(text)))
 
 
 def repetition(text: str, n: int = 3) -> float | None:

@@ -79,7 +79,5 @@ def template_of(prompt: str, subject: str) -> str:
         return prompt
     start = prompt.rfind(subject)
     if not subject or start < 0:
-        raise SubjectNotFound(
-            f"{subject!r} does not occur in {prompt!r}; mark its place in the prompt with {{}}"
-        )
+        raise SubjectNotFound(f"{subject!r} does not occur in {prompt!r}; mark its place in the prompt with {{}}")
     return prompt[:start] + "{}" + prompt[start + len(subject) :]

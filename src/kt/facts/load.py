@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ..errors import BadFact, BadFile, KtError
 from .fact import Fact
 from .formats import read_record
+from .record import kind
 
 LIST_KEYS = ("data", "facts", "requests", "records")
 """Keys under which a JSON object may hold its list of records."""
@@ -28,9 +29,7 @@ class Located(NamedTuple):
     where: str
 
 
-def load_facts(
-    source: str | Path = "demo", limit: int | str | None = None, format: str | None = None
-) -> list[Fact]:
+def load_facts(source: str | Path = "demo", limit: int | str | None = None, format: str | None = None) -> list[Fact]:
     """Read facts.
 
     Args:
@@ -78,7 +77,7 @@ def fact_by_hand(
 
 
 def parse_limit(limit: int | str | None) -> tuple[int, int | None]:
-    """(start, stop) of a limit: None, 10, "10", or "10-20" (from 1, both ends included, as `inspect` has it)."""
+    """(start, stop) of a limit: None, 10, "10", or "10-20" (from 1, both included, as `inspect` has it)."""
     if limit is None:
         return 0, None
     head, dash, tail = str(limit).strip().partition("-")
@@ -168,13 +167,9 @@ def _list_in(value: Any, path: Path) -> list[Any]:
         if "prompt" in value or "requested_rewrite" in value:
             return [value]
     raise BadFile(
-        f"{path}: the top level is {_kind(value)}, not a list of records (nor an object with one under "
+        f"{path}: the top level is {kind(value)}, not a list of records (nor an object with one under "
         f"{', '.join(LIST_KEYS)})"
     )
-
-
-def _kind(value: Any) -> str:
-    return {dict: "an object", str: "a string", type(None): "null"}.get(type(value), type(value).__name__)
 
 
 def _hub_records(source: str) -> Iterator[Located]:

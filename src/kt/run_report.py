@@ -1,0 +1,106 @@
+"""Run folders as one HTML page: a section for each result that lies in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .artifacts import read_json
+from .editing import Edit
+from .environment import versions
+from .evaluation import Scores
+from .report import Card, Figure, Section, Table, Text, build
+from .run_folder import FILES, MANIFEST
+from .tracing import Balance, Trace
+
+Block = Text | Table | Figure
+METRICS = {"prob": "probability", "logit_diff": "logit difference"}
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path, title: str = "kt report") -> Path:
+    """Draw every result in the folders, in the order of the loop: trace, balance, edit, scores."""
+    sections: list[Section] = []
+    cards: list[Card] = []
+    for folder in map(Path, folders):
+        name = f"{folder.name}: " if len(folders) > 1 else ""
+        for file, draw in DRAWERS.items():
+            if (folder / file).exists():
+                found, headline = draw(folder / file)
+                sections += [Section(name + s.title, s.blocks) for s in found]
+                cards += [Card(name + c.name, c.value, c.note, c.digits) for c in headline]
+    return build(title, sections, out, meta=_meta([Path(f) for f in folders]), summary=cards)
+
+
+def _meta(folders: Sequence[Path]) -> dict[str, Any]:
+    """What the runs were: from their manifests, which a run that is being written does not have yet."""
+    about: dict[str, Any] = {}
+    for folder in folders:
+        if (folder / MANIFEST).exists():
+            manifest = read_json(folder / MANIFEST)
+            about[folder.name] = " ".join(manifest["command_line"])
+    return about | {f"{name} version": version for name, version in versions().items()}
+
+
+def draw_trace(path: Path) -> tuple[list[Section], list[Card]]:
+    """Figure 1 for each metric, and Figure 2."""
+    trace = Trace.load(path)
+    blocks: list[Block] = [
+        Text(
+            f"{trace.n_facts} facts traced; {trace.why_left_out()}. Each cell restores one clean state in the "
+            "corrupted run and shows how much of the answer comes back."
+        )
+    ]
+    for metric in trace.metrics:
+        blocks.append(Figure(trace.heatmaps(metric), f"Effect on the {METRICS[metric]}, tokens down, layers across."))
+    blocks.append(Figure(trace.curves(), "By layer at the last subject token, with 95% intervals over facts."))
+    return [Section("Causal tracing", blocks)], [Card("facts traced", trace.n_facts)]
+
+
+def draw_balance(path: Path) -> tuple[list[Section], list[Card]]:
+    """α with its interval, and the layers it comes from."""
+    balance = Balance.load(path)
+    low, high = balance.ci95 or (None, None)
+    rows = [[name, sum(values), list(balance.layers[name])] for name, values in balance.per_layer.items()]
+    blocks: list[Block] = [
+        Figure(balance.figure(), "What each layer adds to the two sums of eq. 12, and the layers it proposes."),
+        Table(["module", "sum over layers", "layers"], rows),
+        *(Text(warning) for warning in balance.warnings),
+    ]
+    note = f"{low:.3f} to {high:.3f}, n = {balance.n_facts}" if low is not None else f"n = {balance.n_facts}"
+    return [Section("Balance factor", blocks)], [Card("α, attention's share", balance.alpha, note)]
+
+
+def draw_edit(path: Path) -> tuple[list[Section], list[Card]]:
+    """A row a request, a row a weight."""
+    edit = Edit.load(path)
+    columns = ["prompt", "target", "prob before", "after", "old answer", "prob before", "after"]
+    requests = []
+    for r in edit.report:
+        requests.append([r.prompt, r.target, *r.target_prob, r.answer, *(r.answer_prob or (None, None))])
+    weights = [[n, d["shape"], d["rank"], d["norm"], d["relative_norm"]] for n, d in edit.deltas().items()]
+    blocks: list[Block] = [
+        Table(columns, requests, "Probability of the new and of the old answer."),
+        Table(["weight", "shape", "rank", "norm", "relative to the weight"], weights, "What was written."),
+    ]
+    return [Section(f"Edit: {edit.manifest.get('method')}", blocks)], [Card("facts edited", len(edit.report))]
+
+
+def draw_scores(path: Path) -> tuple[list[Section], list[Card]]:
+    """Every metric with n and interval, beside the unedited model's where that was measured."""
+    after = Scores.load(path)
+    beside = path.with_name(FILES["before"])
+    before = Scores.load(beside) if beside.exists() else None
+    columns = ["metric", "before", "after"] if before else ["metric", "mean"]
+    rows = [[name, *([before.metrics.get(name)] if before else []), metric] for name, metric in after.metrics.items()]
+    protocol = Table(["name", "what it is"], [[n, says] for n, says in after.protocol.items()], "How it was measured.")
+    title = "Before and after" if before else "Scores"
+    return [Section(title, [Table(columns, rows), protocol])], []
+
+
+DRAWERS: dict[str, Callable[[Path], tuple[list[Section], list[Card]]]] = {
+    FILES["trace"]: draw_trace,
+    FILES["balance"]: draw_balance,
+    FILES["edit"]: draw_edit,
+    FILES["after"]: draw_scores,
+}
