@@ -7,7 +7,7 @@ from families import tiny_model
 from kt.corpus import Corpus
 from kt.editing import Statistics, key_statistics
 from kt.editing import statistics as module
-from kt.editing.solvers import least_squares
+from kt.editing.solvers import LeastSquares, System, least_squares
 from kt.errors import BadFile, WorkFailed
 from kt.prompts import encode
 from kt.sites import Kind, Site
@@ -100,20 +100,20 @@ def test_least_squares_is_the_float64_formula():
     residuals = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     half = torch.randn(12, 40, generator=generator, dtype=torch.float64)
     moment = half @ half.T / 40
-    got = least_squares(residuals, keys, moment, 2.5)
+    got = LeastSquares(2.5)(System(residuals, keys, None, moment, None))
     system = 2.5 * moment + keys @ keys.T
     torch.testing.assert_close(got.update.dense(), residuals @ keys.T @ torch.linalg.inv(system))
     assert got.ridge == 0
     exact = float(torch.linalg.cond(system, 1))
     assert exact / 3 < got.condition <= exact * 1.001
     with pytest.raises(WorkFailed, match="singular"):
-        least_squares(residuals, keys * 0, torch.zeros(12, 12), 1.0)
+        least_squares(residuals, keys * 0, torch.zeros(12, 12, dtype=torch.float64))
     with pytest.raises(WorkFailed, match="finite"):
-        least_squares(residuals, keys * float("nan"), moment, 1.0)
+        least_squares(residuals, keys * float("nan"), moment)
 
 
 def test_a_singular_moment_gets_the_least_ridge_that_works():
     keys, residuals = torch.eye(6)[:, :1], torch.ones(3, 1)
-    got = least_squares(residuals, keys, torch.diag(torch.tensor([1.0, 1, 1, 0, 0, 0])), 1.0)
+    got = least_squares(residuals.double(), keys.double(), torch.diag(torch.tensor([1.0, 1, 1, 0, 0, 0])).double())
     assert 0 < got.ridge <= 1e-6
     torch.testing.assert_close(got.update.dense() @ keys.double(), residuals.double() / 2, atol=1e-5, rtol=1e-5)

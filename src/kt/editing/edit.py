@@ -207,7 +207,6 @@ def merge(model: TracedModel, edit: Edit, folder: str | Path) -> Path:
     Raises:
         KtError: the folder exists and is not empty.
     """
-    import os
     import secrets
     import shutil
 
@@ -224,7 +223,7 @@ def merge(model: TracedModel, edit: Edit, folder: str | Path) -> Path:
             model.tokenizer.save_pretrained(temporary)
             if folder.exists():
                 folder.rmdir()
-            os.replace(temporary, folder)
+            temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,19 +14,13 @@ from torch import Tensor
 from ..facts.fact import Fact
 from ..prompts import Batch, encode_ids, pad_id, template_span, token_ids
 from ..sites import Site
+from .aims import Position
 from .contexts import Contexts
 
 if TYPE_CHECKING:
     from ..model import TracedModel
 
 TOKENS_PER_FORWARD = 8192
-
-
-class Position(str, Enum):
-    """Where a fact is read and written (`fact_token`)."""
-
-    SUBJECT_LAST = "subject_last"
-    PROMPT_LAST = "last"
 
 
 @dataclass(frozen=True)
@@ -78,17 +71,22 @@ def read_rows(model: TracedModel, rows: Rows, site: Site, end: str) -> Float[Ten
 def fact_keys(
     model: TracedModel, facts: Sequence[Fact], contexts: Contexts, site: Site, position: Position
 ) -> Float[Tensor, "d_in fact"]:
-    """One key a fact: the weighted mean over context templates (eq. 10 for W_o; MEMIT eq. 19)."""
-    templates = [(t, f.subject) for f in facts for t in contexts.templates(f)]
-    keys = read_rows(model, prompt_rows(model, templates, position), site, "key")
-    keys = rearrange(keys, "(fact context) d -> fact context d", fact=len(facts))
-    weights = torch.tensor(contexts.weights, dtype=torch.float64, device=keys.device)
-    return einsum(keys.double(), weights, "fact context d, context -> d fact")
+    """One key a fact: the weighted mean over context templates (eq. 10 for W_o; MEMIT eq. 19), float64."""
+    return _means(model, facts, contexts, site, position, "key")
 
 
 def fact_values(
-    model: TracedModel, facts: Sequence[Fact], site: Site, position: Position
+    model: TracedModel, facts: Sequence[Fact], contexts: Contexts, site: Site, position: Position
 ) -> Float[Tensor, "d_out fact"]:
-    """What the bare prompts give at a site now."""
-    rows = prompt_rows(model, [(f.template, f.subject) for f in facts], position)
-    return read_rows(model, rows, site, "value").T.double()
+    """What a site gives now, as a mean over contexts (`Contexts()`: the bare prompts), float64."""
+    return _means(model, facts, contexts, site, position, "value")
+
+
+def _means(
+    model: TracedModel, facts: Sequence[Fact], contexts: Contexts, site: Site, position: Position, end: str
+) -> Float[Tensor, "d fact"]:
+    templates = [(t, f.subject) for f in facts for t in contexts.templates(f)]
+    vectors = read_rows(model, prompt_rows(model, templates, position), site, end)
+    vectors = rearrange(vectors, "(fact context) d -> fact context d", fact=len(facts))
+    weights = torch.tensor(contexts.weights, dtype=torch.float64, device=vectors.device)
+    return einsum(vectors.double(), weights, "fact context d, context -> d fact")

@@ -18,8 +18,8 @@ from ..prompts import encode_ids, pad_id, target_ids, template_span, token_ids
 from ..sites import LowRank, Site
 from .contexts import Contexts, sample_contexts
 from .edit import Edit, RequestReport, fingerprints
-from .methods import HyperParameters, default_layers, method_named
-from .recipe import Recipe, Solved, solve
+from .methods import HyperParameters, Method, default_layers, method_named
+from .recipe import History, Recipe, Setting, Solved, solve
 from .statistics import Statistics, key_statistics
 
 if TYPE_CHECKING:
@@ -38,17 +38,19 @@ def edit(
     corpus: str = "demo",
     max_tokens: int = 100_000,
     progress: Progress | None = None,
+    history: History | None = None,
     **hyper_parameters: Any,
 ) -> Edit:
     """Solve an edit for all requests in one batch.
 
     Args:
-        requests: facts with a target (or a foil, which then is the target), or request dicts as ROME and MEMIT write them.
-        method: `intattn` or `memit`; see `kt ls methods`.
+        requests: facts with a target (or a foil, which then is the target), or dicts as ROME and MEMIT write them.
+        method: see `kt ls methods`.
         alpha: attention's share (eq. 13): a number, `auto` (traced on the requests' own facts), or None for the
             preset's, and `auto` where there is no preset.
         statistics: second moments by module name; None takes them over `corpus` and caches them.
         context_templates: flat list or list of groups; None lets the model write MEMIT's five prefixes from `seed`.
+        history: by weight name, the sum of k kᵀ over keys that earlier edits wrote and this one is to leave alone.
         hyper_parameters: `layers` (or `layers_mlp`), `layers_attn`, `v_lr`, `v_num_grad_steps`, `v_weight_decay`,
             `kl_factor`, `clamp_norm_factor`, `mom2_update_weight`, `mom2_update_weight_attn`, `fact_token`, ...
 
@@ -60,13 +62,13 @@ def edit(
     facts = _requests(model, requests)
     chosen = method_named(method)
     known = preset_for(model, preset)
-    hp = _hyper_parameters(model, known, hyper_parameters, chosen.writes_attention)
+    hp = _hyper_parameters(model, known, hyper_parameters, chosen)
     hp = replace(hp, alpha=_alpha(model, facts, alpha, known, chosen.writes_attention, seed))
     recipe = chosen.recipe(hp)
-    sites = _sites(model, recipe)
+    sites = _sites(recipe)
     contexts = Contexts.of(context_templates) if context_templates else sample_contexts(model, seed)
     statistics = _statistics(model, sites, statistics, corpus, max_tokens, progress)
-    solved = solve(model, facts, recipe, statistics, contexts, progress)
+    solved = solve(Setting(model, statistics, contexts, history or {}), facts, recipe, progress)
     result = _package(model, facts, method, hp, recipe, contexts, statistics, solved, seed)
     result.check()
     _warn_of_weak_targets(facts, solved)
@@ -94,7 +96,7 @@ def _requests(model: TracedModel, requests: Sequence[Fact | Mapping[str, Any]]) 
 
 
 def _hyper_parameters(
-    model: TracedModel, known: Mapping[str, Any], given: Mapping[str, Any], attention: bool
+    model: TracedModel, known: Mapping[str, Any], given: Mapping[str, Any], method: Method
 ) -> HyperParameters:
     given = {k: v for k, v in given.items() if v is not None}
     if "layers" in given:
@@ -102,17 +104,20 @@ def _hyper_parameters(
     names = {f.name for f in fields(HyperParameters)} - {"alpha"}
     if unknown := sorted(set(given) - names):
         raise KtError(f"hyper-parameter {unknown[0]!r} is unknown; known are {', '.join(sorted(names))}")
-    chosen = {k: v for k, v in known.items() if k in names} | given
-    if "layers_mlp" not in chosen or (attention and "layers_attn" not in chosen):
-        mlp, attn = default_layers(model)
-        chosen = {"layers_mlp": mlp, "layers_attn": attn} | chosen
+    chosen = {k: v for k, v in known.items() if k in names} | dict(method.defaults) | given
+    guessed = [name for name in method.needs if not chosen.get(name) and name not in given]
+    if guessed:
+        chosen |= {name: layers for name, layers in default_layers(model).items() if name in guessed}
+        listed = ", ".join(f"{name} {_listed(chosen[name])}" for name in guessed)
         warnings.warn(
-            f"no preset and no layers given for {model.name}: writing MLP layers {_listed(chosen['layers_mlp'])}, "
-            f"attention layers {_listed(chosen['layers_attn'])} by relative depth; kt alpha proposes layers",
+            f"no preset and no layers given for {model.name}: writing {listed} by relative depth; "
+            "kt alpha proposes layers",
             stacklevel=3,
         )
-    for name in ("layers_mlp", "layers_attn"):
+    for name in ("layers_mlp", "layers_attn", "layers_high"):
         chosen[name] = tuple(sorted({model.checked(int(i)) for i in chosen.get(name, ())}))
+        if name in method.needs and name != "layers_attn" and not chosen[name]:
+            raise KtError(f"{name} is empty; give at least one layer")
     return HyperParameters(**chosen)
 
 
@@ -150,9 +155,10 @@ def _traced_alpha(model: TracedModel, facts: list[Fact], seed: int) -> float:
     return float(balance_factor(trace, seed=seed).alpha)
 
 
-def _sites(model: TracedModel, recipe: Recipe) -> list[Site]:
-    sites = [s for path in recipe.paths for s in path.sites]
-    if not sites:
+def _sites(recipe: Recipe) -> list[Site]:
+    """The weights whose second moments the solve will ask for."""
+    sites = [s for path in recipe.live if path.solver.needs_moment for s in path.sites]
+    if not recipe.live:
         raise KtError(
             "the edit would write nothing: no layers for a module whose share is above zero; check alpha and layers"
         )
@@ -169,6 +175,8 @@ def _statistics(
 ) -> Statistics:
     if isinstance(given, Statistics):
         return given
+    if not sites:
+        return Statistics({})
     if given is not None:
         return Statistics.open(given)
     if corpus == "demo" and model.name != "demo":
@@ -202,7 +210,7 @@ def _package(
         "method": method,
         "alpha": hp.alpha,
         "hyper_parameters": asdict(hp),
-        "aims": sorted({str(p.aim) for p in recipe.paths}),
+        "aims": sorted({str(p.aim) for p in recipe.live}),
         "requests": [_plain(f) for f in facts],
         "model": model.name,
         "revision": model.revision,
@@ -266,7 +274,8 @@ def _report(fact: Fact, before: Any, after: Any) -> RequestReport:
     pair = lambda b, a, i: None if b is None else (b[i], a[i])  # noqa: E731
     return RequestReport(
         fact.id, fact.prompt, fact.subject, fact.target or "", fact.answer,
-        pair(target_b, target_a, 0), pair(target_b, target_a, 1), pair(answer_b, answer_a, 0), pair(answer_b, answer_a, 1),
+        pair(target_b, target_a, 0), pair(target_b, target_a, 1),
+        pair(answer_b, answer_a, 0), pair(answer_b, answer_a, 1),
     )  # fmt: skip
 
 
