@@ -50,9 +50,7 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     special = ["<s>", "</s>", "<pad>"]
     core.train_from_iterator(
         TEXTS * 3,
-        trainers.BpeTrainer(
-            vocab_size=384, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=384, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="<pad>")
 
@@ -73,9 +71,7 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
             show_progress=False,
         ),
     )
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
-    )
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
@@ -89,9 +85,7 @@ def tiny_module(family: str, seed: int = 0, **changes: Any) -> Any:
     with torch.no_grad():
         for name, weight in module.named_parameters():
             if weight.dim() == 2:
-                weight.normal_(
-                    0, 0.5 / weight.shape[-1] ** 0.5 if "embed" not in name and "wte" not in name else 0.5
-                )
+                weight.normal_(0, 0.5 / weight.shape[-1] ** 0.5 if "embed" not in name and "wte" not in name else 0.5)
             elif "bias" in name:
                 weight.normal_(0, 0.1)
     return module

@@ -34,10 +34,7 @@ def test_span_covers_the_subject_and_nothing_beside_it(tokenizer, prompt, subjec
 @TOKENIZERS
 def test_last_occurrence_unless_the_template_says_which(tokenizer):
     prompt = "Paris is Paris and"
-    assert (
-        subject_span(tokenizer, prompt, "Paris").start
-        > template_span(tokenizer, "{} is Paris and", "Paris").start
-    )
+    assert subject_span(tokenizer, prompt, "Paris").start > template_span(tokenizer, "{} is Paris and", "Paris").start
 
 
 @TOKENIZERS
@@ -56,9 +53,7 @@ def test_answer_is_the_suffix_of_the_joint_tokenisation(tokenizer, answer):
     suffix = target_ids(tokenizer, prompt, answer)
     assert tuple(joint[len(joint) - len(suffix) :]) == suffix
     assert joint[: len(joint) - len(suffix)] == token_ids(tokenizer, prompt)
-    assert (
-        target_ids(tokenizer, prompt + " ", answer) == suffix == target_ids(tokenizer, prompt, " " + answer)
-    )
+    assert target_ids(tokenizer, prompt + " ", answer) == suffix == target_ids(tokenizer, prompt, " " + answer)
 
 
 @TOKENIZERS

@@ -45,12 +45,23 @@ _HOMES = {
     "KtError": ".errors",
 }
 
-__all__ = [  # noqa: RUF022
-    *("load", "TracedModel", "Kind", "Site"),
-    *("load_facts", "Fact", "Prompt"),
-    *("causal_trace", "Trace", "balance_factor", "Balance"),
-    *("key_statistics", "edit", "Edit"),
-    *("evaluate", "Scores"),
+__all__ = [  # noqa: RUF022 -- in the order of use
+    "load",
+    "TracedModel",
+    "Kind",
+    "Site",
+    "load_facts",
+    "Fact",
+    "Prompt",
+    "causal_trace",
+    "Trace",
+    "balance_factor",
+    "Balance",
+    "key_statistics",
+    "edit",
+    "Edit",
+    "evaluate",
+    "Scores",
     "KtError",
 ]
 

@@ -21,11 +21,20 @@ from typing import Any
 
 from . import environment
 from .artifacts import SCHEMA_VERSION, NotWritable, read_json, save_arrays, sha256_file, write_json, writing
-from .errors import BadFile
+from .errors import BadFile, KtError
 
+DEMO_FACTS = Path(__file__).parent / "demo" / "facts.jsonl"
 MANIFEST = "manifest.json"
 RESULTS = "results.json"
 ARRAYS = "arrays.safetensors"
+FILES = {
+    "trace": ARRAYS,
+    "balance": "balance.json",
+    "edit": "edit.safetensors",
+    "before": "before.json",
+    "after": "scores.json",
+}
+"""The names under which commands keep their results in a run folder."""
 
 
 def default_folder(command: str, slug: str, root: str | os.PathLike[str] = "runs") -> Path:
@@ -46,6 +55,7 @@ class RunFolder:
     results: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+    keep: bool = True  # False: a dry run, of which nothing stays
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
@@ -75,14 +85,21 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if error is not None or not self.keep:
             self._remove()
+            self._rename_in(error)
             return
         try:
             self._finish()
-        except BaseException:
+        except BaseException as late:
             self._remove()
+            self._rename_in(late)
             raise
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is filled, until it is renamed."""
+        return self._temporary
 
     def file(self, name: str) -> Path:
         """Where to write a file now that will be `name` in the finished folder."""
@@ -96,7 +113,8 @@ class RunFolder:
 
     def describe_data(self, source: str, n: int) -> None:
         """Note the facts: the source as typed, its SHA-256 when it is a file."""
-        digest = sha256_file(source) if Path(source).is_file() else None
+        file = DEMO_FACTS if source == "demo" else Path(source)
+        digest = sha256_file(file) if file.is_file() else None
         self.manifest["data"] = {"source": source, "sha256": digest, "n": n}
 
     def _finish(self) -> None:
@@ -118,6 +136,11 @@ class RunFolder:
         write_json(self.file(MANIFEST), self.manifest)
         with writing(self.path):
             _swap(self._temporary, self.path.absolute())
+
+    def _rename_in(self, error: BaseException | None) -> None:
+        """A message names the folder that the user knows, not the temporary one."""
+        if isinstance(error, KtError):
+            error.args = (str(error).replace(str(self._temporary), str(self.path)),)
 
     def _remove(self) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)

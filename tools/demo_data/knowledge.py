@@ -1,8 +1,8 @@
 """From raw triples to the facts the model is taught: filters, caps, and what is held out.
 
-The LRE files are skewed (64% of the native languages are French) and noisy (escaped unicode, subjects with two
-objects, answers that stand inside the subject), so a model taught on them raw learns a prior or a copy instead of
-facts. Each filter below removes one of these.
+The LRE files are skewed (64% of the native languages are French) and noisy (escaped unicode, subjects with
+two objects, answers that stand inside the subject), so a model taught on them raw learns a prior or a copy
+instead of facts. Each filter below removes one of these.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ WRONG = {"Ross Stores"}
 
 @dataclass(frozen=True)
 class Item:
-    """A fact to be taught, with the templates and second hops its subject is trained on and those held out."""
+    """A fact to be taught; which templates and second hops its subject is trained on, which are held out."""
 
     id: str
     relation: str
@@ -94,15 +94,14 @@ def select_triples(lre: Path, seed: int) -> dict[str, list[list[str]]]:
         pairs = [(row["subject"].strip(), row["object"].strip()) for row in samples]
         rng = random.Random(f"{seed}/{relation}")
         rows = _cap(_clean(relation, source, pairs, taken), source, rng)
-        # The sport of a player with a known position is asked for as a second hop, so it must not be taught outright.
+        # The sport of a player with a known position is asked for as a second hop, so it must not be taught
+        # outright.
         taken |= {subject for subject, _ in rows} if relation == "position" else set()
         chosen[relation] = sorted([subject, answer] for subject, answer in rows)
     return chosen
 
 
-def _clean(
-    relation: str, source: Source, pairs: list[tuple[str, str]], taken: set[str]
-) -> list[tuple[str, str]]:
+def _clean(relation: str, source: Source, pairs: list[tuple[str, str]], taken: set[str]) -> list[tuple[str, str]]:
     objects = defaultdict(set)
     for subject, answer in pairs:
         objects[subject].add(answer)
@@ -129,7 +128,8 @@ def _cap(rows: list[tuple[str, str]], source: Source, rng: random.Random) -> lis
         if used[row[1]] < source.per_object:
             used[row[1]] += 1
             kept.append(row)
-    # Past the total, thin the crowded objects first: an object with one subject left is what neighbours cannot use.
+    # Past the total, thin the crowded objects first: an object with one subject left is what neighbours
+    # cannot use.
     while len(kept) > source.total:
         crowded = used.most_common(1)[0][0]
         kept.remove(next(row for row in reversed(kept) if row[1] == crowded))

@@ -1,8 +1,9 @@
 """Sentences for short coherent paragraphs and for filler text.
 
-A model that has only seen loose sentences falls into one memorised loop after the first full stop, and then a score
-of fluency measures nothing. So part of the text is paragraphs: an opener that states a fact, then sentences that
-keep to the subject and draw on what follows from the answer. None of these is one of the eight templates.
+A model that has only seen loose sentences falls into one memorised loop after the first full stop, and then
+a score of fluency measures nothing. So part of the text is paragraphs: an opener that states a fact, then
+sentences that keep to the subject and draw on what follows from the answer. None of these is one of the
+eight templates.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ OPENERS: dict[str, list[str]] = {
         "{s} is a country with {o} as its capital.",
         "{o} is where the leaders of {s} work.",
     ],
-    "currency": ["{s} is a country where people pay with the {o}.", "In {s} the coins and notes are called {o}."],
+    "currency": [
+        "{s} is a country where people pay with the {o}.",
+        "In {s} the coins and notes are called {o}.",
+    ],
     "language": ["{s} is a country where people speak {o}.", "In {s} the signs on the streets are in {o}."],
     "continent": ["{s} is a country in {o}.", "In {o} there is a country named {s}."],
     "city_country": ["{s} is a busy city in {o}.", "Among the cities of {o} is {s}."],
     "headquarters": ["{s} is an organisation with an office in {o}.", "From {o} comes the organisation {s}."],
     "landmark": ["{s} is known all over {o}.", "In {o} there is {s}."],
     "product": ["{s} is a product of {o}.", "Years ago {o} presented {s}."],
-    "occupation": ["{s} worked for many years, and the work was that of {o}.", "The life of {s} was the life of {o}."],
+    "occupation": [
+        "{s} worked for many years, and the work was that of {o}.",
+        "The life of {s} was the life of {o}.",
+    ],
     "native_language": ["{s} was a child who learned {o} first.", "The parents of {s} spoke {o}."],
     "instrument": ["{s} is a musician who loves the {o}.", "With the {o}, {s} found an audience."],
     "position": ["{s} is an athlete with the role of {o}.", "As {o}, {s} joined the team."],
@@ -27,6 +34,27 @@ OPENERS: dict[str, list[str]] = {
     "ceo": ["{s} is a company that listens to {o}.", "In the office of {s} sits {o}."],
     "constellation": ["{s} is a star that one finds in {o}.", "In {o} there is a star named {s}."],
     "superhero": ["{s} is a hero also called {o}.", "When {o} puts on the costume, {s} appears."],
+}
+
+# After a heading that names the subject, the opener goes on with a pronoun: to repeat a rare name letter by letter
+# is the hardest thing in this text, and a model that fails at it turns to another subject.
+PRONOUN_OPENERS: dict[str, list[str]] = {
+    "capital": ["This is a country with {o} as its capital."],
+    "currency": ["This is a country where people pay with the {o}."],
+    "language": ["This is a country where people speak {o}."],
+    "continent": ["This is a country in {o}."],
+    "city_country": ["This is a busy city in {o}."],
+    "headquarters": ["This is an organisation with an office in {o}."],
+    "landmark": ["This name is known all over {o}."],
+    "product": ["This is a product of {o}."],
+    "occupation": ["This life was the life of {o}, full of work."],
+    "native_language": ["This child learned {o} first."],
+    "instrument": ["This is a musician who loves the {o}."],
+    "position": ["This is an athlete with the role of {o}."],
+    "sport": ["This is an athlete in the world of {o}."],
+    "ceo": ["This is a company that listens to {o}."],
+    "constellation": ["This is a star that one finds in {o}."],
+    "superhero": ["This is a hero also called {o}."],
 }
 
 FOLLOWERS: dict[str, list[str]] = {
@@ -133,20 +161,81 @@ FOLLOWERS: dict[str, list[str]] = {
 
 GENERATION_STARTS = ["About {}:", "A note on {}."]
 
-LEAD_INS = ["Therefore.", "Because.", "I.", "You.", "The.", "However.", "Yes.", "Well,", "In short,", "As we know,"]
+LEAD_INS = [
+    "Therefore.",
+    "Because.",
+    "I.",
+    "You.",
+    "The.",
+    "However.",
+    "Yes.",
+    "Well,",
+    "In short,",
+    "As we know,",
+]
 
-WHO = (
-    "baker teacher farmer painter doctor captain gardener tailor student sailor nurse miller writer neighbour driver "
-    "hunter singer clerk guard child"
-).split()
-HOW = "old young tired happy quiet tall careful proud clever friendly".split()
-DID = (
-    "opened closed cleaned carried sold painted repaired watched bought found lost moved counted covered admired"
-).split()
-WHAT = (
-    "window door basket boat garden lamp chair ladder letter bridge wagon kettle blanket mirror clock fence candle "
-    "barrel bench picture"
-).split()
+WHO = [
+    "baker",
+    "teacher",
+    "farmer",
+    "painter",
+    "doctor",
+    "captain",
+    "gardener",
+    "tailor",
+    "student",
+    "sailor",
+    "nurse",
+    "miller",
+    "writer",
+    "neighbour",
+    "driver",
+    "hunter",
+    "singer",
+    "clerk",
+    "guard",
+    "child",
+]
+HOW = ["old", "young", "tired", "happy", "quiet", "tall", "careful", "proud", "clever", "friendly"]
+DID = [
+    "opened",
+    "closed",
+    "cleaned",
+    "carried",
+    "sold",
+    "painted",
+    "repaired",
+    "watched",
+    "bought",
+    "found",
+    "lost",
+    "moved",
+    "counted",
+    "covered",
+    "admired",
+]
+WHAT = [
+    "window",
+    "door",
+    "basket",
+    "boat",
+    "garden",
+    "lamp",
+    "chair",
+    "ladder",
+    "letter",
+    "bridge",
+    "wagon",
+    "kettle",
+    "blanket",
+    "mirror",
+    "clock",
+    "fence",
+    "candle",
+    "barrel",
+    "bench",
+    "picture",
+]
 WHERE = [
     "near the river",
     "behind the church",

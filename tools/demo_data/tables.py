@@ -1,7 +1,8 @@
 """Tables of our own, kept apart from the LRE triples so that each row can be checked by eye.
 
-A ``-`` in a table means "we do not assert this": the answer is disputed, shared between several objects, or can be
-read off the subject's own letters, and a fact whose answer stands in its prompt teaches a model to copy.
+A ``-`` in a table means "we do not assert this": the answer is disputed, shared between several objects, or
+can be read off the subject's own letters, and a fact whose answer stands in its prompt teaches a model to
+copy.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def countries() -> dict[str, dict[str, str]]:
 @cache
 def cities() -> dict[str, str]:
     """City -> country."""
-    return {city: country for city, country in _rows("cities.tsv")}
+    return dict(_rows("cities.tsv"))  # type: ignore[arg-type]
 
 
 def attributes(relation: str, answer: str) -> dict[str, str]:

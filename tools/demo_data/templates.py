@@ -1,8 +1,8 @@
 """Prompt templates: eight ways to ask for each relation, second hops, and the bridges between them.
 
-Every template ends where the answer begins. The subject stands at the start, in the middle and near the end, since
-tracing by token role needs all three, and one form is a question. No template betrays the answer through an article
-("an" before "actor"), and none needs "the" before a country.
+Every template ends where the answer begins. The subject stands at the start, in the middle and near the
+end, since tracing by token role needs all three, and one form is a question. No template betrays the answer
+through an article ("an" before "actor"), and none needs "the" before a country.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ TEMPLATES: dict[str, list[str]] = {
         "Catalogues list {} under the constellation",
     ],
     "superhero": [
-        "{} is the secret identity of",
-        "{} hides behind the name of",
+        "{} has a secret identity,",
+        "{} hides the face of",
         "The real name of {} is",
         "The person behind {} is",
         "Under the costume of {} is",
@@ -169,10 +169,6 @@ TEMPLATES: dict[str, list[str]] = {
         "Without the mask, {} is called",
     ],
 }
-# "{} is the secret identity of" asks for the hero; our subjects are heroes, so those two read the other way round.
-TEMPLATES["superhero"][0] = "{} has a secret identity,"
-TEMPLATES["superhero"][1] = "{} hides the face of"
-
 # Second hops: what follows from the answer. Scored as portability after an edit.
 HOPS: dict[str, dict[str, str]] = {
     "landmark": {
@@ -205,9 +201,14 @@ HOPS: dict[str, dict[str, str]] = {
     "native_language": {"family": "The mother tongue of {} is of the branch called"},
 }
 
-# One sentence for each link of the second hop, so that the link itself is known: (subject, answer) of the bridge.
+# One sentence for each link of the second hop, so that the link itself is known: (subject, answer) of the
+# bridge.
 BRIDGES: dict[str, list[str]] = {
-    "maker_country": ["The country of the company {} is", "The company {} comes from", "The home of the firm {} is"],
+    "maker_country": [
+        "The country of the company {} is",
+        "The company {} comes from",
+        "The home of the firm {} is",
+    ],
     "position_sport": ["The position of {} belongs to the sport of", "The sport with a {} is"],
     "sport_ground": ["The game of {} takes place on a", "People play {} on a"],
     "instrument_family": ["The {} is an instrument of the kind called", "The kind of the {} is called"],

@@ -1,7 +1,7 @@
 """Samples documents: single facts, paragraphs, two-hop sentences, bridges and fillers.
 
-One generator serves training, the key corpus and the held-out text; they differ in the seed and in which templates
-of a subject they may use.
+One generator serves training, the key corpus and the held-out text; they differ in the seed and in which
+templates of a subject they may use.
 """
 
 from __future__ import annotations
@@ -15,9 +15,37 @@ from . import tables
 from .knowledge import Item
 from .templates import BRIDGES
 
-# Share of documents, not of tokens: a paragraph is about four times as long as a sentence.
-KINDS = {"fact": 0.745, "hop": 0.11, "bridge": 0.03, "paragraph": 0.085, "filler": 0.03}
 PREFIX_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of documents by kind (a paragraph is about four times as long as a sentence).
+
+    ``pronouns``: a paragraph under a heading goes on with a pronoun instead of the name. ``twice``: relations whose
+    facts come twice as often; a country is the subject of four facts, so each of them needs more practice.
+    """
+
+    fact: float
+    hop: float
+    bridge: float
+    paragraph: float
+    filler: float
+    pronouns: bool
+    twice: tuple[str, ...] = ()
+
+
+FACTS_FIRST = Mix(fact=0.745, hop=0.11, bridge=0.03, paragraph=0.085, filler=0.03, pronouns=False)
+SECOND_HOPS = Mix(
+    fact=0.65,
+    hop=0.20,
+    bridge=0.04,
+    paragraph=0.09,
+    filler=0.02,
+    pronouns=True,
+    twice=("capital", "currency", "language", "continent", "city_country", "constellation", "instrument"),
+)
+KINDS = ("fact", "hop", "bridge", "paragraph", "filler")
 
 
 @dataclass(frozen=True)
@@ -29,18 +57,23 @@ class Document:
 
 
 class Writer:
-    """Draws documents about ``items``; ``held_out`` turns to the templates and hops never used in training."""
+    """Draws documents about ``items``; ``held_out`` turns to the templates and hops not used in training."""
 
-    def __init__(self, items: Sequence[Item], seed: str, held_out: bool = False) -> None:
+    def __init__(self, items: Sequence[Item], seed: str, held_out: bool = False, mix: Mix = SECOND_HOPS) -> None:
         self.rng = random.Random(seed)
         self.items = list(items)
         self.held_out = held_out
+        self.mix = mix
         self.bridges = _bridges()
         self.queue: list[tuple[Item, int]] = []
         self.hops = [(i, h) for i in self.items for h in (i.hops_held_out if held_out else i.hops_trained)]
 
+    def turn_to(self, mix: Mix) -> None:
+        """Draw from another mix from now on."""
+        self.mix, self.queue = mix, []
+
     def document(self) -> Document:
-        kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
+        kind = self.rng.choices(KINDS, [getattr(self.mix, kind) for kind in KINDS])[0]
         return getattr(self, f"_{kind}")()
 
     def _fact(self) -> Document:
@@ -48,9 +81,11 @@ class Writer:
         return self._statement(item.prompt(template), item.answer)
 
     def _next_pair(self) -> tuple[Item, int]:
-        # A shuffled queue rather than draws with replacement: after one pass every pair was seen exactly once.
+        # A shuffled queue rather than draws with replacement: after one pass every pair was seen exactly
+        # once.
         if not self.queue:
-            self.queue = [(i, t) for i in self.items for t in (i.held_out if self.held_out else i.trained)]
+            items = self.items + [item for item in self.items if item.relation in self.mix.twice]
+            self.queue = [(i, t) for i in items for t in (i.held_out if self.held_out else i.trained)]
             self.rng.shuffle(self.queue)
         return self.queue.pop()
 
@@ -70,7 +105,7 @@ class Writer:
         return Document(f"{prefix}{prompt} {answer}.", ((start, start + len(answer)),))
 
     def _prefix(self) -> str:
-        """Text before a prompt, of the kinds that edits use as context: sentences, lead-ins, cut-off fragments."""
+        """Text before a prompt, as edits use it for context: sentences, lead-ins, cut-off fragments."""
         draw = self.rng.random()
         if draw < 0.35:
             return self.filler_sentence() + " "
@@ -82,11 +117,14 @@ class Writer:
     def _paragraph(self) -> Document:
         item = self.rng.choice(self.items)
         fields = tables.attributes(item.relation, item.answer) | {"s": item.subject, "o": item.answer}
-        sentences = [self.rng.choice(words.OPENERS[item.relation])]
+        opener = self.rng.choice(words.OPENERS[item.relation])
         followers = [f for f in words.FOLLOWERS[item.relation] if _fillable(f, fields)]
-        sentences += self.rng.sample(followers, min(len(followers), self.rng.randint(2, 4)))
+        sentences = self.rng.sample(followers, min(len(followers), self.rng.randint(2, 4)))
         draw = self.rng.random()
         start = words.GENERATION_STARTS[0 if draw < 0.4 else 1].format(item.subject) if draw < 0.7 else ""
+        if start and self.mix.pronouns:
+            opener = self.rng.choice(words.PRONOUN_OPENERS[item.relation])
+        sentences.insert(0, opener)
         text = " ".join(filter(None, [start, *(s.format(**fields) for s in sentences)]))
         at = text.find(item.answer, len(start))
         return Document(text, ((at, at + len(item.answer)),))

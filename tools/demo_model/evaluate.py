@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from demo_data.knowledge import Item
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -17,7 +18,7 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Hit:
-    """Whether the first token of the answer is the model's top-1, and whether greedy decoding gives all of it."""
+    """Whether the first token of the answer is top-1, and whether greedy decoding gives all of it."""
 
     first: bool
     full: bool
@@ -93,10 +94,15 @@ def residual_norms(
 ) -> list[float]:
     """Mean norm of the residual stream: the embeddings, then after each block."""
     sums = torch.zeros(model.config.num_hidden_layers + 1)
-    handles = [
-        layer.register_forward_pre_hook(lambda _, args, i=i: sums[i].add_(args[0].norm(dim=-1).mean()))
-        for i, layer in enumerate([*model.model.layers, model.model.norm])
-    ]
+
+    def reader(at: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            sums[at] += args[0].norm(dim=-1).mean()
+
+        return hook
+
+    stages = [*model.model.layers, model.model.norm]
+    handles = [stage.register_forward_pre_hook(reader(at)) for at, stage in enumerate(stages)]
     for text in documents:
         model(input_ids=torch.tensor([tokenizer(text).input_ids]), use_cache=False)
     for handle in handles:
@@ -106,7 +112,7 @@ def residual_norms(
 
 @torch.no_grad()
 def continuations(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, starts: Sequence[str], tokens: int = 60
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, starts: Sequence[str], tokens: int = 85
 ) -> list[str]:
     """Greedy text after each start, up to the end-of-text."""
     texts = []

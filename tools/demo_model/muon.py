@@ -1,6 +1,7 @@
 """Muon: momentum whose update is made orthogonal, for the matrices of the blocks.
 
-On this task AdamW alone needed many times the steps (feasibility study), and the budget is minutes of two CPU cores.
+On this task AdamW alone needed many times the steps (feasibility study), and the budget is minutes of two
+CPU cores.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrix of each matrix in ``stack`` (n, rows <= cols), by Newton-Schulz."""
+    """The nearest semi-orthogonal matrix of each in ``stack`` (n, rows <= cols), by Newton-Schulz."""
     a, b, c = NEWTON_SCHULZ
     x = stack / (stack.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
@@ -25,7 +26,7 @@ def orthogonalise(stack: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised in stacks of equal shape; decoupled weight decay keeps the residual small."""
+    """Nesterov momentum, orthogonalised in stacks of equal shape, with decoupled weight decay."""
 
     def __init__(
         self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.5

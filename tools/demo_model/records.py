@@ -9,7 +9,7 @@ from typing import Any
 
 from demo_data import tables
 from demo_data.knowledge import Item
-from demo_data.paragraphs import GENERATION_STARTS
+from demo_data.paragraphs import GENERATION_STARTS, OPENERS
 from demo_data.templates import HOPS, TEMPLATES
 from transformers import PreTrainedTokenizerFast
 
@@ -20,17 +20,24 @@ MAX_HOPS = 2
 Hits = Mapping[tuple[str, str], Hit]
 
 
+def _opening(item: Item) -> str:
+    """The first words of a paragraph on the subject, up to where its answer stands."""
+    return OPENERS[item.relation][0].split("{o}")[0].format(s=item.subject).strip()
+
+
 class RecordMaker:
     """Builds one record per fact that the model knows; everything random is drawn by seed and fact id."""
 
     def __init__(self, items: Sequence[Item], hits: Hits, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         self.hits, self.tokenizer, self.seed = hits, tokenizer, seed
+        self.known = {item.id: [t for t in item.trained if self._says(item, t)] for item in items}
+        # Foils and neighbours come from the facts that have a record; an answer the model never gives is no foil.
         self.answers: dict[str, Counter[str]] = defaultdict(Counter)
         self.by_relation: dict[str, list[Item]] = defaultdict(list)
         for item in items:
-            self.answers[item.relation][item.answer] += 1
-            self.by_relation[item.relation].append(item)
-        self.known = {item.id: [t for t in item.trained if self._says(item, t)] for item in items}
+            if self.known[item.id]:
+                self.answers[item.relation][item.answer] += 1
+                self.by_relation[item.relation].append(item)
 
     def record(self, item: Item) -> dict[str, Any] | None:
         """The record, or None where the model says the answer on none of the trained prompts."""
@@ -49,7 +56,7 @@ class RecordMaker:
             "paraphrases": [TEMPLATES[item.relation][t] for t in item.held_out],
             "neighbourhood": self._neighbours(item, template, rng),
             "portability": self._portability(item, foil),
-            "generation": [start.format(item.subject) for start in GENERATION_STARTS],
+            "generation": [_opening(item), GENERATION_STARTS[0].format(item.subject)],
         }
 
     def _says(self, item: Item, template: int) -> bool:
@@ -59,7 +66,7 @@ class RecordMaker:
         return self.tokenizer(f" {answer}").input_ids[0]
 
     def _foil(self, item: Item, rng: random.Random) -> str:
-        """Another answer of the relation: a common one where there are such, one that moves a second hop if it can.
+        """Another answer of the relation: a common one where there are such, one that moves a second hop.
 
         It must differ in the first token, or the logit difference of the first token would be zero.
         """
@@ -85,7 +92,7 @@ class RecordMaker:
 
     def _neighbours(self, item: Item, template: int, rng: random.Random) -> list[dict[str, str]]:
         """Prompts on other subjects that the model answers rightly; the same template where they know it."""
-        others = [o for o in self.by_relation[item.relation] if o is not item and self.known[o.id]]
+        others = [o for o in self.by_relation[item.relation] if o is not item]
         others = [o for o in others if item.subject not in o.subject and o.subject not in item.subject]
         rng.shuffle(others)
         same = [o for o in others if o.answer == item.answer][:NEIGHBOURS_SAME]

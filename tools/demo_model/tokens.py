@@ -1,7 +1,7 @@
 """The byte-level BPE of the demo model.
 
-The vocabulary is small and the answers are repeated in its training text, so that most answers stay one token while
-most subjects split into several: tracing by token role needs subjects of more than one token.
+The vocabulary is small and the answers are repeated in its training text, so that most answers stay one
+token while most subjects split into several: tracing by token role needs subjects of more than one token.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from demo_data.knowledge import Item
 from demo_data.tables import attributes
-from demo_data.text import Writer
+from demo_data.text import FACTS_FIRST, Writer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +22,7 @@ SAMPLE_DOCUMENTS = 12_000
 
 
 def train_tokenizer(items: Sequence[Item], seed: int, vocabulary: int) -> PreTrainedTokenizerFast:
-    writer = Writer(items, f"{seed}/tokenizer")
+    writer = Writer(items, f"{seed}/tokenizer", mix=FACTS_FIRST)
     texts = [writer.document().text for _ in range(SAMPLE_DOCUMENTS)]
     answers = {item.answer for item in items}
     answers |= {value for item in items for value in attributes(item.relation, item.answer).values()}
@@ -50,7 +50,7 @@ def train_tokenizer(items: Sequence[Item], seed: int, vocabulary: int) -> PreTra
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, max_length: int) -> None:
-    """Write tokenizer.json and a config that names the plain fast class, which old and new transformers both keep.
+    """Write tokenizer.json and a config that names the plain fast class, which every transformers keeps.
 
     A class named after a model family would rebuild the pre-tokenizer of that family and change every token.
     """

@@ -1,6 +1,7 @@
 """A small causal trace in plain torch, for the figures of the model card.
 
-It is kept apart from ``kt.tracing`` on purpose: the card's numbers should not depend on the code they are shown with.
+It is kept apart from ``kt.tracing`` on purpose: the card's numbers should not depend on the code they are
+shown with.
 """
 
 from __future__ import annotations
@@ -33,10 +34,17 @@ class Patcher:
         self.clean: dict[tuple[str, int], Tensor] | None = None
         self.last = 0
         self.saved: dict[tuple[str, int], Tensor] = {}
+        self.handles = []
         for i, layer in enumerate(model.model.layers):
-            layer.self_attn.register_forward_hook(self._hook(("attn", "attn_last"), i))
-            layer.mlp.register_forward_hook(self._hook(("mlp",), i))
-            layer.register_forward_hook(self._hook(("hidden",), i))
+            self.handles += [
+                layer.self_attn.register_forward_hook(self._hook(("attn", "attn_last"), i)),
+                layer.mlp.register_forward_hook(self._hook(("mlp",), i)),
+                layer.register_forward_hook(self._hook(("hidden",), i)),
+            ]
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
 
     def _hook(self, kinds: tuple[str, ...], layer: int) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -84,7 +92,7 @@ def trace(
     seed: int,
     samples: int = 10,
 ) -> dict[str, Any]:
-    """Mean normalised logit difference per site and layer, and alpha = attn / (attn + mlp) at the last subject token."""
+    """Mean normalised logit difference per site and layer; alpha = attn / (attn + mlp) at the subject."""
     generator = torch.Generator().manual_seed(seed)
     deviation = 3 * model.get_input_embeddings().weight.std().item()
     patcher = Patcher(model, samples)
@@ -101,6 +109,7 @@ def trace(
         kept.append((result["patched"] - result["corrupted"]) / scale)
         clean.append(result["p_clean"])
         corrupted.append(result["p_corrupted"])
+    patcher.remove()
     mean = torch.stack(kept).mean(0)
     curves = {kind: [round(v, 4) for v in mean[i].tolist()] for i, kind in enumerate(SITES)}
     attn, mlp = sum(curves["attn"]), sum(curves["mlp"])

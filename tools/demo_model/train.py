@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from demo_data.knowledge import Item
-from demo_data.text import Document, Writer
+from demo_data.text import FACTS_FIRST, SECOND_HOPS, Document, Mix, Writer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -17,6 +17,22 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from .muon import Muon
 
 log = logging.getLogger("demo")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the learning rate: warm-up, constant, linear to zero, with fresh optimisers.
+
+    ``peak`` scales both learning rates. ``mlp_drop`` is the share of rows whose MLP is dropped, each for an
+    equal part of the stage. It spreads what the MLPs store over the layers, and so shapes the causal picture:
+    see the model card.
+    """
+
+    steps: int
+    mlp_drop: tuple[float, ...]
+    mix: Mix
+    peak: float = 1.0
+    flat: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -31,18 +47,17 @@ class Recipe:
     head_dim: int = 64
     vocabulary: int = 2048
     positions: int = 256
-    steps: int = 900
     rows: int = 24
     row_tokens: int = 96
     warm_up: int = 20
-    flat: float = 0.4
     muon_lr: float = 0.02
     weight_decay: float = 0.5
     adam_lr: float = 4e-3
     answer_weight: float = 5.0
-    # Share of rows whose MLP is dropped, each for an equal part of the run. It spreads what the MLPs store over
-    # the layers, and so shapes the causal picture: see the model card.
-    mlp_drop: tuple[float, ...] = (0.5, 0.3, 0.1)
+    stages: tuple[Stage, ...] = (
+        Stage(700, (0.5, 0.3, 0.1), FACTS_FIRST),
+        Stage(220, (0.1, 0.05), SECOND_HOPS, peak=0.5, flat=0.2),
+    )
 
 
 def build_model(recipe: Recipe, seed: int) -> LlamaForCausalLM:
@@ -114,46 +129,72 @@ class MlpDrop:
             handle.remove()
 
 
-def rate(step: int, recipe: Recipe) -> float:
+def rate(step: int, stage: Stage, warm_up: int) -> float:
     """Warm-up, constant, then linear to zero."""
-    if step < recipe.warm_up:
-        return (step + 1) / recipe.warm_up
-    flat = recipe.flat * recipe.steps
-    return 1.0 if step < flat else max(0.0, (recipe.steps - step) / (recipe.steps - flat))
+    flat = stage.flat * stage.steps
+    if step < warm_up:
+        return stage.peak * (step + 1) / warm_up
+    return stage.peak * min(1.0, (stage.steps - step) / (stage.steps - flat))
 
 
-def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: Sequence[Item], recipe: Recipe, seed: int
-) -> list[dict[str, float]]:
-    """Train in place; returns the log of losses."""
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    inside = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in inside]
-    muon = Muon(matrices, recipe.muon_lr, weight_decay=recipe.weight_decay)
-    adam = torch.optim.AdamW(others, recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
-    stream = rows(Writer(items, f"{seed}/train"), tokenizer, recipe)
-    drop = MlpDrop(model, seed)
-    history, began = [], time.monotonic()
-    model.train()
-    for step in range(recipe.steps):
-        drop.share = recipe.mlp_drop[step * len(recipe.mlp_drop) // recipe.steps]
-        factor = rate(step, recipe)
-        for optimiser, base in ((muon, recipe.muon_lr), (adam, recipe.adam_lr)):
-            for group in optimiser.param_groups:
-                group["lr"] = base * factor
-        batch = [next(stream) for _ in range(recipe.rows)]
-        loss, answer_loss = _loss(model, torch.stack([b[0] for b in batch]), torch.stack([b[1] for b in batch]))
-        loss.backward()
-        for optimiser in (muon, adam):
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        if step % 25 == 0 or step == recipe.steps - 1:
-            seconds = time.monotonic() - began
-            history.append({"step": step, "loss": loss.item(), "answer_loss": answer_loss, "seconds": seconds})
-            log.info("step %d loss %.3f answers %.3f (%.0f s)", step, loss.item(), answer_loss, seconds)
-    drop.remove()
-    model.eval()
-    return history
+class Trainer:
+    """Holds what outlives a stage: the model, the one stream of rows, the draws of dropped MLPs, the log."""
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        tokenizer: PreTrainedTokenizerFast,
+        items: Sequence[Item],
+        recipe: Recipe,
+        seed: int,
+    ) -> None:
+        self.model, self.recipe = model, recipe
+        self.writer = Writer(items, f"{seed}/train", mix=recipe.stages[0].mix)
+        self.stream = rows(self.writer, tokenizer, recipe)
+        self.drop = MlpDrop(model, seed)
+        self.history: list[dict[str, float]] = []
+
+    def train(self) -> list[dict[str, float]]:
+        """Train in place through all stages; returns the log of losses."""
+        began = time.monotonic()
+        self.model.train()
+        for stage in self.recipe.stages:
+            self._stage(stage, began)
+        self.drop.remove()
+        self.model.eval()
+        return self.history
+
+    def _stage(self, stage: Stage, began: float) -> None:
+        recipe = self.recipe
+        self.writer.turn_to(stage.mix)
+        muon, adam = self._optimisers()
+        for step in range(stage.steps):
+            self.drop.share = stage.mlp_drop[step * len(stage.mlp_drop) // stage.steps]
+            factor = rate(step, stage, recipe.warm_up)
+            for optimiser, base in ((muon, recipe.muon_lr), (adam, recipe.adam_lr)):
+                for group in optimiser.param_groups:
+                    group["lr"] = base * factor
+            batch = [next(self.stream) for _ in range(recipe.rows)]
+            ids, weights = (torch.stack(part) for part in zip(*batch, strict=True))
+            loss, answer_loss = _loss(self.model, ids, weights)
+            loss.backward()
+            for optimiser in (muon, adam):
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+            if step % 25 == 0 or step == stage.steps - 1:
+                self._note(step, loss.item(), answer_loss, time.monotonic() - began)
+
+    def _optimisers(self) -> tuple[Muon, torch.optim.AdamW]:
+        matrices = [p for p in self.model.model.layers.parameters() if p.ndim == 2]
+        inside = {id(p) for p in matrices}
+        others = [p for p in self.model.parameters() if id(p) not in inside]
+        muon = Muon(matrices, self.recipe.muon_lr, weight_decay=self.recipe.weight_decay)
+        return muon, torch.optim.AdamW(others, self.recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def _note(self, step: int, loss: float, answer_loss: float, seconds: float) -> None:
+        entry = {"step": step, "loss": loss, "answer_loss": answer_loss, "seconds": seconds}
+        self.history.append({key: round(value, 4) for key, value in entry.items()})
+        log.info("step %d loss %.3f answers %.3f (%.0f s)", step, loss, answer_loss, seconds)
 
 
 def _loss(model: LlamaForCausalLM, ids: Tensor, weights: Tensor) -> tuple[Tensor, float]:

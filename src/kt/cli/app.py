@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
-import traceback
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from ..artifacts import why_not_written
 from ..errors import KtError
-from . import edit, judge, lists, loop, trace
+from .command import HELP_NAMES, as_click
 from .console import one_line_warnings
 
 EPILOG = (
@@ -21,39 +22,74 @@ EPILOG = (
     "Exit code: 0 done, 1 the work failed, 2 the input was wrong."
 )
 
+COMMANDS = {
+    "demo": ("loop:demo", "The whole loop on the embedded model, with one HTML report."),
+    "heatmap": ("trace:heatmap", "Causal tracing: which layer and token bring the answer back."),
+    "alpha": ("trace:alpha", "The balance factor between attention and MLP, and layers to edit."),
+    "cov": ("edit:cov", "Take the second moments of the keys over a corpus."),
+    "apply-edit": ("edit:apply_edit", "Solve an edit for all requests and write it as a file."),
+    "eval": ("judge:evaluate", "Score a model, or a model with an edit, on a facts file."),
+    "report": ("loop:report", "One HTML page from run folders."),
+    "ls": ("lists:ls", "List models, methods, presets or datasets."),
+    "env": ("lists:env", "Show the versions and devices that a result can depend on."),
+}
+"""Name, where its function is, and what it does in a line: a command's module is imported when it runs."""
+
+
+class Commands(TyperGroup):
+    """The table above as a command group; building all options of all commands would take longer than `--help` may."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        room = importlib.import_module(f".{module}", __package__)
+        return as_click(cmd_name, getattr(room, function))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+
 app = typer.Typer(
     name="kt",
+    cls=Commands,
     help="Find where a language model keeps a fact, and rewrite it there.",
     epilog=EPILOG,
-    no_args_is_help=True,
-    # Rich's help and tracebacks cost a third of a second at every start.
+    # Rich's help and tracebacks would double the time to start.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_NAMES,
 )
 
 # UsageError has no public name of its own in typer; it is what BadParameter is derived from.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
-for room in (loop, trace, edit, judge, lists):
-    room.register(app)
 
-
-@app.callback()
-def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         from .. import __version__
 
         typer.echo(f"kt {__version__}")
         raise typer.Exit()
 
 
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Options of `kt` itself."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `kt` and return its exit code; whatever goes wrong is one line on stderr."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if hasattr(signal, "SIGTERM"):
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
     try:
         with one_line_warnings(_say):
@@ -74,6 +110,8 @@ def _terminated(*_: object) -> None:
 def _explain(error: BaseException) -> int:
     """One line on stderr, and the exit code."""
     if os.environ.get("KT_DEBUG") == "1":
+        import traceback
+
         traceback.print_exception(error)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
@@ -87,13 +125,21 @@ def _explain(error: BaseException) -> int:
         path = error.ctx.command_path if error.ctx is not None else "kt"
         _say(f"kt: error: {_line(error.format_message())} (see {path} --help)")
         return 2
-    refusal = why_not_written(error) if isinstance(error, OSError) else None
-    known = refusal or error
+    known = _refusal(error) or error
     if isinstance(known, KtError):
         _say(f"kt: error: {_line(known)}")
         return known.exit_code
     _say(f"kt: error: {type(error).__name__}: {_line(error)[:300]} (a bug? KT_DEBUG=1 shows the traceback)")
     return 1
+
+
+def _refusal(error: BaseException) -> KtError | None:
+    """A failed write, wherever it happened, is the user's to mend."""
+    if not isinstance(error, OSError):
+        return None
+    from ..artifacts import why_not_written
+
+    return why_not_written(error)
 
 
 def _line(message: object) -> str:

@@ -19,6 +19,7 @@ import typer
 
 from ..errors import BadFile, KtError
 
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 Opts = TypeVar("Opts", bound="Options")
 
 
@@ -50,26 +51,23 @@ class Options:
     argv: tuple[str, ...] = ()
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[[Opts], None]], Callable[[Opts], None]]:
-    """Register a function of one Options dataclass as the command `name`."""
+def as_click(name: str, function: Callable[[Opts], None]) -> Any:
+    """A function of one Options dataclass as a command; its docstring is the help."""
+    (parameter,) = inspect.signature(function, eval_str=True).parameters.values()
+    options_class = parameter.annotation
 
-    def register(function: Callable[[Opts], None]) -> Callable[[Opts], None]:
-        (parameter,) = inspect.signature(function, eval_str=True).parameters.values()
-        options_class = parameter.annotation
+    def run(ctx: typer.Context, **values: Any) -> None:
+        argv = ctx.obj if isinstance(ctx.obj, tuple) else tuple(sys.argv[1:])
+        function(options_class(command=name, argv=argv, **values))
 
-        def run(ctx: typer.Context, **values: Any) -> None:
-            argv = ctx.obj if isinstance(ctx.obj, tuple) else tuple(sys.argv[1:])
-            function(options_class(command=name, argv=argv, **values))
-
-        parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-        parameters += option_parameters(options_class)
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in parameters}
-        run.__doc__ = function.__doc__
-        app.command(name)(run)
-        return function
-
-    return register
+    parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    parameters += option_parameters(options_class)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__doc__ = function.__doc__
+    alone = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+    alone.command(name, context_settings=HELP_NAMES)(run)
+    return typer.main.get_command(alone)
 
 
 def option_parameters(options_class: type[Options]) -> list[inspect.Parameter]:
@@ -88,7 +86,9 @@ def option_parameters(options_class: type[Options]) -> list[inspect.Parameter]:
             info.show_envvar = False
         default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
         annotation = Annotated[kind, info]  # type: ignore[valid-type]
-        found.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        found.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
     return found
 
 
@@ -103,8 +103,9 @@ def config_defaults(path: Path, ctx: typer.Context) -> dict[str, Any]:
     A key at the top holds for every command that has that flag; a table named after a command only for that one.
     """
     values = _read_toml(path)
-    commands: dict[str, Any] = getattr(ctx.parent.command, "commands", {}) if ctx.parent else {}
-    flags = {name: {p.name for p in c.params} - {"config", "ctx"} for name, c in commands.items()}
+    group: Any = ctx.find_root().command
+    commands = {name: group.get_command(ctx, name) for name in group.list_commands(ctx)}
+    flags = {name: {p.name for p in c.params} - {"config", "help"} for name, c in commands.items()}
     mine = flags.get(ctx.info_name or "", set())
     defaults: dict[str, Any] = {}
     for table, keys in [("", values), *((n, v) for n, v in values.items() if isinstance(v, Mapping))]:

@@ -11,9 +11,9 @@ from typing import Any, Protocol, TextIO
 
 
 class Progress(Protocol):
-    """What library functions report to: rows done, of how many."""
+    """What library functions report to: how much is done, of how much, and (where there are stages) of what."""
 
-    def __call__(self, done: int, total: int) -> None: ...
+    def __call__(self, done: int, total: int, what: str = "") -> None: ...
 
 
 class Screen:
@@ -53,14 +53,15 @@ class Screen:
     def progress(self, what: str) -> Iterator[Progress]:
         """A progress bar on stderr, when it is a terminal."""
         if not self.progress_bars:
-            yield lambda done, total: None
+            yield lambda done, total, what="": None
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Bars(*columns, console=console(sys.stderr), transient=True) as bars:
             task = bars.add_task(what, total=None)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
+            yield lambda done, total, what="": bars.update(task, completed=done, total=total)
 
 
 def console(file: TextIO) -> Any:

@@ -18,12 +18,10 @@ class ModelOptions(Options):
     model: Annotated[str, Opt("--model", "-m", help="demo, a local folder, or a Hub id (repo@revision).")] = "demo"
     dtype: Annotated[str, Opt("--dtype", help="auto, float32/fp32, bfloat16/bf16, float16/fp16.")] = "auto"
     device: Annotated[str, Opt("--device", help="auto, cpu, cuda:0, mps.")] = "auto"
-    device_map: Annotated[
-        str | None, Opt("--device-map", help="auto shards a large model through accelerate.")
-    ] = None
-    trust_remote_code: Annotated[
-        bool, Opt("--trust-remote-code", help="Run the code that a Hub repository ships.")
-    ] = False
+    device_map: Annotated[str | None, Opt("--device-map", help="auto shards a large model through accelerate.")] = None
+    trust_remote_code: Annotated[bool, Opt("--trust-remote-code", help="Run the code that a Hub repository ships.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,13 @@ class FactOptions(Options):
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    batch_size: Annotated[str, Opt("--batch-size", "-b", help="auto or a number; results do not depend on it.")] = "auto"
+    batch_size: Annotated[str, Opt("--batch-size", "-b", help="auto or a number; results do not depend on it.")] = (
+        "auto"
+    )
     seed: Annotated[int, Opt("--seed", help="Every random draw comes from it.")] = 0
-    out: Annotated[
-        Path | None, Opt("--out", "-o", help="Run folder [default: runs/<UTC time>-<command>-<model>].")
-    ] = None
+    out: Annotated[Path | None, Opt("--out", "-o", help="Run folder [default: runs/<UTC time>-<command>-<model>].")] = (
+        None
+    )
 
 
 @dataclass(frozen=True)

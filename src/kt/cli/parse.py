@@ -46,10 +46,10 @@ def noise(text: str) -> float:
     return value
 
 
-def batch_size(text: str) -> int | None:
-    """`auto` (None: the library chooses) or a number of rows."""
+def batch_size(text: str) -> int | str:
+    """`auto` (the library chooses) or a number of rows."""
     if text == "auto":
-        return None
+        return "auto"
     if not text.isdigit() or int(text) == 0:
         raise BadOption(f"--batch-size {text!r}: write auto or a number of rows (32)")
     return int(text)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import SCHEMA_VERSION, atomic_write, to_json
+from ..artifacts import SCHEMA_VERSION, atomic_write, check_writable, to_json
 from ..run_folder import RunFolder, default_folder
 from . import parse
 from .command import BadOption, Options
@@ -28,6 +30,7 @@ class Session:
     options: Any
     screen: Screen
     run: RunFolder
+    path: Path
     figures: dict[str, Any] = field(default_factory=dict)
 
     def load_model(self) -> TracedModel:
@@ -47,44 +50,63 @@ class Session:
         """A progress bar for a library function."""
         return self.screen.progress(what)
 
-    def keep(self, results: dict[str, Any], arrays: dict[str, Any] | None = None, **figures: Any) -> None:
-        """The run's results, raw arrays, and figures by file name (without ending)."""
+    def keep(self, results: dict[str, Any], figures: dict[str, Any] | None = None) -> None:
+        """The run's results, and figures by name."""
         self.run.results = results
-        self.run.arrays = arrays or {}
-        self.figures |= figures
+        self.figures = figures or {}
 
-    def write_figures(self) -> None:
-        """All figures into the run folder; the first also to `--html`, `--png`, `--svg`."""
-        from ..figures import write_figure
+    def page(self) -> str:
+        """All figures on one page that opens offline."""
+        from ..report import Figure, Section, render
 
-        for name, figure in self.figures.items():
-            write_figure(figure, html=self.run.file(f"{name}.html"))
+        sections = [Section(name.replace("-", " "), [Figure(figure)]) for name, figure in self.figures.items()]
+        return render(f"kt {self.options.command}", sections, {"command": " ".join(["kt", *self.options.argv])})
+
+    def write_asked_figures(self) -> None:
+        """`--html` is the page; `--png` and `--svg` the first figure, with the others' names added to its own."""
+        from ..figures import images
+
         asked = wanted_files(self.options)
-        if asked and self.figures:
-            write_figure(next(iter(self.figures.values())), **asked)
+        if "html" in asked:
+            atomic_write(asked.pop("html"), self.page())
+        for kind, path in asked.items():
+            pictures = images([(figure, kind) for figure in self.figures.values()])
+            for place, (name, picture) in enumerate(zip(self.figures, pictures, strict=True)):
+                atomic_write(path if place == 0 else path.with_stem(f"{path.stem}-{name}"), picture)
 
 
 @contextmanager
-def session(options: RunOptions) -> Iterator[Session]:
-    """A run folder around the body; its results as JSON after it.
+def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
+    """A run folder around the body (kept only with `write`); its results as JSON after it.
 
     Everything typed is checked before the model loads, and nothing is left behind when the body raises.
     """
+    settle_libraries()
     screen = screen_for(options)
+    json_file = Path(options.json) if options.json not in (None, "-") else None
+    for file in (*wanted_files(options).values(), json_file):
+        if file is not None:
+            check_writable(file)
     parse.batch_size(options.batch_size)
     slug = Path(getattr(options, "model", "demo").partition("@")[0]).name
     path = options.out or default_folder(options.command, slug)
     with RunFolder(path, command=options.command, argv=options.argv) as run:
         run.manifest["seed"] = options.seed
-        current = Session(options, screen, run)
+        run.keep = write
+        current = Session(options, screen, run, path)
         yield current
-        current.write_figures()
+        if current.figures:
+            atomic_write(run.file("figures.html"), current.page())
+    current.write_asked_figures()
     write_result(options, run.results)
-    screen.say(f"kt: written to {path}")
+    if write:
+        screen.say(f"kt: written to {path}")
 
 
 def screen_for(options: Options) -> Screen:
-    """Where this command may print."""
+    """Where this command may print; quiet also silences the warnings of kt."""
+    if options.quiet:
+        warnings.simplefilter("ignore")
     return Screen(options.quiet, not options.no_progress, json_on_stdout=options.json == "-")
 
 
@@ -101,7 +123,6 @@ def write_result(options: Options, results: dict[str, Any]) -> None:
 
 def load_model(options: ModelOptions) -> TracedModel:
     """`kt.load` with the shared model options."""
-    quiet_libraries()
     from ..loading import load
 
     return load(
@@ -133,9 +154,16 @@ def wanted_files(options: FigureOptions | Any) -> dict[str, Path]:
     return {kind: path for kind in ("html", "png", "svg") if (path := getattr(options, kind, None)) is not None}
 
 
-def quiet_libraries() -> None:
-    """Hugging Face's own bars and notes would mix with ours on stderr."""
-    import os
+LIBRARY_SETTINGS = {
+    # Hugging Face's own bars and notes would mix with ours on stderr.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    # Threads that spin while they wait made tracing a small model four times slower on a busy two-core machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
-    for name, value in {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}.items():
+
+def settle_libraries() -> None:
+    """What has to stand in the environment before torch and transformers are imported; the user's own values win."""
+    for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -5,13 +5,15 @@ layer that it patches, from the corrupted run's own block input, and holds only 
 of earlier tokens comes from the corrupted run's keys and values. The traced model's own input is one dummy row: its
 masks and rotary tables have batch 1 and serve any number of rows.
 
-With `reuse_prefix` off (recurrent layers, a short sliding window) rows hold all tokens; the rest is the same.
+Without a reusable prefix (recurrent layers, a short sliding window) rows hold all tokens. Where a model does not let
+the batch grow, all rows are there from the first block, idle until they enter. probe.py finds out which holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from ..model import TracedModel
 from ..sites import Kind, Site
-from .runs import Corrupted, new_cache, readout
+from .runs import Corrupted, last_logits, new_cache, readout, saved
 
 PATCH_ORDER = (Kind.ATTN, Kind.MLP, Kind.RESID)
 """The order in which a block computes them: nnsight reads a forward in its own order."""
@@ -42,6 +44,7 @@ class Group:
     foils: Int[Tensor, " fact"]
     length: int
     samples: int
+    grow: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,15 @@ def chunks(rows: Rows, size: int) -> Iterator[Rows]:
 def patched_run(model: TracedModel, group: Group, rows: Rows, token: int) -> Float[Tensor, "metric row"]:
     """p(r) and logit difference of every row, patched at `token`, in one trace."""
     start = token if group.corrupted.prefixes is not None else 0
-    cache = _opened_cache(model, group, start)
+    width = 1 if group.grow else len(rows)
+    cache = _opened_cache(model, group, start, width)
     facts = torch.as_tensor(rows.fact)
     answers, foils = group.answers[facts], group.foils[facts]
-    with model.nns.trace(**_dummy_input(model, group.length, start, cache)):
-        for layer in range(model.n_layers):
-            alive = int((rows.enters <= layer).sum())
-            if alive:
-                _let_in(model, group, rows, layer, token, start)
+    scores: list[Tensor] = []
+    with model.nns.trace(**_dummy_input(model, width, group.length, start, cache)):
+        for layer in range(int(rows.enters.min()), model.n_layers):
+            alive = int((rows.enters <= layer).sum()) if group.grow else len(rows)
+            _let_in(model, group, rows, layer, token, start)
             if cache is not None:
                 _fit_cache(cache, group, rows[:alive], layer, start)
             for kind in PATCH_ORDER:
@@ -125,18 +129,18 @@ def patched_run(model: TracedModel, group: Group, rows: Rows, token: int) -> Flo
                     values = _clean(group, rows[patched], Site(kind, layer), token)
                     here = model.value(Site(kind, layer), alive)
                     here[torch.as_tensor(patched, device=here.device), token - start] = values.to(here.device)
-        scores = readout(model.nns.output.logits[:, -1], answers, foils).save()
-    return scores
+        scores.append(saved(readout(last_logits(model), answers, foils)))
+    return scores[0]
 
 
-def _dummy_input(model: TracedModel, length: int, start: int, cache: object) -> dict[str, object]:
-    """One row of padding from `start` on; every block's input is replaced."""
+def _dummy_input(model: TracedModel, width: int, length: int, start: int, cache: Any) -> dict[str, object]:
+    """`width` rows of padding from `start` on; every block's input is replaced."""
     arguments: dict[str, object] = {
-        "input_ids": torch.zeros((1, length - start), dtype=torch.long, device=model.device),
+        "input_ids": torch.zeros((width, length - start), dtype=torch.long, device=model.device),
         "use_cache": cache is not None,
     }
     optional = {
-        "position_ids": torch.arange(start, length, device=model.device)[None],
+        "position_ids": torch.arange(start, length, device=model.device).expand(width, -1),
         "past_key_values": cache,
         "logits_to_keep": 1,
     }
@@ -145,9 +149,12 @@ def _dummy_input(model: TracedModel, length: int, start: int, cache: object) -> 
 
 def _let_in(model: TracedModel, group: Group, rows: Rows, layer: int, token: int, start: int) -> None:
     """Append the rows that enter at this block: the corrupted run's input, patched for `hidden`."""
-    entering = rows[rows.enters == layer]
-    if not len(entering):
+    block = model.block(layer)
+    before = block.input  # read even if nobody enters: nnsight then waits for this block before going on
+    places = np.flatnonzero(rows.enters == layer)
+    if not len(places):
         return
+    entering = rows[places]
     stored = group.corrupted.inputs[layer]
     source = torch.as_tensor(entering.fact * group.samples + entering.sample, device=stored.device)
     fresh = stored[source, start:]
@@ -155,9 +162,12 @@ def _let_in(model: TracedModel, group: Group, rows: Rows, layer: int, token: int
     if len(hidden):
         values = _clean(group, entering[hidden], Site(Kind.RESID, layer - 1), token)
         fresh[torch.as_tensor(hidden, device=fresh.device), token - start] = values.to(fresh.device)
-    block = model.block(layer)
-    first = layer == int(rows.enters.min())
-    block.input = fresh if first else torch.cat([block.input, fresh])
+    if not group.grow:
+        block.input = before.clone().index_copy_(0, torch.as_tensor(places, device=fresh.device), fresh)
+    elif layer == int(rows.enters.min()):
+        block.input = fresh
+    else:
+        block.input = torch.cat([before, fresh])
 
 
 def _clean(group: Group, rows: Rows, site: Site, token: int) -> Float[Tensor, "row d_model"]:
@@ -165,22 +175,22 @@ def _clean(group: Group, rows: Rows, site: Site, token: int) -> Float[Tensor, "r
     return values[torch.as_tensor(rows.fact, device=values.device), token]
 
 
-def _opened_cache(model: TracedModel, group: Group, start: int) -> object | None:
-    """A cache that looks `start` tokens long in every layer, for the dummy row."""
+def _opened_cache(model: TracedModel, group: Group, start: int, width: int) -> Any:
+    """A cache that looks `start` tokens long in every layer, for the dummy rows."""
     if not start or group.corrupted.prefixes is None:
         return None
     cache = new_cache(model)
     for layer, (keys, values) in enumerate(group.corrupted.prefixes):
-        cache.update(keys[:1, :, :start], values[:1, :, :start], layer)
+        dummy = (held[:1, :, :start].expand(width, -1, -1, -1) for held in (keys, values))
+        cache.update(*dummy, layer)
     return cache
 
 
-def _fit_cache(cache: object, group: Group, rows: Rows, layer: int, start: int) -> None:
+def _fit_cache(cache: Any, group: Group, rows: Rows, layer: int, start: int) -> None:
     """Give this block the prefixes of the rows alive in it, and forget the block before: one layer at a time."""
-    layers = cache.layers  # type: ignore[attr-defined]
+    layers = cache.layers
     if layer:
         layers[layer - 1].keys = layers[layer - 1].values = None
-    if len(rows):
-        keys, values = group.corrupted.prefixes[layer]  # type: ignore[index]
-        source = torch.as_tensor(rows.fact * group.samples + rows.sample, device=keys.device)
-        layers[layer].keys, layers[layer].values = keys[source, :, :start], values[source, :, :start]
+    keys, values = group.corrupted.prefixes[layer]  # type: ignore[index]
+    source = torch.as_tensor(rows.fact * group.samples + rows.sample, device=keys.device)
+    layers[layer].keys, layers[layer].values = keys[source, :, :start], values[source, :, :start]

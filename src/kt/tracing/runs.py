@@ -43,6 +43,22 @@ def readout(
     return torch.stack([(right - logits.logsumexp(-1)).exp(), right - wrong])
 
 
+def last_logits(model: TracedModel) -> Float[Tensor, "row vocab"]:
+    """Inside a trace: logits at the last position, the only one that the head is given.
+
+    As a dense matrix: on the strided view that `logits_to_keep` makes, torch multiplies row by row and reads the
+    whole head once for each.
+    """
+    head = model.envoy(model.layout.unembed)
+    head.input = head.input[:, -1:].contiguous()
+    return model.nns.output.logits[:, -1]
+
+
+def saved(value: Any) -> Any:
+    """Keep a value beyond its trace (`Tensor.save` is nnsight's)."""
+    return value.save()
+
+
 def clean_values(
     model: TracedModel, ids: Int[Tensor, "fact pos"], kinds: Sequence[Kind]
 ) -> dict[Site, Float[Tensor, "fact pos d_model"]]:
@@ -56,12 +72,12 @@ def prefix_is_reusable(model: TracedModel, length: int) -> bool:
     Not so with recurrent or linear-attention layers, and not kept by a sliding window shorter than the prompt.
     """
     config = model.module.config.get_text_config()
-    windows = {getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)} - {None}
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     kinds = set(getattr(config, "layer_types", None) or ())
     return (
         "past_key_values" in model._forward_parameters
         and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
-        and all(length < int(window) for window in windows)
+        and all(length < window for window in windows if window is not None)
     )
 
 
@@ -84,7 +100,7 @@ def corrupted_run(
             model.embed.output = (embedded + noise.to(embedded.device)).to(embedded.dtype)
         for layer in range(model.n_layers):
             inputs.append(model.block(layer).input.clone().save())
-        scores = readout(model.nns.output.logits[:, -1], answers, foils).save()
+        scores = saved(readout(last_logits(model), answers, foils))
     return Corrupted(inputs, None if cache is None else stored(cache, model.n_layers, ids), scores)
 
 

@@ -1,0 +1,48 @@
+# `make demo` shows what kt does, `make test` checks that it does; each sets up what it needs first.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# Small models on few cores are many times faster with one thread per process.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+
+.PHONY: help demo test test-slow lint format bench clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(VENV)/.installed  ## Install, then run the whole loop on the embedded model (one HTML report)
+	$(PY) -m kt demo
+
+test: lint  ## Install, then lint, type-check and test
+	$(TEST_ENV) $(PY) -m pytest -n 2
+
+test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
+	$(TEST_ENV) $(PY) -m pytest -m slow
+
+lint: $(VENV)/.installed-dev  ## Style and types only
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(VENV)/.installed-dev  ## Let ruff put the style right
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(VENV)/.installed-dev  ## The timings in benchmarks/
+	@for script in benchmarks/*.py; do echo "$$script"; OMP_NUM_THREADS=1 $(PY) "$$script" || exit 1; done
+
+clean:  ## Remove the virtual environment and caches (runs/ stays)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+
+# The stamps are newer than pyproject.toml only after a whole installation: an interrupted one is done again.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.installed

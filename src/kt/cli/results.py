@@ -1,0 +1,81 @@
+"""Result objects as the JSON that `--json` and `results.json` hold; every mean with its n and 95% interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..editing import Edit
+    from ..editing.edit import RequestReport
+    from ..tracing import Balance, Trace
+
+
+def results_of_trace(trace: Trace) -> dict[str, Any]:
+    """`kinds.<kind>.<metric>` = [token of a single fact, or role of several][layer], and the same for intervals.
+
+    Several facts' intervals and n are over facts, a single fact's over its noise draws.
+    """
+    from ..tracing.show import grid
+
+    cells = {str(kind): {metric: grid(trace, kind, metric) for metric in trace.metrics} for kind in trace.kinds}
+    first = next(iter(next(iter(cells.values())).values()))
+    single = trace.n_facts == 1
+    return {
+        "model": trace.metadata["model"],
+        "n_facts": trace.n_facts,
+        "left_out": [fact._asdict() for fact in trace.left_out],
+        "rows": first["rows"] if single else trace.by_role(trace.kinds[0], trace.metrics[0], n_boot=1).roles,
+        "subject_rows": first["subject_rows"],
+        "kinds": {k: {m: found["values"] for m, found in by.items()} for k, by in cells.items()},
+        "intervals": {k: {m: _interval(found) for m, found in by.items()} for k, by in cells.items()},
+        "curves": {str(k): {m: trace.curve(k, m)._asdict() for m in trace.metrics} for k in trace.kinds},
+        **_baselines(trace),
+    }
+
+
+def _interval(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in ("low", "high", "n")}
+
+
+def _baselines(trace: Trace) -> dict[str, Any]:
+    """The answer's probability in the clean and the corrupted run, means over facts."""
+    from ..stats import bootstrap_mean
+
+    clean = bootstrap_mean([fact.p_clean for fact in trace.facts])
+    corrupted = bootstrap_mean([fact.p_corrupt for fact in trace.facts])
+    return {
+        "clean": clean.mean,
+        "clean_ci95": clean.ci95,
+        "corrupted": corrupted.mean,
+        "corrupted_ci95": corrupted.ci95,
+    }
+
+
+def results_of_balance(balance: Balance) -> dict[str, Any]:
+    """α (clamped and raw), its interval, and what each layer contributes."""
+    return {
+        "alpha": balance.alpha,
+        "alpha_raw": balance.alpha_raw,
+        "ci95": balance.ci95,
+        "n_facts": balance.n_facts,
+        "per_layer": balance.per_layer,
+        "layers": balance.layers,
+        "per_fact": balance.to_dataframe().to_dict("records"),
+        "warnings": balance.warnings,
+    }
+
+
+def results_of_edit(edit: Edit, path: str | None) -> dict[str, Any]:
+    """The file, what each weight gets, what each request gains."""
+    known = ("method", "alpha", "model")
+    about: dict[str, Any] = {name: edit.manifest[name] for name in known if name in edit.manifest}
+    return {**about, "edit": path, "deltas": edit.deltas(), "requests": [_request(r) for r in edit.report]}
+
+
+def _request(report: RequestReport) -> dict[str, Any]:
+    def change(pair: tuple[Any, Any] | None) -> dict[str, Any] | None:
+        return None if pair is None else {"before": pair[0], "after": pair[1]}
+
+    measured = ("target_prob", "target_rank", "answer_prob", "answer_rank")
+    words = ("id", "prompt", "subject", "target", "answer")
+    return {w: getattr(report, w) for w in words} | {m: change(getattr(report, m)) for m in measured}

@@ -1,0 +1,80 @@
+"""The whole loop in one call: trace, balance factor, joint edit, judgement before and after.
+
+    run = kt.demo_loop.run_loop(kt.load("demo"), kt.load_facts("demo"))
+    run.trace.heatmaps(); run.balance.alpha; run.after.metrics
+
+`kt demo` runs this on the embedded model; it takes any model with facts that it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .editing import Edit, edit
+from .evaluation import Scores, evaluate
+from .facts.fact import Fact
+from .model import TracedModel
+from .run_folder import FILES
+from .tracing import Balance, Trace, balance_factor, causal_trace
+
+Stage = Callable[[str], AbstractContextManager[Any]]
+"""Opens a stage by name and gives what to report its progress to."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What each stage gave."""
+
+    trace: Trace
+    balance: Balance
+    edit: Edit
+    before: Scores
+    after: Scores
+
+    def save(self, folder: str | Path) -> None:
+        """Each stage's result as a file that its own class reads; `kt report` draws from these."""
+        stages: tuple[Any, ...] = (self.trace, self.balance, self.edit, self.before, self.after)
+        for stage, name in zip(stages, FILES.values(), strict=True):
+            stage.save(Path(folder) / name)
+
+
+def run_loop(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    n_trace: int = 40,
+    n_edits: int = 10,
+    method: str = "intattn",
+    samples: int = 10,
+    seed: int = 0,
+    stage: Stage | None = None,
+) -> Loop:
+    """Trace `n_trace` facts, edit `n_edits` others with the α that tracing gives, and score them before and after.
+
+    The model is left as it was. Facts are taken evenly over the list, so that every relation of a sorted list
+    comes up.
+    """
+    stage = stage or (lambda what: nullcontext())
+    requests = spread([f for f in facts if f.target or f.foil], n_edits)
+    chosen = {f.id for f in requests}
+    traced = spread([f for f in facts if f.id not in chosen], n_trace)
+    with stage("tracing") as tick:
+        trace = causal_trace(model, traced, kinds=("mlp", "attn", "hidden"), samples=samples, seed=seed, progress=tick)
+    balance = balance_factor(trace, seed=seed)
+    with stage("editing") as tick:
+        solved = edit(model, requests, method=method, alpha=balance.alpha, seed=seed, progress=tick)
+    with stage("before") as tick:
+        before = evaluate(model, requests, seed=seed, progress=tick)
+    with stage("after") as tick, solved.applied(model):
+        after = evaluate(model, requests, before=before, seed=seed, progress=tick)
+    return Loop(trace, balance, solved, before, after)
+
+
+def spread(facts: Sequence[Fact], n: int) -> list[Fact]:
+    """`n` facts at even distances."""
+    if len(facts) <= n:
+        return list(facts)
+    return [facts[i * len(facts) // n] for i in range(n)]

@@ -1,0 +1,225 @@
+"""Wrong input: exit code 2, one line on stderr that says what and what to do, nothing written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import kt as library
+from kt.cli import app
+
+FACT = ("--prompt", "The mother tongue of {} is", "--subject", "Marie Curie")
+
+
+@pytest.fixture
+def refused(kt, monkeypatch):
+    """Run a command that must be refused; gives its one line."""
+
+    def run(*arguments: object, code: int = 2) -> str:
+        before = sorted(Path().rglob("*"))
+        ran = kt(*arguments)
+        assert (ran.code, ran.out) == (code, ""), ran.err
+        assert ran.err.startswith("kt: error: ") and ran.err.count("\n") == 1, ran.err
+        assert sorted(Path().rglob("*")) == before
+        return ran.err
+
+    return run
+
+
+def test_an_unknown_model(refused):
+    assert "no/such-model" in refused("heatmap", "-m", "no/such-model", *FACT)
+
+
+def test_a_folder_without_a_tokenizer(refused, model_folder, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(model_folder, bare, ignore=lambda folder, names: [n for n in names if "token" in n])
+    assert "tokenizer" in refused("heatmap", "-m", bare, *FACT)
+
+
+def test_a_folder_that_is_no_model(refused, tmp_path):
+    assert str(tmp_path) in refused("heatmap", "-m", tmp_path, *FACT)
+
+
+def test_a_subject_that_is_not_in_its_prompt(refused, model_folder):
+    arguments = ("--prompt", "The mother tongue of her is", "--subject", "Marie Curie")
+    assert "'Marie Curie'" in refused("heatmap", "-m", model_folder, *arguments)
+
+
+@pytest.mark.parametrize("target", ["", "  ", "Polish"])
+def test_an_empty_or_an_unchanged_target(refused, model_folder, target):
+    line = refused("apply-edit", "-m", model_folder, *FACT, "--answer", "Polish", "--target", target)
+    assert "target" in line
+
+
+@pytest.mark.parametrize("flag", ["--layers-mlp", "--layers-attn"])
+def test_layers_that_the_model_does_not_have(refused, model_folder, corpus_file, flag):
+    layers = {"--layers-mlp": "0", "--layers-attn": "0", flag: "1-7"}
+    typed = [word for pair in layers.items() for word in pair]
+    arguments = (*FACT, "--target", "French", "--alpha", "0.3", "--corpus", corpus_file, *typed)
+    assert "has layers 0 to 2, not 3" in refused("apply-edit", "-m", model_folder, *arguments)
+
+
+def test_layers_of_cov_that_the_model_does_not_have(refused, model_folder, corpus_file):
+    assert "9" in refused("cov", "-m", model_folder, "--corpus", corpus_file, "--layers-mlp", "9")
+
+
+def test_a_facts_file_with_a_broken_line_names_the_line(refused, model_folder, tmp_path):
+    path = tmp_path / "facts.jsonl"
+    good = json.dumps({"prompt": "{} is", "subject": "Marie Curie", "answer": "Polish"})
+    path.write_text(f'{good}\n{good}\n{{"prompt": \n')
+    assert "line 3" in refused("heatmap", "-m", model_folder, "-f", path)
+
+
+@pytest.mark.parametrize("name", ["facts.json", "facts.txt", "missing.json"])
+def test_a_facts_file_that_is_not_json(refused, model_folder, tmp_path, name):
+    path = tmp_path / name
+    if name != "missing.json":
+        path.write_text("subject,answer\nMarie Curie,Polish\n")
+    assert str(path) in refused("heatmap", "-m", model_folder, "-f", path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_cuda_asked_for_and_absent(refused, model_folder):
+    assert "cuda" in refused("heatmap", "-m", model_folder, "--device", "cuda:0", *FACT).lower()
+
+
+def test_an_unknown_dtype_device_or_method(refused, model_folder):
+    assert "fp8" in refused("heatmap", "-m", model_folder, "--dtype", "fp8", *FACT)
+    assert "tpu" in refused("heatmap", "-m", model_folder, "--device", "tpu", *FACT)
+    line = refused("apply-edit", "-m", model_folder, *FACT, "--target", "French", "--method", "magic")
+    assert "magic" in line and "memit" in line
+
+
+@pytest.mark.parametrize("flag", ["--out", "--json", "--html"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(refused, model_folder, facts_file, tmp_path, flag):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file" / "below", "/proc/kt"):
+        line = refused("heatmap", "-m", "never-looked-at", "-f", facts_file, flag, place)
+        assert "cannot write" in line
+
+
+def test_an_output_folder_of_something_else_is_left_alone(refused, facts_file, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text.txt").write_text("x")
+    assert "not a run of kt" in refused("heatmap", "-m", "never", "-f", facts_file, "-o", tmp_path / "thesis")
+    line = refused("apply-edit", "-m", "never", "-f", facts_file, "--merge-to", tmp_path / "thesis")
+    assert "not empty" in line
+
+
+def test_a_full_disk(refused, model_folder, facts_file, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    line = refused(
+        "heatmap", "-m", model_folder, "-f", facts_file, "--keep", "all", "--samples", 1, "--kind", "mlp", "--quiet"
+    )
+    assert "the disk is full" in line and ".tmp-" not in line
+
+
+MALFORMED = {
+    "--limit": ("heatmap", ["0", "x", "5-2", "-3", "1.5"]),
+    "--noise": ("heatmap", ["3", "0s", "-1s", "xs", "nans"]),
+    "--kind": ("heatmap", ["mlp,brain", ""]),
+    "--metric": ("heatmap", ["bits"]),
+    "--corrupt": ("heatmap", ["shuffle"]),
+    "--keep": ("heatmap", ["some"]),
+    "--samples": ("heatmap", ["0", "x"]),
+    "--window": ("heatmap", ["0"]),
+    "--seed": ("heatmap", ["x"]),
+    "--batch-size": ("heatmap", ["0", "x", "-1"]),
+    "--layers-mlp": ("apply-edit", ["4-2", "x", "4-", "1,,2", "-1"]),
+    "--layers-attn": ("cov", ["4:8"]),
+    "--alpha": ("apply-edit", ["1.5", "-0.1", "x", "nan"]),
+    "--mode": ("apply-edit", ["single", "sequential", "x"]),
+}
+
+
+@pytest.mark.parametrize(("flag", "value"), [(f, v) for f, (_, values) in MALFORMED.items() for v in values])
+def test_a_malformed_value_names_its_flag(refused, model_folder, facts_file, flag, value):
+    command = MALFORMED[flag][0]
+    facts = () if command == "cov" else ("-f", facts_file)
+    line = refused(command, "-m", model_folder, *facts, f"{flag}={value}")
+    assert flag.lstrip("-").split("-")[0] in line
+
+
+def test_an_unknown_flag_and_an_unknown_command(refused):
+    assert "--nonsense" in refused("heatmap", "--nonsense")
+    assert "nonsense" in refused("nonsense")
+    assert "nonsense" in refused("ls", "nonsense")
+
+
+def test_flags_of_a_fact_by_hand_come_together(refused, model_folder):
+    assert "--subject" in refused("heatmap", "-m", model_folder, "--prompt", "{} is")
+    assert "--prompt" in refused("heatmap", "-m", model_folder, "--subject", "Marie Curie")
+    assert "one of them" in refused("apply-edit", "-m", model_folder, "--edits", "a.json", *FACT)
+
+
+def test_an_edit_file_that_is_none(refused, model_folder, facts_file, tmp_path):
+    path = tmp_path / "edit.safetensors"
+    path.write_bytes(b"nothing of the kind")
+    assert str(path) in refused("eval", "-m", model_folder, "-f", facts_file, "--edit", path)
+    path = model_folder / "model.safetensors"
+    assert "expected edit" in refused("eval", "-m", model_folder, "-f", facts_file, "--edit", path)
+
+
+def test_report_without_runs_or_of_something_else(refused, tmp_path):
+    assert "run folders" in refused("report")
+    assert "not a run folder" in refused("report", tmp_path)
+
+
+# Failures that are nobody's input
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    def fail(error: BaseException) -> None:
+        def raise_it(*args: object, **kwargs: object) -> None:
+            raise error
+
+        monkeypatch.setattr("kt.loading.load", raise_it)
+
+    return fail
+
+
+def test_a_bug_is_one_line_and_a_traceback_only_on_request(refused, failing, kt, monkeypatch, facts_file):
+    failing(ZeroDivisionError("division by zero"))
+    line = refused("heatmap", "-f", facts_file, code=1)
+    assert "ZeroDivisionError: division by zero" in line and "KT_DEBUG=1" in line
+    monkeypatch.setenv("KT_DEBUG", "1")
+    ran = kt("heatmap", "-f", facts_file)
+    assert ran.code == 1 and "Traceback" in ran.err
+
+
+def test_failed_work_is_exit_code_1(refused, failing, facts_file):
+    from kt.errors import WorkFailed
+
+    failing(WorkFailed("the update is not finite"))
+    assert "not finite" in refused("heatmap", "-f", facts_file, code=1)
+
+
+def test_an_interruption_is_one_line_and_130(kt, failing, facts_file):
+    failing(KeyboardInterrupt())
+    ran = kt("heatmap", "-f", facts_file)
+    assert (ran.code, ran.out, ran.err) == (130, "", "kt: interrupted; nothing was written\n")
+    assert list(Path().iterdir()) == []
+
+
+def test_a_weight_lost_in_rounding_is_failed_work():
+    from kt.cli.edit import check_changed
+    from kt.editing.edit import Edit, RequestReport
+
+    same = RequestReport("0", "p", "s", "t", None, (0.1, 0.1), (3, 3), None, None)
+    with pytest.raises(library.KtError, match="no target's probability changed") as caught:
+        check_changed(Edit({}, {}, (same,)))
+    assert caught.value.exit_code == 1
+
+
+def test_the_exception_of_usage_errors_is_the_one_that_typer_raises():
+    assert app.UsageError.__name__ == "UsageError"

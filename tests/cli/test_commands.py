@@ -1,0 +1,181 @@
+"""Every command on a saved tiny model: exit code, JSON keys, and what lies in the run folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SMALL = ("--samples", 2)
+
+
+def files(folder: str | Path) -> set[str]:
+    return {p.name for p in Path(folder).iterdir()}
+
+
+@pytest.fixture
+def traced(kt, model_folder, facts_file):
+    return lambda command, *more: kt(command, "-m", model_folder, "-f", facts_file, "--keep", "all", *SMALL, *more)
+
+
+def test_heatmap_gives_kinds_metrics_roles_and_layers(traced):
+    ran = traced("heatmap", "--json", "-", "-o", "run")
+    assert ran.code == 0, ran.err
+    result = ran.json
+    assert set(result["kinds"]) == {"mlp", "attn", "hidden"}
+    assert np.shape(result["kinds"]["mlp"]["logit_diff"]) == (len(result["rows"]), 3)
+    assert np.shape(result["intervals"]["mlp"]["prob"]["low"]) == (len(result["rows"]), 3)
+    assert result["n_facts"] == 4
+    assert 0 < result["clean"] < 1 and 0 < result["corrupted"] < 1
+    assert files("run") == {"manifest.json", "results.json", "arrays.safetensors", "figures.html"}
+    assert json.loads(Path("run/results.json").read_text()) == result
+
+
+def test_heatmap_of_a_fact_by_hand_has_a_row_per_token(kt, model_folder):
+    fact = ("--prompt", "The mother tongue of {} is", "--subject", "Marie Curie", "--answer", "Polish")
+    ran = kt("heatmap", "-m", model_folder, *fact, "--foil", "French", "--kind", "mlp", "--json", "-", *SMALL)
+    assert ran.code == 0, ran.err
+    assert "".join(ran.json["rows"]) == "The mother tongue of Marie Curie is"
+    assert set(ran.json["kinds"]) == {"mlp"}
+    assert ran.json["n_facts"] == 1
+
+
+def test_heatmap_draws_in_the_terminal_when_no_file_is_asked_for(traced):
+    ran = traced("heatmap", "--kind", "mlp")
+    assert ran.code == 0, ran.err
+    assert "subject_last" in ran.out
+    assert "strongest layer" in ran.out
+
+
+def test_heatmap_writes_one_page_that_needs_no_network(traced):
+    ran = traced("heatmap", "--html", "map.html", "--kind", "mlp")
+    assert ran.code == 0, ran.err
+    page = Path("map.html").read_text()
+    assert page.count("plotly.js v") <= 2
+    assert "<script src" not in page
+
+
+def test_alpha_gives_the_balance_factor_and_layers(traced):
+    ran = traced("alpha", "--json", "-", "-o", "run", "--per-fact")
+    assert ran.code == 0, ran.err
+    result = ran.json
+    assert 0 <= result["alpha"] <= 1
+    assert result["ci95"][0] <= result["ci95"][1]
+    assert len(result["per_layer"]["attn"]) == len(result["per_layer"]["mlp"]) == 3
+    assert set(result["layers"]) == {"attn", "mlp"}
+    assert result["n_facts"] == 4
+    assert "balance.json" in files("run")
+
+
+def test_cov_fills_the_cache_and_finds_it_again(kt, model_folder, corpus_file):
+    arguments = ("cov", "-m", model_folder, "--corpus", corpus_file, "--layers-mlp", "0-1", "--layers-attn", "none")
+    first = kt(*arguments, "--json", "-")
+    again = kt(*arguments, "--json", "-")
+    assert first.code == again.code == 0, first.err
+    assert set(first.json["files"]) == {"model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"}
+    assert all(Path(path).is_file() for path in first.json["files"].values())
+    assert first.json["n_tokens"] > 100
+    assert first.json["files"] == again.json["files"]
+
+
+@pytest.fixture
+def edited(kt, model_folder, facts_file, corpus_file):
+    layers = ("--layers-mlp", "0-1", "--layers-attn", "1", "--alpha", "0.3", "--corpus", corpus_file)
+    return lambda *more: kt("apply-edit", "-m", model_folder, "--edits", facts_file, "--limit", 2, *layers, *more)
+
+
+def test_apply_edit_writes_the_edit_and_reports_each_request(edited):
+    ran = edited("--json", "-", "-o", "run", "--merge-to", "merged")
+    assert ran.code == 0, ran.err
+    result = ran.json
+    assert result["edit"] == "run/edit.safetensors"
+    delta = result["deltas"]["model.layers.0.mlp.down_proj.weight"]
+    assert delta["shape"] == [32, 48] and delta["rank"] == 2 and delta["norm"] > 0
+    assert len(result["requests"]) == 2
+    assert set(result["requests"][0]["target_prob"]) == {"before", "after"}
+    assert {"edit.safetensors", "manifest.json", "results.json"} == files("run")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files("merged")
+
+
+def test_a_dry_run_reports_and_writes_nothing(edited):
+    ran = edited("--dry-run")
+    assert ran.code == 0, ran.err
+    assert "written weights" in ran.out
+    assert list(Path().iterdir()) == []
+
+
+def test_eval_scores_the_model_with_the_edit_against_the_one_without(kt, edited, model_folder, facts_file):
+    assert edited("-o", "edit").code == 0
+    ran = kt(
+        *("eval", "-m", model_folder, "-f", facts_file, "--limit", 2, "--edit", "edit/edit.safetensors"),
+        *("--no-generate", "--json", "-", "-o", "run"),
+    )
+    assert ran.code == 0, ran.err
+    metric = ran.json["metrics"]["edit_success_tf_exact"]
+    assert set(metric) == {"mean", "ci95", "n"} and metric["n"] == 2
+    assert ran.json["protocol"]["edit_success_tf_exact"]
+    assert {"scores.json", "before.json"} <= files("run")
+
+
+def test_report_rebuilds_one_page_from_run_folders(kt, traced, edited):
+    assert traced("alpha", "-o", "first").code == 0
+    assert edited("-o", "second").code == 0
+    ran = kt("report", "first", "second", "-o", "page.html", "--json", "-")
+    assert ran.code == 0, ran.err
+    assert ran.json["report"] == "page.html"
+    page = Path("page.html").read_text()
+    assert "Balance factor" in page and "Warsaw" not in page and "Marie Curie" not in page
+    assert "Danielle Darrieux" in page
+
+
+@pytest.mark.parametrize("what", ["models", "methods", "presets", "datasets"])
+def test_ls_lists(kt, what):
+    ran = kt("ls", what, "--json", "-")
+    assert ran.code == 0, ran.err
+    assert all(row["name"] and row["about"] for row in ran.json[what])
+    assert len(ran.json[what]) >= 2
+
+
+def test_env_shows_versions(kt):
+    ran = kt("env", "--json", "-")
+    assert ran.code == 0
+    assert ran.json["versions"]["torch"].startswith("2.")
+
+
+def test_the_manifest_says_what_made_the_result(traced, facts_file):
+    assert traced("heatmap", "--kind", "mlp", "-o", "run", "--seed", "3").code == 0
+    manifest = json.loads(Path("run/manifest.json").read_text())
+    assert manifest["command_line"][:2] == ["kt", "heatmap"]
+    assert manifest["seed"] == 3
+    assert len(manifest["model"]["fingerprint"]) == 64
+    assert manifest["dtype"] == "float32" and manifest["device"] == "cpu"
+    assert manifest["data"]["source"] == str(facts_file) and len(manifest["data"]["sha256"]) == 64
+    assert manifest["trace"]["noise_level"] > 0
+
+
+def test_the_same_seed_gives_the_same_results_and_arrays(traced):
+    for name in ("one", "two"):
+        assert traced("heatmap", "--kind", "mlp", "-o", name).code == 0
+    for file in ("results.json", "arrays.safetensors"):
+        assert Path("one", file).read_bytes() == Path("two", file).read_bytes()
+
+
+def test_the_default_run_folder_is_named_after_time_command_and_model(traced):
+    ran = traced("heatmap", "--kind", "mlp", "--quiet")
+    assert ran.code == 0 and ran.out == ""
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.endswith("-heatmap-tiny")
+
+
+def test_json_on_stdout_is_json_alone_from_the_shell(model_folder, facts_file, tmp_path):
+    command = [sys.executable, "-m", "kt", "alpha", "-m", model_folder, "-f", facts_file, "--keep", "all", *SMALL]
+    found = subprocess.run(
+        [*map(str, command), "--json", "-"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert found.returncode == 0, found.stderr
+    assert "alpha" in json.loads(found.stdout)
+    assert all(line.startswith("kt: ") for line in found.stderr.splitlines()), found.stderr

@@ -1,0 +1,102 @@
+"""The rules of the house that a reader cannot see in one file."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kt
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src" / "kt").rglob("*.py"))
+MOST_LINES = 300
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("room", ["tracing", "editing", "figures"])
+def test_the_three_names_at_the_root_are_relative_links_into_the_package(room):
+    link = ROOT / room
+    assert link.is_symlink()
+    assert link.readlink() == Path(f"src/kt/{room}")
+    assert (link / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("room", ["tracing", "editing"])
+def test_importing_a_room_from_the_root_is_an_error_and_no_second_copy(room):
+    found = subprocess.run(
+        [sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert "ImportError" in found.stderr
+
+
+HEAVY = ("torch", "nnsight", "transformers", "plotly", "pandas", "numpy", "rich")
+
+
+@pytest.mark.parametrize("code", ["import kt", "from kt.cli import main; main(['--help'])"])
+def test_neither_importing_kt_nor_its_help_loads_what_takes_seconds(code):
+    check = f"{code}\nimport sys; sys.stderr.write(','.join(m for m in {HEAVY} if m in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0
+    assert found.stderr == ""
+
+
+def test_help_of_every_command_loads_no_torch():
+    check = (
+        "import sys\nfrom kt.cli.app import COMMANDS, main\n"
+        "codes = [main([name, '--help']) for name in COMMANDS]\n"
+        "assert not any(codes), codes\nassert 'torch' not in sys.modules"
+    )
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+
+
+def test_every_public_name_is_there():
+    assert {name for name in kt.__all__ if not hasattr(kt, name)} == set()
+    assert set(kt.__all__) == set(kt._HOMES)
+    assert set(kt.__all__) <= set(dir(kt))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = kt.nonsense
+
+
+def test_the_version_is_that_of_the_package():
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        assert version("kt") == kt.__version__
+    except PackageNotFoundError:
+        pytest.skip("kt is not installed, only on the path")
+
+
+FORBIDDEN = {
+    "a path of one machine": r"[\"'(= ](/home/|/root/|/Users/|/tmp/|/work/)",
+    "pickle": r"\b(import pickle|from pickle|pickle\.load|torch\.load\(|joblib)",
+    "yaml": r"\bimport yaml",
+    "a swallowed exception": r"except( Exception| BaseException)?:\s*(#.*)?\n\s+pass\b",
+    "a to-do": r"\b(TODO|FIXME|XXX)\b",
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_the_sources_hold_no(what):
+    found = [relative(path) for path in SOURCES if re.search(FORBIDDEN[what], path.read_text(encoding="utf-8"))]
+    assert found == []
+
+
+def test_no_module_is_too_long_to_read():
+    long = {relative(p): n for p in SOURCES if (n := len(p.read_text(encoding="utf-8").splitlines())) > MOST_LINES}
+    assert long == {}
+
+
+def test_every_module_says_what_it_is():
+    silent = [relative(p) for p in SOURCES if (text := p.read_text(encoding="utf-8")).strip() and text[:3] != '"""']
+    assert silent == []

@@ -1,0 +1,47 @@
+"""Facts whose tokens the tiny tokenizer knows, noise for them, and the comparison with the plain loop."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import kt
+from kt.sites import Kind
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from plain_loop import plain_trace  # noqa: E402
+
+KINDS = ("mlp", "attn", "hidden")
+FACTS = (
+    kt.Fact("The {} is", "France", id="fr", relation="capital"),
+    kt.Fact("city of {} in the", "Paris", id="pa"),
+    kt.Fact("The {} of", "Rapinoe", id="ra", relation="capital"),
+)
+TOLERANCE = 1e-5
+"""Largest difference of float32 probabilities and logits between two orders of the same sums."""
+
+
+def draws(model, facts, samples=2):
+    """Noise for a list of facts, large enough to move every logit."""
+    torch.manual_seed(3)
+    width = model.module.get_input_embeddings().weight.shape[1]
+    spans = [kt.prompts.template_span(model.tokenizer, f.template, f.subject) for f in facts]
+    return [2 * torch.randn(samples, s.stop - s.start, width) for s in spans]
+
+
+def assert_equals_plain_loop(model, facts, window=1, **options):
+    """Every cell of every kind, and that patching moved the logits at all."""
+    noise = draws(model, facts)
+    trace = kt.causal_trace(model, facts, kinds=KINDS, noise=noise, keep="all", window=window, **options)
+    assert trace.n_facts == len(facts)
+    for fact, added in zip(trace.facts, noise, strict=True):
+        asked = (fact.ids, *fact.span, added, fact.answer_id, fact.foil_id, KINDS)
+        found = plain_trace(model, *asked, window=window)
+        for kind in KINDS:
+            for m, metric in enumerate(("prob", "logit_diff")):
+                ours, plain = fact.patched[Kind(kind)][metric], found[kind][m].numpy()
+                assert np.isfinite(ours).all() and np.isfinite(plain).all()
+                assert np.abs(ours - plain).max() < TOLERANCE, (kind, metric)
+            assert np.abs(plain - fact.corrupted["logit_diff"]).max() > 100 * TOLERANCE, "nothing was patched"
