@@ -47,7 +47,8 @@ def scores(model, requests, before, edits, generate):
 def rows(model, facts, n, alphas, singles, generate, options):
     groups = [[f] for f in spread(facts, singles)] if n == 1 else [spread(facts, n)]
     before = [kt.evaluate(model, g, generate=generate) for g in groups]
-    yield {"edits": n, "alpha": None, "kind": "unedited"} | scores(model, groups, before, [None] * len(groups), generate)
+    base = scores(model, groups, before, [None] * len(groups), generate)
+    yield {"edits": n, "alpha": None, "kind": "unedited"} | base
     for alpha in alphas:
         edits = [kt.edit(model, g, method="intattn", alpha=alpha, **options) for g in groups]
         yield {"edits": n, "alpha": alpha, "kind": "joint"} | scores(model, groups, before, edits, generate)

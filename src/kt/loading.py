@@ -63,7 +63,7 @@ def load(
     with _one_line(name), _no_bars():
         from transformers import AutoModelForCausalLM
 
-        module = AutoModelForCausalLM.from_pretrained(source, **options)
+        module: Any = AutoModelForCausalLM.from_pretrained(source, **options)
     if device_map is None:
         module = module.to(target)
     tokenizer = tokenizer or _tokenizer(source, name, revision, trust_remote_code)

@@ -149,7 +149,7 @@ class TracedModel:
         found: dict[Site, Any] = {}
         with self.nns.trace(**self.inputs(batch)) as tracer:
             for site in sites:
-                full = self.key(site, len(batch)) if end == "key" else self.value(site, len(batch))
+                full: Any = self.key(site, len(batch)) if end == "key" else self.value(site, len(batch))
                 found[site] = (full.clone() if at is None else full[rows, at.to(full.device)]).save()
             tracer.stop()
         return found
@@ -231,7 +231,7 @@ class TracedModel:
                     self._own(site).copy_(weight)
 
     def _own(self, site: Site) -> Tensor:
-        weight = self.projection(site).weight
+        weight: Any = self.projection(site).weight
         if weight.is_meta:
             raise KtError(
                 f"{self.weight_name(site)} is offloaded, and a write there would be lost; "
@@ -252,7 +252,7 @@ class TracedModel:
         digest = hashlib.sha256()
         for name, tensor in sorted(named):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

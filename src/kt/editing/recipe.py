@@ -30,7 +30,7 @@ from .keys import fact_keys, fact_values
 from .solvers import LeastSquares, Solution, Solver, System
 from .spreads import Spread, even
 from .statistics import Statistics
-from .values import Targets, find_targets
+from .values import Targets, find_targets, join_targets
 
 if TYPE_CHECKING:
     from ..model import TracedModel
@@ -210,10 +210,6 @@ def _joined(parts: Sequence[Solved]) -> Solved:
                 torch.cat([old.keys, new.keys], 1),
                 (old.residual_norm**2 + new.residual_norm**2) ** 0.5,
             )
-    search = {aim: _one_search([p.search[aim] for p in parts]) for aim in parts[0].search}
+    search = {aim: join_targets([p.search[aim] for p in parts]) for aim in parts[0].search}
     return Solved(written, {a: t.wanted[a] for a, t in search.items()}, search)
 
-
-def _one_search(parts: Sequence[Targets]) -> Targets:
-    join = lambda name: {a: torch.cat([getattr(p, name)[a] for p in parts]) for a in parts[0].wanted}  # noqa: E731
-    return Targets(join("wanted"), join("before"), *(torch.cat([p[i] for p in parts]) for i in (2, 3, 4)))

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -244,15 +244,28 @@ def _warn_of_weak_targets(facts: list[Fact], solved: Solved) -> None:
             )
 
 
-def _readings(model: TracedModel, facts: list[Fact]) -> list[tuple[tuple[float, int], tuple[float, int] | None]]:
-    """(joint probability, rank of the first token) of each fact's target and old answer, teacher-forced."""
+class Said(NamedTuple):
+    """An answer's joint probability, teacher-forced, and the rank of its first token."""
+
+    prob: float
+    rank: int
+
+
+class Reading(NamedTuple):
+    """What the model says of a fact's target and old answer."""
+
+    target: Said
+    answer: Said | None
+
+
+def _readings(model: TracedModel, facts: list[Fact]) -> list[Reading]:
     asked = [(f.prompt, f.target or "") for f in facts] + [(f.prompt, f.answer) for f in facts if f.answer]
     read = iter(_probability_and_rank(model, [(p, str(a)) for p, a in asked]))
     targets = [next(read) for _ in facts]
-    return [(t, next(read) if f.answer else None) for t, f in zip(targets, facts, strict=True)]
+    return [Reading(t, next(read) if f.answer else None) for t, f in zip(targets, facts, strict=True)]
 
 
-def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> list[tuple[float, int]]:
+def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> list[Said]:
     out = []
     for start in range(0, len(asked), 32):
         part = [
@@ -265,18 +278,23 @@ def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> l
             answer_ids = torch.tensor(answer, device=row.device)
             own = row[-len(answer) :]
             joint = own.log_softmax(-1)[torch.arange(len(answer)), answer_ids].sum().exp()
-            out.append((float(joint), int((own[0] > own[0, answer_ids[0]]).sum())))
+            out.append(Said(float(joint), int((own[0] > own[0, answer_ids[0]]).sum())))
     return out
 
 
-def _report(fact: Fact, before: Any, after: Any) -> RequestReport:
-    (target_b, answer_b), (target_a, answer_a) = before, after
-    pair = lambda b, a, i: None if b is None else (b[i], a[i])  # noqa: E731
+def _report(fact: Fact, before: Reading, after: Reading) -> RequestReport:
+    old = (before.answer, after.answer)
     return RequestReport(
-        fact.id, fact.prompt, fact.subject, fact.target or "", fact.answer,
-        pair(target_b, target_a, 0), pair(target_b, target_a, 1),
-        pair(answer_b, answer_a, 0), pair(answer_b, answer_a, 1),
-    )  # fmt: skip
+        fact.id,
+        fact.prompt,
+        fact.subject,
+        fact.target or "",
+        fact.answer,
+        target_prob=(before.target.prob, after.target.prob),
+        target_rank=(before.target.rank, after.target.rank),
+        answer_prob=None if old[0] is None or old[1] is None else (old[0].prob, old[1].prob),
+        answer_rank=None if old[0] is None or old[1] is None else (old[0].rank, old[1].rank),
+    )
 
 
 def _plain(fact: Fact) -> dict[str, Any]:

@@ -48,8 +48,11 @@ class System(NamedTuple):
 class Solver(Protocol):
     """From a system to an update. `needs_moment` and `needs_bare` say what must be filled in."""
 
-    needs_moment: bool
-    needs_bare: bool
+    @property
+    def needs_moment(self) -> bool: ...
+
+    @property
+    def needs_bare(self) -> bool: ...
 
     def __call__(self, system: System) -> Solution: ...
 

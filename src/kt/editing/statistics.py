@@ -220,7 +220,8 @@ def _add(model: TracedModel, sums: _Sums, rows: list[list[int]]) -> None:
     with model.nns.trace(**model.inputs(batch)) as tracer:
         for site in order:
             keys = model.key(site, size)[real].float()
-            found[site] = einsum(keys, keys, "token i, token j -> i j").save()
+            product: Any = einsum(keys, keys, "token i, token j -> i j")
+            found[site] = product.save()
         tracer.stop()
     for site, product in found.items():
         sums.totals[site] += product.double().cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -62,8 +62,8 @@ def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts) -
             ids.append([*prompt, *answer[:-1]])
         essence_at = template_span(tokenizer, ESSENCE, fact.subject).last
         ids.append(token_ids(tokenizer, fill(ESSENCE, fact.subject))[: essence_at + 1])
-        for columns in at.values():
-            columns.append(essence_at)
+        for places in at.values():
+            places.append(essence_at)
     batch = encode_ids(ids, pad_id(tokenizer))
     targets, mask = _right_aligned(answers)
     device = model.device
@@ -98,9 +98,11 @@ def run_below(
                 for aim in aims:
                     if aim.site == Site(kind, layer):
                         column = rows.columns[aim.position][:, 0]
-                        now[aim] = model.value(aim.site, size)[bare, column].float().save()
+                        value: Any = model.value(aim.site, size)[bare, column].float()
+                        now[aim] = value.save()
             if layer == start - 1:
-                below = model.value(Site(Kind.RESID, layer), size).clone().save()
+                entering: Any = model.value(Site(Kind.RESID, layer), size).clone()
+                below = entering.save()
         tracer.stop()
     return below, {a: now[a] for a in aims}
 

@@ -55,8 +55,18 @@ def find_targets(
         parts.append(_find_batch(model, facts[start : start + batch_size], aims, contexts, objective))
         if progress:
             progress(min(start + batch_size, len(facts)), len(facts))
-    join = lambda name: {a: torch.cat([getattr(p, name)[a] for p in parts]) for a in aims}  # noqa: E731
-    return Targets(join("wanted"), join("before"), *(torch.cat([p[i] for p in parts]) for i in (2, 3, 4)))
+    return join_targets(parts)
+
+
+def join_targets(parts: Sequence[Targets]) -> Targets:
+    """Searches over some facts and then others as one."""
+    return Targets(
+        {a: torch.cat([p.wanted[a] for p in parts]) for a in parts[0].wanted},
+        {a: torch.cat([p.before[a] for p in parts]) for a in parts[0].before},
+        torch.cat([p.loss for p in parts]),
+        torch.cat([p.prob for p in parts]),
+        torch.cat([p.steps for p in parts]),
+    )
 
 
 def _find_batch(
