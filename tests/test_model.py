@@ -35,8 +35,8 @@ def test_patching_a_site_with_its_own_value_changes_nothing(model):
             model.value(Site(Kind.ATTN, layer), 1)[:] = values[Site(Kind.ATTN, layer)]
             model.value(Site(Kind.MLP, layer), 1)[:] = values[Site(Kind.MLP, layer)]
             model.set_hidden(layer, values[Site(Kind.RESID, layer)])
-        out = model.nns.output.logits.save()
-    assert torch.equal(out[:, -1].float(), model.logits(batch)[:, 0])
+        out = model.last_logits().save()
+    assert torch.equal(out.float(), model.logits(batch))
 
 
 def test_patching_a_site_with_zeros_changes_the_output(model):

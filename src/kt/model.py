@@ -132,8 +132,18 @@ class TracedModel:
     def logits(self, batch: Batch, keep: int = 1) -> Float[Tensor, "row keep vocab"]:
         """Logits of the last `keep` positions of every row, float32."""
         with self.nns.trace(**self.inputs(batch, keep)):
-            out = self.nns.output.logits.save()
-        return out[:, -keep:].float()
+            out = self.last_logits(keep).save()
+        return out.float()
+
+    def last_logits(self, keep: int = 1) -> Any:
+        """Inside a trace: logits of the last `keep` positions, the only ones that the head is given.
+
+        As a dense matrix: on the strided view that `logits_to_keep` makes, torch multiplies row by row and reads the
+        whole head once for each.
+        """
+        head = self.envoy(self.layout.unembed)
+        head.input = head.input[:, -keep:].contiguous()
+        return self.nns.output.logits[:, -keep:]
 
     @torch.no_grad()
     def read(

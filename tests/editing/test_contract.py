@@ -44,6 +44,11 @@ def corpus(tmp_path_factory):
     return Corpus.open(path)
 
 
+@pytest.fixture(scope="module")
+def setting(corpus, tmp_path_factory):
+    return tiny_model("qwen3"), corpus, tmp_path_factory.mktemp("cache")
+
+
 def statistics(model, corpus, tmp_path):
     sites = [Site(k, layer) for k in (Kind.ATTN, Kind.MLP) for layer in range(model.n_layers)]
     return key_statistics(model, sites, corpus, max_tokens=2500, cache_dir=tmp_path)
@@ -93,11 +98,6 @@ def test_every_method_on_every_family(family, method, corpus, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
 class TestBalance:
-    @pytest.fixture(scope="class")
-    def setting(self, corpus, tmp_path_factory):
-        model = tiny_model("qwen3")
-        return model, corpus, tmp_path_factory.mktemp("cache")
-
     def test_alpha_zero_equals_memit(self, setting):
         joint, memit = solve(*setting, alpha=0.0), solve(*setting, method="memit")
         assert joint.names == memit.names

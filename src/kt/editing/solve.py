@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,11 +14,12 @@ from ..errors import KtError, WorkFailed
 from ..facts.fact import Fact
 from ..presets import preset_for
 from ..progress import Progress
-from ..prompts import encode_ids, pad_id, target_ids, template_span, token_ids
+from ..prompts import template_span
 from ..sites import LowRank, Site
 from .contexts import Contexts, sample_contexts
-from .edit import Edit, RequestReport, fingerprints
+from .edit import Edit, fingerprints
 from .methods import HyperParameters, Method, default_layers, method_named
+from .readings import readings, report
 from .recipe import History, Recipe, Setting, Solved, solve
 from .statistics import Statistics, key_statistics
 
@@ -72,10 +73,10 @@ def edit(
     result = _package(model, facts, method, hp, recipe, contexts, statistics, solved, seed)
     result.check()
     _warn_of_weak_targets(facts, solved)
-    before = _readings(model, facts)
+    before = readings(model, facts)
     with result.applied(model):
-        after = _readings(model, facts)
-    result.report = tuple(_report(f, b, a) for f, b, a in zip(facts, before, after, strict=True))
+        after = readings(model, facts)
+    result.report = tuple(report(f, b, a) for f, b, a in zip(facts, before, after, strict=True))
     if not all(torch.isfinite(torch.tensor(r.target_prob)).all() for r in result.report):
         raise WorkFailed("the edited model's probabilities are not finite; the edit was not kept")
     return result
@@ -242,59 +243,6 @@ def _warn_of_weak_targets(facts: list[Fact], solved: Solved) -> None:
                 f"({shown}); more v_num_grad_steps, a larger v_lr or clamp_norm_factor, or other layers may help",
                 stacklevel=3,
             )
-
-
-class Said(NamedTuple):
-    """An answer's joint probability, teacher-forced, and the rank of its first token."""
-
-    prob: float
-    rank: int
-
-
-class Reading(NamedTuple):
-    """What the model says of a fact's target and old answer."""
-
-    target: Said
-    answer: Said | None
-
-
-def _readings(model: TracedModel, facts: list[Fact]) -> list[Reading]:
-    asked = [(f.prompt, f.target or "") for f in facts] + [(f.prompt, f.answer) for f in facts if f.answer]
-    read = iter(_probability_and_rank(model, [(p, str(a)) for p, a in asked]))
-    targets = [next(read) for _ in facts]
-    return [Reading(t, next(read) if f.answer else None) for t, f in zip(targets, facts, strict=True)]
-
-
-def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> list[Said]:
-    out = []
-    for start in range(0, len(asked), 32):
-        part = [
-            (token_ids(model.tokenizer, p), target_ids(model.tokenizer, p, a)) for p, a in asked[start : start + 32]
-        ]
-        width = max(len(a) for _, a in part)
-        batch = encode_ids([[*p, *a[:-1]] for p, a in part], pad_id(model.tokenizer))
-        logits = model.logits(batch, keep=width)
-        for row, (_, answer) in zip(logits, part, strict=True):
-            answer_ids = torch.tensor(answer, device=row.device)
-            own = row[-len(answer) :]
-            joint = own.log_softmax(-1)[torch.arange(len(answer)), answer_ids].sum().exp()
-            out.append(Said(float(joint), int((own[0] > own[0, answer_ids[0]]).sum())))
-    return out
-
-
-def _report(fact: Fact, before: Reading, after: Reading) -> RequestReport:
-    old = (before.answer, after.answer)
-    return RequestReport(
-        fact.id,
-        fact.prompt,
-        fact.subject,
-        fact.target or "",
-        fact.answer,
-        target_prob=(before.target.prob, after.target.prob),
-        target_rank=(before.target.rank, after.target.rank),
-        answer_prob=None if old[0] is None or old[1] is None else (old[0].prob, old[1].prob),
-        answer_rank=None if old[0] is None or old[1] is None else (old[0].rank, old[1].rank),
-    )
 
 
 def _plain(fact: Fact) -> dict[str, Any]:

@@ -132,8 +132,8 @@ def run_above(
                 for aim, (where, shift) in shifts.items():
                     if aim.site == Site(kind, layer):
                         model.value(aim.site, size)[where] += shift
-        logits = model.nns.output.logits.save()
-    return rearrange(logits[:, -keep:].float(), "(fact row) t v -> fact row t v", row=rows.per_fact)
+        logits = model.last_logits(keep).save()
+    return rearrange(logits.float(), "(fact row) t v -> fact row t v", row=rows.per_fact)
 
 
 def _shift(

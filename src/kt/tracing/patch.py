@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..model import TracedModel
 from ..sites import Kind, Site
-from .runs import Corrupted, last_logits, new_cache, readout, saved
+from .runs import Corrupted, new_cache, readout, saved
 
 PATCH_ORDER = (Kind.ATTN, Kind.MLP, Kind.RESID)
 """The order in which a block computes them: nnsight reads a forward in its own order."""
@@ -129,7 +129,7 @@ def patched_run(model: TracedModel, group: Group, rows: Rows, token: int) -> Flo
                     values = _clean(group, rows[patched], Site(kind, layer), token)
                     here = model.value(Site(kind, layer), alive)
                     here[torch.as_tensor(patched, device=here.device), token - start] = values.to(here.device)
-        scores.append(saved(readout(last_logits(model), answers, foils)))
+        scores.append(saved(readout(model.last_logits()[:, -1], answers, foils)))
     return scores[0]
 
 

@@ -43,17 +43,6 @@ def readout(
     return torch.stack([(right - logits.logsumexp(-1)).exp(), right - wrong])
 
 
-def last_logits(model: TracedModel) -> Float[Tensor, "row vocab"]:
-    """Inside a trace: logits at the last position, the only one that the head is given.
-
-    As a dense matrix: on the strided view that `logits_to_keep` makes, torch multiplies row by row and reads the
-    whole head once for each.
-    """
-    head = model.envoy(model.layout.unembed)
-    head.input = head.input[:, -1:].contiguous()
-    return model.nns.output.logits[:, -1]
-
-
 def saved(value: Any) -> Any:
     """Keep a value beyond its trace (`Tensor.save` is nnsight's)."""
     return value.save()
@@ -100,7 +89,7 @@ def corrupted_run(
             model.embed.output = (embedded + noise.to(embedded.device)).to(embedded.dtype)
         for layer in range(model.n_layers):
             inputs.append(model.block(layer).input.clone().save())
-        scores = saved(readout(last_logits(model), answers, foils))
+        scores = saved(readout(model.last_logits()[:, -1], answers, foils))
     return Corrupted(inputs, None if cache is None else stored(cache, model.n_layers, ids), scores)
 
 
