@@ -152,3 +152,12 @@ def test_alpha_noise_and_batch_size():
     assert parse.names("b,a,b", ("a", "b"), "--kind") == ("b", "a")
     with pytest.raises(BadOption, match="3s"):
         parse.noise("3")
+
+
+def test_settings_are_typed_by_their_look():
+    found = parse.settings("v_lr=0.1, v_num_grad_steps=20,coupled=true,layers_high=5-6,7,spread=sqrt")
+    assert found == {"v_lr": 0.1, "v_num_grad_steps": 20, "coupled": True, "layers_high": (5, 6, 7), "spread": "sqrt"}
+    assert type(found["v_num_grad_steps"]) is int and parse.settings(None) == {}
+    for bad in ("v_lr", "=3", "a b=1", "v_lr="):
+        with pytest.raises(BadOption, match="name=value"):
+            parse.settings(bad)

@@ -33,6 +33,9 @@ class EditOptions(RunOptions, FactOptions, ModelOptions):
     preset: Annotated[str | None, Opt("--preset", help="Hyper-parameters by name; kt ls presets lists them.")] = None
     layers_mlp: Annotated[str | None, Opt("--layers-mlp", help="Layers whose MLP is written: 4-8.")] = None
     layers_attn: Annotated[str | None, Opt("--layers-attn", help="Layers whose attention is written: 2-4.")] = None
+    set: Annotated[
+        str | None, Opt("--set", help="More hyper-parameters: v_lr=0.1,mom2_update_weight=100,layers_high=5-6.")
+    ] = None
     mode: Annotated[str, Opt("--mode", help="batch: all requests in one edit.")] = "batch"
     statistics: Annotated[
         Path | None, Opt("--statistics", help="A safetensors file of key second moments by module name.")
@@ -65,6 +68,7 @@ def apply_edit(options: EditOptions) -> None:
         options = replace(options, facts=options.edits)
     layers_mlp = parse.layers(options.layers_mlp, "--layers-mlp")
     layers_attn = parse.layers(options.layers_attn, "--layers-attn")
+    more = parse.settings(options.set)
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
     if options.merge_to is not None:
         check_new(options.merge_to)
@@ -85,8 +89,7 @@ def apply_edit(options: EditOptions) -> None:
                 corpus=options.corpus,
                 max_tokens=options.max_tokens,
                 progress=tick,
-                layers_mlp=layers_mlp,
-                layers_attn=layers_attn,
+                **{"layers_mlp": layers_mlp, "layers_attn": layers_attn, **more},
             )
         check_changed(result)
         if not options.dry_run:

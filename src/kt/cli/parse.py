@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from .command import BadOption
 
@@ -62,6 +63,27 @@ def names(text: str, known: Sequence[str], flag: str) -> tuple[str, ...]:
         if name not in known:
             raise BadOption(f"{flag} {text!r}: {name!r} is unknown; choose among {', '.join(known)}")
     return chosen
+
+
+def settings(text: str | None) -> dict[str, Any]:
+    """`v_lr=0.1,clamp_norm_factor=0.75,layers_high=5-6`: hyper-parameters by name, in the order typed."""
+    found: dict[str, Any] = {}
+    for part in re.split(r",(?=\s*\w+\s*=)", text or ""):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not part.strip():
+            continue
+        if not equals or not name.isidentifier() or not value:
+            raise BadOption(f"--set {part.strip()!r}: write name=value, as v_lr=0.1,clamp_norm_factor=0.75")
+        number = _number(value)
+        if name.startswith("layers"):
+            found[name] = layers(value, f"--set {name}")
+        elif value.lower() in ("true", "false"):
+            found[name] = value.lower() == "true"
+        elif number is not None:
+            found[name] = int(number) if value.lstrip("+-").isdigit() else number
+        else:
+            found[name] = value
+    return found
 
 
 def _number(text: str) -> float | None:

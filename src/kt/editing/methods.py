@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from ..errors import KtError
@@ -15,6 +16,9 @@ from .spreads import SPREADS, Spread
 
 if TYPE_CHECKING:
     from ..model import TracedModel
+
+
+_TYPES = {"float": float, "int": int, "bool": bool, "str": str, "tuple": tuple}
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,22 @@ class HyperParameters:
     region: str = "both"  # JEEP's ablations: `both`, `low`, `high`
     separate_targets: bool = False  # JEEP's ablation: each region's δ searched for alone
     high_module: str = "mlp"  # JEEP's ablation `w/ MHSA in Step3`: `attn`
+
+    def checked(self) -> HyperParameters:
+        """Itself, or KtError where a value is of the wrong type or sign."""
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            wanted = next((t for word, t in _TYPES.items() if str(spec.type).startswith(word)), None)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is None and "None" in str(spec.type):
+                continue
+            if wanted is not None and not (number if wanted is float else isinstance(value, wanted)):
+                raise KtError(f"{spec.name} {value!r} is no {wanted.__name__}; see kt.editing.methods.HyperParameters")
+            if number and not (math.isfinite(value) and value >= 0):
+                raise KtError(f"{spec.name} {value!r} must be zero or more")
+        if self.v_num_grad_steps < 1:
+            raise KtError("v_num_grad_steps must be at least 1")
+        return self
 
     @property
     def objective(self) -> Objective:

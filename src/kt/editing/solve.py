@@ -119,7 +119,7 @@ def _hyper_parameters(
         chosen[name] = tuple(sorted({model.checked(int(i)) for i in chosen.get(name, ())}))
         if name in method.needs and name != "layers_attn" and not chosen[name]:
             raise KtError(f"{name} is empty; give at least one layer")
-    return HyperParameters(**chosen)
+    return HyperParameters(**chosen).checked()
 
 
 def _alpha(
