@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from demo_model.evaluate import (
     residual_norms,
     score,
 )
+from demo_model.prune import prune
 from demo_model.records import RecordMaker
 from demo_model.tokens import save_tokenizer, train_tokenizer
 from demo_model.tracing import trace
@@ -43,6 +44,7 @@ from safetensors.torch import load_file
 log = logging.getLogger("demo")
 CORPUS_CHARS, HELD_OUT_CHARS = 220_000, 20_000
 TRACED_FACTS, FREE_STARTS = 60, 15
+PRUNE_DOCUMENTS = 1000
 LRE_SOURCE = (
     "LRE dataset, https://github.com/evandez/relations, Copyright (c) 2022 Evan Hernandez, MIT licence; "
     "subject-object pairs only, filtered by knowledge.py"
@@ -78,15 +80,20 @@ def build(stage: Path, recipe: Recipe, args: argparse.Namespace) -> None:
     items = build_items(load_triples(), args.seed)
     tokenizer = train_tokenizer(items, args.seed, recipe.vocabulary)
     log.info("%d facts, %d tokens", len(items), len(tokenizer))
-    model = build_model(recipe, args.seed)
     history: list[dict[str, float]] = []
     if args.weights:
-        model.load_state_dict(load_file(args.weights), strict=False)
+        weights = load_file(args.weights)
+        inner = weights["model.layers.0.mlp.down_proj.weight"].shape[1]
+        model = build_model(replace(recipe, inner=inner), args.seed)
+        model.load_state_dict(weights, strict=False)
         model.tie_weights()
         earlier = args.weights.parent.parent / "figures.json"
         history = json.loads(earlier.read_text(encoding="utf-8"))["history"] if earlier.exists() else []
     else:
+        model = build_model(recipe, args.seed)
         history = Trainer(model, tokenizer, items, recipe, args.seed).train()
+    writer = Writer(items, f"{args.seed}/prune")
+    prune(model, tokenizer, [writer.document().text for _ in range(PRUNE_DOCUMENTS)], recipe.kept)
     folder = stage / "model"
     folder.mkdir()
     model.to(torch.bfloat16).save_pretrained(folder)

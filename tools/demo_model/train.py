@@ -42,6 +42,7 @@ class Recipe:
     layers: int = 8
     width: int = 128
     inner: int = 512
+    kept: int = 320  # units of each MLP that are left after training: see prune.py
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 64
@@ -55,8 +56,8 @@ class Recipe:
     adam_lr: float = 4e-3
     answer_weight: float = 5.0
     stages: tuple[Stage, ...] = (
-        Stage(700, (0.5, 0.3, 0.1), FACTS_FIRST),
-        Stage(220, (0.1, 0.05), SECOND_HOPS, peak=0.5, flat=0.2),
+        Stage(800, (0.3, 0.15, 0.05), FACTS_FIRST),
+        Stage(250, (0.05,), SECOND_HOPS, peak=0.5, flat=0.2),
     )
 
 
