@@ -49,18 +49,18 @@ def rows(model, facts, n, alphas, singles, generate, options):
     before = [kt.evaluate(model, g, generate=generate) for g in groups]
     base = scores(model, groups, before, [None] * len(groups), generate)
     yield {"edits": n, "alpha": None, "kind": "unedited"} | base
+    full = {a: [kt.edit(model, g, method="intattn", alpha=a, **options) for g in groups] for a in (0.0, 1.0)}
     for alpha in alphas:
-        edits = [kt.edit(model, g, method="intattn", alpha=alpha, **options) for g in groups]
+        mlp, attn = [scaled(e, 1 - alpha) for e in full[0.0]], [scaled(e, alpha) for e in full[1.0]]
+        edits = [kt.Edit(m.updates | a.updates, {}) for m, a in zip(mlp, attn, strict=True)]
         yield {"edits": n, "alpha": alpha, "kind": "joint"} | scores(model, groups, before, edits, generate)
         if 0 < alpha < 1:
-            control = [mlp_only(model, e) for e in edits]
-            yield {"edits": n, "alpha": alpha, "kind": "mlp x (1-α)"} | scores(model, groups, before, control, generate)
+            yield {"edits": n, "alpha": alpha, "kind": "mlp x (1-α)"} | scores(model, groups, before, mlp, generate)
 
 
-def mlp_only(model, edit):
-    """The joint edit without its attention part."""
-    kept = {n: u for n, u in edit.updates.items() if model.site_of(n).kind is kt.Kind.MLP}
-    return kt.Edit(kept, edit.manifest)
+def scaled(edit, factor):
+    """The paths are solved apart and scaled afterwards (eq. 13), so two solves give every α."""
+    return kt.Edit({n: u.scaled(factor) for n, u in edit.updates.items()} if factor else {}, {})
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="hyper-parameter=value, JSON values")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     warnings.simplefilter("ignore")
     options = {k: json.loads(v) for k, _, v in (s.partition("=") for s in args.set)}
     model = kt.load("demo")

@@ -45,10 +45,11 @@ class Loop:
 def run_loop(
     model: TracedModel,
     facts: Sequence[Fact],
-    n_trace: int = 40,
+    n_trace: int = 24,
     n_edits: int = 10,
     method: str = "intattn",
     samples: int = 10,
+    max_tokens: int = 40_000,
     seed: int = 0,
     stage: Stage | None = None,
 ) -> Loop:
@@ -65,7 +66,9 @@ def run_loop(
         trace = causal_trace(model, traced, kinds=("mlp", "attn", "hidden"), samples=samples, seed=seed, progress=tick)
     balance = balance_factor(trace, seed=seed)
     with stage("editing") as tick:
-        solved = edit(model, requests, method=method, alpha=balance.alpha, seed=seed, progress=tick)
+        solved = edit(
+            model, requests, method=method, alpha=balance.alpha, seed=seed, max_tokens=max_tokens, progress=tick
+        )
     with stage("before") as tick:
         before = evaluate(model, requests, seed=seed, progress=tick)
     with stage("after") as tick, solved.applied(model):

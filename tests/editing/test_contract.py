@@ -120,7 +120,7 @@ class TestBalance:
 
     def test_joint_targets_and_hidden_aim_are_options(self, setting):
         base = solve(*setting)
-        for changes, aim in (({"joint_targets": True}, "attn.1"), ({"attn_aim": "hidden"}, "hidden.1")):
+        for changes, aim in (({"joint_targets": True, "layers_attn": (0,)}, "hidden.0"), ({"attn_aim": "attn"}, "attn.1")):
             other = solve(*setting, **changes)
             assert aim in other.targets
             assert any(not torch.allclose(base.delta(n), other.delta(n), rtol=1e-3) for n in base.names)
@@ -133,7 +133,8 @@ class TestBalance:
             torch.testing.assert_close(one.delta(name), turned.delta(name), atol=1e-5, rtol=1e-3)
 
     def test_own_lambda_for_attention(self, setting):
-        base, tight = solve(*setting), solve(*setting, mom2_update_weight_attn=10.0)
+        one = {"layers_attn": (0,)}  # of several, the later would make up for what the earlier held back
+        base, tight = solve(*setting, **one), solve(*setting, **one, mom2_update_weight_attn=10.0)
         for name in base.names:
             smaller = float(tight.delta(name).norm()) < 0.9 * float(base.delta(name).norm())
             assert smaller == ("o_proj" in name)
@@ -180,6 +181,7 @@ def test_wrong_requests_are_one_line(corpus, tmp_path):
         ({"v_lr": -1.0}, KtError, "v_lr"),
         ({"v_num_grad_steps": 0}, KtError, "v_num_grad_steps"),
         ({"v_num_grad_steps": 2.5}, KtError, "v_num_grad_steps"),
+        ({"attn_aim": "mlp"}, KtError, "attn_aim"),
         ({"fact_token": "first"}, KtError, "subject_last"),
         ({"context_templates": ["no place"]}, BadFact, "no place"),
         ({"preset": "none-such"}, KtError, "none-such"),

@@ -26,7 +26,7 @@ REPORT_FILE = "report.html"
 
 @dataclass(frozen=True)
 class DemoOptions(RunOptions, FactOptions, ModelOptions):
-    n_trace: Annotated[int, Opt("--n-trace", min=1, help="Facts that are traced.")] = 40
+    n_trace: Annotated[int, Opt("--n-trace", min=1, help="Facts that are traced.")] = 24
     n_edits: Annotated[int, Opt("--n-edits", min=1, help="Facts that are edited, together.")] = 10
     samples: Annotated[int, Opt("--samples", min=1, help="Noise draws per fact.")] = 10
 

@@ -43,9 +43,7 @@ class HyperParameters:
     mom2_adjustment: bool = True
     fact_token: str = Position.SUBJECT_LAST.value
     spread: str = "even"
-    attn_aim: str = (
-        "attn"  # the value that attention is to produce: `attn` (output of W_o) or `hidden` (residual stream)
-    )
+    attn_aim: str = "hidden"  # what attention is to produce: residual stream, or `attn` (the output of W_o)
     joint_targets: bool = False
     coupled: bool = False
     modules: str = "mlp"  # PMET: `mlp`, or `both` as its code can
@@ -102,12 +100,15 @@ def memit(hp: HyperParameters) -> Recipe:
 def intattn(hp: HyperParameters) -> Recipe:
     """IntAttn-Edit (arXiv 2510.27400, eq. 6-13): MEMIT on down_proj scaled by 1 - α, the same on W_o scaled by α.
 
-    The paper leaves open which value the attention path aims at; the default is the output of W_o at the last
-    critical attention layer (its v_attn, eq. 10), searched for on its own.
+    The paper leaves open which value the attention path aims at. The default is the residual stream after the last
+    critical attention layer, searched for on its own, as MEMIT does for the MLP: every W_o below writes into it, so the
+    spread of eq. 7 adds up. `attn_aim="attn"` takes the output of the last layer's W_o (v_attn of eq. 10), which W_o of
+    lower layers can only reach through the attention between; docs/demo-edits.md measures both.
     """
     paths = []
     if hp.layers_attn and hp.alpha != 0:
-        site = Site(Kind.ATTN if hp.attn_aim == "attn" else Kind.RESID, hp.layers_attn[-1])
+        kind = Kind(_one_of(hp.attn_aim, (Kind.ATTN.value, Kind.RESID.value), "attn_aim"))
+        site = Site(kind, hp.layers_attn[-1])
         weight = hp.mom2_update_weight if hp.mom2_update_weight_attn is None else hp.mom2_update_weight_attn
         aim = Aim(site, hp.position)
         paths.append(Path(Kind.ATTN, hp.layers_attn, aim, LeastSquares(weight), hp.alpha, hp.spread_rule))
