@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from ..errors import BadFact
 from ..facts.fact import Fact
 from ..facts.load import facts_from
 from ..model import TracedModel
+from ..progress import Progress
 from .continuations import Wish, continuations, room
 from .metrics import METRICS, record_values
 from .samples import Key, Sample, samples_of
@@ -33,9 +34,6 @@ GENERATION = (
     f"those after the prompt a multiple of ten, sampled from the top {TEXT_TOP_K} with seed {{seed}}, the same noise "
     "for the same prompt"
 )
-
-Progress = Callable[[int, int], None]
-"""Hears (done, total), counted in rows that the model works on."""
 
 
 def evaluate(

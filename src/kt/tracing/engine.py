@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import WorkFailed
 from ..model import TracedModel
+from ..progress import Progress
 from ..sites import Kind
 from .cases import Case, equal_lengths
 from .corrupt import Corruption
@@ -25,8 +26,6 @@ from .runs import Corrupted, clean_values, corrupted_run, joined, prefix_is_reus
 
 _MEMORY = {"cuda": 2 << 30, "cpu": 64 << 20}
 """Bytes of one trace's largest activations and logits, which set the default `max_rows`."""
-
-Progress = Callable[[int, int], None]
 
 
 class Plan(NamedTuple):

@@ -9,9 +9,10 @@ from typing import Any
 from ..errors import BadFact, WorkFailed
 from ..facts.fact import Fact
 from ..model import TracedModel
+from ..progress import Progress
 from .cases import UNKNOWN, Case, LeftOut, prepare
 from .corrupt import Corruption, embedding_spread, given_noise, swapped, with_noise
-from .engine import Outcome, Plan, Progress, default_max_rows, run_all
+from .engine import Outcome, Plan, default_max_rows, run_all
 from .probe import shortcuts
 from .roles import token_roles
 from .settings import FLAT, MIN_GAP, Settings
