@@ -198,7 +198,7 @@ class Edit:
         return f"Edit({method}, {len(self.requests)} requests, alpha={alpha}, {weights})"
 
     def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False, escape=True, float_format="%.3g")
+        return self.to_dataframe().to_html(index=False, escape=True, float_format="{:.3g}".format)
 
 
 def merge(model: TracedModel, edit: Edit, folder: str | Path) -> Path:
