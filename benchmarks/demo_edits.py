@@ -1,6 +1,7 @@
 """How the joint edit does on the demo model: edits x alpha, with the control that a smaller edit is.
 
     python benchmarks/demo_edits.py --edits 1,10,100 --out docs/demo-edits.json
+    python benchmarks/demo_edits.py --table docs/demo-edits.json
 
 For every number of edits and every α: edit success, paraphrase, neighbourhood locality and portability, teacher-forced
 exact match, and the fluency of sampled text. `mlp x (1-α)` is the MLP update alone, scaled as the joint edit scales it:
@@ -53,6 +54,8 @@ def rows(model, facts, n, alphas, singles, generate, options):
     for alpha in alphas:
         mlp, attn = [scaled(e, 1 - alpha) for e in full[0.0]], [scaled(e, alpha) for e in full[1.0]]
         edits = [kt.Edit(m.updates | a.updates, {}) for m, a in zip(mlp, attn, strict=True)]
+        if options.get("coupled"):  # then the MLP's update depends on α
+            edits = [kt.edit(model, g, method="intattn", alpha=alpha, **options) for g in groups]
         yield {"edits": n, "alpha": alpha, "kind": "joint"} | scores(model, groups, before, edits, generate)
         if 0 < alpha < 1:
             yield {"edits": n, "alpha": alpha, "kind": "mlp x (1-α)"} | scores(model, groups, before, mlp, generate)
@@ -63,6 +66,20 @@ def scaled(edit, factor):
     return kt.Edit({n: u.scaled(factor) for n, u in edit.updates.items()} if factor else {}, {})
 
 
+def markdown(path):
+    """The table of docs/demo-edits.md: mean and 95% interval over records."""
+    head = ["edits", "α", "kind", *METRICS]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for row in json.loads(path.read_text())["rows"]:
+        cells = [str(row["edits"]), "–" if row["alpha"] is None else f"{row['alpha']:g}", row["kind"]]
+        for name in METRICS:
+            value = row.get(name)
+            mean, low, high = (round(value[k], 2) + 0.0 for k in ("mean", "low", "high")) if value else (0.0,) * 3
+            cells.append("–" if value is None else f"{mean:.2f} [{low:.2f}, {high:.2f}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--edits", default="1,10,100")
@@ -71,7 +88,11 @@ def main() -> None:
     parser.add_argument("--no-fluency", action="store_true")
     parser.add_argument("--set", action="append", default=[], help="hyper-parameter=value, JSON values")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="print an earlier run's file as a table, and stop")
     args = parser.parse_args()
+    if args.table:
+        sys.stdout.write(markdown(args.table))
+        return
     torch.set_num_threads(2)
     warnings.simplefilter("ignore")
     options = {k: json.loads(v) for k, _, v in (s.partition("=") for s in args.set)}
