@@ -218,3 +218,8 @@ def test_an_edit_of_another_model_is_refused(corpus, tmp_path):
     (tmp_path / "cut").write_bytes(edit.save(tmp_path / "whole").read_bytes()[:500])
     with pytest.raises(BadFile):
         kt.Edit.load(tmp_path / "cut")
+
+
+def test_alpha_that_cannot_be_traced_asks_for_a_number():
+    with pytest.raises(WorkFailed, match="such as 0.3"):
+        kt.edit(tiny_model("gpt2"), REQUESTS, **(FAST | {"layers_attn": (0,), "alpha": "auto"}))

@@ -152,7 +152,10 @@ def _alpha(
 def _traced_alpha(model: TracedModel, facts: list[Fact], seed: int) -> float:
     from ..tracing import balance_factor, causal_trace
 
-    trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed)
+    try:
+        trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed)
+    except KtError as error:
+        raise type(error)(f"alpha cannot be traced on these requests ({error}); give it as a number, such as 0.3") from None
     return float(balance_factor(trace, seed=seed).alpha)
 
 
