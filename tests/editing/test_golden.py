@@ -1,6 +1,7 @@
 """The same ΔW as the original code, given the same inputs (../shared/golden; skipped where it is not there)."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ METHODS = {
     "jeep_mlp": "jeep",
     "alphaedit_seq": "alphaedit",
 }
-TOLERANCE = {"pmet": 2e-3, "jeep_mlp": 1e-3}
+TOLERANCE = 1e-3  # the original code itself moves by up to 2e-4 between one thread and two
+log = logging.getLogger("golden")
 
 
 def run(model, name, history=None, **changes):
@@ -67,7 +69,9 @@ def test_lands_on_the_original_codes_update(model, name):
         layer = weight.split(".")[2]
         if f"keys.{layer}" in want:
             assert relative(edit.keys[weight], want[f"keys.{layer}"]) < 2e-4
-        assert relative(edit.delta(weight), update) < TOLERANCE.get(name, 1e-3)
+        error = relative(edit.delta(weight), update)
+        log.info("%s %s %.1e", name, weight, error)
+        assert error < TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore:.*targets stay below")
@@ -78,7 +82,9 @@ def test_a_second_alphaedit_batch_leaves_the_first_ones_keys_alone(model):
         history = {f"model.layers.{i}.mlp.down_proj.weight": cache[i] for i in range(3)}
         edit, want, _ = run(model, "alphaedit_seq", history=history)
     for weight in edit.names:
-        assert relative(edit.delta(weight), want[f"dW.{weight}"]) < 2e-3
+        error = relative(edit.delta(weight), want[f"dW.{weight}"])
+        log.info("alphaedit_seq %s %.1e", weight, error)
+        assert error < TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore:.*targets stay below")

@@ -129,8 +129,10 @@ def show_edit(s: Session, edit: Edit) -> None:
     deltas = []
     for name, delta in edit.deltas().items():
         shape = "x".join(map(str, delta["shape"]))
-        deltas.append([name, shape, delta["rank"], delta["norm"], delta["relative_norm"]])
-    s.screen.table("written weights", ["weight", "shape", "rank", "norm", "relative"], deltas)
+        condition = "–" if delta["condition"] is None else f"{delta['condition']:.0e}"
+        deltas.append([name, shape, delta["rank"], delta["norm"], delta["relative_norm"], condition])
+    columns = ["weight", "shape", "rank", "norm", "relative", "condition"]
+    s.screen.table("written weights", columns, deltas)
 
 
 def arrow(pair: tuple[Any, Any] | None) -> str:

@@ -37,7 +37,6 @@ class RequestReport:
     target_rank: tuple[int, int]
     answer_prob: tuple[float, float] | None
     answer_rank: tuple[int, int] | None
-    found_prob: float | None = None  # the target's probability with δ in place, before anything was written
 
 
 @dataclass
