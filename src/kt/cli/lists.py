@@ -62,10 +62,13 @@ def methods() -> list[tuple[str, str]]:
 
 
 def presets() -> list[tuple[str, str]]:
-    """The hyper-parameter files that are shipped."""
+    """The hyper-parameter files that are shipped, with their variants."""
     from ..presets import presets as known
 
-    return [(name, preset["summary"]) for name, preset in known().items()]
+    return [
+        (name, preset.summary + (f" (--variant {' or '.join(preset.variants)})" if preset.variants else ""))
+        for name, preset in known().items()
+    ]
 
 
 def datasets() -> list[tuple[str, str]]:
