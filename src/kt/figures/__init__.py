@@ -9,11 +9,13 @@ from __future__ import annotations
 from .curves import Mark, Series, curve_panels, curves, layer_curves
 from .export import figure_html, figure_page, images, write_figure
 from .heatmap import Panel, heatmap, heatmap_panel
+from .steps import NORM_RATIO, steps_figure
 from .summary import Change, balance_figure, before_after
 from .terminal import TerminalHeatmap, terminal_heatmap
 from .text import escape, readable_token
 
 __all__ = [
+    "NORM_RATIO",
     "Change",
     "Mark",
     "Panel",
@@ -31,6 +33,7 @@ __all__ = [
     "images",
     "layer_curves",
     "readable_token",
+    "steps_figure",
     "terminal_heatmap",
     "write_figure",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import ceil
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,9 +14,10 @@ from numpy import ndarray
 
 from . import theme
 from .layout import every, frame, heading, legend
-from .text import escape, interval_line, number
+from .text import escape, interval_line, number, wrap
 
-_LEFT, _RIGHT, _PLOT = 76, 24, 290
+_LEFT, _RIGHT, _LINE = 76, 24, 20
+_INNER = theme.WIDTH - _LEFT - _RIGHT
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,48 +104,110 @@ def curve_panels(
     y_titles: Sequence[str],
     subtitle: str = "",
     marks: Sequence[Mark] = (),
+    columns: int | None = None,
+    dashes: bool = False,
 ) -> go.Figure:
-    """Panels side by side; a line of the same name looks the same in each and has one legend entry."""
+    """Panels over one x axis, at most `columns` a row; a name looks the same in each and has one legend entry.
+
+    `dashes`: lines differ by dash even where markers tell them apart, so that one shows through the gaps of another.
+    """
+    grid = _Grid.of(len(panels), columns, bool(marks))
+    everything = [s for group in panels.values() for s in group]
+    names = list(dict.fromkeys(s.name for s in everything))
+    over = _LINE * bool(marks)
+    above = 14 + over + _LINE * _legend_rows(names)
     head = heading(title, subtitle)
-    above = 34 + 20 * bool(marks)
-    figure = go.Figure(layout=frame(head, above=above, plot=_PLOT, below=58, left=_LEFT, right=_RIGHT))
-    figure.update_layout(legend=legend(_PLOT, 6 + 20 * bool(marks)), hovermode="closest")
-    gap = 0.11
-    width = (1 - gap * (len(panels) - 1)) / len(panels)
-    names = list(dict.fromkeys(s.name for group in panels.values() for s in group))
+    figure = go.Figure(layout=frame(head, above=above, plot=grid.height, below=58, left=_LEFT, right=_RIGHT))
+    figure.update_layout(legend=legend(grid.height, 6 + over), hovermode="closest")
     shown: set[str] = set()
     for place, group in enumerate(panels.values()):
-        suffix = "" if place == 0 else str(place + 1)
+        suffix = axis_suffix(place)
         axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
         for series in group:
-            _add_line(figure, series, names.index(series.name), axes, x_title, series.name not in shown)
+            _add_line(figure, series, names.index(series.name), axes, x_title, series.name not in shown, dashes)
             shown.add(series.name)
-        start = place * (width + gap)
-        pixels = (theme.WIDTH - _LEFT - _RIGHT) * width
-        figure.layout[f"xaxis{suffix}"] = _x_axis(group, x_title, (start, start + width), f"y{suffix}", pixels)
+        across, up = grid.domains(place)
+        lowest = place + grid.columns >= len(panels)
+        x_axis = _x_axis(everything, x_title if lowest else "", _INNER * grid.share)
+        figure.layout[f"xaxis{suffix}"] = {**x_axis, "domain": across, "anchor": f"y{suffix}"}
+        y_title = "<br>".join(wrap(y_titles[place], grid.panel // 7, lines=2))
         figure.layout[f"yaxis{suffix}"] = theme.axis(
-            anchor=f"x{suffix}", title=escape(y_titles[place]), rangemode="tozero", tickformat="~g", nticks=7
+            anchor=f"x{suffix}", domain=up, title=y_title, rangemode="tozero", tickformat="~g", nticks=7
         )
-        _add_zero(figure, suffix)
+        add_level(figure, suffix, 0)
         for mark in marks:
             _add_mark(figure, mark, suffix)
     return figure
 
 
-def _x_axis(
-    group: Sequence[Series], title: str, domain: tuple[float, float], anchor: str, pixels: float
-) -> dict[str, Any]:
+class _Grid(NamedTuple):
+    """Panels of one size in rows, filled from the top left; heights are pixels."""
+
+    columns: int
+    rows: int
+    panel: int
+    between: int
+
+    @classmethod
+    def of(cls, count: int, columns: int | None, marked: bool) -> _Grid:
+        """The fewest rows of at most `columns`, evenly filled: four panels by threes stand two by two."""
+        rows = ceil(count / (columns or count))
+        return cls(ceil(count / rows), rows, 290 if rows == 1 else 220, 46 + _LINE * marked)
+
+    @property
+    def height(self) -> int:
+        return self.rows * self.panel + (self.rows - 1) * self.between
+
+    @property
+    def share(self) -> float:
+        """The part of the plot's width that one panel takes."""
+        return (1 - _GAP * (self.columns - 1)) / self.columns
+
+    def domains(self, place: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The panel's stretches of the plot, from 0 to 1: left to right, bottom to top."""
+        row, column = divmod(place, self.columns)
+        left = column * (self.share + _GAP)
+        top = 1 - row * (self.panel + self.between) / self.height
+        return (left, min(1.0, left + self.share)), (max(0.0, top - self.panel / self.height), top)
+
+
+_GAP = 0.11
+"""Between panels of a row, as a part of the plot's width: the ticks and title of the next panel's y axis."""
+
+
+def axis_suffix(place: int) -> str:
+    """What plotly puts behind the names of the axes of the panel at `place`: nothing, 2, 3, ..."""
+    return "" if place == 0 else str(place + 1)
+
+
+def _legend_rows(names: Sequence[str]) -> int:
+    """The rows that plotly breaks the legend into."""
+    rows, used = 1, 0.0
+    for name in names:
+        needed = 60 + 7.2 * len(name)
+        if used and used + needed > _INNER:
+            rows, used = rows + 1, 0.0
+        used += needed
+    return rows
+
+
+def _x_axis(group: Sequence[Series], title: str, pixels: float) -> dict[str, Any]:
     x = sorted({float(v) for series in group for v in series.x})
     pad = 0.03 * (x[-1] - x[0]) or 0.5
+    label = max(28, 8 * len(f"{x[-1]:g}") + 8)
     whole = all(v == round(v) for v in x)
-    ticks = {"dtick": every(int(x[-1] - x[0]) + 1, pixels, 28), "tick0": 0} if whole else {"nticks": 8}
-    return theme.axis(
-        domain=domain, anchor=anchor, title=escape(title), range=[x[0] - pad, x[-1] + pad], showgrid=False, **ticks
-    )
+    ticks = {"dtick": every(int(x[-1] - x[0]) + 1, pixels, label), "tick0": 0} if whole else {"nticks": 8}
+    return theme.axis(title=escape(title), range=[x[0] - pad, x[-1] + pad], showgrid=False, **ticks)
 
 
 def _add_line(
-    figure: go.Figure, series: Series, place: int, axes: dict[str, str], x_word: str, in_legend: bool
+    figure: go.Figure,
+    series: Series,
+    place: int,
+    axes: dict[str, str],
+    x_word: str,
+    in_legend: bool,
+    dashes: bool,
 ) -> None:
     look = theme.look(series.kind, place)
     name = escape(series.name)
@@ -166,7 +230,7 @@ def _add_line(
         x=[float(v) for v in series.x],
         y=[float(v) if np.isfinite(v) else None for v in series.mean],
         mode="lines+markers" if few else "lines",
-        line={"color": look.line, "width": 2.2, "dash": "solid" if few else look.dash},
+        line={"color": look.line, "width": 2.2, "dash": look.dash if dashes or not few else "solid"},
         marker={"color": look.line, "symbol": look.symbol, "size": size, "line": {"color": theme.PAPER, "width": 1}},
         hovertext=series.hovers(x_word),
         hoverinfo="text",
@@ -194,10 +258,11 @@ def _stretches(series: Series) -> list[tuple[list[float], list[float], list[floa
     return found
 
 
-def _add_zero(figure: go.Figure, suffix: str) -> None:
+def add_level(figure: go.Figure, suffix: str, y: float) -> None:
+    """A thin line across the panel at `y`."""
     line = {"color": theme.MUTED, "width": 1}
     figure.add_shape(
-        type="line", xref=f"x{suffix} domain", yref=f"y{suffix}", x0=0, x1=1, y0=0, y1=0, line=line, layer="below"
+        type="line", xref=f"x{suffix} domain", yref=f"y{suffix}", x0=0, x1=1, y0=y, y1=y, line=line, layer="below"
     )
 
 

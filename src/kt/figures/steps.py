@@ -1,0 +1,63 @@
+"""Sequential editing: each metric, and how far the written weights have grown, after so many edits.
+
+Edits that pile up fail in two ways that belong side by side: the scores fall, and the weights' norms run away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import plotly.graph_objects as go
+
+from .curves import Series, add_level, axis_suffix, curve_panels
+
+NORM_RATIO = "weight norm ratio"
+"""The panel of ‖W_t‖ / ‖W_0‖: an axis around 1 in place of one from 0 to 1."""
+
+
+def steps_figure(
+    runs: Mapping[str, Mapping[str, Series]],
+    *,
+    title: str,
+    subtitle: str = "",
+    x_title: str = "edits so far",
+    ratios: Collection[str] = (NORM_RATIO,),
+    columns: int = 3,
+) -> go.Figure:
+    """{run: {panel: Series}} as one panel per metric, one line per run; the panels named in `ratios` come last.
+
+    The run names its lines and gives them their colour, dash and marker: `name` and `kind` of the series do not count.
+    """
+    panels = _panels(runs, ratios)
+    if not panels:
+        raise ValueError("no run has a series to draw")
+    names = list(panels)
+    figure = curve_panels(
+        panels, title=title, subtitle=subtitle, x_title=x_title, y_titles=names, columns=columns, dashes=True
+    )
+    for place, (name, lines) in enumerate(panels.items()):
+        suffix = axis_suffix(place)
+        if name in ratios:
+            add_level(figure, suffix, 1)
+        figure.layout[f"yaxis{suffix}"].range = _limits(lines, *((0.95, 1.05) if name in ratios else (0.0, 1.0)))
+    return figure
+
+
+def _panels(runs: Mapping[str, Mapping[str, Series]], ratios: Collection[str]) -> dict[str, list[Series]]:
+    """{panel: lines}, in the order in which the runs name the panels, ratios last."""
+    names = sorted(dict.fromkeys(name for by_panel in runs.values() for name in by_panel), key=lambda n: n in ratios)
+    return {
+        name: [replace(by_panel[name], name=run, kind=None) for run, by_panel in runs.items() if name in by_panel]
+        for name in names
+    }
+
+
+def _limits(lines: Sequence[Series], low: float, high: float) -> tuple[float, float]:
+    """From `low` to `high`, wider where a mean or its interval leaves them, with room for a marker on the edge."""
+    drawn = [np.asarray(v) for line in lines for v in (line.mean, line.low, line.high) if v is not None]
+    values = np.concatenate([[low, high], *drawn])
+    values = values[np.isfinite(values)]
+    pad = 0.04 * float(values.max() - values.min())
+    return float(values.min()) - pad, float(values.max()) + pad
