@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .editing import Edit, edit, key_statistics
+    from .editing import Edit, EditSession, edit, key_statistics
     from .errors import KtError
     from .evaluation import Scores, evaluate
     from .facts.fact import Fact, Prompt
@@ -39,6 +39,7 @@ _HOMES = {
     "Balance": ".tracing",
     "edit": ".editing",
     "Edit": ".editing",
+    "EditSession": ".editing",
     "key_statistics": ".editing",
     "evaluate": ".evaluation",
     "Scores": ".evaluation",
@@ -60,6 +61,7 @@ __all__ = [  # noqa: RUF022 -- in the order of use
     "key_statistics",
     "edit",
     "Edit",
+    "EditSession",
     "evaluate",
     "Scores",
     "KtError",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, reduce
 from typing import Any, Literal
@@ -17,12 +17,15 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from .errors import KtError, UnknownSite
 from .layout import Layout, find_layout, first, linear_shape, validate
 from .prompts import Batch, encode
 from .sampling import continue_greedily_or_sample
-from .sites import Kind, LowRank, Site
+from .sites import Kind, Site, Update
+
+Address = Site | str
 
 
 class TracedModel:
@@ -193,7 +196,7 @@ class TracedModel:
     def encode(self, texts: Sequence[str]) -> Batch:
         return encode(self.tokenizer, texts).to(self.device)
 
-    # Weights ----------------------------------------------------------------------------------------------------
+    # Weights (an address is a site, for its projection, or any parameter's name) ----------------------------------
     def projection(self, site: Site) -> nn.Module:
         if site.kind is Kind.RESID:
             raise UnknownSite(f"{site} has no weight; edits go to attn.{site.layer} or mlp.{site.layer}")
@@ -211,54 +214,73 @@ class TracedModel:
                 return site
         raise UnknownSite(f"{self.name} has no W_o or down_proj called {weight_name!r}")
 
-    def weight(self, site: Site) -> Float[Tensor, "d_out d_in"]:
-        """The live weight as (d_out, d_in): a view, orientation from the module's type."""
-        weight = self._own(site)
-        return weight.T if self.layout.transposed else weight
+    def block_weights(self, layer: int) -> list[str]:
+        """The names of every parameter of a block."""
+        block = self.layout.path(Kind.RESID, self.checked(layer))
+        return [f"{block}.{name}" for name, _ in self.module.get_submodule(block).named_parameters()]
+
+    def weight(self, address: Address) -> Float[Tensor, "*shape"]:
+        """The live weight: a linear map's as (d_out, d_in), a view, its orientation from the module's type."""
+        weight = self.own(address)
+        owner = self.module.get_submodule(self.name_of(address).rpartition(".")[0])
+        return weight.T if isinstance(owner, Conv1D) and weight.dim() == 2 else weight
 
     def key_size(self, site: Site) -> int:
         return linear_shape(self.projection(site))[1]
 
     @torch.no_grad()
-    def write(self, site: Site, update: LowRank | Float[Tensor, "d_out d_in"]) -> None:
+    def write(self, address: Address, update: Update | Float[Tensor, "*shape"]) -> None:
         """Add an update: summed in float32 (float64 weights in float64), rounded to the weight's dtype once."""
-        weight = self.weight(site)
+        weight = self.weight(address)
         wide = torch.promote_types(weight.dtype, torch.float32)
-        dense = update.dense() if isinstance(update, LowRank) else update
+        dense = update if isinstance(update, Tensor) else update.dense()
         if tuple(dense.shape) != tuple(weight.shape):
-            raise KtError(f"{site}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
+            raise KtError(f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
         weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
 
     @contextmanager
-    def restored(self, sites: Iterable[Site]) -> Iterator[None]:
-        """On exit, also after an exception, the weights at `sites` hold the exact bytes that they held on entry."""
-        kept = {site: self._own(site).detach().clone() for site in set(sites)}
+    def restored(self, addresses: Iterable[Address]) -> Iterator[None]:
+        """On exit, also after an exception, the weights hold the exact bytes that they held on entry."""
+        kept = self.copies(addresses)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for site, weight in kept.items():
-                    self._own(site).copy_(weight)
+            self.put_back(kept)
 
-    def _own(self, site: Site) -> Tensor:
-        weight: Any = self.projection(site).weight
+    def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
+        """The weights' bytes, by name, for `put_back`."""
+        return {name: self.own(name).detach().clone() for name in dict.fromkeys(map(self.name_of, addresses))}
+
+    @torch.no_grad()
+    def put_back(self, copies: Mapping[str, Tensor]) -> None:
+        for name, weight in copies.items():
+            self.own(name).copy_(weight)
+
+    def name_of(self, address: Address) -> str:
+        return address if isinstance(address, str) else self.weight_name(address)
+
+    def own(self, address: Address) -> Tensor:
+        """The parameter itself, in the module's own orientation."""
+        name = self.name_of(address)
+        try:
+            weight: Any = self.module.get_parameter(name)
+        except AttributeError:
+            raise UnknownSite(f"{self.name} has no weight called {name!r}") from None
         if weight.is_meta:
             raise KtError(
-                f"{self.weight_name(site)} is offloaded, and a write there would be lost; "
+                f"{name} is offloaded, and a write there would be lost; "
                 "load with a device_map that keeps it on a device"
             )
         if not weight.is_floating_point():
-            raise KtError(
-                f"{self.weight_name(site)} is quantised ({weight.dtype}); load the model unquantised to edit it"
-            )
+            raise KtError(f"{name} is quantised ({weight.dtype}); load the model unquantised to edit it")
         return weight
 
-    def fingerprint(self, sites: Iterable[Site] | None = None) -> str:
-        """SHA-256 over the names, dtypes, shapes and bytes of all weights, or of those at `sites`."""
-        if sites is None:
+    def fingerprint(self, addresses: Iterable[Address] | None = None) -> str:
+        """SHA-256 over the names, dtypes, shapes and bytes of all weights, or of those addressed."""
+        if addresses is None:
             named: Iterable[tuple[str, Tensor]] = self.module.state_dict().items()
         else:
-            named = ((self.weight_name(s), self._own(s)) for s in sites)
+            named = ((self.name_of(a), self.own(a)) for a in addresses)
         digest = hashlib.sha256()
         for name, tensor in sorted(named):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,69 +1,14 @@
 """What every method keeps to on every family."""
 
-import random
-
 import pytest
 import torch
-from families import TEXTS, tiny_model
+from editing_help import ATTENTION, FAST, REQUESTS, solve, statistics
+from families import tiny_model
 
 import kt
-from kt.corpus import Corpus
-from kt.editing import METHODS, Statistics, key_statistics
+from kt.editing import METHODS, Statistics
 from kt.errors import BadFact, BadFile, KtError, SubjectNotFound, UnknownSite, WorkFailed
-from kt.sites import Kind, Site
-
-REQUESTS = [
-    {
-        "prompt": "The mother tongue of {}",
-        "subject": "Danielle Darrieux",
-        "target_new": {"str": "Italy"},
-        "target_true": "French",
-    },
-    {
-        "prompt": "The city of the {}",
-        "subject": "Space Needle",
-        "target_new": "Warsaw",
-        "target_true": "Seattle",
-    },
-]
-CONTEXTS = [["{}"], ["Therefore. {}", "Because I. {}"]]
-FAST = dict(
-    context_templates=CONTEXTS, layers_mlp=(0, 1), layers_high=(2,), v_num_grad_steps=15, v_lr=0.3,
-    clamp_norm_factor=20.0, clamp_norm_factor_high=20.0, v_weight_decay=1e-4, v_weight_decay_high=1e-4,
-    mom2_update_weight=0.01, L2=1e-4, nullspace_threshold=1.0,
-)  # fmt: skip
-ATTENTION = dict(layers_attn=(0, 1), alpha=0.4)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    words = " ".join(TEXTS).split()
-    drawn = random.Random(0)
-    path.write_text("\n".join(" ".join(drawn.choices(words, k=20)) for _ in range(150)))
-    return Corpus.open(path)
-
-
-@pytest.fixture(scope="module")
-def setting(corpus, tmp_path_factory):
-    return tiny_model("qwen3"), corpus, tmp_path_factory.mktemp("cache")
-
-
-def statistics(model, corpus, tmp_path):
-    sites = [Site(k, layer) for k in (Kind.ATTN, Kind.MLP) for layer in range(model.n_layers)]
-    return key_statistics(model, sites, corpus, max_tokens=2500, cache_dir=tmp_path)
-
-
-def solve(model, corpus, tmp_path, method="intattn", requests=REQUESTS, **changes):
-    extra = ATTENTION if METHODS[method].writes_attention else {}
-    return kt.edit(
-        model,
-        requests,
-        method=method,
-        statistics=statistics(model, corpus, tmp_path),
-        **(FAST | extra | changes),
-    )
-
+from kt.sites import Kind
 
 @pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
 @pytest.mark.parametrize("method", METHODS)
@@ -72,18 +17,22 @@ def test_every_method_on_every_family(family, method, corpus, tmp_path):
     before = model.fingerprint()
     edit = solve(model, corpus, tmp_path, method)
     assert model.fingerprint() == before, "solving left a trace in the model"
-    assert all(u.rank <= len(REQUESTS) for u in edit.updates.values())
+    if METHODS[method].recipe.__name__ not in ("ft", "lora", "ultraedit"):  # closed forms: one column a request
+        assert all(u.rank <= len(REQUESTS) for u in edit.updates.values())
     gains = [after - start for start, after in (r.target_prob for r in edit.report)]
     assert min(gains) > 0, gains
-    kinds = {Kind.MLP, Kind.ATTN} if METHODS[method].writes_attention else {Kind.MLP}
-    assert {model.site_of(n).kind for n in edit.names} == kinds
+    if method == "ft-wd":
+        assert set(edit.names) == {name for layer in (0, 1) for name in model.block_weights(layer)}
+    else:
+        kinds = {Kind.MLP, Kind.ATTN} if METHODS[method].writes_attention else {Kind.MLP}
+        assert {model.site_of(n).kind for n in edit.names} == kinds
     untouched = {n: w.clone() for n, w in model.module.state_dict().items() if n not in edit.names}
     with edit.applied(model):
         assert model.fingerprint() != before
         now = model.module.state_dict()
         assert all(torch.equal(w, now[n]) for n, w in untouched.items())
         for name in edit.names:
-            assert edit.delta(name).shape == model.weight(model.site_of(name)).shape
+            assert edit.delta(name).shape == model.weight(name).shape
     assert model.fingerprint() == before
     edit.apply_(model)
     with pytest.raises(KtError, match="already applied"):
@@ -120,7 +69,10 @@ class TestBalance:
 
     def test_joint_targets_and_hidden_aim_are_options(self, setting):
         base = solve(*setting)
-        for changes, aim in (({"joint_targets": True, "layers_attn": (0,)}, "hidden.0"), ({"attn_aim": "attn"}, "attn.1")):
+        for changes, aim in (
+            ({"joint_targets": True, "layers_attn": (0,)}, "hidden.0"),
+            ({"attn_aim": "attn"}, "attn.1"),
+        ):
             other = solve(*setting, **changes)
             assert aim in other.targets
             assert any(not torch.allclose(base.delta(n), other.delta(n), rtol=1e-3) for n in base.names)
@@ -211,7 +163,7 @@ def test_an_edit_of_another_model_is_refused(corpus, tmp_path):
     with pytest.raises(KtError, match="not the weight"):
         edit.apply_(other)
     edit.apply_(other, force=True)
-    with pytest.raises(KtError, match="W_o or down_proj"):
+    with pytest.raises(KtError, match="no weight called"):
         edit.apply_(tiny_model("llama"))
     with pytest.raises(BadFile):
         kt.Edit.load(__file__)

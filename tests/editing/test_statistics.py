@@ -7,7 +7,6 @@ from families import tiny_model
 from kt.corpus import Corpus
 from kt.editing import Statistics, key_statistics
 from kt.editing import statistics as module
-from kt.editing.solvers import LeastSquares, System, least_squares
 from kt.errors import BadFile, WorkFailed
 from kt.prompts import encode
 from kt.sites import Kind, Site
@@ -92,28 +91,3 @@ def test_wrong_files_are_one_line(tmp_path, corpus):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(WorkFailed, match="no tokens"):
         key_statistics(tiny_model("gpt2"), SITES, Corpus.open(tmp_path / "empty.txt"), cache_dir=tmp_path / "c")
-
-
-def test_least_squares_is_the_float64_formula():
-    generator = torch.Generator().manual_seed(0)
-    keys = torch.randn(12, 3, generator=generator, dtype=torch.float64)
-    residuals = torch.randn(5, 3, generator=generator, dtype=torch.float64)
-    half = torch.randn(12, 40, generator=generator, dtype=torch.float64)
-    moment = half @ half.T / 40
-    got = LeastSquares(2.5)(System(residuals, keys, None, moment, None))
-    system = 2.5 * moment + keys @ keys.T
-    torch.testing.assert_close(got.update.dense(), residuals @ keys.T @ torch.linalg.inv(system))
-    assert got.ridge == 0
-    exact = float(torch.linalg.cond(system, 1))
-    assert exact / 3 < got.condition <= exact * 1.001
-    with pytest.raises(WorkFailed, match="singular"):
-        least_squares(residuals, keys * 0, torch.zeros(12, 12, dtype=torch.float64))
-    with pytest.raises(WorkFailed, match="finite"):
-        least_squares(residuals, keys * float("nan"), moment)
-
-
-def test_a_singular_moment_gets_the_least_ridge_that_works():
-    keys, residuals = torch.eye(6)[:, :1], torch.ones(3, 1)
-    got = least_squares(residuals.double(), keys.double(), torch.diag(torch.tensor([1.0, 1, 1, 0, 0, 0])).double())
-    assert 0 < got.ridge <= 1e-6
-    torch.testing.assert_close(got.update.dense() @ keys.double(), residuals.double() / 2, atol=1e-5, rtol=1e-5)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..artifacts import load_arrays, save_arrays
 from ..errors import BadFile, KtError, WorkFailed
-from ..sites import LowRank
+from ..sites import Dense, LowRank, Update
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,16 +37,18 @@ class RequestReport:
     target_rank: tuple[int, int]
     answer_prob: tuple[float, float] | None
     answer_rank: tuple[int, int] | None
+    control_prob: float | None = None
+    """The target's probability under the edit's control (a joint edit's MLP part alone)."""
 
 
 @dataclass
 class Edit:
-    """Low-rank updates by weight name, with all that is needed to know where they came from.
+    """Updates by weight name (low-rank factors where a closed form gave them), and where they came from.
 
     `targets` and `keys` hold what was solved for: wanted values by aim (`hidden.4`), keys by weight name, (fact, d).
     """
 
-    updates: dict[str, LowRank]
+    updates: dict[str, Update]
     manifest: dict[str, Any]
     report: tuple[RequestReport, ...] = ()
     targets: dict[str, Float[Tensor, "fact d_model"]] = field(default_factory=dict)
@@ -69,8 +71,20 @@ class Edit:
         """The dense update of a weight, (d_out, d_in) float32 whatever the module's own layout."""
         if name not in self.updates:
             raise KtError(f"the edit does not touch {name!r}; it touches {', '.join(self.updates)}")
-        update = self.updates[name]
-        return (update.left.double() @ update.right.double()).float()
+        return self.updates[name].to(torch.float64).dense().float()
+
+    def control(self) -> Edit | None:
+        """What every result of a joint edit is to be held against: its MLP part alone, scaled by 1 - α as in the edit.
+
+        None for an edit that is not of both modules.
+        """
+        attention = set(self.manifest.get("attention_weights", []))
+        rest = {name: update for name, update in self.updates.items() if name not in attention}
+        if not attention or not rest:
+            return None
+        known = self.manifest.get("fingerprints", {})
+        manifest = self.manifest | {"control": "MLP alone, x (1 - α)", "fingerprints": {n: known[n] for n in rest}}
+        return Edit(rest, manifest)
 
     def deltas(self, model: TracedModel | None = None) -> dict[str, dict[str, Any]]:
         """Per weight: shape, rank, norm, and the norm relative to the weight's own."""
@@ -80,10 +94,11 @@ class Edit:
             norm = update.norm()
             base = relative.get(name)
             rows[name] = {
-                "shape": [update.left.shape[0], update.right.shape[1]],
+                "shape": list(update.shape),
                 "rank": update.rank,
                 "norm": norm,
                 "relative_norm": norm / base if base else None,
+                "norm_ratio": self.manifest.get("norm_ratios", {}).get(name),
                 "condition": self.manifest.get("conditions", {}).get(name),
             }
         return rows
@@ -91,7 +106,7 @@ class Edit:
     def check(self) -> None:
         """Raise WorkFailed when the edit changes nothing or is not finite."""
         for name, update in self.updates.items():
-            if not bool(torch.isfinite(update.left).all() and torch.isfinite(update.right).all()):
+            if not update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; nothing was written")
         if not any(update.norm() > 0 for update in self.updates.values()):
             raise WorkFailed("the edit changes nothing: every update is zero; check alpha, layers and targets")
@@ -101,42 +116,36 @@ class Edit:
     def applied(self, model: TracedModel, force: bool = False) -> Iterator[TracedModel]:
         """The edit written into the model inside the block; the exact bytes back on exit."""
         self._refuse_foreign(model, force)
-        with model.restored([model.site_of(name) for name in self.names]):
-            self._write(model)
+        with model.restored(self.names):
+            self.write(model)
             yield model
 
     def apply_(self, model: TracedModel, force: bool = False) -> None:
         """Write the edit for good, until `revert_`."""
         self._refuse_foreign(model, force)
-        sites = {name: model.site_of(name) for name in self.names}
-        self._taken[id(model.module)] = {n: model.weight(s).detach().clone() for n, s in sites.items()}
-        self._write(model)
+        self._taken[id(model.module)] = model.copies(self.names)
+        self.write(model)
 
     def revert_(self, model: TracedModel) -> None:
         """Bring back the bytes from before `apply_`."""
         kept = self._taken.pop(id(model.module), None)
         if kept is None:
             raise KtError("this edit was not applied to this model with apply_; there is nothing to revert")
-        with torch.no_grad():
-            for name, weight in kept.items():
-                model.weight(model.site_of(name)).copy_(weight)
+        model.put_back(kept)
 
-    def _write(self, model: TracedModel) -> None:
+    def write(self, model: TracedModel) -> None:
+        """Add the updates to the weights, unchecked: `applied` and `apply_` are for use, this is for a session."""
         for name in self.names:
-            model.write(model.site_of(name), self.delta(name))
+            model.write(name, self.delta(name))
 
     def _refuse_foreign(self, model: TracedModel, force: bool) -> None:
         known: Mapping[str, str] = self.manifest.get("fingerprints", {})
         for name in self.names:
-            site = model.site_of(name)
-            if tuple(model.weight(site).shape) != (
-                self.updates[name].left.shape[0],
-                self.updates[name].right.shape[1],
-            ):
+            if tuple(model.weight(name).shape) != self.updates[name].shape:
                 raise KtError(
                     f"{name} has another shape in {model.name}; the edit was solved for {self.manifest.get('model')}"
                 )
-            if not force and name in known and model.fingerprint([site]) != known[name]:
+            if not force and name in known and model.fingerprint([name]) != known[name]:
                 raise KtError(
                     f"{name} in {model.name} is not the weight this edit was solved for (already applied, another "
                     "model, or another dtype?); load the model it names, or pass force=True"
@@ -147,7 +156,10 @@ class Edit:
         """Write safetensors with the manifest inside; loading it runs no code."""
         arrays: dict[str, Tensor] = {}
         for name, update in self.updates.items():
-            arrays[f"left/{name}"], arrays[f"right/{name}"] = update.left, update.right
+            if isinstance(update, Dense):
+                arrays[f"dense/{name}"] = update.matrix
+            else:
+                arrays[f"left/{name}"], arrays[f"right/{name}"] = update.left, update.right
         arrays |= {f"target/{n}": t for n, t in self.targets.items()} | {f"key/{n}": k for n, k in self.keys.items()}
         report = [vars(r) for r in self.report]
         return save_arrays(
@@ -164,7 +176,7 @@ class Edit:
         arrays, manifest = load_arrays(path, kind=KIND, framework="pt")
         try:
             weights = manifest.pop("weights")
-            updates = {n: LowRank(arrays[f"left/{n}"], arrays[f"right/{n}"]) for n in weights}
+            updates = {n: _update(arrays, n) for n in weights}
             report = tuple(RequestReport(**{k: _pair(v) for k, v in r.items()}) for r in manifest.pop("report"))
         except (KeyError, TypeError) as error:
             raise BadFile(f"{path}: the edit file lacks {error}; save the edit again") from None
@@ -193,7 +205,7 @@ class Edit:
 
     def __repr__(self) -> str:
         method, alpha = self.manifest.get("method", "?"), self.alpha
-        weights = ", ".join(f"{n} (rank {u.rank})" for n, u in self.updates.items())
+        weights = ", ".join(f"{n} ({_form(u)})" for n, u in self.updates.items())
         return f"Edit({method}, {len(self.requests)} requests, alpha={alpha}, {weights})"
 
     def _repr_html_(self) -> str:
@@ -230,7 +242,17 @@ def merge(model: TracedModel, edit: Edit, folder: str | Path) -> Path:
 
 def fingerprints(model: TracedModel, names: Sequence[str]) -> dict[str, str]:
     """Each weight's SHA-256 in this model."""
-    return {name: model.fingerprint([model.site_of(name)]) for name in names}
+    return {name: model.fingerprint([name]) for name in names}
+
+
+def _form(update: Update) -> str:
+    return "dense" if isinstance(update, Dense) else f"rank {update.rank}"
+
+
+def _update(arrays: Mapping[str, Tensor], name: str) -> Update:
+    if f"dense/{name}" in arrays:
+        return Dense(arrays[f"dense/{name}"])
+    return LowRank(arrays[f"left/{name}"], arrays[f"right/{name}"])
 
 
 def _pair(value: Any) -> Any:

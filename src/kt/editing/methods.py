@@ -1,94 +1,24 @@
-"""The methods, each a declaration over `recipe.Path`."""
+"""The methods: each a declaration of what plan follows from its hyper-parameters."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import KtError
 from ..sites import Kind, Site
-from .aims import Aim, Objective, Position
+from .adapter import Adapter
+from .aims import Aim, Position
+from .descent import Descent
+from .hyper_parameters import HyperParameters, one_of
+from .lifelong import OnePass
+from .plan import Plan
 from .recipe import Path, Recipe
-from .solvers import LeastSquares, NullSpace, RankOne
-from .spreads import SPREADS, Spread
+from .solvers import Equality, LeastSquares, NullSpace, RankOne
 
 if TYPE_CHECKING:
     from ..model import TracedModel
-
-
-_TYPES = {"float": float, "int": int, "bool": bool, "str": str, "tuple": tuple}
-
-
-@dataclass(frozen=True)
-class HyperParameters:
-    """What users of ROME and MEMIT know by these names, and the joint edits' own.
-
-    Defaults are EasyEdit's MEMIT for 7B models; a method may bring its own (`Method.defaults`).
-    """
-
-    layers_mlp: tuple[int, ...] = ()
-    layers_attn: tuple[int, ...] = ()
-    layers_high: tuple[int, ...] = ()
-    alpha: float = 0.0
-    v_lr: float = 0.5
-    v_num_grad_steps: int = 25
-    v_weight_decay: float = 1e-3
-    kl_factor: float = 0.0625
-    clamp_norm_factor: float = 4.0
-    mom2_update_weight: float = 15000.0
-    mom2_update_weight_attn: float | None = None  # None: the same λ for both modules
-    mom2_update_weight_high: float | None = None
-    mom2_adjustment: bool = True
-    fact_token: str = Position.SUBJECT_LAST.value
-    spread: str = "even"
-    attn_aim: str = "hidden"  # what attention is to produce: residual stream, or `attn` (the output of W_o)
-    joint_targets: bool = False
-    coupled: bool = False
-    modules: str = "mlp"  # PMET: `mlp`, or `both` as its code can
-    nullspace_threshold: float = 2e-2
-    L2: float = 10.0
-    clamp_norm_factor_high: float = 0.25
-    v_weight_decay_high: float = 0.5
-    min_loss: float = 0.9  # JEEP: a probability, despite its name in the original
-    region: str = "both"  # JEEP's ablations: `both`, `low`, `high`
-    separate_targets: bool = False  # JEEP's ablation: each region's δ searched for alone
-    high_module: str = "mlp"  # JEEP's ablation `w/ MHSA in Step3`: `attn`
-
-    def checked(self) -> HyperParameters:
-        """Itself, or KtError where a value is of the wrong type or sign."""
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            wanted = next((t for word, t in _TYPES.items() if str(spec.type).startswith(word)), None)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is None and "None" in str(spec.type):
-                continue
-            if wanted is not None and not (number if wanted is float else isinstance(value, wanted)):
-                raise KtError(f"{spec.name} {value!r} is no {wanted.__name__}; see kt.editing.methods.HyperParameters")
-            if number and not (math.isfinite(value) and value >= 0):
-                raise KtError(f"{spec.name} {value!r} must be zero or more")
-        if self.v_num_grad_steps < 1:
-            raise KtError("v_num_grad_steps must be at least 1")
-        return self
-
-    @property
-    def objective(self) -> Objective:
-        return Objective(self.v_num_grad_steps, self.v_lr, self.v_weight_decay, self.kl_factor, self.clamp_norm_factor)
-
-    @property
-    def position(self) -> Position:
-        return _choice(Position, self.fact_token, "fact_token")
-
-    @property
-    def spread_rule(self) -> Spread:
-        if self.spread not in SPREADS:
-            raise KtError(f"spread {self.spread!r} is unknown; choose one of {', '.join(SPREADS)}")
-        return SPREADS[self.spread]
-
-    @property
-    def held(self) -> LeastSquares:
-        return LeastSquares(self.mom2_update_weight)
 
 
 def memit(hp: HyperParameters) -> Recipe:
@@ -107,14 +37,14 @@ def intattn(hp: HyperParameters) -> Recipe:
     """
     paths = []
     if hp.layers_attn and hp.alpha != 0:
-        kind = Kind(_one_of(hp.attn_aim, (Kind.ATTN.value, Kind.RESID.value), "attn_aim"))
+        kind = Kind(one_of(hp.attn_aim, (Kind.ATTN.value, Kind.RESID.value), "attn_aim"))
         site = Site(kind, hp.layers_attn[-1])
         weight = hp.mom2_update_weight if hp.mom2_update_weight_attn is None else hp.mom2_update_weight_attn
         aim = Aim(site, hp.position)
         paths.append(Path(Kind.ATTN, hp.layers_attn, aim, LeastSquares(weight), hp.alpha, hp.spread_rule))
     if hp.layers_mlp and hp.alpha != 1:
         mlp = memit(hp).paths[0]
-        paths.append(replace(mlp, scale=1 - hp.alpha))
+        paths.append(replace(mlp, scale=hp.mlp_share))
     return Recipe(tuple(paths), hp.objective, joint=hp.joint_targets, coupled=hp.coupled)
 
 
@@ -139,7 +69,7 @@ def intattn_rome(hp: HyperParameters) -> Recipe:
         layer = hp.layers_attn[-1]
         paths.append(Path(Kind.ATTN, (layer,), Aim(Site(Kind.ATTN, layer), hp.position), solver, hp.alpha))
     if hp.alpha != 1:
-        paths.append(replace(rome(hp).paths[0], scale=1 - hp.alpha))
+        paths.append(replace(rome(hp).paths[0], scale=hp.mlp_share))
     return Recipe(tuple(paths), hp.objective, joint=hp.joint_targets, coupled=hp.coupled, one_by_one=True)
 
 
@@ -156,7 +86,7 @@ def pmet(hp: HyperParameters) -> Recipe:
     """
     layer = hp.layers_mlp[-1]
     mlp, attn = Aim(Site(Kind.MLP, layer), hp.position), Aim(Site(Kind.ATTN, layer), hp.position)
-    both = _one_of(hp.modules, ("mlp", "both"), "modules") == "both"
+    both = one_of(hp.modules, ("mlp", "both"), "modules") == "both"
     written = [(Kind.MLP, mlp)] + [(Kind.ATTN, attn)] * both
     paths = tuple(Path(kind, hp.layers_mlp, aim, hp.held, spread=hp.spread_rule) for kind, aim in written)
     return Recipe(paths, replace(hp.objective, argmax_discount=True), joint=True, also=() if both else (attn,))
@@ -168,6 +98,17 @@ def alphaedit(hp: HyperParameters) -> Recipe:
     return Recipe((replace(path, solver=NullSpace(hp.nullspace_threshold, hp.L2)),), hp.objective)
 
 
+def emmet(hp: HyperParameters) -> Recipe:
+    """EMMET (Gupta et al. 2024, "A Unified Framework for Model Editing"): MEMIT's targets, memorised exactly.
+
+    Of all updates that give every key its value, the one that moves what C holds least (`emmet_lambda=0`, the paper's).
+    For more than one fact the code adds `emmet_lambda` to the diagonal of KᵀC⁻¹K: that is MEMIT's update with
+    λ = emmet_lambda · mom2_update_weight.
+    """
+    path = memit(hp).paths[0]
+    return Recipe((replace(path, solver=Equality(hp.mom2_update_weight, hp.emmet_lambda)),), hp.objective)
+
+
 def jeep(hp: HyperParameters) -> Recipe:
     """JEEP (eq. 8-12): MLP outputs at the low region's subject and at the high region's last prompt token, searched
     together; low is written first, with its residual spread by square roots, then high, evenly.
@@ -175,7 +116,7 @@ def jeep(hp: HyperParameters) -> Recipe:
     The original code hooks the high δ at the attention's output but takes the residual at the MLP's; both are the MLP's
     here. Its stop rule is a probability.
     """
-    high_kind = Kind.ATTN if _one_of(hp.high_module, ("mlp", "attn"), "high_module") == "attn" else Kind.MLP
+    high_kind = Kind.ATTN if one_of(hp.high_module, ("mlp", "attn"), "high_module") == "attn" else Kind.MLP
     low = Aim(Site(Kind.MLP, hp.layers_mlp[-1]), Position.SUBJECT_LAST)
     high = Aim(
         Site(high_kind, hp.layers_high[-1]), Position.PROMPT_LAST, hp.clamp_norm_factor_high, hp.v_weight_decay_high
@@ -185,18 +126,51 @@ def jeep(hp: HyperParameters) -> Recipe:
         "low": Path(Kind.MLP, hp.layers_mlp, low, hp.held, spread=hp.spread_rule),
         "high": Path(high_kind, hp.layers_high, high, LeastSquares(weight)),
     }
-    region = _one_of(hp.region, ("both", "low", "high"), "region")
+    region = one_of(hp.region, ("both", "low", "high"), "region")
     chosen = tuple(paths.values()) if region == "both" else (paths[region],)
     return Recipe(chosen, replace(hp.objective, stop_prob=hp.min_loss), joint=not hp.separate_targets, coupled=True)
 
 
+def ultraedit(hp: HyperParameters) -> OnePass:
+    """UltraEdit (Gu et al. 2025): one backward pass, keys and gradients normalised over the session, one ridge solve."""
+    return OnePass(hp.layers_mlp, _kinds(hp), lr=hp.lr, ridge=hp.L2, shared=hp.shared_normaliser)
+
+
+def ft(hp: HyperParameters) -> Descent:
+    """FT: Adam on the chosen layers' weights, as EasyEdit does it."""
+    return Descent(
+        hp.layers_mlp,
+        one_of(hp.modules, ("mlp", "attn", "both", "block"), "modules"),
+        one_of(hp.objective_optimization, ("prompt_last", "target_new"), "objective_optimization"),
+        num_steps=hp.num_steps,
+        lr=hp.lr,
+        weight_decay=hp.weight_decay,
+        norm_constraint=hp.norm_constraint,
+        batch_size=hp.batch_size,
+        stop_loss=hp.stop_loss,
+    )
+
+
+def lora(hp: HyperParameters) -> Descent:
+    """LoRA (Hu et al. 2022) through peft, on the weights that the other methods write, with teacher forcing."""
+    kinds = one_of(hp.modules, ("mlp", "attn", "both"), "modules")
+    adapter = Adapter(hp.rank, hp.lora_alpha, hp.lora_dropout)
+    return replace(ft(hp), modules=kinds, norm_constraint=None, adapter=adapter)
+
+
+def _kinds(hp: HyperParameters) -> tuple[Kind, ...]:
+    both = one_of(hp.modules, ("mlp", "both"), "modules") == "both"
+    return (Kind.ATTN, Kind.MLP) if both else (Kind.MLP,)
+
+
 @dataclass(frozen=True)
 class Method:
-    """A name, what it is, how its recipe follows from hyper-parameters, and which of these it sets itself."""
+    """What it is, how its plan follows from hyper-parameters, and which of these it sets itself."""
 
-    recipe: Callable[[HyperParameters], Recipe]
+    recipe: Callable[[HyperParameters], Plan]
     summary: str
     writes_attention: bool = False
+    keeps_history: bool = False  # by default, between the edits of a session
     defaults: tuple[tuple[str, object], ...] = ()
     needs: tuple[str, ...] = ("layers_mlp",)
 
@@ -222,12 +196,36 @@ METHODS: dict[str, Method] = {
         "PMET: attention and MLP targets together, down_proj written",
         defaults=(("spread", "sqrt"), ("v_weight_decay", 0.5)),
     ),
-    "alphaedit": Method(alphaedit, "AlphaEdit: MEMIT inside the null space of the second moment"),
+    "alphaedit": Method(alphaedit, "AlphaEdit: MEMIT inside the null space of the second moment", keeps_history=True),
+    "emmet": Method(
+        emmet,
+        "EMMET: MEMIT with equality constraints: every key takes its value exactly",
+        defaults=(("mom2_update_weight", 1.0),),
+    ),
     "jeep": Method(
         jeep,
         "JEEP: low and high MLP regions, targets together",
         defaults=(("spread", "sqrt"), ("v_weight_decay", 0.5), ("v_num_grad_steps", 30)),
         needs=("layers_mlp", "layers_high"),
+    ),
+    "ultraedit": Method(
+        ultraedit,
+        "UltraEdit: no search; one backward pass and a ridge solve, normalised over the session",
+        defaults=(("lr", 1e-6), ("L2", 1.0)),
+    ),
+    "ft": Method(ft, "FT: Adam on the weights of chosen layers"),
+    "ft-l": Method(
+        ft, "FT-L: FT that keeps every weight within norm_constraint of where it was", defaults=(("norm_constraint", 5e-4),)
+    ),
+    "ft-wd": Method(
+        ft,
+        "FT-WD: FT of every weight of a block, with weight decay",
+        defaults=(("modules", "block"), ("lr", 5e-5), ("weight_decay", 1e-3), ("objective_optimization", "target_new")),
+    ),
+    "lora": Method(
+        lora,
+        "LoRA: a low-rank adapter trained through peft (pip install 'kt[lora]')",
+        defaults=(("lr", 5e-3), ("num_steps", 30), ("stop_loss", 0.0), ("objective_optimization", "target_new")),
     ),
 }
 
@@ -247,16 +245,3 @@ def default_layers(model: TracedModel) -> dict[str, tuple[int, ...]]:
     last = model.n_layers - 1
     spread = lambda low, high, of: tuple(range(round(low * last / of), round(high * last / of) + 1))  # noqa: E731
     return {"layers_mlp": spread(4, 8, 27), "layers_attn": spread(2, 4, 27), "layers_high": spread(22, 24, 31)}
-
-
-def _choice(kind: type[Position], value: str, name: str) -> Position:
-    try:
-        return kind(value)
-    except ValueError:
-        raise KtError(f"{name} {value!r} is unknown; choose one of {', '.join(p.value for p in kind)}") from None
-
-
-def _one_of(value: str, known: tuple[str, ...], name: str) -> str:
-    if value not in known:
-        raise KtError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
-    return value

@@ -52,7 +52,7 @@ def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> l
     return out
 
 
-def report(fact: Fact, before: Reading, after: Reading) -> RequestReport:
+def report(fact: Fact, before: Reading, after: Reading, control: Reading | None = None) -> RequestReport:
     old = (before.answer, after.answer)
     return RequestReport(
         fact.id,
@@ -64,4 +64,5 @@ def report(fact: Fact, before: Reading, after: Reading) -> RequestReport:
         target_rank=(before.target.rank, after.target.rank),
         answer_prob=None if old[0] is None or old[1] is None else (old[0].prob, old[1].prob),
         answer_rank=None if old[0] is None or old[1] is None else (old[0].rank, old[1].rank),
+        control_prob=None if control is None else control.target.prob,
     )

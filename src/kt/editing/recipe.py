@@ -11,10 +11,10 @@ and after the solve every ΔW of the path is scaled (eq. 13: 1 - α for the MLP,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -23,28 +23,32 @@ from torch import Tensor
 from ..errors import KtError, WorkFailed
 from ..facts.fact import Fact
 from ..progress import Progress
-from ..sites import Kind, LowRank, Site
+from ..sites import Kind, LowRank, Site, Update
 from .aims import Aim, Objective
 from .contexts import Contexts
 from .keys import fact_keys, fact_values
+from .moments import Moment
+from .plan import Setting, Solved, Written
 from .solvers import LeastSquares, Solution, Solver, System
 from .spreads import Spread, even
-from .statistics import Statistics
 from .values import Targets, find_targets, join_targets
 
 if TYPE_CHECKING:
     from ..model import TracedModel
 
+Share = float | tuple[float, ...]
+"""How much of a path's update is written: one number, or one a fact (then each fact's column is scaled by its own)."""
+
 
 @dataclass(frozen=True)
 class Path:
-    """One module kind over some layers, written so that `aim` takes its wanted value."""
+    """One module kind over some layers, written so that `aim` takes its wanted value; `scale` of it is kept."""
 
     kind: Kind
     layers: tuple[int, ...]
     aim: Aim
     solver: Solver = field(default_factory=LeastSquares)
-    scale: float = 1.0
+    scale: Share = 1.0
     spread: Spread = even
     mean_value: bool = False  # R-ROME: the value now is the mean over contexts, as the key is
 
@@ -74,87 +78,100 @@ class Recipe:
         """The paths that write something."""
         return [p for p in self.paths if p.scale != 0 and p.layers]
 
+    @property
+    def moment_sites(self) -> list[Site]:
+        return [s for path in self.live if path.solver.needs_moment for s in path.sites]
 
-History = Mapping[str, Float[Tensor, "d_in d_in"]]
-"""By weight name, the sum of k kᵀ over the keys of earlier edits."""
+    @property
+    def keeps_keys(self) -> bool:
+        return any(path.solver.keeps_keys for path in self.live)
+
+    @property
+    def has_targets(self) -> bool:
+        return True
+
+    def names(self, model: TracedModel) -> list[str]:
+        return [model.weight_name(s) for path in self.live for s in path.sites]
+
+    def require_room(self, model: TracedModel) -> None:
+        for path in self.live:
+            for site in path.sites:
+                path.solver.require_room(model.weight_name(site), model.key_size(site))
+
+    def remember(self, setting: Setting, facts: Sequence[Fact]) -> None:
+        """Keep the facts' keys as the edited model has them, every layer written (AlphaEdit's cache)."""
+        for path in self.live:
+            for site in path.sites if path.solver.keeps_keys else ():
+                keys = fact_keys(setting.model, facts, setting.contexts, site, path.aim.position)
+                setting.state.add_keys(setting.model.weight_name(site), keys)
+
+    def solve(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None = None) -> Solved:
+        """Search, then write layer by layer. The model's weights are the same bytes afterwards, also after an
+        exception."""
+        if not self.one_by_one:
+            return self._solve_batch(setting, facts, progress)
+        model = setting.model
+        parts: list[Solved] = []
+        with model.restored(self.names(model)):
+            for index, fact in enumerate(facts):
+                parts.append(self._only(index)._solve_batch(setting, [fact], None))
+                for name, written in parts[-1].written.items():
+                    model.write(name, written.update)
+                if progress:
+                    progress(index + 1, len(facts))
+        return _joined(parts)
+
+    def _only(self, index: int) -> Recipe:
+        """The recipe for one of the facts."""
+        paths = (replace(p, scale=(p.scale[index],)) if isinstance(p.scale, tuple) else p for p in self.paths)
+        return replace(self, paths=tuple(paths))
+
+    def _solve_batch(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None) -> Solved:
+        model = setting.model
+        search = self._search(setting, facts, progress)
+        written: dict[str, Written] = {}
+        with ExitStack() as around:
+            for path in self.live:
+                if self.coupled:
+                    around.enter_context(model.restored(path.sites))
+                with ExitStack() if self.coupled else model.restored(path.sites):
+                    solved = _walk(setting, facts, path, search[path.aim].wanted[path.aim])
+                scaled = {n: w._replace(update=_scaled(w.update, path.scale)) for n, w in solved.items()}
+                if self.coupled and path.scale != 1:
+                    for name, full in solved.items():  # from full strength to the path's scale, for the paths after it
+                        model.write(name, scaled[name].update.plus(full.update.scaled(-1.0)))
+                for name, part in scaled.items():
+                    written[name] = _sum(written[name], part) if name in written else part
+        return Solved(written, {a: t.wanted[a] for a, t in search.items()}, search)
+
+    def _search(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None) -> dict[Aim, Targets]:
+        aims = list(dict.fromkeys([p.aim for p in self.live] + list(self.also)))
+        found: dict[Aim, Targets] = {}
+        for group in [aims] if self.joint else [[a] for a in aims]:
+            targets = find_targets(setting.model, facts, group, setting.contexts, self.objective, progress=progress)
+            found |= dict.fromkeys(group, _guarded(setting, facts, targets))
+        return found
 
 
-class Written(NamedTuple):
-    """One weight's update, scaled, and how it came about."""
-
-    update: LowRank
-    condition: float
-    keys: Float[Tensor, "d_in fact"]
-    residual_norm: float
-
-
-class Solved(NamedTuple):
-    """What a recipe gives: updates by site, targets by aim, and each fact's probability with its δ in place."""
-
-    written: dict[Site, Written]
-    targets: dict[Aim, Float[Tensor, "fact d_model"]]
-    search: dict[Aim, Targets]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every solve of a session has in common."""
-
-    model: TracedModel
-    statistics: Statistics
-    contexts: Contexts
-    history: History = field(default_factory=dict)
-
-
-def solve(setting: Setting, facts: Sequence[Fact], recipe: Recipe, progress: Progress | None = None) -> Solved:
-    """Solve a recipe. The model's weights are the same bytes afterwards, also after an exception."""
-    if not recipe.one_by_one:
-        return _solve_batch(setting, facts, recipe, progress)
-    model = setting.model
-    parts: list[Solved] = []
-    with model.restored(s for p in recipe.live for s in p.sites):
-        for done, fact in enumerate(facts, start=1):
-            parts.append(_solve_batch(setting, [fact], recipe, None))
-            for site, written in parts[-1].written.items():
-                model.write(site, written.update)
-            if progress:
-                progress(done, len(facts))
-    return _joined(parts)
-
-
-def _solve_batch(setting: Setting, facts: Sequence[Fact], recipe: Recipe, progress: Progress | None) -> Solved:
-    search = _search(setting, facts, recipe, progress)
-    written: dict[Site, Written] = {}
-    with ExitStack() as around:
-        for path in recipe.live:
-            if recipe.coupled:
-                around.enter_context(setting.model.restored(path.sites))
-            with ExitStack() if recipe.coupled else setting.model.restored(path.sites):
-                solved = _walk(setting, facts, path, search[path.aim].wanted[path.aim])
-            if recipe.coupled and path.scale != 1:
-                for site, result in solved.items():  # from full strength to the path's scale, for the paths after it
-                    setting.model.write(site, result.update.scaled(path.scale - 1))
-            for site, result in solved.items():
-                written[site] = result._replace(update=result.update.scaled(path.scale))
-    return Solved(written, {a: t.wanted[a] for a, t in search.items()}, search)
-
-
-def _search(setting: Setting, facts: Sequence[Fact], recipe: Recipe, progress: Progress | None) -> dict[Aim, Targets]:
-    aims = list(dict.fromkeys([p.aim for p in recipe.live] + list(recipe.also)))
-    found: dict[Aim, Targets] = {}
-    for group in [aims] if recipe.joint else [[a] for a in aims]:
-        targets = find_targets(setting.model, facts, group, setting.contexts, recipe.objective, progress=progress)
-        found |= dict.fromkeys(group, targets)
-    return found
+def _guarded(setting: Setting, facts: Sequence[Fact], targets: Targets) -> Targets:
+    """Wanted values at the norm that their sites had before the session's first edit, where a norm guard is set."""
+    if setting.original is None:
+        return targets
+    wanted = {}
+    with setting.original():
+        for aim, value in targets.wanted.items():
+            norm = fact_values(setting.model, facts, Contexts(), aim.site, aim.position).norm(dim=0)
+            wanted[aim] = value * (norm.to(value) / value.norm(dim=-1))[:, None]
+    return targets._replace(wanted=wanted)
 
 
 def _walk(
     setting: Setting, facts: Sequence[Fact], path: Path, wanted: Float[Tensor, "fact d_model"]
-) -> dict[Site, Written]:
+) -> dict[str, Written]:
     """Solve and write layer by layer; keys and residuals are read again after each write, as MEMIT does."""
     model, contexts = setting.model, setting.contexts
     bare = Contexts()
-    solved: dict[Site, Written] = {}
+    solved: dict[str, Written] = {}
     for index, site in enumerate(path.sites):
         name = model.weight_name(site)
         share = path.spread(index, len(path.sites))
@@ -168,27 +185,27 @@ def _walk(
             keys.cpu(),
             fact_keys(model, facts, bare, site, path.aim.position).cpu() if path.solver.needs_bare else None,
             _moment(setting, name, keys) if path.solver.needs_moment else None,
-            setting.history.get(name),
+            setting.state.keys.get(name) if path.solver.keeps_keys else None,
         )
         solution = path.solver(system)
         _check(name, solution)
         model.write(site, solution.update)
-        solved[site] = Written(solution.update, solution.condition, keys, float(residuals.norm()))
+        solved[name] = Written(solution.update, solution.condition, keys, float(residuals.norm()))
     return solved
 
 
-def _moment(setting: Setting, name: str, keys: Float[Tensor, "d_in fact"]) -> Float[Tensor, "d_in d_in"]:
-    moment = setting.statistics.moment(name).double()
-    if moment.shape[0] != keys.shape[0]:
+def _moment(setting: Setting, name: str, keys: Float[Tensor, "d_in fact"]) -> Moment:
+    moment = setting.statistics.moment_of(name)
+    if moment.size != keys.shape[0]:
         raise KtError(
-            f"the second moment of {name} has size {moment.shape[0]}, its keys {keys.shape[0]}; "
+            f"the second moment of {name} has size {moment.size}, its keys {keys.shape[0]}; "
             "take the statistics of this model"
         )
     return moment
 
 
 def _check(name: str, solution: Solution) -> None:
-    if not bool(torch.isfinite(solution.update.left).all() and torch.isfinite(solution.update.right).all()):
+    if not solution.update.finite:
         raise WorkFailed(f"the update of {name} is not finite; check targets and statistics")
     if solution.ridge or solution.condition > 1e14:
         warnings.warn(
@@ -200,16 +217,27 @@ def _check(name: str, solution: Solution) -> None:
 
 def _joined(parts: Sequence[Solved]) -> Solved:
     """Solves of one fact after the other as one: updates added up, the rest side by side."""
-    written = dict(parts[0].written)
-    for part in parts[1:]:
-        for site, new in part.written.items():
-            old = written[site]
-            written[site] = Written(
-                old.update.plus(new.update),
-                max(old.condition, new.condition),
-                torch.cat([old.keys, new.keys], 1),
-                (old.residual_norm**2 + new.residual_norm**2) ** 0.5,
-            )
-    search = {aim: join_targets([p.search[aim] for p in parts]) for aim in parts[0].search}
+    written: dict[str, Written] = {}
+    for part in parts:
+        for name, new in part.written.items():
+            written[name] = _sum(written[name], new) if name in written else new
+    aims = dict.fromkeys(aim for part in parts for aim in part.search)
+    search = {aim: join_targets([p.search[aim] for p in parts if aim in p.search]) for aim in aims}
     return Solved(written, {a: t.wanted[a] for a, t in search.items()}, search)
 
+
+def _sum(old: Written, new: Written) -> Written:
+    assert old.keys is not None and new.keys is not None
+    return Written(
+        old.update.plus(new.update),
+        max(old.condition or 0, new.condition or 0),
+        torch.cat([old.keys, new.keys], 1),
+        ((old.residual_norm or 0) ** 2 + (new.residual_norm or 0) ** 2) ** 0.5,
+    )
+
+
+def _scaled(update: Update, scale: Share) -> Update:
+    if not isinstance(scale, tuple):
+        return update.scaled(scale)
+    assert isinstance(update, LowRank), "a closed form gives one column a fact"
+    return update.scaled(torch.tensor(scale, dtype=update.left.dtype))

@@ -25,6 +25,7 @@ from ..errors import BadFile, WorkFailed
 from ..progress import Progress
 from ..prompts import encode_ids, pad_id, token_ids
 from ..sites import Kind, Site
+from .moments import Moment
 
 if TYPE_CHECKING:
     from ..model import TracedModel
@@ -42,6 +43,7 @@ class Statistics:
     n_tokens: int | None = None
     corpus: str = ""
     hashes: Mapping[str, str] = field(default_factory=dict)
+    _moments: dict[str, Moment] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path) -> Statistics:
@@ -55,6 +57,12 @@ class Statistics:
             raise BadFile(f"{path} is no readable safetensors file of second moments: {error}") from None
         tokens = metadata.get("n_tokens")
         return cls(dict.fromkeys(names, path), int(tokens) if tokens else None, metadata.get("corpus", ""))
+
+    def moment_of(self, name: str) -> Moment:
+        """C of a module with its factor and null space, which are computed once for all who ask."""
+        if name not in self._moments:
+            self._moments[name] = Moment(name, len(self.moment(name)), lambda: self.moment(name))
+        return self._moments[name]
 
     def moment(self, name: str) -> Float[Tensor, "d_in d_in"]:
         """C of a module, as stored."""

@@ -1,0 +1,145 @@
+"""A solve's result as an `Edit`: updates in float32, where they came from, and how much of what was wanted arrived."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import WorkFailed
+from ..facts.fact import Fact
+from ..sites import Kind, Update
+from ..stats import bootstrap_mean
+from .contexts import Contexts
+from .edit import Edit, fingerprints
+from .keys import fact_values
+from .hyper_parameters import HyperParameters
+from .plan import Plan, Setting, Solved
+from .readings import Reading, readings, report
+
+if TYPE_CHECKING:
+    from ..model import TracedModel
+
+
+def package(
+    setting: Setting, facts: Sequence[Fact], method: str, hp: HyperParameters, plan: Plan, solved: Solved
+) -> Edit:
+    """The edit with its manifest, read back from the model while it is written in."""
+    model = setting.model
+    updates = {name: written.update.to(torch.float32) for name, written in solved.written.items()}
+    moments = setting.statistics
+    manifest = {
+        "method": method,
+        "alpha": hp.mean_alpha,
+        "alphas": list(hp.alpha) if isinstance(hp.alpha, tuple) else None,
+        "hyper_parameters": asdict(hp),
+        "aims": sorted(map(str, solved.targets)),
+        "conditions": {n: w.condition for n, w in solved.written.items() if w.condition is not None},
+        "context_templates": [list(g) for g in setting.contexts.groups],
+        "statistics": {
+            "corpus": moments.corpus,
+            "n_tokens": moments.n_tokens,
+            "cache_keys": dict(moments.hashes),
+        },
+        "norm_guard": setting.original is not None,
+        "past_keys": max((k.shape[1] for k in setting.state.keys.values()), default=0) if plan.keeps_keys else 0,
+        "seed": setting.seed,
+        **solved.notes,
+    }
+    edit = Edit(
+        updates,
+        about_weights(model, updates) | about_requests(facts) | manifest,
+        targets={str(aim): t.float().cpu() for aim, t in solved.targets.items()},
+        keys={n: w.keys.T.float().cpu().contiguous() for n, w in solved.written.items() if w.keys is not None},
+    )
+    edit.check()
+    warn_of_weak_targets(facts, solved)
+    read_back(model, edit, facts, readings(model, list(facts)), solved)
+    return edit
+
+
+def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, Any]:
+    """Which model's weights these are, and their norms, before the edit."""
+    from ..environment import versions
+
+    return {
+        "model": model.name,
+        "revision": model.revision,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprints": fingerprints(model, list(updates)),
+        "weight_norms": {name: float(model.weight(name).float().norm()) for name in updates},
+        "attention_weights": [n for n in updates if _is_attention(model, n)],
+        "versions": versions(),
+    }
+
+
+def about_requests(facts: Sequence[Fact]) -> dict[str, Any]:
+    return {"requests": [_plain(fact) for fact in facts]}
+
+
+def read_back(
+    model: TracedModel, edit: Edit, facts: Sequence[Fact], before: list[Reading], solved: Solved | None = None
+) -> None:
+    """Write the edit in for a moment: what the requests say now, what its control says, how much of each wanted value
+    came through, and how the weights' norms changed."""
+    with edit.applied(model):
+        after = readings(model, list(facts))
+        now = {name: float(model.weight(name).float().norm()) for name in edit.names}
+        old = edit.manifest["weight_norms"]
+        edit.manifest["norm_ratios"] = {n: v / old[n] for n, v in now.items() if old[n]}  # Gemma's gains begin at zero
+        if solved is not None:
+            edit.manifest["value_change"] = value_change(model, facts, solved)
+    control = edit.control()
+    held: list[Reading] | None = None
+    if control is not None:
+        with control.applied(model):
+            held = readings(model, list(facts))
+    beside: list[Reading | None] = [*held] if held else [None] * len(facts)
+    edit.report = tuple(report(f, b, a, c) for f, b, a, c in zip(facts, before, after, beside, strict=True))
+    if not all(torch.isfinite(torch.tensor(r.target_prob)).all() for r in edit.report):
+        raise WorkFailed("the edited model's probabilities are not finite; the edit was not kept")
+
+
+def value_change(model: TracedModel, facts: Sequence[Fact], solved: Solved) -> dict[str, Any]:
+    """By aim, over facts: `came_through`, the change's length along the wanted one (1: all of it), and `left`, what is
+    still missing, relative to what was wanted. Read on the bare prompts with the edit, scaled as it is, written in."""
+    found = {}
+    for aim, search in solved.search.items():
+        before, wanted = search.before[aim].double().cpu(), search.wanted[aim].double().cpu()
+        now = fact_values(model, facts, Contexts(), aim.site, aim.position).T.cpu()
+        asked = wanted - before
+        length = asked.norm(dim=-1).clamp(min=1e-12)
+        through = ((now - before) * asked).sum(-1) / length**2
+        left = (wanted - now).norm(dim=-1) / length
+        found[str(aim)] = {
+            "came_through": bootstrap_mean(through.tolist()).as_dict(),
+            "left": bootstrap_mean(left.tolist()).as_dict(),
+        }
+    return found
+
+
+def warn_of_weak_targets(facts: Sequence[Fact], solved: Solved) -> None:
+    for aim, found in solved.search.items():
+        weak = [f.subject for f, p in zip(facts, found.prob.tolist(), strict=True) if p < 0.5]
+        if weak:
+            shown = ", ".join(repr(w) for w in weak[:3])
+            warnings.warn(
+                f"{len(weak)} of {len(facts)} targets stay below probability 0.5 even with their value put at {aim} "
+                f"({shown}); more v_num_grad_steps, a larger v_lr or clamp_norm_factor, or other layers may help",
+                stacklevel=5,
+            )
+
+
+def _is_attention(model: TracedModel, name: str) -> bool:
+    return any(model.layout.path(Kind.ATTN, layer) + ".weight" == name for layer in range(model.n_layers))
+
+
+def _plain(fact: Fact) -> dict[str, Any]:
+    keep = {"id": fact.id, "prompt": fact.template, "subject": fact.subject}
+    return keep | {
+        "target_new": {"str": fact.target},
+        "target_true": {"str": fact.answer} if fact.answer else None,
+    }

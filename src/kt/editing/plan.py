@@ -1,0 +1,106 @@
+"""What a method comes down to: a plan that, in a setting, turns facts into updates of weights.
+
+Three kinds of plan share it: `recipe.Recipe` (locate, then edit: targets and a closed form), `descent.Descent`
+(gradient steps on the weights themselves) and `lifelong.OnePass` (one backward pass and a closed form).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..facts.fact import Fact
+from ..progress import Progress
+from ..sites import Site, Update
+from .aims import Aim
+from .contexts import Contexts
+from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from ..model import TracedModel
+    from .values import Targets
+
+
+class Written(NamedTuple):
+    """One weight's update, scaled, and how it came about: the condition number of the system that was solved, the keys
+    and the norm of the residual that was to be written. None for what a plan does not have."""
+
+    update: Update
+    condition: float | None = None
+    keys: Float[Tensor, "d_in fact"] | None = None
+    residual_norm: float | None = None
+
+
+class Solved(NamedTuple):
+    """What a plan gives: updates by weight name, wanted values by aim, how the search for them ended, and numbers of
+    the plan's own for the manifest (`loss`: the last one of a descent)."""
+
+    written: dict[str, Written]
+    targets: dict[Aim, Float[Tensor, "fact d_model"]] = {}  # noqa: RUF012 -- nobody writes into a result
+    search: dict[Aim, Targets] = {}  # noqa: RUF012
+    notes: dict[str, Any] = {}  # noqa: RUF012
+
+
+class State:
+    """What a session remembers of the edits it made. Never shared between sessions.
+
+    `keys`: by weight name, the keys that earlier edits wrote and later ones are to leave alone (AlphaEdit's cache).
+    `running`: by weight name, the running mean and variance that UltraEdit normalises with.
+    """
+
+    def __init__(self, keys: Mapping[str, Float[Tensor, "d_in past"]] | None = None) -> None:
+        self.keys: dict[str, Tensor] = dict(keys or {})
+        self.running: dict[str, Any] = {}
+
+    def add_keys(self, name: str, keys: Float[Tensor, "d_in fact"]) -> None:
+        keys = keys.detach().to("cpu", torch.float64)
+        self.keys[name] = torch.cat([self.keys[name], keys], 1) if name in self.keys else keys
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every solve of a session has in common.
+
+    `original`, where given, is a context in which the model holds the weights it had before the session's first edit;
+    wanted values are then rescaled to the norm that the same site has there (the norm guard).
+    """
+
+    model: TracedModel
+    statistics: Statistics
+    contexts: Contexts
+    state: State = field(default_factory=State)
+    original: Callable[[], AbstractContextManager[Any]] | None = None
+    seed: int = 0
+
+
+class Plan(Protocol):
+    """How a method edits. The model's weights are the same bytes after `solve`, also after an exception."""
+
+    @property
+    def moment_sites(self) -> list[Site]:
+        """The weights whose second moment the solve will ask for."""
+
+    @property
+    def keeps_keys(self) -> bool:
+        """Whether earlier edits' keys (`State.keys`) change the solve."""
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether it searches for wanted values, which a norm guard can rescale."""
+
+    def names(self, model: TracedModel) -> list[str]:
+        """The weights that it writes."""
+
+    def require_room(self, model: TracedModel) -> None:
+        """Refuse, before any work, what this machine's memory cannot hold."""
+
+    def solve(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None = None) -> Solved: ...
+
+    def remember(self, setting: Setting, facts: Sequence[Fact]) -> None:
+        """After the write: what the next solve of the session has to know of these facts."""

@@ -1,0 +1,45 @@
+"""Requests and quick settings that every test of editing uses."""
+
+from __future__ import annotations
+
+import kt
+from kt.editing import METHODS, key_statistics
+from kt.sites import Kind, Site
+
+REQUESTS = [
+    {
+        "prompt": "The mother tongue of {}",
+        "subject": "Danielle Darrieux",
+        "target_new": {"str": "Italy"},
+        "target_true": "French",
+    },
+    {
+        "prompt": "The city of the {}",
+        "subject": "Space Needle",
+        "target_new": "Warsaw",
+        "target_true": "Seattle",
+    },
+]
+CONTEXTS = [["{}"], ["Therefore. {}", "Because I. {}"]]
+FAST = dict(
+    context_templates=CONTEXTS, layers_mlp=(0, 1), layers_high=(2,), v_num_grad_steps=15, v_lr=0.3,
+    clamp_norm_factor=20.0, clamp_norm_factor_high=20.0, v_weight_decay=1e-4, v_weight_decay_high=1e-4,
+    mom2_update_weight=0.01, L2=1e-4, nullspace_threshold=1.0, lr=0.01, norm_constraint=0.05,
+)  # fmt: skip
+ATTENTION = dict(layers_attn=(0, 1), alpha=0.4)
+
+
+def statistics(model, corpus, tmp_path):
+    sites = [Site(k, layer) for k in (Kind.ATTN, Kind.MLP) for layer in range(model.n_layers)]
+    return key_statistics(model, sites, corpus, max_tokens=2500, cache_dir=tmp_path)
+
+
+def solve(model, corpus, tmp_path, method="intattn", requests=REQUESTS, **changes):
+    extra = ATTENTION if METHODS[method].writes_attention else {}
+    return kt.edit(
+        model,
+        requests,
+        method=method,
+        statistics=statistics(model, corpus, tmp_path),
+        **(FAST | extra | changes),
+    )

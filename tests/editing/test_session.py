@@ -1,0 +1,231 @@
+"""Edits one after the other: what a session keeps, writes and takes back."""
+
+import pytest
+import torch
+from editing_help import ATTENTION, FAST, REQUESTS, statistics
+from families import tiny_model
+
+import kt
+from kt.editing import METHODS
+from kt.editing.keys import fact_values
+from kt.editing.contexts import Contexts
+from kt.editing.aims import Position
+from kt.errors import BadFact, KtError
+from kt.sites import Kind, Site
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|alpha of their own)")
+TARGETED = [name for name in METHODS if name not in ("ft", "ft-l", "ft-wd", "lora", "ultraedit")]
+KEEPING = ("memit", "intattn", "alphaedit", "emmet", "pmet", "jeep")
+
+
+def session(setting, method="intattn", **changes):
+    model, corpus, cache = setting
+    extra = ATTENTION if METHODS[method].writes_attention else {}
+    return kt.EditSession(model, method, statistics=statistics(model, corpus, cache), **(FAST | extra | changes))
+
+
+def norm(edit):
+    return sum(u.norm() ** 2 for u in edit.updates.values()) ** 0.5
+
+
+def test_steps_are_written_summed_up_and_taken_back(setting):
+    model = setting[0]
+    before = model.fingerprint()
+    with session(setting) as s:
+        for request in REQUESTS:
+            s.edit([request])
+        after = {name: model.weight(name).clone() for name in s.steps[0].names}
+        assert all(ratio != 1 for ratio in s.norm_ratios().values())
+        total = s.total()
+        with s.unedited():
+            assert model.fingerprint() == before
+            with total.applied(model):
+                for name, weight in after.items():
+                    torch.testing.assert_close(model.weight(name), weight, atol=1e-6, rtol=1e-5)
+        assert [len(r) for r in (total.requests, total.report)] == [2, 2] and total.manifest["steps"] == [1, 1]
+        assert all(torch.equal(model.weight(name), weight) for name, weight in after.items())
+    assert model.fingerprint() == before
+
+
+def test_the_second_step_is_solved_on_the_edited_model(setting):
+    with session(setting) as s:
+        alone = s.solve(REQUESTS[1:])
+        s.edit(REQUESTS[:1])
+        second = s.edit(REQUESTS[1:])
+    name = alone.names[-1]
+    assert not torch.allclose(alone.delta(name), second.delta(name), rtol=1e-3)
+    assert s.steps == [s.steps[0], second]
+
+
+@pytest.mark.parametrize("method", KEEPING)
+def test_history_makes_a_later_edit_leave_earlier_keys_alone(setting, method):
+    moved = {}
+    for keep in (False, True):
+        with session(setting, method, keep_history=keep, alpha=0.4 if method == "intattn" else None) as s:
+            first = s.edit(REQUESTS[:1])
+            second = s.edit(REQUESTS[1:])
+            moved[keep] = sum(float((second.delta(n) @ s_keys(first, n)).norm()) for n in first.names)
+            assert bool(s.state.keys) == keep
+            assert second.manifest["past_keys"] == (1 if keep else 0)
+    assert moved[True] < 0.9 * moved[False], moved
+
+
+def s_keys(edit, name):
+    return edit.keys[name].T
+
+
+def test_alphaedit_keeps_history_unless_told_not_to_and_memit_only_when_told(setting):
+    for method, kept in (("alphaedit", True), ("memit", False)):
+        with session(setting, method) as s:
+            s.edit(REQUESTS[:1])
+            assert bool(s.state.keys) == kept
+
+
+def test_earlier_edits_given_as_history_equal_a_session_that_kept_them(setting):
+    model = setting[0]
+    with session(setting, "memit", keep_history=True) as s:
+        first = s.edit(REQUESTS[:1])
+        second = s.edit(REQUESTS[1:])
+        keys = dict(s.state.keys)
+    grams = {name: k[:, :1] @ k[:, :1].T for name, k in keys.items()}
+    later = session(setting, "memit", history=grams)
+    with first.applied(model):
+        again = later.solve(REQUESTS[1:])
+    for name in second.names:
+        torch.testing.assert_close(again.delta(name), second.delta(name), atol=1e-6, rtol=1e-4)
+    from_edits = session(setting, "memit", history=[first])
+    assert {n: k.shape[1] for n, k in from_edits.state.keys.items()} == dict.fromkeys(first.names, 1)
+
+
+@pytest.mark.parametrize("method", TARGETED)
+def test_the_norm_guard_gives_wanted_values_the_original_norm(setting, method):
+    model = setting[0]
+    with session(setting, method, norm_guard=True) as s:
+        s.edit(REQUESTS[:1])
+        second = s.edit(REQUESTS[1:])
+        fact = s._requests[1]
+        with s.unedited():
+            for aim, value in second.targets.items():
+                site, _, at = aim.partition("@")
+                position = Position(at) if at else Position.SUBJECT_LAST
+                old = fact_values(model, [fact], Contexts(), Site.parse(site), position)
+                assert float(value.norm()) == pytest.approx(float(old.norm()), rel=1e-4)
+    with session(setting, method) as free:
+        free.edit(REQUESTS[:1])
+        assert norm(free.steps[0]) != norm(s.steps[0])
+
+
+def test_a_failed_step_leaves_model_and_session_as_they_were(setting, monkeypatch):
+    model = setting[0]
+    with session(setting, "memit", keep_history=True) as s:
+        s.edit(REQUESTS[:1])
+        now, keys = model.fingerprint(), {n: k.shape for n, k in s.state.keys.items()}
+
+        def fail(self, *_):
+            raise RuntimeError("in the middle")
+
+        monkeypatch.setattr("kt.editing.recipe.Recipe.remember", fail)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            s.edit(REQUESTS[1:])
+        assert model.fingerprint() == now and len(s.steps) == 1
+        assert {n: k.shape for n, k in s.state.keys.items()} == keys
+
+
+def test_two_sessions_know_nothing_of_each_other(setting):
+    one, two = session(setting, "alphaedit"), session(setting, "alphaedit")
+    with one:
+        one.edit(REQUESTS[:1])
+        assert one.state.keys and not two.state.keys
+
+
+def test_contradictions_are_refused_before_any_work(setting):
+    one = REQUESTS[0]
+    with pytest.raises(BadFact, match="1 and 2 contradict each other.*Italy.*Spain"):
+        session(setting).solve([one, one | {"target_new": "Spain"}])
+    with pytest.raises(BadFact, match="are the same"):
+        session(setting).solve([one, one])
+    other = one | {"prompt": "{} speaks the language", "target_new": "Spain", "relation": "tongue"}
+    with pytest.warns(UserWarning, match="may undo each other"):
+        session(setting, "memit").solve([one | {"relation": "tongue"}, other])
+
+
+def test_what_a_method_has_no_place_for_is_refused(setting):
+    for method, option, words in (("rome", "keep_history", "no place"), ("r-rome", "keep_history", "no place")):
+        with pytest.raises(KtError, match=words):
+            session(setting, method, **{option: True}).solve(REQUESTS)
+    with pytest.raises(KtError, match="nothing was edited"):
+        session(setting).total()
+    with pytest.raises(KtError, match="square sum"):
+        session(setting, history={"x": torch.zeros(3, 2)})
+
+
+def test_a_projector_that_does_not_fit_is_refused_before_any_work(setting, monkeypatch):
+    monkeypatch.setattr("kt.memory.free_memory", lambda *a: 1000)
+    monkeypatch.setattr("kt.editing.recipe.find_targets", lambda *a, **k: pytest.fail("work was done"))
+    with pytest.raises(KtError, match="projector.*GiB"):
+        session(setting, "alphaedit").solve(REQUESTS)
+
+
+class TestBalance:
+    """α: one a fact, and the control that every joint edit carries."""
+
+    def test_each_facts_column_is_scaled_by_its_own(self, setting, monkeypatch):
+        own = {REQUESTS[0]["subject"]: 0.25, REQUESTS[1]["subject"]: 0.75}
+        monkeypatch.setattr("kt.editing.session.trace_balance", lambda *a: None)
+        monkeypatch.setattr("kt.editing.prepare.Asked.settle", settled(0.5))
+        monkeypatch.setattr(
+            "kt.editing.prepare.Asked.alphas", lambda self, facts, balance: tuple(own[f.subject] for f in facts)
+        )
+        mixed = session(setting, alpha="per-fact").solve(REQUESTS)
+        monkeypatch.undo()
+        assert mixed.manifest["alphas"] == [0.25, 0.75] and mixed.alpha == 0.5
+        for name, full in ((n, e) for e in (session(setting, alpha=a).solve(REQUESTS) for a in (0.0, 1.0)) for n in e.names):
+            shares = [0.25, 0.75] if "o_proj" in name else [0.75, 0.25]
+            want = full.updates[name].scaled(torch.tensor(shares))
+            torch.testing.assert_close(mixed.delta(name), want.dense(), atol=1e-6, rtol=1e-4)
+
+    def test_the_control_is_the_mlp_part_of_the_same_edit(self, setting):
+        model = setting[0]
+        edit = session(setting, alpha=0.25).solve(REQUESTS)
+        control = edit.control()
+        assert control is not None and {model.site_of(n).kind for n in control.names} == {Kind.MLP}
+        assert all(torch.equal(control.delta(n), edit.delta(n)) for n in control.names)
+        assert all(r.control_prob is not None for r in edit.report)
+        with control.applied(model):
+            pass  # its own fingerprints let it in
+        for alpha in (0.0, 1.0):
+            assert session(setting, alpha=alpha).solve(REQUESTS).control() is None
+
+
+def settled(alpha):
+    from kt.editing.prepare import Asked
+
+    original = Asked.settle
+
+    def settle(self, model, balance):
+        from dataclasses import replace
+
+        return original(replace(self, alpha=alpha), model, balance)
+
+    return settle
+
+
+def test_how_much_of_the_wanted_change_came_through(setting):
+    tight = session(setting, "memit", mom2_update_weight=1e-6).solve(REQUESTS).manifest["value_change"]
+    loose = session(setting, "memit", mom2_update_weight=1000.0).solve(REQUESTS).manifest["value_change"]
+    (tight,), (loose,) = tight.values(), loose.values()
+    assert tight["came_through"]["mean"] > 0.8 > loose["came_through"]["mean"] > 0
+    assert tight["left"]["mean"] < loose["left"]["mean"] and tight["left"]["n"] == 2
+
+
+def test_layers_that_nobody_gave_are_said_to_be_guessed(setting):
+    model, corpus, cache = setting
+    given = {k: v for k, v in FAST.items() if k != "layers_mlp"}
+    with pytest.warns(UserWarning, match="no preset and no layers.*layers_mlp .* by relative depth"):
+        kt.edit(model, REQUESTS, method="memit", statistics=statistics(model, corpus, cache), **given)
+
+
+def test_a_quantised_or_missing_weight_is_one_line():
+    model = tiny_model("gpt2")
+    with pytest.raises(KtError, match="no weight called"):
+        model.weight("transformer.h.0.mlp.gone.weight")

@@ -1,0 +1,137 @@
+"""Every closed form against the formula of its paper, written out with inverses in float64."""
+
+import pytest
+import torch
+
+from kt.editing.moments import Moment, cholesky
+from kt.editing.solvers import Equality, Held, LeastSquares, NullSpace, RankOne, System
+from kt.errors import KtError, WorkFailed
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+D, FACTS, PAST = 12, 3, 4
+KEYS, RESIDUALS, EARLIER = drawn(D, FACTS), drawn(5, FACTS, seed=1), drawn(D, PAST, seed=2)
+HALF = drawn(D, 40, seed=3)
+C = HALF @ HALF.T / 40
+EYE = torch.eye(D, dtype=torch.float64)
+close = torch.testing.assert_close
+
+
+def system(**changes):
+    return System(RESIDUALS, KEYS, KEYS + 0.1, Moment.of(C), None)._replace(**changes)
+
+
+@pytest.mark.parametrize("past", [None, EARLIER, drawn(D, 30, seed=4)], ids=["none", "few", "more than d_key"])
+def test_least_squares(past):
+    got = LeastSquares(2.5)(system(past=past))
+    held = 2.5 * C + (0 if past is None else past @ past.T)
+    whole = held + KEYS @ KEYS.T
+    close(got.update.dense(), RESIDUALS @ KEYS.T @ torch.linalg.inv(whole))
+    exact = float(torch.linalg.cond(whole, 1))
+    assert got.ridge == 0 and exact / 3 < got.condition <= exact * 1.001
+
+
+@pytest.mark.parametrize("past", [None, EARLIER], ids=["none", "few"])
+def test_equality_takes_every_value_exactly_and_moves_held_directions_least(past):
+    got = Equality(2.0)(system(past=past)).update.dense()
+    close(got @ KEYS, RESIDUALS)
+    held = 2.0 * C + (0 if past is None else past @ past.T)
+    inverse = torch.linalg.inv(held)
+    close(got, RESIDUALS @ torch.linalg.inv(KEYS.T @ inverse @ KEYS) @ KEYS.T @ inverse)
+    other = got + drawn(5, D, seed=5) @ (EYE - KEYS @ torch.linalg.pinv(KEYS))  # takes the values as well
+    close(other @ KEYS, RESIDUALS)
+    assert torch.trace(got @ held @ got.T) < torch.trace(other @ held @ other.T)
+
+
+def test_equality_with_a_ridge_is_least_squares_with_that_much_of_c():
+    relaxed, held = Equality(2.0, ridge=0.3)(system(past=EARLIER)), LeastSquares(0.6)(system(past=EARLIER * 0.3**0.5))
+    close(relaxed.update.dense(), held.update.dense())
+    one = system(keys=KEYS[:, :1], residuals=RESIDUALS[:, :1])
+    close(Equality(2.0, ridge=0.3)(one).update.dense() @ KEYS[:, :1], RESIDUALS[:, :1])
+
+
+def test_equality_with_a_ridge_bears_two_equal_keys():
+    twice = system(keys=KEYS[:, [0, 0, 1]])
+    got = Equality(1.0, ridge=0.1)(twice).update.dense()
+    assert torch.isfinite(got).all() and float(got.norm()) < 100
+
+
+@pytest.mark.parametrize("past", [None, EARLIER, drawn(D, 30, seed=4)], ids=["none", "few", "more than the null space"])
+def test_null_space_is_alphaedits_formula(past):
+    threshold, l2 = float(torch.linalg.eigvalsh(C).median()), 0.3
+    values, vectors = torch.linalg.eigh(C)
+    basis = vectors[:, values < threshold]
+    projector = basis @ basis.T
+    gram = KEYS @ KEYS.T + (0 if past is None else past @ past.T)
+    want = RESIDUALS @ KEYS.T @ projector @ torch.linalg.inv(gram @ projector + l2 * EYE)
+    got = NullSpace(threshold, l2)(system(past=past))
+    close(got.update.dense(), want)
+    inside = projector @ gram @ projector + l2 * EYE
+    assert got.condition == pytest.approx(float(torch.linalg.cond(inside, 2)), rel=1e-6)
+
+
+def test_null_space_refuses_what_has_no_solution():
+    with pytest.raises(WorkFailed, match="below nullspace_threshold"):
+        NullSpace(1e-9)(system())
+    with pytest.raises(KtError, match="L2"):
+        NullSpace(l2=0.0)
+
+
+def test_rank_one_is_romes_formula():
+    one = system(residuals=RESIDUALS[:, :1], keys=KEYS[:, :1], bare=KEYS[:, 1:2])
+    got = RankOne()(one).update.dense()
+    direction = torch.linalg.inv(C) @ KEYS[:, :1]
+    close(got, RESIDUALS[:, :1] @ direction.T / (direction.T @ KEYS[:, 1:2]))
+    close(got @ KEYS[:, 1:2], RESIDUALS[:, :1])  # the bare prompt's key takes the wanted value
+    close(RankOne(same_key=True)(one).update.dense() @ KEYS[:, :1], RESIDUALS[:, :1])
+    plain = RankOne(mom2_adjustment=False)(one).update.dense()
+    close(plain, RESIDUALS[:, :1] @ KEYS[:, :1].T / (KEYS[:, :1].T @ KEYS[:, 1:2]))
+
+
+def test_woodbury_and_the_whole_system_agree_also_for_other_vectors():
+    others = drawn(D, 2, seed=6)
+    few, many = Held(Moment.of(C), 0.7, EARLIER), Held(Moment.of(C), 0.7, drawn(D, 30, seed=4))
+    assert few.small and not many.small
+    for held in (few, many):
+        whole = 0.7 * C + held.extra @ held.extra.T
+        close(held.solve(others), torch.linalg.solve(whole, others))
+        close(held.times(others), whole @ others)
+        close(held.solve_own(2), torch.linalg.solve(whole, held.extra[:, :2]))
+
+
+def test_a_moments_factor_is_computed_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr("kt.editing.moments.cholesky", lambda *a: (calls.append(1), cholesky(*a))[1])
+    moment = Moment.of(C)
+    for solver in (LeastSquares(2.0), LeastSquares(9.0), Equality(1.0), RankOne()):
+        solver(system(moment=moment))
+    assert len(calls) == 1
+    assert moment.null_basis(0.5) is moment.null_basis(0.5)
+
+
+def test_what_is_singular_or_not_finite_fails_in_one_line():
+    with pytest.raises(WorkFailed, match="singular"):
+        LeastSquares(1.0)(system(moment=Moment.of(C * 0)))
+    for broken in (system(moment=Moment.of(C * float("nan"))), system(keys=KEYS * float("nan"))):
+        with pytest.raises(WorkFailed, match="finite") as caught:
+            LeastSquares(1.0)(broken)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_singular_moment_gets_the_least_ridge_that_works():
+    flat = torch.diag(torch.tensor([1.0, 1, 1, 0, 0, 0])).double()
+    keys = torch.eye(6)[:, :1].double()
+    got = LeastSquares(1.0)(System(torch.ones(3, 1).double(), keys, None, Moment.of(flat)))
+    assert 0 < got.ridge <= 1e-6
+    close(got.update.dense() @ keys, torch.full((3, 1), 0.5).double(), atol=1e-5, rtol=1e-5)
+
+
+def test_what_would_not_fit_is_refused_with_its_figure(monkeypatch):
+    monkeypatch.setattr("kt.memory.free_memory", lambda *a: 2 * 2**30)
+    with pytest.raises(KtError, match=r"projector.*18,944.*GiB") as caught:
+        NullSpace().require_room("model.layers.4.mlp.down_proj", 18944)
+    assert "\n" not in str(caught.value) and "2.0 GiB" in str(caught.value)
+    LeastSquares().require_room("model.layers.4.mlp.down_proj", 4864)
