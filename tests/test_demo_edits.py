@@ -17,7 +17,7 @@ SUCCESS, PARAPHRASE, LOCALITY = 0.95, 0.8, 0.85  # the least that issue "the loo
 def demo(tmp_path_factory):
     torch.set_num_threads(1)
     model = kt.load("demo")
-    preset = kt.presets.presets()["demo"]["hyper_parameters"]
+    preset = kt.presets.presets()["demo"].values()
     sites = [kt.Site(kt.Kind.MLP, i) for i in preset["layers_mlp"]] + [
         kt.Site(kt.Kind.ATTN, i) for i in preset["layers_attn"]
     ]

@@ -38,8 +38,8 @@ class Loop:
     def save(self, folder: str | Path) -> None:
         """Each stage's result as a file that its own class reads; `kt report` draws from these."""
         stages: tuple[Any, ...] = (self.trace, self.balance, self.edit, self.before, self.after)
-        for stage, name in zip(stages, FILES.values(), strict=True):
-            stage.save(Path(folder) / name)
+        for stage, name in zip(stages, ("trace", "balance", "edit", "before", "after"), strict=True):
+            stage.save(Path(folder) / FILES[name])
 
 
 def run_loop(

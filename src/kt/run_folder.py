@@ -33,6 +33,8 @@ FILES = {
     "edit": "edit.safetensors",
     "before": "before.json",
     "after": "scores.json",
+    "control": "control.json",
+    "steps": "steps.json",
 }
 """The names under which commands keep their results in a run folder."""
 

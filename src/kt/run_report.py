@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts import read_json
+from .edit_steps import Steps
 from .editing import Edit
 from .environment import versions
 from .evaluation import Scores
@@ -91,16 +92,30 @@ def draw_scores(path: Path) -> tuple[list[Section], list[Card]]:
     after = Scores.load(path)
     beside = path.with_name(FILES["before"])
     before = Scores.load(beside) if beside.exists() else None
+    held = path.with_name(FILES["control"])
+    control = Scores.load(held) if held.exists() else None
     columns = ["metric", "before", "after"] if before else ["metric", "mean"]
-    rows = [[name, *([before.metrics.get(name)] if before else []), metric] for name, metric in after.metrics.items()]
+    columns += ["MLP alone, x (1 - α)"] if control else []
+    rows = []
+    for name, metric in after.metrics.items():
+        old, rest = ([s.metrics.get(name)] if s else [] for s in (before, control))
+        rows.append([name, *old, metric, *rest])
     protocol = Table(["name", "what it is"], [[n, says] for n, says in after.protocol.items()], "How it was measured.")
     title = "Before and after" if before else "Scores"
     return [Section(title, [Table(columns, rows), protocol])], []
+
+
+def draw_steps(path: Path) -> tuple[list[Section], list[Card]]:
+    """Scores and weight norms by number of edits."""
+    steps = Steps.load(path)
+    says = "Requests so far under each step's weights; the largest weight norm, over that before the first edit."
+    return [Section(f"Edits in steps: {steps.mode}", [Figure(steps.figure(), says)])], []
 
 
 DRAWERS: dict[str, Callable[[Path], tuple[list[Section], list[Card]]]] = {
     FILES["trace"]: draw_trace,
     FILES["balance"]: draw_balance,
     FILES["edit"]: draw_edit,
+    FILES["steps"]: draw_steps,
     FILES["after"]: draw_scores,
 }

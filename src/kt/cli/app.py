@@ -30,6 +30,7 @@ COMMANDS = {
     "apply-edit": ("edit:apply_edit", "Solve an edit for all requests and write it as a file."),
     "eval": ("judge:evaluate", "Score a model, or a model with an edit, on a facts file."),
     "report": ("loop:report", "One HTML page from run folders."),
+    "presets": ("presets:presets", "List the presets, or explain one: every value with symbol and source."),
     "ls": ("lists:ls", "List models, methods, presets or datasets."),
     "env": ("lists:env", "Show the versions and devices that a result can depend on."),
 }

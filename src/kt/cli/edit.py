@@ -2,41 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..artifacts import check_writable
 from ..errors import WorkFailed
-from ..run_folder import FILES
 from . import parse
 from .command import BadOption
-from .console import cell
-from .options import FactOptions, ModelOptions, Opt, RunOptions
-from .results import results_of_edit
-from .session import Session, session
+from .console import cell, interval
+from .judge import show_scores
+from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions
+from .results import results_of_run
+from .session import Session, load_facts_file, session
 
 if TYPE_CHECKING:
+    from ..edit_run import EditRun
     from ..editing import Edit
 
 MODES = ("batch", "single", "sequential")
+EVALUATE = ("none", "end", "step")
 
 
 @dataclass(frozen=True)
-class EditOptions(RunOptions, FactOptions, ModelOptions):
+class EditOptions(FigureOptions, RunOptions, FactOptions, ModelOptions):
     edits: Annotated[str | None, Opt("--edits", help="The edit requests; the same as --facts.")] = None
     method: Annotated[str, Opt("--method", help="An editing method; kt ls methods lists them.")] = "intattn"
     alpha: Annotated[
         str | None,
-        Opt("--alpha", help="0 (MLP only) to 1 (attention only), or auto: traced first [default: the preset's]."),
+        Opt(
+            "--alpha",
+            help="0 (MLP only) to 1 (attention only), auto: traced first, or per-fact [default: the preset's].",
+        ),
     ] = None
-    preset: Annotated[str | None, Opt("--preset", help="Hyper-parameters by name; kt ls presets lists them.")] = None
+    alpha_facts: Annotated[
+        str | None, Opt("--alpha-facts", help="Facts that --alpha auto is traced on [default: the requests].")
+    ] = None
+    preset: Annotated[
+        str | None, Opt("--preset", help="Hyper-parameters by name (kt ls presets lists them), or a TOML file.")
+    ] = None
+    variant: Annotated[str | None, Opt("--variant", help="The preset as set for one data set: zsre, mcf.")] = None
     layers_mlp: Annotated[str | None, Opt("--layers-mlp", help="Layers whose MLP is written: 4-8.")] = None
     layers_attn: Annotated[str | None, Opt("--layers-attn", help="Layers whose attention is written: 2-4.")] = None
     set: Annotated[
         str | None, Opt("--set", help="More hyper-parameters: v_lr=0.1,mom2_update_weight=100,layers_high=5-6.")
     ] = None
-    mode: Annotated[str, Opt("--mode", help="batch: all requests in one edit.")] = "batch"
+    mode: Annotated[
+        str,
+        Opt(
+            "--mode",
+            help="batch: all requests in one edit; single: each on the unedited model; sequential: in steps, each on "
+            "the model that the ones before left.",
+        ),
+    ] = "batch"
+    step_size: Annotated[int, Opt("--step-size", min=1, help="Requests a step, with --mode sequential.")] = 1
+    evaluate: Annotated[
+        str, Opt("--evaluate", help="Score the requests: none, at the end, or (sequential) after every step.")
+    ] = "none"
+    no_generate: Annotated[bool, Opt("--no-generate", help="Score without generated text: faster.")] = False
+    keep_history: Annotated[
+        bool | None,
+        Opt("--keep-history/--no-keep-history", help="Later steps leave earlier keys alone [default: the method's]."),
+    ] = None
+    norm_guard: Annotated[
+        bool, Opt("--norm-guard", help="Rescale each wanted value to the norm it has in the unedited model.")
+    ] = False
     statistics: Annotated[
         Path | None, Opt("--statistics", help="A safetensors file of key second moments by module name.")
     ] = None
@@ -58,47 +89,60 @@ class CovOptions(RunOptions, ModelOptions):
 
 
 def apply_edit(options: EditOptions) -> None:
-    """Solve an edit for all requests and write it as a file."""
+    """Solve edits for all requests, in one batch or in steps, and write them as files."""
     mode = parse.names(options.mode, MODES, "--mode")[0]
-    if mode != "batch":
-        raise BadOption(f"--mode {mode} is not there yet; use --mode batch, one command per edit")
+    when = parse.names(options.evaluate, EVALUATE, "--evaluate")[0]
     if options.edits is not None and (options.prompt is not None or options.facts not in ("demo", options.edits)):
         raise BadOption("--edits and --facts (or --prompt) both name the requests; give one of them")
     if options.edits is not None:
         options = replace(options, facts=options.edits)
-    layers_mlp = parse.layers(options.layers_mlp, "--layers-mlp")
-    layers_attn = parse.layers(options.layers_attn, "--layers-attn")
-    more = parse.settings(options.set)
+    if mode == "single" and options.merge_to is not None:
+        raise BadOption("--merge-to needs one edited model; --mode single gives one a request")
+    if mode != "sequential" and (options.step_size != 1 or when == "step"):
+        raise BadOption("--step-size and --evaluate step belong to --mode sequential")
+    settings = parse.settings(options.set) | {
+        "layers_mlp": parse.layers(options.layers_mlp, "--layers-mlp"),
+        "layers_attn": parse.layers(options.layers_attn, "--layers-attn"),
+    }
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
     if options.merge_to is not None:
         check_new(options.merge_to)
     with session(options, write=not options.dry_run) as s:
-        from ..editing import edit, merge
+        from ..edit_run import run_edits
+        from ..editing import merge
 
         requests = [fact.as_request() for fact in s.load_facts()]
+        others = None if options.alpha_facts is None else load_facts_file(options.alpha_facts)
         model = s.load_model()
-        with s.progress("solving") as tick:
-            result = edit(
-                model,
-                requests,
-                method=options.method,
-                alpha=alpha,
-                statistics=options.statistics,
-                preset=options.preset,
-                seed=options.seed,
-                corpus=options.corpus,
-                max_tokens=options.max_tokens,
-                progress=tick,
-                **{"layers_mlp": layers_mlp, "layers_attn": layers_attn, **more},
-            )
-        check_changed(result)
-        if not options.dry_run:
-            result.save(s.run.file(FILES["edit"]))
-        s.keep(results_of_edit(result, None if options.dry_run else str(s.path / FILES["edit"])))
-        if options.merge_to is not None and not options.dry_run:
-            merge(model, result, options.merge_to)
+        run = run_edits(
+            model,
+            requests,
+            mode,
+            options.step_size,
+            when,
+            not options.no_generate,
+            stage=s.progress,
+            method=options.method,
+            alpha=alpha,
+            statistics=options.statistics,
+            preset=options.preset,
+            variant=options.variant,
+            seed=options.seed,
+            corpus=options.corpus,
+            max_tokens=options.max_tokens,
+            keep_history=options.keep_history,
+            norm_guard=options.norm_guard,
+            alpha_facts=others,
+            **settings,
+        )
+        check_changed(run.edits)
+        path = None if options.dry_run else str(run.save(s.run.folder, s.path))
+        stepwise = len(run.steps.steps) > 1
+        s.keep(results_of_run(run, path), {"steps": run.steps.figure()} if stepwise else {})
+        if options.merge_to is not None and run.edit is not None and not options.dry_run:
+            merge(model, run.edit, options.merge_to)
             s.run.results["merged"] = str(options.merge_to)
-        show_edit(s, result)
+        show_run(s, run)
 
 
 def check_new(folder: Path) -> None:
@@ -108,31 +152,60 @@ def check_new(folder: Path) -> None:
     check_writable(folder / "config.json")
 
 
-def check_changed(edit: Edit) -> None:
+def check_changed(edits: Sequence[Edit]) -> None:
     """An update can be finite, not zero, and still vanish in the rounding of a 16-bit weight."""
-    if all(r.target_prob[0] == r.target_prob[1] for r in edit.report):
+    if all(r.target_prob[0] == r.target_prob[1] for edit in edits for r in edit.report):
         raise WorkFailed(
             "the edit is solved, but no target's probability changed: the update is lost in the weights' rounding; "
             "load the model with --dtype float32"
         )
 
 
+def show_run(s: Session, run: EditRun) -> None:
+    """The requests and the weights of the whole, and the scores where they were asked for."""
+    if run.edit is not None:
+        show_edit(s, run.edit)
+    else:
+        show_requests(s, run.edits)
+    if run.after is not None:
+        show_scores(s, run.after, run.before, run.control)
+
+
 def show_edit(s: Session, edit: Edit) -> None:
-    """A row a request, a row a weight."""
-    columns = ["prompt", "target", "prob", "rank", "old answer", "prob", "rank"]
-    rows = []
-    for r in edit.report:
-        target = [r.target, arrow(r.target_prob), arrow(r.target_rank)]
-        rows.append([r.prompt, *target, r.answer, arrow(r.answer_prob), arrow(r.answer_rank)])
-    about = edit.manifest
-    s.screen.table(f"{about.get('method')}, alpha {cell(about.get('alpha'))}", columns, rows)
+    """A row a request, a row a weight, a row an aim."""
+    show_requests(s, [edit])
     deltas = []
     for name, delta in edit.deltas().items():
         shape = "x".join(map(str, delta["shape"]))
         condition = "–" if delta["condition"] is None else f"{delta['condition']:.0e}"
-        deltas.append([name, shape, delta["rank"], delta["norm"], delta["relative_norm"], condition])
-    columns = ["weight", "shape", "rank", "norm", "relative", "condition"]
+        deltas.append(
+            [name, shape, delta["rank"], delta["norm"], delta["relative_norm"], delta["norm_ratio"], condition]
+        )
+    columns = ["weight", "shape", "rank", "norm", "relative", "new / old norm", "condition"]
     s.screen.table("written weights", columns, deltas)
+    changes = edit.manifest.get("value_change") or {}
+    rows = [[aim, *(spread(change[part]) for part in ("came_through", "left"))] for aim, change in changes.items()]
+    if rows:
+        columns = ["aim", "of the wanted change came through", "still missing, relative"]
+        s.screen.table("intended value change", columns, rows, "mean [95%] over requests, with the edit as scaled")
+
+
+def show_requests(s: Session, edits: Sequence[Edit]) -> None:
+    """Target and old answer before and after; beside them the control of a joint edit."""
+    reports = [r for edit in edits for r in edit.report]
+    held = any(r.control_prob is not None for r in reports)
+    columns = ["prompt", "target", "prob", *(["MLP alone"] if held else []), "rank", "old answer", "prob", "rank"]
+    rows = []
+    for r in reports:
+        control = [r.control_prob] if held else []
+        target = [r.target, arrow(r.target_prob), *control, arrow(r.target_rank)]
+        rows.append([r.prompt, *target, r.answer, arrow(r.answer_prob), arrow(r.answer_rank)])
+    about = edits[-1].manifest
+    s.screen.table(f"{about.get('method')}, alpha {cell(about.get('alpha'))}", columns, rows)
+
+
+def spread(mean: dict[str, Any]) -> str:
+    return interval(mean["mean"], mean["ci95"])
 
 
 def arrow(pair: tuple[Any, Any] | None) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +20,9 @@ if TYPE_CHECKING:
 class EvalOptions(RunOptions, FactOptions, ModelOptions):
     edit: Annotated[Path | None, Opt("--edit", help="Score the model with this edit (of kt apply-edit) in it.")] = None
     no_generate: Annotated[bool, Opt("--no-generate", help="Leave out what needs generated text: faster.")] = False
+    no_control: Annotated[
+        bool, Opt("--no-control", help="Do not also score a joint edit's MLP part alone, which takes as long again.")
+    ] = False
 
 
 def evaluate(options: EvalOptions) -> None:
@@ -39,29 +40,40 @@ def evaluate(options: EvalOptions) -> None:
         }
         with s.progress("unedited model") as tick:
             before = evaluate(model, facts, progress=tick, **rows)
-        scores = before
-        if edit is not None:
-            with s.progress("edited model") as tick, ExitStack() as stack:
-                stack.enter_context(edit.applied(model))
-                scores = evaluate(model, facts, before=before, progress=tick, **rows)
-            before.save(s.run.file(FILES["before"]))
-        scores.save(s.run.file(FILES["after"]))
-        s.keep(scores.as_dict() | ({"before": before.as_dict()["metrics"]} if edit is not None else {}))
-        show_scores(s, scores, before if edit is not None else None)
+        if edit is None:
+            before.save(s.run.file(FILES["after"]))
+            s.keep(before.as_dict())
+            return show_scores(s, before)
+        control = None if options.no_control else edit.control()
+        found: dict[str, Scores] = {}
+        for name, part in (("after", edit), ("control", control)):
+            if part is not None:
+                with s.progress(f"{name} the edit" if name == "after" else "its control") as tick, part.applied(model):
+                    found[name] = evaluate(model, facts, before=before, progress=tick, **rows)
+                found[name].save(s.run.file(FILES[name]))
+        before.save(s.run.file(FILES["before"]))
+        metrics = {name: scores.as_dict()["metrics"] for name, scores in {"before": before, **found}.items()}
+        s.keep(found["after"].as_dict() | {n: m for n, m in metrics.items() if n != "after"})
+        show_scores(s, found["after"], before, found.get("control"))
+    return None
 
 
-def show_scores(s: Session, after: Scores, before: Scores | None = None) -> None:
-    """One row a metric; the unedited model's figure beside it."""
-    columns = ["metric", "before", "after", "n"] if before is not None else ["metric", "mean [95%]", "n"]
-    s.screen.table(f"{after.model}: {len(after.records)} records", columns, score_rows(after, before))
+def show_scores(s: Session, after: Scores, before: Scores | None = None, control: Scores | None = None) -> None:
+    """One row a metric; the unedited model's figure beside it, and that of a joint edit's control."""
+    beside = [("before", before), ("after", after), ("MLP alone", control)]
+    columns = [name for name, scores in beside if scores is not None] if before is not None else ["mean [95%]"]
+    title = f"{after.model}: {len(after.records)} records"
+    note = "MLP alone: the joint edit's MLP part by itself, x (1 - α)" if control is not None else None
+    s.screen.table(title, ["metric", *columns, "n"], score_rows(after, before, control), note)
 
 
-def score_rows(after: Scores, before: Scores | None = None) -> list[list[Any]]:
+def score_rows(after: Scores, before: Scores | None = None, control: Scores | None = None) -> list[list[Any]]:
     """Cells of the table of scores."""
     rows: list[list[Any]] = []
     for name, metric in after.metrics.items():
-        middle: Sequence[str] = () if before is None else [_cell(before.metrics.get(name))]
-        rows.append([name, *middle, _cell(metric), metric.n])
+        old = [] if before is None else [_cell(before.metrics.get(name))]
+        held = [] if control is None else [_cell(control.metrics.get(name))]
+        rows.append([name, *old, _cell(metric), *held, metric.n])
     return rows
 
 

@@ -30,12 +30,12 @@ def layers(text: str | None, flag: str) -> tuple[int, ...] | None:
 
 
 def alpha(text: str) -> float | str:
-    """`auto` (measured by tracing) or a number from 0 (MLP only) to 1 (attention only)."""
-    if text == "auto":
-        return "auto"
+    """`auto` or `per-fact` (measured by tracing), or a number from 0 (MLP only) to 1 (attention only)."""
+    if text in ("auto", "per-fact"):
+        return text
     value = _number(text)
     if value is None or not 0 <= value <= 1:
-        raise BadOption(f"--alpha {text!r}: write auto, or a number from 0 (MLP only) to 1 (attention only)")
+        raise BadOption(f"--alpha {text!r}: write auto, per-fact, or a number from 0 (MLP only) to 1 (attention only)")
     return value
 
 

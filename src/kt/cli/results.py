@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..edit_run import EditRun
     from ..editing import Edit
     from ..editing.edit import RequestReport
     from ..tracing import Balance, Trace
@@ -69,7 +70,38 @@ def results_of_edit(edit: Edit, path: str | None) -> dict[str, Any]:
     """The file, what each weight gets, what each request gains."""
     known = ("method", "alpha", "model")
     about: dict[str, Any] = {name: edit.manifest[name] for name in known if name in edit.manifest}
+    for name in ("alphas", "value_change"):
+        if edit.manifest.get(name):
+            about[name] = edit.manifest[name]
     return {**about, "edit": path, "deltas": edit.deltas(), "requests": [_request(r) for r in edit.report]}
+
+
+def results_of_run(run: EditRun, path: str | None) -> dict[str, Any]:
+    """The edit as a whole (in single mode, its weights' means over the edits), the course, the scores."""
+    if run.edit is not None:
+        found = results_of_edit(run.edit, path)
+    else:
+        found = results_of_edit(run.edits[0], path)
+        found["deltas"] = _mean_deltas([edit.deltas() for edit in run.edits])
+        found["requests"] = [_request(r) for edit in run.edits for r in edit.report]
+    found["mode"] = run.steps.mode
+    if len(run.steps.steps) > 1:
+        found["steps"] = run.steps.as_dict()["steps"]
+    for name in ("before", "after", "control"):
+        if (scores := getattr(run, name)) is not None:
+            found[name] = scores.as_dict()["metrics"]
+            found["protocol"] = scores.protocol
+    return found
+
+
+def _mean_deltas(edits: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Each weight's norms as means over the edits that write it, with how many those are."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(name for deltas in edits for name in deltas):
+        own = [deltas[name] for deltas in edits if name in deltas]
+        means = {key: sum(d[key] for d in own) / len(own) for key in ("norm", "relative_norm", "norm_ratio")}
+        found[name] = {"shape": own[0]["shape"], "rank": max(d["rank"] for d in own), **means, "n": len(own)}
+    return found
 
 
 def _request(report: RequestReport) -> dict[str, Any]:
@@ -78,4 +110,5 @@ def _request(report: RequestReport) -> dict[str, Any]:
 
     measured = ("target_prob", "target_rank", "answer_prob", "answer_rank")
     words = ("id", "prompt", "subject", "target", "answer")
-    return {w: getattr(report, w) for w in words} | {m: change(getattr(report, m)) for m in measured}
+    said = {w: getattr(report, w) for w in words} | {m: change(getattr(report, m)) for m in measured}
+    return said | {"control_prob": report.control_prob}

@@ -149,6 +149,13 @@ def load_facts(options: FactOptions) -> list[Fact]:
     return [fact_by_hand(options.prompt, options.subject, options.answer, options.foil, options.target)]
 
 
+def load_facts_file(source: str) -> list[Fact]:
+    """Facts that an option other than --facts names."""
+    from ..facts.load import load_facts as read
+
+    return read(source)
+
+
 def wanted_files(options: FigureOptions | Any) -> dict[str, Path]:
     """The figure files asked for by `--html`, `--png`, `--svg`."""
     return {kind: path for kind in ("html", "png", "svg") if (path := getattr(options, kind, None)) is not None}

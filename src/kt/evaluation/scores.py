@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,6 +63,18 @@ class Scores:
         grid = bootstrap_mean_grid(table, seed=self.seed)
         columns = zip(self.values, grid.mean, grid.low, grid.high, grid.n, strict=True)
         return {name: Interval(float(m), float(lo), float(hi), int(n)) for name, m, lo, hi, n in columns}
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Scores of different records, measured alike, as one: each record under its own edit."""
+        values: dict[str, dict[str, float]] = {}
+        for part in parts:
+            for name, by_record in part.values.items():
+                values.setdefault(name, {}).update(by_record)
+        records = tuple(record for part in parts for record in part.records)
+        samples = tuple(sample for part in parts for sample in part.samples)
+        protocol = {name: says for part in parts for name, says in part.protocol.items()}
+        return replace(parts[0], records=records, samples=samples, values=values, protocol=protocol)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per record and metric."""

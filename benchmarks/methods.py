@@ -1,0 +1,151 @@
+"""Every method on the demo model: 1, 10 and 100 edits, what they do and what they cost.
+
+    python benchmarks/methods.py                       # all, into docs/demo-methods.json; resumes; about an hour
+    python benchmarks/methods.py --table               # the table of docs/methods.md, from that file
+
+Settings are the winners of benchmarks/tune_methods.py, found on other facts. One edit at a time is the mean over
+`SINGLES` facts, each edited on the unedited model. Each row is its own process: CPU seconds are of solving alone (the
+second moments are in the cache), peak memory is that of the process after solving and before scoring; beside it stands
+what the process holds with the model loaded and one forward done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+OUT, TUNED = ROOT / "docs" / "demo-methods.json", ROOT / "docs" / "demo-tuning.json"
+SIZES, SINGLES, MAX_TOKENS = (1, 10, 100), 20, 40_000
+METRICS = {
+    "success": "edit_success_tf_exact",
+    "paraphrase": "paraphrase_tf_exact",
+    "locality": "neighbourhood_same_argmax",
+    "portability": "portability_tf_exact",
+    "fluency": "fluency_ngram_entropy_gen",
+}
+
+
+def setting_of(method: str) -> dict[str, Any]:
+    """The best setting of the tuning grid; the first of equals."""
+    return max(json.loads(TUNED.read_text(encoding="utf-8"))[method], key=lambda row: row["score"])["setting"]
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def row(method: str, size: int) -> list[dict[str, Any]]:
+    """One method at one number of edits: its row, and that of its control where it has one."""
+    import torch
+    from tune_methods import usable
+
+    import kt
+    from kt.demo_loop import spread
+    from kt.evaluation import Scores
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    model = kt.load("demo")
+    facts = spread(usable(), SINGLES if size == 1 else size)
+    groups = [[fact] for fact in facts] if size == 1 else [facts]
+    about: dict[str, Any] = {"method": method, "edits": size}
+    if method == "unedited":
+        before = kt.evaluate(model, facts)
+        return [about | metrics_of(kt.evaluate(model, facts, before=before))]
+    setting = setting_of(method)
+    kt.edit(model, groups[0][:2], method=method, max_tokens=MAX_TOKENS, **setting)  # fills the cache, loads the code
+    held = peak_mib()
+    edits, failed, seconds = [], "", time.process_time()
+    for group in groups:
+        try:
+            edits.append(kt.edit(model, group, method=method, max_tokens=MAX_TOKENS, **setting))
+        except kt.KtError as error:
+            edits.append(None)
+            failed = str(error)
+    seconds = (time.process_time() - seconds) / len(groups)
+    cost = {"cpu_seconds": seconds, "peak_mib": peak_mib(), "held_mib": held, "setting": setting}
+    about |= cost | ({"failed": f"{edits.count(None)} of {len(edits)}: {failed}"} if None in edits else {})
+    before = kt.evaluate(model, facts)
+    after: list[Scores] = []
+    controls: list[Scores] = []
+    for group, edit in zip(groups, edits, strict=True):
+        control = None if edit is None else edit.control()
+        for part, scores in ((edit, after), (control, controls)):
+            if part is not None:
+                with part.applied(model):
+                    scores.append(kt.evaluate(model, group, before=before))
+    rows = [about | (metrics_of(Scores.joined(after)) if after else {})]
+    if controls:
+        rows.append({"method": f"{method}: MLP alone", "edits": size} | metrics_of(Scores.joined(controls)))
+    return rows
+
+
+def metrics_of(scores: Any) -> dict[str, Any]:
+    return {name: scores.metrics[m].as_dict() for name, m in METRICS.items() if m in scores.metrics}
+
+
+def table(path: Path) -> str:
+    """Markdown: mean and 95% interval over records."""
+    head = ["method", "edits", *METRICS, "CPU s an edit", "peak MiB"]
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    for each in sorted(json.loads(path.read_text(encoding="utf-8")), key=lambda r: r["edits"]):
+        cells = [each["method"], str(each["edits"])]
+        for name in METRICS:
+            value = each.get(name)
+            if value is None:
+                cells.append("–")
+                continue
+            low, high = (f"{v:.2f}" for v in value["ci95"])
+            cells.append(f"{value['mean']:.2f} [{low}, {high}]")
+        seconds, peak = each.get("cpu_seconds"), each.get("peak_mib")
+        cells.append("–" if seconds is None else f"{seconds / max(1, each['edits']):.2f}")
+        cells.append("–" if peak is None else f"{peak:.0f} (+{peak - each['held_mib']:.0f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", help="comma-separated; all by default")
+    parser.add_argument("--edits", default=",".join(map(str, SIZES)))
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--table", action="store_true", help="print the file as a table, and stop")
+    parser.add_argument("--row", nargs=2, metavar=("METHOD", "EDITS"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.table:
+        sys.stdout.write(table(args.out))
+        return
+    if args.row:
+        sys.stdout.write(json.dumps(row(args.row[0], int(args.row[1]))) + "\n")
+        return
+    from kt.artifacts import atomic_write
+    from kt.editing import METHODS
+
+    for method in (args.methods or ",".join(["unedited", *METHODS])).split(","):
+        for size in map(int, args.edits.split(",")):
+            done = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else []
+            if any(r["method"] == method and r["edits"] == size for r in done):
+                continue
+            command = [sys.executable, __file__, "--row", method, str(size)]
+            found = subprocess.run(command, capture_output=True, text=True, check=False)
+            if found.returncode:
+                sys.exit(f"{method}, {size} edits: {found.stderr[-2000:]}")
+            rows = json.loads(found.stdout.splitlines()[-1])
+            done = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else []
+            atomic_write(args.out, json.dumps(done + rows, indent=1, ensure_ascii=False) + "\n")
+            for each in rows:
+                shown = "  ".join(f"{name} {each[name]['mean']:.2f}" for name in METRICS if name in each)
+                sys.stdout.write(f"{each['method']:<24}{size:>4}  {shown}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

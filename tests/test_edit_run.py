@@ -1,0 +1,138 @@
+"""The three modes, each against its definition."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import tiny_model
+
+import kt
+from kt.edit_run import run_edits
+from kt.edit_steps import Steps
+from kt.errors import BadFile, KtError
+
+sys.path.append(str(Path(__file__).parent / "editing"))
+from editing_help import FAST, REQUESTS, statistics
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
+FACTS = [
+    r
+    | {"id": f"r{i}", "rephrasings": ["They say that {} is"], "neighbours": [{"prompt": "The capital of {} is Paris"}]}
+    for i, r in enumerate(REQUESTS)
+]
+THREE = [*FACTS, FACTS[0] | {"id": "r2", "subject": "Marie Curie", "target_new": "Paris", "target_true": "French"}]
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    import random
+
+    from families import TEXTS
+
+    from kt.corpus import Corpus
+
+    folder = tmp_path_factory.mktemp("corpus")
+    words, drawn = " ".join(TEXTS).split(), random.Random(0)
+    (folder / "c.txt").write_text("\n".join(" ".join(drawn.choices(words, k=20)) for _ in range(150)))
+    model = tiny_model("qwen3")
+    return model, dict(method="memit", statistics=statistics(model, Corpus.open(folder / "c.txt"), folder), **FAST)
+
+
+def run(ready, mode, requests=THREE, **more):
+    model, settings = ready
+    before = model.fingerprint()
+    found = run_edits(model, requests, mode, **(settings | more))
+    assert model.fingerprint() == before, "the run left a trace in the model"
+    return found
+
+
+def test_batch_is_one_edit_of_all(ready):
+    found = run(ready, "batch")
+    want = kt.edit(ready[0], THREE, **ready[1])
+    assert all(torch.equal(found.edit.delta(n), want.delta(n)) for n in want.names)
+    assert len(found.steps.steps) == 1 and found.after.metrics["edit_success_tf_exact"].n == 3
+
+
+def test_single_edits_each_request_on_the_unedited_model(ready):
+    model, settings = ready
+    found = run(ready, "single")
+    assert found.edit is None and len(found.edits) == 3
+    values = {}
+    before = kt.evaluate(model, THREE, generate=False)
+    for request, edit in zip(THREE, found.edits, strict=True):
+        want = kt.edit(model, [request], **settings)
+        assert all(torch.equal(edit.delta(n), want.delta(n)) for n in want.names)
+        with edit.applied(model):
+            own = kt.evaluate(model, [request], before=before, generate=False)
+        values |= own.values["target_prob_tf"]
+    assert found.after.values["target_prob_tf"] == values
+    assert found.after.records == ("r0", "r1", "r2")
+
+
+def test_sequential_edits_the_model_that_the_step_before_left(ready):
+    model, settings = ready
+    found = run(ready, "sequential", step_size=2, evaluate="step", keep_history=True, norm_guard=True)
+    assert [s.edits for s in found.steps.steps] == [2, 3] and [len(s.requests) for s in found.steps.steps] == [2, 1]
+    with kt.EditSession(model, keep_history=True, norm_guard=True, **settings) as session:
+        for group in (THREE[:2], THREE[2:]):
+            edit = session.edit(group)
+        ratios = session.norm_ratios()
+    assert all(torch.equal(found.edits[1].delta(n), edit.delta(n)) for n in edit.names)
+    assert found.steps.steps[-1].norm_ratios == ratios
+    ns = [s.metrics["edit_success_tf_exact"]["n"] for s in found.steps.steps]
+    assert ns == [2, 3], "a step is scored on all requests so far"
+    with found.edit.applied(model):
+        after = kt.evaluate(model, THREE, generate=False)
+    for record, value in after.values["target_prob_tf"].items():
+        assert found.after.values["target_prob_tf"][record] == pytest.approx(value, abs=1e-5)
+
+
+def test_scores_come_when_asked_for(ready):
+    nothing = run(ready, "sequential", step_size=2, evaluate="none")
+    assert nothing.before is nothing.after is None and all(s.metrics is None for s in nothing.steps.steps)
+    end = run(ready, "sequential", step_size=2, evaluate="end")
+    assert [s.metrics is None for s in end.steps.steps] == [True, False]
+
+
+def test_a_joint_edit_is_scored_beside_its_control(ready):
+    found = run(ready, "batch", method="intattn", layers_attn=(0,), alpha=0.4)
+    with found.edit.control().applied(ready[0]):
+        alone = kt.evaluate(ready[0], THREE, generate=False)
+    assert found.control.values["target_prob_tf"] == alone.values["target_prob_tf"]
+    assert run(ready, "batch").control is None
+
+
+def test_the_course_is_drawn_tabled_and_kept(ready, tmp_path):
+    found = run(ready, "sequential", step_size=1, evaluate="step")
+    path = found.save(tmp_path)
+    steps = Steps.load(tmp_path / "steps.json")
+    assert steps.as_dict() == found.steps.as_dict()
+    figure = steps.figure()
+    assert {t.name for t in figure.data if t.showlegend is not False} >= {"memit"}
+    frame = steps.to_dataframe()
+    assert set(frame["step"]) == {1, 2, 3} and frame["metric"].str.startswith("norm ratio").any()
+    assert kt.Edit.load(path).names == found.edit.names
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(BadFile, match="expected edit steps"):
+        Steps.load(tmp_path / "x.json")
+    (tmp_path / "single").mkdir()
+    single = run(ready, "single", evaluate="none").save(tmp_path / "single")
+    assert sorted(p.name for p in single.iterdir()) == [f"{i:04d}.safetensors" for i in (1, 2, 3)]
+
+
+def test_contradicting_requests_may_follow_each_other_but_not_stand_together(ready):
+    both = [FACTS[0], FACTS[0] | {"id": "again", "target_new": "Spain"}]
+    with pytest.raises(KtError, match="contradict"):
+        run(ready, "batch", both)
+    found = run(ready, "sequential", both, step_size=1)
+    assert found.after.values["target_prob_tf"]["again"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"mode": "twice"}, "mode"), ({"evaluate": "x"}, "evaluate"), ({"step_size": 0}, "step_size")],
+)
+def test_unknown_choices_are_one_line(ready, changes, words):
+    with pytest.raises(KtError, match=words):
+        run_edits(ready[0], THREE, **({"mode": "sequential"} | ready[1] | changes))
