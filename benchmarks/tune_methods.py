@@ -28,17 +28,17 @@ from kt.errors import KtError
 
 N_TUNING, N_TABLE = 30, 100
 SCORE = ("edit_success_tf_exact", "paraphrase_tf_exact", "neighbourhood_same_argmax")
-ROME = {"layers": [[0], [1], [2]], "clamp_norm_factor": [1.5]}
+ROME = {"layers": [[0], [1], [2]], "clamp_norm_factor": [1.5, 4.0]}
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "memit": {"mom2_update_weight": [15.0, 50.0, 150.0], "clamp_norm_factor": [1.0, 1.5]},
     "intattn": {"alpha": [0.3], "mom2_update_weight": [15.0, 50.0, 150.0], "clamp_norm_factor": [1.0, 1.5]},
     "rome": ROME,
     "r-rome": ROME,
-    "intattn-rome": {"alpha": [0.3], "layers": [[0], [1], [2]], "layers_attn": [[0], [1]], "clamp_norm_factor": [1.5]},
-    "pmet": {"mom2_update_weight": [15.0, 50.0], "clamp_norm_factor": [0.75, 1.5]},
+    "intattn-rome": {"alpha": [0.3], "layers": [[0], [1], [2]], "layers_attn": [[0], [1]], "clamp_norm_factor": [4.0]},
+    "pmet": {"mom2_update_weight": [15.0, 50.0], "clamp_norm_factor": [1.5, 4.0]},
     "alphaedit": {"nullspace_threshold": [3e-3, 1e-2, 3e-2], "L2": [0.1, 0.5], "clamp_norm_factor": [1.0]},
     "emmet": {"emmet_lambda": [0.0, 0.1, 1.0], "clamp_norm_factor": [1.0]},
-    "jeep": {"layers_high": [[4], [5], [6]], "clamp_norm_factor_high": [0.25, 0.75], "clamp_norm_factor": [1.0]},
+    "jeep": {"layers_high": [[4], [6]], "clamp_norm_factor_high": [0.75, 2.0], "clamp_norm_factor": [1.0, 4.0]},
     "ultraedit": {"lr": [1e-4, 3e-4, 1e-3, 3e-3], "layers": [[5, 6, 7]]},
     "ft": {"lr": [5e-4, 2e-3, 5e-3], "layers": [[1], [3], [5]]},
     "ft-l": {"norm_constraint": [3e-3, 1e-2, 3e-2], "layers": [[1], [3]], "lr": [2e-3]},

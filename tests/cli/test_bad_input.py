@@ -137,7 +137,9 @@ MALFORMED = {
     "--layers-mlp": ("apply-edit", ["4-2", "x", "4-", "1,,2", "-1"]),
     "--layers-attn": ("cov", ["4:8"]),
     "--alpha": ("apply-edit", ["1.5", "-0.1", "x", "nan"]),
-    "--mode": ("apply-edit", ["single", "sequential", "x"]),
+    "--mode": ("apply-edit", ["x", "batch,single"]),
+    "--evaluate": ("apply-edit", ["often", "step"]),
+    "--step-size": ("apply-edit", ["0", "x", "2"]),
 }
 
 
@@ -159,6 +161,35 @@ def test_flags_of_a_fact_by_hand_come_together(refused, model_folder):
     assert "--subject" in refused("heatmap", "-m", model_folder, "--prompt", "{} is")
     assert "--prompt" in refused("heatmap", "-m", model_folder, "--subject", "Marie Curie")
     assert "one of them" in refused("apply-edit", "-m", model_folder, "--edits", "a.json", *FACT)
+
+
+EDITED = ("--layers-mlp", "0-1", "--layers-attn", "0", "--alpha", "0.3")
+
+
+def test_requests_that_contradict_each_other(refused, model_folder, tmp_path):
+    record = {"prompt": "The mother tongue of {} is", "subject": "Marie Curie", "answer": "Polish"}
+    path = tmp_path / "two.jsonl"
+    path.write_text("".join(json.dumps(record | {"target": t}) + "\n" for t in ("French", "Italian")))
+    line = refused("apply-edit", "-m", model_folder, "--edits", path, *EDITED)
+    assert "1 and 2 contradict" in line and "French" in line and "Italian" in line
+
+
+def test_a_projector_larger_than_memory(refused, model_folder, facts_file, monkeypatch):
+    monkeypatch.setattr("kt.memory.free_memory", lambda: 5000)
+    line = refused(
+        "apply-edit", "-m", model_folder, "--edits", facts_file, "--method", "alphaedit", "--layers-mlp", "0"
+    )
+    assert "projector" in line and "GiB" in line and "d_key 48" in line
+
+
+def test_options_that_a_method_or_mode_has_no_place_for(refused, model_folder, facts_file, tmp_path):
+    edits = ("apply-edit", "-m", model_folder, "--edits", facts_file)
+    assert "keep_history" in refused(*edits, "--method", "rome", "--layers-mlp", "0", "--keep-history")
+    assert "norm_guard" in refused(*edits, "--method", "ft", "--layers-mlp", "0", "--norm-guard")
+    assert "leaves attention alone" in refused(*edits, "--method", "memit", "--layers-mlp", "0", "--alpha", "0.3")
+    assert "--merge-to" in refused(*edits, *EDITED, "--mode", "single", "--merge-to", tmp_path / "x")
+    assert "variant" in refused(*edits, *EDITED, "--variant", "zsre")
+    assert "has layers 0 to 2" in refused(*edits, "--method", "jeep", "--layers-mlp", "0", "--set", "layers_high=7")
 
 
 def test_an_edit_file_that_is_none(refused, model_folder, facts_file, tmp_path):
@@ -217,7 +248,7 @@ def test_a_weight_lost_in_rounding_is_failed_work():
 
     same = RequestReport("0", "p", "s", "t", None, (0.1, 0.1), (3, 3), None, None)
     with pytest.raises(library.KtError, match="no target's probability changed") as caught:
-        check_changed(Edit({}, {}, (same,)))
+        check_changed([Edit({}, {}, (same,))])
     assert caught.value.exit_code == 1
 
 

@@ -101,6 +101,37 @@ def test_apply_edit_writes_the_edit_and_reports_each_request(edited):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files("merged")
 
 
+def test_a_joint_edit_shows_its_control_and_what_came_through(edited):
+    ran = edited("--json", "-", "-o", "run")
+    assert ran.code == 0, ran.err
+    assert ran.json["requests"][0]["control_prob"] > 0
+    assert set(ran.json["value_change"]) == {"hidden.1"}
+    assert ran.json["value_change"]["hidden.1"]["came_through"]["n"] == 2
+    assert "MLP alone" in edited("-o", "again").out
+
+
+def test_sequential_mode_scores_each_step_and_draws_the_course(edited):
+    ran = edited(
+        *("--mode", "sequential", "--evaluate", "step", "--no-generate", "--keep-history", "--norm-guard"),
+        *("--json", "-", "-o", "run", "--html", "steps.html"),
+    )
+    assert ran.code == 0, ran.err
+    steps = ran.json["steps"]
+    assert [s["edits"] for s in steps] == [1, 2] and steps[1]["metrics"]["edit_success_tf_exact"]["n"] == 2
+    assert all(ratio > 0 for ratio in steps[1]["norm_ratios"].values())
+    assert {"edit.safetensors", "steps.json", "figures.html", "scores.json", "control.json"} <= files("run")
+    assert "weight norm ratio" in Path("steps.html").read_text()
+    assert ran.json["edit"] == "run/edit.safetensors" and {"before", "after", "control"} <= set(ran.json)
+
+
+def test_single_mode_writes_one_edit_a_request(edited):
+    ran = edited("--mode", "single", "--evaluate", "end", "--no-generate", "--json", "-", "-o", "run")
+    assert ran.code == 0, ran.err
+    assert ran.json["edit"] == "run/edits" and files("run/edits") == {"0001.safetensors", "0002.safetensors"}
+    assert len(ran.json["requests"]) == 2 and ran.json["deltas"]["model.layers.0.mlp.down_proj.weight"]["n"] == 2
+    assert ran.json["after"]["edit_success_tf_exact"]["n"] == 2
+
+
 def test_a_dry_run_reports_and_writes_nothing(edited):
     ran = edited("--dry-run")
     assert ran.code == 0, ran.err
@@ -118,7 +149,8 @@ def test_eval_scores_the_model_with_the_edit_against_the_one_without(kt, edited,
     metric = ran.json["metrics"]["edit_success_tf_exact"]
     assert set(metric) == {"mean", "ci95", "n"} and metric["n"] == 2
     assert ran.json["protocol"]["edit_success_tf_exact"]
-    assert {"scores.json", "before.json"} <= files("run")
+    assert {"scores.json", "before.json", "control.json"} <= files("run")
+    assert ran.json["control"]["edit_success_tf_exact"]["n"] == 2
 
 
 def test_report_rebuilds_one_page_from_run_folders(kt, traced, edited):

@@ -26,8 +26,10 @@ def model():
 
 KEEP = (
     "layers", "v_lr", "v_num_grad_steps", "v_weight_decay", "kl_factor", "clamp_norm_factor", "mom2_update_weight",
-    "mom2_adjustment", "nullspace_threshold", "L2", "min_loss", "layers_high",
+    "mom2_adjustment", "nullspace_threshold", "L2", "min_loss", "layers_high", "num_steps", "lr", "weight_decay",
+    "norm_constraint", "objective_optimization", "batch_size",
 )  # fmt: skip
+UNUSED = ("kl_factor_high", "mom2_adjustment_high")  # never read by JEEP's code
 METHODS = {
     "rome_mt": "rome",
     "rome_nomom2": "rome",
@@ -36,6 +38,8 @@ METHODS = {
     "rrome_nomom2": "r-rome",
     "jeep_mlp": "jeep",
     "alphaedit_seq": "alphaedit",
+    "ft_l": "ft-l",
+    "ft_m": "ft",
 }
 TOLERANCE = 1e-3  # the original code itself moves by up to 2e-4 between one thread and two
 log = logging.getLogger("golden")
@@ -44,9 +48,8 @@ log = logging.getLogger("golden")
 def run(model, name, history=None, **changes):
     data = json.loads((GOLDEN / f"qwen2.{name}.json").read_text())
     hp = data["hparams"]
-    hp |= {k.removesuffix("_low"): v for k, v in hp.items() if k.endswith("_low")}  # JEEP's two regions
-    extra = ("mom2_update_weight_high", "clamp_norm_factor_high", "v_weight_decay_high")
-    arguments = {k: hp[k] for k in (*KEEP, *extra) if k in hp} | changes
+    regions = [f"{k}_{part}" for k in KEEP for part in ("low", "high")]  # JEEP's
+    arguments = {k: hp[k] for k in (*KEEP, *regions) if k in hp and k not in UNUSED} | changes
     edit = kt.edit(
         model, data["requests"], method=METHODS.get(name, name), statistics=GOLDEN / "second_moments.safetensors",
         context_templates=data["context_templates"], history=history, **arguments,
@@ -57,7 +60,8 @@ def run(model, name, history=None, **changes):
 @pytest.mark.filterwarnings("ignore:.*targets stay below")
 @pytest.mark.parametrize(
     "name",
-    ["memit", "rome", "rome_mt", "rome_nomom2", "rrome", "rrome_mt", "rrome_nomom2", "pmet", "alphaedit", "jeep_mlp"],
+    ["memit", "rome", "rome_mt", "rome_nomom2", "rrome", "rrome_mt", "rrome_nomom2", "pmet", "alphaedit", "jeep_mlp",
+     "ft_l", "ft_m"],
 )
 def test_lands_on_the_original_codes_update(model, name):
     before = model.fingerprint()
@@ -85,6 +89,32 @@ def test_a_second_alphaedit_batch_leaves_the_first_ones_keys_alone(model):
         error = relative(edit.delta(weight), want[f"dW.{weight}"])
         log.info("alphaedit_seq %s %.1e", weight, error)
         assert error < TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:.*targets stay below")
+def test_a_session_keeps_the_keys_that_alphaedit_keeps_and_lands_on_its_second_batch(model):
+    """The cache is read on the edited model, and the second batch is solved there."""
+    before = model.fingerprint()
+    batches = [json.loads((GOLDEN / f"qwen2.{name}.json").read_text()) for name in ("alphaedit", "alphaedit_seq")]
+    want = load_file(GOLDEN / "qwen2.alphaedit_seq.safetensors")
+    hp = {k: batches[0]["hparams"][k] for k in KEEP if k in batches[0]["hparams"] and k != "batch_size"}
+    with kt.EditSession(
+        model, "alphaedit", statistics=GOLDEN / "second_moments.safetensors",
+        context_templates=batches[0]["context_templates"], **hp,
+    ) as session:  # fmt: skip
+        session.edit(batches[0]["requests"])
+        for layer, cache in enumerate(want["cache_c_before"]):
+            keys = session.state.keys[f"model.layers.{layer}.mlp.down_proj.weight"].float()
+            assert relative(keys @ keys.T, cache) < TOLERANCE
+        second = session.edit(batches[1]["requests"])
+        for layer, cache in enumerate(want["cache_c_after"]):
+            keys = session.state.keys[f"model.layers.{layer}.mlp.down_proj.weight"].float()
+            assert relative(keys @ keys.T, cache) < TOLERANCE
+    for weight in second.names:
+        error = relative(second.delta(weight), want[f"dW.{weight}"])
+        log.info("alphaedit session %s %.1e", weight, error)
+        assert error < TOLERANCE
+    assert model.fingerprint() == before
 
 
 @pytest.mark.filterwarnings("ignore:.*targets stay below")

@@ -90,8 +90,8 @@ class CovOptions(RunOptions, ModelOptions):
 
 def apply_edit(options: EditOptions) -> None:
     """Solve edits for all requests, in one batch or in steps, and write them as files."""
-    mode = parse.names(options.mode, MODES, "--mode")[0]
-    when = parse.names(options.evaluate, EVALUATE, "--evaluate")[0]
+    mode = parse.one(options.mode, MODES, "--mode")
+    when = parse.one(options.evaluate, EVALUATE, "--evaluate")
     if options.edits is not None and (options.prompt is not None or options.facts not in ("demo", options.edits)):
         raise BadOption("--edits and --facts (or --prompt) both name the requests; give one of them")
     if options.edits is not None:

@@ -65,6 +65,13 @@ def names(text: str, known: Sequence[str], flag: str) -> tuple[str, ...]:
     return chosen
 
 
+def one(text: str, known: Sequence[str], flag: str) -> str:
+    """One of the known words."""
+    if text not in known:
+        raise BadOption(f"{flag} {text!r}: unknown; choose one of {', '.join(known)}")
+    return text
+
+
 def settings(text: str | None) -> dict[str, Any]:
     """`v_lr=0.1,clamp_norm_factor=0.75,layers_high=5-6`: hyper-parameters by name, in the order typed."""
     found: dict[str, Any] = {}

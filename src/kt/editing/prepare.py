@@ -98,9 +98,12 @@ class Asked:
         chosen, known = method_named(method), preset_for(model, preset)
         if variant is not None and known is None:
             raise KtError(f"no preset matches {model.name}, so there is no variant {variant!r}; give --preset")
-        given = {k: v for k, v in given.items() if v is not None}
+        # JEEP's files name its low region so; the other methods have no suffix for the same things.
+        given = {k.removesuffix("_low"): v for k, v in given.items() if v is not None}
         if "layers" in given:
             given["layers_mlp"] = given.pop("layers")
+        if given.get("norm_constraint") is False:  # EasyEdit's files write "none" so
+            given["norm_constraint"] = None
         names = {f.name for f in fields(HyperParameters)} - {"alpha"}
         if unknown := sorted(set(given) - names):
             raise KtError(f"hyper-parameter {unknown[0]!r} is unknown; known are {', '.join(sorted(names))}")
