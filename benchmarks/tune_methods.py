@@ -35,7 +35,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "rome": ROME,
     "r-rome": ROME,
     "intattn-rome": {"alpha": [0.3], "layers": [[0], [1], [2]], "layers_attn": [[0], [1]], "clamp_norm_factor": [4.0]},
-    "pmet": {"mom2_update_weight": [15.0, 50.0], "clamp_norm_factor": [1.5, 4.0]},
+    "pmet": {"mom2_update_weight": [15.0], "clamp_norm_factor": [1.5, 4.0], "v_weight_decay": [1e-3, 0.5]},
     "alphaedit": {"nullspace_threshold": [3e-3, 1e-2, 3e-2], "L2": [0.1, 0.5], "clamp_norm_factor": [1.0]},
     "emmet": {"emmet_lambda": [0.0, 0.1, 1.0], "clamp_norm_factor": [1.0]},
     "jeep": {"layers_high": [[4], [6]], "clamp_norm_factor_high": [0.75, 2.0], "clamp_norm_factor": [1.0, 4.0]},

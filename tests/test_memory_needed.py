@@ -43,3 +43,14 @@ def test_what_does_not_fit_is_one_line_with_both_figures(monkeypatch):
     with pytest.raises(NotEnoughMemory, match=r"^AlphaEdit's projector needs 11.5 GiB, but 3.0 GiB .* are free; wait$"):
         require_memory(int(11.5 * GIB), "AlphaEdit's projector", "wait")
     assert NotEnoughMemory.exit_code == 2
+
+
+def test_the_limit_of_the_processs_own_group_counts_and_that_of_those_above(tmp_path):
+    own = tmp_path / "own"
+    own.write_text("0::/slice/job\n")
+    for folder, limit in ((tmp_path / "slice", 6), (tmp_path / "slice" / "job", 9)):
+        folder.mkdir()
+        (folder / "memory.max").write_text(f"{limit * GIB}\n")
+        (folder / "memory.current").write_text(f"{GIB}\n")
+    assert free_memory(tmp_path, own) == 5 * GIB
+    assert free_memory(tmp_path, tmp_path / "absent") == 16 * GIB

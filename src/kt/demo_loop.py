@@ -34,12 +34,14 @@ class Loop:
     edit: Edit
     before: Scores
     after: Scores
+    control: Scores | None = None
+    """The edit's MLP part alone, as scaled: what a joint edit is to be held against."""
 
     def save(self, folder: str | Path) -> None:
         """Each stage's result as a file that its own class reads; `kt report` draws from these."""
-        stages: tuple[Any, ...] = (self.trace, self.balance, self.edit, self.before, self.after)
-        for stage, name in zip(stages, ("trace", "balance", "edit", "before", "after"), strict=True):
-            stage.save(Path(folder) / FILES[name])
+        for name in ("trace", "balance", "edit", "before", "after", "control"):
+            if (stage := getattr(self, name)) is not None:
+                stage.save(Path(folder) / FILES[name])
 
 
 def run_loop(
@@ -73,7 +75,11 @@ def run_loop(
         before = evaluate(model, requests, seed=seed, progress=tick)
     with stage("after") as tick, solved.applied(model):
         after = evaluate(model, requests, before=before, seed=seed, progress=tick)
-    return Loop(trace, balance, solved, before, after)
+    held, control = solved.control(), None
+    if held is not None:
+        with stage("control") as tick, held.applied(model):
+            control = evaluate(model, requests, before=before, seed=seed, progress=tick)
+    return Loop(trace, balance, solved, before, after, control)
 
 
 def spread(facts: Sequence[Fact], n: int) -> list[Fact]:

@@ -212,10 +212,20 @@ def settled(alpha):
 
 def test_how_much_of_the_wanted_change_came_through(setting):
     tight = session(setting, "memit", mom2_update_weight=1e-6).solve(REQUESTS).manifest["value_change"]
-    loose = session(setting, "memit", mom2_update_weight=1000.0).solve(REQUESTS).manifest["value_change"]
+    with pytest.warns(UserWarning, match="wanted change came through the write"):
+        loose = session(setting, "memit", mom2_update_weight=1000.0).solve(REQUESTS).manifest["value_change"]
     (tight,), (loose,) = tight.values(), loose.values()
     assert tight["came_through"]["mean"] > 0.8 > loose["came_through"]["mean"] > 0
     assert tight["left"]["mean"] < loose["left"]["mean"] and tight["left"]["n"] == 2
+
+
+def test_each_family_of_methods_draws_its_own_contexts(setting):
+    found = {name: [METHODS[name].contexts(setting[0], seed) for seed in (0, 0, 1)] for name in ("memit", "rome")}
+    memit, rome = found["memit"][0], found["rome"][0]
+    assert [len(g) for g in memit.groups] == [1, 5] and memit.weights[0] == 0.5
+    assert [len(g) for g in rome.groups] == [21] and len(set(rome.weights)) == 1
+    for same, again, other in found.values():
+        assert same == again != other
 
 
 def test_layers_that_nobody_gave_are_said_to_be_guessed(setting):

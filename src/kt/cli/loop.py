@@ -59,7 +59,7 @@ def demo(options: DemoOptions) -> None:
         write_report([s.run.folder], s.run.file(REPORT_FILE), title=f"kt demo: {model.name}")
         show_balance(s, loop.balance, per_fact=False)
         show_edit(s, loop.edit)
-        show_scores(s, loop.after, loop.before)
+        show_scores(s, loop.after, loop.before, loop.control)
     s.screen.say(f"kt: done in {clock}; open {s.path / REPORT_FILE}")
 
 
@@ -69,6 +69,7 @@ def results_of_loop(loop: Loop, folder: Path) -> dict[str, object]:
         "alpha": loop.balance.alpha,
         "before": loop.before.as_dict()["metrics"],
         "after": loop.after.as_dict()["metrics"],
+        "control": None if loop.control is None else loop.control.as_dict()["metrics"],
         "protocol": loop.after.protocol,
         "report": str(folder / REPORT_FILE),
         "heatmap": results_of_trace(loop.trace),

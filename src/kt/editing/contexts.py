@@ -45,14 +45,29 @@ class Contexts:
         return [fill(context, fact.template) for context in self.flat]
 
 
-def sample_contexts(model: TracedModel, seed: int = 0, tokens: int = 10) -> Contexts:
-    """MEMIT's contexts: the bare prompt, and five short texts that the model itself writes.
+def memit_contexts(model: TracedModel, seed: int = 0, tokens: int = 10) -> Contexts:
+    """MEMIT's: the bare prompt, and five short texts that the model itself writes.
 
     `tokens` counts the start word. Braces and line ends are taken out, so that a template stays a template.
     """
+    return Contexts((("{}",), _written(model, seed, tokens)))
+
+
+def rome_contexts(model: TracedModel, seed: int = 0, lengths: tuple[int, ...] = (5, 10)) -> Contexts:
+    """ROME's: the bare prompt, ten texts of at most five tokens and ten of at most ten, all of one weight.
+
+    Two of each length from each of EasyEdit's start words; the original draws them after its end-of-text token.
+    """
+    draws = ((tokens, 2 * i + j) for i, tokens in enumerate(lengths) for j in range(2))
+    texts = [text for tokens, draw in draws for text in _written(model, seed + draw, tokens)]
+    return Contexts((("{}", *texts),))
+
+
+def _written(model: TracedModel, seed: int, tokens: int) -> tuple[str, ...]:
+    """One template a start word."""
     written = model.generate(STARTS, tokens - 1, do_sample=True, top_k=5, seed=seed)
     prefixes = [
         " ".join((start + text).translate(str.maketrans("{}", "  ")).split())
         for start, text in zip(STARTS, written, strict=True)
     ]
-    return Contexts((("{}",), tuple(f"{prefix}. {{}}" for prefix in prefixes)))
+    return tuple(f"{prefix}. {{}}" for prefix in prefixes)

@@ -10,6 +10,7 @@ from ..errors import KtError
 from ..sites import Kind, Site
 from .adapter import Adapter
 from .aims import Aim, Position
+from .contexts import Contexts, memit_contexts, rome_contexts
 from .descent import Descent
 from .hyper_parameters import HyperParameters, one_of
 from .lifelong import OnePass
@@ -171,6 +172,7 @@ class Method:
     summary: str
     writes_attention: bool = False
     keeps_history: bool = False  # by default, between the edits of a session
+    contexts: Callable[[TracedModel, int], Contexts] = memit_contexts
     defaults: tuple[tuple[str, object], ...] = ()
     needs: tuple[str, ...] = ("layers_mlp",)
 
@@ -183,13 +185,14 @@ METHODS: dict[str, Method] = {
         needs=("layers_mlp", "layers_attn"),
     ),
     "memit": Method(memit, "MEMIT: down_proj over several layers, closed form"),
-    "rome": Method(rome, "ROME: rank one on one down_proj, fact by fact"),
-    "r-rome": Method(r_rome, "R-ROME: ROME with one key on both sides of the update"),
+    "rome": Method(rome, "ROME: rank one on one down_proj, fact by fact", contexts=rome_contexts),
+    "r-rome": Method(r_rome, "R-ROME: ROME with one key on both sides of the update", contexts=rome_contexts),
     "intattn-rome": Method(
         intattn_rome,
         "IntAttn-Edit for ROME: rank one on one down_proj and one W_o",
         True,
         needs=("layers_mlp", "layers_attn"),
+        contexts=rome_contexts,
     ),
     "pmet": Method(
         pmet,

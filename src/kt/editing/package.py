@@ -58,6 +58,7 @@ def package(
     edit.check()
     warn_of_weak_targets(facts, solved)
     read_back(model, edit, facts, readings(model, list(facts)), solved)
+    _warn_of_weak_writes(edit)
     return edit
 
 
@@ -131,6 +132,17 @@ def warn_of_weak_targets(facts: Sequence[Fact], solved: Solved) -> None:
                 f"({shown}); more v_num_grad_steps, a larger v_lr or clamp_norm_factor, or other layers may help",
                 stacklevel=5,
             )
+
+
+def _warn_of_weak_writes(edit: Edit) -> None:
+    """λ is in units of keys: what holds a 7B model back moves a small one not at all."""
+    through = [change["came_through"]["mean"] for change in edit.manifest["value_change"].values()]
+    if through and max(through) < 0.1:
+        warnings.warn(
+            f"only {max(through):.0%} of the wanted change came through the write; a smaller mom2_update_weight (or L2, "
+            "nullspace_threshold) holds less back",
+            stacklevel=5,
+        )
 
 
 def _is_attention(model: TracedModel, name: str) -> bool:

@@ -26,7 +26,7 @@ from ..errors import KtError
 from ..facts.fact import Fact
 from ..progress import Progress
 from ..sites import Update
-from .contexts import Contexts, sample_contexts
+from .contexts import Contexts
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
 from .plan import Plan, Setting, State
@@ -138,7 +138,7 @@ class EditSession:
         """Texts and second moments are the original model's, taken once."""
         with self.unedited():
             if self._contexts is None:
-                self._contexts = sample_contexts(self.model, self.seed)
+                self._contexts = self.asked.method.contexts(self.model, self.seed)
             if self._statistics is None:
                 self._statistics = take_statistics(self.model, plan.moment_sites, *self._given, self.progress)
         original = None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from . import theme
+from .grid import Grid, axis_suffix, legend_rows
 from .layout import every, frame, heading, legend
 from .text import escape, interval_line, number, wrap
 
@@ -106,89 +106,45 @@ def curve_panels(
     marks: Sequence[Mark] = (),
     columns: int | None = None,
     dashes: bool = False,
+    levels: Mapping[str, float] | None = None,
 ) -> go.Figure:
     """Panels over one x axis, at most `columns` a row; a name looks the same in each and has one legend entry.
 
-    `dashes`: lines differ by dash even where markers tell them apart, so that one shows through the gaps of another.
+    `dashes`: lines differ by dash even where markers tell them apart, and markers are open, so that lines on top of
+    each other all show. `levels`: where a panel's thin line stands, if not at 0.
     """
-    grid = _Grid.of(len(panels), columns, bool(marks))
+    over = _LINE * bool(marks)
+    grid = Grid.of(len(panels), columns, over)
     everything = [s for group in panels.values() for s in group]
     names = list(dict.fromkeys(s.name for s in everything))
-    over = _LINE * bool(marks)
-    above = 14 + over + _LINE * _legend_rows(names)
+    above = 14 + over + _LINE * legend_rows(names, _INNER)
     head = heading(title, subtitle)
     figure = go.Figure(layout=frame(head, above=above, plot=grid.height, below=58, left=_LEFT, right=_RIGHT))
-    figure.update_layout(legend=legend(grid.height, 6 + over), hovermode="closest")
+    figure.update_layout(legend=legend(grid.height, 6 + over) | {"tracegroupgap": 0}, hovermode="closest")
     shown: set[str] = set()
-    for place, group in enumerate(panels.values()):
+    for place, (panel, group) in enumerate(panels.items()):
         suffix = axis_suffix(place)
-        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
         for series in group:
-            _add_line(figure, series, names.index(series.name), axes, x_title, series.name not in shown, dashes)
+            look = theme.look(series.kind, names.index(series.name))
+            _add_line(figure, series, look, suffix, x_title, series.name not in shown, dashes)
             shown.add(series.name)
-        across, up = grid.domains(place)
         lowest = place + grid.columns >= len(panels)
         x_axis = _x_axis(everything, x_title if lowest else "", _INNER * grid.share)
-        figure.layout[f"xaxis{suffix}"] = {**x_axis, "domain": across, "anchor": f"y{suffix}"}
-        y_title = "<br>".join(wrap(y_titles[place], grid.panel // 7, lines=2))
-        figure.layout[f"yaxis{suffix}"] = theme.axis(
-            anchor=f"x{suffix}", domain=up, title=y_title, rangemode="tozero", tickformat="~g", nticks=7
-        )
-        add_level(figure, suffix, 0)
+        _add_axes(figure, grid, place, x_axis, y_titles[place])
+        _add_level(figure, suffix, (levels or {}).get(panel, 0))
         for mark in marks:
             _add_mark(figure, mark, suffix)
     return figure
 
 
-class _Grid(NamedTuple):
-    """Panels of one size in rows, filled from the top left; heights are pixels."""
-
-    columns: int
-    rows: int
-    panel: int
-    between: int
-
-    @classmethod
-    def of(cls, count: int, columns: int | None, marked: bool) -> _Grid:
-        """The fewest rows of at most `columns`, evenly filled: four panels by threes stand two by two."""
-        rows = ceil(count / (columns or count))
-        return cls(ceil(count / rows), rows, 290 if rows == 1 else 220, 46 + _LINE * marked)
-
-    @property
-    def height(self) -> int:
-        return self.rows * self.panel + (self.rows - 1) * self.between
-
-    @property
-    def share(self) -> float:
-        """The part of the plot's width that one panel takes."""
-        return (1 - _GAP * (self.columns - 1)) / self.columns
-
-    def domains(self, place: int) -> tuple[tuple[float, float], tuple[float, float]]:
-        """The panel's stretches of the plot, from 0 to 1: left to right, bottom to top."""
-        row, column = divmod(place, self.columns)
-        left = column * (self.share + _GAP)
-        top = 1 - row * (self.panel + self.between) / self.height
-        return (left, min(1.0, left + self.share)), (max(0.0, top - self.panel / self.height), top)
-
-
-_GAP = 0.11
-"""Between panels of a row, as a part of the plot's width: the ticks and title of the next panel's y axis."""
-
-
-def axis_suffix(place: int) -> str:
-    """What plotly puts behind the names of the axes of the panel at `place`: nothing, 2, 3, ..."""
-    return "" if place == 0 else str(place + 1)
-
-
-def _legend_rows(names: Sequence[str]) -> int:
-    """The rows that plotly breaks the legend into."""
-    rows, used = 1, 0.0
-    for name in names:
-        needed = 60 + 7.2 * len(name)
-        if used and used + needed > _INNER:
-            rows, used = rows + 1, 0.0
-        used += needed
-    return rows
+def _add_axes(figure: go.Figure, grid: Grid, place: int, x_axis: dict[str, Any], y_title: str) -> None:
+    suffix = axis_suffix(place)
+    across, up = grid.domains(place)
+    words = "<br>".join(wrap(y_title, grid.panel // 7, lines=2))
+    figure.layout[f"xaxis{suffix}"] = {**x_axis, "domain": across, "anchor": f"y{suffix}"}
+    figure.layout[f"yaxis{suffix}"] = theme.axis(
+        anchor=f"x{suffix}", domain=up, title=words, rangemode="tozero", tickformat="~g", nticks=7
+    )
 
 
 def _x_axis(group: Sequence[Series], title: str, pixels: float) -> dict[str, Any]:
@@ -201,37 +157,34 @@ def _x_axis(group: Sequence[Series], title: str, pixels: float) -> dict[str, Any
 
 
 def _add_line(
-    figure: go.Figure,
-    series: Series,
-    place: int,
-    axes: dict[str, str],
-    x_word: str,
-    in_legend: bool,
-    dashes: bool,
+    figure: go.Figure, series: Series, look: theme.Look, suffix: str, x_word: str, in_legend: bool, dashes: bool
 ) -> None:
-    look = theme.look(series.kind, place)
+    axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
     name = escape(series.name)
     few, size = len(series.x) <= 40, 8 if len(series.x) <= 16 else 6
-    if series.low is not None and series.high is not None:
-        for x, low, high in _stretches(series):
-            figure.add_scatter(
-                x=[*x, *x[::-1]],
-                y=[*low, *high[::-1]],
-                fill="toself",
-                fillcolor=theme.transparent(look.line, 0.16),
-                mode="none",
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=name,
-                name=f"{name}, 95% interval",
-                **axes,
-            )
+    for x, low, high in _stretches(series):
+        figure.add_scatter(
+            x=[*x, *x[::-1]],
+            y=[*low, *high[::-1]],
+            fill="toself",
+            fillcolor=theme.transparent(look.line, 0.16),
+            mode="none",
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=name,
+            name=f"{name}, 95% interval",
+            **axes,
+        )
+    marker = {"color": look.line, "symbol": look.symbol, "size": size, "line": {"color": theme.PAPER, "width": 1}}
+    if dashes:
+        marker |= {"symbol": f"{look.symbol}-open", "line": {"color": look.line, "width": 1.5}}
     figure.add_scatter(
         x=[float(v) for v in series.x],
         y=[float(v) if np.isfinite(v) else None for v in series.mean],
+        error_y=_lone_intervals(series, look.line),
         mode="lines+markers" if few else "lines",
         line={"color": look.line, "width": 2.2, "dash": look.dash if dashes or not few else "solid"},
-        marker={"color": look.line, "symbol": look.symbol, "size": size, "line": {"color": theme.PAPER, "width": 1}},
+        marker=marker,
         hovertext=series.hovers(x_word),
         hoverinfo="text",
         name=name,
@@ -243,7 +196,8 @@ def _add_line(
 
 def _stretches(series: Series) -> list[tuple[list[float], list[float], list[float]]]:
     """Neighbouring points that have an interval, as (x, low, high): a band never spans a gap."""
-    assert series.low is not None and series.high is not None
+    if series.low is None or series.high is None:
+        return []
     found: list[tuple[list[float], list[float], list[float]]] = []
     open_now = False
     for x, low, high in zip(series.x, series.low, series.high, strict=True):
@@ -258,7 +212,18 @@ def _stretches(series: Series) -> list[tuple[list[float], list[float], list[floa
     return found
 
 
-def add_level(figure: go.Figure, suffix: str, y: float) -> None:
+def _lone_intervals(series: Series, colour: str) -> dict[str, Any] | None:
+    """Error bars for points without a neighbour, whose band would have no width."""
+    lone = {x[0]: (low[0], high[0]) for x, low, high in _stretches(series) if len(x) == 1}
+    if not lone:
+        return None
+    ends = [(*lone.get(float(x), (None, None)), float(mean)) for x, mean in zip(series.x, series.mean, strict=True)]
+    up = [None if high is None else high - mean for _, high, mean in ends]
+    down = [None if low is None else mean - low for low, _, mean in ends]
+    return {"array": up, "arrayminus": down, "color": colour, "thickness": 2, "width": 0}
+
+
+def _add_level(figure: go.Figure, suffix: str, y: float) -> None:
     """A thin line across the panel at `y`."""
     line = {"color": theme.MUTED, "width": 1}
     figure.add_shape(

@@ -11,7 +11,9 @@ from dataclasses import replace
 import numpy as np
 import plotly.graph_objects as go
 
-from .curves import Series, add_level, axis_suffix, curve_panels
+from .curves import Series, curve_panels
+from .grid import axis_suffix
+from .text import escape
 
 NORM_RATIO = "weight norm ratio"
 """The panel of ‖W_t‖ / ‖W_0‖: an axis around 1 in place of one from 0 to 1."""
@@ -33,15 +35,21 @@ def steps_figure(
     panels = _panels(runs, ratios)
     if not panels:
         raise ValueError("no run has a series to draw")
-    names = list(panels)
     figure = curve_panels(
-        panels, title=title, subtitle=subtitle, x_title=x_title, y_titles=names, columns=columns, dashes=True
+        panels,
+        title=title,
+        subtitle=subtitle,
+        x_title=x_title,
+        y_titles=list(panels),
+        columns=columns,
+        dashes=True,
+        levels=dict.fromkeys(ratios, 1.0),
     )
     for place, (name, lines) in enumerate(panels.items()):
-        suffix = axis_suffix(place)
-        if name in ratios:
-            add_level(figure, suffix, 1)
-        figure.layout[f"yaxis{suffix}"].range = _limits(lines, *((0.95, 1.05) if name in ratios else (0.0, 1.0)))
+        around = (0.95, 1.05) if name in ratios else (0.0, 1.0)
+        figure.layout[f"yaxis{axis_suffix(place)}"].range = _limits(lines, *around)
+    if len({float(x) for lines in panels.values() for line in lines for x in line.x}) == 1:
+        _stand_apart(figure, list(runs))
     return figure
 
 
@@ -61,3 +69,11 @@ def _limits(lines: Sequence[Series], low: float, high: float) -> tuple[float, fl
     values = values[np.isfinite(values)]
     pad = 0.04 * float(values.max() - values.min())
     return float(values.min()) - pad, float(values.max()) + pad
+
+
+def _stand_apart(figure: go.Figure, runs: Sequence[str]) -> None:
+    """The runs side by side around their only step, where they would hide each other; hovers keep the step."""
+    for place, run in enumerate(runs):
+        shift = (place - (len(runs) - 1) / 2) * min(0.12, 0.8 / len(runs))
+        for trace in figure.select_traces({"name": escape(run)}):
+            trace.x = [x + shift for x in trace.x]
