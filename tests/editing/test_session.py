@@ -155,6 +155,14 @@ def test_what_a_method_has_no_place_for_is_refused(setting):
             session(setting, method, **{option: True}).solve(REQUESTS)
     with pytest.raises(KtError, match="nothing was edited"):
         session(setting).total()
+    name = "model.layers.0.mlp.down_proj.weight"
+    for history, method, words in (
+        ({name: torch.eye(48)}, "rome", "no place"),
+        ({name: torch.eye(5)}, "memit", "keys of 5 numbers; its weight reads 48"),
+        ({"model.layers.9.mlp.down_proj.weight": torch.eye(48)}, "memit", "no weight called"),
+    ):
+        with pytest.raises(KtError, match=words):
+            session(setting, method, history=history).solve(REQUESTS)
     with pytest.raises(KtError, match="square sum"):
         session(setting, history={"x": torch.zeros(3, 2)})
 
@@ -195,6 +203,8 @@ class TestBalance:
             pass  # its own fingerprints let it in
         for alpha in (0.0, 1.0):
             assert session(setting, alpha=alpha).solve(REQUESTS).control() is None
+        both = session(setting, "pmet", modules="both").solve(REQUESTS)
+        assert both.control() is None, "PMET scales nothing by α"
 
 
 def settled(alpha):

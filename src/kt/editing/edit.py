@@ -80,7 +80,7 @@ class Edit:
         """
         attention = set(self.manifest.get("attention_weights", []))
         rest = {name: update for name, update in self.updates.items() if name not in attention}
-        if not attention or not rest:
+        if not self.alpha or not attention or not rest:
             return None
         known = self.manifest.get("fingerprints", {})
         manifest = self.manifest | {"control": "MLP alone, x (1 - α)", "fingerprints": {n: known[n] for n in rest}}

@@ -127,8 +127,12 @@ class EditSession:
             )
         if self.norm_guard and not plan.has_targets:
             raise KtError(f"norm_guard rescales the values that are aimed at, and {name} has none; leave it out")
-        if self.keep_history and not plan.keeps_keys:
-            raise KtError(f"{name} has no place for earlier edits' keys; leave keep_history out")
+        if (self.keep_history or self._history) and not plan.keeps_keys:
+            raise KtError(f"{name} has no place for earlier edits' keys; leave keep_history and history out")
+        for weight, keys in self._history.items():
+            width = self.model.weight(weight).shape[-1]
+            if len(keys) != width:
+                raise KtError(f"history of {weight} has keys of {len(keys)} numbers; its weight reads {width}")
         plan.require_room(self.model)
 
     def _keeps(self, plan: Plan) -> bool:
