@@ -131,6 +131,16 @@ def test_a_failed_step_leaves_model_and_session_as_they_were(setting, monkeypatc
         assert {n: k.shape for n, k in s.state.keys.items()} == keys
 
 
+def test_solving_without_writing_is_not_remembered(setting):
+    with session(setting, "ultraedit") as s:
+        s.solve(REQUESTS)
+        assert not s.state.running
+        s.edit(REQUESTS)
+        (seen,) = {r.count for r in s.state.running.values()}
+        s.solve(REQUESTS)
+        assert {r.count for r in s.state.running.values()} == {seen}
+
+
 def test_two_sessions_know_nothing_of_each_other(setting):
     one, two = session(setting, "alphaedit"), session(setting, "alphaedit")
     with one:

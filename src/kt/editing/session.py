@@ -86,11 +86,16 @@ class EditSession:
 
     # One edit ---------------------------------------------------------------------------------------------------
     def solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> Edit:
-        """An edit of the model as it stands; nothing is written."""
-        return self._solve(requests)[0]
+        """An edit of the model as it stands; nothing is written or remembered."""
+        running = dict(self.state.running)
+        try:
+            return self._solve(requests)[0]
+        finally:
+            self.state.running = running
 
     def edit(self, requests: Sequence[Fact | Mapping[str, Any]]) -> Edit:
         """Solve, write, and remember what the next edit has to know. A failure leaves model and session as they were."""
+        running = dict(self.state.running)
         result, plan, setting, facts = self._solve(requests)
         before = self.model.copies(result.names)
         try:
@@ -99,6 +104,7 @@ class EditSession:
                 plan.remember(setting, facts)
         except BaseException:
             self.model.put_back(before)
+            self.state.running = running
             raise
         self._original = before | self._original
         self.steps.append(result)
