@@ -81,6 +81,7 @@ def draw_edit(path: Path) -> tuple[list[Section], list[Card]]:
         requests.append([r.prompt, r.target, *r.target_prob, r.answer, *(r.answer_prob or (None, None))])
     weights = [[n, d["shape"], d["rank"], d["norm"], d["relative_norm"]] for n, d in edit.deltas().items()]
     blocks: list[Block] = [
+        Figure(edit.figure(), "Means over requests with 95% intervals."),
         Table(columns, requests, "Probability of the new and of the old answer."),
         Table(["weight", "shape", "rank", "norm", "relative to the weight"], weights, "What was written."),
     ]

@@ -211,6 +211,8 @@ class TestBalance:
         assert all(r.control_prob is not None for r in edit.report)
         with control.applied(model):
             pass  # its own fingerprints let it in
+        drawn = edit.figure().to_json()
+        assert "MLP part alone" in drawn and "old answer" in drawn
         for alpha in (0.0, 1.0):
             assert session(setting, alpha=alpha).solve(REQUESTS).control() is None
         both = session(setting, "pmet", modules="both").solve(REQUESTS)
@@ -255,7 +257,15 @@ def test_layers_that_nobody_gave_are_said_to_be_guessed(setting):
         kt.edit(model, REQUESTS, method="memit", statistics=statistics(model, corpus, cache), **given)
 
 
-def test_a_quantised_or_missing_weight_is_one_line():
+@pytest.mark.parametrize("method", ["memit", "ft", "ultraedit", "lora"])
+def test_a_weight_that_a_method_needs_and_cannot_have_is_one_line_before_any_work(method, monkeypatch):
     model = tiny_model("gpt2")
+    for changed, words in ((torch.int8, "is quantised"), ("meta", "is offloaded")):
+        projection = model.projection(Site(Kind.MLP, 1))
+        weight = projection.weight.data.to(changed)
+        projection.weight = torch.nn.Parameter(weight, requires_grad=False)
+        with pytest.raises(KtError, match=f"transformer.h.1.mlp.c_proj.weight {words}") as caught:
+            kt.edit(model, REQUESTS, method=method, **(FAST | {"layers_mlp": (1,)}))
+        assert "\n" not in str(caught.value)
     with pytest.raises(KtError, match="no weight called"):
         model.weight("transformer.h.0.mlp.gone.weight")

@@ -18,6 +18,7 @@ from ..sites import Dense, LowRank, Update
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
     from ..model import TracedModel
 
@@ -202,6 +203,19 @@ class Edit:
                 row |= {f"{what}_before": before, f"{what}_after": after}
             rows.append(row)
         return pd.DataFrame(rows)
+
+    def figure(self) -> go.Figure:
+        """Mean probability of the new and the old answer, before and after, and of the new one under the control."""
+        from ..figures import Change, before_after
+        from ..stats import bootstrap_mean
+
+        old = [r.answer_prob for r in self.report if r.answer_prob is not None]
+        new = [r.target_prob for r in self.report]
+        alone = [(r.target_prob[0], r.control_prob) for r in self.report if r.control_prob is not None]
+        rows = {"new answer": new, "new answer, MLP part alone": alone, "old answer": old}
+        changes = [Change(n, *(bootstrap_mean(list(v)) for v in zip(*p, strict=True))) for n, p in rows.items() if p]
+        title = f"{self.manifest.get('method', 'edit')}: {len(self.report)} requests"
+        return before_after(changes, title=title, subtitle="joint probability, teacher-forced", x_title="probability")
 
     def __repr__(self) -> str:
         method, alpha = self.manifest.get("method", "?"), self.alpha

@@ -127,7 +127,10 @@ class EditSession:
     def _refuse(self, plan: Plan) -> None:
         """What cannot be done with this method, before any work."""
         name = self.asked.name
-        if not plan.names(self.model):
+        written = plan.names(self.model)
+        for weight in written:
+            self.model.own(weight)  # there, on a device, and not quantised
+        if not written:
             raise KtError(
                 "the edit would write nothing: no layers for a module whose share is above zero; check alpha and layers"
             )
