@@ -25,6 +25,10 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 OUT, TUNED = ROOT / "docs" / "demo-methods.json", ROOT / "docs" / "demo-tuning.json"
 SIZES, SINGLES, MAX_TOKENS = (1, 10, 100), 20, 40_000
+ORDER = (
+    "unedited", "memit", "intattn", "alphaedit", "emmet", "pmet", "jeep", "rome", "r-rome", "intattn-rome", "ultraedit",
+    "ft", "ft-l", "ft-wd", "lora",
+)  # fmt: skip
 METRICS = {
     "success": "edit_success_tf_exact",
     "paraphrase": "paraphrase_tf_exact",
@@ -106,15 +110,16 @@ def table(path: Path) -> str:
     """Markdown: mean and 95% interval over records."""
     head = ["method", "edits", *METRICS, "CPU s an edit", "peak MiB"]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    for each in sorted(json.loads(path.read_text(encoding="utf-8")), key=lambda r: r["edits"]):
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    for each in sorted(rows, key=lambda r: (r["edits"], ORDER.index(r["method"].split(":")[0]))):
         cells = [each["method"], str(each["edits"])]
         for name in METRICS:
             value = each.get(name)
             if value is None:
                 cells.append("–")
                 continue
-            low, high = (f"{v:.2f}" for v in value["ci95"])
-            cells.append(f"{value['mean']:.2f} [{low}, {high}]")
+            mean, low, high = (f"{round(v, 2) + 0.0:.2f}" for v in (value["mean"], *value["ci95"]))  # no minus zero
+            cells.append(f"{mean} [{low}, {high}]")
         seconds, peak = each.get("cpu_seconds"), each.get("peak_mib")
         cells.append("–" if seconds is None else f"{seconds / max(1, each['edits']):.2f}")
         cells.append("–" if peak is None else f"{peak:.0f} (+{peak - each['held_mib']:.0f})")

@@ -49,7 +49,8 @@ class Steps:
     def figure(self) -> go.Figure:
         """Metrics and weight norms by number of edits."""
         name = str(self.about.get("label", self.about.get("method", "edit")))
-        return steps_figure({name: self}, title=f"{self.steps[-1].edits} edits, {self.mode}")
+        says = "each request under its own edit" if self.mode == "single" else "all requests so far, teacher-forced"
+        return steps_figure({name: self}, f"{self.steps[-1].edits} edits, {self.mode}", says)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a step and metric; the weight norms as metrics named after their weight."""

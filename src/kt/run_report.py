@@ -96,14 +96,15 @@ def draw_scores(path: Path) -> tuple[list[Section], list[Card]]:
     held = path.with_name(FILES["control"])
     control = Scores.load(held) if held.exists() else None
     columns = ["metric", "before", "after"] if before else ["metric", "mean"]
-    columns += ["MLP alone, x (1 - α)"] if control else []
+    columns += ["MLP alone"] if control else []
     rows = []
     for name, metric in after.metrics.items():
         old, rest = ([s.metrics.get(name)] if s else [] for s in (before, control))
         rows.append([name, *old, metric, *rest])
     protocol = Table(["name", "what it is"], [[n, says] for n, says in after.protocol.items()], "How it was measured.")
     title = "Before and after" if before else "Scores"
-    return [Section(title, [Table(columns, rows), protocol])], []
+    note = "MLP alone: the joint edit's MLP part by itself, scaled by 1 - α as in it." if control else ""
+    return [Section(title, [Table(columns, rows, note), protocol])], []
 
 
 def draw_steps(path: Path) -> tuple[list[Section], list[Card]]:
