@@ -1,6 +1,6 @@
 """Every method on the demo model: 1, 10 and 100 edits, what they do and what they cost.
 
-    python benchmarks/methods.py                       # all, into docs/demo-methods.json; resumes; about an hour
+    python benchmarks/methods.py                       # all, an hour; goes on where docs/demo-methods.json ends
     python benchmarks/methods.py --table               # the table of docs/methods.md, from that file
 
 Settings are the winners of benchmarks/tune_methods.py, found on other facts. One edit at a time is the mean over
@@ -106,6 +106,12 @@ def metrics_of(scores: Any) -> dict[str, Any]:
     return {name: scores.metrics[m].as_dict() for name, m in METRICS.items() if m in scores.metrics}
 
 
+def cell(value: dict[str, Any]) -> str:
+    """Mean and interval; rounding leaves no minus zero."""
+    mean, low, high = (f"{round(v, 2) + 0.0:.2f}" for v in (value["mean"], *value["ci95"]))
+    return f"{mean} [{low}, {high}]"
+
+
 def table(path: Path) -> str:
     """Markdown: mean and 95% interval over records."""
     head = ["method", "edits", *METRICS, "CPU s an edit", "peak MiB"]
@@ -114,12 +120,7 @@ def table(path: Path) -> str:
     for each in sorted(rows, key=lambda r: (r["edits"], ORDER.index(r["method"].split(":")[0]))):
         cells = [each["method"], str(each["edits"])]
         for name in METRICS:
-            value = each.get(name)
-            if value is None:
-                cells.append("–")
-                continue
-            mean, low, high = (f"{round(v, 2) + 0.0:.2f}" for v in (value["mean"], *value["ci95"]))  # no minus zero
-            cells.append(f"{mean} [{low}, {high}]")
+            cells.append(cell(each[name]) if name in each else "–")
         seconds, peak = each.get("cpu_seconds"), each.get("peak_mib")
         cells.append("–" if seconds is None else f"{seconds / max(1, each['edits']):.2f}")
         cells.append("–" if peak is None else f"{peak:.0f} (+{peak - each['held_mib']:.0f})")

@@ -1,6 +1,6 @@
 """200 edits in steps of ten: what becomes of earlier edits, with and without history and norm guard.
 
-    python benchmarks/sequential.py                    # all runs, into docs/sequential.json; resumes; about an hour
+    python benchmarks/sequential.py                    # all runs, an hour; goes on where docs/sequential.json ends
     python benchmarks/sequential.py --figures          # docs/sequential-METHOD.png and the table, from that file
 
 Settings are the winners of benchmarks/tune_methods.py. After every step all requests so far are scored, teacher-forced.
@@ -13,6 +13,10 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kt.edit_steps import Steps
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "sequential.json"
@@ -34,6 +38,7 @@ def run(label: str) -> dict[str, object]:
     import kt
     from kt.demo_loop import spread
     from kt.edit_run import run_edits
+    from kt.edit_steps import SHOWN
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -43,49 +48,68 @@ def run(label: str) -> dict[str, object]:
         kt.load("demo"), spread(usable(), EDITS), "sequential", STEP, "step", label=label, method=method,
         max_tokens=MAX_TOKENS, **options,
     )  # fmt: skip
-    return found.steps.as_dict()
+    held = found.steps.as_dict()
+    for step in held["steps"]:  # what is drawn
+        step["metrics"] = {name: step["metrics"][name] for name in SHOWN}
+    return held
 
 
 def load(path: Path) -> dict[str, dict[str, object]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def figures(path: Path) -> None:
-    """One figure a method, and the last step as a table."""
-    from kt.edit_steps import SHOWN, Step, Steps, steps_figure
-    from kt.figures import write_figure
+def courses(path: Path) -> dict[str, Steps]:
+    """Every run's steps by its label."""
+    from kt.edit_steps import Step, Steps
 
-    runs = {}
+    found = {}
     for label, held in load(path).items():
         steps = tuple(Step(**(s | {"requests": tuple(s["requests"])})) for s in held["steps"])
-        runs[label] = Steps(held["mode"], held["about"], steps)
+        found[label] = Steps(held["mode"], held["about"], steps)
+    return found
+
+
+def draw(path: Path) -> None:
+    """One figure a method."""
+    from kt.edit_steps import steps_figure
+    from kt.figures import write_figure
+
+    runs = courses(path)
     for method in METHODS:
         own = {label: steps for label, steps in runs.items() if label.split(" ")[0] == method}
         if own:
             title = f"{method}: {EDITS} sequential edits in steps of {STEP}"
-            write_figure(
-                steps_figure(own, title, "all requests so far, demo model"), path.with_name(f"sequential-{method}.png")
-            )
+            figure = steps_figure(own, title, "all requests so far, teacher-forced, demo model")
+            write_figure(figure, png=path.with_name(f"sequential-{method}.png"), scale=1.4)
+
+
+def table(path: Path) -> str:
+    """Markdown: after 50, 100 and all edits."""
+    from methods import cell
+
+    from kt.edit_steps import SHOWN
+
     lines = ["| run | edits | " + " | ".join(SHOWN.values()) + " | largest norm ratio |"]
     lines.append("| --- " * (len(SHOWN) + 3) + "|")
-    for label, steps in runs.items():
+    for label, steps in courses(path).items():
         for step in (s for s in steps.steps if s.edits in (50, 100, EDITS)):
-            cells = [
-                f"{step.metrics[m]['mean']:.2f} [{step.metrics[m]['ci95'][0]:.2f}, {step.metrics[m]['ci95'][1]:.2f}]"
-                for m in SHOWN
-            ]
+            cells = [cell(step.metrics[name]) for name in SHOWN]
             lines.append(f"| {label} | {step.edits} | {' | '.join(cells)} | {max(step.norm_ratios.values()):.2f} |")
-    sys.stdout.write("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--figures", action="store_true")
+    parser.add_argument("--figures", action="store_true", help="draw and print the file, and stop")
+    parser.add_argument("--table", action="store_true", help="print the file as a table, and stop")
     args = parser.parse_args()
     if args.figures:
-        return figures(args.out)
+        draw(args.out)
+    if args.figures or args.table:
+        sys.stdout.write(table(args.out))
+        return
     from kt.artifacts import atomic_write
 
     for label in (method + variant for method in args.methods.split(",") for variant in VARIANTS):
@@ -95,7 +119,6 @@ def main() -> None:
         atomic_write(args.out, json.dumps(load(args.out) | {label: steps}, ensure_ascii=False) + "\n")
         sys.stdout.write(f"{label} done\n")
         sys.stdout.flush()
-    return None
 
 
 if __name__ == "__main__":
