@@ -62,7 +62,7 @@ class EditRun:
             (folder / name).mkdir(exist_ok=True)
             for number, edit in enumerate(self.edits, start=1):
                 edit.save(folder / name / f"{number:04d}.safetensors")
-        if len(self.steps.steps) > 1:
+        if self.steps.mode == "sequential":
             self.steps.save(folder / FILES["steps"])
         for part in ("before", "after", "control"):
             if (scores := getattr(self, part)) is not None:

@@ -49,8 +49,8 @@ class Steps:
     def figure(self) -> go.Figure:
         """Metrics and weight norms by number of edits."""
         name = str(self.about.get("label", self.about.get("method", "edit")))
-        says = "each request under its own edit" if self.mode == "single" else "all requests so far, teacher-forced"
-        return steps_figure({name: self}, f"{self.steps[-1].edits} edits, {self.mode}", says)
+        title = f"{self.steps[-1].edits} edits, {self.mode}"
+        return steps_figure({name: self}, title, "all requests so far, teacher-forced")
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a step and metric; the weight norms as metrics named after their weight."""

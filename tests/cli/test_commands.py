@@ -128,6 +128,7 @@ def test_single_mode_writes_one_edit_a_request(edited):
     ran = edited("--mode", "single", "--evaluate", "end", "--no-generate", "--json", "-", "-o", "run")
     assert ran.code == 0, ran.err
     assert ran.json["edit"] == "run/edits" and files("run/edits") == {"0001.safetensors", "0002.safetensors"}
+    assert not files("run") & {"steps.json", "figures.html"}, "edits apart from each other have no course"
     assert len(ran.json["requests"]) == 2 and ran.json["deltas"]["model.layers.0.mlp.down_proj.weight"]["n"] == 2
     assert ran.json["after"]["edit_success_tf_exact"]["n"] == 2
 

@@ -137,8 +137,7 @@ def apply_edit(options: EditOptions) -> None:
         )
         check_changed(run.edits)
         path = None if options.dry_run else str(run.save(s.run.folder, s.path))
-        stepwise = len(run.steps.steps) > 1
-        s.keep(results_of_run(run, path), {"steps": run.steps.figure()} if stepwise else {})
+        s.keep(results_of_run(run, path), {"steps": run.steps.figure()} if mode == "sequential" else {})
         if options.merge_to is not None and run.edit is not None and not options.dry_run:
             merge(model, run.edit, options.merge_to)
             s.run.results["merged"] = str(options.merge_to)
