@@ -10,6 +10,7 @@ from kt.editing import METHODS, Statistics
 from kt.errors import BadFact, BadFile, KtError, SubjectNotFound, UnknownSite, WorkFailed
 from kt.sites import Kind
 
+
 @pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_every_family(family, method, corpus, tmp_path):
@@ -173,5 +174,5 @@ def test_an_edit_of_another_model_is_refused(corpus, tmp_path):
 
 
 def test_alpha_that_cannot_be_traced_asks_for_a_number():
-    with pytest.raises(WorkFailed, match="such as 0.3"):
+    with pytest.raises(WorkFailed, match=r"such as 0\.3"):
         kt.edit(tiny_model("gpt2"), REQUESTS, **(FAST | {"layers_attn": (0,), "alpha": "auto"}))

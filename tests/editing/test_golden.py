@@ -60,8 +60,20 @@ def run(model, name, history=None, **changes):
 @pytest.mark.filterwarnings("ignore:.*targets stay below")
 @pytest.mark.parametrize(
     "name",
-    ["memit", "rome", "rome_mt", "rome_nomom2", "rrome", "rrome_mt", "rrome_nomom2", "pmet", "alphaedit", "jeep_mlp",
-     "ft_l", "ft_m"],
+    [
+        "memit",
+        "rome",
+        "rome_mt",
+        "rome_nomom2",
+        "rrome",
+        "rrome_mt",
+        "rrome_nomom2",
+        "pmet",
+        "alphaedit",
+        "jeep_mlp",
+        "ft_l",
+        "ft_m",
+    ],
 )
 def test_lands_on_the_original_codes_update(model, name):
     before = model.fingerprint()

@@ -7,9 +7,9 @@ from families import tiny_model
 
 import kt
 from kt.editing import METHODS
-from kt.editing.keys import fact_values
-from kt.editing.contexts import Contexts
 from kt.editing.aims import Position
+from kt.editing.contexts import Contexts
+from kt.editing.keys import fact_values
 from kt.errors import BadFact, KtError
 from kt.sites import Kind, Site
 
@@ -150,7 +150,7 @@ def test_two_sessions_know_nothing_of_each_other(setting):
 
 def test_contradictions_are_refused_before_any_work(setting):
     one = REQUESTS[0]
-    with pytest.raises(BadFact, match="1 and 2 contradict each other.*Italy.*Spain"):
+    with pytest.raises(BadFact, match=r"1 and 2 contradict each other.*Italy.*Spain"):
         session(setting).solve([one, one | {"target_new": "Spain"}])
     with pytest.raises(BadFact, match="are the same"):
         session(setting).solve([one, one])
@@ -180,7 +180,7 @@ def test_what_a_method_has_no_place_for_is_refused(setting):
 def test_a_projector_that_does_not_fit_is_refused_before_any_work(setting, monkeypatch):
     monkeypatch.setattr("kt.memory.free_memory", lambda *a: 1000)
     monkeypatch.setattr("kt.editing.recipe.find_targets", lambda *a, **k: pytest.fail("work was done"))
-    with pytest.raises(KtError, match="projector.*GiB"):
+    with pytest.raises(KtError, match=r"projector.*GiB"):
         session(setting, "alphaedit").solve(REQUESTS)
 
 
@@ -197,7 +197,9 @@ class TestBalance:
         mixed = session(setting, alpha="per-fact").solve(REQUESTS)
         monkeypatch.undo()
         assert mixed.manifest["alphas"] == [0.25, 0.75] and mixed.alpha == 0.5
-        for name, full in ((n, e) for e in (session(setting, alpha=a).solve(REQUESTS) for a in (0.0, 1.0)) for n in e.names):
+        for name, full in (
+            (n, e) for e in (session(setting, alpha=a).solve(REQUESTS) for a in (0.0, 1.0)) for n in e.names
+        ):
             shares = [0.25, 0.75] if "o_proj" in name else [0.75, 0.25]
             want = full.updates[name].scaled(torch.tensor(shares))
             torch.testing.assert_close(mixed.delta(name), want.dense(), atol=1e-6, rtol=1e-4)

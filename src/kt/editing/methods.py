@@ -133,7 +133,7 @@ def jeep(hp: HyperParameters) -> Recipe:
 
 
 def ultraedit(hp: HyperParameters) -> OnePass:
-    """UltraEdit (Gu et al. 2025): one backward pass, keys and gradients normalised over the session, one ridge solve."""
+    """UltraEdit (Gu et al. 2025): one backward pass, keys and gradients normalised over the session, a ridge solve."""
     return OnePass(hp.layers_mlp, _kinds(hp), lr=hp.lr, ridge=hp.L2, shared=hp.shared_normaliser)
 
 
@@ -218,7 +218,9 @@ METHODS: dict[str, Method] = {
     ),
     "ft": Method(ft, "FT: Adam on the weights of chosen layers"),
     "ft-l": Method(
-        ft, "FT-L: FT that keeps every weight within norm_constraint of where it was", defaults=(("norm_constraint", 5e-4),)
+        ft,
+        "FT-L: FT that keeps every weight within norm_constraint of where it was",
+        defaults=(("norm_constraint", 5e-4),),
     ),
     "ft-wd": Method(
         ft,

@@ -15,8 +15,8 @@ from ..sites import Kind, Update
 from ..stats import bootstrap_mean
 from .contexts import Contexts
 from .edit import Edit, fingerprints
-from .keys import fact_values
 from .hyper_parameters import HyperParameters
+from .keys import fact_values
 from .plan import Plan, Setting, Solved
 from .readings import Reading, readings, report
 
@@ -139,8 +139,8 @@ def _warn_of_weak_writes(edit: Edit) -> None:
     through = [change["came_through"]["mean"] for change in edit.manifest["value_change"].values()]
     if through and max(through) < 0.1:
         warnings.warn(
-            f"only {max(through):.0%} of the wanted change came through the write; a smaller mom2_update_weight (or L2, "
-            "nullspace_threshold) holds less back",
+            f"only {max(through):.0%} of the wanted change came through the write; a smaller mom2_update_weight "
+            "(or L2, nullspace_threshold) holds less back",
             stacklevel=5,
         )
 

@@ -94,7 +94,7 @@ class EditSession:
             self.state.running = running
 
     def edit(self, requests: Sequence[Fact | Mapping[str, Any]]) -> Edit:
-        """Solve, write, and remember what the next edit has to know. A failure leaves model and session as they were."""
+        """Solve, write, remember what the next edit has to know. A failure leaves model and session as they were."""
         running = dict(self.state.running)
         result, plan, setting, facts = self._solve(requests)
         before = self.model.copies(result.names)
@@ -183,7 +183,10 @@ class EditSession:
 
     def norm_ratios(self) -> dict[str, float]:
         """By weight, its Frobenius norm over the one it had before the first edit."""
-        norms = {name: (float(self.model.own(name).float().norm()), float(old.float().norm())) for name, old in self._original.items()}
+        norms = {
+            name: (float(self.model.own(name).float().norm()), float(old.float().norm()))
+            for name, old in self._original.items()
+        }
         return {name: now / before for name, (now, before) in norms.items() if before}
 
     def total(self) -> Edit:

@@ -1,8 +1,8 @@
 """Closed forms: from keys, residuals and a second moment to a low-rank update.
 
 A solver is a small value with one method. Everything is float64 and Cholesky; no matrix is inverted explicitly. Where
-the keys are fewer than d_key, λC + U Uᵀ is solved through the factor of C, which stays the same from batch to batch, and
-a system of the keys' number (Woodbury).
+the keys are fewer than d_key, λC + U Uᵀ is solved through the factor of C, which stays the same from batch to batch,
+and a system of the keys' number (Woodbury).
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ class LeastSquares:
 class Equality:
     """R (Kᵀ H⁻¹ K + ρI)⁻¹ Kᵀ H⁻¹, H = λC + earlier keys (EMMET): keys are to take their values exactly.
 
-    Of all updates that do, the one that moves the held directions least. `ridge` ρ, which the code adds for more than one
-    fact, keeps near-equal keys from demanding the impossible; 0 is the paper's formula. With it, the constraint is no
-    longer exact: by the push-through identity the update is R Kᵀ(ρH + K Kᵀ)⁻¹, that of `LeastSquares` with λ = ρλ.
+    Of all updates that do, the one that moves the held directions least. `ridge` ρ, which the code adds for more than
+    one fact, keeps near-equal keys from demanding the impossible; 0 is the paper's formula. With it, the constraint is
+    no longer exact: by the push-through identity the update is R Kᵀ(ρH + K Kᵀ)⁻¹, `LeastSquares` with ρλ for its λ.
     """
 
     weight: float = 1.0

@@ -5,7 +5,7 @@ The batches are a matter of speed and memory only: no number depends on them bey
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
