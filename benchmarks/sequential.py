@@ -60,13 +60,9 @@ def load(path: Path) -> dict[str, dict[str, object]]:
 
 def courses(path: Path) -> dict[str, Steps]:
     """Every run's steps by its label."""
-    from kt.edit_steps import Step, Steps
+    from kt.edit_steps import Steps
 
-    found = {}
-    for label, held in load(path).items():
-        steps = tuple(Step(**(s | {"requests": tuple(s["requests"])})) for s in held["steps"])
-        found[label] = Steps(held["mode"], held["about"], steps)
-    return found
+    return {label: Steps.of(held) for label, held in load(path).items()}
 
 
 def draw(path: Path) -> None:
@@ -84,7 +80,7 @@ def draw(path: Path) -> None:
 
 
 def table(path: Path) -> str:
-    """Markdown: after 50, 100 and all edits."""
+    """Markdown: after the first step, 50, 100 and all edits."""
     from methods import cell
 
     from kt.edit_steps import SHOWN
@@ -92,7 +88,7 @@ def table(path: Path) -> str:
     lines = ["| run | edits | " + " | ".join(SHOWN.values()) + " | largest norm ratio |"]
     lines.append("| --- " * (len(SHOWN) + 3) + "|")
     for label, steps in courses(path).items():
-        for step in (s for s in steps.steps if s.edits in (50, 100, EDITS)):
+        for step in (s for s in steps.steps if s.edits in (STEP, 50, 100, EDITS)):
             cells = [cell(step.metrics[name]) for name in SHOWN]
             lines.append(f"| {label} | {step.edits} | {' | '.join(cells)} | {max(step.norm_ratios.values()):.2f} |")
     return "\n".join(lines) + "\n"

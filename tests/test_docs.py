@@ -16,7 +16,7 @@ def printed(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
-@pytest.mark.parametrize(("script", "rows"), [("methods.py", 45), ("sequential.py", 36)])
+@pytest.mark.parametrize(("script", "rows"), [("methods.py", 45), ("sequential.py", 48)])
 def test_the_tables(script, rows):
     table = printed(script, "--table")
     assert len(table.splitlines()) >= rows + 2 and table in DOC

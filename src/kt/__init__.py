@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .edit_run import run_edits
     from .editing import Edit, EditSession, edit, key_statistics
     from .errors import KtError
     from .evaluation import Scores, evaluate
@@ -40,6 +41,7 @@ _HOMES = {
     "edit": ".editing",
     "Edit": ".editing",
     "EditSession": ".editing",
+    "run_edits": ".edit_run",
     "key_statistics": ".editing",
     "evaluate": ".evaluation",
     "Scores": ".evaluation",
@@ -62,6 +64,7 @@ __all__ = [  # noqa: RUF022 -- in the order of use
     "edit",
     "Edit",
     "EditSession",
+    "run_edits",
     "evaluate",
     "Scores",
     "KtError",

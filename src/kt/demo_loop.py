@@ -8,21 +8,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .editing import Edit, edit
-from .evaluation import Scores, evaluate
+from .edit_run import run_edits
+from .editing import Edit
+from .evaluation import Scores
 from .facts.fact import Fact
 from .model import TracedModel
+from .progress import Stage
 from .run_folder import FILES
 from .tracing import Balance, Trace, balance_factor, causal_trace
-
-Stage = Callable[[str], AbstractContextManager[Any]]
-"""Opens a stage by name and gives what to report its progress to."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,20 @@ def run_loop(
     with stage("tracing") as tick:
         trace = causal_trace(model, traced, kinds=("mlp", "attn", "hidden"), samples=samples, seed=seed, progress=tick)
     balance = balance_factor(trace, seed=seed)
-    with stage("editing") as tick:
-        solved = edit(
-            model, requests, method=method, alpha=balance.alpha, seed=seed, max_tokens=max_tokens, progress=tick
-        )
-    with stage("before") as tick:
-        before = evaluate(model, requests, seed=seed, progress=tick)
-    with stage("after") as tick, solved.applied(model):
-        after = evaluate(model, requests, before=before, seed=seed, progress=tick)
-    held, control = solved.control(), None
-    if held is not None:
-        with stage("control") as tick, held.applied(model):
-            control = evaluate(model, requests, before=before, seed=seed, progress=tick)
-    return Loop(trace, balance, solved, before, after, control)
+    run = run_edits(
+        model,
+        requests,
+        "batch",
+        evaluate="end",
+        generate=True,
+        stage=stage,
+        method=method,
+        alpha=balance.alpha,
+        seed=seed,
+        max_tokens=max_tokens,
+    )
+    assert run.edit is not None and run.before is not None and run.after is not None, "a batch, scored at the end"
+    return Loop(trace, balance, run.edit, run.before, run.after, run.control)
 
 
 def spread(facts: Sequence[Fact], n: int) -> list[Fact]:

@@ -12,25 +12,22 @@ The model holds its own bytes again when the run is over, also after an exceptio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .edit_steps import Step, Steps
+from .edit_steps import EVALUATE, MODES, Step, Steps
 from .editing import Edit, EditSession
-from .editing.prepare import read_requests, refuse_contradictions, with_unique_ids
+from .editing.hyper_parameters import one_of
+from .editing.prepare import read_requests, refuse_contradictions
 from .errors import KtError
 from .evaluation import Scores, evaluate
 from .facts.fact import Fact
 from .model import TracedModel
+from .progress import Stage
 from .run_folder import FILES
-
-MODES = ("batch", "single", "sequential")
-EVALUATE = ("none", "end", "step")
-Stage = Callable[[str], AbstractContextManager[Any]]
-"""Opens a stage by name and gives what to report its progress to."""
 
 
 @dataclass
@@ -94,12 +91,12 @@ def run_edits(
     Raises:
         KtError: what `kt.edit` raises, an unknown mode, or a step size below 1.
     """
-    _choose(mode, MODES, "mode")
-    _choose(evaluate, EVALUATE, "evaluate")
+    one_of(mode, MODES, "mode")
+    one_of(evaluate, EVALUATE, "evaluate")
     if step_size < 1:
         raise KtError(f"step_size {step_size} must be at least 1")
     stage = stage or (lambda what: nullcontext())
-    facts = with_unique_ids(read_requests(model, requests))
+    facts = read_requests(model, requests)
     if mode == "batch":
         refuse_contradictions(facts)
     size = {"batch": len(facts), "single": 1, "sequential": step_size}[mode]
@@ -108,20 +105,27 @@ def run_edits(
     judge = _Judge(model, facts, session.get("seed", 0), generate, stage)
     if evaluate != "none":
         judge.score_before()
-    run = {"batch": _in_sequence, "single": _one_by_one, "sequential": _in_sequence}[mode]
+    run = _one_by_one if mode == "single" else _in_sequence
     with EditSession(model, **session) as editor:
         found = run(editor, groups, judge, evaluate, stage)
-    about = {
-        "label": label or editor.asked.name,
-        "method": editor.asked.name,
-        "step_size": size,
-        "keep_history": editor.keep_history if editor.keep_history is not None else editor.asked.method.keeps_history,
-        "norm_guard": editor.norm_guard,
-        "seed": editor.seed,
-    }
-    found.steps = Steps(mode, about, found.steps.steps)
-    found.before, found.requests = judge.before, facts
-    return found
+        about = {
+            "label": label or editor.asked.name,
+            "method": editor.asked.name,
+            "step_size": size,
+            "keep_history": editor.keeps_history,
+            "norm_guard": editor.norm_guard,
+            "seed": editor.seed,
+        }
+    return EditRun(Steps(mode, about, tuple(found.steps)), found.edits, found.edit, judge.before, *found.scores, facts)
+
+
+class _Found(NamedTuple):
+    """What a mode gives: steps, edits, the whole as one edit, and the scores under it and under its control."""
+
+    steps: list[Step]
+    edits: list[Edit]
+    edit: Edit | None
+    scores: tuple[Scores | None, Scores | None]
 
 
 class _Judge:
@@ -147,9 +151,10 @@ class _Judge:
             return self.score(facts, "control", self.generate)
 
 
-def _in_sequence(editor: EditSession, groups: list[list[Fact]], judge: _Judge, when: str, stage: Stage) -> EditRun:
+def _in_sequence(editor: EditSession, groups: list[list[Fact]], judge: _Judge, when: str, stage: Stage) -> _Found:
     """Batch mode is a sequence of one."""
-    steps, done = [], []
+    steps: list[Step] = []
+    done: list[Fact] = []
     after = None
     for number, group in enumerate(groups, start=1):
         last = number == len(groups)
@@ -167,10 +172,10 @@ def _in_sequence(editor: EditSession, groups: list[list[Fact]], judge: _Judge, w
     if when != "none":
         with editor.unedited():
             control = judge.control(whole, done)
-    return EditRun(Steps("", {}, tuple(steps)), list(editor.steps), whole, after=after, control=control)
+    return _Found(steps, list(editor.steps), whole, (after, control))
 
 
-def _one_by_one(editor: EditSession, groups: list[list[Fact]], judge: _Judge, when: str, stage: Stage) -> EditRun:
+def _one_by_one(editor: EditSession, groups: list[list[Fact]], judge: _Judge, when: str, stage: Stage) -> _Found:
     steps, edits = [], []
     scores: list[Scores] = []
     controls: list[Scores] = []
@@ -187,14 +192,5 @@ def _one_by_one(editor: EditSession, groups: list[list[Fact]], judge: _Judge, wh
             controls.append(control)
         edits.append(edit)
         steps.append(Step(number, number, (group[0].id,), ratios, metrics))
-    return EditRun(
-        Steps("", {}, tuple(steps)),
-        edits,
-        after=Scores.joined(scores) if scores else None,
-        control=Scores.joined(controls) if controls else None,
-    )
-
-
-def _choose(value: str, known: Sequence[str], name: str) -> None:
-    if value not in known:
-        raise KtError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+    joined = [Scores.joined(parts) if parts else None for parts in (scores, controls)]
+    return _Found(steps, edits, None, (joined[0], joined[1]))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+MODES = ("batch", "single", "sequential")
+EVALUATE = ("none", "end", "step")
 KIND = "edit steps"
 SHOWN = {
     "edit_success_tf_exact": "edit success",
@@ -74,6 +76,12 @@ class Steps:
         return write_json(path, {"kind": KIND} | self.as_dict())
 
     @classmethod
+    def of(cls, held: Mapping[str, Any]) -> Steps:
+        """From what `as_dict` gave."""
+        steps = (Step(**(step | {"requests": tuple(step["requests"])})) for step in held["steps"])
+        return cls(held["mode"], held["about"], tuple(steps))
+
+    @classmethod
     def load(cls, path: str | Path) -> Steps:
         """Read what `save` wrote.
 
@@ -82,10 +90,10 @@ class Steps:
         """
         held = read_json(path)
         if held.get("kind") != KIND:
-            raise BadFile(f"{path}: holds {held.get('kind') or 'other JSON'}, expected {KIND}")
+            found = held.get("kind") or "other JSON"
+            raise BadFile(f"{path}: holds {found}, expected {KIND}; give what a sequential kt apply-edit wrote")
         try:
-            steps = (Step(**(step | {"requests": tuple(step["requests"])})) for step in held["steps"])
-            return cls(held["mode"], held["about"], tuple(steps))
+            return cls.of(held)
         except (KeyError, TypeError) as error:
             raise BadFile(f"{path}: not whole ({error}); run the edit again") from None
 

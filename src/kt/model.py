@@ -265,7 +265,9 @@ class TracedModel:
         try:
             weight: Any = self.module.get_parameter(name)
         except AttributeError:
-            raise UnknownSite(f"{self.name} has no weight called {name!r}") from None
+            raise UnknownSite(
+                f"{self.name} has no weight called {name!r}; name one of its own, or load the model that has it"
+            ) from None
         if weight.is_meta:
             raise KtError(
                 f"{name} is offloaded, and a write there would be lost; "

@@ -8,7 +8,7 @@ from families import tiny_model
 import kt
 from kt.editing import lifelong
 from kt.editing.contexts import Contexts
-from kt.editing.lifelong import OnePass, Running, answer_pairs, ridge_fit
+from kt.editing.lifelong import OnePass, Pairs, Running, answer_pairs, ridge_fit, value_shifts
 from kt.editing.plan import Setting, State
 from kt.editing.statistics import Statistics
 from kt.errors import UnknownSite, WorkFailed
@@ -148,6 +148,17 @@ def test_the_update_is_the_formula(llama):
     for site, pairs in pairs_of(llama, FACTS, plan.sites).items():
         want = numpy_update(pairs, pairs.features.numpy(), 0.02, 0.5)
         np.testing.assert_allclose(solved[llama.weight_name(site)].numpy(), want, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("pairs", [2, 5, 50])
+def test_the_authors_variance_of_a_first_edit_gives_the_same_but_for_a_factor(pairs):
+    """They count the mini-batch's n pairs n / (n - 1) times; the module says what that comes to."""
+    draw = torch.Generator().manual_seed(0)
+    seen = Pairs(torch.randn(pairs, 4, generator=draw), torch.randn(pairs, 3, generator=draw))
+    ours = Running.of(seen.features)
+    theirs = Running(ours.count, ours.mean, ours.scatter * pairs / (pairs - 1))
+    want = value_shifts(seen, ours, 0.1) * (1 - 1 / pairs) ** 1.5
+    torch.testing.assert_close(value_shifts(seen, theirs, 0.1), want, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("count", [1, 7, 12, 40])

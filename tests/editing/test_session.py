@@ -1,5 +1,7 @@
 """Edits one after the other: what a session keeps, writes and takes back."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from editing_help import ATTENTION, FAST, REQUESTS, statistics
@@ -54,7 +56,7 @@ def test_the_second_step_is_solved_on_the_edited_model(setting):
         second = s.edit(REQUESTS[1:])
     name = alone.names[-1]
     assert not torch.allclose(alone.delta(name), second.delta(name), rtol=1e-3)
-    assert s.steps == [s.steps[0], second]
+    assert [step.requests[0]["subject"] for step in s.steps] == [r["subject"] for r in REQUESTS]
 
 
 @pytest.mark.parametrize("method", KEEPING)
@@ -168,7 +170,7 @@ def test_what_a_method_has_no_place_for_is_refused(setting):
     name = "model.layers.0.mlp.down_proj.weight"
     for history, method, words in (
         ({name: torch.eye(48)}, "rome", "no place"),
-        ({name: torch.eye(5)}, "memit", "keys of 5 numbers; its weight reads 48"),
+        ({name: torch.eye(5)}, "memit", "keys of 5 numbers where the weight reads 48"),
         ({"model.layers.9.mlp.down_proj.weight": torch.eye(48)}, "memit", "no weight called"),
     ):
         with pytest.raises(KtError, match=words):
@@ -188,21 +190,18 @@ class TestBalance:
     """α: one a fact, and the control that every joint edit carries."""
 
     def test_each_facts_column_is_scaled_by_its_own(self, setting, monkeypatch):
-        own = {REQUESTS[0]["subject"]: 0.25, REQUESTS[1]["subject"]: 0.75}
-        monkeypatch.setattr("kt.editing.session.trace_balance", lambda *a: None)
-        monkeypatch.setattr("kt.editing.prepare.Asked.settle", settled(0.5))
-        monkeypatch.setattr(
-            "kt.editing.prepare.Asked.alphas", lambda self, facts, balance: tuple(own[f.subject] for f in facts)
-        )
-        mixed = session(setting, alpha="per-fact").solve(REQUESTS)
-        monkeypatch.undo()
-        assert mixed.manifest["alphas"] == [0.25, 0.75] and mixed.alpha == 0.5
-        for name, full in (
-            (n, e) for e in (session(setting, alpha=a).solve(REQUESTS) for a in (0.0, 1.0)) for n in e.names
-        ):
-            shares = [0.25, 0.75] if "o_proj" in name else [0.75, 0.25]
-            want = full.updates[name].scaled(torch.tensor(shares))
-            torch.testing.assert_close(mixed.delta(name), want.dense(), atol=1e-6, rtol=1e-4)
+        traced = SimpleNamespace(alpha=0.5, layers={}, per_fact=[SimpleNamespace(id="a", alpha=0.25)])
+        monkeypatch.setattr("kt.editing.session.trace_balance", lambda *a: traced)
+        named = [request | {"id": name} for request, name in zip(REQUESTS, "ab", strict=True)]
+        with pytest.warns(UserWarning, match=r"1 of 2 requests have no alpha of their own .*Space Needle.* 0\.500"):
+            mixed = session(setting, alpha="per-fact").solve(named)
+        assert mixed.manifest["alphas"] == [0.25, 0.5] and mixed.alpha == 0.375
+        full = {a: session(setting, alpha=a).solve(named) for a in (0.0, 1.0)}
+        assert set(mixed.names) == set(full[0.0].names) | set(full[1.0].names)
+        for whole, shares in ((full[1.0], [0.25, 0.5]), (full[0.0], [0.75, 0.5])):
+            for name in whole.names:
+                want = whole.updates[name].scaled(torch.tensor(shares))
+                torch.testing.assert_close(mixed.delta(name), want.dense(), atol=1e-6, rtol=1e-4)
 
     def test_the_control_is_the_mlp_part_of_the_same_edit(self, setting):
         model = setting[0]
@@ -219,19 +218,6 @@ class TestBalance:
             assert session(setting, alpha=alpha).solve(REQUESTS).control() is None
         both = session(setting, "pmet", modules="both").solve(REQUESTS)
         assert both.control() is None, "PMET scales nothing by α"
-
-
-def settled(alpha):
-    from kt.editing.prepare import Asked
-
-    original = Asked.settle
-
-    def settle(self, model, balance):
-        from dataclasses import replace
-
-        return original(replace(self, alpha=alpha), model, balance)
-
-    return settle
 
 
 def test_how_much_of_the_wanted_change_came_through(setting):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..artifacts import check_writable
+from ..edit_steps import EVALUATE, MODES
 from ..errors import WorkFailed
 from . import parse
 from .command import BadOption
@@ -20,9 +21,6 @@ from .session import Session, load_facts_file, session
 if TYPE_CHECKING:
     from ..edit_run import EditRun
     from ..editing import Edit
-
-MODES = ("batch", "single", "sequential")
-EVALUATE = ("none", "end", "step")
 
 
 @dataclass(frozen=True)

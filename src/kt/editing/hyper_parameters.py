@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 
 from ..errors import KtError
@@ -49,6 +50,7 @@ class HyperParameters:
     separate_targets: bool = False  # JEEP's ablation: each region's δ searched for alone
     high_module: str = "mlp"  # JEEP's ablation `w/ MHSA in Step3`: `attn`
     emmet_lambda: float = 0.1
+    shared_normaliser: bool = True  # UltraEdit: one for all weights of a shape, as its code has it
     num_steps: int = 25  # fine-tuning and LoRA, from here on
     lr: float = 5e-4
     weight_decay: float = 0.0
@@ -56,7 +58,6 @@ class HyperParameters:
     objective_optimization: str = "prompt_last"  # or `target_new`: usual teacher forcing (FT-M)
     batch_size: int = 8
     stop_loss: float = 1e-2
-    shared_normaliser: bool = True  # UltraEdit: one for all weights of a shape, as its code has it
     rank: int = 8
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
@@ -93,27 +94,19 @@ class HyperParameters:
 
     @property
     def position(self) -> Position:
-        return _choice(Position, self.fact_token, "fact_token")
+        return Position(one_of(self.fact_token, [p.value for p in Position], "fact_token"))
 
     @property
     def spread_rule(self) -> Spread:
-        if self.spread not in SPREADS:
-            raise KtError(f"spread {self.spread!r} is unknown; choose one of {', '.join(SPREADS)}")
-        return SPREADS[self.spread]
+        return SPREADS[one_of(self.spread, SPREADS, "spread")]
 
     @property
     def held(self) -> LeastSquares:
         return LeastSquares(self.mom2_update_weight)
 
 
-def _choice(kind: type[Position], value: str, name: str) -> Position:
-    try:
-        return kind(value)
-    except ValueError:
-        raise KtError(f"{name} {value!r} is unknown; choose one of {', '.join(p.value for p in kind)}") from None
-
-
-def one_of(value: str, known: tuple[str, ...], name: str) -> str:
+def one_of(value: str, known: Collection[str], name: str) -> str:
+    """The value, or KtError that lists what is known."""
     if value not in known:
         raise KtError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
     return value

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..errors import KtError
 from ..sites import Kind, Site
 from .adapter import Adapter
 from .aims import Aim, Position
@@ -141,8 +140,8 @@ def ft(hp: HyperParameters) -> Descent:
     """FT: Adam on the chosen layers' weights, as EasyEdit does it."""
     return Descent(
         hp.layers_mlp,
-        one_of(hp.modules, ("mlp", "attn", "both", "block"), "modules"),
-        one_of(hp.objective_optimization, ("prompt_last", "target_new"), "objective_optimization"),
+        hp.modules,
+        hp.objective_optimization,
         num_steps=hp.num_steps,
         lr=hp.lr,
         weight_decay=hp.weight_decay,
@@ -154,9 +153,7 @@ def ft(hp: HyperParameters) -> Descent:
 
 def lora(hp: HyperParameters) -> Descent:
     """LoRA (Hu et al. 2022) through peft, on the weights that the other methods write, with teacher forcing."""
-    kinds = one_of(hp.modules, ("mlp", "attn", "both"), "modules")
-    adapter = Adapter(hp.rank, hp.lora_alpha, hp.lora_dropout)
-    return replace(ft(hp), modules=kinds, norm_constraint=None, adapter=adapter)
+    return replace(ft(hp), norm_constraint=None, adapter=Adapter(hp.rank, hp.lora_alpha, hp.lora_dropout))
 
 
 def _kinds(hp: HyperParameters) -> tuple[Kind, ...]:
@@ -236,9 +233,7 @@ METHODS: dict[str, Method] = {
 
 
 def method_named(name: str) -> Method:
-    if name not in METHODS:
-        raise KtError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
-    return METHODS[name]
+    return METHODS[one_of(name, METHODS, "method")]
 
 
 def default_layers(model: TracedModel) -> dict[str, tuple[int, ...]]:

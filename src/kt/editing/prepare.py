@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadFact, KtError
 from ..facts.fact import Fact
+from ..facts.load import facts_from
 from ..presets import Preset, preset_for
 from ..progress import Progress
 from ..prompts import template_span
@@ -34,12 +35,7 @@ def read_requests(model: TracedModel, requests: Sequence[Fact | Mapping[str, Any
         BadFact: a target is empty or the old answer, or two requests contradict each other.
         SubjectNotFound: a subject is not in its prompt.
     """
-    from ..facts.formats import read_record
-
-    facts = [
-        (r if isinstance(r, Fact) else read_record(dict(r), f"request {i}")).as_request()
-        for i, r in enumerate(requests)
-    ]
+    facts = [fact.as_request() for fact in facts_from(requests)]
     if not facts:
         raise KtError("no requests to edit; give at least one")
     for fact in facts:
@@ -238,14 +234,6 @@ def take_statistics(
             stacklevel=4,
         )
     return key_statistics(model, sites, corpus, max_tokens, progress=progress)
-
-
-def with_unique_ids(facts: Sequence[Fact]) -> list[Fact]:
-    """Ids that tell the facts apart, so that a trace's rows can be matched to them."""
-    ids = [fact.id for fact in facts]
-    if all(ids) and len(set(ids)) == len(ids):
-        return list(facts)
-    return [replace(fact, id=f"{fact.id or 'request'}-{i}") for i, fact in enumerate(facts, start=1)]
 
 
 def _listed(layers: Sequence[int]) -> str:

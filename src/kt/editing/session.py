@@ -30,7 +30,7 @@ from .contexts import Contexts
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
 from .plan import Plan, Setting, State
-from .prepare import Asked, read_requests, refuse_contradictions, take_statistics, trace_balance, with_unique_ids
+from .prepare import Asked, read_requests, refuse_contradictions, take_statistics, trace_balance
 from .readings import readings
 from .statistics import Statistics
 
@@ -43,12 +43,23 @@ History = Mapping[str, Float[Tensor, "d_in d_in"]] | Sequence[Edit]
 
 
 class EditSession:
-    """See the module; the arguments are those of `kt.edit`.
+    """See the module.
 
     Args:
+        method: see `kt ls methods`.
+        alpha: attention's share (eq. 13): a number, `auto` (traced), `per-fact` (each request's own, its column of ΔW
+            scaled by it), or None for the preset's, and `auto` where there is no preset.
+        statistics: second moments by module name; None takes them over `corpus` and caches them. The factors of a
+            `Statistics` object are computed once for every edit that it is given to.
+        context_templates: flat list or list of groups; None lets the model write the method's prefixes from `seed`.
+        preset: hyper-parameters by name, or a TOML file; None finds the one that matches the model.
+        variant: the preset's values for one data set (`zsre`, `mcf`).
+        history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
+        alpha_facts: facts that `alpha="auto"` is traced on; None: the first requests that are edited.
         keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
-        norm_guard: rescale every wanted value to the norm that its site has on the original model.
-        alpha_facts: what `alpha="auto"` is traced on; None: the first batch of requests.
+        norm_guard: rescale every wanted value to the norm that its site has before the session's first edit.
+        hyper_parameters: `layers` (or `layers_mlp`), `layers_attn`, `v_lr`, `v_num_grad_steps`, `v_weight_decay`,
+            `kl_factor`, `clamp_norm_factor`, `mom2_update_weight`, `mom2_update_weight_attn`, `fact_token`, ...
     """
 
     def __init__(
@@ -100,7 +111,7 @@ class EditSession:
         before = self.model.copies(result.names)
         try:
             result.write(self.model)
-            if self._keeps(plan):
+            if self.keeps_history:
                 plan.remember(setting, facts)
         except BaseException:
             self.model.put_back(before)
@@ -112,7 +123,7 @@ class EditSession:
         return result
 
     def _solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> tuple[Edit, Plan, Setting, list[Fact]]:
-        facts = with_unique_ids(read_requests(self.model, requests))
+        facts = read_requests(self.model, requests)
         refuse_contradictions(facts)
         balance = self._trace(facts) if self.asked.needs_trace else None
         hp = self.asked.settle(self.model, balance)
@@ -141,10 +152,15 @@ class EditSession:
         for weight, keys in self._history.items():
             width = self.model.weight(weight).shape[-1]
             if len(keys) != width:
-                raise KtError(f"history of {weight} has keys of {len(keys)} numbers; its weight reads {width}")
+                raise KtError(
+                    f"history of {weight}: keys of {len(keys)} numbers where the weight reads {width}; "
+                    "give keys of this model"
+                )
         plan.require_room(self.model)
 
-    def _keeps(self, plan: Plan) -> bool:
+    @property
+    def keeps_history(self) -> bool:
+        """Whether later edits leave the keys of earlier ones alone."""
         return self.asked.method.keeps_history if self.keep_history is None else self.keep_history
 
     def _setting(self, plan: Plan) -> Setting:
@@ -197,7 +213,7 @@ class EditSession:
             KtError: nothing was edited.
         """
         if not self.steps:
-            raise KtError("nothing was edited in this session")
+            raise KtError("nothing was edited in this session; call edit first")
         updates: dict[str, Update] = {}
         for name in dict.fromkeys(name for step in self.steps for name in step.names):
             parts = [step.updates[name] for step in self.steps if name in step.updates]

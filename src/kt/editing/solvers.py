@@ -122,17 +122,24 @@ class Held:
         return _one_norm(self.moment.size, self.times) * _one_norm(self.moment.size, self.solve)
 
 
+class ThroughFactor:
+    """A solver that factors C, where it takes C at all."""
+
+    needs_moment: bool
+
+    def require_room(self, name: str, d_key: int) -> None:
+        if self.needs_moment:
+            require_room(f"the factor of {name}'s second moment", d_key, FACTOR_COPIES)
+
+
 @dataclass(frozen=True)
-class LeastSquares:
+class LeastSquares(ThroughFactor):
     """R Kᵀ (λC + H + K Kᵀ)⁻¹ (IntAttn-Edit eq. 6; MEMIT eq. 14, with K0 K0ᵀ = λC), H the earlier edits' keys."""
 
     weight: float = 15000.0
     needs_moment: bool = True
     needs_bare: bool = False
     keeps_keys: bool = True
-
-    def require_room(self, name: str, d_key: int) -> None:
-        require_room(f"the factor of {name}'s second moment", d_key, FACTOR_COPIES)
 
     def __call__(self, system: System) -> Solution:
         held = Held(_given(system.moment), self.weight, _joined(system.keys, system.past))
@@ -141,7 +148,7 @@ class LeastSquares:
 
 
 @dataclass(frozen=True)
-class Equality:
+class Equality(ThroughFactor):
     """R (Kᵀ H⁻¹ K + ρI)⁻¹ Kᵀ H⁻¹, H = λC + earlier keys (EMMET): keys are to take their values exactly.
 
     Of all updates that do, the one that moves the held directions least. `ridge` ρ, which the code adds for more than
@@ -154,9 +161,6 @@ class Equality:
     needs_moment: bool = True
     needs_bare: bool = False
     keeps_keys: bool = True
-
-    def require_room(self, name: str, d_key: int) -> None:
-        require_room(f"the factor of {name}'s second moment", d_key, FACTOR_COPIES)
 
     def __call__(self, system: System) -> Solution:
         moment, none = _given(system.moment), system.keys[:, :0]
@@ -208,7 +212,7 @@ class NullSpace:
 
 
 @dataclass(frozen=True)
-class RankOne:
+class RankOne(ThroughFactor):
     """r uᵀ / (uᵀ k), u = C⁻¹ k̄ (ROME eq. 2). ROME's code takes k of the bare prompt and k̄ over contexts;
     R-ROME takes k̄ in both places. Without `mom2_adjustment`, C = I (all of EasyEdit's ROME files)."""
 
@@ -217,16 +221,12 @@ class RankOne:
     keeps_keys: bool = False
 
     @property
-    def needs_moment(self) -> bool:
+    def needs_moment(self) -> bool:  # type: ignore[override]
         return self.mom2_adjustment
 
     @property
     def needs_bare(self) -> bool:
         return not self.same_key
-
-    def require_room(self, name: str, d_key: int) -> None:
-        if self.mom2_adjustment:
-            require_room(f"the factor of {name}'s second moment", d_key, FACTOR_COPIES)
 
     def __call__(self, system: System) -> Solution:
         direction, condition, ridge = system.keys, 1.0, 0.0
