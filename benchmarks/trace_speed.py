@@ -22,7 +22,7 @@ import torch
 from plain_loop import plain_trace
 
 import kt
-from kt.sites import Kind
+
 
 KINDS = ("mlp", "attn", "hidden")
 METRICS = ("prob", "logit_diff")
@@ -79,7 +79,7 @@ def compare(name: str, model: kt.TracedModel, facts: list[kt.Fact], samples: int
         plain += time.process_time() - start
         for kind in KINDS:
             for m, metric in enumerate(METRICS):
-                mine, theirs = fact.patched[Kind(kind)][metric], found[kind][m].numpy()
+                mine, theirs = fact.patched[kind][metric], found[kind][m].numpy()
                 if not (np.isfinite(mine).all() and np.isfinite(theirs).all()):
                     raise SystemExit(f"{name}: numbers that are not finite")
                 difference = max(difference, float(np.abs(mine - theirs).max()))

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from kt import stats
 from kt.errors import WorkFailed
-from kt.stats import bootstrap_mean, bootstrap_mean_grid, paired_bootstrap_difference
+from kt.stats import bootstrap_mean, bootstrap_mean_grid, bootstrap_ratio, paired_bootstrap_difference
 
 
 def test_interval_agrees_with_scipys_percentile_bootstrap():
@@ -105,3 +105,58 @@ def test_a_pair_with_a_missing_half_is_left_out():
 def test_an_infinite_value_is_refused():
     with pytest.raises(WorkFailed, match="1 of 2 values are infinite"):
         bootstrap_mean([1.0, math.inf])
+
+
+def test_the_ratio_of_means_agrees_with_scipys_paired_bootstrap():
+    rng = np.random.default_rng(1)
+    bottom = rng.normal(3, 1, 60)
+    top = 2 * bottom + rng.normal(0, 1, 60)
+    ours = bootstrap_ratio(top, bottom, n_boot=20_000)
+    theirs = scipy_stats.bootstrap(
+        (top, bottom),
+        lambda a, b, axis=-1: a.mean(axis) / b.mean(axis),
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    assert ours.mean == pytest.approx(top.mean() / bottom.mean()) and ours.n == 60
+    assert ours.ci95 == pytest.approx(tuple(theirs), abs=0.01)
+
+
+def test_a_ratio_over_nothing_has_no_value_and_over_little_no_interval():
+    assert math.isnan(bootstrap_ratio([1.0, 2.0], [1.0, -1.0]).mean) and bootstrap_ratio([], []).n == 0
+    rough = bootstrap_ratio([1.0, 1.0, 1.0], [9.0, -1.0, -1.0])
+    assert rough.mean == pytest.approx(3 / 7) and rough.ci95 is None
+    assert bootstrap_ratio([1.0, math.nan, 3.0], [1.0, 5.0, math.nan]).n == 1
+    with pytest.raises(ValueError, match="same records"):
+        bootstrap_ratio([1.0], [1.0, 2.0])
+
+
+def test_medians_and_their_order_statistics():
+    values = np.array([5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 8.0, 4.0, 6.0, 10.0])
+    grid = stats.median_grid(values[:, None])
+    # n = 10: P(fewer than 2 heads) = 11/1024 = 1.1%, fewer than 3 = 5.5%: from the second to the second last.
+    assert (grid.mean[0], grid.low[0], grid.high[0], grid.n[0]) == (5.5, 2.0, 9.0, 10)
+
+
+def test_medians_leave_out_what_is_missing_and_have_no_interval_below_six():
+    column = np.array([np.nan, 4.0, 1.0, 3.0, 2.0, 5.0])
+    full = np.arange(6.0)
+    grid = stats.median_grid(np.stack([column, full, np.full(6, np.nan)], 1))
+    assert grid.mean[:2].tolist() == [3.0, 2.5] and np.isnan(grid.mean[2])
+    assert np.isnan(grid.low[0]) and np.isnan(grid.low[2])
+    assert (grid.low[1], grid.high[1]) == (0.0, 5.0) and grid.n.tolist() == [5, 6, 0]
+
+
+def test_a_median_s_interval_holds_it_as_often_as_it_says():
+    draws = np.random.default_rng(0).exponential(size=(40, 4000))
+    grid = stats.median_grid(draws)
+    held = np.mean((grid.low <= np.log(2)) & (np.log(2) <= grid.high))
+    assert 0.95 <= held <= 0.975
+    np.testing.assert_allclose(grid.mean, np.median(draws, axis=0))
+
+
+def test_medians_refuse_infinities():
+    with pytest.raises(WorkFailed, match="infinite"):
+        stats.median_grid(np.array([1.0, np.inf]))

@@ -84,6 +84,39 @@ def paired_bootstrap_difference(
     return bootstrap_mean(a - b, n_boot, seed, level)
 
 
+def bootstrap_ratio(
+    top: Sequence[float] | Float[ndarray, " n"],
+    bottom: Sequence[float] | Float[ndarray, " n"],
+    n_boot: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """mean(top) / mean(bottom) over the same records, resampled together; records with a NaN are left out.
+
+    A ratio over a mean that is not above zero says nothing: there it is NaN, and where resampling finds such a mean
+    more than once in a hundred draws, there is no interval.
+
+    Raises:
+        ValueError: the two do not have the same length.
+    """
+    a, b = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"a ratio needs the same records twice; got shapes {a.shape} and {b.shape}")
+    both = np.stack([a, b], 1)[~(np.isnan(a) | np.isnan(b))]
+    n = len(both)
+    if n == 0 or both[:, 1].mean() <= 0:
+        return Interval(math.nan, math.nan, math.nan, n)
+    mean = float(both[:, 0].mean() / both[:, 1].mean())
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    draws = np.concatenate([times @ both / n for times in _resamples(n, n_boot, seed)])
+    good = draws[draws[:, 1] > 0]
+    if len(good) < 0.99 * len(draws):
+        return Interval(mean, math.nan, math.nan, n)
+    low, high = np.quantile(good[:, 0] / good[:, 1], [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high), n)
+
+
 def bootstrap_mean_grid(
     values: Float[ndarray, "n ..."], n_boot: int = 2000, seed: int = 0, level: float = 0.95
 ) -> IntervalGrid:
@@ -111,6 +144,35 @@ def bootstrap_mean_grid(
         spread[:, cells] = _percentiles(deviation[:, cells], present[:, cells], n_boot, seed, level)
     low, high = (mean + spread).reshape(2, *shape)
     return IntervalGrid(mean.reshape(shape), low, high, counts.reshape(shape))
+
+
+def median_grid(values: Float[ndarray, "n ..."], level: float = 0.95) -> IntervalGrid:
+    """The median over the first axis of every cell (as `mean`), with intervals; NaN marks a record without the cell.
+
+    The interval runs between two order statistics: the j-th smallest and the j-th largest value with the largest j
+    for which a fair coin thrown n times shows fewer than j heads with a chance of at most (1 - level) / 2. It holds
+    whatever the values' distribution; below n = 6 (at 95%) there is none, which is NaN here.
+
+    Raises:
+        WorkFailed: a value is infinite.
+    """
+    from scipy.stats import binom
+
+    values = np.asarray(values, dtype=np.float64)
+    shape = values.shape[1:]
+    if np.isinf(values).any():
+        raise WorkFailed(f"{int(np.isinf(values).sum())} of {values.size} values are infinite; no interval exists")
+    ordered = np.sort(values.reshape(values.shape[0], int(np.prod(shape))), axis=0)  # NaN goes last
+    counts = (~np.isnan(ordered)).sum(0)
+    found = np.full((3, ordered.shape[1]), np.nan)
+    for n in np.unique(counts[counts > 0]):
+        cells = np.flatnonzero(counts == n)
+        found[0, cells] = (ordered[(n - 1) // 2, cells] + ordered[n // 2, cells]) / 2
+        j = int(np.searchsorted(binom.cdf(np.arange(n), n, 0.5), (1 - level) / 2, side="right"))
+        if j > 0:
+            found[1:, cells] = ordered[j - 1, cells], ordered[n - j, cells]
+    middle, low, high = found.reshape(3, *shape)
+    return IntervalGrid(middle, low, high, counts.reshape(shape))
 
 
 def _percentiles(

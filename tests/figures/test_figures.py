@@ -14,14 +14,18 @@ from kt.figures import (
     Series,
     balance_figure,
     before_after,
+    before_after_probe,
     curves,
+    heads_figure,
     heatmap,
     heatmap_panel,
     layer_curves,
+    probe_figure,
     readable_token,
+    sets_figure,
     theme,
 )
-from kt.figures.heatmap import colour_ticks
+from kt.figures.colour_bar import colour_ticks
 from kt.figures.text import escape, number, unescape, visible, wrap
 from kt.stats import Interval
 
@@ -53,6 +57,10 @@ def every_figure(text):
         layer_curves({text: {text: series}}, title=text, subtitle=text),
         balance_figure({"mlp": series}, some, title=text, subtitle=text, y_title=text, layers={"mlp": (1, 2)}),
         before_after([Change(text, some, some)], title=text, subtitle=text, x_title=text),
+        probe_figure({text: {text: [series]}}, title=text, subtitle=text, stages={text: [Mark(text, 0, 1)]}),
+        before_after_probe({text: [series]}, {text: [series]}, title=text, subtitle=text, score=some, y_title=text),
+        sets_figure([series], title=text, subtitle=text, y_title=text, marks=[Mark(text, 0, 1, strip=True)]),
+        heads_figure(VALUES, q=VALUES, p=VALUES, n=9, title=text, subtitle=text, colour_title=text, over=text),
     ]
 
 
@@ -232,7 +240,7 @@ def drawn_text(figure):
 OURS = re.compile(r"</?b>|<br>|</?span[^>]*>")
 
 
-@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("place", range(10))
 def test_text_from_models_is_inert_in_every_title_tick_hover_and_legend(place):
     texts = drawn_text(every_figure(EVIL)[place])
     assert any("&lt;b&gt;x&lt;/b&gt;" in text for text in texts)

@@ -64,3 +64,21 @@ def test_layer_numbers_stand_under_their_columns():
     lines = shown(terminal_heatmap(np.eye(3), ["a", "b", "c"], layers=[7, 8, 9])).splitlines()
     assert lines[0].index("@") == lines[3].index("7")
     assert lines[2].index("@") == lines[3].index("9")
+
+
+def test_cells_not_told_apart_from_zero_have_strokes_with_and_without_colour():
+    values, q = np.array([[1.0, 0.5, 0.0]]), np.array([[0.01, 0.2, np.nan]])
+    picture = terminal_heatmap(values, ["a"], q=q, n=9)
+    assert shown(picture).splitlines()[0].startswith("a @@@@/+/+    ")
+    assert shown(picture).splitlines()[-1].strip() == "/ not told apart from 0"
+    coloured = shown(picture, color_system="truecolor", force_terminal=True)
+    assert coloured.count("////") == 1 and "\x1b[48;2;0;68;27m    " in coloured
+    for plain in (terminal_heatmap(values, ["a"]), terminal_heatmap(values, ["a"], q=q, n=4)):
+        assert "/" not in shown(plain)
+
+
+def test_binned_layers_have_strokes_where_their_largest_value_has():
+    values, q = np.zeros((1, 200)), np.full((1, 200), 0.5)
+    values[0, 151], q[0, 151] = 1.0, 0.001
+    line = shown(terminal_heatmap(values, ["a"], q=q)).splitlines()[0]
+    assert line.count("@") == 1 and line.count("/") == 66

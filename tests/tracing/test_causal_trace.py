@@ -249,7 +249,7 @@ def test_progress_counts_facts(gpt2, facts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kinds": ("mlps",)}, "choose among hidden, attn, mlp"),
+        ({"kinds": ("mlps",)}, "choose among mlp, attn, hidden"),
         ({"metrics": ("logit",)}, "prob, logit_diff"),
         ({"samples": 0}, "samples is 0"),
         ({"window": 0}, "window is 0"),

@@ -11,6 +11,7 @@ import kt
 from kt.sites import Kind
 from kt.tracing import run
 from kt.tracing.patch import rows_at, window_layers
+from kt.tracing.patches import Patch, heads
 from kt.tracing.probe import Shortcuts, shortcuts
 from kt.tracing.runs import prefix_is_reusable
 
@@ -20,6 +21,29 @@ pytestmark = pytest.mark.filterwarnings("ignore:traced all the same")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_the_obvious_loop(family):
     assert_equals_plain_loop(tiny_model(family), FACTS[:1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_noising_equals_the_obvious_loop(family):
+    assert_equals_plain_loop(tiny_model(family), FACTS[:1], direction="noise")
+
+
+@pytest.mark.parametrize("direction", ("denoise", "noise"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_severed_modules_equal_the_obvious_loop(family, direction):
+    kinds = ("hidden-no-mlp", "hidden-no-attn")
+    assert_equals_plain_loop(tiny_model(family), FACTS[:1], kinds=kinds, direction=direction)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_equal_the_obvious_loop(family):
+    assert_equals_plain_loop(tiny_model(family), FACTS[:1], kinds=("attn.h0", "attn.h3"))
+
+
+@pytest.mark.parametrize("family", ("qwen3", "gptj", "opt"))
+def test_everything_at_once_equals_the_obvious_loop(family):
+    kinds = ("attn.h1", "hidden-no-mlp", "mlp", "hidden", "attn", "hidden-no-attn", "attn.h2")
+    assert_equals_plain_loop(tiny_model(family), FACTS, kinds=kinds, window=2, direction="noise", max_rows=17)
 
 
 @pytest.mark.parametrize("family", ("qwen2", "gemma2", "gpt2", "gptj"))
@@ -80,9 +104,9 @@ def test_a_model_with_a_fixed_batch_is_found_out_and_traced():
 
 
 def test_known_cells_are_not_run():
-    rows = rows_at(2, 5, [0], (Kind.MLP, Kind.RESID), window=1, n_layers=3, samples=4)
+    rows = rows_at(2, 5, [0], (Patch(Kind.MLP), Patch(Kind.RESID)), window=1, n_layers=3, samples=4)
     assert len(rows) == 2 * 2 * 4 and set(rows.layer) == {0, 1}
-    last = rows_at(4, 5, [0], (Kind.MLP, Kind.RESID), window=1, n_layers=3, samples=1)
+    last = rows_at(4, 5, [0], (Patch(Kind.MLP), Patch(Kind.RESID)), window=1, n_layers=3, samples=1)
     assert len(last) == 3 + 2, "at the last token only the restored last hidden state is known"
     assert (np.diff(rows.enters) >= 0).all()
 
@@ -111,3 +135,42 @@ def test_bfloat16_is_measured_in_float32(facts):
     model = kt.load(tiny_model("qwen2").module.to(torch.bfloat16), tokenizer=tiny_model("qwen2").tokenizer)
     trace = kt.causal_trace(model, facts[:1], keep="all", samples=2)
     assert trace.facts[0].patched[Kind.MLP]["prob"].dtype == np.float32
+
+
+def test_heads_stands_for_every_head(gpt2, facts):
+    trace = kt.causal_trace(gpt2, facts[:1], kinds=("heads",), keep="all", samples=2)
+    assert trace.kinds == ("attn.h0", "attn.h1", "attn.h2", "attn.h3")
+    with pytest.raises(kt.KtError, match="heads 0 to 3, not 4"):
+        kt.causal_trace(gpt2, facts[:1], kinds=("attn.h4",))
+
+
+def test_a_head_is_its_columns_of_the_input_of_w_o():
+    assert heads(tiny_model("qwen3")) == (4, 16) and heads(tiny_model("gpt2")) == (4, 8)
+
+
+@pytest.mark.parametrize("direction", ("denoise", "noise"))
+def test_only_the_cells_asked_for_are_patched(gpt2, facts, direction):
+    how = {"keep": "all", "samples": 2, "direction": direction}
+    everything = kt.causal_trace(gpt2, facts, kinds=("mlp", "hidden"), **how)
+    rng = np.random.default_rng(0)
+    only = [
+        {kind: rng.random(fact.patched[kind]["prob"].shape[:2]) < 0.4 for kind in everything.kinds}
+        for fact in everything.facts
+    ]
+    some = kt.causal_trace(gpt2, facts, kinds=("mlp", "hidden"), only=only, **how)
+    for ours, whole, cells in zip(some.facts, everything.facts, only, strict=True):
+        for kind in some.kinds:
+            values = ours.patched[kind]["logit_diff"]
+            assert np.isnan(values[~cells[kind]]).all()
+            apart = np.abs(values - whole.patched[kind]["logit_diff"])[cells[kind]]
+            assert apart.max(initial=0) < TOLERANCE
+    assert sum(cells["mlp"].sum() for cells in only) > 5
+
+
+def test_the_noising_effect_is_what_is_taken_away(gpt2, facts):
+    trace = kt.causal_trace(gpt2, facts, kinds=("hidden", "mlp"), keep="all", samples=2, direction="noise")
+    for fact in trace.facts:
+        assert fact.effect("hidden", "logit_diff")[-1, -1] == pytest.approx(1, abs=1e-4)
+        lost = fact.p_clean - fact.patched["mlp"]["prob"].mean(-1)
+        assert np.allclose(fact.effect("mlp", "prob"), lost, atol=1e-7)
+        assert (fact.effect("mlp", "prob")[:, : fact.span.start] == 0).all()

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 import kt
-from kt.sites import Kind
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -31,17 +30,19 @@ def draws(model, facts, samples=2):
     return [2 * torch.randn(samples, s.stop - s.start, width) for s in spans]
 
 
-def assert_equals_plain_loop(model, facts, window=1, **options):
+def assert_equals_plain_loop(model, facts, window=1, kinds=KINDS, direction="denoise", **options):
     """Every cell of every kind, and that patching moved the logits at all."""
     noise = draws(model, facts)
-    trace = kt.causal_trace(model, facts, kinds=KINDS, noise=noise, keep="all", window=window, **options)
+    how = {"kinds": kinds, "window": window, "direction": direction}
+    trace = kt.causal_trace(model, facts, noise=noise, keep="all", **how, **options)
     assert trace.n_facts == len(facts)
     for fact, added in zip(trace.facts, noise, strict=True):
-        asked = (fact.ids, *fact.span, added, fact.answer_id, fact.foil_id, KINDS)
-        found = plain_trace(model, *asked, window=window)
-        for kind in KINDS:
+        asked = (fact.ids, *fact.span, added, fact.answer_id, fact.foil_id, kinds)
+        found = plain_trace(model, *asked, window=window, direction=direction)
+        unpatched = fact.corrupted if direction == "denoise" else fact.clean
+        for kind in kinds:
             for m, metric in enumerate(("prob", "logit_diff")):
-                ours, plain = fact.patched[Kind(kind)][metric], found[kind][m].numpy()
+                ours, plain = fact.patched[kind][metric], found[kind][m].numpy()
                 assert np.isfinite(ours).all() and np.isfinite(plain).all()
                 assert np.abs(ours - plain).max() < TOLERANCE, (kind, metric)
-            assert np.abs(plain - fact.corrupted["logit_diff"]).max() > 100 * TOLERANCE, "nothing was patched"
+            assert np.abs(plain - unpatched["logit_diff"]).max() > 100 * TOLERANCE, "nothing was patched"

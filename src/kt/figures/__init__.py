@@ -6,9 +6,13 @@ Imports plotly (0.4 s): import this package inside functions that the command li
 from __future__ import annotations
 
 # Eager on purpose: `heatmap` and `curves` name a function and its module, and a lazy lookup could find the module.
-from .curves import Mark, Series, curve_panels, curves, layer_curves
+from .curves import Series, curve_panels, curves, layer_curves
 from .export import figure_html, figure_page, images, write_figure
-from .heatmap import Panel, heatmap, heatmap_panel
+from .heads import heads_figure
+from .heatmap import heatmap, heatmap_panel
+from .marks import Mark
+from .panel import Panel
+from .probe import before_after_probe, probe_figure, sets_figure
 from .steps import NORM_RATIO, steps_figure
 from .summary import Change, balance_figure, before_after
 from .terminal import TerminalHeatmap, terminal_heatmap
@@ -23,16 +27,20 @@ __all__ = [
     "TerminalHeatmap",
     "balance_figure",
     "before_after",
+    "before_after_probe",
     "curve_panels",
     "curves",
     "escape",
     "figure_html",
     "figure_page",
+    "heads_figure",
     "heatmap",
     "heatmap_panel",
     "images",
     "layer_curves",
+    "probe_figure",
     "readable_token",
+    "sets_figure",
     "steps_figure",
     "terminal_heatmap",
     "write_figure",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,7 +13,9 @@ from numpy import ndarray
 
 from . import theme
 from .grid import Grid, axis_suffix, legend_rows
-from .layout import every, frame, heading, legend
+from .layout import Heading, frame, heading, legend
+from .marks import LINE, Mark, add_marks, lines_of
+from .scales import EMBEDDING, Across, drawn, x_axis, y_axis
 from .text import escape, interval_line, number, wrap
 
 _LEFT, _RIGHT, _LINE = 76, 24, 20
@@ -22,7 +24,8 @@ _INNER = theme.WIDTH - _LEFT - _RIGHT
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One line: means over x with their 95% intervals. `kind` (mlp, attn, hidden) decides how it looks."""
+    """One line: means over x with their 95% intervals. `kind` decides how it looks: a kind of site (mlp, attn,
+    hidden, ...) or of answer (original, target, control). On an axis of layers, x = -1 is the embedding."""
 
     name: str
     x: Sequence[float]
@@ -47,23 +50,16 @@ class Series:
         return [self._hover(place, x_word) for place in range(len(self.x))]
 
     def _hover(self, place: int, x_word: str) -> str:
-        lines = [f"<b>{escape(self.name)}</b>, {escape(x_word)} {self.x[place]:g}"]
+        where = f"{escape(x_word)} {self.x[place]:g}"
+        if x_word == "layer" and self.x[place] == EMBEDDING:
+            where = "embedding"
+        lines = [f"<b>{escape(self.name)}</b>, {where}"]
         lines.append(f"mean <b>{number(float(self.mean[place]), 4)}</b>")
         if self.low is not None and self.high is not None:
             lines.append(interval_line(float(self.low[place]), float(self.high[place]), 4))
         if self.n is not None and np.isfinite(self.n[place]):  # type: ignore[index]
             lines.append(f"n = {int(self.n[place])}")  # type: ignore[index]
         return "<br>".join(lines)
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A labelled place on the x axis: a line at `start`, or a tinted stretch up to and including `stop`."""
-
-    label: str
-    start: float
-    stop: float | None = None
-    kind: str | None = None
 
 
 def curves(
@@ -103,94 +99,144 @@ def curve_panels(
     x_title: str,
     y_titles: Sequence[str],
     subtitle: str = "",
-    marks: Sequence[Mark] = (),
+    marks: Sequence[Mark] | Mapping[str, Sequence[Mark]] = (),
     columns: int | None = None,
     dashes: bool = False,
     levels: Mapping[str, float] | None = None,
+    headings: Mapping[str, str] | None = None,
+    scales: Mapping[str, str] | None = None,
+    shared_rows: bool = False,
 ) -> go.Figure:
     """Panels over one x axis, at most `columns` a row; a name looks the same in each and has one legend entry.
 
     `dashes`: lines differ by dash even where markers tell them apart, and markers are open, so that lines on top of
-    each other all show. `levels`: where a panel's thin line stands, if not at 0.
+    each other all show. `levels`: where a panel's thin line stands, if not at 0. `marks`: of every panel, or by panel.
+    `headings` stand over panels. `scales`: a panel's y axis, "linear", "log" or "rank" (see scales.py); values stay
+    true in hovers. `shared_rows`: the panels of a row have one y range.
     """
-    over = _LINE * bool(marks)
-    grid = Grid.of(len(panels), columns, over)
-    everything = [s for group in panels.values() for s in group]
+    of = marks if isinstance(marks, Mapping) else dict.fromkeys(panels, marks)
+    groups = list(panels.values())
+    everything = [s for group in groups for s in group]
+    places = {float(v) for series in everything for v in series.x}
+    wide = any(mark.stop is not None for some in of.values() for mark in some)
+    across = Across.of(places, _INNER * Grid.of(len(panels), columns).share, wide)
+    lines = [lines_of(of.get(panel, ()), across) for panel in panels]
+    over = [LINE * n + 3 * bool(n) + _LINE * bool(headings) for n in lines]
+    grid = Grid.of(len(panels), columns, max(over))
     names = list(dict.fromkeys(s.name for s in everything))
-    above = 14 + over + _LINE * legend_rows(names, _INNER)
-    head = heading(title, subtitle)
-    figure = go.Figure(layout=frame(head, above=above, plot=grid.height, below=58, left=_LEFT, right=_RIGHT))
-    figure.update_layout(legend=legend(grid.height, 6 + over) | {"tracegroupgap": 0}, hovermode="closest")
+    figure = _empty(heading(title, subtitle), grid, max(over[: grid.columns]), legend_rows(names, _INNER))
     shown: set[str] = set()
     for place, (panel, group) in enumerate(panels.items()):
-        suffix = axis_suffix(place)
-        for series in group:
-            look = theme.look(series.kind, names.index(series.name))
-            _add_line(figure, series, look, suffix, x_title, series.name not in shown, dashes)
-            shown.add(series.name)
-        lowest = place + grid.columns >= len(panels)
-        x_axis = _x_axis(everything, x_title if lowest else "", _INNER * grid.share)
-        _add_axes(figure, grid, place, x_axis, y_titles[place])
-        _add_level(figure, suffix, (levels or {}).get(panel, 0))
-        for mark in marks:
-            _add_mark(figure, mark, suffix)
+        suffix, scale = axis_suffix(place), (scales or {}).get(panel, "linear")
+        first = place - place % grid.columns
+        beside = groups[first : first + grid.columns] if shared_rows else [group]
+        y = y_axis(_y_values(beside), scale, grid.panel, fixed=shared_rows)
+        x = x_axis(places, x_title if place + grid.columns >= len(panels) else "", across, x_title == "layer")
+        _add_axes(figure, grid, place, x, y, y_titles[place])
+        _add_group(figure, group, names, suffix, _Style(x_title, dashes, scale, y, across.pixels), shown)
+        if scale == "linear":
+            _add_level(figure, suffix, (levels or {}).get(panel, 0))
+        add_marks(figure, of.get(panel, ()), suffix, across)
+        _add_heading(figure, (headings or {}).get(panel, ""), suffix, over[place] - _LINE)
     return figure
 
 
-def _add_axes(figure: go.Figure, grid: Grid, place: int, x_axis: dict[str, Any], y_title: str) -> None:
+def _empty(head: Heading, grid: Grid, over: int, rows: int) -> go.Figure:
+    """The frame and the legend of `rows` rows, with `over` pixels above the first row of panels."""
+    above = 14 + over + _LINE * rows
+    figure = go.Figure(layout=frame(head, above=above, plot=grid.height, below=58, left=_LEFT, right=_RIGHT))
+    return figure.update_layout(legend=legend(grid.height, 6 + over) | {"tracegroupgap": 0}, hovermode="closest")
+
+
+class _Style(NamedTuple):
+    """What the lines of one panel share: the word for x, whether dashes tell them apart, the y axis, the width."""
+
+    x_word: str
+    dashes: bool
+    scale: str
+    axis: Mapping[str, Any]
+    pixels: float
+
+    def markers(self, series: Series) -> bool:
+        """Whether each point is marked: lines of answers differ by dash, which close markers would hide."""
+        room = self.pixels / len(series.x)
+        return len(series.x) <= 40 and (room >= 14 or series.kind not in theme.ANSWERS)
+
+    def ends(self, values: Sequence[float]) -> list[float | None]:
+        """Ends of intervals as drawn: where one falls to 0 or below, a logarithmic axis shows its own end."""
+        if self.scale != "log":
+            return drawn(values, self.scale)
+        return drawn(np.maximum(np.asarray(values, dtype=float), 10 ** self.axis["range"][0]), self.scale)
+
+
+def _y_values(groups: Sequence[Sequence[Series]]) -> list[float]:
+    """Every mean and end of an interval: what an axis has to have room for."""
+    given = [values for group in groups for s in group for values in (s.mean, s.low, s.high) if values is not None]
+    return [float(v) for values in given for v in values]
+
+
+def _add_axes(figure: go.Figure, grid: Grid, place: int, x: dict[str, Any], y: dict[str, Any], y_title: str) -> None:
     suffix = axis_suffix(place)
     across, up = grid.domains(place)
     words = "<br>".join(wrap(y_title, grid.panel // 7, lines=2))
-    figure.layout[f"xaxis{suffix}"] = {**x_axis, "domain": across, "anchor": f"y{suffix}"}
-    figure.layout[f"yaxis{suffix}"] = theme.axis(
-        anchor=f"x{suffix}", domain=up, title=words, rangemode="tozero", tickformat="~g", nticks=7
-    )
+    figure.layout[f"xaxis{suffix}"] = {**x, "domain": across, "anchor": f"y{suffix}"}
+    figure.layout[f"yaxis{suffix}"] = theme.axis(anchor=f"x{suffix}", domain=up, title=words, **y)
 
 
-def _x_axis(group: Sequence[Series], title: str, pixels: float) -> dict[str, Any]:
-    x = sorted({float(v) for series in group for v in series.x})
-    pad = 0.03 * (x[-1] - x[0]) or 0.5
-    label = max(28, 8 * len(f"{x[-1]:g}") + 8)
-    whole = all(v == round(v) for v in x)
-    ticks = {"dtick": every(int(x[-1] - x[0]) + 1, pixels, label), "tick0": 0} if whole else {"nticks": 8}
-    return theme.axis(title=escape(title), range=[x[0] - pad, x[-1] + pad], showgrid=False, **ticks)
+def _add_heading(figure: go.Figure, words: str, suffix: str, over: int) -> None:
+    if words:
+        at = {"xref": f"x{suffix} domain", "yref": f"y{suffix} domain", "x": 0, "xanchor": "left", "y": 1}
+        figure.add_annotation(theme.note(f"<b>{escape(words)}</b>", **at, yanchor="bottom", yshift=over))
 
 
-def _add_line(
-    figure: go.Figure, series: Series, look: theme.Look, suffix: str, x_word: str, in_legend: bool, dashes: bool
+def _add_group(
+    figure: go.Figure, group: Sequence[Series], names: Sequence[str], suffix: str, style: _Style, shown: set[str]
 ) -> None:
-    axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-    name = escape(series.name)
-    few, size = len(series.x) <= 40, 8 if len(series.x) <= 16 else 6
+    """The lines of one panel; a name that is `shown` already stays out of the legend."""
+    for series in group:
+        look = theme.look(series.kind, names.index(series.name))
+        _add_band(figure, series, look, suffix, style)
+        _add_line(figure, series, look, suffix, style, series.name not in shown)
+        shown.add(series.name)
+
+
+def _add_band(figure: go.Figure, series: Series, look: theme.Look, suffix: str, style: _Style) -> None:
     for x, low, high in _stretches(series):
         figure.add_scatter(
             x=[*x, *x[::-1]],
-            y=[*low, *high[::-1]],
+            y=[*style.ends(low), *style.ends(high)[::-1]],
             fill="toself",
             fillcolor=theme.transparent(look.line, 0.16),
             mode="none",
             hoverinfo="skip",
             showlegend=False,
-            legendgroup=name,
-            name=f"{name}, 95% interval",
-            **axes,
+            legendgroup=escape(series.name),
+            name=f"{escape(series.name)}, 95% interval",
+            xaxis=f"x{suffix}",
+            yaxis=f"y{suffix}",
         )
+
+
+def _add_line(figure: go.Figure, series: Series, look: theme.Look, suffix: str, style: _Style, in_legend: bool) -> None:
+    name, few, size = escape(series.name), style.markers(series), 8 if len(series.x) <= 16 else 6
     marker = {"color": look.line, "symbol": look.symbol, "size": size, "line": {"color": theme.PAPER, "width": 1}}
-    if dashes:
+    if style.dashes:
         marker |= {"symbol": f"{look.symbol}-open", "line": {"color": look.line, "width": 1.5}}
+    dashed = style.dashes or not few or series.kind in theme.ANSWERS
     figure.add_scatter(
         x=[float(v) for v in series.x],
-        y=[float(v) if np.isfinite(v) else None for v in series.mean],
-        error_y=_lone_intervals(series, look.line),
+        y=drawn(series.mean, style.scale),
+        error_y=_lone_intervals(series, look.line, style),
         mode="lines+markers" if few else "lines",
-        line={"color": look.line, "width": 2.2, "dash": look.dash if dashes or not few else "solid"},
+        line={"color": look.line, "width": 2.2, "dash": look.dash if dashed else "solid"},
         marker=marker,
-        hovertext=series.hovers(x_word),
+        hovertext=series.hovers(style.x_word),
         hoverinfo="text",
         name=name,
         legendgroup=name,
         showlegend=in_legend,
-        **axes,
+        xaxis=f"x{suffix}",
+        yaxis=f"y{suffix}",
     )
 
 
@@ -212,14 +258,15 @@ def _stretches(series: Series) -> list[tuple[list[float], list[float], list[floa
     return found
 
 
-def _lone_intervals(series: Series, colour: str) -> dict[str, Any] | None:
+def _lone_intervals(series: Series, colour: str, style: _Style) -> dict[str, Any] | None:
     """Error bars for points without a neighbour, whose band would have no width."""
-    lone = {x[0]: (low[0], high[0]) for x, low, high in _stretches(series) if len(x) == 1}
+    lone = {x[0]: (style.ends(low)[0], style.ends(high)[0]) for x, low, high in _stretches(series) if len(x) == 1}
     if not lone:
         return None
-    ends = [(*lone.get(float(x), (None, None)), float(mean)) for x, mean in zip(series.x, series.mean, strict=True)]
-    up = [None if high is None else high - mean for _, high, mean in ends]
-    down = [None if low is None else mean - low for low, _, mean in ends]
+    means = drawn(series.mean, style.scale)
+    ends = [(*lone.get(float(x), (None, None)), mean) for x, mean in zip(series.x, means, strict=True)]
+    up = [None if high is None or mean is None else high - mean for _, high, mean in ends]
+    down = [None if low is None or mean is None else mean - low for low, _, mean in ends]
     return {"array": up, "arrayminus": down, "color": colour, "thickness": 2, "width": 0}
 
 
@@ -229,21 +276,3 @@ def _add_level(figure: go.Figure, suffix: str, y: float) -> None:
     figure.add_shape(
         type="line", xref=f"x{suffix} domain", yref=f"y{suffix}", x0=0, x1=1, y0=y, y1=y, line=line, layer="below"
     )
-
-
-def _add_mark(figure: go.Figure, mark: Mark, suffix: str) -> None:
-    colour = theme.look(mark.kind).line if mark.kind else theme.MUTED
-    up = {"xref": f"x{suffix}", "yref": f"y{suffix} domain", "y0": 0, "y1": 1, "layer": "below"}
-    if mark.stop is None:
-        line = {"color": colour, "width": 1.5, "dash": "dot"}
-        figure.add_shape(type="line", x0=mark.start, x1=mark.start, line=line, **up)
-    else:
-        tint = theme.transparent(colour, 0.08)
-        half = 0.5
-        figure.add_shape(
-            type="rect", x0=mark.start - half, x1=mark.stop + half, fillcolor=tint, line={"width": 0}, **up
-        )
-    middle = mark.start if mark.stop is None else (mark.start + mark.stop) / 2
-    font = {"size": theme.SMALL_SIZE, "color": colour}
-    at = {"xref": f"x{suffix}", "yref": f"y{suffix} domain", "x": middle, "y": 1, "yanchor": "bottom"}
-    figure.add_annotation(theme.note(escape(mark.label), **at, font=font))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,10 +15,13 @@ from rich.text import Text
 
 from . import theme
 from .layout import every
+from .panel import Panel
 from .text import readable_token, visible
 
 _SHADES = " .:=+*#%@"
 _NEGATIVE = "-"
+_HATCH = "/"
+_GREY = "rgb(118,126,140)"
 _LABEL = 24
 
 
@@ -32,6 +35,7 @@ class TerminalHeatmap:
     kind: str
     subject_rows: Sequence[int]
     layers: Sequence[int]
+    faint: Bool[ndarray, "row layer"]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         colour = console.color_system is not None and not console.no_color
@@ -39,14 +43,17 @@ class TerminalHeatmap:
         label = min(_LABEL, max(cell_len(text) for text in self._labels(plain)), options.max_width // 3)
         room = max(1, options.max_width - label - 2)
         size = -(-len(self.layers) // room)
-        bins = _binned(self.values, size)
+        bins, faint = _binned(self.values, size), _binned_marks(self.values, self.faint, size)
         wide = max(1, min(4, room // bins.shape[1]))
         if self.title:
             yield Text(visible(self.title), style="bold", overflow="ellipsis", no_wrap=True)
         for row, text in enumerate(self._labels(plain)):
-            yield self._row(bins[row], text, label, wide, row in set(self.subject_rows), colour)
+            cells = list(zip(bins[row], faint[row], strict=True))
+            yield self._row(cells, text, label, wide, row in set(self.subject_rows), colour)
         yield Text(" " * (label + 1) + _axis([self.layers[i * size] for i in range(bins.shape[1])], wide))
         yield self._legend(label, colour, size)
+        if self.faint.any():
+            yield Text(f"{' ' * (label + 1)}{_HATCH} not told apart from 0", no_wrap=True, overflow="ellipsis")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(24, options.max_width)
@@ -63,23 +70,25 @@ class TerminalHeatmap:
         return float(max(finite.max(initial=0.0), 0.0) or np.abs(finite).max(initial=0.0)) or 1.0
 
     def _row(
-        self, cells: Float[ndarray, " bin"], text: str, label: int, wide: int, subject: bool, colour: bool
+        self, cells: Sequence[tuple[float, bool]], text: str, label: int, wide: int, subject: bool, colour: bool
     ) -> Text:
         line = Text(" " * (label - cell_len(text)) + set_cell_size(text, min(label, cell_len(text))), no_wrap=True)
         line.stylize("bold" if subject else "")
         line.append(" ")
-        for value in cells:
-            self._paint(line, float(value), wide, colour)
+        for value, faint in cells:
+            self._paint(line, float(value), wide, colour, bool(faint))
         return line
 
-    def _paint(self, line: Text, value: float, wide: int, colour: bool) -> None:
+    def _paint(self, line: Text, value: float, wide: int, colour: bool, faint: bool = False) -> None:
         if not np.isfinite(value):
             line.append(" " * wide)
         elif colour:
             red, green, blue = theme.cell_colour(theme.look(self.kind).scale, value, self._top)
-            line.append(" " * wide, style=f"on rgb({red},{green},{blue})")
+            ink = f"{_GREY} " if faint else ""
+            line.append((_HATCH if faint else " ") * wide, style=f"{ink}on rgb({red},{green},{blue})")
         else:
-            line.append(_shade(value, self._top) * wide)
+            shade = _shade(value, self._top)
+            line.append(((_HATCH + shade) * wide)[:wide] if faint else shade * wide)
 
     def _legend(self, label: int, colour: bool, size: int) -> Text:
         finite = self.values[np.isfinite(self.values)]
@@ -103,13 +112,20 @@ def terminal_heatmap(
     kind: str = "mlp",
     subject_rows: Sequence[int] = (),
     layers: Sequence[int] | None = None,
+    q: Float[ndarray, "row layer"] | None = None,
+    alpha: float = 0.05,
+    n: ndarray | int | None = None,
 ) -> TerminalHeatmap:
-    """A heatmap that rich prints: `Console().print(terminal_heatmap(...))`."""
+    """A heatmap that rich prints: `Console().print(terminal_heatmap(...))`.
+
+    `q`, `alpha` and `n` as in `Panel`: cells not told apart from zero are drawn with strokes.
+    """
     grid = np.asarray(values, dtype=float)
     if grid.ndim != 2 or grid.shape[0] != len(rows) or 0 in grid.shape:
         raise ValueError(f"values {grid.shape} must be (row, layer) with one of the {len(rows)} rows each")
     names = range(grid.shape[1]) if layers is None else layers
-    return TerminalHeatmap(grid, list(rows), title, kind, tuple(subject_rows), list(names))
+    hatched = Panel(grid, list(rows), n=n, q=q, alpha=alpha).hatched
+    return TerminalHeatmap(grid, list(rows), title, kind, tuple(subject_rows), list(names), hatched)
 
 
 def _binned(values: Float[ndarray, "row layer"], size: int) -> Float[ndarray, "row bin"]:
@@ -119,6 +135,17 @@ def _binned(values: Float[ndarray, "row layer"], size: int) -> Float[ndarray, "r
     grouped = padded.reshape(values.shape[0], -1, size)
     best = np.where(np.isnan(grouped), -np.inf, grouped).max(-1)
     return np.where(np.isinf(best), np.nan, best)
+
+
+def _binned_marks(
+    values: Float[ndarray, "row layer"], marks: Bool[ndarray, "row layer"], size: int
+) -> Bool[ndarray, "row bin"]:
+    """The mark of each bin's largest value."""
+    spare = ((0, 0), (0, -values.shape[1] % size))
+    best = np.pad(np.where(np.isnan(values), -np.inf, values), spare, constant_values=-np.inf)
+    places = best.reshape(values.shape[0], -1, size).argmax(-1)[..., None]
+    grouped = np.pad(marks, spare).reshape(values.shape[0], -1, size)
+    return np.asarray(np.take_along_axis(grouped, places, -1)[..., 0])
 
 
 def _shade(value: float, top: float) -> str:

@@ -6,6 +6,7 @@ lightness falls monotonically, and its own marker and dash, so that nothing rest
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,20 +46,49 @@ _GREENS = ("#f7fcf5", "#e5f5e0", "#c7e9c0", "#a1d99b", "#74c476", "#41ab5d", "#2
 _REDS = ("#fff5f0", "#fee0d2", "#fcbba1", "#fc9272", "#fb6a4a", "#ef3b2c", "#cb181d", "#a50f15", "#67000d")
 _PURPLES = ("#fcfbfd", "#efedf5", "#dadaeb", "#bcbddc", "#9e9ac8", "#807dba", "#6a51a3", "#54278f", "#3f007d")
 
+_SEVERED = ("Hidden state, MLP severed", "Hidden state, attention severed")
 KINDS = {
     "mlp": Look("MLP", "#0a7d53", "solid", "circle", _GREENS),
     "attn": Look("Attention", "#cf3a24", "dash", "square", _REDS),
     "hidden": Look("Hidden state", "#6a51a3", "dot", "diamond", _PURPLES),
+    "hidden-no-mlp": Look(_SEVERED[0], "#b35300", "dashdot", "diamond-wide", _PURPLES),
+    "hidden-no-attn": Look(_SEVERED[1], "#0b6e99", "longdash", "diamond-tall", _PURPLES),
 }
+ANSWERS = {
+    "original": Look("Original answer", "#0b6e99", "solid", "circle", _PURPLES),
+    "target": Look("Target answer", "#b35300", "dash", "square", _PURPLES),
+    "control": Look("Other answers", "#566071", "dot", "diamond", _PURPLES),
+}
+"""Lines of the contrast probe: colour and dash together, always."""
+
+STAGES = {"enrichment": "#00795c", "extraction": "#6a51a3", "promotion": "#a83253"}
+"""Tints of JEEP's stages of recall."""
 
 
 def look(kind: str | None, place: int = 0) -> Look:
-    """The look of a kind; anything else takes the next free colour."""
-    if kind is not None and str(kind) in KINDS:
-        return KINDS[str(kind)]
+    """The look of a kind; anything else takes the next free colour. A head is drawn as attention, in its own colour."""
+    known = KINDS | ANSWERS
+    if kind is not None and str(kind) in known:
+        return known[str(kind)]
+    label, scale = str(kind or ""), _PURPLES
+    if (head := head_of(label)) is not None:
+        label, scale, place = f"Attention, head {head}", _REDS, head
     colour = SERIES[place % len(SERIES)]
     symbols, dashes = ("circle", "square", "diamond", "triangle-up"), ("solid", "dash", "dot", "dashdot")
-    return Look(str(kind or ""), colour, dashes[place % 4], symbols[place % 4], _PURPLES)
+    return Look(label, colour, dashes[place % 4], symbols[place % 4], scale)
+
+
+def head_of(kind: str) -> int | None:
+    """The head that a kind such as `attn.h3` names."""
+    found = re.fullmatch(r"attn\.h(\d+)", str(kind))
+    return int(found[1]) if found else None
+
+
+def mark_colour(kind: str | None) -> str:
+    """The tint of a marked stretch: a stage's, a kind's, or grey."""
+    if kind is None:
+        return MUTED
+    return STAGES.get(str(kind)) or look(kind).line
 
 
 def colorscale(colours: tuple[str, ...]) -> list[list[float | str]]:

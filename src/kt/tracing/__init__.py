@@ -4,7 +4,23 @@ from .aggregate import Curve, RoleGrid
 from .balance import Balance, balance_factor
 from .roles import ROLES
 from .run import causal_trace
+from .screen import Screen, screen
 from .settings import MIN_GAP
 from .trace import Trace, TracedFact
+from .windows import Inflation, peak_inflation
 
-__all__ = ["MIN_GAP", "ROLES", "Balance", "Curve", "RoleGrid", "Trace", "TracedFact", "balance_factor", "causal_trace"]
+__all__ = [
+    "MIN_GAP",
+    "ROLES",
+    "Balance",
+    "Curve",
+    "Inflation",
+    "RoleGrid",
+    "Screen",
+    "Trace",
+    "TracedFact",
+    "balance_factor",
+    "causal_trace",
+    "peak_inflation",
+    "screen",
+]

@@ -33,7 +33,6 @@ from numpy import ndarray
 
 from ..artifacts import read_json, write_json
 from ..errors import BadFile, WorkFailed
-from ..sites import Kind
 from ..stats import bootstrap_mean_grid
 from .aggregate import role_effects
 from .roles import ROLES
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from .trace import Trace
 
 SHARE = 0.5
-MODULES = (Kind.ATTN, Kind.MLP)
+MODULES = ("attn", "mlp")
 
 
 class FactBalance(NamedTuple):

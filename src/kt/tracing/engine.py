@@ -5,37 +5,47 @@ The batches are a matter of speed and memory only: no number depends on them bey
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
 from ..errors import WorkFailed
 from ..model import TracedModel
 from ..progress import Progress
-from ..sites import Kind
+from ..sites import Site
 from .cases import Case, equal_lengths
 from .corrupt import Corruption
-from .patch import PATCH_ORDER, Group, chunks, patched_run, rows_at
+from .patch import Group, Side, chunks, patched_run, rows_at, window_layers
+from .patches import Patch, Source, heads
 from .probe import Shortcuts
-from .runs import Corrupted, clean_values, corrupted_run, joined, prefix_is_reusable, readout, whole
+from .runs import Run, joined, prefix_is_reusable, run_rows
 
 _MEMORY = {"cuda": 2 << 30, "cpu": 64 << 20}
 """Bytes of one trace's largest activations and logits, which set the default `max_rows`."""
 
 
 class Plan(NamedTuple):
-    """What is the same for all facts of a run."""
+    """What is the same for all facts of a run; `kinds` are labels of patches.
 
-    kinds: tuple[Kind, ...]
+    `only` names, for each of the caller's facts, the (layer, token) cells to patch by label; the others come out NaN.
+    """
+
+    kinds: tuple[str, ...]
     window: int
     max_rows: int
     min_gap: float
     shortcuts: Shortcuts
+    direction: str = "denoise"
+    only: Sequence[Mapping[str, Bool[ndarray, "layer token"]]] | None = None
+
+    @property
+    def patches(self) -> tuple[Patch, ...]:
+        return tuple(Patch.parse(kind) for kind in self.kinds)
 
 
 class Outcome(NamedTuple):
@@ -48,7 +58,7 @@ class Outcome(NamedTuple):
     corruption: Corruption
     clean: Float[ndarray, " metric"]
     corrupted: Float[ndarray, "metric sample"]
-    patched: dict[Kind, Float[ndarray, "metric layer token sample"]] | None
+    patched: dict[str, Float[ndarray, "metric layer token sample"]] | None
 
 
 def default_max_rows(model: TracedModel, length: int) -> int:
@@ -86,51 +96,78 @@ def _groups(model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption
 
 
 def _run_group(model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption], plan: Plan) -> list[Outcome]:
-    ids = torch.tensor([c.ids for c in cases], device=model.device)
     answers, foils = torch.tensor([c.answer_id for c in cases]), torch.tensor([c.foil_id for c in cases])
-    clean = readout(model.logits(whole(ids))[:, -1], answers, foils).cpu().numpy()
-    run = _corrupted(model, cases, made, plan, answers, foils)
-    corrupted = run.scores.cpu().numpy().copy().reshape(2, len(cases), made[0].samples)
+    noising = plan.direction == "noise"
+    clean_run = _rows(model, cases, None, plan, answers, foils, base=noising)
+    corrupted_run = _rows(model, cases, made, plan, answers, foils, base=not noising)
+    clean = clean_run.scores.cpu().numpy()
+    corrupted = corrupted_run.scores.cpu().numpy().copy().reshape(2, len(cases), made[0].samples)
     for case, before, after in zip(cases, clean.T, corrupted.swapaxes(0, 1), strict=True):
-        _must_be_finite(case, before, after)
+        must_be_finite(case, before, after)
     gaps = np.abs(clean[1] - corrupted[1].mean(-1, dtype=np.float64))
     alive = [i for i in range(len(cases)) if gaps[i] >= plan.min_gap]
     patched = {}
     if alive:
-        values = clean_values(model, ids, plan.kinds)
-        group = Group(values, run, answers, foils, ids.shape[1], made[0].samples, plan.shortcuts.grow)
-        patched = _patched(model, group, plan, alive, [m.first for m in made], clean, corrupted)
+        sides = Side(clean_run, 1), Side(corrupted_run, made[0].samples)
+        base, donor = sides if noising else sides[::-1]
+        group = Group(
+            base,
+            donor,
+            answers,
+            foils,
+            len(cases[0].ids),
+            made[0].samples,
+            plan.patches,
+            heads(model)[1] if any(p.head is not None for p in plan.patches) else 0,
+            plan.shortcuts.grow,
+        )
+        only = None if plan.only is None else {i: plan.only[case.index] for i, case in enumerate(cases)}
+        ends = (np.broadcast_to(clean[:, :, None], corrupted.shape), corrupted)
+        patched = _patched(model, group, plan, alive, [m.first for m in made], ends if noising else ends[::-1], only)
     outcomes = []
     for i, case in enumerate(cases):
         found = {kind: values[:, i].copy() for kind, values in patched.items()} if i in alive else None
-        _must_be_finite(case, *(found or {}).values())
+        for kind, values in (found or {}).items():
+            must_be_finite(case, values if plan.only is None else values[:, plan.only[case.index][kind]])
         outcomes.append(Outcome(case, made[i], clean[:, i], corrupted[:, i], found))
     return outcomes
 
 
-def _corrupted(
+def _rows(
     model: TracedModel,
     cases: Sequence[Case],
-    made: Sequence[Corruption],
+    made: Sequence[Corruption] | None,
     plan: Plan,
     answers: Tensor,
     foils: Tensor,
-) -> Corrupted:
-    """The corrupted run of all cases and samples, at most `max_rows` rows at a time."""
-    length = len(cases[0].ids)
-    reuse = plan.shortcuts.reuse and prefix_is_reusable(model, length)
-    rows = [(i, s) for i in range(len(cases)) for s in range(made[0].samples)]
+    base: bool,
+) -> Run:
+    """The clean run of all cases (`made` None), or the corrupted one of all samples; `max_rows` rows at a time.
+
+    As the base it keeps what patched runs start from and hold severed modules at, as the donor what they patch in.
+    """
+    prefix = plan.shortcuts.reuse and prefix_is_reusable(model, len(cases[0].ids))
+    sources = _sources(plan.patches, model.n_layers, base)
+    rows = [(i, s) for i in range(len(cases)) for s in range(made[0].samples if made else 1)]
     parts = []
     for at in range(0, len(rows), plan.max_rows):
         block = rows[at : at + plan.max_rows]
         which = torch.tensor([i for i, _ in block])
-        ids = torch.tensor([made[i].ids for i, _ in block], device=model.device)
-        noise = _placed_noise(cases, made, block)
-        parts.append(corrupted_run(model, ids, noise, answers[which], foils[which], reuse))
+        ids = torch.tensor([made[i].ids if made else cases[i].ids for i, _ in block], device=model.device)
+        noise = placed_noise(cases, made, block) if made else None
+        parts.append(
+            run_rows(model, ids, noise, answers[which], foils[which], start=base, prefix=prefix, sources=sources)
+        )
     return joined(parts)
 
 
-def _placed_noise(
+def _sources(patches: Sequence[Patch], n_layers: int, base: bool) -> set[Source]:
+    if base:
+        return {Source(Site(p.severed, layer), "value") for p in patches if p.severed for layer in range(n_layers)}
+    return {patch.source(layer) for patch in patches for layer in range(n_layers)}
+
+
+def placed_noise(
     cases: Sequence[Case], made: Sequence[Corruption], rows: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "row pos d_embed"] | None:
     """The draws at the subjects' tokens, zeros elsewhere."""
@@ -151,34 +188,38 @@ def _patched(
     plan: Plan,
     alive: Sequence[int],
     first: Sequence[int],
-    clean: Float[ndarray, "metric fact"],
-    corrupted: Float[ndarray, "metric fact sample"],
-) -> dict[Kind, Float[ndarray, "metric fact layer token sample"]]:
+    ends: tuple[Float[ndarray, "metric fact sample"], Float[ndarray, "metric fact sample"]],
+    only: Mapping[int, Mapping[str, ndarray]] | None,
+) -> dict[str, Float[ndarray, "metric fact layer token sample"]]:
     """Every patched run; cells that are not run keep the value that they are known to have.
 
-    That value is the corrupted run's, and the clean run's where the last block's output at the last token is restored.
+    That value is the base run's, and the donor's where the last block's output at the last token is replaced: `ends`.
     """
     n_layers, last = model.n_layers, group.length - 1
-    shape = (2, corrupted.shape[1], n_layers, group.length, group.samples)
-    found = {k: np.broadcast_to(corrupted[:, :, None, None], shape).copy() for k in plan.kinds}
-    if Kind.RESID in found:
+    base, donor = ends
+    shape = (*base.shape[:2], n_layers, group.length, group.samples)
+    found = {k: np.broadcast_to(base[:, :, None, None], shape).copy() for k in plan.kinds}
+    for kind, patch in zip(plan.kinds, group.patches, strict=True):
         for layer in range(n_layers):
-            if layer - (-plan.window // 2) >= n_layers:
-                found[Kind.RESID][:, :, layer, last] = clean[:, :, None]
+            if patch.is_hidden and window_layers(layer, plan.window, n_layers).stop == n_layers:
+                found[kind][:, :, layer, last] = donor
     for token in range(min(first), group.length):
         facts = [i for i in alive if first[i] <= token]
-        rows = rows_at(token, group.length, facts, plan.kinds, plan.window, n_layers, group.samples)
+        rows = rows_at(token, group.length, facts, group.patches, plan.window, n_layers, group.samples, only)
         for some in chunks(rows, plan.max_rows):
             scores = patched_run(model, group, some, token).cpu().numpy()
-            for k, kind in enumerate(PATCH_ORDER):
-                mine = some.kind == k
+            for k, kind in enumerate(plan.kinds):
+                mine = some.patch == k
                 if mine.any():
                     at = some[mine]
                     found[kind][:, at.fact, at.layer, token, at.sample] = scores[:, mine]
+    for i, cells in (only or {}).items():
+        for kind in plan.kinds:
+            found[kind][:, i, ~cells[kind]] = np.nan
     return found
 
 
-def _must_be_finite(case: Case, *values: ndarray) -> None:
+def must_be_finite(case: Case, *values: ndarray) -> None:
     if not all(np.isfinite(v).all() for v in values):
         raise WorkFailed(
             f"fact {case.index} ({case.fact.prompt!r}): the model gives numbers that are not finite; "

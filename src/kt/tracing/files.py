@@ -14,12 +14,14 @@ from numpy import ndarray
 from ..artifacts import load_arrays, save_arrays
 from ..errors import BadFact, BadFile
 from ..prompts import Span
-from ..sites import Kind
 from .cases import LeftOut
+from .patches import Patch
 from .trace import METRICS, Trace, TracedFact
 
 FILE_KIND = "trace"
-_SAME = ("model", "revision", "n_layers", "window", "corrupt", "keep", "min_gap")
+OLDER = {"direction": "denoise", "method": "exact"}
+"""What files said nothing of while there was no choice."""
+_SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "method", "keep", "min_gap")
 """What traces must share before their facts are averaged together."""
 
 
@@ -36,7 +38,7 @@ def save(trace: Trace, path: str | os.PathLike[str]) -> Path:
         arrays,
         {
             "kind": FILE_KIND,
-            "kinds": [str(kind) for kind in trace.kinds],
+            "kinds": list(trace.kinds),
             "facts": [_described(fact) for fact in trace.facts],
             "left_out": [fact._asdict() for fact in trace.left_out],
             "run": dict(trace.metadata),
@@ -52,11 +54,11 @@ def load(path: str | os.PathLike[str]) -> Trace:
     """
     arrays, header = load_arrays(path, kind=FILE_KIND)
     try:
-        kinds = tuple(Kind(kind) for kind in header["kinds"])
+        kinds = tuple(Patch.parse(kind).label for kind in header["kinds"])
         facts = tuple(_read(fact, i, kinds, arrays) for i, fact in enumerate(header["facts"]))
         left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
-        return Trace(facts, kinds, left_out, header["run"])
-    except (KeyError, TypeError, ValueError) as error:
+        return Trace(facts, kinds, left_out, OLDER | header["run"])
+    except (KeyError, TypeError, ValueError, BadFact) as error:
         raise BadFile(f"{path}: not a whole trace ({type(error).__name__}: {error}); trace again") from error
 
 
@@ -103,7 +105,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _names(trace: Trace) -> str:
-    return ", ".join(str(kind) for kind in trace.kinds)
+    return ", ".join(trace.kinds)
 
 
 def _described(fact: TracedFact) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def _described(fact: TracedFact) -> dict[str, Any]:
     return plain | {"clean": dict(fact.clean), "span": list(fact.span)}
 
 
-def _read(fact: dict[str, Any], i: int, kinds: Sequence[Kind], arrays: dict[str, ndarray]) -> TracedFact:
+def _read(fact: dict[str, Any], i: int, kinds: Sequence[str], arrays: dict[str, ndarray]) -> TracedFact:
     lists = {name: tuple(fact[name]) for name in ("ids", "tokens", "roles")}
     return TracedFact(
         **fact

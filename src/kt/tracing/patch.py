@@ -1,9 +1,9 @@
-"""Patched runs: one trace per patched token, all layers, kinds, facts and samples as rows of a growing batch.
+"""Patched runs: one trace per patched token, all layers, patches, facts and samples as rows of a growing batch.
 
-A run patched at layer l and token t equals the corrupted run below l and left of t. So a row starts at the first
-layer that it patches, from the corrupted run's own block input, and holds only the tokens from t on; what these see
-of earlier tokens comes from the corrupted run's keys and values. The traced model's own input is one dummy row: its
-masks and rotary tables have batch 1 and serve any number of rows.
+A run patched at layer l and token t equals its base run below l and left of t. So a row starts at the first layer that
+it patches, from the base run's own block input, and holds only the tokens from t on; what these see of earlier tokens
+comes from the base run's keys and values. The traced model's own input is one dummy row: its masks and rotary tables
+have batch 1 and serve any number of rows.
 
 Without a reusable prefix (recurrent layers, a short sliding window) rows hold all tokens. Where a model does not let
 the batch grow, all rows are there from the first block, idle until they enter. probe.py finds out which holds.
@@ -11,9 +11,9 @@ the batch grow, all rows are there from the first block, idle until they enter. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +23,8 @@ from torch import Tensor
 
 from ..model import TracedModel
 from ..sites import Kind, Site
-from .runs import Corrupted, new_cache, readout, saved
-
-PATCH_ORDER = (Kind.ATTN, Kind.MLP, Kind.RESID)
-"""The order in which a block computes them: nnsight reads a forward in its own order."""
+from .patches import End, Patch, Source
+from .runs import ORDER, Run, at, new_cache, readout, saved
 
 
 def window_layers(layer: int, width: int, n_layers: int) -> range:
@@ -34,16 +32,33 @@ def window_layers(layer: int, width: int, n_layers: int) -> range:
     return range(max(0, layer - width // 2), min(n_layers, layer - (-width // 2)))
 
 
+class Side(NamedTuple):
+    """One of a group's two runs: `samples` rows for each fact, or one that serves all samples."""
+
+    run: Run
+    samples: int
+
+    def places(self, rows: Rows, like: Tensor) -> Int[Tensor, " row"]:
+        """The row of this run that belongs to each patched row."""
+        return torch.as_tensor(rows.fact * self.samples + rows.sample % self.samples, device=like.device)
+
+    def read(self, source: Source, rows: Rows, token: int) -> Float[Tensor, "row d"]:
+        values = self.run.values[source]
+        return values[self.places(rows, values), token]
+
+
 @dataclass(frozen=True)
 class Group:
-    """Facts with equal token counts, after their clean and corrupted runs."""
+    """Facts with equal token counts, after the runs that patched ones start from (`base`) and take from (`donor`)."""
 
-    clean: dict[Site, Float[Tensor, "fact pos d_model"]]
-    corrupted: Corrupted
+    base: Side
+    donor: Side
     answers: Int[Tensor, " fact"]
     foils: Int[Tensor, " fact"]
     length: int
     samples: int
+    patches: tuple[Patch, ...]
+    head_size: int = 0
     grow: bool = True
 
 
@@ -52,7 +67,8 @@ class Rows:
     """Patched runs, one entry a row, sorted by the layer at which they enter."""
 
     fact: Int[ndarray, " row"]
-    kind: Int[ndarray, " row"]  # index into PATCH_ORDER
+    patch: Int[ndarray, " row"]  # index into the group's patches
+    hidden: Int[ndarray, " row"]  # 1 where the patch is of the residual stream
     layer: Int[ndarray, " row"]  # the window's centre
     first: Int[ndarray, " row"]
     stop: Int[ndarray, " row"]
@@ -65,39 +81,43 @@ class Rows:
         return Rows(*(getattr(self, name)[at] for name in self.__dataclass_fields__))
 
     @property
-    def is_hidden(self) -> ndarray:
-        return self.kind == PATCH_ORDER.index(Kind.RESID)
-
-    @property
     def enters(self) -> Int[ndarray, " row"]:
         """The first block to run. A patched block output is the next block's input."""
-        return self.first + self.is_hidden
+        return self.first + self.hidden
 
-    def patched(self, kind: Kind, layer: int) -> Int[ndarray, " row"]:
-        """The rows whose value of `kind` is overwritten inside block `layer`."""
-        inside = (self.enters <= layer) & (layer < self.stop)
-        return np.flatnonzero(inside & (self.kind == PATCH_ORDER.index(kind)))
+    def of(self, patches: Sequence[int]) -> Int[ndarray, " row"]:
+        return np.isin(self.patch, patches)
 
 
 def rows_at(
-    token: int, length: int, facts: Sequence[int], kinds: Sequence[Kind], window: int, n_layers: int, samples: int
+    token: int,
+    length: int,
+    facts: Sequence[int],
+    patches: Sequence[Patch],
+    window: int,
+    n_layers: int,
+    samples: int,
+    only: Mapping[int, Mapping[str, ndarray]] | None = None,
 ) -> Rows:
     """The rows that patch `token`, without those whose result is known.
 
     In the last block only the last token reaches the prediction: a patch confined to it elsewhere changes nothing.
-    A block output restored in the last block at the last token is the clean run.
+    A block output replaced in the last block at the last token is the donor run's end. `only` names by fact and label
+    the (layer, token) cells that are wanted; without it all are.
     """
     cells = []
-    for kind in kinds:
+    for number, patch in enumerate(patches):
         for layer in range(n_layers):
             span = window_layers(layer, window, n_layers)
             confined = span.start == n_layers - 1 and token < length - 1
-            restored = kind is Kind.RESID and span.stop == n_layers and token == length - 1
-            if not confined and not restored:
-                cells.append((PATCH_ORDER.index(kind), layer, span.start, span.stop))
+            replaced = patch.is_hidden and span.stop == n_layers and token == length - 1
+            if not confined and not replaced:
+                wanted = [f for f in facts if only is None or only[f][patch.label][layer, token]]
+                cells.append((wanted, (number, int(patch.is_hidden), layer, span.start, span.stop)))
     table = np.array(
-        [(fact, *cell, sample) for cell in cells for fact in facts for sample in range(samples)], dtype=np.int64
-    ).reshape(-1, 6)
+        [(fact, *cell, sample) for wanted, cell in cells for fact in wanted for sample in range(samples)],
+        dtype=np.int64,
+    ).reshape(-1, 7)
     rows = Rows(*table.T)
     return rows[np.argsort(rows.enters, kind="stable")]
 
@@ -111,7 +131,7 @@ def chunks(rows: Rows, size: int) -> Iterator[Rows]:
 @torch.no_grad()
 def patched_run(model: TracedModel, group: Group, rows: Rows, token: int) -> Float[Tensor, "metric row"]:
     """p(r) and logit difference of every row, patched at `token`, in one trace."""
-    start = token if group.corrupted.prefixes is not None else 0
+    start = token if group.base.run.prefixes is not None else 0
     width = 1 if group.grow else len(rows)
     cache = _opened_cache(model, group, start, width)
     facts = torch.as_tensor(rows.fact)
@@ -123,14 +143,47 @@ def patched_run(model: TracedModel, group: Group, rows: Rows, token: int) -> Flo
             _let_in(model, group, rows, layer, token, start)
             if cache is not None:
                 _fit_cache(cache, group, rows[:alive], layer, start)
-            for kind in PATCH_ORDER:
-                patched = rows.patched(kind, layer)
-                if len(patched):
-                    values = _clean(group, rows[patched], Site(kind, layer), token)
-                    here = model.value(Site(kind, layer), alive)
-                    here[torch.as_tensor(patched, device=here.device), token - start] = values.to(here.device)
+            for kind, end in ORDER:
+                source = Source(Site(kind, layer), end)
+                written = list(_overwritten(group, rows, source, token))
+                if written:
+                    here = at(model, source, alive)
+                    for where, values in written:
+                        places, columns = (torch.as_tensor(w, device=here.device) for w in where)
+                        here[places, token - start, columns] = values.to(here.device)
         scores.append(saved(readout(model.last_logits()[:, -1], answers, foils)))
     return scores[0]
+
+
+Where = tuple[Int[ndarray, "row 1"], Int[ndarray, "row_or_1 d"]]
+
+
+def _overwritten(group: Group, rows: Rows, source: Source, token: int) -> Iterator[tuple[Where, Tensor]]:
+    """What a source's tensor gets at the patched token: (rows, columns), and the values there.
+
+    First the donor's values inside each row's window, then the base's own where a module is severed.
+    """
+    (kind, layer), end = (source.site.kind, source.site.layer), source.end
+    patched = [i for i, p in enumerate(group.patches) if p.kind is kind and p.end == end]
+    here = np.flatnonzero((rows.enters <= layer) & (layer < rows.stop) & rows.of(patched))
+    if len(here):
+        values = group.donor.read(source, rows[here], token)
+        columns = _columns(group, rows[here], end, values.shape[1])
+        values = values.gather(1, torch.as_tensor(columns, device=values.device).expand(len(here), -1))
+        yield (here[:, None], columns), values
+    severed = [i for i, p in enumerate(group.patches) if p.severed is kind and end == "value"]
+    held = np.flatnonzero((rows.enters <= layer) & rows.of(severed))
+    if len(held):
+        values = group.base.read(source, rows[held], token)
+        yield (held[:, None], np.arange(values.shape[1])[None]), values
+
+
+def _columns(group: Group, rows: Rows, end: End, width: int) -> Int[ndarray, "row_or_1 d"]:
+    """All columns of a value; of W_o's input those of each row's head."""
+    if end == "value":
+        return np.arange(width)[None]
+    head = np.array([patch.head or 0 for patch in group.patches])[rows.patch]
+    return head[:, None] * group.head_size + np.arange(group.head_size)[None]
 
 
 def _dummy_input(model: TracedModel, width: int, length: int, start: int, cache: Any) -> dict[str, object]:
@@ -148,19 +201,18 @@ def _dummy_input(model: TracedModel, width: int, length: int, start: int, cache:
 
 
 def _let_in(model: TracedModel, group: Group, rows: Rows, layer: int, token: int, start: int) -> None:
-    """Append the rows that enter at this block: the corrupted run's input, patched for `hidden`."""
+    """Append the rows that enter at this block: the base run's input, patched for `hidden`."""
     block = model.block(layer)
     before = block.input  # read even if nobody enters: nnsight then waits for this block before going on
     places = np.flatnonzero(rows.enters == layer)
     if not len(places):
         return
     entering = rows[places]
-    stored = group.corrupted.inputs[layer]
-    source = torch.as_tensor(entering.fact * group.samples + entering.sample, device=stored.device)
-    fresh = stored[source, start:]
-    hidden = np.flatnonzero(entering.is_hidden)
+    stored = group.base.run.inputs[layer]
+    fresh = stored[group.base.places(entering, stored), start:]
+    hidden = np.flatnonzero(entering.hidden)
     if len(hidden):
-        values = _clean(group, entering[hidden], Site(Kind.RESID, layer - 1), token)
+        values = group.donor.read(Source(Site(Kind.RESID, layer - 1), "value"), entering[hidden], token)
         fresh[torch.as_tensor(hidden, device=fresh.device), token - start] = values.to(fresh.device)
     if not group.grow:
         block.input = before.clone().index_copy_(0, torch.as_tensor(places, device=fresh.device), fresh)
@@ -170,17 +222,12 @@ def _let_in(model: TracedModel, group: Group, rows: Rows, layer: int, token: int
         block.input = torch.cat([before, fresh])
 
 
-def _clean(group: Group, rows: Rows, site: Site, token: int) -> Float[Tensor, "row d_model"]:
-    values = group.clean[site]
-    return values[torch.as_tensor(rows.fact, device=values.device), token]
-
-
 def _opened_cache(model: TracedModel, group: Group, start: int, width: int) -> Any:
     """A cache that looks `start` tokens long in every layer, for the dummy rows."""
-    if not start or group.corrupted.prefixes is None:
+    if not start or group.base.run.prefixes is None:
         return None
     cache = new_cache(model)
-    for layer, (keys, values) in enumerate(group.corrupted.prefixes):
+    for layer, (keys, values) in enumerate(group.base.run.prefixes):
         dummy = (held[:1, :, :start].expand(width, -1, -1, -1) for held in (keys, values))
         cache.update(*dummy, layer)
     return cache
@@ -191,6 +238,6 @@ def _fit_cache(cache: Any, group: Group, rows: Rows, layer: int, start: int) -> 
     layers = cache.layers
     if layer:
         layers[layer - 1].keys = layers[layer - 1].values = None
-    keys, values = group.corrupted.prefixes[layer]  # type: ignore[index]
-    source = torch.as_tensor(rows.fact * group.samples + rows.sample, device=keys.device)
+    keys, values = group.base.run.prefixes[layer]  # type: ignore[index]
+    source = group.base.places(rows, keys)
     layers[layer].keys, layers[layer].values = keys[source, :, :start], values[source, :, :start]

@@ -13,8 +13,9 @@ import torch
 
 from ..model import TracedModel
 from ..sites import Kind
-from .patch import PATCH_ORDER, Group, Rows, patched_run
-from .runs import corrupted_run, prefix_is_reusable
+from .patch import Group, Rows, Side, patched_run
+from .patches import Patch
+from .runs import prefix_is_reusable, run_rows
 
 _LENGTH, _TOKEN = 4, 2
 
@@ -36,12 +37,12 @@ def shortcuts(model: TracedModel, reuse_prefix: bool = True) -> Shortcuts:
 def _holds(model: TracedModel, way: Shortcuts) -> bool:
     ids = torch.arange(2 * _LENGTH, device=model.device).reshape(2, _LENGTH) % model.vocab_size
     answers, foils = torch.tensor([1, 2]), torch.tensor([2, 1])
-    whole = corrupted_run(model, ids, None, answers, foils, way.reuse)
-    group = Group({}, whole, answers, foils, _LENGTH, 1, way.grow)
-    late = model.n_layers - 1
-    nothing = np.array([0, late])
-    kind = np.full(2, PATCH_ORDER.index(Kind.MLP))
-    rows = Rows(np.arange(2), kind, nothing, nothing, nothing, np.zeros(2, dtype=np.int64))
+    whole = run_rows(model, ids, None, answers, foils, start=True, prefix=way.reuse)
+    late, none = np.full(2, model.n_layers - 1), np.zeros(2, dtype=np.int64)
+    side = Side(whole, 1)
+    group = Group(side, side, answers, foils, _LENGTH, 1, (Patch(Kind.MLP),), grow=way.grow)
+    nothing = np.array([0, model.n_layers - 1])
+    rows = Rows(np.arange(2), none, none, late, nothing, nothing, none)
     try:
         scores = patched_run(model, group, rows, _TOKEN)
     except torch.OutOfMemoryError:

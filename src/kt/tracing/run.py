@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from jaxtyping import Bool
+from numpy import ndarray
 
 from ..errors import BadFact, WorkFailed
 from ..facts.fact import Fact
@@ -13,6 +16,7 @@ from ..progress import Progress
 from .cases import UNKNOWN, Case, LeftOut, prepare
 from .corrupt import Corruption, embedding_spread, given_noise, swapped, with_noise
 from .engine import Outcome, Plan, default_max_rows, run_all
+from .patches import labels
 from .probe import shortcuts
 from .roles import token_roles
 from .settings import FLAT, MIN_GAP, Settings
@@ -34,11 +38,15 @@ def causal_trace(
     max_rows: int | None = None,
     progress: Progress | None = None,
     reuse_prefix: bool = True,
+    direction: str = "denoise",
+    method: str = "exact",
+    only: Sequence[Mapping[str, Bool[ndarray, "layer token"]]] | None = None,
 ) -> Trace:
     """Restore each kind's clean value at every layer and token of corrupted prompts, and see what comes back.
 
     Args:
-        kinds: `mlp` (output of down_proj), `attn` (output of W_o), `hidden` (residual stream after a block).
+        kinds: `mlp` (output of down_proj), `attn` (output of W_o), `hidden` (residual stream after a block);
+            `hidden-no-mlp`, `hidden-no-attn` (the same with a module severed); `attn.h3` or `heads`: see patches.py.
         metrics: which of `prob` and `logit_diff` the tables show; both are always measured.
         samples: noise draws per fact.
         window: how many layers, centred, are restored together.
@@ -51,14 +59,20 @@ def causal_trace(
         max_rows: most rows in one forward pass; the default follows from the model's size. Results do not depend
             on it beyond rounding.
         progress: called with (facts done, facts in all).
-        reuse_prefix: take earlier tokens' keys and values from the corrupted run where the model allows it.
+        reuse_prefix: take earlier tokens' keys and values from the run patched ones start from, where the model allows.
+        direction: `denoise` puts clean states into the corrupted run, `noise` corrupted ones into the clean run.
+        method: `exact` patches every cell; `atp` estimates all from one backward (see attribution.py, screen.py).
+        only: for each fact the cells to patch, by kind; the others come out NaN.
 
     Raises:
         BadFact: an argument or a fact that cannot be traced as given.
         WorkFailed: no fact is left to trace, or a number is not finite.
     """
     given = noise is not None
-    how = Settings(kinds, metrics, samples, window, noise_scale, corrupt, keep, seed, max_rows, given)
+    how = Settings(
+        kinds, metrics, samples, window, noise_scale, corrupt, keep, seed, max_rows, given, direction, method
+    )
+    named = labels(model, how.kinds)
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     if not facts:
         raise BadFact("there are no facts to trace; give at least one")
@@ -70,20 +84,29 @@ def causal_trace(
         left_out += [LeftOut(c.index, c.fact.id, UNKNOWN) for c in unknown]
     level = None if given or corrupt == "swap" else noise_scale * embedding_spread(model, facts)
     cases, made, lonely = _corruptions(model, cases, how, noise, level, len(facts))
-    plan = Plan(how.sites, window, rows, how.min_gap, shortcuts(model, reuse_prefix))
-    outcomes = run_all(model, cases, made, plan, progress)
+    plan = Plan(named, window, rows, how.min_gap, shortcuts(model, reuse_prefix), direction, only)
+    outcomes = runner(method)(model, cases, made, plan, progress)
     left_out += lonely + [LeftOut(o.case.index, o.case.fact.id, how.flat) for o in outcomes if o.patched is None]
-    traced = tuple(_traced(model, o) for o in outcomes if o.patched is not None)
+    traced = tuple(_traced(model, o, direction) for o in outcomes if o.patched is not None)
     metadata = how.described(model, level) | {
         "samples": sorted({m.samples for m in made}),
         "n_given": len(facts),
         "warnings": _warn(unknown, traced) if keep == "all" else [],
     }
-    trace = Trace(traced, how.sites, tuple(sorted(left_out)), metadata)
+    trace = Trace(traced, named, tuple(sorted(left_out)), metadata)
     if not traced:
         hint = " or keep='all'" if keep == "known" else ""
         raise WorkFailed(f"no fact is left to trace ({trace.why_left_out()}); give other facts{hint}")
     return trace
+
+
+def runner(method: str) -> Callable[..., list[Outcome]]:
+    """What measures all cases: patching them, or estimating that."""
+    if method == "exact":
+        return run_all
+    from . import attribution
+
+    return attribution.run_all
 
 
 def _corruptions(
@@ -102,7 +125,7 @@ def _corruptions(
     return cases, with_noise(model, cases, level or 0.0, how.samples, how.seed), []
 
 
-def _traced(model: TracedModel, outcome: Outcome) -> TracedFact:
+def _traced(model: TracedModel, outcome: Outcome, direction: str) -> TracedFact:
     case, fact = outcome.case, outcome.case.fact
     patched = outcome.patched or {}
     return TracedFact(
@@ -126,6 +149,7 @@ def _traced(model: TracedModel, outcome: Outcome) -> TracedFact:
         clean=dict(zip(METRICS, (float(v) for v in outcome.clean), strict=True)),
         corrupted=dict(zip(METRICS, outcome.corrupted, strict=True)),
         patched={k: dict(zip(METRICS, values, strict=True)) for k, values in patched.items()},
+        direction=direction,
     )
 
 

@@ -1,12 +1,13 @@
 """The clean and the corrupted run of a group of prompts with equal token counts (001, section 3.1).
 
-The corrupted run keeps what patched runs can start from: every block's input, and the keys and values of every
-attention. Patched at (layer l, token t), a run differs from the corrupted one only at layers >= l and tokens >= t.
+One of them is the *base*, which patched runs start from, the other the *donor* of what is patched in. The base keeps
+every block's input, and the keys and values of every attention: patched at (layer l, token t), a run differs from its
+base only at layers >= l and tokens >= t.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,15 +17,25 @@ from torch import Tensor
 from ..model import TracedModel
 from ..prompts import Batch
 from ..sites import Kind, Site
+from .patches import End, Source
+
+ORDER: tuple[tuple[Kind, End], ...] = (
+    (Kind.ATTN, "key"),
+    (Kind.ATTN, "value"),
+    (Kind.MLP, "value"),
+    (Kind.RESID, "value"),
+)
+"""The order in which a block computes them: nnsight reads and writes a forward in its own order."""
 
 Prefix = tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_head"]]
 
 
-class Corrupted(NamedTuple):
-    """The corrupted run of rows = facts x samples (samples innermost)."""
+class Run(NamedTuple):
+    """A forward of one row for each fact, or of facts x samples (samples innermost), and what was kept of it."""
 
     inputs: list[Float[Tensor, "row pos d_model"]]
     prefixes: list[Prefix] | None
+    values: dict[Source, Float[Tensor, "row pos d"]]
     scores: Float[Tensor, "metric row"]
 
 
@@ -48,13 +59,6 @@ def saved(value: Any) -> Any:
     return value.save()
 
 
-def clean_values(
-    model: TracedModel, ids: Int[Tensor, "fact pos"], kinds: Sequence[Kind]
-) -> dict[Site, Float[Tensor, "fact pos d_model"]]:
-    """What W_o, down_proj or the block puts out on the clean prompts, at every layer and token."""
-    return model.read(whole(ids), [Site(kind, layer) for kind in kinds for layer in range(model.n_layers)])
-
-
 def prefix_is_reusable(model: TracedModel, length: int) -> bool:
     """Whether keys and values of earlier tokens say all that later tokens need of them.
 
@@ -71,26 +75,45 @@ def prefix_is_reusable(model: TracedModel, length: int) -> bool:
 
 
 @torch.no_grad()
-def corrupted_run(
+def run_rows(
     model: TracedModel,
     ids: Int[Tensor, "row pos"],
     noise: Float[Tensor, "row pos d_embed"] | None,
     answers: Int[Tensor, " row"],
     foils: Int[Tensor, " row"],
-    keep_prefix: bool,
-) -> Corrupted:
-    """Run corrupted prompts: `ids` with the subject swapped, or with `noise` added to its embeddings."""
-    cache = new_cache(model) if keep_prefix else None
-    arguments = model.inputs(whole(ids), past_key_values=cache, use_cache=keep_prefix)
+    *,
+    start: bool = False,
+    prefix: bool = False,
+    sources: Collection[Source] = (),
+) -> Run:
+    """One forward, with `noise` added to the embeddings.
+
+    Args:
+        start: keep what patched runs start from, every block's input; with `prefix` also all keys and values.
+        sources: whose tensors to keep.
+    """
+    cache = new_cache(model) if start and prefix else None
+    arguments = model.inputs(whole(ids), past_key_values=cache, use_cache=cache is not None)
     inputs: list[Tensor] = []
+    values: dict[Source, Tensor] = {}
     with model.nns.trace(**arguments):
         if noise is not None:
             embedded = model.embed.output
             model.embed.output = (embedded + noise.to(embedded.device)).to(embedded.dtype)
         for layer in range(model.n_layers):
-            inputs.append(model.block(layer).input.clone().save())
+            if start:
+                inputs.append(model.block(layer).input.clone().save())
+            for kind, end in ORDER:
+                source = Source(Site(kind, layer), end)
+                if source in sources:
+                    values[source] = saved(at(model, source, len(ids)).clone())
         scores = saved(readout(model.last_logits()[:, -1], answers, foils))
-    return Corrupted(inputs, None if cache is None else stored(cache, model.n_layers, ids), scores)
+    return Run(inputs, None if cache is None else stored(cache, model.n_layers, ids), values, scores)
+
+
+def at(model: TracedModel, source: Source, rows: int) -> Any:
+    """The live tensor of a source inside a trace."""
+    return model.key(source.site, rows) if source.end == "key" else model.value(source.site, rows)
 
 
 def new_cache(model: TracedModel) -> Any:
@@ -107,13 +130,14 @@ def stored(cache: Any, n_layers: int, ids: Int[Tensor, "row pos"]) -> list[Prefi
     return held if complete and len(held) == n_layers else None
 
 
-def joined(parts: Sequence[Corrupted]) -> Corrupted:
+def joined(parts: Sequence[Run]) -> Run:
     """Runs of several blocks of rows as one."""
     if len(parts) == 1:
         return parts[0]
     inputs = [torch.cat(layer) for layer in zip(*(p.inputs for p in parts), strict=True)]
+    values = {source: torch.cat([p.values[source] for p in parts]) for source in parts[0].values}
     prefixes = None
     if all(p.prefixes is not None for p in parts):
         layers = zip(*(p.prefixes or [] for p in parts), strict=True)
         prefixes = [(torch.cat([k for k, _ in la]), torch.cat([v for _, v in la])) for la in layers]
-    return Corrupted(inputs, prefixes, torch.cat([p.scores for p in parts], 1))
+    return Run(inputs, prefixes, values, torch.cat([p.scores for p in parts], 1))

@@ -4,6 +4,11 @@ A fact's two effects come from means over the draws (001, section 4.1):
 
 prob        mean_S p_patched(r) - mean_S p_corrupted(r)
 logit_diff  (mean_S d_patched - mean_S d_corrupted) / (d_clean - mean_S d_corrupted), d = logit(r) - logit(r'); eq. 8
+
+That is denoising: a clean state in the corrupted run, and what it brings back (what suffices). In the noising direction
+a corrupted state stands in the clean run, and the effect is what it takes away (what is needed): p_clean - mean_S
+p_patched, and (d_clean - mean_S d_patched) over the same denominator. Both are 0 where the patch does nothing and 1
+where the logit difference goes all the way (Zhang & Nanda 2023, arXiv 2309.16042; Heimersheim & Nanda 2024).
 """
 
 from __future__ import annotations
@@ -21,7 +26,6 @@ from numpy import ndarray
 
 from ..errors import BadFact, WorkFailed
 from ..prompts import Span
-from ..sites import Kind
 from .cases import LeftOut
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from .aggregate import Curve, RoleGrid
 
 METRICS = ("prob", "logit_diff")
+DIRECTIONS = ("denoise", "noise")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +64,8 @@ class TracedFact:
     swapped_for: str | None
     clean: Mapping[str, float]
     corrupted: Mapping[str, Float[ndarray, " sample"]]
-    patched: Mapping[Kind, Mapping[str, Float[ndarray, "layer token sample"]]]
+    patched: Mapping[str, Mapping[str, Float[ndarray, "layer token sample"]]]
+    direction: str = "denoise"
 
     @property
     def p_clean(self) -> float:
@@ -79,8 +85,10 @@ class TracedFact:
 
     def effects(self, kind: str, metric: str) -> Float[ndarray, "layer token sample"]:
         """The effect draw by draw; eq. 8's denominator is the mean over draws for each of them."""
-        patched = self.patched[Kind(kind)][metric].astype(np.float64)
+        patched = self.patched[str(kind)][metric].astype(np.float64)
         gained = patched - self.corrupted[metric].astype(np.float64)
+        if self.direction == "noise":
+            gained = self.clean[metric] - patched
         if metric == "prob":
             return gained
         gap = self.ld_clean - self.ld_corrupt
@@ -105,7 +113,7 @@ class Trace:
     """What `causal_trace` returns: traced facts, the facts left out and why, and how it was done."""
 
     facts: tuple[TracedFact, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
     metadata: Mapping[str, Any]
 
@@ -127,7 +135,7 @@ class Trace:
         return "; ".join(f"{n} left out: {reason}" for reason, n in sorted(counts.items())) or "none left out"
 
     def __repr__(self) -> str:
-        kinds = ", ".join(str(kind) for kind in self.kinds)
+        kinds = ", ".join(self.kinds)
         return f"Trace({self.metadata['model']}: {kinds} of {self.n_facts} fact(s); {self.why_left_out()})"
 
     def _repr_html_(self) -> str:
@@ -160,12 +168,12 @@ class Trace:
 
         return curve(self, self.checked(kind, metric), metric, at, n_boot, seed)
 
-    def checked(self, kind: str, metric: str) -> Kind:
-        if str(kind) not in {str(k) for k in self.kinds}:
-            raise BadFact(f"this trace holds {', '.join(map(str, self.kinds))}, not {kind}; trace again with kinds=")
+    def checked(self, kind: str, metric: str) -> str:
+        if str(kind) not in self.kinds:
+            raise BadFact(f"this trace holds {', '.join(self.kinds)}, not {kind}; trace again with kinds=")
         if metric not in METRICS:
             raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
-        return Kind(str(kind))
+        return str(kind)
 
     # Figures ----------------------------------------------------------------------------------------------------
     def heatmap(self, kind: str = "mlp", metric: str = "logit_diff") -> go.Figure:

@@ -1,0 +1,249 @@
+"""Screening: estimate every cell by attribution patching, then patch those exactly that look largest.
+
+An estimate costs about as much as three forwards (attribution.py), so it says cheaply where to look. What is there is
+then measured: `exact` holds the patched runs of each fact's `top` cells, and with `check` those of all cells. Against
+these the estimate is judged: by the rank correlation over cells, and by how many of the truly largest it found.
+
+Cells that hold zero in both maps are left out of correlations. They are zero by construction (left of the corruption,
+or in the last block away from the last token), and agreement on them says nothing.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from ..errors import BadFact
+from ..facts.fact import Fact
+from ..model import TracedModel
+from ..prompts import token_ids
+from ..stats import Interval, bootstrap_mean
+from .run import causal_trace
+from .trace import METRICS, Trace, TracedFact
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+Cells = Mapping[str, Bool[ndarray, "layer token"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """What `screen` returns.
+
+    `exact` holds NaN where nothing was patched; with `complete` it holds every cell. `seconds` are the process's CPU
+    seconds of the `estimate`, of patching the top cells (`exact_top`) and of the whole exact map (`exact`, or None),
+    each with the preparation that it repeats.
+    """
+
+    estimate: Trace
+    exact: Trace
+    metric: str
+    top: int
+    complete: bool
+    seconds: Mapping[str, float | None]
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[TracedFact, TracedFact], ...]:
+        """Each fact's estimate and exact map; a fact that only one of the two traced, within rounding, has no pair."""
+        exact = {fact.index: fact for fact in self.exact.facts}
+        return tuple((fact, exact[fact.index]) for fact in self.estimate.facts if fact.index in exact)
+
+    @cached_property
+    def correlation(self) -> Interval | None:
+        """Spearman's ρ over all cells of a fact, as a mean over facts; None unless the exact map is whole."""
+        return self.correlation_of(None) if self.complete else None
+
+    def correlation_of(self, kind: str | None) -> Interval:
+        """The same over one kind's cells (None: over all kinds'), of whatever was patched."""
+        kinds = self.estimate.kinds if kind is None else (self.estimate.checked(kind, self.metric),)
+        found = []
+        for guess, truth in self.pairs:
+            a, b = (_flat(fact, kinds, self.metric) for fact in (guess, truth))
+            found.append(spearman(a, b))
+        return bootstrap_mean(found)
+
+    @cached_property
+    def correlation_checked(self) -> Interval:
+        """Spearman's ρ over the screened cells alone. They were chosen by the estimate, so this ρ is biased: a narrow
+        range lowers it, and cells that the estimate missed cannot count against it.
+        """
+        found = []
+        for guess, truth in self.pairs:
+            a, b = (_flat(fact, self.estimate.kinds, self.metric) for fact in (guess, truth))
+            chosen = ranks_from_largest(a) <= self.top
+            found.append(spearman(a[chosen], b[chosen]))
+        return bootstrap_mean(found)
+
+    @cached_property
+    def recall(self) -> Interval | None:
+        """The share of a fact's `top` largest exact effects that the screen chose; None unless the map is whole."""
+        if not self.complete:
+            return None
+        found = []
+        for guess, truth in self.pairs:
+            a, b = (ranks_from_largest(_flat(f, self.estimate.kinds, self.metric)) <= self.top for f in (guess, truth))
+            found.append(float((a & b).sum() / b.sum()))
+        return bootstrap_mean(found)
+
+    @property
+    def checked(self) -> pd.DataFrame:
+        """The rows of `to_dataframe` that the screen chose, each fact's largest estimates first."""
+        table = self.to_dataframe()
+        return table[table["rank"] <= self.top].sort_values(["fact", "rank"], ignore_index=True)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per fact, kind, layer and token: role, both effects, and the rank of |estimate|, 1 at the top."""
+        import pandas as pd
+
+        parts = []
+        for guess, truth in self.pairs:
+            kinds = self.estimate.kinds
+            shape = (len(kinds), self.estimate.n_layers, len(guess.tokens))
+            kind, layer, token = (axis.ravel() for axis in np.indices(shape))
+            estimate = _flat(guess, kinds, self.metric)
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "fact": guess.index,
+                        "kind": np.array(kinds, dtype=object)[kind],
+                        "layer": layer,
+                        "token": token,
+                        "role": np.array(guess.roles, dtype=object)[token],
+                        "metric": self.metric,
+                        "estimate": estimate,
+                        "exact": _flat(truth, kinds, self.metric),
+                        "rank": ranks_from_largest(estimate),
+                    }
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+    def figure(self) -> go.Figure:
+        """Estimate against exact effect, cell by cell; on the diagonal the estimate is right."""
+        from ..figures.screen import screen_figure
+        from .show import METRIC_TITLES, NOISE_TITLES
+
+        table = self.to_dataframe().dropna(subset=["exact"])
+        table = table[(table["estimate"] != 0) | (table["exact"] != 0)]
+        titles = NOISE_TITLES if self.estimate.metadata["direction"] == "noise" else METRIC_TITLES
+        texts = {fact.index: fact.tokens for fact in self.estimate.facts}
+        return screen_figure(
+            table["estimate"].to_numpy(),
+            table["exact"].to_numpy(),
+            table["kind"].tolist(),
+            [f"{r.kind}, layer {r.layer}, fact {r.fact}, token {texts[r.fact][r.token]!r}" for r in table.itertuples()],
+            title=f"Attribution patching beside exact patching: {self.estimate.metadata['model']}",
+            subtitle=self.said(),
+            axis=titles[self.metric],
+        )
+
+    def said(self) -> str:
+        """One line: how many cells were patched, how well the estimate ranked them, what it took."""
+        cells = sum(_flat(fact, self.estimate.kinds, self.metric).size for fact, _ in self.pairs)
+        patched = min(self.top * len(self.pairs), cells)
+        rho = f"Spearman over all cells {self.correlation}" if self.correlation else "exact map not asked for"
+        recall = f", top {self.top} found {self.recall}" if self.recall else ""
+        times = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items() if value is not None)
+        return f"{patched} of {cells} cells screened; {rho}{recall}; {times}"
+
+    def __repr__(self) -> str:
+        return f"Screen({self.estimate.metadata['model']}, {self.metric}: {self.said()})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.checked.head(self.top).to_html(index=False)}"
+
+
+def screen(
+    model: TracedModel,
+    facts: Fact | Sequence[Fact],
+    kinds: Sequence[str] = ("mlp", "attn"),
+    top: int = 20,
+    metric: str = "logit_diff",
+    check: bool = False,
+    **options: Any,
+) -> Screen:
+    """Estimate all cells, patch each fact's `top` cells of largest |estimate| exactly, and say how well it went.
+
+    Args:
+        top: cells for each fact, over all kinds together.
+        metric: the effect whose size chooses: `prob` or `logit_diff`.
+        check: also patch every other cell, for the correlation with the whole map and the time that it takes.
+        options: as for `causal_trace`.
+
+    Raises:
+        BadFact: an argument that cannot be used.
+        WorkFailed: no fact is left to trace, or a number is not finite.
+    """
+    if top < 1:
+        raise BadFact(f"top is {top}; give at least 1")
+    if metric not in METRICS:
+        raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
+    if own := {"method", "only"} & set(options):
+        raise BadFact(f"screen sets {', '.join(sorted(own))} itself; leave it out")
+    facts = [facts] if isinstance(facts, Fact) else list(facts)
+    estimate, first = _timed(model, facts, kinds=kinds, method="atp", **options)
+    only = chosen_cells(model, facts, estimate, metric, top)
+    exact, second = _timed(model, facts, kinds=estimate.kinds, only=only, **options)
+    third = None
+    if check:
+        exact, third = _timed(model, facts, kinds=estimate.kinds, **options)
+    return Screen(estimate, exact, metric, top, check, {"estimate": first, "exact_top": second, "exact": third})
+
+
+def chosen_cells(
+    model: TracedModel, facts: Sequence[Fact], estimate: Trace, metric: str, top: int
+) -> list[dict[str, Bool[ndarray, "layer token"]]]:
+    """For each fact in the caller's list, its `top` cells of largest |estimate|; none where it was not traced."""
+    found = []
+    traced = {fact.index: fact for fact in estimate.facts}
+    for i, fact in enumerate(facts):
+        shape = (len(estimate.kinds), estimate.n_layers, len(token_ids(model.tokenizer, fact.prompt)))
+        cells = np.zeros(shape, dtype=bool)
+        if i in traced:
+            cells = (ranks_from_largest(_flat(traced[i], estimate.kinds, metric)) <= top).reshape(shape)
+        found.append(dict(zip(estimate.kinds, cells, strict=True)))
+    return found
+
+
+def ranks_from_largest(values: Float[ndarray, " cell"]) -> Int[ndarray, " cell"]:
+    """1 for the largest |value|, then on; ties in the order given."""
+    ranks = np.empty(len(values), dtype=np.int64)
+    ranks[np.argsort(-np.abs(values), kind="stable")] = np.arange(1, len(values) + 1)
+    return ranks
+
+
+def spearman(first: Float[ndarray, " cell"], second: Float[ndarray, " cell"]) -> float:
+    """Rank correlation with tied ranks averaged, over the cells that both have and that are not zero in both.
+
+    NaN with fewer than three such cells, or where one of the two is constant.
+    """
+    used = np.isfinite(first) & np.isfinite(second) & ((first != 0) | (second != 0))
+    a, b = _ranked(first[used]), _ranked(second[used])
+    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _ranked(values: Float[ndarray, " cell"]) -> Float[ndarray, " cell"]:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def _flat(fact: TracedFact, kinds: Sequence[str], metric: str) -> Float[ndarray, " cell"]:
+    """The effects of all kinds as one axis: kind, layer, token."""
+    return np.concatenate([fact.effect(kind, metric).ravel() for kind in kinds])
+
+
+def _timed(model: TracedModel, facts: Sequence[Fact], **options: Any) -> tuple[Trace, float]:
+    start = time.process_time()
+    return causal_trace(model, facts, **options), time.process_time() - start

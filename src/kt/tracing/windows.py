@@ -1,0 +1,98 @@
+"""What a window adds to a peak: the same facts traced with a window of layers and with single layers.
+
+Restoring several layers together restores more than any of them, so a peak grows with the window and moves with it
+(Zhang & Nanda 2023, arXiv 2309.16042, section 5; ROME's figures have windows of 10). The inflation is the mean effect
+at the window's peak over that at the peak of single layers. `sum_of_single` adds up the single layers' effects inside
+the window: above it, the layers do together what none does alone; below it, they repeat each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from ..errors import BadFact
+from ..stats import Interval, bootstrap_mean, bootstrap_ratio
+from .aggregate import role_effects
+from .patch import window_layers
+from .roles import ROLES
+
+if TYPE_CHECKING:
+    from .trace import Trace
+
+
+class Inflation(NamedTuple):
+    """One kind at one role; layers are those of the peaks, intervals over facts with these layers held fixed."""
+
+    kind: str
+    metric: str
+    role: str
+    window: int
+    layer: int
+    peak: Interval
+    single_layer: int
+    single_peak: Interval
+    sum_of_single: Interval
+    inflation: Interval
+
+    def as_dict(self) -> dict[str, object]:
+        return {n: v.as_dict() if isinstance(v, Interval) else v for n, v in self._asdict().items()}
+
+
+def peak_inflation(
+    wide: Trace, single: Trace, metric: str = "logit_diff", at: str = "subject_last", n_boot: int = 2000, seed: int = 0
+) -> list[Inflation]:
+    """Each kind's peak with a window beside that with single layers, over the facts that both traces hold.
+
+    Raises:
+        BadFact: `single` has a window, the two were not traced alike, or they share no fact.
+    """
+    _must_be_alike(wide, single)
+    found = []
+    for kind in (k for k in wide.kinds if k in single.kinds):
+        one, many = (_effects(t, single if t is wide else wide, kind, metric, at) for t in (single, wide))
+        low, high = int(one.mean(0).argmax()), int(many.mean(0).argmax())
+        inside = window_layers(high, int(wide.metadata["window"]), wide.n_layers)
+        found.append(
+            Inflation(
+                kind,
+                metric,
+                at,
+                int(wide.metadata["window"]),
+                high,
+                bootstrap_mean(many[:, high], n_boot, seed),
+                low,
+                bootstrap_mean(one[:, low], n_boot, seed),
+                bootstrap_mean(one[:, inside.start : inside.stop].sum(1), n_boot, seed),
+                bootstrap_ratio(many[:, high], one[:, low], n_boot, seed),
+            )
+        )
+    return found
+
+
+def _effects(trace: Trace, other: Trace, kind: str, metric: str, at: str) -> Float[ndarray, "fact layer"]:
+    """Effects at a role of the facts that `other` holds too."""
+    shared = {_said(fact) for fact in other.facts}
+    rows = [i for i, fact in enumerate(trace.facts) if _said(fact) in shared]
+    effects = role_effects(trace, trace.checked(kind, metric), metric)[rows, ROLES.index(at)]
+    effects = effects[np.isfinite(effects).all(1)]
+    if not len(effects):
+        raise BadFact(f"the two traces share no fact with a token of role {at!r}; trace the same facts twice")
+    return effects
+
+
+def _said(fact: object) -> tuple[object, ...]:
+    return tuple(getattr(fact, name) for name in ("prompt", "subject", "answer_id", "foil_id"))
+
+
+def _must_be_alike(wide: Trace, single: Trace) -> None:
+    if single.metadata["window"] != 1:
+        raise BadFact(f"the trace to compare with has a window of {single.metadata['window']}; trace it with window=1")
+    for name in ("model", "corrupt", "direction", "method", "noise_scale", "seed", "samples"):
+        held: tuple[Mapping[str, object], Mapping[str, object]] = (wide.metadata, single.metadata)
+        if held[0][name] != held[1][name]:
+            raise BadFact(f"the two traces differ in {name}: {held[0][name]} and {held[1][name]}; trace both alike")
