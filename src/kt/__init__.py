@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from .facts.load import load_facts
     from .loading import load
     from .model import TracedModel
+    from .probing import Probe, Residual, contrast_probe, residual_fact
     from .sites import Kind, Site
-    from .tracing import Balance, Trace, balance_factor, causal_trace
+    from .tracing import Balance, Screen, Trace, balance_factor, causal_trace, peak_inflation, screen
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,13 @@ _HOMES = {
     "Trace": ".tracing",
     "balance_factor": ".tracing",
     "Balance": ".tracing",
+    "screen": ".tracing",
+    "Screen": ".tracing",
+    "peak_inflation": ".tracing",
+    "contrast_probe": ".probing",
+    "Probe": ".probing",
+    "residual_fact": ".probing",
+    "Residual": ".probing",
     "edit": ".editing",
     "Edit": ".editing",
     "EditSession": ".editing",
@@ -60,10 +68,17 @@ __all__ = [  # noqa: RUF022 -- in the order of use
     "Trace",
     "balance_factor",
     "Balance",
+    "screen",
+    "Screen",
+    "peak_inflation",
+    "contrast_probe",
+    "Probe",
     "key_statistics",
     "edit",
     "Edit",
     "EditSession",
+    "residual_fact",
+    "Residual",
     "run_edits",
     "evaluate",
     "Scores",

@@ -18,6 +18,7 @@ from .editing import Edit
 from .evaluation import Scores
 from .facts.fact import Fact
 from .model import TracedModel
+from .probing import Probe, Residual, contrast_probe, residual_fact
 from .progress import Stage
 from .run_folder import FILES
 from .tracing import Balance, Trace, balance_factor, causal_trace
@@ -32,12 +33,14 @@ class Loop:
     edit: Edit
     before: Scores
     after: Scores
+    probe: Probe
+    residual: Residual
     control: Scores | None = None
     """The edit's MLP part alone, as scaled: what a joint edit is to be held against."""
 
     def save(self, folder: str | Path) -> None:
         """Each stage's result as a file that its own class reads; `kt report` draws from these."""
-        for name in ("trace", "balance", "edit", "before", "after", "control"):
+        for name in ("trace", "balance", "probe", "edit", "residual", "before", "after", "control"):
             if (stage := getattr(self, name)) is not None:
                 stage.save(Path(folder) / FILES[name])
 
@@ -49,22 +52,28 @@ def run_loop(
     n_edits: int = 10,
     method: str = "intattn",
     samples: int = 10,
+    n_probe: int = 100,
     max_tokens: int = 40_000,
     seed: int = 0,
     stage: Stage | None = None,
 ) -> Loop:
-    """Trace `n_trace` facts, edit `n_edits` others with the α that tracing gives, and score them before and after.
+    """Trace `n_trace` facts, probe `n_probe`, edit `n_edits` with the α that tracing gives, and score them.
+
+    What is edited is not traced; probing looks at all facts that have two answers, the edited ones once more after.
 
     The model is left as it was. Facts are taken evenly over the list, so that every relation of a sorted list
     comes up.
     """
     stage = stage or (lambda what: nullcontext())
-    requests = spread([f for f in facts if f.target or f.foil], n_edits)
+    contrasted = [f for f in facts if f.target or f.foil]
+    requests = spread(contrasted, n_edits)
     chosen = {f.id for f in requests}
     traced = spread([f for f in facts if f.id not in chosen], n_trace)
     with stage("tracing") as tick:
         trace = causal_trace(model, traced, kinds=("mlp", "attn", "hidden"), samples=samples, seed=seed, progress=tick)
     balance = balance_factor(trace, seed=seed)
+    with stage("probing") as tick:
+        probe = contrast_probe(model, spread(contrasted, n_probe), progress=tick)
     run = run_edits(
         model,
         requests,
@@ -78,7 +87,9 @@ def run_loop(
         max_tokens=max_tokens,
     )
     assert run.edit is not None and run.before is not None and run.after is not None, "a batch, scored at the end"
-    return Loop(trace, balance, run.edit, run.before, run.after, run.control)
+    with stage("what is left of the old facts") as tick:
+        residual = residual_fact(model, run.edit, requests, pool=facts, seed=seed, progress=tick)
+    return Loop(trace, balance, run.edit, run.before, run.after, probe, residual, run.control)
 
 
 def spread(facts: Sequence[Fact], n: int) -> list[Fact]:

@@ -168,10 +168,11 @@ class TracedModel:
         return found
 
     @torch.no_grad()
-    def unembed(self, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+    def unembed(self, hidden: Float[Tensor, "row d_model"], final_norm: bool = True) -> Float[Tensor, "row vocab"]:
         """Logits of residual-stream vectors by the model's own tail: final norm, head, scales and soft-caps.
 
         Every block is skipped and the last one's output replaced, so nothing of the tail is written again here.
+        Without `final_norm` that norm passes its input on; the rest of the tail stays.
         """
         rows = hidden.to(self.device, self.dtype)[:, None]
         dummy = torch.zeros((len(rows), 1), dtype=torch.long, device=self.device)
@@ -179,6 +180,9 @@ class TracedModel:
         with self.nns.trace(input_ids=dummy, use_cache=False):
             for block in self._blocks:
                 block.skip(filler)
+            if not final_norm and self.layout.norm is not None:
+                norm = self.envoy(self.layout.norm)
+                norm.output = norm.input.clone()
             out = self.nns.output.logits.save()
         return out[:, 0].float()
 

@@ -29,6 +29,9 @@ RESULTS = "results.json"
 ARRAYS = "arrays.safetensors"
 FILES = {
     "trace": ARRAYS,
+    "exact": "exact.safetensors",
+    "probe": "probe.safetensors",
+    "residual": "residual.safetensors",
     "balance": "balance.json",
     "edit": "edit.safetensors",
     "before": "before.json",

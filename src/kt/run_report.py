@@ -11,6 +11,7 @@ from .edit_steps import Steps
 from .editing import Edit
 from .environment import versions
 from .evaluation import Scores
+from .probing import Probe, Residual
 from .report import Card, Figure, Section, Table, Text, build
 from .run_folder import FILES, MANIFEST
 from .tracing import Balance, Trace
@@ -72,6 +73,59 @@ def draw_balance(path: Path) -> tuple[list[Section], list[Card]]:
     return [Section("Balance factor", blocks)], [Card("α, attention's share", balance.alpha, note)]
 
 
+def draw_probe(path: Path) -> tuple[list[Section], list[Card]]:
+    """Figure 2 of JEEP, the stages, and word sets where there are some."""
+    probe = Probe.load(path)
+    stages = probe.stages
+    rows = [
+        [s.name, list(s.layers) or "none", s.gain if s.found else s.reason]
+        for s in (stages.enrichment, stages.extraction, stages.promotion)
+    ]
+    norm = "through the final norm" if probe.metadata["final_norm"] else "without the final norm"
+    blocks: list[Block] = [
+        Text(f"{probe.n_facts} facts, read {norm}; {probe.why_left_out()}. Rank 0 is the top of the vocabulary."),
+        Figure(probe.figure(), "The residual stream: means over facts with 95% intervals; stages shaded."),
+        Table(
+            ["stage", "layers", "gain"], rows, "Stages of recall (JEEP, section 4.1), by a written rule."
+        ),
+    ]
+    if probe.set_names:
+        blocks.append(Figure(probe.sets_figure(), "Mean probability of a token of each word set (JEEP, Figure 5)."))
+    return [Section("Contrast probe", blocks)], []
+
+
+def draw_residual(path: Path) -> tuple[list[Section], list[Card]]:
+    """What an edit left of the old facts: the lens before and after, the score, the attacks."""
+    residual = Residual.load(path)
+    left = [
+        [kind, place, r.score, r.before.mean, r.after.mean]
+        for kind, places in residual.by_kind.items()
+        for place, r in places.items()
+    ]
+    seed, n_boot = int(residual.metadata["seed"]), int(residual.metadata["n_boot"])
+    attacks = [
+        [row.attack, row.old, row.third, row.excess]
+        for row in residual.attacks.rows(seed, n_boot)
+        if (row.measure, row.state) == ("beats_new", "after")
+    ]
+    blocks: list[Block] = [
+        Text(
+            f"{len(residual.facts)} facts; {residual.why_left_out()}. The score is the share of the old answer's lead "
+            "over other answers of its relation that the edit left: 1 is all of it, 0 none."
+        ),
+        Figure(residual.figure(), "Rank at the prediction position, before and after the edit."),
+        Table(["kind", "position", "residual score", "advantage before", "after"], left, "Where it is left."),
+        Table(
+            ["prompt", "old answer", "a third answer, named alike", "difference"],
+            attacks,
+            "Share of facts whose answer is more probable than the new one on the edited model.",
+        ),
+    ]
+    low, high = residual.score.ci95 or (None, None)
+    note = f"{low:.3f} to {high:.3f}, n = {residual.score.n}" if low is not None else f"n = {residual.score.n}"
+    return [Section("What is left of the old facts", blocks)], [Card("residual score", residual.score.mean, note)]
+
+
 def draw_edit(path: Path) -> tuple[list[Section], list[Card]]:
     """A row a request, a row a weight."""
     edit = Edit.load(path)
@@ -117,7 +171,9 @@ def draw_steps(path: Path) -> tuple[list[Section], list[Card]]:
 DRAWERS: dict[str, Callable[[Path], tuple[list[Section], list[Card]]]] = {
     FILES["trace"]: draw_trace,
     FILES["balance"]: draw_balance,
+    FILES["probe"]: draw_probe,
     FILES["edit"]: draw_edit,
     FILES["steps"]: draw_steps,
     FILES["after"]: draw_scores,
+    FILES["residual"]: draw_residual,
 }

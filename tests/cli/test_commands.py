@@ -51,6 +51,49 @@ def test_heatmap_draws_in_the_terminal_when_no_file_is_asked_for(traced):
     assert "strongest layer" in ran.out
 
 
+def test_heatmap_of_severed_modules_and_heads_in_the_noising_direction(traced):
+    ran = traced("heatmap", "--kind", "hidden,hidden-no-mlp", "--heads", "--direction", "noise", "--json", "-")
+    assert ran.code == 0, ran.err
+    assert set(ran.json["kinds"]) == {"hidden", "hidden-no-mlp", *(f"attn.h{i}" for i in range(4))}
+    assert ran.json["direction"] == "noise"
+    tests = ran.json["tests"]["hidden"]["logit_diff"]
+    assert np.shape(tests["q"]) == np.shape(ran.json["kinds"]["hidden"]["logit_diff"])
+
+
+def test_a_window_is_held_against_single_layers(traced):
+    ran = traced("heatmap", "--kind", "mlp", "--window", 3, "--json", "-")
+    assert ran.code == 0, ran.err
+    (found,) = ran.json["windows"]
+    assert found["kind"] == "mlp" and found["window"] == 3 and found["peak"]["n"] == 4
+    assert "inflation" in traced("heatmap", "--kind", "mlp", "--window", 3).out
+
+
+def test_a_screen_estimates_all_and_patches_the_top(traced):
+    ran = traced("heatmap", "--kind", "mlp,attn", "--method", "atp", "--top", 3, "--check", "--json", "-", "-o", "run")
+    assert ran.code == 0, ran.err
+    found = ran.json["screen"]
+    assert -1 <= found["correlation"]["mean"] <= 1 and found["correlation"]["n"] == 4
+    assert len(found["cells"]) == 4 * 3 and found["seconds"]["exact"] > 0
+    assert {"arrays.safetensors", "exact.safetensors"} <= files("run")
+    shown = traced("heatmap", "--kind", "mlp", "--method", "atp")
+    assert "patched cells" in shown.out and shown.code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--direction", "up"), "choose one of denoise, noise"),
+        (("--method", "guess"), "choose one of exact, atp"),
+        (("--check",), "--method atp"),
+        (("--method", "atp", "--kind", "hidden-no-mlp"), "method='exact'"),
+        (("--kind", "hidden-no-norm"), "choose among"),
+    ],
+)
+def test_tracing_refuses_in_one_line(traced, arguments, words):
+    ran = traced("heatmap", *arguments)
+    assert ran.code == 2 and words in ran.err and len(ran.err.strip().splitlines()) == 1, ran.err
+
+
 def test_heatmap_writes_one_page_that_needs_no_network(traced):
     ran = traced("heatmap", "--html", "map.html", "--kind", "mlp")
     assert ran.code == 0, ran.err

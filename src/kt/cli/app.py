@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": ("loop:demo", "The whole loop on the embedded model, with one HTML report."),
     "heatmap": ("trace:heatmap", "Causal tracing: which layer and token bring the answer back."),
     "alpha": ("trace:alpha", "The balance factor between attention and MLP, and layers to edit."),
+    "probe": ("probe:probe", "The old and the new answer through the layers; with --edit, before and after."),
     "cov": ("edit:cov", "Take the second moments of the keys over a corpus."),
     "apply-edit": ("edit:apply_edit", "Solve an edit for all requests and write it as a file."),
     "eval": ("judge:evaluate", "Score a model, or a model with an edit, on a facts file."),

@@ -14,7 +14,8 @@ from .console import Clock
 from .edit import show_edit
 from .judge import show_scores
 from .options import FactOptions, ModelOptions, Opt, RunOptions
-from .results import results_of_balance, results_of_edit, results_of_trace
+from .probe import show_residual, show_stages
+from .results import results_of_balance, results_of_edit, results_of_probe, results_of_trace
 from .session import screen_for, session, write_result
 from .trace import show_balance
 
@@ -38,7 +39,7 @@ class ReportOptions(Options):
 
 
 def demo(options: DemoOptions) -> None:
-    """The whole loop on the embedded model: trace, balance, joint edit, judge, one HTML report."""
+    """The whole loop on the embedded model: trace, balance, probe, joint edit, judge, one HTML report."""
     clock = Clock()
     with session(options) as s:
         facts, model = s.load_facts(), s.load_model()
@@ -58,8 +59,10 @@ def demo(options: DemoOptions) -> None:
         s.keep(results_of_loop(loop, s.path))
         write_report([s.run.folder], s.run.file(REPORT_FILE), title=f"kt demo: {model.name}")
         show_balance(s, loop.balance, per_fact=False)
+        show_stages(s, loop.probe.stages)
         show_edit(s, loop.edit)
         show_scores(s, loop.after, loop.before, loop.control)
+        show_residual(s, loop.residual)
     s.screen.say(f"kt: done in {clock}; open {s.path / REPORT_FILE}")
 
 
@@ -74,6 +77,8 @@ def results_of_loop(loop: Loop, folder: Path) -> dict[str, object]:
         "report": str(folder / REPORT_FILE),
         "heatmap": results_of_trace(loop.trace),
         "balance": results_of_balance(loop.balance),
+        "probe": results_of_probe(loop.probe),
+        "residual": loop.residual.as_dict(),
         "edit": results_of_edit(loop.edit, str(folder / FILES["edit"])),
     }
 

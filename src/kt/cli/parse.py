@@ -9,7 +9,7 @@ from typing import Any
 
 from .command import BadOption
 
-KINDS = ("mlp", "attn", "hidden")
+KINDS = ("mlp", "attn", "hidden", "hidden-no-mlp", "hidden-no-attn")
 METRICS = {"logit-diff": "logit_diff", "prob": "prob"}
 
 

@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from ..edit_run import EditRun
     from ..editing import Edit
     from ..editing.edit import RequestReport
+    from ..probing import Probe
     from ..tracing import Balance, Trace
+    from ..tracing.screen import Screen
 
 
 def results_of_trace(trace: Trace) -> dict[str, Any]:
@@ -23,12 +25,15 @@ def results_of_trace(trace: Trace) -> dict[str, Any]:
     single = trace.n_facts == 1
     return {
         "model": trace.metadata["model"],
+        "direction": trace.metadata["direction"],
+        "method": trace.metadata["method"],
         "n_facts": trace.n_facts,
         "left_out": [fact._asdict() for fact in trace.left_out],
         "rows": first["rows"] if single else trace.by_role(trace.kinds[0], trace.metrics[0], n_boot=1).roles,
         "subject_rows": first["subject_rows"],
         "kinds": {k: {m: found["values"] for m, found in by.items()} for k, by in cells.items()},
         "intervals": {k: {m: _interval(found) for m, found in by.items()} for k, by in cells.items()},
+        "tests": {k: {m: {n: found[n] for n in ("p", "q")} for m, found in by.items()} for k, by in cells.items()},
         "curves": {str(k): {m: trace.curve(k, m)._asdict() for m in trace.metrics} for k in trace.kinds},
         **_baselines(trace),
     }
@@ -50,6 +55,52 @@ def _baselines(trace: Trace) -> dict[str, Any]:
         "corrupted": corrupted.mean,
         "corrupted_ci95": corrupted.ci95,
     }
+
+
+def results_of_screen(screen: Screen) -> dict[str, Any]:
+    """How well the estimate ranked the cells, what it took, and the cells that were patched."""
+    found = {name: getattr(screen, name) for name in ("correlation", "correlation_checked", "recall")}
+    return {
+        "metric": screen.metric,
+        "top": screen.top,
+        "complete": screen.complete,
+        "seconds": dict(screen.seconds),
+        **{name: None if value is None else value.as_dict() for name, value in found.items()},
+        "cells": screen.checked.to_dict("records"),
+    }
+
+
+def results_of_probe(probe: Probe) -> dict[str, Any]:
+    """`positions.<position>.<answer>.rank` and `.prob`: the residual stream's means by layer.
+
+    `kinds.<kind>.<position>.<answer>.<metric>.<mean|median>` holds every kind with intervals, `sets` the word sets.
+    """
+    from ..probing.result import METRICS, STATISTICS
+
+    def curves(kind: str, position: str, answer: str) -> dict[str, Any]:
+        return {m: {s: probe.curve(kind, position, answer, m, s)._asdict() for s in STATISTICS} for m in METRICS}
+
+    kinds = {k: {p: {a: curves(k, p, a) for a in probe.answers} for p in probe.positions} for k in probe.kinds}
+    brief = {
+        position: {answer: {m: by[m]["mean"]["mean"] for m in METRICS} for answer, by in answers.items()}
+        for position, answers in kinds["resid"].items()
+    }
+    found = {
+        "model": probe.metadata["model"],
+        "final_norm": probe.metadata["final_norm"],
+        "n_facts": probe.n_facts,
+        "n_same_first_token": len(probe.same_first_token),
+        "left_out": [fact._asdict() for fact in probe.left_out],
+        "layers": probe.layers,
+        "positions": brief,
+        "kinds": kinds,
+        "stages": probe.stages.as_dict(),
+    }
+    if probe.set_names:
+        found["sets"] = {
+            p: {name: probe.set_curve(name, "resid", p)._asdict() for name in probe.set_names} for p in probe.positions
+        }
+    return found
 
 
 def results_of_balance(balance: Balance) -> dict[str, Any]:

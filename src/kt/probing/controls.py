@@ -1,0 +1,104 @@
+"""What the old answer is held against: other answers of its relation, and other subjects in its prompt.
+
+Both are drawn by a hash of the seed and the texts, so the order of the facts and the numbers of a random generator
+decide nothing. Answers that no measured fact has as its old or new one come first: what the edit raises or lowers on
+purpose is a poor yardstick for what it left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..facts.fact import Fact, fill
+from ..prompts import target_ids
+
+MOST = 8
+"""Controls of one fact."""
+SUBJECTS = 3
+"""Other subjects that one fact's prompt is filled with."""
+
+
+class Control(NamedTuple):
+    """Another answer of the relation, and its first token after the fact's prompt."""
+
+    text: str
+    token: int
+
+
+class Elsewhere(NamedTuple):
+    """The fact's prompt about another subject, of whom the old answer was never said; `token` begins the true one."""
+
+    prompt: str
+    subject: str
+    token: int
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Subjects and answers by relation; facts that name no relation share one by their template."""
+
+    known: dict[str, tuple[tuple[str, str], ...]]
+    """Relation -> (subject, answer), each once, sorted."""
+    touched: dict[str, frozenset[str]]
+    """Relation -> the old and new answers of the measured facts."""
+
+    @staticmethod
+    def of(facts: Sequence[Fact], pool: Iterable[Fact] | None = None) -> Relations:
+        """From the measured facts and a larger list of known ones (by default the measured facts themselves)."""
+        known: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        touched: dict[str, set[str]] = defaultdict(set)
+        for fact in (*facts, *(pool or ())):
+            if fact.answer and fact.answer.strip():
+                known[relation(fact)].add((fact.subject, fact.answer.strip()))
+        for fact in facts:
+            touched[relation(fact)] |= {t.strip() for t in (fact.answer, fact.target or fact.foil) if t}
+        return Relations(
+            {name: tuple(sorted(pairs)) for name, pairs in known.items()},
+            {name: frozenset(texts) for name, texts in touched.items()},
+        )
+
+    def controls(
+        self, tokenizer: Any, fact: Fact, old: int, new: int, seed: int, most: int = MOST
+    ) -> tuple[Control, ...]:
+        """Up to `most` other answers whose first tokens differ from each other's, the old and the new one's."""
+        name = relation(fact)
+        touched = self.touched.get(name, frozenset())
+        texts = sorted({answer for _, answer in self.known.get(name, ())})
+        texts.sort(key=lambda text: (text in touched, drawn(seed, fact.prompt, text)))
+        chosen: dict[int, Control] = {}
+        for text in texts:
+            token = target_ids(tokenizer, fact.prompt, text)[0]
+            if token not in (old, new):
+                chosen.setdefault(token, Control(text, token))
+            if len(chosen) == most:
+                break
+        return tuple(chosen.values())
+
+    def elsewhere(
+        self, tokenizer: Any, fact: Fact, old: int, new: int, seed: int, most: int = SUBJECTS
+    ) -> tuple[Elsewhere, ...]:
+        """The prompt about up to `most` other subjects of the relation whose answer is neither the old nor the new."""
+        others = [pair for pair in self.known.get(relation(fact), ()) if pair[0] != fact.subject]
+        others.sort(key=lambda pair: drawn(seed, fact.prompt, *pair))
+        found: dict[str, Elsewhere] = {}
+        for subject, answer in others:
+            prompt = fill(fact.template, subject)
+            token = target_ids(tokenizer, prompt, answer)[0]
+            if token not in (old, new):
+                found.setdefault(subject, Elsewhere(prompt, subject, token))
+            if len(found) == most:
+                break
+        return tuple(found.values())
+
+
+def relation(fact: Fact) -> str:
+    return fact.relation or fact.template
+
+
+def drawn(seed: int, *texts: str) -> bytes:
+    """A place in a drawing of lots that depends on the seed and the texts alone."""
+    return hashlib.sha256("\0".join((str(seed), *texts)).encode()).digest()

@@ -1,0 +1,270 @@
+"""The logit lens: what the model would say if a site's value stood at the end of the residual stream (JEEP, eq. 5, 6).
+
+JEEP (003, section 4.1) reads h with softmax(W_lm(h)). Here h goes through the model's own tail, final norm, head,
+scales and soft-caps, which no line of this package writes again; at the last layer the reading is then the model's
+output distribution. With `final_norm=False` the norm's output is replaced by its input and the rest of the tail stays,
+which is the text's formula. Scales and soft-caps rise with the logit, so they change probabilities but no rank.
+
+A site's value is what kt always means by it: the output of the projection (W_o, down_proj) or the residual stream after
+a block. Where a norm stands between a projection and the residual stream (Gemma 2 and 3, OLMo 2; `layout.direct` is
+False) the attention and MLP readings are of what the projection gives, before that norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from ..errors import BadFact, UnknownSite, WorkFailed
+from ..model import TracedModel
+from ..progress import Progress
+from ..prompts import encode_ids, pad_id
+from ..sites import Kind, Site
+
+POSITIONS = ("subject_last", "prediction")
+KINDS = ("resid", "attn", "mlp")
+
+_SITES = {"resid": Kind.RESID, "attn": Kind.ATTN, "mlp": Kind.MLP}
+_MEMORY = {"cuda": 2 << 30, "cpu": 64 << 20}
+"""Bytes of one forward's largest activations, and of the logits that are held at once."""
+_COPIES = 3  # the logits, and what logsumexp and the comparison make of them
+
+
+class SetTokens(NamedTuple):
+    """Word sets as token ids. With `outside`, one more set is read: every token that `outside` does not name."""
+
+    ids: Sequence[Sequence[Int[ndarray, " token"]]]
+    """By fact and set, each id once; empty where the fact has no such set."""
+    outside: Sequence[Int[ndarray, " token"]] | None = None
+    """By fact."""
+
+    @property
+    def n_sets(self) -> int:
+        return len(self.ids[0]) + (self.outside is not None)
+
+
+class Reading(NamedTuple):
+    """What `read_lens` returns. Axes follow POSITIONS, KINDS, and the layers and tokens asked for."""
+
+    prob: Float[ndarray, "fact position kind layer token"]
+    """float32: softmax over the model's whole vocabulary, eq. 5. NaN where no token was asked for."""
+    rank: Int[ndarray, "fact position kind layer token"]
+    """int32: how many tokens are strictly more probable, so 0 is the top; eq. 6. -1 where no token was asked for."""
+    start_prob: Float[ndarray, "fact position token"]
+    """The same for the residual stream that enters block 0."""
+    start_rank: Int[ndarray, "fact position token"]
+    sets: Float[ndarray, "fact position kind layer set"] | None
+    """Mean probability of each word set's tokens; NaN where a fact has no such set."""
+
+
+class _Scores(NamedTuple):
+    """The same for rows of vectors."""
+
+    prob: Float[Tensor, "row token"]
+    rank: Int[Tensor, "row token"]
+    sets: Float[Tensor, "row set"] | None
+
+
+@torch.no_grad()
+def read_lens(
+    model: TracedModel,
+    ids: Sequence[Sequence[int]],
+    subject_last: Sequence[int],
+    tokens: Int[ndarray, "fact token"],
+    *,
+    layers: Sequence[int] | None = None,
+    final_norm: bool = True,
+    masks: SetTokens | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    progress: Progress | None = None,
+) -> Reading:
+    """Probability and rank of each fact's tokens at every kind and layer, at two positions.
+
+    One forward pass per batch, stopped after the last layer asked for. A result depends neither on the batches nor on
+    the other rows beyond rounding.
+
+    Args:
+        ids: token ids of the prompts, of any lengths.
+        subject_last: index of the subject's last token in each of them.
+        tokens: the ids to look for; -1 for none.
+        layers: blocks to read, all by default; the axis `layer` is in this order.
+        final_norm: whether values go through the final norm (see the module).
+        masks: word sets to average over.
+        batch_size: prompts in one forward pass; `auto` goes by their length and the model's size.
+        progress: called with (prompts done, prompts in all).
+
+    Raises:
+        UnknownSite: the model has no such layer, or none was named.
+        BadFact: a position or token that does not exist.
+        WorkFailed: the model's numbers are not finite.
+    """
+    wanted = tuple(model.checked(layer) for layer in (range(model.n_layers) if layers is None else layers))
+    if not wanted:
+        raise UnknownSite("there are no layers to probe; name at least one")
+    tokens = np.asarray(tokens, dtype=np.int64)
+    _check(model, ids, subject_last, tokens, batch_size)
+    reading = _empty(len(ids), len(wanted), tokens.shape[1], None if masks is None else masks.n_sets)
+    done = 0
+    for rows in _batches(model, ids, len(wanted), batch_size):
+        start, values = _values(model, [ids[i] for i in rows], [subject_last[i] for i in rows], wanted)
+        at_start = _scores(model, start, tokens[rows], final_norm, None, rows)
+        found = _scores(model, values, tokens[rows], final_norm, masks, rows)
+        reading.start_prob[rows] = _shaped(at_start.prob, start)
+        reading.start_rank[rows] = _shaped(at_start.rank, start)
+        reading.prob[rows] = _shaped(found.prob, values)
+        reading.rank[rows] = _shaped(found.rank, values)
+        if reading.sets is not None and found.sets is not None:
+            reading.sets[rows] = _shaped(found.sets, values)
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(ids))
+    return reading
+
+
+def _check(
+    model: TracedModel,
+    ids: Sequence[Sequence[int]],
+    subject_last: Sequence[int],
+    tokens: Int[ndarray, "fact token"],
+    batch_size: int | str,
+) -> None:
+    """Refuse what would silently read the wrong place."""
+    if not len(ids) == len(subject_last) == len(tokens):
+        raise BadFact(f"{len(ids)} prompts, {len(subject_last)} positions, {len(tokens)} rows of tokens; give one each")
+    for i, (row, last) in enumerate(zip(ids, subject_last, strict=True)):
+        if not 0 <= last < len(row):
+            raise BadFact(f"prompt {i} has {len(row)} tokens, so no token {last}; count the subject's from 0")
+    if tokens.size and not (tokens.min() >= -1 and tokens.max() < model.vocab_size):
+        raise BadFact(f"a token id is outside the model's {model.vocab_size} tokens; use the model's own tokenizer")
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise BadFact(f"batch_size is {batch_size!r}; give auto or at least 1")
+
+
+def _empty(n: int, n_layers: int, n_tokens: int, n_sets: int | None) -> Reading:
+    shape = (n, len(POSITIONS), len(KINDS), n_layers)
+    start = (n, len(POSITIONS), n_tokens)
+    return Reading(
+        prob=np.full((*shape, n_tokens), np.nan, np.float32),
+        rank=np.full((*shape, n_tokens), -1, np.int32),
+        start_prob=np.full(start, np.nan, np.float32),
+        start_rank=np.full(start, -1, np.int32),
+        sets=None if n_sets is None else np.full((*shape, n_sets), np.nan, np.float32),
+    )
+
+
+def _batches(
+    model: TracedModel, ids: Sequence[Sequence[int]], n_layers: int, batch_size: int | Literal["auto"]
+) -> Iterator[list[int]]:
+    """Indices of prompts of similar length, so that little is padded."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    size = batch_size if isinstance(batch_size, int) else _rows_at_once(model, max(map(len, ids), default=1), n_layers)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _rows_at_once(model: TracedModel, length: int, n_layers: int) -> int:
+    """Prompts whose MLP activations and read values fill the memory set aside."""
+    config = model.module.config.get_text_config()
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 0
+    numbers = length * max(int(inner), 4 * model.d_model) + len(POSITIONS) * len(KINDS) * n_layers * model.d_model
+    return max(1, _memory(model) // (numbers * model.dtype.itemsize))
+
+
+def _memory(model: TracedModel) -> int:
+    return _MEMORY.get(model.device.type, _MEMORY["cpu"])
+
+
+def _values(
+    model: TracedModel, ids: Sequence[Sequence[int]], subject_last: Sequence[int], layers: Sequence[int]
+) -> tuple[Float[Tensor, "row position d_model"], Float[Tensor, "row position kind layer d_model"]]:
+    """What enters block 0, and what every site holds, at both positions of every prompt."""
+    batch = encode_ids(ids, pad_id(model.tokenizer)).to(model.device)
+    places = torch.tensor([[last, len(row) - 1] for last, row in zip(subject_last, ids, strict=True)])
+    columns = (places + (batch.ids.shape[1] - batch.lengths.cpu())[:, None]).to(model.device)
+    rows = torch.arange(len(ids), device=model.device)[:, None]
+    found: dict[Site, Any] = {}
+    with model.nns.trace(**model.inputs(batch)) as tracer:
+        start: Any = model.block(0).input[rows, columns].save()
+        for layer in sorted(set(layers)):
+            for kind in (Kind.ATTN, Kind.MLP, Kind.RESID):
+                full: Any = model.value(Site(kind, layer), len(batch))
+                found[Site(kind, layer)] = full[rows.to(full.device), columns.to(full.device)].save()
+        tracer.stop()
+    by_kind = [[found[Site(_SITES[kind], layer)].to(model.device) for layer in layers] for kind in KINDS]
+    return start, torch.stack([torch.stack(values, 2) for values in by_kind], 2)
+
+
+def _scores(
+    model: TracedModel,
+    vectors: Float[Tensor, "fact *site d_model"],
+    tokens: Int[ndarray, "fact token"],
+    final_norm: bool,
+    masks: SetTokens | None,
+    facts: Sequence[int],
+) -> _Scores:
+    """Eq. 5 and 6 for every vector, as many at a time as have room for their logits."""
+    flat = vectors.flatten(0, -2)
+    owner = torch.arange(len(facts), device=flat.device).repeat_interleave(len(flat) // len(facts))
+    looked_for = torch.as_tensor(tokens, device=flat.device)
+    size = max(1, _memory(model) // (4 * _COPIES * model.vocab_size))
+    parts: list[_Scores] = []
+    for chunk in range(0, len(flat), size):
+        whose = owner[chunk : chunk + size]
+        logits = model.unembed(flat[chunk : chunk + size], final_norm)
+        total = logits.logsumexp(-1)
+        if not bool(total.isfinite().all()):
+            where = facts[int(whose[int((~total.isfinite()).nonzero()[0])])]
+            raise WorkFailed(
+                f"prompt {where}: the model gives numbers that are not finite; load it with dtype float32 or bfloat16"
+            )
+        prob, rank = _of_tokens(logits, total, looked_for[whose])
+        sets = None if masks is None else _of_sets(logits, total, masks, [facts[i] for i in whose.tolist()])
+        parts.append(_Scores(prob.cpu(), rank.cpu(), sets))
+    sets = None if masks is None else torch.cat([part.sets for part in parts if part.sets is not None])
+    return _Scores(torch.cat([part.prob for part in parts]), torch.cat([part.rank for part in parts]), sets)
+
+
+def _of_tokens(
+    logits: Float[Tensor, "row vocab"], total: Float[Tensor, " row"], tokens: Int[Tensor, "row token"]
+) -> tuple[Float[Tensor, "row token"], Int[Tensor, "row token"]]:
+    """Probability, and how many logits are strictly larger: a count, no sort."""
+    own = logits.gather(1, tokens.clamp(min=0))
+    above = [(logits > own[:, t : t + 1]).sum(-1) for t in range(tokens.shape[1])]
+    rank = torch.stack(above, 1) if above else tokens
+    prob = (own - total[:, None]).exp()
+    return prob.masked_fill(tokens < 0, torch.nan), rank.masked_fill(tokens < 0, -1).int()
+
+
+def _of_sets(
+    logits: Float[Tensor, "row vocab"], total: Float[Tensor, " row"], masks: SetTokens, facts: Sequence[int]
+) -> Float[Tensor, "row set"]:
+    """Mean probability of each set's tokens. Overwrites the logits."""
+    prob = logits.sub_(total[:, None]).exp_()
+    means = []
+    for s in range(len(masks.ids[0])):
+        index, real = _padded([masks.ids[i][s] for i in facts], prob.device)
+        means.append((prob.gather(1, index) * real).sum(1) / real.sum(1))
+    if masks.outside is not None:
+        index, real = _padded([masks.outside[i] for i in facts], prob.device)
+        nothing = ~real.any(1, keepdim=True)  # a row without ids has a stand-in, which must keep its probability
+        prob.scatter_(1, index, prob.gather(1, index) * nothing)
+        means.append(prob.sum(1) / (prob.shape[1] - real.sum(1)))
+    return torch.stack(means, 1).cpu()
+
+
+def _padded(lists: Sequence[Int[ndarray, " token"]], device: torch.device) -> tuple[Int[Tensor, "row token"], Tensor]:
+    """Lists of ids as rows, and which of their entries are real; the others repeat a row's first id."""
+    width = max((len(some) for some in lists), default=0) or 1
+    index = np.stack([np.resize(some if len(some) else [0], width) for some in lists]).astype(np.int64)
+    real = np.arange(width) < np.array([len(some) for some in lists])[:, None]
+    return torch.as_tensor(index, device=device), torch.as_tensor(real, device=device)
+
+
+def _shaped(values: Tensor, vectors: Float[Tensor, "fact *site d_model"]) -> ndarray:
+    return values.reshape(*vectors.shape[:-1], values.shape[-1]).numpy()

@@ -1,0 +1,107 @@
+"""What is asked of the lens for each fact: the first tokens of two answers, and where the subject ends.
+
+The original answer is the fact's answer, or else the model's own next token; the target is the fact's target, or else
+its foil. A fact with neither is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from ..facts.fact import Fact
+from ..model import TracedModel
+from ..prompts import encode_ids, pad_id, target_ids, template_span, token_ids
+from ..tracing.cases import LeftOut
+
+ANSWERS = ("original", "target")
+
+NO_TARGET = "it has neither a target nor a foil"
+
+_ROWS = 64  # prompts whose own next token is asked for in one forward pass
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedFact:
+    """A fact and the two tokens that were looked for. `index` is its place in the caller's list.
+
+    `original_source` is `given` or `model`, `target_source` is `target` or `foil`.
+    """
+
+    index: int
+    id: str
+    relation: str
+    prompt: str
+    subject: str
+    original: str
+    original_id: int
+    original_source: str
+    target: str
+    target_id: int
+    target_source: str
+
+    @property
+    def same_first_token(self) -> bool:
+        """Whether the two answers begin with the same token, so that nothing tells them apart here."""
+        return self.original_id == self.target_id
+
+    @property
+    def said(self) -> tuple[str, str, int, int]:
+        """What makes two facts the same measurement."""
+        return self.prompt, self.subject, self.original_id, self.target_id
+
+
+class Question(NamedTuple):
+    """A fact made ready for the lens. `answer_ids` are all tokens of the original answer."""
+
+    fact: ProbedFact
+    ids: tuple[int, ...]
+    subject_last: int
+    answer_ids: tuple[int, ...]
+
+
+def ask(
+    model: TracedModel, facts: Sequence[tuple[int, Fact]], batch_size: int | Literal["auto"]
+) -> tuple[list[Question], list[LeftOut]]:
+    """Questions of numbered facts, in the order given."""
+    questions, left_out = [], []
+    for index, fact in facts:
+        target = fact.target if fact.target is not None else fact.foil
+        if target is None:
+            left_out.append(LeftOut(index, fact.id, NO_TARGET))
+        else:
+            questions.append(_question(model.tokenizer, index, fact, target))
+    unanswered = [i for i, question in enumerate(questions) if question.fact.original_source == "model"]
+    size = batch_size if isinstance(batch_size, int) else _ROWS
+    for start in range(0, len(unanswered), size):
+        rows = unanswered[start : start + size]
+        batch = encode_ids([questions[i].ids for i in rows], pad_id(model.tokenizer))
+        for i, best in zip(rows, model.logits(batch)[:, -1].argmax(-1).tolist(), strict=True):
+            questions[i] = _answered_by_model(model.tokenizer, questions[i], best)
+    return questions, left_out
+
+
+def _question(tokenizer: Any, index: int, fact: Fact, target: str) -> Question:
+    prompt = fact.prompt
+    answer_ids = () if fact.answer is None else target_ids(tokenizer, prompt, fact.answer)
+    probed = ProbedFact(
+        index=index,
+        id=fact.id,
+        relation=fact.relation,
+        prompt=prompt,
+        subject=fact.subject,
+        original=(fact.answer or "").strip(),
+        original_id=answer_ids[0] if answer_ids else -1,
+        original_source="given" if answer_ids else "model",
+        target=target.strip(),
+        target_id=target_ids(tokenizer, prompt, target)[0],
+        target_source="target" if fact.target is not None else "foil",
+    )
+    last = template_span(tokenizer, fact.template, fact.subject).last
+    return Question(probed, tuple(token_ids(tokenizer, prompt)), last, answer_ids)
+
+
+def _answered_by_model(tokenizer: Any, question: Question, token: int) -> Question:
+    fact = replace(question.fact, original=tokenizer.decode([token]).strip(), original_id=token)
+    return question._replace(fact=fact, answer_ids=(token,))

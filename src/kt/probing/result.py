@@ -1,0 +1,249 @@
+"""`Probe`: how probable and how high in rank two answers are, by fact, position, kind and layer (JEEP, Figure 2)."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from ..errors import BadFact
+from ..stats import bootstrap_mean_grid, median_grid
+from ..tracing.cases import LeftOut
+from .lens import KINDS, POSITIONS, Reading
+from .questions import ANSWERS, ProbedFact
+from .stages import Stages, find_stages, no_stages
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+METRICS = ("rank", "prob")
+STATISTICS = ("mean", "median")
+
+
+class LensCurve(NamedTuple):
+    """A mean (or median) over n facts by layer, with its 95% interval; NaN where n is too small to have one.
+
+    `layers` may begin with -1: what enters block 0.
+    """
+
+    layers: tuple[int, ...]
+    mean: Float[ndarray, " layer"]
+    low: Float[ndarray, " layer"]
+    high: Float[ndarray, " layer"]
+    n: int
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What `contrast_probe` returns: the facts, their reading, the facts left out and why, and how it was done.
+
+    The axes of `reading` are fact, position (`positions`), kind (`kinds`), layer (`layers`), answer (original, target).
+    """
+
+    facts: tuple[ProbedFact, ...]
+    layers: tuple[int, ...]
+    reading: Reading
+    set_names: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    metadata: Mapping[str, Any]
+
+    kinds = KINDS
+    positions = POSITIONS
+    answers = ANSWERS
+
+    @property
+    def n_facts(self) -> int:
+        return len(self.facts)
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.metadata["n_layers"])
+
+    @property
+    def same_first_token(self) -> tuple[ProbedFact, ...]:
+        """The facts whose two answers no first token tells apart."""
+        return tuple(fact for fact in self.facts if fact.same_first_token)
+
+    def why_left_out(self) -> str:
+        """Reasons with counts, for messages and manifests."""
+        return why(self.left_out)
+
+    def __repr__(self) -> str:
+        same = len(self.same_first_token)
+        told = f"; {same} with one first token for both answers" if same else ""
+        size = f"{self.n_facts} fact(s), {len(self.layers)} layer(s)"
+        return f"Probe({self.metadata['model']}: {size}{told}; {self.why_left_out()})"
+
+    def _repr_html_(self) -> str:
+        from .show import summary_html
+
+        return summary_html(self)
+
+    # Tables and means -------------------------------------------------------------------------------------------
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per fact, layer, position, kind and answer, with `prob` (eq. 5) and `rank` (eq. 6, 0 is the top).
+
+        `fact` is the fact's place in the caller's list; `layer` the block whose output is read.
+        """
+        values = {"prob": self.reading.prob, "rank": self.reading.rank}
+        return self._table("answer", ANSWERS, values)
+
+    def sets_dataframe(self) -> pd.DataFrame:
+        """One row per fact, layer, position, kind and word set, with the mean probability of a token of the set.
+
+        Raises:
+            BadFact: no word sets were given.
+        """
+        return self._table("set", self.set_names, {"prob": self._sets()})
+
+    def _table(self, last: str, names: Sequence[str], values: Mapping[str, ndarray]) -> pd.DataFrame:
+        import pandas as pd
+
+        shape = (self.n_facts, len(POSITIONS), len(KINDS), len(self.layers), len(names))
+        order = (0, 3, 1, 2, 4)
+        axes = {
+            "fact": np.array([fact.index for fact in self.facts], dtype=np.int64)[:, None, None, None, None],
+            "layer": np.array(self.layers, dtype=np.int64)[None, None, None, :, None],
+            "position": np.array(POSITIONS, dtype=object)[None, :, None, None, None],
+            "kind": np.array(KINDS, dtype=object)[None, None, :, None, None],
+            last: np.array(names, dtype=object),
+        }
+        columns = {name: np.broadcast_to(axis, shape) for name, axis in axes.items()} | dict(values)
+        return pd.DataFrame({name: column.transpose(order).ravel() for name, column in columns.items()})
+
+    @cached_property
+    def counted(self) -> Bool[ndarray, " fact"]:
+        """The facts that curves and stages are over: each once, without those whose answers cannot be told apart.
+
+        Where no two answers can be told apart, all distinct facts.
+        """
+        place = {fact.said: i for i, fact in reversed(list(enumerate(self.facts)))}
+        first = np.array([place[fact.said] == i for i, fact in enumerate(self.facts)])
+        told_apart = np.array([not fact.same_first_token for fact in self.facts])
+        return first & told_apart if (first & told_apart).any() else first
+
+    def curve(
+        self,
+        kind: str = "resid",
+        position: str = "prediction",
+        answer: str = "original",
+        metric: str = "rank",
+        statistic: str = "mean",
+        start: bool = False,
+    ) -> LensCurve:
+        """One answer by layer over distinct facts; with `start` also what enters block 0 (kind `resid` only).
+
+        Means come with bootstrap intervals, medians with those of order statistics.
+        """
+        at = self._place(kind, position)
+        a = chosen("answer", answer, ANSWERS)
+        values = getattr(self.reading, chosen_name("metric", metric, METRICS))[self.counted][:, at[0], at[1], :, a]
+        layers = self.layers
+        if start and kind == "resid":
+            entering = getattr(self.reading, f"start_{metric}")[self.counted][:, at[0], a]
+            values, layers = np.concatenate([entering[:, None], values], 1), (-1, *layers)
+        return _curve(layers, values, statistic)
+
+    def set_curve(
+        self, name: str, kind: str = "resid", position: str = "prediction", statistic: str = "mean"
+    ) -> LensCurve:
+        """The mean probability of a word set's tokens by layer, over distinct facts that have such a set (Figure 5)."""
+        p, k = self._place(kind, position)
+        values = self._sets()[self.counted][:, p, k, :, chosen("set", name, self.set_names)]
+        return _curve(self.layers, values, statistic)
+
+    def _sets(self) -> Float[ndarray, "fact position kind layer set"]:
+        if self.reading.sets is None:
+            raise BadFact("this probe has no word sets; probe again with sets='demo' or a JSON file of your own")
+        return self.reading.sets
+
+    def _place(self, kind: str, position: str) -> tuple[int, int]:
+        return chosen("position", position, POSITIONS), chosen("kind", kind, KINDS)
+
+    @cached_property
+    def stages(self) -> Stages:
+        """JEEP's stages by the rule of stages.py, and the layers that they propose to edit."""
+        if self.layers != tuple(range(self.n_layers)):
+            return no_stages(f"stages need all {self.n_layers} layers; probe without layers=")
+        if len(self.same_first_token) == self.n_facts:
+            return no_stages("the two answers of every fact begin with the same token")
+        reading, keep = self.reading, self.counted
+        resid = KINDS.index("resid")
+        rank = np.concatenate([reading.start_rank[keep][:, :, None], reading.rank[keep][:, :, resid]], 2)
+        prob = np.concatenate([reading.start_prob[keep][:, :, None], reading.prob[keep][:, :, resid]], 2)
+        return find_stages(rank, prob)
+
+    # Figures ----------------------------------------------------------------------------------------------------
+    def figure(self, kind: str = "resid", statistic: str = "mean") -> go.Figure:
+        """Rank and probability of both answers by layer at both positions, stages shaded (Figure 2)."""
+        from .show import figure
+
+        chosen("kind", kind, KINDS)
+        return figure(self, kind, statistic)
+
+    def sets_figure(self, kind: str = "resid", position: str = "prediction") -> go.Figure:
+        """The word sets' mean probabilities and the original answer's by layer (Figure 5)."""
+        from .show import sets_figure
+
+        self._sets()
+        self._place(kind, position)
+        return sets_figure(self, kind, position)
+
+    # Files ------------------------------------------------------------------------------------------------------
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """One safetensors file: arrays, and everything else as JSON in its header."""
+        from .files import save
+
+        return save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Probe:
+        """Read what `save` wrote.
+
+        Raises:
+            BadFile: the file is no probe, or not a whole one.
+        """
+        from .files import load
+
+        return load(path)
+
+    def merge(self, others: Probe | Sequence[Probe]) -> Probe:
+        """This probe's facts and the others', numbered on from this probe's list.
+
+        Raises:
+            BadFact: they differ in model, layers, norm or word sets, or hold the same fact twice.
+        """
+        from .files import merge
+
+        return merge([self, *([others] if isinstance(others, Probe) else others)])
+
+
+def why(left_out: Sequence[LeftOut]) -> str:
+    counts = Counter(fact.reason for fact in left_out)
+    return "; ".join(f"{n} left out: {reason}" for reason, n in sorted(counts.items())) or "none left out"
+
+
+def chosen_name(what: str, name: str, among: Sequence[str]) -> str:
+    """The name, once it is one of those."""
+    if name not in among:
+        raise BadFact(f"{what} {name!r} is unknown; choose among {', '.join(among)}")
+    return name
+
+
+def chosen(what: str, name: str, among: Sequence[str]) -> int:
+    return list(among).index(chosen_name(what, name, among))
+
+
+def _curve(layers: tuple[int, ...], values: Float[ndarray, "fact layer"], statistic: str) -> LensCurve:
+    median = chosen_name("statistic", statistic, STATISTICS) == "median"
+    grid = median_grid(values) if median else bootstrap_mean_grid(values)
+    return LensCurve(layers, grid.mean, grid.low, grid.high, int(grid.n[0]))

@@ -1,0 +1,191 @@
+"""JEEP's stages of recall, found in the probe's curves by a written rule (003, section 4.1).
+
+The paper reads its stages off Figure 2 by eye. Here, with L_a(l) = log10(1 + rank of answer a) in the residual stream
+after block l (l = -1: before block 0), P_a(l) its probability, o the original and t the target, means over facts:
+
+enrichment  e(l) = [L_o(l-1) - L_o(l)] - [L_t(l-1) - L_t(l)] at the subject's last token: the original gains more rank
+extraction  x(l) = min over a of L_a(l-1) - L_a(l) at the prediction position: both answers gain rank
+promotion   p(l) = [P_o(l) - P_o(l-1)] - [P_t(l) - P_t(l-1)] at the prediction position: the original gains probability
+
+A stage is the shortest run of consecutive layers whose summed gain reaches `SHARE` of the best run's, the lowest of
+several; enrichment lies in the lower half of the layers, promotion begins not before extraction. It is reported where
+the 95% bootstrap interval (over facts) of the gain over the run lies above 0; for enrichment also that of the
+original's own rise, for extraction those of both answers (the smaller gain is reported).
+
+The run is chosen on the same facts, so its gain is somewhat too high, and the best run of mere noise has an interval
+above 0 often. So the choice is tested as well: with the sign of each fact's gains flipped at random, fewer than 5% of
+draws may have a run, of any length, whose mean over its root mean square is as large as that of the run found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from ..stats import Interval, bootstrap_mean
+from .lens import POSITIONS
+from .questions import ANSWERS
+
+SHARE = 0.8
+CHANCE = 0.05
+
+_FLIPS = 2000
+_MAX_NUMBERS = 2_000_000  # of the signs held at once
+
+LOW_SHARE, HIGH_SHARE = 0.2, 0.1
+"""Of all layers, how many are proposed. JEEP edits 6 low and 3 high of 32 layers (LLaMA-7B), 6 and 2 of 28 (GPT-J)."""
+
+_NOTHING = Interval(float("nan"), float("nan"), float("nan"), 0)
+
+
+class Stage(NamedTuple):
+    """Layers [start, stop) with the gain summed over them (ranks in decades), or None twice and the reason."""
+
+    name: str
+    start: int | None
+    stop: int | None
+    gain: Interval
+    reason: str = ""
+
+    @property
+    def found(self) -> bool:
+        return self.start is not None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return () if self.start is None or self.stop is None else tuple(range(self.start, self.stop))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"layers": list(self.layers) or None, "gain": self.gain.as_dict(), "reason": self.reason or None}
+
+
+class Stages(NamedTuple):
+    """The three stages and the layers that they propose to edit; None where there is no such stage."""
+
+    enrichment: Stage
+    extraction: Stage
+    promotion: Stage
+    layers_low: tuple[int, ...] | None
+    layers_high: tuple[int, ...] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, by name."""
+        stages = {stage.name: stage.as_dict() for stage in (self.enrichment, self.extraction, self.promotion)}
+        proposed = {"layers_low": self.layers_low, "layers_high": self.layers_high}
+        return stages | {name: None if some is None else list(some) for name, some in proposed.items()}
+
+
+def no_stages(reason: str) -> Stages:
+    """None of the stages, for one reason."""
+    names = ("enrichment", "extraction", "promotion")
+    enrichment, extraction, promotion = (Stage(name, None, None, _NOTHING, reason) for name in names)
+    return Stages(enrichment, extraction, promotion, None, None)
+
+
+def find_stages(
+    rank: Float[ndarray, "fact position step answer"],
+    prob: Float[ndarray, "fact position step answer"],
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> Stages:
+    """The stages of distinct facts. Step 0 is what enters block 0, step l + 1 the residual stream after block l."""
+    subject, prediction = POSITIONS.index("subject_last"), POSITIONS.index("prediction")
+    original, target = ANSWERS.index("original"), ANSWERS.index("target")
+    risen = -np.diff(np.log10(1.0 + rank.astype(np.float64)), axis=2)
+    promoted = np.diff(prob.astype(np.float64), axis=2)
+    n_layers = risen.shape[2]
+
+    own = risen[:, subject, :, original]
+    ahead = own - risen[:, subject, :, target]
+    both = [risen[:, prediction, :, a] for a in (original, target)]
+    lead = promoted[:, prediction, :, original] - promoted[:, prediction, :, target]
+
+    def stage(name: str, among: range, *gains: Float[ndarray, "fact layer"]) -> Stage:
+        return _stage(name, gains, among, n_boot, seed)
+
+    enrichment = stage("enrichment", range((n_layers + 1) // 2), ahead)
+    if enrichment.found and not bootstrap_mean(own[:, list(enrichment.layers)].sum(1), n_boot, seed).low > 0:
+        reason = "the original's own rise is not told apart from zero"
+        enrichment = enrichment._replace(start=None, stop=None, reason=reason)
+    extraction = stage("extraction", range(n_layers), *both)
+    promotion = stage("promotion", range(extraction.layers[0] if extraction.found else 0, n_layers), lead)
+
+    low = _proposed(enrichment.layers, ahead.mean(0), LOW_SHARE)
+    above = tuple(layer for layer in promotion.layers if low is None or layer > max(low))
+    return Stages(enrichment, extraction, promotion, low, _proposed(above, lead.mean(0), HIGH_SHARE))
+
+
+def _stage(name: str, gains: Sequence[Float[ndarray, "fact layer"]], among: range, n_boot: int, seed: int) -> Stage:
+    """The run of the rule, kept only where its gain lies above 0 and chance does not find as much."""
+    run = shortest_run(_least(gains), among)
+    if run is None:
+        return Stage(name, None, None, _NOTHING, "no layer gains")
+    sums = [bootstrap_mean(gain[:, slice(*run)].sum(1), n_boot, seed) for gain in gains]
+    total = min(sums, key=lambda interval: interval.low)
+    what = f"the gain of layers {run[0]} to {run[1] - 1} is not told apart from"
+    if not total.low > 0:
+        return Stage(name, None, None, total, f"{what} zero")
+    if not chance(gains, run, among, seed) < CHANCE:
+        return Stage(name, None, None, total, f"{what} the best of chance")
+    return Stage(name, *run, total)
+
+
+def _least(gains: Sequence[Float[ndarray, "fact layer"]]) -> Float[ndarray, " layer"]:
+    """The mean gain of the answer that gains less."""
+    found: Float[ndarray, " layer"] = np.min([gain.mean(0) for gain in gains], axis=0)
+    return found
+
+
+def chance(gains: Sequence[Float[ndarray, "fact layer"]], run: tuple[int, int], among: range, seed: int = 0) -> float:
+    """How often some run within `among` stands out as much as this one when the facts' signs are drawn at random.
+
+    What is compared is mean / root mean square over facts, which flips leave alone in its denominator, so that layers
+    where facts differ widely do not hide small gains elsewhere; of several answers the one that gains less.
+    """
+    runs = [(a, b) for a in among for b in range(a + 1, among.stop + 1)]
+    starts, stops = np.array(runs).T
+    totals = [np.pad(np.cumsum(gain, 1), ((0, 0), (1, 0))) for gain in gains]
+    scales = [np.array([np.sqrt(np.mean((total[:, b] - total[:, a]) ** 2)) for a, b in runs]) for total in totals]
+
+    def standing(means: Sequence[Float[ndarray, "draw step"]]) -> Float[ndarray, "draw run"]:
+        sums = [mean[:, stops] - mean[:, starts] for mean in means]
+        parts = [
+            np.divide(s, scale, out=np.zeros_like(s), where=scale > 0) for s, scale in zip(sums, scales, strict=True)
+        ]
+        least: Float[ndarray, "draw run"] = np.min(parts, axis=0)
+        return least
+
+    found = standing([total.mean(0)[None] for total in totals])[0, runs.index(run)]
+    n, rng, as_much = len(gains[0]), np.random.default_rng(seed), 0
+    block = max(1, _MAX_NUMBERS // max(n, len(runs)))
+    for start in range(0, _FLIPS, block):
+        signs = rng.choice([-1.0, 1.0], (min(block, _FLIPS - start), n))
+        best = standing([signs @ total / n for total in totals]).max(1)
+        as_much += int((best >= found - 1e-12).sum())
+    return (1 + as_much) / (1 + _FLIPS)
+
+
+def shortest_run(gain: Float[ndarray, " layer"], among: range) -> tuple[int, int] | None:
+    """[start, stop) of the shortest run within `among` that has `SHARE` of the best run's gain; None without gain."""
+    total = np.concatenate([[0.0], np.cumsum(gain)])
+    runs = [(a, b, total[b] - total[a]) for a in among for b in range(a + 1, among.stop + 1)]
+    best = max((sum_ for _, _, sum_ in runs), default=0.0)
+    if not best > 0:
+        return None
+    # Rounding must not make one of two equal runs the longer one.
+    enough = [(b - a, a, b) for a, b, sum_ in runs if sum_ >= SHARE * best * (1 - 1e-12)]
+    _, start, stop = min(enough)
+    return start, stop
+
+
+def _proposed(layers: tuple[int, ...], gain: Float[ndarray, " layer"], share: float) -> tuple[int, ...] | None:
+    """Of consecutive layers, the share of all layers that gains most together; the lowest of several."""
+    if not layers:
+        return None
+    width = min(len(layers), max(1, round(share * len(gain))))
+    windows = [layers[i : i + width] for i in range(len(layers) - width + 1)]
+    return max(windows, key=lambda some: (round(float(gain[list(some)].sum()), 12), -some[0]))

@@ -1,0 +1,58 @@
+"""Controls and other subjects: drawn by texts alone, and never what the fact itself is about."""
+
+from families import tiny_model
+
+import kt
+from kt.probing.controls import Relations
+
+
+def facts_of(*pairs, relation="capital"):
+    return [kt.Fact("The {} is", s, answer=a, target=t, relation=relation, id=s) for s, a, t in pairs]
+
+
+CAPITALS = facts_of(("France", "Paris", "Rome"), ("Italy", "Rome", "Warsaw"), ("Poland", "Warsaw", "Seattle"))
+POOL = facts_of(
+    ("Needle", "Seattle", None), ("Curie", "Danielle", None), ("Space", "Megan", None), ("Łódź", "Tomas", None)
+)
+
+
+def test_controls_are_other_answers_of_the_relation_in_an_order_that_the_facts_do_not_decide():
+    tokenizer = tiny_model("qwen2").tokenizer
+    fact = CAPITALS[0]
+    old, new = (kt.prompts.target_ids(tokenizer, fact.prompt, t)[0] for t in ("Paris", "Rome"))
+    found = Relations.of(CAPITALS, POOL).controls(tokenizer, fact, old, new, seed=0)
+    assert found == Relations.of(CAPITALS[::-1], POOL[::-1]).controls(tokenizer, fact, old, new, seed=0)
+    assert {c.text for c in found} <= {"Warsaw", "Seattle", "Danielle", "Megan", "Tomas"}
+    assert len({c.token for c in found}) == len(found) > 2
+    assert {old, new}.isdisjoint(c.token for c in found)
+    orders = {Relations.of(CAPITALS, POOL).controls(tokenizer, fact, old, new, seed) for seed in range(8)}
+    assert len(orders) > 1
+
+
+def test_answers_that_no_edit_is_about_come_first():
+    tokenizer = tiny_model("qwen2").tokenizer
+    for seed in range(5):
+        found = Relations.of(CAPITALS, POOL).controls(tokenizer, CAPITALS[0], -7, -8, seed, most=3)
+        assert {c.text for c in found} <= {"Danielle", "Megan", "Tomas"}
+
+
+def test_answers_of_other_relations_are_no_controls():
+    tokenizer, others = tiny_model("qwen2").tokenizer, facts_of(("Nile", "Danielle", None), relation="river")
+    assert [c.text for c in Relations.of(CAPITALS[:1], others).controls(tokenizer, CAPITALS[0], -7, -8, 0)] == ["Paris"]
+
+
+def test_facts_that_name_no_relation_share_one_by_their_template():
+    tokenizer = tiny_model("qwen2").tokenizer
+    alike = [*facts_of(("Poland", "Warsaw", None), relation=""), kt.Fact("Of {}", "Curie", answer="Megan")]
+    fact = facts_of(("France", "Paris", "Rome"), relation="")[0]
+    found = Relations.of([fact], alike).controls(tokenizer, fact, -7, -8, 0)
+    assert {c.text for c in found} == {"Paris", "Warsaw"}
+
+
+def test_elsewhere_is_the_same_prompt_about_subjects_with_other_answers():
+    tokenizer = tiny_model("qwen2").tokenizer
+    old, new = (kt.prompts.target_ids(tokenizer, "The France is", t)[0] for t in ("Paris", "Rome"))
+    own = facts_of(("France", "Danielle", None))  # another answer of the same subject
+    found = Relations.of(CAPITALS, [*POOL, *own]).elsewhere(tokenizer, CAPITALS[0], old, new, seed=0, most=9)
+    assert {e.subject for e in found} == {"Poland", "Needle", "Curie", "Space", "Łódź"}
+    assert all(e.prompt == f"The {e.subject} is" for e in found)
