@@ -13,6 +13,7 @@ from kt.editing.aims import Position
 from kt.editing.contexts import Contexts
 from kt.editing.keys import fact_values
 from kt.errors import BadFact, KtError
+from kt.probing.stages import no_stages
 from kt.sites import Kind, Site
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|alpha of their own)")
@@ -184,6 +185,20 @@ def test_a_projector_that_does_not_fit_is_refused_before_any_work(setting, monke
     monkeypatch.setattr("kt.editing.recipe.find_targets", lambda *a, **k: pytest.fail("work was done"))
     with pytest.raises(KtError, match=r"projector.*GiB"):
         session(setting, "alphaedit").solve(REQUESTS)
+
+
+@pytest.mark.filterwarnings("ignore:no preset and no layers")
+def test_jeeps_regions_come_from_the_stages_of_recall_when_nobody_gives_them(setting, monkeypatch):
+    probed = no_stages("none")._replace(layers_low=(1,), layers_high=(2,))
+    asked = []
+    monkeypatch.setattr("kt.editing.session.probe_stages", lambda model, facts: asked.append(facts) or probed)
+    with pytest.warns(UserWarning, match="layers_mlp 1 as probed, layers_high 2 as probed"):
+        edit = session(setting, "jeep", layers_mlp=None, layers_high=None).solve(REQUESTS)
+    assert edit.names == ("model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight")
+    assert [len(facts) for facts in asked] == [2]
+    probed = no_stages("none")
+    with pytest.warns(UserWarning, match="by relative depth.*kt probe"):
+        session(setting, "jeep", layers_mlp=None, layers_high=None).solve(REQUESTS)
 
 
 class TestBalance:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadFact, KtError
+from ..errors import BadFact, KtError, WorkFailed
 from ..facts.fact import Fact
 from ..facts.load import facts_from
 from ..presets import Preset, preset_for
@@ -22,6 +22,7 @@ from .statistics import Statistics, key_statistics
 
 if TYPE_CHECKING:
     from ..model import TracedModel
+    from ..probing import Stages
     from ..tracing import Balance
 
 MOST_TRACED = 100
@@ -140,14 +141,19 @@ class Asked:
         return [name for name in self.method.needs if not chosen.get(name) and name not in self.given]
 
     @property
+    def needs_probe(self) -> bool:
+        """Whether layers are to come from the stages of recall: JEEP's regions, when nobody gave the high one."""
+        return "layers_high" in self.missing_layers()
+
+    @property
     def needs_trace(self) -> bool:
         traced = {"layers_mlp", "layers_attn"} & set(self.missing_layers())
-        return self.fixed_alpha() is None or bool(traced)
+        return self.fixed_alpha() is None or (bool(traced) and not self.needs_probe)
 
-    def settle(self, model: TracedModel, balance: Balance | None) -> HyperParameters:
-        """Every value, with layers and α from the trace where they are to come from it."""
+    def settle(self, model: TracedModel, balance: Balance | None, stages: Stages | None = None) -> HyperParameters:
+        """Every value, with layers and α from the trace or the probe where they are to come from it."""
         chosen = {k: v for k, v in self.chosen().items() if k != "alpha"}
-        chosen |= self._guessed(model, balance)
+        chosen |= self._guessed(model, balance, stages)
         for name in ("layers_mlp", "layers_attn", "layers_high"):
             chosen[name] = tuple(sorted({model.checked(int(i)) for i in chosen.get(name, ())}))
             if name in self.method.needs and name != "layers_attn" and not chosen[name]:
@@ -159,17 +165,23 @@ class Asked:
         known = {f.name for f in fields(HyperParameters)}
         return HyperParameters(**{k: v for k, v in chosen.items() if k in known}, alpha=alpha).checked()
 
-    def _guessed(self, model: TracedModel, balance: Balance | None) -> dict[str, tuple[int, ...]]:
-        """Layers that nobody gave: those that tracing proposes, else by relative depth."""
+    def _guessed(
+        self, model: TracedModel, balance: Balance | None, stages: Stages | None
+    ) -> dict[str, tuple[int, ...]]:
+        """Layers that nobody gave: those that tracing or the probe's stages propose, else by relative depth."""
         missing = self.missing_layers()
         if not missing:
             return {}
         by_depth = default_layers(model)
-        proposed = {} if balance is None else {f"layers_{kind}": v for kind, v in balance.layers.items() if v}
-        traced = [name for name in missing if name in proposed]
-        found = {name: proposed.get(name, by_depth[name]) for name in missing}
-        said = [f"{n} {_listed(found[n])} {'as traced' if n in traced else 'by relative depth'}" for n in missing]
-        why = "" if len(traced) == len(missing) else "; kt alpha on facts that the model knows proposes layers"
+        traced = {} if balance is None else {f"layers_{kind}": v for kind, v in balance.layers.items() if v}
+        probed = {} if stages is None else {"layers_mlp": stages.layers_low, "layers_high": stages.layers_high}
+        found, said = {}, []
+        for name in missing:
+            named = {"as traced": traced.get(name), "as probed": probed.get(name), "by relative depth": by_depth[name]}
+            way, found[name] = next((way, layers) for way, layers in named.items() if layers is not None)
+            said.append(f"{name} {_listed(found[name])} {way}")
+        unsure = any("by relative depth" in each for each in said)
+        why = "; kt alpha and kt probe on facts that the model knows propose layers" if unsure else ""
         warnings.warn(
             f"no preset and no layers given for {model.name}: writing {', '.join(said)}{why}; the rest are defaults",
             stacklevel=4,
@@ -210,6 +222,18 @@ def trace_balance(model: TracedModel, facts: Sequence[Fact], asked: Asked, seed:
             f"alpha cannot be traced on these facts ({error}); give it as a number, such as 0.3, or facts that the "
             "model knows (--alpha-facts)"
         ) from None
+
+
+def probe_stages(model: TracedModel, facts: Sequence[Fact]) -> Stages | None:
+    """The stages of recall of these facts; None where they cannot be probed."""
+    from ..probing import contrast_probe
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of facts whose answers begin alike: the stages leave them out
+            return contrast_probe(model, facts).stages
+    except WorkFailed:
+        return None
 
 
 def take_statistics(

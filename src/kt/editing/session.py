@@ -30,12 +30,13 @@ from .contexts import Contexts
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
 from .plan import Plan, Setting, State
-from .prepare import Asked, read_requests, refuse_contradictions, take_statistics, trace_balance
+from .prepare import Asked, probe_stages, read_requests, refuse_contradictions, take_statistics, trace_balance
 from .readings import readings
 from .statistics import Statistics
 
 if TYPE_CHECKING:
     from ..model import TracedModel
+    from ..probing import Stages
     from ..tracing import Balance
 
 History = Mapping[str, Float[Tensor, "d_in d_in"]] | Sequence[Edit]
@@ -93,6 +94,7 @@ class EditSession:
         self._statistics: Statistics | None = None
         self._contexts = Contexts.of(context_templates) if context_templates else None
         self._balance: Balance | None = None
+        self._stages: Stages | None = None
         self._original: dict[str, Tensor] = {}
 
     # One edit ---------------------------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ class EditSession:
         facts = read_requests(self.model, requests)
         refuse_contradictions(facts)
         balance = self._trace(facts) if self.asked.needs_trace else None
-        hp = self.asked.settle(self.model, balance)
+        hp = self.asked.settle(self.model, balance, self._probe(facts) if self.asked.needs_probe else None)
         own = self.asked.alphas(facts, balance)
         hp = hp if own is None else replace(hp, alpha=own)
         plan = self.asked.method.recipe(hp)
@@ -185,6 +187,13 @@ class EditSession:
             balance = trace_balance(self.model, list(facts if own else self._alpha_facts or ()), self.asked, self.seed)
         self._balance = balance
         return balance
+
+    def _probe(self, facts: list[Fact]) -> Stages | None:
+        """What JEEP's regions come from: the first batch, on the original model."""
+        if self._stages is None:
+            with self.unedited():
+                self._stages = probe_stages(self.model, self._alpha_facts or facts)
+        return self._stages
 
     # All of them ------------------------------------------------------------------------------------------------
     @contextmanager
