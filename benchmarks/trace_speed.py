@@ -23,7 +23,6 @@ from plain_loop import plain_trace
 
 import kt
 
-
 KINDS = ("mlp", "attn", "hidden")
 METRICS = ("prob", "logit_diff")
 TOLERANCE = 1e-3  # of logits of order 10, after twelve layers in another order of summation

@@ -85,9 +85,7 @@ def draw_probe(path: Path) -> tuple[list[Section], list[Card]]:
     blocks: list[Block] = [
         Text(f"{probe.n_facts} facts, read {norm}; {probe.why_left_out()}. Rank 0 is the top of the vocabulary."),
         Figure(probe.figure(), "The residual stream: means over facts with 95% intervals; stages shaded."),
-        Table(
-            ["stage", "layers", "gain"], rows, "Stages of recall (JEEP, section 4.1), by a written rule."
-        ),
+        Table(["stage", "layers", "gain"], rows, "Stages of recall (JEEP, section 4.1), by a written rule."),
     ]
     if probe.set_names:
         blocks.append(Figure(probe.sets_figure(), "Mean probability of a token of each word set (JEEP, Figure 5)."))

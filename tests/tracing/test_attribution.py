@@ -177,6 +177,30 @@ def test_neither_batches_nor_the_shared_prefix_change_an_estimate(family, direct
         assert np.abs(fact.patched["mlp"]["prob"] - alone[i].patched["mlp"]["prob"]).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("direction", ("denoise", "noise"))
+def test_facts_of_one_group_keep_their_own_prefixes(qwen2, direction):
+    templates = ("The city of {} is", "The city in {} is")
+    facts = [kt.Fact(template, "Paris", answer="Rome", foil="Italy") for template in templates]
+    noise = draws(qwen2, facts)
+    shared, apart = (
+        estimated(qwen2, facts, noise, direction=direction, reuse_prefix=reuse).facts for reuse in (True, False)
+    )
+    assert len(shared[0].ids) == len(shared[1].ids) and shared[0].span == shared[1].span
+    for a, b in zip(shared, apart, strict=True):
+        assert a.span.start > 1 and a.ids[: a.span.start] != shared[a.index - 1].ids[: a.span.start]
+        for kind in ALL:
+            assert np.abs(a.patched[kind]["logit_diff"] - b.patched[kind]["logit_diff"]).max() < 5 * TOLERANCE
+
+
+def test_differences_left_of_the_corruption_are_rounding_and_count_for_nothing():
+    source = Patch.parse("mlp").source(0)
+    ones, zeros = ({source: value(1, 4, 2)} for value in (torch.ones, torch.zeros))
+    base = gradients.Slopes(torch.zeros(2, 1), zeros, {source: torch.ones(2, 1, 4, 2)})
+    row = torch.tensor([0])
+    moved = attribution._moved(base, base._replace(values=ones), row, row, torch.tensor([2]))
+    assert moved[source][0, 0].sum(-1).tolist() == [0, 0, 2, 2]
+
+
 def test_the_shared_prefix_is_used(qwen2, monkeypatch):
     seen = []
     real = gradients._arguments

@@ -134,7 +134,7 @@ def test_a_cell_that_no_fact_has_is_drawn_as_not_measured(traces):
 def test_infinite_effects_are_refused(traces):
     trace = made(traces[0], 2)
     trace.facts[1].patched["mlp"]["prob"][0, 0] = np.inf
-    with pytest.raises(kt.errors.WorkFailed, match="infinite"):
+    with pytest.raises(kt.errors.WorkFailed, match="effects that are infinite"):
         trace.by_role("mlp", "prob")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -143,9 +144,10 @@ def trace_arguments(options: Any) -> dict[str, Any]:
 
 
 def trace_figures(trace: Trace, metrics: Sequence[str]) -> dict[str, Any]:
-    """Figure 1 for each metric, in the order asked for, then Figure 2."""
+    """Figure 1 for each metric, in the order asked for, then the heads, then Figure 2."""
     panels = {f"heatmap-{metric.replace('_', '-')}": trace.heatmaps(metric) for metric in metrics}
-    return {**panels, "curves": trace.curves()}
+    heads = {"heads": trace.heads(metrics[0])} if any(".h" in kind for kind in trace.kinds) else {}
+    return {**panels, **heads, "curves": trace.curves()}
 
 
 def show_trace(s: Session, trace: Trace, results: dict[str, Any], metric: str) -> None:
@@ -157,10 +159,9 @@ def show_trace(s: Session, trace: Trace, results: dict[str, Any], metric: str) -
         for kind in modules:
             title = f"{kind}, {metric.replace('_', ' ')}"
             marked = {"kind": kind, "subject_rows": results["subject_rows"]}
+            tested = {"q": results["tests"][kind][metric]["q"], "n": results["intervals"][kind][metric]["n"]}
             cells = results["kinds"][kind][metric]
-            s.screen.show(
-                terminal_heatmap(cells, results["rows"], title, q=results["tests"][kind][metric]["q"], **marked)
-            )
+            s.screen.show(terminal_heatmap(cells, results["rows"], title, **tested, **marked))
     rows = [strongest(kind, results["curves"][kind][metric]) for kind in modules]
     heads = [strongest(kind, results["curves"][kind][metric]) for kind in results["kinds"] if ".h" in kind]
     rows += sorted(heads, key=lambda row: -row[3])[:5]
@@ -171,7 +172,8 @@ def show_trace(s: Session, trace: Trace, results: dict[str, Any], metric: str) -
 
 def strongest(kind: str, curve: dict[str, Any]) -> list[Any]:
     """A row of the table: the peak of a kind's curve, as text and (last) as a number."""
-    top = max(range(len(curve["mean"])), key=lambda i: curve["mean"][i])
+    measured = [i for i, value in enumerate(curve["mean"]) if not math.isnan(value)]
+    top = max(measured, default=0, key=lambda i: curve["mean"][i])
     return [kind, top, interval(curve["mean"][top], (curve["low"][top], curve["high"][top])), curve["mean"][top]]
 
 

@@ -183,13 +183,19 @@ class Trace:
         return heatmap(self, self.checked(kind, metric), metric)
 
     def heatmaps(self, metric: str = "logit_diff") -> go.Figure:
-        """All kinds side by side, `mlp` and `attn` on one scale (Figure 1)."""
+        """All kinds side by side, `mlp` and `attn` on one scale (Figure 1); single heads have `heads`."""
         from .show import heatmaps
 
         return heatmaps(self, metric)
 
+    def heads(self, metric: str = "logit_diff", at: str = "subject_last") -> go.Figure:
+        """Attention by head at one role: heads down, layers across; q is over all cells shown."""
+        from .show import heads
+
+        return heads(self, metric, at)
+
     def curves(self, at: str = "subject_last") -> go.Figure:
-        """Both metrics by layer at one role, all kinds, with interval bands (Figure 2)."""
+        """Both metrics by layer at one role, all kinds but single heads, with interval bands (Figure 2)."""
         from .show import curves
 
         return curves(self, at)
