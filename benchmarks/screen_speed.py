@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 import kt
+from kt.demo_loop import spread
 from kt.tracing.screen import Screen, screen
 
 KINDS = ("mlp", "attn", "hidden")
@@ -105,9 +106,14 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--top", type=int, default=20)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--table", action="store_true", help="print the file as tables, and stop")
     chosen = parser.parse_args()
+    if chosen.table:
+        rows = json.loads(chosen.out.read_text())["runs"]
+        sys.stdout.write(tables(rows, chosen.top) + "\n")
+        return 0
     torch.set_num_threads(1)
-    model, facts = kt.load("demo"), kt.load_facts("demo", limit=chosen.facts)
+    model, facts = kt.load("demo"), spread(kt.load_facts("demo"), chosen.facts)
     screen(model, facts[:1], KINDS, top=1, check=True, samples=1)  # what is loaded on first use is no part of either
     rows = []
     for direction in ("denoise", "noise"):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOC = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 def printed(script, *arguments):
@@ -16,10 +15,21 @@ def printed(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
-@pytest.mark.parametrize(("script", "rows"), [("methods.py", 45), ("sequential.py", 48)])
-def test_the_tables(script, rows):
-    table = printed(script, "--table")
-    assert len(table.splitlines()) >= rows + 2 and table in DOC
+@pytest.mark.parametrize(
+    ("script", "page", "rows"),
+    [
+        ("methods.py", "methods", (45,)),
+        ("sequential.py", "methods", (48,)),
+        ("trust.py", "tracing", (4, 4, 3, 5)),
+        ("screen_speed.py", "tracing", (2,)),
+        ("residual.py", "probing", (12, 12, 14)),
+    ],
+)
+def test_the_tables(script, page, rows):
+    doc = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    tables = [table.strip() for table in printed(script, "--table").split("\n\n")]
+    for table, count in zip(tables, rows, strict=False):
+        assert len(table.splitlines()) >= count + 2 and table in doc
 
 
 @pytest.mark.parametrize("name", ["demo-methods", "demo-tuning"])

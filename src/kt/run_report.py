@@ -12,6 +12,7 @@ from .editing import Edit
 from .environment import versions
 from .evaluation import Scores
 from .probing import Probe, Residual
+from .probing.residual_show import attack_lines
 from .report import Card, Figure, Section, Table, Text, build
 from .run_folder import FILES, MANIFEST
 from .tracing import Balance, Trace
@@ -100,11 +101,11 @@ def draw_residual(path: Path) -> tuple[list[Section], list[Card]]:
         for kind, places in residual.by_kind.items()
         for place, r in places.items()
     ]
-    seed, n_boot = int(residual.metadata["seed"]), int(residual.metadata["n_boot"])
-    attacks = [
-        [row.attack, row.old, row.third, row.excess]
-        for row in residual.attacks.rows(seed, n_boot)
-        if (row.measure, row.state) == ("beats_new", "after")
+    attacks = [list(line) for line in attack_lines(residual)]
+    compared = [
+        ["residual score", residual.score],
+        ["of what was never learnt", residual.floor],
+        ["difference", residual.above_floor],
     ]
     blocks: list[Block] = [
         Text(
@@ -112,11 +113,12 @@ def draw_residual(path: Path) -> tuple[list[Section], list[Card]]:
             "over other answers of its relation that the edit left: 1 is all of it, 0 none."
         ),
         Figure(residual.figure(), "Rank at the prediction position, before and after the edit."),
+        Table(["", "share of the lead"], compared, "An answer that was never true shows what is merely common."),
         Table(["kind", "position", "residual score", "advantage before", "after"], left, "Where it is left."),
         Table(
-            ["prompt", "old answer", "a third answer, named alike", "difference"],
+            ["prompt", "old answer", "a third, named alike", "difference", "old over third, nats: before", "after"],
             attacks,
-            "Share of facts whose answer is more probable than the new one on the edited model.",
+            "Share of facts on which it is more probable than the new answer after the edit, and ln P(old)/P(third).",
         ),
     ]
     low, high = residual.score.ci95 or (None, None)

@@ -38,7 +38,14 @@ def test_answers_that_no_edit_is_about_come_first():
 
 def test_answers_of_other_relations_are_no_controls():
     tokenizer, others = tiny_model("qwen2").tokenizer, facts_of(("Nile", "Danielle", None), relation="river")
-    assert [c.text for c in Relations.of(CAPITALS[:1], others).controls(tokenizer, CAPITALS[0], -7, -8, 0)] == ["Paris"]
+    found = Relations.of(CAPITALS[:2], others).controls(tokenizer, CAPITALS[0], -7, -8, 0)
+    assert [c.text for c in found] == ["Rome"]
+
+
+def test_no_answer_of_the_same_subject_is_a_control_of_it():
+    tokenizer, also = tiny_model("qwen2").tokenizer, facts_of(("France", "Danielle", None))
+    found = Relations.of(CAPITALS, also).controls(tokenizer, CAPITALS[0], -7, -8, 0)
+    assert {c.text for c in found} == {"Rome", "Warsaw"}
 
 
 def test_facts_that_name_no_relation_share_one_by_their_template():
@@ -46,7 +53,7 @@ def test_facts_that_name_no_relation_share_one_by_their_template():
     alike = [*facts_of(("Poland", "Warsaw", None), relation=""), kt.Fact("Of {}", "Curie", answer="Megan")]
     fact = facts_of(("France", "Paris", "Rome"), relation="")[0]
     found = Relations.of([fact], alike).controls(tokenizer, fact, -7, -8, 0)
-    assert {c.text for c in found} == {"Paris", "Warsaw"}
+    assert {c.text for c in found} == {"Warsaw"}
 
 
 def test_elsewhere_is_the_same_prompt_about_subjects_with_other_answers():

@@ -15,7 +15,7 @@ from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 
 import kt
 from kt.artifacts import save_arrays
-from kt.errors import BadFact, BadFile, UnknownSite, WorkFailed
+from kt.errors import BadFact, BadFile, UnknownSite
 from kt.probing import probe as probing
 from kt.prompts import target_ids
 
@@ -65,7 +65,7 @@ def test_a_fact_without_target_or_foil_is_left_out_and_counted():
     assert [one.fact for one in probe.left_out] == [0] and probe.left_out[0].id == "neither"
     assert probe.why_left_out() == "1 left out: it has neither a target nor a foil"
     assert [fact.index for fact in probe.facts] == [1, 2, 3, 4] and probe.metadata["n_given"] == 5
-    with pytest.raises(WorkFailed, match=r"1 left out: it has neither .* give facts with a target or a foil"):
+    with pytest.raises(BadFact, match=r"1 left out: it has neither .* give facts with a target or a foil"):
         kt.contrast_probe(tiny(), NEITHER)
     with pytest.raises(BadFact, match="no facts to probe"):
         kt.contrast_probe(tiny(), [])

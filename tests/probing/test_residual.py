@@ -274,6 +274,14 @@ def test_the_figure_stands_before_beside_after_and_says_the_score(metric):
         made(halfway).figure("nowhere")
 
 
+def test_the_lines_intervals_enclose_their_means_on_the_rank_scale_too():
+    from kt.probing.residual_show import _lines
+
+    old = _lines(made(halfway), "before", "resid", "prediction", "rank")[0]
+    assert (old.low < old.mean).tolist() == (old.mean < old.high).tolist() == [False, True]
+    assert old.mean[1] == pytest.approx(9, abs=1)
+
+
 def test_the_notebook_summary_escapes_what_it_quotes():
     residual = made(halfway)
     shown = replace(residual, metadata=residual.metadata | {"model": "<b>", "prefixes": []})._repr_html_()
@@ -417,13 +425,14 @@ def test_requests_of_the_edit_are_recognised():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measured(model, edit=replace_requests(nudge(model), CAPITALS))
+        measured(model)  # an edit that names no requests says nothing about them
 
 
 def test_no_facts_and_no_targets_are_one_line():
     model = tiny_model("qwen2")
     with pytest.raises(BadFact, match="no facts"):
         measured(model, [])
-    with pytest.raises(WorkFailed, match="target or a foil"):
+    with pytest.raises(BadFact, match="target or a foil"):
         measured(model, [kt.Fact("The {} is", "France", answer="Paris")])
 
 

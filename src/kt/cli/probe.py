@@ -158,22 +158,28 @@ def show_stages(s: Session, stages: Stages) -> None:
 
 def show_residual(s: Session, found: Residual) -> None:
     """The score, where it sits, and whether the old answer comes back."""
+    from ..probing.residual_show import attack_lines
+
     rows = []
     for kind, places in found.by_kind.items():
         for place, left in places.items():
             score = interval(left.score.mean, left.score.ci95)
-            rows.append([kind, place, score, left.before.mean, left.after.mean, left.score.n])
-    columns = ["kind", "position", "residual [95%]", "advantage before", "after", "n"]
-    score, floor = (interval(x.mean, x.ci95) for x in (found.score, found.floor))
-    note = f"residual score {score}; of what was never learnt {floor}; {found.why_left_out()}"
+            seen = [] if place == "both" else [_share(found, kind, place, state) for state in ("before", "after")]
+            rows.append([kind, place, score, left.before.mean, left.after.mean, *(seen or ["", ""])])
+    columns = ["kind", "position", "residual [95%]", "advantage before", "after", "in a top ten before", "after"]
+    note = f"n = {found.score.n}; {found.why_left_out()}"
     s.screen.table("what is left of the old answer", columns, rows, note)
-    attacks = []
-    for row in found.attacks.rows(int(found.metadata["seed"]), int(found.metadata["n_boot"])):
-        if row.measure == "beats_new" and row.state == "after":
-            cells = [interval(x.mean, x.ci95) for x in (row.old, row.third, row.excess)]
-            attacks.append([row.attack, *cells, row.old.n])
-    s.screen.table(
-        "is the old answer more probable than the new one?",
-        ["prompt", "old answer", "a third answer, named alike", "difference", "n"],
-        attacks,
-    )
+    said = [(name, getattr(found, name)) for name in ("score", "floor", "above_floor")]
+    names = {"score": "residual score", "floor": "of what was never learnt", "above_floor": "difference"}
+    s.screen.table("residual", ["", "[95%]"], [[names[n], interval(x.mean, x.ci95)] for n, x in said])
+    lines = []
+    for line in attack_lines(found):
+        excess, lead = (interval(x.mean, x.ci95) for x in (line.excess, line.lead))
+        lines.append([line.attack, line.old.mean, line.third.mean, excess, line.lead_before.mean, lead])
+    columns = ["prompt", "old", "third, named alike", "old - third", "lead before", "lead after"]
+    note = "old, third: share of facts on which it beats the new answer; lead: ln P(old)/P(third)"
+    s.screen.table("is the old answer more probable than the new one?", columns, lines, note)
+
+
+def _share(found: Residual, kind: str, place: str, state: str) -> str:
+    return f"{found.in_top[kind][place][state]['original'].mean:.2f}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadFact, KtError, WorkFailed
+from ..errors import BadFact, KtError
 from ..facts.fact import Fact
 from ..facts.load import facts_from
 from ..presets import Preset, preset_for
@@ -232,7 +232,7 @@ def probe_stages(model: TracedModel, facts: Sequence[Fact]) -> Stages | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of facts whose answers begin alike: the stages leave them out
             return contrast_probe(model, facts).stages
-    except WorkFailed:
+    except BadFact:  # not one request can be probed
         return None
 
 

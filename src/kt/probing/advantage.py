@@ -20,16 +20,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from ..stats import Interval, bootstrap_mean, bootstrap_mean_grid
+from ..stats import Interval, bootstrap_mean, bootstrap_mean_grid, bootstrap_ratio
 
 OLD, NEW, CONTROLS = 0, 1, slice(2, None)
 """The places of the answers on the axis `token`."""
 
 TOP = 10
 """Candidates that the head projection attack takes from each layer."""
-
-_MOST_LOST = 0.01
-"""The share of resamples that may have no ratio before the ratio has no interval."""
 
 
 class Remainder(NamedTuple):
@@ -103,31 +100,3 @@ def remainder(
         bootstrap_mean(now, n_boot, seed),
         names,
     )
-
-
-def bootstrap_ratio(
-    top: Float[ndarray, " n"], bottom: Float[ndarray, " n"], n_boot: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """mean(top) / mean(bottom) over the same records, which are resampled together; pairs with a NaN are left out.
-
-    NaN where mean(bottom) is not above 0. No interval for one record, or where more than 1% of the resamples have a
-    mean(bottom) that is not above 0: a ratio to something that may be nothing has no bounds.
-    """
-    pairs = np.stack([np.asarray(top, np.float64), np.asarray(bottom, np.float64)], 1)
-    pairs = pairs[~np.isnan(pairs).any(1)]
-    n = len(pairs)
-    total = pairs.sum(0)
-    if n == 0 or total[1] <= 0:
-        return Interval(math.nan, math.nan, math.nan, n)
-    mean = float(total[0] / total[1])
-    if n == 1:
-        return Interval(mean, math.nan, math.nan, n)
-    rng, block = np.random.default_rng(seed), max(1, 1_000_000 // n)
-    sums = np.concatenate(
-        [pairs[rng.integers(n, size=(min(block, n_boot - i), n))].sum(1) for i in range(0, n_boot, block)]
-    )
-    ratios = sums[sums[:, 1] > 0]
-    if len(ratios) < (1 - _MOST_LOST) * n_boot:
-        return Interval(mean, math.nan, math.nan, n)
-    low, high = np.quantile(ratios[:, 0] / ratios[:, 1], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), n)

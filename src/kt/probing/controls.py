@@ -64,10 +64,11 @@ class Relations:
     def controls(
         self, tokenizer: Any, fact: Fact, old: int, new: int, seed: int, most: int = MOST
     ) -> tuple[Control, ...]:
-        """Up to `most` other answers whose first tokens differ from each other's, the old and the new one's."""
+        """Up to `most` answers of other subjects; no two begin alike, and none begins as the old or the new one."""
         name = relation(fact)
-        touched = self.touched.get(name, frozenset())
-        texts = sorted({answer for _, answer in self.known.get(name, ())})
+        touched, known = self.touched.get(name, frozenset()), self.known.get(name, ())
+        own = {answer for subject, answer in known if subject == fact.subject}
+        texts = sorted({answer for _, answer in known} - own)
         texts.sort(key=lambda text: (text in touched, drawn(seed, fact.prompt, text)))
         chosen: dict[int, Control] = {}
         for text in texts:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import BadFact, WorkFailed
+from ..errors import BadFact
 from ..facts.fact import Fact
 from ..model import TracedModel
 from ..progress import Progress
@@ -49,9 +49,9 @@ def contrast_probe(
 
     Raises:
         UnknownSite: the model has no such layer.
-        BadFact: there are no facts, or one cannot be probed as given.
+        BadFact: there are no facts, one cannot be probed as given, or none is left to probe.
         BadFile: word sets that cannot be read, or that hold nothing for any fact.
-        WorkFailed: no fact is left to probe, or a number is not finite.
+        WorkFailed: a number is not finite.
     """
     wanted = None if layers is None else tuple(sorted({model.checked(layer) for layer in layers}))
     words = None if sets is None else open_sets(sets)
@@ -130,7 +130,7 @@ def _must_have(n_given: int, probed: Sequence[ProbedFact], left_out: Sequence[Le
     if not n_given:
         raise BadFact("there are no facts to probe; give at least one")
     if not probed:
-        raise WorkFailed(f"no fact is left to probe ({why(left_out)}); give facts with a target or a foil")
+        raise BadFact(f"no fact is left to probe ({why(left_out)}); give facts with a target or a foil")
 
 
 def _warn(probed: Sequence[ProbedFact]) -> list[str]:

@@ -22,9 +22,16 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from ..errors import BadFact
-from ..stats import Interval, IntervalGrid, bootstrap_mean, bootstrap_mean_grid, paired_bootstrap_difference
+from ..stats import (
+    Interval,
+    IntervalGrid,
+    bootstrap_mean,
+    bootstrap_mean_grid,
+    bootstrap_ratio,
+    paired_bootstrap_difference,
+)
 from ..tracing.cases import LeftOut
-from .advantage import NEW, OLD, Remainder, advantage, bootstrap_ratio, in_top, leading, remainder
+from .advantage import NEW, OLD, Remainder, advantage, in_top, leading, remainder
 from .attacks import STATES, Attacks
 from .controls import Control
 from .lens import KINDS, POSITIONS, Reading

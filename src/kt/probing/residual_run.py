@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from ..editing.contexts import memit_contexts
 from ..editing.edit import Edit
-from ..errors import BadFact, WorkFailed
+from ..errors import BadFact
 from ..facts.fact import Fact
 from ..model import TracedModel
 from ..progress import Progress
@@ -97,9 +97,9 @@ def residual_fact(
         progress: called with (prompts done, prompts in all).
 
     Raises:
-        BadFact: there are no facts, a prefix has an unknown slot, or `before` is of something else.
+        BadFact: there are no facts or none is left, a prefix has an unknown slot, or `before` is of something else.
         KtError: the edit is of another model, or is already written into this one.
-        WorkFailed: no fact is left to measure, or a number is not finite.
+        WorkFailed: a number is not finite.
     """
     templates = checked_prefixes(prefixes)
     facts = [facts] if isinstance(facts, Fact) else list(facts)
@@ -111,8 +111,8 @@ def residual_fact(
         written = memit_contexts(model, seed).groups[1] if neutral else ()
     contests = [_contest(fact, q, c) for fact, q, c in zip(plan.facts, plan.questions, plan.controls, strict=True)]
     names = attack_names(templates, written)
-    told_apart = [i for i, q in enumerate(plan.questions) if not q.fact.same_first_token]
-    prepared = prepare(model, [a for a in asks(contests, templates, written) if a.fact in set(told_apart)])
+    alike = {i for i, q in enumerate(plan.questions) if q.fact.same_first_token}
+    prepared = prepare(model, [a for a in asks(contests, templates, written) if a.fact not in alike])
     steps = _Steps(progress, _n_prompts(plan, prepared, before is None))
     run = _Run(model, plan, prepared, names, final_norm, batch_size, steps)
     if before is None:
@@ -143,7 +143,7 @@ def _plan(model: TracedModel, facts: Sequence[Fact], pool: Iterable[Fact] | None
         raise BadFact("there are no facts to measure; give those that were edited")
     questions, left_out = ask(model, list(enumerate(facts)), batch_size)
     if not questions:
-        raise WorkFailed(f"no fact is left to measure ({why(left_out)}); give facts with a target or a foil")
+        raise BadFact(f"no fact is left to measure ({why(left_out)}); give facts with a target or a foil")
     relations = Relations.of(facts, pool)
     kept = [facts[q.fact.index] for q in questions]
     controls, elsewhere = [], []

@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from ..artifacts import plain
 from ..errors import BadFact
-from ..stats import bootstrap_mean_grid
+from ..stats import Interval, bootstrap_mean_grid
 from .advantage import CONTROLS, NEW, OLD, mean_visibility, visibility
 from .attacks import STATES
 from .lens import KINDS, POSITIONS
@@ -88,6 +88,31 @@ def to_dataframe(residual: Residual) -> pd.DataFrame:
     return frame[["fact", "kind", "position", "layer", "state", "answer", "prob", "rank"]].dropna(ignore_index=True)
 
 
+class AttackLine(NamedTuple):
+    """One attack on the edited model: how often an answer beats the new one, and by what factor the old one leads.
+
+    `lead_before` and `lead` are ln P(old) - ln P(third) in nats on the unedited and the edited model.
+    """
+
+    attack: str
+    old: Interval
+    third: Interval
+    excess: Interval
+    lead_before: Interval
+    lead: Interval
+
+
+def attack_lines(residual: Residual) -> list[AttackLine]:
+    """The attacks as people read them; `Residual.attacks` has the rest."""
+    n_boot, seed = int(residual.metadata["n_boot"]), int(residual.metadata["seed"])
+    found = []
+    for name in residual.attacks.names:
+        beats = residual.attacks.row(name, "beats_new", "after", seed, n_boot)
+        leads = [residual.attacks.row(name, "log_ratio", state, seed, n_boot).excess for state in STATES]
+        found.append(AttackLine(name, beats.old, beats.third, beats.excess, *leads))
+    return found
+
+
 def figure(residual: Residual, position: str, metric: str) -> go.Figure:
     """See `Residual.figure`."""
     from ..figures.probe import before_after_probe
@@ -131,7 +156,7 @@ def _lines(residual: Residual, state: str, kind: str, position: str, metric: str
 def _edit_words(residual: Residual) -> str:
     about = residual.metadata
     alpha = about.get("alpha")
-    share = f", α {alpha:g}" if isinstance(alpha, int | float) else ""
+    share = f", α {alpha:.3g}" if isinstance(alpha, int | float) else ""
     return f"{about['model']}, {about.get('method') or 'edit'}{share}"
 
 
