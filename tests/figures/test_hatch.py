@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kt.figures import Panel, heads_figure, heatmap, heatmap_panel, theme
-from kt.figures.hatch import hatch
+from kt.figures.hatch import hatch, hatch_note
 
 NAN = float("nan")
 VALUES = np.array([[0.5, 0.1, -0.1, 0.0], [0.2, NAN, 0.3, 0.4]])
@@ -122,3 +122,9 @@ def test_the_look_of_a_head_is_attention_with_its_number():
     )
     assert theme.look("attn.h3").line != theme.look("attn.h4").line
     assert theme.head_of("attn.h12") == 12 and theme.head_of("attn") is None and theme.head_of("attn.hx") is None
+
+
+@pytest.mark.parametrize(("n", "few"), [(7, True), (20, False), (None, False)])
+def test_the_note_says_when_few_facts_leave_no_lone_cell_a_chance(n, few):
+    panel = Panel(np.ones((4, 8)), list("abcd"), q=np.full((4, 8), 0.5), n=n)
+    assert ("so few facts give no p below 0.016" in hatch_note([panel])) == few

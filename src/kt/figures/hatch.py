@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
+from ..significance import smallest_p
 from .panel import Panel
 
 _STEP = 8.0
@@ -44,7 +45,11 @@ def hatch_note(panels: Sequence[Panel]) -> str:
     if any(panel.hatched.any() for panel in panels):
         panel = next(panel for panel in panels if panel.hatched.any())
         rate = f"{100 * panel.alpha:g}%"
-        return f"hatched: not told apart from zero (sign-flip test over {panel.over}, false discovery rate {rate})"
+        said = f"hatched: not told apart from zero (sign-flip test over {panel.over}, false discovery rate {rate}"
+        # Below this n a lone cell cannot stand out, however large its effect: the test has too few ways to flip.
+        least = float(np.nanmin(smallest_p(panel.grid(panel.n)), initial=np.inf))
+        few = np.isfinite(least) and least * panel.tested.sum() > panel.alpha
+        return said + (f"; so few {panel.over} give no p below {least:.2g})" if few else ")")
     if any(panel.tested.any() for panel in panels) and not any(panel.testable for panel in panels):
         return f"no cell can be told apart from zero with so few {panels[0].over} (sign-flip test)"
     return ""

@@ -14,10 +14,10 @@ from ..errors import BadFact
 from ..facts.fact import Fact
 from ..model import TracedModel
 from ..progress import Progress
-from ..tracing.cases import LeftOut
+from ..tracing.cases import LeftOut, why
 from .lens import Reading, SetTokens, read_lens
-from .questions import ProbedFact, Question, ask
-from .result import Probe, why
+from .questions import ProbedFact, Question, ask, described
+from .result import Probe
 from .sets import Asked, SetReader, WordSets, open_sets
 
 __all__ = ["Probe", "contrast_probe"]
@@ -83,7 +83,7 @@ def contrast_probe(
     reading = _joined(readings)
     if words is not None and reading.sets is not None:
         words.require_read(reading.sets)
-    metadata = _described(model, final_norm, done, said)
+    metadata = described(model, final_norm) | {"n_given": done, "warnings": said}
     return Probe(tuple(probed), wanted or tuple(range(model.n_layers)), reading, names, tuple(left_out), metadata)
 
 
@@ -146,18 +146,3 @@ def _warn(probed: Sequence[ProbedFact]) -> list[str]:
     )
     warnings.warn(text, stacklevel=3)
     return [text]
-
-
-def _described(model: TracedModel, final_norm: bool, n_given: int, said: Sequence[str]) -> dict[str, Any]:
-    """What the probe's metadata says of its run."""
-    return {
-        "model": model.name,
-        "revision": model.revision,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "n_layers": model.n_layers,
-        "vocab": model.vocab_size,
-        "final_norm": final_norm,
-        "direct": model.layout.direct,
-        "n_given": n_given,
-        "warnings": list(said),
-    }

@@ -61,6 +61,19 @@ class Question(NamedTuple):
     answer_ids: tuple[int, ...]
 
 
+def described(model: TracedModel, final_norm: bool) -> dict[str, Any]:
+    """What the metadata of a reading says of the model, and of how it was read."""
+    return {
+        "model": model.name,
+        "revision": model.revision,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "n_layers": model.n_layers,
+        "vocab": model.vocab_size,
+        "final_norm": final_norm,
+        "direct": model.layout.direct,
+    }
+
+
 def ask(
     model: TracedModel, facts: Sequence[tuple[int, Fact]], batch_size: int | Literal["auto"]
 ) -> tuple[list[Question], list[LeftOut]]:

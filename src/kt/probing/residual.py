@@ -30,13 +30,13 @@ from ..stats import (
     bootstrap_ratio,
     paired_bootstrap_difference,
 )
-from ..tracing.cases import LeftOut
+from ..tracing.cases import LeftOut, why
 from .advantage import NEW, OLD, Remainder, advantage, in_top, leading, remainder
 from .attacks import STATES, Attacks
 from .controls import Control
 from .lens import KINDS, POSITIONS, Reading
 from .questions import ProbedFact
-from .result import Probe, chosen_name, why
+from .result import Probe, chosen_name
 
 if TYPE_CHECKING:
     import pandas as pd

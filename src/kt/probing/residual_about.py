@@ -11,6 +11,7 @@ from ..errors import UnknownSite
 from ..model import TracedModel
 from .controls import Control
 from .questions import ProbedFact
+from .questions import described as described_model
 
 NO_CONTROLS = "no other answer of its relation to hold it against"
 
@@ -31,14 +32,7 @@ def described(
         except UnknownSite:  # fine-tuning changes other weights, too
             continue
         edited[str(site.kind)].append(site.layer)
-    return {
-        "model": model.name,
-        "revision": model.revision,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "n_layers": model.n_layers,
-        "vocab": model.vocab_size,
-        "direct": model.layout.direct,
-        "final_norm": final_norm,
+    return described_model(model, final_norm) | {
         "method": edit.manifest.get("method"),
         "alpha": edit.alpha,
         "control": edit.manifest.get("control"),

@@ -19,7 +19,7 @@ from ..facts.fact import Fact
 from ..model import TracedModel
 from ..progress import Progress
 from ..prompts import template_span, token_ids
-from ..tracing.cases import SAME_TOKEN, LeftOut
+from ..tracing.cases import SAME_TOKEN, LeftOut, why
 from .advantage import advantage
 from .attacks import (
     PREFIXES,
@@ -39,7 +39,6 @@ from .lens import KINDS, POSITIONS, Reading, read_lens
 from .questions import Question, ask
 from .residual import Residual
 from .residual_about import NO_CONTROLS, described, remarks
-from .result import why
 
 Size = int | Literal["auto"]
 

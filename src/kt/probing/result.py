@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from numpy import ndarray
 
 from ..errors import BadFact
 from ..stats import bootstrap_mean_grid, median_grid
-from ..tracing.cases import LeftOut
+from ..tracing.cases import LeftOut, why
 from .lens import KINDS, POSITIONS, Reading
 from .questions import ANSWERS, ProbedFact
 from .stages import Stages, find_stages, no_stages
@@ -225,11 +224,6 @@ class Probe:
         from .files import merge
 
         return merge([self, *([others] if isinstance(others, Probe) else others)])
-
-
-def why(left_out: Sequence[LeftOut]) -> str:
-    counts = Counter(fact.reason for fact in left_out)
-    return "; ".join(f"{n} left out: {reason}" for reason, n in sorted(counts.items())) or "none left out"
 
 
 def chosen_name(what: str, name: str, among: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ from ..progress import Progress
 from ..sites import Site
 from .cases import Case, equal_lengths
 from .corrupt import Corruption
-from .engine import Outcome, Plan, must_be_finite, placed_noise
+from .engine import Outcome, Plan, in_groups, must_be_finite, placed_noise
 from .gradients import Prompts, Shared, Slopes, run_from, slopes
 from .patch import window_layers
 from .patches import Patch, Source, heads
@@ -64,12 +64,7 @@ def run_all(
             raise BadFact(
                 f"kinds {patch.label}: no gradient says what a severed module does; trace it with method='exact'"
             )
-    outcomes: list[Outcome] = []
-    for at in _groups(model, cases, made, plan):
-        outcomes += _run_group(model, [cases[i] for i in at], [made[i] for i in at], plan)
-        if progress is not None:
-            progress(len(outcomes), len(cases))
-    return sorted(outcomes, key=lambda o: o.case.index)
+    return in_groups(_run_group, _groups(model, cases, made, plan), model, cases, made, plan, progress)
 
 
 def _groups(model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption], plan: Plan) -> Iterator[list[int]]:

@@ -7,7 +7,7 @@ the listed facts of the same relation have (`relation`); the model's best other 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -48,6 +48,12 @@ class LeftOut(NamedTuple):
     fact: int
     id: str
     reason: str
+
+
+def why(left_out: Sequence[LeftOut]) -> str:
+    """Reasons with counts, for messages and manifests."""
+    counts = Counter(fact.reason for fact in left_out)
+    return "; ".join(f"{n} left out: {reason}" for reason, n in sorted(counts.items())) or "none left out"
 
 
 class Choice(NamedTuple):

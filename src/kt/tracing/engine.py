@@ -5,7 +5,7 @@ The batches are a matter of speed and memory only: no number depends on them bey
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,9 +78,22 @@ def run_all(
     Raises:
         WorkFailed: a number is not finite.
     """
+    return in_groups(_run_group, _groups(model, cases, made, plan), model, cases, made, plan, progress)
+
+
+def in_groups(
+    run_group: Callable[[TracedModel, Sequence[Case], Sequence[Corruption], Plan], list[Outcome]],
+    groups: Iterable[Sequence[int]],
+    model: TracedModel,
+    cases: Sequence[Case],
+    made: Sequence[Corruption],
+    plan: Plan,
+    progress: Progress | None,
+) -> list[Outcome]:
+    """One measurement group by group; the outcomes in the order of the cases."""
     outcomes: list[Outcome] = []
-    for at in _groups(model, cases, made, plan):
-        outcomes += _run_group(model, [cases[i] for i in at], [made[i] for i in at], plan)
+    for at in groups:
+        outcomes += run_group(model, [cases[i] for i in at], [made[i] for i in at], plan)
         if progress is not None:
             progress(len(outcomes), len(cases))
     return sorted(outcomes, key=lambda o: o.case.index)

@@ -141,7 +141,10 @@ class Screen:
             table["estimate"].to_numpy(),
             table["exact"].to_numpy(),
             table["kind"].tolist(),
-            [f"{r.kind}, layer {r.layer}, fact {r.fact}, token {texts[r.fact][r.token]!r}" for r in table.itertuples()],
+            [
+                f"{kind}, layer {layer}, fact {fact}, token {texts[fact][token]!r}"
+                for kind, layer, fact, token in table[["kind", "layer", "fact", "token"]].to_numpy().tolist()
+            ],
             title=f"Attribution patching beside exact patching: {self.estimate.metadata['model']}",
             subtitle=self.said(),
             axis=titles[self.metric],

@@ -14,7 +14,6 @@ where the logit difference goes all the way (Zhang & Nanda 2023, arXiv 2309.1604
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from numpy import ndarray
 
 from ..errors import BadFact, WorkFailed
 from ..prompts import Span
-from .cases import LeftOut
+from .cases import LeftOut, why
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,8 +130,7 @@ class Trace:
 
     def why_left_out(self) -> str:
         """Reasons with counts, for messages and manifests."""
-        counts = Counter(fact.reason for fact in self.left_out)
-        return "; ".join(f"{n} left out: {reason}" for reason, n in sorted(counts.items())) or "none left out"
+        return why(self.left_out)
 
     def __repr__(self) -> str:
         kinds = ", ".join(self.kinds)
