@@ -78,7 +78,7 @@ def test_a_table_of_the_config_holds_for_its_command_only(kt, seen):
     ("text", "says"),
     [
         ('modle = "x"', "modle"),
-        ("[heatmap]\nmethod = 1", "kt heatmap has no flag --method"),
+        ("[heatmap]\nmerge-to = 1", "kt heatmap has no flag --merge-to"),
         ("[nonsense]\nx = 1", "nonsense"),
         ("seed = ", "not TOML"),
         ('seed = "x"', "--seed"),
