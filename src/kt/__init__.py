@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .errors import KtError
     from .evaluation import Scores, evaluate
     from .facts.fact import Fact, Prompt
-    from .facts.load import load_facts
+    from .facts.load import iter_facts, load_facts, read_facts
     from .loading import load
     from .model import TracedModel
     from .probing import Probe, Residual, contrast_probe, residual_fact
@@ -35,6 +35,8 @@ _HOMES = {
     "Fact": ".facts.fact",
     "Prompt": ".facts.fact",
     "load_facts": ".facts.load",
+    "read_facts": ".facts.load",
+    "iter_facts": ".facts.load",
     "causal_trace": ".tracing",
     "Trace": ".tracing",
     "balance_factor": ".tracing",
@@ -62,6 +64,8 @@ __all__ = [  # noqa: RUF022 -- in the order of use
     "Kind",
     "Site",
     "load_facts",
+    "read_facts",
+    "iter_facts",
     "Fact",
     "Prompt",
     "causal_trace",

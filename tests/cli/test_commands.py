@@ -255,3 +255,20 @@ def test_json_on_stdout_is_json_alone_from_the_shell(model_folder, facts_file, t
     assert found.returncode == 0, found.stderr
     assert "alpha" in json.loads(found.stdout)
     assert all(line.startswith("kt: ") for line in found.stderr.splitlines()), found.stderr
+
+
+FIXTURES = Path(__file__).parents[1] / "facts" / "fixtures"
+
+
+def test_a_data_set_is_read_in_its_own_format_and_what_it_lacks_is_counted(kt, model_folder):
+    ran = kt(
+        "probe", "-m", model_folder, "-f", FIXTURES / "zsre.json", "--zsre-target", "alt", "--json", "-", "-o", "run"
+    )
+    assert ran.code == 0, ran.err
+    about = json.loads(Path("run/manifest.json").read_text())["data"]
+    assert about["n"] == ran.json["n_facts"] and about["left_out"]["formats"] == {"zsre": about["left_out"]["records"]}
+    assert "records skipped" in ran.err and about["left_out"]["skipped"] >= 1
+    forced = kt("probe", "-m", model_folder, "-f", FIXTURES / "zsre.json", "--format", "counterfact")
+    assert forced.code == 2 and "requested_rewrite" in forced.err and forced.err.count("\n") == 1
+    unknown = kt("probe", "-m", model_folder, "-f", FIXTURES / "zsre.json", "--format", "csv")
+    assert unknown.code == 2 and "counterfact" in unknown.err

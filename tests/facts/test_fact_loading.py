@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,8 +9,6 @@ from hypothesis import strategies as st
 
 from kt.errors import BadFact, BadFile, KtError, SubjectNotFound
 from kt.facts import FORMATS, Fact, Prompt, fact_by_hand, facts_from, load_facts, parse_limit, read_record
-
-SHARED = Path(__file__).parents[3] / "shared"
 
 OWN = {
     "id": "c1",
@@ -107,7 +104,7 @@ def test_rome_request_is_accepted_as_it_is(format):
 def test_counterfact_record():
     (fact,) = facts_from([COUNTERFACT])
     assert (fact.id, fact.relation, fact.answer, fact.target) == ("7", "P103", "French", "English")
-    assert fact.neighbours[0] == Prompt("The mother tongue of Leon Blum is", "French")
+    assert fact.neighbours[0] == Prompt("The mother tongue of Leon Blum is", "French", kind="neighborhood")
     assert fact.paraphrases == tuple(COUNTERFACT["paraphrase_prompts"])
     assert "{}" in fact.rephrasings[0]
     assert fact.generation == ("Danielle Darrieux's mother tongue is",)
@@ -117,8 +114,11 @@ def test_easyedit_records():
     nested, flat = facts_from([EASYEDIT, {**EASYEDIT_FLAT, "case_id": 1}])
     assert nested.template == flat.template == "The mother tongue of {} is"
     assert nested.answer == flat.answer == "French" and nested.target == flat.target == "English"
-    assert nested.neighbours == flat.neighbours == (Prompt("Michel Rocard is a native speaker of", "French"),)
-    assert nested.hops == (Prompt("Danielle Darrieux grew up in", "England"), Prompt("She reads", "Dickens"))
+    neighbour = Prompt("Michel Rocard is a native speaker of", "French", kind="neighborhood")
+    assert nested.neighbours == flat.neighbours == (neighbour,)
+    hops = (("Danielle Darrieux grew up in", "England"), ("She reads", "Dickens"))
+    assert nested.hops == tuple(Prompt(text, answer, kind="one_hop") for text, answer in hops)
+    assert nested.answer_aliases == ("French language",)
     assert flat.paraphrases == (EASYEDIT_FLAT["rephrase_prompt"],)
 
 
@@ -135,13 +135,13 @@ def test_the_subject_is_marked_at_its_last_occurrence_in_a_filled_prompt():
 @pytest.mark.parametrize("name", ["list.json", "data.json", "one.json", "lines.jsonl"])
 def test_files(tmp_path, name):
     content = {
-        "list.json": json.dumps([OWN, COUNTERFACT]),
-        "data.json": json.dumps({"version": 1, "data": [OWN, COUNTERFACT]}),
+        "list.json": "\ufeff" + json.dumps([OWN, ROME]),
+        "data.json": json.dumps({"version": 1, "data": [OWN, ROME]}),
         "one.json": json.dumps(OWN),
-        "lines.jsonl": "\ufeff" + json.dumps(OWN) + "\r\n\n" + json.dumps(COUNTERFACT),
+        "lines.jsonl": "\ufeff" + json.dumps(OWN) + "\r\n\n" + json.dumps(ROME),
     }[name]
     facts = load_facts(write(tmp_path, name, content))
-    assert [f.id for f in facts] == ["c1", "7"][: len(facts)] and len(facts) == (1 if name == "one.json" else 2)
+    assert [f.id for f in facts] == ["c1", "1"][: len(facts)] and len(facts) == (1 if name == "one.json" else 2)
 
 
 def test_limit(tmp_path):
@@ -198,10 +198,10 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_record_is_named_with_its_place(tmp_path, case):
     record, words = BROKEN[case]
-    lines = write(tmp_path, "facts.jsonl", json.dumps(OWN) + "\n\n" + json.dumps(record))
+    lines = write(tmp_path, "facts.jsonl", "\n\n" + json.dumps(record))
     fails(lines, words, f"{lines}, line 3", kind=(BadFact, SubjectNotFound))
-    whole = write(tmp_path, "facts.json", json.dumps([OWN, record]))
-    fails(whole, words, f"{whole}, record 2", kind=(BadFact, SubjectNotFound))
+    whole = write(tmp_path, "facts.json", json.dumps([record]))
+    fails(whole, words, f"{whole}, record 1", kind=(BadFact, SubjectNotFound))
 
 
 def test_every_format_is_named_when_none_fits(tmp_path):
@@ -221,7 +221,7 @@ FILES = {
     "blank.json": (b" \n", "is empty"),
     "empty.jsonl": (b"\n\n", "holds no facts"),
     "nothing.json": (b"[]", "holds no facts"),
-    "broken.json": (b'[{"prompt": 1},\n {"prompt" 2}]', "line 2, column 12"),
+    "broken.json": (f'[{json.dumps(OWN)},\n {{"prompt" 2}}]'.encode(), "line 2, column 12"),
     "broken.jsonl": (json.dumps(OWN).encode() + b'\n{"prompt": }\n', "line 2: not JSON at column 12"),
     "lines.json": (b'{"a": 1}\n{"a": 2}', "line 2, column 1: Extra data; one record per line needs the ending .jsonl"),
     "nul.json": (b"[\0]", "NUL"),
@@ -234,7 +234,7 @@ FILES = {
     "object.json": (b'{"a": []}', "top level is an object"),
     "deep.json": (b"[" * 100_000, "brackets too deep"),
     "long.json": (b"[" + b"9" * 10_000 + b"]", "number too long"),
-    "facts.csv": (b"a,b", ".json or .jsonl"),
+    "facts.xml": (b"<a/>", ".json, .jsonl, .csv, .tsv files"),
     "list.jsonl": (b"[1]", "line 1: a record must be an object"),
 }
 
@@ -249,8 +249,8 @@ def test_a_broken_file_is_named_with_its_place(tmp_path, name):
 def test_files_that_are_not_there(tmp_path):
     fails(tmp_path / "no.json", "does not exist", kind=BadFile)
     (tmp_path / "folder.json").mkdir()
-    fails(tmp_path / "folder.json", "is a folder", kind=BadFile)
-    fails("", ".json or .jsonl", kind=BadFile)
+    fails(tmp_path / "folder.json", "is a folder without .json", kind=BadFile)
+    fails("", ".json, .jsonl, .csv, .tsv files", kind=BadFile)
 
 
 def test_a_hub_source_without_the_datasets_package(monkeypatch):
@@ -316,14 +316,6 @@ def check(read):
         assert "\n" not in str(error) and error.exit_code == 2
     else:
         assert all(isinstance(f, Fact) and f.subject and f.prompt.encode() for f in facts)
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared data are not beside this checkout")
-def test_counterfact_in_easyedits_form_is_read_whole():
-    facts = load_facts(SHARED / "data" / "counterfact-edit.json")
-    assert len(facts) == len({f.id for f in facts}) == 10_000
-    assert all(f.answer and f.target and f.neighbours and f.rephrasings for f in facts)
-    assert len(load_facts(SHARED / "golden" / "edit" / "requests.json")) > 1
 
 
 def test_the_embedded_facts_can_be_traced_edited_and_judged():

@@ -75,9 +75,10 @@ def datasets() -> list[tuple[str, str]]:
     """The embedded facts, and the record formats that a file may have."""
     from ..facts import FORMATS
 
-    known = [(name, f"a JSON or JSONL file whose records hold {format.keys}") for name, format in FORMATS.items()]
+    known = [(name, f"{format.about}; records hold {format.keys}") for name, format in FORMATS.items()]
     return [
         ("demo", "the embedded facts, which the demo model knows"),
+        ("FILE, FOLDER", "a .json, .jsonl, .csv or .tsv file, or a folder of them, in one of the formats below"),
         ("hf:OWNER/NAME[:FILE]", "a data set on the Hugging Face Hub (pip install 'kt[data]')"),
         *known,
     ]

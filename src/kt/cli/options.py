@@ -26,8 +26,19 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True)
 class FactOptions(Options):
-    facts: Annotated[str, Opt("--facts", "-f", help="demo, a JSON/JSONL file, or hf:repo[:file].")] = "demo"
+    facts: Annotated[
+        str, Opt("--facts", "-f", help="demo, a JSON, JSONL or CSV file or folder, or hf:repo[:file].")
+    ] = "demo"
     limit: Annotated[str | None, Opt("--limit", help="Only the first N facts, or a range of them: 10-20.")] = None
+    format: Annotated[
+        str | None, Opt("--format", help="The data set's format, if its keys do not show it (kt ls datasets).")
+    ] = None
+    zsre_target: Annotated[
+        str, Opt("--zsre-target", help="Of zsRE, what is edited in: answer (as MEMIT has it) or alt (EasyEdit).")
+    ] = "answer"
+    known_to: Annotated[
+        str | None, Opt("--known-to", help="Of known_1000, only the facts flagged as known to this model.")
+    ] = None
     prompt: Annotated[str | None, Opt("--prompt", help='One fact by hand: "The capital of {} is".')] = None
     subject: Annotated[str | None, Opt("--subject", help="The subject of --prompt.")] = None
     answer: Annotated[str | None, Opt("--answer", help="What the model says to --prompt now.")] = None

@@ -20,6 +20,7 @@ from .options import FactOptions, FigureOptions, ModelOptions, RunOptions
 
 if TYPE_CHECKING:
     from ..facts.fact import Fact
+    from ..facts.skips import Loaded
     from ..model import TracedModel
 
 
@@ -33,18 +34,27 @@ class Session:
     path: Path
     figures: dict[str, Any] = field(default_factory=dict)
 
+    _model: TracedModel | None = None
+    _facts: list[Fact] | None = None
+
     def load_model(self) -> TracedModel:
-        """The model that the options name, noted in the manifest."""
-        model = load_model(self.options)
-        self.run.describe_model(model)
-        return model
+        """The model that the options name, noted in the manifest; loaded once."""
+        if self._model is None:
+            self._model = load_model(self.options)
+            self.run.describe_model(self._model)
+        return self._model
 
     def load_facts(self) -> list[Fact]:
-        """The facts that the options name, noted in the manifest."""
-        facts = load_facts(self.options)
-        by_hand = self.options.prompt is not None
-        self.run.describe_data("by hand" if by_hand else self.options.facts, len(facts))
-        return facts
+        """The facts that the options name, noted in the manifest with what was left out of them; read once."""
+        if self._facts is None:
+            loaded = load_facts(self.options)
+            by_hand = self.options.prompt is not None
+            self.run.describe_data("by hand" if by_hand else self.options.facts, len(loaded.facts))
+            if loaded.skips.total:
+                self.run.manifest["data"] |= {"left_out": loaded.skips.to_dict()}
+                self.screen.say(f"kt: {loaded.skips}")
+            self._facts = loaded.facts
+        return self._facts
 
     def progress(self, what: str) -> Any:
         """A progress bar for a library function."""
@@ -134,19 +144,20 @@ def load_model(options: ModelOptions) -> TracedModel:
     )
 
 
-def load_facts(options: FactOptions) -> list[Fact]:
-    """The facts file, or the one fact typed by hand."""
-    from ..facts.load import fact_by_hand
-    from ..facts.load import load_facts as read
+def load_facts(options: FactOptions) -> Loaded:
+    """The facts file with what was left out of it, or the one fact typed by hand."""
+    from ..facts.load import fact_by_hand, read_facts
+    from ..facts.skips import Loaded, Skips
 
     if options.prompt is None:
         stray = [f for f in ("subject", "answer", "foil", "target") if getattr(options, f) is not None]
         if stray:
             raise BadOption(f"--{stray[0]} belongs to a fact by hand; give --prompt and --subject with it")
-        return read(options.facts, limit=options.limit)
+        return read_facts(options.facts, options.limit, options.format, options.zsre_target, options.known_to)
     if options.subject is None:
         raise BadOption("--prompt needs --subject, the entity that stands for {} in the prompt")
-    return [fact_by_hand(options.prompt, options.subject, options.answer, options.foil, options.target)]
+    fact = fact_by_hand(options.prompt, options.subject, options.answer, options.foil, options.target)
+    return Loaded([fact], Skips())
 
 
 def load_facts_file(source: str) -> list[Fact]:

@@ -1,18 +1,24 @@
 """Facts: the record that is traced, edited and judged, and the readers of its file formats."""
 
 from .fact import Fact, Prompt, fill, template_of
-from .formats import FORMATS, read_record
-from .load import fact_by_hand, facts_from, load_facts, parse_limit
+from .formats import FORMATS, read_record, read_records
+from .load import fact_by_hand, facts_from, iter_facts, load_facts, parse_limit, read_facts
+from .skips import Loaded, Skips
 
 __all__ = [
     "FORMATS",
     "Fact",
+    "Loaded",
     "Prompt",
+    "Skips",
     "fact_by_hand",
     "facts_from",
     "fill",
+    "iter_facts",
     "load_facts",
     "parse_limit",
+    "read_facts",
     "read_record",
+    "read_records",
     "template_of",
 ]

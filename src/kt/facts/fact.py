@@ -11,12 +11,15 @@ from ..errors import BadFact, SubjectNotFound
 class Prompt:
     """A prompt that belongs to a fact: a neighbour, or a consequence of the edit.
 
-    `answer` is what the model should say (after the edit, for a consequence); `original` what it said before.
+    `answer` is what the model should say (after the edit, for a consequence), `aliases` what else is as right;
+    `original` what it said before. `kind` is the data set's own name for such prompts ("Reasoning", "Forgetfulness").
     """
 
     prompt: str
     answer: str | None = None
     original: str | None = None
+    kind: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Fact:
     """(subject, relation, object) as a prompt template, with an old answer and a new one.
 
     `template` holds one `{}` for the subject; answers carry no leading space. `foil` is the wrong answer of the
-    same relation that tracing contrasts with (eq. 8's r'); `target` is what an edit should make the model say.
+    same relation that tracing contrasts with (eq. 8's r'); `target` is what an edit should make the model say. Aliases
+    are other spellings that count as right where text is compared; tracing and editing use the first spelling.
     """
 
     template: str
@@ -38,6 +42,8 @@ class Fact:
     neighbours: tuple[Prompt, ...] = ()
     hops: tuple[Prompt, ...] = ()
     generation: tuple[str, ...] = ()
+    answer_aliases: tuple[str, ...] = ()
+    target_aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.subject.strip():

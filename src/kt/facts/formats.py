@@ -1,196 +1,214 @@
-"""The formats a fact may be written in: a table of readers, one function each, chosen by a record's keys.
+"""The formats a fact may be written in: a table of readers, chosen by a record's keys.
 
-A further data set is one more reader and one more row in `FORMATS`. Readers take a `Record`, which names its
-place in every error, and return a `Fact`.
+A further data set is one more module in `readers/` and one more row in `FORMATS`. Readers take a `Record`, which names
+its place in every error, and return its facts (one, but for LRE relations and MQuAKE's chains).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from ..errors import BadFact, KtError
-from .fact import Fact, Prompt, template_of
-from .record import Record, kind, names
+from .fact import Fact
+from .readers.choices import Choices
+from .readers.counterfact import read_counterfact, read_tracing
+from .readers.easyedit import EASYEDIT_KEYS, is_knowedit, read_easyedit
+from .readers.known import read_known
+from .readers.lre import read_lre
+from .readers.mquake import read_mquake
+from .readers.own import read_own, read_rome
+from .readers.qaedit import read_qaedit
+from .readers.ripple import read_ripple
+from .readers.zsre import read_zsre
+from .record import Junk, Record, kind, names
 
 
 class Format(NamedTuple):
-    """`marks`: any of these keys shows the format; `keys`: what an error message tells about it."""
+    """`shows`: whether a record's keys are this format's; `keys`: what an error message tells about them.
 
-    marks: frozenset[str]
+    Records of a published data set may be junk (left out and counted); what users write themselves is refused instead.
+    Formats of one `family` may stand in one file.
+    """
+
+    about: str
     keys: str
-    read: Callable[[Record], Fact]
+    shows: Callable[[Record], bool]
+    read: Callable[[Record, Choices], list[Fact]]
+    published: bool = True
+    family: str = ""
 
 
-def read_record(value: Any, where: str, format: str | None = None) -> Fact:
-    """One fact from one JSON value.
+USUAL = Choices()
+"""What is chosen where nobody chooses."""
+
+
+def read_records(value: Any, where: str, format: str | None = None, choices: Choices = USUAL) -> list[Fact]:
+    """The facts of one JSON value.
 
     Raises:
+        Junk: a record that its published data set is known to hold and that cannot be edited.
         BadFact, SubjectNotFound: with the place, what was found and what was looked for.
     """
-    if not isinstance(value, Mapping):
-        raise BadFact(f"{where}: a record must be an object with a prompt and a subject, not {kind(value)}")
-    record = Record(value, where)
-    if format is not None and format not in FORMATS:
-        raise BadFact(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
+    record = as_record(value, where)
+    known = named(format or sniff(record))
+    if choices.known_to is not None and known.read is not read_known:
+        raise record.bad("only known_1000 records say which model knows them; leave the model out (--known-to)")
     try:
-        return _checked(FORMATS[format or sniff(record)].read(record), record)
+        return [_checked(fact, record, known) for fact in known.read(record, choices)]
+    except Junk:
+        raise
     except KtError as error:
         raise error if str(error).startswith(where) else type(error)(f"{where}: {error}") from None
 
 
+def read_record(value: Any, where: str, format: str | None = None) -> Fact:
+    """The one fact of one JSON value; errors as `read_records`."""
+    facts = read_records(value, where, format)
+    if len(facts) != 1:
+        raise BadFact(f"{where}: the record holds {len(facts)} facts where one is needed; give it as a file of facts")
+    return facts[0]
+
+
+def as_record(value: Any, where: str) -> Record:
+    if not isinstance(value, Mapping):
+        raise BadFact(f"{where}: a record must be an object with a prompt and a subject, not {kind(value)}")
+    return Record(value, where)
+
+
+def named(format: str) -> Format:
+    """The format of a name."""
+    if format not in FORMATS:
+        raise BadFact(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
+    return FORMATS[format]
+
+
 def sniff(record: Record) -> str:
-    """The name of the first format whose marks are among the record's keys."""
+    """The name of the first format that the record's keys show."""
     for name, known in FORMATS.items():
-        if any(record.has(key) for key in known.marks):
+        if known.shows(record):
             return name
     formats = "; ".join(f"{name} ({known.keys})" for name, known in FORMATS.items())
     raise record.bad(f"the keys {names(record.data)} fit no known format: {formats}")
 
 
-def read_own(record: Record) -> Fact:
-    """Our own records; `target_new` and `target_true` serve for `target` and `answer`."""
-    _refuse_misspelt(record)
-    subject = record.need("subject")
-    return Fact(
-        template_of(record.need("prompt"), subject),
-        subject,
-        answer=record.text(record.first("answer", "target_true")),
-        foil=record.text("foil"),
-        target=record.text(record.first("target", "target_new")),
-        id=_id(record, "id", "case_id"),
-        relation=record.text(record.first("relation", "relation_id")) or "",
-        rephrasings=_templates(record.texts("paraphrases"), subject),
-        neighbours=tuple(_own_prompt(c) for c in record.children("neighbourhood")),
-        hops=tuple(_own_prompt(c) for c in record.children("portability")),
-        generation=record.texts("generation"),
-    )
+class Schema:
+    """One file, one format: the first record decides, and a later one of another data set is refused.
 
-
-def read_rome(record: Record) -> Fact:
-    """An edit request as the ROME and MEMIT repositories write it."""
-    subject = record.need("subject")
-    return Fact(
-        template_of(record.need("prompt"), subject),
-        subject,
-        answer=record.text("target_true"),
-        target=record.need("target_new"),
-        id=_id(record, "case_id", "id"),
-        relation=record.text("relation_id") or "",
-    )
-
-
-def read_counterfact(record: Record) -> Fact:
-    """A CounterFact record: a ROME request with prompts around it.
-
-    Neighbours share the true answer of the edited fact, by the data set's construction.
+    A file half of one data set and half of another is a mistake more often than a wish. Records that lack an optional
+    key stay what the first one was.
     """
-    fact = read_rome(record.child("requested_rewrite", record.data.get("requested_rewrite")))
-    return Fact(
-        fact.template,
-        fact.subject,
-        answer=fact.answer,
-        target=fact.target,
-        id=_id(record, "case_id"),
-        relation=fact.relation,
-        rephrasings=_templates(record.texts("paraphrase_prompts"), fact.subject),
-        neighbours=tuple(Prompt(text, fact.answer) for text in record.texts("neighborhood_prompts")),
-        generation=record.texts("generation_prompts"),
-    )
+
+    def __init__(self) -> None:
+        self.first: tuple[str, str] | None = None
+
+    def format_of(self, record: Record) -> str:
+        name = sniff(record)
+        if self.first is None:
+            self.first = (name, record.where)
+        first, where = self.first
+        if _family(name) == _family(first):
+            return name
+        if name == "kt" and _family(first) == "easyedit" and record.has("prompt", "subject", "target_new"):
+            return first
+        raise record.bad(f"it looks like {name}, but {where} like {first}; split the file, or name one with --format")
 
 
-def read_easyedit(record: Record) -> Fact:
-    """EasyEdit's flat request: locality and portability are {key: {prompt, ground_truth}}, or flat keys."""
-    subject = record.need("subject")
-    flat = [Prompt(text, record.text("locality_ground_truth", True)) for text in record.texts("locality_prompt")]
-    return Fact(
-        template_of(record.need("prompt"), subject),
-        subject,
-        answer=record.text("ground_truth", blank_is_none=True),
-        target=record.need("target_new"),
-        id=_id(record, "case_id", "id"),
-        relation=record.text(record.first("relation", "relation_id")) or "",
-        rephrasings=_templates(record.texts("rephrase_prompt"), subject),
-        neighbours=(*flat, *_easyedit_prompts(record, "locality")),
-        hops=_easyedit_prompts(record, "portability"),
-    )
+def _family(name: str) -> str:
+    return FORMATS[name].family or name
 
 
-FORMATS: dict[str, Format] = {
-    "counterfact": Format(
-        frozenset({"requested_rewrite"}),
-        "requested_rewrite, paraphrase_prompts, neighborhood_prompts",
-        read_counterfact,
-    ),
-    "easyedit": Format(
-        frozenset({"ground_truth", "rephrase_prompt", "locality", "locality_prompt"}),
-        "prompt, subject, target_new, ground_truth, rephrase_prompt, locality, portability",
-        read_easyedit,
-    ),
-    "rome": Format(frozenset(), "prompt, subject, target_new, target_true", read_rome),
-    "kt": Format(
-        frozenset({"prompt"}),
-        "prompt, subject, answer, foil, target, paraphrases, neighbourhood, portability, generation",
-        read_own,
-    ),
-}
-"""In the order of sniffing. A plain ROME request has no mark of its own; the `kt` reader takes it."""
-
-OWN_KEYS = (
-    "id", "case_id", "relation", "relation_id", "prompt", "subject", "answer", "target_true", "foil",
-    "target", "target_new", "paraphrases", "neighbourhood", "portability", "generation",
-)  # fmt: skip
-
-
-def _own_prompt(record: Record) -> Prompt:
-    return Prompt(record.need("prompt"), record.text("answer"), record.text("original"))
-
-
-def _easyedit_prompts(record: Record, key: str) -> tuple[Prompt, ...]:
-    """{name: {prompt, ground_truth}}, each a text or parallel lists of texts, or {name: [{...}, ...]}."""
-    value = record.data.get(key)
-    if value is None:
-        return ()
-    prompts: list[Prompt] = []
-    for name, group in record.child(key, value).data.items():
-        for item in group if isinstance(group, list) else [group] if group is not None else []:
-            entry = record.child(f"{key} {name!r}", item)
-            texts, answers = entry.texts("prompt"), entry.data.get("ground_truth")
-            if not isinstance(answers, list) or len(texts) == 1:
-                answers = [answers] * len(texts)
-            if len(answers) != len(texts):
-                raise entry.bad(f"{len(texts)} prompts but {len(answers)} ground truths; give one for each")
-            for text, answer in zip(texts, answers, strict=True):
-                one = Record({"ground_truth": answer}, entry.where)
-                prompts.append(Prompt(text, one.text("ground_truth", blank_is_none=True)))
-    return tuple(prompts)
-
-
-def _templates(texts: tuple[str, ...], subject: str) -> tuple[str, ...]:
-    """Full prompts as templates where they name the subject; others stay as they are."""
-    return tuple(template_of(t, subject) if subject in t else t for t in texts)
-
-
-def _id(record: Record, *keys: str) -> str:
-    """An id may be a number."""
-    value = record.data.get(record.first(*keys))
-    if isinstance(value, bool) or not isinstance(value, int | str | None):
-        raise record.bad(f"the id is {kind(value)}; it must be a text or a whole number")
-    return "" if value is None else record.clean("id", str(value))
-
-
-def _checked(fact: Fact, record: Record) -> Fact:
+def _checked(fact: Fact, record: Record, format: Format) -> Fact:
     """An answer equal to its own contrast makes editing and eq. 8 empty."""
     for name, other in (("target", fact.target), ("foil", fact.foil)):
         if other is not None and other == fact.answer:
+            if format.published:
+                raise record.junk(f"the {name} is the same as the old answer")
             raise record.bad(f"the {name} {other!r} is the same as the old answer; give a different one")
     return fact
 
 
-def _refuse_misspelt(record: Record) -> None:
-    """A key like "paraphrase" would be passed over in silence and its metric be missing."""
-    for key in record.data:
-        close = get_close_matches(str(key), OWN_KEYS, n=1, cutoff=0.9)
-        if key not in OWN_KEYS and close and not record.has(close[0]):
-            raise record.bad(f"unknown key {key!r}; did you mean {close[0]!r}?")
+def _has_rewrite(record: Record, listed: bool) -> bool:
+    return record.has("requested_rewrite") and isinstance(record.data["requested_rewrite"], list) == listed
+
+
+FORMATS: dict[str, Format] = {
+    "counterfact": Format(
+        "CounterFact and Multi-CounterFact, as ROME and MEMIT publish them",
+        "requested_rewrite, paraphrase_prompts, neighborhood_prompts",
+        lambda r: _has_rewrite(r, False),
+        read_counterfact,
+    ),
+    "mquake": Format(
+        "MQuAKE-CF: chains of edits with multi-hop questions",
+        "requested_rewrite (a list), questions, new_answer, new_single_hops",
+        lambda r: _has_rewrite(r, True),
+        read_mquake,
+    ),
+    "counterfact-tracing": Format(
+        "CounterFact-tracing, the flat form for causal tracing",
+        "prompt, subject, target_true, target_false",
+        lambda r: r.has("target_false"),
+        read_tracing,
+    ),
+    "zsre": Format(
+        "zsRE in MEND's form, with or without EasyEdit's portability questions",
+        "src, subject, answers, alt, rephrase, loc, loc_ans",
+        lambda r: r.has("src"),
+        read_zsre,
+    ),
+    "ripple": Format(
+        "RippleEdits: popular, random, recent",
+        "edit {prompt, original_fact}, Relation_Specificity, Logical_Generalization, ...",
+        lambda r: r.has("edit"),
+        read_ripple,
+    ),
+    "lre": Format(
+        "LRE relations, one file for each",
+        "name, prompt_templates, samples {subject, object}",
+        lambda r: r.has("samples"),
+        read_lre,
+    ),
+    "known": Format(
+        "known_1000, with or without a flag for each model",
+        "known_id, prompt, subject, attribute",
+        lambda r: r.has("attribute"),
+        read_known,
+    ),
+    "qaedit": Format(
+        "QAEdit: questions of NQ, TriviaQA and SimpleQA",
+        "prompt, subject, target, rephrase, locality [{loc, loc_ans}]",
+        lambda r: r.has("rephrase", "target"),
+        read_qaedit,
+    ),
+    "knowedit": Format(
+        "KnowEdit: ZsRE, wiki_counterfact, wiki_recent",
+        "prompt, subject, target_new, portability {Reasoning, ...}, locality {Relation_Specificity, ...}",
+        is_knowedit,
+        read_easyedit,
+        family="easyedit",
+    ),
+    "easyedit": Format(
+        "EasyEdit's requests, such as its flat CounterFact",
+        "prompt, subject, target_new, ground_truth, rephrase_prompt, locality, portability",
+        lambda r: any(r.has(key) for key in EASYEDIT_KEYS),
+        read_easyedit,
+        family="easyedit",
+    ),
+    "rome": Format(
+        "a plain edit request of ROME and MEMIT",
+        "prompt, subject, target_new, target_true",
+        lambda r: False,
+        read_rome,
+        published=False,
+        family="kt",
+    ),
+    "kt": Format(
+        "our own records; also as columns of a CSV file",
+        "prompt, subject, answer, foil, target, paraphrases, neighbourhood, portability, generation",
+        lambda r: r.has("prompt"),
+        read_own,
+        published=False,
+    ),
+}
+"""In the order of sniffing. A plain ROME request has no mark of its own; the `kt` reader takes it."""

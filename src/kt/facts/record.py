@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import BadFact
+from ..errors import BadFact, SubjectNotFound
+from .fact import template_of
+
+
+class Junk(BadFact):
+    """A record that its own data set is known to have and that nobody edits: counted and left out, not an error.
+
+    `reason` has no place in it, so that records left out for the same reason are counted together.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -20,8 +32,13 @@ class Record:
         """The error to raise: the place and the reason."""
         return BadFact(f"{self.where}: {why}")
 
-    def has(self, key: str) -> bool:
-        return self.data.get(key) is not None
+    def junk(self, reason: str) -> Junk:
+        """What to raise for a record that is left out and counted."""
+        return Junk(f"{self.where}: {reason}", reason)
+
+    def has(self, *keys: str) -> bool:
+        """Whether all of the keys are there."""
+        return None not in map(self.data.get, keys)  # asked a dozen times of every record, so without a generator
 
     def first(self, *keys: str) -> str:
         """The first of the keys that is present (for names that formats spell differently)."""
@@ -31,8 +48,24 @@ class Record:
         """A text that must be there."""
         text = self.text(key)
         if text is None:
-            raise self.bad(f"{key!r} is missing; the record has {names(self.data)}")
+            raise self.missing(key)
         return text
+
+    def filled(self, key: str) -> str:
+        """A text of a published record: without the key it is another format (refused), blank it is junk (counted)."""
+        return self.filled_answers(key)[0]
+
+    def filled_answers(self, key: str) -> tuple[str, ...]:
+        """All spellings under a key that must be there; none of them with letters is junk."""
+        if not self.has(key):
+            raise self.missing(key)
+        answers = self.answers(key)
+        if not answers:
+            raise self.junk(f"empty {key}")
+        return answers
+
+    def missing(self, key: str) -> BadFact:
+        return self.bad(f"{key!r} is missing; the record has {names(self.data)}")
 
     def text(self, key: str, blank_is_none: bool = False) -> str | None:
         """A text, ends stripped; also the text in {"str": text}, as ROME has it, or the first of a list."""
@@ -59,6 +92,26 @@ class Record:
                 raise self.bad(f"{key!r} holds {kind(value)}; it must be a text or a list of texts")
         return tuple(t for t in (self.clean(key, v) for v in values) if t)
 
+    def answers(self, key: str) -> tuple[str, ...]:
+        """Every spelling that counts as right, the preferred one first, each once, blank ones left out.
+
+        Data sets write a text, {"str": text}, {"value": text, "aliases": [...]}, a list of aliases, or a list of
+        answers that are lists of aliases.
+        """
+        found: dict[str, None] = {}
+        waiting = [self.data.get(key)]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, str):
+                found[self.clean(key, value)] = None
+            elif isinstance(value, list):
+                waiting.extend(reversed(value))
+            elif isinstance(value, Mapping) and ("str" in value or "value" in value):
+                waiting.extend([value.get("aliases"), value.get("value"), value.get("str")])
+            elif value is not None:
+                raise self.bad(f"{key!r} holds {kind(value)}; it must be a text or a list of texts")
+        return tuple(text for text in found if text)
+
     def clean(self, key: str, value: str) -> str:
         try:
             value.encode("utf-8")
@@ -66,6 +119,20 @@ class Record:
             why = f"{key!r} holds half of a surrogate pair (\\ud800-\\udfff), which no tokenizer reads"
             raise self.bad(why) from None
         return value.strip()
+
+    def id(self, *keys: str) -> str:
+        """An id may be a number."""
+        value = self.data.get(self.first(*keys))
+        if isinstance(value, bool) or not isinstance(value, int | str | None):
+            raise self.bad(f"the id is {kind(value)}; it must be a text or a whole number")
+        return "" if value is None else self.clean("id", str(value))
+
+    def template(self, prompt: str, subject: str) -> str:
+        """The template of a published prompt; one that does not name its subject is junk."""
+        try:
+            return template_of(prompt, subject)
+        except SubjectNotFound:
+            raise self.junk("the subject is not in its prompt") from None
 
     def children(self, key: str) -> list[Record]:
         """A list of objects; a text alone stands for {"prompt": text}."""
@@ -80,6 +147,11 @@ class Record:
         if not isinstance(value, Mapping):
             raise self.bad(f"{key!r} holds {kind(value)}; it must be an object")
         return Record(value, f"{self.where}, {key}")
+
+
+def templates(texts: tuple[str, ...], subject: str) -> tuple[str, ...]:
+    """Full prompts as templates where they name the subject; others stay as they are."""
+    return tuple(template_of(t, subject) if subject in t else t for t in texts)
 
 
 def names(data: Mapping[str, Any]) -> str:

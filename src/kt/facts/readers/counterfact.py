@@ -1,0 +1,50 @@
+"""CounterFact and Multi-CounterFact (ROME, MEMIT), and CounterFact-tracing, its flat form for causal tracing."""
+
+from __future__ import annotations
+
+from ..fact import Fact, Prompt
+from ..record import Record, templates
+from .choices import Choices
+
+
+def read_counterfact(record: Record, choices: Choices) -> list[Fact]:
+    """A ROME request with prompts around it.
+
+    Neighbours share the true answer of the edited fact, by the data set's construction. `attribute_prompts` (other
+    subjects that already have the new answer) serve no metric of the papers and are not kept.
+    """
+    request = record.child("requested_rewrite", record.data.get("requested_rewrite"))
+    subject = request.filled("subject")
+    target, *target_aliases = request.filled_answers("target_new")
+    answer, *answer_aliases = request.answers("target_true") or (None,)
+    fact = Fact(
+        request.template(request.filled("prompt"), subject),
+        subject,
+        answer=answer,
+        target=target,
+        id=record.id("case_id"),
+        relation=request.text("relation_id") or "",
+        rephrasings=templates(record.texts("paraphrase_prompts"), subject),
+        neighbours=tuple(Prompt(text, answer, kind="neighborhood") for text in record.texts("neighborhood_prompts")),
+        generation=record.texts("generation_prompts"),
+        answer_aliases=tuple(a for a in answer_aliases if a is not None),
+        target_aliases=tuple(target_aliases),
+    )
+    return [fact]
+
+
+def read_tracing(record: Record, choices: Choices) -> list[Fact]:
+    """CounterFact-tracing: the false target is the foil that tracing contrasts with.
+
+    Its subjects and targets carry their leading space; facts never do, `prompts` adds it.
+    """
+    subject = record.filled("subject")
+    fact = Fact(
+        record.template(record.filled("prompt"), subject),
+        subject,
+        answer=record.filled("target_true"),
+        foil=record.filled("target_false"),
+        id=record.id("case_id", "id"),
+        relation=record.text(record.first("relation_id", "relation"), blank_is_none=True) or "",
+    )
+    return [fact]

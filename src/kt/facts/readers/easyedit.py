@@ -1,0 +1,90 @@
+"""EasyEdit's requests, flat and nested, and KnowEdit, which nests lists of prompts under names of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..fact import Fact, Prompt
+from ..record import Record, templates
+from .choices import Choices
+
+KNOWEDIT_NAMES = frozenset(
+    {"Reasoning", "Subject_Aliasing", "Logical_Generalization", "Relation_Specificity", "Forgetfulness"}
+)
+EASYEDIT_KEYS = ("ground_truth", "rephrase_prompt", "locality", "locality_prompt", "portability_prompt")
+
+
+def is_knowedit(record: Record) -> bool:
+    """Whether portability or locality has one of KnowEdit's names in it (all of them are optional)."""
+    groups = (record.data.get(key) for key in ("portability", "locality"))
+    return any(isinstance(g, Mapping) and not KNOWEDIT_NAMES.isdisjoint(g) for g in groups)
+
+
+def read_easyedit(record: Record, choices: Choices) -> list[Fact]:
+    """Locality and portability are {name: {prompt, ground_truth}}, {name: [{...}, ...]}, or flat keys.
+
+    A ground truth is a text, a list of aliases, or a list of answers that are lists of aliases: the first is the
+    answer, all others count as right too. A portability prompt without an answer cannot be scored and is left out.
+    """
+    subject = record.filled("subject")
+    target, *target_aliases = record.filled_answers("target_new")
+    answers = record.answers("ground_truth")
+    fact = Fact(
+        record.template(record.filled("prompt"), subject),
+        subject,
+        answer=answers[0] if answers else None,
+        target=target,
+        id=record.id("case_id", "id"),
+        relation=record.text(record.first("relation", "relation_id"), blank_is_none=True) or "",
+        rephrasings=templates(record.texts("rephrase_prompt"), subject),
+        neighbours=(*_flat(record, "locality", "neighborhood"), *_groups(record, "locality")),
+        hops=tuple(p for p in (*_flat(record, "portability", ""), *_groups(record, "portability")) if p.answer),
+        answer_aliases=answers[1:],
+        target_aliases=tuple(target_aliases),
+    )
+    return [fact]
+
+
+def one_hop(record: Record) -> tuple[Prompt, ...]:
+    """{"New Question", "New Answer"}: the one-hop question that EasyEdit adds to zsRE and CounterFact."""
+    if not record.has("portability"):
+        return ()
+    entry = record.child("portability", record.data["portability"])
+    answers = entry.answers("New Answer")
+    return tuple(
+        Prompt(text, answers[0], None, "One_Hop", answers[1:]) for text in entry.texts("New Question") if answers
+    )
+
+
+def _flat(record: Record, key: str, kind: str) -> tuple[Prompt, ...]:
+    """`locality_prompt` and `locality_ground_truth`, `portability_prompt` and `portability_ground_truth`."""
+    answers = record.answers(f"{key}_ground_truth")
+    first, others = (answers[0], answers[1:]) if answers else (None, ())
+    return tuple(Prompt(text, first, None, kind, others) for text in record.texts(f"{key}_prompt"))
+
+
+def _groups(record: Record, key: str) -> tuple[Prompt, ...]:
+    value = record.data.get(key)
+    if value is None:
+        return ()
+    group = record.child(key, value)
+    if group.has("New Question"):
+        return one_hop(record)
+    return tuple(p for name in group.data for p in _group(group, name))
+
+
+def _group(groups: Record, name: str) -> list[Prompt]:
+    """One name's prompts: an entry or a list of them, each with a text or parallel lists of texts."""
+    value = groups.data[name]
+    prompts: list[Prompt] = []
+    for item in value if isinstance(value, list) else [value] if value is not None else []:
+        entry = groups.child(repr(str(name)[:40]), item)
+        texts, truths = entry.texts("prompt"), entry.data.get("ground_truth")
+        if not isinstance(truths, list) or len(texts) == 1:
+            truths = [truths] * len(texts)
+        if len(truths) != len(texts):
+            raise entry.bad(f"{len(texts)} prompts but {len(truths)} ground truths; give one for each")
+        for text, truth in zip(texts, truths, strict=True):
+            answers = Record({"ground_truth": truth}, entry.where).answers("ground_truth")
+            prompts.append(Prompt(text, answers[0] if answers else None, None, str(name), answers[1:]))
+    return prompts
