@@ -23,6 +23,7 @@ def printed(script, *arguments):
         ("trust.py", "tracing", (4, 4, 3, 5)),
         ("screen_speed.py", "tracing", (2,)),
         ("residual.py", "probing", (12, 12, 14)),
+        ("protocols.py", "evaluation", (9, 3, 3)),
     ],
 )
 def test_the_tables(script, page, rows):

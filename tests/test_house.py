@@ -107,3 +107,9 @@ def test_no_module_is_too_long_to_read():
 def test_every_module_says_what_it_is():
     silent = [relative(p) for p in SOURCES if (text := p.read_text(encoding="utf-8")).strip() and text[:3] != '"""']
     assert silent == []
+
+
+def test_no_two_test_files_share_a_name():
+    """Without packages pytest knows a test file by its name alone, and a second one is an error."""
+    names = [p.name for p in (ROOT / "tests").rglob("*.py") if p.name != "conftest.py"]
+    assert sorted(set(names)) == sorted(names)

@@ -13,12 +13,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .case_study import CaseStudy, case_study
     from .edit_run import run_edits
     from .editing import Edit, EditSession, edit, key_statistics
     from .errors import KtError
     from .evaluation import Scores, evaluate
     from .facts.fact import Fact, Prompt
     from .facts.load import iter_facts, load_facts, read_facts
+    from .harness import Abilities, abilities
     from .loading import load
     from .model import TracedModel
     from .probing import Probe, Residual, contrast_probe, residual_fact
@@ -54,6 +56,10 @@ _HOMES = {
     "run_edits": ".edit_run",
     "key_statistics": ".editing",
     "evaluate": ".evaluation",
+    "abilities": ".harness",
+    "Abilities": ".harness",
+    "case_study": ".case_study",
+    "CaseStudy": ".case_study",
     "Scores": ".evaluation",
     "KtError": ".errors",
 }
@@ -86,6 +92,10 @@ __all__ = [  # noqa: RUF022 -- in the order of use
     "run_edits",
     "evaluate",
     "Scores",
+    "abilities",
+    "Abilities",
+    "case_study",
+    "CaseStudy",
     "KtError",
 ]
 

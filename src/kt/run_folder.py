@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -22,6 +22,7 @@ from typing import Any
 from . import environment
 from .artifacts import SCHEMA_VERSION, NotWritable, read_json, save_arrays, sha256_file, write_json, writing
 from .errors import BadFile, KtError
+from .results import envelope, git_describe
 
 DEMO_FACTS = Path(__file__).parent / "demo" / "facts.jsonl"
 MANIFEST = "manifest.json"
@@ -38,6 +39,8 @@ FILES = {
     "after": "scores.json",
     "control": "control.json",
     "steps": "steps.json",
+    "abilities": "abilities.json",
+    "case": "case.json",
 }
 """The names under which commands keep their results in a run folder."""
 
@@ -112,15 +115,19 @@ class RunFolder:
 
     def describe_model(self, model: Any) -> None:
         """Note which weights the run used: by name alone nobody can tell later."""
-        self.manifest["model"] = {"id": model.name, "fingerprint": model.fingerprint()}
+        self.manifest["model"] = {
+            "id": model.name,
+            "revision": getattr(model, "revision", None),
+            "fingerprint": model.fingerprint(),
+        }
         self.manifest["dtype"] = str(model.dtype).removeprefix("torch.")
         self.manifest["device"] = str(model.device)
 
-    def describe_data(self, source: str, n: int) -> None:
-        """Note the facts: the source as typed, its SHA-256 when it is a file."""
+    def describe_data(self, source: str, n: int, skipped: Mapping[str, int] | None = None) -> None:
+        """Note the facts: the source as typed, its SHA-256 when it is a file, how many were skipped by reason."""
         file = DEMO_FACTS if source == "demo" else Path(source)
         digest = sha256_file(file) if file.is_file() else None
-        self.manifest["data"] = {"source": source, "sha256": digest, "n": n}
+        self.manifest["data"] = {"source": source, "sha256": digest, "n": n, "skipped": dict(skipped or {})}
 
     def _finish(self) -> None:
         self.manifest = {
@@ -130,9 +137,10 @@ class RunFolder:
             "start": self._started.isoformat(timespec="seconds"),
             "duration_seconds": round(time.perf_counter() - self._clock, 3),
             "peak_memory_bytes": environment.peak_memory(),
+            "git": git_describe(),
             **self.manifest,
         }
-        write_json(self.file(RESULTS), self.results)
+        write_json(self.file(RESULTS), envelope(self.manifest, self.results))
         if self.arrays:
             save_arrays(self.file(ARRAYS), self.arrays, {"kind": self.command})
         self.manifest["files"] = sorted(

@@ -168,6 +168,20 @@ def draw_steps(path: Path) -> tuple[list[Section], list[Card]]:
     return [Section(f"Edits in steps: {steps.mode}", [Figure(steps.figure(), says)])], []
 
 
+def draw_abilities(path: Path) -> tuple[list[Section], list[Card]]:
+    """What the edit did to tasks that have nothing to do with it."""
+    from .harness import Abilities
+
+    return [Section("General abilities", [Abilities.load(path).report_table()])], []
+
+
+def draw_case(path: Path) -> tuple[list[Section], list[Card]]:
+    """One record under several edits."""
+    from .case_study import CaseStudy
+
+    return [Section("A case", [CaseStudy.load(path).report_table()])], []
+
+
 DRAWERS: dict[str, Callable[[Path], tuple[list[Section], list[Card]]]] = {
     FILES["trace"]: draw_trace,
     FILES["balance"]: draw_balance,
@@ -176,4 +190,6 @@ DRAWERS: dict[str, Callable[[Path], tuple[list[Section], list[Card]]]] = {
     FILES["steps"]: draw_steps,
     FILES["after"]: draw_scores,
     FILES["residual"]: draw_residual,
+    FILES["abilities"]: draw_abilities,
+    FILES["case"]: draw_case,
 }

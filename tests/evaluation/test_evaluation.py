@@ -10,7 +10,7 @@ import torch
 from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 
 from kt.errors import BadFact, BadFile, WorkFailed
-from kt.evaluation import METRICS, Scores, evaluate, run
+from kt.evaluation import METRICS, Scores, evaluate, work
 from kt.evaluation.continuations import room
 from kt.evaluation.teacher import batches, teacher_force, tokens_of
 from kt.facts import Fact, Prompt
@@ -39,7 +39,7 @@ FACTS = [
 def short_texts():
     """A quarter of the tokens: text takes most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "TEXT_TOKENS", 25)
+        patch.setattr(work, "TEXT_TOKENS", 25)
         yield
 
 
@@ -220,9 +220,10 @@ def test_without_generation_only_forced_metrics_are_there(gpt2, before):
 
 def test_every_metric_is_explained(before, gpt2):
     after = evaluate(gpt2, FACTS, before=before)
-    assert set(after.metrics) == set(METRICS)
+    assert set(after.values) == {name for name, metric in METRICS.items() if metric.protocol in ("tf", "gen")}
+    assert set(after.metrics) == {*after.values, "score_tf_token"}
     assert all(after.protocol[name] for name in after.metrics)
-    for word in ("padding", "answers", "generation", "intervals", "words", "normalisation", "records"):
+    for word in ("padding", "answers", "aliases", "generation", "intervals", "words", "normalisation", "records"):
         assert after.protocol[word]
 
 
@@ -297,11 +298,13 @@ def test_dataframe_and_table(before):
     assert not frame.duplicated(["record", "metric"]).any() and frame.value.notna().all()
     means = frame.groupby("metric").value.mean()
     pd.testing.assert_series_equal(
-        means, pd.Series({n: m.mean for n, m in before.metrics.items()}), check_names=False, check_like=True
+        means, pd.Series({n: before.metrics[n].mean for n in before.values}), check_names=False, check_like=True
     )
     assert [row.metric for row in before.table()] == list(before.metrics)
     assert {row.metric: row.ci95 for row in before.table()}["paraphrase_tf_exact"] == "n/a"
-    assert len(before.samples_to_dataframe()) == len(before.samples)
+    samples = before.samples_dataframe()
+    assert len(samples) == len(before.samples) and {"role", "kind", "prompt", "log_prob"} <= set(samples.columns)
+    assert samples.answer[0] == "Rome, Italy"
 
 
 def test_html_is_escaped(before):

@@ -30,6 +30,8 @@ COMMANDS = {
     "cov": ("edit:cov", "Take the second moments of the keys over a corpus."),
     "apply-edit": ("edit:apply_edit", "Solve an edit for all requests and write it as a file."),
     "eval": ("judge:evaluate", "Score a model, or a model with an edit, on a facts file."),
+    "abilities": ("harness:abilities", "General abilities through lm-eval, before and after an edit."),
+    "case": ("case:case", "One record under several edits, side by side."),
     "report": ("loop:report", "One HTML page from run folders."),
     "presets": ("presets:presets", "List the presets, or explain one: every value with symbol and source."),
     "ls": ("lists:ls", "List models, methods, presets or datasets."),

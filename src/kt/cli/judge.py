@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..run_folder import FILES
 from . import parse
+from .command import BadOption
 from .console import interval
 from .options import FactOptions, ModelOptions, Opt, RunOptions
 from .session import Session, session
@@ -16,46 +18,119 @@ if TYPE_CHECKING:
     from ..evaluation import Scores
 
 
+PROTOCOLS = ("tf", "gen", "prob", "wild", "ppl")
+JUDGE_KEY = "KT_JUDGE_KEY"
+VERDICTS = "judge.jsonl"
+
+
 @dataclass(frozen=True)
 class EvalOptions(RunOptions, FactOptions, ModelOptions):
     edit: Annotated[Path | None, Opt("--edit", help="Score the model with this edit (of kt apply-edit) in it.")] = None
+    protocol: Annotated[
+        str,
+        Opt(
+            "--protocol",
+            help="Ways to ask: tf (teacher forcing), gen (greedy), prob (new against old answer), "
+            "wild (free answers), ppl (held-out perplexity).",
+        ),
+    ] = "tf,gen"
     no_generate: Annotated[bool, Opt("--no-generate", help="Leave out what needs generated text: faster.")] = False
     no_control: Annotated[
         bool, Opt("--no-control", help="Do not also score a joint edit's MLP part alone, which takes as long again.")
     ] = False
+    heldout: Annotated[
+        str | None,
+        Opt("--heldout", help="Text for ppl: .txt or .jsonl, one document a line [default: the demo model's own]."),
+    ] = None
+    kl: Annotated[bool, Opt("--kl", help="Also KL(unedited || edited) of the next token after neighbours.")] = False
+    max_new_tokens: Annotated[int, Opt("--max-new-tokens", min=1, help="Most tokens of an answer under wild.")] = 64
+    judge_url: Annotated[
+        str | None,
+        Opt("--judge-url", help="Let a judge read the answers under wild: an OpenAI-compatible URL (https://host/v1)."),
+    ] = None
+    judge_model: Annotated[
+        str | None, Opt("--judge-model", help=f"The judge's name there; its key is read from {JUDGE_KEY}.")
+    ] = None
 
 
 def evaluate(options: EvalOptions) -> None:
     """Score a model, or a model with an edit, on a facts file."""
+    asked = _asked(options)
     with session(options) as s:
         from ..editing import Edit
-        from ..evaluation import evaluate
+        from ..evaluation import distributions, evaluate
+        from ..evaluation.perplexity import heldout_corpus
 
+        if "ppl" in asked["protocols"]:
+            heldout_corpus(options.heldout, options.model)  # refused here, before a model loads
         edit = Edit.load(options.edit) if options.edit else None
+        rows: dict[str, Any] = {"batch_size": parse.batch_size(options.batch_size)}
+        asked |= {"seed": options.seed, "judge": _judge(options, s)} | rows
         facts, model = s.load_facts(), s.load_model()
-        rows: dict[str, Any] = {
-            "generate": not options.no_generate,
-            "batch_size": parse.batch_size(options.batch_size),
-            "seed": options.seed,
-        }
+        reference = None
+        if options.kl:
+            with s.progress("the unedited model's distributions") as tick:
+                reference = distributions(model, facts, progress=tick, **rows)
         with s.progress("unedited model") as tick:
-            before = evaluate(model, facts, progress=tick, **rows)
+            before = evaluate(model, facts, progress=tick, **asked)
         if edit is None:
             before.save(s.run.file(FILES["after"]))
             s.keep(before.as_dict())
             return show_scores(s, before)
+        asked |= {"before": before, "reference": reference}
         control = None if options.no_control else edit.control()
         found: dict[str, Scores] = {}
         for name, part in (("after", edit), ("control", control)):
             if part is not None:
                 with s.progress(f"{name} the edit" if name == "after" else "its control") as tick, part.applied(model):
-                    found[name] = evaluate(model, facts, before=before, progress=tick, **rows)
+                    found[name] = evaluate(model, facts, progress=tick, **asked)
                 found[name].save(s.run.file(FILES[name]))
         before.save(s.run.file(FILES["before"]))
-        metrics = {name: scores.as_dict()["metrics"] for name, scores in {"before": before, **found}.items()}
-        s.keep(found["after"].as_dict() | {n: m for n, m in metrics.items() if n != "after"})
+        s.keep(_results(before, **found))
         show_scores(s, found["after"], before, found.get("control"))
     return None
+
+
+def _results(before: Scores, after: Scores, control: Scores | None = None) -> dict[str, Any]:
+    """The edited model's metrics; the others' under their names, and the paired differences from them."""
+    found: dict[str, Any] = after.as_dict()
+    beside = {"before": before} | ({"control": control} if control is not None else {})
+    found |= {name: scores.as_dict()["metrics"] for name, scores in beside.items()}
+    less = {name: after.compare(scores) for name, scores in beside.items()}
+    return found | {"differences": {name: {m: gap.as_dict() for m, gap in gaps.items()} for name, gaps in less.items()}}
+
+
+def _asked(options: EvalOptions) -> dict[str, Any]:
+    """The arguments of `evaluate` that the options name; what cannot work is refused before a model loads."""
+    protocols = parse.names(options.protocol, PROTOCOLS, "--protocol")
+    if options.no_generate:
+        if "wild" in protocols:
+            raise BadOption("--no-generate leaves nothing for wild to read; drop one of the two")
+        protocols = tuple(name for name in protocols if name != "gen")
+    needs = (
+        (not protocols, "--no-generate leaves no protocol; add tf, prob or ppl to --protocol"),
+        (options.heldout is not None and "ppl" not in protocols, "--heldout is read by ppl; add it to --protocol"),
+        (options.kl and options.edit is None, "--kl compares an edited model with the unedited one; give --edit"),
+        (options.judge_url is not None and "wild" not in protocols, "a judge reads wild; add it to --protocol"),
+        (options.judge_url is not None and options.judge_model is None, "--judge-url needs --judge-model"),
+        (options.judge_model is not None and options.judge_url is None, "--judge-model needs --judge-url"),
+    )
+    for wrong, message in needs:
+        if wrong:
+            raise BadOption(message)
+    return {"protocols": protocols, "heldout": options.heldout, "max_new_tokens": options.max_new_tokens}
+
+
+def _judge(options: EvalOptions, s: Session) -> Any:
+    """The judge, if one is asked for; the verdicts of a run that this one replaces are taken over."""
+    if options.judge_url is None:
+        return None
+    from ..evaluation import Judge
+
+    cache, earlier = s.run.file(VERDICTS), s.path / VERDICTS
+    if earlier.is_file():
+        cache.write_bytes(earlier.read_bytes())
+    return Judge(options.judge_url, options.judge_model or "", os.environ.get(JUDGE_KEY), cache)
 
 
 def show_scores(s: Session, after: Scores, before: Scores | None = None, control: Scores | None = None) -> None:

@@ -7,11 +7,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import SCHEMA_VERSION, atomic_write, check_writable, to_json
+from ..artifacts import SCHEMA_VERSION, atomic_write, check_writable, plain, to_json
 from ..run_folder import RunFolder, default_folder
 from . import parse
 from .command import BadOption, Options
@@ -49,10 +49,11 @@ class Session:
         if self._facts is None:
             loaded = load_facts(self.options)
             by_hand = self.options.prompt is not None
-            self.run.describe_data("by hand" if by_hand else self.options.facts, len(loaded.facts))
-            if loaded.skips.total:
-                self.run.manifest["data"] |= {"left_out": loaded.skips.to_dict()}
-                self.screen.say(f"kt: {loaded.skips}")
+            source, skips = "by hand" if by_hand else self.options.facts, loaded.skips
+            self.run.describe_data(source, len(loaded.facts), skips.reasons)
+            if skips.total:
+                self.run.manifest["data"] |= {"records": skips.records, "formats": dict(skips.formats)}
+                self.screen.say(f"kt: {skips}")
             self._facts = loaded.facts
         return self._facts
 
@@ -102,6 +103,7 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
     path = options.out or default_folder(options.command, slug)
     with RunFolder(path, command=options.command, argv=options.argv) as run:
         run.manifest["seed"] = options.seed
+        run.manifest["config"] = option_values(options)
         run.keep = write
         current = Session(options, screen, run, path)
         yield current
@@ -111,6 +113,16 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
     write_result(options, run.results)
     if write:
         screen.say(f"kt: written to {path}")
+
+
+NO_CONFIG = ("config", "json", "quiet", "no_progress", "command", "argv", "out", "html", "png", "svg")
+"""Options that bear on where results go, not on what they are."""
+
+
+def option_values(options: Options) -> dict[str, Any]:
+    """The options of a command that its results depend on, defaults included."""
+    named = (field.name for field in fields(options))
+    return {name: plain(getattr(options, name)) for name in named if name not in NO_CONFIG}
 
 
 def screen_for(options: Options) -> Screen:

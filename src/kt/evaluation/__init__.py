@@ -1,8 +1,10 @@
 """How well an edit holds, reaches further, and leaves the rest alone."""
 
-from .metrics import METRICS
+from .distributions import Distributions, distributions
+from .judge import Judge
+from .metrics import METRICS, PROTOCOLS
 from .run import evaluate
 from .samples import Sample
 from .scores import Scores
 
-__all__ = ["METRICS", "Sample", "Scores", "evaluate"]
+__all__ = ["METRICS", "PROTOCOLS", "Distributions", "Judge", "Sample", "Scores", "distributions", "evaluate"]

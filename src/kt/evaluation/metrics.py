@@ -1,141 +1,209 @@
 """The metrics: a table from a name, which says the protocol, to a role and the score of one sample.
 
-In names, `tf` is teacher forcing (the model reads the right answer while it is asked for it), `gen` what the
-model writes by itself; `token` is the share of right tokens, `exact` all of them. A record's value is the
-mean over its samples, a metric the mean over records. Equations are those of the IntAttn-Edit paper, section
-5.1.
+In names, `tf` is teacher forcing (the model reads the right answer while it is asked for it), `prob` compares the
+probabilities of two answers, `gen` is what the model writes by itself, cut to the answer's length, `wild` what it
+writes when it may stop where it likes; `token` is the share of right tokens, `exact` all of them. A record's value is
+the mean over its samples, a metric the mean over records. `portability_tf_exact[Reasoning]` is the same over the
+prompts that the data set files under "Reasoning", and `..._by_key` averages a record's keys with equal weight.
+
+001 is the paper of IntAttn-Edit (section 5.1), 003 that of JEEP (appendix C).
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
+from . import measures
+from .measures import Score
 from .samples import Key, Sample
-from .text import contains, ngram_entropy, repetition, same_text, word_count
 
-Score = Callable[[Sample, "Sample | None"], "float | None"]
-"""(sample, the same sample on the unedited model or None) -> value, or None where it cannot be said."""
+PROTOCOLS = ("tf", "gen", "prob", "wild", "ppl")
+"""The ways to ask: what `evaluate(protocols=...)` and `kt eval --protocol` choose among."""
 
 
 class MetricSpec(NamedTuple):
+    """Which samples are scored (their role), what the score means, how, and the protocol that asks for it."""
+
     role: str
     says: str
     score: Score
+    protocol: str
 
 
-def tf_token(sample: Sample, old: Sample | None = None) -> float | None:
-    return _agreement(sample.predicted_ids, sample.target_ids)
+_WAYS: dict[str, tuple[str, Score, str]] = {
+    "tf_token": ("share of the tokens of {} that are the argmax, teacher-forced {}", measures.tf_token, "tf"),
+    "tf_exact": ("whether every token of {} is the argmax, teacher-forced {}", measures.tf_exact, "tf"),
+    "gen_exact": (
+        "whether the greedy continuation of as many tokens is {} or an alias of it, normalised, {}",
+        measures.gen_exact,
+        "gen",
+    ),
+    "gen_contains": (
+        "whether the longer greedy continuation holds {} or an alias of it as whole words, {}",
+        measures.gen_contains,
+        "gen",
+    ),
+    "wild_exact": (
+        "whether all that the model says up to its natural stop is {} or an alias, normalised, {}",
+        measures.wild_exact,
+        "wild",
+    ),
+    "wild_contains": (
+        "whether what the model says up to its natural stop holds {} or an alias as whole words, {}",
+        measures.wild_contains,
+        "wild",
+    ),
+    "wild_judge": ("whether a judge finds that what the model says is {}, {}", measures.wild_judge, "wild"),
+}
 
 
-def tf_exact(sample: Sample, old: Sample | None = None) -> float | None:
-    return float(sample.predicted_ids == sample.target_ids) if sample.target_ids else None
-
-
-def tf_prob(sample: Sample, old: Sample | None = None) -> float | None:
-    return None if sample.log_prob is None else math.exp(sample.log_prob)
-
-
-def gen_exact(sample: Sample, old: Sample | None = None) -> float | None:
-    if sample.exact_text is None or sample.answer is None:
-        return None
-    return float(same_text(sample.exact_text, sample.answer))
-
-
-def gen_contains(sample: Sample, old: Sample | None = None) -> float | None:
-    if sample.text is None or sample.answer is None:
-        return None
-    return float(contains(sample.text, sample.answer))
-
-
-def same_argmax(sample: Sample, old: Sample | None) -> float | None:
-    return None if old is None else float(sample.predicted_ids[:1] == old.predicted_ids[:1])
-
-
-def same_tf_token(sample: Sample, old: Sample | None) -> float | None:
-    if old is None or not sample.target_ids:
-        return None
-    return _agreement(sample.predicted_ids, old.predicted_ids)
-
-
-def gen_same(sample: Sample, old: Sample | None) -> float | None:
-    return None if old is None or sample.text is None or old.text is None else float(sample.text == old.text)
-
-
-def fluency(sample: Sample, old: Sample | None = None) -> float | None:
-    return None if sample.text is None else ngram_entropy(sample.prompt + sample.text)
-
-
-def length(sample: Sample, old: Sample | None = None) -> float | None:
-    return None if sample.text is None else word_count(sample.prompt + sample.text)
-
-
-def repeated(sample: Sample, old: Sample | None = None) -> float | None:
-    return None if sample.text is None else repetition(sample.prompt + sample.text)
-
-
-def _agreement(first: tuple[int, ...], second: tuple[int, ...]) -> float | None:
-    if not second:
-        return None
-    return sum(a == b for a, b in zip(first, second, strict=True)) / len(second)
-
-
-def _four_ways(name: str, role: str, answer: str, where: str) -> dict[str, MetricSpec]:
-    """The four ways to ask whether an answer is given."""
-    ways: dict[str, tuple[str, Score]] = {
-        "tf_token": ("share of the tokens of {} that are the argmax, teacher-forced {}", tf_token),
-        "tf_exact": ("whether every token of {} is the argmax, teacher-forced {}", tf_exact),
-        "gen_exact": ("whether the greedy continuation of as many tokens is {}, normalised, {}", gen_exact),
-        "gen_contains": ("whether the longer greedy continuation holds {} as whole words, {}", gen_contains),
+def _ways(name: str, role: str, answer: str, where: str, token: str = "") -> dict[str, MetricSpec]:
+    """The ways to ask whether an answer is given; `token` is what the first of them is in 003."""
+    return {
+        f"{name}_{way}": MetricSpec(
+            role, says.format(answer, where) + (token if way == "tf_token" else ""), score, protocol
+        )
+        for way, (says, score, protocol) in _WAYS.items()
     }
-    filled = {way: MetricSpec(role, says.format(answer, where), score) for way, (says, score) in ways.items()}
-    return {f"{name}_{way}": metric for way, metric in filled.items()}
 
 
 _NEAR = "neighbourhood"
+_MEAN_LOG = "by mean log probability a token, so that a longer answer is not less likely for its length alone"
+_SUCCESS = f"whether the new answer is more probable than the old one, {_MEAN_LOG}, after "
+_BY_KEY = "; a record's value is the mean over its keys of the mean over each key's prompts, as EasyEdit averages"
 
 METRICS: dict[str, MetricSpec] = {
-    **_four_ways("edit_success", "edit", "the target", "after the edit prompt (eq. 14)"),
-    "target_prob_tf": MetricSpec("edit", "joint probability of the target after the edit prompt", tf_prob),
-    "answer_prob_tf": MetricSpec("answer", "joint probability of the old answer after that prompt", tf_prob),
-    **_four_ways("paraphrase", "paraphrase", "the target", "after a rephrased prompt"),
+    **_ways("edit_success", "edit", "the target", "after the edit prompt (001, eq. 14)", "; 003's efficacy, eq. 13"),
+    "target_prob_tf": MetricSpec(
+        "edit", "joint probability of the target after the edit prompt", measures.tf_prob, "tf"
+    ),
+    "answer_prob_tf": MetricSpec(
+        "answer", "joint probability of the old answer after that prompt", measures.tf_prob, "tf"
+    ),
+    "efficacy_prob_success": MetricSpec(
+        "edit", f"{_SUCCESS}the edit prompt (ES; 003, eq. 16)", measures.prob_success, "prob"
+    ),
+    **_ways("paraphrase", "paraphrase", "the target", "after a rephrased prompt", "; 003's generalization, eq. 14"),
+    "generalization_prob_success": MetricSpec(
+        "paraphrase", f"{_SUCCESS}a rephrased prompt (GS; 003, eq. 17)", measures.prob_success, "prob"
+    ),
     "neighbourhood_same_argmax": MetricSpec(
-        _NEAR, "locality (eq. 16): whether the next token's argmax is that of the unedited model", same_argmax
+        _NEAR,
+        "locality (001, eq. 16): whether the next token's argmax is that of the unedited model",
+        measures.same_argmax,
+        "tf",
     ),
     "neighbourhood_same_tf_token": MetricSpec(
         _NEAR,
         "locality as EasyEdit has it: share of the answer's positions where the teacher-forced argmax is "
         "that of the unedited model",
-        same_tf_token,
+        measures.same_tf_token,
+        "tf",
     ),
     "neighbourhood_gen_same": MetricSpec(
-        _NEAR, "whether the longer greedy continuation is to the letter that of the unedited model", gen_same
+        _NEAR,
+        "whether the longer greedy continuation is to the letter that of the unedited model",
+        measures.gen_same,
+        "gen",
     ),
-    **_four_ways(_NEAR, _NEAR, "the neighbour's own answer", "after its prompt"),
-    **_four_ways("portability", "portability", "the consequence", "after a prompt needing the edit (eq. 15)"),
+    "neighbourhood_kl": MetricSpec(
+        _NEAR, "KL(unedited || edited) of the next token's distribution, in nats; 0 is untouched", measures.kl, "kl"
+    ),
+    **_ways(_NEAR, _NEAR, "the neighbour's own answer", "after its prompt", "; 003's locality, eq. 15"),
+    "specificity_prob_success": MetricSpec(
+        _NEAR,
+        f"whether the neighbour's own answer is more probable than the edit's new one, {_MEAN_LOG}, after the "
+        "neighbour's prompt (LS; 003, eq. 18)",
+        measures.prob_success,
+        "prob",
+    ),
+    **_ways("portability", "portability", "the consequence", "after a prompt needing the edit (001, eq. 15)"),
     "fluency_ngram_entropy_gen": MetricSpec(
         "generation",
-        "(H2 + 2 H3) / 3 of the entropies in bits of a text's bigrams and trigrams of words (eq. 17, its "
+        "(H2 + 2 H3) / 3 of the entropies in bits of a text's bigrams and trigrams of words (001, eq. 17, its "
         "sign mended; papers print it times 100)",
-        fluency,
+        measures.fluency,
+        "gen",
     ),
     "text_words_gen": MetricSpec(
-        "generation", "words of a text, which bound its entropy (a text may end early)", length
+        "generation", "words of a text, which bound its entropy (a text may end early)", measures.length, "gen"
     ),
     "repetition_rate_gen": MetricSpec(
-        "generation", "share of a text's trigrams of words that stand in it before", repeated
+        "generation", "share of a text's trigrams of words that stand in it before", measures.repeated, "gen"
     ),
 }
 
+_KEYED = ("portability", _NEAR)
+"""Roles whose prompts a data set may file under keys."""
+_BY_KEY_OF = ("portability_tf_token", "neighbourhood_same_tf_token")
 
-def record_values(samples: Iterable[Sample], before: Mapping[Key, Sample]) -> dict[str, dict[str, float]]:
-    """Metric -> record -> value; records and metrics that nothing can be said of are absent."""
-    found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in METRICS}
+
+def record_values(
+    samples: Iterable[Sample], before: Mapping[Key, Sample], protocols: Collection[str]
+) -> dict[str, dict[str, float]]:
+    """Metric -> record -> value; records and metrics that nothing can be said of are absent.
+
+    Metrics stand in the order of their table, each followed by its keys and by their mean.
+    """
+    asked = {name: metric for name, metric in METRICS.items() if metric.protocol in protocols}
+    by_role: dict[str, list[tuple[str, Score]]] = defaultdict(list)
+    for name, metric in asked.items():
+        by_role[metric.role].append((name, metric.score))
+    found: dict[str, dict[str, dict[str, list[float]]]] = {n: defaultdict(lambda: defaultdict(list)) for n in asked}
     for sample in samples:
-        for name, metric in METRICS.items():
-            value = metric.score(sample, before.get(sample.key)) if metric.role == sample.role else None
-            if value is not None:
-                found[name][sample.record].append(value)
-    return {n: {r: sum(v) / len(v) for r, v in records.items()} for n, records in found.items() if records}
+        old = before.get(sample.key)
+        for name, score in by_role[sample.role]:
+            if (value := score(sample, old)) is not None:
+                found[name][sample.record][sample.kind].append(value)
+    return {n: v for name in asked for n, v in _of_metric(name, found[name]).items() if v}
+
+
+def _of_metric(name: str, found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """One metric over all prompts of a record, by key, and as the mean over keys."""
+    values = {name: {r: _mean([v for part in kinds.values() for v in part]) for r, kinds in found.items()}}
+    kinds = sorted({kind for parts in found.values() for kind in parts if kind})
+    if METRICS[name].role not in _KEYED or not kinds:
+        return values
+    for kind in kinds:
+        values[f"{name}[{kind}]"] = {r: _mean(parts[kind]) for r, parts in found.items() if kind in parts}
+    if name in _BY_KEY_OF:
+        values[f"{name}_by_key"] = {r: _mean([_mean(p) for p in parts.values()]) for r, parts in found.items()}
+    return values
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def base_of(name: str) -> tuple[str, str]:
+    """A metric's name in the table, and the key in brackets or `by_key`; "" where there is none."""
+    if name not in METRICS and name.endswith("]"):
+        base, _, kind = name.partition("[")
+        return base, kind[:-1]
+    if name not in METRICS and name.endswith("_by_key"):
+        return name.removesuffix("_by_key"), "by_key"
+    return name, ""
+
+
+def says(name: str) -> str:
+    """What a metric means, in a sentence; "" for a name that is in no table."""
+    base, kind = base_of(name)
+    if base not in METRICS:
+        return ""
+    if name.endswith("]"):
+        return f"{METRICS[base].says}; only the prompts filed under {kind!r}"
+    return METRICS[base].says + (_BY_KEY if kind else "")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names in the order of the table: JSON files have their keys sorted."""
+    place = {name: i for i, name in enumerate(METRICS)}
+
+    def rank(name: str) -> tuple[int, bool, str]:
+        base, kind = base_of(name)
+        # A key in brackets goes before the mean over keys.
+        return place.get(base, len(place)), bool(kind) and not name.endswith("]"), name
+
+    return sorted(names, key=rank)

@@ -9,29 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from ..errors import BadFact
 from ..facts.fact import Fact
 from ..facts.load import facts_from
 from ..model import TracedModel
 from ..progress import Progress
-from .continuations import Wish, continuations, room
-from .metrics import METRICS, record_values
+from . import work as ask
+from .composites import COMPOSITES
+from .distributions import Distributions
+from .judge import Case, Verdicts
+from .metrics import PROTOCOLS, record_values, says
+from .perplexity import Heldout, heldout_corpus, ppl_protocol
 from .samples import Key, Sample, samples_of
 from .scores import Scores
-from .teacher import Forced, Question, Row, teacher_force, tokens_of
-
-LONGER_TOKENS = 10
-"""Tokens of the "longer" greedy continuation; an answer with more tokens gets as many as it has."""
-TEXT_TOKENS = 100
-"""Tokens of a text whose fluency is measured, its prompt included, as in EasyEdit (here up to nine fewer)."""
-TEXT_TOP_K = 5
+from .wild import WILD_TOKENS, wild_protocol
+from .work import Wanted, Work
 
 GENERATION = (
-    f"greedy; the longer continuation has {LONGER_TOKENS} tokens, or the answer's number if that is more; "
-    f"texts for fluency have up to {TEXT_TOKENS} tokens, prompt included, or as many as the model has positions, "
-    f"those after the prompt a multiple of ten, sampled from the top {TEXT_TOP_K} with seed {{seed}}, the same noise "
+    "greedy; the longer continuation has {longer} tokens, or the answer's number if that is more; "
+    "texts for fluency have up to {text} tokens, prompt included, or as many as the model has positions, "
+    "those after the prompt a multiple of ten, sampled from the top {top} with seed {seed}, the same noise "
     "for the same prompt"
 )
 
@@ -44,6 +44,12 @@ def evaluate(
     batch_size: int | str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
+    *,
+    protocols: Sequence[str] | None = None,
+    heldout: str | Path | None = None,
+    reference: Distributions | None = None,
+    judge: Verdicts | None = None,
+    max_new_tokens: int = WILD_TOKENS,
 ) -> Scores:
     """Score the model as it stands now.
 
@@ -55,97 +61,53 @@ def evaluate(
         batch_size: rows per forward, or "auto" for a budget of tokens.
         seed: of the sampled texts and of the bootstrap.
         progress: called with (done, total).
+        protocols: ways to ask, among `PROTOCOLS`; None is tf and gen, or tf alone without `generate`.
+        heldout: text for the protocol ppl: a file with one document a line, or what `Corpus.open` takes; the demo
+            model has its own.
+        reference: what `distributions` returned for the unedited model; with it, neighbourhood_kl is there.
+        judge: a `Judge`, or any function of cases; it reads the answers of the protocol wild.
+        max_new_tokens: most tokens of an answer in the protocol wild.
 
     Raises:
-        BadFact: no requests, a request that asks for nothing new, or a `before` that does not fit.
+        BadFact: no requests, a request that asks for nothing new, a `before` or `reference` that does not fit, an
+            unknown protocol, or one that lacks what it needs.
     """
     _check_batch_size(batch_size)
+    chosen = _chosen(protocols, generate, judge, max_new_tokens)
     facts = facts_from(requests)
     if not facts:
         raise BadFact("no requests to evaluate; give at least one fact")
     asked = samples_of(facts)
-    work = _plan(model, asked, generate)
+    corpus = heldout_corpus(heldout, model.name) if "ppl" in chosen else None
+    wanted = Wanted(chosen, max_new_tokens, corpus, reference)
+    work = ask.plan(model, asked, wanted)
     old = {} if before is None else _matching(before, asked, work)
-    samples = _answered(asked, _run(model, work, batch_size, seed, progress))
-    values = record_values(samples, old)
+    found = ask.do(model, work, wanted, batch_size, seed, progress)
+    samples = ask.answered(model, asked, work, found)
+    if judge is not None:
+        samples = _judged(samples, judge)
+    values = record_values(samples, old, {*chosen, "kl"})
     return Scores(
         model=model.name,
         records=tuple(fact.id for fact in facts),
         samples=tuple(samples),
         values=values,
-        protocol=_protocol(values, generate, seed, before),
+        protocol=_protocol(model, values, wanted, seed, before, found.heldout),
         seed=seed,
         compared=before is not None,
+        heldout=found.heldout,
     )
 
 
-class Work(NamedTuple):
-    """All that the model is asked, each question once, in an order that does not change between runs."""
-
-    rows: dict[Question, Row]
-    greedy: dict[Wish, None]
-    sampled: dict[Wish, None]
-
-
-class Responses(NamedTuple):
-    forced: dict[Question, Forced]
-    greedy: dict[Wish, str]
-    sampled: dict[str, str]
-
-
-def _plan(model: TracedModel, asked: Sequence[Sample], generate: bool) -> Work:
-    questions = dict.fromkeys((s.prompt, s.answer) for s in asked if s.role != "generation")
-    rows = {question: tokens_of(model, question) for question in questions}
-    if not generate:
-        return Work(rows, {}, {})
-    wishes = (w for s in asked if s.role not in ("answer", "generation") for w in _wishes(rows[s.prompt, s.answer]))
-    texts = dict.fromkeys(s.prompt for s in asked if s.role == "generation")
-    free = ((prompt, room(model, prompt, TEXT_TOKENS)) for prompt in texts)
-    return Work(rows, dict.fromkeys(wishes), dict.fromkeys(wish for wish in free if wish[1]))
-
-
-def _wishes(row: Row) -> list[Wish]:
-    """A continuation of the answer's own length, if there is an answer, and the longer one."""
-    prompt, n = row.question[0], len(row.target)
-    return [(prompt, n)] * bool(n) + [(prompt, max(n, LONGER_TOKENS))]
-
-
-def _run(model: TracedModel, work: Work, batch_size: int | str, seed: int, progress: Progress | None) -> Responses:
-    total, done = len(work.rows) + len(work.greedy) + len(work.sampled), 0
-
-    def tick(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if progress is not None:
-            progress(done, total)
-
-    forced = teacher_force(model, list(work.rows.values()), batch_size, tick)
-    greedy = continuations(model, work.greedy, batch_size, tick)
-    sampling = {"do_sample": True, "top_k": TEXT_TOP_K, "seed": seed}
-    sampled = continuations(model, work.sampled, batch_size, tick, **sampling)
-    return Responses(forced, greedy, {prompt: text for (prompt, _), text in sampled.items()})
-
-
-def _answered(asked: Sequence[Sample], found: Responses) -> list[Sample]:
-    """The questions with their responses."""
-    samples = []
-    for s in asked:
-        if s.role == "generation":
-            samples.append(replace(s, text=found.sampled.get(s.prompt)))
-            continue
-        forced = found.forced[s.prompt, s.answer]
-        n = len(forced.target)
-        samples.append(
-            replace(
-                s,
-                target_ids=forced.target,
-                predicted_ids=forced.predicted,
-                log_prob=forced.log_prob,
-                exact_text=found.greedy.get((s.prompt, n)) if n and s.role != "answer" else None,
-                text=found.greedy.get((s.prompt, max(n, LONGER_TOKENS))) if s.role != "answer" else None,
-            )
-        )
-    return samples
+def _judged(samples: Sequence[Sample], judge: Verdicts) -> list[Sample]:
+    """The samples with a verdict on each free answer."""
+    places = [i for i, s in enumerate(samples) if s.wild_text is not None and s.answer is not None]
+    free = [samples[i] for i in places]
+    cases = [Case(s.prompt, (str(s.answer), *s.aliases), str(s.wild_text)) for s in free]
+    judged = list(samples)
+    for i, sample, verdict in zip(places, free, judge(cases), strict=True):
+        judged[i] = replace(sample, verdict=verdict)
+    return judged
 
 
 def _matching(before: Scores, samples: Sequence[Sample], work: Work) -> dict[Key, Sample]:
@@ -165,21 +127,53 @@ def _matching(before: Scores, samples: Sequence[Sample], work: Work) -> dict[Key
     return old
 
 
-def _protocol(values: Mapping[str, object], generate: bool, seed: int, before: Scores | None) -> dict[str, str]:
+def _protocol(
+    model: TracedModel,
+    values: Mapping[str, object],
+    wanted: Wanted,
+    seed: int,
+    before: Scores | None,
+    heldout: Heldout | None,
+) -> dict[str, str]:
     """One sentence for every metric that is there, and how all were measured."""
+    figures = {name: says(name) for name in values}
+    figures |= {name: c.says for name, c in COMPOSITES.items() if set(c.parts) <= set(values)}
+    if heldout is not None:
+        figures["perplexity_heldout"] = ppl_protocol(heldout)
+    generation = GENERATION.format(longer=ask.LONGER_TOKENS, text=ask.TEXT_TOKENS, top=ask.TEXT_TOP_K, seed=seed)
     settings = {
         "records": "a record's value is the mean over its prompts, a metric the mean over n records",
         "intervals": f"95%, percentile bootstrap over records, 2000 resamples, seed {seed}",
         "answers": "after one space (none behind a bracket or quote); tokens: the suffix of the joint tokenisation",
+        "aliases": "count as right where text is compared; teacher forcing and probabilities use the first spelling",
         "padding": "left, masked, positions from the first real token; no result depends on the batch size",
         "normalisation": "NFKC, lower case, no ASCII punctuation, no a/an/the, single spaces",
         "words": "runs of letters, digits, underscores; other visible characters by themselves (not nltk's)",
         "locality": f"compared with the unedited model {before.model}"
         if before is not None
         else "absent: no scores of the unedited model were given",
-        "generation": GENERATION.format(seed=seed) if generate else "off",
+        "generation": generation if "gen" in wanted.protocols else "off",
     }
-    return {name: METRICS[name].says for name in values} | settings
+    if "wild" in wanted.protocols:
+        settings["wild"] = wild_protocol(model.tokenizer, wanted.wild_tokens)
+    return figures | settings
+
+
+def _chosen(
+    protocols: Sequence[str] | None, generate: bool, judge: Verdicts | None, max_new_tokens: int
+) -> tuple[str, ...]:
+    """The protocols to ask under, in the order of their table."""
+    if protocols is None:
+        protocols = ("tf", "gen") if generate else ("tf",)
+    unknown = [name for name in protocols if name not in PROTOCOLS]
+    if unknown or not protocols:
+        named = f"protocol {unknown[0]!r} is unknown" if unknown else "no protocol is named"
+        raise BadFact(f"{named}; choose among {', '.join(PROTOCOLS)}")
+    if judge is not None and "wild" not in protocols:
+        raise BadFact("a judge reads free answers; add wild to the protocols")
+    if max_new_tokens < 1:
+        raise BadFact(f"max_new_tokens {max_new_tokens} must be at least 1")
+    return tuple(name for name in PROTOCOLS if name in protocols)
 
 
 def _check_batch_size(batch_size: int | str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
-from ..facts.fact import Fact
+from ..facts.fact import Fact, Prompt
 
 Key = tuple[str, str, "str | None"]
 """Role, prompt, answer."""
@@ -28,6 +29,16 @@ class Sample:
         log_prob: joint natural-log probability of the answer; None without one.
         exact_text: greedy continuation of exactly as many tokens as the answer has.
         text: a longer continuation (greedy, or sampled in the role "generation").
+        kind: the data set's own key for such prompts ("Reasoning", "Forgetfulness").
+        aliases: other texts that count as the answer where text is compared.
+        alias_texts: for each of them the greedy continuation of as many tokens as it has.
+        rival: the answer that this one's probability is compared with: the old one after the edit prompt and its
+            paraphrases, the new one after a neighbour.
+        rival_ids: its tokens.
+        rival_log_prob: its joint natural-log probability.
+        wild_text: what the model says to the prompt as a question, up to its natural stop.
+        verdict: a judge's verdict on that text.
+        kl: KL(unedited || edited) of the next token's distribution, in nats.
     """
 
     record: str
@@ -39,11 +50,31 @@ class Sample:
     log_prob: float | None = None
     exact_text: str | None = None
     text: str | None = None
+    kind: str = ""
+    aliases: tuple[str, ...] = ()
+    alias_texts: tuple[str, ...] = ()
+    rival: str | None = None
+    rival_ids: tuple[int, ...] = ()
+    rival_log_prob: float | None = None
+    wild_text: str | None = None
+    verdict: bool | None = None
+    kl: float | None = None
 
     @property
     def key(self) -> Key:
         """What identifies the same question before and after an edit."""
         return self.role, self.prompt, self.answer
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: what was asked and measured; parts at their default are left out."""
+        values = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        return {name: value for name, value, default in values if default is MISSING or value != default}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Sample:
+        """What `as_dict` gave, JSON's lists as tuples."""
+        parts: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**parts)
 
 
 def samples_of(facts: Sequence[Fact]) -> list[Sample]:
@@ -57,13 +88,30 @@ def request_of(fact: Fact) -> Fact:
 
 
 def _of_one(fact: Fact) -> list[Sample]:
-    asked: list[tuple[str, str, str | None]] = []
+    asked: list[Sample] = []
+
+    def ask(role: str, prompt: str, answer: str | None, **more: Any) -> None:
+        asked.append(Sample(fact.id, role, prompt.rstrip(), answer, **more))
+
     if fact.target is not None:
-        asked.append(("edit", fact.prompt, fact.target))
-        asked += [("paraphrase", prompt, fact.target) for prompt in fact.paraphrases]
+        for role, prompt in (("edit", fact.prompt), *(("paraphrase", p) for p in fact.paraphrases)):
+            ask(role, prompt, fact.target, aliases=_others(fact.target_aliases, fact.target), rival=fact.answer)
     if fact.answer is not None:
-        asked.append(("answer", fact.prompt, fact.answer))
-    asked += [("neighbourhood", p.prompt, p.answer) for p in fact.neighbours]
-    asked += [("portability", p.prompt, p.answer) for p in fact.hops if p.answer is not None]
-    asked += [("generation", prompt, None) for prompt in fact.generation or (fact.prompt,)]
-    return [Sample(fact.id, role, prompt.rstrip(), answer) for role, prompt, answer in asked]
+        ask("answer", fact.prompt, fact.answer, aliases=_others(fact.answer_aliases, fact.answer))
+    for near in fact.neighbours:
+        ask("neighbourhood", near.prompt, near.answer, **_about(near), rival=near.answer and fact.target)
+    for hop in fact.hops:
+        if hop.answer is not None:
+            ask("portability", hop.prompt, hop.answer, **_about(hop))
+    for prompt in fact.generation or (fact.prompt,):
+        ask("generation", prompt, None)
+    return asked
+
+
+def _about(prompt: Prompt) -> dict[str, Any]:
+    return {"kind": prompt.kind, "aliases": _others(prompt.aliases, prompt.answer)}
+
+
+def _others(aliases: Sequence[str], answer: str | None) -> tuple[str, ...]:
+    """The aliases that are text and not the answer again."""
+    return tuple(a for a in dict.fromkeys(aliases) if a.strip() and a != answer)

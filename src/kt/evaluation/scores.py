@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..artifacts import read_json, write_json
-from ..errors import BadFile
+from ..errors import BadFact, BadFile
 from ..stats import Interval, bootstrap_mean_grid
+from .compare import differences
+from .composites import composites
+from .perplexity import Heldout
 from .samples import Sample
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 KIND = "scores"
-_TUPLES = ("target_ids", "predicted_ids")
+NO_SHARES = ("fluency_ngram_entropy_gen", "text_words_gen", "neighbourhood_kl", "perplexity_heldout")
+"""Metrics that have a unit of their own (bits, words, nats); all others lie between 0 and 1."""
 
 
 class Row(NamedTuple):
@@ -44,6 +49,7 @@ class Scores:
         protocol: what each metric means and how it was measured, one sentence each.
         seed: of the sampled texts and of the bootstrap.
         compared: whether locality was measured against another run; such scores cannot be a `before`.
+        heldout: losses on held-out text, behind perplexity_heldout; None where it was not asked for.
     """
 
     model: str
@@ -53,10 +59,20 @@ class Scores:
     protocol: Mapping[str, str]
     seed: int = 0
     compared: bool = False
+    heldout: Heldout | None = None
 
     @cached_property
     def metrics(self) -> dict[str, Interval]:
-        """Mean over records, 95% bootstrap interval over records (`.ci95`), number of records (`.n`)."""
+        """Mean over records, 95% bootstrap interval over records (`.ci95`), number of records (`.n`).
+
+        After the means come the harmonic Scores, functions of three of them, and perplexity, whose n counts documents.
+        """
+        found = self._means() | composites(self.values, self.records, self.seed)
+        if self.heldout is not None:
+            found["perplexity_heldout"] = self.heldout.perplexity(self.seed)
+        return found
+
+    def _means(self) -> dict[str, Interval]:
         if not self.values:
             return {}
         table = np.array([[v.get(r, np.nan) for v in self.values.values()] for r in self.records])
@@ -64,9 +80,24 @@ class Scores:
         columns = zip(self.values, grid.mean, grid.low, grid.high, grid.n, strict=True)
         return {name: Interval(float(m), float(lo), float(hi), int(n)) for name, m, lo, hi, n in columns}
 
+    def compare(self, other: Scores, seed: int | None = None) -> dict[str, Interval]:
+        """This model less the other on the same records, metric by metric: paired bootstrap differences.
+
+        Args:
+            other: scores of the same facts, under another edit or none.
+            seed: of the bootstrap; None is that of these scores.
+
+        Raises:
+            BadFact: the two are of different records or questions.
+        """
+        return differences(self, other, self.seed if seed is None else seed)
+
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """Scores of different records, measured alike, as one: each record under its own edit."""
+        """Scores of different records, measured alike, as one: each record under its own edit.
+
+        Perplexity is left out: it belongs to a model, and here every record has its own.
+        """
         values: dict[str, dict[str, float]] = {}
         for part in parts:
             for name, by_record in part.values.items():
@@ -74,7 +105,8 @@ class Scores:
         records = tuple(record for part in parts for record in part.records)
         samples = tuple(sample for part in parts for sample in part.samples)
         protocol = {name: says for part in parts for name, says in part.protocol.items()}
-        return replace(parts[0], records=records, samples=samples, values=values, protocol=protocol)
+        protocol.pop("perplexity_heldout", None)
+        return replace(parts[0], records=records, samples=samples, values=values, protocol=protocol, heldout=None)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per record and metric."""
@@ -83,11 +115,31 @@ class Scores:
         rows = [(r, name, v[r]) for name, v in self.values.items() for r in self.records if r in v]
         return pd.DataFrame(rows, columns=["record", "metric", "value"])
 
-    def samples_to_dataframe(self) -> pd.DataFrame:
-        """The raw responses, one row per sample."""
+    def samples_dataframe(self) -> pd.DataFrame:
+        """The raw responses, one row per sample; the columns are the fields of `Sample`."""
         import pandas as pd
 
-        return pd.DataFrame([asdict(s) for s in self.samples], columns=[f.name for f in fields(Sample)])
+        names = [f.name for f in fields(Sample)]
+        return pd.DataFrame([[getattr(s, name) for name in names] for s in self.samples], columns=names)
+
+    samples_to_dataframe = samples_dataframe
+
+    def figure(self, before: Scores) -> go.Figure:
+        """Every score between 0 and 1 before and after, with its 95% interval.
+
+        Args:
+            before: the unedited model's scores on the same facts.
+
+        Raises:
+            BadFact: the two have no such score in common.
+        """
+        from ..figures import Change, before_after
+
+        pairs = ((name, before.metrics.get(name), metric) for name, metric in self.metrics.items())
+        changes = [Change(n, old, new) for n, old, new in pairs if old is not None and n not in NO_SHARES]
+        if not changes:
+            raise BadFact("no score is in both; score both models under the same protocols")
+        return before_after(changes, title=f"{self.model}: before and after", subtitle=f"{len(self.records)} records")
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: metrics.<name> = {mean, ci95, n} and the protocol, without the raw samples."""
@@ -112,7 +164,8 @@ class Scores:
             "compared": self.compared,
             "records": self.records,
             "values": self.values,
-            "samples": [asdict(sample) for sample in self.samples],
+            "samples": [sample.as_dict() for sample in self.samples],
+            "heldout": self.heldout.as_dict() if self.heldout is not None else None,
         }
         return write_json(path, content)
 
@@ -123,6 +176,8 @@ class Scores:
         Raises:
             BadFile: it is not there, or not the scores of a version that this one reads.
         """
+        from .metrics import in_order
+
         data = read_json(path)
         if data.get("kind") != KIND or data.get("schema_version") != 1:
             raise BadFile(f"{path}: no scores of schema version 1; give a file written by Scores.save or `kt eval`")
@@ -130,11 +185,12 @@ class Scores:
             return cls(
                 model=data["model"],
                 records=tuple(data["records"]),
-                samples=tuple(_sample(s) for s in data["samples"]),
-                values={name: data["values"][name] for name in _in_order(data["values"])},
+                samples=tuple(map(Sample.from_dict, data["samples"])),
+                values={name: data["values"][name] for name in in_order(data["values"])},
                 protocol=data["protocol"],
                 seed=data["seed"],
                 compared=data["compared"],
+                heldout=Heldout.from_dict(data["heldout"]) if data.get("heldout") else None,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise BadFile(f"{path}: scores with a missing or wrong part ({error}); save them again") from error
@@ -154,18 +210,6 @@ class Scores:
 
 def _cell(text: str, tag: str = "td") -> str:
     return f'<{tag} style="text-align:left">{html.escape(text)}</{tag}>'
-
-
-def _in_order(values: Mapping[str, Any]) -> list[str]:
-    """Metrics in the order of their table: JSON files have their keys sorted."""
-    from .metrics import METRICS
-
-    return [n for n in METRICS if n in values] + sorted(n for n in values if n not in METRICS)
-
-
-def _sample(data: Mapping[str, Any]) -> Sample:
-    parts: dict[str, Any] = {key: tuple(value) if key in _TUPLES else value for key, value in data.items()}
-    return Sample(**parts)
 
 
 def _number(value: float) -> str:

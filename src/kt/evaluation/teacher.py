@@ -57,7 +57,7 @@ def teacher_force(
     for batch in batches(rows, batch_size, model.vocab_size):
         keep = max(row.keep for row in batch)
         logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)), keep=keep)
-        _refuse_nan(logits, batch)
+        refuse_nan(logits, batch)
         answers |= {row.question: score(logits[i, keep - row.keep :], row.target) for i, row in enumerate(batch)}
         done(len(batch))
     return answers
@@ -82,7 +82,7 @@ def score(logits: Float[Tensor, "keep vocab"], target: tuple[int, ...]) -> Force
     return Forced(target, predicted, log_probs[torch.arange(len(target)), list(target)].sum().item())
 
 
-def _refuse_nan(logits: Float[Tensor, "row keep vocab"], batch: Sequence[Row]) -> None:
+def refuse_nan(logits: Float[Tensor, "row keep vocab"], batch: Sequence[Row]) -> None:
     """A NaN would pass as a wrong argmax and a missing probability (padding may well have some)."""
     if not logits.isnan().any():
         return

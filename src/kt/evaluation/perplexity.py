@@ -1,0 +1,148 @@
+"""Perplexity on held-out text: whether an edit has harmed the model where no fact is asked for.
+
+Every document is read in windows of up to 1,024 tokens (or as many as the model has positions) that overlap by half:
+each token is predicted once, from all before it in the document or from at least half a window. A document's first
+token is predicted only behind a BOS. Perplexity is exp(sum of -log p / number of tokens), so long documents weigh
+more; its interval resamples documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..corpus import Corpus
+from ..errors import BadFact, BadFile
+from ..model import TracedModel
+from ..prompts import token_ids
+from ..stats import Interval
+from .composites import of_means
+from .teacher import Forced, Question, Row
+
+WINDOW = 1024
+"""Most tokens that the model reads at once."""
+MOST_TOKENS = 300_000
+"""Documents are taken until this many tokens are reached (WikiText-2's test set has 283,000 of GPT-2's)."""
+DEMO = Path(__file__).parents[1] / "demo" / "heldout.txt"
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Losses on held-out text, a document each.
+
+    Args:
+        source: the corpus' name.
+        sha256: of its bytes.
+        nll: sum of -ln p over a document's tokens.
+        tokens: how many those are.
+    """
+
+    source: str
+    sha256: str
+    nll: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    def perplexity(self, seed: int = 0) -> Interval:
+        """exp(mean loss a token); n is the number of documents."""
+        return of_means(np.array([self.nll, self.tokens]).T, lambda m: np.exp(m[:, 0] / m[:, 1]), seed)
+
+    def difference(self, other: Heldout, seed: int = 0) -> Interval:
+        """This perplexity less the other, documents resampled together.
+
+        Raises:
+            BadFact: the two are of different texts, or counted by different tokenizers.
+        """
+        if (self.sha256, self.tokens) != (other.sha256, other.tokens):
+            raise BadFact(
+                f"perplexities of different texts or tokenizers ({self.source}, {other.source}) do not compare; "
+                "score both models on one held-out file"
+            )
+        table = np.array([self.nll, other.nll, self.tokens]).T
+        return of_means(table, lambda m: np.exp(m[:, 0] / m[:, 2]) - np.exp(m[:, 1] / m[:, 2]), seed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Heldout:
+        """What `as_dict` gave."""
+        return cls(data["source"], data["sha256"], tuple(data["nll"]), tuple(data["tokens"]))
+
+
+class Text(NamedTuple):
+    """A held-out corpus cut into windows; `owner` says which document each belongs to."""
+
+    corpus: Corpus
+    rows: tuple[Row, ...] = ()
+    owner: tuple[int, ...] = ()
+
+    def losses(self, found: Mapping[Question, Forced]) -> Heldout:
+        """The documents' losses from those of their windows."""
+        nll, tokens = np.zeros(max(self.owner) + 1), np.zeros(max(self.owner) + 1, dtype=int)
+        for row, document in zip(self.rows, self.owner, strict=True):
+            nll[document] -= found[row.question].log_prob or 0.0
+            tokens[document] += len(row.target)
+        return Heldout(self.corpus.name, self.corpus.sha256, tuple(nll.tolist()), tuple(tokens.tolist()))
+
+
+def heldout_corpus(source: str | Path | None, model: str) -> Corpus:
+    """The corpus that was named; for the demo model its own held-out text, where none was.
+
+    Raises:
+        BadFact: none was named for another model.
+        BadFile: it is not there.
+    """
+    if source is None and model != "demo":
+        raise BadFact("perplexity needs held-out text: give heldout (--heldout FILE, one document a line)")
+    return Corpus("demo/heldout.txt", DEMO) if source is None else Corpus.open(source)
+
+
+def windows(model: TracedModel, corpus: Corpus) -> Text:
+    """The corpus' documents as rows that a teacher-forced forward scores.
+
+    Raises:
+        BadFile: no document has a token to predict.
+    """
+    longest = getattr(model.module.config.get_text_config(), "max_position_embeddings", None) or WINDOW
+    rows: list[Row] = []
+    owner: list[int] = []
+    total = 0
+    for text in corpus.texts():
+        ids = token_ids(model.tokenizer, text)
+        if len(ids) < 2:
+            continue
+        document = owner[-1] + 1 if owner else 0
+        for place, (read, target) in enumerate(_cut(ids, min(WINDOW, longest))):
+            rows.append(Row((f"{corpus.name}, document {document + 1}, window {place + 1}", ""), read, target))
+            owner.append(document)
+            total += len(target)
+        if total >= MOST_TOKENS:
+            break
+    if not rows:
+        raise BadFile(f"{corpus.name} has no text to predict; give one document a line, of two tokens or more")
+    return Text(corpus, tuple(rows), tuple(owner))
+
+
+def _cut(ids: Sequence[int], window: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(tokens read, tokens that their end predicts): every token but the first is predicted once."""
+    start, step = 1, window
+    while start < len(ids):
+        stop = min(start + step, len(ids))
+        yield tuple(ids[max(0, stop - 1 - window) : stop - 1]), tuple(ids[start:stop])
+        start, step = stop, max(1, window // 2)
+
+
+PPL_SAYS = (
+    "perplexity of {source}: exp of the mean -ln p a token over {n} documents ({tokens} tokens), windows of up to "
+    f"{WINDOW} tokens that overlap by half; n and interval are over documents"
+)
+
+
+def ppl_protocol(found: Heldout) -> str:
+    """What the figure is, in a sentence."""
+    return PPL_SAYS.format(source=found.source, n=len(found.nll), tokens=sum(found.tokens))
