@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from .loading import load
     from .model import TracedModel
     from .probing import Probe, Residual, contrast_probe, residual_fact
+    from .recipes import run_recipe
     from .sites import Kind, Site
+    from .sweep import Sweep
     from .tracing import Balance, Screen, Trace, balance_factor, causal_trace, peak_inflation, screen
 
 __version__ = "0.1.0"
@@ -61,6 +63,8 @@ _HOMES = {
     "case_study": ".case_study",
     "CaseStudy": ".case_study",
     "Scores": ".evaluation",
+    "Sweep": ".sweep",
+    "run_recipe": ".recipes",
     "KtError": ".errors",
 }
 
@@ -92,6 +96,8 @@ __all__ = [  # noqa: RUF022 -- in the order of use
     "run_edits",
     "evaluate",
     "Scores",
+    "Sweep",
+    "run_recipe",
     "abilities",
     "Abilities",
     "case_study",

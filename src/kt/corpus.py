@@ -17,7 +17,7 @@ DEMO = Path(__file__).parent / "demo" / "corpus.txt"
 
 @dataclass(frozen=True)
 class Corpus:
-    """One document per line (`.txt`), per record with a `text` (`.jsonl`), or per row of `hf:repo[:split]`."""
+    """One document per line (`.txt`), per record with a `text` (`.jsonl`), or per row of `hf:repo[/config][:split]`."""
 
     name: str
     path: Path | None = None
@@ -74,7 +74,8 @@ def _hub_rows(name: str) -> Any:
     except ImportError:
         raise BadFile(f"{name} needs the package datasets; install kt[data]") from None
     repo, _, split = name.removeprefix("hf:").partition(":")
+    parts = repo.split("/", 2)  # owner/name, and the name of one of its configurations
     try:
-        return load_dataset(repo, split=split or "train", streaming=True)
+        return load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train", streaming=True)
     except (OSError, ValueError) as error:
         raise BadFile(f"cannot open {name}: {' '.join(str(error).split())[:200]}") from None

@@ -1,5 +1,8 @@
 """Second moments: the plain formula, the cache's key, and a run that was cut."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from families import tiny_model
@@ -91,3 +94,22 @@ def test_wrong_files_are_one_line(tmp_path, corpus):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(WorkFailed, match="no tokens"):
         key_statistics(tiny_model("gpt2"), SITES, Corpus.open(tmp_path / "empty.txt"), cache_dir=tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("hf:wikitext", ("wikitext", "train")),
+        ("hf:owner/name:test", ("owner/name", "test")),
+        ("hf:owner/name/20231101.en", ("owner/name", "20231101.en", "train")),
+    ],
+)
+def test_a_corpus_on_the_hub_may_name_a_configuration_and_a_split(monkeypatch, source, asked):
+    seen = []
+
+    def load_dataset(*names, split, streaming):
+        seen.append((*names, split))
+        return [{"text": "one"}, {"text": "two"}] if streaming else pytest.fail("it would be downloaded whole")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert list(Corpus.open(source).texts()) == ["one", "two"] and seen == [asked]

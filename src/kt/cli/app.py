@@ -32,6 +32,8 @@ COMMANDS = {
     "eval": ("judge:evaluate", "Score a model, or a model with an edit, on a facts file."),
     "abilities": ("harness:abilities", "General abilities through lm-eval, before and after an edit."),
     "case": ("case:case", "One record under several edits, side by side."),
+    "sweep": ("sweep:sweep", "One edit a setting: alpha, layers, edits, clamp, modules; with figures; resumable."),
+    "run": ("recipe:run", "A table or figure of the papers by one command, beside the papers' own figures."),
     "report": ("loop:report", "One HTML page from run folders."),
     "presets": ("presets:presets", "List the presets, or explain one: every value with symbol and source."),
     "ls": ("lists:ls", "List models, methods, presets or datasets."),

@@ -1,0 +1,115 @@
+"""Sweeps: each metric over the settings of a grid, with 95% bands; a traced α and its interval marked on the axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+
+from . import theme
+from .curves import Series, curve_panels
+from .grid import axis_suffix
+from .marks import Mark
+from .text import escape
+
+SCALES = ("linear", "log")
+
+
+class Traced(NamedTuple):
+    """A measured place on the x axis, and its 95% interval where it has one."""
+
+    value: float
+    ci95: tuple[float, float] | None = None
+    label: str = "traced α"
+
+
+def sweep_figure(
+    runs: Mapping[str, Mapping[str, Series]],
+    *,
+    title: str,
+    subtitle: str = "",
+    x_title: str = "",
+    scale: str = "linear",
+    names: Sequence[str] = (),
+    traced: Traced | None = None,
+    columns: int = 2,
+) -> go.Figure:
+    """{run: {panel: Series}} as one panel a metric, one line a run.
+
+    Args:
+        scale: of the x axis; on `log`, ticks stand at the numbers that were measured and at powers of ten.
+        names: what stands at x = 0, 1, 2, ... in place of numbers.
+        traced: a place to mark.
+
+    Raises:
+        ValueError: nothing to draw, an unknown scale, or a place on a log scale that is not above zero.
+    """
+    panels = {
+        panel: [replace(by[panel], name=run, kind=None) for run, by in runs.items() if panel in by]
+        for panel in dict.fromkeys(panel for by in runs.values() for panel in by)
+    }
+    places = sorted({float(x) for group in panels.values() for line in group for x in line.x})
+    if not places:
+        raise ValueError("no run has a series to draw")
+    if scale not in SCALES:
+        raise ValueError(f"scale {scale!r} is unknown; choose among {', '.join(SCALES)}")
+    if scale == "log" and places[0] <= 0:
+        raise ValueError(f"{places[0]:g} has no place on a log scale")
+    marks = [] if traced is None else [Mark(f"{traced.label} = {traced.value:.2f}", traced.value)]
+    figure = curve_panels(
+        panels,
+        title=title,
+        subtitle=subtitle,
+        x_title=x_title,
+        y_titles=list(panels),
+        marks=marks,
+        columns=columns,
+        dashes=len(runs) > 1,
+    )
+    for place, lines in enumerate(panels.values()):
+        suffix = axis_suffix(place)
+        figure.layout[f"yaxis{suffix}"].range = _limits(lines)
+        if scale == "log":
+            _logarithmic(figure, suffix, places)
+        elif names:
+            _named(figure, suffix, names)
+        if traced is not None and traced.ci95 is not None:
+            _shade(figure, suffix, traced.ci95)
+    return figure
+
+
+def _limits(lines: Sequence[Series]) -> tuple[float, float]:
+    """Shares from 0 to 1; other units from 0 to a little above the largest."""
+    drawn = [np.asarray(v) for line in lines for v in (line.mean, line.low, line.high) if v is not None]
+    values = np.concatenate([[0.0, 1.0], *drawn])
+    values = values[np.isfinite(values)]
+    pad = 0.04 * float(values.max() - values.min())
+    return float(values.min()) - pad, float(values.max()) + pad
+
+
+def _logarithmic(figure: go.Figure, suffix: str, places: Sequence[float]) -> None:
+    """The axis in powers of ten; values and hovers stay true."""
+    low, high = float(np.log10(places[0])), float(np.log10(places[-1]))
+    pad = 0.04 * (high - low) or 0.3
+    powers = [10.0**p for p in range(int(np.floor(low)), int(np.ceil(high)) + 1)]
+    ticks = [p for p in powers if 10 ** (low - pad) <= p <= 10 ** (high + pad)]
+    ticks += [place for place in (places[0], places[-1]) if all(abs(np.log10(place / t)) > 0.15 for t in ticks)]
+    axis = figure.layout[f"xaxis{suffix}"]
+    axis.update(type="log", range=[low - pad, high + pad], dtick=None, tick0=None, nticks=None)
+    axis.update(tickmode="array", tickvals=sorted(ticks), ticktext=[f"{t:,g}" for t in sorted(ticks)])
+
+
+def _named(figure: go.Figure, suffix: str, names: Sequence[str]) -> None:
+    axis = figure.layout[f"xaxis{suffix}"]
+    axis.update(dtick=None, tick0=None, nticks=None, range=[-0.5, len(names) - 0.5])
+    axis.update(tickmode="array", tickvals=list(range(len(names))), ticktext=[escape(name) for name in names])
+
+
+def _shade(figure: go.Figure, suffix: str, ends: tuple[float, float]) -> None:
+    """The interval of a mark, behind the lines."""
+    up = {"xref": f"x{suffix}", "yref": f"y{suffix} domain", "y0": 0, "y1": 1, "layer": "below"}
+    colour = theme.transparent(theme.MUTED, 0.12)
+    figure.add_shape(type="rect", x0=ends[0], x1=ends[1], fillcolor=colour, line={"width": 0}, **up)

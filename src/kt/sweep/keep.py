@@ -1,0 +1,108 @@
+"""The points of a sweep as files: each is written when it is done, so an interrupted sweep loses at most one.
+
+    FOLDER/settings.json          what was swept; a sweep that goes on must have the same
+    FOLDER/points/000-0.1.json    one finished point, with its values by record
+
+Until the sweep is done, `manifest.json` says so; a finished run folder of `kt sweep` holds the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifacts import plain, read_json, to_json, write_json
+from ..errors import BadFile, KtError
+from ..facts.fact import Fact
+from .grids import Point
+from .result import Row
+
+SETTINGS, POINTS = "settings.json", "points"
+
+
+class Kept:
+    """Rows by point, in a folder or (without one) nowhere.
+
+    Args:
+        settings: what was swept; must be the same when a sweep goes on.
+        beside: what else the settings file holds, to be read and not compared (a traced α).
+
+    Raises:
+        KtError: `resume` names a folder without a sweep, or the sweep there had other settings; or, without `resume`,
+            the folder holds one already.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        settings: Mapping[str, Any],
+        resume: bool,
+        beside: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.settings, self.beside = plain(dict(settings)), plain(dict(beside or {}))
+        self._begun = False
+        if self.folder is None:
+            if resume:
+                raise KtError("resume needs the folder of the sweep that is to go on")
+            return
+        there = (self.folder / SETTINGS).exists()
+        if resume and not there:
+            raise KtError(f"{self.folder} holds no sweep to go on with (no {SETTINGS}); leave --resume out")
+        if there and not resume:
+            raise KtError(f"{self.folder} holds a sweep already; go on with --resume {self.folder}, or name another")
+        if there:
+            _refuse_other(self.folder, read_json(self.folder / SETTINGS), self.settings)
+            self._begun = True
+
+    def row(self, number: int, point: Point) -> Row | None:
+        """The finished row of a point."""
+        if self.folder is None or not (path := self._path(number, point)).exists():
+            return None
+        try:
+            return Row.of(read_json(path))
+        except TypeError as error:
+            raise BadFile(f"{path}: not a whole point ({error}); delete it, and it is done again") from None
+
+    def add(self, number: int, point: Point, row: Row) -> None:
+        if self.folder is None:
+            return
+        if not self._begun:
+            # With the first finished point and not before: a sweep that fails at once leaves nothing behind.
+            write_json(self.folder / SETTINGS, self.beside | self.settings)
+            self._begun = True
+        write_json(self._path(number, point), row.as_dict(whole=True))
+
+    def done(self, points: Sequence[Point]) -> int:
+        """How many points are finished."""
+        return sum(self.folder is not None and self._path(i, p).exists() for i, p in enumerate(points))
+
+    def _path(self, number: int, point: Point) -> Path:
+        assert self.folder is not None
+        slug = re.sub(r"[^A-Za-z0-9.,]+", "-", f"{point.series}-{point.label}").strip("-")[:60]
+        return self.folder / POINTS / f"{number:03d}-{slug}.json"
+
+
+def facts_digest(facts: Sequence[Fact]) -> str:
+    """SHA-256 of all that the facts say."""
+    return hashlib.sha256(to_json(list(facts)).encode()).hexdigest()
+
+
+def _refuse_other(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    for name in sorted(new):
+        if old.get(name) != new[name]:
+            was, now = (_short(held.get(name)) for held in (old, new))
+            raise KtError(
+                f"{folder} was begun with {name} {was}, now it is {now}; repeat the first settings, or begin anew "
+                "in another folder"
+            )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = [f"{each.get('series', '')} {each.get('label', '')} {each.get('options', '')}" for each in value]
+    text = str(value)
+    return text if len(text) <= 160 else f"{text[:157]}..."

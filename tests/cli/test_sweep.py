@@ -1,0 +1,100 @@
+"""`kt sweep` as a user runs it: one table, rows in the JSON, points kept, bad input in one line."""
+
+import json
+
+import pytest
+
+from kt.cli.app import COMMANDS
+
+pytestmark = [
+    pytest.mark.skipif("sweep" not in COMMANDS, reason="kt sweep is not in the table of commands"),
+    pytest.mark.filterwarnings("ignore"),
+]
+SET = "v_num_grad_steps=3,v_lr=0.3,clamp_norm_factor=20,mom2_update_weight=0.01"
+
+
+@pytest.fixture
+def common(model_folder, facts_file, corpus_file):
+    return (
+        *("-m", model_folder, "-f", facts_file, "--corpus", corpus_file, "--max-tokens", 800, "--no-generate"),
+        *("--layers-mlp", "0-1", "--layers-attn", "0-1", "--set", SET),
+    )
+
+
+def test_alpha_is_swept_and_kept(kt, common):
+    ran = kt("sweep", "alpha", "--grid", "0,0.5", "--no-trace", "--out", "run", "--json", "-", *common)
+    assert ran.code == 0, ran.err
+    assert [row["x"] for row in ran.json["rows"]] == [0.0, 0.5]
+    assert ran.json["rows"][0]["metrics"]["target_prob_tf"]["n"] == 4 and "values" not in ran.json["rows"][0]
+    from pathlib import Path
+
+    assert json.loads(Path("run/results.json").read_text())["rows"] == ran.json["rows"]
+    assert {p.name for p in Path("run").iterdir()} >= {"points", "settings.json", "sweep.json", "figures.html"}
+    again = kt("sweep", "alpha", "--grid", "0,0.5", "--no-trace", "--resume", "run", "--json", "-", *common)
+    assert again.code == 0, again.err
+    assert again.json["rows"] == ran.json["rows"], "finished points are read, seconds and all"
+    other = kt("sweep", "alpha", "--grid", "0,0.7", "--no-trace", "--resume", "run", *common)
+    assert other.code == 2 and "begun with points" in other.err and other.err.count("\n") == 1
+    assert (Path("run") / "results.json").exists(), "a refused resume leaves the run as it was"
+
+
+def test_an_unfinished_sweep_is_taken_up(kt, common, monkeypatch):
+    from pathlib import Path
+
+    from kt.sweep import run as running
+
+    measure, calls = running._measure, []
+
+    def dies(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    monkeypatch.setattr(running, "_measure", dies)
+    ran = kt("sweep", "layers", "--grid", "0;1", "--alpha", "0.4", "--out", "run", *common)
+    assert ran.code == 130 and "--resume run" in ran.err and "nothing was written" not in ran.err
+    assert {p.name for p in Path("run").iterdir()} == {"points", "settings.json"}
+    again = kt("sweep", "layers", "--grid", "0;1", "--alpha", "0.4", "--resume", "run", "--json", "-", *common)
+    assert again.code == 0 and [row["label"] for row in again.json["rows"]] == ["0", "1"]
+    assert len(calls) == 3 and Path("run/results.json").exists()
+
+
+def test_modules_show_what_the_joint_edit_adds(kt, common):
+    ran = kt("sweep", "modules", "--alpha", "0.4", *common)
+    assert ran.code == 0, ran.err
+    assert "paired differences" in ran.out and "joint - MLP only" in ran.out
+
+
+def test_edits_take_several_methods(kt, common):
+    ran = kt("sweep", "edits", "--grid", "1,3", "--method", "memit,emmet", "--json", "-", *common)
+    assert ran.code == 0, ran.err
+    assert [(r["series"], r["edits"]) for r in ran.json["rows"]] == [
+        ("memit", 1), ("memit", 3), ("emmet", 1), ("emmet", 3)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nothing",), "unknown; choose one of alpha"),
+        (("alpha", "--grid", "a,b"), "write numbers"),
+        (("alpha", "--grid", "0:1:0"), "step above 0"),
+        (("alpha", "--grid", "0,1.5", "--no-trace"), "must lie between"),
+        (("edits", "--grid", "1.5"), "whole"),
+        (("edits", "--grid", "100", "--method", "memit"), "edits 100 facts, and there are 4"),
+        (("layers", "--grid", "1;x", "--alpha", "0.5"), "not a layer range"),
+        (("modules", "--grid", "1"), "no meaning for modules"),
+        (("modules", "--method", "memit"), "writes no attention"),
+        (("clamp", "--method", "memit", "--region", "high"), "no high region"),
+        (("alpha", "--method", "memit,jeep"), "only a sweep of edits"),
+        (("alpha", "--resume", "nowhere"), "no sweep has kept a point"),
+        (("layers", "--alpha", "per-fact"), "one α for all"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(kt, common, arguments, words):
+    from pathlib import Path
+
+    ran = kt("sweep", *arguments, *common)
+    assert ran.code == 2 and words in ran.err and ran.err.count("\n") == 1, ran.err
+    assert list(Path.cwd().iterdir()) in ([], [Path.cwd() / "runs"])

@@ -1,0 +1,210 @@
+"""Sweeps on a tiny model: rescaled paths are solved paths, points are kept, a sweep goes on to the same rows."""
+
+import json
+import random
+
+import pytest
+import torch
+from families import TEXTS, tiny_model
+
+import kt
+from kt.corpus import Corpus
+from kt.editing import key_statistics
+from kt.errors import BadFile, KtError
+from kt.facts.fact import Fact, Prompt
+from kt.sites import Kind, Site
+from kt.sweep import Point, Sweep, alpha_points, edit_points, layer_points, module_points, sweep
+from kt.sweep import run as running
+from kt.sweep.solving import Solver
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|of the wanted change)")
+NEAR = (Prompt("The capital of Italy is", "Rome"),)
+FACTS = [
+    Fact("The mother tongue of {}", "Danielle Darrieux", "French", target="Italy", id="a", neighbours=NEAR),
+    Fact("The city of the {}", "Space Needle", "Seattle", target="Warsaw", id="b", neighbours=NEAR),
+    Fact("The profession of {}", "Marie Curie", "physicist", target="chemist", id="c", neighbours=NEAR),
+]
+FAST = dict(
+    layers_mlp=(0, 1), layers_attn=(0, 1), layers_high=(2,), v_num_grad_steps=6, v_lr=0.3, clamp_norm_factor=20.0,
+    v_weight_decay=1e-4, mom2_update_weight=0.01,
+)  # fmt: skip
+SOME = (0.0, 0.4, 1.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("qwen3")
+
+
+@pytest.fixture(scope="module")
+def moments(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    drawn, words = random.Random(0), " ".join(TEXTS).split()
+    (folder / "corpus.txt").write_text("\n".join(" ".join(drawn.choices(words, k=20)) for _ in range(100)))
+    sites = [Site(k, layer) for k in (Kind.ATTN, Kind.MLP) for layer in range(model.n_layers)]
+    return key_statistics(model, sites, Corpus.open(folder / "corpus.txt"), 1500, folder)
+
+
+def swept(model, moments, points, **more):
+    before = model.fingerprint()
+    found = sweep(model, FACTS, points, **({"generate": False, "statistics": moments} | more))
+    assert model.fingerprint() == before, "the sweep left a trace in the model"
+    return found
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.85, 1.0])
+def test_rescaled_paths_equal_a_solve_of_its_own(model, moments, alpha):
+    points = alpha_points((0.5, alpha), **FAST)
+    solver = Solver(model, [p.options for p in points], moments)
+    solver.edit(FACTS, points[0].options, 0, None)
+    solves = len(solver._paths)
+    got = solver.edit(FACTS, points[1].options, 0, None)
+    assert len(solver._paths) == solves == 2, "another α needs no other solve"
+    want = kt.edit(model, FACTS, method="intattn", alpha=alpha, statistics=moments, **FAST)
+    assert set(got.names) == set(want.names)
+    for name in want.names:
+        scale = want.delta(name).abs().max()
+        assert (got.delta(name) - want.delta(name)).abs().max() <= 1e-6 * scale
+    pair = (got.control(), want.control())
+    assert (pair[0] is None) == (pair[1] is None) and (pair[0] is None or set(pair[0].names) == set(pair[1].names))
+
+
+@pytest.mark.parametrize("changes", [{"coupled": True}, {"joint_targets": True}, {"method": "intattn-rome"}])
+def test_paths_that_see_each_other_are_solved_for_each_alpha(model, moments, changes):
+    options = dict(method="intattn") | FAST | changes | {"alpha": 0.4}
+    solver = Solver(model, [options], moments)
+    got = solver.edit(FACTS, options, 0, None)
+    assert not solver._paths
+    want = kt.edit(model, FACTS, statistics=moments, **options)
+    assert all(torch.equal(got.delta(name), want.delta(name)) for name in want.names)
+
+
+def test_other_attention_layers_do_not_solve_the_mlp_again(model, moments):
+    points = layer_points(((0,), (1,), (0, 1)), alpha=0.5, **{k: v for k, v in FAST.items() if k != "layers_attn"})
+    solver = Solver(model, [p.options for p in points], moments)
+    edits = [solver.edit(FACTS, p.options, 0, None) for p in points]
+    assert len(solver._paths) == 4, "one MLP path and three of attention"
+    mlp = [n for n in edits[0].names if "mlp" in n]
+    assert all(torch.equal(edits[0].delta(n), edit.delta(n)) for edit in edits for n in mlp)
+    assert [len(edit.names) - len(mlp) for edit in edits] == [1, 1, 2]
+
+
+def test_a_row_is_the_score_of_its_edit(model, moments):
+    found = swept(model, moments, alpha_points(SOME, **FAST), kind="alpha")
+    before = kt.evaluate(model, FACTS, generate=False)
+    edit = kt.edit(model, FACTS, method="intattn", alpha=0.4, statistics=moments, **FAST)
+    with edit.applied(model):
+        after = kt.evaluate(model, FACTS, before=before, generate=False)
+    row = found.row("0.4")
+    for name, values in after.values.items():
+        assert row.values[name] == pytest.approx(values, abs=1e-5), name
+    assert row.metrics["target_prob_tf"]["n"] == row.n == row.edits == 3
+    assert row.metrics["target_prob_tf"]["ci95"] is not None
+    assert "neighbourhood_same_argmax" in found.about["protocol"]
+    assert found.before["target_prob_tf"]["mean"] != row.metrics["target_prob_tf"]["mean"]
+
+
+def test_a_point_takes_the_first_facts_only(model, moments):
+    found = swept(model, moments, edit_points((1, 3), ["memit"], FAST), kind="edits")
+    assert [list(row.values["target_prob_tf"]) for row in found.rows] == [["a"], ["a", "b", "c"]]
+    with pytest.raises(KtError, match="edits 9 facts, and there are 3"):
+        swept(model, moments, edit_points((9,), ["memit"], FAST))
+
+
+def test_an_interrupted_sweep_goes_on_to_the_same_rows(model, moments, tmp_path, monkeypatch):
+    points = alpha_points(SOME, **FAST)
+    whole = swept(model, moments, points, kind="alpha", folder=tmp_path / "whole")
+    measure, calls = running._measure, []
+
+    def dies(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    monkeypatch.setattr(running, "_measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        swept(model, moments, points, kind="alpha", folder=tmp_path / "cut")
+    assert len(list((tmp_path / "cut" / "points").iterdir())) == 2
+    again = swept(model, moments, points, kind="alpha", folder=tmp_path / "cut", resume=True)
+    assert len(calls) == 4, "finished points are not solved again"
+    assert again.rows == whole.rows and again.before == whole.before
+    kept = [sorted((tmp_path / name / "points").iterdir()) for name in ("whole", "cut")]
+    for one, other in zip(*kept, strict=True):
+        assert _without_seconds(one) == _without_seconds(other)
+
+
+def _without_seconds(path):
+    return {k: v for k, v in json.loads(path.read_text()).items() if k != "seconds"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": (1,)}, r"begun with seeds \[0\], now it is \[1\]"),
+        ({"kind": "clamp"}, "begun with kind alpha, now it is clamp"),
+        ({"points": alpha_points((0.0, 0.5), **FAST)}, "begun with points"),
+    ],
+)
+def test_a_changed_setting_is_refused_in_one_line(model, moments, tmp_path, changes, words):
+    given = {"points": alpha_points((0.0, 0.4), **FAST), "kind": "alpha", "folder": tmp_path / "run"}
+    swept(model, moments, **given)
+    with pytest.raises(KtError, match=words) as error:
+        swept(model, moments, **(given | {"resume": True} | changes))
+    assert "\n" not in str(error.value)
+
+
+def test_other_facts_are_refused_and_so_is_a_folder_in_use(model, moments, tmp_path):
+    points = alpha_points((0.0,), **FAST)
+    swept(model, moments, points, folder=tmp_path / "run")
+    with pytest.raises(KtError, match="holds a sweep already"):
+        swept(model, moments, points, folder=tmp_path / "run")
+    with pytest.raises(KtError, match="begun with facts"):
+        sweep(model, FACTS[:2], points, statistics=moments, generate=False, folder=tmp_path / "run", resume=True)
+    with pytest.raises(KtError, match="no sweep to go on with"):
+        swept(model, moments, points, folder=tmp_path / "nothing", resume=True)
+
+
+def test_a_sweep_that_fails_at_once_leaves_nothing(model, moments, tmp_path):
+    with pytest.raises(KtError, match="unknown"):
+        swept(model, moments, [Point("x", 0, {"method": "memit", "nonsense": 1})], folder=tmp_path / "run")
+    with pytest.raises(KtError, match="the grid is empty"):
+        swept(model, moments, [], folder=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_are_averaged_within_records(model, moments):
+    point = [Point("x", 0, {"method": "memit", **FAST}, "memit")]
+    one, two = (swept(model, moments, point, seeds=(seed,)).rows[0] for seed in (0, 1))
+    both = swept(model, moments, point, seeds=(0, 1)).rows[0]
+    name = "target_prob_tf"
+    assert one.values[name] != two.values[name], "the prefixes come from the seed"
+    for record in "abc":
+        mean = (one.values[name][record] + two.values[name][record]) / 2
+        assert both.values[name][record] == pytest.approx(mean, abs=1e-6)
+    assert both.metrics[name]["n"] == 3
+
+
+def test_modules_carry_paired_differences_with_n(model, moments):
+    found = swept(model, moments, module_points(0.4, **FAST), kind="modules")
+    difference = found.differences()["joint - MLP only"]["target_prob_tf"]
+    means = [found.row(name).metrics["target_prob_tf"]["mean"] for name in ("joint", "MLP only")]
+    assert difference.mean == pytest.approx(means[0] - means[1]) and difference.n == 3 and difference.ci95 is not None
+    part = found.row("MLP part of joint").metrics["target_prob_tf"]["mean"]
+    assert part != means[0] and part != means[1]
+    assert set(found.differences()) == {"joint - MLP only", "joint - attention only", "joint - MLP part of joint"}
+
+
+def test_a_sweep_is_drawn_tabled_and_kept(model, moments, tmp_path):
+    points = edit_points((1, 3), ["memit", "jeep"], FAST)
+    found = swept(model, moments, points, kind="edits")
+    again = Sweep.load(found.save(tmp_path / "sweep.json"))
+    assert again.rows == found.rows and again.as_dict() == found.as_dict()
+    frame = found.to_dataframe()
+    assert set(frame["series"]) == {"memit", "jeep"} and set(frame["x"]) == {1, 3}
+    assert {t.name for t in again.figure().data if t.name} >= {"memit", "jeep"}
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(BadFile, match="not a sweep"):
+        Sweep.load(tmp_path / "x.json")
+    with pytest.raises(KtError, match="has no point '7'"):
+        found.row("7")
