@@ -129,3 +129,14 @@ def test_a_judge_that_refuses_leaves_no_run(scored, server):
     server.answers = [(401, b"", {})]
     ran = scored("--protocol", "wild", "--max-new-tokens", 3, "--judge-url", server.url, "--judge-model", "grader")
     assert ran.code == 1 and "HTTP 401" in ran.err and not Path("run").exists()
+
+
+def test_every_sample_by_itself_on_request(scored, edit_file):
+    ran = scored("--edit", edit_file, "--no-generate", "--log-samples", "jsonl")
+    assert ran.code == 0, ran.err
+    rows = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
+    by_role = {role: [row for row in rows if row["role"] == role] for role in {row["role"] for row in rows}}
+    assert len(by_role["edit"]) == len(by_role["paraphrase"]) == len(by_role["neighbourhood"]) == 2
+    assert {row["record"] for row in rows} == {"Marie Curie", "Megan Rapinoe"}
+    wrong = scored("--log-samples", "csv")
+    assert wrong.code == 2 and "jsonl, parquet" in wrong.err

@@ -16,6 +16,7 @@ from .session import Session, session
 
 if TYPE_CHECKING:
     from ..evaluation import Scores
+    from ..model import TracedModel
 
 
 PROTOCOLS = ("tf", "gen", "prob", "wild", "ppl")
@@ -48,6 +49,9 @@ class EvalOptions(RunOptions, FactOptions, ModelOptions):
         str | None,
         Opt("--judge-url", help="Let a judge read the answers under wild: an OpenAI-compatible URL (https://host/v1)."),
     ] = None
+    log_samples: Annotated[
+        str | None, Opt("--log-samples", help="Also every sample by itself, as samples.jsonl or .parquet: name which.")
+    ] = None
     judge_model: Annotated[
         str | None, Opt("--judge-model", help=f"The judge's name there; its key is read from {JUDGE_KEY}.")
     ] = None
@@ -75,6 +79,7 @@ def evaluate(options: EvalOptions) -> None:
             before = evaluate(model, facts, progress=tick, **asked)
         if edit is None:
             before.save(s.run.file(FILES["after"]))
+            log_samples(s, before, None, model)
             s.keep(before.as_dict())
             return show_scores(s, before)
         asked |= {"before": before, "reference": reference}
@@ -86,9 +91,18 @@ def evaluate(options: EvalOptions) -> None:
                     found[name] = evaluate(model, facts, progress=tick, **asked)
                 found[name].save(s.run.file(FILES[name]))
         before.save(s.run.file(FILES["before"]))
+        log_samples(s, found["after"], before, model)
         s.keep(_results(before, **found))
         show_scores(s, found["after"], before, found.get("control"))
     return None
+
+
+def log_samples(s: Session, scores: Scores, before: Scores | None, model: TracedModel) -> None:
+    """One row a sample, if `--log-samples` asks for it."""
+    from ..evaluation.samples_file import sample_rows, write_samples
+
+    if (kind := s.options.log_samples) is not None:
+        write_samples(s.run.file(f"samples.{kind}"), sample_rows(scores, before, model.tokenizer.decode), kind)
 
 
 def _results(before: Scores, after: Scores, control: Scores | None = None) -> dict[str, Any]:
@@ -103,6 +117,8 @@ def _results(before: Scores, after: Scores, control: Scores | None = None) -> di
 def _asked(options: EvalOptions) -> dict[str, Any]:
     """The arguments of `evaluate` that the options name; what cannot work is refused before a model loads."""
     protocols = parse.names(options.protocol, PROTOCOLS, "--protocol")
+    if options.log_samples is not None:
+        parse.one(options.log_samples, ("jsonl", "parquet"), "--log-samples")
     if options.no_generate:
         if "wild" in protocols:
             raise BadOption("--no-generate leaves nothing for wild to read; drop one of the two")
