@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .artifacts import read_json, write_json
+from .cells import html_table
 from .errors import BadFact, BadFile
 from .evaluation.text import contains
 from .facts.fact import Fact
@@ -144,12 +145,7 @@ class CaseStudy:
         return f"CaseStudy({self.record}: {len(self.questions)} prompts, {', '.join(self.methods)})"
 
     def _repr_html_(self) -> str:
-        import html
-
-        headers, rows = self.cells()
-        lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in headers)
-        return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+        return html_table(self.record, *self.cells())
 
 
 def case_study(

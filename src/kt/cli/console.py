@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
+from ..cells import cell
+
 
 class Progress(Protocol):
     """What library functions report to: how much is done, of how much, and (where there are stages) of what."""
@@ -70,24 +72,6 @@ def console(file: TextIO) -> Any:
 
     # A pipe has no width: without one rich would fold every table at 80 columns.
     return Console(file=file, width=None if file.isatty() else 120, highlight=False)
-
-
-def cell(value: Any) -> str:
-    """A table cell: probabilities and shares with three decimals, nothing for a missing value."""
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return "–" if value != value else f"{value:.3f}" if abs(value) >= 5e-4 or value == 0 else f"{value:.1e}"
-    return str(value)
-
-
-def interval(mean: float | None, ci95: Any, n: int | None = None) -> str:
-    """`0.412 [0.39, 0.43]`."""
-    if mean is None or mean != mean:
-        return "–"
-    if ci95 is None or any(v is None or v != v for v in ci95):
-        return cell(float(mean))
-    return f"{cell(float(mean))} [{ci95[0]:.3f}, {ci95[1]:.3f}]"
 
 
 @contextmanager

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..artifacts import check_writable
+from ..cells import cell, interval
 from ..edit_steps import EVALUATE, MODES
 from ..errors import WorkFailed
 from . import parse
 from .command import BadOption
-from .console import cell, interval
 from .judge import show_scores
-from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions
+from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
 from .results import results_of_run
 from .session import Session, load_facts_file, session
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EditOptions(FigureOptions, RunOptions, FactOptions, ModelOptions):
+class EditOptions(FigureOptions, RunOptions, SolveOptions, FactOptions, ModelOptions):
     edits: Annotated[str | None, Opt("--edits", help="The edit requests; the same as --facts.")] = None
     method: Annotated[str, Opt("--method", help="An editing method; kt ls methods lists them.")] = "intattn"
     alpha: Annotated[
@@ -36,15 +36,6 @@ class EditOptions(FigureOptions, RunOptions, FactOptions, ModelOptions):
     ] = None
     alpha_facts: Annotated[
         str | None, Opt("--alpha-facts", help="Facts that --alpha auto is traced on [default: the requests].")
-    ] = None
-    preset: Annotated[
-        str | None, Opt("--preset", help="Hyper-parameters by name (kt ls presets lists them), or a TOML file.")
-    ] = None
-    variant: Annotated[str | None, Opt("--variant", help="The preset as set for one data set: zsre, mcf.")] = None
-    layers_mlp: Annotated[str | None, Opt("--layers-mlp", help="Layers whose MLP is written: 4-8.")] = None
-    layers_attn: Annotated[str | None, Opt("--layers-attn", help="Layers whose attention is written: 2-4.")] = None
-    set: Annotated[
-        str | None, Opt("--set", help="More hyper-parameters: v_lr=0.1,mom2_update_weight=100,layers_high=5-6.")
     ] = None
     mode: Annotated[
         str,
@@ -66,11 +57,6 @@ class EditOptions(FigureOptions, RunOptions, FactOptions, ModelOptions):
     norm_guard: Annotated[
         bool, Opt("--norm-guard", help="Rescale each wanted value to the norm it has in the unedited model.")
     ] = False
-    statistics: Annotated[
-        Path | None, Opt("--statistics", help="A safetensors file of key second moments by module name.")
-    ] = None
-    corpus: Annotated[str, Opt("--corpus", help="Text for the key moments: demo, a file, or hf:repo.")] = "demo"
-    max_tokens: Annotated[int, Opt("--max-tokens", min=1, help="Tokens of the corpus that are counted.")] = 100_000
     merge_to: Annotated[
         Path | None, Opt("--merge-to", help="Also write the edited model as a Hugging Face folder.")
     ] = None

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..cells import interval
 from ..run_folder import FILES
 from . import parse
 from .command import BadOption
-from .console import interval
 from .options import FactOptions, ModelOptions, Opt, RunOptions
 from .session import Session, session
 

@@ -71,3 +71,25 @@ class TraceOptions(Options):
     samples: Annotated[int, Opt("--samples", min=1, help="Noise draws per fact.")] = 10
     window: Annotated[int, Opt("--window", min=1, help="Layers restored together, centred.")] = 1
     keep: Annotated[str, Opt("--keep", help="known: only facts that the model answers; all.")] = "known"
+
+
+@dataclass(frozen=True)
+class SolveOptions(Options):
+    """What decides an edit beside its method and α."""
+
+    preset: Annotated[
+        str | None, Opt("--preset", help="Hyper-parameters by name (kt ls presets lists them), or a TOML file.")
+    ] = None
+    variant: Annotated[str | None, Opt("--variant", help="The preset as set for one data set: zsre, mcf.")] = None
+    layers_mlp: Annotated[str | None, Opt("--layers-mlp", help="Layers whose MLP is written: 4-8.")] = None
+    layers_attn: Annotated[str | None, Opt("--layers-attn", help="Layers whose attention is written: 2-4.")] = None
+    set: Annotated[
+        str | None, Opt("--set", help="More hyper-parameters: v_lr=0.1,mom2_update_weight=100,layers_high=5-6.")
+    ] = None
+    statistics: Annotated[
+        Path | None, Opt("--statistics", help="A safetensors file of key second moments by module name.")
+    ] = None
+    corpus: Annotated[str, Opt("--corpus", help="Text for the key moments: demo, a file, or hf:repo[/config].")] = (
+        "demo"
+    )
+    max_tokens: Annotated[int, Opt("--max-tokens", min=1, help="Tokens of the corpus that are counted.")] = 100_000

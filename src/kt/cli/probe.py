@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..cells import interval
 from ..run_folder import FILES
 from . import parse
 from .command import BadOption
-from .console import interval
 from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions
 from .results import results_of_probe
 from .session import Session, session

@@ -13,7 +13,7 @@ import typer
 from ..errors import KtError
 from . import parse
 from .command import BadOption
-from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions
+from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
 
 if TYPE_CHECKING:
     from ..model import TracedModel
@@ -24,9 +24,7 @@ NUMBER = r"\d*\.?\d+"
 
 
 @dataclass(frozen=True)
-class SolveOptions(FactOptions, ModelOptions):
-    """What decides an edit, apart from what is swept."""
-
+class SweepOptions(FigureOptions, RunOptions, SolveOptions, FactOptions, ModelOptions):
     method: Annotated[
         str | None,
         Opt("--method", help="An editing method, for edits several: memit,pmet,jeep [default: intattn; clamp: jeep]."),
@@ -35,20 +33,6 @@ class SolveOptions(FactOptions, ModelOptions):
         str | None,
         Opt("--alpha", help="Attention's share where not swept: 0.3, or auto [default: the preset's]."),
     ] = None
-    preset: Annotated[str | None, Opt("--preset", help="Hyper-parameters by name, or a TOML file.")] = None
-    variant: Annotated[str | None, Opt("--variant", help="The preset as set for one data set: zsre, mcf.")] = None
-    layers_mlp: Annotated[str | None, Opt("--layers-mlp", help="Layers whose MLP is written: 4-8.")] = None
-    layers_attn: Annotated[str | None, Opt("--layers-attn", help="Layers whose attention is written: 2-4.")] = None
-    set: Annotated[str | None, Opt("--set", help="More hyper-parameters: v_lr=0.1,mom2_update_weight=100.")] = None
-    statistics: Annotated[
-        Path | None, Opt("--statistics", help="A safetensors file of key second moments by module name.")
-    ] = None
-    corpus: Annotated[str, Opt("--corpus", help="Text for the key moments: demo, a file, or hf:repo.")] = "demo"
-    max_tokens: Annotated[int, Opt("--max-tokens", min=1, help="Tokens of the corpus that are counted.")] = 100_000
-
-
-@dataclass(frozen=True)
-class SweepOptions(FigureOptions, RunOptions, SolveOptions):
     kind: Annotated[str, typer.Argument(metavar="|".join(KINDS))] = "alpha"
     grid: Annotated[
         str | None,
@@ -72,7 +56,7 @@ class SweepOptions(FigureOptions, RunOptions, SolveOptions):
     ] = None
 
 
-def fixed_settings(options: SolveOptions) -> dict[str, Any]:
+def fixed_settings(options: SweepOptions) -> dict[str, Any]:
     """The settings that all points share."""
     found = parse.settings(options.set) | {
         "preset": options.preset,
@@ -155,7 +139,7 @@ def parse_grid(kind: str, text: str | None) -> Any:
 def _alpha(
     model: TracedModel,
     method: str,
-    options: SolveOptions,
+    options: SweepOptions,
     given: Mapping[str, Any],
     balance: Mapping[str, Any] | None,
 ) -> float | None:
@@ -172,7 +156,7 @@ def _alpha(
     return float(balance["alpha"])
 
 
-def fixed_alpha(model: TracedModel, method: str, options: SolveOptions, given: Mapping[str, Any]) -> float | None:
+def fixed_alpha(model: TracedModel, method: str, options: SweepOptions, given: Mapping[str, Any]) -> float | None:
     from ..editing.prepare import Asked
 
     alpha = None if options.alpha is None else parse.alpha(options.alpha)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..cells import cell, interval
 from ..run_folder import FILES
 from . import parse
 from .command import BadOption
-from .console import cell, interval
 from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, TraceOptions
 from .results import results_of_balance, results_of_screen, results_of_trace
 from .session import Session, session, wanted_files

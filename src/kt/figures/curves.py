@@ -175,6 +175,15 @@ def _y_values(groups: Sequence[Sequence[Series]]) -> list[float]:
     return [float(v) for values in given for v in values]
 
 
+def limits(lines: Sequence[Series], low: float = 0.0, high: float = 1.0) -> tuple[float, float]:
+    """From `low` to `high`, wider where a mean or its interval leaves them, with room for a marker on the edge."""
+    drawn = [np.asarray(v) for line in lines for v in (line.mean, line.low, line.high) if v is not None]
+    values = np.concatenate([[low, high], *drawn])
+    values = values[np.isfinite(values)]
+    pad = 0.04 * float(values.max() - values.min())
+    return float(values.min()) - pad, float(values.max()) + pad
+
+
 def _add_axes(figure: go.Figure, grid: Grid, place: int, x: dict[str, Any], y: dict[str, Any], y_title: str) -> None:
     suffix = axis_suffix(place)
     across, up = grid.domains(place)

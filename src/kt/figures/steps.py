@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import plotly.graph_objects as go
 
-from .curves import Series, curve_panels
+from .curves import Series, curve_panels, limits
 from .grid import axis_suffix
 from .text import escape
 
@@ -47,7 +46,7 @@ def steps_figure(
     )
     for place, (name, lines) in enumerate(panels.items()):
         around = (0.95, 1.05) if name in ratios else (0.0, 1.0)
-        figure.layout[f"yaxis{axis_suffix(place)}"].range = _limits(lines, *around)
+        figure.layout[f"yaxis{axis_suffix(place)}"].range = limits(lines, *around)
     if len({float(x) for lines in panels.values() for line in lines for x in line.x}) == 1:
         _stand_apart(figure, list(runs))
     return figure
@@ -60,15 +59,6 @@ def _panels(runs: Mapping[str, Mapping[str, Series]], ratios: Collection[str]) -
         name: [replace(by_panel[name], name=run, kind=None) for run, by_panel in runs.items() if name in by_panel]
         for name in names
     }
-
-
-def _limits(lines: Sequence[Series], low: float, high: float) -> tuple[float, float]:
-    """From `low` to `high`, wider where a mean or its interval leaves them, with room for a marker on the edge."""
-    drawn = [np.asarray(v) for line in lines for v in (line.mean, line.low, line.high) if v is not None]
-    values = np.concatenate([[low, high], *drawn])
-    values = values[np.isfinite(values)]
-    pad = 0.04 * float(values.max() - values.min())
-    return float(values.min()) - pad, float(values.max()) + pad
 
 
 def _stand_apart(figure: go.Figure, runs: Sequence[str]) -> None:

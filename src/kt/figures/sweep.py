@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from . import theme
-from .curves import Series, curve_panels
+from .curves import Series, curve_panels, limits
 from .grid import axis_suffix
 from .marks import Mark
 from .text import escape
@@ -71,7 +71,7 @@ def sweep_figure(
     )
     for place, lines in enumerate(panels.values()):
         suffix = axis_suffix(place)
-        figure.layout[f"yaxis{suffix}"].range = _limits(lines)
+        figure.layout[f"yaxis{suffix}"].range = limits(lines)
         if scale == "log":
             _logarithmic(figure, suffix, places)
         elif names:
@@ -79,15 +79,6 @@ def sweep_figure(
         if traced is not None and traced.ci95 is not None:
             _shade(figure, suffix, traced.ci95)
     return figure
-
-
-def _limits(lines: Sequence[Series]) -> tuple[float, float]:
-    """Shares from 0 to 1; other units from 0 to a little above the largest."""
-    drawn = [np.asarray(v) for line in lines for v in (line.mean, line.low, line.high) if v is not None]
-    values = np.concatenate([[0.0, 1.0], *drawn])
-    values = values[np.isfinite(values)]
-    pad = 0.04 * float(values.max() - values.min())
-    return float(values.min()) - pad, float(values.max()) + pad
 
 
 def _logarithmic(figure: go.Figure, suffix: str, places: Sequence[float]) -> None:

@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..artifacts import plain, read_json, write_json
+from ..cells import html_table
 from ..errors import BadFile
 from ..stats import Interval
 from .adapter import Settings, run_harness
@@ -143,11 +143,7 @@ class Abilities:
         return f"Abilities({self.model}: {', '.join(dict.fromkeys(row.task for row in self.rows))})"
 
     def _repr_html_(self) -> str:
-        headers, rows = self.table()
-        lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in headers)
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        return f"<table><caption>{html.escape(self.model)}</caption><tr>{head}</tr>{body}</table>"
+        return html_table(self.model, *self.table())
 
 
 def abilities(

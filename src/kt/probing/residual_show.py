@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ..artifacts import plain
+from ..cells import html_table
 from ..errors import BadFact
 from ..stats import Interval, bootstrap_mean_grid
 from .advantage import CONTROLS, NEW, OLD, mean_visibility, visibility
@@ -191,6 +191,4 @@ def summary_html(residual: Residual) -> str:
             (f"old beats new, {name}", found.old),
             (f"old beats new, {name}, more than a third answer", found.excess),
         ]
-    lines = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>" for name, value in rows)
-    caption = html.escape(f"{_edit_words(residual)}: {len(residual.facts)} facts; {residual.why_left_out()}")
-    return f"<table><caption>{caption}</caption>{lines}</table>"
+    return html_table(f"{_edit_words(residual)}: {len(residual.facts)} facts; {residual.why_left_out()}", (), rows)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cells import html_table
 from .lens import POSITIONS
 from .questions import ANSWERS
 from .result import METRICS, LensCurve, Probe
@@ -96,5 +96,4 @@ def summary_html(probe: Probe) -> str:
         curve = probe.curve("resid", "prediction", answer, "rank", "median")
         words = f"median rank at the prediction position, n = {curve.n}"
         rows.append((NAMES[answer].capitalize(), f"{np.round(curve.mean[last], 1):g}", words))
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<p><b>{html.escape(repr(probe))}</b></p><table>{cells}</table>"
+    return html_table(repr(probe), (), rows)

@@ -2,7 +2,7 @@
 
     recipe = read_recipe("intattn-table-1")
     found = run_recipe(recipe, kt.load, smoke=True)           # the demo model: not the paper's figures
-    print(found.markdown())
+    found.markdown()                                          # the paper's layout, ours beside theirs
 
 The files stand in `toml/`; docs/recipes.md says what they hold.
 """

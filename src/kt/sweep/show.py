@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cells import interval
 from .grids import JOINT
 
 if TYPE_CHECKING:
@@ -62,28 +63,24 @@ def columns(found: Sweep) -> dict[str, str]:
 
 def table_rows(found: Sweep) -> list[list[Any]]:
     """Cells: name, means with intervals, n, seconds."""
-    from ..cli.console import interval
-
     lines = []
     for row in found.rows:
-        cells = [_cell(row.metrics.get(name), interval) for name in columns(found).values()]
+        cells = [_cell(row.metrics.get(name)) for name in columns(found).values()]
         lines.append([row.series, row.label, *cells, row.edits, round(sum(row.seconds.values()), 1)])
     return lines
 
 
 def difference_rows(found: Sweep) -> list[list[Any]]:
     """Paired differences of the joint edit to its parts."""
-    from ..cli.console import interval
-
     shown = columns(found)
     return [
-        [name, *(_cell(by.get(metric) and by[metric].as_dict(), interval) for metric in shown.values())]
+        [name, *(_cell(by.get(metric) and by[metric].as_dict()) for metric in shown.values())]
         for name, by in found.differences().items()
         if name.startswith(JOINT)
     ]
 
 
-def _cell(metric: Any, interval: Any) -> str:
+def _cell(metric: Any) -> str:
     return "–" if not metric else interval(metric["mean"], metric["ci95"])
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from ..cells import html_table
 from ..errors import BadFact
 from ..stats import Interval, bootstrap_mean_grid
 from .aggregate import finite, role_effects, tested
@@ -226,7 +225,7 @@ def summary_html(trace: Trace) -> str:
         peak = int(np.nanargmax(curve.mean))
         lines.append((kind, str(peak), f"{curve.mean[peak]:.3f}"))
     head = f"Trace of {counted(trace.n_facts)} in {trace.metadata['model']}; {trace.why_left_out()}"
-    return _table(head, ("kind", f"peak layer at {TITLES[ROLES[2]].lower()}", "LD there"), lines)
+    return html_table(head, ("kind", f"peak layer at {TITLES[ROLES[2]].lower()}", "LD there"), lines)
 
 
 def balance_html(balance: Balance) -> str:
@@ -235,10 +234,4 @@ def balance_html(balance: Balance) -> str:
         (name, f"{sum(values):.3f}", ", ".join(map(str, balance.layers[name])) or "none")
         for name, values in balance.per_layer.items()
     ]
-    return _table(repr(balance), ("module", "sum of LD over layers", "proposed layers"), lines)
-
-
-def _table(caption: str, head: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
-    cells = lambda tag, row: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)  # noqa: E731
-    body = "".join(f"<tr>{cells('td', line)}</tr>" for line in lines)
-    return f"<table><caption>{html.escape(caption)}</caption><tr>{cells('th', head)}</tr>{body}</table>"
+    return html_table(repr(balance), ("module", "sum of LD over layers", "proposed layers"), lines)

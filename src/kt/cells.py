@@ -1,0 +1,33 @@
+"""Numbers as tables show them, and tables as notebooks show them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def cell(value: Any) -> str:
+    """A table cell: probabilities and shares with three decimals, nothing for a missing value."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.3f}" if abs(value) >= 5e-4 or value == 0 else f"{value:.1e}"
+    return str(value)
+
+
+def interval(mean: float | None, ci95: Any, n: int | None = None) -> str:
+    """`0.412 [0.39, 0.43]`."""
+    if mean is None or mean != mean:
+        return "–"
+    if ci95 is None or any(v is None or v != v for v in ci95):
+        return cell(float(mean))
+    return f"{cell(float(mean))} [{ci95[0]:.3f}, {ci95[1]:.3f}]"
+
+
+def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table whose every text is escaped; without a head, rows alone."""
+    line = lambda tag, cells: "".join(f"<{tag}>{html.escape(str(each))}</{tag}>" for each in cells)  # noqa: E731
+    top = f"<tr>{line('th', head)}</tr>" if head else ""
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    return f"<table><caption>{html.escape(caption)}</caption>{top}{body}</table>"
