@@ -87,12 +87,16 @@ def tables(rows: Sequence[dict[str, Any]], top: int) -> str:
         times = [f"{row['cpu_s'][name]:.2f}" for name in ("estimate", "exact_top", "exact")]
         means = [said(row["spearman"][kind]) for kind in kinds]
         lines.append([row["direction"], *times, f"{row['exact_over_estimate']}", *means, said(row[f"recall_at_{top}"])])
+    counts = {"large_cells": f"effects of {LARGE:g} or more", "less_than_half": "estimated at less than half"}
+    counts |= {"more_than_twice": "at more than twice", "wrong_sign": "with the wrong sign"}
+    off = [["direction", *counts.values()], ["---"] * (len(counts) + 1)]
+    off += [[row["direction"], *(str(row[name]) for name in counts)] for row in rows]
     head = ["direction", "cell", "role", "token", "prompt", "estimate", "exact"]
     worst = [head, ["---"] * len(head)]
     for row in rows:
         for cell in row["worst"]:
             worst.append([row["direction"], *(str(cell[name]) for name in head[1:])])
-    return "\n\n".join("\n".join("| " + " | ".join(line) + " |" for line in table) for table in (lines, worst))
+    return "\n\n".join("\n".join("| " + " | ".join(line) + " |" for line in table) for table in (lines, off, worst))
 
 
 def said(mean: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ def printed(script, *arguments):
         ("methods.py", "methods", (45,)),
         ("sequential.py", "methods", (48,)),
         ("trust.py", "tracing", (4, 4, 3, 5)),
-        ("screen_speed.py", "tracing", (2,)),
+        ("screen_speed.py", "tracing", (2, 2)),
         ("residual.py", "probing", (12, 12, 14)),
         ("protocols.py", "evaluation", (9, 3, 3)),
     ],
@@ -29,7 +29,8 @@ def printed(script, *arguments):
 def test_the_tables(script, page, rows):
     doc = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     tables = [table.strip() for table in printed(script, "--table").split("\n\n")]
-    for table, count in zip(tables, rows, strict=False):
+    assert len(tables) >= len(rows)
+    for table, count in zip(tables, rows, strict=False):  # what a script prints beyond them is for reading there
         assert len(table.splitlines()) >= count + 2 and table in doc
 
 
