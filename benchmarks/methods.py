@@ -11,16 +11,16 @@ by how much it is more than after a first edit of two facts.
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import Any
+
+from rows import run
 
 ROOT = Path(__file__).parent.parent
 OUT, TUNED = ROOT / "docs" / "demo-methods.json", ROOT / "docs" / "demo-tuning.json"
@@ -128,40 +128,27 @@ def table(path: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", help="comma-separated; all by default")
-    parser.add_argument("--edits", default=",".join(map(str, SIZES)))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", action="store_true", help="print the file as a table, and stop")
-    parser.add_argument("--row", nargs=2, metavar=("METHOD", "EDITS"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.table:
-        sys.stdout.write(table(args.out))
-        return
-    if args.row:
-        sys.stdout.write(json.dumps(row(args.row[0], int(args.row[1]))) + "\n")
-        return
-    from kt.artifacts import atomic_write
+def all_methods() -> list[str]:
     from kt.editing import METHODS
 
-    for method in (args.methods or ",".join(["unedited", *METHODS])).split(","):
-        for size in map(int, args.edits.split(",")):
-            done = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else []
-            if any(r["method"] == method and r["edits"] == size for r in done):
-                continue
-            command = [sys.executable, __file__, "--row", method, str(size)]
-            found = subprocess.run(command, capture_output=True, text=True, check=False)
-            if found.returncode:
-                sys.exit(f"{method}, {size} edits: {found.stderr[-2000:]}")
-            rows = json.loads(found.stdout.splitlines()[-1])
-            done = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else []
-            atomic_write(args.out, json.dumps(done + rows, indent=1, ensure_ascii=False) + "\n")
-            for each in rows:
-                shown = "  ".join(f"{name} {each[name]['mean']:.2f}" for name in METRICS if name in each)
-                sys.stdout.write(f"{each['method']:<24}{size:>4}  {shown}\n")
-            sys.stdout.flush()
+    return ["unedited", *METHODS]
+
+
+def shown(each: dict[str, Any], size: int) -> str:
+    means = "  ".join(f"{name} {each[name]['mean']:.2f}" for name in METRICS if name in each)
+    return f"{each['method']:<24}{size:>4}  {means}"
 
 
 if __name__ == "__main__":
-    main()
+    run(
+        __file__,
+        __doc__,
+        row=row,
+        table=table,
+        jobs=itertools.product,
+        methods=all_methods,
+        sizes=SIZES,
+        out=OUT,
+        shown=shown,
+        indent=1,
+    )

@@ -11,14 +11,14 @@ held-out text. Each row is its own process.
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rows import run
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "demo-protocols.json"
@@ -131,35 +131,19 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--edits", default=",".join(map(str, EDITS)), help="T, comma-separated")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", action="store_true", help="print the file as tables, and stop")
-    parser.add_argument("--row", nargs=2, metavar=("METHOD", "EDITS"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.table:
-        sys.stdout.write(tables(args.out))
-        return
-    if args.row:
-        sys.stdout.write(json.dumps(row(args.row[0], int(args.row[1]))) + "\n")
-        return
-    from kt.artifacts import atomic_write
-
-    for size in map(int, args.edits.split(",")):
-        for method in METHODS:
-            done = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else []
-            if any(r["method"] == method and r["edits"] == size for r in done):
-                continue
-            command = [sys.executable, __file__, "--row", method, str(size)]
-            found = subprocess.run(command, capture_output=True, text=True, check=False)
-            if found.returncode:
-                sys.exit(f"{method}, {size} edits: {found.stderr[-2000:]}")
-            made = json.loads(found.stdout.splitlines()[-1])
-            atomic_write(args.out, json.dumps([*done, made], ensure_ascii=False) + "\n")
-            sys.stdout.write(f"{method}, T = {size}: done\n")
-            sys.stdout.flush()
+def by_size(methods: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, int]]:
+    return [(method, size) for size in sizes for method in methods]
 
 
 if __name__ == "__main__":
-    main()
+    run(
+        __file__,
+        __doc__,
+        row=lambda method, size: [row(method, size)],
+        table=tables,
+        jobs=by_size,
+        methods=lambda: METHODS,
+        sizes=EDITS,
+        out=OUT,
+        shown=lambda each, size: f"{each['method']}, T = {size}: done",
+    )

@@ -114,4 +114,4 @@ def _parse(text: str, where: str, one_line: bool = False) -> Any:
         hint = json_stream.HINT if error.msg == "Extra data" and not one_line else ""
         raise BadFile(f"{where}: not JSON at {place}: {error.msg}{hint}") from error
     except (ValueError, RecursionError) as error:
-        raise BadFile(f"{where}: JSON with a number too long or brackets too deep to read") from error
+        raise BadFile(f"{where}: {json_stream.TOO_MUCH}") from error

@@ -17,6 +17,7 @@ NEARLY = 12
 """Characters from the end of the buffer where an error may be only a cut: more than the longest literal or escape."""
 
 BLANK = " \t\n\r"
+TOO_MUCH = "JSON with a number too long or brackets too deep to read; mend the record or leave it out"
 HINT = "; one record per line needs the ending .jsonl"
 
 
@@ -69,8 +70,7 @@ class Text:
                 if self.ended or not cut:
                     raise self.bad(error.msg, error.pos) from error
             except (ValueError, RecursionError) as error:
-                why = "JSON with a number too long or brackets too deep to read"
-                raise BadFile(f"{self.path}: {why}") from error
+                raise BadFile(f"{self.path}: {TOO_MUCH}") from error
             else:
                 if end + NEARLY < len(self.window) or self.ended:  # a number at the end may go on: 1, 1.5e-3
                     self.at = end

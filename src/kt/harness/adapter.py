@@ -109,7 +109,9 @@ def _simple_evaluate(lm_eval: Any, wrapped: Any, chosen: Chosen, settings: Setti
         raise
     except Exception as error:  # a task's own code may raise anything
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise WorkFailed(f"lm-eval stopped: {type(error).__name__}: {said}") from error
+        raise WorkFailed(
+            f"lm-eval stopped: {type(error).__name__}: {said}; see whether the task runs with lm-eval alone"
+        ) from error
     if found is None:
         raise WorkFailed("lm-eval gave no results in this process; run kt in one process, without torchrun")
     return dict(found)

@@ -108,7 +108,9 @@ def read_recipe(name: str | Path) -> PaperRecipe:
     try:
         held = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadFile(f"{path}: not TOML ({' '.join(str(error).split())})") from error
+        raise BadFile(
+            f"{path}: not TOML ({' '.join(str(error).split())}); write it as docs/recipes.md shows"
+        ) from error
     try:
         return _recipe(path, held)
     except (TypeError, ValueError, AttributeError) as error:
@@ -126,7 +128,7 @@ def _recipe(path: Path, held: Mapping[str, Any]) -> PaperRecipe:
     models, columns = dict(held["models"]), dict(held["columns"])
     rows = tuple(_line(path, row, models, columns, values) for row in held["rows"])
     if not rows or not columns or not models:
-        raise BadFile(f"{path}: [[rows]], [columns] and [models] each need at least one entry")
+        raise BadFile(f"{path}: [[rows]], [columns] and [models] each need at least one entry; add one")
     return PaperRecipe(
         name=path.stem,
         summary=held["summary"],
@@ -165,9 +167,14 @@ def _line(
     for key, numbers in held.get("paper", {}).items():
         model, _, at = key.partition("/")
         if model not in models or (at and float(at) not in values) or bool(at) != bool(values):
-            raise BadFile(f"{path}: row {label!r}: {key!r} is no model of the recipe with a value of its axis")
+            raise BadFile(
+                f"{path}: row {label!r}: {key!r} is no model of the recipe with a value of its axis; "
+                "name one of [models], and a value where the recipe has an axis"
+            )
         if len(numbers) != len(columns):
-            raise BadFile(f"{path}: row {label!r}: {key!r} has {len(numbers)} figures for {len(columns)} columns")
+            raise BadFile(
+                f"{path}: row {label!r}: {key!r} has {len(numbers)} figures for {len(columns)} columns; give one each"
+            )
         cited[key] = tuple(Cited(*n) if isinstance(n, list) else Cited(float(n)) for n in numbers)
     return Line(label, method, bool(held.get("unedited", False)), dict(held.get("options", {})), cited)
 
@@ -177,4 +184,4 @@ def _check(path: Path, table: str, held: Mapping[str, Any]) -> None:
     if stray := [key for key in held if key not in KEYS[table]]:
         raise BadFile(f"{where}: unknown key {stray[0]!r}; known are {', '.join(KEYS[table])}")
     if missing := [key for key in NEEDED.get(table, ()) if key not in held]:
-        raise BadFile(f"{where}: {missing[0]!r} is missing")
+        raise BadFile(f"{where}: {missing[0]!r} is missing; add it")

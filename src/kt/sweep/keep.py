@@ -47,7 +47,7 @@ class Kept:
         self._begun = False
         if self.folder is None:
             if resume:
-                raise KtError("resume needs the folder of the sweep that is to go on")
+                raise KtError("resume needs the folder of the sweep that is to go on: give folder=")
             return
         there = (self.folder / SETTINGS).exists()
         if resume and not there:

@@ -38,7 +38,9 @@ def distinct(facts: Sequence[Fact]) -> list[Fact]:
             stacklevel=2,
         )
     if not kept:
-        raise KtError("no record can be edited: none has a target that is not its old answer")
+        raise KtError(
+            "no record can be edited: none has a target that is not its old answer; give facts with a target or a foil"
+        )
     return list(kept.values())
 
 
