@@ -9,7 +9,7 @@ Read n beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,17 +103,43 @@ def bootstrap_ratio(
     if a.shape != b.shape:
         raise ValueError(f"a ratio needs the same records twice; got shapes {a.shape} and {b.shape}")
     both = np.stack([a, b], 1)[~(np.isnan(a) | np.isnan(b))]
-    n = len(both)
-    if n == 0 or both[:, 1].mean() <= 0:
-        return Interval(math.nan, math.nan, math.nan, n)
-    mean = float(both[:, 0].mean() / both[:, 1].mean())
-    if n < 2:
+    return bootstrap_of_means(both, _ratio, n_boot, seed, level)
+
+
+def _ratio(means: Float[ndarray, "draw 2"]) -> Float[ndarray, " draw"]:
+    top, bottom = means.T
+    return np.divide(top, bottom, out=np.full(len(means), np.nan), where=bottom > 0)
+
+
+def bootstrap_of_means(
+    table: Float[ndarray, "n column"],
+    statistic: Callable[[Float[ndarray, "draw column"]], Float[ndarray, " draw"]],
+    n_boot: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """A function of the columns' means with a percentile bootstrap interval; records are resampled whole.
+
+    A column's mean is over the records that have it (NaN: lacks it), and n is the smallest of the columns' counts.
+    There is no interval below n = 2, nor where more than one draw in a hundred has no value.
+    """
+    present = ~np.isnan(table)
+    n = int(present.sum(0).min())
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    filled, shown = np.where(present, table, 0.0), present.astype(np.float64)
+    mean = float(statistic((filled.sum(0) / shown.sum(0))[None])[0])
+    if n < 2 or math.isnan(mean):
         return Interval(mean, math.nan, math.nan, n)
-    draws = np.concatenate([times @ both / n for times in _resamples(n, n_boot, seed)])
-    good = draws[draws[:, 1] > 0]
-    if len(good) < 0.99 * len(draws):
+    drawn = []
+    for times in _resamples(len(table), n_boot, seed):
+        counts = times @ shown
+        drawn.append(statistic(np.divide(times @ filled, counts, out=np.full_like(counts, np.nan), where=counts > 0)))
+    found = np.concatenate(drawn)
+    good = found[~np.isnan(found)]
+    if len(good) < 0.99 * len(found):
         return Interval(mean, math.nan, math.nan, n)
-    low, high = np.quantile(good[:, 0] / good[:, 1], [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(good, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high), n)
 
 

@@ -9,12 +9,12 @@ from test_evaluation import Successor
 
 from kt.errors import BadFact
 from kt.evaluation import METRICS, Sample, Scores, evaluate
-from kt.evaluation.composites import composites, harmonic, of_means
+from kt.evaluation.composites import composites, harmonic
 from kt.evaluation.measures import gen_contains, gen_exact, prob_success, wild_exact
 from kt.evaluation.metrics import base_of, in_order, record_values, says
 from kt.evaluation.samples import samples_of
 from kt.facts import Fact, Prompt
-from kt.stats import bootstrap_mean
+from kt.stats import bootstrap_mean, bootstrap_of_means
 
 FACTS = [
     Fact(
@@ -103,11 +103,11 @@ def test_a_score_with_a_zero_is_zero_and_one_with_a_missing_part_is_absent():
 
 def test_a_function_of_means_by_hand():
     one = np.array([1.0, 2.0, 4.0, 9.0])[:, None]
-    same = of_means(one, lambda m: m[:, 0])
+    same = bootstrap_of_means(one, lambda m: m[:, 0])
     assert same.mean == 4.0 and same.ci95 == pytest.approx(bootstrap_mean(one[:, 0]).ci95, abs=0.3)
-    lone = of_means(np.array([[1.0, np.nan], [3.0, 5.0]]), lambda m: m[:, 0] + m[:, 1])
+    lone = bootstrap_of_means(np.array([[1.0, np.nan], [3.0, 5.0]]), lambda m: m[:, 0] + m[:, 1])
     assert lone.mean == 7.0 and lone.n == 1 and lone.ci95 is None
-    assert math.isnan(of_means(np.array([[1.0, np.nan]]), lambda m: m[:, 0]).mean)
+    assert math.isnan(bootstrap_of_means(np.array([[1.0, np.nan]]), lambda m: m[:, 0]).mean)
 
 
 def sample(role="portability", kind="", **more):

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ..errors import BadFact
-from ..stats import Interval, bootstrap_mean_grid
-from .composites import COMPOSITES, columns, harmonic, of_means
+from ..stats import Interval, bootstrap_mean_grid, bootstrap_of_means
+from .composites import COMPOSITES, columns, harmonic
 
 if TYPE_CHECKING:
     from .scores import Scores
@@ -35,7 +35,7 @@ def differences(first: Scores, second: Scores, seed: int = 0) -> dict[str, Inter
     for name, (parts, _) in COMPOSITES.items():
         if set(parts) <= set(names):
             both = [columns(s.values, parts, first.records) for s in (first, second)]
-            found[name] = of_means(np.concatenate(both, axis=1), _harmonic_gap, seed)
+            found[name] = bootstrap_of_means(np.concatenate(both, axis=1), _harmonic_gap, seed=seed)
     if first.heldout is not None and second.heldout is not None:
         found["perplexity_heldout"] = first.heldout.difference(second.heldout, seed)
     return found

@@ -19,8 +19,7 @@ from ..corpus import Corpus
 from ..errors import BadFact, BadFile
 from ..model import TracedModel
 from ..prompts import token_ids
-from ..stats import Interval
-from .composites import of_means
+from ..stats import Interval, bootstrap_of_means
 from .teacher import Forced, Question, Row
 
 WINDOW = 1024
@@ -48,7 +47,7 @@ class Heldout:
 
     def perplexity(self, seed: int = 0) -> Interval:
         """exp(mean loss a token); n is the number of documents."""
-        return of_means(np.array([self.nll, self.tokens]).T, lambda m: np.exp(m[:, 0] / m[:, 1]), seed)
+        return bootstrap_of_means(np.array([self.nll, self.tokens]).T, lambda m: np.exp(m[:, 0] / m[:, 1]), seed=seed)
 
     def difference(self, other: Heldout, seed: int = 0) -> Interval:
         """This perplexity less the other, documents resampled together.
@@ -62,7 +61,7 @@ class Heldout:
                 "score both models on one held-out file"
             )
         table = np.array([self.nll, other.nll, self.tokens]).T
-        return of_means(table, lambda m: np.exp(m[:, 0] / m[:, 2]) - np.exp(m[:, 1] / m[:, 2]), seed)
+        return bootstrap_of_means(table, lambda m: np.exp(m[:, 0] / m[:, 2]) - np.exp(m[:, 1] / m[:, 2]), seed=seed)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
