@@ -101,7 +101,7 @@ def draw_residual(path: Path) -> tuple[list[Section], list[Card]]:
         for kind, places in residual.by_kind.items()
         for place, r in places.items()
     ]
-    attacks = [list(line) for line in attack_lines(residual)]
+    lines = attack_lines(residual)
     compared = [
         ["residual score", residual.score],
         ["of what was never learnt", residual.floor],
@@ -116,9 +116,14 @@ def draw_residual(path: Path) -> tuple[list[Section], list[Card]]:
         Table(["", "share of the lead"], compared, "An answer that was never true shows what is merely common."),
         Table(["kind", "position", "residual score", "advantage before", "after"], left, "Where it is left."),
         Table(
-            ["prompt", "old answer", "a third, named alike", "difference", "old over third, nats: before", "after"],
-            attacks,
-            "Share of facts on which it is more probable than the new answer after the edit, and ln P(old)/P(third).",
+            ["prompt", "old answer", "a third, named alike", "difference"],
+            [[line.attack, line.old, line.third, line.excess] for line in lines],
+            "Share of facts on which it is more probable than the new answer after the edit.",
+        ),
+        Table(
+            ["prompt", "before the edit", "after"],
+            [[line.attack, line.lead_before, line.lead] for line in lines],
+            "The old answer's lead over a third one, ln P(old)/P(third), in nats.",
         ),
     ]
     low, high = residual.score.ci95 or (None, None)
