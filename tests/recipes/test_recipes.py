@@ -1,6 +1,7 @@
-"""Recipes: what the files hold agrees with itself, and each runs from end to end on the demo model."""
+"""Recipes: what the files hold agrees with itself, and those of edits run from end to end on the demo model."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 import kt
 from kt.errors import BadFile, KtError
 from kt.facts.fact import Fact
-from kt.recipes import Cited, RecipeRun, names, read_recipe, run_recipe
-from kt.recipes.run import smoked
-from kt.recipes.table import SMOKE, Cell
+from kt.recipes import Cell, Cited, names, read_recipe, run_recipe
+from kt.recipes.edited import EditedRecipe
+from kt.recipes.result import SMOKE
+from kt.recipes.table import TableRun
 
 ROOT = Path(__file__).parents[2]
+OF_EDITS = [name for name in names() if read_recipe(name).kind == "edits"]
 FASTEST = "jeep-figure-6"  # no generated text
 OWN = """
 summary = "s"
@@ -56,11 +59,15 @@ def test_there_is_a_recipe_for_every_table_with_edits():
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_recipe_names_its_source_and_its_metrics_say_how(name):
+def test_every_recipe_names_its_source_and_where_its_data_are(name):
     recipe = read_recipe(name)
-    assert recipe.paper.startswith("arXiv ") and re.search(r"(Table|Figure|table) \d", recipe.place) and recipe.notes
-    assert all(re.search(r"_(tf|gen|prob)(_|$)", metric) for metric in recipe.columns.values())
+    assert recipe.paper.startswith("arXiv ") and re.search(r"([Tt]able|Figures?) \d", recipe.place) and recipe.notes
     assert recipe.facts == "demo" or recipe.facts.startswith("hf:") or recipe.url
+
+
+@pytest.mark.parametrize("name", OF_EDITS)
+def test_the_metrics_of_edits_say_how_they_ask(name):
+    assert all(re.search(r"_(tf|gen|prob)(_|$)", metric) for metric in read_recipe(name).columns.values())
 
 
 NOT_ITS_MEAN = {("jeep-table-2", "Unedited", "llama-7b"), ("jeep-table-4", "w/o Step2", "llama-7b")}
@@ -84,7 +91,7 @@ def test_the_papers_scores_are_the_harmonic_means_of_its_columns(name):
 
 def test_the_end_points_of_the_sweep_are_the_ablation_and_table_1():
     """α = 0 is MEMIT to the digit, and what B.2 prints; the paper's α on Mistral is its row of Table 1."""
-    tables = {n: {row.label: row.cited for row in read_recipe(n).rows} for n in names()}
+    tables = {n: {row.label: row.cited for row in read_recipe(n).rows} for n in OF_EDITS}
     for number, model in ((1, "mistral-7b"), (2, "qwen2.5-7b")):
         curve = tables[f"intattn-supplement-table-{number}"]["IntAttn-Edit"]
         assert curve[f"{model}/0"] == tables["intattn-table-1"]["MEMIT"][f"{model}/100"]
@@ -94,7 +101,7 @@ def test_the_end_points_of_the_sweep_are_the_ablation_and_table_1():
 
 
 def test_the_contradictions_that_the_docs_list_are_in_the_figures():
-    cited = {n: {row.label: row.cited for row in read_recipe(n).rows} for n in names()}
+    cited = {n: {row.label: row.cited for row in read_recipe(n).rows} for n in OF_EDITS}
     curve = {key: c[0].value for key, c in cited["intattn-supplement-table-2"]["IntAttn-Edit"].items()}
     assert max(curve, key=lambda key: curve[key]) == "qwen2.5-7b/0.2"
     sweep = cited["intattn-supplement-table-2"]["IntAttn-Edit"]["qwen2.5-7b/0.3"]
@@ -141,8 +148,8 @@ def test_too_few_facts_are_refused_before_a_model_is_loaded():
         run_recipe(read_recipe("intattn-table-1"), lambda name: pytest.fail("loaded"), facts)
 
 
-def cell(mean, ci95, paper, smoke=False):
-    return Cell("m", None, "row", "ES", mean, ci95, 3, paper, smoke)
+def cell(mean, ci95, paper, comparable=True):
+    return Cell("m", None, "row", "ES", mean, ci95, 3, paper, comparable)
 
 
 def test_a_cell_holds_ours_the_papers_and_the_difference():
@@ -154,16 +161,19 @@ def test_a_cell_holds_ours_the_papers_and_the_difference():
 
 
 def test_a_smoke_run_gives_no_difference_and_says_so():
-    tried = cell(92.0, (90.0, 94.0), Cited(92.7), smoke=True)
+    tried = cell(92.0, (90.0, 94.0), Cited(92.7), comparable=False)
     assert tried.difference is None and tried.within is None and "(" not in str(tried)
-    run = RecipeRun(smoked(read_recipe("intattn-table-1")), (tried,), {}, True)
-    assert SMOKE in run.markdown() and SMOKE in run.legend and run.as_dict()["warning"] == SMOKE
+    run = TableRun(read_recipe("intattn-table-1").smoked(), True, (tried,), {}, "records")
+    assert SMOKE in run.markdown() and run.as_dict()["warning"] == SMOKE
+    assert SMOKE not in replace(run, smoke=False).markdown()
 
 
 def test_a_smoke_run_is_small_and_of_the_demo_model():
-    small = smoked(read_recipe("jeep-table-3"))
+    small = read_recipe("jeep-table-3").smoked()
     assert set(small.models.values()) == {"demo"} and small.facts == "demo" and small.edits <= 5
-    assert len(small.seeds) == 1 and small.variant is None and small.corpus == "demo"
+    assert (
+        isinstance(small, EditedRecipe) and len(small.seeds) == 1 and small.variant is None and small.corpus == "demo"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +201,7 @@ def test_the_clamp_figure_runs_in_smoke(demo):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [name for name in names() if name != FASTEST])
+@pytest.mark.parametrize("name", [name for name in OF_EDITS if name != FASTEST])
 def test_every_recipe_runs_in_smoke(demo, name):
     recipe = read_recipe(name)
     check(run_recipe(recipe, lambda name: demo, smoke=True), recipe)

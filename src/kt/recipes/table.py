@@ -1,21 +1,37 @@
-"""A recipe's result: the paper's table with ours, the paper's figure and the difference in every cell."""
+"""The paper's table with ours, the paper's figure and the difference in every cell: of edits, and of abilities."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..artifacts import plain
-from ..sweep import Sweep
-from .reading import Cited, PaperRecipe
+from .base import How
+from .edited import Cited, EditedRecipe
+from .result import MISSING, RecipeRun, Table
 
-SMOKE = "SMOKE RUN on the demo model and demo facts: these figures are not the paper's and say nothing about them"
-MISSING = "–"
+if TYPE_CHECKING:
+    from ..sweep import Row
+
+SCALE = 100.0
+"""From kt's unit (shares, bits) to the papers' (percent, hundredths of a bit)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRecipe(EditedRecipe):
+    """`columns`: the paper's name of each, and the metric behind it (in percent, and so is fluency, as the papers print
+    it; another factor in `scales`). Of a column in `apart` the paper's figure is of something else: it is shown without
+    a difference. `axis`: what varies beside the method: `edits`, `alpha`, another option, or ``."""
+
+    columns: Mapping[str, str]
+    axis: str = ""
+    values: tuple[float, ...] = ()
+    scales: Mapping[str, float]
+    apart: tuple[str, ...] = ()
 
 
 class Cell(NamedTuple):
-    """One figure, in the paper's unit (percent; fluency in hundredths of a bit)."""
+    """One figure, in the paper's unit (percent; fluency in hundredths of a bit; perplexity as it is)."""
 
     model: str
     at: float | None
@@ -25,12 +41,13 @@ class Cell(NamedTuple):
     ci95: tuple[float, float] | None
     n: int
     paper: Cited | None
-    smoke: bool
+    comparable: bool
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's; None where one of them is not there, and in a smoke run, where it has no meaning."""
-        if self.smoke or self.mean is None or self.paper is None:
+        """Ours less the paper's; None where one of them is not there, and where it has no meaning: in a smoke run, or
+        for a column that the paper measures on something else."""
+        if not self.comparable or self.mean is None or self.paper is None:
             return None
         return self.mean - self.paper.value
 
@@ -60,19 +77,24 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RecipeRun:
-    """What `run_recipe` returns: the cells, and the sweep of each model behind them."""
+class TableRun(RecipeRun):
+    """A run whose result is the paper's table: the cells, and the rows behind them by model."""
 
-    recipe: PaperRecipe
+    recipe: TableRecipe
     cells: tuple[Cell, ...]
-    sweeps: Mapping[str, Sweep]
-    smoke: bool
+    rows: Mapping[str, Sequence[Row]]
+    over: str
+    """What intervals are over."""
+
+    @property
+    def n_facts(self) -> int:
+        return self.recipe.edits
 
     @property
     def legend(self) -> str:
         """How to read a cell."""
-        said = "each cell: ours [95% interval over records] | the paper's"
-        return f"{SMOKE}; {said}" if self.smoke else f"{said} (ours less the paper's)"
+        said = f"each cell: ours [95% interval over {self.over}] | the paper's"
+        return said if self.smoke else f"{said} (ours less the paper's)"
 
     def columns(self) -> list[str]:
         """The head of the table."""
@@ -90,24 +112,57 @@ class RecipeRun:
             found.append([model, *place, row, *map(str, cells), str(max(cell.n for cell in cells))])
         return found
 
-    def markdown(self) -> str:
-        """The table with its source, what to read it with, and what the paper leaves open."""
-        head = self.columns()
-        lines = [f"# {self.recipe.place}: {self.recipe.summary}", "", f"{self.recipe.paper}. {self.legend}.", ""]
-        lines += ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-        lines += ["| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in self.lines()]
-        lines += ["", *(f"- {note}" for note in self.recipe.notes)]
-        return "\n".join(lines) + "\n"
+    def tables(self) -> list[Table]:
+        return [Table(self.title, self.columns(), self.lines(), self.legend)]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`: `cells` as the table has them, `rows` by model as the sweeps have them."""
-        about = ("name", "summary", "paper", "place", "notes", "columns")
-        found: dict[str, Any] = {name: getattr(self.recipe, name) for name in about}
-        found |= {"smoke": self.smoke, "warning": SMOKE if self.smoke else None}
-        found["cells"] = [cell.as_dict() for cell in self.cells]
-        found["rows"] = {model: [row.as_dict() for row in sweep.rows] for model, sweep in self.sweeps.items()}
-        return dict(plain(found))
+    def held(self) -> dict[str, Any]:
+        """`cells` as the table has them, `rows` by model as they were measured."""
+        rows = {model: [row.as_dict() for row in rows] for model, rows in self.rows.items()}
+        return {"columns": self.recipe.columns, "cells": [cell.as_dict() for cell in self.cells], "rows": rows}
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def place(value: float | None) -> str:
+    """A point's label: its place on the axis."""
+    return "all" if value is None else f"{value:g}"
+
+
+def cells_of(
+    whole: TableRecipe,
+    recipe: TableRecipe,
+    how: How,
+    model: str,
+    rows: Sequence[Row],
+    before: Mapping[str, Mapping[str, Any]],
+) -> list[Cell]:
+    """In the paper's order: by place on the axis, then by row; `before` has the unedited model's metrics.
+
+    In a smoke run the places of `recipe` are not those of the `whole` paper, but it shows the figures that stand first
+    there, so that the table has its form."""
+    cells = []
+    for number, value in enumerate(recipe.values or (None,)):
+        for line in whole.rows:
+            row = next((r for r in rows if (r.series, r.label) == (line.label, place(value))), None)
+            metrics = before if line.unedited else {} if row is None else row.metrics
+            at = value if not how.smoke or value is None or recipe.axis != "edits" else whole.values[number]
+            cited = line.cited.get(model if at is None else f"{model}/{at:g}")
+            for i, (column, metric) in enumerate(recipe.columns.items()):
+                paper = None if cited is None else cited[i]
+                where = (how.shown(model), value, line.label, column)
+                comparable = not how.smoke and column not in recipe.apart
+                scale = recipe.scales.get(column, SCALE)
+                cells.append(_cell(where, metrics.get(metric), scale, paper, comparable))
+    return cells
+
+
+def _cell(
+    at: tuple[str, float | None, str, str],
+    metric: Mapping[str, Any] | None,
+    scale: float,
+    paper: Cited | None,
+    comparable: bool,
+) -> Cell:
+    if not metric or metric["mean"] is None:
+        return Cell(*at, None, None, 0, paper, comparable)
+    ends = metric["ci95"]
+    ci95 = None if not ends else (scale * float(ends[0]), scale * float(ends[1]))
+    return Cell(*at, scale * float(metric["mean"]), ci95, int(metric["n"]), paper, comparable)

@@ -1,0 +1,172 @@
+"""Recipes of general abilities: tasks of lm-eval on the model as it is and under each method's edit (000, table 5).
+
+Each row is kept when it is done, as a sweep keeps its points: an interrupted run goes on there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifacts import plain
+from ..errors import BadFile
+from .base import How, Keys, Kind
+from .edited import TABLES, Cited, Line, edited_facts, read_edited, read_rows
+from .table import TableRecipe, TableRun, cells_of
+
+if TYPE_CHECKING:
+    from ..facts.fact import Fact
+    from ..harness.tasks import Chosen
+    from ..model import TracedModel
+    from ..sweep import Row
+
+LABEL = "all"
+"""A row's label where a sweep's points have their place on the axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbilitiesRecipe(TableRecipe):
+    """`columns` name metrics as `task/metric,filter`; `tasks` are lm-eval's, `limit` and `include_path` too."""
+
+    kind = "abilities"
+    takes = frozenset({"corpus", "statistics", "resume"})
+
+    tasks: tuple[Any, ...]
+    limit: float | None
+    include_path: str | None
+
+    def smoked(self) -> AbilitiesRecipe:
+        """With tasks over demo facts, one of text for accuracies, one of whole texts for perplexities."""
+        from .abilities_smoke import LIMIT, metric_like, TASKS  # isort: skip
+
+        columns = {column: metric_like(metric) for column, metric in self.columns.items()}
+        return replace(super().smoked(), columns=columns, tasks=TASKS, limit=LIMIT, include_path=None)
+
+
+def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> AbilitiesRecipe:
+    columns, own, edited = dict(held["columns"]), held["abilities"], read_edited(held)
+    if len(edited["seeds"]) != 1:
+        raise BadFile(f"{path}: abilities are measured with one seed; give seeds one number")
+    if wrong := [metric for metric in columns.values() if "/" not in metric or "," not in metric]:
+        raise BadFile(f"{path}: metric {wrong[0]!r}: write task/metric,filter, as gsm8k/exact_match,strict-match")
+    if stray := {*held.get("scales", {}), *own.get("apart", ())} - set(columns):
+        raise BadFile(f"{path}: {min(stray)!r} is no column of the recipe; name one of {', '.join(columns)}")
+    return AbilitiesRecipe(
+        **shared,
+        **edited,
+        rows=read_rows(path, held, len(columns), Cited.of),
+        columns=columns,
+        scales={name: float(scale) for name, scale in held.get("scales", {}).items()},
+        apart=tuple(own.get("apart", ())),
+        tasks=tuple(own["tasks"]),
+        limit=own.get("limit"),
+        include_path=own.get("include_path"),
+    )
+
+
+def run(recipe: AbilitiesRecipe, how: How) -> TableRun:
+    """The tasks once a row and model, and the paper's table from them."""
+    from ..harness.tasks import choose, lm_eval_module
+
+    lm_eval_module()  # before anything is fetched or loaded
+    asked = recipe.smoked() if how.smoke else recipe
+    facts = edited_facts(asked, how)
+    found: dict[str, list[Row]] = {}
+    with _task_folder(asked, how) as include_path:
+        chosen = choose(list(asked.tasks), include_path)
+        for label, name in how.models.items():
+            found[label] = _model_rows(asked, how, label, how.load(name), facts, chosen)
+    before = {label: next((row.metrics for row in rows if not row.settings), {}) for label, rows in found.items()}
+    cells = [cell for m, rows in found.items() for cell in cells_of(recipe, asked, how, m, rows, before[m])]
+    return TableRun(asked, how.smoke, tuple(cells), found, "documents")
+
+
+@contextmanager
+def _task_folder(recipe: AbilitiesRecipe, how: How) -> Iterator[str | Path | None]:
+    if not how.smoke:
+        yield recipe.include_path
+        return
+    from .abilities_smoke import written
+
+    with written() as folder:
+        yield folder
+
+
+def _model_rows(
+    recipe: AbilitiesRecipe, how: How, label: str, model: TracedModel, facts: list[Fact], chosen: Chosen
+) -> list[Row]:
+    """The unedited model's row, then one a method; finished ones are read from the folder."""
+    from ..facts.fact import facts_digest
+    from ..sweep import Point
+    from ..sweep.keep import Kept
+    from ..sweep.solving import Solver
+
+    lines = [line for line in recipe.rows if line.method or line.unedited]
+    options = [recipe.options_of(line, how.smoke) if line.method else {} for line in lines]
+    points = [Point(LABEL, 0.0, o, line.label, None) for line, o in zip(lines, options, strict=True)]
+    corpus, seed = how.corpus or recipe.corpus, recipe.seeds[0]
+    settings = {
+        "kind": recipe.kind,
+        "model": model.fingerprint(),
+        "facts": facts_digest(facts),
+        "points": points,
+        "seeds": list(recipe.seeds),
+        "tasks": list(recipe.tasks),
+        "limit": recipe.limit,
+        "corpus": corpus,
+        "max_tokens": recipe.max_tokens,
+        "statistics": None if how.statistics is None else str(how.statistics),
+    }
+    kept = Kept(how.place(label), settings, how.goes_on(label))
+    solver = Solver(model, [o for o in options if o], how.statistics, corpus, recipe.max_tokens)
+    rows = []
+    for number, (line, point) in enumerate(zip(lines, points, strict=True)):
+        row = kept.row(number, point)
+        if row is None:
+            with how.stage(f"{label}: {line.label}") as tick:
+                row = _measure(recipe, how, solver, facts, line, point.options, seed, chosen, tick)
+            kept.add(number, point, row)
+        rows.append(row)
+    return rows
+
+
+def _measure(
+    recipe: AbilitiesRecipe,
+    how: How,
+    solver: Any,
+    facts: list[Fact],
+    line: Line[Cited],
+    options: Mapping[str, Any],
+    seed: int,
+    chosen: Chosen,
+    tick: Any,
+) -> Row:
+    from ..harness import abilities
+    from ..sweep import Row
+
+    start = time.perf_counter()
+    edit = solver.edit(facts, options, seed, tick) if options else None
+    solved = time.perf_counter()
+    with nullcontext() if edit is None else edit.applied(solver.model):
+        found = abilities(solver.model, chosen, limit=recipe.limit, seed=seed, batch_size=how.batch_size)
+    metrics = {f"{row.task}/{row.metric}": row.before.as_dict() for row in found.rows}
+    if missing := [metric for metric in recipe.columns.values() if metric not in metrics]:
+        raise BadFile(f"recipe {recipe.name}: no metric {missing[0]!r}; the tasks give {', '.join(metrics)}")
+    seconds = {"solve": round(solved - start, 3), "score": round(time.perf_counter() - solved, 3)}
+    edits = len(facts) if options else 0
+    return Row(LABEL, line.label, 0.0, edits, plain(dict(options)), plain(metrics), {}, seconds)
+
+
+ABILITIES = Kind(
+    {
+        "": Keys(("abilities", "statistics", "columns", "scales", "rows"), ("abilities", "columns", "rows")),
+        "abilities": Keys(("tasks", "limit", "include_path", "apart"), ("tasks",)),
+        **TABLES,
+    },
+    read,
+    run,
+)

@@ -1,0 +1,186 @@
+"""What a paper's text says about its figure, as checks: a number of ours, and where it has to lie for the text to hold.
+
+    [[claims]]
+    says = "Attention peaks within the first five layers"
+    section = "4.1"
+    check = "peak"                        # one of the kind's checks; the other keys are the check's own
+    kind = "attn"
+    layers = [1, 5]                       # counted from 1
+
+A check gives one number with a 95% bootstrap interval over facts. The text holds where the number lies in the range
+that the check states; `sure` where the whole interval lies on the same side. Where a text is vague ("middle layers",
+"quickly"), the range is ours, and it is printed beside the text. Checks of one trace are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from ..errors import BadFile
+from ..stats import Interval
+from .base import Keys
+from .result import MISSING
+
+ABOUT = ("says", "section", "check")
+PARTS = ("low", "middle", "high")
+NOTHING = Interval(math.nan, math.nan, math.nan, 0)
+COLUMNS = ("model", "the paper says", "section", "holds where", "ours [95%]", "n", "holds")
+
+
+class Claim(NamedTuple):
+    """What the paper says, in which section, and the check with its own keys."""
+
+    says: str
+    section: str
+    check: str
+    about: Mapping[str, Any]
+
+
+class Finding(NamedTuple):
+    """`value` should lie strictly between `low` and `high`; `rule` says so in words, `ours` shows the value.
+
+    With `reason` there is no value: nothing to measure the claim by, or (`fails`) that itself is against it.
+    """
+
+    rule: str
+    value: Interval
+    low: float = -math.inf
+    high: float = math.inf
+    ours: str = ""
+    reason: str = ""
+    fails: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim held against one model; `holds` is None where it was not measured, or in a smoke run."""
+
+    model: str
+    claim: Claim
+    finding: Finding
+    smoke: bool
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether our number lies where the text has it."""
+        found = self.finding
+        if self.smoke or (found.reason and not found.fails) or (not found.reason and math.isnan(found.value.mean)):
+            return None
+        return not found.reason and found.low < found.value.mean < found.high
+
+    @property
+    def sure(self) -> bool | None:
+        """Whether the whole interval says the same; None without one, or where there was nothing to measure."""
+        found, ends = self.finding, self.finding.value.ci95
+        if self.holds is None or ends is None or found.reason:
+            return None
+        inside = [found.low < end < found.high for end in ends]
+        return all(inside) if self.holds else not any(inside) and (ends[1] <= found.low or ends[0] >= found.high)
+
+    def line(self) -> list[str]:
+        """A line of the table."""
+        from ..figures.text import visible
+
+        found = self.finding
+        ours = found.reason or found.ours or shown(found.value)
+        word = {True: "yes", False: "no", None: MISSING}[self.holds]
+        word += " (interval reaches across)" if self.sure is False else ""
+        cells = [self.model, self.claim.says, self.claim.section, found.rule, ours, str(found.value.n), word]
+        return [visible(cell) for cell in cells]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found = self.finding
+        about = {"model": self.model, **self.claim._asdict(), "rule": found.rule, "reason": found.reason or None}
+        return about | {"ours": found.value.as_dict(), "holds": self.holds, "sure": self.sure}
+
+
+def read_claims(
+    path: Path, held: Mapping[str, Any], checks: Mapping[str, Keys], values: Mapping[str, Sequence[str]]
+) -> tuple[Claim, ...]:
+    """[[claims]] of a kind whose checks have these keys, some with only these values; one claim a metric of `metrics`.
+
+    Raises:
+        BadFile: an unknown check, a stray or missing key, or a value that there is not.
+    """
+    found = []
+    for row in held.get("claims", ()):
+        where = f"[[claims]] of {path}, {row.get('says', '')[:40]!r}"
+        Keys((*row, *ABOUT), ABOUT).check(where, row)
+        if row["check"] not in checks:
+            raise BadFile(f"{where}: no check {row['check']!r}; there are {', '.join(checks)}")
+        about = {key: value for key, value in row.items() if key not in ABOUT}
+        checks[row["check"]].check(f"{where}, check {row['check']}", about)
+        for key, known in {**values, "part": PARTS}.items():
+            given = about.get(key, [])
+            if stray := set([given] if isinstance(given, str) else given) - set(known):
+                raise BadFile(f"{where}: {key} has no {min(stray)!r}; there are {', '.join(known)}")
+        metrics = about.pop("metrics", None)
+        for own in [about] if metrics is None else [about | {"metric": metric} for metric in metrics]:
+            found.append(Claim(str(row["says"]), str(row["section"]), row["check"], own))
+    return tuple(found)
+
+
+class Layers(NamedTuple):
+    """Layers [start, stop), counted from 0, and how the table names them."""
+
+    start: int
+    stop: int
+    words: str
+
+
+def layers_of(about: Mapping[str, Any], n_layers: int) -> Layers:
+    """`layers` = [first, last] counted from 1 (`either_count`: or from 0, where the paper does not say), or `part` of
+    the model: its low, middle or high third. All layers where neither is named."""
+    if "layers" in about:
+        first, last = (int(layer) for layer in about["layers"])
+        if about.get("either_count"):
+            return Layers(max(0, first - 1), min(n_layers, last + 1), f"layers {first} to {last}, from 0 or from 1")
+        return Layers(first - 1, min(n_layers, last), f"layers {first} to {last}, counted from 1")
+    if "part" in about:
+        part = PARTS.index(about["part"])
+        start, stop = (round(n_layers * third / 3) for third in (part, part + 1))
+        return Layers(start, stop, f"the {about['part']} third of {n_layers} layers")
+    return Layers(0, n_layers, "all layers")
+
+
+def peak_layer(table: Float[ndarray, "fact layer"]) -> Interval:
+    """The layer (from 0) where the mean over facts is highest, with its interval over resampled facts."""
+    from ..stats import bootstrap_of_means
+
+    return bootstrap_of_means(table, lambda means: means.argmax(1).astype(np.float64))
+
+
+def shown(found: Interval) -> str:
+    """A mean and its interval to three digits: probabilities of a set's tokens can be of any size."""
+    ends = "" if found.ci95 is None else f" [{found.low:.3g}, {found.high:.3g}]"
+    return MISSING if math.isnan(found.mean) else f"{found.mean:.3g}{ends}"
+
+
+def peak_words(found: Interval) -> str:
+    """`layer 3, the 4th from 1 [2, 5]`: both ways to count are said."""
+    if math.isnan(found.mean):
+        return MISSING
+    ends = "" if found.ci95 is None else f" [{found.low:.0f}, {found.high:.0f}]"
+    return f"layer {found.mean:.0f}{ends} (from 1: {found.mean + 1:.0f})"
+
+
+def lines(verdicts: Iterable[Verdict]) -> list[list[str]]:
+    """The table of claims."""
+    return [verdict.line() for verdict in verdicts]
+
+
+def note(verdicts: Sequence[Verdict]) -> str:
+    """How to read the table."""
+    said = "layers are counted from 0 unless said; intervals are over facts"
+    if any(verdict.smoke for verdict in verdicts):
+        return f"{said}; a smoke run judges no claim"
+    return f"{said}; where the text is vague the range is kt's"

@@ -1,0 +1,163 @@
+"""Recipes that edit: the rows of the paper's table, each with its method, and the facts that are edited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from ..errors import BadFile, KtError
+from ..facts.fact import Fact
+from ..presets.symbols import METHOD_NAMES
+from .base import How, Keys, PaperRecipe, facts_of
+
+Shown = TypeVar("Shown")
+Edited = TypeVar("Edited", bound="EditedRecipe")
+
+SMOKE_EDITS = (2, 3)
+SMOKE_STEPS = {"v_num_grad_steps": 3, "num_steps": 3}
+SMOKE_TOKENS = 5_000
+OF_SIZE = ("layers", "mom2_", "nullspace", "L2")
+"""Options that are in units of one model, and so are left to the demo model's own preset in a smoke run."""
+
+TABLES = {
+    "data": Keys(("facts", "url", "format", "edits", "seeds", "variant"), ("facts", "edits")),
+    "statistics": Keys(("corpus", "max_tokens")),
+    "rows": Keys(("label", "method", "unedited", "options", "paper"), ("label",)),
+}
+
+
+class Cited(NamedTuple):
+    """A figure as the paper prints it, and the half-width of its 95% interval where it prints one."""
+
+    value: float
+    half_width: float | None = None
+
+    @classmethod
+    def of(cls, held: Any) -> Cited:
+        """From a number, or a list of both."""
+        return cls(*map(float, held)) if isinstance(held, list) else cls(float(held))
+
+
+@dataclass(frozen=True)
+class Line(Generic[Shown]):
+    """A row of the paper's table.
+
+    `method` is None where kt does not have it (the row then stands without a figure of ours), or where the row is of
+    the `unedited` model. `cited`: by `model` or `model/place on the axis`, one figure (or text) a column.
+    """
+
+    label: str
+    method: str | None
+    unedited: bool
+    options: Mapping[str, Any]
+    cited: Mapping[str, tuple[Shown, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditedRecipe(PaperRecipe):
+    """A recipe that edits `n_facts` facts in one batch, by several methods."""
+
+    seeds: tuple[int, ...]
+    variant: str | None
+    corpus: str
+    max_tokens: int
+    rows: tuple[Line[Any], ...]
+
+    @property
+    def edits(self) -> int:
+        assert self.n_facts is not None, "the key `edits` is needed"
+        return self.n_facts
+
+    def smoked(self: Edited) -> Edited:
+        small = {"n_facts": max(SMOKE_EDITS), "variant": None, "corpus": "demo", "max_tokens": SMOKE_TOKENS}
+        return replace(super().smoked(), seeds=self.seeds[:1], **small)  # type: ignore[arg-type]
+
+    def options_of(self, line: Line[Any], smoke: bool) -> dict[str, Any]:
+        """What `kt.edit` is given for a row that has a method."""
+        from ..editing import METHODS
+
+        found = dict(line.options)
+        if self.variant is not None:
+            found["variant"] = self.variant
+        if smoke:
+            found = {n: v for n, v in found.items() if not n.startswith(OF_SIZE)} | SMOKE_STEPS
+            if METHODS[str(line.method)].writes_attention:
+                found.setdefault("alpha", 0.3)  # a trace of three facts would take longer than the rest
+        return {"method": line.method, **found}
+
+
+def read_edited(held: Mapping[str, Any]) -> dict[str, Any]:
+    """[data] and [statistics] as arguments of an `EditedRecipe`."""
+    data, statistics = held["data"], held.get("statistics", {})
+    return {
+        "n_facts": int(data["edits"]),
+        "seeds": tuple(int(seed) for seed in data.get("seeds", (0,))),
+        "variant": data.get("variant"),
+        "corpus": statistics.get("corpus", "demo"),
+        "max_tokens": int(statistics.get("max_tokens", 100_000)),
+    }
+
+
+def read_rows(
+    path: Path,
+    held: Mapping[str, Any],
+    width: int,
+    shown: Callable[[Any], Shown],
+    values: tuple[float, ...] = (),
+    what: str = "figures for {} columns",
+) -> tuple[Line[Shown], ...]:
+    """[[rows]]: each has `width` entries of the paper by model, or by model and place on the axis.
+
+    Raises:
+        BadFile: no rows, an unknown method, or an entry that fits no model, place or column.
+    """
+    if not held["rows"] or not width:
+        raise BadFile(f"{path}: [[rows]] and its columns each need at least one entry; add one")
+    found = []
+    for row in held["rows"]:
+        label, method = str(row["label"]), row.get("method")
+        if method is not None and method not in METHOD_NAMES:
+            raise BadFile(f"{path}: row {label!r}: no method {method!r}; there are {', '.join(METHOD_NAMES)}")
+        cited = {}
+        for key, entries in row.get("paper", {}).items():
+            model, _, at = key.partition("/")
+            if model not in held["models"] or (at and float(at) not in values) or bool(at) != bool(values):
+                raise BadFile(
+                    f"{path}: row {label!r}: {key!r} is no model of the recipe with a value of its axis; "
+                    "name one of [models], and a value where the recipe has an axis"
+                )
+            if len(entries) != width:
+                said = f"{len(entries)} {what.format(width)}"
+                raise BadFile(f"{path}: row {label!r}: {key!r} has {said}; give one each")
+            cited[key] = tuple(map(shown, entries))
+        found.append(Line(label, method, bool(row.get("unedited", False)), dict(row.get("options", {})), cited))
+    return tuple(found)
+
+
+def edited_facts(recipe: EditedRecipe, how: How) -> list[Fact]:
+    """As many as the recipe edits: of a file the first ones, as the papers take them.
+
+    Raises:
+        BadFile: the recipe's data has to be fetched by hand.
+        KtError: there are too few.
+    """
+    found = editable(recipe, how)
+    if len(found) < recipe.edits:
+        raise KtError(
+            f"recipe {recipe.name} edits {recipe.edits} facts, and there are {len(found)}; give more facts, or fewer "
+            "edits with --limit"
+        )
+    return found[: recipe.edits]
+
+
+def editable(recipe: EditedRecipe, how: How) -> list[Fact]:
+    """All of the recipe's facts that can stand in one batch; in a smoke run a few that ask everything."""
+    from ..demo_loop import spread
+    from ..sweep import distinct
+
+    given = facts_of(recipe, how)
+    if how.smoke and how.facts is None:
+        given = spread([fact for fact in given if fact.hops and fact.neighbours], recipe.edits)
+    return distinct(given)

@@ -1,0 +1,130 @@
+"""Recipes of edits: rows times an axis as the points of one sweep a model, then the paper's table from their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base import How, Keys, Kind
+from .edited import SMOKE_EDITS, TABLES, Cited, edited_facts, read_edited, read_rows
+from .table import TableRecipe, TableRun, cells_of, place
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from ..sweep import Point, Sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditsRecipe(TableRecipe):
+    """A table of edits, scored by `kt.evaluate`."""
+
+    kind = "edits"
+    takes = frozenset({"corpus", "statistics", "resume"})
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The ways to ask that the columns need; a metric's name says which."""
+        words = {word for metric in self.columns.values() for word in metric.split("_")}
+        return tuple(way for way in ("tf", "gen", "prob", "wild", "ppl") if way in words)
+
+    def limited(self, limit: int | None) -> EditsRecipe:
+        """Of an axis of edits, the places up to the limit."""
+        found = super().limited(limit)
+        if self.axis != "edits" or found is self:
+            return found
+        most = found.edits
+        return replace(found, values=(*(value for value in self.values if value < most), float(most)))
+
+    def smoked(self) -> EditsRecipe:
+        """At its smallest: first model, two or three places on the axis, one seed."""
+        values: tuple[float, ...] = ()
+        if self.axis == "edits":
+            values = tuple(float(n) for n in SMOKE_EDITS[: len(self.values)])
+        elif self.values:
+            values = tuple(dict.fromkeys(self.values[i] for i in (0, len(self.values) // 2, -1)))
+        return replace(super().smoked(), values=values)
+
+
+@dataclass(frozen=True)
+class EditsRun(TableRun):
+    """The table, and the sweep of each model behind it."""
+
+    sweeps: Mapping[str, Sweep]
+
+    def figures(self) -> dict[str, go.Figure]:
+        """Where the paper has an axis, the curves over it."""
+        return {label: each.figure() for label, each in self.sweeps.items()} if self.recipe.axis else {}
+
+
+def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> EditsRecipe:
+    axis, columns = held.get("axis", {}), dict(held["columns"])
+    values = tuple(float(value) for value in axis.get("values", ()))
+    return EditsRecipe(
+        **shared,
+        **read_edited(held),
+        rows=read_rows(path, held, len(columns), Cited.of, values),
+        columns=columns,
+        axis=axis.get("name", ""),
+        values=values,
+        scales={},
+    )
+
+
+def run(recipe: EditsRecipe, how: How) -> EditsRun:
+    """One sweep a model; finished points are kept in `how.folder`."""
+    from ..sweep import sweep
+
+    asked = recipe.smoked() if how.smoke else recipe
+    own = edited_facts(asked, how)
+    points = _points(asked, how.smoke)
+    found: dict[str, Sweep] = {}
+    for label, name in how.models.items():
+        model = how.load(name)
+        found[label] = sweep(
+            model,
+            own,
+            points,
+            kind=asked.axis or "methods",
+            folder=how.place(label),
+            resume=how.goes_on(label),
+            protocols=asked.protocols,
+            seeds=asked.seeds,
+            statistics=how.statistics,
+            corpus=how.corpus or asked.corpus,
+            max_tokens=asked.max_tokens,
+            batch_size=how.batch_size,
+            stage=how.stage,
+        )
+        del model
+    cells = [cell for label, by in found.items() for cell in cells_of(recipe, asked, how, label, by.rows, by.before)]
+    return EditsRun(asked, how.smoke, tuple(cells), {m: by.rows for m, by in found.items()}, "records", found)
+
+
+def _points(recipe: EditsRecipe, smoke: bool) -> list[Point]:
+    """Rows times places on the axis, for the rows that are edits."""
+    from ..sweep import Point
+
+    found = []
+    for line in recipe.rows:
+        if line.method is None:
+            continue
+        options = recipe.options_of(line, smoke)
+        for value in recipe.values or (None,):
+            own = {} if value is None or recipe.axis == "edits" else {recipe.axis: value}
+            edits = int(value) if value is not None and recipe.axis == "edits" else None
+            found.append(Point(place(value), value or 0.0, options | own, line.label, edits))
+    return found
+
+
+EDITS = Kind(
+    {
+        "": Keys(("statistics", "columns", "axis", "rows"), ("columns", "rows")),
+        "axis": Keys(("name", "values"), ("name", "values")),
+        **TABLES,
+    },
+    read,
+    run,
+)

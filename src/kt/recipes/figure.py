@@ -1,0 +1,97 @@
+"""Recipes of figures: a measurement of some facts a model, drawn, with what the paper's text says of it checked.
+
+The kinds `trace` and `probe` differ in what they measure, draw and check; the rest is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from ..errors import KtError
+from ..facts.fact import Fact
+from .base import How, Keys, PaperRecipe, facts_of
+from .claims import COLUMNS, Claim, Verdict, lines, note
+from .result import RecipeRun, Table
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+DATA = Keys(("facts", "url", "format", "most"), ("facts",))
+
+
+class Measured(Protocol):
+    """A `Trace` or a `Probe`."""
+
+    @property
+    def n_facts(self) -> int: ...
+    def save(self, path: Any) -> Path: ...
+    def why_left_out(self) -> str: ...
+
+
+Found = TypeVar("Found", bound=Measured)
+Drawn = TypeVar("Drawn", bound="FigureRecipe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureRecipe(PaperRecipe):
+    """A figure of `n_facts` facts, and the claims that it is cited for."""
+
+    claims: tuple[Claim, ...]
+
+    def few(self: Drawn, n: int) -> Drawn:
+        """On the demo model, and of few facts."""
+        return replace(self.smoked(), n_facts=n)
+
+
+@dataclass(frozen=True)
+class FigureRun(RecipeRun, Generic[Found]):
+    """A measurement a model, and what became of the claims."""
+
+    found: Mapping[str, Found]
+    verdicts: tuple[Verdict, ...]
+    file: str
+    drawn: Mapping[str, go.Figure]
+    summaries: tuple[Table, ...]
+    data: Mapping[str, Any]
+
+    @property
+    def n_facts(self) -> int:
+        return max(each.n_facts for each in self.found.values())
+
+    def tables(self) -> list[Table]:
+        """The claims where there are some; then what was measured."""
+        claims = Table(self.title, COLUMNS, lines(self.verdicts), note(self.verdicts))
+        return [*([claims] if self.verdicts else []), *self.summaries]
+
+    def figures(self) -> dict[str, go.Figure]:
+        return dict(self.drawn)
+
+    def save(self, folder: Path) -> None:
+        """The raw measurements, under the names that `kt report` reads, one folder a model."""
+        for label, each in self.found.items():
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            each.save(folder / label / self.file)
+
+    def held(self) -> dict[str, Any]:
+        """`claims` with our figures, `models` with the curves."""
+        return {"claims": [verdict.as_dict() for verdict in self.verdicts], "models": dict(self.data)}
+
+
+def figure_facts(recipe: FigureRecipe, how: How, ask: str) -> list[Fact]:
+    """The recipe's facts: of a file the first `n_facts`, of the demo's some that are spread over the relations.
+
+    Raises:
+        KtError: none has what is asked for, `answer` or two answers (`contrast`).
+    """
+    from ..demo_loop import spread
+
+    spread_out = how.smoke and how.facts is None
+    found = facts_of(recipe, how, None if spread_out else recipe.n_facts)
+    if ask == "contrast":
+        found = [fact for fact in found if fact.target or fact.foil]
+    if not found:
+        raise KtError(f"recipe {recipe.name}: no fact has a second answer; give facts with a target or a foil")
+    return spread(found, recipe.n_facts) if spread_out and recipe.n_facts else found

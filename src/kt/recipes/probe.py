@@ -1,0 +1,147 @@
+"""Recipes of the contrast probe: two answers through the layers, and word sets (003, Figures 2 and 5).
+
+One pass a model; it is not kept on the way: an interrupted run is begun again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import KtError
+from ..run_folder import FILES
+from ..stats import Interval
+from . import probe_checks
+from .base import How, Keys, Kind
+from .claims import Verdict, read_claims, shown
+from .figure import DATA, FigureRecipe, FigureRun, figure_facts
+from .result import Table
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from ..probing import Probe
+    from ..probing.result import LensCurve
+    from ..probing.sets import WordSets
+
+SMOKE_FACTS = 24
+SHIPPED = "stopwords"
+"""In place of a file of word sets: the shipped stop words and what is left of the vocabulary without them."""
+WHICH = ("answers", "sets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRecipe(FigureRecipe):
+    """`draws`: `answers` (Figure 2) or `sets` (Figure 5); `sets`: `demo`, a file, `stopwords`, or None."""
+
+    kind = "probe"
+    takes = frozenset({"sets"})
+
+    draws: str
+    final_norm: bool
+    sets: str | None
+
+
+def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> ProbeRecipe:
+    own, most = held["probe"], held["data"].get("most")
+    if own["draws"] not in WHICH:
+        raise ValueError(f"draws = {own['draws']!r}, not {' or '.join(WHICH)}")
+    if (own["draws"] == "sets") != ("sets" in own):
+        raise ValueError("draws = 'sets' and sets = ... belong together")
+    return ProbeRecipe(
+        **shared,
+        n_facts=None if most is None else int(most),
+        claims=read_claims(path, held, probe_checks.CHECKS, probe_checks.VALUES),
+        draws=own["draws"],
+        final_norm=bool(own.get("final_norm", True)),
+        sets=own.get("sets"),
+    )
+
+
+def run(recipe: ProbeRecipe, how: How) -> FigureRun[Probe]:
+    """One probe a model, the figure, and the claims."""
+    from ..probing import contrast_probe
+
+    if how.sets and recipe.sets is None:
+        raise KtError(f"recipe {recipe.name} draws answers and no word sets; leave sets out")
+    asked = recipe.few(SMOKE_FACTS) if how.smoke else recipe
+    named = how.sets or (None if asked.sets is None else "demo" if how.smoke else asked.sets)
+    sets = None if named is None else _sets(named)
+    facts = figure_facts(asked, how, "contrast")
+    rows: Any = how.batch_size
+    found: dict[str, Probe] = {}
+    for label, name in how.models.items():
+        model = how.load(name)
+        with how.stage(f"probing {label}") as tick:
+            found[label] = contrast_probe(model, facts, asked.final_norm, sets=sets, batch_size=rows, progress=tick)
+        del model
+    return FigureRun(
+        recipe=asked,
+        smoke=how.smoke,
+        found=found,
+        verdicts=tuple(
+            Verdict(how.shown(label), claim, probe_checks.check(probe, claim.check, claim.about), how.smoke)
+            for label, probe in found.items()
+            for claim in asked.claims
+        ),
+        file=FILES["probe"],
+        drawn={f"{label}-{name}": drawn for label, p in found.items() for name, drawn in _figures(p, asked).items()},
+        summaries=tuple(_summary(how.shown(label), probe) for label, probe in found.items()),
+        data={label: _curves(probe) for label, probe in found.items()},
+    )
+
+
+def _sets(named: str | Path) -> WordSets:
+    from ..probing.sets import WordSets, open_sets
+
+    return WordSets({}, "the shipped stop words") if named == SHIPPED else open_sets(named)
+
+
+def _figures(probe: Probe, recipe: ProbeRecipe) -> dict[str, go.Figure]:
+    if recipe.draws == "sets":
+        return {"figure-5": probe.sets_figure()}
+    return {"figure-2": probe.figure(), "figure-2-medians": probe.figure(statistic="median")}
+
+
+def _summary(model: str, probe: Probe) -> Table:
+    """Where each answer and set is most probable at the prediction position, and what the last layer leaves of it."""
+    curves = {f"{answer} answer": probe.curve("resid", "prediction", answer, "prob") for answer in probe.answers}
+    curves |= {f"set {name}": probe.set_curve(name) for name in probe.set_names}
+    lines = []
+    for name, curve in curves.items():
+        top = int(curve.mean.argmax())
+        ends = [shown(_at(curve, layer)) for layer in (top, -1)]
+        lines.append([name, str(curve.layers[top]), *ends, str(curve.n)])
+    columns = ["mean probability of", "peak layer", "there [95%]", "after the last layer [95%]", "n"]
+    return Table(f"{model}: prediction position, residual stream", columns, lines, probe.why_left_out())
+
+
+def _at(curve: LensCurve, layer: int) -> Interval:
+    return Interval(float(curve.mean[layer]), float(curve.low[layer]), float(curve.high[layer]), curve.n)
+
+
+def _curves(probe: Probe) -> dict[str, Any]:
+    answers = {
+        place: {a: {m: probe.curve("resid", place, a, m)._asdict() for m in ("rank", "prob")} for a in probe.answers}
+        for place in probe.positions
+    }
+    return {
+        "n_facts": probe.n_facts,
+        "left_out": [fact._asdict() for fact in probe.left_out],
+        "positions": answers,
+        "stages": probe.stages.as_dict(),
+        "sets": {name: probe.set_curve(name)._asdict() for name in probe.set_names},
+    }
+
+
+PROBE = Kind(
+    {
+        "": Keys(("probe", "claims"), ("probe",)),
+        "data": DATA,
+        "probe": Keys(("draws", "final_norm", "sets"), ("draws",)),
+    },
+    read,
+    run,
+)

@@ -1,0 +1,123 @@
+"""Recipes of causal tracing: heatmaps and curves of MLP and attention (001, Figures 1 and 2; 000, Figures 1 and 2).
+
+One trace a model gives both figures. It is not kept on the way: an interrupted run is begun again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..cells import interval
+from ..run_folder import FILES
+from . import trace_checks
+from .base import How, Keys, Kind
+from .claims import Verdict, peak_layer, peak_words, read_claims
+from .figure import DATA, FigureRecipe, FigureRun, figure_facts
+from .result import Table
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from ..tracing import Trace
+
+SMOKE_FACTS, SMOKE_SAMPLES = 6, 2
+SETTINGS = ("kinds", "samples", "noise_scale", "window", "corrupt", "keep", "direction", "seed")
+METRICS = ("logit_diff", "prob")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRecipe(FigureRecipe):
+    """`settings` are arguments of `kt.causal_trace`."""
+
+    kind = "trace"
+
+    kinds: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> TraceRecipe:
+    settings = dict(held.get("trace", {}))
+    most = held["data"].get("most")
+    return TraceRecipe(
+        **shared,
+        n_facts=None if most is None else int(most),
+        claims=read_claims(path, held, trace_checks.CHECKS, trace_checks.VALUES),
+        kinds=tuple(settings.pop("kinds", ("mlp", "attn"))),
+        settings=settings,
+    )
+
+
+def run(recipe: TraceRecipe, how: How) -> FigureRun[Trace]:
+    """One trace a model, both figures, and the claims."""
+    from ..tracing import causal_trace
+
+    asked = recipe
+    if how.smoke:
+        asked = replace(recipe.few(SMOKE_FACTS), settings={**recipe.settings, "samples": SMOKE_SAMPLES})
+    facts = figure_facts(asked, how, "answer")
+    rows = None if how.batch_size == "auto" else int(how.batch_size)
+    found: dict[str, Trace] = {}
+    for label, name in how.models.items():
+        model = how.load(name)
+        with how.stage(f"tracing {label}") as tick:
+            found[label] = causal_trace(
+                model, facts, asked.kinds, METRICS, max_rows=rows, progress=tick, **asked.settings
+            )
+        del model
+    return FigureRun(
+        recipe=asked,
+        smoke=how.smoke,
+        found=found,
+        verdicts=tuple(
+            Verdict(how.shown(label), claim, trace_checks.check(trace, claim.check, claim.about), how.smoke)
+            for label, trace in found.items()
+            for claim in asked.claims
+        ),
+        file=FILES["trace"],
+        drawn={f"{label}-{name}": drawn for label, trace in found.items() for name, drawn in _figures(trace).items()},
+        summaries=tuple(_summary(how.shown(label), trace) for label, trace in found.items()),
+        data={label: _curves(trace) for label, trace in found.items()},
+    )
+
+
+def _figures(trace: Trace) -> dict[str, go.Figure]:
+    """Figure 1 for each metric, Figure 2."""
+    panels = {f"figure-1-{metric.replace('_', '-')}": trace.heatmaps(metric) for metric in METRICS}
+    return {**panels, "figure-2": trace.curves()}
+
+
+def _summary(model: str, trace: Trace) -> Table:
+    """The strongest layer of each module at the last subject token."""
+    lines = []
+    for kind in trace.kinds:
+        for metric in METRICS:
+            curve = trace.curve(kind, metric)
+            peak = peak_layer(trace_checks.effects(trace, {"kind": kind, "metric": metric}))
+            at = int(peak.mean)
+            effect = interval(curve.mean[at], (curve.low[at], curve.high[at]))
+            lines.append([kind, metric.replace("_", " "), peak_words(peak), effect, str(curve.n)])
+    columns = ["module", "metric", "peak [95%]", "effect there [95%]", "n"]
+    left = f"{trace.n_facts} facts traced; {trace.why_left_out()}"
+    return Table(f"{model}: strongest layer at the last subject token", columns, lines, left)
+
+
+def _curves(trace: Trace) -> dict[str, Any]:
+    return {
+        "n_facts": trace.n_facts,
+        "left_out": [fact._asdict() for fact in trace.left_out],
+        "curves": {kind: {m: trace.curve(kind, m)._asdict() for m in METRICS} for kind in trace.kinds},
+    }
+
+
+TRACE = Kind(
+    {
+        "": Keys(("trace", "claims")),
+        "data": DATA,
+        "trace": Keys(SETTINGS),
+    },
+    read,
+    run,
+)
