@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,9 @@ KEPT = {
 }
 
 
-def row(method: str, size: int) -> dict[str, Any]:
-    """One method at one number of edits: every metric, and what teacher forcing adds on the same records."""
+def row(method: str, size: int, choose: Callable[[Any], list[Any]] | None = None) -> dict[str, Any]:
+    """One method at one number of edits: every metric, and what teacher forcing adds on the same records; of the
+    facts that `choose` has for the model."""
     import torch
     from methods import setting_of
     from tune_methods import usable
@@ -54,7 +55,7 @@ def row(method: str, size: int) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     model = kt.load("demo")
-    facts = spread(usable(), size)
+    facts = spread(usable() if choose is None else choose(model), size)
     asked: dict[str, Any] = {"protocols": ("tf", "gen", "prob", "wild", "ppl")}
     reference, before = distributions(model, facts), kt.evaluate(model, facts, **asked)
     about: dict[str, Any] = {"method": method, "edits": size, "facts": len(facts)}

@@ -24,6 +24,7 @@ def printed(script, *arguments):
         ("screen_speed.py", "tracing", (2, 2)),
         ("residual.py", "probing", (12, 12, 14)),
         ("protocols.py", "evaluation", (9, 3, 3)),
+        ("many_tokens.py", "evaluation", (12, 6, 4, 18)),
     ],
 )
 def test_the_tables(script, page, rows):
