@@ -20,10 +20,13 @@ from typing import Any, NamedTuple
 
 from .edit_steps import EVALUATE, MODES, Step, Steps
 from .editing import Edit, EditSession
+from .editing.history import SessionOnEdits
 from .editing.hyper_parameters import one_of
 from .editing.prepare import read_requests, refuse_contradictions
+from .editing.stack import EditStack
 from .errors import KtError
-from .evaluation import Scores, evaluate
+from .evaluation import Scores, distributions, evaluate
+from .evaluation.distributions import Distributions
 from .facts.fact import Fact
 from .model import TracedModel
 from .progress import Stage
@@ -76,6 +79,9 @@ def run_edits(
     generate: bool = False,
     label: str | None = None,
     stage: Stage | None = None,
+    *,
+    kl: bool = False,
+    below: EditStack | None = None,
     **session: Any,
 ) -> EditRun:
     """Edit in a mode, and score.
@@ -86,15 +92,23 @@ def run_edits(
         evaluate: none; end; or step, which in sequential mode also scores all requests so far after every step.
         generate: whether the scores at the end also rest on generated text.
         label: the run's name in figures.
+        stage: opens a stage by name and gives what to report its progress to.
+        kl: also neighbourhood_kl, nats: KL(unedited || edited) of the next token after the neighbourhood prompts. With
+            `below`, "unedited" is the model with those edits in it, as it is for every score before and after.
+        below: earlier edits that stand in the model while it is edited and scored, with their keys held.
         session: the arguments of `kt.edit` and `kt.EditSession` (method, alpha, keep_history, norm_guard, ...).
 
     Raises:
-        KtError: what `kt.edit` raises, an unknown mode, or a step size below 1.
+        KtError: what `kt.edit` raises, an unknown mode, a step size below 1, or `kl` where nothing is scored.
+        BadFact: `kl`, and no request has a neighbourhood prompt.
+        NotEnoughMemory: `kl`, and the unedited model's distributions would not fit.
     """
     one_of(mode, MODES, "mode")
     one_of(evaluate, EVALUATE, "evaluate")
     if step_size < 1:
         raise KtError(f"step_size {step_size} must be at least 1")
+    if kl and evaluate == "none":
+        raise KtError("kl is a score, and evaluate is none; give evaluate end or step")
     stage = stage or (lambda what: nullcontext())
     facts = read_requests(model, requests)
     if mode == "batch":
@@ -103,10 +117,10 @@ def run_edits(
     groups = [facts[i : i + size] for i in range(0, len(facts), size)]
     session["alpha_facts"] = session.get("alpha_facts") or facts
     judge = _Judge(model, facts, session.get("seed", 0), generate, stage)
-    if evaluate != "none":
-        judge.score_before()
     run = _one_by_one if mode == "single" else _in_sequence
-    with EditSession(model, **session) as editor:
+    with EditSession(model, **session) if below is None else SessionOnEdits(model, below, facts, **session) as editor:
+        if evaluate != "none":
+            judge.score_before(kl)
         found = run(editor, groups, judge, evaluate, stage)
         about = {
             "label": label or editor.asked.name,
@@ -134,13 +148,21 @@ class _Judge:
     def __init__(self, model: TracedModel, facts: Sequence[Fact], seed: int, generate: bool, stage: Stage) -> None:
         self.model, self.facts, self.seed, self.generate, self.stage = model, facts, seed, generate, stage
         self.before: Scores | None = None
+        self.reference: Distributions | None = None
 
-    def score_before(self) -> None:
+    def score_before(self, kl: bool) -> None:
+        """Scores of the unedited model and, for KL, its distributions: these first, since they may not fit."""
+        reference = None
+        if kl:
+            with self.stage("the unedited model's distributions") as tick:
+                reference = distributions(self.model, self.facts, progress=tick)
         self.before = self.score(self.facts, "before", self.generate)
+        self.reference = reference
 
     def score(self, facts: Sequence[Fact], name: str, generate: bool) -> Scores:
+        asked: dict[str, Any] = {"before": self.before, "reference": self.reference, "seed": self.seed}
         with self.stage(name) as tick:
-            return evaluate(self.model, facts, before=self.before, generate=generate, seed=self.seed, progress=tick)
+            return evaluate(self.model, facts, generate=generate, progress=tick, **asked)
 
     def control(self, edit: Edit, facts: Sequence[Fact]) -> Scores | None:
         """Scores with the edit's control in the place of the edit, on unedited weights."""

@@ -74,6 +74,42 @@ def test_edits_take_several_methods(kt, common):
     ]  # fmt: skip
 
 
+def test_the_protocols_are_kt_evals(kt, common):
+    asked = ("alpha", "--grid", "0", "--no-trace", "--protocol", "prob,tf", "--out", "run", "--json", "-", *common)
+    ran = kt("sweep", *asked)
+    assert ran.code == 0, ran.err
+    metrics = ran.json["rows"][0]["metrics"]
+    assert {"efficacy_prob_success", "edit_success_tf_exact"} <= set(
+        metrics
+    ) and "fluency_ngram_entropy_gen" not in metrics
+    assert "P(new) > P(old)" in kt("sweep", *asked[: -len(common) - 4], "--resume", "run", *common).out
+    other = kt("sweep", "alpha", "--grid", "0", "--no-trace", "--protocol", "tf", "--resume", "run", *common)
+    assert other.code == 2 and "begun with protocols ['tf', 'prob'], now it is ['tf']" in other.err
+
+
+def test_an_option_that_eval_has_too_is_evals():
+    from typing import get_args, get_type_hints
+
+    from kt.cli.edit import EditOptions
+    from kt.cli.judge import EvalOptions
+    from kt.cli.sweep_points import SweepOptions
+
+    for command, names in ((SweepOptions, ("protocol", "heldout")), (EditOptions, ("kl",))):
+        for name in names:
+            mine, evals = (get_args(get_type_hints(c, include_extras=True)[name])[1] for c in (command, EvalOptions))
+            assert (mine.param_decls, mine.help) == (evals.param_decls, evals.help), name
+            assert getattr(command, name) == getattr(EvalOptions, name)
+
+
+def test_facts_without_what_is_asked_for_give_a_table_and_no_figure(kt, common, tmp_path):
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text('{"prompt": "The mother tongue of {} is", "subject": "Marie Curie", "target": "Polish"}\n')
+    arguments = [bare if str(a).endswith("facts.jsonl") else a for a in common]
+    ran = kt("sweep", "alpha", "--grid", "0", "--no-trace", "--protocol", "prob", "--json", "-", *arguments)
+    assert ran.code == 0 and "no figure" in ran.err, ran.err
+    assert ran.json["rows"][0]["metrics"] == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -90,6 +126,12 @@ def test_edits_take_several_methods(kt, common):
         (("alpha", "--method", "memit,jeep"), "only a sweep of edits"),
         (("alpha", "--resume", "nowhere"), "no sweep has kept a point"),
         (("layers", "--alpha", "per-fact"), "one α for all"),
+        (("alpha", "--protocol", "tf,nothing"), "'nothing' is unknown; choose among tf, gen, prob, wild, ppl"),
+        (("alpha", "--protocol", "wild"), "--no-generate leaves nothing for wild"),
+        (("alpha", "--protocol", "gen"), "leaves no protocol"),
+        (("alpha", "--heldout", "x.txt"), "--heldout is read by ppl"),
+        (("alpha", "--protocol", "ppl"), "--heldout FILE"),
+        (("alpha", "--protocol", "ppl", "--heldout", "none.txt"), "no corpus 'none.txt'"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(kt, common, arguments, words):

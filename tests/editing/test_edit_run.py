@@ -1,5 +1,7 @@
 """The three modes, each against its definition."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from editing_help import FAST, REQUESTS, statistics
@@ -8,14 +10,23 @@ import kt
 from kt.edit_run import run_edits
 from kt.edit_steps import Steps
 from kt.errors import BadFile, KtError
+from kt.evaluation import distributions
+from kt.facts.fact import Fact, Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
+ITALY, POLAND = Prompt("The capital of Italy is", "Rome"), Prompt("The capital of Poland is", "Warsaw")
 FACTS = [
     r
     | {"id": f"r{i}", "rephrasings": ["They say that {} is"], "neighbours": [{"prompt": "The capital of {} is Paris"}]}
     for i, r in enumerate(REQUESTS)
 ]
 THREE = [*FACTS, FACTS[0] | {"id": "r2", "subject": "Marie Curie", "target_new": "Paris", "target_true": "French"}]
+
+NEAR = [
+    Fact("The mother tongue of {}", "Danielle Darrieux", "French", target="Italy", id="a", neighbours=(ITALY,)),
+    Fact("The city of the {}", "Space Needle", "Seattle", target="Warsaw", id="b", neighbours=(ITALY, POLAND)),
+    Fact("The mother tongue of {}", "Marie Curie", "Polish", target="Paris", id="c", neighbours=(POLAND,)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +97,47 @@ def test_a_joint_edit_is_scored_beside_its_control(ready):
         alone = kt.evaluate(ready[0], THREE, generate=False)
     assert found.control.values["target_prob_tf"] == alone.values["target_prob_tf"]
     assert run(ready, "batch").control is None
+
+
+@pytest.mark.parametrize("mode", ["batch", "single", "sequential"])
+def test_kl_is_against_the_unedited_model_in_every_mode(ready, mode):
+    """Also after later steps, and of the control: never against the model that the step before left."""
+    model, joint = ready[0], {"method": "intattn", "layers_attn": (0,), "alpha": 0.4}
+    found = run(ready, mode, NEAR, kl=True, evaluate="step" if mode == "sequential" else "end", **joint)
+    reference, before = distributions(model, NEAR), kt.evaluate(model, NEAR, generate=False)
+
+    def asked(part, facts):
+        with part.applied(model):
+            return kt.evaluate(model, facts, before=before, reference=reference, generate=False)
+
+    want, held = {}, {}
+    groups = [NEAR] if found.edit is not None else [[fact] for fact in NEAR]
+    for edit, group in zip([found.edit] if found.edit is not None else found.edits, groups, strict=True):
+        want |= asked(edit, group).values["neighbourhood_kl"]
+        held |= asked(edit.control(), group).values["neighbourhood_kl"]
+    assert min(want.values()) > 0 and set(want) == {"a", "b", "c"}
+    assert found.after.values["neighbourhood_kl"] == pytest.approx(want, rel=1e-3)
+    assert found.control.values["neighbourhood_kl"] == pytest.approx(held, rel=1e-3)
+    assert "neighbourhood_kl" not in found.before.metrics, "of the unedited model it would be zero by definition"
+
+
+def test_kl_stands_in_the_table_and_the_figure_of_the_course(ready):
+    facts = [replace(NEAR[0], neighbours=()), *NEAR[1:]]
+    steps = run(ready, "sequential", facts, evaluate="step", kl=True).steps
+    frame = steps.to_dataframe().query("metric == 'neighbourhood_kl'")
+    assert list(frame["edits"]) == [2, 3] and list(frame["n"]) == [1, 2], "the first request has no neighbour"
+    drawn = {axis.title.text for axis in steps.figure().select_yaxes()}
+    assert "KL of neighbours (nats)" in {str(title).replace("<br>", " ") for title in drawn}
+    without = run(ready, "sequential", evaluate="step").steps
+    assert not any("KL" in str(axis.title.text) for axis in without.figure().select_yaxes())
+
+
+def test_kl_that_cannot_be_is_refused_before_any_edit(ready, monkeypatch):
+    monkeypatch.setattr("kt.editing.EditSession.edit", lambda *given: pytest.fail("an edit was made"))
+    with pytest.raises(KtError, match="kl is a score, and evaluate is none"):
+        run(ready, "batch", kl=True, evaluate="none")
+    with pytest.raises(KtError, match="no fact has a neighbourhood prompt"):
+        run(ready, "batch", [replace(fact, neighbours=()) for fact in NEAR], kl=True)
 
 
 def test_the_course_is_drawn_tabled_and_kept(ready, tmp_path):

@@ -1,7 +1,10 @@
 """Sweeps on a tiny model: rescaled paths are solved paths, points are kept, a sweep goes on to the same rows."""
 
+import html
 import json
 import random
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from kt.editing import key_statistics
 from kt.errors import BadFile, KtError
 from kt.facts.fact import Fact, Prompt
 from kt.sites import Kind, Site
-from kt.sweep import Point, Sweep, alpha_points, edit_points, layer_points, module_points, sweep
+from kt.sweep import Point, Sweep, alpha_points, edit_points, layer_points, module_points, show, sweep
 from kt.sweep import run as running
 from kt.sweep.solving import Solver
 
@@ -183,6 +186,76 @@ def test_seeds_are_averaged_within_records(model, moments):
         mean = (one.values[name][record] + two.values[name][record]) / 2
         assert both.values[name][record] == pytest.approx(mean, abs=1e-6)
     assert both.metrics[name]["n"] == 3
+
+
+ALL = ("tf", "gen", "prob", "wild", "ppl")
+
+
+def test_a_sweep_asks_under_the_protocols_that_it_is_given(model, moments, tmp_path):
+    text = tmp_path / "heldout.txt"
+    text.write_text("The capital of Italy is Rome.\nMarie Curie was a physicist.\n")
+    point = [Point("x", 0, {"method": "memit", **FAST}, "memit")]
+    found = swept(model, moments, point, protocols=ALL, heldout=text)
+    shown = show.columns(found)
+    assert set(shown) >= {"edit success", "P(new) > P(old)", "free answer", "perplexity", "fluency (bits)"}
+    titles = {html.unescape(axis.title.text).replace("<br>", " ") for axis in found.figure().select_yaxes()}
+    assert titles == set(shown)
+    said = " ".join(re.sub("<[^>]+>", " ", found.figure().layout.title.text).split())
+    assert "portability: teacher-forced; perplexity: over documents" in said
+    parts = show.tables(found)
+    assert {name for part in parts for name in part} == set(shown) and max(map(len, parts)) <= 5
+    edit = kt.edit(model, FACTS, statistics=moments, **point[0].options)
+    with edit.applied(model):
+        ppl = kt.evaluate(model, FACTS, protocols=("ppl",), heldout=text).metrics["perplexity_heldout"]
+    row = found.rows[0].metrics["perplexity_heldout"]
+    assert row["mean"] == pytest.approx(ppl.mean, rel=1e-4) and row["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("protocols", "panels"),
+    [
+        (("tf", "gen"), {"edit success", "paraphrase", "locality", "fluency (bits)"}),
+        (("tf",), {"edit success", "paraphrase", "locality"}),
+        (("gen",), {"greedy text", "greedy text, rephrased", "fluency (bits)"}),
+        (("prob",), {"P(new) > P(old)", "P(new) > P(old), rephrased", "P(own) > P(new), neighbours"}),
+    ],
+)
+def test_the_panels_are_those_of_the_protocols(model, moments, protocols, panels):
+    facts = [replace(fact, rephrasings=("They say of {} that",)) for fact in FACTS]
+    point = [Point("x", 0, {"method": "memit", **FAST}, "memit")]
+    found = sweep(model, facts, point, protocols=protocols, statistics=moments)
+    assert set(show.columns(found)) == panels
+    assert ("teacher-forced" in found.figure().layout.title.text) == ("tf" in protocols or panels <= set(show.SHOWN))
+
+
+def test_protocols_are_settings_in_any_order_and_text_is_one_by_its_bytes(model, moments, tmp_path):
+    text = tmp_path / "heldout.txt"
+    text.write_text("The capital of Italy is Rome.\n")
+    given = {"points": alpha_points((0.0,), **FAST), "folder": tmp_path / "run", "heldout": text}
+    first = swept(model, moments, **given, protocols=("tf", "ppl"))
+    assert swept(model, moments, **given, protocols=("ppl", "tf", "tf"), resume=True).rows == first.rows
+    with pytest.raises(KtError, match=r"begun with protocols \['tf', 'ppl'\], now it is \['tf', 'prob', 'ppl'\]"):
+        swept(model, moments, **given, protocols=("tf", "ppl", "prob"), resume=True)
+    text.write_text("The capital of Italy is Milan.\n")
+    with pytest.raises(KtError, match="begun with heldout"):
+        swept(model, moments, **given, protocols=("tf", "ppl"), resume=True)
+
+
+def test_an_unknown_protocol_leaves_nothing(model, moments, tmp_path):
+    for protocols in (("tf", "x"), ()):
+        with pytest.raises(KtError, match="choose among tf, gen, prob, wild, ppl"):
+            swept(model, moments, alpha_points((0.0,), **FAST), protocols=protocols, folder=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_documents_loss_is_its_mean_over_seeds(model, moments, tmp_path):
+    text = tmp_path / "heldout.txt"
+    text.write_text("The capital of Italy is Rome.\n")
+    point = [Point("x", 0, {"method": "memit", **FAST}, "memit")]
+    ask = {"protocols": ("ppl",), "heldout": text}
+    means = [swept(model, moments, point, seeds=s, **ask).rows[0].metrics for s in ((0,), (1,), (0, 1))]
+    one, two, both = (metrics["perplexity_heldout"]["mean"] for metrics in means)
+    assert one != two and both == pytest.approx((one * two) ** 0.5, rel=1e-6)
 
 
 def test_modules_carry_paired_differences_with_n(model, moments):

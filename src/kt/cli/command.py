@@ -92,6 +92,11 @@ def option_parameters(options_class: type[Options]) -> list[inspect.Parameter]:
     return found
 
 
+def option_of(command: type[Options], name: str) -> Any:
+    """Another command's option, taken over as it is: its flag and its meaning are written there alone."""
+    return get_args(get_type_hints(command, include_extras=True)[name])[1]
+
+
 def variable(name: str) -> str:
     """The environment variable of an option: `--batch-size` is `KT_BATCH_SIZE`."""
     return "KT_" + name.upper()

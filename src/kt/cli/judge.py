@@ -11,7 +11,8 @@ from ..cells import interval
 from ..run_folder import FILES
 from . import parse
 from .command import BadOption
-from .options import FactOptions, ModelOptions, Opt, RunOptions
+from .opened import open_edit
+from .options import FactOptions, ForceOptions, ModelOptions, Opt, RunOptions
 from .session import Session, session
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ VERDICTS = "judge.jsonl"
 
 
 @dataclass(frozen=True)
-class EvalOptions(RunOptions, FactOptions, ModelOptions):
+class EvalOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
     edit: Annotated[Path | None, Opt("--edit", help="Score the model with this edit (of kt apply-edit) in it.")] = None
     protocol: Annotated[
         str,
@@ -59,18 +60,18 @@ class EvalOptions(RunOptions, FactOptions, ModelOptions):
 
 def evaluate(options: EvalOptions) -> None:
     """Score a model, or a model with an edit, on a facts file."""
-    asked = _asked(options)
+    asked = questions(options)
     with session(options) as s:
-        from ..editing import Edit
         from ..evaluation import distributions, evaluate
         from ..evaluation.perplexity import heldout_corpus
 
         if "ppl" in asked["protocols"]:
             heldout_corpus(options.heldout, options.model)  # refused here, before a model loads
-        edit = Edit.load(options.edit) if options.edit else None
         rows: dict[str, Any] = {"batch_size": parse.batch_size(options.batch_size)}
         asked |= {"seed": options.seed, "judge": _judge(options, s)} | rows
-        facts, model = s.load_facts(), s.load_model()
+        facts = s.load_facts()
+        edit = open_edit(s, options.edit) if options.edit else None
+        model = s.load_model()
         reference = None
         if options.kl:
             with s.progress("the unedited model's distributions") as tick:
@@ -114,7 +115,7 @@ def _results(before: Scores, after: Scores, control: Scores | None = None) -> di
     return found | {"differences": {name: {m: gap.as_dict() for m, gap in gaps.items()} for name, gaps in less.items()}}
 
 
-def _asked(options: EvalOptions) -> dict[str, Any]:
+def questions(options: EvalOptions) -> dict[str, Any]:
     """The arguments of `evaluate` that the options name; what cannot work is refused before a model loads."""
     protocols = parse.names(options.protocol, PROTOCOLS, "--protocol")
     if options.log_samples is not None:

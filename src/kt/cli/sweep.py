@@ -24,6 +24,7 @@ from .sweep_points import (
     methods_of,
     parse_grid,
     points_of,
+    protocols_of,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def sweep(options: SweepOptions) -> None:
     kind = parse.one(options.kind, KINDS, "kt sweep")
     options = _with_folder(options)
     grid = parse_grid(kind, options.grid)
-    given = fixed_settings(options)
+    given, protocols = fixed_settings(options), protocols_of(options)
     folder = options.out
     assert folder is not None
     with session(options) as s:
@@ -58,7 +59,8 @@ def sweep(options: SweepOptions) -> None:
                 kind=kind,
                 folder=folder,
                 resume=options.resume is not None,
-                generate=not options.no_generate,
+                protocols=protocols,
+                heldout=options.heldout,
                 seeds=(options.seed,),
                 statistics=options.statistics,
                 corpus=options.corpus,
@@ -73,7 +75,7 @@ def sweep(options: SweepOptions) -> None:
             raise SystemExit(130) from None
         take_over(s, folder)
         found.save(s.run.file("sweep.json"))
-        s.keep(found.as_dict(), {kind: found.figure()})
+        s.keep(found.as_dict(), drawn(found))
         show(s, found)
 
 
@@ -126,21 +128,32 @@ def requests_of(s: Session, options: SweepOptions, kind: str) -> list[Fact]:
     return facts
 
 
+def drawn(found: Sweep) -> dict[str, Any]:
+    """The figure by its name; none, with a warning, where the facts have nothing that the protocols ask for."""
+    from ..sweep.show import columns
+
+    if columns(found):
+        return {found.kind: found.figure()}
+    warnings.warn("no figure: these facts have none of its metrics; results.json has what there is", stacklevel=1)
+    return {}
+
+
 def show(s: Session, found: Sweep) -> None:
     """One row a point; of modules, what the joint edit is more than its parts."""
-    from ..sweep.show import AXES, columns, difference_rows, table_rows
+    from ..sweep.show import AXES, difference_rows, table_rows, tables
 
-    shown = list(columns(found))
     note = None
     if found.balance is not None:
         ends = found.balance.get("ci95")
         span = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
         note = f"traced α {found.balance['alpha']:.3f}{span}, n = {found.balance['n_facts']}"
     title = f"{found.about['model']}: {found.kind}, {found.about['n_facts']} facts"
-    head = ["method", AXES[found.kind], *shown, "edits", "seconds"]
-    s.screen.table(title, head, table_rows(found), note)
-    if rows := difference_rows(found):
-        s.screen.table("paired differences over the same records", ["", *shown], rows)
+    for shown in tables(found):
+        head = ["method", AXES[found.kind], *shown, "edits", "seconds"]
+        s.screen.table(title, head, table_rows(found, shown), note)
+    for shown in tables(found):
+        if rows := difference_rows(found, shown):
+            s.screen.table("paired differences over the same records", ["", *shown], rows)
 
 
 def _balance(

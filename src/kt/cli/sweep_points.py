@@ -12,7 +12,8 @@ import typer
 
 from ..errors import KtError
 from . import parse
-from .command import BadOption
+from .command import BadOption, option_of
+from .judge import EvalOptions, questions
 from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class SweepOptions(FigureOptions, RunOptions, SolveOptions, FactOptions, ModelOp
     region: Annotated[
         str | None, Opt("--region", help="Whose clamp is swept: high, of jeep, or low [default: high for jeep].")
     ] = None
+    protocol: Annotated[str, option_of(EvalOptions, "protocol")] = EvalOptions.protocol
+    heldout: Annotated[str | None, option_of(EvalOptions, "heldout")] = None
     no_generate: Annotated[bool, Opt("--no-generate", help="Score without generated text: faster.")] = False
     no_trace: Annotated[bool, Opt("--no-trace", help="Sweep alpha without tracing the α to mark.")] = False
     resume: Annotated[
@@ -65,6 +68,17 @@ def fixed_settings(options: SweepOptions) -> dict[str, Any]:
         "layers_attn": parse.layers(options.layers_attn, "--layers-attn"),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def protocols_of(options: SweepOptions) -> tuple[str, ...]:
+    """The ways to ask, read as `kt eval` reads them; what cannot work is refused before a model loads."""
+    names = ("protocol", "no_generate", "heldout")
+    found: tuple[str, ...] = questions(EvalOptions(**{name: getattr(options, name) for name in names}))["protocols"]
+    if "ppl" in found:
+        from ..evaluation.perplexity import heldout_corpus
+
+        heldout_corpus(options.heldout, options.model)
+    return found
 
 
 def methods_of(options: SweepOptions) -> list[str]:

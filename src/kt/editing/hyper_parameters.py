@@ -46,7 +46,7 @@ class HyperParameters:
     clamp_norm_factor_high: float = 0.25
     v_weight_decay_high: float = 0.5
     min_loss: float = 0.9  # JEEP: a probability, despite its name in the original
-    region: str = "both"  # JEEP's ablations: `both`, `low`, `high`
+    region: str = "both"  # JEEP's ablations: `both`, `low`, `high`, `joint-low`, `joint-high`
     separate_targets: bool = False  # JEEP's ablation: each region's δ searched for alone
     high_module: str = "mlp"  # JEEP's ablation `w/ MHSA in Step3`: `attn`
     emmet_lambda: float = 0.1

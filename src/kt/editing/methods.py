@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..errors import KtError
 from ..sites import Kind, Site
 from .adapter import Adapter
 from .aims import Aim, Position
@@ -19,6 +20,9 @@ from .solvers import Equality, LeastSquares, NullSpace, RankOne
 
 if TYPE_CHECKING:
     from ..model import TracedModel
+
+REGIONS = ("both", "low", "high", "joint-low", "joint-high")
+"""JEEP's regions and its ablations: one region alone, or both searched together and one of them written."""
 
 
 def memit(hp: HyperParameters) -> Recipe:
@@ -115,6 +119,12 @@ def jeep(hp: HyperParameters) -> Recipe:
 
     The original code hooks the high δ at the attention's output but takes the residual at the MLP's; both are the MLP's
     here. Its stop rule is a probability.
+
+    Of Table 4's ablations, `region` has four: `low` and `high` search for one value and write it (w/o δ* & Step3, w/o
+    δ' & Step2); `joint-low` and `joint-high` search for both together and write one (w/o Step3, w/o Step2).
+
+    Raises:
+        KtError: an unknown region or high module, or a joint region with `separate_targets`.
     """
     high_kind = Kind.ATTN if one_of(hp.high_module, ("mlp", "attn"), "high_module") == "attn" else Kind.MLP
     low = Aim(Site(Kind.MLP, hp.layers_mlp[-1]), Position.SUBJECT_LAST)
@@ -126,9 +136,14 @@ def jeep(hp: HyperParameters) -> Recipe:
         "low": Path(Kind.MLP, hp.layers_mlp, low, hp.held, spread=hp.spread_rule),
         "high": Path(high_kind, hp.layers_high, high, LeastSquares(weight)),
     }
-    region = one_of(hp.region, ("both", "low", "high"), "region")
-    chosen = tuple(paths.values()) if region == "both" else (paths[region],)
-    return Recipe(chosen, replace(hp.objective, stop_prob=hp.min_loss), joint=not hp.separate_targets, coupled=True)
+    region = one_of(hp.region, REGIONS, "region")
+    written = region.removeprefix("joint-")
+    if written != region and hp.separate_targets:
+        raise KtError(f"region {region} searches for both together; leave separate_targets out, or use {written}")
+    chosen = tuple(path for name, path in paths.items() if written in ("both", name))
+    also = tuple(path.aim for name, path in paths.items() if written != region and name != written)
+    objective = replace(hp.objective, stop_prob=hp.min_loss)
+    return Recipe(chosen, objective, joint=not hp.separate_targets, also=also, coupled=True)
 
 
 def ultraedit(hp: HyperParameters) -> OnePass:

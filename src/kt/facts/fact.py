@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..artifacts import to_json
 from ..errors import BadFact, SubjectNotFound
 
 
@@ -72,6 +75,11 @@ class Fact:
         if self.answer is not None and target.strip() == self.answer.strip():
             raise BadFact(f"edit request {name!r}: the target {target!r} is the old answer; nothing to edit")
         return replace(self, target=target.strip())
+
+
+def facts_digest(facts: Sequence[Fact]) -> str:
+    """SHA-256 of all that the facts say."""
+    return hashlib.sha256(to_json(list(facts)).encode()).hexdigest()
 
 
 def fill(template: str, subject: str) -> str:

@@ -46,7 +46,7 @@ SYMBOLS: dict[str, Symbol] = {
     "nullspace_threshold": Symbol("P", "AlphaEdit: singular values of C below it span what P leaves free"),
     "L2": Symbol("I", "AlphaEdit, UltraEdit: factor of I in the solve"),
     "min_loss": Symbol("–", "JEEP: the search stops at this probability, despite the name"),
-    "region": Symbol("–", "JEEP's ablation: both, low, high"),
+    "region": Symbol("–", "JEEP's ablation: both, low, high, joint-low, joint-high"),
     "separate_targets": Symbol("–", "JEEP's ablation: each region's δ searched for alone"),
     "high_module": Symbol("–", "JEEP's ablation: mlp or attn in the high region"),
     "emmet_lambda": Symbol("λ", "EMMET: added to the diagonal of KᵀC⁻¹K; the paper has none"),

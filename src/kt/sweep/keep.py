@@ -8,19 +8,18 @@ Until the sweep is done, `manifest.json` says so; a finished run folder of `kt s
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import plain, read_json, to_json, write_json
+from ..artifacts import plain, read_json, write_json
 from ..errors import BadFile, KtError
-from ..facts.fact import Fact
+from ..journal import SETTINGS, claim
 from .grids import Point
 from .result import Row
 
-SETTINGS, POINTS = "settings.json", "points"
+POINTS = "points"
 
 
 class Kept:
@@ -49,14 +48,7 @@ class Kept:
             if resume:
                 raise KtError("resume needs the folder of the sweep that is to go on: give folder=")
             return
-        there = (self.folder / SETTINGS).exists()
-        if resume and not there:
-            raise KtError(f"{self.folder} holds no sweep to go on with (no {SETTINGS}); leave --resume out")
-        if there and not resume:
-            raise KtError(f"{self.folder} holds a sweep already; go on with --resume {self.folder}, or name another")
-        if there:
-            _refuse_other(self.folder, read_json(self.folder / SETTINGS), self.settings)
-            self._begun = True
+        self._begun = claim(self.folder, self.settings, resume, "sweep")
 
     def row(self, number: int, point: Point) -> Row | None:
         """The finished row of a point."""
@@ -84,25 +76,3 @@ class Kept:
         assert self.folder is not None
         slug = re.sub(r"[^A-Za-z0-9.,]+", "-", f"{point.series}-{point.label}").strip("-")[:60]
         return self.folder / POINTS / f"{number:03d}-{slug}.json"
-
-
-def facts_digest(facts: Sequence[Fact]) -> str:
-    """SHA-256 of all that the facts say."""
-    return hashlib.sha256(to_json(list(facts)).encode()).hexdigest()
-
-
-def _refuse_other(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    for name in sorted(new):
-        if old.get(name) != new[name]:
-            was, now = (_short(held.get(name)) for held in (old, new))
-            raise KtError(
-                f"{folder} was begun with {name} {was}, now it is {now}; repeat the first settings, or begin anew "
-                "in another folder"
-            )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = [f"{each.get('series', '')} {each.get('label', '')} {each.get('options', '')}" for each in value]
-    text = str(value)
-    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -16,10 +16,12 @@ from ..editing import Statistics
 from ..editing.prepare import read_requests, refuse_contradictions
 from ..errors import KtError
 from ..evaluation import Scores, evaluate
-from ..facts.fact import Fact
+from ..evaluation.metrics import PROTOCOLS
+from ..evaluation.perplexity import Heldout, heldout_corpus
+from ..facts.fact import Fact, facts_digest
 from ..progress import Stage
 from .grids import Point
-from .keep import Kept, facts_digest
+from .keep import Kept
 from .result import Row, Sweep
 from .solving import Solver
 
@@ -37,6 +39,7 @@ def sweep(
     resume: bool = False,
     generate: bool = True,
     protocols: Sequence[str] | None = None,
+    heldout: str | Path | None = None,
     seeds: Sequence[int] = (0,),
     statistics: Statistics | str | Path | None = None,
     corpus: str = "demo",
@@ -53,7 +56,9 @@ def sweep(
         folder: keeps each point when it is done; `resume` goes on there.
         generate: whether scores also rest on generated text.
         protocols: the ways to ask, as in `kt.evaluate`; in place of `generate`.
+        heldout: the text of the protocol ppl, as in `kt.evaluate`.
         seeds: each point is solved once a seed; a record's value is the mean over them, intervals are over records.
+            A held-out document's loss is the mean over them as well.
         statistics, corpus, max_tokens: second moments, as in `kt.edit`.
         balance: a traced α, to be marked on the figure.
         stage: opens a stage by name and gives what to report its progress to.
@@ -66,20 +71,21 @@ def sweep(
     requests = read_requests(model, facts)
     refuse_contradictions(requests)
     _check(points, requests, seeds)
+    ways = _ways(protocols, generate)
     settings = {
         "kind": kind,
         "model": model.fingerprint(),
         "facts": facts_digest(requests),
         "points": list(points),
         "seeds": list(seeds),
-        "generate": generate,
-        "protocols": None if protocols is None else list(protocols),
+        "protocols": ways,
+        "heldout": heldout_corpus(heldout, model.name).sha256 if "ppl" in ways else None,
         "corpus": corpus,
         "max_tokens": max_tokens,
         "statistics": None if statistics is None else str(getattr(statistics, "files", statistics)),
     }
     kept = Kept(folder, settings, resume, {"balance": balance})
-    asked: dict[str, Any] = {"generate": generate, "protocols": protocols, "batch_size": batch_size, "seed": seeds[0]}
+    asked: dict[str, Any] = {"protocols": ways, "heldout": heldout, "batch_size": batch_size, "seed": seeds[0]}
     solver = Solver(model, [point.options for point in points], statistics, corpus, max_tokens)
     with stage("unedited model") as tick:
         before = evaluate(model, requests, progress=tick, **asked)
@@ -99,6 +105,14 @@ def sweep(
         "protocol": _protocol(model, requests, before, asked),
     }
     return Sweep(plain(about), tuple(rows), plain(before.as_dict()["metrics"]), balance)
+
+
+def _ways(protocols: Sequence[str] | None, generate: bool) -> list[str]:
+    """The protocols, each once and in one order, so that a sweep that goes on may name them in another. Unknown ones
+    are left for `evaluate` to refuse."""
+    if protocols is None:
+        return ["tf", "gen"] if generate else ["tf"]
+    return sorted(dict.fromkeys(protocols), key=lambda name: (*PROTOCOLS, name).index(name))
 
 
 def _check(points: Sequence[Point], facts: Sequence[Fact], seeds: Sequence[int]) -> None:
@@ -155,7 +169,15 @@ def _mean_over_seeds(found: Sequence[Scores]) -> Scores:
         records = dict.fromkeys(r for scores in found for r in scores.values.get(name, {}))
         own = {r: [s.values[name][r] for s in found if r in s.values.get(name, {})] for r in records}
         values[name] = {record: float(np.mean(numbers)) for record, numbers in own.items()}
-    return replace(found[0], values=values)
+    return replace(found[0], values=values, heldout=_mean_heldout([scores.heldout for scores in found]))
+
+
+def _mean_heldout(found: Sequence[Heldout | None]) -> Heldout | None:
+    """Each document's loss as its mean over seeds."""
+    texts = [text for text in found if text is not None]
+    if not texts:
+        return None
+    return replace(texts[0], nll=tuple(np.mean([text.nll for text in texts], axis=0).tolist()))
 
 
 def _protocol(model: TracedModel, facts: Sequence[Fact], before: Scores, asked: Mapping[str, Any]) -> Mapping[str, str]:

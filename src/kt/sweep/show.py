@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,20 @@ SHOWN = {
     "portability": "portability_tf_exact",
     "fluency (bits)": "fluency_ngram_entropy_gen",
 }
-"""Panels and columns, and the metric behind each."""
+"""Panels and columns, and the metric behind each: those of the default protocols, tf and gen."""
+ASKED = {
+    "P(new) > P(old)": "efficacy_prob_success",
+    "P(new) > P(old), rephrased": "generalization_prob_success",
+    "P(own) > P(new), neighbours": "specificity_prob_success",
+    "free answer": "edit_success_wild_contains",
+    "free answer, rephrased": "paraphrase_wild_contains",
+    "free answer, neighbours": "neighbourhood_wild_contains",
+    "perplexity": "perplexity_heldout",
+}
+"""Those that come with the protocols prob, wild and ppl."""
+GREEDY = {"greedy text": "edit_success_gen_exact", "greedy text, rephrased": "paraphrase_gen_exact"}
+"""Those of gen where tf was not asked for."""
+A_TABLE = 5
 
 AXES = {
     "alpha": "α, attention's share",
@@ -43,12 +57,12 @@ def figure(found: Sweep) -> go.Figure:
     if found.balance is not None and found.kind == "alpha":
         ci95 = found.balance.get("ci95")
         traced = Traced(float(found.balance["alpha"]), None if ci95 is None else (float(ci95[0]), float(ci95[1])))
-    named = found.kind in NAMED
+    named, shown = found.kind in NAMED, columns(found)
     runs = _by_point(found) if named else _by_series(found)
     return sweep_figure(
         runs,
         title=f"{found.about['model']}: {AXES.get(found.kind, found.kind)}",
-        subtitle=f"{found.about['n_facts']} facts; means over records with 95% intervals, teacher-forced",
+        subtitle=f"{found.about['n_facts']} facts; means over records with 95% intervals{_how(shown)}",
         x_title=AXES.get(found.kind, "point"),
         scale="log" if found.kind == "edits" else "linear",
         names=[row.label for row in found.rows] if named else (),
@@ -56,23 +70,38 @@ def figure(found: Sweep) -> go.Figure:
     )
 
 
+def _how(shown: Mapping[str, str]) -> str:
+    """What of it is teacher-forced, and what is a mean over something else."""
+    if set(shown) <= set(SHOWN):
+        return ", teacher-forced"
+    forced = "; edit success, paraphrase, portability: teacher-forced" * ("edit success" in shown)
+    return forced + "; perplexity: over documents" * ("perplexity" in shown)
+
+
 def columns(found: Sweep) -> dict[str, str]:
     """The panels that at least one row has something for."""
-    return {panel: name for panel, name in SHOWN.items() if any(name in row.metrics for row in found.rows)}
+    there = {name for row in found.rows for name, metric in row.metrics.items() if metric["n"]}
+    greedy = {} if SHOWN["edit success"] in there else GREEDY
+    return {panel: name for panel, name in (greedy | SHOWN | ASKED).items() if name in there}
 
 
-def table_rows(found: Sweep) -> list[list[Any]]:
+def tables(found: Sweep) -> list[dict[str, str]]:
+    """The panels by `A_TABLE`: what stands beside each other in a terminal. One without any, where there are none."""
+    shown = list(columns(found).items())
+    return [dict(shown[i : i + A_TABLE]) for i in range(0, max(1, len(shown)), A_TABLE)]
+
+
+def table_rows(found: Sweep, shown: Mapping[str, str]) -> list[list[Any]]:
     """Cells: name, means with intervals, n, seconds."""
     lines = []
     for row in found.rows:
-        cells = [_cell(row.metrics.get(name)) for name in columns(found).values()]
+        cells = [_cell(row.metrics.get(name)) for name in shown.values()]
         lines.append([row.series, row.label, *cells, row.edits, round(sum(row.seconds.values()), 1)])
     return lines
 
 
-def difference_rows(found: Sweep) -> list[list[Any]]:
+def difference_rows(found: Sweep, shown: Mapping[str, str]) -> list[list[Any]]:
     """Paired differences of the joint edit to its parts."""
-    shown = columns(found)
     return [
         [name, *(_cell(by.get(metric) and by[metric].as_dict()) for metric in shown.values())]
         for name, by in found.differences().items()
