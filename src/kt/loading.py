@@ -60,7 +60,7 @@ def load(
         options["device_map"] = device_map
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    with _one_line(name), _no_bars():
+    with _one_line(name), no_bars():
         from transformers import AutoModelForCausalLM
 
         module: Any = AutoModelForCausalLM.from_pretrained(source, **options)
@@ -124,7 +124,7 @@ def _one_line(name: str) -> Any:
 
 
 @contextmanager
-def _no_bars() -> Any:
+def no_bars() -> Any:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled() if hasattr(logging, "is_progress_bar_enabled") else True

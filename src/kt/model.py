@@ -7,7 +7,6 @@ the residual stream after a block. Weights are always seen as (d_out, d_in).
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from .errors import KtError, UnknownSite
 from .layout import Layout, find_layout, first, linear_shape, validate
 from .prompts import Batch, encode
 from .sampling import continue_greedily_or_sample
-from .sites import Kind, Site, Update
+from .sites import Kind, Site, Update, fingerprint_of
 
 Address = Site | str
 
@@ -287,11 +286,7 @@ class TracedModel:
             named: Iterable[tuple[str, Tensor]] = self.module.state_dict().items()
         else:
             named = ((self.name_of(a), self.own(a)) for a in addresses)
-        digest = hashlib.sha256()
-        for name, tensor in sorted(named):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return fingerprint_of(named)
 
 
 def _unflattened(tensor: Tensor, rows: int) -> Tensor:

@@ -76,7 +76,7 @@ def adapted(model: TracedModel, sites: Sequence[Site], adapter: Adapter, seed: i
                 lambda: {f"{path}.weight": low_rank(layer) for path, layer in layers.items()},
             )
         finally:
-            _take_out(model.module, projections)
+            take_out(model.module, projections)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def low_rank(layer: Any) -> LowRank:
     return LowRank(layer.scaling[NAME] * b, a.clone()).to(torch.float32)
 
 
-def _take_out(module: nn.Module, projections: dict[str, nn.Module]) -> None:
+def take_out(module: nn.Module, projections: dict[str, nn.Module]) -> None:
     """What peft's `unload` does, but also of an injection that broke off half way."""
     for path, projection in projections.items():
         parent, _, name = path.rpartition(".")

@@ -1,0 +1,144 @@
+"""`kt export` and `kt revert`: an edit as other tools load it, and a merged folder without its edit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import parse
+from .command import BadOption, Options
+from .console import Screen
+from .options import ForceOptions, ModelOptions, Opt
+from .session import load_model, screen_for, settle_libraries, write_result
+
+if TYPE_CHECKING:
+    from ..export import Exported, Reverted
+
+FORMATS = ("hf", "peft")
+DTYPES = ("float32", "fp32", "bfloat16", "bf16", "float16", "fp16")
+OF_PEFT = ("max_rank", "max_error", "adapter_dtype")
+MAX_ERROR = 1e-3
+
+
+@dataclass(frozen=True)
+class ExportOptions(ForceOptions, ModelOptions):
+    edit: Annotated[Path | None, typer.Argument(metavar="EDIT", help="The edit file (of kt apply-edit).")] = None
+    format: Annotated[
+        str, Opt("--format", help="hf: a merged Hugging Face folder; peft: a LoRA adapter for the base model.")
+    ] = "hf"
+    to: Annotated[Path | None, Opt("--to", help="The folder to write; new or empty.")] = None
+    max_rank: Annotated[int | None, Opt("--max-rank", min=1, help="peft: most columns of a factor.")] = None
+    max_error: Annotated[
+        float | None,
+        Opt("--max-error", min=0, help=f"peft: how much of the edit's norm may be missing [default: {MAX_ERROR}]."),
+    ] = None
+    adapter_dtype: Annotated[
+        str | None,
+        Opt("--adapter-dtype", help="peft: of the factors: float32/fp32, bfloat16/bf16, float16/fp16 [default: fp32]."),
+    ] = None
+    no_undo: Annotated[
+        bool, Opt("--no-undo", help="hf: leave out the bytes from before the edit, which kt revert puts back.")
+    ] = False
+    no_check: Annotated[
+        bool,
+        Opt("--no-check", help="Do not load the result to compare it: for hf that takes as much memory again."),
+    ] = False
+
+
+@dataclass(frozen=True)
+class RevertOptions(Options):
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="The merged folder.")] = None
+    edit: Annotated[Path | None, Opt("--edit", help="The edit to take out [default: the one in the folder].")] = None
+    base: Annotated[
+        str | None, Opt("--base", help="Take the bytes from this model [default: those kept in the folder].")
+    ] = None
+    to: Annotated[Path | None, Opt("--to", help="Write a new folder [default: in place, file by file].")] = None
+
+
+def export(options: ExportOptions) -> None:
+    """Write an edit as a merged Hugging Face folder or as a PEFT adapter, checked before it has its name."""
+    format = parse.one(options.format, FORMATS, "--format")
+    if options.edit is None or options.to is None:
+        raise BadOption("kt export needs an edit file and a folder: kt export edit.safetensors --to FOLDER")
+    stray = [name for name in OF_PEFT if getattr(options, name) is not None] if format == "hf" else []
+    if stray:
+        raise BadOption(f"--{stray[0].replace('_', '-')} belongs to --format peft")
+    if format == "peft" and options.no_undo:
+        raise BadOption("--no-undo belongs to --format hf; an adapter leaves the base model as it is")
+    dtype = parse.one(options.adapter_dtype or DTYPES[0], DTYPES, "--adapter-dtype")
+    settle_libraries()
+    screen = screen_for(options)
+    from ..editing import Edit
+    from ..export import to_hf, to_peft
+    from ..export.adapter import need_peft
+    from ..export.folder import refuse_taken
+    from ..loading import DTYPES as KINDS
+
+    refuse_taken(options.to)
+    if format == "peft":
+        need_peft()
+    edit = Edit.load(options.edit)
+    model = load_model(options)
+    shared: dict[str, Any] = {"check": not options.no_check, "force": options.force}
+    if format == "hf":
+        made = to_hf(model, edit, options.to, undo=not options.no_undo, **shared)
+    else:
+        limit = MAX_ERROR if options.max_error is None else options.max_error
+        made = to_peft(model, edit, options.to, options.max_rank, limit, KINDS[dtype], **shared)
+    show_export(screen, made)
+    write_result(options, made.as_dict())
+
+
+def show_export(screen: Screen, made: Exported) -> None:
+    """What was written, how near it is, and what the model now says."""
+    about = made.about
+    if made.format == "hf":
+        files = f"{about['shards']} file{'s' if about['shards'] != 1 else ''} of weights in {made.dtype}"
+        source = about["source_shards"]
+        if source is not None and source != about["shards"]:
+            files += f" (the model came in {source})"
+        screen.say(f"kt: {files}" + ("" if about["undo"] else "; without the bytes that kt revert would put back"))
+        rows = [[row["prompt"], row["continuation"]] for row in about["generated"]]
+        if rows:
+            screen.table("the folder, loaded again, says", ["prompt", "continuation"], rows)
+    else:
+        columns = ["weight", "rank", "rank that is exact", "missing, of the update's norm"]
+        rows = [[name, row["rank"], row["needed"], row["error"]] for name, row in made.weights.items()]
+        screen.table(f"adapter in {made.dtype}", columns, rows)
+        missing = about["weight_error"]
+        screen.say(f"kt: the adapter misses {missing:.2g} of the edit's norm" if missing else "kt: no part is missing")
+    if made.max_error is None:
+        screen.say("kt: not loaded again, so its logits were not compared (--no-check)")
+    else:
+        screen.say(f"kt: logits after {made.prompts} prompts: {_gap(made)}")
+    screen.say(f"kt: written to {made.path}")
+
+
+def _gap(made: Exported) -> str:
+    if not made.max_error:
+        return "the edited model's, to the bit"
+    return f"off by at most {made.max_error:.2g}, {made.relative_error:.2g} of what the edit changes"
+
+
+def revert(options: RevertOptions) -> None:
+    """Take an edit out of a merged folder, or prove that it is out."""
+    if options.folder is None:
+        raise BadOption("kt revert needs a merged folder: kt revert FOLDER")
+    settle_libraries()
+    screen = screen_for(options)
+    from ..export import revert_folder
+
+    found = revert_folder(options.folder, options.edit, options.base, options.to)
+    show_revert(screen, found)
+    write_result(options, found.as_dict())
+
+
+def show_revert(screen: Screen, found: Reverted) -> None:
+    words = {"base": "as before the edit", "applied": "with the edit"}
+    rows = [[name, words[state], "as before the edit"] for name, state in found.weights.items()]
+    screen.table(f"weights of {found.path}", ["weight", "was", "is"], rows)
+    done = "the edit is already out; nothing to restore" if found.already else "every weight has its bytes from before"
+    screen.say(f"kt: {done}; the model's fingerprint is {found.fingerprint}")

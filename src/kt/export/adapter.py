@@ -1,0 +1,220 @@
+"""An edit as a LoRA adapter that plain peft loads: the base model stays as it is, the edit comes and goes.
+
+Every edited projection has factors B A of its own rank (see factors.py) and alpha = rank, so that peft's scale
+alpha / rank is exactly 1. The config's own `r` and `lora_alpha` are the largest rank: a reader that knows nothing of
+`rank_pattern` and `alpha_pattern` also multiplies by 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import hypot
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..artifacts import atomic_write, read_json, to_json
+from ..editing.adapter import take_out
+from ..errors import KtError, WorkFailed
+from .checks import next_logits, prompts_of
+from .factors import Factors, factors
+from .folder import refuse_taken, whole_folder
+from .result import OWN, Exported, keep_about, public_name
+
+if TYPE_CHECKING:
+    from ..editing import Edit
+    from ..model import TracedModel
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FAR = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.5, torch.bfloat16: 0.5}
+"""How far the logits may be off, relative to what the edit changes of them, by the base model's dtype. In 16 bits a
+merged weight is rounded and an adapter's is not, so the two differ by the rounding, and only gross errors show."""
+
+
+class Gap(NamedTuple):
+    """How far the adapter's logits are from the edit's: absolute, and relative to the edit's largest change."""
+
+    absolute: float
+    relative: float
+
+
+def to_peft(
+    model: TracedModel,
+    edit: Edit,
+    folder: str | Path,
+    max_rank: int | None = None,
+    max_error: float = 1e-3,
+    dtype: torch.dtype = torch.float32,
+    check: bool = True,
+    force: bool = False,
+) -> Exported:
+    """Write the edit as an adapter folder, whole or not at all; the model itself is as before on return.
+
+    Args:
+        max_rank: no factor has more columns; an update that needs more is cut to its largest singular values.
+        max_error: the most that ‖BA - ΔW‖ / ‖ΔW‖ (Frobenius, over all weights together) may be, `dtype`'s rounding
+            included.
+        dtype: of the factors in the file. peft computes with factors of 16 bits in float32.
+        check: load the adapter with peft onto the model and compare its logits after the requests' prompts.
+        force: also for weights that the edit was not solved for.
+
+    Raises:
+        KtError: peft is not installed, the edit was solved for other weights, or it touches what no adapter can (a
+            bias, a norm, an embedding).
+        NotWritable: the folder is taken, or the disk is full or read-only.
+        WorkFailed: the adapter misses the edit by more than `max_error`, or does not give its logits.
+    """
+    need_peft()
+    refuse_taken(folder)
+    projections = _projections(model, edit)
+    with edit.applied(model, force=force):
+        prompts = prompts_of(edit)
+        wanted = next_logits(model, prompts) if check else None
+    parts = {path: factors(edit.updates[f"{path}.weight"], max_rank, dtype) for path in projections}
+    parts = {path: part for path, part in parts.items() if part.norm > 0}
+    error = _relative(parts)
+    if error > max_error:
+        raise WorkFailed(_too_far(parts, error, max_error, dtype))
+    with whole_folder(folder) as temporary:
+        _write(model, temporary, parts, any(isinstance(projections[p], Conv1D) for p in parts))
+        gap = None if wanted is None else _gap(model, temporary, prompts, wanted)
+        if gap is not None and gap.relative > max(FAR[model.dtype], 20 * error):
+            raise WorkFailed(
+                f"peft, with this adapter, gives other logits than the edit: off by up to {gap.absolute:.2g}, "
+                f"{gap.relative:.1%} of what the edit changes; export with --format hf instead"
+            )
+        about = {"weight_error": error, "rank": max(p.b.shape[1] for p in parts.values())}
+        keep_about(temporary, model, edit, format="peft", fingerprints=edit.manifest.get("fingerprints", {}), **about)
+    return Exported(
+        path=Path(folder),
+        format="peft",
+        dtype=str(dtype).removeprefix("torch."),
+        max_error=gap.absolute if gap else None,
+        relative_error=gap.relative if gap else None,
+        prompts=len(prompts) if gap else 0,
+        weights={f"{path}.weight": _row(part) for path, part in parts.items()},
+        about=about | {"base_model": public_name(model.name)},
+    )
+
+
+def patterns(ranks: Mapping[str, int]) -> dict[str, int]:
+    """Ranks by module for peft's `rank_pattern`, which are regular expressions: a path that means itself alone.
+
+    peft lets anything stand before a pattern, and a plain dot is any character.
+    """
+    return {f"^{re.escape(path)}": rank for path, rank in ranks.items()}
+
+
+def need_peft() -> None:
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise KtError("an export for peft needs peft; pip install 'kt[lora]'") from None
+
+
+def _projections(model: TracedModel, edit: Edit) -> dict[str, nn.Module]:
+    """The linear maps that the edit touches, by path."""
+    found: dict[str, nn.Module] = {}
+    other = []
+    for name in edit.names:
+        path, _, kind = name.rpartition(".")
+        model.own(name)  # refuses a weight that the model does not have
+        owner = model.module.get_submodule(path)
+        if kind == "weight" and isinstance(owner, nn.Linear | Conv1D):
+            found[path] = owner
+        else:
+            other.append(name)
+    if other:
+        shown = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
+        raise KtError(
+            f"the edit also changes {shown} ({len(other)} in all), and an adapter holds linear maps' weights only; "
+            "export with --format hf"
+        )
+    return found
+
+
+def _write(model: TracedModel, folder: Path, parts: Mapping[str, Factors], conv: bool) -> None:
+    """The adapter's two files, by peft's own config class and under peft's names of the factors."""
+    from peft import LoraConfig, TaskType
+    from safetensors.torch import save_file
+
+    ranks = {path: part.b.shape[1] for path, part in parts.items()}
+    top = max(ranks.values())
+    LoraConfig(
+        r=top,
+        lora_alpha=top,
+        rank_pattern=patterns(ranks),
+        alpha_pattern=patterns(ranks),
+        target_modules=list(ranks),
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=conv,
+        task_type=TaskType.CAUSAL_LM,
+        inference_mode=True,
+        base_model_name_or_path=public_name(model.name),
+        revision=model.revision,
+    ).save_pretrained(str(folder))
+    # peft writes the modules as a set, in an order that changes from run to run.
+    config = read_json(folder / CONFIG)
+    atomic_write(folder / CONFIG, to_json(config | {"target_modules": sorted(ranks)}))
+    tensors: dict[str, torch.Tensor] = {}
+    for path, part in parts.items():
+        stem = f"base_model.model.{path}"
+        tensors |= {f"{stem}.lora_A.weight": part.a, f"{stem}.lora_B.weight": part.b}
+    atomic_write(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    (folder / OWN).mkdir()
+
+
+def _gap(model: TracedModel, folder: Path, prompts: list[str], wanted: torch.Tensor) -> Gap:
+    """The adapter as plain peft loads it onto the model, against the edit written into it."""
+    base = next_logits(model, prompts)
+    with with_adapter(model, folder) as adapted:
+        found = next_logits(model, prompts, adapted)
+    change = float((wanted - base).abs().max())
+    # An edit that changes these logits by next to nothing is not to be held against rounding.
+    scale = max(change, 1e-3 * float(base.abs().max()))
+    absolute = float((found - wanted).abs().max())
+    return Gap(absolute, absolute / scale if scale else 0.0)
+
+
+@contextmanager
+def with_adapter(model: TracedModel, folder: Path) -> Iterator[Any]:
+    """The model under peft's wrapper inside the block; its own module tree again on exit, also after an exception.
+
+    In place: a second copy of the model would take its memory twice.
+    """
+    from peft import PeftModel
+
+    targets = read_json(folder / CONFIG)["target_modules"]
+    before = {path: model.module.get_submodule(path) for path in targets}
+    try:
+        yield PeftModel.from_pretrained(model.module, str(folder)).eval()
+    finally:
+        take_out(model.module, before)
+
+
+def _relative(parts: Mapping[str, Factors]) -> float:
+    """‖BA - ΔW‖ / ‖ΔW‖ over all weights together."""
+    return hypot(*(part.error for part in parts.values())) / hypot(*(part.norm for part in parts.values()))
+
+
+def _row(part: Factors) -> dict[str, Any]:
+    return {"rank": part.b.shape[1], "needed": part.needed, "error": part.error / part.norm}
+
+
+def _too_far(parts: Mapping[str, Factors], error: float, limit: float, dtype: torch.dtype) -> str:
+    path, worst = max(parts.items(), key=lambda item: item[1].error)
+    rank, name = worst.b.shape[1], str(dtype).removeprefix("torch.")
+    cut = rank < worst.needed
+    cause = f"rank {rank} of the {worst.needed} that it needs" if cut else f"its factors are in {name}"
+    remedy = "raise --max-rank" if cut else "take --adapter-dtype float32"
+    return (
+        f"the adapter would miss the edit by {error:.2g} of its norm, more than the {limit:.2g} allowed (most at "
+        f"{path}: {cause}); {remedy} or raise --max-error, or export with --format hf"
+    )
