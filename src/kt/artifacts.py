@@ -15,10 +15,12 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from .errors import BadFile, KtError
+from .visible import visible_lines
 
 SCHEMA_VERSION = 1
 
@@ -77,6 +79,12 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
     return path
 
 
+def clear_temporaries(folder: Path, name: str = "") -> None:
+    """Take away what killed writers of this file (or of any in the folder) left; for whoever writes there alone."""
+    for left in folder.glob(f".{escape(name[:100]) or '*'}.tmp-*"):
+        left.unlink(missing_ok=True)
+
+
 def _write_plain(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
     if callable(content):
         # The writer may put a private file of its own here (safetensors does): keep the usual permissions.
@@ -127,6 +135,22 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def whole(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[None]:
+    """Around the taking apart of a file's content: what a part that is missing or of a wrong kind raises, as one line.
+
+    Raises:
+        BadFile: `path` is not a whole `what`; the reason and the remedy.
+    """
+    try:
+        yield
+    except KtError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {_one_line(error)[:200]}"
+        raise BadFile(f"{path}: not a whole {what} ({reason}); {remedy}") from error
+
+
 # JSON
 
 
@@ -152,8 +176,9 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Sorted and indented, so that equal results are equal bytes."""
-    return json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    """Sorted and indented, so that equal results are equal bytes; shown by a terminal, no text in it acts there."""
+    text = json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return visible_lines(text) + "\n"  # JSON's own escapes, of what it lets stand
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> Path:
@@ -169,12 +194,19 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise BadFile(f"{path}: not JSON (line {error.lineno}: {error.msg}); is it the right file?") from error
     except (OSError, UnicodeDecodeError) as error:
         raise BadFile(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{path}: nested too deeply, or a number too long, for JSON; is it the right file?") from error
     if not isinstance(value, dict):
         raise BadFile(f"{path}: expected a JSON object, found a {type(value).__name__}")
     return value
 
 
 # Arrays
+
+
+def header_text(metadata: Mapping[str, Any]) -> str:
+    """The metadata as `save_arrays` writes it into the header: equal metadata, equal text."""
+    return json.dumps(plain({"schema_version": SCHEMA_VERSION, **metadata}), sort_keys=True)
 
 
 def save_arrays(
@@ -184,7 +216,7 @@ def save_arrays(
 
     The metadata sits under one key: safetensors writes several keys in an order that changes between runs.
     """
-    header = {"kt": json.dumps(plain({"schema_version": SCHEMA_VERSION, **(metadata or {})}), sort_keys=True)}
+    header = {"kt": header_text(metadata or {})}
     tensors = any(hasattr(array, "detach") for array in arrays.values())
 
     def write(temporary: Path) -> None:
@@ -217,20 +249,35 @@ def load_arrays(
 
     With `kind`, the metadata's `kind` must say the same: a trace is not an edit, though both are safetensors.
     """
+    arrays, header = read_arrays(path, framework)
+    try:
+        metadata = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
+    if not isinstance(metadata, dict):
+        raise BadFile(f"{path}: its metadata is a {type(metadata).__name__}, not an object; write it again")
+    if kind is not None and metadata.get("kind") != kind:
+        raise BadFile(f"{path}: holds {metadata.get('kind') or 'tensors of another program'}, expected {kind}")
+    return arrays, metadata
+
+
+def read_arrays(path: str | os.PathLike[str], framework: str = "numpy") -> tuple[dict[str, Any], str]:
+    """The arrays of a safetensors file, and the text of kt's metadata (`{}` where another program wrote it).
+
+    Raises:
+        BadFile: not there, cut short, or not safetensors.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework=framework) as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = json.loads(header.get("kt", "{}"))
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last two: a type numpy lacks
         raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
     except OSError as error:
         raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}") from error
-    if kind is not None and metadata.get("kind") != kind:
-        raise BadFile(f"{path}: holds {metadata.get('kind') or 'tensors of another program'}, expected {kind}")
-    return arrays, metadata
+    return arrays, header.get("kt", "{}")
 
 
 def _one_line(error: Exception) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 from . import environment
 from .artifacts import SCHEMA_VERSION, NotWritable, read_json, save_arrays, sha256_file, write_json, writing
 from .errors import BadFile, KtError
+from .hold import Hold, abandoned
 from .results import envelope, git_describe
 
 DEMO_FACTS = Path(__file__).parent / "demo" / "facts.jsonl"
@@ -70,6 +71,7 @@ class RunFolder:
         self._started = datetime.now(timezone.utc)
         self._clock = time.perf_counter()
         self._made: list[Path] = []
+        self._hold: Hold | None = None
 
     def __enter__(self) -> RunFolder:
         final = self.path.absolute()
@@ -82,9 +84,11 @@ class RunFolder:
         with writing(self.path):
             self._made = [p for p in final.parents if not p.exists()]
             final.parent.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(final)
             self._temporary = final.with_name(f"{final.name[:100]}.tmp-{secrets.token_hex(4)}")
             try:
                 self._temporary.mkdir()
+                self._hold = Hold(self._temporary)
             except OSError:
                 self._remove()
                 raise
@@ -147,8 +151,11 @@ class RunFolder:
             str(p.relative_to(self._temporary)) for p in self._temporary.rglob("*") if p.is_file()
         )
         write_json(self.file(MANIFEST), self.manifest)
+        sync(self._temporary)
         with writing(self.path):
             _swap(self._temporary, self.path.absolute())
+        if self._hold is not None:
+            self._hold.release()
 
     def _rename_in(self, error: BaseException | None) -> None:
         """A message names the folder that the user knows, not the temporary one."""
@@ -157,6 +164,8 @@ class RunFolder:
 
     def _remove(self) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._hold is not None:
+            self._hold.release()
         for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()
@@ -177,6 +186,31 @@ def _swap(new: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def clear_leftovers(final: Path) -> None:
+    """Take away what killed processes left of a folder of this name; one that was moved aside comes back."""
+    name = re.escape(final.name[:100])
+    for left in sorted(final.parent.iterdir()):
+        if re.fullmatch(rf"{name}\.tmp-[0-9a-f]{{8}}", left.name) and left.is_dir() and abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+        elif re.fullmatch(rf"{name}\.old-[0-9a-f]{{8}}", left.name) and left.is_dir():
+            if final.exists():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.rename(final)
+
+
+def sync(folder: Path) -> None:
+    """Bring every file below a folder to the disk, so that the folder's name never stands for less than all of it."""
+    for path in [*folder.rglob("*"), folder]:
+        if os.name == "nt" and path.is_dir():
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def is_run(folder: str | os.PathLike[str]) -> bool:
     """Whether the folder holds a run that `kt` wrote."""
     with suppress(BadFile):
@@ -191,6 +225,8 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
     if not is_run(folder):
         raise BadFile(f"{folder} is not a run folder of kt (no {MANIFEST} in it); name one that a command wrote")
     manifest = read_json(folder / MANIFEST)
+    if manifest.get("unfinished"):
+        raise BadFile(f"{folder}: the run is unfinished; go on with it: repeat its command with --resume {folder}")
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise BadFile(
             f"{folder}: schema_version {manifest['schema_version']}, but this kt reads {SCHEMA_VERSION}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import SCHEMA_VERSION, atomic_write, check_writable, plain, to_json
+from ..environment import versions
+from ..journal import Journal
 from ..run_folder import RunFolder, default_folder
-from . import parse
+from . import interrupt, parse
 from .command import BadOption, Options
 from .console import Screen
-from .options import FactOptions, FigureOptions, ModelOptions, RunOptions
+from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, RunOptions
 
 if TYPE_CHECKING:
     from ..facts.fact import Fact
@@ -36,6 +39,7 @@ class Session:
 
     _model: TracedModel | None = None
     _facts: list[Fact] | None = None
+    _journal: Journal | None = None
 
     def load_model(self) -> TracedModel:
         """The model that the options name, noted in the manifest; loaded once."""
@@ -56,6 +60,33 @@ class Session:
                 self.screen.say(f"kt: {skips}")
             self._facts = loaded.facts
         return self._facts
+
+    def journal(self) -> Journal:
+        """Where this run keeps its finished phases until it is whole: beside the run folder, as NAME.unfinished."""
+        if self._journal is not None:
+            return self._journal
+        from ..facts.fact import facts_digest
+
+        asked = option_values(self.options) | {"command": self.options.command}
+        given = {"model weights": self.load_model().fingerprint(), "facts' content": facts_digest(self.load_facts())}
+        files = {f"{name} file": stamp(getattr(self.options, name, None)) for name in DATA_FILES}
+        settings = asked | given | files | {"versions": versions()}
+        folder, resume = unfinished(self.path), self.options.resume is not None
+        self._journal = Journal.begin(folder, settings, resume, self.options.argv)
+        interrupt.note(f"what was finished is kept: go on with --resume {self.path}")
+        if resume:
+            self.screen.say(f"kt: {self._journal.done} finished phases are taken from {folder}")
+        return self._journal
+
+    def end_journal(self, finished: bool) -> None:
+        """Of a finished run, or of one that had finished nothing, no journal stays."""
+        if self._journal is None or self._journal.folder is None:
+            return
+        if finished or not self._journal.done:
+            shutil.rmtree(self._journal.folder, ignore_errors=True)
+            interrupt.note()
+        else:
+            self.screen.say(f"kt: what was finished is kept: go on with --resume {self.path}")
 
     def progress(self, what: str) -> Any:
         """A progress bar for a library function."""
@@ -100,22 +131,56 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
             check_writable(file)
     parse.batch_size(options.batch_size)
     slug = Path(getattr(options, "model", "demo").partition("@")[0]).name
-    path = options.out or default_folder(options.command, slug)
+    path = run_path(options) or default_folder(options.command, slug)
     with RunFolder(path, command=options.command, argv=options.argv) as run:
         run.manifest["seed"] = options.seed
         run.manifest["config"] = option_values(options)
         run.keep = write
         current = Session(options, screen, run, path)
-        yield current
+        try:
+            yield current
+        except BaseException:
+            current.end_journal(finished=False)
+            raise
         if current.figures:
             atomic_write(run.file("figures.html"), current.page())
+    current.end_journal(finished=True)
     current.write_asked_figures()
     write_result(options, run.results)
     if write:
         screen.say(f"kt: written to {path}")
 
 
-NO_CONFIG = ("config", "json", "quiet", "no_progress", "command", "argv", "out", "html", "png", "svg")
+def run_path(options: RunOptions) -> Path | None:
+    """The folder that `--out` or `--resume` names."""
+    resume = getattr(options, "resume", None)
+    if resume is None or not isinstance(options, LongRunOptions):
+        return options.out
+    path = resume.with_name(resume.name.removesuffix(UNFINISHED))
+    if options.out not in (None, path):
+        raise BadOption("--resume and --out name two folders; --resume is enough")
+    return path
+
+
+UNFINISHED = ".unfinished"
+DATA_FILES = ("statistics", "corpus", "alpha_facts", "history")
+"""Options that name files whose content a result depends on."""
+
+
+def unfinished(path: Path) -> Path:
+    """Where the run that will be `path` keeps its journal: a finished run that stands there is not touched."""
+    return path.absolute().with_name(path.absolute().name + UNFINISHED)
+
+
+def stamp(file: Path | str | None) -> list[int] | None:
+    """Size and time of a file that a run depends on and that is too large to be read for this."""
+    if file is None or not Path(file).is_file():
+        return None  # a name of ours, a Hub id, or a list of files
+    about = Path(file).stat()
+    return [about.st_size, about.st_mtime_ns]
+
+
+NO_CONFIG = ("config", "json", "quiet", "no_progress", "command", "argv", "out", "html", "png", "svg", "resume")
 """Options that bear on where results go, not on what they are."""
 
 

@@ -11,7 +11,7 @@ from ..cells import cell, interval
 from ..run_folder import FILES
 from . import parse
 from .command import BadOption
-from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, TraceOptions
+from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, TraceOptions
 from .results import results_of_balance, results_of_screen, results_of_trace
 from .session import Session, session, wanted_files
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HeatmapOptions(RunOptions, TraceOptions, FigureOptions, FactOptions, ModelOptions):
+class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, ModelOptions):
     kind: Annotated[
         str, Opt("--kind", help="Any of mlp, attn, hidden; hidden-no-mlp, hidden-no-attn sever a module.")
     ] = "mlp,attn,hidden"
@@ -39,7 +39,7 @@ class HeatmapOptions(RunOptions, TraceOptions, FigureOptions, FactOptions, Model
 
 
 @dataclass(frozen=True)
-class AlphaOptions(RunOptions, TraceOptions, FigureOptions, FactOptions, ModelOptions):
+class AlphaOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, ModelOptions):
     per_fact: Annotated[bool, Opt("--per-fact", help="Print the balance factor of every fact too.")] = False
 
 
@@ -49,6 +49,8 @@ def heatmap(options: HeatmapOptions) -> None:
     metrics = tuple(parse.METRICS[m] for m in parse.names(options.metric, tuple(parse.METRICS), "--metric"))
     parse.one(options.direction, ("denoise", "noise"), "--direction")
     if parse.one(options.method, ("exact", "atp"), "--method") == "atp":
+        if options.resume is not None:
+            raise BadOption("--resume belongs to --method exact; estimates are not kept, run them again")
         return screened(options, kinds, metrics)
     if options.check:
         raise BadOption("--check compares an estimate with the exact map; give --method atp with it")
@@ -123,8 +125,9 @@ def measure(s: Session, what: str, kinds: tuple[str, ...], metrics: tuple[str, .
     facts, model = s.load_facts(), s.load_model()
     from ..tracing import causal_trace
 
+    arguments |= {"kinds": kinds, "metrics": metrics, "journal": s.journal().within(what)} | instead
     with s.progress(what) as tick:
-        return causal_trace(model, facts, kinds=kinds, metrics=metrics, progress=tick, **{**arguments, **instead})
+        return causal_trace(model, facts, progress=tick, **arguments)
 
 
 def trace_arguments(options: Any) -> dict[str, Any]:

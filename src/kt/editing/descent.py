@@ -111,16 +111,21 @@ class Descent:
             WorkFailed: the loss is not finite.
             KtError: an adapter is asked for and peft is not installed.
         """
-        model = setting.model
-        lessons = self._lessons(model, facts)
-        with self._training(setting) as training:
-            losses, steps = self._descend(model, lessons, training.weights, progress)
-            updates = training.updates()
-        written = {name: Written(update) for name, update in updates.items()}
-        return Solved(written, notes={"loss": losses[-1], "losses": losses, "steps": steps})
+        held, notes = setting.journal.take("descent", self._solve, setting, facts, progress)
+        return Solved({name: Written.of(part) for name, part in held.items()}, notes=notes)
 
     def remember(self, setting: Setting, facts: Sequence[Fact]) -> None:
         """Nothing."""
+
+    def _solve(
+        self, setting: Setting, facts: Sequence[Fact], progress: Progress | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Updates and notes, as a journal keeps them."""
+        lessons = self._lessons(setting.model, facts)
+        with self._training(setting) as training:
+            losses, steps = self._descend(setting.model, lessons, training.weights, progress)
+            written = {name: Written(update).as_dict() for name, update in training.updates().items()}
+        return written, {"loss": losses[-1], "losses": losses, "steps": steps}
 
     @contextmanager
     def _training(self, setting: Setting) -> Iterator[Training]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..facts.fact import Fact
+from ..journal import Journal
 from ..progress import Progress
-from ..sites import Site, Update
+from ..sites import Dense, LowRank, Site, Update
 from .aims import Aim
 from .contexts import Contexts
 from .statistics import Statistics
@@ -35,6 +36,16 @@ class Written(NamedTuple):
     condition: float | None = None
     keys: Float[Tensor, "d_in fact"] | None = None
     residual_norm: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a journal keeps it."""
+        return self._asdict() | {"update": vars(self.update)}
+
+    @classmethod
+    def of(cls, held: Mapping[str, Any]) -> Written:
+        """From what `as_dict` gave."""
+        parts = held["update"]
+        return cls(**{**held, "update": LowRank(**parts) if "left" in parts else Dense(**parts)})
 
 
 class Solved(NamedTuple):
@@ -68,7 +79,8 @@ class Setting:
     """What every solve of a session has in common.
 
     `original`, where given, is a context in which the model holds the weights it had before the session's first edit;
-    wanted values are then rescaled to the norm that the same site has there (the norm guard).
+    wanted values are then rescaled to the norm that the same site has there (the norm guard). `journal` keeps what a
+    solve has finished.
     """
 
     model: TracedModel
@@ -77,6 +89,11 @@ class Setting:
     state: State = field(default_factory=State)
     original: Callable[[], AbstractContextManager[Any]] | None = None
     seed: int = 0
+    journal: Journal = field(default_factory=Journal)
+
+    def within(self, part: str) -> Setting:
+        """The setting of a part of the work, whose phases have names of their own."""
+        return replace(self, journal=self.journal.within(part))
 
 
 class Plan(Protocol):

@@ -203,7 +203,9 @@ class Asked:
         return tuple(own.get(f.id, balance.alpha) for f in facts)
 
 
-def trace_balance(model: TracedModel, facts: Sequence[Fact], asked: Asked, seed: int) -> Balance | None:
+def trace_balance(
+    model: TracedModel, facts: Sequence[Fact], asked: Asked, seed: int, journal: Journal | None = None
+) -> Balance | None:
     """The balance of these facts; None where they cannot be traced and only layers were to come of it.
 
     Raises:
@@ -214,7 +216,8 @@ def trace_balance(model: TracedModel, facts: Sequence[Fact], asked: Asked, seed:
     if asked.alpha != "per-fact" and len(facts) > MOST_TRACED:
         facts = [facts[i * len(facts) // MOST_TRACED] for i in range(MOST_TRACED)]
     try:
-        return balance_factor(causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed), seed=seed)
+        trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed, journal=journal)
+        return balance_factor(trace, seed=seed)
     except KtError as error:
         if asked.fixed_alpha() is not None:
             return None

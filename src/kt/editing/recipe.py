@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -62,8 +62,9 @@ class Recipe:
     """Paths, the objective that finds their targets, and how the paths know of each other.
 
     `joint`: one search over all aims (and over `also`, aims that are searched with the others but not written: PMET's
-    attention) instead of one an aim. `coupled`: a path sees what the paths before it wrote (scaled); otherwise each is
-    solved on the unedited model. `one_by_one`: a whole solve a fact, on the model as the facts before left it (ROME).
+    attention, the other region in two of JEEP's ablations) instead of one an aim. `coupled`: a path sees what the paths
+    before it wrote (scaled); otherwise each is solved on the unedited model. `one_by_one`: a whole solve a fact, on the
+    model as the facts before left it (ROME).
     """
 
     paths: tuple[Path, ...]
@@ -114,7 +115,7 @@ class Recipe:
         parts: list[Solved] = []
         with model.restored(self.names(model)):
             for index, fact in enumerate(facts):
-                parts.append(self._only(index)._solve_batch(setting, [fact], None))
+                parts.append(self._only(index)._solve_batch(setting.within(f"fact-{index:05d}"), [fact], None))
                 for name, written in parts[-1].written.items():
                     model.write(name, written.update)
                 if progress:
@@ -131,11 +132,11 @@ class Recipe:
         search = self._search(setting, facts, progress)
         written: dict[str, Written] = {}
         with ExitStack() as around:
-            for path in self.live:
+            for number, path in enumerate(self.live):
                 if self.coupled:
                     around.enter_context(model.restored(path.sites))
                 with ExitStack() if self.coupled else model.restored(path.sites):
-                    solved = _walk(setting, facts, path, search[path.aim].wanted[path.aim])
+                    solved = _walk(setting.within(f"path-{number}"), facts, path, search[path.aim].wanted[path.aim])
                 scaled = {n: w._replace(update=_scaled(w.update, path.scale)) for n, w in solved.items()}
                 if self.coupled and path.scale != 1:
                     for name, full in solved.items():  # from full strength to the path's scale, for the paths after it
@@ -148,7 +149,15 @@ class Recipe:
         aims = list(dict.fromkeys([p.aim for p in self.live] + list(self.also)))
         found: dict[Aim, Targets] = {}
         for group in [aims] if self.joint else [[a] for a in aims]:
-            targets = find_targets(setting.model, facts, group, setting.contexts, self.objective, progress=progress)
+            targets = find_targets(
+                setting.model,
+                facts,
+                group,
+                setting.contexts,
+                self.objective,
+                progress=progress,
+                journal=setting.journal,
+            )
             found |= dict.fromkeys(group, _guarded(setting, facts, targets))
         return found
 
@@ -168,30 +177,42 @@ def _guarded(setting: Setting, facts: Sequence[Fact], targets: Targets) -> Targe
 def _walk(
     setting: Setting, facts: Sequence[Fact], path: Path, wanted: Float[Tensor, "fact d_model"]
 ) -> dict[str, Written]:
-    """Solve and write layer by layer; keys and residuals are read again after each write, as MEMIT does."""
-    model, contexts = setting.model, setting.contexts
-    bare = Contexts()
+    """Solve and write layer by layer, each a phase; keys and residuals are read again after a write, as MEMIT does."""
     solved: dict[str, Written] = {}
     for index, site in enumerate(path.sites):
-        name = model.weight_name(site)
         share = path.spread(index, len(path.sites))
         if share == 0:
             continue
-        keys = fact_keys(model, facts, contexts, site, path.aim.position)
-        now = fact_values(model, facts, contexts if path.mean_value else bare, path.aim.site, path.aim.position)
-        residuals = wanted.T.double() - now
-        system = System(
-            (residuals * share).cpu(),
-            keys.cpu(),
-            fact_keys(model, facts, bare, site, path.aim.position).cpu() if path.solver.needs_bare else None,
-            _moment(setting, name, keys) if path.solver.needs_moment else None,
-            setting.state.keys.get(name) if path.solver.keeps_keys else None,
-        )
-        solution = path.solver(system)
-        _check(name, solution)
-        model.write(site, solution.update)
-        solved[name] = Written(solution.update, solution.condition, keys, float(residuals.norm()))
+        name = setting.model.weight_name(site)
+        solved[name] = Written.of(setting.journal.take(name, _solve_site, setting, facts, path, wanted, site, share))
+        setting.model.write(site, solved[name].update)
     return solved
+
+
+def _solve_site(
+    setting: Setting,
+    facts: Sequence[Fact],
+    path: Path,
+    wanted: Float[Tensor, "fact d_model"],
+    site: Site,
+    share: float,
+) -> dict[str, Any]:
+    """One weight's update, in full strength, on the model as the layers before left it; as a journal keeps it."""
+    model, contexts, bare = setting.model, setting.contexts, Contexts()
+    name = model.weight_name(site)
+    keys = fact_keys(model, facts, contexts, site, path.aim.position).cpu()
+    now = fact_values(model, facts, contexts if path.mean_value else bare, path.aim.site, path.aim.position)
+    residuals = wanted.T.double() - now
+    system = System(
+        (residuals * share).cpu(),
+        keys,
+        fact_keys(model, facts, bare, site, path.aim.position).cpu() if path.solver.needs_bare else None,
+        _moment(setting, name, keys) if path.solver.needs_moment else None,
+        setting.state.keys.get(name) if path.solver.keeps_keys else None,
+    )
+    solution = path.solver(system)
+    _check(name, solution)
+    return Written(solution.update, solution.condition, keys, float(residuals.norm())).as_dict()
 
 
 def _moment(setting: Setting, name: str, keys: Float[Tensor, "d_in fact"]) -> Moment:

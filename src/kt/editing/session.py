@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import KtError
 from ..facts.fact import Fact
+from ..journal import Journal
 from ..progress import Progress
 from ..sites import Update
 from .contexts import Contexts
@@ -59,6 +60,8 @@ class EditSession:
         alpha_facts: facts that `alpha="auto"` is traced on; None: the first requests that are edited.
         keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
         norm_guard: rescale every wanted value to the norm that its site has before the session's first edit.
+        journal: keeps every finished phase (templates, traced α, targets, each layer's update), so that the same
+            session over the same journal goes on where it was cut off, with the same bytes.
         hyper_parameters: `layers` (or `layers_mlp`), `layers_attn`, `v_lr`, `v_num_grad_steps`, `v_weight_decay`,
             `kl_factor`, `clamp_norm_factor`, `mom2_update_weight`, `mom2_update_weight_attn`, `fact_token`, ...
     """
@@ -80,9 +83,11 @@ class EditSession:
         alpha_facts: Sequence[Fact] | None = None,
         keep_history: bool | None = None,
         norm_guard: bool = False,
+        journal: Journal | None = None,
         **hyper_parameters: Any,
     ) -> None:
         self.model, self.seed, self.progress = model, seed, progress
+        self.journal, self._solves = journal or Journal(), 0
         self.asked = Asked.of(model, method, alpha, preset, variant, hyper_parameters)
         self._history = _keys_of(history)
         self.state = State(self._history)
@@ -125,6 +130,7 @@ class EditSession:
         return result
 
     def _solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> tuple[Edit, Plan, Setting, list[Fact]]:
+        self._solves += 1
         facts = read_requests(self.model, requests)
         refuse_contradictions(facts)
         balance = self._trace(facts) if self.asked.needs_trace else None
@@ -169,14 +175,16 @@ class EditSession:
         """Texts and second moments are the original model's, taken once."""
         with self.unedited():
             if self._contexts is None:
-                self._contexts = self.asked.method.contexts(self.model, self.seed)
+                make = self.asked.method.contexts
+                self._contexts = Contexts(self.journal.take("contexts", lambda: make(self.model, self.seed).groups))
             if self._statistics is None:
                 self._statistics = take_statistics(self.model, plan.moment_sites, *self._given, self.progress)
         original = None
         if self.norm_guard:
             self._original = self.model.copies(plan.names(self.model)) | self._original
             original = self.unedited
-        return Setting(self.model, self._statistics, self._contexts, self.state, original, self.seed)
+        journal = self.journal.within(f"solve-{self._solves:05d}")
+        return Setting(self.model, self._statistics, self._contexts, self.state, original, self.seed, journal)
 
     def _trace(self, facts: list[Fact]) -> Balance | None:
         """What α and layers come from: of each batch for an α a fact, else of the first one, on the original model."""
@@ -184,7 +192,9 @@ class EditSession:
             return self._balance
         with self.unedited():
             own = self.asked.alpha == "per-fact" or not self._alpha_facts
-            balance = trace_balance(self.model, list(facts if own else self._alpha_facts or ()), self.asked, self.seed)
+            chosen = list(facts if own else self._alpha_facts or ())
+            journal = self.journal.within(f"solve-{self._solves:05d}-trace")
+            balance = trace_balance(self.model, chosen, self.asked, self.seed, journal)
         self._balance = balance
         return balance
 

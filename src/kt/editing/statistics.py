@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..artifacts import save_arrays
+from ..artifacts import clear_temporaries, save_arrays, writing
 from ..corpus import Corpus
 from ..errors import BadFile, WorkFailed
 from ..progress import Progress
@@ -88,7 +90,8 @@ def key_statistics(
     """C of every site, from the cache where it is there.
 
     One file a weight, named by the hash of the model's weights, the weight's name, the corpus and the token limit,
-    never by the model's name. An interrupted run goes on from its last checkpoint with the same result.
+    never by the model's name. An interrupted run goes on from its last checkpoint with the same result. Of several
+    processes that want the same, one computes and the others wait for its files.
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
     folder = Path(cache_dir) if cache_dir else default_cache()
@@ -96,10 +99,13 @@ def key_statistics(
     files = {
         s: folder / f"{_cache_key(model, fingerprint, s, corpus, max_tokens)}.safetensors" for s in sorted(set(sites))
     }
-    missing = [s for s, f in files.items() if not f.exists()]
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        _compute(model, {s: files[s] for s in missing}, corpus, max_tokens, progress)
+    if not all(file.exists() for file in files.values()):
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, f"{fingerprint} {corpus.sha256} {max_tokens}"):
+            missing = {s: f for s, f in files.items() if not f.exists()}  # another process may have just made some
+            if missing:
+                _compute(model, missing, corpus, max_tokens, progress)
     opened = {s: Statistics.open(f) for s, f in files.items()}
     names = {s: model.weight_name(s).removesuffix(".weight") for s in files}
     tokens = {st.n_tokens for st in opened.values()}
@@ -109,6 +115,25 @@ def key_statistics(
         corpus.name,
         {names[s]: f.stem for s, f in files.items()},
     )
+
+
+@contextmanager
+def _alone(folder: Path, work: str) -> Iterator[None]:
+    """Whoever does this work in this cache does it alone; the others wait."""
+    from filelock import FileLock, Timeout
+
+    name = f"cov-{hashlib.sha256(work.encode()).hexdigest()[:40]}.lock"
+    lock = FileLock(folder / name)
+    with writing(folder / name):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            warnings.warn("another process takes the same second moments; waiting for it", stacklevel=3)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def memory_needed(model: TracedModel, sites: Sequence[Site]) -> int:
@@ -171,6 +196,8 @@ def _compute(
     checkpoint = (
         next(iter(files.values())).parent / f"partial-{hashlib.sha256(pending.encode()).hexdigest()[:40]}.safetensors"
     )
+    for file in (checkpoint, *files.values()):
+        clear_temporaries(file.parent, file.name)
     sums = _Sums.resume(checkpoint, model, files)
     done = 0
     for done, rows in enumerate(_forwards(model, corpus, max_tokens), start=1):

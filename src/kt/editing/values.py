@@ -11,8 +11,8 @@ N-1 updates. Blocks below the lowest aim run once: δ changes nothing there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from einops import repeat
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..facts.fact import Fact
+from ..journal import Journal
 from ..progress import Progress
 from ..sites import Kind
 from .aims import Aim, Objective
@@ -48,14 +49,25 @@ def find_targets(
     objective: Objective,
     batch_size: int = 16,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> Targets:
-    """Optimise one δ an aim and request, `aims` together, requests in independent batches."""
-    parts = []
+    """One δ an aim and request, `aims` searched together; requests in independent batches, each a journal's phase."""
+    journal, parts = journal or Journal(), []
     for start in range(0, len(facts), batch_size):
-        parts.append(_find_batch(model, facts[start : start + batch_size], aims, contexts, objective))
+        name, batch = f"targets-{'+'.join(map(str, aims))}-{start:05d}", facts[start : start + batch_size]
+        found = journal.take(name, _find_batch, model, batch, aims, contexts, objective)
+        parts.append(_targets(found, aims, model.device))
         if progress:
             progress(min(start + batch_size, len(facts)), len(facts))
     return join_targets(parts)
+
+
+def _targets(held: Mapping[str, Any], aims: Sequence[Aim], device: torch.device) -> Targets:
+    """From what `_find_batch` gave, with values by the aim's place."""
+    wanted, before = (
+        {a: v.to(device) for a, v in zip(aims, held[part], strict=True)} for part in ("wanted", "before")
+    )
+    return Targets(wanted, before, *(held[part].to(device) for part in ("loss", "prob", "steps")))
 
 
 def join_targets(parts: Sequence[Targets]) -> Targets:
@@ -71,7 +83,8 @@ def join_targets(parts: Sequence[Targets]) -> Targets:
 
 def _find_batch(
     model: TracedModel, facts: Sequence[Fact], aims: Sequence[Aim], contexts: Contexts, objective: Objective
-) -> Targets:
+) -> dict[str, Any]:
+    """The fields of `Targets`, as a journal keeps them."""
     rows = target_rows(model, facts, contexts)
     start = min(a.site.layer + (a.site.kind is Kind.RESID) for a in aims)
     below, now = run_below(model, rows, aims, start)
@@ -98,8 +111,8 @@ def _find_batch(
         loss[active].sum().backward()
         _step(optimizer, delta, now, active, objective)
         steps += active
-    wanted = {a: (now[a] + delta[a]).detach() for a in aims}
-    return Targets(wanted, now, last, prob, steps)
+    wanted, before = [(now[a] + delta[a]).detach() for a in aims], [now[a] for a in aims]
+    return {"wanted": wanted, "before": before, "loss": last, "prob": prob, "steps": steps}
 
 
 class _Reading(NamedTuple):

@@ -6,7 +6,7 @@ The batches are a matter of speed and memory only: no number depends on them bey
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..errors import WorkFailed
+from ..journal import Journal
 from ..model import TracedModel
 from ..progress import Progress
 from ..sites import Site
@@ -25,6 +26,8 @@ from .patches import Patch, Source, heads
 from .probe import Shortcuts
 from .runs import Run, joined, prefix_is_reusable, run_rows
 
+NO_JOURNAL = Journal()
+
 _MEMORY = {"cuda": 2 << 30, "cpu": 64 << 20}
 """Bytes of one trace's largest activations and logits, which set the default `max_rows`."""
 
@@ -33,6 +36,7 @@ class Plan(NamedTuple):
     """What is the same for all facts of a run; `kinds` are labels of patches.
 
     `only` names, for each of the caller's facts, the (layer, token) cells to patch by label; the others come out NaN.
+    Every group of facts is a phase of `journal`.
     """
 
     kinds: tuple[str, ...]
@@ -42,6 +46,7 @@ class Plan(NamedTuple):
     shortcuts: Shortcuts
     direction: str = "denoise"
     only: Sequence[Mapping[str, Bool[ndarray, "layer token"]]] | None = None
+    journal: Journal = NO_JOURNAL
 
     @property
     def patches(self) -> tuple[Patch, ...]:
@@ -59,6 +64,9 @@ class Outcome(NamedTuple):
     clean: Float[ndarray, " metric"]
     corrupted: Float[ndarray, "metric sample"]
     patched: dict[str, Float[ndarray, "metric layer token sample"]] | None
+
+
+RunGroup = Callable[[TracedModel, Sequence[Case], Sequence[Corruption], Plan], list[Outcome]]
 
 
 def default_max_rows(model: TracedModel, length: int) -> int:
@@ -82,7 +90,7 @@ def run_all(
 
 
 def in_groups(
-    run_group: Callable[[TracedModel, Sequence[Case], Sequence[Corruption], Plan], list[Outcome]],
+    run_group: RunGroup,
     groups: Iterable[Sequence[int]],
     model: TracedModel,
     cases: Sequence[Case],
@@ -92,11 +100,19 @@ def in_groups(
 ) -> list[Outcome]:
     """One measurement group by group; the outcomes in the order of the cases."""
     outcomes: list[Outcome] = []
-    for at in groups:
-        outcomes += run_group(model, [cases[i] for i in at], [made[i] for i in at], plan)
+    for number, at in enumerate(groups):
+        here, corruptions = [cases[i] for i in at], [made[i] for i in at]
+        found = plan.journal.take(f"group-{number:05d}", _measured, run_group, model, here, corruptions, plan)
+        outcomes += [Outcome(*parts) for parts in zip(here, corruptions, *found, strict=True)]
         if progress is not None:
             progress(len(outcomes), len(cases))
     return sorted(outcomes, key=lambda o: o.case.index)
+
+
+def _measured(run_group: RunGroup, *group: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """What a group's runs gave, as a journal keeps it; the cases come back from what was asked."""
+    outcomes = run_group(*group)
+    return [o.clean for o in outcomes], [o.corrupted for o in outcomes], [o.patched for o in outcomes]
 
 
 def _groups(model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption], plan: Plan) -> Iterator[list[int]]:

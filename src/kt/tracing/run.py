@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from ..errors import BadFact, WorkFailed
 from ..facts.fact import Fact
+from ..journal import Journal
 from ..model import TracedModel
 from ..progress import Progress
 from .cases import UNKNOWN, Case, LeftOut, prepare
@@ -41,6 +42,7 @@ def causal_trace(
     direction: str = "denoise",
     method: str = "exact",
     only: Sequence[Mapping[str, Bool[ndarray, "layer token"]]] | None = None,
+    journal: Journal | None = None,
 ) -> Trace:
     """Restore each kind's clean value at every layer and token of corrupted prompts, and see what comes back.
 
@@ -63,6 +65,7 @@ def causal_trace(
         direction: `denoise` puts clean states into the corrupted run, `noise` corrupted ones into the clean run.
         method: `exact` patches every cell; `atp` estimates all from one backward (see attribution.py, screen.py).
         only: for each fact the cells to patch, by kind; the others come out NaN.
+        journal: keeps what is measured, group of facts by group, so that the same call over it goes on from there.
 
     Raises:
         BadFact: an argument or a fact that cannot be traced as given.
@@ -84,7 +87,7 @@ def causal_trace(
         left_out += [LeftOut(c.index, c.fact.id, UNKNOWN) for c in unknown]
     level = None if given or corrupt == "swap" else noise_scale * embedding_spread(model, facts)
     cases, made, lonely = _corruptions(model, cases, how, noise, level, len(facts))
-    plan = Plan(named, window, rows, how.min_gap, shortcuts(model, reuse_prefix), direction, only)
+    plan = Plan(named, window, rows, how.min_gap, shortcuts(model, reuse_prefix), direction, only, journal or Journal())
     outcomes = runner(method)(model, cases, made, plan, progress)
     left_out += lonely + [LeftOut(o.case.index, o.case.fact.id, how.flat) for o in outcomes if o.patched is None]
     traced = tuple(_traced(model, o, direction) for o in outcomes if o.patched is not None)
