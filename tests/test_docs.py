@@ -23,6 +23,8 @@ def printed(script, *arguments):
         ("trust.py", "tracing", (4, 4, 3, 5)),
         ("screen_speed.py", "tracing", (2, 2)),
         ("residual.py", "probing", (12, 12, 14)),
+        ("adapters.py", "reliability", (12, 8)),
+        ("stacks.py", "edits", (24, 3)),
         ("protocols.py", "evaluation", (9, 3, 3)),
         ("many_tokens.py", "evaluation", (12, 6, 4, 18)),
     ],

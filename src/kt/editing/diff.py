@@ -1,0 +1,127 @@
+"""Two edits side by side: settings that differ, requests, and how far their updates are apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ..sites import LowRank, Update
+from .conflicts import same_fact
+from .edit import Edit
+from .layers import facts_of
+
+COMPARED = (
+    "method", "alpha", "alphas", "model", "revision", "dtype", "seed", "norm_guard", "past_keys", "steps", "aims",
+    "context_templates", "stands_on", "stack",
+)  # fmt: skip
+NESTED = ("hyper_parameters", "statistics", "versions")
+
+
+class WeightDiff(NamedTuple):
+    """A weight's two updates: their Frobenius norms, the cosine between them, and ‖A - B‖ / ‖A‖. None where one of the
+    edits does not write it."""
+
+    name: str
+    norms: tuple[float | None, float | None]
+    cosine: float | None
+    difference: float | None
+
+
+class RequestDiff(NamedTuple):
+    """A fact that an edit was asked for: its target in each, None where an edit was not asked for it."""
+
+    prompt: str
+    targets: tuple[str | None, str | None]
+
+
+@dataclass(frozen=True)
+class EditDiff:
+    """What `diff` finds. `same_base`: the weights that both write were the same when they were solved."""
+
+    settings: dict[str, tuple[Any, Any]]
+    requests: tuple[RequestDiff, ...]
+    weights: tuple[WeightDiff, ...]
+    same_base: bool
+
+    @property
+    def conflicts(self) -> tuple[RequestDiff, ...]:
+        """Facts that the two give different targets."""
+        return tuple(r for r in self.requests if None not in r.targets and r.targets[0] != r.targets[1])
+
+    def only(self, side: int) -> tuple[RequestDiff, ...]:
+        """Facts that only the first edit (0) or the second (1) was asked for."""
+        return tuple(r for r in self.requests if r.targets[1 - side] is None)
+
+    @property
+    def both(self) -> tuple[RequestDiff, ...]:
+        """Facts with one target in both."""
+        return tuple(r for r in self.requests if r.targets[0] == r.targets[1])
+
+    def as_dict(self) -> dict[str, Any]:
+        names = {
+            "only_first": self.only(0),
+            "only_second": self.only(1),
+            "both": self.both,
+            "conflicts": self.conflicts,
+        }
+        return {
+            "settings": {name: list(pair) for name, pair in self.settings.items()},
+            "requests": {name: [r._asdict() for r in found] for name, found in names.items()},
+            "weights": [weight._asdict() for weight in self.weights],
+            "same_base": self.same_base,
+        }
+
+
+def diff(first: Edit, second: Edit) -> EditDiff:
+    """Compare two edits; no model is needed."""
+    fingerprints = [edit.manifest.get("fingerprints", {}) for edit in (first, second)]
+    shared = set(first.names) & set(second.names)
+    same = all(fingerprints[0].get(name) == fingerprints[1].get(name) for name in shared)
+    names = dict.fromkeys((*first.names, *second.names))
+    weights = tuple(_weight(name, first.updates.get(name), second.updates.get(name)) for name in names)
+    return EditDiff(_settings(first, second), _requests(first, second), weights, same)
+
+
+def _settings(first: Edit, second: Edit) -> dict[str, tuple[Any, Any]]:
+    """Every setting by name whose values differ; those inside a group as `group.name`."""
+    flat = []
+    for edit in (first, second):
+        values = {name: edit.manifest.get(name) for name in COMPARED}
+        for group in NESTED:
+            values |= {f"{group}.{name}": value for name, value in (edit.manifest.get(group) or {}).items()}
+        flat.append({name: list(v) if isinstance(v, tuple) else v for name, v in values.items()})
+    names = dict.fromkeys((*flat[0], *flat[1]))
+    pairs = {name: (flat[0].get(name), flat[1].get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _requests(first: Edit, second: Edit) -> tuple[RequestDiff, ...]:
+    theirs = dict(enumerate(facts_of([second])))
+    found = []
+    for fact in facts_of([first]):
+        match = next((i for i, other in theirs.items() if same_fact(fact, other)), None)
+        # One target in other capitals or with a full stop is the same target.
+        other = None if match is None else theirs.pop(match)
+        target = None if other is None else fact.target if same_fact(fact, other) == "same" else other.target
+        found.append(RequestDiff(fact.prompt, (fact.target, target)))
+    return (*found, *(RequestDiff(other.prompt, (None, other.target)) for other in theirs.values()))
+
+
+def _weight(name: str, first: Update | None, second: Update | None) -> WeightDiff:
+    norms = (None if first is None else first.norm(), None if second is None else second.norm())
+    if first is None or second is None or first.shape != second.shape:
+        return WeightDiff(name, norms, None, None)
+    along, (a, b) = inner(first, second), (first.norm(), second.norm())
+    apart = max(a * a + b * b - 2 * along, 0.0) ** 0.5
+    return WeightDiff(name, norms, along / (a * b) if a * b else None, apart / a if a else None)
+
+
+def inner(first: Update, second: Update) -> float:
+    """The Frobenius inner product, from the factors' small Gram matrices where both are low-rank."""
+    if isinstance(first, LowRank) and isinstance(second, LowRank):
+        left, right = first.left.double().T @ second.left.double(), first.right.double() @ second.right.double().T
+        return float((left * right).sum())
+    one, two = (update.to(torch.float64).dense() for update in (first, second))
+    return float((one * two).sum())
