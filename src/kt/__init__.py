@@ -15,19 +15,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .case_study import CaseStudy, case_study
     from .edit_run import run_edits
-    from .editing import Edit, EditSession, edit, key_statistics
+    from .editing import Edit, EditSession, key_statistics
+    from .editing.solve import edit
+    from .editing.stack import EditStack
     from .errors import KtError
     from .evaluation import Scores, evaluate
     from .facts.fact import Fact, Prompt
     from .facts.load import iter_facts, load_facts, read_facts
-    from .harness import Abilities, abilities
+    from .harness.abilities import Abilities, abilities
     from .loading import load
     from .model import TracedModel
     from .probing import Probe, Residual, contrast_probe, residual_fact
     from .recipes import run_recipe
     from .sites import Kind, Site
     from .sweep import Sweep
-    from .tracing import Balance, Screen, Trace, balance_factor, causal_trace, peak_inflation, screen
+    from .tracing import Balance, Screen, Trace, balance_factor, causal_trace, peak_inflation
+    from .tracing.screen import screen
 
 __version__ = "0.1.0"
 
@@ -55,6 +58,7 @@ _HOMES = {
     "edit": ".editing",
     "Edit": ".editing",
     "EditSession": ".editing",
+    "EditStack": ".editing.stack",
     "run_edits": ".edit_run",
     "key_statistics": ".editing",
     "evaluate": ".evaluation",
@@ -91,6 +95,7 @@ __all__ = [  # noqa: RUF022 -- in the order of use
     "edit",
     "Edit",
     "EditSession",
+    "EditStack",
     "residual_fact",
     "Residual",
     "run_edits",

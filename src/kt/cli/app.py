@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import KtError
+from . import interrupt
 from .command import HELP_NAMES, as_click
 from .console import one_line_warnings
 
@@ -33,6 +34,9 @@ COMMANDS = {
     "abilities": ("harness:abilities", "General abilities through lm-eval, before and after an edit."),
     "case": ("case:case", "One record under several edits, side by side."),
     "sweep": ("sweep:sweep", "One edit a setting: alpha, layers, edits, clamp, modules; with figures; resumable."),
+    "edits": ("edits:edits", "List edit files, show one, compare two, or stack several."),
+    "export": ("export:export", "An edit as a merged Hugging Face folder or as a PEFT adapter."),
+    "revert": ("export:revert", "Take an edit out of a merged folder, or prove that it is out."),
     "run": ("recipe:run", "A table or figure of the papers by one command, beside the papers' own figures."),
     "report": ("loop:report", "One HTML page from run folders."),
     "presets": ("presets:presets", "List the presets, or explain one: every value with symbol and source."),
@@ -95,16 +99,19 @@ def _root(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `kt` and return its exit code; whatever goes wrong is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    interrupt.note()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
+        if argv is None:  # the process is ours
+            interrupt.end_soon_after_interrupt()
     try:
         with one_line_warnings(_say):
             command = typer.main.get_command(app)
             code = command.main(args=arguments, prog_name="kt", standalone_mode=False, obj=tuple(arguments))
     except BaseException as error:
         return _explain(error)
-    if code == 130:
-        _say("kt: interrupted; nothing was written")
+    if code == interrupt.INTERRUPTED:
+        sys.stderr.write(interrupt.message())
     return code if isinstance(code, int) else 0
 
 
@@ -125,8 +132,8 @@ def _explain(error: BaseException) -> int:
         _discard_stdout()
         return 1
     if isinstance(error, KeyboardInterrupt):
-        _say("kt: interrupted; nothing was written")
-        return 130
+        sys.stderr.write(interrupt.message())
+        return interrupt.INTERRUPTED
     if isinstance(error, UsageError) and hasattr(error, "ctx"):
         path = error.ctx.command_path if error.ctx is not None else "kt"
         _say(f"kt: error: {_line(error.format_message())} (see {path} --help)")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .command import BadOption
-from .options import FactOptions, ModelOptions, Opt, RunOptions
+from .opened import open_edits
+from .options import FactOptions, ForceOptions, ModelOptions, Opt, RunOptions
 from .session import session
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CaseOptions(RunOptions, FactOptions, ModelOptions):
+class CaseOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
     edits: Annotated[
         str, Opt("--edits", metavar="NAME=FILE,...", help="Edits of kt apply-edit, each with the name to show.")
     ] = ""
@@ -29,10 +30,9 @@ def case(options: CaseOptions) -> None:
     named = edit_files(options.edits)
     with session(options) as s:
         from ..case_study import case_study
-        from ..editing import Edit
 
-        edits = {name: Edit.load(path) for name, path in named.items()}
-        fact, model = chosen(s.load_facts(), options.record), s.load_model()
+        fact = chosen(s.load_facts(), options.record)
+        edits, model = open_edits(s, named), s.load_model()
         found = case_study(model, fact, edits, options.tokens, options.each)
         found.save(s.run.file("case.json"))
         s.keep(found.as_dict())

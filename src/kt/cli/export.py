@@ -25,7 +25,7 @@ MAX_ERROR = 1e-3
 
 @dataclass(frozen=True)
 class ExportOptions(ForceOptions, ModelOptions):
-    edit: Annotated[Path | None, typer.Argument(metavar="EDIT", help="The edit file (of kt apply-edit).")] = None
+    edit: Annotated[Path | None, typer.Argument(metavar="EDIT", help="The edit file of kt apply-edit, or a stack's JSON.")] = None
     format: Annotated[
         str, Opt("--format", help="hf: a merged Hugging Face folder; peft: a LoRA adapter for the base model.")
     ] = "hf"
@@ -72,6 +72,7 @@ def export(options: ExportOptions) -> None:
     settle_libraries()
     screen = screen_for(options)
     from ..editing import Edit
+    from ..editing.stack_file import open_edit
     from ..export import to_hf, to_peft
     from ..export.adapter import need_peft
     from ..export.folder import refuse_taken
@@ -80,8 +81,10 @@ def export(options: ExportOptions) -> None:
     refuse_taken(options.to)
     if format == "peft":
         need_peft()
-    edit = Edit.load(options.edit)
+    edit = open_edit(options.edit)
     model = load_model(options)
+    if not isinstance(edit, Edit):
+        edit = edit.total(model, options.force)
     shared: dict[str, Any] = {"check": not options.no_check, "force": options.force}
     if format == "hf":
         made = to_hf(model, edit, options.to, undo=not options.no_undo, **shared)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from . import parse
 from .command import BadOption
-from .options import ModelOptions, Opt, RunOptions
+from .opened import open_edit
+from .options import ForceOptions, ModelOptions, Opt, RunOptions
 from .session import session
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AbilityOptions(RunOptions, ModelOptions):
+class AbilityOptions(RunOptions, ForceOptions, ModelOptions):
     tasks: Annotated[
         str | None, Opt("--tasks", "-t", help="Tasks of lm-eval, with commas; patterns (mmlu_*) and YAML files too.")
     ] = None
@@ -55,14 +56,13 @@ def abilities(options: AbilityOptions) -> None:
     if (options.tasks is None) == (options.preset is None):
         raise BadOption("give either --tasks (as gsm8k,mmlu) or --preset (gsm8k-two-shot), one of them")
     with session(options) as s:
-        from ..editing import Edit
         from ..evaluation.samples_file import write_samples
         from ..harness import abilities as measure
         from ..harness.tasks import choose
 
         asked = options.tasks or _preset(options.preset or "")
         chosen = choose(asked, options.include_path)
-        edit = Edit.load(options.edit) if options.edit else None
+        edit = open_edit(s, options.edit) if options.edit else None
         model = s.load_model()
         found = measure(
             model,

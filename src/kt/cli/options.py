@@ -25,6 +25,15 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True)
+class ForceOptions(Options):
+    """Of every command that writes an edit from a file into the model."""
+
+    force: Annotated[
+        bool, Opt("--force", help="Write an edit also into other weights than it was solved for; says what differs.")
+    ] = False
+
+
+@dataclass(frozen=True)
 class FactOptions(Options):
     facts: Annotated[
         str, Opt("--facts", "-f", help="demo, a JSON, JSONL or CSV file or folder, or hf:repo[:file].")
@@ -55,6 +64,13 @@ class RunOptions(Options):
     out: Annotated[Path | None, Opt("--out", "-o", help="Run folder [default: runs/<UTC time>-<command>-<model>].")] = (
         None
     )
+
+
+@dataclass(frozen=True)
+class LongRunOptions(RunOptions):
+    resume: Annotated[
+        Path | None, Opt("--resume", metavar="DIR", help="Go on with an interrupted run; repeat its options.")
+    ] = None
 
 
 @dataclass(frozen=True)

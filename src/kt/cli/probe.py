@@ -10,7 +10,8 @@ from ..cells import interval
 from ..run_folder import FILES
 from . import parse
 from .command import BadOption
-from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions
+from .opened import open_edit
+from .options import FactOptions, FigureOptions, ForceOptions, ModelOptions, Opt, RunOptions
 from .results import results_of_probe
 from .session import Session, session
 
@@ -21,7 +22,7 @@ STATISTICS = ("mean", "median")
 
 
 @dataclass(frozen=True)
-class ProbeOptions(RunOptions, FigureOptions, FactOptions, ModelOptions):
+class ProbeOptions(RunOptions, FigureOptions, ForceOptions, FactOptions, ModelOptions):
     edit: Annotated[
         Path | None,
         Opt("--edit", help="An edit (of kt apply-edit): probe before and after, and score what is left."),
@@ -69,10 +70,9 @@ def probe_edit(options: ProbeOptions) -> None:
     """A model before and after an edit, and the residual score."""
     rows: Any = parse.batch_size(options.batch_size)
     with session(options) as s:
-        from ..editing import Edit
-
         assert options.edit is not None
-        edit = Edit.load(options.edit)
+        s.load_facts()  # a wrong file is refused before a model loads
+        edit = open_edit(s, options.edit)
         facts, model = edited_facts(s, edit), s.load_model()
         from ..probing import residual_fact
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..artifacts import load_arrays, save_arrays
-from ..errors import BadFile, KtError, WorkFailed
-from ..sites import Dense, LowRank, Update
+from ..errors import KtError, WorkFailed
+from ..sites import Dense, Update
+from . import applying, edit_file
+from .applying import State, Taken
+from .applying import fingerprints as fingerprints
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 
     from ..model import TracedModel
 
-KIND = "edit"
+OF_THE_WHOLE = ("fingerprints_after", "norm_ratios", "value_change", "rounding", "lost_to_rounding")
+"""What a manifest says of all updates written together, which is not so of a part of them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Edit:
     report: tuple[RequestReport, ...] = ()
     targets: dict[str, Float[Tensor, "fact d_model"]] = field(default_factory=dict)
     keys: dict[str, Float[Tensor, "fact d_in"]] = field(default_factory=dict)
-    _taken: dict[int, dict[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _taken: WeakKeyDictionary[Any, Taken] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,6 +71,11 @@ class Edit:
     @property
     def alpha(self) -> float | None:
         return self.manifest.get("alpha")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what its file holds (manifest, names, dtypes, shapes and bytes): the edit's identity."""
+        return edit_file.digest(self)
 
     def delta(self, name: str) -> Float[Tensor, "d_out d_in"]:
         """The dense update of a weight, (d_out, d_in) float32 whatever the module's own layout."""
@@ -84,12 +93,15 @@ class Edit:
         if not self.alpha or not attention or not rest:
             return None
         known = self.manifest.get("fingerprints", {})
-        manifest = self.manifest | {"control": "MLP alone, x (1 - α)", "fingerprints": {n: known[n] for n in rest}}
+        manifest = {name: value for name, value in self.manifest.items() if name not in OF_THE_WHOLE}
+        manifest |= {"control": "MLP alone, x (1 - α)", "fingerprints": {n: known[n] for n in rest if n in known}}
         return Edit(rest, manifest)
 
     def deltas(self, model: TracedModel | None = None) -> dict[str, dict[str, Any]]:
-        """Per weight: shape, rank, norm, and the norm relative to the weight's own."""
+        """Per weight: shape, rank, norm, the norm relative to the weight's own, and (weights of 16 bits) what of the
+        update rounding left: see `rounding`."""
         relative = self.manifest.get("weight_norms", {})
+        rounded = self.manifest.get("rounding", {})
         rows = {}
         for name, update in self.updates.items():
             norm = update.norm()
@@ -101,6 +113,8 @@ class Edit:
                 "relative_norm": norm / base if base else None,
                 "norm_ratio": self.manifest.get("norm_ratios", {}).get(name),
                 "condition": self.manifest.get("conditions", {}).get(name),
+                "survived": rounded.get(name, {}).get("survived"),
+                "rounding_error": rounded.get(name, {}).get("error"),
             }
         return rows
 
@@ -113,76 +127,99 @@ class Edit:
             raise WorkFailed("the edit changes nothing: every update is zero; check alpha, layers and targets")
 
     # Writing ----------------------------------------------------------------------------------------------------
+    def state_of(self, model: TracedModel) -> dict[str, State]:
+        """Every weight's state in a model: `base` (as it was solved for), `applied` or `other`, by fingerprints."""
+        applying.refuse_other_shapes(self, model)
+        return applying.states(self, model)
+
     @contextmanager
     def applied(self, model: TracedModel, force: bool = False) -> Iterator[TracedModel]:
-        """The edit written into the model inside the block; the exact bytes back on exit."""
-        self._refuse_foreign(model, force)
+        """The edit written into the model inside the block; the exact bytes back on exit, also after an exception.
+
+        Raises:
+            KtError: the weights are not those that it was solved for (`force` warns instead), or hold it already.
+            WorkFailed: a weight would not be finite, or none would change.
+        """
+        self._admit(model, force)
         with model.restored(self.names):
-            self.write(model)
+            applying.write_checked(self, model)
             yield model
 
     def apply_(self, model: TracedModel, force: bool = False) -> None:
-        """Write the edit for good, until `revert_`."""
-        self._refuse_foreign(model, force)
-        self._taken[id(model.module)] = model.copies(self.names)
-        self.write(model)
+        """Write the edit for good, until `revert_`; the model is unchanged when this raises, what `applied` raises."""
+        self._admit(model, force)
+        before = model.copies(self.names)
+        try:
+            applying.write_checked(self, model)
+            self._taken[model.module] = Taken(before, applying.fingerprints(model, self.names))
+        except BaseException:
+            model.put_back(before)
+            raise
 
-    def revert_(self, model: TracedModel) -> None:
-        """Bring back the bytes from before `apply_`."""
-        kept = self._taken.pop(id(model.module), None)
+    def revert_(self, model: TracedModel, force: bool = False) -> None:
+        """Bring back the bytes from before `apply_`.
+
+        Raises:
+            KtError: it was not applied here, or the weights were changed since (`force` puts the bytes back anyway).
+        """
+        kept = self.taken(model)
         if kept is None:
             raise KtError("this edit was not applied to this model with apply_; there is nothing to revert")
-        model.put_back(kept)
+        changed = [] if force else applying.changed_since(kept, model)
+        if changed:
+            raise KtError(
+                f"{len(changed)} of {len(kept.before)} weights ({', '.join(changed[:3])}) were changed after apply_; "
+                "take that back first, or give it up with revert_(model, force=True)"
+            )
+        model.put_back(kept.before)
+        del self._taken[model.module]
+
+    def taken(self, model: TracedModel) -> Taken | None:
+        """What `apply_` kept of this model, while the edit is in it."""
+        return self._taken.get(model.module)
 
     def write(self, model: TracedModel) -> None:
         """Add the updates to the weights, unchecked: `applied` and `apply_` are for use, this is for a session."""
         for name in self.names:
             model.write(name, self.delta(name))
 
-    def _refuse_foreign(self, model: TracedModel, force: bool) -> None:
-        known: Mapping[str, str] = self.manifest.get("fingerprints", {})
-        for name in self.names:
-            if tuple(model.weight(name).shape) != self.updates[name].shape:
-                raise KtError(
-                    f"{name} has another shape in {model.name}; the edit was solved for {self.manifest.get('model')}"
-                )
-            if not force and name in known and model.fingerprint([name]) != known[name]:
-                raise KtError(
-                    f"{name} in {model.name} is not the weight this edit was solved for (already applied, another "
-                    "model, or another dtype?); load the model it names, or pass force=True"
-                )
+    def for_model(self, model: TracedModel, force: bool = False) -> Edit:
+        """Itself where it fits the model; by force, with a warning, the same updates as an edit of its weights.
+
+        Raises:
+            KtError: it does not fit (see `applied`), and there is no force.
+            WorkFailed: it changes nothing (see `check`).
+        """
+        self.check()
+        found = applying.admit(self, model, force)
+        if found is None:
+            return self
+        manifest = {name: value for name, value in self.manifest.items() if name not in OF_THE_WHOLE}
+        manifest |= {"fingerprints": applying.fingerprints(model, self.names), "forced": found.what}
+        return Edit(self.updates, manifest, self.report, self.targets, self.keys)
+
+    def _admit(self, model: TracedModel, force: bool) -> None:
+        if self.taken(model) is not None:
+            raise KtError(f"the edit is already applied to {model.name}; revert_ it first")
+        applying.admit(self, model, force)
 
     # Keeping ----------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:
-        """Write safetensors with the manifest inside; loading it runs no code."""
-        arrays: dict[str, Tensor] = {}
-        for name, update in self.updates.items():
-            if isinstance(update, Dense):
-                arrays[f"dense/{name}"] = update.matrix
-            else:
-                arrays[f"left/{name}"], arrays[f"right/{name}"] = update.left, update.right
-        arrays |= {f"target/{n}": t for n, t in self.targets.items()} | {f"key/{n}": k for n, k in self.keys.items()}
-        report = [vars(r) for r in self.report]
-        return save_arrays(
-            path, arrays, {"kind": KIND, "weights": list(self.updates), "report": report, **self.manifest}
-        )
+        """Write safetensors with the manifest inside: the same edit is the same bytes, and loading it runs no code.
+
+        Raises:
+            WorkFailed: a number is not finite; nothing was written.
+        """
+        return edit_file.save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
         """Read an edit file.
 
         Raises:
-            BadFile: not there, cut short, or not an edit.
+            BadFile: not there, cut short, changed since it was written, of a newer kt, or not an edit.
         """
-        arrays, manifest = load_arrays(path, kind=KIND, framework="pt")
-        try:
-            weights = manifest.pop("weights")
-            updates = {n: _update(arrays, n) for n in weights}
-            report = tuple(RequestReport(**{k: _pair(v) for k, v in r.items()}) for r in manifest.pop("report"))
-        except (KeyError, TypeError) as error:
-            raise BadFile(f"{path}: the edit file lacks {error}; save the edit again") from None
-        part = lambda word: {n.removeprefix(word): t for n, t in arrays.items() if n.startswith(word)}  # noqa: E731
-        return cls(updates, manifest, report, part("target/"), part("key/"))
+        return edit_file.load(path)
 
     # Looking ----------------------------------------------------------------------------------------------------
     def to_dataframe(self) -> pd.DataFrame:
@@ -226,48 +263,5 @@ class Edit:
         return self.to_dataframe().to_html(index=False, escape=True, float_format="{:.3g}".format)
 
 
-def merge(model: TracedModel, edit: Edit, folder: str | Path) -> Path:
-    """Write the edited model as a Hugging Face folder: whole, or not at all.
-
-    Raises:
-        KtError: the folder exists and is not empty.
-    """
-    import secrets
-    import shutil
-
-    from ..artifacts import writing
-
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise KtError(f"{folder} exists and is not empty; name a new folder for the merged model")
-    temporary = folder.with_name(f".{folder.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        with writing(folder), edit.applied(model):
-            temporary.mkdir(parents=True)
-            model.module.save_pretrained(temporary)
-            model.tokenizer.save_pretrained(temporary)
-            if folder.exists():
-                folder.rmdir()
-            temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def fingerprints(model: TracedModel, names: Sequence[str]) -> dict[str, str]:
-    """Each weight's SHA-256 in this model."""
-    return {name: model.fingerprint([name]) for name in names}
-
-
 def _form(update: Update) -> str:
     return "dense" if isinstance(update, Dense) else f"rank {update.rank}"
-
-
-def _update(arrays: Mapping[str, Tensor], name: str) -> Update:
-    if f"dense/{name}" in arrays:
-        return Dense(arrays[f"dense/{name}"])
-    return LowRank(arrays[f"left/{name}"], arrays[f"right/{name}"])
-
-
-def _pair(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

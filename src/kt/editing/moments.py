@@ -6,6 +6,7 @@ the same `Statistics` again, as long as they are small against the memory that i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ class Moment:
         self._read = read
         self._factor: Factored | None = None
         self._null: dict[float, Tensor] = {}
+        self._sha256: str | None = None
 
     @classmethod
     def of(cls, matrix: Float[Tensor, "d d"], name: str = "C") -> Moment:
@@ -51,6 +53,13 @@ class Moment:
         if not bool(torch.isfinite(matrix).all()):
             raise WorkFailed(f"the second moment of {self.name} is not finite; take the statistics again")
         return matrix
+
+    def sha256(self) -> str:
+        """Of the matrix's bytes as it is stored, row by row; read once."""
+        if self._sha256 is None:
+            stored = self._read().detach().cpu().contiguous()
+            self._sha256 = hashlib.sha256(stored.view(-1).view(torch.uint8).numpy().data).hexdigest()
+        return self._sha256
 
     def factor(self) -> Factored:
         """C = L Lᵀ, up to its ridge."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +14,14 @@ from ..errors import WorkFailed
 from ..facts.fact import Fact
 from ..sites import Kind, Update
 from ..stats import bootstrap_mean
+from .applying import fingerprints
 from .contexts import Contexts
-from .edit import Edit, fingerprints
+from .edit import Edit
 from .hyper_parameters import HyperParameters
 from .keys import fact_values
 from .plan import Plan, Setting, Solved
 from .readings import Reading, readings, report
+from .rounding import about_rounding, is_narrow, warn_of_rounding
 
 if TYPE_CHECKING:
     from ..model import TracedModel
@@ -30,7 +33,6 @@ def package(
     """The edit with its manifest, read back from the model while it is written in."""
     model = setting.model
     updates = {name: written.update.to(torch.float32) for name, written in solved.written.items()}
-    moments = setting.statistics
     manifest = {
         "method": method,
         "alpha": hp.mean_alpha,
@@ -39,11 +41,7 @@ def package(
         "aims": sorted(map(str, solved.targets)),
         "conditions": {n: w.condition for n, w in solved.written.items() if w.condition is not None},
         "context_templates": [list(g) for g in setting.contexts.groups],
-        "statistics": {
-            "corpus": moments.corpus,
-            "n_tokens": moments.n_tokens,
-            "cache_keys": dict(moments.hashes),
-        },
+        "statistics": about_statistics(setting, plan, solved),
         "norm_guard": setting.original is not None,
         "past_keys": max((k.shape[1] for k in setting.state.keys.values()), default=0) if plan.keeps_keys else 0,
         "seed": setting.seed,
@@ -62,12 +60,28 @@ def package(
     return edit
 
 
+def about_statistics(setting: Setting, plan: Plan, solved: Solved) -> dict[str, Any]:
+    """Which second moments the solve used: by module, the SHA-256 of the matrix's bytes as stored."""
+    moments = setting.statistics
+    used = [name for name in map(setting.model.weight_name, plan.moment_sites) if name in solved.written]
+    return {
+        "corpus": moments.corpus,
+        "n_tokens": moments.n_tokens,
+        "cache_keys": dict(moments.hashes),
+        "sha256": {name.removesuffix(".weight"): moments.moment_of(name).sha256() for name in used},
+    }
+
+
 def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, Any]:
-    """Which model's weights these are, and their norms, before the edit."""
+    """Which model's weights these are, and their norms, before the edit.
+
+    `model` is the name as it was typed; of an absolute path only the last part, for a file that is handed on says
+    nothing of the machine where it was made.
+    """
     from ..environment import versions
 
     return {
-        "model": model.name,
+        "model": _without_folders(model.name),
         "revision": model.revision,
         "dtype": str(model.dtype).removeprefix("torch."),
         "fingerprints": fingerprints(model, list(updates)),
@@ -85,9 +99,12 @@ def read_back(
     model: TracedModel, edit: Edit, facts: Sequence[Fact], before: list[Reading], solved: Solved | None = None
 ) -> None:
     """Write the edit in for a moment: what the requests say now, what its control says, how much of each wanted value
-    came through, and how the weights' norms changed."""
+    came through, what rounding left, and how the weights' norms and fingerprints changed."""
+    before_narrow = model.copies(name for name in edit.names if is_narrow(model.own(name)))
     with edit.applied(model):
         after = readings(model, list(facts))
+        edit.manifest["fingerprints_after"] = fingerprints(model, edit.names)
+        edit.manifest |= about_rounding(model, edit, before_narrow, facts)
         now = {name: float(model.weight(name).float().norm()) for name in edit.names}
         old = edit.manifest["weight_norms"]
         edit.manifest["norm_ratios"] = {n: v / old[n] for n, v in now.items() if old[n]}  # Gemma's gains begin at zero
@@ -102,19 +119,22 @@ def read_back(
     edit.report = tuple(report(f, b, a, c) for f, b, a, c in zip(facts, before, after, beside, strict=True))
     if not all(torch.isfinite(torch.tensor(r.target_prob)).all() for r in edit.report):
         raise WorkFailed("the edited model's probabilities are not finite; the edit was not kept")
+    warn_of_rounding(edit, model.dtype)
 
 
 def value_change(model: TracedModel, facts: Sequence[Fact], solved: Solved) -> dict[str, Any]:
     """By aim, over facts: `came_through`, the change's length along the wanted one (1: all of it), and `left`, what is
-    still missing, relative to what was wanted. Read on the bare prompts with the edit, scaled as it is, written in."""
+    still missing, relative to what was wanted. Read on the bare prompts with the edit, scaled as it is, written in. A
+    request for which nothing was to change has neither."""
     found = {}
     for aim, search in solved.search.items():
         before, wanted = search.before[aim].double().cpu(), search.wanted[aim].double().cpu()
         now = fact_values(model, facts, Contexts(), aim.site, aim.position).T.cpu()
         asked = wanted - before
-        length = asked.norm(dim=-1).clamp(min=1e-12)
-        through = ((now - before) * asked).sum(-1) / length**2
-        left = (wanted - now).norm(dim=-1) / length
+        length = asked.norm(dim=-1)
+        some = length > 0
+        through = (((now - before) * asked).sum(-1) / length**2)[some]
+        left = ((wanted - now).norm(dim=-1) / length)[some]
         found[str(aim)] = {
             "came_through": bootstrap_mean(through.tolist()).as_dict(),
             "left": bootstrap_mean(left.tolist()).as_dict(),
@@ -136,7 +156,8 @@ def warn_of_weak_targets(facts: Sequence[Fact], solved: Solved) -> None:
 
 def _warn_of_weak_writes(edit: Edit) -> None:
     """λ is in units of keys: what holds a 7B model back moves a small one not at all."""
-    through = [change["came_through"]["mean"] for change in edit.manifest["value_change"].values()]
+    found = [change["came_through"] for change in edit.manifest["value_change"].values()]
+    through = [mean["mean"] for mean in found if mean["n"]]
     if through and max(through) < 0.1:
         warnings.warn(
             f"only {max(through):.0%} of the wanted change came through the write; a smaller mom2_update_weight "
@@ -149,9 +170,16 @@ def _is_attention(model: TracedModel, name: str) -> bool:
     return any(model.layout.path(Kind.ATTN, layer) + ".weight" == name for layer in range(model.n_layers))
 
 
+def _without_folders(name: str) -> str:
+    for kind in (PurePosixPath, PureWindowsPath):
+        if (path := kind(name)).is_absolute():
+            return path.name
+    return name
+
+
 def _plain(fact: Fact) -> dict[str, Any]:
     keep = {"id": fact.id, "prompt": fact.template, "subject": fact.subject}
-    return keep | {
+    return keep | ({"relation": fact.relation} if fact.relation else {}) | {
         "target_new": {"str": fact.target},
         "target_true": {"str": fact.answer} if fact.answer else None,
     }

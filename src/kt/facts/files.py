@@ -35,7 +35,10 @@ def file_records(path: Path) -> Iterator[Located]:
         BadFile: missing, not text, not what its ending says.
     """
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS)
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and not p.is_dir())
+        for file in files:
+            if not file.resolve().is_relative_to(path.resolve()):
+                raise BadFile(f"{file} is a link that leads out of its folder; give the file itself")
         if not files:
             raise BadFile(f"{path} is a folder without {', '.join(ENDINGS)} files; give a file of facts")
         for file in files:

@@ -10,10 +10,8 @@ import html
 import math
 import re
 import textwrap
-import unicodedata
 
-_BREAKS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
-_BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+from ..visible import visible as visible
 
 
 def escape(text: str) -> str:
@@ -25,19 +23,6 @@ def escape(text: str) -> str:
 def unescape(text: str) -> str:
     """The plain text of a plotly title, on one line."""
     return html.unescape(re.sub(r"<[^>]*>", " ", text)).strip()
-
-
-def visible(text: str) -> str:
-    """Line breaks as arrows; control characters, lone surrogates and writing-direction marks as \\u escapes."""
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
-    if character in _BREAKS:
-        return _BREAKS[character]
-    if character in _BIDI or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
-        return f"\\u{ord(character):04x}"
-    return character
 
 
 def readable_token(token: str, limit: int = 28) -> str:

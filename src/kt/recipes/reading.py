@@ -6,6 +6,7 @@ for every column.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ else:
 
 FOLDER = Path(__file__).parent / "toml"
 SUFFIX = ".toml"
+LABEL = re.compile(r"[A-Za-z0-9_+. -]{1,80}")
+"""Of a model, in tables and as the name of a folder where its finished parts are kept."""
 
 
 def names() -> list[str]:
@@ -44,13 +47,13 @@ def read_recipe(name: str | Path) -> PaperRecipe:
         raise BadFile(
             f"{path}: not TOML ({' '.join(str(error).split())}); write it as docs/recipes.md shows"
         ) from error
-    kind = KINDS.get(held.get("kind", DEFAULT))
+    kind = KINDS.get(str(held.get("kind", DEFAULT)))
     if kind is None:
-        raise BadFile(f"{path}: no kind of recipe {held['kind']!r}; there are {', '.join(KINDS)}")
+        raise BadFile(f"{path}: no kind of recipe {str(held['kind'])[:40]!r}; there are {', '.join(KINDS)}")
     try:
         _check(path, held, kind)
         return kind.read(path, held, _shared(path, held))
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise BadFile(f"{path}: a value is of the wrong kind ({error}); docs/recipes.md shows the form") from error
 
 
@@ -69,6 +72,10 @@ def _shared(path: Path, held: Mapping[str, Any]) -> dict[str, Any]:
     data, models = held["data"], dict(held["models"])
     if not models:
         raise BadFile(f"{path}: [models] needs at least one entry; add one")
+    if wrong := [label for label in models if label.startswith(".") or not LABEL.fullmatch(label)]:
+        raise BadFile(f"{path}: [models] {wrong[0]!r} names a folder of the run; write letters, digits, space and ._+-")
+    if wrong := [label for label, model in models.items() if not isinstance(model, str)]:
+        raise TypeError(f"model {wrong[0]} is no text")
     texts = {name: held.get(name, "") for name in ("summary", "paper", "place", "text")}
     if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
         raise TypeError(f"{wrong[0]} is no text")

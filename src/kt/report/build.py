@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts import atomic_write
 from ..stats import Interval
+from ..visible import visible, visible_lines
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -157,14 +158,24 @@ def _template() -> Template:
 
     loader = PackageLoader("kt.report", "")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2")
 
 
+def _shown(value: Any) -> Any:
+    """What a page is given: texts without characters that a browser acts on. Ready HTML is ours, and stays."""
+    return visible_lines(value) if type(value) is str else value
+
+
 def show(value: Any, digits: int = 3) -> str:
     """A cell's text: numbers to `digits` decimals, intervals with their n, nothing as a dash."""
-    from ..figures.text import number, visible
+    from ..figures.text import number
 
     if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:
         value = value.item()

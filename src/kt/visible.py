@@ -1,0 +1,27 @@
+"""Text from models and data as it is shown: what a terminal or a browser would act on is written out instead.
+
+An escape character can recolour a terminal, retitle or clear it; a mark of writing direction can make a line read as
+another. Nothing of `kt` is imported here, so that every room can.
+"""
+
+from __future__ import annotations
+
+import re
+
+_BREAKS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+_ACTS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0 and C1 controls, marks of writing direction, line and paragraph separators, lone surrogates."""
+
+
+def visible(text: str) -> str:
+    """On one line: line breaks as arrows; control characters, lone surrogates and writing-direction marks as escapes.
+
+    >>> visible("a\\x1b[31mb")
+    'a\\\\u001b[31mb'
+    """
+    return _ACTS.sub(lambda found: _BREAKS.get(found[0]) or f"\\u{ord(found[0]):04x}", text)
+
+
+def visible_lines(text: str) -> str:
+    """The same with its line breaks kept."""
+    return "\n".join(map(visible, text.split("\n")))

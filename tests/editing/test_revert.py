@@ -1,0 +1,245 @@
+"""Applying and taking back: exact bytes in every dtype, and never into weights that are not the edit's."""
+
+import gc
+
+import pytest
+import torch
+from edits_by_hand import in_dtype, random_edit, sha
+from families import tiny_model
+
+import kt
+from kt.errors import KtError, UnknownSite, WorkFailed
+from kt.sites import Dense
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DOWN = "model.layers.0.mlp.down_proj.weight"
+OUT = "model.layers.1.self_attn.o_proj.weight"
+WEIGHTS = {
+    "qwen3": (DOWN, OUT),
+    "gpt2": ("transformer.h.0.mlp.c_proj.weight", "transformer.h.0.mlp.c_proj.bias", "transformer.h.1.ln_1.weight"),
+    "gemma2": ("model.embed_tokens.weight", "model.layers.0.post_feedforward_layernorm.weight"),
+}
+
+
+def ready(family="qwen3", dtype=torch.float32, **options):
+    model = in_dtype(tiny_model(family), dtype)
+    return model, random_edit(model, WEIGHTS[family], **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", WEIGHTS)
+class TestExactBytes:
+    def test_apply_and_revert_bring_back_every_byte(self, family, dtype):
+        model, edit = ready(family, dtype)
+        before = sha(model)
+        edit.apply_(model)
+        applied = sha(model)
+        edit.revert_(model)
+        assert applied != before == sha(model)
+        edit.apply_(model)
+        assert sha(model) == applied
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_an_exception_inside_the_block_does_too(self, family, dtype, error):
+        model, edit = ready(family, dtype)
+        before = sha(model)
+        with pytest.raises(error), edit.applied(model):
+            assert sha(model) != before
+            raise error
+        assert sha(model) == before
+
+
+def test_tied_embeddings_follow_and_come_back():
+    model, edit = ready("gemma2")
+    head, table = model.module.get_output_embeddings().weight, model.module.get_input_embeddings().weight
+    assert head is table
+    before = sha(model)
+    with edit.applied(model):
+        assert model.module.get_output_embeddings().weight is table and sha(model) != before
+    assert sha(model) == before
+
+
+def test_one_tied_weight_under_two_names_is_refused():
+    model, edit = ready("gemma2")
+    both = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), edit.updates["model.embed_tokens.weight"])
+    with pytest.raises(KtError, match="one tied weight"):
+        kt.Edit(both, {}).apply_(model)
+
+
+class TestTwice:
+    def test_the_same_edit_is_refused_also_by_force(self):
+        model, edit = ready()
+        edit.apply_(model)
+        once = sha(model)
+        for force in (False, True):
+            with pytest.raises(KtError, match="already applied"):
+                edit.apply_(model, force=force)
+        with pytest.raises(KtError, match="already applied"), edit.applied(model):
+            pass
+        assert sha(model) == once
+
+    def test_it_is_refused_through_another_object_of_the_same_file(self, tmp_path):
+        model, edit = ready()
+        other = kt.Edit.load(edit.save(tmp_path / "edit.safetensors"))
+        with edit.applied(model), pytest.raises(KtError, match="already applied"):
+            other.apply_(model)
+        other.apply_(model)
+
+    def test_also_when_rounding_left_one_of_its_weights_as_it_was(self, tmp_path):
+        model = in_dtype(tiny_model("qwen3"), torch.bfloat16)
+        edit = random_edit(model, (DOWN, OUT))
+        edit.updates[OUT] = edit.updates[OUT].scaled(1e-12)
+        edit.manifest["fingerprints_after"][OUT] = edit.manifest["fingerprints"][OUT]
+        other = kt.Edit.load(edit.save(tmp_path / "edit.safetensors"))
+        edit.apply_(model)
+        with pytest.raises(KtError, match="already applied"):
+            other.apply_(model)
+
+    def test_an_edit_without_fingerprints_knows_it_too(self):
+        model, edit = ready()
+        bare = kt.Edit(edit.updates, {})
+        bare.apply_(model)
+        assert set(bare.state_of(model).values()) == {"applied"}
+        with pytest.raises(KtError, match="already applied"):
+            bare.apply_(model)
+        bare.revert_(model)
+        assert set(bare.state_of(model).values()) == {"base"}
+
+
+class TestRefused:
+    def test_half_of_it_applied(self):
+        model, edit = ready()
+        model.write(DOWN, edit.delta(DOWN))
+        assert edit.state_of(model) == {DOWN: "applied", OUT: "base"}
+        with pytest.raises(KtError, match=r"partly applied.*1 of 2 weights \(model.layers.0") as caught:
+            edit.apply_(model)
+        assert "\n" not in str(caught.value)
+
+    def test_other_weights(self):
+        model, edit = ready()
+        with torch.no_grad():
+            model.own(OUT)[0, 0] += 1
+        assert edit.state_of(model) == {DOWN: "base", OUT: "other"}
+        before = sha(model)
+        with pytest.raises(KtError, match=r"1 of 2 weights \(model.layers.1.self_attn.o_proj.weight\)"):
+            edit.apply_(model)
+        assert sha(model) == before
+
+    def test_another_dtype_is_called_so(self):
+        _, edit = ready()
+        half = in_dtype(tiny_model("qwen3"), torch.bfloat16)
+        with pytest.raises(
+            KtError, match=r"solved in float32, and .* in bfloat16; load it with --dtype float32"
+        ):
+            edit.apply_(half)
+
+    def test_another_shape_or_family_also_by_force(self):
+        _, edit = ready()
+        with pytest.raises(KtError, match="another shape"):
+            edit.apply_(tiny_model("qwen3", intermediate_size=64), force=True)
+        with pytest.raises(UnknownSite, match="no weight called"):
+            edit.apply_(tiny_model("gpt2"), force=True)
+
+
+class TestForce:
+    def test_it_says_what_differs_and_can_be_taken_back(self):
+        model, edit = ready()
+        with torch.no_grad():
+            model.own(OUT)[0, 0] += 1
+        before = sha(model)
+        with pytest.warns(UserWarning, match="forced: 1 of 2 weights"):
+            edit.apply_(model, force=True)
+        assert sha(model) != before
+        edit.revert_(model)
+        assert sha(model) == before
+
+    def test_an_edit_made_for_the_model_by_force_needs_it_no_more(self):
+        _, edit = ready()
+        half = in_dtype(tiny_model("qwen3"), torch.bfloat16)
+        with pytest.raises(KtError, match="solved in float32"):
+            edit.for_model(half)
+        with pytest.warns(UserWarning, match="forced: .*bfloat16"):
+            own = edit.for_model(half, force=True)
+        before = sha(half)
+        with own.applied(half):
+            assert sha(half) != before
+        assert sha(half) == before and "bfloat16" in own.manifest["forced"] and own.for_model(half) is own
+
+
+class TestRevertIsRefused:
+    def test_where_nothing_was_applied(self):
+        model, edit = ready()
+        with pytest.raises(KtError, match="nothing to revert"):
+            edit.revert_(model)
+
+    def test_where_somebody_wrote_since_unless_forced(self):
+        model, edit = ready()
+        before = sha(model)
+        edit.apply_(model)
+        with torch.no_grad():
+            model.own(DOWN)[0, 0] += 1
+        changed = sha(model)
+        with pytest.raises(KtError, match=r"1 of 2 weights \(model.layers.0.*force=True"):
+            edit.revert_(model)
+        assert sha(model) == changed
+        edit.revert_(model, force=True)
+        assert sha(model) == before
+
+    def test_not_where_the_old_bytes_are_back_already(self):
+        model, edit = ready()
+        before, kept = sha(model), model.copies(edit.names)
+        edit.apply_(model)
+        model.put_back(kept)
+        edit.revert_(model)
+        assert sha(model) == before and edit.taken(model) is None
+
+
+def test_a_model_that_is_gone_leaves_no_trace():
+    """Its id may be the next model's."""
+    model, edit = ready()
+    edit.apply_(model)
+    assert len(edit._taken) == 1
+    del model
+    gc.collect()
+    assert len(edit._taken) == 0
+
+
+class TestNothingBadIsWritten:
+    def test_an_update_that_rounding_takes_whole_is_failed_work(self):
+        model = in_dtype(tiny_model("qwen3"), torch.bfloat16)
+        edit = random_edit(model, (DOWN, OUT))
+        small = kt.Edit({n: u.scaled(1e-12) for n, u in edit.updates.items()}, {})
+        before = sha(model)
+        with pytest.raises(WorkFailed, match=r"changed no weight.*bfloat16.*--dtype float32"):
+            small.apply_(model)
+        with pytest.raises(WorkFailed, match="changed no weight"), small.applied(model):
+            pass
+        assert sha(model) == before and small.taken(model) is None
+        with kt.Edit(small.updates, {"control": "its part"}).applied(model):
+            pass  # of a control it is a finding
+        zero = kt.Edit({n: u.scaled(0.0) for n, u in edit.updates.items()}, {})
+        with zero.applied(model):
+            assert sha(model) == before  # as asked
+        with pytest.raises(WorkFailed, match="changes nothing"):
+            zero.for_model(model)
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_a_second_update_that_is_not_finite_takes_the_first_one_out(self, bad):
+        model, edit = ready()
+        broken = edit.updates[OUT].dense().clone()
+        broken[0, 0] = bad
+        edit.updates[OUT] = Dense(broken)
+        before = sha(model)
+        with pytest.raises(WorkFailed, match=f"the update of {OUT} is not finite"):
+            edit.apply_(model)
+        with pytest.raises(WorkFailed, match="not finite"), edit.applied(model):
+            pass
+        assert sha(model) == before
+
+    def test_a_weight_that_would_overflow_is_not_kept(self):
+        model = in_dtype(tiny_model("qwen3"), torch.float16)
+        large = kt.Edit({DOWN: Dense(torch.full(tuple(model.weight(DOWN).shape), 1e5))}, {})
+        before = sha(model)
+        with pytest.raises(WorkFailed, match=r"not finite with the edit in it .in float16.*float32"):
+            large.apply_(model)
+        assert sha(model) == before
