@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import zipfile
 
@@ -23,6 +24,10 @@ from kt.sites import Dense, LowRank
 
 NAMES = ("transformer.h.0.mlp.c_proj.weight", "transformer.h.1.attn.c_proj.weight", "transformer.h.1.ln_1.bias")
 DOWN, OUT, BIAS = NAMES
+ROW = {
+    "id": "1", "prompt": "p", "subject": "s", "target": "t", "answer": None, "target_prob": [0.1, None],
+    "target_rank": [4, 0], "answer_prob": None, "answer_rank": None, "control_prob": None,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +194,7 @@ class TestForeign:
             (made("empty", b""), "empty"),
             (made("bytes", random.Random(0).randbytes(2000)), "not a whole safetensors"),
             (made("pickle", b"\x80\x04\x95K."), "pickle"),
+            (made("damaged", (0x480).to_bytes(8, "little") + b'{"w": 1}'), "not a whole safetensors"),
             (tmp_path / "zip", "zip archive"),
             (tmp_path / "adapter", "tensors of another program, expected edit"),
             (tmp_path / "trace", "a trace of kt, expected edit"),
@@ -236,7 +242,8 @@ class TestHostile:
             ("weights", [1]),
             ("weights", None),
             ("report", [{"id": "1"}]),
-            ("report", [{"__class__": "x"}]),
+            ("report", [ROW | {"target_prob": ["0.1", 0.2]}]),
+            ("report", [ROW | {"__class__": "x"}]),
             ("requests", [{"prompt": 3}]),
             ("fingerprints", ["a"]),
             ("alpha", True),
@@ -249,6 +256,11 @@ class TestHostile:
     def test_fields_of_the_wrong_type(self, edit, tmp_path, field, value):
         arrays, about = contents(edit)
         refused(forge(tmp_path / "forged", arrays, about | {field: value}))
+
+    def test_a_report_of_the_right_types_is_read(self, edit, tmp_path):
+        arrays, about = contents(edit)
+        (row,) = kt.Edit.load(forge(tmp_path / "forged", arrays, about | {"report": [ROW]})).report
+        assert row.target_rank == (4, 0) and row.target_prob[0] == 0.1 and math.isnan(row.target_prob[1])
 
     def test_a_field_that_is_nested_without_end(self, edit, tmp_path):
         arrays, about = contents(edit)

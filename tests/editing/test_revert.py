@@ -128,9 +128,7 @@ class TestRefused:
     def test_another_dtype_is_called_so(self):
         _, edit = ready()
         half = in_dtype(tiny_model("qwen3"), torch.bfloat16)
-        with pytest.raises(
-            KtError, match=r"solved in float32, and .* in bfloat16; load it with --dtype float32"
-        ):
+        with pytest.raises(KtError, match=r"solved in float32, and .* in bfloat16; load it with --dtype float32"):
             edit.apply_(half)
 
     def test_another_shape_or_family_also_by_force(self):

@@ -25,7 +25,9 @@ MAX_ERROR = 1e-3
 
 @dataclass(frozen=True)
 class ExportOptions(ForceOptions, ModelOptions):
-    edit: Annotated[Path | None, typer.Argument(metavar="EDIT", help="The edit file of kt apply-edit, or a stack's JSON.")] = None
+    edit: Annotated[
+        Path | None, typer.Argument(metavar="EDIT", help="The edit file of kt apply-edit, or a stack's JSON.")
+    ] = None
     format: Annotated[
         str, Opt("--format", help="hf: a merged Hugging Face folder; peft: a LoRA adapter for the base model.")
     ] = "hf"

@@ -179,7 +179,11 @@ def _without_folders(name: str) -> str:
 
 def _plain(fact: Fact) -> dict[str, Any]:
     keep = {"id": fact.id, "prompt": fact.template, "subject": fact.subject}
-    return keep | ({"relation": fact.relation} if fact.relation else {}) | {
-        "target_new": {"str": fact.target},
-        "target_true": {"str": fact.answer} if fact.answer else None,
-    }
+    return (
+        keep
+        | ({"relation": fact.relation} if fact.relation else {})
+        | {
+            "target_new": {"str": fact.target},
+            "target_true": {"str": fact.answer} if fact.answer else None,
+        }
+    )

@@ -64,9 +64,7 @@ def find_targets(
 
 def _targets(held: Mapping[str, Any], aims: Sequence[Aim], device: torch.device) -> Targets:
     """From what `_find_batch` gave, with values by the aim's place."""
-    wanted, before = (
-        {a: v.to(device) for a, v in zip(aims, held[part], strict=True)} for part in ("wanted", "before")
-    )
+    wanted, before = ({a: v.to(device) for a, v in zip(aims, held[part], strict=True)} for part in ("wanted", "before"))
     return Targets(wanted, before, *(held[part].to(device) for part in ("loss", "prob", "steps")))
 
 
