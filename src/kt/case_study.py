@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .artifacts import read_json, write_json
+from .artifacts import read_json, whole, write_json
 from .cells import html_table
 from .errors import BadFact, BadFile
 from .evaluation.text import contains
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table as RichTable
 
-    from .editing import Edit
+    from .editing.stack import AnyEdit
     from .model import TracedModel
     from .report import Table as ReportTable
 
@@ -134,12 +134,10 @@ class CaseStudy:
         data = read_json(path)
         if data.get("kind") != KIND:
             raise BadFile(f"{path}: no case study; give a file that CaseStudy.save wrote")
-        try:
+        with whole(path, "case study", "run kt case again"):
             questions = tuple(Question(q["role"], q["prompt"], tuple(q["answers"])) for q in data["questions"])
             replies = {m: tuple(Reply(r["text"], r["right"]) for r in data["replies"][m]) for m in data["methods"]}
             return cls(data["model"], data["record"], questions, replies)
-        except (KeyError, TypeError) as error:
-            raise BadFile(f"{path}: a case study with a missing or wrong part ({error}); save it again") from error
 
     def __repr__(self) -> str:
         return f"CaseStudy({self.record}: {len(self.questions)} prompts, {', '.join(self.methods)})"
@@ -149,7 +147,7 @@ class CaseStudy:
 
 
 def case_study(
-    model: TracedModel, fact: Fact, edits: Mapping[str, Edit], max_new_tokens: int = TOKENS, each: int = 1
+    model: TracedModel, fact: Fact, edits: Mapping[str, AnyEdit], max_new_tokens: int = TOKENS, each: int = 1
 ) -> CaseStudy:
     """Let the unedited model and every edit answer the fact's own prompts, greedily.
 
@@ -189,7 +187,7 @@ def _questions(fact: Fact, each: int) -> Iterator[Question]:
         yield Question("unrelated", near.prompt.rstrip(), () if near.answer is None else (near.answer, *near.aliases))
 
 
-def _texts(model: TracedModel, questions: Sequence[Question], tokens: int, edit: Edit | None) -> list[str]:
+def _texts(model: TracedModel, questions: Sequence[Question], tokens: int, edit: AnyEdit | None) -> list[str]:
     from .evaluation.continuations import continuations
     from .prompts import token_ids
 

@@ -6,14 +6,16 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .visible import visible_lines
+
 
 def cell(value: Any) -> str:
-    """A table cell: probabilities and shares with three decimals, nothing for a missing value."""
+    """A table cell: probabilities and shares with three decimals, nothing for a missing value, texts made visible."""
     if value is None:
         return "–"
     if isinstance(value, float):
         return "–" if value != value else f"{value:.3f}" if abs(value) >= 5e-4 or value == 0 else f"{value:.1e}"
-    return str(value)
+    return visible_lines(str(value))
 
 
 def interval(mean: float | None, ci95: Any, n: int | None = None) -> str:
@@ -27,7 +29,7 @@ def interval(mean: float | None, ci95: Any, n: int | None = None) -> str:
 
 def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table whose every text is escaped; without a head, rows alone."""
-    line = lambda tag, cells: "".join(f"<{tag}>{html.escape(str(each))}</{tag}>" for each in cells)  # noqa: E731
+    line = lambda tag, cells: "".join(f"<{tag}>{html.escape(visible_lines(str(each)))}</{tag}>" for each in cells)  # noqa: E731
     top = f"<tr>{line('th', head)}</tr>" if head else ""
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    return f"<table><caption>{html.escape(caption)}</caption>{top}{body}</table>"
+    return f"<table><caption>{html.escape(visible_lines(caption))}</caption>{top}{body}</table>"

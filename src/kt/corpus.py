@@ -62,7 +62,7 @@ class Corpus:
 def _record(line: str, path: Path, number: int) -> str:
     try:
         return str(json.loads(line)["text"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BadFile(
             f"{path} line {number}: not a JSON object with a 'text'; write one such object per line"
         ) from None
@@ -77,5 +77,5 @@ def _hub_rows(name: str) -> Any:
     parts = repo.split("/", 2)  # owner/name, and the name of one of its configurations
     try:
         return load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train", streaming=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub, the network and every file format raise their own kinds
         raise BadFile(f"cannot open {name}: {' '.join(str(error).split())[:200]}") from None

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifacts import read_json, write_json
+from .artifacts import read_json, whole, write_json
 from .errors import BadFile
 
 if TYPE_CHECKING:
@@ -94,10 +94,8 @@ class Steps:
         if held.get("kind") != KIND:
             found = held.get("kind") or "other JSON"
             raise BadFile(f"{path}: holds {found}, expected {KIND}; give what a sequential kt apply-edit wrote")
-        try:
+        with whole(path, "course of edits", "run the edit again"):
             return cls.of(held)
-        except (KeyError, TypeError) as error:
-            raise BadFile(f"{path}: not whole ({error}); run the edit again") from None
 
 
 def steps_figure(runs: Mapping[str, Steps], title: str, subtitle: str = "") -> go.Figure:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .artifacts import clear_temporaries, load_arrays, plain, read_json, save_arrays, write_json
+from .artifacts import clear_temporaries, load_arrays, plain, read_json, save_arrays, whole, write_json
 from .errors import BadFile, KtError
 from .hold import Hold
 from .run_folder import MANIFEST
@@ -44,8 +45,12 @@ class Journal:
         assert journal.folder is not None
         there = claim(journal.folder, settings, resume)
         if not there:
-            write_json(journal.folder / MANIFEST, {"command_line": ["kt", *argv], "unfinished": True})
-            write_json(journal.folder / SETTINGS, plain(dict(settings)))
+            try:
+                write_json(journal.folder / MANIFEST, {"command_line": ["kt", *argv], "unfinished": True})
+                write_json(journal.folder / SETTINGS, plain(dict(settings)))
+            except BaseException:
+                shutil.rmtree(journal.folder, ignore_errors=True)
+                raise
         journal._hold = Hold(journal.folder)
         if journal._hold.taken:
             raise KtError(f"another process is at work on {folder}; wait for it, or name another folder")
@@ -69,11 +74,13 @@ class Journal:
             return compute(*arguments)
         path = self.folder / PHASES / f"{_file_name(self.prefix + name)}.safetensors"
         if path.exists():
+            again = "delete it, and it is done again"
             try:
-                arrays, held = load_arrays(path, kind=KIND, framework="pt")
-                return _unpacked(held["value"], arrays)
-            except (BadFile, KeyError, TypeError, ValueError) as error:
-                raise BadFile(f"{path}: not a whole phase ({error}); delete it, and it is done again") from None
+                with whole(path, "phase", again):
+                    arrays, held = load_arrays(path, kind=KIND, framework="pt")
+                    return _unpacked(held["value"], arrays)
+            except BadFile as error:
+                raise BadFile(str(error) if again in str(error) else f"{error}; {again}") from None
         value = compute(*arguments)
         arrays = {}
         shape = _packed(value, arrays)

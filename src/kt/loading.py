@@ -115,12 +115,21 @@ def _one_line(name: str) -> Any:
     """Turn the many ways in which a checkpoint fails to load into one line."""
     from safetensors import SafetensorError
 
+    expected = (OSError, ValueError, KeyError, ImportError, SafetensorError)
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if "trust_remote_code" in said:
+            reason = "it comes with code of its own, which is not run; read it, then give --trust-remote-code"
+        elif type(error).__name__ == "UnpicklingError":  # its module is not imported: kt opens no pickle
+            reason = "its weights are a pickle that holds more than tensors; convert them to safetensors elsewhere"
+        elif isinstance(error, expected):
+            reason = f"{said[:300] or type(error).__name__}; give demo, a local folder or a Hub id"
+        else:
+            raise
         where = "folder" if Path(name).exists() else "model"
-        raise UnknownModel(f"cannot load {where} {name!r}: {reason}; give demo, a local folder or a Hub id") from error
+        raise UnknownModel(f"cannot load {where} {name!r}: {reason}") from error
 
 
 @contextmanager

@@ -248,7 +248,11 @@ class TracedModel:
         try:
             yield
         finally:
-            self.put_back(kept)
+            try:
+                self.put_back(kept)
+            except BaseException:  # a second Ctrl-C must not leave half of it
+                self.put_back(kept)
+                raise
 
     def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
         """The weights' bytes, by name, for `put_back`."""

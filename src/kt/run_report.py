@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifacts import read_json
+from .artifacts import read_json, whole
 from .edit_steps import Steps
 from .editing import Edit
 from .environment import versions
@@ -29,7 +29,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path, title: str = "k
         name = f"{folder.name}: " if len(folders) > 1 else ""
         for file, draw in DRAWERS.items():
             if (folder / file).exists():
-                found, headline = draw(folder / file)
+                with whole(folder / file, "result of kt", "run its command again"):
+                    found, headline = draw(folder / file)
                 sections += [Section(name + s.title, s.blocks) for s in found]
                 cards += [Card(name + c.name, c.value, c.note, c.digits) for c in headline]
     return build(title, sections, out, meta=_meta([Path(f) for f in folders]), summary=cards)
@@ -41,7 +42,8 @@ def _meta(folders: Sequence[Path]) -> dict[str, Any]:
     for folder in folders:
         if (folder / MANIFEST).exists():
             manifest = read_json(folder / MANIFEST)
-            about[folder.name] = " ".join(manifest["command_line"])
+            with whole(folder / MANIFEST, "manifest", "run the command again"):
+                about[folder.name] = " ".join(manifest["command_line"])
     return about | {f"{name} version": version for name, version in versions().items()}
 
 

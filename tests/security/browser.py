@@ -22,21 +22,22 @@ const FRAMES = [...document.querySelectorAll("iframe")];
 const URLS = ["href", "xlink:href", "src", "srcset", "data", "action", "formaction", "poster", "background"];
 const ready = frame => frame.contentDocument.readyState === "complete"
   && [...frame.contentDocument.querySelectorAll(".plotly-graph-div")].every(div => div.querySelector(".main-svg"));
-function hover(frame) {
+const hovered = FRAMES.map(() => 0);
+function hover(frame, number) {  // the labels of one trace a figure; they are drawn a moment later
   const Plotly = frame.contentWindow.Plotly;
-  if (!Plotly) return 0;
-  for (const div of frame.contentDocument.querySelectorAll(".plotly-graph-div"))
-    for (const [place, trace] of div.data.entries())
-      try { Plotly.Fx.hover(div, [{curveNumber: place, pointNumber: trace.type === "heatmap" ? [0, 0] : 0}]); }
-      catch { continue; }  // a trace without points
-  return frame.contentDocument.querySelectorAll(".hoverlayer text").length;
+  for (const div of Plotly ? frame.contentDocument.querySelectorAll(".plotly-graph-div") : []) {
+    const trace = div.data[number % div.data.length];
+    const point = {curveNumber: number % div.data.length, pointNumber: trace.type === "heatmap" ? [0, 0] : 0};
+    try { Plotly.Fx.hover(div, [point], (trace.xaxis || "x") + (trace.yaxis || "y")); }
+    catch { continue; }  // a trace without points
+  }
 }
-function look(frame) {
+function look(frame, place) {
   const page = frame.contentDocument, elements = [...page.querySelectorAll("*")];
   const attributes = elements.flatMap(e => [...e.attributes].map(a => [e.tagName.toLowerCase(), a.name, a.value]));
   return {
-    ready: ready(frame), hovered: hover(frame), title: page.title,
-    text: page.body.innerText + [...page.querySelectorAll("svg")].map(svg => svg.textContent).join("\\n"),
+    ready: ready(frame), hovered: hovered[place], title: page.title,
+    text: page.body.innerText, drawn: [...page.querySelectorAll("svg")].map(svg => svg.textContent).join(" "),
     figures: page.querySelectorAll(".plotly-graph-div .main-svg").length,
     urls: attributes.filter(([, name]) => URLS.includes(name)),
     handlers: attributes.filter(([, name]) => name.startsWith("on")),
@@ -44,12 +45,17 @@ function look(frame) {
     fetched: frame.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name),
   };
 }
-let waits = 0;
+let waits = 0, round = 0;
 const timer = setInterval(() => {
   if (!FRAMES.every(ready) && (waits += 1) < 400) return;
+  FRAMES.forEach((frame, place) => {
+    hovered[place] += frame.contentDocument.querySelectorAll(".hoverlayer text").length;
+    hover(frame, round);
+  });
+  if ((round += 1) < 12) return;
   clearInterval(timer);
   document.getElementById("found").textContent = JSON.stringify(FRAMES.map(look));
-}, 100);
+}, 300);
 """
 
 

@@ -27,6 +27,7 @@ TEXTS = {
 }
 """By what they try; each short enough for a tiny model to read."""
 LONG = SCRIPT + "x" * 10_000
+MODEL = "<b>tiny{{7*7}}"
 HARMLESS = "{{7*7}}"
 """Of the texts, what must be read on a page as it is."""
 
@@ -124,7 +125,7 @@ def run_everything(
 ) -> Hostile:
     """Every command that writes a page or a result (or only some), on facts of hostile texts; then a report."""
     with alone(folder):
-        model = make_model(Path("<b>tiny{{7*7}}"))
+        model = make_model(Path(MODEL))
         Path("facts.json").write_text(json.dumps(records() if given is None else given))
         Path("corpus.txt").write_text("\n".join(TEXTS.values()) + "Marie Curie was born in Warsaw.\n" * 9)
         on, facts = ("-m", model), ("-f", "facts.json")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from browser import CHROMIUM, opened
-from hostile import HARMLESS, SCRIPT, run_everything
+from hostile import HARMLESS, MODEL, SCRIPT, run_everything
 
 ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """What a terminal or a browser would act on; line breaks and tabs stand."""
@@ -32,15 +32,16 @@ def check_pages(hostile, folder, at_least):
     assert len(found) >= at_least and hostile.folder / "report.html" in hostile.pages
     for path, page in zip(hostile.pages, found, strict=True):
         name = str(path.relative_to(hostile.folder))
-        assert page["ready"], name
+        assert page["ready"] and page["hovered"], name
         assert page["title"].startswith("kt "), name
         assert page["handlers"] == [], name
         assert [url for tag, _, url in page["urls"] if not url.startswith("#" if tag == "a" else "data:")] == [], name
         assert not [entry for entry in page["fetched"] if not entry.startswith("data:")], name
         assert page["scripts"] <= page["charts"] + 1, name
-        assert not ACTS.findall(page["text"]), name
+        assert not ACTS.findall(page["text"] + page["drawn"]), name
     [report] = [page for path, page in zip(hostile.pages, found, strict=True) if path.name == "report.html"]
     assert HARMLESS in report["text"] and SCRIPT in report["text"], "without the texts nothing was tested"
+    assert any(MODEL in page["drawn"] for page in found), "a figure read mark-up in the model's name"
     assert not re.search(r"(?<![\d.])49(?![\d.])", report["text"]), "something worked out 7*7"
 
 
@@ -78,4 +79,4 @@ def test_no_text_of_any_command_acts(tmp_path_factory):
     check_terminal(hostile)
     if CHROMIUM is None:
         pytest.skip("no Chromium")
-    check_pages(hostile, folder, at_least=9)
+    check_pages(hostile, folder, at_least=8)

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from ..errors import KtError
 from . import interrupt
 from .command import HELP_NAMES, as_click
-from .console import one_line_warnings
+from .console import one_line_warnings, say_line
 
 EPILOG = (
     "Every flag is also KT_<FLAG> in the environment and a key in a --config file. "
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:  # the process is ours
             interrupt.end_soon_after_interrupt()
     try:
-        with one_line_warnings(_say):
+        with one_line_warnings(say_line):
             command = typer.main.get_command(app)
             code = command.main(args=arguments, prog_name="kt", standalone_mode=False, obj=tuple(arguments))
     except BaseException as error:
@@ -136,13 +136,13 @@ def _explain(error: BaseException) -> int:
         return interrupt.INTERRUPTED
     if isinstance(error, UsageError) and hasattr(error, "ctx"):
         path = error.ctx.command_path if error.ctx is not None else "kt"
-        _say(f"kt: error: {_line(error.format_message())} (see {path} --help)")
+        say_line(f"kt: error: {_line(error.format_message())} (see {path} --help)")
         return 2
     known = _refusal(error) or error
     if isinstance(known, KtError):
-        _say(f"kt: error: {_line(known)}")
+        say_line(f"kt: error: {_line(known)}")
         return known.exit_code
-    _say(f"kt: error: {type(error).__name__}: {_line(error)[:300]} (a bug? KT_DEBUG=1 shows the traceback)")
+    say_line(f"kt: error: {type(error).__name__}: {_line(error)[:300]} (a bug? KT_DEBUG=1 shows the traceback)")
     return 1
 
 
@@ -157,10 +157,6 @@ def _refusal(error: BaseException) -> KtError | None:
 
 def _line(message: object) -> str:
     return " ".join(str(message).split())
-
-
-def _say(message: str) -> None:
-    sys.stderr.write(message + "\n")
 
 
 def _discard_stdout() -> None:

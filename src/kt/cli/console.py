@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 from ..cells import cell
+from ..visible import visible, visible_lines
 
 
 class Progress(Protocol):
@@ -33,10 +34,13 @@ class Screen:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+        # As `Text`, in which rich reads no mark-up: names of models and texts of facts stand in titles too.
+        above = Text(visible(title), style="table.title")
+        below = None if caption is None else Text(visible_lines(caption), style="table.caption")
+        table = Table(title=above, title_justify="left", caption=below, caption_justify="left")
         for i, column in enumerate(columns):
             numeric = all(isinstance(row[i], int | float | None) for row in rows)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(Text(visible(column)), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell(value)) for value in row))
         self.show(table)
@@ -49,7 +53,7 @@ class Screen:
     def say(self, message: str) -> None:
         """One line for the user, on stderr."""
         if self.messages:
-            sys.stderr.write(f"{message}\n")
+            say_line(message)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
@@ -60,10 +64,16 @@ class Screen:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        text = TextColumn("{task.description}", markup=False)
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Bars(*columns, console=console(sys.stderr), transient=True) as bars:
-            task = bars.add_task(what, total=None)
+            task = bars.add_task(visible(what), total=None)
             yield lambda done, total, what="": bars.update(task, completed=done, total=total)
+
+
+def say_line(message: str) -> None:
+    """One line on stderr; what it quotes from data cannot act on the terminal."""
+    sys.stderr.write(f"{visible(message)}\n")
 
 
 def console(file: TextIO) -> Any:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..editing import Edit
-    from ..editing.stack import EditStack
+    from ..editing.stack import AnyEdit
     from .session import Session
 
 
-def open_edit(s: Session, path: Path) -> Edit | EditStack:
+def open_edit(s: Session, path: Path) -> AnyEdit:
     """The edit or the stack in a file, as one that fits the session's model; the session's options hold `force`.
 
     The file is read before the model loads, which takes longer.
@@ -23,7 +22,7 @@ def open_edit(s: Session, path: Path) -> Edit | EditStack:
     return open_edits(s, {"": path})[""]
 
 
-def open_edits(s: Session, paths: dict[str, Path]) -> dict[str, Edit | EditStack]:
+def open_edits(s: Session, paths: dict[str, Path]) -> dict[str, AnyEdit]:
     """Several, by the same names."""
     from ..editing.stack_file import open_edit as opened
 

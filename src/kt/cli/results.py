@@ -121,7 +121,7 @@ def results_of_edit(edit: Edit, path: str | None) -> dict[str, Any]:
     """The file, what each weight gets, what each request gains."""
     known = ("method", "alpha", "model")
     about: dict[str, Any] = {name: edit.manifest[name] for name in known if name in edit.manifest}
-    for name in ("alphas", "value_change"):
+    for name in ("alphas", "value_change", "lost_to_rounding"):
         if edit.manifest.get(name):
             about[name] = edit.manifest[name]
     return {**about, "edit": path, "deltas": edit.deltas(), "requests": [_request(r) for r in edit.report]}

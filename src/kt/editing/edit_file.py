@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,8 @@ def load(path: str | Path) -> Edit:
         n: Dense(parts["dense"][n]) if n in parts["dense"] else LowRank(parts["left"][n], parts["right"][n])
         for n in weights
     }
-    said = tuple(RequestReport(**{k: _pair(v) for k, v in row.items()}) for row in report)
+    blank = dict.fromkeys(f.name for f in fields(RequestReport))  # what may be null may be missing
+    said = tuple(RequestReport(**blank | {k: _pair(v) for k, v in row.items()}) for row in report)
     return Edit(updates, manifest, said, parts["target"], parts["key"])
 
 

@@ -261,3 +261,7 @@ class EditStack:
         from .stack_file import load_stack
 
         return load_stack(path)
+
+
+AnyEdit = Edit | EditStack
+"""What commands write into a model for a while, and judge: `applied`, `control`, `requests`."""

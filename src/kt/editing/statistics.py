@@ -21,7 +21,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..artifacts import clear_temporaries, save_arrays, writing
+from ..artifacts import clear_temporaries, save_arrays, whole, writing
 from ..corpus import Corpus
 from ..errors import BadFile, WorkFailed
 from ..progress import Progress
@@ -54,11 +54,14 @@ class Statistics:
         try:
             with safe_open(path, "pt") as file:
                 names = list(file.keys())
-                metadata = json.loads((file.metadata() or {}).get("kt", "{}"))
+                header = (file.metadata() or {}).get("kt", "{}")
         except (OSError, SafetensorError, ValueError) as error:
-            raise BadFile(f"{path} is no readable safetensors file of second moments: {error}") from None
-        tokens = metadata.get("n_tokens")
-        return cls(dict.fromkeys(names, path), int(tokens) if tokens else None, metadata.get("corpus", ""))
+            said = " ".join(str(error).split())
+            raise BadFile(f"{path} is no readable safetensors file of second moments: {said}") from None
+        with whole(path, "file of second moments", "run kt cov again"):
+            metadata = json.loads(header)
+            tokens = metadata.get("n_tokens")
+            return cls(dict.fromkeys(names, path), int(tokens) if tokens else None, str(metadata.get("corpus", "")))
 
     def moment_of(self, name: str) -> Moment:
         """C of a module with its factor and null space, which are computed once for all who ask."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..artifacts import read_json, write_json
+from ..artifacts import read_json, whole, write_json
 from ..errors import BadFact, BadFile
 from ..stats import Interval, bootstrap_mean_grid
 from .compare import differences
@@ -181,7 +181,7 @@ class Scores:
         data = read_json(path)
         if data.get("kind") != KIND or data.get("schema_version") != 1:
             raise BadFile(f"{path}: no scores of schema version 1; give a file written by Scores.save or `kt eval`")
-        try:
+        with whole(path, "set of scores", "score again"):
             return cls(
                 model=data["model"],
                 records=tuple(data["records"]),
@@ -192,8 +192,6 @@ class Scores:
                 compared=data["compared"],
                 heldout=Heldout.from_dict(data["heldout"]) if data.get("heldout") else None,
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadFile(f"{path}: scores with a missing or wrong part ({error}); save them again") from error
 
     def __repr__(self) -> str:
         return f"Scores({self.model}: {len(self.records)} records, {len(self.metrics)} metrics)"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..artifacts import plain, read_json, write_json
+from ..artifacts import plain, read_json, whole, write_json
 from ..cells import html_table
 from ..errors import BadFile
 from ..stats import Interval
@@ -22,7 +22,7 @@ from .tasks import Chosen, Spec, choose, lm_eval_module
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..editing import Edit
+    from ..editing.stack import AnyEdit
     from ..model import TracedModel
     from ..report import Table as ReportTable
 
@@ -126,11 +126,9 @@ class Abilities:
         data = read_json(path)
         if data.get("kind") != KIND or data.get("schema_version") != 1:
             raise BadFile(f"{path}: no abilities of schema version 1; give a file written by `kt abilities`")
-        try:
+        with whole(path, "set of abilities", "measure them again"):
             rows = tuple(_row(row) for row in data["rows"])
             return cls(data["model"], rows, data["runs"], {}, data["config"], data["versions"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadFile(f"{path}: abilities with a missing or wrong part ({error}); measure them again") from error
 
     def sample_files(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """(name, records) of the files of `--log-samples`: `samples_before_<task>`, laid out as by lm-eval."""
@@ -149,7 +147,7 @@ class Abilities:
 def abilities(
     model: TracedModel,
     tasks: str | Sequence[Spec] | Chosen,
-    edit: Edit | None = None,
+    edit: AnyEdit | None = None,
     num_fewshot: int | None = None,
     limit: float | None = None,
     include_path: str | Path | None = None,

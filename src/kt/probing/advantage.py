@@ -90,7 +90,7 @@ def remainder(
 ) -> Remainder:
     """Score and mean advantages over the chosen cells; `names` are the chosen cells' (position, layer)."""
     if not chosen.any():
-        n = int((~np.isnan(before.reshape(len(before), -1)).any(-1)).sum())
+        n = int((~np.isnan(before).any(tuple(range(1, before.ndim)))).sum())
         none = Interval(math.nan, math.nan, math.nan, n)
         return Remainder(none, none, none, ())
     was, now = before[:, chosen].mean(-1), after[:, chosen].mean(-1)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from ..artifacts import load_arrays, save_arrays
-from ..errors import BadFact, BadFile
+from ..artifacts import load_arrays, save_arrays, whole
+from ..errors import BadFact
 from ..tracing.cases import LeftOut
 from .lens import KINDS, POSITIONS, Reading
 from .questions import ANSWERS, ProbedFact
@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str]) -> Probe:
         BadFile: the file is no probe, or not a whole one.
     """
     arrays, header = load_arrays(path, kind=FILE_KIND)
-    try:
+    with whole(path, "probe", "probe again"):
         facts = tuple(ProbedFact(**fact) for fact in header["facts"])
         left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
         layers, names, run = tuple(header["layers"]), tuple(header["set_names"]), dict(header["run"])
@@ -53,8 +53,6 @@ def load(path: str | os.PathLike[str]) -> Probe:
         if missing := [name for name in (*_SAME, "dtype", "n_given", "warnings") if name not in run]:
             raise ValueError(f"the header lacks {', '.join(missing)}")
         return Probe(facts, layers, reading, names, left_out, run)
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadFile(f"{path}: not a whole probe ({type(error).__name__}: {error}); probe again") from error
 
 
 def _check_shapes(reading: Reading, n_facts: int, n_layers: int, n_sets: int) -> None:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from ..editing.edit import Edit
+from ..editing.stack import AnyEdit
 from ..errors import UnknownSite
 from ..model import TracedModel
 from .controls import Control
@@ -18,7 +18,7 @@ NO_CONTROLS = "no other answer of its relation to hold it against"
 
 def described(
     model: TracedModel,
-    edit: Edit,
+    edit: AnyEdit,
     final_norm: bool,
     seed: int,
     n_boot: int,
@@ -44,7 +44,7 @@ def described(
     }
 
 
-def remarks(facts: Sequence[ProbedFact], controls: Sequence[Sequence[Control]], edit: Edit) -> list[str]:
+def remarks(facts: Sequence[ProbedFact], controls: Sequence[Sequence[Control]], edit: AnyEdit) -> list[str]:
     """One line for each thing that a reader of the score must know."""
     said, n = [], len(facts)
     same = [fact for fact in facts if fact.same_first_token]

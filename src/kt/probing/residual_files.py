@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy import ndarray
 
-from ..artifacts import load_arrays, save_arrays
-from ..errors import BadFact, BadFile
+from ..artifacts import load_arrays, save_arrays, whole
+from ..errors import BadFact
 from ..tracing.cases import LeftOut
 from .attacks import STATES, Attacks
 from .controls import Control
@@ -55,7 +55,7 @@ def load(path: str | os.PathLike[str]) -> Residual:
         BadFile: not there, not whole, or not a residual.
     """
     arrays, header = load_arrays(path, kind=FILE_KIND)
-    try:
+    with whole(path, "residual", "measure it again"):
         facts = tuple(ProbedFact(**fact) for fact in header["facts"])
         controls = tuple(tuple(Control(**control) for control in some) for some in header["controls"])
         readings = {s: _reading({name: arrays[f"{s}.{name}"] for name in _ARRAYS}) for s in STATES}
@@ -65,8 +65,6 @@ def load(path: str | os.PathLike[str]) -> Residual:
         found = Residual(facts, controls, layers, readings, elsewhere, attacks, left_out, header["run"])
         _check_shapes(found)
         return found
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadFile(f"{path}: not a whole residual ({type(error).__name__}: {error}); measure it again") from error
 
 
 def _reading(arrays: dict[str, ndarray]) -> Reading:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from ..editing.contexts import memit_contexts
-from ..editing.edit import Edit
+from ..editing.stack import AnyEdit
 from ..errors import BadFact
 from ..facts.fact import Fact
 from ..model import TracedModel
@@ -64,7 +64,7 @@ class _Plan(NamedTuple):
 
 def residual_fact(
     model: TracedModel,
-    edit: Edit,
+    edit: AnyEdit,
     facts: Fact | Sequence[Fact],
     *,
     pool: Iterable[Fact] | None = None,

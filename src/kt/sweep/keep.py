@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import plain, read_json, write_json
-from ..errors import BadFile, KtError
+from ..artifacts import plain, read_json, whole, write_json
+from ..errors import KtError
 from ..journal import SETTINGS, claim
 from .grids import Point
 from .result import Row
@@ -54,10 +54,8 @@ class Kept:
         """The finished row of a point."""
         if self.folder is None or not (path := self._path(number, point)).exists():
             return None
-        try:
+        with whole(path, "point", "delete it, and it is done again"):
             return Row.of(read_json(path))
-        except TypeError as error:
-            raise BadFile(f"{path}: not a whole point ({error}); delete it, and it is done again") from None
 
     def add(self, number: int, point: Point, row: Row) -> None:
         if self.folder is None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import plain, read_json, write_json
+from ..artifacts import plain, read_json, whole, write_json
 from ..errors import BadFile, KtError
 from ..stats import Interval, paired_bootstrap_difference
 
@@ -145,10 +145,8 @@ class Sweep:
         held = read_json(path)
         if held.get("what") != KIND:
             raise BadFile(f"{path}: not a sweep; give what Sweep.save or kt sweep wrote")
-        try:
+        with whole(path, "sweep", "run it again"):
             return cls(held["about"], tuple(Row.of(row) for row in held["rows"]), held["before"], held["balance"])
-        except (KeyError, TypeError) as error:
-            raise BadFile(f"{path}: not a whole sweep ({error}); run it again") from None
 
     def __repr__(self) -> str:
         return f"Sweep({self.kind}: {len(self.rows)} points, {self.about.get('n_facts')} facts)"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts import to_json
 from ..editing import Edit, Statistics, edit
+from ..editing.edit import OF_THE_WHOLE
 from ..editing.plan import Plan
 from ..editing.prepare import Asked, take_statistics
 from ..editing.recipe import Recipe
@@ -130,7 +131,7 @@ def combined(mlp: Edit, attn: Edit, alpha: float) -> Edit:
     """(1 - α) of an edit of the MLP and α of one of attention, both in full strength (eq. 13)."""
     updates: dict[str, Update] = {name: update.scaled(1 - alpha) for name, update in mlp.updates.items()}
     updates |= {name: update.scaled(alpha) for name, update in attn.updates.items()}
-    manifest = dict(mlp.manifest) | {"alpha": alpha}
+    manifest = {n: v for n, v in mlp.manifest.items() if n not in OF_THE_WHOLE} | {"alpha": alpha}
     for name in ("fingerprints", "weight_norms"):
         manifest[name] = {**mlp.manifest[name], **attn.manifest[name]}
     manifest["attention_weights"] = [*mlp.manifest["attention_weights"], *attn.manifest["attention_weights"]]

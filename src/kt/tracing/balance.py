@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from ..artifacts import read_json, write_json
+from ..artifacts import read_json, whole, write_json
 from ..errors import BadFile, WorkFailed
 from ..stats import bootstrap_mean_grid
 from .aggregate import role_effects
@@ -111,7 +111,7 @@ class Balance:
         held = read_json(path)
         if held.get("kind") != "balance":
             raise BadFile(f"{path}: holds {held.get('kind') or 'other JSON'}, expected a balance")
-        try:
+        with whole(path, "balance", "compute it again"):
             return Balance(
                 alpha=held["alpha"],
                 alpha_raw=held["alpha_raw"],
@@ -128,8 +128,6 @@ class Balance:
                 warnings=tuple(held["warnings"]),
                 run=held["run"],
             )
-        except (KeyError, TypeError) as error:
-            raise BadFile(f"{path}: not a whole balance ({error}); compute it again") from error
 
 
 def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> Balance:

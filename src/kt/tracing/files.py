@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from ..artifacts import load_arrays, save_arrays
+from ..artifacts import load_arrays, save_arrays, whole
 from ..errors import BadFact, BadFile
 from ..prompts import Span
 from .cases import LeftOut
@@ -53,13 +53,14 @@ def load(path: str | os.PathLike[str]) -> Trace:
         BadFile: the file is no trace, or not a whole one.
     """
     arrays, header = load_arrays(path, kind=FILE_KIND)
-    try:
-        kinds = tuple(Patch.parse(kind).label for kind in header["kinds"])
+    with whole(path, "trace", "trace again"):
+        try:
+            kinds = tuple(Patch.parse(kind).label for kind in header["kinds"])
+        except BadFact as error:
+            raise BadFile(f"{path}: not a whole trace ({error}); trace again") from error
         facts = tuple(_read(fact, i, kinds, arrays) for i, fact in enumerate(header["facts"]))
         left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
         return Trace(facts, kinds, left_out, OLDER | header["run"])
-    except (KeyError, TypeError, ValueError, BadFact) as error:
-        raise BadFile(f"{path}: not a whole trace ({type(error).__name__}: {error}); trace again") from error
 
 
 def merge(traces: Sequence[Trace]) -> Trace:
