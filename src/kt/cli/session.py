@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts import SCHEMA_VERSION, atomic_write, check_writable, plain, to_json
 from ..environment import versions
+from ..errors import KtError
 from ..journal import Journal
 from ..run_folder import RunFolder, default_folder
 from . import interrupt, parse
@@ -68,25 +69,32 @@ class Session:
         from ..facts.fact import facts_digest
 
         asked = option_values(self.options) | {"command": self.options.command}
-        given = {"model weights": self.load_model().fingerprint(), "facts' content": facts_digest(self.load_facts())}
+        self.load_model()
+        weights = self.run.manifest["model"]["fingerprint"]  # of gigabytes: hashed once a command
+        given = {"model weights": weights, "facts' content": facts_digest(self.load_facts())}
         files = {f"{name} file": stamp(getattr(self.options, name, None)) for name in DATA_FILES}
         settings = asked | given | files | {"versions": versions()}
         folder, resume = unfinished(self.path), self.options.resume is not None
         self._journal = Journal.begin(folder, settings, resume, self.options.argv)
-        interrupt.note(f"what was finished is kept: go on with --resume {self.path}")
+        interrupt.note(self._kept())
         if resume:
             self.screen.say(f"kt: {self._journal.done} finished phases are taken from {folder}")
         return self._journal
 
-    def end_journal(self, finished: bool) -> None:
-        """Of a finished run, or of one that had finished nothing, no journal stays."""
+    def end_journal(self, error: BaseException | None = None) -> None:
+        """Of a run that is whole, or that had finished nothing, no journal stays; else the error says how to go on."""
         if self._journal is None or self._journal.folder is None:
             return
-        if finished or not self._journal.done:
+        if error is None or not self._journal.done:
             shutil.rmtree(self._journal.folder, ignore_errors=True)
             interrupt.note()
-        else:
-            self.screen.say(f"kt: what was finished is kept: go on with --resume {self.path}")
+        elif isinstance(error, KtError):
+            error.args = (f"{error}; {self._kept()}",)
+        elif not isinstance(error, KeyboardInterrupt):
+            self.screen.say(f"kt: {self._kept()}")
+
+    def _kept(self) -> str:
+        return f"what was finished is kept: go on with --resume {self.path}"
 
     def progress(self, what: str) -> Any:
         """A progress bar for a library function."""
@@ -139,12 +147,12 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
         current = Session(options, screen, run, path)
         try:
             yield current
-        except BaseException:
-            current.end_journal(finished=False)
+        except BaseException as error:
+            current.end_journal(error)
             raise
         if current.figures:
             atomic_write(run.file("figures.html"), current.page())
-    current.end_journal(finished=True)
+    current.end_journal()
     current.write_asked_figures()
     write_result(options, run.results)
     if write:
