@@ -24,6 +24,14 @@ MIDST = {
 """A file that is there once the work itself is under way."""
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """What a shell starts in the background ignores SIGINT, and so would the commands that are started here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def references(tmp_path_factory):
     """The results of uninterrupted runs, and an edit to export."""
@@ -108,7 +116,7 @@ def test_ctrl_c_ends_also_a_factorisation_that_takes_long():
     assert process.stdout.read() == b"" and process.stderr.read() == b"kt: interrupted; nothing was written\n"
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_finished_phases_only(tmp_path):
     place = tmp_path / "small"
     place.mkdir()
     inside = (
@@ -118,8 +126,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     )
     found = in_namespace(inside, tmp_path)
     lines = found.stderr.strip().splitlines()
-    assert found.stdout.split() == ["code", "2"], found
+    code, status, *left = found.stdout.split()
+    assert (code, status) == ("code", "2"), found
     assert len(lines) == 1 and "the disk is full" in lines[0] and ".tmp-" not in lines[0], lines
+    assert f"--resume {place}/run" in lines[0]
+    assert left and all(name.startswith(f"{place}/run.unfinished/") and ".tmp-" not in name for name in left), left
 
 
 def test_a_read_only_output_is_refused_before_the_model_loads(tmp_path):
