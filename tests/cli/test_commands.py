@@ -146,6 +146,21 @@ def test_apply_edit_writes_the_edit_and_reports_each_request(edited):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files("merged")
 
 
+def test_a_run_that_was_cut_off_after_its_merge_goes_on_and_leaves_the_merged_folder(edited, monkeypatch):
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kt.run_folder._swap", cut)
+        assert edited("-o", "run", "--merge-to", "merged").code == 130
+    written = {p: p.stat().st_mtime_ns for p in Path("merged").rglob("*")}
+    assert Path("run.unfinished").is_dir() and not Path("run").exists() and written
+    ran = edited("--resume", "run", "--merge-to", "merged", "--json", "-")
+    assert ran.code == 0 and ran.json["merged"] == "merged", ran.err
+    assert {p: p.stat().st_mtime_ns for p in Path("merged").rglob("*")} == written
+    assert edited("-o", "other", "--merge-to", "merged").code == 2
+
+
 def test_a_joint_edit_shows_its_control_and_what_came_through(edited):
     ran = edited("--json", "-", "-o", "run")
     assert ran.code == 0, ran.err

@@ -101,7 +101,7 @@ def apply_edit(options: EditOptions) -> None:
         "layers_attn": parse.layers(options.layers_attn, "--layers-attn"),
     }
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
-    if options.merge_to is not None:
+    if options.merge_to is not None and options.resume is None:  # a run that goes on may have been past its merge
         check_new(options.merge_to)
     if options.history is not None and options.merge_to is not None:
         raise BadOption("--merge-to writes one edit of the base; with --history, kt edits stack and kt export do")
@@ -151,11 +151,12 @@ def apply_edit(options: EditOptions) -> None:
 def merge(s: Session, model: TracedModel, edit: Edit, options: EditOptions) -> KtError | None:
     """The edited model as a folder. An error is returned, to be raised once the run is kept: a merge that fails does
     not take the solved edit with it."""
-    from ..export import to_hf
+    from ..export import carries, to_hf
 
     assert options.merge_to is not None
     try:
-        to_hf(model, edit, options.merge_to, check=not options.no_check)
+        if options.resume is None or not carries(options.merge_to, edit):
+            to_hf(model, edit, options.merge_to, check=not options.no_check)
     except KtError as error:
         return error
     s.run.results["merged"] = str(options.merge_to)

@@ -85,6 +85,7 @@ class Session:
         """Of a run that is whole, or that had finished nothing, no journal stays; else the error says how to go on."""
         if self._journal is None or self._journal.folder is None:
             return
+        self._journal.release()
         if error is None or not self._journal.done:
             shutil.rmtree(self._journal.folder, ignore_errors=True)
             interrupt.note()
@@ -140,18 +141,19 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
     parse.batch_size(options.batch_size)
     slug = Path(getattr(options, "model", "demo").partition("@")[0]).name
     path = run_path(options) or default_folder(options.command, slug)
-    with RunFolder(path, command=options.command, argv=options.argv) as run:
-        run.manifest["seed"] = options.seed
-        run.manifest["config"] = option_values(options)
-        run.keep = write
-        current = Session(options, screen, run, path)
-        try:
+    run = RunFolder(path, command=options.command, argv=options.argv)
+    current = Session(options, screen, run, path)
+    try:
+        with run:
+            run.manifest["seed"] = options.seed
+            run.manifest["config"] = option_values(options)
+            run.keep = write
             yield current
-        except BaseException as error:
-            current.end_journal(error)
-            raise
-        if current.figures:
-            atomic_write(run.file("figures.html"), current.page())
+            if current.figures:
+                atomic_write(run.file("figures.html"), current.page())
+    except BaseException as error:
+        current.end_journal(error)
+        raise
     current.end_journal()
     current.write_asked_figures()
     write_result(options, run.results)

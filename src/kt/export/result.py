@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import write_json
+from ..artifacts import read_json, write_json
 from ..environment import versions
 from ..run_folder import FILES
 
@@ -59,6 +59,12 @@ def keep_about(folder: Path, model: TracedModel, edit: Edit, **about: Any) -> No
         "versions": versions(),
     }
     write_json(folder / OWN / ABOUT, known | about)
+
+
+def carries(folder: str | Path, edit: Edit) -> bool:
+    """Whether a folder is a finished export of this very edit."""
+    about = Path(folder) / OWN / ABOUT
+    return about.is_file() and read_json(about).get("edit") == edit.digest
 
 
 def public_name(name: str) -> str:
