@@ -25,7 +25,7 @@ def printed(script, *arguments):
         ("residual.py", "probing", (12, 12, 14)),
         ("adapters.py", "reliability", (12, 8)),
         ("stacks.py", "edits", (24, 3)),
-        ("protocols.py", "evaluation", (9, 3, 3)),
+        ("protocols.py", "evaluation", (27, 9, 9)),
         ("many_tokens.py", "evaluation", (12, 6, 4, 18)),
     ],
 )
