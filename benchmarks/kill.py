@@ -75,7 +75,9 @@ class Trial:
 
     @property
     def recovered(self) -> bool:
-        return not self.half_written and self.resumed and self.identical
+        """An export that was killed when its folder already had its name refuses to write it again (`resumed` is
+        false), and its results are held against the uninterrupted run's as they are."""
+        return not self.half_written and self.identical
 
 
 def start(folder: Path, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
