@@ -85,9 +85,10 @@ class Session:
         """Of a run that is whole, or that had finished nothing, no journal stays; else the error says how to go on."""
         if self._journal is None or self._journal.folder is None:
             return
-        self._journal.release()
-        if error is None or not self._journal.done:
-            shutil.rmtree(self._journal.folder, ignore_errors=True)
+        journal, self._journal = self._journal, None
+        journal.release()
+        if error is None or not journal.done:
+            shutil.rmtree(unfinished(self.path), ignore_errors=True)
             interrupt.note()
         elif isinstance(error, KtError):
             error.args = (f"{error}; {self._kept()}",)
@@ -148,7 +149,11 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
             run.manifest["seed"] = options.seed
             run.manifest["config"] = option_values(options)
             run.keep = write
-            yield current
+            try:
+                yield current
+            except BaseException as error:
+                current.end_journal(error)  # before the run folder takes away the parents that it made
+                raise
             if current.figures:
                 atomic_write(run.file("figures.html"), current.page())
     except BaseException as error:
