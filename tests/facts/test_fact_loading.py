@@ -186,6 +186,8 @@ BROKEN = {
     "neighbour without prompt": ({**OWN, "neighbourhood": [{"answer": "x"}]}, "neighbourhood: 'prompt' is missing"),
     "odd id": ({**OWN, "id": [1]}, "the id is a list"),
     "misspelt": ({**OWN, "paraphrases": None, "paraphrase": ["x"]}, "did you mean 'paraphrases'"),
+    "a Fact's own name": ({**OWN, "neighbourhood": None, "neighbours": []}, "did you mean 'neighbourhood'"),
+    "the same in a request": ({**ROME, "rephrasings": ["x"]}, "did you mean 'paraphrases'"),
     "unknown": ({"question": "a", "label": "b"}, "the keys 'question', 'label' fit no known format: counterfact ("),
     "no keys": ({}, "the keys (none) fit no known format"),
     "not an object": ("France", "a record must be an object"),

@@ -15,6 +15,14 @@ OWN_KEYS = (
     "answer_aliases", "target_aliases",
 )  # fmt: skip
 
+MEANT = {
+    "rephrasings": "paraphrases",
+    "neighbours": "neighbourhood",
+    "neighbors": "neighbourhood",
+    "hops": "portability",
+}
+"""Names that `Fact` has for the same, or that others use, and that are not near in spelling."""
+
 LIST_KEYS = ("paraphrases", "neighbourhood", "portability", "generation", "answer_aliases", "target_aliases")
 """The keys that hold lists, for formats that know only texts (CSV)."""
 
@@ -76,5 +84,7 @@ def _refuse_misspelt(record: Record) -> None:
 @lru_cache(maxsize=256)
 def _meant(key: str) -> str | None:
     """The key that a user may have meant; the same few keys come again with every record, and the search is slow."""
+    if key in MEANT:
+        return MEANT[key]
     close = get_close_matches(key, OWN_KEYS, n=1, cutoff=0.9)
     return close[0] if close else None
