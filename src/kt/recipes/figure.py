@@ -5,7 +5,7 @@ The kinds `trace` and `probe` differ in what they measure, draw and check; the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -18,6 +18,9 @@ from .result import RecipeRun, Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from ..model import TracedModel
+    from ..progress import Progress
 
 DATA = Keys(("facts", "url", "format", "most"), ("facts",))
 
@@ -95,3 +98,38 @@ def figure_facts(recipe: FigureRecipe, how: How, ask: str) -> list[Fact]:
     if not found:
         raise KtError(f"recipe {recipe.name}: no fact has a second answer; give facts with a target or a foil")
     return spread(found, recipe.n_facts) if spread_out and recipe.n_facts else found
+
+
+@dataclass(frozen=True)
+class View(Generic[Found]):
+    """What a kind of recipe makes of one model's measurement: its file's name, checks of claims, figures, a table."""
+
+    file: str
+    check: Callable[[Found, str, Mapping[str, Any]], Any]
+    figures: Callable[[Found], Mapping[str, go.Figure]]
+    summary: Callable[[str, Found], Table]
+    curves: Callable[[Found], Any]
+
+
+def figure_run(
+    asked: FigureRecipe, how: How, doing: str, measure: Callable[[TracedModel, Progress], Found], view: View[Found]
+) -> FigureRun[Found]:
+    """Measure on each model in turn, one in memory at a time; draw, and check the claims."""
+    found: dict[str, Found] = {}
+    for label, name in how.models.items():
+        with how.stage(f"{doing} {label}") as tick:
+            found[label] = measure(how.load(name), tick)
+    return FigureRun(
+        recipe=asked,
+        smoke=how.smoke,
+        found=found,
+        verdicts=tuple(
+            Verdict(how.shown(label), claim, view.check(each, claim.check, claim.about), how.smoke)
+            for label, each in found.items()
+            for claim in asked.claims
+        ),
+        file=view.file,
+        drawn={f"{label}-{name}": drawn for label, each in found.items() for name, drawn in view.figures(each).items()},
+        summaries=tuple(view.summary(how.shown(label), each) for label, each in found.items()),
+        data={label: view.curves(each) for label, each in found.items()},
+    )

@@ -15,16 +15,18 @@ from ..run_folder import FILES
 from ..stats import Interval
 from . import probe_checks
 from .base import How, Keys, Kind
-from .claims import Verdict, read_claims, shown
-from .figure import DATA, FigureRecipe, FigureRun, figure_facts
+from .claims import read_claims, shown
+from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run
 from .result import Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from ..model import TracedModel
     from ..probing import Probe
     from ..probing.result import LensCurve
     from ..probing.sets import WordSets
+    from ..progress import Progress
 
 SMOKE_FACTS = 24
 SHIPPED = "stopwords"
@@ -71,26 +73,12 @@ def run(recipe: ProbeRecipe, how: How) -> FigureRun[Probe]:
     sets = None if named is None else _sets(named)
     facts = figure_facts(asked, how, "contrast")
     rows: Any = how.batch_size
-    found: dict[str, Probe] = {}
-    for label, name in how.models.items():
-        model = how.load(name)
-        with how.stage(f"probing {label}") as tick:
-            found[label] = contrast_probe(model, facts, asked.final_norm, sets=sets, batch_size=rows, progress=tick)
-        del model
-    return FigureRun(
-        recipe=asked,
-        smoke=how.smoke,
-        found=found,
-        verdicts=tuple(
-            Verdict(how.shown(label), claim, probe_checks.check(probe, claim.check, claim.about), how.smoke)
-            for label, probe in found.items()
-            for claim in asked.claims
-        ),
-        file=FILES["probe"],
-        drawn={f"{label}-{name}": drawn for label, p in found.items() for name, drawn in _figures(p, asked).items()},
-        summaries=tuple(_summary(how.shown(label), probe) for label, probe in found.items()),
-        data={label: _curves(probe) for label, probe in found.items()},
-    )
+
+    def measure(model: TracedModel, tick: Progress) -> Probe:
+        return contrast_probe(model, facts, asked.final_norm, sets=sets, batch_size=rows, progress=tick)
+
+    view = View(FILES["probe"], probe_checks.check, lambda probe: _figures(probe, asked), _summary, _curves)
+    return figure_run(asked, how, "probing", measure, view)
 
 
 def _sets(named: str | Path) -> WordSets:

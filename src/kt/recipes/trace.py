@@ -14,13 +14,15 @@ from ..cells import interval
 from ..run_folder import FILES
 from . import trace_checks
 from .base import How, Keys, Kind
-from .claims import Verdict, peak_layer, peak_words, read_claims
-from .figure import DATA, FigureRecipe, FigureRun, figure_facts
+from .claims import peak_layer, peak_words, read_claims
+from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run
 from .result import Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from ..model import TracedModel
+    from ..progress import Progress
     from ..tracing import Trace
 
 SMOKE_FACTS, SMOKE_SAMPLES = 6, 2
@@ -59,27 +61,12 @@ def run(recipe: TraceRecipe, how: How) -> FigureRun[Trace]:
         asked = replace(recipe.few(SMOKE_FACTS), settings={**recipe.settings, "samples": SMOKE_SAMPLES})
     facts = figure_facts(asked, how, "answer")
     rows = None if how.batch_size == "auto" else int(how.batch_size)
-    found: dict[str, Trace] = {}
-    for label, name in how.models.items():
-        model = how.load(name)
-        with how.stage(f"tracing {label}") as tick:
-            found[label] = causal_trace(
-                model, facts, asked.kinds, METRICS, max_rows=rows, progress=tick, **asked.settings
-            )
-        del model
-    return FigureRun(
-        recipe=asked,
-        smoke=how.smoke,
-        found=found,
-        verdicts=tuple(
-            Verdict(how.shown(label), claim, trace_checks.check(trace, claim.check, claim.about), how.smoke)
-            for label, trace in found.items()
-            for claim in asked.claims
-        ),
-        file=FILES["trace"],
-        drawn={f"{label}-{name}": drawn for label, trace in found.items() for name, drawn in _figures(trace).items()},
-        summaries=tuple(_summary(how.shown(label), trace) for label, trace in found.items()),
-        data={label: _curves(trace) for label, trace in found.items()},
+
+    def measure(model: TracedModel, tick: Progress) -> Trace:
+        return causal_trace(model, facts, asked.kinds, METRICS, max_rows=rows, progress=tick, **asked.settings)
+
+    return figure_run(
+        asked, how, "tracing", measure, View(FILES["trace"], trace_checks.check, _figures, _summary, _curves)
     )
 
 
