@@ -1,7 +1,8 @@
 """One weight's second moment, and what is computed from it once: its Cholesky factor, its null space.
 
 Both cost O(d³) and belong to C alone, not to an edit: they are kept with it, for every batch and every method that asks
-the same `Statistics` again, as long as they are small against the memory that is free.
+the same `Statistics` again, as long as they are small against the memory that is free, and (large ones) on disk, for
+every later process.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor
 
+from ..artifacts import load_arrays
 from ..errors import WorkFailed
 from ..memory import free_memory, require_memory
+from .kept import LEAST_SIZE, Store, agrees, discard, drawn, opened, times
 
 RIDGES = (0.0, 1e-8, 1e-7, 1e-6)
 """Tried in turn, times the largest diagonal entry. C is stored in float32, so its null space is only known to about
@@ -32,13 +36,23 @@ class Factored(NamedTuple):
     factor: Float[Tensor, "d d"]
     ridge: float
 
+    def solve(self, vectors: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+        """(L Lᵀ)⁻¹ of the vectors. `torch.cholesky_solve` copies the whole factor at each call: ten times the work for
+        one vector."""
+        inner = torch.linalg.solve_triangular(self.factor, vectors, upper=False)
+        return torch.linalg.solve_triangular(self.factor.mT, inner, upper=True)
+
 
 class Moment:
-    """C of the weight called `name`, (size, size); `read` brings the matrix from where it is kept."""
+    """C of the weight called `name`, (size, size); `read` brings the matrix from where it is kept.
 
-    def __init__(self, name: str, size: int, read: Callable[[], Tensor]) -> None:
+    With a `store`, the factor and the eigenvectors of a large C are also kept on disk.
+    """
+
+    def __init__(self, name: str, size: int, read: Callable[[], Tensor], store: Store | None = None) -> None:
         self.name, self.size = name, size
         self._read = read
+        self._store = store if size >= LEAST_SIZE else None
         self._factor: Factored | None = None
         self._null: dict[float, Tensor] = {}
         self._sha256: str | None = None
@@ -65,10 +79,28 @@ class Moment:
         """C = L Lᵀ, up to its ridge."""
         if self._factor is not None:
             return self._factor
-        factored = cholesky(self.matrix(), f"the second moment of {self.name}")
+        factored = self._kept_factor()
+        if factored is None:
+            factored = cholesky(self.matrix(), f"the second moment of {self.name}")
+            if self._store is not None:
+                # Column-major, as LAPACK gives and wants it: its transpose is written without a copy.
+                path, arrays = self._store.path("factor", self.sha256()), {"transposed": factored.factor.mT}
+                self._store.put(path, arrays, {"ridge": factored.ridge})
         if self._worth_keeping(factored.factor):
             self._factor = factored
         return factored
+
+    def _kept_factor(self) -> Factored | None:
+        if self._store is None or not opened(path := self._store.path("factor", self.sha256())):
+            return None
+        arrays, about = load_arrays(path, framework="pt")
+        factor, ridge = arrays["transposed"].mT, float(about["ridge"])
+        stored, vector = self._read().cpu(), drawn(self.size)
+        largest = float(stored.diagonal().max())
+        if agrees(factor @ (factor.mT @ vector), times(stored, vector) + ridge * largest * vector):
+            return Factored(factor, ridge)
+        discard(path)
+        return None
 
     def null_basis(self, threshold: float) -> Float[Tensor, "d null"]:
         """The eigenvectors of C whose eigenvalue lies below the threshold (AlphaEdit's U₀).
@@ -78,16 +110,40 @@ class Moment:
         """
         if threshold in self._null:
             return self._null[threshold]
-        values, vectors = torch.linalg.eigh(self.matrix())
-        kept = vectors[:, values.abs() < threshold].contiguous()
-        if not kept.shape[1]:
+        kept = self._kept_basis(threshold)
+        if kept is None:
+            values, vectors = torch.linalg.eigh(self.matrix())
+            if self._store is not None:
+                arrays = {"values": values, "rows": vectors.mT}
+                self._store.put(self._store.path("eigen", self.sha256()), arrays, {})
+            kept = vectors[:, self._null_range(values, threshold)].contiguous()
+        if self._worth_keeping(kept):
+            self._null[threshold] = kept
+        return kept
+
+    def _kept_basis(self, threshold: float) -> Float[Tensor, "d null"] | None:
+        """Only the eigenvectors that are wanted are read."""
+        if self._store is None or not opened(path := self._store.path("eigen", self.sha256())):
+            return None
+        with safe_open(path, "pt") as file:
+            values = file.get_tensor("values")
+            here = self._null_range(values, threshold)
+            rows = file.get_slice("rows")[here.start : here.stop]
+        mixed = drawn(self.size)[here]
+        if agrees(rows.mT @ (values[here] * mixed), times(self._read().cpu(), rows.mT @ mixed)):
+            return rows.mT.contiguous()
+        discard(path)
+        return None
+
+    def _null_range(self, values: Float[Tensor, " d"], threshold: float) -> slice:
+        """Which eigenvalues, in their ascending order, lie below the threshold."""
+        small = torch.nonzero(values.abs() < threshold)
+        if not len(small):
             raise WorkFailed(
                 f"no direction of the second moment of {self.name} lies below nullspace_threshold {threshold:g} "
                 f"(smallest {float(values.abs().min()):.2g}); raise it"
             )
-        if self._worth_keeping(kept):
-            self._null[threshold] = kept
-        return kept
+        return slice(int(small[0]), int(small[-1]) + 1)
 
     @staticmethod
     def _worth_keeping(result: Tensor) -> bool:
@@ -104,7 +160,9 @@ def cholesky(matrix: Float[Tensor, "d d"], what: str) -> Factored:
         raise WorkFailed(f"{what} is not finite; check the model's weights and statistics")
     largest = float(matrix.diagonal().max())
     for ridge in RIDGES:
-        ridged = matrix + ridge * largest * torch.eye(len(matrix), dtype=matrix.dtype) if ridge else matrix
+        ridged = matrix.clone() if ridge else matrix
+        if ridge:
+            ridged.diagonal().add_(ridge * largest)
         factor, bad = torch.linalg.cholesky_ex(ridged)
         if not int(bad) and largest > 0:
             return Factored(factor, ridge)

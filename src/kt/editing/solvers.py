@@ -78,43 +78,48 @@ class Held:
 
     @cached_property
     def ridge(self) -> float:
-        return self.moment.factor().ridge if self.small else self._whole.ridge
+        return self._moment.ridge if self.small else self._whole.ridge
+
+    @cached_property
+    def _moment(self) -> Factored:
+        """C's factor, asked for once: where memory is short, the moment itself does not hold it."""
+        return self.moment.factor()
 
     @cached_property
     def _whole(self) -> Factored:
         return cholesky(self.weight * self.moment.matrix() + self.extra @ self.extra.T, "λC + KKᵀ")
 
     @cached_property
-    def _spread(self) -> tuple[Tensor, Tensor]:
+    def _spread(self) -> tuple[Tensor, Factored]:
         """(λC)⁻¹U, and the factor of I + Uᵀ(λC)⁻¹U."""
         spread = self._through_moment(self.extra)
         inner = torch.eye(self.extra.shape[1], dtype=torch.float64) + self.extra.T @ spread
-        return spread, cholesky(inner, "I + Kᵀ(λC)⁻¹K").factor
+        return spread, cholesky(inner, "I + Kᵀ(λC)⁻¹K")
 
     def _through_moment(self, vectors: Tensor) -> Tensor:
-        return torch.cholesky_solve(vectors, self.moment.factor().factor) / self.weight
+        return self._moment.solve(vectors) / self.weight
 
     def solve_own(self, count: int) -> Float[Tensor, "d_in count"]:
         """H⁻¹ of U's first columns: (λC)⁻¹U (I + Uᵀ(λC)⁻¹U)⁻¹, without the subtraction that Woodbury has elsewhere."""
         if not self.small:
-            return torch.cholesky_solve(self.extra[:, :count], self._whole.factor)
+            return self._whole.solve(self.extra[:, :count])
         spread, inner = self._spread
-        return torch.cholesky_solve(spread.T, inner).T[:, :count]
+        return inner.solve(spread.T).T[:, :count]
 
     def solve(self, vectors: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
         """H⁻¹ of any vectors."""
         if not self.small:
-            return torch.cholesky_solve(vectors, self._whole.factor)
+            return self._whole.solve(vectors)
         through = self._through_moment(vectors)
         if not self.extra.shape[1]:
             return through
         spread, inner = self._spread
-        return through - spread @ torch.cholesky_solve(self.extra.T @ through, inner)
+        return through - spread @ inner.solve(self.extra.T @ through)
 
     def times(self, vectors: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
         if not self.small:
             return self._whole.factor @ (self._whole.factor.T @ vectors)
-        factor = self.moment.factor().factor
+        factor = self._moment.factor
         return self.weight * (factor @ (factor.T @ vectors)) + self.extra @ (self.extra.T @ vectors)
 
     def condition(self) -> float:
@@ -170,7 +175,7 @@ class Equality(ThroughFactor):
         if gram.shape[0] > 1:
             gram.diagonal().add_(self.ridge)
         inner = cholesky(gram, "KᵀC⁻¹K (requests whose keys are the same?)")
-        spread = torch.cholesky_solve(through.T, inner.factor)
+        spread = inner.solve(through.T)
         return Solution(
             LowRank(system.residuals, spread), float(torch.linalg.cond(gram, 2)), max(held.ridge, inner.ridge)
         )
@@ -203,10 +208,10 @@ class NullSpace:
         count = system.keys.shape[1]
         if inside.shape[1] < inside.shape[0]:
             small = cholesky(inside.T @ inside + self.l2 * torch.eye(inside.shape[1], dtype=inside.dtype), "KᵀPK + L2")
-            spread = torch.cholesky_solve(inside.T, small.factor).T[:, :count]
+            spread = small.solve(inside.T).T[:, :count]
         else:
             large = cholesky(inside @ inside.T + self.l2 * torch.eye(inside.shape[0], dtype=inside.dtype), "PKKᵀP + L2")
-            spread = torch.cholesky_solve(inside[:, :count], large.factor)
+            spread = large.solve(inside[:, :count])
         condition = 1 + float(torch.linalg.matrix_norm(inside, 2)) ** 2 / self.l2
         return Solution(LowRank(system.residuals, (basis @ spread).T.contiguous()), condition)
 
