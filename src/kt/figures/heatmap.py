@@ -7,6 +7,7 @@ the same scale of magnitudes, and the figure says how far down they go. Cells no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ from .panel import Panel
 from .text import escape, readable_token
 
 _GAP = 0.035  # between panels of a row, as a part of the plot's width
-_NOTE = 20  # pixels of the note below everything
+_NOTE = 20  # pixels of a line of the note below everything
+_NOTE_LETTER = 6.4  # and of a letter in it
 
 
 class _Place(NamedTuple):
@@ -72,8 +74,8 @@ def heatmap_panel(
     left = 34 + round(7.6 * min(28, max(len(label) for label in labels)))
     above, below = 30 if any(g.heading for g in grids) else 6, max(colour_bar.below(g) for g in grids)
     places = _places(len(grids), len(labels), columns, above + below, theme.WIDTH - left - 24)
-    note = hatch_note(grids)
-    under = below + _NOTE * bool(note)
+    note = wrap(hatch_note(grids), max(40, int((theme.WIDTH - left - 24) / _NOTE_LETTER)))
+    under = below + _NOTE * len(note)
     layout = frame(heading(title, subtitle), above=above, plot=places[0].plot, below=under, left=left)
     gaps = any(g.gaps for g in grids)
     figure = go.Figure(layout={**layout, "plot_bgcolor": theme.UNTRACED if gaps else theme.RULE})
@@ -83,7 +85,9 @@ def heatmap_panel(
     if note:
         quiet = {"size": theme.SMALL_SIZE, "color": theme.MUTED}
         low = {"y": 0, "yanchor": "bottom", "yshift": 8 - under}
-        figure.add_annotation(theme.note(escape(note), x=0, xanchor="left", font=quiet, **low))
+        figure.add_annotation(
+            theme.note("<br>".join(map(escape, note)), x=0, align="left", xanchor="left", font=quiet, **low)
+        )
     return figure
 
 
