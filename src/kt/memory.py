@@ -7,11 +7,14 @@ below what the machine has, and the kernel kills the process at that limit.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
 from .errors import KtError
+
+if TYPE_CHECKING:
+    import torch
 
 GROUPS = Path("/sys/fs/cgroup")
 """Where Linux shows the limits of groups of processes."""
@@ -51,6 +54,16 @@ def free_memory(groups: Path = GROUPS, own_group: Path = OWN_GROUP) -> int:
     """Bytes that this process may still take: what the machine has left, or its group if that is less."""
     rooms = [_room(folder, names) for folder, names in _limiting(groups, own_group)]
     return max(0, min([psutil.virtual_memory().available, *(room for room in rooms if room is not None)]))
+
+
+def free_on(device: torch.device) -> int:
+    """Bytes that this process may still take where a model is: of a GPU also what PyTorch holds and does not use."""
+    if device.type != "cuda":
+        return free_memory()
+    import torch
+
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def gib(n: int, digits: int = 1) -> str:

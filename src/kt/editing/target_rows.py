@@ -1,18 +1,17 @@
-"""The rows that a target search runs, and their two halves: blocks below the lowest aim once, the rest per step."""
+"""The rows that a target search runs: a request's prompt in every context, and the essence prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..facts.fact import Fact, fill
 from ..prompts import Batch, encode_ids, pad_id, target_ids, template_span, token_ids
-from ..sites import Kind, Site
 from .aims import Aim, Position
 from .contexts import Contexts
 
@@ -20,125 +19,135 @@ if TYPE_CHECKING:
     from ..model import TracedModel
 
 ESSENCE = "{} is a"
+NOWHERE = -1
 
 
-class TargetRows(NamedTuple):
-    """Per request C context rows that end before the target's last token, then the essence row, which is cut at the
-    subject's last token. Padded on the left, so the last columns of every row are the ones whose logits are read.
+@dataclass(frozen=True)
+class TargetRows:
+    """Per request its context rows, which end before the target's last token, then the essence row, which is cut at
+    the subject's last token. Padded on the left: what is read stands in the last columns of every row.
 
-    `columns` gives each position's column per row; the prompt's last token does not stand in the essence row.
+    Attributes:
+        fact: the request of each row, counted within the batch.
+        essence: which rows are essence rows.
+        columns: each position's column, where its δ is added; `NOWHERE` for the prompt's last token in an essence row.
+        answers: the target's ids, each at the column whose logits should say it.
+        reads: which of the last columns are read: the target's, and in an essence row the last.
     """
 
     batch: Batch
-    columns: dict[Position, Int[Tensor, "fact row"]]
-    targets: Int[Tensor, "fact token"]
-    target_mask: Bool[Tensor, "fact token"]
+    fact: Int[Tensor, " row"]
+    essence: Bool[Tensor, " row"]
+    columns: dict[Position, Int[Tensor, " row"]]
+    answers: Int[Tensor, "row keep"]
+    reads: Bool[Tensor, "row keep"]
+
+    def __len__(self) -> int:
+        return len(self.batch)
 
     @property
-    def per_fact(self) -> int:
-        return self.columns[Position.SUBJECT_LAST].shape[1]
+    def keep(self) -> int:
+        """How many of the last columns hold all that is read."""
+        return self.reads.shape[1]
 
-    def where(self, position: Position) -> tuple[Int[Tensor, " row"], Int[Tensor, " row"]]:
+    def where(self, position: Position) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
         """(row, column) of every place that δ of this position is added to."""
-        rows = torch.arange(len(self.batch), device=self.batch.ids.device)
-        columns = rearrange(self.columns[position], "fact row -> (fact row)")
-        if position is Position.PROMPT_LAST:
-            kept = (rows + 1) % self.per_fact != 0
-            return rows[kept], columns[kept]
-        return rows, columns
+        rows = (self.columns[position] != NOWHERE).nonzero()[:, 0]
+        return rows, self.columns[position][rows]
+
+    def first_touched(self, aims: Iterable[Aim]) -> int:
+        """The first column that δ of any aim stands in: left of it, it changes nothing."""
+        places = [self.where(aim.position)[1] for aim in aims]
+        return int(torch.cat([*places, torch.tensor([self.width - 1], device=self.fact.device)]).min())
+
+    @property
+    def width(self) -> int:
+        return int(self.batch.ids.shape[1])
+
+    def of(self, rows: Bool[Tensor, " row"]) -> TargetRows:
+        """Some of the rows, in the same columns."""
+        return TargetRows(
+            Batch(self.batch.ids[rows], self.batch.mask[rows]),
+            self.fact[rows],
+            self.essence[rows],
+            {position: columns[rows] for position, columns in self.columns.items()},
+            self.answers[rows],
+            self.reads[rows],
+        )
+
+    def tight(self) -> TargetRows:
+        """The same rows without the columns that only pad them."""
+        spare = self.width - int(self.batch.lengths.max())
+        keep = self.keep - int((~self.reads.any(0)).sum())
+        return TargetRows(
+            Batch(self.batch.ids[:, spare:], self.batch.mask[:, spare:]),
+            self.fact,
+            self.essence,
+            {p: torch.where(c == NOWHERE, NOWHERE, c - spare) for p, c in self.columns.items()},
+            self.answers[:, self.keep - keep :],
+            self.reads[:, self.keep - keep :],
+        )
 
 
 def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts) -> TargetRows:
+    """All rows of some requests, request by request, the first of each its prompt in the first context."""
     tokenizer = model.tokenizer
-    ids, answers = [], []
+    ids: list[list[int]] = []
+    answers: list[tuple[int, ...]] = []  # a row's; an essence row has none
+    owner: list[int] = []
     at: dict[Position, list[int]] = {position: [] for position in Position}
-    for fact in facts:
+    for number, fact in enumerate(facts):
         answer = target_ids(tokenizer, fact.prompt, fact.target or "")
-        answers.append(answer)
         for template in contexts.templates(fact):
             prompt = token_ids(tokenizer, fill(template, fact.subject))
             at[Position.SUBJECT_LAST].append(template_span(tokenizer, template, fact.subject).last)
             at[Position.PROMPT_LAST].append(len(prompt) - 1)
             ids.append([*prompt, *answer[:-1]])
-        essence_at = template_span(tokenizer, ESSENCE, fact.subject).last
-        ids.append(token_ids(tokenizer, fill(ESSENCE, fact.subject))[: essence_at + 1])
-        for places in at.values():
-            places.append(essence_at)
-    batch = encode_ids(ids, pad_id(tokenizer))
-    targets, mask = _right_aligned(answers)
-    device = model.device
-    columns = {p: rearrange(batch.columns(c), "(fact row) -> fact row", fact=len(facts)) for p, c in at.items()}
-    return TargetRows(
-        batch.to(device), {p: c.to(device) for p, c in columns.items()}, targets.to(device), mask.to(device)
-    )
+            answers.append(answer)
+            owner.append(number)
+        last = template_span(tokenizer, ESSENCE, fact.subject).last
+        at[Position.SUBJECT_LAST].append(last)
+        at[Position.PROMPT_LAST].append(NOWHERE)
+        ids.append(token_ids(tokenizer, fill(ESSENCE, fact.subject))[: last + 1])
+        answers.append(())
+        owner.append(number)
+    batch = encode_ids(ids, pad_id(tokenizer)).to(model.device)
+    columns = {position: _shifted(batch, places) for position, places in at.items()}
+    return TargetRows(batch, *_per_row(owner, answers, model.device), columns, *_right_aligned(answers, model.device))
 
 
-def _right_aligned(answers: Sequence[tuple[int, ...]]) -> tuple[Int[Tensor, "fact token"], Bool[Tensor, "fact token"]]:
+def split_rows(rows: TargetRows, aims: Collection[Aim], essence: bool, worth: float) -> list[TargetRows]:
+    """The rows as they are run together: essence rows, one column wide above the lowest aim, apart from the others.
+
+    Without `essence` they are left out. They stay with the others where that wastes fewer than `worth` tokens, which
+    is what a forward of their own would cost.
+    """
+    if not essence:
+        return [rows.of(~rows.essence).tight()]
+    wasted = int(rows.essence.sum()) * (rows.width - 1 - rows.first_touched(aims))
+    if wasted < worth:
+        return [rows]
+    return [rows.of(~rows.essence).tight(), rows.of(rows.essence).tight()]
+
+
+def _shifted(batch: Batch, places: Sequence[int]) -> Int[Tensor, " row"]:
+    index = torch.tensor(places, device=batch.ids.device)
+    return torch.where(index == NOWHERE, NOWHERE, batch.columns(index))
+
+
+def _per_row(
+    owner: Sequence[int], answers: Sequence[tuple[int, ...]], device: torch.device
+) -> tuple[Int[Tensor, " row"], Bool[Tensor, " row"]]:
+    return torch.tensor(owner, device=device), torch.tensor([not a for a in answers], device=device)
+
+
+def _right_aligned(
+    answers: Sequence[tuple[int, ...]], device: torch.device
+) -> tuple[Int[Tensor, "row keep"], Bool[Tensor, "row keep"]]:
     width = max(map(len, answers))
-    targets = torch.zeros((len(answers), width), dtype=torch.long)
-    for i, answer in enumerate(answers):
-        targets[i, width - len(answer) :] = torch.tensor(answer)
-    lengths = torch.tensor([len(a) for a in answers])
-    return targets, torch.arange(width)[None] >= width - lengths[:, None]
-
-
-@torch.no_grad()
-def run_below(
-    model: TracedModel, rows: TargetRows, aims: Sequence[Aim], start: int
-) -> tuple[Float[Tensor, "row pos d_model"], dict[Aim, Float[Tensor, "fact d_model"]]]:
-    """The residual stream that enters block `start`, and each aim's value in the first (bare) context row."""
-    bare = torch.arange(len(rows.targets), device=model.device) * rows.per_fact
-    size = len(rows.batch)
-    now: dict[Aim, Tensor] = {}
-    with model.nns.trace(**model.inputs(rows.batch)) as tracer:
-        for layer in range(max(start, max(a.site.layer for a in aims) + 1)):
-            if layer == start == 0:
-                below = model.block(0).input.clone().save()
-            for kind in (Kind.ATTN, Kind.MLP, Kind.RESID):
-                for aim in aims:
-                    if aim.site == Site(kind, layer):
-                        column = rows.columns[aim.position][:, 0]
-                        value: Any = model.value(aim.site, size)[bare, column].float()
-                        now[aim] = value.save()
-            if layer == start - 1:
-                entering: Any = model.value(Site(Kind.RESID, layer), size).clone()
-                below = entering.save()
-        tracer.stop()
-    return below, {a: now[a] for a in aims}
-
-
-def run_above(
-    model: TracedModel,
-    rows: TargetRows,
-    below: Float[Tensor, "row pos d_model"],
-    start: int,
-    delta: dict[Aim, Float[Tensor, "fact d_model"]],
-) -> Float[Tensor, "fact row token vocab"]:
-    """Logits of the last columns with every δ added at its aim, from block `start` on."""
-    size, keep = len(rows.batch), rows.targets.shape[1]
-    shifts = {a: _shift(rows, a, d, below.dtype) for a, d in delta.items()}
-    entering = below.clone()
-    for aim, (where, shift) in shifts.items():
-        if aim.site == Site(Kind.RESID, start - 1):
-            entering = entering.index_put(where, shift, accumulate=True)
-    filler = (entering, None) if model.layout.tuple_output else entering
-    with model.nns.trace(**model.inputs(rows.batch, keep)):
-        for layer in range(start):
-            model.block(layer).skip(filler)
-        if start == 0:
-            model.block(0).input = entering
-        for layer in range(start, model.n_layers):
-            for kind in (Kind.ATTN, Kind.MLP, Kind.RESID):
-                for aim, (where, shift) in shifts.items():
-                    if aim.site == Site(kind, layer):
-                        model.value(aim.site, size)[where] += shift
-        logits = model.last_logits(keep).save()
-    return rearrange(logits.float(), "(fact row) t v -> fact row t v", row=rows.per_fact)
-
-
-def _shift(
-    rows: TargetRows, aim: Aim, delta: Float[Tensor, "fact d_model"], dtype: torch.dtype
-) -> tuple[tuple, Tensor]:
-    where = rows.where(aim.position)
-    each = repeat(delta, "fact d -> (fact row) d", row=rows.per_fact)
-    return where, each[where[0]].to(dtype)
+    ids = torch.zeros((len(answers), width), dtype=torch.long)
+    for row, answer in enumerate(answers):
+        ids[row, width - len(answer) :] = torch.tensor(answer)
+    lengths = torch.tensor([max(1, len(a)) for a in answers])
+    reads = torch.arange(width)[None] >= width - lengths[:, None]
+    return ids.to(device), reads.to(device)

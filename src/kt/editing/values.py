@@ -6,7 +6,7 @@ For every request a δ per aim is found, all aims of a search together, that min
 
 where the KL is read at the subject's last token of the essence prompt "{} is a" and v is the value before. Adam; after
 each step δ is pulled back to ‖δ‖ ≤ clamp · ‖v‖; a request stops by the objective's rule. N steps are N forwards and
-N-1 updates. Blocks below the lowest aim run once: δ changes nothing there.
+N-1 updates. What δ cannot change runs once: blocks below the lowest aim, tokens before δ's (target_suffix.py).
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..facts.fact import Fact
 from ..journal import Journal
 from ..progress import Progress
-from ..sites import Kind
-from .aims import Aim, Objective
+from .aims import Aim, Objective, Position
 from .contexts import Contexts
-from .target_rows import TargetRows, run_above, run_below, target_rows
+from .target_batches import target_batches, worth_of_a_run
+from .target_reading import Reading, divergence, read_rows
+from .target_rows import split_rows, target_rows
+from .target_suffix import Suffix, run_whole, suffix_logits
 
 if TYPE_CHECKING:
     from ..model import TracedModel
@@ -52,20 +53,30 @@ def find_targets(
     journal: Journal | None = None,
 ) -> Targets:
     """One δ an aim and request, `aims` searched together; requests in independent batches, each a journal's phase."""
-    journal, parts = journal or Journal(), []
-    for start in range(0, len(facts), batch_size):
-        name, batch = f"targets-{'+'.join(map(str, aims))}-{start:05d}", facts[start : start + batch_size]
-        found = journal.take(name, _find_batch, model, batch, aims, contexts, objective)
+    journal, parts, done = journal or Journal(), [], 0
+    batches = target_batches(model, facts, aims, contexts, batch_size)
+    for batch in batches:
+        # Batches stand in one order: the place where one begins and its size say which requests are in it.
+        name = f"targets-{'+'.join(map(str, aims))}-{done:05d}-{len(batch)}"
+        found = journal.take(name, _find_batch, model, [facts[i] for i in batch], aims, contexts, objective)
         parts.append(_targets(found, aims, model.device))
+        done += len(batch)
         if progress:
-            progress(min(start + batch_size, len(facts)), len(facts))
-    return join_targets(parts)
+            progress(done, len(facts))
+    return _in_order(join_targets(parts), [i for batch in batches for i in batch])
 
 
 def _targets(held: Mapping[str, Any], aims: Sequence[Aim], device: torch.device) -> Targets:
     """From what `_find_batch` gave, with values by the aim's place."""
     wanted, before = ({a: v.to(device) for a, v in zip(aims, held[part], strict=True)} for part in ("wanted", "before"))
     return Targets(wanted, before, *(held[part].to(device) for part in ("loss", "prob", "steps")))
+
+
+def _in_order(found: Targets, places: Sequence[int]) -> Targets:
+    """Requests as they were given, from the order in which they were searched."""
+    back = torch.tensor(places, device=found.loss.device).argsort()
+    wanted, before = ({a: v[back] for a, v in part.items()} for part in (found.wanted, found.before))
+    return Targets(wanted, before, found.loss[back], found.prob[back], found.steps[back])
 
 
 def join_targets(parts: Sequence[Targets]) -> Targets:
@@ -82,57 +93,54 @@ def join_targets(parts: Sequence[Targets]) -> Targets:
 def _find_batch(
     model: TracedModel, facts: Sequence[Fact], aims: Sequence[Aim], contexts: Contexts, objective: Objective
 ) -> dict[str, Any]:
-    """The fields of `Targets`, as a journal keeps them."""
-    rows = target_rows(model, facts, contexts)
-    start = min(a.site.layer + (a.site.kind is Kind.RESID) for a in aims)
-    below, now = run_below(model, rows, aims, start)
+    """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
+    suffixes, now = _begun(model, facts, aims, contexts, objective)
     delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in now.items()}
     optimizer = torch.optim.Adam(delta.values(), lr=objective.v_lr)
     active = torch.ones(len(facts), dtype=torch.bool, device=model.device)
     steps = torch.zeros(len(facts), dtype=torch.long, device=model.device)
-    weight = torch.ones(len(facts), device=model.device)
-    essence_before: Tensor | None = None
+    weight, loss, prob = (torch.ones(len(facts), device=model.device) for _ in range(3))
+    unedited: Tensor | None = None
     for step in range(objective.v_num_grad_steps):
+        on = active.nonzero()[:, 0]
         with torch.enable_grad():
-            read = _read(run_above(model, rows, below, start, delta), rows)
-            essence_before = read.essence.detach() if essence_before is None else essence_before
-            kl = objective.kl_factor * (read.essence.exp() * (read.essence - essence_before)).sum(-1)
-            decay = sum(_decay(a, objective) * _relative(delta[a], now[a]) for a in aims)
-            loss = weight * read.nll.mean(-1) + kl + decay
-        prob, last = (-read.nll).exp().mean(-1).detach(), loss.detach()
-        active &= ~_done(read, last, prob, kl.detach(), objective)
+            read = read_rows([suffix_logits(model, s, delta) for s in suffixes], [s.rows for s in suffixes])
+            if step == 0 and read.essence is not None:
+                unedited = read.essence.detach()
+            kl = objective.kl_factor * divergence(read.essence, None if unedited is None else unedited[on], weight[on])
+            decay = sum(_decay(a, objective) * _relative(delta[a][on], now[a][on]) for a in aims)
+            losses = weight[on] * read.nll.mean(-1) + kl + decay
+        loss[on], prob[on] = losses.detach(), (-read.nll).exp().mean(-1).detach()
+        done = _done(read, loss[on], prob[on], kl.detach(), objective)
+        active[on] = ~done
         if objective.argmax_discount:
-            weight = torch.where(read.all_argmax, 0.1, 1.0)
+            weight[on] = torch.where(read.all_argmax, 0.1, 1.0)
         if step == objective.v_num_grad_steps - 1 or not bool(active.any()):
             break
         optimizer.zero_grad()
-        loss[active].sum().backward()
+        losses[~done].sum().backward()
         _step(optimizer, delta, now, active, objective)
         steps += active
-    wanted, before = [(now[a] + delta[a]).detach() for a in aims], [now[a] for a in aims]
-    return {"wanted": wanted, "before": before, "loss": last, "prob": prob, "steps": steps}
+        if bool(done.any()):
+            suffixes = [s.of(active) for s in suffixes]
+    wanted = [(now[a] + delta[a]).detach() for a in aims]
+    return {"wanted": wanted, "before": [now[a] for a in aims], "loss": loss, "prob": prob, "steps": steps}
 
 
-class _Reading(NamedTuple):
-    """What a forward says of every request."""
-
-    nll: Float[Tensor, "fact context"]
-    essence: Float[Tensor, "fact vocab"]
-    all_argmax: Bool[Tensor, " fact"]
-
-
-def _read(logits: Float[Tensor, "fact row token vocab"], rows: TargetRows) -> _Reading:
-    """Mean -log p of the target's tokens in every context row; log-probabilities at the essence row's subject."""
-    logp = logits[:, :-1].log_softmax(-1)
-    index = repeat(rows.targets, "fact token -> fact context token 1", context=logp.shape[1])
-    picked = logp.gather(-1, index)[..., 0]
-    mask = rows.target_mask[:, None]
-    nll = -(picked * mask).sum(-1) / mask.sum(-1)
-    best = (picked.detach() >= logp.detach().amax(-1)) | ~mask
-    return _Reading(nll, logits[:, -1, -1].log_softmax(-1), best.all(-1).all(-1))
+def _begun(
+    model: TracedModel, facts: Sequence[Fact], aims: Sequence[Aim], contexts: Contexts, objective: Objective
+) -> tuple[list[Suffix], dict[Aim, Float[Tensor, "fact d_model"]]]:
+    """What steps start from, and each aim's value in the first (bare) context row."""
+    # Without δ in the essence row, or without weight on it, the KL is zero.
+    essence = objective.kl_factor != 0 and any(a.position is Position.SUBJECT_LAST for a in aims)
+    groups = split_rows(target_rows(model, facts, contexts), aims, essence, worth_of_a_run(model, aims))
+    runs = [run_whole(model, rows, aims) for rows in groups]
+    values = runs[0][1]
+    bare = torch.searchsorted(groups[0].fact, torch.arange(len(facts), device=model.device))  # rows stand fact by fact
+    return [suffix for suffix, _ in runs], {a: v[bare.to(v.device)].to(model.device) for a, v in values.items()}
 
 
-def _done(read: _Reading, loss: Tensor, prob: Tensor, kl: Tensor, objective: Objective) -> Bool[Tensor, " fact"]:
+def _done(read: Reading, loss: Tensor, prob: Tensor, kl: Tensor, objective: Objective) -> Bool[Tensor, " fact"]:
     if objective.stop_prob is not None:
         return prob >= objective.stop_prob
     done = loss < objective.stop_loss

@@ -1,0 +1,87 @@
+"""The search for δ written as plainly as PyTorch allows: one request at a time, as ROME's and MEMIT's `compute_z`.
+
+Every step runs all rows of the request whole, through all layers, with logits at all positions. The yardstick for
+`kt.editing`'s `find_targets`: the tests compare its δ with this one, `target_speed.py` its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import kt
+from kt.editing.aims import Aim, Objective, Position
+from kt.prompts import target_ids, template_span, token_ids
+
+
+def plain_target(
+    model: kt.TracedModel, fact: kt.Fact, aims: Sequence[Aim], templates: Sequence[str], objective: Objective
+) -> dict[Aim, tuple[Tensor, Tensor]]:
+    """δ and the value before, an aim."""
+    words = model.tokenizer
+    answer = torch.tensor(target_ids(words, fact.prompt, fact.target or ""))
+    inside = [template.replace("{}", fact.template, 1) for template in templates]
+    rows = [token_ids(words, t.replace("{}", fact.subject, 1)) for t in inside]
+    subjects = [template_span(words, t, fact.subject).last for t in (*inside, "{} is a")]
+    prompts = [len(row) - 1 for row in rows]
+    rows = [[*row, *answer[:-1].tolist()] for row in rows] + [token_ids(words, f"{fact.subject} is a")]
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+    places = {Position.SUBJECT_LAST: subjects, Position.PROMPT_LAST: prompts}
+    delta = {aim: torch.zeros(model.d_model, requires_grad=True) for aim in aims}
+    before: dict[Aim, Tensor] = {}
+
+    def adding(aim: Aim) -> Any:
+        def hook(module: Any, given: Any, output: Any) -> Any:
+            value = output[0] if isinstance(output, tuple) else output
+            shifted = value.view(len(rows), width, -1).clone()
+            before.setdefault(aim, shifted[0, places[aim.position][0]].detach().float().clone())
+            for row, place in enumerate(places[aim.position]):
+                shifted[row, place] = shifted[row, place] + delta[aim].to(shifted.dtype)
+            shifted = shifted.view_as(value)
+            return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
+
+        return hook
+
+    optimizer, kl_before, weight = torch.optim.Adam(delta.values(), lr=objective.v_lr), None, 1.0
+    for step in range(objective.v_num_grad_steps):
+        with ExitStack() as hooks:
+            for aim in aims:
+                module = model.module.get_submodule(model.layout.path(aim.site.kind, aim.site.layer))
+                hooks.callback(module.register_forward_hook(adding(aim)).remove)
+            logits = model.module(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        log_p = logits.float().log_softmax(-1)
+        said = torch.stack([log_p[i, p : p + len(answer)] for i, p in enumerate(prompts)])
+        picked = said.gather(-1, answer[None, :, None].expand(len(said), -1, 1))[..., 0]
+        nll = -picked.mean(-1)
+        essence = log_p[-1, subjects[-1]]
+        kl_before = essence.detach() if kl_before is None else kl_before
+        kl = objective.kl_factor * (essence.exp() * (essence - kl_before)).sum()
+        pull = [objective.v_weight_decay if a.decay is None else a.decay for a in aims]
+        decay = sum(p * delta[a].norm() / before[a].norm() ** 2 for p, a in zip(pull, aims, strict=True))
+        loss, argmax = weight * nll.mean() + kl + decay, bool((picked >= said.amax(-1)).all())
+        if _stops(objective, loss.item(), (-nll).exp().mean().item(), kl.item(), argmax):
+            break
+        weight = 0.1 if objective.argmax_discount and argmax else 1.0
+        if step == objective.v_num_grad_steps - 1:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for aim, d in delta.items():
+                longest = (objective.clamp_norm_factor if aim.clamp is None else aim.clamp) * before[aim].norm()
+                d.mul_(min(1.0, float(longest / d.norm().clamp(min=1e-12))))
+    return {aim: (delta[aim].detach(), before[aim]) for aim in aims}
+
+
+def _stops(objective: Objective, loss: float, prob: float, kl: float, argmax: bool) -> bool:
+    if objective.stop_prob is not None:
+        return prob >= objective.stop_prob
+    return loss < objective.stop_loss or (objective.argmax_discount and argmax and kl <= 0.01)
