@@ -6,6 +6,9 @@
 
 A phase is a function of what was asked and of the phases before it, and a file holds its result to the bit: a run that
 goes on gives the bytes that it would have given uninterrupted.
+
+Of several processes (ranks.py) rank 0 has the folder. A phase is one process's work and all get its result; its name
+is that of the work, so a run may go on with any number of processes.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import ranks
 from .artifacts import clear_temporaries, load_arrays, plain, read_json, save_arrays, whole, write_json
 from .errors import BadFile, KtError
 from .hold import Hold
@@ -42,20 +46,23 @@ class Journal:
             KtError: what `claim` raises, or another process has the folder.
         """
         journal = cls(folder)
-        assert journal.folder is not None
-        there = claim(journal.folder, settings, resume)
+        ranks.by_main(f"the journal {folder}", journal._begin, settings, resume, argv)
+        return journal
+
+    def _begin(self, settings: Mapping[str, Any], resume: bool, argv: Sequence[str]) -> None:
+        assert self.folder is not None
+        there = claim(self.folder, settings, resume)
         if not there:
             try:
-                write_json(journal.folder / MANIFEST, {"command_line": ["kt", *argv], "unfinished": True})
-                write_json(journal.folder / SETTINGS, plain(dict(settings)))
+                write_json(self.folder / MANIFEST, {"command_line": ["kt", *argv], "unfinished": True})
+                write_json(self.folder / SETTINGS, plain(dict(settings)))
             except BaseException:
-                shutil.rmtree(journal.folder, ignore_errors=True)
+                shutil.rmtree(self.folder, ignore_errors=True)
                 raise
-        journal._hold = Hold(journal.folder)
-        if journal._hold.taken:
-            raise KtError(f"another process is at work on {folder}; wait for it, or name another folder")
-        clear_temporaries(journal.folder / PHASES)
-        return journal
+        self._hold = Hold(self.folder)
+        if self._hold.taken:
+            raise KtError(f"another process is at work on {self.folder}; wait for it, or name another folder")
+        clear_temporaries(self.folder / PHASES)
 
     def within(self, part: str) -> Journal:
         """The journal of a part of the run: its phases have names of their own."""
@@ -70,6 +77,27 @@ class Journal:
         Raises:
             BadFile: the phase's file is not whole, which no interruption can cause.
         """
+        return ranks.by_main(self.prefix + name, self._take, name, compute, arguments)
+
+    def take_each(
+        self,
+        name: str,
+        compute: Callable[..., T],
+        phases: Mapping[str, Sequence[Any]],
+        progress: Callable[[int], Any] | None = None,
+    ) -> list[T]:
+        """The results of phases that do not need each other, `compute(*arguments)` by name, in their order.
+
+        They are shared out among the processes, where there are several. `name` is that of all together, and
+        `progress` is called with how many are done. Results are as `take` gives them.
+        """
+
+        def one(phase: tuple[str, Sequence[Any]]) -> T:
+            return self._take(phase[0], compute, phase[1])
+
+        return ranks.each(self.prefix + name, list(phases.items()), one, progress)
+
+    def _take(self, name: str, compute: Callable[..., T], arguments: Sequence[Any]) -> T:
         if self.folder is None:
             return compute(*arguments)
         path = self.folder / PHASES / f"{_file_name(self.prefix + name)}.safetensors"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
+from . import ranks
 from .errors import KtError
 
 if TYPE_CHECKING:
@@ -51,9 +52,13 @@ def require_memory(needed: int, what: str, advice: str) -> None:
 
 
 def free_memory(groups: Path = GROUPS, own_group: Path = OWN_GROUP) -> int:
-    """Bytes that this process may still take: what the machine has left, or its group if that is less."""
+    """Bytes that this process may still take: what the machine has left, or its group if that is less.
+
+    Of several processes on the machine that are at the same work, each may take its share.
+    """
     rooms = [_room(folder, names) for folder, names in _limiting(groups, own_group)]
-    return max(0, min([psutil.virtual_memory().available, *(room for room in rooms if room is not None)]))
+    free = min([psutil.virtual_memory().available, *(room for room in rooms if room is not None)])
+    return max(0, free) // ranks.beside()
 
 
 def free_on(device: torch.device) -> int:

@@ -2,6 +2,9 @@
 
 It is filled under a temporary name beside the final one and renamed when complete. A previous `kt` run of the same
 name is replaced in that moment and not before; anything else that stands there is left alone.
+
+Of several processes (ranks.py) rank 0 fills the folder. The others run the same program, so they write too: into a
+folder of their own, which goes when they are done.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import environment
+from . import environment, ranks
 from .artifacts import SCHEMA_VERSION, NotWritable, read_json, save_arrays, sha256_file, write_json, writing
 from .errors import BadFile, KtError
 from .hold import Hold, abandoned
@@ -29,6 +33,7 @@ DEMO_FACTS = Path(__file__).parent / "demo" / "facts.jsonl"
 MANIFEST = "manifest.json"
 RESULTS = "results.json"
 ARRAYS = "arrays.safetensors"
+ASIDE = "kt-rank-"
 FILES = {
     "trace": ARRAYS,
     "exact": "exact.safetensors",
@@ -74,6 +79,12 @@ class RunFolder:
         self._hold: Hold | None = None
 
     def __enter__(self) -> RunFolder:
+        ranks.by_main(f"the run folder {self.path}", self._begin)
+        if not ranks.is_main():
+            self._begin_aside()
+        return self
+
+    def _begin(self) -> None:
         final = self.path.absolute()
         if final.exists() and not final.is_dir():
             raise NotWritable(f"cannot write {self.path}: it is a file; name a folder with --out")
@@ -92,12 +103,20 @@ class RunFolder:
             except OSError:
                 self._remove()
                 raise
-        return self
+
+    def _begin_aside(self) -> None:
+        """Of several processes, those that are not rank 0: nothing that they write stays."""
+        for left in Path(tempfile.gettempdir()).glob(f"{ASIDE}*"):  # of killed ones; a new one may not be held yet
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > 3600 and abandoned(left):
+                    shutil.rmtree(left, ignore_errors=True)
+        self._temporary = Path(tempfile.mkdtemp(prefix=ASIDE))
+        self._hold = Hold(self._temporary)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None or not self.keep:
+        if error is not None or not self.keep or not ranks.is_main():
             self._remove()
             self._rename_in(error)
             return
@@ -141,6 +160,7 @@ class RunFolder:
             "start": self._started.isoformat(timespec="seconds"),
             "duration_seconds": round(time.perf_counter() - self._clock, 3),
             "peak_memory_bytes": environment.peak_memory(),
+            "processes": ranks.count(),
             "git": git_describe(),
             **self.manifest,
         }

@@ -13,10 +13,11 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from .. import ranks
 from ..errors import KtError
-from . import interrupt
+from . import interrupt, many
 from .command import HELP_NAMES, as_click
-from .console import one_line_warnings, say_line
+from .console import one_line_warnings
 
 EPILOG = (
     "Every flag is also KT_<FLAG> in the environment and a key in a --config file. "
@@ -99,51 +100,64 @@ def _root(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `kt` and return its exit code; whatever goes wrong is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if many.stands_by(arguments):
+        return 0
     interrupt.note()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
         if argv is None:  # the process is ours
             interrupt.end_soon_after_interrupt()
+    code = _run(arguments)
+    if argv is None:
+        many.end(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        with one_line_warnings(say_line):
+        with one_line_warnings(many.say):
             command = typer.main.get_command(app)
             code = command.main(args=arguments, prog_name="kt", standalone_mode=False, obj=tuple(arguments))
     except BaseException as error:
-        return _explain(error)
+        code, line = _explained(error)
+        if line:
+            many.last_word(line)
+        return code
     if code == interrupt.INTERRUPTED:
-        sys.stderr.write(interrupt.message())
+        many.say(interrupt.message())
     return code if isinstance(code, int) else 0
 
 
 def _terminated(*_: object) -> None:
     # As an exception it unwinds through the run folders, which remove what is half written.
-    raise SystemExit(143)
+    raise SystemExit(interrupt.TERMINATED)
 
 
-def _explain(error: BaseException) -> int:
-    """One line on stderr, and the exit code."""
+def _explained(error: BaseException) -> tuple[int, str]:
+    """The exit code, and one line for stderr; an empty one where there is nothing to say."""
     if os.environ.get("KT_DEBUG") == "1":
         import traceback
 
         traceback.print_exception(error)
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
+        if ranks.started() > 1 and error.code == interrupt.TERMINATED:
+            many.say(interrupt.stopped())
+            return 1, ""
+        return error.code if isinstance(error.code, int) else 1, ""
     if isinstance(error, BrokenPipeError):
         _discard_stdout()
-        return 1
+        return 1, ""
     if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write(interrupt.message())
-        return interrupt.INTERRUPTED
+        many.say(interrupt.message())
+        return interrupt.INTERRUPTED, ""
     if isinstance(error, UsageError) and hasattr(error, "ctx"):
         path = error.ctx.command_path if error.ctx is not None else "kt"
-        say_line(f"kt: error: {_line(error.format_message())} (see {path} --help)")
-        return 2
+        return 2, f"kt: error: {_line(error.format_message())} (see {path} --help)"
     known = _refusal(error) or error
     if isinstance(known, KtError):
-        say_line(f"kt: error: {_line(known)}")
-        return known.exit_code
-    say_line(f"kt: error: {type(error).__name__}: {_line(error)[:300]} (a bug? KT_DEBUG=1 shows the traceback)")
-    return 1
+        return known.exit_code, f"kt: error: {_line(known)}"
+    what = f"{type(error).__name__}: {_line(error)[:300]}"
+    return 1, f"kt: error: {what} (a bug? KT_DEBUG=1 shows the traceback)"
 
 
 def _refusal(error: BaseException) -> KtError | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from .. import ranks
 from ..artifacts import check_writable
 from ..cells import cell, interval
 from ..edit_steps import EVALUATE, MODES
@@ -22,6 +23,7 @@ from .stacked import open_stack, show_conflicts_with
 if TYPE_CHECKING:
     from ..edit_run import EditRun
     from ..editing import Edit
+    from ..editing.statistics import Changes
     from ..model import TracedModel
 
 
@@ -79,6 +81,10 @@ class CovOptions(RunOptions, ModelOptions):
     layers_mlp: Annotated[str | None, Opt("--layers-mlp", help="Layers of down_proj: 4-8, none [default: all].")] = None
     layers_attn: Annotated[str | None, Opt("--layers-attn", help="Layers of W_o: 2-4, none [default: all].")] = None
     max_tokens: Annotated[int, Opt("--max-tokens", min=1, help="Tokens of the corpus that are counted.")] = 100_000
+    until: Annotated[
+        float | None,
+        Opt("--until", help="Stop when doubling the tokens changes no moment by more than this share: 0.05."),
+    ] = None
     cache: Annotated[Path | None, Opt("--cache", help="Where the moments are kept [default: the user's cache].")] = None
 
 
@@ -142,7 +148,7 @@ def apply_edit(options: EditOptions) -> None:
         path = None if options.dry_run else str(run.save(s.run.folder, s.path))
         s.keep(results_of_run(run, path) | met, {"steps": run.steps.figure()} if mode == "sequential" else {})
         if options.merge_to is not None and run.edit is not None and not options.dry_run:
-            refused = merge(s, model, run.edit, options)
+            refused = ranks.by_main("merging", merge, s, model, run.edit, options)
         show_run(s, run)
     if refused is not None:
         raise refused
@@ -258,8 +264,15 @@ def cov(options: CovOptions) -> None:
             raise BadOption("--layers-mlp none and --layers-attn none leave nothing to do; name some layers")
         s.screen.say(f"kt: {len(sites)} second moments need {memory_needed(model, sites) / 2**20:.0f} MiB")
         with s.progress("tokens") as tick:
-            found = key_statistics(model, sites, options.corpus, options.max_tokens, options.cache, progress=tick)
+            found = key_statistics(
+                model, sites, options.corpus, options.max_tokens, options.cache, tick, until=options.until
+            )
         files = {name: str(path) for name, path in found.files.items()}
-        s.keep({"files": files, "n_tokens": found.n_tokens, "corpus": found.corpus})
-        rows = [[name, path] for name, path in files.items()]
-        s.screen.table(f"second moments over {found.n_tokens} tokens", ["module", "file"], rows)
+        s.keep({"files": files, "n_tokens": found.n_tokens, "corpus": found.corpus, "changes": dict(found.changes)})
+        rows = [[name, _last_change(found.changes.get(name)), path] for name, path in files.items()]
+        note = "change: of the moment's norm over the last doubling of the tokens"
+        s.screen.table(f"second moments over {found.n_tokens} tokens", ["module", "change", "file"], rows, note)
+
+
+def _last_change(changes: Changes | None) -> str:
+    return f"{changes[-1][1]:.3f}" if changes else "–"

@@ -3,6 +3,8 @@
 Python sees a signal between two operations only, and one factorisation of a large matrix can take minutes. So a
 thread that the signal wakes waits `GRACE` seconds for the orderly end and then ends the process. That loses nothing:
 every file is written under a temporary name and renamed when whole.
+
+Of several processes (ranks.py) the launcher ends all by SIGTERM when one has died; then the same holds for SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,10 +16,15 @@ import sys
 import threading
 import time
 
+from .. import ranks
+
 GRACE = 1.5
 INTERRUPTED = 130
+TERMINATED = 143
 _NOTHING = "nothing was written"
 _note = [_NOTHING]
+_ending: list[bool] = []
+_told: list[bool] = []
 
 
 def note(what: str = _NOTHING) -> None:
@@ -27,6 +34,26 @@ def note(what: str = _NOTHING) -> None:
 
 def message() -> str:
     return f"kt: interrupted; {_note[0]}\n"
+
+
+def stopped() -> str:
+    """What is said where one of several processes is ended from outside."""
+    return f"kt: error: another process of this run has ended, or the run was stopped; {_note[0]}\n"
+
+
+def undisturbed() -> None:
+    """One of several processes that has begun to clean up is not ended in the midst of that: SIGTERM is only noted."""
+    if ranks.started() > 1 and not _ending and threading.current_thread() is threading.main_thread():
+        _ending.append(True)
+        signal.signal(signal.SIGTERM, lambda *_: _told.append(True))
+
+
+def told_to_end(seconds: float) -> bool:
+    """Whether SIGTERM comes within this time of cleaning up, or has come."""
+    end = time.monotonic() + seconds
+    while not _told and time.monotonic() < end:
+        time.sleep(0.02)
+    return bool(_told)
 
 
 def end_soon_after_interrupt() -> None:
@@ -41,6 +68,13 @@ def _watch(woken: socket.socket, wakes: socket.socket) -> None:
     """`wakes` is held here so that it is not closed."""
     while data := woken.recv(64):
         if signal.SIGINT in data:
-            time.sleep(GRACE)
-            os.write(sys.stderr.fileno(), message().encode())
-            os._exit(INTERRUPTED)
+            _end(message(), INTERRUPTED)
+        if signal.SIGTERM in data and ranks.started() > 1 and not _ending:
+            _end(stopped(), 1)
+
+
+def _end(said: str, code: int) -> None:
+    time.sleep(GRACE)
+    if ranks.started_as() == 0:
+        os.write(sys.stderr.fileno(), said.encode())
+    os._exit(code)

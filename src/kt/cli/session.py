@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import ranks
 from ..artifacts import SCHEMA_VERSION, atomic_write, check_writable, plain, to_json
 from ..environment import versions
 from ..errors import KtError
 from ..journal import Journal
 from ..run_folder import RunFolder, default_folder
-from . import interrupt, parse
+from . import interrupt, many, parse
 from .command import BadOption, Options
 from .console import Screen
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, RunOptions
@@ -47,12 +48,17 @@ class Session:
         if self._model is None:
             self._model = load_model(self.options)
             self.run.describe_model(self._model)
+            ranks.agree({"model": self.run.manifest["model"]["fingerprint"], "dtype": self.run.manifest["dtype"]})
         return self._model
 
     def load_facts(self) -> list[Fact]:
         """The facts that the options name, noted in the manifest with what was left out of them; read once."""
         if self._facts is None:
             loaded = load_facts(self.options)
+            if ranks.joined():
+                from ..facts.fact import facts_digest
+
+                ranks.agree({"set of facts": facts_digest(loaded.facts)})
             by_hand = self.options.prompt is not None
             source, skips = "by hand" if by_hand else self.options.facts, loaded.skips
             self.run.describe_data(source, len(loaded.facts), skips.reasons)
@@ -86,13 +92,15 @@ class Session:
         if self._journal is None or self._journal.folder is None:
             return
         journal, self._journal = self._journal, None
+        if not ranks.is_main():
+            return
         journal.release()
         if error is None or not journal.done:
             shutil.rmtree(unfinished(self.path), ignore_errors=True)
             interrupt.note()
         elif isinstance(error, KtError):
             error.args = (f"{error}; {self._kept()}",)
-        elif not isinstance(error, KeyboardInterrupt):
+        elif not isinstance(error, KeyboardInterrupt) and not (ranks.joined() and isinstance(error, SystemExit)):
             self.screen.say(f"kt: {self._kept()}")
 
     def _kept(self) -> str:
@@ -129,19 +137,15 @@ class Session:
 
 @contextmanager
 def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
-    """A run folder around the body (kept only with `write`); its results as JSON after it.
+    """A run folder around the body (kept only with `write`); its results as JSON after it. Of several processes that
+    share the command's work all run the body.
 
     Everything typed is checked before the model loads, and nothing is left behind when the body raises.
     """
     settle_libraries()
     screen = screen_for(options)
-    json_file = Path(options.json) if options.json not in (None, "-") else None
-    for file in (*wanted_files(options).values(), json_file):
-        if file is not None:
-            check_writable(file)
-    parse.batch_size(options.batch_size)
-    slug = Path(getattr(options, "model", "demo").partition("@")[0]).name
-    path = run_path(options) or default_folder(options.command, slug)
+    many.meet(options, option_values(options))
+    path = ranks.by_main("what was typed", _checked, options)
     run = RunFolder(path, command=options.command, argv=options.argv)
     current = Session(options, screen, run, path)
     try:
@@ -152,18 +156,33 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
             try:
                 yield current
             except BaseException as error:
+                interrupt.undisturbed()
                 current.end_journal(error)  # before the run folder takes away the parents that it made
                 raise
-            if current.figures:
+            if current.figures and many.speaks():
                 atomic_write(run.file("figures.html"), current.page())
     except BaseException as error:
+        interrupt.undisturbed()
         current.end_journal(error)
         raise
     current.end_journal()
+    if not many.speaks():
+        return
     current.write_asked_figures()
     write_result(options, run.results)
     if write:
         screen.say(f"kt: written to {path}")
+
+
+def _checked(options: RunOptions) -> Path:
+    """The run folder's name; what was typed is looked at before anything is loaded."""
+    json_file = Path(options.json) if options.json not in (None, "-") else None
+    for file in (*wanted_files(options).values(), json_file):
+        if file is not None:
+            check_writable(file)
+    parse.batch_size(options.batch_size)
+    slug = Path(getattr(options, "model", "demo").partition("@")[0]).name
+    return run_path(options) or default_folder(options.command, slug)
 
 
 def run_path(options: RunOptions) -> Path | None:
@@ -206,10 +225,11 @@ def option_values(options: Options) -> dict[str, Any]:
 
 
 def screen_for(options: Options) -> Screen:
-    """Where this command may print; quiet also silences the warnings of kt."""
-    if options.quiet:
+    """Where this command may print; quiet, as of a process that is not to speak, also silences the warnings of kt."""
+    quiet = options.quiet or not many.speaks()
+    if quiet:
         warnings.simplefilter("ignore")
-    return Screen(options.quiet, not options.no_progress, json_on_stdout=options.json == "-")
+    return Screen(quiet, not options.no_progress, json_on_stdout=options.json == "-")
 
 
 def write_result(options: Options, results: dict[str, Any]) -> None:
@@ -233,6 +253,7 @@ def load_model(options: ModelOptions) -> TracedModel:
         device=options.device,
         device_map=options.device_map,
         trust_remote_code=options.trust_remote_code,
+        remote=options.remote,
     )
 
 

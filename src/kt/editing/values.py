@@ -12,12 +12,14 @@ N-1 updates. What δ cannot change runs once: blocks below the lowest aim, token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .. import ranks
 from ..facts.fact import Fact
 from ..journal import Journal
 from ..progress import Progress
@@ -52,18 +54,26 @@ def find_targets(
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> Targets:
-    """One δ an aim and request, `aims` searched together; requests in independent batches, each a journal's phase."""
-    journal, parts, done = journal or Journal(), [], 0
-    batches = target_batches(model, facts, aims, contexts, batch_size)
-    for batch in batches:
-        # Batches stand in one order: the place where one begins and its size say which requests are in it.
-        name = f"targets-{'+'.join(map(str, aims))}-{done:05d}-{len(batch)}"
-        found = journal.take(name, _find_batch, model, [facts[i] for i in batch], aims, contexts, objective)
-        parts.append(_targets(found, aims, model.device))
-        done += len(batch)
-        if progress:
-            progress(done, len(facts))
-    return _in_order(join_targets(parts), [i for batch in batches for i in batch])
+    """One δ an aim and request, `aims` searched together; requests in independent batches, each a journal's phase.
+
+    Several processes share the batches.
+    """
+    # Of several processes, the one with the least memory free decides: all have to have the same batches.
+    found = ranks.gathered("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
+    batches = max(found, key=len)
+    ends = list(accumulate(map(len, batches)))
+    # Batches stand in one order: the place where one begins and its size say which requests are in it.
+    what = f"targets-{'+'.join(map(str, aims))}"
+    names = [f"{what}-{end - len(batch):05d}-{len(batch)}" for batch, end in zip(batches, ends, strict=True)]
+    asked = [(model, [facts[i] for i in batch], aims, contexts, objective) for batch in batches]
+    parts = (journal or Journal()).take_each(
+        what,
+        _find_batch,
+        dict(zip(names, asked, strict=True)),
+        None if progress is None else lambda done: progress(ends[done - 1], len(facts)),
+    )
+    targets = join_targets([_targets(part, aims, model.device) for part in parts])
+    return _in_order(targets, [i for batch in batches for i in batch])
 
 
 def _targets(held: Mapping[str, Any], aims: Sequence[Aim], device: torch.device) -> Targets:

@@ -16,6 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from .. import ranks
 from ..errors import BadFact, WorkFailed
 from ..evaluation.teacher import Row, batches, tokens_of
 from ..facts.fact import fill
@@ -198,7 +200,7 @@ def ask_model(
     batch_size: int | Literal["auto"] = "auto",
     done: Callable[[int], None] = lambda n: None,
 ) -> Float[ndarray, "ask measure"]:
-    """All measures for every question; `done` hears how many prompts are through.
+    """All measures for every question; `done` hears how many prompts are through. Several processes share the batches.
 
     Raises:
         WorkFailed: the model's numbers are not finite.
@@ -206,22 +208,27 @@ def ask_model(
     of_prompt: dict[str, list[int]] = defaultdict(list)
     for i, question in enumerate(prepared.questions):
         of_prompt[question.prompt].append(i)
-    found = np.zeros((len(prepared.questions), len(MEASURES)))
-    through = 0
-    for batch in batches(prepared.rows, batch_size, model.vocab_size):
+
+    def measures(batch: list[Row]) -> list[Float[ndarray, "ask measure"]]:
         logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)))[:, -1]
         best, fine = logits.argmax(-1).tolist(), logits.isfinite().all(-1).tolist()
+        answers = []
         for row, own, top, finite in zip(batch, logits, best, fine, strict=True):
             prompt = row.question[0]
             if not finite:
                 raise WorkFailed(f"the logits after {prompt!r} are not finite; an edit or a dtype broke the model")
-            mine = of_prompt[prompt]
-            pair = own[torch.as_tensor(prepared.tokens[mine], device=own.device)].cpu().numpy()
-            found[mine, 0] = pair[:, 0] > pair[:, 1]
-            found[mine, 1] = prepared.tokens[mine, 0] == top
-            found[mine, 2] = pair[:, 0] - pair[:, 1]
-        through += len(batch)
-        done(through)
+            tokens = prepared.tokens[of_prompt[prompt]]
+            pair = own[torch.as_tensor(tokens, device=own.device)].cpu().numpy()
+            answers.append(np.stack([pair[:, 0] > pair[:, 1], tokens[:, 0] == top, pair[:, 0] - pair[:, 1]], 1))
+        return answers
+
+    parts = list(batches(prepared.rows, batch_size, model.vocab_size))
+    ends = list(accumulate(map(len, parts)))
+    found = np.zeros((len(prepared.questions), len(MEASURES)))
+    answered = ranks.each("attacks", parts, measures, lambda count: done(ends[count - 1]))
+    for batch, answers in zip(parts, answered, strict=True):
+        for row, values in zip(batch, answers, strict=True):
+            found[of_prompt[row.question[0]]] = values
     return found
 
 
