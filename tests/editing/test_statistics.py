@@ -9,8 +9,8 @@ from families import tiny_model
 
 from kt.corpus import Corpus
 from kt.editing import Statistics, key_statistics
-from kt.editing import statistics as module
-from kt.errors import BadFile, WorkFailed
+from kt.editing import second_moments as module
+from kt.errors import BadFact, BadFile, KtError, WorkFailed
 from kt.prompts import encode
 from kt.sites import Kind, Site
 
@@ -56,6 +56,7 @@ def test_cache_knows_weights_corpus_and_tokens_not_names(corpus, tmp_path):
 def test_resumed_run_gives_the_same_bytes(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TOKENS_PER_FORWARD", 64)
     monkeypatch.setattr(module, "FORWARDS_PER_CHECKPOINT", 2)
+    monkeypatch.setattr(module, "FORWARDS_PER_SORT", 2)
     whole = key_statistics(tiny_model("llama"), SITES, corpus, max_tokens=600, cache_dir=tmp_path / "a")
 
     class Cut(Exception):
@@ -80,6 +81,44 @@ def test_resumed_run_gives_the_same_bytes(corpus, tmp_path, monkeypatch):
     assert min(seen) > 200, "the resumed run began again from the start"
     for name in whole.files:
         assert whole.files[name].read_bytes() == again.files[name].read_bytes()
+
+
+def test_a_product_in_strips_is_the_whole_product():
+    keys = torch.randn(50, 700, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sums = module.Sums({SITES[0]: torch.zeros(700, 700, dtype=torch.float64)}, n_tokens=50)
+    module.add_products(sums.totals[SITES[0]], keys)
+    mean = sums.mean(SITES[0])
+    torch.testing.assert_close(mean.double(), keys.T @ keys / 50, atol=1e-6, rtol=1e-5)
+    assert torch.equal(mean, mean.T)
+
+
+def test_the_change_is_that_of_twice_the_documents_and_ends_the_pass(corpus, tmp_path, monkeypatch):
+    """Documents are taken in their order though they are sorted by length to share forwards."""
+    monkeypatch.setattr(module, "TOKENS_PER_FORWARD", 64)
+    monkeypatch.setattr(module, "FIRST_MARK", 150)
+    model, name = tiny_model("qwen2"), "model.layers.1.mlp.down_proj"
+
+    def take(tokens, **more):
+        return key_statistics(model, SITES, corpus, tokens, tmp_path / f"{tokens}{more}", **more)
+
+    whole = take(600)
+    marks = [tokens for tokens, _ in whole.changes[name]]
+    assert len(marks) == 2 and 300 <= marks[0] < 330 and marks[1] == 600
+    half, change = take(marks[0]).moment(name), whole.changes[name][-1][1]
+    true = (whole.moment(name) - half).norm() / whole.moment(name).norm()
+    assert change == pytest.approx(float(true), rel=0.2)  # 128 directions
+    early = take(600, until=1.01 * max(c[0][1] for c in whole.changes.values()))
+    assert early.n_tokens == marks[0] and torch.equal(early.moment(name), half)
+    assert take(600, until=1e-9).n_tokens == 600
+    with pytest.raises(BadFact, match="above zero"):
+        take(600, until=0.0)
+
+
+def test_what_would_not_fit_is_refused_before_it_is_taken(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("kt.memory.free_memory", lambda *a: 1000)
+    with pytest.raises(KtError, match=r"sum of 2 second moments .* needs .* take fewer layers"):
+        key_statistics(tiny_model("gpt2"), SITES, corpus, 300, tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_wrong_files_are_one_line(tmp_path, corpus):
