@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -29,34 +29,47 @@ from .cases import Case, LeftOut
 NO_PARTNER = "no other subject of the same number of tokens"
 
 
+class Draws(NamedTuple):
+    """Noise that is drawn when it is asked for: that of thousands of facts together would fill the memory."""
+
+    seed: int
+    level: float
+    shape: tuple[int, int, int]
+
+    def tensor(self) -> Float[Tensor, "sample token d_embed"]:
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed)) * self.level
+
+
 @dataclass(frozen=True)
 class Corruption:
-    """How one case's prompt is corrupted: noise on the subject's tokens, or other ids there."""
+    """How one case's prompt is corrupted: noise on the subject's tokens (given or drawn), or other ids there."""
 
     ids: tuple[int, ...]
-    noise: Float[Tensor, "sample token d_embed"] | None
+    source: Draws | Float[Tensor, "sample token d_embed"] | None
     first: int  # the first corrupted token
     samples: int
     partner: str | None = None
+
+    def noise(self) -> Float[Tensor, "sample token d_embed"] | None:
+        """The same at each call."""
+        return self.source.tensor() if isinstance(self.source, Draws) else self.source
 
 
 @torch.no_grad()
 def embedding_spread(model: TracedModel, facts: Sequence[Fact]) -> float:
     """Standard deviation over all entries of the embedding module's rows for all subjects' tokens."""
-    embed = model.module.get_input_embeddings()
     ids = [t for fact in facts for t in model.tokenizer(fact.subject, add_special_tokens=False)["input_ids"]]
     # Sorted, so that the facts' order cannot move the sum's last digit.
-    return float(embed(torch.tensor([sorted(ids)], device=model.device)).cpu().double().std())
+    return float(model.embedded(torch.tensor([sorted(ids)])).cpu().double().std())
 
 
 def with_noise(model: TracedModel, cases: Sequence[Case], level: float, samples: int, seed: int) -> list[Corruption]:
-    """Draw the noise of every case."""
+    """Noise for every case."""
     width = model.module.get_input_embeddings().weight.shape[1]
     made = []
     for case in cases:
-        generator = torch.Generator().manual_seed(fact_seed(case.fact, seed))
-        shape = (samples, case.span.stop - case.span.start, width)
-        made.append(Corruption(case.ids, torch.randn(shape, generator=generator) * level, case.span.start, samples))
+        draws = Draws(fact_seed(case.fact, seed), level, (samples, case.span.stop - case.span.start, width))
+        made.append(Corruption(case.ids, draws, case.span.start, samples))
     return made
 
 

@@ -5,7 +5,9 @@ The batches are a matter of speed and memory only: no number depends on them bey
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from ..errors import WorkFailed
 from ..journal import Journal
+from ..memory import free_on
 from ..model import TracedModel
 from ..progress import Progress
 from ..sites import Site
@@ -30,6 +33,8 @@ NO_JOURNAL = Journal()
 
 _MEMORY = {"cuda": 2 << 30, "cpu": 64 << 20}
 """Bytes of one trace's largest activations and logits, which set the default `max_rows`."""
+
+LEAST_ROWS = 16
 
 
 class Plan(NamedTuple):
@@ -70,12 +75,21 @@ RunGroup = Callable[[TracedModel, Sequence[Case], Sequence[Corruption], Plan], l
 
 
 def default_max_rows(model: TracedModel, length: int) -> int:
-    """Rows whose MLP activations and logits fill the memory set aside for one trace."""
+    """Rows whose MLP activations and logits fill the memory set aside for one trace.
+
+    Half of that, a quarter and so on where it is more than a quarter of what is free on the model's device: so machines
+    with memory enough group their rows alike, and give the same bytes.
+    """
     config = model.module.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 0
     size = 2 if model.dtype in (torch.float16, torch.bfloat16) else 4
     row = length * max(int(inner), 4 * model.d_model) * size + 8 * model.vocab_size
-    return max(16, _MEMORY.get(model.device.type, _MEMORY["cpu"]) // row)
+    if model.remote:  # another machine's memory: as of one GPU
+        return max(LEAST_ROWS, _MEMORY["cuda"] // row)
+    memory, free = _MEMORY.get(model.device.type, _MEMORY["cpu"]), free_on(model.device)
+    while memory > max(free // 4, LEAST_ROWS * row):
+        memory //= 2
+    return max(LEAST_ROWS, memory // row)
 
 
 def run_all(
@@ -98,15 +112,30 @@ def in_groups(
     plan: Plan,
     progress: Progress | None,
 ) -> list[Outcome]:
-    """One measurement group by group; the outcomes in the order of the cases."""
-    outcomes: list[Outcome] = []
-    for number, at in enumerate(groups):
-        here, corruptions = [cases[i] for i in at], [made[i] for i in at]
-        found = plan.journal.take(f"group-{number:05d}", _measured, run_group, model, here, corruptions, plan)
-        outcomes += [Outcome(*parts) for parts in zip(here, corruptions, *found, strict=True)]
-        if progress is not None:
-            progress(len(outcomes), len(cases))
+    """One measurement group by group, shared out among processes; the outcomes in the order of the cases.
+
+    The groups are those of one process, so the numbers are to the byte.
+    """
+    groups = list(groups)
+    parts = [([cases[i] for i in at], [made[i] for i in at]) for at in groups]
+    ends = list(accumulate(len(here) for here, _ in parts))
+    found = plan.journal.take_each(
+        "groups",
+        _measured,
+        {_phase(at, cases): (run_group, model, *part, plan) for at, part in zip(groups, parts, strict=True)},
+        None if progress is None else lambda done: progress(ends[done - 1], len(cases)),
+    )
+    outcomes = [
+        Outcome(*each) for part, its in zip(parts, found, strict=True) for each in zip(*part, *its, strict=True)
+    ]
     return sorted(outcomes, key=lambda o: o.case.index)
+
+
+def _phase(at: Sequence[int], cases: Sequence[Case]) -> str:
+    """A name that only a group of the very same cases has: with less memory free there are more groups."""
+    indices = [cases[i].index for i in at]
+    digest = hashlib.sha256(str(indices).encode()).hexdigest()[:12]
+    return f"group-{indices[0]:05d}-{digest}"
 
 
 def _measured(run_group: RunGroup, *group: Any) -> tuple[list[Any], list[Any], list[Any]]:
@@ -200,14 +229,15 @@ def placed_noise(
     cases: Sequence[Case], made: Sequence[Corruption], rows: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "row pos d_embed"] | None:
     """The draws at the subjects' tokens, zeros elsewhere."""
-    first = made[0].noise
-    if first is None:
-        return None
-    placed = torch.zeros((len(rows), len(cases[0].ids), first.shape[-1]), dtype=first.dtype)
+    drawn = {i: made[i].noise() for i in {i for i, _ in rows}}
+    placed: Tensor | None = None
     for row, (i, sample) in enumerate(rows):
-        noise, span = made[i].noise, cases[i].span
-        if noise is not None:
-            placed[row, span.start : span.stop] = noise[sample]
+        noise, span = drawn[i], cases[i].span
+        if noise is None:
+            continue
+        if placed is None:
+            placed = torch.zeros((len(rows), len(cases[0].ids), noise.shape[-1]), dtype=noise.dtype)
+        placed[row, span.start : span.stop] = noise[sample]
     return placed
 
 
