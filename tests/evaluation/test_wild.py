@@ -108,6 +108,18 @@ def test_a_real_model_says_as_much_as_it_may():
     assert "at most 12 tokens" in wild_protocol(model.tokenizer, 12) == found.protocol["wild"]
 
 
+def test_free_answers_are_not_taken_for_the_greedy_text_of_another_protocol():
+    model = tiny_model("llama")
+    alone = evaluate(model, [FACT], protocols=("wild",), max_new_tokens=10)
+    assert all(s.text is None and s.exact_text is None and s.alias_texts == () for s in alone.samples)
+    both = evaluate(model, [FACT], protocols=("wild", "gen"), max_new_tokens=10)
+    assert [s.wild_text for s in both.samples] == [s.wild_text for s in alone.samples]
+    gen = evaluate(model, [FACT], protocols=("gen",))
+    assert [(s.text, s.exact_text, s.alias_texts) for s in both.samples] == [
+        (s.text, s.exact_text, s.alias_texts) for s in gen.samples
+    ]
+
+
 def test_verdicts_belong_to_their_answers(parrot):
     heard = []
 

@@ -17,6 +17,7 @@ from .session import Session, session
 
 if TYPE_CHECKING:
     from ..evaluation import Scores
+    from ..facts.fact import Fact
     from ..model import TracedModel
 
 
@@ -44,6 +45,9 @@ class EvalOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
         str | None,
         Opt("--heldout", help="Text for ppl: .txt or .jsonl, one document a line [default: the demo model's own]."),
     ] = None
+    no_cache: Annotated[bool, Opt("--no-cache", help="Score the unedited model anew, and keep its scores nowhere.")] = (
+        False
+    )
     kl: Annotated[bool, Opt("--kl", help="Also KL(unedited || edited) of the next token after neighbours.")] = False
     max_new_tokens: Annotated[int, Opt("--max-new-tokens", min=1, help="Most tokens of an answer under wild.")] = 64
     judge_url: Annotated[
@@ -76,8 +80,7 @@ def evaluate(options: EvalOptions) -> None:
         if options.kl:
             with s.progress("the unedited model's distributions") as tick:
                 reference = distributions(model, facts, progress=tick, **rows)
-        with s.progress("unedited model") as tick:
-            before = evaluate(model, facts, progress=tick, **asked)
+        before = unedited(s, model, facts, asked)
         if edit is None:
             before.save(s.run.file(FILES["after"]))
             log_samples(s, before, None, model)
@@ -96,6 +99,21 @@ def evaluate(options: EvalOptions) -> None:
         s.keep(_results(before, **found))
         show_scores(s, found["after"], before, found.get("control"))
     return None
+
+
+def unedited(s: Session, model: TracedModel, facts: list[Fact], asked: dict[str, Any]) -> Scores:
+    """The unedited model's scores: from kt's cache folder, unless `--no-cache` says otherwise."""
+    from ..editing.statistics import default_cache
+    from ..evaluation import evaluate, evaluate_cached
+
+    with s.progress("unedited model") as tick:
+        if s.options.no_cache:
+            return evaluate(model, facts, progress=tick, **asked)
+        weights = s.run.manifest["model"]["fingerprint"]  # of gigabytes: hashed once a command
+        found = evaluate_cached(model, facts, default_cache(), weights, progress=tick, **asked)
+    if found.file is not None:
+        s.screen.say(f"kt: the unedited model's scores are those of {found.file} (--no-cache scores again)")
+    return found.scores
 
 
 def log_samples(s: Session, scores: Scores, before: Scores | None, model: TracedModel) -> None:

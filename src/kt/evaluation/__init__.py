@@ -1,5 +1,6 @@
 """How well an edit holds, reaches further, and leaves the rest alone."""
 
+from .cached import evaluate_cached
 from .distributions import Distributions, distributions
 from .judge import Judge
 from .metrics import METRICS, PROTOCOLS
@@ -7,4 +8,14 @@ from .run import evaluate
 from .samples import Sample
 from .scores import Scores
 
-__all__ = ["METRICS", "PROTOCOLS", "Distributions", "Judge", "Sample", "Scores", "distributions", "evaluate"]
+__all__ = [
+    "METRICS",
+    "PROTOCOLS",
+    "Distributions",
+    "Judge",
+    "Sample",
+    "Scores",
+    "distributions",
+    "evaluate",
+    "evaluate_cached",
+]

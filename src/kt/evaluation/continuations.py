@@ -1,4 +1,4 @@
-"""Continuations of many prompts, batched by how many tokens each may have."""
+"""Continuations of many prompts: each prompt once, for its longest wish; the shorter wishes are its first tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from ..model import TracedModel
 from ..prompts import token_ids
+from ..sampling import continued
+from .teacher import packed, shared_out
 
 AUTO_TOKENS = 8192
 """Tokens of a batch under batch_size="auto", those to come counted: what the key-value cache has to hold."""
@@ -23,20 +25,40 @@ def continuations(
     done: Callable[[int], None] = lambda n: None,
     **sampling: Any,
 ) -> dict[Wish, str]:
-    """Continue every prompt once, greedily unless `sampling` (do_sample, top_k, seed) says otherwise."""
-    groups: dict[int, list[str]] = defaultdict(list)
-    for prompt, tokens in dict.fromkeys(wishes):
-        groups[tokens].append(prompt)
+    """Fulfil every wish, greedily unless `sampling` (do_sample, top_k, seed) says otherwise.
+
+    `done` hears how many wishes each batch has fulfilled.
+    """
+    if not isinstance(model, TracedModel):  # a stand-in that only generates
+        return each_by_itself(model, wishes, done, **sampling)
+    lengths: dict[str, set[int]] = defaultdict(set)
+    for prompt, tokens in wishes:
+        lengths[prompt].add(tokens)
+    read = {prompt: len(token_ids(model.tokenizer, prompt)) for prompt in lengths}
+
+    def fits(batch: list[str]) -> bool:
+        width = max(read[prompt] for prompt in batch) + max(max(lengths[prompt]) for prompt in batch)
+        return len(batch) * width <= AUTO_TOKENS if batch_size == "auto" else len(batch) <= int(batch_size)
+
+    def fulfil(batch: list[str]) -> dict[Wish, str]:
+        limits = [max(lengths[prompt]) for prompt in batch]
+        texts: dict[Wish, str] = {}
+        for prompt, found in zip(batch, continued(model, batch, limits, **sampling), strict=True):
+            texts |= {(prompt, tokens): found.text(model.tokenizer, tokens) for tokens in lengths[prompt]}
+        return texts
+
+    batches = packed(sorted(lengths, key=lambda prompt: (max(lengths[prompt]), read[prompt])), fits)
+    return shared_out("continuations", batches, fulfil, done, lambda batch: sum(len(lengths[p]) for p in batch))
+
+
+def each_by_itself(
+    model: TracedModel, wishes: Iterable[Wish], done: Callable[[int], None] = lambda n: None, **sampling: Any
+) -> dict[Wish, str]:
+    """The same texts the simple way: one wish at a time."""
     texts: dict[Wish, str] = {}
-    for tokens, prompts in sorted(groups.items()):
-        lengths = {p: len(token_ids(model.tokenizer, p)) for p in prompts}
-        prompts.sort(key=lambda p: lengths[p])
-        size = AUTO_TOKENS // (lengths[prompts[-1]] + tokens) if batch_size == "auto" else int(batch_size)
-        for start in range(0, len(prompts), max(1, size)):
-            batch = prompts[start : start + max(1, size)]
-            found = model.generate(batch, max_new_tokens=tokens, **sampling)
-            texts |= {(prompt, tokens): text for prompt, text in zip(batch, found, strict=True)}
-            done(len(batch))
+    for prompt, tokens in dict.fromkeys(wishes):
+        (texts[prompt, tokens],) = model.generate([prompt], tokens, **sampling)
+        done(1)
     return texts
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import ranks
 from ..errors import BadFact
 from ..facts.fact import Fact
 from ..facts.load import facts_from
@@ -105,7 +106,8 @@ def _judged(samples: Sequence[Sample], judge: Verdicts) -> list[Sample]:
     free = [samples[i] for i in places]
     cases = [Case(s.prompt, (str(s.answer), *s.aliases), str(s.wild_text)) for s in free]
     judged = list(samples)
-    for i, sample, verdict in zip(places, free, judge(cases), strict=True):
+    verdicts = ranks.by_main("verdicts", lambda: list(judge(cases)))  # a judge may be a paid service
+    for i, sample, verdict in zip(places, free, verdicts, strict=True):
         judged[i] = replace(sample, verdict=verdict)
     return judged
 

@@ -6,16 +6,22 @@ logits of a few last positions suffice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .. import ranks
 from ..errors import WorkFailed
 from ..model import TracedModel
 from ..prompts import encode_ids, pad_id, prompt_gap, target_ids, token_ids
+
+T = TypeVar("T")
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 AUTO_TOKENS = 4096
 """Tokens of a batch under batch_size="auto", padding counted."""
@@ -52,15 +58,38 @@ def teacher_force(
     batch_size: int | str = "auto",
     done: Callable[[int], None] = lambda n: None,
 ) -> dict[Question, Forced]:
-    """Every row's answer; `done` hears how many rows each forward settled."""
-    answers: dict[Question, Forced] = {}
-    for batch in batches(rows, batch_size, model.vocab_size):
+    """Every row's answer; `done` hears how many rows each forward settled. Several processes share the forwards."""
+
+    def answer(batch: list[Row]) -> dict[Question, Forced]:
         keep = max(row.keep for row in batch)
         logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)), keep=keep)
         refuse_nan(logits, batch)
-        answers |= {row.question: score(logits[i, keep - row.keep :], row.target) for i, row in enumerate(batch)}
-        done(len(batch))
-    return answers
+        return {row.question: score(logits[i, keep - row.keep :], row.target) for i, row in enumerate(batch)}
+
+    return shared_out("answers", batches(rows, batch_size, model.vocab_size), answer, done)
+
+
+def shared_out(
+    name: str,
+    batches: Iterable[list[T]],
+    ask: Callable[[list[T]], dict[Q, A]],
+    done: Callable[[int], None],
+    size: Callable[[list[T]], int] = len,
+) -> dict[Q, A]:
+    """What is asked batch by batch as one, the batches shared out among processes; `done` hears the size of each."""
+    parts = list(batches)
+    ends = [0, *accumulate(map(size, parts))]
+    told = 0
+
+    def tick(count: int) -> None:
+        nonlocal told
+        done(ends[count] - told)
+        told = ends[count]
+
+    found: dict[Q, A] = {}
+    for part in ranks.each(name, parts, ask, tick):
+        found |= part
+    return found
 
 
 def tokens_of(model: TracedModel, question: Question) -> Row:
@@ -93,18 +122,23 @@ def refuse_nan(logits: Float[Tensor, "row keep vocab"], batch: Sequence[Row]) ->
 
 def batches(rows: Sequence[Row], batch_size: int | str, vocab: int) -> Iterator[list[Row]]:
     """Rows of similar length together: a fixed number of them, or as many as the "auto" budgets allow."""
-    batch: list[Row] = []
-    for row in sorted(rows, key=lambda r: (len(r.read), r.keep)):
-        if batch and _is_full(batch, row, batch_size, vocab):
-            yield batch
-            batch = []
-        batch.append(row)
+
+    def fits(batch: list[Row]) -> bool:
+        if batch_size != "auto":
+            return len(batch) <= int(batch_size)
+        keep = max(row.keep for row in batch)
+        return len(batch) * len(batch[-1].read) <= AUTO_TOKENS and len(batch) * keep * vocab <= AUTO_LOGITS
+
+    yield from packed(sorted(rows, key=lambda r: (len(r.read), r.keep)), fits)
+
+
+def packed(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[list[T]]:
+    """Consecutive items in batches as large as `fits` allows; an item that fits nowhere stands alone."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) > 1 and not fits(batch):
+            yield batch[:-1]
+            batch = [item]
     if batch:
         yield batch
-
-
-def _is_full(batch: list[Row], row: Row, batch_size: int | str, vocab: int) -> bool:
-    if batch_size != "auto":
-        return len(batch) >= int(batch_size)
-    size, keep = len(batch) + 1, max(r.keep for r in (*batch, row))
-    return size * len(row.read) > AUTO_TOKENS or size * keep * vocab > AUTO_LOGITS

@@ -14,6 +14,7 @@ from .continuations import Wish, continuations, room
 from .distributions import Distributions, divergences, near_prompts
 from .perplexity import Heldout, Text, windows
 from .samples import Sample
+from .shared import force
 from .teacher import Forced, Question, Row, teacher_force, tokens_of
 from .wild import has_chat, up_to_stop, wish_for
 
@@ -56,8 +57,13 @@ class Work(NamedTuple):
     @property
     def total(self) -> int:
         """Units of progress."""
-        asked = (self.forced, self.greedy, self.sampled, set(self.wild.values()), self.near)
+        asked = (self.forced, self.written, self.sampled, self.near)
         return sum(map(len, asked)) + (len(self.text.rows) if self.text else 0)
+
+    @property
+    def written(self) -> dict[Wish, None]:
+        """All greedy text: free answers are longer continuations, often of prompts that are continued anyway."""
+        return dict.fromkeys([*self.greedy, *self.wild.values()])
 
 
 class Responses(NamedTuple):
@@ -115,12 +121,11 @@ def do(
         if progress is not None:
             progress(done, work.total)
 
-    forced = teacher_force(model, work.forced, batch_size, tick)
-    greedy = continuations(model, work.greedy, batch_size, tick)
+    forced = force(model, work.forced, batch_size, tick)
+    written = continuations(model, work.written, batch_size, tick)
     sampling = {"do_sample": True, "top_k": TEXT_TOP_K, "seed": seed}
     sampled = continuations(model, work.sampled, batch_size, tick, **sampling)
     chat = has_chat(model.tokenizer)
-    free = continuations(model, work.wild.values(), batch_size, tick)
     kl: dict[str, float] = {}
     if wanted.reference is not None:
         kl = divergences(model, wanted.reference, work.near, batch_size, tick)
@@ -129,9 +134,9 @@ def do(
         heldout = work.text.losses(teacher_force(model, work.text.rows, batch_size, tick))
     return Responses(
         forced,
-        greedy,
+        {wish: written[wish] for wish in work.greedy},
         {prompt: text for (prompt, _), text in sampled.items()},
-        {prompt: up_to_stop(free[wish], chat) for prompt, wish in work.wild.items()},
+        {prompt: up_to_stop(written[wish], chat) for prompt, wish in work.wild.items()},
         kl,
         heldout,
     )

@@ -1,0 +1,105 @@
+"""A prompt that is read once for all its answers gives what separate rows give."""
+
+import pytest
+import torch
+from families import tiny_model
+
+from kt.errors import WorkFailed
+from kt.evaluation import evaluate
+from kt.evaluation.shared import families, force
+from kt.evaluation.teacher import Row, teacher_force, tokens_of
+from kt.facts import Fact, Prompt
+
+PROMPTS = ("The mother tongue of Danielle Darrieux is", "Marie Curie was born in", "Her")
+QUESTIONS = [(p, a) for p in PROMPTS for a in ("French", "Rome, Italy", "Seattle", "Seattle.")] + [
+    ("The capital", None), ("The capital", "of"), ("Tomas", "Brill"),
+    ("Tomas works in", "Warsaw, Italy"), ("Tomas works in", "Warsaw, Poland"),
+]  # fmt: skip
+
+
+def rows_of(model):
+    return [tokens_of(model, question) for question in QUESTIONS]
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for question, answer in expected.items():
+        ours = found[question]
+        assert (ours.target, ours.predicted) == (answer.target, answer.predicted), question
+        assert ours.log_prob == pytest.approx(answer.log_prob, abs=1e-4), question
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 2, 5])
+def test_answers_on_a_shared_prompt_equal_separate_rows(model, batch_size):
+    rows, settled = rows_of(model), []
+    same(force(model, rows, batch_size, settled.append), teacher_force(model, rows))
+    assert sum(settled) == len(rows)
+
+
+@pytest.mark.parametrize("changes", [{"sliding_window": 4}, {}], ids=["short window", "long window"])
+def test_a_window_shorter_than_the_prompt_is_not_read_on_from(changes):
+    model = tiny_model("gemma3_text", **changes)
+    rows, heard = rows_of(model), []
+    model.module.get_input_embeddings().register_forward_hook(lambda _m, ids, _out: heard.append(ids[0].numel()))
+    found = force(model, rows)
+    ours = sum(heard)
+    heard.clear()
+    same(found, teacher_force(model, rows))
+    assert (ours < sum(heard)) == (changes == {})
+
+
+def test_a_head_ends_where_an_answer_is_due():
+    read = [
+        Row(("p", "a"), (5, 6, 7), (8,)),
+        Row(("p", "b"), (5, 6, 7, 8), (8, 9)),
+        Row(("p", "c"), (5, 6, 7, 1), (1, 2)),
+    ]
+    (family,) = families([*read, Row(("q", "a"), (5, 6), (3,))])
+    assert family.head == (5, 6, 7) and family.tails == [(8,), (1,)]
+    # An answer whose first token replaces the prompt's last: only what stands before it is common.
+    (merged,) = families([read[0], Row(("p", "m"), (5, 6, 4), (4, 9))])
+    assert merged.head == (5, 6) and merged.tails == [(7,), (4,)]
+    # Answers that begin alike: their first token is still read off the head's end.
+    (alike,) = families([Row(("p", "x"), (5, 6, 8), (8, 9)), Row(("p", "y"), (5, 6, 8, 2), (8, 2, 3))])
+    assert alike.head == (5, 6) and alike.tails == [(8,), (8, 2)]
+    assert families([Row(("p", "a"), (5,), (1,)), Row(("p", "b"), (6,), (1,))]) == []
+
+
+def test_every_prompt_and_every_further_token_is_read_once():
+    model, heard = tiny_model("gpt2"), []
+    answers = ("French", "Rome, Italy")
+    rows = [tokens_of(model, (PROMPTS[0], answer)) for answer in answers]
+    prompt = len(model.tokenizer(PROMPTS[0])["input_ids"])
+    further = [len(row.read) - prompt for row in rows if len(row.read) > prompt]
+    model.module.get_input_embeddings().register_forward_hook(lambda _m, ids, _out: heard.append(tuple(ids[0].shape)))
+    force(model, rows)
+    assert heard == [(1, prompt), (len(further), max(further))] and sum(len(r.read) for r in rows) > prompt * 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_no_forward_has_more_rows_than_the_batch_size(batch_size):
+    model, heard = tiny_model("gpt2"), []
+    model.module.get_input_embeddings().register_forward_hook(lambda _m, ids, _out: heard.append(len(ids[0])))
+    force(model, rows_of(model), batch_size)
+    assert max(heard) <= batch_size
+
+
+def test_a_broken_model_is_named_by_its_prompt():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.module.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(WorkFailed, match="'The mother tongue of Danielle Darrieux is' are NaN"):
+        force(model, [tokens_of(model, (PROMPTS[0], a)) for a in ("French", "Rome, Italy")])
+
+
+def test_scores_do_not_see_that_prompts_are_shared(monkeypatch):
+    model = tiny_model("llama")
+    fact = Fact("The mother tongue of {} is", "Danielle Darrieux", answer="French", target="Rome, Italy", id="one",
+                rephrasings=("{} speaks",), neighbours=(Prompt("Marie Curie was born in", "Warsaw"),))  # fmt: skip
+    asked = {"protocols": ("tf", "prob")}
+    shared = evaluate(model, [fact], **asked)
+    monkeypatch.setattr("kt.evaluation.work.force", teacher_force)
+    apart = evaluate(model, [fact], **asked)
+    assert shared.values.keys() == apart.values.keys()
+    for name, values in apart.values.items():
+        assert shared.values[name] == pytest.approx(values, abs=1e-5), name
