@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 def printed(script, *arguments):
     command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,8 @@ def printed(script, *arguments):
         ("rounding.py", "reliability", (9, 12)),
         ("fuzz.py", "reliability", (35,)),
         ("stacks.py", "edits", (24, 3)),
+        ("suite.py", "performance", (15,)),
+        ("fact_memory.py", "performance", (4,)),
         ("protocols.py", "evaluation", (27, 9, 9)),
         ("many_tokens.py", "evaluation", (12, 6, 4, 18)),
     ],
@@ -65,3 +67,17 @@ def test_the_demo_presets_hold_what_tuning_found():
             if name != "alpha":
                 held = values[names.get(name, name)]
                 assert (list(held) if isinstance(held, tuple) else held) == value, (method, name)
+
+
+def test_the_speed_table_holds_every_part_and_no_row_that_missed_its_goal():
+    record = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="utf-8"))
+    assert set(record) == {"trace", "targets", "solve", "statistics", "eval"}
+    rows = [row for part in record.values() for row in part["rows"]]
+    assert [row["work"] for row in rows if not row["holds"]] == []
+    assert all(row["difference"] <= row["bound"] for row in rows)
+    assert sum(row["goal"] is not None for row in rows) >= 6
+
+
+@pytest.mark.slow
+def test_every_speed_benchmark_runs_small_and_its_results_are_equal():
+    assert printed("suite.py", "--small").count("\n") >= 10

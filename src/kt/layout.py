@@ -107,21 +107,21 @@ def validate(model: Any) -> Layout:
     if layout.mlp != layout.w_mlp:
         mlp = model.envoy(f"{layout.blocks}.0.{layout.mlp}")
     w_attn, w_mlp = model.w(Kind.ATTN, 0), model.w(Kind.MLP, 0)
-    seen: dict[str, Any] = {}
     with torch.no_grad():
-        with model.nns.trace(input_ids=ids, use_cache=False) as tracer:
-            seen["in"] = block.input.save()
-            seen["a"] = w_attn.output.save()
-            seen["attn"] = attn.output.save()
-            seen["m_key"] = w_mlp.input.save()
-            seen["m"] = w_mlp.output.save()
+        with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
+            seen: Any = {"in": block.input}
+            seen["a"] = w_attn.output
+            seen["attn"] = attn.output
+            seen["m_key"] = w_mlp.input
+            seen["m"] = w_mlp.output
             if mlp is not None:
-                seen["mlp"] = mlp.output.save()
-            seen["out"] = block.output.save()
+                seen["mlp"] = mlp.output
+            seen["out"] = block.output
+            seen.save()
             tracer.stop()
-        with model.nns.trace(input_ids=ids, use_cache=False) as tracer:
+        with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
             w_attn.output[:] = 0
-            seen["m_key_cut"] = w_mlp.input.save()
+            key_cut: Any = w_mlp.input.save()
             tracer.stop()
     out = first(seen["out"])
     if not torch.equal(first(seen["attn"]), seen["a"]):
@@ -132,7 +132,7 @@ def validate(model: Any) -> Layout:
     scale = float(out.float().abs().max()) + 1e-6
     return replace(
         layout,
-        parallel=torch.equal(seen["m_key"], seen["m_key_cut"]),
+        parallel=torch.equal(seen["m_key"], key_cut),
         direct=bool((total - out).float().abs().max() <= 2e-2 * scale),
         tuple_output=isinstance(seen["out"], tuple),
     )

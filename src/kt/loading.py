@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .device_maps import checked_device, read_device_map
 from .errors import KtError, UnknownModel
 from .model import TracedModel
 
@@ -28,11 +30,12 @@ def load(
     model: str | Path | nn.Module = "demo",
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
-    device_map: str | dict[str, Any] | None = None,
+    device_map: str | Path | Mapping[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     tokenizer: Any = None,
     attn_implementation: str | None = None,
+    remote: bool | str = False,
 ) -> TracedModel:
     """Wrap a causal language model.
 
@@ -41,36 +44,53 @@ def load(
             (then pass its `tokenizer`).
         dtype: `auto` keeps the checkpoint's dtype (the demo model, stored in bf16, computes in float32).
         device: `auto` takes CUDA or MPS where there is one.
-        device_map: `auto` shards through accelerate; `device` is then ignored.
+        device_map: `auto`, `balanced` or `sequential` spread the model over devices, CPU memory and files through
+            accelerate; so does a mapping from module paths to devices, or a JSON file of one. `device` is then ignored.
+        remote: the weights stay at NDIF, which is sent what is to be traced (see remote.py); `local` is nnsight's
+            simulation of that.
 
     Raises:
         UnknownModel: nothing of that name, no tokenizer beside it, or a structure that kt cannot read.
+        KtError: an argument that is not one of these, or a device that is not here.
     """
+    if remote:
+        from .remote import load_remote
+
+        if (dtype, device, device_map, attn_implementation) != ("auto", "auto", None, None):
+            raise KtError(
+                "dtype, device, device_map and attn_implementation of a remote model are NDIF's; leave them out"
+            )
+        return load_remote(model, remote, revision, trust_remote_code, tokenizer)
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise UnknownModel("a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)")
         return TracedModel(model, tokenizer, name=type(model).__name__)
-    name, _, at = str(model).partition("@") if not Path(model).exists() else (str(model), "", "")
-    revision = revision or at or None
+    name, revision = split_revision(model, revision)
     source = DEMO if name == "demo" else name
     kind = _dtype(dtype, demo=name == "demo")
-    target = _device(device)
+    target, spread = checked_device(device), read_device_map(device_map)
     options: dict[str, Any] = {"dtype": kind, "trust_remote_code": trust_remote_code, "revision": revision}
-    if device_map is not None:
-        options["device_map"] = device_map
+    if spread is not None:
+        options["device_map"] = spread
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    with _one_line(name), no_bars():
+    with one_line(name), no_bars():
         from transformers import AutoModelForCausalLM
 
         module: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-    if device_map is None:
+    if spread is None:
         module = module.to(target)
-    tokenizer = tokenizer or _tokenizer(source, name, revision, trust_remote_code)
+    tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)
     return TracedModel(module, tokenizer, name=name, revision=revision)
 
 
-def _tokenizer(source: str | Path, name: str, revision: str | None, trust_remote_code: bool) -> Any:
+def split_revision(model: str | Path, revision: str | None) -> tuple[str, str | None]:
+    """A name and the revision behind its @; a path that exists has none."""
+    name, _, at = str(model).partition("@") if not Path(model).exists() else (str(model), "", "")
+    return name, revision or at or None
+
+
+def load_tokenizer(source: str | Path, name: str, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(source)
@@ -79,7 +99,7 @@ def _tokenizer(source: str | Path, name: str, revision: str | None, trust_remote
         raise UnknownModel(
             f"{name}: the folder holds no tokenizer ({', '.join(files[:3])}); save it there beside the model"
         )
-    with _one_line(name):
+    with one_line(name):
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
 
 
@@ -93,25 +113,8 @@ def _dtype(dtype: str | torch.dtype, demo: bool) -> str | torch.dtype:
     return DTYPES[dtype]
 
 
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda:0")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise KtError(f"device {device!r} is unknown; choose auto, cpu, cuda:0 or mps") from None
-    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-        found = f"{torch.cuda.device_count()} CUDA device(s)" if torch.cuda.is_available() else "no CUDA device"
-        raise KtError(f"device {device!r} was asked for, but PyTorch finds {found} here; use --device cpu or auto")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise KtError("device 'mps' was asked for, but PyTorch finds none here; use --device cpu or auto")
-    return chosen
-
-
 @contextmanager
-def _one_line(name: str) -> Any:
+def one_line(name: str) -> Any:
     """Turn the many ways in which a checkpoint fails to load into one line."""
     from safetensors import SafetensorError
 

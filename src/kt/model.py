@@ -8,38 +8,60 @@ the residual stream after a block. Weights are always seen as (d_out, d_in).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, reduce
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from .errors import KtError, UnknownSite
-from .layout import Layout, find_layout, first, linear_shape, validate
+from .layout import Layout, find_layout, first, validate
+from .offloaded import execution_device, require_start
 from .prompts import Batch, encode
 from .sampling import continue_greedily_or_sample
-from .sites import Kind, Site, Update, fingerprint_of
+from .sites import Kind, Site
+from .weights import Address, Weights
 
-Address = Site | str
+__all__ = ["Address", "TracedModel"]
+
+Point = tuple[Any, Literal["input", "output"]]
+"""An envoy and the side of it on which a tensor stands."""
 
 
-class TracedModel:
+class TracedModel(Weights):
     """An nnsight model plus named sites. Made by `kt.load`."""
 
     def __init__(self, module: nn.Module, tokenizer: Any, name: str, revision: str | None = None) -> None:
         from nnsight import TransformersModel
 
+        require_start(module)
         self.module: Any = module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
         self.layout: Layout = find_layout(module)
-        self.nns: Any = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
+        self.root: Any = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
         self.layout = validate(self)
+
+    # Where it runs ----------------------------------------------------------------------------------------------
+    remote = False
+
+    @property
+    def nns(self) -> Any:
+        """The nnsight model, for traces that run here alone.
+
+        A trace that a remote model may be sent is opened on `root` with `backend()`, and its block names nothing but
+        envoys, tensors, plain values and functions of torch: what it names travels with it.
+        """
+        return self.root
+
+    def backend(self) -> Any:
+        """What runs the traces on `root`; None is this process."""
+        return None
+
+    def require_weights(self, what: str) -> None:
+        """Refuse, before any work, what needs the weights here; a model whose weights are here refuses nothing."""
 
     # What it is -------------------------------------------------------------------------------------------------
     @property
@@ -52,7 +74,8 @@ class TracedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.module.get_input_embeddings().weight.device
+        """Where inputs go: with a device_map, where the embedding computes."""
+        return execution_device(self.module.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,7 +92,7 @@ class TracedModel:
     def envoy(self, path: str) -> Any:
         """The nnsight envoy at a module path."""
         step = lambda at, part: at[int(part)] if part.isdigit() else getattr(at, part)  # noqa: E731
-        return reduce(step, path.split("."), self.nns)
+        return reduce(step, path.split("."), self.root)
 
     def block(self, layer: int) -> Any:
         return self._blocks[self.checked(layer)]
@@ -91,11 +114,6 @@ class TracedModel:
     def _projections(self) -> dict[Site, Any]:
         kinds = (Kind.ATTN, Kind.MLP)
         return {Site(k, i): self.envoy(self.layout.path(k, i)) for k in kinds for i in range(self.n_layers)}
-
-    def checked(self, layer: int) -> int:
-        if not 0 <= layer < self.n_layers:
-            raise UnknownSite(f"{self.name} has layers 0 to {self.n_layers - 1}, not {layer}; choose among these")
-        return layer
 
     def value(self, site: Site, rows: int) -> Float[Tensor, "row pos d_model"]:
         """The value at a site inside a trace: a live tensor, for reading or in-place patching.
@@ -133,8 +151,10 @@ class TracedModel:
     @torch.no_grad()
     def logits(self, batch: Batch, keep: int = 1) -> Float[Tensor, "row keep vocab"]:
         """Logits of the last `keep` positions of every row, float32."""
-        with self.nns.trace(**self.inputs(batch, keep)):
-            out = self.last_logits(keep).save()
+        root, head = self.root, self.envoy(self.layout.unembed)
+        with root.trace(**self.inputs(batch, keep), backend=self.backend()):
+            head.input = head.input[:, -keep:].contiguous()  # see last_logits
+            out = root.output.logits[:, -keep:].save()
         return out.float()
 
     def last_logits(self, keep: int = 1) -> Any:
@@ -157,33 +177,64 @@ class TracedModel:
     ) -> dict[Site, Float[Tensor, "row d"]]:
         """Keys or values at sites, at one column of each row (`at`) or at all of them."""
         sites = sorted(set(sites), key=lambda s: (s.layer, (Kind.ATTN, Kind.MLP, Kind.RESID).index(s.kind)))
-        rows = torch.arange(len(batch), device=self.device)
-        found: dict[Site, Any] = {}
-        with self.nns.trace(**self.inputs(batch)) as tracer:
-            for site in sites:
-                full: Any = self.key(site, len(batch)) if end == "key" else self.value(site, len(batch))
-                found[site] = (full.clone() if at is None else full[rows, at.to(full.device)]).save()
+        return dict(zip(sites, self.gather(batch, [self.point(site, end) for site in sites], at), strict=True))
+
+    def point(self, site: Site, end: Literal["key", "value"] = "value") -> Point:
+        """Where a site's value or key is seen."""
+        if site.kind is Kind.RESID:
+            return self.block(site.layer), "output"
+        return self.w(site), "input" if end == "key" else "output"
+
+    @torch.no_grad()
+    def gather(
+        self, batch: Batch, points: Sequence[Point], at: Int[Tensor, "row ..."] | None = None
+    ) -> list[Float[Tensor, "row ... d"]]:
+        """What stands on the sides of modules, named in forward order: at some columns of each row, or at all."""
+        n, columns = len(batch), at if at is not None else torch.zeros(0)
+        rows = torch.arange(n).view(n, *[1] * (columns.dim() - 1))
+        with self.root.trace(**self.inputs(batch), backend=self.backend()) as tracer:
+            found: Any = []
+            for envoy, end in points:
+                full = getattr(envoy, end)
+                full = full[0] if isinstance(full, tuple) else full
+                full = full if full.dim() == 3 else full.view(n, -1, full.shape[-1])
+                found.append(full[rows.to(full.device), columns.to(full.device)] if len(columns) else full.clone())
+            found.save()
             tracer.stop()
         return found
 
     @torch.no_grad()
-    def unembed(self, hidden: Float[Tensor, "row d_model"], final_norm: bool = True) -> Float[Tensor, "row vocab"]:
+    def embedded(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_embed"]:
+        """The embedding module's rows."""
+        return self.module.get_input_embeddings()(ids.to(self.device))
+
+    @torch.no_grad()
+    def unembed(
+        self,
+        hidden: Float[Tensor, "row d_model"],
+        final_norm: bool = True,
+        then: Callable[[Tensor], Any] | None = None,
+    ) -> Any:
         """Logits of residual-stream vectors by the model's own tail: final norm, head, scales and soft-caps.
 
         Every block is skipped and the last one's output replaced, so nothing of the tail is written again here.
-        Without `final_norm` that norm passes its input on; the rest of the tail stays.
+        Without `final_norm` that norm passes its input on; the rest of the tail stays. With `then`, a function of
+        torch alone, what that makes of the (row, vocab) logits: less than they are to be sent.
         """
-        rows = hidden.to(self.device, self.dtype)[:, None]
+        root, embed, blocks, rows, as_tuple = self.root, self.embed, self._blocks, hidden, self.layout.tuple_output
+        norm = None if final_norm or self.layout.norm is None else self.envoy(self.layout.norm)
         dummy = torch.zeros((len(rows), 1), dtype=torch.long, device=self.device)
-        filler = (rows, None) if self.layout.tuple_output else rows
-        with self.nns.trace(input_ids=dummy, use_cache=False):
-            for block in self._blocks:
-                block.skip(filler)
-            if not final_norm and self.layout.norm is not None:
-                norm = self.envoy(self.layout.norm)
+        with root.trace(input_ids=dummy, use_cache=False, backend=self.backend()):
+            like = embed.output
+            stream = rows.to(like.device, like.dtype)[:, None]
+            for block in blocks:
+                block.skip((stream, None) if as_tuple else stream)
+            if norm is not None:
                 norm.output = norm.input.clone()
-            out = self.nns.output.logits.save()
-        return out[:, 0].float()
+            logits = root.output.logits[:, 0].float()
+            found = logits if then is None else then(logits)
+            found.save()
+        return found
 
     def generate(
         self,
@@ -198,99 +249,6 @@ class TracedModel:
 
     def encode(self, texts: Sequence[str]) -> Batch:
         return encode(self.tokenizer, texts).to(self.device)
-
-    # Weights (an address is a site, for its projection, or any parameter's name) ----------------------------------
-    def projection(self, site: Site) -> nn.Module:
-        if site.kind is Kind.RESID:
-            raise UnknownSite(f"{site} has no weight; edits go to attn.{site.layer} or mlp.{site.layer}")
-        return self.module.get_submodule(self.layout.path(site.kind, self.checked(site.layer)))
-
-    def weight_name(self, site: Site) -> str:
-        self.projection(site)
-        return self.layout.path(site.kind, site.layer) + ".weight"
-
-    def site_of(self, weight_name: str) -> Site:
-        """The site behind a weight's (or its module's) name."""
-        path = weight_name.removesuffix(".weight")
-        for site in self._projections:
-            if self.layout.path(site.kind, site.layer) == path:
-                return site
-        raise UnknownSite(f"{self.name} has no W_o or down_proj called {weight_name!r}")
-
-    def block_weights(self, layer: int) -> list[str]:
-        """The names of every parameter of a block."""
-        block = self.layout.path(Kind.RESID, self.checked(layer))
-        return [f"{block}.{name}" for name, _ in self.module.get_submodule(block).named_parameters()]
-
-    def weight(self, address: Address) -> Float[Tensor, "*shape"]:
-        """The live weight: a linear map's as (d_out, d_in), a view, its orientation from the module's type."""
-        weight = self.own(address)
-        owner = self.module.get_submodule(self.name_of(address).rpartition(".")[0])
-        return weight.T if isinstance(owner, Conv1D) and weight.dim() == 2 else weight
-
-    def key_size(self, site: Site) -> int:
-        return linear_shape(self.projection(site))[1]
-
-    @torch.no_grad()
-    def write(self, address: Address, update: Update | Float[Tensor, "*shape"]) -> None:
-        """Add an update: summed in float32 (float64 weights in float64), rounded to the weight's dtype once."""
-        weight = self.weight(address)
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        dense = update if isinstance(update, Tensor) else update.dense()
-        if tuple(dense.shape) != tuple(weight.shape):
-            raise KtError(f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
-        weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
-
-    @contextmanager
-    def restored(self, addresses: Iterable[Address]) -> Iterator[None]:
-        """On exit, also after an exception, the weights hold the exact bytes that they held on entry."""
-        kept = self.copies(addresses)
-        try:
-            yield
-        finally:
-            try:
-                self.put_back(kept)
-            except BaseException:  # a second Ctrl-C must not leave half of it
-                self.put_back(kept)
-                raise
-
-    def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
-        """The weights' bytes, by name, for `put_back`."""
-        return {name: self.own(name).detach().clone() for name in dict.fromkeys(map(self.name_of, addresses))}
-
-    @torch.no_grad()
-    def put_back(self, copies: Mapping[str, Tensor]) -> None:
-        for name, weight in copies.items():
-            self.own(name).copy_(weight)
-
-    def name_of(self, address: Address) -> str:
-        return address if isinstance(address, str) else self.weight_name(address)
-
-    def own(self, address: Address) -> Tensor:
-        """The parameter itself, in the module's own orientation."""
-        name = self.name_of(address)
-        try:
-            weight: Any = self.module.get_parameter(name)
-        except AttributeError:
-            raise UnknownSite(
-                f"{self.name} has no weight called {name!r}; name one of its own, or load the model that has it"
-            ) from None
-        if weight.is_meta:
-            raise KtError(
-                f"{name} is offloaded, and a write there would be lost; "
-                "load with a device_map that keeps it on a device"
-            )
-        if not weight.is_floating_point():
-            raise KtError(f"{name} is quantised ({weight.dtype}); load the model unquantised to edit it")
-        return weight
-
-    def fingerprint(self, addresses: Iterable[Address] | None = None) -> str:
-        """SHA-256 over the names, dtypes, shapes and bytes of all weights, or of those addressed."""
-        if addresses is None:
-            named: Iterable[tuple[str, Tensor]] = self.module.state_dict().items()
-        else:
-            named = ((self.name_of(a), self.own(a)) for a in addresses)
-        return fingerprint_of(named)
 
 
 def _unflattened(tensor: Tensor, rows: int) -> Tensor:

@@ -127,8 +127,13 @@ Update = LowRank | Dense
 
 def fingerprint_of(named: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes: which weights these are."""
+    return fingerprint_in_order(sorted(named, key=lambda pair: pair[0]))
+
+
+def fingerprint_in_order(named: Iterable[tuple[str, Tensor]]) -> str:
+    """The same of names that come sorted, for tensors that are not to be in memory together."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(named, key=lambda pair: pair[0]):
+    for name, tensor in named:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

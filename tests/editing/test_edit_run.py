@@ -16,7 +16,8 @@ from kt.facts.fact import Fact, Prompt
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
 ITALY, POLAND = Prompt("The capital of Italy is", "Rome"), Prompt("The capital of Poland is", "Warsaw")
 FACTS = [
-    r | {"id": f"r{i}", "paraphrases": ["They say that {} is"], "neighbourhood": [{"prompt": "The capital of Italy is"}]}
+    r
+    | {"id": f"r{i}", "paraphrases": ["They say that {} is"], "neighbourhood": [{"prompt": "The capital of Italy is"}]}
     for i, r in enumerate(REQUESTS)
 ]
 THREE = [*FACTS, FACTS[0] | {"id": "r2", "subject": "Marie Curie", "target_new": "Paris", "target_true": "French"}]

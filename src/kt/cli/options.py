@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .command import Options
+from .command import BadOption, Options
 
 Opt = typer.Option
 
@@ -18,10 +18,44 @@ class ModelOptions(Options):
     model: Annotated[str, Opt("--model", "-m", help="demo, a local folder, or a Hub id (repo@revision).")] = "demo"
     dtype: Annotated[str, Opt("--dtype", help="auto, float32/fp32, bfloat16/bf16, float16/fp16.")] = "auto"
     device: Annotated[str, Opt("--device", help="auto, cpu, cuda:0, mps.")] = "auto"
-    device_map: Annotated[str | None, Opt("--device-map", help="auto shards a large model through accelerate.")] = None
+    device_map: Annotated[
+        str | None,
+        Opt("--device-map", help="auto, balanced, sequential, or a JSON file: a large model on several devices."),
+    ] = None
     trust_remote_code: Annotated[bool, Opt("--trust-remote-code", help="Run the code that a Hub repository ships.")] = (
         False
     )
+    remote: Annotated[
+        bool, Opt("--remote", help="Trace and probe on NDIF, which has the weights (needs NDIF_API_KEY).")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.remote:
+            refuse_remote(self)
+
+
+REMOTE = ("heatmap", "alpha", "probe")
+"""Commands that only read a model through traces."""
+
+
+def refuse_remote(options: ModelOptions) -> None:
+    """What a remote model cannot do, before anything is loaded or sent.
+
+    Raises:
+        BadOption: the command, or one of its options, needs the weights here.
+    """
+    from ..remote import REASON
+
+    if options.command not in REMOTE:
+        raise BadOption(f"--remote has no place with kt {options.command}: {REASON}; it is for {', '.join(REMOTE)}")
+    needed = {"--edit": getattr(options, "edit", None) is not None}
+    needed["--method atp"] = getattr(options, "method", None) == "atp"
+    for flag, given in needed.items():
+        if given:
+            raise BadOption(f"{flag} needs the weights here, and with --remote they are not: {REASON}")
+    for flag, default in (("dtype", "auto"), ("device", "auto"), ("device_map", None)):
+        if getattr(options, flag) != default:
+            raise BadOption(f"--{flag.replace('_', '-')} of a remote model is NDIF's to choose; leave it out")
 
 
 @dataclass(frozen=True)

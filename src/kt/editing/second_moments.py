@@ -248,7 +248,8 @@ def _add(model: TracedModel, sums: Sums, rows: list[list[int]]) -> None:
     order = sorted(sums.totals, key=lambda s: (s.layer, s.kind is Kind.MLP))
     with model.nns.trace(**model.inputs(batch)) as tracer:
         for site in order:
-            keys: Any = model.key(site, size)[real]
+            full: Any = model.key(site, size)
+            keys = full[real.to(full.device)]
             add_products(sums.totals[site], keys.float())
         tracer.stop()
 

@@ -130,6 +130,7 @@ class EditSession:
         return result
 
     def _solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> tuple[Edit, Plan, Setting, list[Fact]]:
+        self.model.require_weights("an edit")
         self._solves += 1
         facts = read_requests(self.model, requests)
         refuse_contradictions(facts)

@@ -103,7 +103,7 @@ def _first_run(
 
 def suffix_logits(model: TracedModel, suffix: Suffix, delta: Deltas) -> Float[Tensor, "read vocab"]:
     """Logits where `rows.reads` says, row by row, with every δ added at its aim: float32, with a gradient."""
-    return _run_suffix(model, suffix, delta, to_the_head=False).float()
+    return _run_suffix(model, suffix, delta, to_the_head=False).float().to(model.device)
 
 
 def _arrives_the_same(model: TracedModel, suffix: Suffix, whole: Tensor | None) -> bool:
@@ -131,7 +131,7 @@ def _run_suffix(model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: 
     entering = suffix.entering.clone()
     for aim, shift in shifts.items():
         if aim.site == Site(Kind.RESID, start - 1):
-            entering = entering.index_put(shift.where, shift.by(entering), accumulate=True)
+            entering = entering.index_put(shift.places(entering), shift.by(entering), accumulate=True)
     filler = (entering, None) if model.layout.tuple_output else entering
     result: list[Tensor] = []
     with model.nns.trace(**_arguments(model, suffix)) as tracer:
@@ -144,7 +144,7 @@ def _run_suffix(model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: 
                 for aim, shift in shifts.items():
                     if aim.site == Site(kind, layer):
                         value: Any = model.value(aim.site, size)
-                        value[shift.where] += shift.by(value)
+                        value[shift.places(value)] += shift.by(value)
         if _narrows(model, suffix, delta):
             _mlp_of_read_columns(model, rows.keep)
         states = _read_states(model, rows)
@@ -207,6 +207,11 @@ class _Shift:
     def of(cls, suffix: Suffix, aim: Aim, delta: Float[Tensor, "fact d_model"]) -> _Shift:
         rows, columns = suffix.rows.where(aim.position)
         return cls((rows, columns - suffix.cut), delta[suffix.rows.fact[rows]])
+
+    def places(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the value is: blocks may lie on several devices."""
+        rows, columns = self.where
+        return rows.to(value.device), columns.to(value.device)
 
     def by(self, value: Tensor) -> Tensor:
         return self.each.to(value.device, value.dtype)

@@ -19,7 +19,18 @@ from torch import Tensor
 from ..model import TracedModel
 from ..prompts import Batch, encode_ids, pad_id
 from ..tracing.runs import new_cache, prefix_is_reusable
-from .teacher import AUTO_LOGITS, AUTO_TOKENS, Forced, Question, Row, packed, refuse_nan, score, shared_out, teacher_force
+from .teacher import (
+    AUTO_LOGITS,
+    AUTO_TOKENS,
+    Forced,
+    Question,
+    Row,
+    packed,
+    refuse_nan,
+    score,
+    shared_out,
+    teacher_force,
+)
 
 Ids = tuple[int, ...]
 

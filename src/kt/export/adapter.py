@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from ..artifacts import atomic_write, read_json, to_json
 from ..editing.adapter import take_out
 from ..errors import KtError, WorkFailed
+from ..offloaded import require_none
 from .checks import next_logits, prompts_of
 from .factors import Factors, factors
 from .folder import refuse_taken, whole_folder
@@ -71,6 +72,8 @@ def to_peft(
         WorkFailed: the adapter misses the edit by more than `max_error`, or does not give its logits.
     """
     need_peft()
+    if check:
+        require_none(model.module, "the check of an adapter by peft (--no-check leaves it out)")
     refuse_taken(folder)
     projections = _projections(model, edit)
     with edit.applied(model, force=force):
@@ -191,6 +194,7 @@ def with_adapter(model: TracedModel, folder: Path) -> Iterator[Any]:
     """
     from peft import PeftModel
 
+    require_none(model.module, "peft")  # it would rename weights inside the files that they are offloaded to
     targets = read_json(folder / CONFIG)["target_modules"]
     before = {path: model.module.get_submodule(path) for path in targets}
     try:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UnknownModel, WorkFailed
 from ..facts.fact import fill
 from ..memory import require_memory
+from ..offloaded import content
 from .shards import Shards, size_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def check_files(model: TracedModel, folder: Path, names: Sequence[str]) -> None:
         raise WorkFailed(f"{folder}: {absent[0]} was saved under another name; this model cannot be exported as hf")
     for name in shards.files:
         held = shards.read(name)
-        if name in state and not _same(held, state[name]):
+        if name in state and not _same(held, content(model.module, name, state[name])):
             raise WorkFailed(f"{folder}: {name} was written with other bytes than the model has; export again")
 
 

@@ -79,7 +79,8 @@ class Source(NamedTuple):
 
 def place_of(tensor: Tensor) -> tuple[Any, ...]:
     """The same of two names of one tied weight."""
-    return tensor.device, tensor.data_ptr(), tensor.shape
+    # Offloaded weights have no address. Two names of a tied one then count twice.
+    return tensor.device, id(tensor) if tensor.is_meta else tensor.data_ptr(), tensor.shape
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:

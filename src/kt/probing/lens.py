@@ -13,6 +13,8 @@ False) the attention and MLP readings are of what the projection gives, before t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,11 +23,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from .. import ranks
 from ..errors import BadFact, UnknownSite, WorkFailed
-from ..model import TracedModel
+from ..model import Point, TracedModel
 from ..progress import Progress
 from ..prompts import encode_ids, pad_id
 from ..sites import Kind, Site
+from .kept import of_sets, set_tokens
 
 POSITIONS = ("subject_last", "prediction")
 KINDS = ("resid", "attn", "mlp")
@@ -86,8 +90,8 @@ def read_lens(
 ) -> Reading:
     """Probability and rank of each fact's tokens at every kind and layer, at two positions.
 
-    One forward pass per batch, stopped after the last layer asked for. A result depends neither on the batches nor on
-    the other rows beyond rounding.
+    One forward pass per batch, stopped after the last layer asked for; several processes share the batches. A result
+    depends neither on the batches nor on the other rows beyond rounding.
 
     Args:
         ids: token ids of the prompts, of any lengths.
@@ -110,20 +114,18 @@ def read_lens(
     tokens = np.asarray(tokens, dtype=np.int64)
     _check(model, ids, subject_last, tokens, batch_size)
     reading = _empty(len(ids), len(wanted), tokens.shape[1], None if masks is None else masks.n_sets)
-    done = 0
-    for rows in _batches(model, ids, len(wanted), batch_size):
+    batches = list(_batches(model, ids, len(wanted), batch_size))
+    ends = list(accumulate(map(len, batches)))
+
+    def read(rows: list[int]) -> Reading:
         start, values = _values(model, [ids[i] for i in rows], [subject_last[i] for i in rows], wanted)
-        at_start = _scores(model, start, tokens[rows], final_norm, None, rows)
-        found = _scores(model, values, tokens[rows], final_norm, masks, rows)
-        reading.start_prob[rows] = _shaped(at_start.prob, start)
-        reading.start_rank[rows] = _shaped(at_start.rank, start)
-        reading.prob[rows] = _shaped(found.prob, values)
-        reading.rank[rows] = _shaped(found.rank, values)
-        if reading.sets is not None and found.sets is not None:
-            reading.sets[rows] = _shaped(found.sets, values)
-        done += len(rows)
-        if progress is not None:
-            progress(done, len(ids))
+        return _read(model, start, values, tokens[rows], final_norm, masks, rows)
+
+    tick = None if progress is None else lambda done: progress(ends[done - 1], len(ids))
+    for rows, found in zip(batches, ranks.each("lens", batches, read, tick), strict=True):
+        for whole, part in zip(reading, found, strict=True):
+            if whole is not None:
+                whole[rows] = part
     return reading
 
 
@@ -177,7 +179,7 @@ def _rows_at_once(model: TracedModel, length: int, n_layers: int) -> int:
 
 
 def _memory(model: TracedModel) -> int:
-    return _MEMORY.get(model.device.type, _MEMORY["cpu"])
+    return _MEMORY.get("cuda" if model.remote else model.device.type, _MEMORY["cpu"])
 
 
 def _values(
@@ -187,17 +189,33 @@ def _values(
     batch = encode_ids(ids, pad_id(model.tokenizer)).to(model.device)
     places = torch.tensor([[last, len(row) - 1] for last, row in zip(subject_last, ids, strict=True)])
     columns = (places + (batch.ids.shape[1] - batch.lengths.cpu())[:, None]).to(model.device)
-    rows = torch.arange(len(ids), device=model.device)[:, None]
-    found: dict[Site, Any] = {}
-    with model.nns.trace(**model.inputs(batch)) as tracer:
-        start: Any = model.block(0).input[rows, columns].save()
-        for layer in sorted(set(layers)):
-            for kind in (Kind.ATTN, Kind.MLP, Kind.RESID):
-                full: Any = model.value(Site(kind, layer), len(batch))
-                found[Site(kind, layer)] = full[rows.to(full.device), columns.to(full.device)].save()
-        tracer.stop()
+    sites = [Site(kind, layer) for layer in sorted(set(layers)) for kind in (Kind.ATTN, Kind.MLP, Kind.RESID)]
+    entering: Point = (model.block(0), "input")
+    start, *values = model.gather(batch, [entering, *map(model.point, sites)], columns)
+    found = dict(zip(sites, values, strict=True))
     by_kind = [[found[Site(_SITES[kind], layer)].to(model.device) for layer in layers] for kind in KINDS]
     return start, torch.stack([torch.stack(values, 2) for values in by_kind], 2)
+
+
+def _read(
+    model: TracedModel,
+    start: Float[Tensor, "row position d_model"],
+    values: Float[Tensor, "row position kind layer d_model"],
+    tokens: Int[ndarray, "row token"],
+    final_norm: bool,
+    masks: SetTokens | None,
+    facts: Sequence[int],
+) -> Reading:
+    """The reading of one batch."""
+    at_start = _scores(model, start, tokens, final_norm, None, facts)
+    found = _scores(model, values, tokens, final_norm, masks, facts)
+    return Reading(
+        _shaped(found.prob, values),
+        _shaped(found.rank, values),
+        _shaped(at_start.prob, start),
+        _shaped(at_start.rank, start),
+        None if found.sets is None else _shaped(found.sets, values),
+    )
 
 
 def _scores(
@@ -216,18 +234,24 @@ def _scores(
     parts: list[_Scores] = []
     for chunk in range(0, len(flat), size):
         whose = owner[chunk : chunk + size]
-        logits = model.unembed(flat[chunk : chunk + size], final_norm)
-        total = logits.logsumexp(-1)
+        named = None if masks is None else set_tokens(masks, [facts[i] for i in whose.tolist()])
+        reduce = partial(_reduced, tokens=looked_for[whose], named=named)
+        total, prob, rank, sets = model.unembed(flat[chunk : chunk + size], final_norm, reduce)
         if not bool(total.isfinite().all()):
             where = facts[int(whose[int((~total.isfinite()).nonzero()[0])])]
             raise WorkFailed(
                 f"prompt {where}: the model gives numbers that are not finite; load it with dtype float32 or bfloat16"
             )
-        prob, rank = _of_tokens(logits, total, looked_for[whose])
-        sets = None if masks is None else _of_sets(logits, total, masks, [facts[i] for i in whose.tolist()])
-        parts.append(_Scores(prob.cpu(), rank.cpu(), sets))
+        parts.append(_Scores(prob, rank, sets))
     sets = None if masks is None else torch.cat([part.sets for part in parts if part.sets is not None])
     return _Scores(torch.cat([part.prob for part in parts]), torch.cat([part.rank for part in parts]), sets)
+
+
+def _reduced(logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, "row token"], named: Any) -> tuple[Any, ...]:
+    """What is kept of logits. A remote model does this where it runs, so no class of this package may occur here."""
+    total = logits.logsumexp(-1)
+    prob, rank = _of_tokens(logits, total, tokens.to(logits.device))
+    return total.cpu(), prob.cpu(), rank.cpu(), None if named is None else of_sets(logits, total, named)
 
 
 def _of_tokens(
@@ -239,31 +263,6 @@ def _of_tokens(
     rank = torch.stack(above, 1) if above else tokens
     prob = (own - total[:, None]).exp()
     return prob.masked_fill(tokens < 0, torch.nan), rank.masked_fill(tokens < 0, -1).int()
-
-
-def _of_sets(
-    logits: Float[Tensor, "row vocab"], total: Float[Tensor, " row"], masks: SetTokens, facts: Sequence[int]
-) -> Float[Tensor, "row set"]:
-    """Mean probability of each set's tokens. Overwrites the logits."""
-    prob = logits.sub_(total[:, None]).exp_()
-    means = []
-    for s in range(len(masks.ids[0])):
-        index, real = _padded([masks.ids[i][s] for i in facts], prob.device)
-        means.append((prob.gather(1, index) * real).sum(1) / real.sum(1))
-    if masks.outside is not None:
-        index, real = _padded([masks.outside[i] for i in facts], prob.device)
-        nothing = ~real.any(1, keepdim=True)  # a row without ids has a stand-in, which must keep its probability
-        prob.scatter_(1, index, prob.gather(1, index) * nothing)
-        means.append(prob.sum(1) / (prob.shape[1] - real.sum(1)))
-    return torch.stack(means, 1).cpu()
-
-
-def _padded(lists: Sequence[Int[ndarray, " token"]], device: torch.device) -> tuple[Int[Tensor, "row token"], Tensor]:
-    """Lists of ids as rows, and which of their entries are real; the others repeat a row's first id."""
-    width = max((len(some) for some in lists), default=0) or 1
-    index = np.stack([np.resize(some if len(some) else [0], width) for some in lists]).astype(np.int64)
-    real = np.arange(width) < np.array([len(some) for some in lists])[:, None]
-    return torch.as_tensor(index, device=device), torch.as_tensor(real, device=device)
 
 
 def _shaped(values: Tensor, vectors: Float[Tensor, "fact *site d_model"]) -> ndarray:

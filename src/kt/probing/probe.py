@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .. import ranks
 from ..errors import BadFact
 from ..facts.fact import Fact
 from ..model import TracedModel
@@ -70,7 +71,7 @@ def contrast_probe(
             if progress is not None:
                 progress(before + n, max(n_known, before + size))
 
-        questions, without = ask(model, block, batch_size)
+        questions, without = ranks.by_main("questions", ask, model, block, batch_size)
         left_out += without
         if questions:
             masks = None if reader is None else _masks(reader, block, questions)

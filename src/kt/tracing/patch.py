@@ -25,6 +25,7 @@ from ..model import TracedModel
 from ..sites import Kind, Site
 from .patches import End, Patch, Source
 from .runs import ORDER, Run, at, new_cache, readout, saved
+from .whole_rows import patched_rows
 
 
 def window_layers(layer: int, width: int, n_layers: int) -> range:
@@ -131,6 +132,8 @@ def chunks(rows: Rows, size: int) -> Iterator[Rows]:
 @torch.no_grad()
 def patched_run(model: TracedModel, group: Group, rows: Rows, token: int) -> Float[Tensor, "metric row"]:
     """p(r) and logit difference of every row, patched at `token`, in one trace."""
+    if model.remote:
+        return patched_rows(model, group, rows, token)
     start = token if group.base.run.prefixes is not None else 0
     width = 1 if group.grow else len(rows)
     cache = _opened_cache(model, group, start, width)
@@ -168,7 +171,7 @@ def _overwritten(group: Group, rows: Rows, source: Source, token: int) -> Iterat
     here = np.flatnonzero((rows.enters <= layer) & (layer < rows.stop) & rows.of(patched))
     if len(here):
         values = group.donor.read(source, rows[here], token)
-        columns = _columns(group, rows[here], end, values.shape[1])
+        columns = columns_of(group, rows[here], end, values.shape[1])
         values = values.gather(1, torch.as_tensor(columns, device=values.device).expand(len(here), -1))
         yield (here[:, None], columns), values
     severed = [i for i, p in enumerate(group.patches) if p.severed is kind and end == "value"]
@@ -178,7 +181,7 @@ def _overwritten(group: Group, rows: Rows, source: Source, token: int) -> Iterat
         yield (held[:, None], np.arange(values.shape[1])[None]), values
 
 
-def _columns(group: Group, rows: Rows, end: End, width: int) -> Int[ndarray, "row_or_1 d"]:
+def columns_of(group: Group, rows: Rows, end: End, width: int) -> Int[ndarray, "row_or_1 d"]:
     """All columns of a value; of W_o's input those of each row's head."""
     if end == "value":
         return np.arange(width)[None]

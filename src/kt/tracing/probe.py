@@ -29,6 +29,8 @@ class Shortcuts(NamedTuple):
 
 def shortcuts(model: TracedModel, reuse_prefix: bool = True) -> Shortcuts:
     """The most that the model allows; whole rows in a fixed batch work with every one."""
+    if model.remote:
+        return Shortcuts(False, False)
     reuse = reuse_prefix and prefix_is_reusable(model, _LENGTH)
     ways = [Shortcuts(True, reuse), Shortcuts(True, False), Shortcuts(False, reuse)]
     return next((way for way in ways if _holds(model, way)), Shortcuts(False, False))

@@ -9,11 +9,13 @@ from typing import Any
 from jaxtyping import Bool
 from numpy import ndarray
 
+from .. import ranks
 from ..errors import BadFact, WorkFailed
 from ..facts.fact import Fact
 from ..journal import Journal
 from ..model import TracedModel
 from ..progress import Progress
+from ..remote import REASON
 from .cases import UNKNOWN, Case, LeftOut, prepare
 from .corrupt import Corruption, embedding_spread, given_noise, swapped, with_noise
 from .engine import Outcome, Plan, default_max_rows, run_all
@@ -71,6 +73,8 @@ def causal_trace(
         BadFact: an argument or a fact that cannot be traced as given.
         WorkFailed: no fact is left to trace, or a number is not finite.
     """
+    if model.remote and method == "atp":
+        raise BadFact(f"method atp takes gradients, which a remote model does not give ({REASON}); trace with exact")
     given = noise is not None
     how = Settings(
         kinds, metrics, samples, window, noise_scale, corrupt, keep, seed, max_rows, given, direction, method
@@ -79,8 +83,11 @@ def causal_trace(
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     if not facts:
         raise BadFact("there are no facts to trace; give at least one")
-    rows = max_rows or default_max_rows(model, max(len(model.tokenizer(f.prompt)["input_ids"]) for f in facts))
-    cases, left_out = prepare(model, facts, rows)
+    # All processes have to have the same groups: the rows are those of the one with the least memory free, and rank 0
+    # says which facts the model knows, since another machine might round a tie the other way.
+    longest = max(len(model.tokenizer(f.prompt)["input_ids"]) for f in facts)
+    rows = max_rows or min(ranks.gathered("rows of a forward", default_max_rows(model, longest)))
+    cases, left_out = ranks.by_main("cases to trace", prepare, model, facts, rows)
     unknown = [c for c in cases if not c.known]
     if keep == "known":
         cases = [c for c in cases if c.known]

@@ -18,6 +18,7 @@ from ..model import TracedModel
 from ..prompts import Batch
 from ..sites import Kind, Site
 from .patches import End, Source
+from .whole_rows import Prompts, scores_of, together
 
 ORDER: tuple[tuple[Kind, End], ...] = (
     (Kind.ATTN, "key"),
@@ -37,6 +38,7 @@ class Run(NamedTuple):
     prefixes: list[Prefix] | None
     values: dict[Source, Float[Tensor, "row pos d"]]
     scores: Float[Tensor, "metric row"]
+    prompts: Prompts | None = None  # of a remote model alone, which is not asked for the others (see whole_rows.py)
 
 
 def whole(ids: Int[Tensor, "row pos"]) -> Batch:
@@ -92,6 +94,10 @@ def run_rows(
         start: keep what patched runs start from, every block's input; with `prefix` also all keys and values.
         sources: whose tensors to keep.
     """
+    if model.remote:
+        prompts = Prompts(ids, noise)
+        scores: Any = scores_of(model, [(prompts, torch.arange(len(ids)))], [], 0, answers, foils)
+        return Run([], None, {}, scores, prompts)
     cache = new_cache(model) if start and prefix else None
     arguments = model.inputs(whole(ids), past_key_values=cache, use_cache=cache is not None)
     inputs: list[Tensor] = []
@@ -140,4 +146,5 @@ def joined(parts: Sequence[Run]) -> Run:
     if all(p.prefixes is not None for p in parts):
         layers = zip(*(p.prefixes or [] for p in parts), strict=True)
         prefixes = [(torch.cat([k for k, _ in la]), torch.cat([v for _, v in la])) for la in layers]
-    return Run(inputs, prefixes, values, torch.cat([p.scores for p in parts], 1))
+    prompts = together([p.prompts for p in parts if p.prompts is not None])
+    return Run(inputs, prefixes, values, torch.cat([p.scores for p in parts], 1), prompts)

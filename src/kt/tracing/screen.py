@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from .. import ranks
 from ..errors import BadFact
 from ..facts.fact import Fact
 from ..model import TracedModel
@@ -40,9 +41,9 @@ Cells = Mapping[str, Bool[ndarray, "layer token"]]
 class Screen:
     """What `screen` returns.
 
-    `exact` holds NaN where nothing was patched; with `complete` it holds every cell. `seconds` are the process's CPU
-    seconds of the `estimate`, of patching the top cells (`exact_top`) and of the whole exact map (`exact`, or None),
-    each with the preparation that it repeats.
+    `exact` holds NaN where nothing was patched; with `complete` it holds every cell. `seconds` are CPU seconds, of all
+    processes together: of the `estimate`, of patching the top cells (`exact_top`) and of the whole exact map (`exact`,
+    or None), each with the preparation that it repeats.
     """
 
     estimate: Trace
@@ -249,4 +250,5 @@ def _flat(fact: TracedFact, kinds: Sequence[str], metric: str) -> Float[ndarray,
 
 def _timed(model: TracedModel, facts: Sequence[Fact], **options: Any) -> tuple[Trace, float]:
     start = time.process_time()
-    return causal_trace(model, facts, **options), time.process_time() - start
+    trace = causal_trace(model, facts, **options)
+    return trace, sum(ranks.gathered("CPU seconds", time.process_time() - start))
