@@ -43,12 +43,10 @@ def rows(small: bool) -> Iterator[Row]:
     plain_forward(model, batches[:1])
     asked = {"one layer's down_proj": few[-1:], f"{len(few)} layers' down_proj": few, "every W_o and down_proj": every}
     plain = measured(lambda: plain_forward(model, batches))[1]
+    shared = few[-1]  # of every row
+    whole = one_pass_a_weight(model, batches, shared)
     for name, sites in asked.items():
         sums, ours = measured(lambda sites=sites: take(model, sites, corpus, tokens))  # type: ignore[misc]
-        difference = 0.0
-        if name.startswith("one"):
-            whole = one_pass_a_weight(model, batches, sites[0])
-            difference = float((sums.mean(sites[0]) - whole).norm() / whole.norm())
         yield Row(
             part="statistics",
             work=f"C of {name}, {layers} layers, d_model {width}, {sums.n_tokens:,} tokens",
@@ -57,7 +55,7 @@ def rows(small: bool) -> Iterator[Row]:
             theirs=plain,
             counted=counted(lambda sites=sites: take(model, sites, corpus, tokens)),  # type: ignore[misc]
             rate=rate,
-            difference=difference,
+            difference=float((sums.mean(shared) - whole).norm() / whole.norm()),
             bound=1e-5,
             goal=None if small or len(sites) == len(every) else MORE_THAN,
             note="share of the plain forward's token rate",

@@ -52,7 +52,7 @@ def table(parts: Mapping[str, Any]) -> str:
             ours, theirs = row["ours"], row["theirs"]
             goal = f" (goal {row['goal']:g})" if row["goal"] is not None else ""
             cells = [
-                row["work"],
+                f"{row['part']}: {row['work']}",
                 f"{ours['cpu_s']:.2f} ({ours['wall_s']:.2f})",
                 row["reference"],
                 f"{theirs['cpu_s']:.2f}",
