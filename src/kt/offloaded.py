@@ -104,7 +104,7 @@ def _hook(module: nn.Module, name: str) -> tuple[Any, str]:
         kept = getattr(hook, "weights_map", None)
         if getattr(hook, "offload", False) and kept is not None:
             return hook, own_name
-    raise KtError(f"{name} has no content here (it is on the meta device); load the model with its weights")
+    raise KtError(f"{name} is offloaded and has no content (it is on the meta device); load the model with its weights")
 
 
 def _chain(hook: Any) -> Iterator[Any]:

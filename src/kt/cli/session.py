@@ -253,7 +253,7 @@ def load_model(options: ModelOptions) -> TracedModel:
         device=options.device,
         device_map=options.device_map,
         trust_remote_code=options.trust_remote_code,
-        remote=options.remote,
+        remote=getattr(options, "remote", False),
     )
 
 
