@@ -9,11 +9,8 @@ ends a text, so no row leaves its batch early, as rows of a real model do.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import string
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import Row, counted, measured, product_rate
+from measure import Row, command, counted, measured, product_rate
 from trace_speed import random_gpt2
 from transformers import LogitsProcessorList
 
@@ -196,11 +193,4 @@ def from_cache(model: kt.TracedModel, facts: list[Fact], rate: float, size: str,
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true")
-    arguments = parser.parse_args()
-    found = []
-    for row in rows(arguments.small):
-        found.append(row.as_dict())
-        sys.stderr.write(f"{row.part}: {row.ours.cpu_s:.1f} s, plain {row.theirs.cpu_s:.1f} s, {row.ratio:.1f}x\n")
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    raise SystemExit(command(rows, __doc__))

@@ -6,10 +6,12 @@ only ratios are read from it. The floor of a row is its counted work at the rate
 
 from __future__ import annotations
 
+import argparse
+import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -88,6 +90,18 @@ def product_rate(dtype: torch.dtype = torch.float32, size: int = 2048, repeats: 
     left, right = (torch.randn(size, size, dtype=dtype) for _ in range(2))
     best = min(measured(lambda: left @ right)[1].cpu_s for _ in range(repeats))
     return 2 * size**3 / best
+
+
+def command(rows: Callable[[bool], Iterable[Row]], about: str | None) -> int:
+    """The command line of a benchmark: its rows as JSON; the exit code is 1 where one misses its goal or its bound."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a small model or matrix: seconds")
+    made = []
+    for row in rows(parser.parse_args().small):
+        made.append(row)
+        sys.stderr.write(f"{row.work}: {row.ours.cpu_s:.1f} s, {row.reference}: {row.theirs.cpu_s:.1f} s\n")
+    sys.stdout.write(json.dumps([row.as_dict() for row in made], indent=2) + "\n")
+    return 0 if all(row.holds for row in made) else 1
 
 
 def peak() -> float:

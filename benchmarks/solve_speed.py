@@ -11,17 +11,14 @@ on the last batch and counted ten times.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measure import Cost, Row, measured, product_rate
+from measure import Cost, Row, command, measured, product_rate
 
 from kt.artifacts import save_arrays
 from kt.editing import Statistics
@@ -104,13 +101,5 @@ def plain_solve(file: Path, keys: torch.Tensor, residuals: torch.Tensor, number:
     return residuals[:, here] @ torch.linalg.solve(matrix, keys[:, here]).T
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a small matrix: seconds")
-    made = list(rows(parser.parse_args(arguments).small))
-    sys.stdout.write(json.dumps([row.as_dict() for row in made], indent=2) + "\n")
-    return 0 if all(row.holds for row in made) else 1
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command(rows, __doc__))

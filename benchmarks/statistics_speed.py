@@ -10,15 +10,12 @@ row is the obvious way to take several weights: one pass each, whole forwards, t
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from measure import Row, counted, measured, product_rate
+from measure import Row, command, counted, measured, product_rate
 from trace_speed import random_gpt2
 
 import kt
@@ -107,13 +104,5 @@ def one_pass_a_weight(model: kt.TracedModel, batches: Sequence[list[list[int]]],
     return (total / count).float()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a small model: seconds")
-    made = list(rows(parser.parse_args().small))
-    sys.stdout.write(json.dumps([row.as_dict() for row in made], indent=2) + "\n")
-    return 0 if all(row.holds for row in made) else 1
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command(rows, __doc__))

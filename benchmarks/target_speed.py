@@ -9,15 +9,12 @@ request stops early. Of the large run the loop does only the first requests, and
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import string
-import sys
 from collections.abc import Iterator
 
 import torch
-from measure import Cost, Row, counted, measured, product_rate
+from measure import Cost, Row, command, counted, measured, product_rate
 from plain_targets import plain_target
 from trace_speed import random_gpt2
 
@@ -90,13 +87,5 @@ def work(model: kt.TracedModel, facts: list[kt.Fact], aim: Aim, steps: int) -> i
     return three + (steps - 3) * (three - two)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="four requests on a small random GPT-2")
-    made = list(rows(parser.parse_args().small))
-    sys.stdout.write(json.dumps([row.as_dict() for row in made], indent=2) + "\n")
-    return 0 if all(row.holds for row in made) else 1
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command(rows, __doc__))

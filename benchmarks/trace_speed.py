@@ -8,22 +8,19 @@ Both trace mlp, attn and hidden over all layers and tokens with the same noise, 
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from measure import Row, counted, measured, product_rate
+from measure import Row, command, counted, measured, product_rate
 from plain_loop import plain_trace
 
 import kt
 
 KINDS = ("mlp", "attn", "hidden")
 METRICS = ("prob", "logit_diff")
-GOAL = 5.0
+GOAL, SAMPLES = 5.0, 10
 TOLERANCE = 1e-3  # of logits of order 10, after twelve layers in another order of summation
 
 
@@ -65,12 +62,12 @@ def early_middle_late(model: kt.TracedModel) -> list[kt.Fact]:
     return [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
 
 
-def compare(name: str, model: kt.TracedModel, facts: list[kt.Fact], samples: int, goal: float | None) -> Row:
+def compare(name: str, model: kt.TracedModel, facts: list[kt.Fact], goal: float | None) -> Row:
     """The facts, both ways."""
     spans = [kt.prompts.template_span(model.tokenizer, fact.template, fact.subject) for fact in facts]
     embeddings = model.module.get_input_embeddings().weight
     draw = torch.Generator().manual_seed(0)
-    noise = [torch.randn((samples, s.stop - s.start, embeddings.shape[1]), generator=draw) for s in spans]
+    noise = [torch.randn((SAMPLES, s.stop - s.start, embeddings.shape[1]), generator=draw) for s in spans]
     noise = [draws * 3 * float(embeddings.float().std()) for draws in noise]
     trace, ours = measured(lambda: kt.causal_trace(model, facts, kinds=KINDS, noise=noise, keep="all"))
     if trace.n_facts != len(facts):
@@ -93,7 +90,7 @@ def compare(name: str, model: kt.TracedModel, facts: list[kt.Fact], samples: int
     tokens = ", ".join(str(len(fact.ids)) for fact in trace.facts)
     return Row(
         part="trace",
-        work=f"{name}: {len(facts)} fact(s) of {tokens} tokens, {samples} samples, {', '.join(KINDS)}",
+        work=f"{name}: {len(facts)} fact(s) of {tokens} tokens, {SAMPLES} samples, {', '.join(KINDS)}",
         reference="one nnsight trace a site",
         ours=ours,
         theirs=theirs,
@@ -105,32 +102,19 @@ def compare(name: str, model: kt.TracedModel, facts: list[kt.Fact], samples: int
     )
 
 
-def rows(small: bool, samples: int = 10, only: str | None = None) -> Iterator[Row]:
+def rows(small: bool) -> Iterator[Row]:
     """The demo model and a GPT-2 of 12 layers; or a small GPT-2."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="traced all the same")
     # One token a byte; after a dash an answer brings no space of its own.
     few, twelve = (kt.Fact(f"a{{}}{rest}-", "bcdx", answer="q", foil="z") for rest in ("efg", "efghij"))
     if small:
-        yield compare("random GPT-2, 4 layers, d_model 128", random_gpt2(4, 128), [few], samples, None)
+        yield compare("random GPT-2, 4 layers, d_model 128", random_gpt2(4, 128), [few], None)
         return
-    if only != "gpt2":
-        model = kt.load("demo")
-        yield compare("demo model", model, early_middle_late(model), samples, GOAL)
-    if only != "demo":
-        yield compare("random GPT-2, 12 layers, d_model 768", random_gpt2(12, 768), [twelve], samples, GOAL)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="only a small random GPT-2")
-    parser.add_argument("--samples", type=int, default=10)
-    parser.add_argument("--only", choices=("demo", "gpt2"), help="one of the two models")
-    chosen = parser.parse_args()
-    made = list(rows(chosen.small, chosen.samples, chosen.only))
-    sys.stdout.write(json.dumps([row.as_dict() for row in made], indent=2) + "\n")
-    return 0 if all(row.holds for row in made) else 1
+    model = kt.load("demo")
+    yield compare("demo model", model, early_middle_late(model), GOAL)
+    yield compare("random GPT-2, 12 layers, d_model 768", random_gpt2(12, 768), [twelve], GOAL)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command(rows, __doc__))

@@ -103,7 +103,7 @@ def evaluate(options: EvalOptions) -> None:
 
 def unedited(s: Session, model: TracedModel, facts: list[Fact], asked: dict[str, Any]) -> Scores:
     """The unedited model's scores: from kt's cache folder, unless `--no-cache` says otherwise."""
-    from ..editing.statistics import default_cache
+    from ..cache import default_cache
     from ..evaluation import evaluate, evaluate_cached
 
     with s.progress("unedited model") as tick:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..artifacts import clear_temporaries, save_arrays, whole, writing
+from ..cache import alone, default_cache
 from ..corpus import Corpus
 from ..errors import BadFact, BadFile, WorkFailed
 from ..memory import require_memory
@@ -159,43 +159,16 @@ def _claimed(held: ExitStack, folder: Path, files: Mapping[Site, Path], work: st
     """The sites whose files are not there; for as long as `held`, no other run makes them."""
     if all(file.exists() for file in files.values()):
         return []
-    with writing(folder):
+    lock = folder / f"cov-{hashlib.sha256(work.encode()).hexdigest()[:40]}.lock"
+    with writing(lock):
         folder.mkdir(parents=True, exist_ok=True)
-    held.enter_context(_alone(folder, work))
+        held.enter_context(alone(lock, "takes the same second moments"))
     return [site for site, file in files.items() if not file.exists()]  # another may just have made some
-
-
-@contextmanager
-def _alone(folder: Path, work: str) -> Iterator[None]:
-    """Whoever does this work in this cache does it alone; the others wait."""
-    from filelock import FileLock, Timeout
-
-    name = f"cov-{hashlib.sha256(work.encode()).hexdigest()[:40]}.lock"
-    lock = FileLock(folder / name)
-    with writing(folder / name):
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            warnings.warn("another process takes the same second moments; waiting for it", stacklevel=4)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def memory_needed(model: TracedModel, sites: Sequence[Site]) -> int:
     """Bytes that the running sums hold: float64, one d_key x d_key matrix a site."""
     return sum(8 * model.key_size(s) ** 2 for s in set(sites))
-
-
-def default_cache() -> Path:
-    """`$KT_CACHE`, else `kt` in the user's cache folder."""
-    import os
-
-    if os.environ.get("KT_CACHE"):
-        return Path(os.environ["KT_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "kt"
 
 
 def _cache_key(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import ranks
 from ..artifacts import clear_temporaries, to_json
+from ..cache import alone
 from ..environment import versions
 from ..errors import KtError
 from ..facts.fact import Fact, facts_digest
@@ -75,7 +76,9 @@ def evaluate_cached(
 
 def _claimed(held: ExitStack, file: Path) -> Scores | None:
     """The scores in the file; where there are none, for as long as `held`, nobody else makes them."""
-    held.enter_context(_alone(file))
+    with suppress(OSError):  # a folder that cannot be written: `save` says so
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held.enter_context(alone(file.with_suffix(".lock"), "scores the same unedited model"))
     return _read(file)
 
 
@@ -124,22 +127,3 @@ def _read(file: Path) -> Scores | None:
     except KtError as error:
         warnings.warn(f"the cached scores of the unedited model are computed again: {error}", stacklevel=3)
         return None
-
-
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Whoever scores for this file does it alone; where no lock can be had, like everybody else."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(file.with_suffix(".lock"))
-    with suppress(OSError):  # a folder that cannot be written: `save` says so
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            warnings.warn("another process scores the same unedited model; waiting for it", stacklevel=4)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
