@@ -11,14 +11,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .errors import KtError, WorkFailed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-T = TypeVar("T")
+    from .ranks import T
 
 PATIENCE = 4 * 3600
 """Seconds that one process waits for another that lives but does not come; KT_PATIENCE replaces it."""

@@ -23,7 +23,7 @@ from .sampling import continue_greedily_or_sample
 from .sites import Kind, Site
 from .weights import Address, Weights
 
-__all__ = ["Address", "TracedModel"]
+__all__ = ["TracedModel"]
 
 Point = tuple[Any, Literal["input", "output"]]
 """An envoy and the side of it on which a tensor stands."""

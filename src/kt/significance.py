@@ -16,9 +16,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from .errors import WorkFailed
-
-_MAX_CELLS = 2_000_000
-"""Numbers held at once (16 MB), as in stats.py."""
+from .stats import _MAX_CELLS
 
 _TIE = 1e-12
 """Sums closer than this, as a part of the sum of magnitudes, are equal: the order of an addition must not decide."""

@@ -95,7 +95,7 @@ def test_no_batch_is_larger_than_asked_or_than_the_budget(model, monkeypatch):
     assert sizes == [(3, 5), (1, 5)]
     sizes.clear()
     longest = max(len(token_ids(model.tokenizer, prompt)) for prompt in PROMPTS)
-    monkeypatch.setattr(module, "AUTO_TOKENS", 2 * (longest + 5))
+    monkeypatch.setattr(module, "AUTO_WRITTEN_TOKENS", 2 * (longest + 5))
     continuations(model, wishes)
     assert sum(n for n, _ in sizes) == 4 and 1 < len(sizes) < 4 and sizes[-1] == (2, 5)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..figures.text import clip, visible
-from . import stacked
 from .command import BadOption
 from .console import Screen
 from .options import ForceOptions, ModelOptions, Opt
+from .stacked import show_stack, stack
 from .session import load_model, screen_for, settle_libraries, write_result
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..editing.diff import EditDiff
     from ..editing.stack import EditStack
 
-WORDS = ("ls", "show", "diff", "stack")
+ACTIONS = ("ls", "show", "diff", "stack")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class EditsOptions(ForceOptions, ModelOptions):
 
 def edits(options: EditsOptions) -> None:
     """List edit files, show one, compare two, or stack several on one base."""
-    if options.action not in WORDS:
-        raise BadOption(f"kt edits {options.action!r}: unknown; write kt edits {'|'.join(WORDS)}")
+    if options.action not in ACTIONS:
+        raise BadOption(f"kt edits {options.action!r}: unknown; write kt edits {'|'.join(ACTIONS)}")
     wanted = {"show": 1, "diff": 2}.get(options.action)
     files = options.files or []
     if wanted is not None and len(files) != wanted:
@@ -54,7 +54,7 @@ def edits(options: EditsOptions) -> None:
     if options.action in ("ls", "diff") and options.model:
         raise BadOption(f"kt edits {options.action} needs no model; leave --model out")
     settle_libraries()
-    {"ls": ls, "show": show, "diff": compare, "stack": stacked.stack}[options.action](options)
+    {"ls": ls, "show": show, "diff": compare, "stack": stack}[options.action](options)
 
 
 def ls(options: EditsOptions) -> None:
@@ -88,7 +88,7 @@ def show(options: EditsOptions) -> None:
     model = load_model(options) if options.model else None
     screen = screen_for(options)
     if not isinstance(found, Edit):
-        return stacked.show_stack(options, screen, path, found, model)
+        return show_stack(options, screen, path, found, model)
     states = found.state_of(model) if model is not None else {}
     about = about_edit(path, found)
     screen.table("edit", ["", ""], [[name, shown(value)] for name, value in about.items()])

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..editing.edit import RequestReport
     from ..probing import Probe
     from ..tracing import Balance, Trace
-    from ..tracing.screen import Screen
+    from ..tracing.screen import Screen as AttributionScreen
 
 
 def results_of_trace(trace: Trace) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _baselines(trace: Trace) -> dict[str, Any]:
     }
 
 
-def results_of_screen(screen: Screen) -> dict[str, Any]:
+def results_of_screen(screen: AttributionScreen) -> dict[str, Any]:
     """How well the estimate ranked the cells, what it took, and the cells that were patched."""
     found = {name: getattr(screen, name) for name in ("correlation", "correlation_checked", "recall")}
     return {

@@ -11,7 +11,7 @@ from ..prompts import token_ids
 from ..sampling import continued
 from .teacher import packed, shared_out
 
-AUTO_TOKENS = 8192
+AUTO_WRITTEN_TOKENS = 8192
 """Tokens of a batch under batch_size="auto", those to come counted: what the key-value cache has to hold."""
 
 Wish = tuple[str, int]
@@ -38,7 +38,7 @@ def continuations(
 
     def fits(batch: list[str]) -> bool:
         width = max(read[prompt] for prompt in batch) + max(max(lengths[prompt]) for prompt in batch)
-        return len(batch) * width <= AUTO_TOKENS if batch_size == "auto" else len(batch) <= int(batch_size)
+        return len(batch) * width <= AUTO_WRITTEN_TOKENS if batch_size == "auto" else len(batch) <= int(batch_size)
 
     def fulfil(batch: list[str]) -> dict[Wish, str]:
         limits = [max(lengths[prompt]) for prompt in batch]

@@ -18,7 +18,6 @@ from ..facts.fact import Fact
 from ..facts.load import facts_from
 from ..model import TracedModel
 from ..progress import Progress
-from . import work as ask
 from .composites import COMPOSITES
 from .distributions import Distributions
 from .judge import Case, Verdicts
@@ -27,7 +26,7 @@ from .perplexity import Heldout, heldout_corpus, ppl_protocol
 from .samples import Key, Sample, samples_of
 from .scores import Scores
 from .wild import WILD_TOKENS, wild_protocol
-from .work import Wanted, Work
+from .work import LONGER_TOKENS, TEXT_TOKENS, TEXT_TOP_K, Wanted, Work, ask_model, plan_work, with_responses
 
 GENERATION = (
     "greedy; the longer continuation has {longer} tokens, or the answer's number if that is more; "
@@ -81,10 +80,10 @@ def evaluate(
     asked = samples_of(facts)
     corpus = heldout_corpus(heldout, model.name) if "ppl" in chosen else None
     wanted = Wanted(chosen, max_new_tokens, corpus, reference)
-    work = ask.plan(model, asked, wanted)
+    work = plan_work(model, asked, wanted)
     old = {} if before is None else _matching(before, asked, work)
-    found = ask.do(model, work, wanted, batch_size, seed, progress)
-    samples = ask.answered(model, asked, work, found)
+    found = ask_model(model, work, wanted, batch_size, seed, progress)
+    samples = with_responses(model, asked, work, found)
     if judge is not None:
         samples = _judged(samples, judge)
     values = record_values(samples, old, {*chosen, "kl"})
@@ -142,7 +141,7 @@ def _protocol(
     figures |= {name: c.says for name, c in COMPOSITES.items() if set(c.parts) <= set(values)}
     if heldout is not None:
         figures["perplexity_heldout"] = ppl_protocol(heldout)
-    generation = GENERATION.format(longer=ask.LONGER_TOKENS, text=ask.TEXT_TOKENS, top=ask.TEXT_TOP_K, seed=seed)
+    generation = GENERATION.format(longer=LONGER_TOKENS, text=TEXT_TOKENS, top=TEXT_TOP_K, seed=seed)
     settings = {
         "records": "a record's value is the mean over its prompts, a metric the mean over n records",
         "intervals": f"95%, percentile bootstrap over records, 2000 resamples, seed {seed}",

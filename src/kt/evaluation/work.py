@@ -77,7 +77,7 @@ class Responses(NamedTuple):
     heldout: Heldout | None
 
 
-def plan(model: TracedModel, asked: Sequence[Sample], wanted: Wanted) -> Work:
+def plan_work(model: TracedModel, asked: Sequence[Sample], wanted: Wanted) -> Work:
     """Every question that the samples ask under the wanted protocols."""
     protocols = wanted.protocols
     questions = dict.fromkeys((s.prompt, s.answer) for s in asked if s.role != "generation")
@@ -109,7 +109,7 @@ def _wishes(model: TracedModel, sample: Sample, row: Row) -> list[Wish]:
     return [(prompt, n)] * bool(n) + own + [(prompt, max(n, LONGER_TOKENS))]
 
 
-def do(
+def ask_model(
     model: TracedModel, work: Work, wanted: Wanted, batch_size: int | str, seed: int, progress: Progress | None
 ) -> Responses:
     """Ask the model everything."""
@@ -142,7 +142,7 @@ def do(
     )
 
 
-def answered(model: TracedModel, asked: Sequence[Sample], work: Work, found: Responses) -> list[Sample]:
+def with_responses(model: TracedModel, asked: Sequence[Sample], work: Work, found: Responses) -> list[Sample]:
     """The questions with their responses."""
     samples = []
     for s in asked:

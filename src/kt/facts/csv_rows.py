@@ -15,7 +15,7 @@ FIELD_LIMIT = 1 << 24
 """Characters of one cell; the standard library's own limit is 131,072."""
 
 
-def rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def csv_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """(record, where) of each row that is not blank; `where` names the file's line.
 
     A blank cell is an absent key. A cell of a list column is a JSON list, or texts with `|` between them.

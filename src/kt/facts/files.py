@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import BadFile
-from . import csv_rows, json_stream
+from . import json_stream
+from .csv_rows import csv_records
 from .record import kind
 
-LIST_KEYS = ("data", "facts", "requests", "records")
+RECORD_LIST_KEYS = ("data", "facts", "requests", "records")
 """Keys under which a JSON object may hold its list of records."""
 
 RECORD_KEYS = ("prompt", "requested_rewrite", "samples", "src", "edit")
@@ -65,7 +66,7 @@ def _records(path: Path) -> Iterator[Located]:
     if ending == ".jsonl":
         yield from _lines(path, str(path))
     elif ending != ".json":
-        yield from (Located(record, where) for record, where in csv_rows.rows(path))
+        yield from (Located(record, where) for record, where in csv_records(path))
     else:
         found = json_stream.items(path) if json_stream.is_list(path) else _whole(path)
         for number, record in enumerate(found, 1):
@@ -89,14 +90,14 @@ def _whole(path: Path) -> list[Any]:
         raise BadFile(f"{path} is empty; give a JSON list of records")
     value = _parse(text, str(path))
     if isinstance(value, dict):
-        for key in LIST_KEYS:
+        for key in RECORD_LIST_KEYS:
             if isinstance(value.get(key), list):
                 return list(value[key])
         if any(key in value for key in RECORD_KEYS):
             return [value]
     raise BadFile(
         f"{path}: the top level is {kind(value)}, not a list of records (nor an object with one under "
-        f"{', '.join(LIST_KEYS)})"
+        f"{', '.join(RECORD_LIST_KEYS)})"
     )
 
 

@@ -16,7 +16,7 @@ DROP = 52
 _BAR = 96  # pixels below the plot: DROP, then the bar with its ticks and the first line of its title
 
 
-def below(panel: Panel) -> int:
+def room_below(panel: Panel) -> int:
     """Pixels that a panel needs below its plot."""
     return _BAR + 6 + 16 * (1 + (panel.lowest < 0) + panel.gaps)
 

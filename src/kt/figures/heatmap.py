@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from numpy import ndarray
 
-from . import colour_bar, theme
+from . import theme
+from .colour_bar import DROP, colour_bar, room_below
 from .grid import axis_suffix
 from .hatch import hatch, hatch_note
 from .layout import frame, heading, layer_ticks
@@ -72,7 +73,7 @@ def heatmap_panel(
     top = max(g.top for g in grids)
     labels = [readable_token(row) for row in grids[0].rows]
     left = 34 + round(7.6 * min(28, max(len(label) for label in labels)))
-    above, below = 30 if any(g.heading for g in grids) else 6, max(colour_bar.below(g) for g in grids)
+    above, below = 30 if any(g.heading for g in grids) else 6, max(room_below(g) for g in grids)
     places = _places(len(grids), len(labels), columns, above + below, theme.WIDTH - left - 24)
     note = wrap(hatch_note(grids), max(40, int((theme.WIDTH - left - 24) / _NOTE_LETTER)))
     under = below + _NOTE * len(note)
@@ -103,8 +104,8 @@ def _places(count: int, labels: int, columns: int, between: int, width: float) -
     plot = lines * height * labels + (lines - 1) * between
     share = (1 - _GAP * (wide - 1)) / wide
     found = []
-    for number in range(count):
-        line, column = divmod(number, wide)
+    for index in range(count):
+        line, column = divmod(index, wide)
         start = column * (share + _GAP)
         roof = 1 - line * (height * labels + between) / plot
         up = (max(0.0, roof - height * labels / plot), roof)
@@ -118,13 +119,13 @@ def _add_panel(figure: go.Figure, grid: Panel, place: _Place, top: float) -> Non
     gap = 1 if place.pixels / layers >= 9 else 0
     axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
     cells = {**axes, "xgap": gap, "ygap": gap}
-    bar = place.up[0] - colour_bar.DROP / place.plot
+    bar = place.up[0] - DROP / place.plot
     figure.add_heatmap(
         z=_cells(grid.values),
         zmin=0,
         zmax=top,
         colorscale=theme.colorscale(look.scale),
-        colorbar=colour_bar.colour_bar(grid, place.across, bar, top, place.pixels),
+        colorbar=colour_bar(grid, place.across, bar, top, place.pixels),
         hovertext=grid.hovers(),
         hoverinfo="text",
         name=escape(look.label),
