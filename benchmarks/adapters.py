@@ -24,9 +24,9 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "editing")]
 import torch  # noqa: E402
 
 import kt  # noqa: E402
-from kt.artifacts import to_json  # noqa: E402
-from kt.corpus import Corpus  # noqa: E402
+from kt._util.data import to_json  # noqa: E402
 from kt.export import revert_folder, to_hf, to_peft  # noqa: E402
+from kt.facts.corpus import Corpus  # noqa: E402
 
 OUT = ROOT / "docs" / "adapters.json"
 N = 10

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import kt
-from kt.demo_loop import spread
+from kt.demo.loop import spread
 from kt.stats import bootstrap_mean
 
 METRICS = {

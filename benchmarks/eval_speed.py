@@ -24,9 +24,9 @@ from transformers import LogitsProcessorList
 
 import kt
 from kt.evaluation import Sample, evaluate, evaluate_cached
-from kt.evaluation.work import LONGER_TOKENS, TEXT_TOKENS, TEXT_TOP_K
+from kt.evaluation.run import LONGER_TOKENS, TEXT_TOKENS, TEXT_TOP_K
 from kt.facts import Fact, Prompt
-from kt.sampling import SeededGumbel
+from kt.model.sampling import SeededGumbel
 
 BOUND = 1e-3
 """Of a joint log probability of order 10, after twelve layers in another order of summation; argmaxes must be equal."""

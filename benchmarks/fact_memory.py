@@ -27,8 +27,8 @@ from measure import Cost, measured
 from trace_speed import random_gpt2
 
 import kt
-from kt.corpus import Corpus
-from kt.sites import Kind, Site
+from kt.facts.corpus import Corpus
+from kt.model.sites import Kind, Site
 
 OUT = Path(__file__).parent.parent / "docs" / "fact-memory.json"
 

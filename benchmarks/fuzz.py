@@ -64,7 +64,7 @@ def main() -> int:
         return 0
     import hypothesis
 
-    from kt.artifacts import write_json
+    from kt._util.data import write_json
 
     rows = fuzz(asked.examples, asked.only)
     if not asked.only:

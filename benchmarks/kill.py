@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the file as a table, and stop")
     args = parser.parse_args()
     if not args.table:
-        from kt.artifacts import atomic_write
+        from kt._util.files import atomic_write
 
         with tempfile.TemporaryDirectory() as folder:
             trials = measured(Path(folder), args.kills, args.seed, args.jobs)

@@ -46,7 +46,7 @@ def requests(model: Any) -> list[Any]:
 
 def tokens(model: Any, fact: Any, answer: str) -> int:
     """How many tokens an answer has behind the fact's prompt."""
-    from kt.prompts import target_ids
+    from kt.model.tokens import target_ids
 
     return len(target_ids(model.tokenizer, fact.prompt, answer))
 
@@ -55,7 +55,7 @@ def row(method: str, size: int) -> dict[str, Any]:
     """That of benchmarks/protocols.py, and the tokens of each target; these facts have no consequences, which its
     tables also ask for."""
     import kt
-    from kt.demo_loop import spread
+    from kt.demo.loop import spread
 
     found = protocols.row(method, size, requests)
     model = kt.load("demo")

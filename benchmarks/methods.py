@@ -53,7 +53,7 @@ def row(method: str, size: int) -> list[dict[str, Any]]:
     from tune_methods import usable
 
     import kt
-    from kt.demo_loop import spread
+    from kt.demo.loop import spread
     from kt.evaluation import Scores
 
     warnings.simplefilter("ignore")

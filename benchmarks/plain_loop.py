@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kt.model import TracedModel
-from kt.sites import Kind, Site
+from kt.model.model import TracedModel
+from kt.model.sites import Kind, Site
 from kt.tracing.patches import Patch, heads
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import kt
-from kt.editing.aims import Aim, Objective, Position
-from kt.prompts import target_ids, template_span, token_ids
+from kt.editing.closed_form.aims import Aim, Objective, Position
+from kt.model.tokens import target_ids, template_span, token_ids
 
 
 def plain_target(

@@ -49,7 +49,7 @@ def row(method: str, size: int, choose: Callable[[Any], list[Any]] | None = None
     from tune_methods import usable
 
     import kt
-    from kt.demo_loop import spread
+    from kt.demo.loop import spread
     from kt.evaluation import distributions
 
     warnings.simplefilter("ignore")

@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 
 import kt
-from kt.artifacts import plain
-from kt.demo_loop import spread
-from kt.probing.attacks import ANY, PARAPHRASES, PROMPT
-from kt.probing.residual import Residual
-from kt.probing.residual_run import residual_fact
+from kt._util.data import plain
+from kt.demo.loop import spread
+from kt.residual.attacks import ANY, PARAPHRASES, PROMPT
+from kt.residual.run import residual_fact
+from kt.residual.score import Residual
 from kt.stats import paired_bootstrap_difference
 
 ALPHAS = (0.0, 0.1, 0.3, 1.0)

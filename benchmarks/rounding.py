@@ -70,10 +70,10 @@ def measure(n: int) -> list[dict[str, Any]]:
     from tune_methods import usable
 
     import kt
-    from kt.demo_loop import spread
+    from kt.demo.loop import spread
     from kt.editing.methods import method_named
-    from kt.editing.prepare import take_statistics
-    from kt.sites import Kind, Site
+    from kt.editing.resolve import take_statistics
+    from kt.model.sites import Kind, Site
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the file as tables, and stop")
     args = parser.parse_args()
     if not args.table:
-        from kt.artifacts import write_json
+        from kt._util.data import write_json
 
         write_json(args.out, {"rows": measure(args.edits)})
     sys.stdout.write(tables(json.loads(args.out.read_text(encoding="utf-8"))["rows"]))

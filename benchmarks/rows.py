@@ -43,7 +43,7 @@ def run(
     if args.row:
         sys.stdout.write(json.dumps(row(args.row[0], int(args.row[1]))) + "\n")
         return
-    from kt.artifacts import atomic_write
+    from kt._util.files import atomic_write
 
     chosen = args.methods.split(",") if args.methods else list(methods())
     for method, size in jobs(chosen, [int(part) for part in args.edits.split(",")]):

@@ -115,11 +115,11 @@ def check() -> int:
     from trace_speed import random_gpt2
 
     import kt
-    from kt.corpus import Corpus
-    from kt.editing.aims import Aim, Objective
-    from kt.editing.contexts import Contexts
-    from kt.editing.values import find_targets
-    from kt.sites import Kind, Site
+    from kt.editing.closed_form.aims import Aim, Objective
+    from kt.editing.closed_form.contexts import Contexts
+    from kt.editing.closed_form.targets import find_targets
+    from kt.facts.corpus import Corpus
+    from kt.model.sites import Kind, Site
 
     warnings.filterwarnings("ignore")
     layers, width, vocabulary = 6, 128, 300

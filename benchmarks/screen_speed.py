@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import kt
-from kt.demo_loop import spread
+from kt.demo.loop import spread
 from kt.tracing.screen import Screen, screen
 
 KINDS = ("mlp", "attn", "hidden")

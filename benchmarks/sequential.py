@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kt.edit_steps import Steps
+    from kt.experiments.sequence import Steps
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "sequential.json"
@@ -36,9 +36,8 @@ def run(label: str) -> dict[str, object]:
     from tune_methods import usable
 
     import kt
-    from kt.demo_loop import spread
-    from kt.edit_run import run_edits
-    from kt.edit_steps import SHOWN
+    from kt.demo.loop import spread
+    from kt.experiments.sequence import SHOWN, run_edits
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -60,14 +59,14 @@ def load(path: Path) -> dict[str, dict[str, object]]:
 
 def courses(path: Path) -> dict[str, Steps]:
     """Every run's steps by its label."""
-    from kt.edit_steps import Steps
+    from kt.experiments.sequence import Steps
 
     return {label: Steps.of(held) for label, held in load(path).items()}
 
 
 def draw(path: Path) -> None:
     """One figure a method."""
-    from kt.edit_steps import steps_figure
+    from kt.experiments.sequence import steps_figure
     from kt.figures import write_figure
 
     runs = courses(path)
@@ -83,7 +82,7 @@ def table(path: Path) -> str:
     """Markdown: after the first step, 50, 100 and all edits."""
     from methods import cell
 
-    from kt.edit_steps import SHOWN
+    from kt.experiments.sequence import SHOWN
 
     lines = ["| run | edits | " + " | ".join(SHOWN.values()) + " | largest norm ratio |"]
     lines.append("| --- " * (len(SHOWN) + 3) + "|")
@@ -106,7 +105,7 @@ def main() -> None:
     if args.figures or args.table:
         sys.stdout.write(table(args.out))
         return
-    from kt.artifacts import atomic_write
+    from kt._util.files import atomic_write
 
     for label in (method + variant for method in args.methods.split(",") for variant in VARIANTS):
         if label in load(args.out):

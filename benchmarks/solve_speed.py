@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from measure import Cost, Row, command, measured, product_rate
 
-from kt.artifacts import save_arrays
+from kt._util.data import save_arrays
 from kt.editing import Statistics
-from kt.editing.solvers import LeastSquares, Solution, System
+from kt.editing.closed_form.solvers import LeastSquares, Solution, System
 
 SIZES = (4864, 11_008, 18_944)
 BATCHES, FACTS, OUT, WEIGHT, NAME = 10, 10, 896, 15_000.0, "mlp.down_proj"

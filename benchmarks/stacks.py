@@ -40,7 +40,7 @@ def overlap(model: Any, method: str, edit: Any, old: list[Any], others: list[Any
     import torch
 
     from kt.editing import conflicts
-    from kt.sites import Dense
+    from kt.model.update import Dense
 
     templates = {f.relation: f.template for f in others}
     elsewhere = [replace(f, template=next(t for r, t in templates.items() if r != f.relation)) for f in old]
@@ -69,8 +69,8 @@ def overlap(model: Any, method: str, edit: Any, old: list[Any], others: list[Any
 
 def history(model: Any, method: str, first: Any, old: list[Any], new: list[Any], options: dict[str, Any]) -> Any:
     """The first edit's requests alone, and under a second edit without and with their keys held."""
-    from kt.editing.history import SessionOnEdits
-    from kt.editing.readings import readings
+    from kt.editing.rounding import readings
+    from kt.editing.session import SessionOnEdits
     from kt.editing.stack import EditStack
     from kt.stats import bootstrap_mean, paired_bootstrap_difference
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     import kt
-    from kt.artifacts import write_json
+    from kt._util.data import write_json
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -19,10 +19,10 @@ from measure import Row, command, counted, measured, product_rate
 from trace_speed import random_gpt2
 
 import kt
-from kt.corpus import Corpus
-from kt.editing.second_moments import Sums, blocks, take_sums
-from kt.prompts import encode_ids, pad_id
-from kt.sites import Kind, Site
+from kt.editing.closed_form.second_moment import Sums, blocks, take_sums
+from kt.facts.corpus import Corpus
+from kt.model.sites import Kind, Site
+from kt.model.tokens import encode_ids, pad_id
 
 MORE_THAN = 0.9
 """The least share of the plain forward's token rate, where a few layers are taken."""

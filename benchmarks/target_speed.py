@@ -19,10 +19,10 @@ from plain_targets import plain_target
 from trace_speed import random_gpt2
 
 import kt
-from kt.editing.aims import Aim, Objective
-from kt.editing.contexts import Contexts
-from kt.editing.values import find_targets
-from kt.sites import Kind, Site
+from kt.editing.closed_form.aims import Aim, Objective
+from kt.editing.closed_form.contexts import Contexts
+from kt.editing.closed_form.targets import find_targets
+from kt.model.sites import Kind, Site
 
 BOUND = 1e-5
 """Of ‖δ‖: by how much δ may differ from the loop's."""

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import kt
-from kt.artifacts import write_json
-from kt.demo_loop import spread
+from kt._util.data import write_json
+from kt.demo.loop import spread
 from kt.stats import bootstrap_mean
 
 ROOT = Path(__file__).parent.parent

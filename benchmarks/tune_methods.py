@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import kt
-from kt.artifacts import atomic_write
-from kt.demo_loop import spread
+from kt._util.files import atomic_write
+from kt.demo.loop import spread
 from kt.editing import METHODS
 from kt.errors import KtError
 

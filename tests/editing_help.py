@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import kt
 from kt.editing import METHODS, key_statistics
-from kt.sites import Kind, Site
+from kt.model.sites import Kind, Site
 
 REQUESTS = [
     {

@@ -7,9 +7,9 @@ import hashlib
 import torch
 
 import kt
-from kt.editing.applying import fingerprints
+from kt.editing.apply import fingerprints
 from kt.editing.package import about_requests, about_weights
-from kt.sites import Dense, LowRank
+from kt.model.update import Dense, LowRank
 
 
 def random_edit(model, names, scale=0.1, rank=2, seed=0):

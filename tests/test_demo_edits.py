@@ -7,7 +7,7 @@ import torch
 
 import kt
 import kt.presets
-from kt.demo_loop import spread
+from kt.demo.loop import spread
 from kt.editing import key_statistics
 
 SUCCESS, PARAPHRASE, LOCALITY = 0.95, 0.8, 0.85  # the least that issue "the loop" asks of one edit and of ten

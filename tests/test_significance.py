@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kt import significance
+from kt import stats as significance
 from kt.errors import WorkFailed
-from kt.significance import benjamini_hochberg, sign_flip_test, smallest_p
+from kt.stats import benjamini_hochberg, sign_flip_test, smallest_p
 
 NAN = float("nan")
 

@@ -13,32 +13,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .case_study import CaseStudy, case_study
-    from .edit_run import run_edits
+    from .capability.run import Abilities, abilities
     from .editing import Edit, EditSession, key_statistics
-    from .editing.solve import edit
+    from .editing.session import edit
     from .editing.stack import EditStack
     from .errors import KtError
     from .evaluation import Scores, evaluate
+    from .experiments import Sweep
+    from .experiments.case_study import CaseStudy, case_study
+    from .experiments.sequence import run_edits
     from .facts.fact import Fact, Prompt
     from .facts.load import iter_facts, load_facts, read_facts
-    from .harness.abilities import Abilities, abilities
-    from .loading import load
-    from .model import TracedModel
+    from .model.load import load
+    from .model.model import TracedModel
+    from .model.sites import Kind, Site
     from .probing import Probe, Residual, contrast_probe, residual_fact
     from .recipes import run_recipe
-    from .sites import Kind, Site
-    from .sweep import Sweep
     from .tracing import Balance, Screen, Trace, balance_factor, causal_trace, peak_inflation
     from .tracing.screen import screen
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": ".loading",
-    "TracedModel": ".model",
-    "Kind": ".sites",
-    "Site": ".sites",
+    "load": ".model.load",
+    "TracedModel": ".model.model",
+    "Kind": ".model.sites",
+    "Site": ".model.sites",
     "Fact": ".facts.fact",
     "Prompt": ".facts.fact",
     "load_facts": ".facts.load",
@@ -59,15 +59,15 @@ _HOMES = {
     "Edit": ".editing",
     "EditSession": ".editing",
     "EditStack": ".editing.stack",
-    "run_edits": ".edit_run",
+    "run_edits": ".experiments.sequence",
     "key_statistics": ".editing",
     "evaluate": ".evaluation",
-    "abilities": ".harness",
-    "Abilities": ".harness",
-    "case_study": ".case_study",
-    "CaseStudy": ".case_study",
+    "abilities": ".capability",
+    "Abilities": ".capability",
+    "case_study": ".experiments.case_study",
+    "CaseStudy": ".experiments.case_study",
     "Scores": ".evaluation",
-    "Sweep": ".sweep",
+    "Sweep": ".experiments",
     "run_recipe": ".recipes",
     "KtError": ".errors",
 }

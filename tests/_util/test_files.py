@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from kt import artifacts
-from kt.artifacts import NotWritable, atomic_write, load_arrays, read_json, save_arrays, to_json, write_json
+from kt._util import files as artifacts
+from kt._util.data import load_arrays, read_json, save_arrays, to_json, write_json
+from kt._util.files import NotWritable, atomic_write
 from kt.errors import BadFile
-from kt.run_folder import RunFolder, default_folder, is_run, read_run
+from kt.runs.folder import RunFolder, default_folder, is_run, read_run
 
 
 def listing(folder: Path) -> list[str]:

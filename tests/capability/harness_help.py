@@ -7,7 +7,7 @@ import json
 import torch
 
 from kt.editing import Edit
-from kt.sites import LowRank
+from kt.model.update import LowRank
 
 CITIES = (
     ("The government of Afghanistan meets in", "Kabul", "Oslo"),

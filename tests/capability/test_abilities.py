@@ -17,10 +17,10 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'kt
 from harness_help import CITIES, edit_by_hand, write_tasks
 
 import kt
+from kt.capability import GSM8K_TWO_SHOT, Abilities, abilities
+from kt.capability.tasks import BadTask, choose
 from kt.errors import KtError, WorkFailed
 from kt.evaluation.teacher import teacher_force, tokens_of
-from kt.harness import GSM8K_TWO_SHOT, Abilities, abilities
-from kt.harness.tasks import BadTask, choose
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_same_seed_same_bytes_and_what_is_saved_is_read_back(model, folder, foun
 
 
 def test_seed_zero_gives_the_seeds_of_lm_evals_own_command(found):
-    from kt.harness.adapter import Settings
+    from kt.capability.lm_eval import Settings
 
     assert list(Settings().seeds.values()) == [0, 1234, 1234, 1234]
     assert found.config["seed"] == 0 and found.versions["kt_choice"] == 1.0
@@ -218,8 +218,8 @@ def test_text_from_tasks_is_escaped_in_html(found):
 
 
 def test_the_command_writes_results_and_samples(folder, model, tmp_path, monkeypatch, capsys):
+    from kt.cli.abilities import abilities as command
     from kt.cli.command import as_click
-    from kt.cli.harness import abilities as command
 
     monkeypatch.chdir(tmp_path)
     edit_by_hand(model, 0.5).save("edit.safetensors")
@@ -235,8 +235,8 @@ def test_the_command_writes_results_and_samples(folder, model, tmp_path, monkeyp
 
 @pytest.mark.parametrize("arguments", [[], ["--tasks", "x", "--preset", "gsm8k-two-shot"], ["--preset", "none"]])
 def test_the_command_wants_tasks_or_a_preset(arguments, tmp_path, monkeypatch):
+    from kt.cli.abilities import abilities as command
     from kt.cli.command import as_click
-    from kt.cli.harness import abilities as command
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KtError, match="preset"):

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from kt.capability.compare import difference, interval, values_of
+from kt.capability.tasks import choose
 from kt.errors import KtError
-from kt.harness.compare import difference, interval, values_of
-from kt.harness.tasks import choose
 
 VALUES = {("t", i): v for i, v in enumerate([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])}
 

@@ -175,7 +175,7 @@ def test_requests_that_contradict_each_other(refused, model_folder, tmp_path):
 
 
 def test_a_projector_larger_than_memory(refused, model_folder, facts_file, monkeypatch):
-    monkeypatch.setattr("kt.memory.free_memory", lambda: 5000)
+    monkeypatch.setattr("kt.model.memory.free_memory", lambda: 5000)
     line = refused(
         "apply-edit", "-m", model_folder, "--edits", facts_file, "--method", "alphaedit", "--layers-mlp", "0"
     )
@@ -214,7 +214,7 @@ def failing(monkeypatch):
         def raise_it(*args: object, **kwargs: object) -> None:
             raise error
 
-        monkeypatch.setattr("kt.loading.load", raise_it)
+        monkeypatch.setattr("kt.model.load.load", raise_it)
 
     return fail
 
@@ -243,8 +243,9 @@ def test_an_interruption_is_one_line_and_130(kt, failing, facts_file):
 
 
 def test_a_weight_lost_in_rounding_is_failed_work():
-    from kt.cli.edit import check_changed
-    from kt.editing.edit import Edit, RequestReport
+    from kt.cli.apply_edit import check_changed
+    from kt.editing.edit import Edit
+    from kt.editing.request_report import RequestReport
 
     same = RequestReport("0", "p", "s", "t", None, (0.1, 0.1), (3, 3), None, None)
     with pytest.raises(library.KtError, match="no target's probability changed") as caught:

@@ -151,7 +151,7 @@ def test_a_run_that_was_cut_off_after_its_merge_goes_on_and_leaves_the_merged_fo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("kt.run_folder._swap", cut)
+        patched.setattr("kt.runs.folder._swap", cut)
         assert edited("-o", "run", "--merge-to", "merged").code == 130
     written = {p: p.stat().st_mtime_ns for p in Path("merged").rglob("*")}
     assert Path("run.unfinished").is_dir() and not Path("run").exists() and written

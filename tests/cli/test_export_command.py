@@ -13,8 +13,9 @@ import torch
 
 import kt as library
 from kt.editing import Edit
-from kt.editing.applying import fingerprints
-from kt.sites import Dense, Kind, LowRank, Site
+from kt.editing.apply import fingerprints
+from kt.model.sites import Kind, Site
+from kt.model.update import Dense, LowRank
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,7 @@ def test_a_merge_that_fails_does_not_take_the_solved_edit_with_it(
     kt, model_folder, facts_file, corpus_file, monkeypatch
 ):
     def full(*_, **__):
-        from kt.artifacts import NotWritable
+        from kt._util.files import NotWritable
 
         raise NotWritable("cannot write merged: the disk is full")
 

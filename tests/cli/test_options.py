@@ -43,7 +43,7 @@ def seen(monkeypatch):
         """Note the options."""
         got.append(options)
 
-    monkeypatch.setattr("kt.cli.trace.heatmap", probe)
+    monkeypatch.setattr("kt.cli.heatmap.heatmap", probe)
     return got
 
 

@@ -41,7 +41,7 @@ def test_alpha_is_swept_and_kept(kt, common):
 def test_an_unfinished_sweep_is_taken_up(kt, common, monkeypatch):
     from pathlib import Path
 
-    from kt.sweep import run as running
+    from kt.experiments import sweep as running
 
     measure, calls = running._measure, []
 
@@ -90,9 +90,9 @@ def test_the_protocols_are_kt_evals(kt, common):
 def test_an_option_that_eval_has_too_is_evals():
     from typing import get_args, get_type_hints
 
-    from kt.cli.edit import EditOptions
-    from kt.cli.judge import EvalOptions
-    from kt.cli.sweep_points import SweepOptions
+    from kt.cli.apply_edit import EditOptions
+    from kt.cli.eval import EvalOptions
+    from kt.cli.sweep import SweepOptions
 
     for command, names in ((SweepOptions, ("protocol", "heldout")), (EditOptions, ("kl",))):
         for name in names:

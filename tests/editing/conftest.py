@@ -5,7 +5,7 @@ import random
 import pytest
 from families import TEXTS, tiny_model
 
-from kt.corpus import Corpus
+from kt.facts.corpus import Corpus
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from editing_help import CONTEXTS, REQUESTS, solve
 
-from kt.editing.aims import Position
+from kt.editing.closed_form.aims import Position
+from kt.editing.closed_form.contexts import Contexts
+from kt.editing.closed_form.keys import fact_keys
 from kt.editing.conflicts import conflicts, overlaps, positions, same_fact
-from kt.editing.contexts import Contexts
-from kt.editing.keys import fact_keys
-from kt.editing.prepare import read_requests
+from kt.editing.resolve import read_requests
 from kt.facts.fact import Fact
-from kt.sites import Dense
+from kt.model.update import Dense
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
 FACT = Fact("The mother tongue of {} is", "Marie Curie", target="Polish", relation="P103")

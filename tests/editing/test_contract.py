@@ -8,7 +8,7 @@ from families import tiny_model
 import kt
 from kt.editing import METHODS, Statistics
 from kt.errors import BadFact, BadFile, KtError, SubjectNotFound, UnknownSite, WorkFailed
-from kt.sites import Kind
+from kt.model.sites import Kind
 
 
 @pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")

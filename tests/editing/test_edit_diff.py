@@ -5,7 +5,7 @@ import torch
 from editing_help import REQUESTS, solve
 
 from kt.editing.diff import diff, inner
-from kt.sites import Dense, LowRank
+from kt.model.update import Dense, LowRank
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
 

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import kt
-from kt.artifacts import save_arrays
-from kt.editing.edit_fields import FIELDS
-from kt.editing.edit_file import contents, digest_of
+from kt._util.data import save_arrays
+from kt.editing.edit_io import FIELDS, contents, digest_of
 from kt.errors import BadFile, KtError, WorkFailed
-from kt.sites import Dense, LowRank
+from kt.model.update import Dense, LowRank
 
 NAMES = ("transformer.h.0.mlp.c_proj.weight", "transformer.h.1.attn.c_proj.weight", "transformer.h.1.ln_1.bias")
 DOWN, OUT, BIAS = NAMES

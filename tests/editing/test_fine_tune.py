@@ -12,14 +12,15 @@ from safetensors.torch import load_file
 
 import kt
 from kt.editing.adapter import NAME, Adapter, adapted, low_rank
-from kt.editing.contexts import Contexts
-from kt.editing.descent import Descent, Weights
+from kt.editing.closed_form.contexts import Contexts
+from kt.editing.closed_form.second_moment import Statistics
+from kt.editing.fine_tune import Descent, Weights
 from kt.editing.plan import Setting
-from kt.editing.statistics import Statistics
 from kt.errors import KtError, WorkFailed
 from kt.facts.formats import read_record
-from kt.prompts import encode, target_ids
-from kt.sites import Kind, LowRank, Site
+from kt.model.sites import Kind, Site
+from kt.model.tokens import encode, target_ids
+from kt.model.update import LowRank
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "edit"
 REQUESTS = [

@@ -7,9 +7,9 @@ from editing_help import ATTENTION, FAST, REQUESTS, solve
 from editing_help import statistics as moments
 
 import kt
-from kt.editing.history import SessionOnEdits
-from kt.editing.prepare import read_requests
-from kt.editing.readings import readings
+from kt.editing.resolve import read_requests
+from kt.editing.rounding import readings
+from kt.editing.session import SessionOnEdits
 from kt.errors import KtError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|alpha of their own)")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from editing_help import FAST, solve
 
-from kt.editing.hyper_parameters import HyperParameters
+from kt.editing.config import HyperParameters
 from kt.editing.methods import REGIONS, jeep
 from kt.errors import KtError
 

@@ -9,7 +9,7 @@ from families import tiny_model
 
 import kt
 from kt.errors import KtError, UnknownSite, WorkFailed
-from kt.sites import Dense
+from kt.model.update import Dense
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DOWN = "model.layers.0.mlp.down_proj.weight"

@@ -12,11 +12,11 @@ from families import FAMILIES, tiny_model
 import kt
 from kt.editing import rounding
 from kt.editing.package import about_requests, about_weights, read_back
-from kt.editing.readings import readings
-from kt.editing.rounding import Rounded, about_rounding, logits_given_back, said_in_full
+from kt.editing.rounding import Rounded, about_rounding, logits_given_back, readings, said_in_full
 from kt.facts.load import facts_from
-from kt.prompts import target_ids
-from kt.sites import Dense, Kind, LowRank, Site
+from kt.model.sites import Kind, Site
+from kt.model.tokens import target_ids
+from kt.model.update import Dense, LowRank
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 NARROW = (torch.bfloat16, torch.float16)

@@ -9,12 +9,12 @@ from families import tiny_model
 
 import kt
 from kt.editing import METHODS
-from kt.editing.aims import Position
-from kt.editing.contexts import Contexts
-from kt.editing.keys import fact_values
+from kt.editing.closed_form.aims import Position
+from kt.editing.closed_form.contexts import Contexts
+from kt.editing.closed_form.keys import fact_values
 from kt.errors import BadFact, KtError
+from kt.model.sites import Kind, Site
 from kt.probing.stages import no_stages
-from kt.sites import Kind, Site
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|alpha of their own)")
 TARGETED = [name for name in METHODS if name not in ("ft", "ft-l", "ft-wd", "lora", "ultraedit")]
@@ -127,7 +127,7 @@ def test_a_failed_step_leaves_model_and_session_as_they_were(setting, monkeypatc
         def fail(self, *_):
             raise RuntimeError("in the middle")
 
-        monkeypatch.setattr("kt.editing.recipe.Recipe.remember", fail)
+        monkeypatch.setattr("kt.editing.closed_form.plan.Recipe.remember", fail)
         with pytest.raises(RuntimeError, match="in the middle"):
             s.edit(REQUESTS[1:])
         assert model.fingerprint() == now and len(s.steps) == 1
@@ -181,8 +181,8 @@ def test_what_a_method_has_no_place_for_is_refused(setting):
 
 
 def test_a_projector_that_does_not_fit_is_refused_before_any_work(setting, monkeypatch):
-    monkeypatch.setattr("kt.memory.free_memory", lambda *a: 1000)
-    monkeypatch.setattr("kt.editing.recipe.find_targets", lambda *a, **k: pytest.fail("work was done"))
+    monkeypatch.setattr("kt.model.memory.free_memory", lambda *a: 1000)
+    monkeypatch.setattr("kt.editing.closed_form.plan.find_targets", lambda *a, **k: pytest.fail("work was done"))
     with pytest.raises(KtError, match=r"projector.*GiB"):
         session(setting, "alphaedit").solve(REQUESTS)
 

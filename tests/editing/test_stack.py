@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import kt
 from kt.editing import Edit
-from kt.editing.applying import fingerprints
-from kt.editing.stack_file import open_edit
+from kt.editing.apply import fingerprints
+from kt.editing.stack import open_edit
 from kt.errors import BadFile, KtError
-from kt.sites import LowRank
+from kt.model.update import LowRank
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
 NAMES = tuple(f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1))

@@ -6,14 +6,15 @@ import torch
 from families import tiny_model
 
 import kt
-from kt.editing import lifelong
-from kt.editing.contexts import Contexts
-from kt.editing.lifelong import OnePass, Pairs, Running, answer_pairs, ridge_fit, value_shifts
+from kt.editing import ultraedit as lifelong
+from kt.editing.closed_form.contexts import Contexts
+from kt.editing.closed_form.second_moment import Statistics
 from kt.editing.plan import Setting, State
-from kt.editing.statistics import Statistics
+from kt.editing.ultraedit import OnePass, Pairs, Running, answer_pairs, ridge_fit, value_shifts
 from kt.errors import UnknownSite, WorkFailed
-from kt.prompts import encode_ids, target_ids, token_ids
-from kt.sites import Dense, Kind, LowRank, Site
+from kt.model.sites import Kind, Site
+from kt.model.tokens import encode_ids, target_ids, token_ids
+from kt.model.update import Dense, LowRank
 
 FACTS = [
     kt.Fact("The mother tongue of {} is", "Danielle Darrieux", target="Italy"),

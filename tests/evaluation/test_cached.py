@@ -6,8 +6,9 @@ import pytest
 import torch
 from families import tiny_model
 
-from kt.artifacts import to_json
-from kt.evaluation import cached, evaluate, evaluate_cached, work
+from kt._util.data import to_json
+from kt.evaluation import cached, evaluate, evaluate_cached
+from kt.evaluation import run as work
 from kt.facts import Fact, Prompt
 
 FACTS = [

@@ -4,10 +4,10 @@ import pytest
 import torch
 from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 
-from kt.evaluation import continuations as module
-from kt.evaluation.continuations import continuations, each_by_itself
-from kt.prompts import token_ids
-from kt.sampling import SeededGumbel, continued
+from kt.evaluation import teacher as module
+from kt.evaluation.teacher import continuations, each_by_itself
+from kt.model.sampling import SeededGumbel, continued
+from kt.model.tokens import token_ids
 
 PROMPTS = ("The capital of Italy is", "Her", "Marie Curie was born in", "São Paulo, Łódź,")
 WISHES = [(prompt, n) for prompt in PROMPTS for n in (1, 3, 14)] + [(PROMPTS[0], 25), (PROMPTS[1], 3)]

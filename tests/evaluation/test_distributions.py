@@ -4,12 +4,12 @@ import pytest
 import torch
 from families import tiny_model
 
-from kt import memory
 from kt.errors import BadFact
 from kt.evaluation import distributions, evaluate
 from kt.evaluation.distributions import Distributions, divergences
 from kt.facts import Fact, Prompt
-from kt.sites import Kind, Site
+from kt.model import memory
+from kt.model.sites import Kind, Site
 
 FACTS = [
     Fact("{} is", "Rome", id=str(i), target="red",

@@ -10,11 +10,11 @@ import torch
 from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 
 from kt.errors import BadFact, BadFile, WorkFailed
-from kt.evaluation import METRICS, Scores, evaluate, work
-from kt.evaluation.continuations import room
-from kt.evaluation.teacher import batches, teacher_force, tokens_of
+from kt.evaluation import METRICS, Scores, evaluate
+from kt.evaluation import run as work
+from kt.evaluation.teacher import batches, room, teacher_force, tokens_of
 from kt.facts import Fact, Prompt
-from kt.sites import Kind, Site
+from kt.model.sites import Kind, Site
 
 TOKENIZERS = {"gpt2": byte_level_tokenizer, "llama": sentencepiece_tokenizer, "gemma2": sentencepiece_tokenizer}
 FACTS = [

@@ -6,13 +6,13 @@ import pytest
 import torch
 from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 
-from kt.corpus import Corpus
 from kt.errors import BadFact, BadFile
 from kt.evaluation import evaluate, perplexity
 from kt.evaluation.perplexity import Heldout, heldout_corpus, windows
 from kt.facts import Fact
-from kt.prompts import token_ids
-from kt.sites import Kind, Site
+from kt.facts.corpus import Corpus
+from kt.model.sites import Kind, Site
+from kt.model.tokens import token_ids
 
 FACTS = [Fact("{} is", "Rome", target="red")]
 LINES = [

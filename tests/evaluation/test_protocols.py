@@ -9,9 +9,8 @@ from test_evaluation import Successor
 
 from kt.errors import BadFact
 from kt.evaluation import METRICS, Sample, Scores, evaluate
-from kt.evaluation.composites import composites, harmonic
 from kt.evaluation.measures import gen_contains, gen_exact, prob_success, wild_exact
-from kt.evaluation.metrics import base_of, in_order, record_values, says
+from kt.evaluation.metrics import base_of, composites, harmonic, in_order, record_values, says
 from kt.evaluation.samples import samples_of
 from kt.facts import Fact, Prompt
 from kt.stats import bootstrap_mean, bootstrap_of_means

@@ -98,7 +98,7 @@ def test_scores_do_not_see_that_prompts_are_shared(monkeypatch):
                 rephrasings=("{} speaks",), neighbours=(Prompt("Marie Curie was born in", "Warsaw"),))  # fmt: skip
     asked = {"protocols": ("tf", "prob")}
     shared = evaluate(model, [fact], **asked)
-    monkeypatch.setattr("kt.evaluation.work.force", teacher_force)
+    monkeypatch.setattr("kt.evaluation.run.force", teacher_force)
     apart = evaluate(model, [fact], **asked)
     assert shared.values.keys() == apart.values.keys()
     for name, values in apart.values.items():

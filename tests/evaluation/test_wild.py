@@ -8,7 +8,7 @@ from families import byte_level_tokenizer, tiny_model
 from kt.errors import WorkFailed
 from kt.evaluation import evaluate
 from kt.evaluation.judge import Case
-from kt.evaluation.wild import as_question, up_to_stop, wild_protocol, wish_for
+from kt.evaluation.text import as_question, up_to_stop, wild_protocol, wish_for
 from kt.facts import Fact, Prompt
 
 CHAT = (

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import kt
-from kt.case_study import UNEDITED, CaseStudy, Question, Reply, case_study
 from kt.cli.case import case, chosen, edit_files
 from kt.cli.command import BadOption, as_click
 from kt.editing import Edit
 from kt.errors import BadFact, BadFile
+from kt.experiments.case_study import UNEDITED, CaseStudy, Question, Reply, case_study
 from kt.facts import Fact, Prompt
-from kt.sites import LowRank
+from kt.model.update import LowRank
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_long_answer_gets_the_tokens_it_needs(model, fact, monkeypatch):
         asked.update(wishes)
         return dict.fromkeys(wishes, "")
 
-    monkeypatch.setattr("kt.evaluation.continuations.continuations", noted)
+    monkeypatch.setattr("kt.evaluation.teacher.continuations", noted)
     case_study(model, replace(fact, target="one two three four five six seven eight nine ten"), {}, max_new_tokens=2)
     assert asked[fact.prompt] >= 10 and asked[fact.neighbours[0].prompt] < 10
 

@@ -3,16 +3,8 @@
 import pytest
 
 from kt.errors import KtError
+from kt.experiments import alpha_points, clamp_points, distinct, edit_counts, edit_points, layer_points, module_points
 from kt.facts.fact import Fact
-from kt.sweep import (
-    alpha_points,
-    clamp_points,
-    distinct,
-    edit_counts,
-    edit_points,
-    layer_points,
-    module_points,
-)
 
 
 def test_the_number_of_edits_follows_jeeps_log_scale():

@@ -7,10 +7,9 @@ import torch
 from editing_help import FAST, REQUESTS, statistics
 
 import kt
-from kt.edit_run import run_edits
-from kt.edit_steps import Steps
 from kt.errors import BadFile, KtError
 from kt.evaluation import distributions
+from kt.experiments.sequence import Steps, run_edits
 from kt.facts.fact import Fact, Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")

@@ -11,14 +11,15 @@ import torch
 from families import TEXTS, tiny_model
 
 import kt
-from kt.corpus import Corpus
 from kt.editing import key_statistics
 from kt.errors import BadFile, KtError
+from kt.experiments import Point, Sweep, alpha_points, edit_points, layer_points, module_points, sweep
+from kt.experiments import sweep as running
+from kt.experiments import sweep_result as show
+from kt.experiments.sweep_solving import Solver
+from kt.facts.corpus import Corpus
 from kt.facts.fact import Fact, Prompt
-from kt.sites import Kind, Site
-from kt.sweep import Point, Sweep, alpha_points, edit_points, layer_points, module_points, show, sweep
-from kt.sweep import run as running
-from kt.sweep.solving import Solver
+from kt.model.sites import Kind, Site
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|of the wanted change)")
 NEAR = (Prompt("The capital of Italy is", "Rome"),)

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kt.editing import Edit
-from kt.editing.applying import fingerprints
-from kt.sites import Dense, Kind, LowRank, Site
+from kt.editing.apply import fingerprints
+from kt.model.sites import Kind, Site
+from kt.model.update import Dense, LowRank
 
 PROMPTS = ("The mother tongue of Marie Curie is", "The city of the Space Needle is")
 REQUESTS = [

@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig
 
 import kt
-from kt.artifacts import NotWritable
+from kt._util.files import NotWritable
 from kt.errors import KtError, WorkFailed
-from kt.export import checks, folder, hf, to_hf
+from kt.export import hf, to_hf
+from kt.export import hf as checks
+from kt.export import shards as folder
 from kt.export.shards import Shards, _as_saved, source_of
-from kt.memory import NotEnoughMemory
+from kt.model.memory import NotEnoughMemory
 
 
 def test_plain_transformers_loads_the_edited_model_of_every_family(model, tmp_path):
@@ -181,7 +183,7 @@ def test_a_folder_that_loads_as_another_model_is_found_by_its_logits(tiny, tmp_p
 
 
 def test_no_room_for_the_second_copy_says_how_to_go_without(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("kt.memory.free_memory", lambda: 5000)
+    monkeypatch.setattr("kt.model.memory.free_memory", lambda: 5000)
     with pytest.raises(NotEnoughMemory, match="--no-check"):
         to_hf(tiny, random_edit(tiny), tmp_path / "merged")
     assert nothing_left(tmp_path)

@@ -21,11 +21,13 @@ from families import tiny_model
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from kt.artifacts import NotWritable, read_json
+from kt._util.data import read_json
+from kt._util.files import NotWritable
 from kt.errors import KtError, WorkFailed
 from kt.export import adapter, to_hf, to_peft
 from kt.export.adapter import patterns
-from kt.sites import Dense, Kind, LowRank, Site
+from kt.model.sites import Kind, Site
+from kt.model.update import Dense, LowRank
 
 NEAR = 2e-5
 

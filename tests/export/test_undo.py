@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import kt
-from kt.artifacts import NotWritable
+from kt._util.files import NotWritable
 from kt.errors import BadFile, KtError
 from kt.export import revert_folder, to_hf, undo
 from kt.export.shards import Shards
-from kt.sites import fingerprint_of
+from kt.model.update import fingerprint_of
 
 
 def test_every_family_comes_back_to_the_last_byte(model, tmp_path):

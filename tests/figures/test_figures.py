@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from kt._util.text import visible
 from kt.figures import (
     Change,
     Mark,
@@ -25,8 +26,8 @@ from kt.figures import (
     sets_figure,
     theme,
 )
-from kt.figures.colour_bar import colour_ticks
-from kt.figures.text import escape, number, unescape, visible, wrap
+from kt.figures.heatmap import colour_ticks
+from kt.figures.text import escape, number, unescape, wrap
 from kt.stats import Interval
 
 TOKENS = ["The", " capital", " of", " of", " France"]

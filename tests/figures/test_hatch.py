@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kt.figures import Panel, heads_figure, heatmap, heatmap_panel, theme
-from kt.figures.hatch import hatch, hatch_note
+from kt.figures.heatmap import hatch, hatch_note
 
 NAN = float("nan")
 VALUES = np.array([[0.5, 0.1, -0.1, 0.0], [0.2, NAN, 0.3, 0.4]])

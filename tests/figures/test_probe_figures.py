@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kt.figures import Mark, Series, before_after_probe, curve_panels, probe_figure, sets_figure
-from kt.figures.marks import lines_of
-from kt.figures.scales import Across, drawn, y_axis
+from kt.figures.curves import lines_of
+from kt.figures.layout import Across, drawn, y_axis
 from kt.stats import Interval
 
 NAN = float("nan")

@@ -15,7 +15,7 @@ import pytest
 
 from kt.errors import KtError, WorkFailed
 from kt.figures import heatmap, write_figure
-from kt.figures.export import figure_html, figure_page
+from kt.figures.save import figure_html, figure_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MAKE = """

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kt.figures import Series, steps_figure
-from kt.figures.grid import Grid, legend_rows
-from kt.figures.steps import NORM_RATIO
+from kt.figures.curves import NORM_RATIO
+from kt.figures.layout import Grid, legend_rows
 
 PANELS = ("edit success", "paraphrase", "locality", "portability")
 

@@ -12,10 +12,11 @@ from families import byte_level_tokenizer, tiny_module
 
 import kt
 from kt.cli import main
-from kt.device_maps import read_device_map
 from kt.editing import EditSession
 from kt.errors import KtError, UnknownSite
-from kt.sites import Kind, LowRank, Site
+from kt.model.devices import read_device_map
+from kt.model.sites import Kind, Site
+from kt.model.update import LowRank
 
 FAMILIES = ("llama", "gpt2")
 FACTS = [
@@ -154,7 +155,7 @@ def test_only_the_written_module_leaves_the_offload():
 
 def test_a_weight_that_does_not_fit_is_refused_before_anything_is_solved(pair, monkeypatch):
     _, spread = pair
-    monkeypatch.setattr("kt.offloaded.free_on", lambda device: 100)
+    monkeypatch.setattr("kt.model.devices.free_on", lambda device: 100)
     monkeypatch.setattr(EditSession, "_setting", lambda *_: pytest.fail("it came to solving"))
     with pytest.raises(KtError, match=r"offloaded.*needs.*device_map") as caught:
         kt.edit(spread, FACTS, method="memit", layers=[1])
@@ -184,7 +185,7 @@ def test_an_offloaded_embedding_is_refused_as_nnsight_would_send_inputs_nowhere(
 
 
 def test_what_would_move_offloaded_weights_itself_is_refused():
-    from kt.offloaded import require_none
+    from kt.model.devices import require_none
 
     with pytest.raises(KtError, match="peft needs all weights on a device, and 12 are offloaded"):
         require_none(kept_in_memory("gpt2").module, "peft")

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kt import memory
-from kt.memory import NotEnoughMemory, free_memory, require_memory
+from kt.model import memory
+from kt.model.memory import NotEnoughMemory, free_memory, require_memory
 
 GIB = 2**30
 

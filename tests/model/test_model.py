@@ -6,8 +6,9 @@ from families import FAMILIES, byte_level_tokenizer, sentencepiece_tokenizer, ti
 
 import kt
 from kt.errors import KtError, UnknownModel, UnknownSite
-from kt.prompts import encode
-from kt.sites import Kind, LowRank, Site
+from kt.model.sites import Kind, Site
+from kt.model.tokens import encode
+from kt.model.update import LowRank
 
 PROMPTS = ["The Space Needle is in the city of", "Paris", "The mother tongue of Danielle Darrieux is"]
 

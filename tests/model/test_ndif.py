@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from families import byte_level_tokenizer, tiny_module
-from ndif import Server, connect
+from ndif_server import Server, connect
 
 import kt
 from kt.cli import main
 from kt.errors import KtError, UnknownModel, UnknownSite, WorkFailed
-from kt.probing.lens import SetTokens, read_lens
-from kt.remote import RemoteModel
-from kt.sites import Kind, LowRank, Site
+from kt.model.ndif import RemoteModel
+from kt.model.sites import Kind, Site
+from kt.model.update import LowRank
+from kt.probing.lens import read_lens
+from kt.probing.word_sets import SetTokens
 
 SUBJECTS = ("Paris", "Seattle", "Rapinoe", "works")
 FACTS = [kt.Fact(template="The capital of {} is", subject=s, answer="Rome", foil="Paris", id=s) for s in SUBJECTS]
@@ -240,7 +242,7 @@ def no_model(*_, **__):
 )
 def test_the_command_line_refuses_it_before_a_model_is_looked_for(words, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("kt.loading.load", no_model)
+    monkeypatch.setattr("kt.model.load.load", no_model)
     for typed, variable in ((["--remote"], None), ([], "1")):
         if variable:
             monkeypatch.setenv("KT_REMOTE", variable)
@@ -257,7 +259,7 @@ def test_the_commands_that_trace_work_remotely(monkeypatch, tmp_path):
     def simulated(model, remote=False, tokenizer=None, **options):
         return load(model, remote="local") if remote else load(model, tokenizer=tokenizer, device="cpu")
 
-    monkeypatch.setattr("kt.loading.load", simulated)
+    monkeypatch.setattr("kt.model.load.load", simulated)
     for command in ("heatmap", "alpha", "probe"):
         out = tmp_path / command
         # heatmap and alpha draw as many samples as they are told

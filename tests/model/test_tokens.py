@@ -4,7 +4,7 @@ import pytest
 from families import byte_level_tokenizer, sentencepiece_tokenizer
 
 from kt.errors import BadFact, SubjectNotFound
-from kt.prompts import encode, subject_span, target_ids, template_span, token_ids
+from kt.model.tokens import encode, subject_span, target_ids, template_span, token_ids
 
 TOKENIZERS = pytest.mark.parametrize(
     "tokenizer", [byte_level_tokenizer(), sentencepiece_tokenizer()], ids=["bpe", "spm"]

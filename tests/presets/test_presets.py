@@ -134,7 +134,7 @@ def test_the_values_are_those_of_the_papers_and_repositories(name, method, varia
 
 @pytest.mark.parametrize("name", sorted({*CONFIGS, "demo", *BASES}))
 def test_every_value_is_a_hyper_parameter_with_symbol_and_source(name):
-    from kt.editing.hyper_parameters import HyperParameters
+    from kt.editing.config import HyperParameters
 
     preset = presets()[name]
     for variant in (None, *preset.variants):
@@ -146,7 +146,7 @@ def test_every_value_is_a_hyper_parameter_with_symbol_and_source(name):
 
 
 def test_the_tables_of_names_are_those_of_the_methods():
-    from kt.editing.hyper_parameters import HyperParameters
+    from kt.editing.config import HyperParameters
     from kt.editing.methods import METHODS
 
     assert set(SYMBOLS) == {field.name for field in fields(HyperParameters)}

@@ -12,11 +12,12 @@ from families import CONFIGS, FAMILIES, tiny_model, tiny_module
 
 import kt
 from kt.errors import BadFact, UnknownSite, WorkFailed
-from kt.layout import first
+from kt.model.layout import first
+from kt.model.sites import Kind, Site
+from kt.model.tokens import encode_ids, token_ids
 from kt.probing import lens
-from kt.probing.lens import KINDS, POSITIONS, SetTokens, read_lens
-from kt.prompts import encode_ids, token_ids
-from kt.sites import Kind, Site
+from kt.probing.lens import KINDS, POSITIONS, read_lens
+from kt.probing.word_sets import SetTokens
 
 # Tails with a scale of their own, beside those of FAMILIES (Gemma 2 has a soft-cap there).
 SCALED = {

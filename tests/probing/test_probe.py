@@ -14,10 +14,10 @@ import pytest
 from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 
 import kt
-from kt.artifacts import save_arrays
+from kt._util.data import save_arrays
 from kt.errors import BadFact, BadFile, UnknownSite
-from kt.probing import probe as probing
-from kt.prompts import target_ids
+from kt.model.tokens import target_ids
+from kt.probing import contrast as probing
 
 FACTS = (
     kt.Fact("The capital of {} is", "France", answer="Paris", target="Rome", id="a", relation="capital"),

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 import kt
 from kt.errors import BadFile
+from kt.model.tokens import target_ids
 from kt.probing.lens import KINDS, POSITIONS, read_lens
-from kt.probing.sets import DEMO, Asked, SetReader, WordSets, open_sets, word_ids
-from kt.prompts import target_ids
+from kt.probing.word_sets import DEMO, Asked, SetReader, WordSets, open_sets, word_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 FACT = kt.Fact("The capital of {} is", "France", answer="Paris", target="Rome", id="a", relation="capital")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import kt
+from kt.capability import GSM8K_TWO_SHOT
 from kt.errors import BadFile, KtError
-from kt.harness import GSM8K_TWO_SHOT
 from kt.recipes import Cited, read_recipe, run_recipe
 from kt.recipes.abilities_smoke import metric_like
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import kt
-from kt.case_study import CaseStudy, Question, Reply
+from kt.experiments.case_study import CaseStudy, Question, Reply
 from kt.recipes.case import check as check_case
 from kt.recipes.claims import NOTHING, Claim, Finding, Verdict, layers_of, peak_layer, peak_words
 from kt.recipes.probe_checks import check as check_probe
@@ -75,7 +75,7 @@ def effects(monkeypatch):
         found[:, _ROLES.index("subject_last")] = trace.curves[kind] + jitter[:, 0]
         return found
 
-    monkeypatch.setattr("kt.tracing.aggregate.role_effects", given)
+    monkeypatch.setattr("kt.tracing.trace.role_effects", given)
 
 
 def bump(layer, width=1.5):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import kt
-from kt.case_study import CaseStudy, Question, Reply
 from kt.cli import main
 from kt.errors import BadFile, KtError
+from kt.experiments.case_study import CaseStudy, Question, Reply
 from kt.recipes import KINDS, names, read_recipe, run_recipe
 from kt.recipes.case import CaseRun
 from kt.recipes.result import SMOKE

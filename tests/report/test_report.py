@@ -11,7 +11,7 @@ import pytest
 
 from kt.errors import KtError
 from kt.figures import heatmap
-from kt.figures.export import POLICY
+from kt.figures.save import POLICY
 from kt.report import Card, Figure, Section, Table, Text, build, render
 from kt.stats import Interval
 

@@ -6,7 +6,8 @@ import torch
 from families import byte_level_tokenizer, tiny_model
 
 from kt.errors import BadFact, WorkFailed
-from kt.probing.attacks import (
+from kt.model.tokens import target_ids
+from kt.residual.attacks import (
     ANY,
     NEUTRAL,
     PARAPHRASES,
@@ -22,7 +23,6 @@ from kt.probing.attacks import (
     prepare,
     shares,
 )
-from kt.prompts import target_ids
 
 CONTEST = Contest("The capital of France is", "France", "Paris", "Rome", ("Warsaw", "Seattle"), ("Capital of France:",))
 

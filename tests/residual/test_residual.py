@@ -10,16 +10,16 @@ from families import tiny_model
 
 import kt
 from kt.errors import BadFact, BadFile, WorkFailed
+from kt.model.update import LowRank
 from kt.probing import contrast_probe
-from kt.probing.advantage import advantage, bootstrap_ratio, in_top, leading, mean_visibility, visibility
-from kt.probing.attacks import MEASURES, PROMPT, Attacks
 from kt.probing.controls import Control
 from kt.probing.lens import KINDS, POSITIONS, Reading
 from kt.probing.questions import ProbedFact
-from kt.probing.residual import Residual
-from kt.probing.residual_about import NO_CONTROLS
-from kt.probing.residual_run import residual_fact
-from kt.sites import LowRank
+from kt.probing.stages import advantage, in_top, leading, mean_visibility, visibility
+from kt.residual.attacks import MEASURES, PROMPT, Attacks
+from kt.residual.run import NO_CONTROLS, residual_fact
+from kt.residual.score import Residual
+from kt.stats import bootstrap_ratio
 
 VOCAB, LAYERS, N = 1000, 2, 12
 RESID, ATTN, MLP = (KINDS.index(k) for k in ("resid", "attn", "mlp"))
@@ -236,7 +236,7 @@ def test_a_saved_residual_says_the_same_and_its_bytes_are_the_same(tmp_path):
 
 
 def test_a_file_that_is_no_whole_residual_is_one_line(tmp_path):
-    from kt.artifacts import load_arrays, save_arrays
+    from kt._util.data import load_arrays, save_arrays
 
     path = made(halfway).save(tmp_path / "residual.safetensors")
     arrays, header = load_arrays(path)
@@ -275,7 +275,7 @@ def test_the_figure_stands_before_beside_after_and_says_the_score(metric):
 
 
 def test_the_lines_intervals_enclose_their_means_on_the_rank_scale_too():
-    from kt.probing.residual_show import _lines
+    from kt.residual.show import _lines
 
     old = _lines(made(halfway), "before", "resid", "prediction", "rank")[0]
     assert (old.low < old.mean).tolist() == (old.mean < old.high).tolist() == [False, True]

@@ -23,8 +23,8 @@ def all_loaders(runs: Path) -> list[Loader]:
 
 
 def fact_loaders() -> list[Loader]:
-    from kt.corpus import Corpus
     from kt.facts import FORMATS, load_facts
+    from kt.facts.corpus import Corpus
 
     def seeds(ending: str) -> Seeds:
         return {p.name: p.read_bytes() for p in sorted(FIXTURES.glob(f"*{ending}"))}
@@ -52,17 +52,17 @@ def fact_loaders() -> list[Loader]:
 
 
 def result_loaders(runs: Path) -> list[Loader]:
-    from kt.case_study import CaseStudy
-    from kt.edit_steps import Steps
+    from kt.capability import Abilities
     from kt.editing import Edit
-    from kt.editing.stack_file import load_stack
-    from kt.editing.statistics import Statistics
+    from kt.editing.closed_form.second_moment import Statistics
+    from kt.editing.stack import load_stack
     from kt.evaluation import Scores
-    from kt.harness import Abilities
+    from kt.experiments import Point, Sweep
+    from kt.experiments.case_study import CaseStudy
+    from kt.experiments.sequence import Steps
+    from kt.experiments.sweep_result import Kept
     from kt.probing import Probe, Residual
-    from kt.probing.sets import open_sets as word_sets
-    from kt.sweep import Point, Sweep
-    from kt.sweep.keep import Kept
+    from kt.probing.word_sets import open_sets as word_sets
     from kt.tracing import Balance, Trace
 
     def one(pattern: str, name: str | None = None) -> Seeds:
@@ -120,7 +120,7 @@ def forged(content: bytes) -> bytes:
     import torch
     from safetensors.torch import load
 
-    from kt.editing.edit_file import digest_of
+    from kt.editing.edit_io import digest_of
 
     try:
         header, data = mutations.parted(content)
@@ -154,7 +154,7 @@ def setting_loaders(runs: Path) -> list[Loader]:
         return read_recipe(path).smoked()
 
     def journal(path: Path) -> object:
-        from kt.journal import Journal
+        from kt.runs.journal import Journal
 
         place = path.parent / "phases" / "one.safetensors"
         place.parent.mkdir()
@@ -162,7 +162,7 @@ def setting_loaders(runs: Path) -> list[Loader]:
         return Journal(path.parent).take("one", lambda: None)
 
     def claimed(path: Path) -> object:
-        from kt.journal import claim
+        from kt.runs.journal import claim
 
         return claim(path.parent, {"seed": 0, "model": "demo"}, resume=True)
 
@@ -180,7 +180,7 @@ def setting_loaders(runs: Path) -> list[Loader]:
 
 def run_loaders(runs: Path) -> list[Loader]:
     """Manifests and results by themselves, and `kt report` on run folders of which one file is broken."""
-    from kt.run_folder import MANIFEST, RESULTS, is_run, read_run
+    from kt.runs.folder import MANIFEST, RESULTS, is_run, read_run
 
     def run_of(command: str) -> Callable[[Path], object]:
         def read(path: Path) -> object:
@@ -194,7 +194,7 @@ def run_loaders(runs: Path) -> list[Loader]:
 
     def reported(command: str) -> Callable[[Path], object]:
         def write(path: Path) -> object:
-            from kt.run_report import write_report
+            from kt.report.run_report import write_report
 
             for file in (runs / command).iterdir():
                 if file.is_file() and file.suffix != ".html" and not (path.parent / file.name).exists():

@@ -13,13 +13,13 @@ from hostile import alone, run
 from whole_files import PLAIN
 
 from kt.editing import Edit
-from kt.editing.stack_file import load_stack
+from kt.editing.stack import load_stack
 from kt.errors import KtError
 from kt.facts import load_facts
+from kt.model.update import LowRank
 from kt.recipes import read_recipe
 from kt.recipes.reading import FOLDER
-from kt.run_folder import FILES, MANIFEST, RunFolder
-from kt.sites import LowRank
+from kt.runs.folder import FILES, MANIFEST, RunFolder
 
 OUTSIDE = ("../../x", "/x", "..", ".", "a/b", "a\\b", "..\\x", "\x1b[31m", "C:x")
 SECRET = "the secret of the house"

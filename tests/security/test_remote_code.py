@@ -11,8 +11,8 @@ import pytest
 from families import byte_level_tokenizer, tiny_module
 
 import kt
-from kt.corpus import Corpus
 from kt.errors import KtError
+from kt.facts.corpus import Corpus
 
 OWN_CODE = """
 from pathlib import Path
@@ -136,7 +136,7 @@ def test_a_pickled_checkpoint_does_not_run_its_code(whole, tmp_path):
 def test_no_loader_opens_a_pickle(tmp_path):
     import pickle
 
-    from kt.editing.statistics import Statistics
+    from kt.editing.closed_form.second_moment import Statistics
 
     marker = tmp_path / "ran"
     path = tmp_path / "edit.safetensors"

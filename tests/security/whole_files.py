@@ -36,7 +36,7 @@ def make_runs(folder: Path) -> Path:
 
 
 def _add_stack(folder: Path) -> None:
-    from kt.artifacts import write_json
+    from kt._util.data import write_json
     from kt.editing import Edit
 
     entry = {"file": "edit.safetensors", "digest": Edit.load(folder / "edit" / "edit.safetensors").digest}
@@ -44,7 +44,7 @@ def _add_stack(folder: Path) -> None:
 
 
 def _add_abilities(folder: Path) -> None:
-    from kt.harness.abilities import Abilities, Ability
+    from kt.capability.run import Abilities, Ability
     from kt.stats import Interval
 
     row = Ability("arc", "acc,none", True, Interval(0.5, 0.4, 0.6, 9), Interval(0.4, 0.3, 0.5, 9), None)
@@ -59,7 +59,7 @@ def _add_journal(folder: Path) -> None:
     import numpy as np
     import torch
 
-    from kt.journal import Journal
+    from kt.runs.journal import Journal
 
     journal = Journal.begin(folder / "journal", {"seed": 0}, resume=False)
     held = {"a": torch.ones(2, 3), "b": [np.arange(4), (0.5, None, "text")], "c": {"d": True, "e": float("nan")}}

@@ -5,10 +5,10 @@ import pytest
 
 import kt
 from kt.errors import BadFact, BadFile, WorkFailed
-from kt.prompts import Span
-from kt.sites import Kind
+from kt.model.sites import Kind
+from kt.model.tokens import Span
 from kt.tracing import Trace, TracedFact
-from kt.tracing.balance import critical_layers
+from kt.tracing.alpha import critical_layers
 
 
 def hand_made(*facts: dict[str, list[float]]) -> Trace:

@@ -8,10 +8,10 @@ from tracing_help import FACTS, TOLERANCE, draws
 
 import kt
 from kt.errors import BadFact, WorkFailed
-from kt.sites import Kind, Site
-from kt.tracing import attribution, gradients
-from kt.tracing.patches import Patch, heads
-from kt.tracing.runs import readout, whole
+from kt.model.sites import Kind, Site
+from kt.tracing import attribution
+from kt.tracing import attribution as gradients
+from kt.tracing.patches import Patch, heads, readout, whole
 
 pytestmark = pytest.mark.filterwarnings("ignore:traced all the same")
 

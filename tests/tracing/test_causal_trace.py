@@ -10,12 +10,11 @@ from tracing_help import KINDS, draws
 
 import kt
 from kt.errors import BadFact, BadFile, SubjectNotFound, WorkFailed
-from kt.prompts import Span
-from kt.sites import Kind
-from kt.tracing.cases import SAME_TOKEN, UNKNOWN
+from kt.model.sites import Kind
+from kt.model.tokens import Span
 from kt.tracing.corrupt import NO_PARTNER, embedding_spread, fact_seed
-from kt.tracing.roles import token_roles
-from kt.tracing.settings import FLAT
+from kt.tracing.prompts import SAME_TOKEN, UNKNOWN, token_roles
+from kt.tracing.run import FLAT
 
 quiet = pytest.mark.filterwarnings("ignore:traced all the same")
 

@@ -8,12 +8,12 @@ from tracing_help import FACTS, KINDS, TOLERANCE, assert_equals_plain_loop, draw
 from transformers import AutoModelForCausalLM, GPTBigCodeConfig
 
 import kt
-from kt.sites import Kind
+from kt.model.prefix import prefix_is_reusable
+from kt.model.sites import Kind
 from kt.tracing import run
+from kt.tracing.capabilities import Shortcuts, shortcuts
 from kt.tracing.patch import rows_at, window_layers
 from kt.tracing.patches import Patch, heads
-from kt.tracing.probe import Shortcuts, shortcuts
-from kt.tracing.runs import prefix_is_reusable
 
 pytestmark = pytest.mark.filterwarnings("ignore:traced all the same")
 

@@ -8,10 +8,10 @@ import pytest
 from tracing_help import FACTS, KINDS
 
 import kt
-from kt.significance import benjamini_hochberg, sign_flip_test
-from kt.tracing.aggregate import role_effects
-from kt.tracing.roles import ROLES
+from kt.stats import benjamini_hochberg, sign_flip_test
+from kt.tracing.prompts import ROLES
 from kt.tracing.show import grid, heads
+from kt.tracing.trace import role_effects
 
 pytestmark = pytest.mark.filterwarnings("ignore:traced all the same")
 

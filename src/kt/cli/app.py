@@ -7,17 +7,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from .. import ranks
 from ..errors import KtError
-from . import interrupt, many
-from .command import HELP_NAMES, as_click
+from ..runs import parallel as ranks
+from . import interrupt
+from . import processes as many
+from .command import HELP_NAMES, BadOption, Options, as_click
 from .console import one_line_warnings
+from .session import screen_for, write_result
 
 EPILOG = (
     "Every flag is also KT_<FLAG> in the environment and a key in a --config file. "
@@ -25,24 +28,24 @@ EPILOG = (
 )
 
 COMMANDS = {
-    "demo": ("loop:demo", "The whole loop on the embedded model, with one HTML report."),
-    "heatmap": ("trace:heatmap", "Causal tracing: which layer and token bring the answer back."),
-    "alpha": ("trace:alpha", "The balance factor between attention and MLP, and layers to edit."),
+    "demo": ("demo:demo", "The whole loop on the embedded model, with one HTML report."),
+    "heatmap": ("heatmap:heatmap", "Causal tracing: which layer and token bring the answer back."),
+    "alpha": ("heatmap:alpha", "The balance factor between attention and MLP, and layers to edit."),
     "probe": ("probe:probe", "The old and the new answer through the layers; with --edit, before and after."),
-    "cov": ("edit:cov", "Take the second moments of the keys over a corpus."),
-    "apply-edit": ("edit:apply_edit", "Solve an edit for all requests and write it as a file."),
-    "eval": ("judge:evaluate", "Score a model, or a model with an edit, on a facts file."),
-    "abilities": ("harness:abilities", "General abilities through lm-eval, before and after an edit."),
+    "cov": ("cov:cov", "Take the second moments of the keys over a corpus."),
+    "apply-edit": ("apply_edit:apply_edit", "Solve an edit for all requests and write it as a file."),
+    "eval": ("eval:evaluate", "Score a model, or a model with an edit, on a facts file."),
+    "abilities": ("abilities:abilities", "General abilities through lm-eval, before and after an edit."),
     "case": ("case:case", "One record under several edits, side by side."),
     "sweep": ("sweep:sweep", "One edit a setting: alpha, layers, edits, clamp, modules; with figures; resumable."),
     "edits": ("edits:edits", "List edit files, show one, compare two, or stack several."),
     "export": ("export:export", "An edit as a merged Hugging Face folder or as a PEFT adapter."),
     "revert": ("export:revert", "Take an edit out of a merged folder, or prove that it is out."),
-    "run": ("recipe:run", "A table or figure of the papers by one command, beside the papers' own figures."),
-    "report": ("loop:report", "One HTML page from run folders."),
+    "run": ("run:run", "A table or figure of the papers by one command, beside the papers' own figures."),
+    "report": ("report:report", "One HTML page from run folders."),
     "presets": ("presets:presets", "List the presets, or explain one: every value with symbol and source."),
-    "ls": ("lists:ls", "List models, methods, presets or datasets."),
-    "env": ("lists:env", "Show the versions and devices that a result can depend on."),
+    "ls": ("app:ls", "List models, methods, presets or datasets."),
+    "env": ("app:env", "Show the versions and devices that a result can depend on."),
 }
 """Name, where its function is, and what it does in a line: a command's module is imported when it runs."""
 
@@ -164,7 +167,7 @@ def _refusal(error: BaseException) -> KtError | None:
     """A failed write, wherever it happened, is the user's to mend."""
     if not isinstance(error, OSError):
         return None
-    from ..artifacts import why_not_written
+    from .._util.files import why_not_written
 
     return why_not_written(error)
 
@@ -176,3 +179,86 @@ def _line(message: object) -> str:
 def _discard_stdout() -> None:
     """Python flushes stdout at exit once more; into a closed pipe that would print a second error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# `kt ls` and `kt env`: what there is, and what is installed.
+
+
+@dataclass(frozen=True)
+class ListOptions(Options):
+    what: Annotated[str, typer.Argument(metavar="models|methods|presets|datasets")] = "models"
+
+
+def ls(options: ListOptions) -> None:
+    """List models, methods, presets or datasets."""
+    if options.what not in LISTS:
+        raise BadOption(f"kt ls {options.what!r}: unknown; choose among {', '.join(LISTS)}")
+    rows = LISTS[options.what]()
+    screen_for(options).table(f"kt {options.what}", ["name", "what it is"], [[name, what] for name, what in rows])
+    write_result(options, {options.what: [{"name": name, "about": what} for name, what in rows]})
+
+
+def env(options: Options) -> None:
+    """Show the versions, devices and settings that a result can depend on."""
+    from ..runs.provenance import environment
+
+    found = environment()
+    rows = [[key, _one_cell(value)] for key, value in found.items()]
+    screen_for(options).table("kt env", ["", ""], rows)
+    write_result(options, found)
+
+
+def _one_cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{k} {v if v is not None else '(not installed)'}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def models() -> list[tuple[str, str]]:
+    """The embedded model, and what else is read by structure."""
+    return [
+        ("demo", "the embedded model: small, trained on the embedded facts, always there"),
+        ("FOLDER", "a folder that save_pretrained wrote: config, weights and tokenizer"),
+        ("OWNER/NAME[@REVISION]", "a causal language model on the Hugging Face Hub, by its structure: Qwen2, Qwen3, "
+         "Llama, Mistral, Gemma, GPT-2, GPT-J, GPT-NeoX, Phi, OPT, OLMo and models built like them"),
+    ]  # fmt: skip
+
+
+def methods() -> list[tuple[str, str]]:
+    """The editing methods."""
+    from ..editing.methods import METHODS
+
+    return [(name, method.summary) for name, method in METHODS.items()]
+
+
+def presets() -> list[tuple[str, str]]:
+    """The hyper-parameter files that are shipped, with their variants."""
+    from ..presets import presets as known
+
+    return [
+        (name, preset.summary + (f" (--variant {' or '.join(preset.variants)})" if preset.variants else ""))
+        for name, preset in known().items()
+    ]
+
+
+def datasets() -> list[tuple[str, str]]:
+    """The embedded facts, and the record formats that a file may have."""
+    from ..facts import FORMATS
+
+    known = [(name, f"{format.about}; records hold {format.keys}") for name, format in FORMATS.items()]
+    return [
+        ("demo", "the embedded facts, which the demo model knows"),
+        ("FILE, FOLDER", "a .json, .jsonl, .csv or .tsv file, or a folder of them, in one of the formats below"),
+        ("hf:OWNER/NAME[:FILE]", "a data set on the Hugging Face Hub (pip install 'kt[data]')"),
+        *known,
+    ]
+
+
+LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
+    "models": models,
+    "methods": methods,
+    "presets": presets,
+    "datasets": datasets,
+}

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .command import BadOption
-from .opened import open_edits
 from .options import FactOptions, ForceOptions, ModelOptions, Opt, RunOptions
-from .session import session
+from .session import open_edits, session
 
 if TYPE_CHECKING:
     from ..facts.fact import Fact
@@ -29,7 +28,7 @@ def case(options: CaseOptions) -> None:
     """Show what a model says about one record before and after each of several edits."""
     named = edit_files(options.edits)
     with session(options) as s:
-        from ..case_study import case_study
+        from ..experiments.case_study import case_study
 
         fact = chosen(s.load_facts(), options.record)
         edits, model = open_edits(s, named), s.load_model()

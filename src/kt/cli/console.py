@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
-from ..cells import cell
-from ..visible import visible, visible_lines
+from .._util.text import cell, visible, visible_lines
 
 
 class Progress(Protocol):

@@ -17,6 +17,7 @@ from .session import load_model, screen_for, settle_libraries, write_result
 if TYPE_CHECKING:
     from ..export import Exported, Reverted
 
+
 FORMATS = ("hf", "peft")
 DTYPES = ("float32", "fp32", "bfloat16", "bf16", "float16", "fp16")
 OF_PEFT = ("max_rank", "max_error", "adapter_dtype")
@@ -74,11 +75,11 @@ def export(options: ExportOptions) -> None:
     settle_libraries()
     screen = screen_for(options)
     from ..editing import Edit
-    from ..editing.stack_file import open_edit
+    from ..editing.stack import open_edit
     from ..export import to_hf, to_peft
     from ..export.adapter import need_peft
-    from ..export.folder import refuse_taken
-    from ..loading import DTYPES as KINDS
+    from ..export.shards import refuse_taken
+    from ..model.load import DTYPES as KINDS
 
     refuse_taken(options.to)
     if format == "peft":

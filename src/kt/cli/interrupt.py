@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from .. import ranks
+from ..runs import parallel as ranks
 
 GRACE = 1.5
 INTERRUPTED = 130

@@ -44,7 +44,7 @@ def refuse_remote(options: ModelOptions) -> None:
     Raises:
         BadOption: the command, or one of its options, needs the weights here.
     """
-    from ..remote import REASON
+    from ..model.ndif import REASON
 
     if options.command not in REMOTE:
         raise BadOption(f"--remote has no place with kt {options.command}: {REASON}; it is for {', '.join(REMOTE)}")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .app import ListOptions, ls
 from .command import BadOption, Options
-from .lists import ListOptions, ls
 from .options import Opt
 from .session import screen_for, write_result
 
 if TYPE_CHECKING:
     from ..presets import Preset, Value
+
 
 ORDER = (
     "a later one counts: what holds for all, the method's own defaults (kt.editing.methods), what is here for the "

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..cells import interval
-from ..run_folder import FILES
+from .._util.text import interval
+from ..runs.folder import FILES
 from . import parse
 from .command import BadOption
-from .opened import open_edit
 from .options import FactOptions, FigureOptions, ForceOptions, ModelOptions, Opt, RunOptions
-from .results import results_of_probe
-from .session import Session, session
+from .session import Session, open_edit, results_of_probe, session
 
 if TYPE_CHECKING:
     from ..probing import Probe, Residual, Stages
+
 
 STATISTICS = ("mean", "median")
 
@@ -108,7 +107,7 @@ def word_sets(named: str | None) -> Any:
     """The sets, read before the model loads."""
     if named is None:
         return None
-    from ..probing.sets import open_sets
+    from ..probing.word_sets import open_sets
 
     return open_sets(named)
 
@@ -158,7 +157,7 @@ def show_stages(s: Session, stages: Stages) -> None:
 
 def show_residual(s: Session, found: Residual) -> None:
     """The score, where it sits, and whether the old answer comes back."""
-    from ..probing.residual_show import attack_lines
+    from ..residual.show import attack_lines
 
     rows = []
     for kind, places in found.by_kind.items():

@@ -17,10 +17,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import KtError
-from ..sites import LowRank, Site
+from ..model.sites import Site
+from ..model.update import LowRank
 
 if TYPE_CHECKING:
-    from ..model import TracedModel
+    from ..model.model import TracedModel
+
 
 NAME = "kt"
 

@@ -25,19 +25,20 @@ from torch import Tensor
 
 from ..errors import KtError
 from ..facts.fact import Fact
-from ..sites import LowRank
-from .aims import Position
-from .contexts import Contexts
+from ..model.update import LowRank
+from .closed_form.aims import Position
+from .closed_form.contexts import Contexts
+from .closed_form.keys import fact_keys
+from .closed_form.plan import Recipe
+from .config import HyperParameters
 from .edit import Edit
-from .hyper_parameters import HyperParameters
-from .keys import fact_keys
-from .layers import facts_of
 from .methods import METHODS
-from .prepare import read_requests
-from .recipe import Recipe
+from .resolve import read_requests
+from .stack import facts_of
 
 if TYPE_CHECKING:
-    from ..model import TracedModel
+    from ..model.model import TracedModel
+
 
 OVERLAP = 0.5
 """The least overlap that is shown. On the demo model fewer than 2 in 1000 pairs of facts of other relations reach it,

@@ -14,36 +14,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import KtError, WorkFailed
-from ..sites import Dense, Update
-from . import applying, edit_file
-from .applying import State, Taken
-from .applying import fingerprints as fingerprints
+from ..model.update import Dense, Update
+from . import apply as applying
+from . import edit_io as edit_file
+from .apply import State, Taken
+from .request_report import RequestReport
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from ..model import TracedModel
+    from ..model.model import TracedModel
+
 
 OF_THE_WHOLE = ("fingerprints_after", "norm_ratios", "value_change", "rounding", "lost_to_rounding")
 """What a manifest says of all updates written together, which is not so of a part of them."""
-
-
-@dataclass(frozen=True)
-class RequestReport:
-    """One request's target and old answer, before and after: joint probability, and rank of the first token."""
-
-    id: str
-    prompt: str
-    subject: str
-    target: str
-    answer: str | None
-    target_prob: tuple[float, float]
-    target_rank: tuple[int, int]
-    answer_prob: tuple[float, float] | None
-    answer_rank: tuple[int, int] | None
-    control_prob: float | None = None
-    """The target's probability under the edit's control (a joint edit's MLP part alone)."""
 
 
 @dataclass

@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import KtError
-from ..sites import Kind, Site
+from ..model.sites import Kind, Site
 from .adapter import Adapter
-from .aims import Aim, Position
-from .contexts import Contexts, memit_contexts, rome_contexts
-from .descent import Descent
-from .hyper_parameters import HyperParameters, one_of
-from .lifelong import OnePass
+from .closed_form.aims import Aim, Position
+from .closed_form.contexts import Contexts, memit_contexts, rome_contexts
+from .closed_form.plan import Path, Recipe
+from .closed_form.solvers import Equality, LeastSquares, NullSpace, RankOne
+from .config import HyperParameters, one_of
+from .fine_tune import Descent
 from .plan import Plan
-from .recipe import Path, Recipe
-from .solvers import Equality, LeastSquares, NullSpace, RankOne
+from .ultraedit import OnePass
 
 if TYPE_CHECKING:
-    from ..model import TracedModel
+    from ..model.model import TracedModel
+
 
 REGIONS = ("both", "low", "high", "joint-low", "joint-high")
 """JEEP's regions and its ablations: one region alone, or both searched together and one of them written."""

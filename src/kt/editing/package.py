@@ -12,19 +12,19 @@ import torch
 
 from ..errors import WorkFailed
 from ..facts.fact import Fact
-from ..sites import Kind, Update
+from ..model.sites import Kind
+from ..model.update import Update
 from ..stats import bootstrap_mean
-from .applying import fingerprints
-from .contexts import Contexts
+from .apply import fingerprints
+from .closed_form.contexts import Contexts
+from .closed_form.keys import fact_values
+from .config import HyperParameters
 from .edit import Edit
-from .hyper_parameters import HyperParameters
-from .keys import fact_values
 from .plan import Plan, Setting, Solved
-from .readings import Reading, readings, report
-from .rounding import about_rounding, is_narrow, warn_of_rounding
+from .rounding import Reading, about_rounding, is_narrow, readings, report, warn_of_rounding
 
 if TYPE_CHECKING:
-    from ..model import TracedModel
+    from ..model.model import TracedModel
 
 
 def package(
@@ -78,7 +78,7 @@ def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, A
     `model` is the name as it was typed; of an absolute path only the last part, for a file that is handed on says
     nothing of the machine where it was made.
     """
-    from ..environment import versions
+    from ..runs.provenance import versions
 
     return {
         "model": _without_folders(model.name),

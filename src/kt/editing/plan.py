@@ -15,17 +15,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.progress import Progress
 from ..facts.fact import Fact
-from ..journal import Journal
-from ..progress import Progress
-from ..sites import Dense, LowRank, Site, Update
-from .aims import Aim
-from .contexts import Contexts
-from .statistics import Statistics
+from ..model.sites import Site
+from ..model.update import Dense, LowRank, Update
+from ..runs.journal import Journal
+from .closed_form.aims import Aim
+from .closed_form.contexts import Contexts
+from .closed_form.second_moment import Statistics
 
 if TYPE_CHECKING:
-    from ..model import TracedModel
-    from .values import Targets
+    from ..model.model import TracedModel
+    from .closed_form.targets import Targets
 
 
 class Written(NamedTuple):

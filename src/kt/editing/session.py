@@ -11,9 +11,11 @@ Nothing is shared between sessions, and nothing lives in a module.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,23 +24,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.progress import Progress
 from ..errors import KtError
 from ..facts.fact import Fact
-from ..journal import Journal
-from ..progress import Progress
-from ..sites import Update
-from .contexts import Contexts
+from ..model.update import Update
+from ..runs.journal import Journal
+from .closed_form.contexts import Contexts
+from .closed_form.second_moment import Statistics
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
 from .plan import Plan, Setting, State
-from .prepare import Asked, probe_stages, read_requests, refuse_contradictions, take_statistics, trace_balance
-from .readings import readings
-from .statistics import Statistics
+from .resolve import Asked, probe_stages, read_requests, refuse_contradictions, take_statistics, trace_balance
+from .rounding import readings
+from .stack import EditStack
 
 if TYPE_CHECKING:
-    from ..model import TracedModel
+    from ..model.model import TracedModel
     from ..probing import Stages
     from ..tracing import Balance
+
 
 History = Mapping[str, Float[Tensor, "d_in d_in"]] | Sequence[Edit]
 """Keys that earlier edits wrote: those edits themselves, or by weight name the sum of k kᵀ over their keys."""
@@ -294,3 +298,105 @@ def _columns(name: str, gram: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in
     values, vectors = torch.linalg.eigh(gram.double().cpu())
     kept = values > 1e-13 * values.max().clamp(min=1e-300)
     return vectors[:, kept] * values[kept].sqrt()
+
+
+# Editing on top of earlier edits: they stand in the model while the new one is solved, and their keys are held.
+#
+# What belongs to the model rather than to its state (context templates, second moments, the trace that gives α) is
+# taken from the base, before the earlier edits are written in: with the same seed it is what the first edit had.
+
+
+class SessionOnEdits(EditSession):
+    """An `EditSession` on a model that `below` is written into; the base's exact bytes are back on exit.
+
+    Args:
+        below: the earlier edits, in order. What is solved names them (`stands_on` in its manifest).
+        requests: facts that a trace for α or a probe for layers is made of, where `alpha_facts` names none. (An α of
+            each fact's own is traced batch by batch, on the model as the earlier edits leave it.)
+        options: those of `EditSession`; `keep_history=False` leaves the earlier keys free, which any method can.
+
+    Raises:
+        KtError: an earlier edit does not fit, or the method has no place for earlier keys.
+    """
+
+    def __init__(self, model: TracedModel, below: EditStack, requests: Sequence[Fact], **options: Any) -> None:
+        holds = options.get("keep_history") is not False
+        super().__init__(model, history=below.edits if holds else None, **options)
+        self.below = below
+        self._first = list(requests)
+        # A run that goes on with other edits below must not take up what was found on top of these.
+        digests = "".join(layer.digest for layer in below.layers)
+        self.journal = self.journal.within(f"on-{sha256(digests.encode()).hexdigest()[:16]}")
+        self._around = ExitStack()
+        if holds:
+            warn_of_keyless(below)
+
+    def __enter__(self) -> SessionOnEdits:
+        self.below.grounds(self.model)  # fails before any work
+        balance = self._trace(self._first) if self.asked.needs_trace else None
+        hp = self.asked.settle(self.model, balance, self._probe(self._first) if self.asked.needs_probe else None)
+        plan = self.asked.method.recipe(hp)
+        self._refuse(plan)
+        self._setting(plan)
+        self._original = {}  # a norm guard holds to the state that this session starts from
+        self._around.enter_context(self.below.applied(self.model))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._around:
+            super().__exit__(kind, error, trace)
+
+    def _solve(self, requests: Any) -> tuple[Edit, Plan, Setting, list[Fact]]:
+        found = super()._solve(requests)
+        self._note(found[0])
+        return found
+
+    def total(self) -> Edit:
+        whole = super().total()
+        self._note(whole)
+        return whole
+
+    def _note(self, edit: Edit) -> None:
+        edit.manifest["stands_on"] = [layer.digest for layer in self.below.layers]
+
+
+def warn_of_keyless(below: EditStack) -> None:
+    """Fine-tuning keeps no keys: such an edit is written in below, and nothing holds what it wrote."""
+    for layer in below.layers:
+        if not layer.edit.keys:
+            warnings.warn(
+                f"{layer.name} keeps no keys ({layer.edit.manifest.get('method')} has none): it is written in below, "
+                "but nothing makes the new edit leave it alone",
+                stacklevel=3,
+            )
+
+
+# `kt.edit`: requests and a method become an `Edit`; the model is left as it was.
+
+
+def edit(
+    model: TracedModel,
+    requests: Sequence[Fact | Mapping[str, Any]],
+    method: str = "intattn",
+    alpha: float | str | None = None,
+    **options: Any,
+) -> Edit:
+    """Solve an edit for all requests in one batch. `EditSession` edits in steps, `run_edits` in a mode and with scores.
+
+    Args:
+        requests: facts with a target (or a foil, which then is the target), or dicts as ROME and MEMIT write them.
+        method: see `kt ls methods`.
+        alpha: attention's share (eq. 13); see `EditSession`.
+        options: all other arguments of `EditSession`: statistics, context_templates, preset, variant, seed, corpus,
+            history, norm_guard, ..., and hyper-parameters by name.
+
+    Raises:
+        BadFact: a request without a subject in its prompt, with an empty or unchanged target, or two that contradict
+            each other.
+        UnknownSite: a layer that the model does not have.
+        NotEnoughMemory: the solve's matrices would not fit.
+        WorkFailed: the update is zero or not finite.
+    """
+    return EditSession(model, method, alpha, **options).solve(requests)

@@ -10,20 +10,107 @@ An edit fits where its weights are those that it was solved for: the base's, or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import KtError
+from .._util.data import read_json, write_json
+from .._util.files import check_writable
+from ..errors import BadFile, KtError
+from ..model.update import Update
+from .apply import difference, fingerprints, refuse_other_shapes, write_checked
 from .edit import Edit
-from .layers import Ground, Layer, facts_of, summed, write_in_order
 
 if TYPE_CHECKING:
-    from ..model import TracedModel
+    from ..facts.fact import Fact
+    from ..model.model import TracedModel
+
+
+# Edits on top of each other: what one of them is in a stack, and how they are written in order.
+
+Ground = Literal["base", "below", "forced"]
+"""What an edit of a stack was solved for: the base's weights, those that the edits below leave, or neither."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One edit of a stack; `forced`: it goes in though it was solved for other weights."""
+
+    edit: Edit
+    digest: str
+    file: Path | None = None
+    forced: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call it: its file, else its method and its digest."""
+        return str(self.file) if self.file else f"{self.edit.manifest.get('method', 'edit')} {self.digest[:12]}"
+
+
+def summed(edits: Sequence[Edit]) -> tuple[dict[str, Update], dict[str, Float[Tensor, "fact d_in"]]]:
+    """Updates added up and keys side by side, by weight name."""
+    updates: dict[str, Update] = {}
+    keys: dict[str, Tensor] = {}
+    for edit in edits:
+        for name, update in edit.updates.items():
+            updates[name] = updates[name].plus(update) if name in updates else update
+        for name, some in edit.keys.items():
+            keys[name] = torch.cat([keys[name], some]) if name in keys else some
+    return updates, keys
+
+
+def facts_of(edits: Sequence[Edit]) -> list[Fact]:
+    """The edits' requests, in order, as facts."""
+    from ..facts.load import facts_from
+
+    return [fact.as_request() for fact in facts_from([request for edit in edits for request in edit.requests])]
+
+
+def write_in_order(model: TracedModel, layers: Sequence[Layer], force: bool = False) -> list[Ground]:
+    """Write the edits in order, each rounded once, and say what each was solved for. The caller puts the bytes back
+    after an error.
+
+    Raises:
+        KtError: an edit fits neither the base nor what the edits below it leave (with `force`, a warning).
+        WorkFailed: a weight would not be finite, or an edit would change none.
+    """
+    names = dict.fromkeys(name for layer in layers for name in layer.edit.names)
+    for layer in layers:
+        refuse_other_shapes(layer.edit, model)
+    base = fingerprints(model, list(names))
+    now = dict(base)
+    grounds: list[Ground] = []
+    for layer in layers:
+        fits: dict[Ground, dict[str, str]] = {"base": base, "below": now}
+        ground: Ground = next((g for g, held in fits.items() if _solved_for(layer.edit, held)), "forced")
+        if ground == "forced":
+            why = _misfit(model, layer)
+            if not (force or layer.forced):
+                raise KtError(f"{why}; put it directly on the edits that it was solved on, or force it")
+            warnings.warn(f"forced: {why}; what it does there was not measured", stacklevel=3)
+        write_checked(layer.edit, model)
+        now |= fingerprints(model, layer.edit.names)
+        grounds.append(ground)
+    return grounds
+
+
+def _solved_for(edit: Edit, held: dict[str, str]) -> bool:
+    """An edit made by hand knows no fingerprints, and fits everywhere."""
+    known = edit.manifest.get("fingerprints", {})
+    return all(known.get(name, held[name]) == held[name] for name in edit.names)
+
+
+def _misfit(model: TracedModel, layer: Layer) -> str:
+    found = difference(layer.edit, model)
+    what = found.what if found else "some of its weights are the base's, others what the edits below it leave"
+    return f"{layer.name} fits neither {model.name} nor the edits below it: {what}"
 
 
 class EditStack:
@@ -232,7 +319,7 @@ class EditStack:
             KtError: the stack is empty, or as `applied`.
         """
         from .package import about_requests, about_weights, read_back
-        from .readings import readings
+        from .rounding import readings
 
         if not self._layers:
             raise KtError("the stack is empty; push an edit first")
@@ -247,7 +334,6 @@ class EditStack:
     # Keeping ----------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:
         """Write the stack's JSON; see stack_file.py."""
-        from .stack_file import save_stack
 
         return save_stack(self, path)
 
@@ -258,10 +344,111 @@ class EditStack:
         Raises:
             BadFile: not there, not a stack, or an edit file that is broken, changed, or not in the stack's folder.
         """
-        from .stack_file import load_stack
 
         return load_stack(path)
 
 
 AnyEdit = Edit | EditStack
 """What commands write into a model for a while, and judge: `applied`, `control`, `requests`."""
+
+
+# A stack as JSON beside its edit files, and whatever `--edit` may name: an edit file or a stack.
+#
+#     {"kind": "edit-stack", "edits": [{"file": "a.safetensors", "digest": "...", "forced": false}, ...]}
+#
+# Files are named relative to the JSON and lie in its folder or below: a stack moves with its folder, and reading one
+# cannot be led anywhere else.
+
+KIND = "edit-stack"
+
+
+def save_stack(stack: EditStack, path: str | Path) -> Path:
+    """Write the JSON. An edit without a file in its folder is written there, named by its digest.
+
+    Raises:
+        NotWritable: with the reason.
+    """
+    path = Path(path)
+    check_writable(path)
+    entries = []
+    for layer in stack.layers:
+        file = None if layer.file is None else _relative(layer.file, path.parent)
+        if file is None:
+            file = f"{layer.digest[:16]}.safetensors"
+            layer.edit.save(path.parent / file)
+        entries.append({"file": file, "digest": layer.digest, "forced": layer.forced})
+    return write_json(path, {"kind": KIND, "model": stack.manifest["model"], "edits": entries})
+
+
+def load_stack(path: str | Path) -> EditStack:
+    """Read the JSON and every edit that it names; see `EditStack.load`."""
+    path = Path(path)
+    try:
+        held = read_json(path)
+    except RecursionError:
+        raise BadFile(f"{path}: not a stack (it is nested too deeply); is it the right file?") from None
+    if held.get("kind") != KIND:
+        raise BadFile(f"{path}: holds {held.get('kind') or 'JSON of another program'}, expected {KIND}")
+    entries = held.get("edits")
+    if not isinstance(entries, list):
+        raise BadFile(f"{path}: 'edits' is no list; write the stack again with kt edits stack")
+    stack = EditStack()
+    for place, entry in enumerate(entries, start=1):
+        layer = _layer(path, place, entry)
+        if any(layer.digest == other.digest for other in stack.layers):
+            raise BadFile(f"{path}: edit {place} is in the stack twice; write the stack again with kt edits stack")
+        stack.push(layer.edit, layer.file, layer.forced)
+    return stack
+
+
+def open_edit(path: str | Path) -> Edit | EditStack:
+    """An edit file, or a stack's JSON: both are written into a model by `applied` and `apply_`.
+
+    Raises:
+        BadFile: neither of the two, or broken.
+    """
+    return load_stack(path) if _is_json(Path(path)) else Edit.load(path)
+
+
+def _is_json(path: Path) -> bool:
+    """Safetensors begin with their header's length in eight bytes, the high ones zero; JSON is text."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+    return head.lstrip()[:1] == b"{" and b"\0" not in head
+
+
+def _layer(path: Path, place: int, entry: Any) -> Layer:
+    held = entry if isinstance(entry, dict) else {}
+    file, digest, forced = (held.get(name) for name in ("file", "digest", "forced"))
+    if not (isinstance(file, str) and isinstance(digest, str) and isinstance(forced, bool)):
+        raise BadFile(f"{path}: edit {place} needs file, digest and forced; write the stack again with kt edits stack")
+    where = _inside(path, place, file)
+    layer = Layer(edit := Edit.load(where), edit.digest, where, forced)
+    if layer.digest != digest:
+        raise BadFile(
+            f"{path}: edit {place} was {digest[:12]}, but {file} now holds {layer.digest[:12]}; bring the file back, "
+            "or write the stack again with kt edits stack"
+        )
+    return layer
+
+
+def _inside(path: Path, place: int, file: str) -> Path:
+    """The file that a stack names: relative, and also through links in the stack's own folder."""
+    posix, windows = PurePosixPath(file), PureWindowsPath(file)
+    plain = file.isprintable() and not (posix.is_absolute() or windows.anchor or ".." in windows.parts)
+    if plain and (path.parent / posix).resolve().is_relative_to(path.parent.resolve()):
+        return path.parent / posix
+    raise BadFile(
+        f"{path}: edit {place} names {file!r}, which is not in the stack's own folder; move the edit there and name it "
+        "relative to the stack"
+    )
+
+
+def _relative(file: Path, folder: Path) -> str | None:
+    """The file as seen from a folder that it lies in; None where it does not, or is gone."""
+    if not file.is_file() or not file.resolve().is_relative_to(folder.resolve()):
+        return None
+    return file.resolve().relative_to(folder.resolve()).as_posix()

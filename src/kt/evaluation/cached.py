@@ -14,19 +14,20 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import ranks
-from ..artifacts import clear_temporaries, to_json
-from ..cache import alone
-from ..environment import versions
+from .._util.data import to_json
+from .._util.files import clear_temporaries
+from .._util.lock import alone
 from ..errors import KtError
 from ..facts.fact import Fact, facts_digest
 from ..facts.load import facts_from
-from ..model import TracedModel
-from . import work
+from ..model.model import TracedModel
+from ..runs import parallel as ranks
+from ..runs.provenance import versions
+from . import run as work
 from .perplexity import heldout_corpus
 from .run import evaluate
 from .scores import Scores
-from .wild import WILD_TOKENS
+from .text import WILD_TOKENS
 
 SCORING = 1
 """Raised whenever the same model gets other scores for the same facts than before."""

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.progress import Progress
 from ..errors import BadFact
 from ..facts.fact import Fact
 from ..facts.load import facts_from
-from ..memory import require_memory
-from ..model import TracedModel
-from ..progress import Progress
-from ..prompts import encode_ids, pad_id
+from ..model.memory import require_memory
+from ..model.model import TracedModel
+from ..model.tokens import encode_ids, pad_id
 from .samples import samples_of
 from .teacher import Row, batches, refuse_nan, tokens_of
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..corpus import Corpus
 from ..errors import BadFact, BadFile
-from ..model import TracedModel
-from ..prompts import token_ids
+from ..facts.corpus import Corpus
+from ..model.model import TracedModel
+from ..model.tokens import token_ids
 from ..stats import Interval, bootstrap_of_means
 from .teacher import Forced, Question, Row
 

@@ -8,11 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import atomic_write, plain
+from .._util.data import plain
+from .._util.files import atomic_write
 from ..errors import KtError
 
 if TYPE_CHECKING:
     from .scores import Scores
+
 
 FORMATS = ("jsonl", "parquet")
 """What `--log-samples` takes."""

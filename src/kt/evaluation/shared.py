@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..model import TracedModel
-from ..prompts import Batch, encode_ids, pad_id
-from ..tracing.runs import new_cache, prefix_is_reusable
+from ..model.model import TracedModel
+from ..model.prefix import new_cache, prefix_is_reusable
+from ..model.tokens import Batch, encode_ids, pad_id
 from .teacher import (
     AUTO_LOGITS,
     AUTO_TOKENS,

@@ -5,8 +5,7 @@ folder again. Each is written whole or not at all, and checked before it has its
 """
 
 from .adapter import to_peft
-from .hf import to_hf
-from .result import Exported, carries
+from .hf import Exported, carries, to_hf
 from .undo import Reverted, revert_folder
 
 __all__ = ["Exported", "Reverted", "carries", "revert_folder", "to_hf", "to_peft"]

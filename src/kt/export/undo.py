@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..artifacts import load_arrays, read_json
+from .._util.data import load_arrays, read_json
 from ..errors import BadFile, KtError, UnknownModel, WorkFailed
-from ..sites import fingerprint_of
-from .folder import whole_folder
-from .result import ABOUT, EDIT, OWN, UNDO
-from .shards import Shards
+from ..model.update import fingerprint_of
+from .hf import ABOUT, EDIT, OWN, UNDO
+from .shards import Shards, whole_folder
 
 if TYPE_CHECKING:
     from ..editing import Edit
-    from ..model import TracedModel
+    from ..model.model import TracedModel
 
 
 class Known(NamedTuple):
@@ -157,7 +156,7 @@ def _originals(
 
 
 def _base(base: TracedModel | str, dtype: torch.dtype) -> TracedModel:
-    from ..loading import load
+    from ..model.load import load
 
     return load(base, dtype=dtype, device="cpu") if isinstance(base, str) else base
 
@@ -175,7 +174,7 @@ def _copy_rest(folder: Path, target: Path, rewritten: set[str]) -> None:
 
 def _prove(target: Path, edit: Edit, known: Known) -> str:
     """Read back what is on the disk: each weight of the edit, then the whole model as it loads."""
-    from ..loading import load
+    from ..model.load import load
 
     again = Shards.open(target)
     wrong = [name for name in edit.names if known.state(name, again.read(name)) != "base"]

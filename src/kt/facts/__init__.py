@@ -2,8 +2,7 @@
 
 from .fact import Fact, Prompt, fill, template_of
 from .formats import FORMATS, read_record, read_records
-from .load import fact_by_hand, facts_from, iter_facts, load_facts, parse_limit, read_facts
-from .skips import Loaded, Skips
+from .load import Loaded, Skips, fact_by_hand, facts_from, iter_facts, load_facts, parse_limit, read_facts
 
 __all__ = [
     "FORMATS",

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..artifacts import to_json
+from .._util.data import to_json
 from ..errors import BadFact, SubjectNotFound
 
 

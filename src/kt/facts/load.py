@@ -6,20 +6,90 @@ limits the work.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadFact, BadFile
+from ..errors import BadFact, BadFile, KtError
 from .fact import Fact
 from .files import ENDINGS, Located, demo_records, file_records
 from .formats import Schema, as_record, named, read_record, read_records
-from .hub import hub_records
 from .readers.choices import Choices
 from .record import Junk
-from .skips import Loaded, Skips
+
+# Records from a data set on the Hugging Face Hub, streamed through `datasets`.
+
+
+def hub_records(source: str) -> Iterator[Located]:
+    """The records of the first split of hf:repo[:file].
+
+    Raises:
+        BadFile: no `datasets` package, no name, or whatever the Hub, the network and the file formats raise.
+    """
+    repo, _, file = source.removeprefix("hf:").partition(":")
+    try:
+        import datasets
+    except ImportError as error:
+        raise BadFile(f"{source} needs the datasets package; install it with: pip install 'kt[data]'") from error
+    if not repo:
+        raise BadFile(f"{source!r} names no dataset; write hf:owner/name or hf:owner/name:file.json")
+    number = 0
+    try:
+        splits = datasets.load_dataset(repo, data_files=file or None, streaming=True)
+        for number, record in enumerate(next(iter(splits.values())), 1):
+            yield Located(record, f"{source}, record {number}")
+    except KtError:
+        raise
+    except Exception as error:  # the hub, the network and every file format raise their own kinds
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BadFile(f"{source} cannot be read after record {number}: {said}") from error
+
+
+# What was left out of a file and why, counted while the file is read.
+
+
+@dataclass
+class Skips:
+    """Counts that grow as a file is read: records, how many of each format, and those left out by reason.
+
+    `first` holds the place of the first record of each reason. One reason that would name a record's own text would
+    make as many entries as records; readers give reasons from a fixed set.
+    """
+
+    records: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str) -> None:
+        self.reasons[reason] += 1
+        self.first.setdefault(reason, where)
+
+    @property
+    def total(self) -> int:
+        """Records left out."""
+        return self.reasons.total()
+
+    def __str__(self) -> str:
+        """One line for a screen, as in "12 of 1,000 records skipped: 12 empty alt (first: a.json, record 3)"."""
+        why = ", ".join(f"{n:,} {reason} (first: {self.first[reason]})" for reason, n in self.reasons.most_common())
+        return f"{self.total:,} of {self.records:,} records skipped" + (f": {why}" if why else "")
+
+    def to_dict(self) -> dict[str, object]:
+        """For results.json."""
+        reasons = [{"reason": r, "n": n, "first": self.first[r]} for r, n in self.reasons.most_common()]
+        return {"records": self.records, "formats": dict(self.formats), "skipped": self.total, "reasons": reasons}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The facts of a source, with what was left out of it."""
+
+    facts: list[Fact]
+    skips: Skips
 
 
 def load_facts(

@@ -6,14 +6,10 @@ Imports plotly (0.4 s): import this package inside functions that the command li
 from __future__ import annotations
 
 # Eager on purpose: `heatmap` and `curves` name a function and its module, and a lazy lookup could find the module.
-from .curves import Series, curve_panels, curves, layer_curves
-from .export import figure_html, figure_page, images, write_figure
-from .heads import heads_figure
-from .heatmap import heatmap, heatmap_panel
-from .marks import Mark
-from .panel import Panel
+from .curves import NORM_RATIO, Mark, Series, curve_panels, curves, layer_curves, steps_figure
+from .heatmap import Panel, heads_figure, heatmap, heatmap_panel
 from .probe import before_after_probe, probe_figure, sets_figure
-from .steps import NORM_RATIO, steps_figure
+from .save import figure_html, figure_page, images, write_figure
 from .summary import Change, balance_figure, before_after
 from .terminal import TerminalHeatmap, terminal_heatmap
 from .text import escape, readable_token

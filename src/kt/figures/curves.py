@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +12,106 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from . import theme
-from .grid import Grid, axis_suffix, legend_rows
-from .layout import Heading, frame, heading, legend
-from .marks import LINE, Mark, add_marks, lines_of
-from .scales import EMBEDDING, Across, drawn, x_axis, y_axis
-from .text import escape, interval_line, number, wrap
+from .layout import (
+    EMBEDDING,
+    Across,
+    Grid,
+    Heading,
+    axis_suffix,
+    drawn,
+    frame,
+    heading,
+    legend,
+    legend_rows,
+    x_axis,
+    y_axis,
+)
+from .text import escape, interval_line, number, unescape, wrap
+
+# Labelled places on an x axis: lines, tinted stretches, and bars along the top of a panel.
+
+LINE = 17
+"""Pixels that one line of labels takes above a panel."""
+
+_CHARACTER, _BETWEEN = 6.4, 10  # pixels of a letter at SMALL_SIZE, and the least room between two labels
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A labelled place on the x axis: a line at `start`, or a tinted stretch up to and including `stop`.
+
+    `kind` decides its colour: a stage (enrichment, extraction, promotion) or a kind of site; grey otherwise. `strip`
+    draws the stretch as a bar along the panel's top instead.
+    """
+
+    label: str
+    start: float
+    stop: float | None = None
+    kind: str | None = None
+    strip: bool = False
+
+    @property
+    def middle(self) -> float:
+        return self.start if self.stop is None else (self.start + self.stop) / 2
+
+
+class Label(NamedTuple):
+    """Where a mark's label stands: its x, which part of it stands there, and its line, 0 next to the panel."""
+
+    x: float
+    anchor: str
+    line: int
+
+
+def lines_of(marks: Sequence[Mark], across: Across) -> int:
+    """Lines of labels that these marks need above their panel."""
+    return max((label.line + 1 for label in _labels(marks, across)), default=0)
+
+
+def add_marks(figure: go.Figure, marks: Sequence[Mark], suffix: str, across: Across) -> None:
+    """Draw them into the panel whose axes have this suffix."""
+    for mark, label in zip(marks, _labels(marks, across), strict=True):
+        _add_stretch(figure, mark, suffix)
+        font = {"size": theme.SMALL_SIZE, "color": theme.mark_colour(mark.kind)}
+        at = {"xref": f"x{suffix}", "yref": f"y{suffix} domain", "x": label.x, "xanchor": label.anchor, "y": 1}
+        up = {"yanchor": "bottom", "yshift": LINE * label.line}
+        figure.add_annotation(theme.note(escape(mark.label), **at, **up, font=font))
+
+
+def _labels(marks: Sequence[Mark], across: Across) -> list[Label]:
+    """Each mark's label over its middle, kept between the panel's edges and a line up where it would touch another."""
+    found: list[Label] = []
+    taken: list[list[tuple[float, float]]] = []
+    for mark in marks:
+        half, middle = _CHARACTER * len(unescape(escape(mark.label))) / 2, across.pixel(mark.middle)
+        x, anchor, span = mark.middle, "center", (middle - half, middle + half)
+        if middle < half:
+            x, anchor, span = across.low, "left", (0.0, 2 * half)
+        elif middle + half > across.pixels:
+            x, anchor, span = across.high, "right", (across.pixels - 2 * half, across.pixels)
+        free = (i for i, row in enumerate(taken) if all(_apart(span, other) for other in row))
+        line = next(free, len(taken))
+        taken += [[]] * (line == len(taken))
+        taken[line] = [*taken[line], span]
+        found.append(Label(x, anchor, line))
+    return found
+
+
+def _apart(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] - other[1] >= _BETWEEN or other[0] - one[1] >= _BETWEEN
+
+
+def _add_stretch(figure: go.Figure, mark: Mark, suffix: str) -> None:
+    colour = theme.mark_colour(mark.kind)
+    bottom, opacity = (0.965, 0.85) if mark.strip else (0, 0.09)
+    up = {"xref": f"x{suffix}", "yref": f"y{suffix} domain", "y0": bottom, "y1": 1, "layer": "below"}
+    if mark.stop is None:
+        line = {"color": colour, "width": 1.5, "dash": "dot"}
+        figure.add_shape(type="line", x0=mark.start, x1=mark.start, line=line, **up)
+        return
+    ends = {"x0": mark.start - 0.5, "x1": mark.stop + 0.5, "line": {"width": 0}}
+    figure.add_shape(type="rect", fillcolor=theme.transparent(colour, opacity), **ends, **up)
+
 
 _LEFT, _RIGHT, _LINE = 76, 24, 20
 _INNER = theme.WIDTH - _LEFT - _RIGHT
@@ -285,3 +380,62 @@ def _add_level(figure: go.Figure, suffix: str, y: float) -> None:
     figure.add_shape(
         type="line", xref=f"x{suffix} domain", yref=f"y{suffix}", x0=0, x1=1, y0=y, y1=y, line=line, layer="below"
     )
+
+
+# Sequential editing: each metric, and how far the written weights have grown, after so many edits.
+#
+# Edits that pile up fail in two ways that belong side by side: the scores fall, and the weights' norms run away.
+
+NORM_RATIO = "weight norm ratio"
+"""The panel of ‖W_t‖ / ‖W_0‖: an axis around 1 in place of one from 0 to 1."""
+
+
+def steps_figure(
+    runs: Mapping[str, Mapping[str, Series]],
+    *,
+    title: str,
+    subtitle: str = "",
+    x_title: str = "edits so far",
+    ratios: Collection[str] = (NORM_RATIO,),
+    columns: int = 3,
+) -> go.Figure:
+    """{run: {panel: Series}} as one panel per metric, one line per run; the panels named in `ratios` come last.
+
+    The run names its lines and gives them their colour, dash and marker: `name` and `kind` of the series do not count.
+    """
+    panels = _panels(runs, ratios)
+    if not panels:
+        raise ValueError("no run has a series to draw")
+    figure = curve_panels(
+        panels,
+        title=title,
+        subtitle=subtitle,
+        x_title=x_title,
+        y_titles=list(panels),
+        columns=columns,
+        dashes=True,
+        levels=dict.fromkeys(ratios, 1.0),
+    )
+    for place, (name, lines) in enumerate(panels.items()):
+        around = (0.95, 1.05) if name in ratios else (0.0, 1.0)
+        figure.layout[f"yaxis{axis_suffix(place)}"].range = limits(lines, *around)
+    if len({float(x) for lines in panels.values() for line in lines for x in line.x}) == 1:
+        _stand_apart(figure, list(runs))
+    return figure
+
+
+def _panels(runs: Mapping[str, Mapping[str, Series]], ratios: Collection[str]) -> dict[str, list[Series]]:
+    """{panel: lines}, in the order in which the runs name the panels, ratios last."""
+    names = sorted(dict.fromkeys(name for by_panel in runs.values() for name in by_panel), key=lambda n: n in ratios)
+    return {
+        name: [replace(by_panel[name], name=run, kind=None) for run, by_panel in runs.items() if name in by_panel]
+        for name in names
+    }
+
+
+def _stand_apart(figure: go.Figure, runs: Sequence[str]) -> None:
+    """The runs side by side around their only step, where they would hide each other; hovers keep the step."""
+    for place, run in enumerate(runs):
+        shift = (place - (len(runs) - 1) / 2) * min(0.12, 0.8 / len(runs))
+        for trace in figure.select_traces({"name": escape(run)}):
+            trace.x = [x + shift for x in trace.x]

@@ -6,22 +6,225 @@ the same scale of magnitudes, and the figure says how far down they go. Cells no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from ..stats import smallest_p
 from . import theme
-from .colour_bar import DROP, colour_bar, room_below
-from .grid import axis_suffix
-from .hatch import hatch, hatch_note
-from .layout import frame, heading, layer_ticks
-from .panel import Panel
-from .text import escape, readable_token
+from .layout import axis_suffix, frame, heading, layer_ticks
+from .text import escape, interval_line, number, readable_token
+
+# One grid of effects with what its hovers say, and which of its cells are not told apart from zero.
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One kind's grid of effects.
+
+    A cell without a finite value is drawn as such. `p` and `q` are of the test that a cell's mean is 0; cells whose
+    `q` is at least `alpha` are hatched. `over` names the records that n counts.
+    """
+
+    values: Float[ndarray, "row layer"]
+    rows: Sequence[str]
+    kind: str = "mlp"
+    low: Float[ndarray, "row layer"] | None = None
+    high: Float[ndarray, "row layer"] | None = None
+    n: ndarray | int | None = None
+    subject_rows: Sequence[int] = ()
+    layers: Sequence[int] | None = None
+    title: str | None = None
+    colour_title: str = "effect"
+    zmax: float | None = None
+    row_word: str = "token"
+    p: Float[ndarray, "row layer"] | None = None
+    q: Float[ndarray, "row layer"] | None = None
+    alpha: float = 0.05
+    over: str = "facts"
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, dtype=float)
+        object.__setattr__(self, "values", values)
+        if values.ndim != 2 or values.shape[0] != len(self.rows) or 0 in values.shape:
+            raise ValueError(f"values {values.shape} must be (row, layer) with one of the {len(self.rows)} rows each")
+        if self.layers is None:
+            object.__setattr__(self, "layers", tuple(range(values.shape[1])))
+        elif len(self.layers) != values.shape[1]:
+            raise ValueError(f"values {values.shape} must have one column for each of {len(self.layers)} layers")
+
+    def grid(self, what: ndarray | float | None) -> Float[ndarray, "row layer"]:
+        """Any of `low`, `high`, `n`, `p`, `q` cell by cell; a vector holds one number per row."""
+        cells = np.asarray(np.nan if what is None else what, dtype=float)
+        return np.broadcast_to(cells[:, None] if cells.ndim == 1 else cells, self.values.shape)
+
+    @property
+    def top(self) -> float:
+        """The upper end of the colour scale."""
+        if self.zmax is not None:
+            return self.zmax
+        finite = self.values[np.isfinite(self.values)]
+        top = max(finite.max(initial=0.0), 0.0) or np.abs(finite).max(initial=0.0)
+        return float(top) or 1.0
+
+    @property
+    def lowest(self) -> float:
+        """The lowest value below zero, or zero."""
+        return float(self.values[np.isfinite(self.values)].min(initial=0.0))
+
+    @property
+    def gaps(self) -> bool:
+        """Whether a cell has no value."""
+        return not bool(np.isfinite(self.values).all())
+
+    @property
+    def heading(self) -> str:
+        return theme.look(self.kind).label if self.title is None else self.title
+
+    @property
+    def tested(self) -> Bool[ndarray, "row layer"]:
+        """Cells that have a value and a q."""
+        return np.isfinite(self.values) & np.isfinite(self.grid(self.q))
+
+    @property
+    def testable(self) -> bool:
+        """Whether any cell could come out below `alpha`: the test's least p depends on n (see significance.py)."""
+        too_few = smallest_p(self.grid(self.n)) >= self.alpha  # an unknown n may be large enough
+        return bool((self.tested & ~too_few).any())
+
+    @property
+    def hatched(self) -> Bool[ndarray, "row layer"]:
+        """Cells not told apart from zero. None are where n is too small for any: that says nothing about a cell."""
+        return self.tested & (self.grid(self.q) >= self.alpha) & self.testable
+
+    def hovers(self) -> list[list[str]]:
+        return [[self._hover(r, c) for c in range(self.values.shape[1])] for r in range(self.values.shape[0])]
+
+    def _hover(self, row: int, column: int) -> str:
+        assert self.layers is not None
+        subject = ", subject" * (row in set(self.subject_rows))
+        place = f"  ({escape(self.row_word)} {row}{subject})" if self.row_word else ""
+        lines = [f"<b>{escape(readable_token(self.rows[row], 60))}</b>{place}"]
+        lines.append(f"{escape(theme.look(self.kind).label)}, layer {self.layers[column]}")
+        cell = {name: self.grid(getattr(self, name))[row, column] for name in ("values", "low", "high", "n", "p", "q")}
+        if not np.isfinite(cell["values"]):
+            return "<br>".join([*lines, "no value"])
+        lines.append(f"{escape(self.colour_title)}: <b>{number(cell['values'], 4)}</b>")
+        if self.low is not None and self.high is not None:
+            lines.append(interval_line(cell["low"], cell["high"], 4))
+        if np.isfinite(cell["n"]):
+            lines.append(f"n = {int(cell['n'])}")
+        tests = [f"{name} = {number(cell[name])}" for name in ("p", "q") if np.isfinite(cell[name])]
+        return "<br>".join([*lines, *([", ".join(tests)] if tests else [])])
+
+
+# Diagonal lines over cells of a heatmap, drawn as one trace: these cells are not told apart from zero.
+
+_STEP = 8.0
+"""Pixels between two lines, along a row."""
+
+
+class Lines(NamedTuple):
+    """Ends of segments in cells (layer across, row down), with None between two segments."""
+
+    x: list[float | None]
+    y: list[float | None]
+
+
+def hatch(cells: Bool[ndarray, "row layer"], width: float, height: float) -> Lines:
+    """Lines at 45 degrees through the marked cells, where a cell is `width` by `height` pixels.
+
+    They run on from cell to cell: neighbours of a row are cut as one rectangle, and all lines stand on one raster.
+    """
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for row, first, last in _rectangles(cells):
+        left, right, top, bottom = first * width, (last + 1) * width, row * height, (row + 1) * height
+        for c in np.arange(np.ceil((left + top) / _STEP) * _STEP, right + bottom, _STEP):
+            ends = max(left, c - bottom), min(right, c - top)
+            if ends[1] - ends[0] > 1e-9:
+                x += [*(end / width - 0.5 for end in ends), None]
+                y += [*((c - end) / height - 0.5 for end in ends), None]
+    return Lines(x[:-1], y[:-1])
+
+
+def hatch_note(panels: Sequence[Panel]) -> str:
+    """What hatching means, why there is none, or nothing where nothing was tested or every cell stands out."""
+    if any(panel.hatched.any() for panel in panels):
+        panel = next(panel for panel in panels if panel.hatched.any())
+        rate = f"{100 * panel.alpha:g}%"
+        said = f"hatched: not told apart from zero (sign-flip test over {panel.over}, false discovery rate {rate}"
+        # Below this n a lone cell cannot stand out, however large its effect: the test has too few ways to flip.
+        least = float(np.nanmin(smallest_p(panel.grid(panel.n)), initial=np.inf))
+        few = np.isfinite(least) and least * panel.tested.sum() > panel.alpha
+        return said + (f"; so few {panel.over} give no p below {least:.2g})" if few else ")")
+    if any(panel.tested.any() for panel in panels) and not any(panel.testable for panel in panels):
+        return f"no cell can be told apart from zero with so few {panels[0].over} (sign-flip test)"
+    return ""
+
+
+def _rectangles(cells: Bool[ndarray, "row layer"]) -> Iterator[tuple[int, int, int]]:
+    """Runs of marked neighbours as (row, first, last)."""
+    for row, marked in enumerate(cells):
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]]).astype(np.int8)))
+        for first, stop in edges.reshape(-1, 2):
+            yield row, int(first), int(stop) - 1
+
+
+# The colour bar below a heatmap, with what its colours mean in words.
+
+DROP = 52
+"""Pixels from the plot down to the bar: layer ticks and the axis title."""
+
+_BAR = 96  # pixels below the plot: DROP, then the bar with its ticks and the first line of its title
+
+
+def room_below(panel: Panel) -> int:
+    """Pixels that a panel needs below its plot."""
+    return _BAR + 6 + 16 * (1 + (panel.lowest < 0) + panel.gaps)
+
+
+def colour_bar(panel: Panel, span: tuple[float, float], bottom: float, top: float, pixels: float) -> dict[str, Any]:
+    """Plotly's fields for the bar whose upper edge stands at `bottom` (paper) and whose scale ends at `top`."""
+    words = escape(panel.colour_title)
+    if panel.lowest < 0:
+        shades = "".join(f'<span style="color:{colour}">■</span>' for colour in theme.BELOW_ZERO)
+        words += f"<br>{shades} below zero, down to {number(panel.lowest)}"
+    if panel.gaps:
+        words += f'<br><span style="color:{theme.UNTRACED}">■</span> no value'
+    return {
+        "orientation": "h",
+        "thickness": 10,
+        "lenmode": "fraction",
+        "len": (span[1] - span[0]) * min(360.0, pixels - 26) / pixels,
+        "x": span[0],
+        "xanchor": "left",
+        "xpad": 0,
+        "ypad": 0,
+        "y": bottom,
+        "yanchor": "top",
+        "outlinewidth": 0.5,
+        "outlinecolor": theme.MUTED,
+        **colour_ticks(top),
+        "tickangle": 0,
+        "tickfont": {"size": theme.SMALL_SIZE, "color": theme.INK},
+        "title": {"text": words, "side": "bottom", "font": {"size": theme.SMALL_SIZE, "color": theme.MUTED}},
+    }
+
+
+def colour_ticks(top: float) -> dict[str, Any]:
+    """Round numbers from zero, and the very top of the scale."""
+    power = 10 ** np.floor(np.log10(top))
+    step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1, 2, 2.5, 5) if top / (s * power) <= 4)
+    values = [float(v) for v in np.arange(0, top, step) if v <= 0.87 * top] + [top]
+    return {"tickmode": "array", "tickvals": values, "ticktext": [f"{v:.3g}" for v in values]}
+
 
 _GAP = 0.035  # between panels of a row, as a part of the plot's width
 _NOTE = 20  # pixels of a line of the note below everything
@@ -109,7 +312,7 @@ def _places(count: int, labels: int, columns: int, between: int, width: float) -
         start = column * (share + _GAP)
         roof = 1 - line * (height * labels + between) / plot
         up = (max(0.0, roof - height * labels / plot), roof)
-        found.append(_Place(number, column, (start, min(1.0, start + share)), up, width * share, height, plot))
+        found.append(_Place(index, column, (start, min(1.0, start + share)), up, width * share, height, plot))
     return found
 
 
@@ -231,3 +434,38 @@ def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((place, place))
     return runs
+
+
+# Attention split by head: heads down, layers across, at one token role.
+
+
+def heads_figure(
+    values: Float[ndarray, "layer head"],
+    low: Float[ndarray, "layer head"] | None = None,
+    high: Float[ndarray, "layer head"] | None = None,
+    q: Float[ndarray, "layer head"] | None = None,
+    *,
+    title: str,
+    subtitle: str = "",
+    p: Float[ndarray, "layer head"] | None = None,
+    n: Float[ndarray, "layer head"] | int | None = None,
+    heads: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    **panel: Any,
+) -> go.Figure:
+    """The effect of every head of every layer, in the look of the other heatmaps.
+
+    Args:
+        values, low, high, p, q, n: one number per layer and head; NaN is not measured.
+        heads, layers: their numbers, if not 0, 1, ...
+        panel: further fields of `Panel`: colour_title, zmax, alpha, over.
+
+    Raises:
+        ValueError: shapes that do not match.
+    """
+    cells = {"low": low, "high": high, "q": q, "p": p, "n": n}
+    turned = {k: v if v is None or np.ndim(v) == 0 else np.asarray(v, dtype=float).T for k, v in cells.items()}
+    values = np.asarray(values, dtype=float).T
+    rows = [f"head {h}" for h in (range(len(values)) if heads is None else heads)]
+    only = Panel(values, rows, kind="attn", title="", row_word="", layers=layers, **{**turned, **panel})  # type: ignore[arg-type]
+    return heatmap_panel([only], title=title, subtitle=subtitle)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import ceil
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
 from . import theme
-from .text import wrap
+from .text import escape, wrap
 
 
 class Heading(NamedTuple):
@@ -83,3 +88,183 @@ def layer_ticks(layers: Sequence[int], pixels: float) -> dict[str, Any]:
     step = every(len(layers), pixels)
     shown = range(0, len(layers), step)
     return {"tickmode": "array", "tickvals": list(shown), "ticktext": [str(layers[i]) for i in shown]}
+
+
+# Where the panels of one figure stand, and how much room their legend takes.
+
+_GAP = 0.11
+"""Between panels of a row, as a part of the plot's width: the ticks and title of the next panel's y axis."""
+
+
+class Grid(NamedTuple):
+    """Panels of one size in rows, filled from the top left; heights are pixels."""
+
+    columns: int
+    rows: int
+    panel: int
+    between: int
+
+    @classmethod
+    def of(cls, count: int, columns: int | None = None, over: int = 0) -> Grid:
+        """The fewest rows of at most `columns`, evenly filled: four panels by threes stand two by two.
+
+        `over`: pixels that each panel needs above it.
+        """
+        rows = ceil(count / (columns or count))
+        return cls(ceil(count / rows), rows, 290 if rows == 1 else 220, 46 + over)
+
+    @property
+    def height(self) -> int:
+        return self.rows * self.panel + (self.rows - 1) * self.between
+
+    @property
+    def share(self) -> float:
+        """The part of the plot's width that one panel takes."""
+        return (1 - _GAP * (self.columns - 1)) / self.columns
+
+    def domains(self, place: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The panel's stretches of the plot, from 0 to 1: left to right, bottom to top."""
+        row, column = divmod(place, self.columns)
+        left = column * (self.share + _GAP)
+        top = 1 - row * (self.panel + self.between) / self.height
+        return (left, min(1.0, left + self.share)), (max(0.0, top - self.panel / self.height), top)
+
+
+def axis_suffix(place: int) -> str:
+    """What plotly puts behind the names of the axes of the panel at `place`: nothing, 2, 3, ..."""
+    return "" if place == 0 else str(place + 1)
+
+
+def legend_rows(names: Sequence[str], pixels: float) -> int:
+    """The rows that plotly breaks a legend of these names into."""
+    rows, used = 1, 0.0
+    for name in names:
+        needed = 60 + 7.2 * len(name)
+        if used and used + needed > pixels:
+            rows, used = rows + 1, 0.0
+        used += needed
+    return rows
+
+
+# How a panel's axes show their numbers: y linear, logarithmic, or as ranks with the top rank up; x as layers.
+
+EMBEDDING = -1
+"""The x of what enters block 0, on an axis of layers."""
+
+SCALES = ("linear", "log", "rank")
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_PAD = 0.05
+"""Room beyond the outermost value, as a part of a logarithmic axis."""
+
+
+class Across(NamedTuple):
+    """An x axis: its two ends, and the pixels between them."""
+
+    low: float
+    high: float
+    pixels: float
+
+    @classmethod
+    def of(cls, x: Iterable[float], pixels: float, wide: bool = False) -> Across:
+        """Around these places; `wide` leaves room for stretches that reach half a step beyond them."""
+        places = [float(v) for v in x]
+        pad = 0.03 * (max(places) - min(places)) or 0.5
+        pad = max(pad, 0.5) if wide else pad
+        return cls(min(places) - pad, max(places) + pad, pixels)
+
+    def pixel(self, x: float) -> float:
+        return (x - self.low) / (self.high - self.low) * self.pixels
+
+
+def x_axis(x: Iterable[float], title: str, across: Across, layers: bool) -> dict[str, Any]:
+    """A plotly axis for these places; on one of `layers`, x = -1 is called the embedding."""
+    places = sorted({float(v) for v in x})
+    label = max(28, 8 * len(f"{places[-1]:g}") + 8)
+    whole = all(v == round(v) for v in places)
+    step = every(int(places[-1] - places[0]) + 1, across.pixels, label)
+    ticks: dict[str, Any] = {"dtick": step, "tick0": 0} if whole else {"nticks": 8}
+    if whole and layers and places[0] == EMBEDDING:
+        shown = [v for v in range(0, int(places[-1]) + 1, step) if across.pixel(v) - across.pixel(EMBEDDING) > label]
+        texts = ["emb.", *map(str, shown)]
+        ticks = {"tickmode": "array", "tickvals": [EMBEDDING, *shown], "ticktext": texts, "tickangle": 0}
+    return theme.axis(title=escape(title), range=[across.low, across.high], showgrid=False, **ticks)
+
+
+def drawn(values: Sequence[float] | Float[ndarray, " x"], scale: str) -> list[float | None]:
+    """Where values stand on an axis of this scale; None is a gap.
+
+    A rank is drawn at rank + 1, since 0 has no logarithm; a value of zero or less has no place on `log`.
+    """
+    numbers = np.asarray(values, dtype=float)
+    if scale == "rank":
+        # Intervals of means can fall below 0 by a rounding.
+        numbers = np.maximum(numbers, 0) + 1
+    elif scale == "log":
+        numbers = np.where(numbers > 0, numbers, np.nan)
+    return [float(v) if np.isfinite(v) else None for v in numbers]
+
+
+def y_axis(values: Iterable[float], scale: str, pixels: int, fixed: bool = False) -> dict[str, Any]:
+    """Fields of a plotly axis for true `values` (means and ends of intervals) on an axis of `pixels`.
+
+    Logarithmic axes always state their range; a linear one only if it is `fixed`, for panels that share it.
+
+    Raises:
+        ValueError: the scale is none of `SCALES`.
+    """
+    numbers = np.array([v for v in values if np.isfinite(v)], dtype=float)
+    if scale == "linear":
+        span = {"range": _linear_range(numbers)} if fixed and numbers.size else {"rangemode": "tozero"}
+        return {**span, "tickformat": "~g", "nticks": 7}
+    if scale == "rank":
+        return _rank_axis(numbers, pixels)
+    if scale == "log":
+        return _log_axis(numbers[numbers > 0], pixels)
+    raise ValueError(f"scale {scale!r} is unknown; choose among {', '.join(SCALES)}")
+
+
+def _linear_range(numbers: Float[ndarray, " value"]) -> list[float]:
+    low, high = min(0.0, numbers.min()), max(0.0, numbers.max())
+    pad = _PAD * (high - low) or 1.0
+    return [float(low - pad * (low < 0)), float(high + pad)]
+
+
+def _rank_axis(numbers: Float[ndarray, " value"], pixels: int) -> dict[str, Any]:
+    """From a little below the worst rank (bottom) to a little above rank 0; ticks at true ranks."""
+    decades = float(np.log10(1 + max(9.0, numbers.max(initial=0.0))))
+    ticks = [0, *(10**power for power in range(1, int(decades) + 1))]
+    if pixels / decades > 80:
+        ticks += [3 * 10**power for power in range(int(decades) + 1)] + [1]
+    ticks = sorted(rank for rank in ticks if rank <= 10**decades)
+    pad = _PAD * decades
+    return {
+        "type": "log",
+        "range": [decades + pad, -pad],
+        "tickmode": "array",
+        "tickvals": [rank + 1 for rank in ticks],
+        "ticktext": [f"{rank:,}" for rank in ticks],
+    }
+
+
+def _log_axis(numbers: Float[ndarray, " value"], pixels: int) -> dict[str, Any]:
+    """Around positive values; ticks at powers of ten, and between them where there are few."""
+    ends = (numbers.min(), numbers.max()) if numbers.size else (0.1, 1.0)
+    low, high = (float(v) for v in np.log10(ends))
+    pad = _PAD * (high - low) or 0.5
+    low, high = low - pad, high + pad
+    powers = range(int(np.floor(low)), int(np.ceil(high)) + 1)
+    if high - low < 2:
+        values = [(m * 10.0**power, f"{m * 10.0**power:.3g}") for power in powers for m in (1, 2, 5)]
+    else:
+        # Plotly's own powers of ten are a quarter larger than the ticks of every other axis.
+        step = max(1, round((high - low) * 28 / pixels))
+        values = [(10.0**power, f"10{str(power).translate(_RAISED)}") for power in powers if power % step == 0]
+    shown = [(value, text) for value, text in values if low <= np.log10(value) <= high]
+    return {
+        "type": "log",
+        "range": [low, high],
+        "tickmode": "array",
+        "tickvals": [value for value, _ in shown],
+        "ticktext": [text for _, text in shown],
+    }

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from ..stats import Interval
-from .curves import Series, curve_panels
-from .marks import Mark
+from .curves import Mark, Series, curve_panels
 from .text import interval_line, number
 
 POSITION_TITLES = {"subject_last": "Last subject token", "prediction": "Prediction position"}

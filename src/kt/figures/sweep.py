@@ -10,9 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from . import theme
-from .curves import Series, curve_panels, limits
-from .grid import axis_suffix
-from .marks import Mark
+from .curves import Mark, Series, curve_panels, limits
+from .layout import axis_suffix
 from .text import escape
 
 SCALES = ("linear", "log")

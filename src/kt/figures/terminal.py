@@ -13,10 +13,11 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.text import Text
 
+from .._util.text import visible
 from . import theme
+from .heatmap import Panel
 from .layout import every
-from .panel import Panel
-from .text import readable_token, visible
+from .text import readable_token
 
 _SHADES = " .:=+*#%@"
 _NEGATIVE = "-"

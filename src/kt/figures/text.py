@@ -11,7 +11,7 @@ import math
 import re
 import textwrap
 
-from ..visible import visible as visible
+from .._util.text import visible
 
 
 def escape(text: str) -> str:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadFile
-from .reading import SUFFIX, Entry, lineage, names, path_of
-from .symbols import METHOD_NAMES, SYMBOLS, Symbol
+from .reading import METHOD_NAMES, SUFFIX, SYMBOLS, Entry, Symbol, lineage, names, path_of
 
 if TYPE_CHECKING:
-    from ..model import TracedModel
+    from ..model.model import TracedModel
 
 __all__ = ["METHOD_NAMES", "SYMBOLS", "Preset", "Symbol", "Value", "preset_for", "presets", "read_preset"]
 

@@ -1,11 +1,12 @@
 """The contrast probe: where in the model two answers part, read through the model's own unembedding."""
 
-from .lens import KINDS, POSITIONS, Reading, SetTokens, read_lens
-from .probe import contrast_probe
-from .residual import Residual
-from .residual_run import residual_fact
+from ..residual.run import residual_fact
+from ..residual.score import Residual
+from .contrast import contrast_probe
+from .lens import KINDS, POSITIONS, Reading, read_lens
 from .result import LensCurve, Probe
 from .stages import Stage, Stages
+from .word_sets import SetTokens
 
 __all__ = [
     "KINDS",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..facts.fact import Fact, fill
-from ..prompts import target_ids
+from ..model.tokens import target_ids
 
 MOST = 8
 """Controls of one fact."""

@@ -23,13 +23,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from .. import ranks
+from .._util.progress import Progress
 from ..errors import BadFact, UnknownSite, WorkFailed
-from ..model import Point, TracedModel
-from ..progress import Progress
-from ..prompts import encode_ids, pad_id
-from ..sites import Kind, Site
-from .kept import of_sets, set_tokens
+from ..model.model import Point, TracedModel
+from ..model.sites import Kind, Site
+from ..model.tokens import encode_ids, pad_id
+from ..runs import parallel as ranks
+from .word_sets import SetTokens, of_sets, set_tokens
 
 POSITIONS = ("subject_last", "prediction")
 KINDS = ("resid", "attn", "mlp")
@@ -38,19 +38,6 @@ _SITES = {"resid": Kind.RESID, "attn": Kind.ATTN, "mlp": Kind.MLP}
 _MEMORY = {"cuda": 2 << 30, "cpu": 64 << 20}
 """Bytes of one forward's largest activations, and of the logits that are held at once."""
 _COPIES = 3  # the logits, and what logsumexp and the comparison make of them
-
-
-class SetTokens(NamedTuple):
-    """Word sets as token ids. With `outside`, one more set is read: every token that `outside` does not name."""
-
-    ids: Sequence[Sequence[Int[ndarray, " token"]]]
-    """By fact and set, each id once; empty where the fact has no such set."""
-    outside: Sequence[Int[ndarray, " token"]] | None = None
-    """By fact."""
-
-    @property
-    def n_sets(self) -> int:
-        return len(self.ids[0]) + (self.outside is not None)
 
 
 class Reading(NamedTuple):

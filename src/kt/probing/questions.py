@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from ..facts.fact import Fact
-from ..model import TracedModel
-from ..prompts import encode_ids, pad_id, target_ids, template_span, token_ids
-from ..tracing.cases import LeftOut
+from ..model.model import TracedModel
+from ..model.tokens import encode_ids, pad_id, target_ids, template_span, token_ids
+from ..tracing.prompts import LeftOut
 
 ANSWERS = ("original", "target")
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cells import html_table
+from .._util.text import html_table
 from .lens import POSITIONS
 from .questions import ANSWERS
 from .result import METRICS, LensCurve, Probe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
 
 NAMES = {"original": "original answer", "target": "target answer"}
 KIND_TITLES = {"resid": "residual stream", "attn": "attention output", "mlp": "MLP output"}

@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifacts import plain
+from .._util.data import plain
 from ..errors import BadFile
 from .base import How, Keys, Kind
 from .edited import TABLES, Cited, Line, edited_facts, read_edited, read_rows
 from .table import TableRecipe, TableRun, cells_of
 
 if TYPE_CHECKING:
+    from ..capability.tasks import Chosen
+    from ..experiments import Row
     from ..facts.fact import Fact
-    from ..harness.tasks import Chosen
-    from ..model import TracedModel
-    from ..sweep import Row
+    from ..model.model import TracedModel
+
 
 LABEL = "all"
 """A row's label where a sweep's points have their place on the axis."""
@@ -41,7 +42,7 @@ class AbilitiesRecipe(TableRecipe):
 
     def smoked(self) -> AbilitiesRecipe:
         """With tasks over demo facts, one of text for accuracies, one of whole texts for perplexities."""
-        from .abilities_smoke import LIMIT, metric_like, TASKS  # isort: skip
+        from .abilities_smoke import LIMIT, TASKS, metric_like
 
         columns = {column: metric_like(metric) for column, metric in self.columns.items()}
         return replace(super().smoked(), columns=columns, tasks=TASKS, limit=LIMIT, include_path=None)
@@ -70,7 +71,7 @@ def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> Abil
 
 def run(recipe: AbilitiesRecipe, how: How) -> TableRun:
     """The tasks once a row and model, and the paper's table from them."""
-    from ..harness.tasks import choose, lm_eval_module
+    from ..capability.tasks import choose, lm_eval_module
 
     lm_eval_module()  # before anything is fetched or loaded
     asked = recipe.smoked() if how.smoke else recipe
@@ -100,10 +101,10 @@ def _model_rows(
     recipe: AbilitiesRecipe, how: How, label: str, model: TracedModel, facts: list[Fact], chosen: Chosen
 ) -> list[Row]:
     """The unedited model's row, then one a method; finished ones are read from the folder."""
+    from ..experiments import Point
+    from ..experiments.sweep_result import Kept
+    from ..experiments.sweep_solving import Solver
     from ..facts.fact import facts_digest
-    from ..sweep import Point
-    from ..sweep.keep import Kept
-    from ..sweep.solving import Solver
 
     lines = [line for line in recipe.rows if line.method or line.unedited]
     options = [recipe.options_of(line, how.smoke) if line.method else {} for line in lines]
@@ -145,8 +146,8 @@ def _measure(
     chosen: Chosen,
     tick: Any,
 ) -> Row:
-    from ..harness import abilities
-    from ..sweep import Row
+    from ..capability import abilities
+    from ..experiments import Row
 
     start = time.perf_counter()
     edit = solver.edit(facts, options, seed, tick) if options else None

@@ -40,7 +40,7 @@ def metric_like(metric: str) -> str:
 @contextmanager
 def written() -> Iterator[Path]:
     """A folder with both tasks and their data, for lm-eval's `include_path`."""
-    from ..demo_loop import spread
+    from ..demo.loop import spread
     from ..facts.load import load_facts
 
     with tempfile.TemporaryDirectory(prefix="kt-smoke-") as name:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
+from .._util.progress import Stage
 from ..errors import BadFile, KtError
 from ..facts.fact import Fact
-from ..progress import Stage
 
 if TYPE_CHECKING:
-    from ..model import TracedModel
+    from ..model.model import TracedModel
     from .result import RecipeRun
+
 
 Recipe = TypeVar("Recipe", bound="PaperRecipe")
 

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BadFile, KtError
-from ..run_folder import FILES
+from ..runs.folder import FILES
 from .base import How, Keys, Kind
 from .claims import COLUMNS, NOTHING, Claim, Finding, Verdict, lines, read_claims
 from .edited import TABLES, EditedRecipe, editable, read_edited, read_rows
 from .result import MISSING, RecipeRun, Table
 
 if TYPE_CHECKING:
-    from ..case_study import CaseStudy, Reply
+    from ..experiments.case_study import CaseStudy, Reply
     from ..facts.fact import Fact
-    from ..model import TracedModel
+    from ..model.model import TracedModel
+
 
 ROLES = ("edited", "equivalent", "unrelated")
 CHECKS = {"all-right": Keys(("roles",), ("roles",)), "only-right": Keys(("row", "roles"), ("row", "roles"))}
@@ -106,8 +107,8 @@ class CaseRun(RecipeRun):
         return cells
 
     def _lines(self, label: str, study: CaseStudy) -> list[list[str]]:
-        from ..case_study import UNEDITED
-        from ..figures.text import visible
+        from .._util.text import visible
+        from ..experiments.case_study import UNEDITED
 
         found = []
         name = f"demo, not {label}" if self.smoke else label
@@ -177,8 +178,8 @@ def _with_record(recipe: CaseRecipe, how: How) -> list[Fact]:
 
 def _study(recipe: CaseRecipe, how: How, label: str, model: TracedModel, facts: list[Fact]) -> CaseStudy:
     """One method at a time: edits of many facts are large."""
-    from ..case_study import case_study
-    from ..sweep.solving import Solver
+    from ..experiments.case_study import case_study
+    from ..experiments.sweep_solving import Solver
 
     lines = [line for line in recipe.rows if line.method is not None]
     options = [recipe.options_of(line, how.smoke) for line in lines]
@@ -194,7 +195,7 @@ def _study(recipe: CaseRecipe, how: How, label: str, model: TracedModel, facts: 
 
 def check(study: CaseStudy, claim: Claim) -> Finding:
     """Whether the claimed methods' replies are right; there is no number, so the claim fails or holds by itself."""
-    from ..case_study import UNEDITED
+    from ..experiments.case_study import UNEDITED
 
     roles = [i for i, question in enumerate(study.questions) if question.role in claim.about["roles"]]
     edited = [name for name in study.methods if name != UNEDITED]

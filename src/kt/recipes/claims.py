@@ -87,7 +87,7 @@ class Verdict:
 
     def line(self) -> list[str]:
         """A line of the table."""
-        from ..figures.text import visible
+        from .._util.text import visible
 
         found = self.finding
         ours = found.reason or found.ours or shown(found.value)

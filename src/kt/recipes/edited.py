@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import BadFile, KtError
 from ..facts.fact import Fact
-from ..presets.symbols import METHOD_NAMES
+from ..presets.reading import METHOD_NAMES
 from .base import How, Keys, PaperRecipe, facts_of
 
 Shown = TypeVar("Shown")
@@ -154,8 +154,8 @@ def edited_facts(recipe: EditedRecipe, how: How) -> list[Fact]:
 
 def editable(recipe: EditedRecipe, how: How) -> list[Fact]:
     """All of the recipe's facts that can stand in one batch; in a smoke run a few that ask everything."""
-    from ..demo_loop import spread
-    from ..sweep import distinct
+    from ..demo.loop import spread
+    from ..experiments import distinct
 
     given = facts_of(recipe, how)
     if how.smoke and how.facts is None:

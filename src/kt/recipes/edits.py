@@ -14,7 +14,7 @@ from .table import TableRecipe, TableRun, cells_of, place
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from ..sweep import Point, Sweep
+    from ..experiments import Point, Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> Edit
 
 def run(recipe: EditsRecipe, how: How) -> EditsRun:
     """One sweep a model; finished points are kept in `how.folder`."""
-    from ..sweep import sweep
+    from ..experiments import sweep
 
     asked = recipe.smoked() if how.smoke else recipe
     own = edited_facts(asked, how)
@@ -105,7 +105,7 @@ def run(recipe: EditsRecipe, how: How) -> EditsRun:
 
 def _points(recipe: EditsRecipe, smoke: bool) -> list[Point]:
     """Rows times places on the axis, for the rows that are edits."""
-    from ..sweep import Point
+    from ..experiments import Point
 
     found = []
     for line in recipe.rows:

@@ -19,8 +19,9 @@ from .result import RecipeRun, Table
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from ..model import TracedModel
-    from ..progress import Progress
+    from .._util.progress import Progress
+    from ..model.model import TracedModel
+
 
 DATA = Keys(("facts", "url", "format", "most"), ("facts",))
 
@@ -89,7 +90,7 @@ def figure_facts(recipe: FigureRecipe, how: How, ask: str) -> list[Fact]:
     Raises:
         KtError: none has what is asked for, `answer` or two answers (`contrast`).
     """
-    from ..demo_loop import spread
+    from ..demo.loop import spread
 
     spread_out = how.smoke and how.facts is None
     found = facts_of(recipe, how, None if spread_out else recipe.n_facts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import KtError
-from ..run_folder import FILES
+from ..runs.folder import FILES
 from ..stats import Interval
 from . import probe_checks
 from .base import How, Keys, Kind
@@ -22,11 +22,12 @@ from .result import Table
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from ..model import TracedModel
+    from .._util.progress import Progress
+    from ..model.model import TracedModel
     from ..probing import Probe
     from ..probing.result import LensCurve
-    from ..probing.sets import WordSets
-    from ..progress import Progress
+    from ..probing.word_sets import WordSets
+
 
 SMOKE_FACTS = 24
 SHIPPED = "stopwords"
@@ -82,7 +83,7 @@ def run(recipe: ProbeRecipe, how: How) -> FigureRun[Probe]:
 
 
 def _sets(named: str | Path) -> WordSets:
-    from ..probing.sets import WordSets, open_sets
+    from ..probing.word_sets import WordSets, open_sets
 
     return WordSets({}, "the shipped stop words") if named == SHIPPED else open_sets(named)
 

@@ -19,6 +19,7 @@ from .claims import NOTHING, Finding, layers_of, shown
 if TYPE_CHECKING:
     from ..probing import Probe, Stage
 
+
 STAGES = ("enrichment", "extraction", "promotion")
 CHECKS = {
     "stage": Keys(("stage", "part", "layers", "either_count"), ("stage",)),

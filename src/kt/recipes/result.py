@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..artifacts import plain
+from .._util.data import plain
 from .base import PaperRecipe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
 
 SMOKE = "SMOKE RUN on the demo model and demo facts: these figures are not the paper's and say nothing about them"
 MISSING = "–"

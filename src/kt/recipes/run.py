@@ -7,14 +7,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._util.progress import Stage
 from ..facts.fact import Fact
-from ..progress import Stage
 from .base import How, PaperRecipe, refuse_untaken
 from .kinds import KINDS
 from .result import RecipeRun
 
 if TYPE_CHECKING:
-    from ..model import TracedModel
+    from ..model.model import TracedModel
 
 
 def run_recipe(

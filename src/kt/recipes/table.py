@@ -11,7 +11,8 @@ from .edited import Cited, EditedRecipe
 from .result import MISSING, RecipeRun, Table
 
 if TYPE_CHECKING:
-    from ..sweep import Row
+    from ..experiments import Row
+
 
 SCALE = 100.0
 """From kt's unit (shares, bits) to the papers' (percent, hundredths of a bit)."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cells import interval
-from ..run_folder import FILES
+from .._util.text import interval
+from ..runs.folder import FILES
 from . import trace_checks
 from .base import How, Keys, Kind
 from .claims import peak_layer, peak_words, read_claims
@@ -21,9 +21,10 @@ from .result import Table
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from ..model import TracedModel
-    from ..progress import Progress
+    from .._util.progress import Progress
+    from ..model.model import TracedModel
     from ..tracing import Trace
+
 
 SMOKE_FACTS, SMOKE_SAMPLES = 6, 2
 SETTINGS = ("kinds", "samples", "noise_scale", "window", "corrupt", "keep", "direction", "seed")

@@ -17,6 +17,7 @@ from .claims import NOTHING, Finding, layers_of, peak_layer, peak_words, shown
 if TYPE_CHECKING:
     from ..tracing import Trace
 
+
 _WHERE = ("metrics", "layers", "either_count", "part")
 CHECKS = {
     "peak": Keys(("kind", "at", *_WHERE), ("kind",)),
@@ -39,8 +40,8 @@ def check(trace: Trace, name: str, about: Mapping[str, Any]) -> Finding:
 
 def effects(trace: Trace, about: Mapping[str, Any], kind: str | None = None) -> Float[ndarray, "fact layer"]:
     """Each fact's effect by layer at the role `at`, the last subject token unless said."""
-    from ..tracing.aggregate import role_effects
-    from ..tracing.roles import ROLES
+    from ..tracing.prompts import ROLES
+    from ..tracing.trace import role_effects
 
     kind = trace.checked(kind or about["kind"], about.get("metric", "logit_diff"))
     found = role_effects(trace, kind, about.get("metric", "logit_diff"))
@@ -61,8 +62,8 @@ def _peak(trace: Trace, about: Mapping[str, Any]) -> Finding:
 
 def _role(trace: Trace, about: Mapping[str, Any]) -> Finding:
     """Over these layers, the strongest of the named roles is above the strongest of the others."""
-    from ..tracing.aggregate import role_effects
-    from ..tracing.roles import ROLES
+    from ..tracing.prompts import ROLES
+    from ..tracing.trace import role_effects
 
     where = layers_of(about, trace.n_layers)
     metric = about.get("metric", "logit_diff")

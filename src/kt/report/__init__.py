@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .build import Card, Figure, Section, Table, Text, build, render
+from .html import Card, Figure, Section, Table, Text, build, render
 
 __all__ = ["Card", "Figure", "Section", "Table", "Text", "build", "render"]

@@ -1,12 +1,10 @@
 """Causal tracing and the balance factor: where in the model, and in which module, a fact is recalled."""
 
-from .aggregate import Curve, RoleGrid
-from .balance import Balance, balance_factor
-from .roles import ROLES
-from .run import causal_trace
+from .alpha import Balance, balance_factor
+from .prompts import ROLES
+from .run import MIN_GAP, causal_trace
 from .screen import Screen, screen
-from .settings import MIN_GAP
-from .trace import Trace, TracedFact
+from .trace import Curve, RoleGrid, Trace, TracedFact
 from .windows import Inflation, peak_inflation
 
 __all__ = [

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ..errors import BadFact
 from ..facts.fact import Fact, fill
-from ..model import TracedModel
-from ..prompts import template_span, token_ids
-from .cases import Case, LeftOut
+from ..model.model import TracedModel
+from ..model.tokens import template_span, token_ids
+from .prompts import Case, LeftOut
 
 NO_PARTNER = "no other subject of the same number of tokens"
 

@@ -16,18 +16,19 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
+from .._util.progress import Progress
 from ..errors import WorkFailed
-from ..journal import Journal
-from ..memory import free_on
-from ..model import TracedModel
-from ..progress import Progress
-from ..sites import Site
-from .cases import Case, equal_lengths
+from ..model.memory import free_on
+from ..model.model import TracedModel
+from ..model.prefix import prefix_is_reusable
+from ..model.sites import Site
+from ..runs.journal import Journal
+from .capabilities import Shortcuts
 from .corrupt import Corruption
-from .patch import Group, Side, chunks, patched_run, rows_at, window_layers
-from .patches import Patch, Source, heads
-from .probe import Shortcuts
-from .runs import Run, joined, prefix_is_reusable, run_rows
+from .forward import joined, run_rows
+from .patch import chunks, patched_run, rows_at, window_layers
+from .patches import Group, Patch, Run, Side, Source, heads
+from .prompts import Case, equal_lengths
 
 NO_JOURNAL = Journal()
 

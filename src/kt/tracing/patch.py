@@ -12,8 +12,7 @@ the batch grow, all rows are there from the first block, idle until they enter. 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,73 +20,16 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from ..model import TracedModel
-from ..sites import Kind, Site
-from .patches import End, Patch, Source
-from .runs import ORDER, Run, at, new_cache, readout, saved
-from .whole_rows import patched_rows
+from ..model.model import TracedModel
+from ..model.prefix import new_cache, saved
+from ..model.sites import Kind, Site
+from .patches import ORDER, Group, Patch, Rows, Source, at, columns_of, readout
+from .remote_patch import patched_rows
 
 
 def window_layers(layer: int, width: int, n_layers: int) -> range:
     """The layers that a window of `width` centred on `layer` patches (ROME's rule)."""
     return range(max(0, layer - width // 2), min(n_layers, layer - (-width // 2)))
-
-
-class Side(NamedTuple):
-    """One of a group's two runs: `samples` rows for each fact, or one that serves all samples."""
-
-    run: Run
-    samples: int
-
-    def places(self, rows: Rows, like: Tensor) -> Int[Tensor, " row"]:
-        """The row of this run that belongs to each patched row."""
-        return torch.as_tensor(rows.fact * self.samples + rows.sample % self.samples, device=like.device)
-
-    def read(self, source: Source, rows: Rows, token: int) -> Float[Tensor, "row d"]:
-        values = self.run.values[source]
-        return values[self.places(rows, values), token]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Facts with equal token counts, after the runs that patched ones start from (`base`) and take from (`donor`)."""
-
-    base: Side
-    donor: Side
-    answers: Int[Tensor, " fact"]
-    foils: Int[Tensor, " fact"]
-    length: int
-    samples: int
-    patches: tuple[Patch, ...]
-    head_size: int = 0
-    grow: bool = True
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Patched runs, one entry a row, sorted by the layer at which they enter."""
-
-    fact: Int[ndarray, " row"]
-    patch: Int[ndarray, " row"]  # index into the group's patches
-    hidden: Int[ndarray, " row"]  # 1 where the patch is of the residual stream
-    layer: Int[ndarray, " row"]  # the window's centre
-    first: Int[ndarray, " row"]
-    stop: Int[ndarray, " row"]
-    sample: Int[ndarray, " row"]
-
-    def __len__(self) -> int:
-        return len(self.fact)
-
-    def __getitem__(self, at: slice | ndarray) -> Rows:
-        return Rows(*(getattr(self, name)[at] for name in self.__dataclass_fields__))
-
-    @property
-    def enters(self) -> Int[ndarray, " row"]:
-        """The first block to run. A patched block output is the next block's input."""
-        return self.first + self.hidden
-
-    def of(self, patches: Sequence[int]) -> Int[ndarray, " row"]:
-        return np.isin(self.patch, patches)
 
 
 def rows_at(
@@ -179,14 +121,6 @@ def _overwritten(group: Group, rows: Rows, source: Source, token: int) -> Iterat
     if len(held):
         values = group.base.read(source, rows[held], token)
         yield (held[:, None], np.arange(values.shape[1])[None]), values
-
-
-def columns_of(group: Group, rows: Rows, end: End, width: int) -> Int[ndarray, "row_or_1 d"]:
-    """All columns of a value; of W_o's input those of each row's head."""
-    if end == "value":
-        return np.arange(width)[None]
-    head = np.array([patch.head or 0 for patch in group.patches])[rows.patch]
-    return head[:, None] * group.head_size + np.arange(group.head_size)[None]
 
 
 def _dummy_input(model: TracedModel, width: int, length: int, start: int, cache: Any) -> dict[str, object]:

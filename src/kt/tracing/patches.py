@@ -12,13 +12,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
 
 from ..errors import BadFact, UnknownSite
-from ..sites import Kind, Site
-
-if TYPE_CHECKING:
-    from ..model import TracedModel
+from ..model.model import TracedModel
+from ..model.prefix import Prefix
+from ..model.sites import Kind, Site
+from ..model.tokens import Batch
 
 End = Literal["key", "value"]
 MODULES = {"mlp": Kind.MLP, "attn": Kind.ATTN}
@@ -93,3 +99,114 @@ def heads(model: TracedModel) -> tuple[int, int]:
     if columns % count:
         raise UnknownSite(f"{model.name}: W_o reads {columns} columns, which {count} heads do not divide; trace attn")
     return count, columns // count
+
+
+class Prompts(NamedTuple):
+    """What a run's rows are, to be run again: token ids, and what is added to the embeddings."""
+
+    ids: Int[Tensor, "row pos"]
+    noise: Float[Tensor, "row pos d_embed"] | None
+
+
+ORDER: tuple[tuple[Kind, End], ...] = (
+    (Kind.ATTN, "key"),
+    (Kind.ATTN, "value"),
+    (Kind.MLP, "value"),
+    (Kind.RESID, "value"),
+)
+"""The order in which a block computes them: nnsight reads and writes a forward in its own order."""
+
+
+class Run(NamedTuple):
+    """A forward of one row for each fact, or of facts x samples (samples innermost), and what was kept of it."""
+
+    inputs: list[Float[Tensor, "row pos d_model"]]
+    prefixes: list[Prefix] | None
+    values: dict[Source, Float[Tensor, "row pos d"]]
+    scores: Float[Tensor, "metric row"]
+    prompts: Prompts | None = None  # of a remote model alone, which is not asked for the others (see whole_rows.py)
+
+
+def whole(ids: Int[Tensor, "row pos"]) -> Batch:
+    """Rows of equal length as a batch without padding."""
+    return Batch(ids, torch.ones_like(ids))
+
+
+def readout(
+    logits: Float[Tensor, "row vocab"], answers: Int[Tensor, " row"], foils: Int[Tensor, " row"]
+) -> Float[Tensor, "metric row"]:
+    """p(r) and logit(r) - logit(r') of every row, in float32."""
+    logits = logits.float()
+    right = logits.gather(1, answers.to(logits.device)[:, None])[:, 0]
+    wrong = logits.gather(1, foils.to(logits.device)[:, None])[:, 0]
+    return torch.stack([(right - logits.logsumexp(-1)).exp(), right - wrong])
+
+
+def at(model: TracedModel, source: Source, rows: int) -> Any:
+    """The live tensor of a source inside a trace."""
+    return model.key(source.site, rows) if source.end == "key" else model.value(source.site, rows)
+
+
+class Side(NamedTuple):
+    """One of a group's two runs: `samples` rows for each fact, or one that serves all samples."""
+
+    run: Run
+    samples: int
+
+    def places(self, rows: Rows, like: Tensor) -> Int[Tensor, " row"]:
+        """The row of this run that belongs to each patched row."""
+        return torch.as_tensor(rows.fact * self.samples + rows.sample % self.samples, device=like.device)
+
+    def read(self, source: Source, rows: Rows, token: int) -> Float[Tensor, "row d"]:
+        values = self.run.values[source]
+        return values[self.places(rows, values), token]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Facts with equal token counts, after the runs that patched ones start from (`base`) and take from (`donor`)."""
+
+    base: Side
+    donor: Side
+    answers: Int[Tensor, " fact"]
+    foils: Int[Tensor, " fact"]
+    length: int
+    samples: int
+    patches: tuple[Patch, ...]
+    head_size: int = 0
+    grow: bool = True
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Patched runs, one entry a row, sorted by the layer at which they enter."""
+
+    fact: Int[ndarray, " row"]
+    patch: Int[ndarray, " row"]  # index into the group's patches
+    hidden: Int[ndarray, " row"]  # 1 where the patch is of the residual stream
+    layer: Int[ndarray, " row"]  # the window's centre
+    first: Int[ndarray, " row"]
+    stop: Int[ndarray, " row"]
+    sample: Int[ndarray, " row"]
+
+    def __len__(self) -> int:
+        return len(self.fact)
+
+    def __getitem__(self, at: slice | ndarray) -> Rows:
+        return Rows(*(getattr(self, name)[at] for name in self.__dataclass_fields__))
+
+    @property
+    def enters(self) -> Int[ndarray, " row"]:
+        """The first block to run. A patched block output is the next block's input."""
+        return self.first + self.hidden
+
+    def of(self, patches: Sequence[int]) -> Int[ndarray, " row"]:
+        return np.isin(self.patch, patches)
+
+
+def columns_of(group: Group, rows: Rows, end: End, width: int) -> Int[ndarray, "row_or_1 d"]:
+    """All columns of a value; of W_o's input those of each row's head."""
+    if end == "value":
+        return np.arange(width)[None]
+    head = np.array([patch.head or 0 for patch in group.patches])[rows.patch]
+    return head[:, None] * group.head_size + np.arange(group.head_size)[None]

@@ -21,11 +21,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from .. import ranks
 from ..errors import BadFact
 from ..facts.fact import Fact
-from ..model import TracedModel
-from ..prompts import token_ids
+from ..model.model import TracedModel
+from ..model.tokens import token_ids
+from ..runs import parallel as ranks
 from ..stats import Interval, bootstrap_mean
 from .run import causal_trace
 from .trace import METRICS, Trace, TracedFact
@@ -33,6 +33,7 @@ from .trace import METRICS, Trace, TracedFact
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
 
 Cells = Mapping[str, Bool[ndarray, "layer token"]]
 
@@ -131,7 +132,7 @@ class Screen:
 
     def figure(self) -> go.Figure:
         """Estimate against exact effect, cell by cell; on the diagonal the estimate is right."""
-        from ..figures.screen import screen_figure
+        from ..figures.summary import screen_figure
         from .show import METRIC_TITLES, NOISE_TITLES
 
         table = self.to_dataframe().dropna(subset=["exact"])

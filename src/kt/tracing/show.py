@@ -8,17 +8,18 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from ..cells import html_table
+from .._util.text import html_table
 from ..errors import BadFact
 from ..stats import Interval, bootstrap_mean_grid
-from .aggregate import finite, role_effects, tested
-from .roles import ROLES, TITLES
+from .prompts import ROLES, TITLES
+from .trace import finite, role_effects, tested
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from .balance import Balance
+    from .alpha import Balance
     from .trace import Trace
+
 
 METRIC_TITLES = {"prob": "probability restored", "logit_diff": "logit difference restored (eq. 8)"}
 NOISE_TITLES = {"prob": "probability taken away", "logit_diff": "logit difference taken away"}

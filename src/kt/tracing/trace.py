@@ -15,23 +15,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
-from ..errors import BadFact, WorkFailed
-from ..prompts import Span
-from .cases import LeftOut, why
+from .._util.data import load_arrays, save_arrays, whole
+from ..errors import BadFact, BadFile, WorkFailed
+from ..model.tokens import Span
+from ..stats import IntervalGrid, benjamini_hochberg, bootstrap_mean_grid, sign_flip_test
+from .patches import Patch
+from .prompts import ROLES, LeftOut, why
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from .aggregate import Curve, RoleGrid
 
 METRICS = ("prob", "logit_diff")
 DIRECTIONS = ("denoise", "noise")
@@ -148,13 +150,11 @@ class Trace:
         `fact` is the fact's place in the caller's list; `clean` and `corrupted` are p(r) for the metric `prob` and
         the logit difference for `logit_diff`, the corrupted one averaged over the draws.
         """
-        from .aggregate import to_dataframe
 
         return to_dataframe(self)
 
     def by_role(self, kind: str, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> RoleGrid:
         """Means over facts of each fact's mean over the tokens of a role, with 95% bootstrap intervals over facts."""
-        from .aggregate import by_role
 
         return by_role(self, self.checked(kind, metric), metric, n_boot, seed)
 
@@ -162,7 +162,6 @@ class Trace:
         self, kind: str, metric: str = "logit_diff", at: str = "subject_last", n_boot: int = 2000, seed: int = 0
     ) -> Curve:
         """The row of `by_role` at one role: effect by layer (Figure 2)."""
-        from .aggregate import curve
 
         return curve(self, self.checked(kind, metric), metric, at, n_boot, seed)
 
@@ -205,14 +204,12 @@ class Trace:
     # Files ------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
         """One safetensors file: float32 arrays per fact, everything else as JSON in its header."""
-        from .files import save
 
         return save(self, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trace:
         """Read what `save` wrote."""
-        from .files import load
 
         return load(path)
 
@@ -222,6 +219,232 @@ class Trace:
         Raises:
             BadFact: they differ in model, kinds, window or corruption, or hold the same fact twice.
         """
-        from .files import merge
 
         return merge([self, *([others] if isinstance(others, Trace) else others)])
+
+
+# Traces as files, and several traces as one.
+
+FILE_KIND = "trace"
+OLDER = {"direction": "denoise", "method": "exact"}
+"""What files said nothing of while there was no choice."""
+_SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "method", "keep", "min_gap")
+"""What traces must share before their facts are averaged together."""
+
+
+def save(trace: Trace, path: str | os.PathLike[str]) -> Path:
+    """Arrays `<n>.corrupted.<metric>` (sample) and `<n>.<kind>.<metric>` (layer, token, sample) of the n-th fact."""
+    arrays: dict[str, ndarray] = {}
+    for i, fact in enumerate(trace.facts):
+        for metric in METRICS:
+            arrays[f"{i}.corrupted.{metric}"] = fact.corrupted[metric].astype(np.float32)
+            for kind in trace.kinds:
+                arrays[f"{i}.{kind}.{metric}"] = fact.patched[kind][metric].astype(np.float32)
+    return save_arrays(
+        path,
+        arrays,
+        {
+            "kind": FILE_KIND,
+            "kinds": list(trace.kinds),
+            "facts": [_described(fact) for fact in trace.facts],
+            "left_out": [fact._asdict() for fact in trace.left_out],
+            "run": dict(trace.metadata),
+        },
+    )
+
+
+def load(path: str | os.PathLike[str]) -> Trace:
+    """Read a trace.
+
+    Raises:
+        BadFile: the file is no trace, or not a whole one.
+    """
+    arrays, header = load_arrays(path, kind=FILE_KIND)
+    with whole(path, "trace", "trace again"):
+        try:
+            kinds = tuple(Patch.parse(kind).label for kind in header["kinds"])
+        except BadFact as error:
+            raise BadFile(f"{path}: not a whole trace ({error}); trace again") from error
+        facts = tuple(_read(fact, i, kinds, arrays) for i, fact in enumerate(header["facts"]))
+        left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
+        return Trace(facts, kinds, left_out, OLDER | header["run"])
+
+
+def merge(traces: Sequence[Trace]) -> Trace:
+    """See `Trace.merge`."""
+    first = traces[0]
+    for trace in traces[1:]:
+        for name in _SAME:
+            if trace.metadata[name] != first.metadata[name]:
+                raise BadFact(
+                    f"traces of {name} {first.metadata[name]!r} and {trace.metadata[name]!r} do not merge; "
+                    "trace both the same way"
+                )
+        if set(trace.kinds) != set(first.kinds):
+            raise BadFact(f"traces of kinds {_names(first)} and {_names(trace)} do not merge; trace both the same way")
+    seen: set[tuple[Any, ...]] = set()
+    facts, left_out, start = [], [], 0
+    for trace in traces:
+        for fact in trace.facts:
+            said = (fact.prompt, fact.subject, fact.answer_id, fact.foil_id)
+            if said in seen:
+                raise BadFact(f"{fact.prompt!r} is in two of the traces and would count twice; merge distinct facts")
+            seen.add(said)
+            facts.append(replace(fact, index=fact.index + start))
+        left_out += [one._replace(fact=one.fact + start) for one in trace.left_out]
+        start += int(trace.metadata["n_given"])
+    return Trace(tuple(facts), first.kinds, tuple(left_out), _merged_metadata(traces, start))
+
+
+def _merged_metadata(traces: Sequence[Trace], n_given: int) -> dict[str, Any]:
+    """The first trace's, with lists where the traces differ (the noise level follows from the facts)."""
+    merged = dict(traces[0].metadata)
+    for name in ("noise_level", "noise_scale", "noise", "seed", "dtype"):
+        values = [value for trace in traces for value in _listed(trace.metadata[name])]
+        merged[name] = values[0] if all(v == values[0] for v in values) else values
+    merged["metrics"] = [m for m in METRICS if all(m in trace.metrics for trace in traces)]
+    merged["samples"] = sorted({s for trace in traces for s in trace.metadata["samples"]})
+    merged["warnings"] = [text for trace in traces for text in trace.metadata["warnings"]]
+    return merged | {"n_given": n_given}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _names(trace: Trace) -> str:
+    return ", ".join(trace.kinds)
+
+
+def _described(fact: TracedFact) -> dict[str, Any]:
+    plain = {f.name: getattr(fact, f.name) for f in fields(fact) if f.name not in ("corrupted", "patched")}
+    return plain | {"clean": dict(fact.clean), "span": list(fact.span)}
+
+
+def _read(fact: dict[str, Any], i: int, kinds: Sequence[str], arrays: dict[str, ndarray]) -> TracedFact:
+    lists = {name: tuple(fact[name]) for name in ("ids", "tokens", "roles")}
+    return TracedFact(
+        **fact
+        | lists
+        | {
+            "span": Span(*fact["span"]),
+            "corrupted": {m: arrays[f"{i}.corrupted.{m}"] for m in METRICS},
+            "patched": {k: {m: arrays[f"{i}.{k}.{m}"] for m in METRICS} for k in kinds},
+        }
+    )
+
+
+# Means of effects over facts: by token role and layer, with bootstrap intervals and sign-flip tests over facts.
+#
+# A cell of a fact may be NaN: not measured. Means, intervals and tests are over the facts that have the cell, and
+# `counts` says how many these are.
+
+
+class RoleGrid(NamedTuple):
+    """Mean effect by role and layer; `roles` are those that occur, `n` the facts that have one.
+
+    `p` is of the sign-flip test over facts that the mean is 0, `q` the same after Benjamini and Hochberg over all cells
+    of this grid; both are NaN where fewer than two facts have the cell. `counts` are the facts measured in each cell:
+    `n`, unless cells were left unmeasured.
+    """
+
+    roles: tuple[str, ...]
+    mean: Float[ndarray, "role layer"]
+    low: Float[ndarray, "role layer"]
+    high: Float[ndarray, "role layer"]
+    n: Int[ndarray, " role"]
+    p: Float[ndarray, "role layer"]
+    q: Float[ndarray, "role layer"]
+    counts: Int[ndarray, "role layer"]
+
+
+class Curve(NamedTuple):
+    """Mean effect by layer at one role: a row of `RoleGrid`. With one fact `low`, `high`, `p` and `q` are NaN."""
+
+    mean: Float[ndarray, " layer"]
+    low: Float[ndarray, " layer"]
+    high: Float[ndarray, " layer"]
+    n: int
+    p: Float[ndarray, " layer"]
+    q: Float[ndarray, " layer"]
+    counts: Int[ndarray, " layer"]
+
+
+class Tested(NamedTuple):
+    """Sign-flip p of every cell and q over all of them."""
+
+    p: Float[ndarray, "*cell"]
+    q: Float[ndarray, "*cell"]
+
+
+def to_dataframe(trace: Trace) -> pd.DataFrame:
+    """See `Trace.to_dataframe`."""
+    import pandas as pd
+
+    parts = []
+    for fact in trace.facts:
+        layers, tokens = np.meshgrid(np.arange(trace.n_layers), np.arange(len(fact.tokens)), indexing="ij")
+        for kind in trace.kinds:
+            for metric in trace.metrics:
+                parts.append(
+                    {
+                        "fact": np.full(layers.size, fact.index),
+                        "kind": np.full(layers.size, kind, dtype=object),
+                        "layer": layers.ravel(),
+                        "token": tokens.ravel(),
+                        "role": np.array(fact.roles, dtype=object)[tokens.ravel()],
+                        "metric": np.full(layers.size, metric, dtype=object),
+                        "value": finite(fact, fact.effect(kind, metric)).ravel(),
+                        "clean": np.full(layers.size, fact.clean[metric]),
+                        "corrupted": np.full(layers.size, fact.corrupted[metric].mean(dtype=np.float64)),
+                    }
+                )
+    return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+
+
+def role_effects(trace: Trace, kind: str, metric: str) -> Float[ndarray, "fact role layer"]:
+    """Each fact's mean over the measured tokens of each role; NaN where there is none."""
+    effects = np.full((trace.n_facts, len(ROLES), trace.n_layers), np.nan)
+    for i, fact in enumerate(trace.facts):
+        effect = finite(fact, fact.effect(kind, metric))
+        measured = ~np.isnan(effect)
+        for r, role in enumerate(ROLES):
+            tokens = [t for t, has in enumerate(fact.roles) if has == role]
+            n = measured[:, tokens].sum(1)
+            total = np.where(measured, effect, 0.0)[:, tokens].sum(1)
+            np.divide(total, n, out=effects[i, r], where=n > 0)
+    return effects
+
+
+def by_role(trace: Trace, kind: str, metric: str, n_boot: int = 2000, seed: int = 0) -> RoleGrid:
+    """See `Trace.by_role`."""
+    effects = role_effects(trace, kind, metric)
+    # A role counts as there by its tokens, not by its cells: those may all be unmeasured.
+    has = np.array([[role in fact.roles for role in ROLES] for fact in trace.facts]).sum(0)
+    there = np.flatnonzero(has)
+    grid = bootstrap_mean_grid(effects[:, there], n_boot, seed)
+    p, q = tested(effects[:, there], grid, seed)
+    return RoleGrid(tuple(ROLES[r] for r in there), grid.mean, grid.low, grid.high, has[there], p, q, grid.n)
+
+
+def tested(values: Float[ndarray, "n ..."], grid: IntervalGrid, seed: int = 0) -> Tested:
+    """Whether the means of `grid` are told apart from zero; NaN where fewer than two records have the cell."""
+    p = np.where(grid.n > 1, sign_flip_test(values, seed=seed), np.nan)
+    return Tested(p, benjamini_hochberg(p))
+
+
+def curve(trace: Trace, kind: str, metric: str, at: str = "subject_last", n_boot: int = 2000, seed: int = 0) -> Curve:
+    """See `Trace.curve`."""
+    grid = by_role(trace, kind, metric, n_boot, seed)
+    if at not in grid.roles:
+        raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(grid.roles)}")
+    row = grid.roles.index(at)
+    means = (grid.mean[row], grid.low[row], grid.high[row])
+    return Curve(*means, int(grid.n[row]), grid.p[row], grid.q[row], grid.counts[row])
+
+
+def finite(fact: TracedFact, values: ndarray) -> ndarray:
+    """The values, once none of them is infinite; NaN means not measured."""
+    if np.isinf(values).any():
+        raise WorkFailed(f"{fact.prompt!r} has effects that are infinite; trace it again")
+    return values

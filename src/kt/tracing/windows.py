@@ -17,9 +17,9 @@ from numpy import ndarray
 
 from ..errors import BadFact
 from ..stats import Interval, bootstrap_mean, bootstrap_ratio
-from .aggregate import role_effects
 from .patch import window_layers
-from .roles import ROLES
+from .prompts import ROLES
+from .trace import role_effects
 
 if TYPE_CHECKING:
     from .trace import Trace

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kt.editing import kept, moments
-from kt.editing.kept import Store
-from kt.editing.moments import Moment
-from kt.editing.solvers import LeastSquares, NullSpace, System
+from kt.editing.closed_form import factor as kept
+from kt.editing.closed_form import factor as moments
+from kt.editing.closed_form.factor import Moment, Store
+from kt.editing.closed_form.solvers import LeastSquares, NullSpace, System
 
 D = 12
 DRAWN = torch.randn(D, 40, generator=torch.Generator().manual_seed(1))

@@ -7,12 +7,12 @@ import pytest
 import torch
 from families import tiny_model
 
-from kt.corpus import Corpus
 from kt.editing import Statistics, key_statistics
-from kt.editing import second_moments as module
+from kt.editing.closed_form import second_moment as module
 from kt.errors import BadFact, BadFile, KtError, WorkFailed
-from kt.prompts import encode
-from kt.sites import Kind, Site
+from kt.facts.corpus import Corpus
+from kt.model.sites import Kind, Site
+from kt.model.tokens import encode
 
 SITES = [Site(Kind.ATTN, 0), Site(Kind.MLP, 1)]
 
@@ -115,7 +115,7 @@ def test_the_change_is_that_of_twice_the_documents_and_ends_the_pass(corpus, tmp
 
 
 def test_what_would_not_fit_is_refused_before_it_is_taken(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("kt.memory.free_memory", lambda *a: 1000)
+    monkeypatch.setattr("kt.model.memory.free_memory", lambda *a: 1000)
     with pytest.raises(KtError, match=r"sum of 2 second moments .* needs .* take fewer layers"):
         key_statistics(tiny_model("gpt2"), SITES, corpus, 300, tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))

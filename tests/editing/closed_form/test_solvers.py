@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kt.editing.moments import Moment, cholesky
-from kt.editing.solvers import Equality, Held, LeastSquares, NullSpace, RankOne, System
+from kt.editing.closed_form.factor import Moment, cholesky
+from kt.editing.closed_form.solvers import Equality, Held, LeastSquares, NullSpace, RankOne, System
 from kt.errors import KtError, WorkFailed
 
 
@@ -104,7 +104,7 @@ def test_woodbury_and_the_whole_system_agree_also_for_other_vectors():
 
 def test_a_moments_factor_is_computed_once(monkeypatch):
     calls = []
-    monkeypatch.setattr("kt.editing.moments.cholesky", lambda *a: (calls.append(1), cholesky(*a))[1])
+    monkeypatch.setattr("kt.editing.closed_form.factor.cholesky", lambda *a: (calls.append(1), cholesky(*a))[1])
     moment = Moment.of(C)
     for solver in (LeastSquares(2.0), LeastSquares(9.0), Equality(1.0), RankOne()):
         solver(system(moment=moment))
@@ -130,7 +130,7 @@ def test_a_singular_moment_gets_the_least_ridge_that_works():
 
 
 def test_what_would_not_fit_is_refused_with_its_figure(monkeypatch):
-    monkeypatch.setattr("kt.memory.free_memory", lambda *a: 2 * 2**30)
+    monkeypatch.setattr("kt.model.memory.free_memory", lambda *a: 2 * 2**30)
     with pytest.raises(KtError, match=r"projector.*18,944.*needs 16.0 GiB") as caught:
         NullSpace().require_room("model.layers.4.mlp.down_proj", 18944)
     assert "\n" not in str(caught.value) and "2.0 GiB" in str(caught.value)

@@ -9,16 +9,17 @@ import torch
 from families import sentencepiece_tokenizer, tiny_model
 
 import kt
-from kt.editing import target_batches, target_suffix, values
-from kt.editing.aims import Aim, Objective, Position
-from kt.editing.contexts import Contexts
-from kt.editing.target_batches import worth_of_a_run
-from kt.editing.target_rows import NOWHERE, split_rows, target_rows
-from kt.editing.values import find_targets
-from kt.journal import Journal
-from kt.sites import Kind, Site
+from kt.editing.closed_form import target_forward as target_suffix
+from kt.editing.closed_form import targets as target_batches
+from kt.editing.closed_form import targets as values
+from kt.editing.closed_form.aims import Aim, Objective, Position
+from kt.editing.closed_form.contexts import Contexts
+from kt.editing.closed_form.target_forward import NOWHERE, split_rows, target_rows
+from kt.editing.closed_form.targets import find_targets, worth_of_a_run
+from kt.model.sites import Kind, Site
+from kt.runs.journal import Journal
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 from plain_targets import plain_target
 
 BOUND = 1e-5

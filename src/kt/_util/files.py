@@ -1,0 +1,137 @@
+"""Files that are either whole or absent: atomic writes, JSON, arrays with their metadata.
+
+Everything is written under a temporary name in the folder where it will stay and renamed when complete, so that a
+full disk, an exception or Ctrl-C leaves the old file or none, never half a one. Run folders: see run_folder.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+
+from ..errors import KtError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space or name another place",
+    errno.EDQUOT: "the disk quota is used up; free some space or name another place",
+    errno.EROFS: "the file system is read-only; name another place",
+    errno.EACCES: "not writable; name another place or change its permissions",
+    errno.EPERM: "not writable; name another place or change its permissions",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; name another place",
+    errno.EISDIR: "that is a folder; name a file",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+class NotWritable(KtError):
+    """A file or folder that cannot be written."""
+
+
+def why_not_written(error: OSError, path: str | os.PathLike[str] | None = None) -> NotWritable | None:
+    """The one-line error for a failed write, or None when `error` is of another nature."""
+    if error.errno not in _REASONS:
+        return None
+    where = path if path is not None else error.filename
+    return NotWritable(f"cannot write {'the output' if where is None else where}: {_REASONS[error.errno]}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failed write into the one line that says why."""
+    try:
+        yield
+    except OSError as error:
+        refusal = why_not_written(error, path) or NotWritable(f"cannot write {path}: {error.strerror or error}")
+        raise refusal from error
+
+
+def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[Path], object]) -> Path:
+    """Write `content` (or let it write the temporary path it is given) and rename it into place."""
+    path = Path(path)
+    with writing(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return _write_special(path, content)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name[:100]}.tmp-{secrets.token_hex(4)}")
+        try:
+            _write_plain(temporary, content)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    return path
+
+
+def clear_temporaries(folder: Path, name: str = "") -> None:
+    """Take away what killed writers of this file (or of any in the folder) left; for whoever writes there alone."""
+    for left in folder.glob(f".{escape(name[:100]) or '*'}.tmp-*"):
+        left.unlink(missing_ok=True)
+
+
+def _write_plain(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
+    if callable(content):
+        # The writer may put a private file of its own here (safetensors does): keep the usual permissions.
+        path.touch()
+        mode = path.stat().st_mode
+        content(path)
+        path.chmod(mode)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _write_special(path: Path, content: bytes | str | Callable[[Path], object]) -> Path:
+    """A device or a pipe is written through: renaming over /dev/stdout would replace the device itself."""
+    if callable(content):
+        raise NotWritable(f"cannot write {path}: it is a device or a pipe; name a file")
+    with path.open("wb", buffering=0) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that cannot be written before the work that it is to hold, not after.
+
+    Raises:
+        NotWritable: with the reason.
+    """
+    path = Path(path)
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+        if path.exists() and not path.is_file():
+            return
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        probe = folder / f".kt-{secrets.token_hex(4)}"
+        probe.touch(exist_ok=False)
+        probe.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The file's SHA-256, read in blocks."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

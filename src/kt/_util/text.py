@@ -1,0 +1,59 @@
+"""Text from models and data as it is shown: what a terminal or a browser would act on is written out instead.
+
+An escape character can recolour a terminal, retitle or clear it; a mark of writing direction can make a line read as
+another. Nothing of `kt` is imported here, so that every room can.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_BREAKS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+_ACTS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0 and C1 controls, marks of writing direction, line and paragraph separators, lone surrogates."""
+
+
+def visible(text: str) -> str:
+    """On one line: line breaks as arrows; control characters, lone surrogates and writing-direction marks as escapes.
+
+    >>> visible("a\\x1b[31mb")
+    'a\\\\u001b[31mb'
+    """
+    return _ACTS.sub(lambda found: _BREAKS.get(found[0]) or f"\\u{ord(found[0]):04x}", text)
+
+
+def visible_lines(text: str) -> str:
+    """The same with its line breaks kept."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
+# Numbers as tables show them, and tables as notebooks show them.
+
+
+def cell(value: Any) -> str:
+    """A table cell: probabilities and shares with three decimals, nothing for a missing value, texts made visible."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.3f}" if abs(value) >= 5e-4 or value == 0 else f"{value:.1e}"
+    return visible_lines(str(value))
+
+
+def interval(mean: float | None, ci95: Any, n: int | None = None) -> str:
+    """`0.412 [0.39, 0.43]`."""
+    if mean is None or mean != mean:
+        return "–"
+    if ci95 is None or any(v is None or v != v for v in ci95):
+        return cell(float(mean))
+    return f"{cell(float(mean))} [{ci95[0]:.3f}, {ci95[1]:.3f}]"
+
+
+def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table whose every text is escaped; without a head, rows alone."""
+    line = lambda tag, cells: "".join(f"<{tag}>{html.escape(visible_lines(str(each)))}</{tag}>" for each in cells)  # noqa: E731
+    top = f"<tr>{line('th', head)}</tr>" if head else ""
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    return f"<table><caption>{html.escape(visible_lines(caption))}</caption>{top}{body}</table>"

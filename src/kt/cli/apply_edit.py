@@ -1,0 +1,215 @@
+"""`kt apply-edit` and `kt cov`: solve an edit and write it; the key moments that solving needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from .._util.files import check_writable
+from ..errors import KtError, WorkFailed
+from ..experiments.sequence import EVALUATE, MODES
+from ..runs import parallel as ranks
+from . import parse
+from .command import BadOption, option_of
+from .edits import open_stack, show_conflicts_with
+from .eval import EvalOptions, show_scores
+from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
+from .session import Session, load_facts_file, results_of_run, session
+from .tables import show_requests, spread
+
+if TYPE_CHECKING:
+    from ..editing import Edit
+    from ..editing.closed_form.second_moment import Changes
+    from ..experiments.sequence import EditRun
+    from ..model.model import TracedModel
+
+
+@dataclass(frozen=True)
+class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, ModelOptions):
+    edits: Annotated[str | None, Opt("--edits", help="The edit requests; the same as --facts.")] = None
+    method: Annotated[str, Opt("--method", help="An editing method; kt ls methods lists them.")] = "intattn"
+    alpha: Annotated[
+        str | None,
+        Opt(
+            "--alpha",
+            help="0 (MLP only) to 1 (attention only), auto: traced first, or per-fact [default: the preset's].",
+        ),
+    ] = None
+    alpha_facts: Annotated[
+        str | None, Opt("--alpha-facts", help="Facts that --alpha auto is traced on [default: the requests].")
+    ] = None
+    mode: Annotated[
+        str,
+        Opt(
+            "--mode",
+            help="batch: all requests in one edit; single: each on the unedited model; sequential: in steps, each on "
+            "the model that the ones before left.",
+        ),
+    ] = "batch"
+    step_size: Annotated[int, Opt("--step-size", min=1, help="Requests a step, with --mode sequential.")] = 1
+    evaluate: Annotated[
+        str, Opt("--evaluate", help="Score the requests: none, at the end, or (sequential) after every step.")
+    ] = "none"
+    no_generate: Annotated[bool, Opt("--no-generate", help="Score without generated text: faster.")] = False
+    kl: Annotated[bool, option_of(EvalOptions, "kl")] = False
+    keep_history: Annotated[
+        bool | None,
+        Opt("--keep-history/--no-keep-history", help="Later steps leave earlier keys alone [default: the method's]."),
+    ] = None
+    history: Annotated[
+        str | None,
+        Opt("--history", metavar="FILE,...", help="Earlier edits or stacks, in order: solve on top, hold their keys."),
+    ] = None
+    norm_guard: Annotated[
+        bool, Opt("--norm-guard", help="Rescale each wanted value to the norm it has in the unedited model.")
+    ] = False
+    merge_to: Annotated[
+        Path | None, Opt("--merge-to", help="Also write the edited model as a Hugging Face folder (as kt export does).")
+    ] = None
+    no_check: Annotated[
+        bool, Opt("--no-check", help="Do not load the merged folder to compare it, which takes as much memory again.")
+    ] = False
+    dry_run: Annotated[bool, Opt("--dry-run", help="Solve and report, but write no edit.")] = False
+
+
+def apply_edit(options: EditOptions) -> None:
+    """Solve edits for all requests, in one batch or in steps, and write them as files."""
+    mode = parse.one(options.mode, MODES, "--mode")
+    when = parse.one(options.evaluate, EVALUATE, "--evaluate")
+    if options.edits is not None and (options.prompt is not None or options.facts not in ("demo", options.edits)):
+        raise BadOption("--edits and --facts (or --prompt) both name the requests; give one of them")
+    if options.edits is not None:
+        options = replace(options, facts=options.edits)
+    if mode == "single" and options.merge_to is not None:
+        raise BadOption("--merge-to needs one edited model; --mode single gives one a request")
+    if mode != "sequential" and (options.step_size != 1 or when == "step"):
+        raise BadOption("--step-size and --evaluate step belong to --mode sequential")
+    if options.kl and when == "none":
+        raise BadOption("--kl is a score, and nothing is scored; add --evaluate end (or step)")
+    settings = parse.settings(options.set) | {
+        "layers_mlp": parse.layers(options.layers_mlp, "--layers-mlp"),
+        "layers_attn": parse.layers(options.layers_attn, "--layers-attn"),
+    }
+    alpha = None if options.alpha is None else parse.alpha(options.alpha)
+    if options.merge_to is not None and options.resume is None:  # a run that goes on may have been past its merge
+        check_new(options.merge_to)
+    if options.history is not None and options.merge_to is not None:
+        raise BadOption("--merge-to writes one edit of the base; with --history, kt edits stack and kt export do")
+    below = None if options.history is None else open_stack(options.history.split(","))
+    refused: KtError | None = None
+    with session(options, write=not options.dry_run) as s:
+        from ..experiments.sequence import run_edits
+
+        requests = [fact.as_request() for fact in s.load_facts()]
+        others = None if options.alpha_facts is None else load_facts_file(options.alpha_facts)
+        model = s.load_model()
+        met = show_conflicts_with(s.screen, model, requests, below)
+        run = run_edits(
+            model,
+            requests,
+            mode,
+            options.step_size,
+            when,
+            not options.no_generate,
+            stage=s.progress,
+            kl=options.kl,
+            below=below,
+            method=options.method,
+            alpha=alpha,
+            statistics=options.statistics,
+            preset=options.preset,
+            variant=options.variant,
+            seed=options.seed,
+            corpus=options.corpus,
+            max_tokens=options.max_tokens,
+            keep_history=options.keep_history,
+            norm_guard=options.norm_guard,
+            alpha_facts=others,
+            journal=None if options.dry_run else s.journal(),
+            **settings,
+        )
+        check_changed(run.edits)
+        path = None if options.dry_run else str(run.save(s.run.folder, s.path))
+        s.keep(results_of_run(run, path) | met, {"steps": run.steps.figure()} if mode == "sequential" else {})
+        if options.merge_to is not None and run.edit is not None and not options.dry_run:
+            refused = ranks.by_main("merging", merge, s, model, run.edit, options)
+        show_run(s, run)
+    if refused is not None:
+        raise refused
+
+
+def merge(s: Session, model: TracedModel, edit: Edit, options: EditOptions) -> KtError | None:
+    """The edited model as a folder. An error is returned, to be raised once the run is kept: a merge that fails does
+    not take the solved edit with it."""
+    from ..export import carries, to_hf
+
+    assert options.merge_to is not None
+    try:
+        if options.resume is None or not carries(options.merge_to, edit):
+            to_hf(model, edit, options.merge_to, check=not options.no_check)
+    except KtError as error:
+        return error
+    s.run.results["merged"] = str(options.merge_to)
+    return None
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a `--merge-to` that is taken before solving, not after."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadOption(f"--merge-to {folder} exists and is not empty; name a new folder")
+    check_writable(folder / "config.json")
+
+
+def check_changed(edits: Sequence[Edit]) -> None:
+    """An update can be finite, not zero, and still vanish in the rounding of a 16-bit weight."""
+    if all(r.target_prob[0] == r.target_prob[1] for edit in edits for r in edit.report):
+        raise WorkFailed(
+            "the edit is solved, but no target's probability changed: the update is lost in the weights' rounding; "
+            "load the model with --dtype float32"
+        )
+
+
+def show_run(s: Session, run: EditRun) -> None:
+    """The requests and the weights of the whole, and the scores where they were asked for."""
+    if run.edit is not None:
+        show_edit(s, run.edit)
+    else:
+        show_requests(s, run.edits)
+    if run.after is not None:
+        show_scores(s, run.after, run.before, run.control)
+
+
+def show_edit(s: Session, edit: Edit) -> None:
+    """A row a request, a row a weight, a row an aim."""
+    show_requests(s, [edit])
+    rounded = edit.manifest.get("rounding") is not None
+    deltas = []
+    for name, delta in edit.deltas().items():
+        shape = "x".join(map(str, delta["shape"]))
+        condition = "–" if delta["condition"] is None else f"{delta['condition']:.0e}"
+        row = [name, shape, delta["rank"], delta["norm"], delta["relative_norm"], delta["norm_ratio"], condition]
+        deltas.append(row + ([delta["survived"], delta["rounding_error"]] if rounded else []))
+    columns = ["weight", "shape", "rank", "norm", "relative", "new / old norm", "condition"]
+    columns += ["survived", "error"] if rounded else []
+    s.screen.table("written weights", columns, deltas, rounding_note(edit) if rounded else None)
+    changes = edit.manifest.get("value_change") or {}
+    rows = [[aim, *(spread(change[part]) for part in ("came_through", "left"))] for aim, change in changes.items()]
+    if rows:
+        columns = ["aim", "of the wanted change came through", "still missing, relative"]
+        s.screen.table("intended value change", columns, rows, "mean [95%] over requests, with the edit as scaled")
+
+
+def rounding_note(edit: Edit) -> str:
+    """What the two columns of a rounded edit are, and which requests rounding cost."""
+    what = "survived, error: of each update after rounding to 16 bits, relative to it"
+    lost = edit.manifest.get("lost_to_rounding")
+    if lost is None:
+        return f"{what}; requests lost to rounding: not measured where other weights than W_o and down_proj change"
+    named = [f"{r.subject} ({r.id})" for r in edit.report if r.id in lost]
+    return f"{what}; requests lost to rounding: {len(lost)} of {len(edit.report)}" + "".join(f", {n}" for n in named)
+
+
+def _last_change(changes: Changes | None) -> str:
+    return f"{changes[-1][1]:.3f}" if changes else "–"

@@ -1,0 +1,52 @@
+"""`kt apply-edit` and `kt cov`: solve an edit and write it; the key moments that solving needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from . import parse
+from .apply_edit import _last_change
+from .command import BadOption
+from .options import ModelOptions, Opt, RunOptions
+from .session import session
+
+
+@dataclass(frozen=True)
+class CovOptions(RunOptions, ModelOptions):
+    corpus: Annotated[str, Opt("--corpus", help="demo, a .txt or .jsonl file, or hf:repo.")] = "demo"
+    layers_mlp: Annotated[str | None, Opt("--layers-mlp", help="Layers of down_proj: 4-8, none [default: all].")] = None
+    layers_attn: Annotated[str | None, Opt("--layers-attn", help="Layers of W_o: 2-4, none [default: all].")] = None
+    max_tokens: Annotated[int, Opt("--max-tokens", min=1, help="Tokens of the corpus that are counted.")] = 100_000
+    until: Annotated[
+        float | None,
+        Opt("--until", help="Stop when doubling the tokens changes no moment by more than this share: 0.05."),
+    ] = None
+    cache: Annotated[Path | None, Opt("--cache", help="Where the moments are kept [default: the user's cache].")] = None
+
+
+def cov(options: CovOptions) -> None:
+    """Take the second moments of the keys over a corpus, into the cache."""
+    mlp = parse.layers(options.layers_mlp, "--layers-mlp")
+    attn = parse.layers(options.layers_attn, "--layers-attn")
+    with session(options) as s:
+        from ..editing import key_statistics, memory_needed
+        from ..model.sites import Kind, Site
+
+        model = s.load_model()
+        everywhere = tuple(range(model.n_layers))
+        chosen = {Kind.MLP: everywhere if mlp is None else mlp, Kind.ATTN: everywhere if attn is None else attn}
+        sites = [Site(kind, model.checked(layer)) for kind, layers in chosen.items() for layer in layers]
+        if not sites:
+            raise BadOption("--layers-mlp none and --layers-attn none leave nothing to do; name some layers")
+        s.screen.say(f"kt: {len(sites)} second moments need {memory_needed(model, sites) / 2**20:.0f} MiB")
+        with s.progress("tokens") as tick:
+            found = key_statistics(
+                model, sites, options.corpus, options.max_tokens, options.cache, tick, until=options.until
+            )
+        files = {name: str(path) for name, path in found.files.items()}
+        s.keep({"files": files, "n_tokens": found.n_tokens, "corpus": found.corpus, "changes": dict(found.changes)})
+        rows = [[name, _last_change(found.changes.get(name)), path] for name, path in files.items()]
+        note = "change: of the moment's norm over the last doubling of the tokens"
+        s.screen.table(f"second moments over {found.n_tokens} tokens", ["module", "change", "file"], rows, note)

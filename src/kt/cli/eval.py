@@ -1,0 +1,190 @@
+"""`kt eval`: how well an edit holds, reaches further, and leaves the rest alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from .._util.text import interval
+from ..runs.folder import FILES
+from . import parse
+from .command import BadOption
+from .options import FactOptions, ForceOptions, ModelOptions, Opt, RunOptions
+from .session import Session, open_edit, session
+
+if TYPE_CHECKING:
+    from ..evaluation import Scores
+    from ..facts.fact import Fact
+    from ..model.model import TracedModel
+
+
+PROTOCOLS = ("tf", "gen", "prob", "wild", "ppl")
+JUDGE_KEY = "KT_JUDGE_KEY"
+VERDICTS = "judge.jsonl"
+
+
+@dataclass(frozen=True)
+class EvalOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
+    edit: Annotated[Path | None, Opt("--edit", help="Score the model with this edit (of kt apply-edit) in it.")] = None
+    protocol: Annotated[
+        str,
+        Opt(
+            "--protocol",
+            help="Ways to ask: tf (teacher forcing), gen (greedy), prob (new against old answer), "
+            "wild (free answers), ppl (held-out perplexity).",
+        ),
+    ] = "tf,gen"
+    no_generate: Annotated[bool, Opt("--no-generate", help="Leave out what needs generated text: faster.")] = False
+    no_control: Annotated[
+        bool, Opt("--no-control", help="Do not also score a joint edit's MLP part alone, which takes as long again.")
+    ] = False
+    heldout: Annotated[
+        str | None,
+        Opt("--heldout", help="Text for ppl: .txt or .jsonl, one document a line [default: the demo model's own]."),
+    ] = None
+    no_cache: Annotated[bool, Opt("--no-cache", help="Score the unedited model anew, and keep its scores nowhere.")] = (
+        False
+    )
+    kl: Annotated[bool, Opt("--kl", help="Also KL(unedited || edited) of the next token after neighbours.")] = False
+    max_new_tokens: Annotated[int, Opt("--max-new-tokens", min=1, help="Most tokens of an answer under wild.")] = 64
+    judge_url: Annotated[
+        str | None,
+        Opt("--judge-url", help="Let a judge read the answers under wild: an OpenAI-compatible URL (https://host/v1)."),
+    ] = None
+    log_samples: Annotated[
+        str | None, Opt("--log-samples", help="Also every sample by itself, as samples.jsonl or .parquet: name which.")
+    ] = None
+    judge_model: Annotated[
+        str | None, Opt("--judge-model", help=f"The judge's name there; its key is read from {JUDGE_KEY}.")
+    ] = None
+
+
+def evaluate(options: EvalOptions) -> None:
+    """Score a model, or a model with an edit, on a facts file."""
+    asked = questions(options)
+    with session(options) as s:
+        from ..evaluation import distributions, evaluate
+        from ..evaluation.perplexity import heldout_corpus
+
+        if "ppl" in asked["protocols"]:
+            heldout_corpus(options.heldout, options.model)  # refused here, before a model loads
+        rows: dict[str, Any] = {"batch_size": parse.batch_size(options.batch_size)}
+        asked |= {"seed": options.seed, "judge": _judge(options, s)} | rows
+        facts = s.load_facts()
+        edit = open_edit(s, options.edit) if options.edit else None
+        model = s.load_model()
+        reference = None
+        if options.kl:
+            with s.progress("the unedited model's distributions") as tick:
+                reference = distributions(model, facts, progress=tick, **rows)
+        before = unedited(s, model, facts, asked)
+        if edit is None:
+            before.save(s.run.file(FILES["after"]))
+            log_samples(s, before, None, model)
+            s.keep(before.as_dict())
+            return show_scores(s, before)
+        asked |= {"before": before, "reference": reference}
+        control = None if options.no_control else edit.control()
+        found: dict[str, Scores] = {}
+        for name, part in (("after", edit), ("control", control)):
+            if part is not None:
+                with s.progress(f"{name} the edit" if name == "after" else "its control") as tick, part.applied(model):
+                    found[name] = evaluate(model, facts, progress=tick, **asked)
+                found[name].save(s.run.file(FILES[name]))
+        before.save(s.run.file(FILES["before"]))
+        log_samples(s, found["after"], before, model)
+        s.keep(_results(before, **found))
+        show_scores(s, found["after"], before, found.get("control"))
+    return None
+
+
+def unedited(s: Session, model: TracedModel, facts: list[Fact], asked: dict[str, Any]) -> Scores:
+    """The unedited model's scores: from kt's cache folder, unless `--no-cache` says otherwise."""
+    from .._util.lock import default_cache
+    from ..evaluation import evaluate, evaluate_cached
+
+    with s.progress("unedited model") as tick:
+        if s.options.no_cache:
+            return evaluate(model, facts, progress=tick, **asked)
+        weights = s.run.manifest["model"]["fingerprint"]  # of gigabytes: hashed once a command
+        found = evaluate_cached(model, facts, default_cache(), weights, progress=tick, **asked)
+    if found.file is not None:
+        s.screen.say(f"kt: the unedited model's scores are those of {found.file} (--no-cache scores again)")
+    return found.scores
+
+
+def log_samples(s: Session, scores: Scores, before: Scores | None, model: TracedModel) -> None:
+    """One row a sample, if `--log-samples` asks for it."""
+    from ..evaluation.samples_file import sample_rows, write_samples
+
+    if (kind := s.options.log_samples) is not None:
+        write_samples(s.run.file(f"samples.{kind}"), sample_rows(scores, before, model.tokenizer.decode), kind)
+
+
+def _results(before: Scores, after: Scores, control: Scores | None = None) -> dict[str, Any]:
+    """The edited model's metrics; the others' under their names, and the paired differences from them."""
+    found: dict[str, Any] = after.as_dict()
+    beside = {"before": before} | ({"control": control} if control is not None else {})
+    found |= {name: scores.as_dict()["metrics"] for name, scores in beside.items()}
+    less = {name: after.compare(scores) for name, scores in beside.items()}
+    return found | {"differences": {name: {m: gap.as_dict() for m, gap in gaps.items()} for name, gaps in less.items()}}
+
+
+def questions(options: EvalOptions) -> dict[str, Any]:
+    """The arguments of `evaluate` that the options name; what cannot work is refused before a model loads."""
+    protocols = parse.names(options.protocol, PROTOCOLS, "--protocol")
+    if options.log_samples is not None:
+        parse.one(options.log_samples, ("jsonl", "parquet"), "--log-samples")
+    if options.no_generate:
+        if "wild" in protocols:
+            raise BadOption("--no-generate leaves nothing for wild to read; drop one of the two")
+        protocols = tuple(name for name in protocols if name != "gen")
+    needs = (
+        (not protocols, "--no-generate leaves no protocol; add tf, prob or ppl to --protocol"),
+        (options.heldout is not None and "ppl" not in protocols, "--heldout is read by ppl; add it to --protocol"),
+        (options.kl and options.edit is None, "--kl compares an edited model with the unedited one; give --edit"),
+        (options.judge_url is not None and "wild" not in protocols, "a judge reads wild; add it to --protocol"),
+        (options.judge_url is not None and options.judge_model is None, "--judge-url needs --judge-model"),
+        (options.judge_model is not None and options.judge_url is None, "--judge-model needs --judge-url"),
+    )
+    for wrong, message in needs:
+        if wrong:
+            raise BadOption(message)
+    return {"protocols": protocols, "heldout": options.heldout, "max_new_tokens": options.max_new_tokens}
+
+
+def _judge(options: EvalOptions, s: Session) -> Any:
+    """The judge, if one is asked for; the verdicts of a run that this one replaces are taken over."""
+    if options.judge_url is None:
+        return None
+    from ..evaluation import Judge
+
+    cache, earlier = s.run.file(VERDICTS), s.path / VERDICTS
+    if earlier.is_file():
+        cache.write_bytes(earlier.read_bytes())
+    return Judge(options.judge_url, options.judge_model or "", os.environ.get(JUDGE_KEY), cache)
+
+
+def show_scores(s: Session, after: Scores, before: Scores | None = None, control: Scores | None = None) -> None:
+    """One row a metric; the unedited model's figure beside it, and that of a joint edit's control."""
+    beside = [("before", before), ("after", after), ("MLP alone", control)]
+    columns = [name for name, scores in beside if scores is not None] if before is not None else ["mean [95%]"]
+    title = f"{after.model}: {len(after.records)} records"
+    note = "MLP alone: the joint edit's MLP part by itself, x (1 - α)" if control is not None else None
+    s.screen.table(title, ["metric", *columns, "n"], score_rows(after, before, control), note)
+
+
+def score_rows(after: Scores, before: Scores | None = None, control: Scores | None = None) -> list[list[Any]]:
+    """Cells of the table of scores."""
+    rows: list[list[Any]] = []
+    for name, metric in after.metrics.items():
+        old = [] if before is None else [_cell(before.metrics.get(name))]
+        held = [] if control is None else [_cell(control.metrics.get(name))]
+        rows.append([name, *old, _cell(metric), *held, metric.n])
+    return rows
+
+
+def _cell(metric: Any) -> str:
+    return "–" if metric is None else interval(metric.mean, metric.ci95)

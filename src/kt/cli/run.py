@@ -1,0 +1,155 @@
+"""`kt run RECIPE`: a table or figure of the papers by one command, beside the papers' own figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .._util.files import atomic_write
+from ..runs.folder import default_folder
+from . import parse
+from .command import BadOption
+from .options import FigureOptions, Opt, RunOptions
+from .session import Session, load_model, screen_for, session, write_result
+from .sweep import prepare_resume, take_over
+
+if TYPE_CHECKING:
+    from ..model.model import TracedModel
+    from ..recipes import PaperRecipe, RecipeRun
+
+
+@dataclass(frozen=True)
+class RecipeOptions(FigureOptions, RunOptions):
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name (ls lists them), or a TOML file.")] = "ls"
+    smoke: Annotated[
+        bool, Opt("--smoke", help="The demo model and demo facts, few steps: that it runs, not the paper's figures.")
+    ] = False
+    model: Annotated[
+        str,
+        Opt("--model", "-m", help="One of the recipe's models, or with a place: qwen2.5-7b=FOLDER; or all."),
+    ] = "all"
+    facts: Annotated[str | None, Opt("--facts", "-f", help="A file in place of the recipe's data.")] = None
+    limit: Annotated[int | None, Opt("--limit", min=1, help="Take no more than so many facts.")] = None
+    statistics: Annotated[
+        Path | None, Opt("--statistics", help="A safetensors file of key second moments by module name.")
+    ] = None
+    corpus: Annotated[str | None, Opt("--corpus", help="Text for the key moments [default: the recipe's].")] = None
+    sets: Annotated[Path | None, Opt("--sets", help="A JSON file of word sets in place of the recipe's.")] = None
+    resume: Annotated[
+        Path | None, Opt("--resume", metavar="DIR", help="Go on with an interrupted run; repeat its options.")
+    ] = None
+    dtype: Annotated[str, Opt("--dtype", help="auto, float32/fp32, bfloat16/bf16, float16/fp16.")] = "auto"
+    device: Annotated[str, Opt("--device", help="auto, cpu, cuda:0, mps.")] = "auto"
+    device_map: Annotated[str | None, Opt("--device-map", help="auto shards a large model through accelerate.")] = None
+    trust_remote_code: Annotated[bool, Opt("--trust-remote-code", help="Run the code that a Hub repository ships.")] = (
+        False
+    )
+
+
+def run(options: RecipeOptions) -> None:
+    """Run a recipe: a table or figure of the papers, beside what the papers have."""
+    from ..recipes import read_recipe
+
+    if options.recipe == "ls":
+        return list_recipes(options)
+    recipe = read_recipe(options.recipe).limited(options.limit)
+    if options.smoke and (options.model != "all" or options.facts):
+        raise BadOption("--smoke runs the demo model on demo facts; leave --model and --facts out")
+    chosen, taken = models_of(recipe, options.model), checked(recipe, options)
+    folder = folder_of(recipe, options)
+    options = replace(options, out=folder)
+    with session(options) as s:
+        found = _run(s, recipe, options, chosen, taken)
+        take_over(s, folder)
+        s.run.describe_data("demo" if options.smoke else options.facts or recipe.facts, found.n_facts)
+        atomic_write(s.run.file("table.md"), found.markdown())
+        found.save(s.run.folder)
+        s.keep(found.as_dict(), found.figures())
+        show(s, found)
+    return None
+
+
+def list_recipes(options: RecipeOptions) -> None:
+    """`kt run ls`."""
+    from ..recipes import names, read_recipe
+
+    known = [read_recipe(name) for name in names()]
+    rows = [[r.name, r.kind, f"{r.paper} {r.place}", r.summary] for r in known]
+    screen_for(options).table("kt run", ["recipe", "kind", "of", "what"], rows)
+    write_result(options, {"recipes": [{"name": r.name, "kind": r.kind, "about": r.summary} for r in known]})
+
+
+def folder_of(recipe: PaperRecipe, options: RecipeOptions) -> Path:
+    """The run folder, which is also where finished points are kept; a resumed run goes on in its own."""
+    if options.resume is None:
+        return options.out or default_folder("run", recipe.name)
+    if options.out not in (None, options.resume):
+        raise BadOption("--resume and --out name two folders; --resume is enough")
+    prepare_resume(options.resume, options.argv)
+    return options.resume
+
+
+def _run(
+    s: Session, recipe: PaperRecipe, options: RecipeOptions, models: dict[str, str], taken: dict[str, Any]
+) -> RecipeRun:
+    from ..facts.load import load_facts
+    from ..recipes import run_recipe
+
+    def load(name: str) -> TracedModel:
+        model = load_model(replace(options, model=name))  # type: ignore[arg-type]
+        s.run.describe_model(model)
+        return model
+
+    folder = s.path
+    try:
+        return run_recipe(
+            recipe,
+            load,
+            None if options.facts is None else load_facts(options.facts, format=recipe.format),
+            models=models,
+            smoke=options.smoke,
+            folder=folder,
+            batch_size=parse.batch_size(options.batch_size),
+            stage=s.progress,
+            **taken,
+        )
+    except KeyboardInterrupt:
+        if not any(folder.rglob("settings.json")):
+            raise
+        s.screen.say(f"kt: interrupted; finished points are kept: go on with --resume {folder}")
+        raise SystemExit(130) from None
+
+
+def checked(recipe: PaperRecipe, options: RecipeOptions) -> dict[str, Any]:
+    """The options that only some kinds of recipes take, refused now where this one does not."""
+    from ..recipes.base import refuse_untaken
+
+    taken = {"corpus": options.corpus, "statistics": options.statistics, "sets": options.sets}
+    refuse_untaken(recipe, resume=options.resume, **taken)
+    return {**taken, "resume": options.resume is not None}
+
+
+def show(s: Session, found: RecipeRun) -> None:
+    """The tables, then what to read them with."""
+    from ..recipes.result import SMOKE
+
+    for table in found.tables():
+        s.screen.table(table.title, list(table.columns), [list(line) for line in table.lines], table.note or None)
+    for note in found.recipe.notes:
+        s.screen.say(f"kt: {note}")
+    if found.smoke:
+        s.screen.say(f"kt: {SMOKE}")
+
+
+def models_of(recipe: PaperRecipe, text: str) -> dict[str, str]:
+    """`--model`: a label of the recipe, or `label=id`."""
+    if text == "all":
+        return dict(recipe.models)
+    label, _, place = text.partition("=")
+    if label not in recipe.models:
+        known, one = ", ".join(recipe.models), next(iter(recipe.models))
+        raise BadOption(f"--model {text!r}: the recipe has {known}; write one of them, or {one}=FOLDER")
+    return {label: place or recipe.models[label]}

@@ -1,0 +1,99 @@
+"""The whole loop in one call: trace, balance factor, joint edit, judgement before and after.
+
+    run = kt.demo_loop.run_loop(kt.load("demo"), kt.load_facts("demo"))
+    run.trace.heatmaps(); run.balance.alpha; run.after.metrics
+
+`kt demo` runs this on the embedded model; it takes any model with facts that it knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from .._util.progress import Stage
+from ..editing import Edit
+from ..evaluation import Scores
+from ..experiments.sequence import run_edits
+from ..facts.fact import Fact
+from ..model.model import TracedModel
+from ..probing import Probe, Residual, contrast_probe, residual_fact
+from ..runs.folder import FILES
+from ..tracing import Balance, Trace, balance_factor, causal_trace
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What each stage gave."""
+
+    trace: Trace
+    balance: Balance
+    edit: Edit
+    before: Scores
+    after: Scores
+    probe: Probe
+    residual: Residual
+    control: Scores | None = None
+    """The edit's MLP part alone, as scaled: what a joint edit is to be held against."""
+
+    def save(self, folder: str | Path) -> None:
+        """Each stage's result as a file that its own class reads; `kt report` draws from these."""
+        for name in ("trace", "balance", "probe", "edit", "residual", "before", "after", "control"):
+            if (stage := getattr(self, name)) is not None:
+                stage.save(Path(folder) / FILES[name])
+
+
+def run_loop(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    n_trace: int = 24,
+    n_edits: int = 10,
+    method: str = "intattn",
+    samples: int = 10,
+    n_probe: int = 100,
+    max_tokens: int = 40_000,
+    seed: int = 0,
+    stage: Stage | None = None,
+) -> Loop:
+    """Trace `n_trace` facts, probe `n_probe`, edit `n_edits` with the α that tracing gives, and score them.
+
+    What is edited is not traced; probing looks at all facts that have two answers, the edited ones once more after.
+
+    The model is left as it was. Facts are taken evenly over the list, so that every relation of a sorted list
+    comes up.
+    """
+    stage = stage or (lambda what: nullcontext())
+    contrasted = [f for f in facts if f.target or f.foil]
+    requests = spread(contrasted, n_edits)
+    chosen = {f.id for f in requests}
+    traced = spread([f for f in facts if f.id not in chosen], n_trace)
+    with stage("tracing") as tick:
+        trace = causal_trace(model, traced, kinds=("mlp", "attn", "hidden"), samples=samples, seed=seed, progress=tick)
+    balance = balance_factor(trace, seed=seed)
+    with stage("probing") as tick:
+        probe = contrast_probe(model, spread(contrasted, n_probe), progress=tick)
+    run = run_edits(
+        model,
+        requests,
+        "batch",
+        evaluate="end",
+        generate=True,
+        stage=stage,
+        method=method,
+        alpha=balance.alpha,
+        seed=seed,
+        max_tokens=max_tokens,
+    )
+    assert run.edit is not None and run.before is not None and run.after is not None, "a batch, scored at the end"
+    with stage("what is left of the old facts") as tick:
+        residual = residual_fact(model, run.edit, requests, pool=facts, seed=seed, progress=tick)
+    return Loop(trace, balance, run.edit, run.before, run.after, probe, residual, run.control)
+
+
+def spread(facts: Sequence[Fact], n: int) -> list[Fact]:
+    """`n` facts at even distances."""
+    if len(facts) <= n:
+        return list(facts)
+    return [facts[i * len(facts) // n] for i in range(n)]

@@ -1,0 +1,169 @@
+"""Writing an edit into a model and taking it back: into the weights that it was solved for, and to the last byte.
+
+A weight is in one of three states, by its SHA-256: `base`, as when the edit was solved; `applied`, as the edit leaves
+it; `other`. Only an edit whose weights are all `base` is written, unless by force, which says what differs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import KtError, WorkFailed
+
+if TYPE_CHECKING:
+    from ..model.model import TracedModel
+    from .edit import Edit
+
+
+State = Literal["base", "applied", "other"]
+
+
+class Taken(NamedTuple):
+    """What `apply_` keeps of a model: the weights' bytes from before, and their fingerprints with the edit in them."""
+
+    before: dict[str, Tensor]
+    after: dict[str, str]
+
+
+class Difference(NamedTuple):
+    """Why an edit does not fit a model: what differs, and what to do about it."""
+
+    what: str
+    remedy: str
+
+
+def fingerprints(model: TracedModel, names: Sequence[str]) -> dict[str, str]:
+    """Each weight's SHA-256 in this model (over name, dtype, shape and bytes)."""
+    return {name: model.fingerprint([name]) for name in names}
+
+
+def states(edit: Edit, model: TracedModel) -> dict[str, State]:
+    """Every weight's state. One whose fingerprint the edit does not know (an edit made by hand) counts as `base`."""
+    now = fingerprints(model, edit.names)
+    base, after = edit.manifest.get("fingerprints", {}), edit.manifest.get("fingerprints_after", {})
+    taken = edit.taken(model)
+    here = {} if taken is None else taken.after
+
+    def state(name: str) -> State:
+        if now[name] == base.get(name):
+            return "base"
+        if now[name] in (after.get(name), here.get(name)):
+            return "applied"
+        return "other" if name in base else "base"
+
+    return {name: state(name) for name in edit.names}
+
+
+def refuse_other_shapes(edit: Edit, model: TracedModel) -> None:
+    """What no force can write.
+
+    Raises:
+        UnknownSite: the model has no weight of that name.
+        KtError: a weight is offloaded, quantised, of another shape, or one that two names of the edit stand for.
+    """
+    seen: dict[int, str] = {}
+    for name in edit.names:
+        weight, shape = model.weight(name), edit.updates[name].shape
+        if tuple(weight.shape) != shape:
+            raise KtError(
+                f"{name} has another shape in {model.name}: {tuple(weight.shape)}, where the update has {shape}; "
+                f"the edit was solved for {edit.manifest.get('model')}"
+            )
+        other = seen.setdefault(id(model.own(name)), name)
+        if other != name:
+            raise KtError(f"{other} and {name} are one tied weight in {model.name}; write it under one name")
+
+
+def difference(edit: Edit, model: TracedModel) -> Difference | None:
+    """Why the model's weights are not those that the edit was solved for; None where they are."""
+    found = states(edit, model)
+    base, after = edit.manifest.get("fingerprints", {}), edit.manifest.get("fingerprints_after", {})
+    # What rounding left as it was is the same weight before and after.
+    telling = [n for n in found if n not in base or base[n] != after.get(n)]
+    applied, other = ([n for n in found if found[n] == state] for state in ("applied", "other"))
+    if not applied and not other:
+        return None
+    if applied and set(applied) == set(telling):
+        what = f"the edit is already applied to {model.name}: all its weights are as it leaves them"
+        return Difference(what, f"revert it first, or load {_base(edit)} anew")
+    if applied:
+        rest = [n for n in telling if n not in applied]
+        what = f"the edit is partly applied to {model.name}: {_some(applied, found)} hold it, {_named(rest)} not"
+        return Difference(what, f"load {_base(edit)} anew")
+    dtype, own = edit.manifest.get("dtype"), str(model.dtype).removeprefix("torch.")
+    if dtype is not None and dtype != own:
+        what = f"the edit was solved in {dtype}, and {model.name} is loaded in {own}"
+        return Difference(what, f"load it with --dtype {dtype}")
+    what = f"{_some(other, found)} in {model.name} are not the weights that the edit was solved for"
+    return Difference(what, f"load the model it names, {_base(edit)}")
+
+
+def admit(edit: Edit, model: TracedModel, force: bool) -> Difference | None:
+    """Let an edit be written, or refuse; by force, warn of what differs and return it.
+
+    Raises:
+        UnknownSite, KtError: see `refuse_other_shapes`; or, without force, the weights are not the edit's.
+    """
+    refuse_other_shapes(edit, model)
+    found = difference(edit, model)
+    if found is None:
+        return None
+    if not force:
+        raise KtError(f"{found.what}; {found.remedy}, or write it all the same with force=True (--force)")
+    warnings.warn(f"forced: {found.what}; what it does there was not measured", stacklevel=4)
+    return found
+
+
+def write_checked(edit: Edit, model: TracedModel) -> None:
+    """Add every update to its weight, and look at what that made of it. The caller puts the bytes back on a failure.
+
+    Raises:
+        WorkFailed: an update or a written weight is not finite, or the updates are not zero and no weight changed.
+    """
+    asked, changed = False, "control" in edit.manifest  # that a control changes nothing is a finding
+    for name in edit.names:
+        weight, delta = model.own(name), edit.delta(name)
+        if not bool(torch.isfinite(delta).all()):
+            raise WorkFailed(f"the update of {name} is not finite; nothing was written; solve the edit again")
+        before = weight.detach().clone()
+        model.write(name, delta)
+        if not bool(torch.isfinite(weight).all()):
+            raise WorkFailed(
+                f"{name} is not finite with the edit in it (in {_dtype(weight)}); nothing was written; "
+                "load the model with --dtype float32"
+            )
+        asked, changed = asked or bool(delta.any()), changed or not torch.equal(weight, before)
+    if asked and not changed:
+        raise WorkFailed(
+            f"the edit changed no weight: every update is lost in rounding to {_dtype(weight)}; nothing was written; "
+            "load the model with --dtype float32, or solve a larger edit"
+        )
+
+
+def changed_since(taken: Taken, model: TracedModel) -> list[str]:
+    """The weights that hold neither what `apply_` left nor the bytes from before it: somebody else's work."""
+    now = fingerprints(model, list(taken.before))
+    moved = [name for name in taken.before if now[name] != taken.after[name]]
+    return [name for name in moved if not torch.equal(model.own(name), taken.before[name])]
+
+
+def _base(edit: Edit) -> str:
+    name, revision = edit.manifest.get("model"), edit.manifest.get("revision")
+    return "the unedited model" if name is None else f"{name}@{revision}" if revision else str(name)
+
+
+def _some(chosen: Sequence[str], found: dict[str, State]) -> str:
+    return f"{len(chosen)} of {len(found)} weights ({_named(chosen)})"
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _dtype(weight: Tensor) -> str:
+    return str(weight.dtype).removeprefix("torch.")

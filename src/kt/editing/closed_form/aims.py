@@ -1,0 +1,83 @@
+"""What a target is searched for: a site, a position, and how far δ may go there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from math import sqrt
+
+from ...model.sites import Site
+
+
+class Position(str, Enum):
+    """Where a fact is read and written (`fact_token`)."""
+
+    SUBJECT_LAST = "subject_last"
+    PROMPT_LAST = "last"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One δ: the value at `site` and `position`. JEEP bounds and decays its two regions apart; None takes the
+    objective's own."""
+
+    site: Site
+    position: Position = Position.SUBJECT_LAST
+    clamp: float | None = None
+    decay: float | None = None
+
+    def __str__(self) -> str:
+        return str(self.site) if self.position is Position.SUBJECT_LAST else f"{self.site}@{self.position.value}"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How targets are searched for. The names are ROME's and MEMIT's.
+
+    A request stops at a loss below `stop_loss`, or (JEEP) when the target's mean probability over contexts reaches
+    `stop_prob`. `argmax_discount` (PMET): while every target token is the argmax in every context, the likelihood
+    counts a tenth in the next step, and the search ends when the weighted KL is at most 0.01.
+    """
+
+    v_num_grad_steps: int = 25
+    v_lr: float = 0.5
+    v_weight_decay: float = 1e-3
+    kl_factor: float = 0.0625
+    clamp_norm_factor: float = 4.0
+    stop_loss: float = 5e-2
+    stop_prob: float | None = None
+    argmax_discount: bool = False
+
+
+# How a path's residual is shared between its layers.
+#
+# A spread gives the share of the residual *as it is read at that layer* (after the layers below were written), for the
+# layer at `index` of `count`.
+
+Spread = Callable[[int, int], float]
+
+
+def even(index: int, count: int) -> float:
+    """1 / (L - l + 1): MEMIT eq. 20, IntAttn-Edit eq. 7."""
+    return 1 / (count - index)
+
+
+def root(index: int, count: int) -> float:
+    """1 / sqrt(L - l + 1): PMET, JEEP's low region."""
+    return 1 / sqrt(count - index)
+
+
+def boundary(index: int, count: int) -> float:
+    """First and last layer only, half each (BLUE): what is left after the first half goes into the last."""
+    if count == 1:
+        return 1.0
+    return {0: 0.5, count - 1: 1.0}.get(index, 0.0)
+
+
+def forward(index: int, count: int) -> float:
+    """All of what is still missing, at every layer."""
+    return 1.0
+
+
+SPREADS: dict[str, Spread] = {"even": even, "sqrt": root, "boundary": boundary, "forward": forward}

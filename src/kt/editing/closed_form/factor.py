@@ -1,0 +1,253 @@
+"""One weight's second moment, and what is computed from it once: its Cholesky factor, its null space.
+
+Both cost O(d³) and belong to C alone, not to an edit: they are kept with it, for every batch and every method that asks
+the same `Statistics` again, as long as they are small against the memory that is free, and (large ones) on disk, for
+every later process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..._util.data import load_arrays, save_arrays
+from ...errors import KtError, WorkFailed
+from ...model.memory import free_memory, require_memory
+
+# What costs O(d³) and follows from a second moment alone, kept on disk for the next process that edits the model.
+#
+# A file is named by the hash of the matrix that it belongs to, and is believed only if it reproduces that matrix on a
+# drawn vector, which costs O(d²). Whatever goes wrong here costs time, never an edit: it is said in a warning.
+
+LEAST_SIZE = 2048
+"""Below, a factor is computed again sooner than its matrix is hashed and the file read."""
+
+SPARE = 4
+"""A file is kept where the disk has room for this many of it."""
+
+CLOSE = 1e-6
+"""Relative error on a drawn vector up to which a file is believed; rounding stays below 1e-12."""
+
+
+class Store(NamedTuple):
+    """A folder of kept results."""
+
+    folder: Path
+
+    def path(self, what: str, sha256: str) -> Path:
+        return self.folder / f"{what}-{sha256[:40]}.safetensors"
+
+    def put(self, path: Path, arrays: dict[str, Tensor], about: dict[str, float]) -> None:
+        """Keep the arrays, if the disk has room to spare; a run does not end because it has not."""
+        size = sum(array.numel() * array.element_size() for array in arrays.values())
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.folder).free < SPARE * size:
+                warnings.warn(
+                    f"{path} is not kept: the disk is nearly full; it is computed again each time", stacklevel=2
+                )
+                return
+            save_arrays(path, arrays, about)
+        except (OSError, KtError) as error:
+            warnings.warn(f"{path} is not kept: {error}", stacklevel=2)
+
+
+def opened(path: Path) -> bool:
+    """Whether a whole safetensors file stands there; one that is not is taken away with a warning."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError, ValueError):
+        discard(path)
+        return False
+
+
+def discard(path: Path) -> None:
+    """Take away a file that does not hold what its name says."""
+    warnings.warn(f"{path} is damaged; it is computed again", stacklevel=2)
+    path.unlink(missing_ok=True)
+
+
+def agrees(ours: Float[Tensor, " d"], theirs: Float[Tensor, " d"]) -> bool:
+    """Whether two products with one drawn vector are the same up to rounding (a NaN is not)."""
+    return bool((ours - theirs).norm() <= CLOSE * theirs.norm())
+
+
+def drawn(size: int) -> Float[Tensor, " d"]:
+    """The vector that files are tried on."""
+    return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def times(matrix: Float[Tensor, "d d"], vector: Float[Tensor, " d"], rows: int = 1024) -> Float[Tensor, " d"]:
+    """A stored matrix times a vector in float64, some rows at a time: no second copy of it in memory."""
+    return torch.cat([part.double() @ vector for part in matrix.split(rows)])
+
+
+RIDGES = (0.0, 1e-8, 1e-7, 1e-6)
+"""Tried in turn, times the largest diagonal entry. C is stored in float32, so its null space is only known to about
+1e-7 of its size; keys that no corpus token ever excites (GPT-J's layer 0 sees one key a token) live there."""
+
+FACTOR_COPIES, PROJECTOR_COPIES = 3, 6
+"""Float64 matrices of C's size alive at the peak: C, a ridged copy and the factor; C, its eigenvectors, LAPACK's
+workspace of two more, the kept ones and what is stored."""
+
+
+class Factored(NamedTuple):
+    """The lower Cholesky factor of a matrix plus the least ridge that makes it positive definite."""
+
+    factor: Float[Tensor, "d d"]
+    ridge: float
+
+    def solve(self, vectors: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+        """(L Lᵀ)⁻¹ of the vectors. `torch.cholesky_solve` copies the whole factor at each call: ten times the work for
+        one vector."""
+        inner = torch.linalg.solve_triangular(self.factor, vectors, upper=False)
+        return torch.linalg.solve_triangular(self.factor.mT, inner, upper=True)
+
+
+class Moment:
+    """C of the weight called `name`, (size, size); `read` brings the matrix from where it is kept.
+
+    With a `store`, the factor and the eigenvectors of a large C are also kept on disk.
+    """
+
+    def __init__(self, name: str, size: int, read: Callable[[], Tensor], store: Store | None = None) -> None:
+        self.name, self.size = name, size
+        self._read = read
+        self._store = store if size >= LEAST_SIZE else None
+        self._factor: Factored | None = None
+        self._null: dict[float, Tensor] = {}
+        self._sha256: str | None = None
+
+    @classmethod
+    def of(cls, matrix: Float[Tensor, "d d"], name: str = "C") -> Moment:
+        return cls(name, len(matrix), lambda: matrix)
+
+    def matrix(self) -> Float[Tensor, "d d"]:
+        """C, float64 on the CPU."""
+        matrix = self._read().to("cpu", torch.float64)
+        if not bool(torch.isfinite(matrix).all()):
+            raise WorkFailed(f"the second moment of {self.name} is not finite; take the statistics again")
+        return matrix
+
+    def sha256(self) -> str:
+        """Of the matrix's bytes as it is stored, row by row; read once."""
+        if self._sha256 is None:
+            stored = self._read().detach().cpu().contiguous()
+            self._sha256 = hashlib.sha256(stored.view(-1).view(torch.uint8).numpy().data).hexdigest()
+        return self._sha256
+
+    def factor(self) -> Factored:
+        """C = L Lᵀ, up to its ridge."""
+        if self._factor is not None:
+            return self._factor
+        factored = self._kept_factor()
+        if factored is None:
+            factored = cholesky(self.matrix(), f"the second moment of {self.name}")
+            if self._store is not None:
+                # Column-major, as LAPACK gives and wants it: its transpose is written without a copy.
+                path, arrays = self._store.path("factor", self.sha256()), {"transposed": factored.factor.mT}
+                self._store.put(path, arrays, {"ridge": factored.ridge})
+        if self._worth_keeping(factored.factor):
+            self._factor = factored
+        return factored
+
+    def _kept_factor(self) -> Factored | None:
+        if self._store is None or not opened(path := self._store.path("factor", self.sha256())):
+            return None
+        arrays, about = load_arrays(path, framework="pt")
+        factor, ridge = arrays["transposed"].mT, float(about["ridge"])
+        stored, vector = self._read().cpu(), drawn(self.size)
+        largest = float(stored.diagonal().max())
+        if agrees(factor @ (factor.mT @ vector), times(stored, vector) + ridge * largest * vector):
+            return Factored(factor, ridge)
+        discard(path)
+        return None
+
+    def null_basis(self, threshold: float) -> Float[Tensor, "d null"]:
+        """The eigenvectors of C whose eigenvalue lies below the threshold (AlphaEdit's U₀).
+
+        Raises:
+            WorkFailed: there are none, so that nothing could be written.
+        """
+        if threshold in self._null:
+            return self._null[threshold]
+        kept = self._kept_basis(threshold)
+        if kept is None:
+            values, vectors = torch.linalg.eigh(self.matrix())
+            if self._store is not None:
+                arrays = {"values": values, "rows": vectors.mT}
+                self._store.put(self._store.path("eigen", self.sha256()), arrays, {})
+            kept = vectors[:, self._null_range(values, threshold)].contiguous()
+        if self._worth_keeping(kept):
+            self._null[threshold] = kept
+        return kept
+
+    def _kept_basis(self, threshold: float) -> Float[Tensor, "d null"] | None:
+        """Only the eigenvectors that are wanted are read."""
+        if self._store is None or not opened(path := self._store.path("eigen", self.sha256())):
+            return None
+        with safe_open(path, "pt") as file:
+            values = file.get_tensor("values")
+            here = self._null_range(values, threshold)
+            rows = file.get_slice("rows")[here.start : here.stop]
+        mixed = drawn(self.size)[here]
+        if agrees(rows.mT @ (values[here] * mixed), times(self._read().cpu(), rows.mT @ mixed)):
+            return rows.mT.contiguous()
+        discard(path)
+        return None
+
+    def _null_range(self, values: Float[Tensor, " d"], threshold: float) -> slice:
+        """Which eigenvalues, in their ascending order, lie below the threshold."""
+        small = torch.nonzero(values.abs() < threshold)
+        if not len(small):
+            raise WorkFailed(
+                f"no direction of the second moment of {self.name} lies below nullspace_threshold {threshold:g} "
+                f"(smallest {float(values.abs().min()):.2g}); raise it"
+            )
+        return slice(int(small[0]), int(small[-1]) + 1)
+
+    @staticmethod
+    def _worth_keeping(result: Tensor) -> bool:
+        return 4 * result.numel() * result.element_size() < free_memory()
+
+
+def cholesky(matrix: Float[Tensor, "d d"], what: str) -> Factored:
+    """The factor of the matrix with the least ridge that makes it positive definite.
+
+    Raises:
+        WorkFailed: none does.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        raise WorkFailed(f"{what} is not finite; check the model's weights and statistics")
+    largest = float(matrix.diagonal().max())
+    for ridge in RIDGES:
+        ridged = matrix.clone() if ridge else matrix
+        if ridge:
+            ridged.diagonal().add_(ridge * largest)
+        factor, bad = torch.linalg.cholesky_ex(ridged)
+        if not int(bad) and largest > 0:
+            return Factored(factor, ridge)
+    raise WorkFailed(
+        f"{what} (size {len(matrix)}) is singular: take the second moment over more tokens, or raise mom2_update_weight"
+    )
+
+
+def require_room(what: str, size: int, copies: int) -> None:
+    """Refuse, with the figure, what would not fit; asked before any work is done."""
+    require_memory(
+        copies * 8 * size * size,
+        f"{what} (d_key {size:,}, {copies} float64 matrices at the peak)",
+        "edit fewer or smaller weights, free memory, or take a machine with more",
+    )

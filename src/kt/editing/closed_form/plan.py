@@ -1,0 +1,265 @@
+"""Locate-then-edit as a recipe: what is aimed at, where it is written, how the residual spreads.
+
+A *path* takes one target and writes it into one kind of module over a few layers. For each layer, from low to high,
+with the layers below already written:
+
+    K = keys of the facts,   R = (wanted value - value now) · spread,   ΔW = solver(R, K, C)        (eq. 6, 7)
+
+and after the solve every ΔW of the path is scaled (eq. 13: 1 - α for the MLP, α for attention).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..._util.progress import Progress
+from ...errors import KtError, WorkFailed
+from ...facts.fact import Fact
+from ...model.sites import Kind, Site
+from ...model.update import LowRank, Update
+from ..plan import Setting, Solved, Written
+from .aims import Aim, Objective, Spread, even
+from .contexts import Contexts
+from .factor import Moment
+from .keys import fact_keys, fact_values
+from .solvers import LeastSquares, Solution, Solver, System
+from .targets import Targets, find_targets, join_targets
+
+if TYPE_CHECKING:
+    from ...model.model import TracedModel
+
+
+Share = float | tuple[float, ...]
+"""How much of a path's update is written: one number, or one a fact (then each fact's column is scaled by its own)."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """One module kind over some layers, written so that `aim` takes its wanted value; `scale` of it is kept."""
+
+    kind: Kind
+    layers: tuple[int, ...]
+    aim: Aim
+    solver: Solver = field(default_factory=LeastSquares)
+    scale: Share = 1.0
+    spread: Spread = even
+    mean_value: bool = False  # R-ROME: the value now is the mean over contexts, as the key is
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(Site(self.kind, layer) for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Paths, the objective that finds their targets, and how the paths know of each other.
+
+    `joint`: one search over all aims (and over `also`, aims that are searched with the others but not written: PMET's
+    attention, the other region in two of JEEP's ablations) instead of one an aim. `coupled`: a path sees what the paths
+    before it wrote (scaled); otherwise each is solved on the unedited model. `one_by_one`: a whole solve a fact, on the
+    model as the facts before left it (ROME).
+    """
+
+    paths: tuple[Path, ...]
+    objective: Objective = field(default_factory=Objective)
+    joint: bool = False
+    also: tuple[Aim, ...] = ()
+    coupled: bool = False
+    one_by_one: bool = False
+
+    @property
+    def live(self) -> list[Path]:
+        """The paths that write something."""
+        return [p for p in self.paths if p.scale != 0 and p.layers]
+
+    @property
+    def moment_sites(self) -> list[Site]:
+        return [s for path in self.live if path.solver.needs_moment for s in path.sites]
+
+    @property
+    def keeps_keys(self) -> bool:
+        return any(path.solver.keeps_keys for path in self.live)
+
+    @property
+    def has_targets(self) -> bool:
+        return True
+
+    def names(self, model: TracedModel) -> list[str]:
+        return [model.weight_name(s) for path in self.live for s in path.sites]
+
+    def require_room(self, model: TracedModel) -> None:
+        for path in self.live:
+            for site in path.sites:
+                path.solver.require_room(model.weight_name(site), model.key_size(site))
+
+    def remember(self, setting: Setting, facts: Sequence[Fact]) -> None:
+        """Keep the facts' keys as the edited model has them, every layer written (AlphaEdit's cache)."""
+        for path in self.live:
+            for site in path.sites if path.solver.keeps_keys else ():
+                keys = fact_keys(setting.model, facts, setting.contexts, site, path.aim.position)
+                setting.state.add_keys(setting.model.weight_name(site), keys)
+
+    def solve(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None = None) -> Solved:
+        """Search, then write layer by layer. The model's weights are the same bytes afterwards, also after an
+        exception."""
+        if not self.one_by_one:
+            return self._solve_batch(setting, facts, progress)
+        model = setting.model
+        parts: list[Solved] = []
+        with model.restored(self.names(model)):
+            for index, fact in enumerate(facts):
+                parts.append(self._only(index)._solve_batch(setting.within(f"fact-{index:05d}"), [fact], None))
+                for name, written in parts[-1].written.items():
+                    model.write(name, written.update)
+                if progress:
+                    progress(index + 1, len(facts))
+        return _joined(parts)
+
+    def _only(self, index: int) -> Recipe:
+        """The recipe for one of the facts."""
+        paths = (replace(p, scale=(p.scale[index],)) if isinstance(p.scale, tuple) else p for p in self.paths)
+        return replace(self, paths=tuple(paths))
+
+    def _solve_batch(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None) -> Solved:
+        model = setting.model
+        search = self._search(setting, facts, progress)
+        written: dict[str, Written] = {}
+        with ExitStack() as around:
+            for number, path in enumerate(self.live):
+                if self.coupled:
+                    around.enter_context(model.restored(path.sites))
+                with ExitStack() if self.coupled else model.restored(path.sites):
+                    solved = _walk(setting.within(f"path-{number}"), facts, path, search[path.aim].wanted[path.aim])
+                scaled = {n: w._replace(update=_scaled(w.update, path.scale)) for n, w in solved.items()}
+                if self.coupled and path.scale != 1:
+                    for name, full in solved.items():  # from full strength to the path's scale, for the paths after it
+                        model.write(name, scaled[name].update.plus(full.update.scaled(-1.0)))
+                for name, part in scaled.items():
+                    written[name] = _sum(written[name], part) if name in written else part
+        return Solved(written, {a: t.wanted[a] for a, t in search.items()}, search)
+
+    def _search(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None) -> dict[Aim, Targets]:
+        aims = list(dict.fromkeys([p.aim for p in self.live] + list(self.also)))
+        found: dict[Aim, Targets] = {}
+        for group in [aims] if self.joint else [[a] for a in aims]:
+            targets = find_targets(
+                setting.model,
+                facts,
+                group,
+                setting.contexts,
+                self.objective,
+                progress=progress,
+                journal=setting.journal,
+            )
+            found |= dict.fromkeys(group, _guarded(setting, facts, targets))
+        return found
+
+
+def _guarded(setting: Setting, facts: Sequence[Fact], targets: Targets) -> Targets:
+    """Wanted values at the norm that their sites had before the session's first edit, where a norm guard is set."""
+    if setting.original is None:
+        return targets
+    wanted = {}
+    with setting.original():
+        for aim, value in targets.wanted.items():
+            norm = fact_values(setting.model, facts, Contexts(), aim.site, aim.position).norm(dim=0)
+            wanted[aim] = value * (norm.to(value) / value.norm(dim=-1))[:, None]
+    return targets._replace(wanted=wanted)
+
+
+def _walk(
+    setting: Setting, facts: Sequence[Fact], path: Path, wanted: Float[Tensor, "fact d_model"]
+) -> dict[str, Written]:
+    """Solve and write layer by layer, each a phase; keys and residuals are read again after a write, as MEMIT does."""
+    solved: dict[str, Written] = {}
+    for index, site in enumerate(path.sites):
+        share = path.spread(index, len(path.sites))
+        if share == 0:
+            continue
+        name = setting.model.weight_name(site)
+        solved[name] = Written.of(setting.journal.take(name, _solve_site, setting, facts, path, wanted, site, share))
+        setting.model.write(site, solved[name].update)
+    return solved
+
+
+def _solve_site(
+    setting: Setting,
+    facts: Sequence[Fact],
+    path: Path,
+    wanted: Float[Tensor, "fact d_model"],
+    site: Site,
+    share: float,
+) -> dict[str, Any]:
+    """One weight's update, in full strength, on the model as the layers before left it; as a journal keeps it."""
+    model, contexts, bare = setting.model, setting.contexts, Contexts()
+    name = model.weight_name(site)
+    keys = fact_keys(model, facts, contexts, site, path.aim.position).cpu()
+    now = fact_values(model, facts, contexts if path.mean_value else bare, path.aim.site, path.aim.position)
+    residuals = wanted.T.double() - now
+    system = System(
+        (residuals * share).cpu(),
+        keys,
+        fact_keys(model, facts, bare, site, path.aim.position).cpu() if path.solver.needs_bare else None,
+        _moment(setting, name, keys) if path.solver.needs_moment else None,
+        setting.state.keys.get(name) if path.solver.keeps_keys else None,
+    )
+    solution = path.solver(system)
+    _check(name, solution)
+    return Written(solution.update, solution.condition, keys, float(residuals.norm())).as_dict()
+
+
+def _moment(setting: Setting, name: str, keys: Float[Tensor, "d_in fact"]) -> Moment:
+    moment = setting.statistics.moment_of(name)
+    if moment.size != keys.shape[0]:
+        raise KtError(
+            f"the second moment of {name} has size {moment.size}, its keys {keys.shape[0]}; "
+            "take the statistics of this model"
+        )
+    return moment
+
+
+def _check(name: str, solution: Solution) -> None:
+    if not solution.update.finite:
+        raise WorkFailed(f"the update of {name} is not finite; check targets and statistics")
+    if solution.ridge or solution.condition > 1e14:
+        warnings.warn(
+            f"{name}: the second moment is all but singular (condition number {solution.condition:.0e}, "
+            f"ridge {solution.ridge:g}); take it over more tokens or raise mom2_update_weight",
+            stacklevel=2,
+        )
+
+
+def _joined(parts: Sequence[Solved]) -> Solved:
+    """Solves of one fact after the other as one: updates added up, the rest side by side."""
+    written: dict[str, Written] = {}
+    for part in parts:
+        for name, new in part.written.items():
+            written[name] = _sum(written[name], new) if name in written else new
+    aims = dict.fromkeys(aim for part in parts for aim in part.search)
+    search = {aim: join_targets([p.search[aim] for p in parts if aim in p.search]) for aim in aims}
+    return Solved(written, {a: t.wanted[a] for a, t in search.items()}, search)
+
+
+def _sum(old: Written, new: Written) -> Written:
+    assert old.keys is not None and new.keys is not None
+    return Written(
+        old.update.plus(new.update),
+        max(old.condition or 0, new.condition or 0),
+        torch.cat([old.keys, new.keys], 1),
+        ((old.residual_norm or 0) ** 2 + (new.residual_norm or 0) ** 2) ** 0.5,
+    )
+
+
+def _scaled(update: Update, scale: Share) -> Update:
+    if not isinstance(scale, tuple):
+        return update.scaled(scale)
+    assert isinstance(update, LowRank), "a closed form gives one column a fact"
+    return update.scaled(torch.tensor(scale, dtype=update.left.dtype))

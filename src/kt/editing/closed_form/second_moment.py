@@ -1,0 +1,474 @@
+"""The pass that takes second moments: forwards up to the last key that is asked for, and sums of their products.
+
+Only the lower triangle is computed, strip by strip: k kᵀ is symmetric, so that is half of the work. Products are
+float32, their sum over forwards float64. Documents of like length share a forward; which ones is a matter of speed
+alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..._util.data import save_arrays, whole
+from ..._util.files import clear_temporaries, writing
+from ..._util.lock import alone, default_cache
+from ..._util.progress import Progress
+from ...errors import BadFact, BadFile, WorkFailed
+from ...facts.corpus import Corpus
+from ...model.memory import require_memory
+from ...model.sites import Kind, Site
+from ...model.tokens import encode_ids, pad_id, token_ids
+from ...runs import parallel as ranks
+from .factor import Moment, Store
+
+if TYPE_CHECKING:
+    from ...model.model import TracedModel
+
+
+TOKENS_PER_FORWARD = 4096
+WASTE, LEAST_TOKENS = 1.15, 512
+"""Padding up to this factor is borne, and any in a forward of fewer tokens: small ones multiply slowly."""
+
+FORWARDS_PER_SORT = 8
+"""Documents of so many forwards are sorted by length together: little padding, and little read ahead."""
+
+FORWARDS_PER_CHECKPOINT = 50
+LONGEST = 1024
+STRIPS, LEAST_STRIP = 8, 256
+"""A triangle of S strips takes (S + 1) / 2S of the whole product; thin strips multiply slowly."""
+
+DIRECTIONS = 128
+"""Random directions on which the change of C is measured: C itself need not be held twice."""
+
+FIRST_MARK = 1000
+"""Tokens of the first doubling whose change is measured."""
+
+
+@dataclass
+class Sums:
+    """The running sums of a pass (lower triangles), how far it has come, and how C changed from doubling to doubling.
+
+    `changes` has (tokens, {site: ‖C - C_half‖ / ‖C‖}) for every doubling, C_half the mean over half of the tokens.
+    """
+
+    totals: dict[Site, Float[Tensor, "d_key d_key"]]
+    n_tokens: int = 0
+    forwards: int = 0
+    sketches: dict[Site, Float[Tensor, "d_key direction"]] = field(default_factory=dict)
+    changes: list[tuple[int, dict[Site, float]]] = field(default_factory=list)
+
+    @classmethod
+    def zero(cls, model: TracedModel, sites: Iterable[Site]) -> Sums:
+        return cls({s: torch.zeros(model.key_size(s), model.key_size(s), dtype=torch.float64) for s in sites})
+
+    def save(self, path: Path) -> None:
+        """A checkpoint."""
+        arrays = {f"total {s}": t for s, t in self.totals.items()}
+        arrays |= {f"sketch {s}": t for s, t in self.sketches.items()}
+        changes = [[tokens, {str(s): c for s, c in by.items()}] for tokens, by in self.changes]
+        save_arrays(path, arrays, {"n_tokens": self.n_tokens, "forwards": self.forwards, "changes": changes})
+
+    @classmethod
+    def resume(cls, path: Path, model: TracedModel, sites: Sequence[Site]) -> Sums:
+        """From a checkpoint, if there is one."""
+        if not path.exists():
+            return cls.zero(model, sites)
+        try:
+            with safe_open(path, "pt") as file:
+                state: dict[str, Any] = json.loads((file.metadata() or {}).get("kt", "{}"))
+                held = set(file.keys())
+                return cls(
+                    {s: file.get_tensor(f"total {s}") for s in sites},
+                    int(state["n_tokens"]),
+                    int(state["forwards"]),
+                    {s: file.get_tensor(f"sketch {s}") for s in sites if f"sketch {s}" in held},
+                    [(int(tokens), {s: float(by[str(s)]) for s in sites}) for tokens, by in state["changes"]],
+                )
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            return cls.zero(model, sites)  # a checkpoint that cannot be read costs time, not correctness
+
+    def mean(self, site: Site) -> Float[Tensor, "d_key d_key"]:
+        """C as it is stored: whole, float32."""
+        moment = torch.empty_like(self.totals[site], dtype=torch.float32)
+        for rows, total in _strips(self.totals[site]):
+            strip = (total / self.n_tokens).float()
+            corner = strip[:, rows.start :].tril()
+            moment[rows, : rows.start], moment[rows, rows] = strip[:, : rows.start], corner + corner.tril(-1).T
+            moment[: rows.start, rows] = strip[:, : rows.start].T
+        return moment
+
+    def only_mains(self) -> None:
+        """Of several processes, rank 0 goes on from the sums; the others count what they add."""
+        if not ranks.is_main():
+            for total in self.totals.values():
+                total.zero_()
+
+    def mark(self) -> None:
+        """Note how C has changed since the last mark, on random directions."""
+        now = {s: _sketch(t) / self.n_tokens for s, t in self.totals.items()}
+        if self.sketches:
+            by = {s: float((now[s] - self.sketches[s]).norm() / now[s].norm()) for s in now}
+            self.changes.append((self.n_tokens, by))
+        self.sketches = now
+
+    @property
+    def change(self) -> float:
+        """The largest relative change of any C over the last doubling; infinite before there was one."""
+        return max(self.changes[-1][1].values()) if self.changes else float("inf")
+
+
+def take_sums(
+    model: TracedModel,
+    sites: Sequence[Site],
+    corpus: Corpus,
+    max_tokens: int,
+    until: float | None,
+    checkpoint: Path,
+    progress: Progress | None,
+) -> Sums:
+    """The sums over the corpus' first `max_tokens` tokens, from the checkpoint on.
+
+    With `until`, the pass ends at the first doubling that changed no C by more than that.
+
+    Raises:
+        WorkFailed: the corpus holds no tokens.
+    """
+    sums = Sums.resume(checkpoint, model, sites)
+    ranks.agree({"second moments so far (tokens, forwards)": [sums.n_tokens, sums.forwards]})
+    sums.only_mains()
+    kept = sums.forwards
+    for block in blocks(model, corpus, max_tokens):
+        if until is not None and sums.change <= until:
+            break
+        if block.stop <= sums.forwards:
+            continue
+        tick = _ticker(sums.n_tokens, block, max_tokens, progress)
+        ranks.each("keys of a corpus", block.forwards, lambda rows: _add(model, sums, rows), tick)
+        totals = ranks.summed("second moments", list(sums.totals.values()))
+        sums.totals = dict(zip(sums.totals, totals, strict=True))
+        sums.n_tokens += sum(_tokens(rows) for rows in block.forwards)
+        sums.forwards = block.stop
+        if block.marked:
+            sums.mark()
+        if ranks.is_main() and sums.forwards >= kept + FORWARDS_PER_CHECKPOINT:
+            sums.save(checkpoint)
+            kept = sums.forwards
+        sums.only_mains()
+    if sums.n_tokens == 0:
+        raise WorkFailed(f"the corpus {corpus.name} holds no tokens; give one with text in it")
+    return sums
+
+
+class Block(NamedTuple):
+    """The first documents that are left, as tokens: those of each forward.
+
+    `stop` counts the forwards up to here, `marked` says that C is compared with what it was.
+    """
+
+    forwards: list[list[list[int]]]
+    stop: int
+    marked: bool
+
+
+def blocks(model: TracedModel, corpus: Corpus, max_tokens: int) -> Iterator[Block]:
+    """The corpus in blocks of documents that end at a mark or at FORWARDS_PER_SORT forwards, each sorted by length.
+
+    So the sums at the end of a block are those over the first documents, whatever their length.
+    """
+    marks, block = _marks(max_tokens), Block([], 0, False)
+    window: list[list[int]] = []
+    used = 0
+    for ids in _documents(model, corpus, max_tokens):
+        window.append(ids)
+        before, used = used, used + len(ids)
+        marked = any(before < mark <= used for mark in marks)
+        if marked or _tokens(window) >= FORWARDS_PER_SORT * TOKENS_PER_FORWARD:
+            groups = list(_grouped(window))
+            yield (block := Block(groups, block.stop + len(groups), marked))
+            window = []
+    if window:
+        groups = list(_grouped(window))
+        yield Block(groups, block.stop + len(groups), False)
+
+
+def _tokens(rows: Iterable[list[int]]) -> int:
+    return sum(map(len, rows))
+
+
+def _ticker(before: int, block: Block, max_tokens: int, progress: Progress | None) -> Callable[[int], None] | None:
+    """Forwards of a block as tokens of the whole."""
+    if progress is None:
+        return None
+    counts = list(accumulate(map(_tokens, block.forwards), initial=before))
+    return lambda done: progress(min(counts[done], max_tokens), max_tokens)
+
+
+def _marks(max_tokens: int) -> list[int]:
+    """The token counts at which C is compared with what it was: each half of the next, the last the limit."""
+    marks = [max_tokens]
+    while marks[-1] >= 2 * FIRST_MARK:
+        marks.append(marks[-1] // 2)
+    return marks
+
+
+def _documents(model: TracedModel, corpus: Corpus, max_tokens: int) -> Iterator[list[int]]:
+    positions = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
+    limit, used = min(LONGEST, int(positions or LONGEST)), 0
+    for text in corpus.texts():
+        ids = list(token_ids(model.tokenizer, text)[: min(limit, max_tokens - used)])
+        if ids:
+            yield ids
+        used += len(ids)
+        if used >= max_tokens:
+            return
+
+
+def _grouped(documents: Iterable[list[int]]) -> Iterator[list[list[int]]]:
+    group: list[list[int]] = []
+    for ids in sorted(documents, key=len):
+        columns = (len(group) + 1) * len(ids)
+        wasteful = columns > WASTE * (_tokens(group) + len(ids)) and _tokens(group) >= LEAST_TOKENS
+        if group and (wasteful or columns > TOKENS_PER_FORWARD):
+            yield group
+            group = []
+        group.append(ids)
+    if group:
+        yield group
+
+
+@torch.no_grad()
+def _add(model: TracedModel, sums: Sums, rows: list[list[int]]) -> None:
+    batch = encode_ids(rows, pad_id(model.tokenizer)).to(model.device)
+    size, real = len(batch), batch.mask.bool()
+    order = sorted(sums.totals, key=lambda s: (s.layer, s.kind is Kind.MLP))
+    with model.nns.trace(**model.inputs(batch)) as tracer:
+        for site in order:
+            full: Any = model.key(site, size)
+            keys = full[real.to(full.device)]
+            add_products(sums.totals[site], keys.float())
+        tracer.stop()
+
+
+def add_products(total: Float[Tensor, "d d"], keys: Float[Tensor, "token d"]) -> None:
+    """Add Σ k kᵀ to the lower triangle."""
+    for rows, part in _strips(total):
+        part += (keys[:, rows].T @ keys[:, : rows.stop]).to(total.device, total.dtype)
+
+
+def _strips(total: Float[Tensor, "d d"]) -> Iterator[tuple[slice, Float[Tensor, "strip upto"]]]:
+    """Strips of rows of the lower triangle, each up to and with its whole block on the diagonal."""
+    size = total.shape[0]
+    step = max(LEAST_STRIP, -(-size // STRIPS))
+    for start in range(0, size, step):
+        rows = slice(start, min(start + step, size))
+        yield rows, total[rows, : rows.stop]
+
+
+def _sketch(total: Float[Tensor, "d d"]) -> Float[Tensor, "d direction"]:
+    """The symmetric matrix of these strips times random directions, the same ones at each call."""
+    drawn = torch.Generator().manual_seed(0)
+    directions = torch.randn(len(total), DIRECTIONS, dtype=total.dtype, generator=drawn).to(total.device)
+    product = torch.zeros_like(directions)
+    for rows, part in _strips(total):
+        product[rows] += part @ directions[: rows.stop]
+        product[: rows.start] += part[:, : rows.start].T @ directions[rows]
+    return product
+
+
+# Second moments C = E[k kᵀ] of the keys of W_o and down_proj over a corpus: what an edit should leave alone.
+#
+# Uncentred, over all real tokens, first ones included (MEMIT's K0 K0ᵀ is λ C). Keys are read in one forward for all
+# asked weights, which stops after the last of them: see second_moments.py.
+
+Changes = tuple[tuple[int, float], ...]
+"""(tokens, ‖C - C_half‖ / ‖C‖) for every doubling of the tokens, in Frobenius norms taken on random directions."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Second moments by module name (`model.layers.0.mlp.down_proj`), read from their files when asked for.
+
+    `cache` is where factors of large ones are kept; `changes` says how far each has converged, where that is known.
+    """
+
+    files: Mapping[str, Path]
+    n_tokens: int | None = None
+    corpus: str = ""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    changes: Mapping[str, Changes] = field(default_factory=dict)
+    cache: Path | None = None
+    _moments: dict[str, Moment] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Statistics:
+        """A safetensors file with one (d_key, d_key) tensor per module name."""
+        path = Path(path)
+        try:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+                header = (file.metadata() or {}).get("kt", "{}")
+        except (OSError, SafetensorError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise BadFile(f"{path} is no readable safetensors file of second moments: {said}") from None
+        with whole(path, "file of second moments", "run kt cov again"):
+            metadata = json.loads(header)
+            tokens = metadata.get("n_tokens")
+            changes = tuple((int(tokens), float(change)) for tokens, change in metadata.get("changes", ()))
+            return cls(
+                dict.fromkeys(names, path),
+                int(tokens) if tokens else None,
+                str(metadata.get("corpus", "")),
+                changes=dict.fromkeys(names, changes) if changes else {},
+                cache=default_cache(),
+            )
+
+    def moment_of(self, name: str) -> Moment:
+        """C of a module with its factor and null space, which are computed once for all who ask."""
+        if name not in self._moments:
+            store, read = None if self.cache is None else Store(self.cache), self._reader(name)
+            self._moments[name] = Moment(name, len(read()), read, store)
+        return self._moments[name]
+
+    def moment(self, name: str) -> Float[Tensor, "d_in d_in"]:
+        """C of a module, as stored."""
+        return self._reader(name)()
+
+    def _reader(self, name: str) -> Callable[[], Float[Tensor, "d_in d_in"]]:
+        """Reads C again at each call; it knows nothing of this object, which would otherwise outlive its use."""
+        name = name.removesuffix(".weight")
+        if name not in self.files:
+            have = ", ".join(sorted(self.files)[:4]) or "nothing"
+            raise BadFile(f"no second moment of {name} (have {have}, ...); run kt cov for its layer and module")
+        return partial(_stored, self.files[name], name)
+
+
+def _stored(file: Path, name: str) -> Float[Tensor, "d_in d_in"]:
+    with safe_open(file, "pt") as held:
+        moment = held.get_tensor(name)
+    if moment.dim() != 2 or moment.shape[0] != moment.shape[1]:
+        raise BadFile(f"{file}: {name} is {tuple(moment.shape)}, not a square second moment")
+    return moment
+
+
+def key_statistics(
+    model: TracedModel,
+    sites: Sequence[Site],
+    corpus: Corpus | str = "demo",
+    max_tokens: int = 100_000,
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+    until: float | None = None,
+) -> Statistics:
+    """C of every site, from the cache where it is there.
+
+    One file a weight, named by the hash of the model's weights, the weight's name, the corpus and the token limit,
+    never by the model's name. An interrupted run goes on from its last checkpoint with the same result. Of several
+    processes that want the same, one computes and the others wait for its files.
+
+    Args:
+        until: stop before `max_tokens`, at the first doubling of the tokens that changed no C by more than this
+            share of its norm.
+
+    Raises:
+        BadFact: `until` is not above zero.
+        WorkFailed: the corpus holds no text, or a key is not finite.
+    """
+    if until is not None and not until > 0:
+        raise BadFact(f"until {until:g} must be above zero; 0.05 stops when a doubling changes C by less than 5%")
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    folder = Path(cache_dir) if cache_dir else default_cache()
+    fingerprint = model.fingerprint()
+    files = {
+        s: folder / f"{_cache_key(model, fingerprint, s, corpus, max_tokens, until)}.safetensors"
+        for s in sorted(set(sites))
+    }
+    work = f"{fingerprint} {corpus.sha256} {max_tokens} {until}"
+    with ExitStack() as held:
+        missing = ranks.by_main("looking for second moments", _claimed, held, folder, files, work)
+        if missing:
+            _compute(model, {s: files[s] for s in missing}, corpus, max_tokens, until, progress)
+    opened = {s: Statistics.open(f) for s, f in files.items()}
+    names = {s: model.weight_name(s).removesuffix(".weight") for s in files}
+    tokens = {st.n_tokens for st in opened.values()}
+    return Statistics(
+        {names[s]: f for s, f in files.items()},
+        tokens.pop() if tokens else None,
+        corpus.name,
+        {names[s]: f.stem for s, f in files.items()},
+        {name: changes for o in opened.values() for name, changes in o.changes.items()},
+        folder,
+    )
+
+
+def _claimed(held: ExitStack, folder: Path, files: Mapping[Site, Path], work: str) -> list[Site]:
+    """The sites whose files are not there; for as long as `held`, no other run makes them."""
+    if all(file.exists() for file in files.values()):
+        return []
+    lock = folder / f"cov-{hashlib.sha256(work.encode()).hexdigest()[:40]}.lock"
+    with writing(lock):
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(alone(lock, "takes the same second moments"))
+    return [site for site, file in files.items() if not file.exists()]  # another may just have made some
+
+
+def memory_needed(model: TracedModel, sites: Sequence[Site]) -> int:
+    """Bytes that the running sums hold: float64, one d_key x d_key matrix a site."""
+    return sum(8 * model.key_size(s) ** 2 for s in set(sites))
+
+
+def _cache_key(
+    model: TracedModel, fingerprint: str, site: Site, corpus: Corpus, max_tokens: int, until: float | None
+) -> str:
+    parts = [fingerprint, model.weight_name(site), corpus.sha256, str(max_tokens), str(LONGEST)]
+    parts += [] if until is None else [f"until {until!r}"]
+    return "cov-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
+
+
+def _compute(
+    model: TracedModel,
+    files: dict[Site, Path],
+    corpus: Corpus,
+    max_tokens: int,
+    until: float | None,
+    progress: Progress | None,
+) -> None:
+    sites = list(files)
+    require_memory(
+        memory_needed(model, sites) + 8 * max(map(model.key_size, sites)) ** 2,
+        f"the sum of {len(sites)} second moments and one of them whole",
+        "take fewer layers at a time (--layers-mlp, --layers-attn); the cache keeps each",
+    )
+    pending = "+".join(f.stem for f in files.values())
+    checkpoint = (
+        next(iter(files.values())).parent / f"partial-{hashlib.sha256(pending.encode()).hexdigest()[:40]}.safetensors"
+    )
+    if ranks.is_main():
+        for file in (checkpoint, *files.values()):
+            clear_temporaries(file.parent, file.name)
+    sums = take_sums(model, sites, corpus, max_tokens, until, checkpoint, progress)
+    ranks.by_main("keeping second moments", _keep, model, files, sums, corpus, checkpoint)
+
+
+def _keep(model: TracedModel, files: Mapping[Site, Path], sums: Sums, corpus: Corpus, checkpoint: Path) -> None:
+    """One file a weight, and no checkpoint any more."""
+    for site, file in files.items():
+        moment = sums.mean(site)
+        if not bool(torch.isfinite(moment).all()):
+            raise WorkFailed(f"the second moment of {site} is not finite; check the model's weights or use float32")
+        name = model.weight_name(site).removesuffix(".weight")
+        about = {"n_tokens": sums.n_tokens, "corpus": corpus.name, "corpus_sha256": corpus.sha256}
+        save_arrays(file, {name: moment}, about | {"changes": [[n, by[site]] for n, by in sums.changes]})
+    checkpoint.unlink(missing_ok=True)

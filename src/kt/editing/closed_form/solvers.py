@@ -1,0 +1,262 @@
+"""Closed forms: from keys, residuals and a second moment to a low-rank update.
+
+A solver is a small value with one method. Everything is float64 and Cholesky; no matrix is inverted explicitly. Where
+the keys are fewer than d_key, λC + U Uᵀ is solved through the factor of C, which stays the same from batch to batch,
+and a system of the keys' number (Woodbury).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator, onenormest
+from torch import Tensor
+
+from ...errors import KtError
+from ...model.update import LowRank
+from .factor import FACTOR_COPIES, PROJECTOR_COPIES, Factored, Moment, cholesky, require_room
+
+Given = TypeVar("Given")
+
+
+class Solution(NamedTuple):
+    """An update, the condition number of the system that gave it, and the ridge it needed."""
+
+    update: LowRank
+    condition: float
+    ridge: float = 0.0
+
+
+class System(NamedTuple):
+    """What a solver is given: all float64 on the CPU.
+
+    `keys` are means over contexts, `bare` those of the bare prompts; `past` holds the keys that earlier edits of the
+    session wrote, or None.
+    """
+
+    residuals: Float[Tensor, "d_out fact"]
+    keys: Float[Tensor, "d_in fact"]
+    bare: Float[Tensor, "d_in fact"] | None = None
+    moment: Moment | None = None
+    past: Float[Tensor, "d_in past"] | None = None
+
+
+class Solver(Protocol):
+    """From a system to an update. `needs_moment` and `needs_bare` say what must be filled in, `keeps_keys` whether
+    `past` counts."""
+
+    @property
+    def needs_moment(self) -> bool: ...
+
+    @property
+    def needs_bare(self) -> bool: ...
+
+    @property
+    def keeps_keys(self) -> bool: ...
+
+    def require_room(self, name: str, d_key: int) -> None: ...
+
+    def __call__(self, system: System) -> Solution: ...
+
+
+class Held:
+    """H = λC + U Uᵀ: how much each direction of key space is held, ready to be solved with."""
+
+    def __init__(self, moment: Moment, weight: float, extra: Float[Tensor, "d_in extra"]) -> None:
+        self.moment, self.weight, self.extra = moment, weight, extra
+
+    @property
+    def small(self) -> bool:
+        """Whether the system of the keys' number is the smaller one."""
+        return self.weight > 0 and self.extra.shape[1] < self.moment.size
+
+    @cached_property
+    def ridge(self) -> float:
+        return self._moment.ridge if self.small else self._whole.ridge
+
+    @cached_property
+    def _moment(self) -> Factored:
+        """C's factor, asked for once: where memory is short, the moment itself does not hold it."""
+        return self.moment.factor()
+
+    @cached_property
+    def _whole(self) -> Factored:
+        return cholesky(self.weight * self.moment.matrix() + self.extra @ self.extra.T, "λC + KKᵀ")
+
+    @cached_property
+    def _spread(self) -> tuple[Tensor, Factored]:
+        """(λC)⁻¹U, and the factor of I + Uᵀ(λC)⁻¹U."""
+        spread = self._through_moment(self.extra)
+        inner = torch.eye(self.extra.shape[1], dtype=torch.float64) + self.extra.T @ spread
+        return spread, cholesky(inner, "I + Kᵀ(λC)⁻¹K")
+
+    def _through_moment(self, vectors: Tensor) -> Tensor:
+        return self._moment.solve(vectors) / self.weight
+
+    def solve_own(self, count: int) -> Float[Tensor, "d_in count"]:
+        """H⁻¹ of U's first columns: (λC)⁻¹U (I + Uᵀ(λC)⁻¹U)⁻¹, without the subtraction that Woodbury has elsewhere."""
+        if not self.small:
+            return self._whole.solve(self.extra[:, :count])
+        spread, inner = self._spread
+        return inner.solve(spread.T).T[:, :count]
+
+    def solve(self, vectors: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
+        """H⁻¹ of any vectors."""
+        if not self.small:
+            return self._whole.solve(vectors)
+        through = self._through_moment(vectors)
+        if not self.extra.shape[1]:
+            return through
+        spread, inner = self._spread
+        return through - spread @ inner.solve(self.extra.T @ through)
+
+    def times(self, vectors: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
+        if not self.small:
+            return self._whole.factor @ (self._whole.factor.T @ vectors)
+        factor = self._moment.factor
+        return self.weight * (factor @ (factor.T @ vectors)) + self.extra @ (self.extra.T @ vectors)
+
+    def condition(self) -> float:
+        """An estimate from below of ‖H‖₁ ‖H⁻¹‖₁ (Higham and Tisseur's), at O(d²) a step."""
+        return _one_norm(self.moment.size, self.times) * _one_norm(self.moment.size, self.solve)
+
+
+class ThroughFactor:
+    """A solver that factors C, where it takes C at all."""
+
+    needs_moment: bool
+
+    def require_room(self, name: str, d_key: int) -> None:
+        if self.needs_moment:
+            require_room(f"the factor of {name}'s second moment", d_key, FACTOR_COPIES)
+
+
+@dataclass(frozen=True)
+class LeastSquares(ThroughFactor):
+    """R Kᵀ (λC + H + K Kᵀ)⁻¹ (IntAttn-Edit eq. 6; MEMIT eq. 14, with K0 K0ᵀ = λC), H the earlier edits' keys."""
+
+    weight: float = 15000.0
+    needs_moment: bool = True
+    needs_bare: bool = False
+    keeps_keys: bool = True
+
+    def __call__(self, system: System) -> Solution:
+        held = Held(_given(system.moment), self.weight, _joined(system.keys, system.past))
+        spread = held.solve_own(system.keys.shape[1])
+        return Solution(LowRank(system.residuals, spread.T.contiguous()), held.condition(), held.ridge)
+
+
+@dataclass(frozen=True)
+class Equality(ThroughFactor):
+    """R (Kᵀ H⁻¹ K + ρI)⁻¹ Kᵀ H⁻¹, H = λC + earlier keys (EMMET): keys are to take their values exactly.
+
+    Of all updates that do, the one that moves the held directions least. `ridge` ρ, which the code adds for more than
+    one fact, keeps near-equal keys from demanding the impossible; 0 is the paper's formula. With it, the constraint is
+    no longer exact: by the push-through identity the update is R Kᵀ(ρH + K Kᵀ)⁻¹, `LeastSquares` with ρλ for its λ.
+    """
+
+    weight: float = 1.0
+    ridge: float = 0.0
+    needs_moment: bool = True
+    needs_bare: bool = False
+    keeps_keys: bool = True
+
+    def __call__(self, system: System) -> Solution:
+        moment, none = _given(system.moment), system.keys[:, :0]
+        held = Held(moment, self.weight, none if system.past is None else system.past)
+        through = held.solve(system.keys)
+        gram = system.keys.T @ through
+        if gram.shape[0] > 1:
+            gram.diagonal().add_(self.ridge)
+        inner = cholesky(gram, "KᵀC⁻¹K (requests whose keys are the same?)")
+        spread = inner.solve(through.T)
+        return Solution(
+            LowRank(system.residuals, spread), float(torch.linalg.cond(gram, 2)), max(held.ridge, inner.ridge)
+        )
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """R Kᵀ P ((K Kᵀ + H) P + L2 · I)⁻¹ (AlphaEdit), P the projector onto directions of C below `threshold`.
+
+    What it maps onto lies in P's range, where the matrix is the symmetric L2 · I + P(K Kᵀ + H)P: solved as such. The
+    threshold is absolute, as in the original code: it depends on the scale of the keys.
+    """
+
+    threshold: float = 2e-2
+    l2: float = 10.0
+    needs_moment: bool = True
+    needs_bare: bool = False
+    keeps_keys: bool = True
+
+    def __post_init__(self) -> None:
+        if self.l2 <= 0:
+            raise KtError(f"L2 {self.l2:g} must be above zero")
+
+    def require_room(self, name: str, d_key: int) -> None:
+        require_room(f"AlphaEdit's projector for {name}", d_key, PROJECTOR_COPIES)
+
+    def __call__(self, system: System) -> Solution:
+        basis = _given(system.moment).null_basis(self.threshold)
+        inside = basis.T @ _joined(system.keys, system.past)  # in P's own coordinates
+        count = system.keys.shape[1]
+        if inside.shape[1] < inside.shape[0]:
+            small = cholesky(inside.T @ inside + self.l2 * torch.eye(inside.shape[1], dtype=inside.dtype), "KᵀPK + L2")
+            spread = small.solve(inside.T).T[:, :count]
+        else:
+            large = cholesky(inside @ inside.T + self.l2 * torch.eye(inside.shape[0], dtype=inside.dtype), "PKKᵀP + L2")
+            spread = large.solve(inside[:, :count])
+        condition = 1 + float(torch.linalg.matrix_norm(inside, 2)) ** 2 / self.l2
+        return Solution(LowRank(system.residuals, (basis @ spread).T.contiguous()), condition)
+
+
+@dataclass(frozen=True)
+class RankOne(ThroughFactor):
+    """r uᵀ / (uᵀ k), u = C⁻¹ k̄ (ROME eq. 2). ROME's code takes k of the bare prompt and k̄ over contexts;
+    R-ROME takes k̄ in both places. Without `mom2_adjustment`, C = I (all of EasyEdit's ROME files)."""
+
+    mom2_adjustment: bool = True
+    same_key: bool = False
+    keeps_keys: bool = False
+
+    @property
+    def needs_moment(self) -> bool:  # type: ignore[override]
+        return self.mom2_adjustment
+
+    @property
+    def needs_bare(self) -> bool:
+        return not self.same_key
+
+    def __call__(self, system: System) -> Solution:
+        direction, condition, ridge = system.keys, 1.0, 0.0
+        if self.mom2_adjustment:
+            held = Held(_given(system.moment), 1.0, system.keys[:, :0])
+            direction, condition, ridge = held.solve(system.keys), held.condition(), held.ridge
+        direction = direction / direction.norm(dim=0)
+        met = system.keys if self.same_key else _given(system.bare)
+        left = system.residuals / (direction * met).sum(0)
+        return Solution(LowRank(left, direction.T.contiguous()), condition, ridge)
+
+
+def _joined(keys: Float[Tensor, "d_in fact"], past: Float[Tensor, "d_in past"] | None) -> Float[Tensor, "d_in all"]:
+    return keys if past is None else torch.cat([keys, past], 1)
+
+
+def _given(value: Given | None) -> Given:
+    assert value is not None, "the recipe fills in what a solver needs"
+    return value
+
+
+def _one_norm(size: int, apply: Callable[[Tensor], Tensor]) -> float:
+    def times(vector: np.ndarray) -> np.ndarray:
+        return apply(torch.from_numpy(np.ascontiguousarray(vector)).reshape(size, -1)).numpy().reshape(vector.shape)
+
+    # Symmetric, so its own adjoint.
+    operator = LinearOperator((size, size), matvec=times, rmatvec=times, matmat=times, rmatmat=times, dtype=np.float64)
+    return float(onenormest(operator, t=1))  # one column: more would be drawn at random

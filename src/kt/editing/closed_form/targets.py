@@ -1,0 +1,317 @@
+"""Targets: the value that, put at a site, makes the model say the new answer (MEMIT section 4.2, as its code does it).
+
+For every request a δ per aim is found, all aims of a search together, that minimises
+
+    mean over contexts of -log p(target) / tokens  +  kl_factor · KL(p_now ‖ p_before)  +  Σ decay · ‖δ‖ / ‖v‖²
+
+where the KL is read at the subject's last token of the essence prompt "{} is a" and v is the value before. Adam; after
+each step δ is pulled back to ‖δ‖ ≤ clamp · ‖v‖; a request stops by the objective's rule. N steps are N forwards and
+N-1 updates. What δ cannot change runs once: blocks below the lowest aim, tokens before δ's (target_suffix.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..._util.progress import Progress
+from ...facts.fact import Fact, fill
+from ...model.memory import free_on
+from ...model.sites import Kind
+from ...model.tokens import target_ids, template_span, token_ids
+from ...runs import parallel as ranks
+from ...runs.journal import Journal
+from .aims import Aim, Objective, Position
+from .contexts import Contexts
+from .target_forward import Suffix, TargetRows, lowest_block, run_whole, split_rows, suffix_logits, target_rows
+
+if TYPE_CHECKING:
+    from ...model.model import TracedModel
+
+
+# Which requests a target search runs together: of like length, so that few columns are run for nothing.
+#
+# A batch runs as many columns as its longest request needs from δ's first place on, so a shorter one wastes the
+# difference in each of its rows. A batch of its own costs another pass over the weights instead: about as much as some
+# number of tokens more. Requests are put in order of length, and cut into batches where the sum of both is least.
+
+WEIGHTS = {"cpu": 48, "cuda": 256}
+"""A pass over the weights, in tokens: reading a weight takes as long as computing with it for so many."""
+
+DISPATCH = {"cpu": 5e8, "cuda": 4e12}
+"""Calling a forward's and a backward's operations one by one, in floating-point operations of their time."""
+
+
+class _Length(NamedTuple):
+    """What a request runs: columns from δ's first place on, target tokens, tokens of the bare prompt and target."""
+
+    suffix: int
+    target: int
+    whole: int
+
+
+def target_batches(
+    model: TracedModel, facts: Sequence[Fact], aims: Sequence[Aim], contexts: Contexts, size: int
+) -> list[list[int]]:
+    """Places of the facts, batch by batch: at most `size`, or fewer where half the free memory would not hold them.
+
+    With memory enough the batches follow from the facts, the aims and the model alone.
+    """
+    lengths = [_length(model, fact, aims) for fact in facts]
+    order = sorted(range(len(facts)), key=lambda i: (lengths[i], i))
+    rows, worth = len(contexts.flat), worth_of_a_run(model, aims)
+    longest = max(len(token_ids(model.tokenizer, fill(context, " "))) for context in contexts.flat)
+    room = free_on(model.device) // 2
+    least, begins = [0.0], [0]
+    for stop in range(1, len(order) + 1):
+        last = lengths[order[stop - 1]]
+        fit = max(1, min(size, stop, room // _bytes(model, aims, last, rows + 1, longest)))
+        costs = [(least[b] + worth + (stop - b) * rows * last.suffix, b) for b in range(stop - fit, stop)]
+        cost, begin = min(costs)
+        least.append(cost)
+        begins.append(begin)
+    batches: list[list[int]] = []
+    stop = len(order)
+    while stop:
+        batches.insert(0, order[begins[stop] : stop])
+        stop = begins[stop]
+    return batches
+
+
+def worth_of_a_run(model: TracedModel, aims: Sequence[Aim]) -> float:
+    """How many tokens more a step may run where that saves it a forward of its own."""
+    start = min(lowest_block(aims), model.n_layers - 1)
+    weights = sum(p.numel() for layer in range(start, model.n_layers) for p in _block(model, layer).parameters())
+    device = model.device.type if model.device.type in WEIGHTS else "cuda"
+    return WEIGHTS[device] + DISPATCH[device] / (4 * weights)  # a token: 2 operations a weight, forward and backward
+
+
+def _length(model: TracedModel, fact: Fact, aims: Sequence[Aim]) -> _Length:
+    tokenizer = model.tokenizer
+    prompt = len(token_ids(tokenizer, fact.prompt))
+    target = len(target_ids(tokenizer, fact.prompt, fact.target or ""))
+    first = prompt - 1
+    if any(aim.position is Position.SUBJECT_LAST for aim in aims):
+        first = template_span(tokenizer, fact.template, fact.subject).last
+    whole = prompt + target - 1
+    return _Length(whole - first, target, whole)
+
+
+def _bytes(model: TracedModel, aims: Sequence[Aim], length: _Length, rows: int, context: int) -> int:
+    """About what a request takes at the peak of a step: the graph, keys and values, logits."""
+    width, above = length.whole + context, model.n_layers - min(lowest_block(aims), model.n_layers - 1)
+    graph = 48 * length.suffix * above * model.d_model
+    cache = 6 * width * model.n_layers * model.d_model
+    logits = 16 * length.target * model.vocab_size
+    return rows * (model.dtype.itemsize * (graph + cache) + logits)
+
+
+def _block(model: TracedModel, layer: int) -> torch.nn.Module:
+    return model.module.get_submodule(model.layout.path(Kind.RESID, layer))
+
+
+# What a step's logits say of every request: how likely its target is, and the words after the essence prompt.
+
+
+class Reading(NamedTuple):
+    """`nll`: mean -log p of the target's tokens. `essence`: log-probabilities at the essence row's subject, None where
+    no essence rows were run. `all_argmax`: every target token is the likeliest in every context."""
+
+    nll: Float[Tensor, "fact context"]
+    essence: Float[Tensor, "fact vocab"] | None
+    all_argmax: Bool[Tensor, " fact"]
+
+
+def read_rows(logits: Sequence[Float[Tensor, "read vocab"]], groups: Sequence[TargetRows]) -> Reading:
+    """From the logits of groups of rows; the first holds all context rows, and all or none of the essence rows."""
+    said, rows, essence = logits[0], groups[0], None
+    if len(groups) == 2:
+        essence = logits[1].log_softmax(-1)
+    elif bool(rows.essence.any()):
+        at_essence = rows.essence[_row_of_each_read(rows)]
+        essence = said[at_essence].log_softmax(-1)
+        said, rows = said[~at_essence], rows.of(~rows.essence)
+    nll, argmax = _of_targets(said, rows)
+    facts = len(rows.fact.unique())
+    nll, argmax = (rearrange(v, "(fact context) -> fact context", fact=facts) for v in (nll, argmax))
+    return Reading(nll, essence, argmax.all(-1))
+
+
+def divergence(now: Tensor | None, before: Tensor | None, like: Tensor) -> Float[Tensor, " fact"]:
+    """KL(now ‖ before) of log-probabilities; zero where there are none."""
+    if now is None or before is None:
+        return torch.zeros_like(like)
+    return (now.exp() * (now - before)).sum(-1)
+
+
+def _of_targets(
+    logits: Float[Tensor, "read vocab"], rows: TargetRows
+) -> tuple[Float[Tensor, " row"], Bool[Tensor, " row"]]:
+    """Mean -log p of each row's target, and whether all its tokens are the likeliest."""
+    picked = logits.gather(1, rows.answers[rows.reads][:, None])[:, 0]
+    log_p = picked - logits.logsumexp(-1)
+    spread = log_p.new_zeros(rows.reads.shape).masked_scatter(rows.reads, log_p)
+    best = torch.ones_like(rows.reads).masked_scatter(rows.reads, picked.detach() >= logits.detach().amax(-1))
+    return -spread.sum(-1) / rows.reads.sum(-1), best.all(-1)
+
+
+def _row_of_each_read(rows: TargetRows) -> Int[Tensor, " read"]:
+    return rows.reads.nonzero()[:, 0]
+
+
+class Targets(NamedTuple):
+    """Wanted values per aim, the values before, and how the search ended."""
+
+    wanted: dict[Aim, Float[Tensor, "fact d_model"]]
+    before: dict[Aim, Float[Tensor, "fact d_model"]]
+    loss: Float[Tensor, " fact"]
+    prob: Float[Tensor, " fact"]
+    steps: Int[Tensor, " fact"]
+
+
+def find_targets(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    aims: Sequence[Aim],
+    contexts: Contexts,
+    objective: Objective,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+    journal: Journal | None = None,
+) -> Targets:
+    """One δ an aim and request, `aims` searched together; requests in independent batches, each a journal's phase.
+
+    Several processes share the batches.
+    """
+    # Of several processes, the one with the least memory free decides: all have to have the same batches.
+    found = ranks.gathered("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
+    batches = max(found, key=len)
+    ends = list(accumulate(map(len, batches)))
+    # Batches stand in one order: the place where one begins and its size say which requests are in it.
+    what = f"targets-{'+'.join(map(str, aims))}"
+    names = [f"{what}-{end - len(batch):05d}-{len(batch)}" for batch, end in zip(batches, ends, strict=True)]
+    asked = [(model, [facts[i] for i in batch], aims, contexts, objective) for batch in batches]
+    parts = (journal or Journal()).take_each(
+        what,
+        _find_batch,
+        dict(zip(names, asked, strict=True)),
+        None if progress is None else lambda done: progress(ends[done - 1], len(facts)),
+    )
+    targets = join_targets([_targets(part, aims, model.device) for part in parts])
+    return _in_order(targets, [i for batch in batches for i in batch])
+
+
+def _targets(held: Mapping[str, Any], aims: Sequence[Aim], device: torch.device) -> Targets:
+    """From what `_find_batch` gave, with values by the aim's place."""
+    wanted, before = ({a: v.to(device) for a, v in zip(aims, held[part], strict=True)} for part in ("wanted", "before"))
+    return Targets(wanted, before, *(held[part].to(device) for part in ("loss", "prob", "steps")))
+
+
+def _in_order(found: Targets, places: Sequence[int]) -> Targets:
+    """Requests as they were given, from the order in which they were searched."""
+    back = torch.tensor(places, device=found.loss.device).argsort()
+    wanted, before = ({a: v[back] for a, v in part.items()} for part in (found.wanted, found.before))
+    return Targets(wanted, before, found.loss[back], found.prob[back], found.steps[back])
+
+
+def join_targets(parts: Sequence[Targets]) -> Targets:
+    """Searches over some facts and then others as one."""
+    return Targets(
+        {a: torch.cat([p.wanted[a] for p in parts]) for a in parts[0].wanted},
+        {a: torch.cat([p.before[a] for p in parts]) for a in parts[0].before},
+        torch.cat([p.loss for p in parts]),
+        torch.cat([p.prob for p in parts]),
+        torch.cat([p.steps for p in parts]),
+    )
+
+
+def _find_batch(
+    model: TracedModel, facts: Sequence[Fact], aims: Sequence[Aim], contexts: Contexts, objective: Objective
+) -> dict[str, Any]:
+    """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
+    suffixes, now = _begun(model, facts, aims, contexts, objective)
+    delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in now.items()}
+    optimizer = torch.optim.Adam(delta.values(), lr=objective.v_lr)
+    active = torch.ones(len(facts), dtype=torch.bool, device=model.device)
+    steps = torch.zeros(len(facts), dtype=torch.long, device=model.device)
+    weight, loss, prob = (torch.ones(len(facts), device=model.device) for _ in range(3))
+    unedited: Tensor | None = None
+    for step in range(objective.v_num_grad_steps):
+        on = active.nonzero()[:, 0]
+        with torch.enable_grad():
+            read = read_rows([suffix_logits(model, s, delta) for s in suffixes], [s.rows for s in suffixes])
+            if step == 0 and read.essence is not None:
+                unedited = read.essence.detach()
+            kl = objective.kl_factor * divergence(read.essence, None if unedited is None else unedited[on], weight[on])
+            decay = sum(_decay(a, objective) * _relative(delta[a][on], now[a][on]) for a in aims)
+            losses = weight[on] * read.nll.mean(-1) + kl + decay
+        loss[on], prob[on] = losses.detach(), (-read.nll).exp().mean(-1).detach()
+        done = _done(read, loss[on], prob[on], kl.detach(), objective)
+        active[on] = ~done
+        if objective.argmax_discount:
+            weight[on] = torch.where(read.all_argmax, 0.1, 1.0)
+        if step == objective.v_num_grad_steps - 1 or not bool(active.any()):
+            break
+        optimizer.zero_grad()
+        losses[~done].sum().backward()
+        _step(optimizer, delta, now, active, objective)
+        steps += active
+        if bool(done.any()):
+            suffixes = [s.of(active) for s in suffixes]
+    wanted = [(now[a] + delta[a]).detach() for a in aims]
+    return {"wanted": wanted, "before": [now[a] for a in aims], "loss": loss, "prob": prob, "steps": steps}
+
+
+def _begun(
+    model: TracedModel, facts: Sequence[Fact], aims: Sequence[Aim], contexts: Contexts, objective: Objective
+) -> tuple[list[Suffix], dict[Aim, Float[Tensor, "fact d_model"]]]:
+    """What steps start from, and each aim's value in the first (bare) context row."""
+    # Without δ in the essence row, or without weight on it, the KL is zero.
+    essence = objective.kl_factor != 0 and any(a.position is Position.SUBJECT_LAST for a in aims)
+    groups = split_rows(target_rows(model, facts, contexts), aims, essence, worth_of_a_run(model, aims))
+    runs = [run_whole(model, rows, aims) for rows in groups]
+    values = runs[0][1]
+    bare = torch.searchsorted(groups[0].fact, torch.arange(len(facts), device=model.device))  # rows stand fact by fact
+    return [suffix for suffix, _ in runs], {a: v[bare.to(v.device)].to(model.device) for a, v in values.items()}
+
+
+def _done(read: Reading, loss: Tensor, prob: Tensor, kl: Tensor, objective: Objective) -> Bool[Tensor, " fact"]:
+    if objective.stop_prob is not None:
+        return prob >= objective.stop_prob
+    done = loss < objective.stop_loss
+    if objective.argmax_discount:
+        done = done | (read.all_argmax & (kl <= 0.01))
+    return done
+
+
+def _decay(aim: Aim, objective: Objective) -> float:
+    return objective.v_weight_decay if aim.decay is None else aim.decay
+
+
+def _relative(delta: Float[Tensor, "fact d"], now: Float[Tensor, "fact d"]) -> Float[Tensor, " fact"]:
+    return delta.norm(dim=-1) / now.norm(dim=-1) ** 2
+
+
+@torch.no_grad()
+def _step(
+    optimizer: torch.optim.Optimizer,
+    delta: dict[Aim, Tensor],
+    now: dict[Aim, Tensor],
+    active: Bool[Tensor, " fact"],
+    objective: Objective,
+) -> None:
+    """One Adam step for the active requests, each δ pulled back into its ball; the others stay as they are."""
+    kept = {a: d.detach().clone() for a, d in delta.items()}
+    optimizer.step()
+    for aim, d in delta.items():
+        longest = (objective.clamp_norm_factor if aim.clamp is None else aim.clamp) * now[aim].norm(
+            dim=-1, keepdim=True
+        )
+        d.mul_((longest / d.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1))
+        d.copy_(torch.where(active[:, None], d, kept[aim]))

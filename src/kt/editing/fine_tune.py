@@ -1,0 +1,289 @@
+"""Fine-tuning as an edit: Adam steps on the chosen weights, over the requests and nothing else.
+
+    FT      Adam until the loss is small (Zhu et al. 2020; the baselines of Meng et al. 2022, and EasyEdit's code)
+    FT-L    after each step every weight is put back into [w₀ - ε, w₀ + ε] (Zhu et al. 2020, L∞; Meng et al. 2022)
+    FT-WD   all parameters of one block, with weight decay in Adam (JEEP's baseline, its appendix D.1)
+    LoRA    the steps go to an adapter instead (`adapter.py`)
+
+A request's loss is a mean over its target's tokens, a mini-batch's the mean over its requests:
+
+    prompt_last   -log p(token) of all of them at the prompt's last token: a bag of tokens (original FT, FT-L)
+    target_new    -log p(token) given the prompt and the target's tokens before it: teacher forcing (EasyEdit's FT-M)
+
+Up to `num_steps` epochs over mini-batches in the requests' order. A mini-batch whose loss is below `stop_loss` makes no
+step; an epoch whose mean loss is below it is the last.
+
+**Precision.** bfloat16 and float16 weights are trained as float32 copies, which the optimiser moves, the box clamps and
+the update is taken from; after each step the model gets them rounded, and its gradients come in its own dtype. So steps
+far below a weight's rounding still add up. Weights in float32 or wider are trained themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._util.progress import Progress
+from ..errors import KtError, WorkFailed
+from ..facts.fact import Fact
+from ..model.sites import Kind, Site
+from ..model.tokens import Batch, encode_ids, pad_id, prompt_gap, target_ids, token_ids
+from ..model.update import Dense, Update
+from .adapter import Adapter, adapted
+from .plan import Setting, Solved, Written
+
+if TYPE_CHECKING:
+    from ..model.model import TracedModel
+
+
+MODULES: Mapping[str, tuple[Kind, ...]] = {
+    "mlp": (Kind.MLP,),
+    "attn": (Kind.ATTN,),
+    "both": (Kind.ATTN, Kind.MLP),
+    "block": (Kind.RESID,),
+}
+OBJECTIVES = ("prompt_last", "target_new")
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A plan of gradient steps; `modules` says what is trained at each of `layers`: `mlp` (down_proj), `attn` (W_o),
+    `both`, or `block` (every parameter of it)."""
+
+    layers: tuple[int, ...]
+    modules: str = "mlp"
+    objective: str = "prompt_last"
+    num_steps: int = 25
+    lr: float = 5e-4
+    weight_decay: float = 0.0
+    norm_constraint: float | None = None
+    batch_size: int = 8
+    stop_loss: float = 1e-2
+    adapter: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("modules", self.modules, tuple(MODULES)),
+            ("objective", self.objective, OBJECTIVES),
+        ):
+            if value not in known:
+                raise KtError(f"{name} {value!r} is unknown; choose among {', '.join(known)}")
+        if self.adapter and self.modules == "block":
+            raise KtError("an adapter stands on projections, not on a whole block; choose modules mlp, attn or both")
+        if self.adapter and self.norm_constraint is not None:
+            raise KtError("norm_constraint bounds weights, and with an adapter none is trained; leave it out")
+
+    @property
+    def moment_sites(self) -> list[Site]:
+        return []
+
+    @property
+    def keeps_keys(self) -> bool:
+        return False
+
+    @property
+    def has_targets(self) -> bool:
+        return False
+
+    @property
+    def sites(self) -> list[Site]:
+        return [Site(kind, layer) for layer in self.layers for kind in MODULES[self.modules]]
+
+    def require_room(self, model: TracedModel) -> None:
+        """Nothing beyond what a backward pass takes."""
+
+    def names(self, model: TracedModel) -> list[str]:
+        if self.modules == "block":
+            return [name for layer in self.layers for name in model.block_weights(layer)]
+        return [model.weight_name(site) for site in self.sites]
+
+    def solve(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None = None) -> Solved:
+        """Train, take the update, put everything back.
+
+        Notes: `loss`, the mean over the last epoch (before its last step), `losses` of all epochs, `steps` made.
+
+        Raises:
+            WorkFailed: the loss is not finite.
+            KtError: an adapter is asked for and peft is not installed.
+        """
+        held, notes = setting.journal.take("descent", self._solve, setting, facts, progress)
+        return Solved({name: Written.of(part) for name, part in held.items()}, notes=notes)
+
+    def remember(self, setting: Setting, facts: Sequence[Fact]) -> None:
+        """Nothing."""
+
+    def _solve(
+        self, setting: Setting, facts: Sequence[Fact], progress: Progress | None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Updates and notes, as a journal keeps them."""
+        lessons = self._lessons(setting.model, facts)
+        with self._training(setting) as training:
+            losses, steps = self._descend(setting.model, lessons, training.weights, progress)
+            written = {name: Written(update).as_dict() for name, update in training.updates().items()}
+        return written, {"loss": losses[-1], "losses": losses, "steps": steps}
+
+    @contextmanager
+    def _training(self, setting: Setting) -> Iterator[Training]:
+        model = setting.model
+        if self.adapter is None:
+            with unfrozen(model, self.names(model), self.norm_constraint) as training:
+                yield training
+        else:
+            with adapted(model, self.sites, self.adapter, setting.seed) as (parameters, updates):
+                yield Training(Weights(parameters), updates)
+
+    def _descend(
+        self, model: TracedModel, lessons: Sequence[Lesson], weights: Weights, progress: Progress | None
+    ) -> tuple[list[float], int]:
+        """Every epoch's mean loss and the number of steps."""
+        optimizer = torch.optim.Adam(weights.wide, lr=self.lr, weight_decay=self.weight_decay)
+        requests = sum(len(lesson.batch) for lesson in lessons)
+        losses: list[float] = []
+        steps = 0
+        for epoch in range(1, self.num_steps + 1):
+            total = 0.0
+            for lesson in lessons:
+                with torch.enable_grad():
+                    loss = lesson.loss(model)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise WorkFailed(f"the loss is not finite in epoch {epoch} of fine-tuning; try a smaller lr")
+                total += value * len(lesson.batch)
+                if value >= self.stop_loss:
+                    loss.backward()
+                    weights.step(optimizer)
+                    steps += 1
+            losses.append(total / requests)
+            if progress:
+                progress(epoch, self.num_steps)
+            if losses[-1] < self.stop_loss:
+                break
+        return losses, steps
+
+    def _lessons(self, model: TracedModel, facts: Sequence[Fact]) -> list[Lesson]:
+        size, last = self.batch_size, self.objective == "prompt_last"
+        batches = [facts[at : at + size] for at in range(0, len(facts), size)]
+        return [_lesson(model, batch, last, min(self.layers)) for batch in batches]
+
+
+class Lesson(NamedTuple):
+    """A mini-batch: the rows, the targets' tokens (padded on the left like the rows), how many of the last columns
+    predict them, and what enters block `start`, the lowest that is trained: the blocks below it run once."""
+
+    batch: Batch
+    targets: Batch
+    keep: int
+    start: int
+    below: Float[Tensor, "row pos d_model"] | None
+
+    def loss(self, model: TracedModel) -> Float[Tensor, ""]:
+        """-log p(token): a mean over a target's tokens, then over requests."""
+        logp = self._logits(model).log_softmax(-1)
+        targets = self.targets.to(logp.device)
+        # With prompt_last the one column that is kept predicts every token.
+        logp = logp.expand(-1, targets.ids.shape[1], -1)
+        picked = logp.gather(-1, targets.ids[..., None])[..., 0]
+        return (-(picked * targets.mask).sum(-1) / targets.lengths).mean()
+
+    def _logits(self, model: TracedModel) -> Float[Tensor, "row keep vocab"]:
+        with model.nns.trace(**model.inputs(self.batch, self.keep)):
+            if self.below is not None:
+                entering = self.below.to(model.device, copy=True)
+                filler = (entering, None) if model.layout.tuple_output else entering
+                for layer in range(self.start):
+                    model.block(layer).skip(filler)
+            logits = model.last_logits(self.keep).save()
+        return _widened(logits)
+
+
+def _lesson(model: TracedModel, facts: Sequence[Fact], last: bool, start: int) -> Lesson:
+    tokenizer = model.tokenizer
+    rows, answers = [], []
+    for fact in facts:
+        target = fact.target or ""
+        answer = target_ids(tokenizer, fact.prompt, target)
+        joint = token_ids(tokenizer, fact.prompt.rstrip() + prompt_gap(fact.prompt, target) + target.lstrip())
+        rows.append(joint[: -len(answer)] if last else joint[:-1])
+        answers.append(answer)
+    batch, targets = encode_ids(rows, pad_id(tokenizer)), encode_ids(answers, 0)
+    below = _entering(model, batch, start) if start else None
+    return Lesson(batch, targets, 1 if last else targets.ids.shape[1], start, below)
+
+
+@torch.no_grad()
+def _entering(model: TracedModel, batch: Batch, start: int) -> Float[Tensor, "row pos d_model"]:
+    """The residual stream that enters a block above the first, kept on the CPU: there may be many requests."""
+    with model.nns.trace(**model.inputs(batch)) as tracer:
+        entering: Any = model.value(Site(Kind.RESID, start - 1), len(batch)).clone()
+        below = entering.save()
+        tracer.stop()
+    return below.cpu()
+
+
+class Weights:
+    """The tensors that the forward reads (`live`), and those that Adam moves (`wide`): the same ones in float32 or
+    wider, float32 copies of narrower ones. `box`: how far from its start any number may get."""
+
+    @torch.no_grad()
+    def __init__(self, live: Sequence[Tensor], box: float | None = None) -> None:
+        self.live = list(live)
+        self.wide = [_widened(w) for w in self.live]
+        self.start = [w.detach().clone() for w in self.wide]
+        self.box = box
+
+    @torch.no_grad()
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step along the gradients that a backward pass left, which are gone afterwards."""
+        copies = [(live, wide) for live, wide in zip(self.live, self.wide, strict=True) if wide is not live]
+        for live, wide in copies:
+            wide.grad = None if live.grad is None else live.grad.to(wide.dtype)
+            live.grad = None
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.box is not None:
+            for wide, start in zip(self.wide, self.start, strict=True):
+                wide.clamp_(start - self.box, start + self.box)
+        for live, wide in copies:
+            live.copy_(wide)
+
+    def moved(self) -> list[Tensor]:
+        return [wide.detach() - start for wide, start in zip(self.wide, self.start, strict=True)]
+
+
+class Training(NamedTuple):
+    weights: Weights
+    updates: Callable[[], Mapping[str, Update]]
+
+
+@contextmanager
+def unfrozen(model: TracedModel, names: Sequence[str], box: float | None = None) -> Iterator[Training]:
+    """The named weights open to training; on exit, also after an exception, the bytes and flags of before."""
+    live = [model.own(name) for name in names]
+    with model.restored(names):
+        try:
+            for weight in live:
+                weight.requires_grad_()
+            weights = Weights(live, box)
+            yield Training(weights, lambda: _updates(model, names, weights))
+        finally:
+            for weight in live:
+                weight.requires_grad_(False).grad = None
+
+
+def _updates(model: TracedModel, names: Sequence[str], weights: Weights) -> dict[str, Dense]:
+    # Laid out like its parameter, a difference is seen as (d_out, d_in) through the strides that `model.weight` has.
+    views = [model.weight(name) for name in names]
+    moved = zip(names, views, weights.moved(), strict=True)
+    return {name: Dense(m.as_strided(v.shape, v.stride())).to(torch.float32) for name, v, m in moved}
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Itself in float32 or wider, a float32 copy of a narrower one."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

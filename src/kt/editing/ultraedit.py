@@ -1,0 +1,260 @@
+"""UltraEdit: one forward, one backward, one closed form (Gu et al. 2025, arXiv 2505.14679, and its authors' code).
+
+No target is searched for, no second moment is taken, no subject is looked up. Every token of the answers, teacher-
+forced, gives a pair at the position that predicts it: h, the input of an edited projection, and g, the gradient of the
+answers' -log p with respect to its output. With μ and σ over all pairs of the session so far, this edit's included,
+
+    ẑ = (z - μ) / (σ + ε),  z = [h, g]         lifelong normalisation
+    v = -lr · ‖ĥ‖² · ĝ                         what the projection is to give more where it reads h
+    ΔW = V Hᵀ (H Hᵀ + ridge · I)⁻¹             on the h as they are; the authors' ridge is 1
+
+All weights are solved on the model as it is, from the same pass. ẑ is centred: what all pairs share is taken away, so a
+lone pair moves nothing, and few say little.
+
+Two things are not as in the authors' code, so that batching does not change the result. The loss is a sum over tokens;
+theirs is a mean over a mini-batch's, so that a pair weighs by how many share its mini-batch (ẑ takes only a common
+factor out again). The variance is exact; theirs counts each mini-batch of n pairs n/(n-1) times. A first edit that is
+one mini-batch comes out the same in both, but for a factor (1 - 1/n)^1.5.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from einops import einsum
+from jaxtyping import Float
+from scipy.linalg import lapack
+from torch import Tensor
+
+from .._util.progress import Progress
+from ..errors import WorkFailed
+from ..facts.fact import Fact
+from ..model.memory import require_memory
+from ..model.sites import Kind, Site
+from ..model.tokens import Batch, pad_id, target_ids, token_ids
+from ..model.update import Dense, LowRank, Update
+from .closed_form.keys import Rows
+from .plan import Setting, Solved, Written
+
+if TYPE_CHECKING:
+    from ..model.model import TracedModel
+
+
+EPSILON = float(np.finfo(np.float32).eps)
+"""Added to σ, as in the authors' code: a number that never varies is normalised to zero."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """Mean and scatter (the sum of squared distances from it) of all features seen so far, in float64."""
+
+    count: int
+    mean: Float[Tensor, " feature"]
+    scatter: Float[Tensor, " feature"]
+
+    @classmethod
+    def of(cls, features: Float[Tensor, "pair feature"]) -> Running:
+        features = features.double()
+        mean = features.mean(0)
+        return cls(len(features), mean, (features - mean).square().sum(0))
+
+    def merged(self, other: Running) -> Running:
+        """Both together, by the parallel rule (Chan, Golub and LeVeque 1979): exact, in whatever pieces they came."""
+        count, apart = self.count + other.count, other.mean - self.mean
+        mean = self.mean + apart * (other.count / count)
+        return Running(count, mean, self.scatter + other.scatter + apart**2 * (self.count * other.count / count))
+
+    def normalised(self, features: Float[Tensor, "pair feature"]) -> Float[Tensor, "pair feature"]:
+        deviation = (self.scatter / max(self.count - 1, 1)).sqrt()
+        return (features - self.mean) / (deviation + EPSILON)
+
+
+class Pairs(NamedTuple):
+    """What a projection read where an answer's token is predicted, and the gradient at what it gave; on the CPU."""
+
+    keys: Float[Tensor, "pair d_in"]
+    gradients: Float[Tensor, "pair d_out"]
+
+    @property
+    def features(self) -> Float[Tensor, "pair feature"]:
+        return torch.cat(self, 1).double()
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """UltraEdit as a plan.
+
+    `shared`: modules of one shape have one normaliser between them, as in the authors' code, rather than one each.
+    `tokens`: the most (padded) tokens of one forward and backward; it bounds memory, and moves the result
+    by rounding only.
+    """
+
+    layers: tuple[int, ...]
+    kinds: tuple[Kind, ...] = (Kind.MLP,)
+    lr: float = 1e-6
+    ridge: float = 1.0
+    shared: bool = False
+    tokens: int = 2048
+
+    keeps_keys: ClassVar[bool] = False
+    has_targets: ClassVar[bool] = False
+
+    @property
+    def moment_sites(self) -> list[Site]:
+        return []
+
+    @property
+    def sites(self) -> list[Site]:
+        """In the order in which a forward passes them."""
+        order = (Kind.ATTN, Kind.MLP)
+        return [Site(kind, layer) for layer in sorted(set(self.layers)) for kind in order if kind in self.kinds]
+
+    def names(self, model: TracedModel) -> list[str]:
+        return [model.weight_name(site) for site in self.sites]
+
+    def require_room(self, model: TracedModel) -> None:
+        """Nothing yet: the need grows with the answers' tokens, and `solve` asks once it has counted them."""
+
+    def solve(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None = None) -> Solved:
+        model, sites = setting.model, self.sites
+        answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "") for fact in facts]
+        self._require_memory(model, sum(map(len, answers)))
+        if len(facts) == 1 and not setting.state.running:
+            warnings.warn(
+                "UltraEdit takes away what the pairs of a session have in common, and one request alone has little "
+                "else: its target may not rise; edit several requests at once, or use another method",
+                stacklevel=2,
+            )
+        pairs = answer_pairs(model, facts, answers, sites, self.tokens, progress)
+        groups = {site: self._group(model, site) for site in sites}
+        running: dict[str, Running] = {}
+        for site, group in groups.items():
+            before = running.get(group, setting.state.running.get(group))
+            here = Running.of(pairs[site].features)
+            running[group] = before.merged(here) if before else here
+        written = {}
+        for site, group in groups.items():
+            name = model.weight_name(site)
+            shifts = value_shifts(pairs[site], running[group], self.lr)
+            update, condition = ridge_fit(pairs[site].keys.double(), shifts, self.ridge)
+            if not update.finite:
+                raise WorkFailed(f"the update of {name} is not finite; lower lr or raise ridge")
+            written[name] = Written(update, condition, residual_norm=float(shifts.norm()))
+        setting.state.running.update(running)  # last of all: an edit that failed has not been seen
+        return Solved(written)
+
+    def remember(self, setting: Setting, facts: Sequence[Fact]) -> None:
+        """Nothing more: a solve takes its pairs into the running statistics itself."""
+
+    def _require_memory(self, model: TracedModel, count: int) -> None:
+        """For every site's pairs and, of one site at a time, four float64 copies of them and three of its system."""
+        widths = [sum(model.weight(site).shape) for site in self.sites]
+        system = max(min(count, model.key_size(site)) for site in self.sites)
+        needed = count * sum(widths) * model.dtype.itemsize + 8 * (4 * count * max(widths) + 3 * system**2)
+        advice = "edit fewer requests at a time, or fewer layers"
+        require_memory(needed, f"an edit of {count:,} answer tokens at {len(widths)} weights", advice)
+
+    def _group(self, model: TracedModel, site: Site) -> str:
+        """Whose pairs are normalised together."""
+        if not self.shared:
+            return model.weight_name(site)
+        return "{}x{}".format(*model.weight(site).shape)
+
+
+def answer_pairs(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    answers: Sequence[Sequence[int]],
+    sites: Sequence[Site],
+    tokens: int,
+    progress: Progress | None = None,
+) -> dict[Site, Pairs]:
+    """Keys and gradients at every site, one pair an answer token: facts in their order, tokens in theirs."""
+    tokenizer = model.tokenizer
+    ids = tuple((*token_ids(tokenizer, f.prompt), *answer[:-1]) for f, answer in zip(facts, answers, strict=True))
+    parts: list[dict[Site, Pairs]] = []
+    done: list[int] = []
+    for numbers, batch, _ in Rows(ids, tuple(len(row) - 1 for row in ids)).batches(pad_id(tokenizer), tokens):
+        parts.append(_forward_and_back(model, batch, [answers[i] for i in numbers], sites))
+        done += numbers
+        if progress:
+            progress(len(done), len(facts))
+    order = torch.tensor([number for number in done for _ in answers[number]]).argsort(stable=True)
+    found = {s: Pairs(*(torch.cat(each)[order] for each in zip(*(p[s] for p in parts), strict=True))) for s in sites}
+    for site, pairs in found.items():
+        if not all(bool(torch.isfinite(each).all()) for each in pairs):
+            raise WorkFailed(f"keys or gradients at {site} are not finite; load the model in bfloat16 or float32")
+    return found
+
+
+def _forward_and_back(
+    model: TracedModel, batch: Batch, answers: Sequence[Sequence[int]], sites: Sequence[Site]
+) -> dict[Site, Pairs]:
+    """One forward and one backward for all sites. A zero is added to each value, and its gradient is the value's."""
+    size, width, keep = len(batch), batch.ids.shape[1], max(map(len, answers))
+    # Rows are padded on the left and end before their answer's last token, so the last columns predict the answers.
+    places = [(row, keep - len(a) + i, token) for row, a in enumerate(answers) for i, token in enumerate(a)]
+    row, column, token = torch.tensor(places).T
+    where = (row, column + width - keep)
+    zeros = {s: torch.zeros(len(places), model.d_model, dtype=model.dtype, requires_grad=True) for s in sites}
+    keys: dict[Site, Tensor] = {}
+    with torch.enable_grad():
+        with model.nns.trace(**model.inputs(batch, keep)):
+            for site in sites:
+                key: Any = model.key(site, size)
+                keys[site] = key[where].detach().save()
+                value: Any = model.value(site, size)
+                value[where] += zeros[site].to(value)
+            logits = model.last_logits(keep).save()
+        loss = -logits.float().log_softmax(-1)[row, column, token].sum()
+        gradients = torch.autograd.grad(loss, list(zeros.values()))
+    return {s: Pairs(keys[s].cpu(), g) for s, g in zip(sites, gradients, strict=True)}
+
+
+def value_shifts(pairs: Pairs, running: Running, lr: float) -> Float[Tensor, "pair d_out"]:
+    """v = -lr · ‖ĥ‖² · ĝ.
+
+    Raises:
+        WorkFailed: the session has seen a single pair, which is its own mean.
+    """
+    if running.count < 2:
+        raise WorkFailed(
+            "one answer token is all that this session has seen, and normalised by itself it is zero; "
+            "edit several requests at once"
+        )
+    keys, gradients = running.normalised(pairs.features).split([p.shape[1] for p in pairs], 1)
+    return einsum(-lr * keys.square().sum(1), gradients, "pair, pair d_out -> pair d_out")
+
+
+class Fit(NamedTuple):
+    """An update and the condition number (1-norm estimate) of the system that gave it."""
+
+    update: Update
+    condition: float
+
+
+def ridge_fit(keys: Float[Tensor, "pair d_in"], shifts: Float[Tensor, "pair d_out"], ridge: float) -> Fit:
+    """The ΔW that minimises Σ ‖ΔW h - v‖² + ridge · ‖ΔW‖², by whichever system is smaller.
+
+    With H of one column a pair, V Hᵀ (H Hᵀ + ridge I)⁻¹ = V (Hᵀ H + ridge I)⁻¹ Hᵀ: one side has a row per input, the
+    other one per pair, and with fewer pairs than inputs its two factors are kept apart.
+
+    Raises:
+        WorkFailed: the system is singular.
+    """
+    few = keys.shape[0] <= keys.shape[1]
+    system = keys @ keys.T if few else keys.T @ keys
+    system.diagonal().add_(ridge)
+    factor, bad = torch.linalg.cholesky_ex(system)
+    if int(bad):
+        raise WorkFailed(f"H Hᵀ + {ridge:g} I (size {len(system)}) is singular: raise ridge")
+    reciprocal, _ = lapack.dpocon(np.asfortranarray(factor.numpy()), float(system.abs().sum(0).max()), uplo="L")
+    condition = 1 / float(reciprocal) if reciprocal else float("inf")
+    if few:
+        return Fit(LowRank(shifts.T.contiguous(), torch.cholesky_solve(keys, factor)), condition)
+    return Fit(Dense(torch.cholesky_solve(keys.T @ shifts, factor).T.contiguous()), condition)

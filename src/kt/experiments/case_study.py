@@ -1,0 +1,212 @@
+"""One record under several edits: what each makes the model say (JEEP, Table 1).
+
+The edited prompt should give the new answer, an equivalent prompt (a paraphrase) too, an unrelated one (a neighbour)
+its own. Texts are greedy continuations; one is right when it holds the answer, or an alias of it, as whole words, and
+for a neighbour without an answer when it is what the unedited model says. "Right" is lenient so: a text that goes on to
+say the opposite passes, so that the texts are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._util.data import read_json, whole, write_json
+from .._util.text import html_table
+from ..errors import BadFact, BadFile
+from ..evaluation.text import contains
+from ..facts.fact import Fact
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table as RichTable
+
+    from ..editing.stack import AnyEdit
+    from ..model.model import TracedModel
+    from ..report import Table as ReportTable
+
+
+KIND = "case_study"
+UNEDITED = "unedited"
+MARKS = {True: "✓", False: "✗"}
+TOKENS = 12
+"""Tokens of a continuation: a short answer and a few words that show where the text goes."""
+
+
+class Question(NamedTuple):
+    """A prompt and what should be said after it; `role` is edited, equivalent or unrelated."""
+
+    role: str
+    prompt: str
+    answers: tuple[str, ...]
+
+
+class Reply(NamedTuple):
+    """What the model says under one method; `right` is None where nothing says what would be."""
+
+    text: str
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class CaseStudy:
+    """What `case_study` returns: `replies[method][i]` answers `questions[i]`; the first is the unedited model."""
+
+    model: str
+    record: str
+    questions: tuple[Question, ...]
+    replies: Mapping[str, tuple[Reply, ...]]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(self.replies)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per prompt and method."""
+        import pandas as pd
+
+        rows = [
+            (q.role, q.prompt, q.answers[0] if q.answers else None, method, *replies[i])
+            for i, q in enumerate(self.questions)
+            for method, replies in self.replies.items()
+        ]
+        return pd.DataFrame(rows, columns=["role", "prompt", "expected", "method", "text", "right"])
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Headers and rows of the table as plain text, control characters made visible."""
+        from .._util.text import visible
+
+        rows = []
+        for i, question in enumerate(self.questions):
+            said = [_cell(replies[i]) for replies in self.replies.values()]
+            expected = question.answers[0] if question.answers else "as unedited"
+            rows.append([question.role, visible(question.prompt), visible(expected), *map(visible, said)])
+        return ["", "prompt", "expected", *map(visible, self.methods)], rows
+
+    def rich_table(self) -> RichTable:
+        """For a terminal: wrong texts in red, as in the paper, and marked where there is no colour."""
+        from rich.table import Table
+        from rich.text import Text
+
+        from .._util.text import visible
+
+        headers, rows = self.cells()
+        table = Table(title=Text(visible(f"{self.model}: {self.record}")), title_justify="left")
+        for name in headers:
+            table.add_column(Text(name), overflow="fold")
+        for i, row in enumerate(rows):
+            wrong = [False] * 3 + [replies[i].right is False for replies in self.replies.values()]
+            table.add_row(*(Text(cell, style="red" if bad else "") for cell, bad in zip(row, wrong, strict=True)))
+        return table
+
+    def report_table(self) -> ReportTable:
+        """For `kt.report`, which escapes every cell."""
+        from ..report import Table
+
+        headers, rows = self.cells()
+        return Table(headers, rows, f"{self.record}: greedy continuations; ✓ holds the expected answer, ✗ does not.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        replies = {method: [reply._asdict() for reply in found] for method, found in self.replies.items()}
+        questions = [question._asdict() for question in self.questions]
+        return {
+            "model": self.model,
+            "record": self.record,
+            "methods": list(self.methods),
+            "questions": questions,
+            "replies": replies,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write one JSON file, whole or not at all."""
+        return write_json(path, {"kind": KIND, **self.as_dict()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> CaseStudy:
+        """Read what `save` wrote.
+
+        Raises:
+            BadFile: it is not there, or no case study.
+        """
+        data = read_json(path)
+        if data.get("kind") != KIND:
+            raise BadFile(f"{path}: no case study; give a file that CaseStudy.save wrote")
+        with whole(path, "case study", "run kt case again"):
+            questions = tuple(Question(q["role"], q["prompt"], tuple(q["answers"])) for q in data["questions"])
+            replies = {m: tuple(Reply(r["text"], r["right"]) for r in data["replies"][m]) for m in data["methods"]}
+            return cls(data["model"], data["record"], questions, replies)
+
+    def __repr__(self) -> str:
+        return f"CaseStudy({self.record}: {len(self.questions)} prompts, {', '.join(self.methods)})"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.record, *self.cells())
+
+
+def case_study(
+    model: TracedModel, fact: Fact, edits: Mapping[str, AnyEdit], max_new_tokens: int = TOKENS, each: int = 1
+) -> CaseStudy:
+    """Let the unedited model and every edit answer the fact's own prompts, greedily.
+
+    Args:
+        model: unedited; its weights are the same bytes afterwards.
+        fact: with a target (else the foil is the target).
+        edits: name to show -> edit of this model that has the fact among its requests, or not.
+        max_new_tokens: of each continuation; a longer answer gets as many as it has.
+        each: paraphrases and neighbours to show, at most.
+
+    Raises:
+        BadFact: the fact asks for nothing new, an edit is named like the unedited model, or a number is below one.
+    """
+    if UNEDITED in edits:
+        raise BadFact(f"an edit cannot be called {UNEDITED!r}, the name of the column beside it; give it another")
+    if min(max_new_tokens, each) < 1:
+        raise BadFact(f"max_new_tokens {max_new_tokens} and each {each} must be at least 1")
+    questions = tuple(_questions(fact.as_request(), each))
+    texts = {UNEDITED: _texts(model, questions, max_new_tokens, None)}
+    texts |= {name: _texts(model, questions, max_new_tokens, edit) for name, edit in edits.items()}
+    replies = {
+        name: tuple(
+            Reply(text, _right(question, text, old))
+            for question, text, old in zip(questions, found, texts[UNEDITED], strict=True)
+        )
+        for name, found in texts.items()
+    }
+    return CaseStudy(model.name, fact.id, questions, replies)
+
+
+def _questions(fact: Fact, each: int) -> Iterator[Question]:
+    wanted = (str(fact.target), *fact.target_aliases)
+    yield Question("edited", fact.prompt.rstrip(), wanted)
+    for prompt in fact.paraphrases[:each]:
+        yield Question("equivalent", prompt.rstrip(), wanted)
+    for near in fact.neighbours[:each]:
+        yield Question("unrelated", near.prompt.rstrip(), () if near.answer is None else (near.answer, *near.aliases))
+
+
+def _texts(model: TracedModel, questions: Sequence[Question], tokens: int, edit: AnyEdit | None) -> list[str]:
+    from ..evaluation.teacher import continuations
+    from ..model.tokens import token_ids
+
+    def room(question: Question) -> int:
+        return max([tokens, *(len(token_ids(model.tokenizer, " " + answer)) for answer in question.answers)])
+
+    wishes = [(question.prompt, room(question)) for question in questions]
+    with nullcontext() if edit is None else edit.applied(model):
+        found = continuations(model, wishes)
+    return [found[wish] for wish in wishes]
+
+
+def _right(question: Question, text: str, unedited: str) -> bool | None:
+    if question.answers:
+        return any(contains(text, answer) for answer in question.answers)
+    return text == unedited
+
+
+def _cell(reply: Reply) -> str:
+    mark = "" if reply.right is None else MARKS[reply.right] + " "
+    return mark + reply.text.strip()

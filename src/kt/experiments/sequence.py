@@ -1,0 +1,336 @@
+"""Edits in one of three modes, scored as they go (EasyEdit's appendix, eq. 1-3).
+
+With θ the unedited weights, Δ(θ; S) the update that a method solves for requests S on weights θ:
+
+    batch        θ' = θ + Δ(θ; {1..N})                                 scored under θ'                     (eq. 2)
+    single       θ'_e = θ + Δ(θ; {e}) for every request e              e scored under its own θ'_e         (eq. 1)
+    sequential   θ_t = θ_{t-1} + Δ(θ_{t-1}; S_t), S_t the t-th group   all so far scored under θ_t,
+                 of `step_size` requests                               or all under the last θ_T           (eq. 3)
+
+The model holds its own bytes again when the run is over, also after an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._util.data import read_json, whole, write_json
+from .._util.progress import Stage
+from ..editing import Edit, EditSession
+from ..editing.config import one_of
+from ..editing.resolve import read_requests, refuse_contradictions
+from ..editing.session import SessionOnEdits
+from ..editing.stack import EditStack
+from ..errors import BadFile, KtError
+from ..evaluation import Scores, distributions, evaluate
+from ..evaluation.distributions import Distributions
+from ..facts.fact import Fact
+from ..model.model import TracedModel
+from ..runs.folder import FILES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+# The course of edits in steps: scores and weight norms by number of edits, as plain numbers, apart from any model.
+
+MODES = ("batch", "single", "sequential")
+EVALUATE = ("none", "end", "step")
+KIND = "edit steps"
+SHOWN = {
+    "edit_success_tf_exact": "edit success",
+    "paraphrase_tf_exact": "paraphrase",
+    "neighbourhood_same_argmax": "locality",
+    "portability_tf_exact": "portability",
+}
+"""The metrics of the figure, all between 0 and 1, and their panels."""
+ASKED = {"neighbourhood_kl": "KL of neighbours (nats)"}
+"""Those that are there where they were asked for; without an upper end."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One solve: its requests, how many were edited by then, and each weight's norm over its norm before the first.
+
+    `metrics` are of all requests so far (in single mode: of this one), where the step was scored.
+    """
+
+    number: int
+    edits: int
+    requests: tuple[str, ...]
+    norm_ratios: Mapping[str, float]
+    metrics: Mapping[str, Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The course of a run: plain numbers, apart from any model."""
+
+    mode: str
+    about: Mapping[str, Any]
+    steps: tuple[Step, ...]
+
+    def figure(self) -> go.Figure:
+        """Metrics and weight norms by number of edits."""
+        name = str(self.about.get("label", self.about.get("method", "edit")))
+        title = f"{self.steps[-1].edits} edits, {self.mode}"
+        return steps_figure({name: self}, title, "all requests so far, teacher-forced")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a step and metric; the weight norms as metrics named after their weight."""
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        for step in self.steps:
+            place = {"step": step.number, "edits": step.edits}
+            for name, value in (step.metrics or {}).items():
+                low, high = value["ci95"] or (None, None)
+                rows.append(place | {"metric": name, "mean": value["mean"], "low": low, "high": high, "n": value["n"]})
+            for name, ratio in step.norm_ratios.items():
+                rows.append(place | {"metric": f"norm ratio of {name}", "mean": ratio})
+        return pd.DataFrame(rows, columns=["step", "edits", "metric", "mean", "low", "high", "n"])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"mode": self.mode, "about": dict(self.about), "steps": [asdict(step) for step in self.steps]}
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON."""
+        return write_json(path, {"kind": KIND} | self.as_dict())
+
+    @classmethod
+    def of(cls, held: Mapping[str, Any]) -> Steps:
+        """From what `as_dict` gave."""
+        steps = (Step(**(step | {"requests": tuple(step["requests"])})) for step in held["steps"])
+        return cls(held["mode"], held["about"], tuple(steps))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Steps:
+        """Read what `save` wrote.
+
+        Raises:
+            BadFile: it is something else.
+        """
+        held = read_json(path)
+        if held.get("kind") != KIND:
+            found = held.get("kind") or "other JSON"
+            raise BadFile(f"{path}: holds {found}, expected {KIND}; give what a sequential kt apply-edit wrote")
+        with whole(path, "course of edits", "run the edit again"):
+            return cls.of(held)
+
+
+def steps_figure(runs: Mapping[str, Steps], title: str, subtitle: str = "") -> go.Figure:
+    """One line a run: metrics with 95% intervals, and the largest norm ratio over its weights, by number of edits."""
+    from ..figures import steps_figure as draw
+
+    return draw({name: _panels(run) for name, run in runs.items()}, title=title, subtitle=subtitle)
+
+
+def _panels(run: Steps) -> dict[str, Any]:
+    import numpy as np
+
+    from ..figures import Series
+    from ..figures.curves import NORM_RATIO
+
+    panels = {}
+    scored = [step for step in run.steps if step.metrics]
+    for name, panel in (SHOWN | ASKED).items():
+        here = [step for step in scored if name in (step.metrics or {})]
+        if here:
+            cells = [(step.metrics or {})[name] for step in here]
+            bounds = np.array([c["ci95"] or (np.nan, np.nan) for c in cells], dtype=float)
+            means, counts = [c["mean"] for c in cells], [c["n"] for c in cells]
+            edits = [step.edits for step in here]
+            panels[panel] = Series(panel, edits, np.array(means, float), bounds[:, 0], bounds[:, 1], np.array(counts))
+    largest = [max(step.norm_ratios.values(), default=1.0) for step in run.steps]
+    panels[NORM_RATIO] = Series(NORM_RATIO, [step.edits for step in run.steps], np.array(largest))
+    return panels
+
+
+@dataclass
+class EditRun:
+    """What `run_edits` returns: the course, the edits (one a step), and the scores where they were asked for.
+
+    `edit` is all of it as one edit of the unedited weights; None in single mode, where there is no such thing.
+    `control` scores the MLP part alone of a joint edit, scaled as in it.
+    """
+
+    steps: Steps
+    edits: list[Edit]
+    edit: Edit | None = None
+    before: Scores | None = None
+    after: Scores | None = None
+    control: Scores | None = None
+    requests: list[Fact] = field(default_factory=list)
+
+    def save(self, folder: str | Path, shown: str | Path | None = None) -> Path:
+        """Files that their own classes read: the edit (in single mode a folder of them), the course, the scores.
+
+        Returns where the edit is, as if the folder were called `shown`.
+        """
+        folder = Path(folder)
+        name = Path(FILES["edit"]) if self.edit is not None else Path("edits")
+        if self.edit is not None:
+            self.edit.save(folder / name)
+        else:
+            (folder / name).mkdir(exist_ok=True)
+            for number, edit in enumerate(self.edits, start=1):
+                edit.save(folder / name / f"{number:04d}.safetensors")
+        if self.steps.mode == "sequential":
+            self.steps.save(folder / FILES["steps"])
+        for part in ("before", "after", "control"):
+            if (scores := getattr(self, part)) is not None:
+                scores.save(folder / FILES[part])
+        return Path(shown or folder) / name
+
+
+def run_edits(
+    model: TracedModel,
+    requests: Sequence[Fact | Mapping[str, Any]],
+    mode: str = "batch",
+    step_size: int = 1,
+    evaluate: str = "end",
+    generate: bool = False,
+    label: str | None = None,
+    stage: Stage | None = None,
+    *,
+    kl: bool = False,
+    below: EditStack | None = None,
+    **session: Any,
+) -> EditRun:
+    """Edit in a mode, and score.
+
+    Args:
+        mode: batch, single or sequential (see the module).
+        step_size: requests a step, in sequential mode.
+        evaluate: none; end; or step, which in sequential mode also scores all requests so far after every step.
+        generate: whether the scores at the end also rest on generated text.
+        label: the run's name in figures.
+        stage: opens a stage by name and gives what to report its progress to.
+        kl: also neighbourhood_kl, nats: KL(unedited || edited) of the next token after the neighbourhood prompts. With
+            `below`, "unedited" is the model with those edits in it, as it is for every score before and after.
+        below: earlier edits that stand in the model while it is edited and scored, with their keys held.
+        session: the arguments of `kt.edit` and `kt.EditSession` (method, alpha, keep_history, norm_guard, ...).
+
+    Raises:
+        KtError: what `kt.edit` raises, an unknown mode, a step size below 1, or `kl` where nothing is scored.
+        BadFact: `kl`, and no request has a neighbourhood prompt.
+        NotEnoughMemory: `kl`, and the unedited model's distributions would not fit.
+    """
+    one_of(mode, MODES, "mode")
+    one_of(evaluate, EVALUATE, "evaluate")
+    if step_size < 1:
+        raise KtError(f"step_size {step_size} must be at least 1")
+    if kl and evaluate == "none":
+        raise KtError("kl is a score, and evaluate is none; give evaluate end or step")
+    stage = stage or (lambda what: nullcontext())
+    facts = read_requests(model, requests)
+    if mode == "batch":
+        refuse_contradictions(facts)
+    size = {"batch": len(facts), "single": 1, "sequential": step_size}[mode]
+    groups = [facts[i : i + size] for i in range(0, len(facts), size)]
+    session["alpha_facts"] = session.get("alpha_facts") or facts
+    judge = _Judge(model, facts, session.get("seed", 0), generate, stage)
+    run = _one_by_one if mode == "single" else _in_sequence
+    with EditSession(model, **session) if below is None else SessionOnEdits(model, below, facts, **session) as editor:
+        if evaluate != "none":
+            judge.score_before(kl)
+        found = run(editor, groups, judge, evaluate, stage)
+        about = {
+            "label": label or editor.asked.name,
+            "method": editor.asked.name,
+            "step_size": size,
+            "keep_history": editor.keeps_history,
+            "norm_guard": editor.norm_guard,
+            "seed": editor.seed,
+        }
+    return EditRun(Steps(mode, about, tuple(found.steps)), found.edits, found.edit, judge.before, *found.scores, facts)
+
+
+class _Found(NamedTuple):
+    """What a mode gives: steps, edits, the whole as one edit, and the scores under it and under its control."""
+
+    steps: list[Step]
+    edits: list[Edit]
+    edit: Edit | None
+    scores: tuple[Scores | None, Scores | None]
+
+
+class _Judge:
+    """Scores requests under the weights as they stand, against the unedited model's."""
+
+    def __init__(self, model: TracedModel, facts: Sequence[Fact], seed: int, generate: bool, stage: Stage) -> None:
+        self.model, self.facts, self.seed, self.generate, self.stage = model, facts, seed, generate, stage
+        self.before: Scores | None = None
+        self.reference: Distributions | None = None
+
+    def score_before(self, kl: bool) -> None:
+        """Scores of the unedited model and, for KL, its distributions: these first, since they may not fit."""
+        reference = None
+        if kl:
+            with self.stage("the unedited model's distributions") as tick:
+                reference = distributions(self.model, self.facts, progress=tick)
+        self.before = self.score(self.facts, "before", self.generate)
+        self.reference = reference
+
+    def score(self, facts: Sequence[Fact], name: str, generate: bool) -> Scores:
+        asked: dict[str, Any] = {"before": self.before, "reference": self.reference, "seed": self.seed}
+        with self.stage(name) as tick:
+            return evaluate(self.model, facts, generate=generate, progress=tick, **asked)
+
+    def control(self, edit: Edit, facts: Sequence[Fact]) -> Scores | None:
+        """Scores with the edit's control in the place of the edit, on unedited weights."""
+        control = edit.control()
+        if control is None:
+            return None
+        with control.applied(self.model):
+            return self.score(facts, "control", self.generate)
+
+
+def _in_sequence(editor: EditSession, groups: list[list[Fact]], judge: _Judge, when: str, stage: Stage) -> _Found:
+    """Batch mode is a sequence of one."""
+    steps: list[Step] = []
+    done: list[Fact] = []
+    after = None
+    for number, group in enumerate(groups, start=1):
+        last = number == len(groups)
+        with stage(f"step {number} of {len(groups)}" if len(groups) > 1 else "solving") as tick:
+            editor.progress = tick
+            editor.edit(group)
+        done += group
+        metrics = None
+        if when == "step" or (when == "end" and last):
+            scores = judge.score(done, "after", judge.generate and last)
+            metrics, after = scores.as_dict()["metrics"], scores if last else None
+        steps.append(Step(number, len(done), tuple(f.id for f in group), editor.norm_ratios(), metrics))
+    whole = editor.steps[0] if len(groups) == 1 else editor.total()
+    control = None
+    if when != "none":
+        with editor.unedited():
+            control = judge.control(whole, done)
+    return _Found(steps, list(editor.steps), whole, (after, control))
+
+
+def _one_by_one(editor: EditSession, groups: list[list[Fact]], judge: _Judge, when: str, stage: Stage) -> _Found:
+    steps, edits = [], []
+    scores: list[Scores] = []
+    controls: list[Scores] = []
+    for number, group in enumerate(groups, start=1):
+        with stage(f"edit {number} of {len(groups)}") as tick:
+            editor.progress = tick
+            edit = editor.edit(group)
+        ratios, metrics = editor.norm_ratios(), None
+        if when != "none":
+            scores.append(judge.score(group, "after", judge.generate))
+            metrics = scores[-1].as_dict()["metrics"]
+        editor.revert()
+        if when != "none" and (control := judge.control(edit, group)) is not None:
+            controls.append(control)
+        edits.append(edit)
+        steps.append(Step(number, number, (group[0].id,), ratios, metrics))
+    joined = [Scores.joined(parts) if parts else None for parts in (scores, controls)]
+    return _Found(steps, edits, None, (joined[0], joined[1]))

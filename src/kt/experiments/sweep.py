@@ -1,0 +1,235 @@
+"""`sweep`: solve and score every point, keep each when it is done, give the rows."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._util.data import plain
+from .._util.progress import Progress, Stage
+from ..editing import Statistics
+from ..editing.resolve import read_requests, refuse_contradictions
+from ..errors import KtError
+from ..evaluation import Scores, evaluate
+from ..evaluation.metrics import PROTOCOLS
+from ..evaluation.perplexity import Heldout, heldout_corpus
+from ..facts.fact import Fact, facts_digest
+from .grids import Point
+from .sweep_result import Kept, Row, Sweep
+from .sweep_solving import Solver
+
+if TYPE_CHECKING:
+    from ..model.model import TracedModel
+    from ..tracing import Balance
+
+
+def sweep(
+    model: TracedModel,
+    facts: Sequence[Fact | Mapping[str, Any]],
+    points: Sequence[Point],
+    *,
+    kind: str = "points",
+    folder: str | Path | None = None,
+    resume: bool = False,
+    generate: bool = True,
+    protocols: Sequence[str] | None = None,
+    heldout: str | Path | None = None,
+    seeds: Sequence[int] = (0,),
+    statistics: Statistics | str | Path | None = None,
+    corpus: str = "demo",
+    max_tokens: int = 100_000,
+    batch_size: int | str = "auto",
+    balance: Mapping[str, Any] | None = None,
+    stage: Stage | None = None,
+) -> Sweep:
+    """One edit a point, in one batch, scored on the facts that it edits against the unedited model.
+
+    Args:
+        points: settings (see `grids`); a point may take only the first so many facts.
+        kind: what is swept; names the figure's x axis.
+        folder: keeps each point when it is done; `resume` goes on there.
+        generate: whether scores also rest on generated text.
+        protocols: the ways to ask, as in `kt.evaluate`; in place of `generate`.
+        heldout: the text of the protocol ppl, as in `kt.evaluate`.
+        seeds: each point is solved once a seed; a record's value is the mean over them, intervals are over records.
+            A held-out document's loss is the mean over them as well.
+        statistics, corpus, max_tokens: second moments, as in `kt.edit`.
+        balance: a traced α, to be marked on the figure.
+        stage: opens a stage by name and gives what to report its progress to.
+
+    Raises:
+        KtError: no points, a point that asks for more facts than there are, what `kt.edit` raises, or a folder that
+            holds a sweep with other settings.
+    """
+    stage = stage or (lambda what: nullcontext())
+    requests = read_requests(model, facts)
+    refuse_contradictions(requests)
+    _check(points, requests, seeds)
+    ways = _ways(protocols, generate)
+    settings = {
+        "kind": kind,
+        "model": model.fingerprint(),
+        "facts": facts_digest(requests),
+        "points": list(points),
+        "seeds": list(seeds),
+        "protocols": ways,
+        "heldout": heldout_corpus(heldout, model.name).sha256 if "ppl" in ways else None,
+        "corpus": corpus,
+        "max_tokens": max_tokens,
+        "statistics": None if statistics is None else str(getattr(statistics, "files", statistics)),
+    }
+    kept = Kept(folder, settings, resume, {"balance": balance})
+    asked: dict[str, Any] = {"protocols": ways, "heldout": heldout, "batch_size": batch_size, "seed": seeds[0]}
+    solver = Solver(model, [point.options for point in points], statistics, corpus, max_tokens)
+    with stage("unedited model") as tick:
+        before = evaluate(model, requests, progress=tick, **asked)
+    rows = []
+    for number, point in enumerate(points):
+        row = kept.row(number, point)
+        if row is None:
+            with stage(f"point {number + 1} of {len(points)}: {point.series} {point.label}") as tick:
+                row = _measure(solver, requests, point, before, seeds, asked, tick)
+            kept.add(number, point, row)
+        rows.append(row)
+    about = {
+        "kind": kind,
+        "model": model.name,
+        "n_facts": len(requests),
+        "seeds": list(seeds),
+        "protocol": _protocol(model, requests, before, asked),
+    }
+    return Sweep(plain(about), tuple(rows), plain(before.as_dict()["metrics"]), balance)
+
+
+def _ways(protocols: Sequence[str] | None, generate: bool) -> list[str]:
+    """The protocols, each once and in one order, so that a sweep that goes on may name them in another. Unknown ones
+    are left for `evaluate` to refuse."""
+    if protocols is None:
+        return ["tf", "gen"] if generate else ["tf"]
+    return sorted(dict.fromkeys(protocols), key=lambda name: (*PROTOCOLS, name).index(name))
+
+
+def _check(points: Sequence[Point], facts: Sequence[Fact], seeds: Sequence[int]) -> None:
+    if not points:
+        raise KtError("a sweep needs at least one point; the grid is empty")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise KtError(f"seeds {list(seeds)}: give at least one, each once")
+    most = max(point.edits or 1 for point in points)
+    if most > len(facts):
+        raise KtError(f"a point edits {most} facts, and there are {len(facts)}; give more facts or a smaller grid")
+
+
+def _measure(
+    solver: Solver,
+    facts: Sequence[Fact],
+    point: Point,
+    before: Scores,
+    seeds: Sequence[int],
+    asked: Mapping[str, Any],
+    tick: Any,
+) -> Row:
+    edited = list(facts[: point.edits])
+    found: list[Scores] = []
+    seconds = {"solve": 0.0, "score": 0.0}
+    for seed in seeds:
+        start = time.perf_counter()
+        edit = solver.edit(edited, point.options, seed, tick)
+        if point.control and (control := edit.control()) is not None:
+            edit = control
+        solved = time.perf_counter()
+        with edit.applied(solver.model):
+            found.append(evaluate(solver.model, edited, before=before, progress=tick, **asked))
+        seconds["solve"] += solved - start
+        seconds["score"] += time.perf_counter() - solved
+    scores = _mean_over_seeds(found)
+    return Row(
+        label=point.label,
+        series=point.series,
+        x=point.x,
+        edits=len(edited),
+        settings=plain(dict(point.options)),
+        metrics=plain(scores.as_dict()["metrics"]),
+        values={name: dict(values) for name, values in scores.values.items()},
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+    )
+
+
+def _mean_over_seeds(found: Sequence[Scores]) -> Scores:
+    """Each record's value as its mean over seeds: repetitions are averaged before records are resampled."""
+    if len(found) == 1:
+        return found[0]
+    values: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(name for scores in found for name in scores.values):
+        records = dict.fromkeys(r for scores in found for r in scores.values.get(name, {}))
+        own = {r: [s.values[name][r] for s in found if r in s.values.get(name, {})] for r in records}
+        values[name] = {record: float(np.mean(numbers)) for record, numbers in own.items()}
+    return replace(found[0], values=values, heldout=_mean_heldout([scores.heldout for scores in found]))
+
+
+def _mean_heldout(found: Sequence[Heldout | None]) -> Heldout | None:
+    """Each document's loss as its mean over seeds."""
+    texts = [text for text in found if text is not None]
+    if not texts:
+        return None
+    return replace(texts[0], nll=tuple(np.mean([text.nll for text in texts], axis=0).tolist()))
+
+
+def _protocol(model: TracedModel, facts: Sequence[Fact], before: Scores, asked: Mapping[str, Any]) -> Mapping[str, str]:
+    """What each metric means. Those of locality are there only beside an unedited model, so one fact is asked again."""
+    return evaluate(model, facts[:1], before=before, **asked).protocol
+
+
+# What a sweep needs before it begins: requests that can stand in one batch, and the traced α to mark on its curve.
+
+
+def distinct(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts that can be edited together: those with a new target, and of two with one prompt the first.
+
+    Data sets hold such pairs; a batch refuses them. A warning says how many were left out.
+    """
+    kept: dict[str, Fact] = {}
+    nothing = twice = 0
+    for fact in facts:
+        try:
+            request = fact.as_request()
+        except KtError:
+            nothing += 1
+            continue
+        asked = " ".join(fact.prompt.split()).casefold()
+        twice += asked in kept
+        kept.setdefault(asked, request)
+    if nothing or twice:
+        warnings.warn(
+            f"{nothing + twice} of {len(facts)} records are left out: {nothing} without a new target, {twice} with the "
+            "prompt of an earlier one",
+            stacklevel=2,
+        )
+    if not kept:
+        raise KtError(
+            "no record can be edited: none has a target that is not its old answer; give facts with a target or a foil"
+        )
+    return list(kept.values())
+
+
+def traced_balance(
+    model: TracedModel, facts: Sequence[Fact], seed: int = 0, progress: Progress | None = None
+) -> Balance:
+    """α (eq. 12) over at most 100 of the facts, evenly, as `alpha="auto"` traces it.
+
+    Raises:
+        KtError: they cannot be traced: the model does not know them, or they have no second answer.
+    """
+    from ..editing.resolve import MOST_TRACED
+    from ..tracing import balance_factor, causal_trace
+
+    if len(facts) > MOST_TRACED:
+        facts = [facts[i * len(facts) // MOST_TRACED] for i in range(MOST_TRACED)]
+    trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed, progress=progress)
+    return balance_factor(trace, seed=seed)

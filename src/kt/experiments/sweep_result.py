@@ -1,0 +1,348 @@
+"""What a sweep found: a row a point, as plain numbers, apart from any model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._util.data import plain, read_json, whole, write_json
+from .._util.text import interval
+from ..errors import BadFile, KtError
+from ..runs.journal import SETTINGS, claim
+from ..stats import Interval, paired_bootstrap_difference
+from .grids import JOINT, Point
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from ..figures import Series
+
+
+KIND = "sweep"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point's figures.
+
+    `metrics` has a mean, its 95% interval and n by metric; `values` what they rest on, by metric and record (means
+    over seeds). `seconds`: of solving and of scoring, all seeds together. `settings`: the point's own options.
+    """
+
+    label: str
+    series: str
+    x: float
+    edits: int
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, Any]]
+    values: Mapping[str, Mapping[str, float]] = field(repr=False)
+    seconds: Mapping[str, float] = field(compare=False)
+
+    @property
+    def n(self) -> int:
+        """The most records that a metric rests on."""
+        return max((int(metric["n"]) for metric in self.metrics.values()), default=0)
+
+    def as_dict(self, whole: bool = False) -> dict[str, Any]:
+        """For JSON; `whole` with the values by record."""
+        found: dict[str, Any] = plain(asdict(self))
+        if not whole:
+            found.pop("values")
+        return found | {"n": self.n}
+
+    @classmethod
+    def of(cls, held: Mapping[str, Any]) -> Row:
+        """From what `as_dict(whole=True)` gave."""
+        return cls(**{name: value for name, value in held.items() if name not in ("n", "schema_version")})
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `sweep` returns.
+
+    `about` says what was swept (`kind`), on which model and facts, and what each metric means (`protocol`); `before`
+    holds the unedited model's metrics on all facts, `balance` the traced α where one was asked for.
+    """
+
+    about: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    before: Mapping[str, Mapping[str, Any]]
+    balance: Mapping[str, Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        return str(self.about["kind"])
+
+    def row(self, label: str, series: str | None = None) -> Row:
+        """The row of a name.
+
+        Raises:
+            KtError: there is none.
+        """
+        for row in self.rows:
+            if row.label == label and series in (None, row.series):
+                return row
+        raise KtError(f"the sweep has no point {label!r}; it has {', '.join(row.label for row in self.rows)}")
+
+    def difference(self, first: str, second: str, seed: int = 0) -> dict[str, Interval]:
+        """first - second by metric, over the records that both have, paired, with a bootstrap interval."""
+        one, other = self.row(first).values, self.row(second).values
+        found = {}
+        for name in (n for n in one if n in other):
+            shared = [record for record in one[name] if record in other[name]]
+            mine, theirs = ([values[name][record] for record in shared] for values in (one, other))
+            found[name] = paired_bootstrap_difference(mine, theirs, seed=seed)
+        return found
+
+    def differences(self) -> dict[str, dict[str, Interval]]:
+        """In a sweep of modules, what the joint edit is more than each part; nothing in other sweeps."""
+        from .grids import JOINT
+
+        if self.kind != "modules":
+            return {}
+        others = [row.label for row in self.rows if row.label != JOINT]
+        return {f"{JOINT} - {other}": self.difference(JOINT, other) for other in others}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a point and metric."""
+        import pandas as pd
+
+        found = []
+        for row in self.rows:
+            place = {"series": row.series, "point": row.label, "x": row.x, "edits": row.edits}
+            for name, metric in row.metrics.items():
+                low, high = metric["ci95"] or (None, None)
+                found.append(
+                    place | {"metric": name, "mean": metric["mean"], "low": low, "high": high, "n": metric["n"]}
+                )
+        return pd.DataFrame(found, columns=["series", "point", "x", "edits", "metric", "mean", "low", "high", "n"])
+
+    def figure(self) -> go.Figure:
+        """Metrics over the grid with 95% bands; a traced α as a mark."""
+
+        return figure(self)
+
+    def as_dict(self, whole: bool = False) -> dict[str, Any]:
+        """For `--json`: `rows`, and what they are to be read beside."""
+        return {
+            **plain(dict(self.about)),
+            "rows": [row.as_dict(whole) for row in self.rows],
+            "before": plain(dict(self.before)),
+            "balance": None if self.balance is None else plain(dict(self.balance)),
+            "differences": plain(self.differences()),
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON with the values by record."""
+        held = {"about": self.about, "before": self.before, "balance": self.balance}
+        return write_json(path, {"what": KIND, **held, "rows": [row.as_dict(whole=True) for row in self.rows]})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Sweep:
+        """Read what `save` wrote.
+
+        Raises:
+            BadFile: it is something else.
+        """
+        held = read_json(path)
+        if held.get("what") != KIND:
+            raise BadFile(f"{path}: not a sweep; give what Sweep.save or kt sweep wrote")
+        with whole(path, "sweep", "run it again"):
+            return cls(held["about"], tuple(Row.of(row) for row in held["rows"]), held["before"], held["balance"])
+
+    def __repr__(self) -> str:
+        return f"Sweep({self.kind}: {len(self.rows)} points, {self.about.get('n_facts')} facts)"
+
+
+# The points of a sweep as files: each is written when it is done, so an interrupted sweep loses at most one.
+#
+#     FOLDER/settings.json          what was swept; a sweep that goes on must have the same
+#     FOLDER/points/000-0.1.json    one finished point, with its values by record
+#
+# Until the sweep is done, `manifest.json` says so; a finished run folder of `kt sweep` holds the same files.
+
+POINTS = "points"
+
+
+class Kept:
+    """Rows by point, in a folder or (without one) nowhere.
+
+    Args:
+        settings: what was swept; must be the same when a sweep goes on.
+        beside: what else the settings file holds, to be read and not compared (a traced α).
+
+    Raises:
+        KtError: `resume` names a folder without a sweep, or the sweep there had other settings; or, without `resume`,
+            the folder holds one already.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        settings: Mapping[str, Any],
+        resume: bool,
+        beside: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.settings, self.beside = plain(dict(settings)), plain(dict(beside or {}))
+        self._begun = False
+        if self.folder is None:
+            if resume:
+                raise KtError("resume needs the folder of the sweep that is to go on: give folder=")
+            return
+        self._begun = claim(self.folder, self.settings, resume, "sweep")
+
+    def row(self, number: int, point: Point) -> Row | None:
+        """The finished row of a point."""
+        if self.folder is None or not (path := self._path(number, point)).exists():
+            return None
+        with whole(path, "point", "delete it, and it is done again"):
+            return Row.of(read_json(path))
+
+    def add(self, number: int, point: Point, row: Row) -> None:
+        if self.folder is None:
+            return
+        if not self._begun:
+            # With the first finished point and not before: a sweep that fails at once leaves nothing behind.
+            write_json(self.folder / SETTINGS, self.beside | self.settings)
+            self._begun = True
+        write_json(self._path(number, point), row.as_dict(whole=True))
+
+    def done(self, points: Sequence[Point]) -> int:
+        """How many points are finished."""
+        return sum(self.folder is not None and self._path(i, p).exists() for i, p in enumerate(points))
+
+    def _path(self, number: int, point: Point) -> Path:
+        assert self.folder is not None
+        slug = re.sub(r"[^A-Za-z0-9.,]+", "-", f"{point.series}-{point.label}").strip("-")[:60]
+        return self.folder / POINTS / f"{number:03d}-{slug}.json"
+
+
+# A sweep as a figure and as rows of a table: which metrics, under which names, over which axis.
+
+SHOWN = {
+    "edit success": "edit_success_tf_exact",
+    "paraphrase": "paraphrase_tf_exact",
+    "locality": "neighbourhood_same_argmax",
+    "portability": "portability_tf_exact",
+    "fluency (bits)": "fluency_ngram_entropy_gen",
+}
+"""Panels and columns, and the metric behind each: those of the default protocols, tf and gen."""
+ASKED = {
+    "P(new) > P(old)": "efficacy_prob_success",
+    "P(new) > P(old), rephrased": "generalization_prob_success",
+    "P(own) > P(new), neighbours": "specificity_prob_success",
+    "free answer": "edit_success_wild_contains",
+    "free answer, rephrased": "paraphrase_wild_contains",
+    "free answer, neighbours": "neighbourhood_wild_contains",
+    "perplexity": "perplexity_heldout",
+}
+"""Those that come with the protocols prob, wild and ppl."""
+GREEDY = {"greedy text": "edit_success_gen_exact", "greedy text, rephrased": "paraphrase_gen_exact"}
+"""Those of gen where tf was not asked for."""
+A_TABLE = 5
+
+AXES = {
+    "alpha": "α, attention's share",
+    "layers": "layers",
+    "edits": "edits in one batch",
+    "clamp": "clamp ratio γ",
+    "modules": "modules",
+}
+NAMED = ("layers", "modules")
+"""Kinds whose points are names, not numbers."""
+
+
+def figure(found: Sweep) -> go.Figure:
+    """One panel a metric, one line a series (or, where points are names, one marker a point)."""
+    from ..figures.sweep import Traced, sweep_figure
+
+    traced = None
+    if found.balance is not None and found.kind == "alpha":
+        ci95 = found.balance.get("ci95")
+        traced = Traced(float(found.balance["alpha"]), None if ci95 is None else (float(ci95[0]), float(ci95[1])))
+    named, shown = found.kind in NAMED, columns(found)
+    runs = _by_point(found) if named else _by_series(found)
+    return sweep_figure(
+        runs,
+        title=f"{found.about['model']}: {AXES.get(found.kind, found.kind)}",
+        subtitle=f"{found.about['n_facts']} facts; means over records with 95% intervals{_how(shown)}",
+        x_title=AXES.get(found.kind, "point"),
+        scale="log" if found.kind == "edits" else "linear",
+        names=[row.label for row in found.rows] if named else (),
+        traced=traced,
+    )
+
+
+def _how(shown: Mapping[str, str]) -> str:
+    """What of it is teacher-forced, and what is a mean over something else."""
+    if set(shown) <= set(SHOWN):
+        return ", teacher-forced"
+    forced = "; edit success, paraphrase, portability: teacher-forced" * ("edit success" in shown)
+    return forced + "; perplexity: over documents" * ("perplexity" in shown)
+
+
+def columns(found: Sweep) -> dict[str, str]:
+    """The panels that at least one row has something for."""
+    there = {name for row in found.rows for name, metric in row.metrics.items() if metric["n"]}
+    greedy = {} if SHOWN["edit success"] in there else GREEDY
+    return {panel: name for panel, name in (greedy | SHOWN | ASKED).items() if name in there}
+
+
+def tables(found: Sweep) -> list[dict[str, str]]:
+    """The panels by `A_TABLE`: what stands beside each other in a terminal. One without any, where there are none."""
+    shown = list(columns(found).items())
+    return [dict(shown[i : i + A_TABLE]) for i in range(0, max(1, len(shown)), A_TABLE)]
+
+
+def table_rows(found: Sweep, shown: Mapping[str, str]) -> list[list[Any]]:
+    """Cells: name, means with intervals, n, seconds."""
+    lines = []
+    for row in found.rows:
+        cells = [_cell(row.metrics.get(name)) for name in shown.values()]
+        lines.append([row.series, row.label, *cells, row.edits, round(sum(row.seconds.values()), 1)])
+    return lines
+
+
+def difference_rows(found: Sweep, shown: Mapping[str, str]) -> list[list[Any]]:
+    """Paired differences of the joint edit to its parts."""
+    return [
+        [name, *(_cell(by.get(metric) and by[metric].as_dict()) for metric in shown.values())]
+        for name, by in found.differences().items()
+        if name.startswith(JOINT)
+    ]
+
+
+def _cell(metric: Any) -> str:
+    return "–" if not metric else interval(metric["mean"], metric["ci95"])
+
+
+def _by_series(found: Sweep) -> dict[str, dict[str, Series]]:
+    """{series: {panel: its line}}."""
+    runs: dict[str, dict[str, Series]] = {}
+    for name in dict.fromkeys(row.series for row in found.rows):
+        rows = sorted((row for row in found.rows if row.series == name), key=lambda row: row.x)
+        runs[name] = {panel: _line(panel, rows, metric) for panel, metric in columns(found).items()}
+    return runs
+
+
+def _by_point(found: Sweep) -> dict[str, dict[str, Series]]:
+    """{point: {panel: its marker}}."""
+    shown = columns(found).items()
+    return {row.label: {panel: _line(panel, [row], metric) for panel, metric in shown} for row in found.rows}
+
+
+def _line(panel: str, rows: list[Row], metric: str) -> Series:
+    from ..figures import Series
+
+    cells = [row.metrics.get(metric) or {"mean": None, "ci95": None, "n": 0} for row in rows]
+    bounds = np.array([cell["ci95"] or (np.nan, np.nan) for cell in cells], dtype=float)
+    means = np.array([np.nan if cell["mean"] is None else cell["mean"] for cell in cells], dtype=float)
+    counts = np.array([cell["n"] for cell in cells])
+    return Series(panel, [row.x for row in rows], means, bounds[:, 0], bounds[:, 1], counts)

@@ -1,0 +1,139 @@
+"""Figures to files: HTML and JSON from plotly alone, PNG and SVG through a browser that kaleido finds.
+
+HTML is one file with plotly.js inside it: it opens offline, forbids itself every other source, and the same figure
+gives the same bytes. PNG and SVG depend on the browser's fonts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html as markup
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from .._util.files import atomic_write
+from ..errors import WorkFailed
+from . import theme
+from .text import unescape
+
+Target = str | PathLike[str] | None
+
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+"""Content security policy of every page: what is in the file, and nothing else."""
+
+CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "displayModeBar": "hover",
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+    "toImageButtonOptions": {"format": "svg", "filename": "kt-figure"},
+    "showSendToCloud": False,
+}
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>body {{ margin: 0 auto; padding: 8px; max-width: 1100px; background: {paper}; }}</style>
+<script>{library}</script>
+</head>
+<body>
+{figure}
+</body>
+</html>
+"""
+
+
+def write_figure(
+    figure: go.Figure,
+    *,
+    html: Target = None,
+    png: Target = None,
+    svg: Target = None,
+    json: Target = None,
+    div_id: str = "kt-figure",
+    width: int = theme.WIDTH,
+    scale: float = 2,
+) -> list[Path]:
+    """Write the figure to each file that is named, whole or not at all; returns the paths."""
+    written: list[Path] = []
+    if html is not None:
+        written.append(atomic_write(html, figure_page(figure, div_id)))
+    if json is not None:
+        written.append(atomic_write(json, figure.to_json() + "\n"))
+    drawn = [(format, path) for format, path in (("png", png), ("svg", svg)) if path is not None]
+    pictures = images([(figure, format) for format, _ in drawn], width, scale)
+    return written + [atomic_write(path, picture) for (_, path), picture in zip(drawn, pictures, strict=True)]
+
+
+def figure_html(figure: go.Figure, div_id: str) -> str:
+    """The figure as a fragment for a page that holds plotly.js already."""
+    return figure.to_html(CONFIG, include_plotlyjs=False, full_html=False, div_id=div_id)
+
+
+def figure_page(figure: go.Figure, div_id: str = "kt-figure") -> str:
+    """The figure as a page that opens offline."""
+    title = unescape(figure.layout.title.text or "") or "kt figure"
+    return _PAGE.format(
+        policy=POLICY,
+        title=markup.escape(title),
+        paper=theme.PAPER,
+        library=plotly_library(),
+        figure=figure_html(figure, div_id),
+    )
+
+
+def plotly_library() -> str:
+    """plotly.js, to be put inside a script element."""
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def images(wanted: Sequence[tuple[go.Figure, str]], width: int = theme.WIDTH, scale: float = 2) -> list[bytes]:
+    """Each (figure, "png" or "svg") as bytes, all drawn by one browser: starting it is what takes the time."""
+    if not wanted:
+        return []
+    from kaleido.errors import (
+        BrowserClosedError,
+        BrowserFailedError,
+        ChromeNotFoundError,
+        JavascriptError,
+        KaleidoError,
+    )
+
+    formats = " and ".join(sorted({format.upper() for _, format in wanted}))
+    try:
+        # In a thread of its own: a notebook already runs an event loop in this one.
+        with ThreadPoolExecutor(1) as worker:
+            return worker.submit(lambda: asyncio.run(_draw(wanted, width, scale))).result()
+    except ChromeNotFoundError:
+        raise WorkFailed(
+            f"{formats} output needs a browser and none was found: install Chromium (`apt install chromium`, or "
+            "`plotly_get_chrome`), or write HTML or JSON instead"
+        ) from None
+    except (BrowserClosedError, BrowserFailedError, JavascriptError, KaleidoError, TimeoutError) as error:
+        raise WorkFailed(
+            f"the browser could not draw {formats} ({type(error).__name__}): check that "
+            "`chromium --headless --version` works, or write HTML or JSON instead"
+        ) from error
+
+
+async def _draw(wanted: Sequence[tuple[go.Figure, str]], width: int, scale: float) -> list[bytes]:
+    from kaleido import Kaleido
+
+    # Without mathjax=False kaleido would fetch MathJax from the network, and typeset a token such as $x$. It runs
+    # Chromium without the sandbox unless asked, so that this also works as root.
+    async with Kaleido(n=1, mathjax=False) as browser:
+        drawn = []
+        for figure, format in wanted:
+            size = {"width": width, "height": figure.layout.height, "scale": scale if format == "png" else 1}
+            drawn.append(await browser.calc_fig(figure.to_dict(), opts={"format": format, **size}))
+        return drawn

@@ -1,0 +1,1 @@
+"""The traced model: loading it, where its parts are, reading and writing them, tokens, devices, memory."""

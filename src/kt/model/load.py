@@ -1,0 +1,108 @@
+"""`kt.load`: a name, a folder or a module becomes a `TracedModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import KtError, UnknownModel
+from .devices import checked_device, read_device_map
+from .hub import load_tokenizer, one_line, split_revision
+from .model import TracedModel
+
+DEMO = Path(__file__).parents[1] / "demo" / "model"
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def load(
+    model: str | Path | nn.Module = "demo",
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    device_map: str | Path | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    tokenizer: Any = None,
+    attn_implementation: str | None = None,
+    remote: bool | str = False,
+) -> TracedModel:
+    """Wrap a causal language model.
+
+    Args:
+        model: `demo` (the embedded model), a Hub id (`repo@revision` allowed), a local folder, or a loaded module
+            (then pass its `tokenizer`).
+        dtype: `auto` keeps the checkpoint's dtype (the demo model, stored in bf16, computes in float32).
+        device: `auto` takes CUDA or MPS where there is one.
+        device_map: `auto`, `balanced` or `sequential` spread the model over devices, CPU memory and files through
+            accelerate; so does a mapping from module paths to devices, or a JSON file of one. `device` is then ignored.
+        remote: the weights stay at NDIF, which is sent what is to be traced (see remote.py); `local` is nnsight's
+            simulation of that.
+
+    Raises:
+        UnknownModel: nothing of that name, no tokenizer beside it, or a structure that kt cannot read.
+        KtError: an argument that is not one of these, or a device that is not here.
+    """
+    if remote:
+        from .ndif import load_remote
+
+        if (dtype, device, device_map, attn_implementation) != ("auto", "auto", None, None):
+            raise KtError(
+                "dtype, device, device_map and attn_implementation of a remote model are NDIF's; leave them out"
+            )
+        return load_remote(model, remote, revision, trust_remote_code, tokenizer)
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise UnknownModel("a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)")
+        return TracedModel(model, tokenizer, name=type(model).__name__)
+    name, revision = split_revision(model, revision)
+    source = DEMO if name == "demo" else name
+    kind = _dtype(dtype, demo=name == "demo")
+    target, spread = checked_device(device), read_device_map(device_map)
+    options: dict[str, Any] = {"dtype": kind, "trust_remote_code": trust_remote_code, "revision": revision}
+    if spread is not None:
+        options["device_map"] = spread
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    with one_line(name), no_bars():
+        from transformers import AutoModelForCausalLM
+
+        module: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+    if spread is None:
+        module = module.to(target)
+    tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)
+    return TracedModel(module, tokenizer, name=name, revision=revision)
+
+
+def _dtype(dtype: str | torch.dtype, demo: bool) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if demo else "auto"
+    if dtype not in DTYPES:
+        raise KtError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+@contextmanager
+def no_bars() -> Any:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled() if hasattr(logging, "is_progress_bar_enabled") else True
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

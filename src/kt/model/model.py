@@ -1,0 +1,255 @@
+"""`TracedModel`: one handle that reads, patches and writes any causal language model through nnsight.
+
+Sites have one meaning in every family. The *key* of a module is the input of its output projection (W_o or
+down_proj), the *value* that projection's output; for GQA the key of W_o has n_heads * head_dim columns. `hidden` is
+the residual stream after a block. Weights are always seen as (d_out, d_in).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, reduce
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .devices import execution_device, require_start
+from .layout import Layout, find_layout, first, validate
+from .sampling import continue_greedily_or_sample
+from .sites import Kind, Site
+from .tokens import Batch, encode
+from .weights import Weights
+
+__all__ = ["TracedModel"]
+
+Point = tuple[Any, Literal["input", "output"]]
+"""An envoy and the side of it on which a tensor stands."""
+
+
+class TracedModel(Weights):
+    """An nnsight model plus named sites. Made by `kt.load`."""
+
+    def __init__(self, module: nn.Module, tokenizer: Any, name: str, revision: str | None = None) -> None:
+        from nnsight import TransformersModel
+
+        require_start(module)
+        self.module: Any = module.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self.layout: Layout = find_layout(module)
+        self.root: Any = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
+        self.layout = validate(self)
+
+    # Where it runs ----------------------------------------------------------------------------------------------
+    remote = False
+
+    @property
+    def nns(self) -> Any:
+        """The nnsight model, for traces that run here alone.
+
+        A trace that a remote model may be sent is opened on `root` with `backend()`, and its block names nothing but
+        envoys, tensors, plain values and functions of torch: what it names travels with it.
+        """
+        return self.root
+
+    def backend(self) -> Any:
+        """What runs the traces on `root`; None is this process."""
+        return None
+
+    def require_weights(self, what: str) -> None:
+        """Refuse, before any work, what needs the weights here; a model whose weights are here refuses nothing."""
+
+    # What it is -------------------------------------------------------------------------------------------------
+    @property
+    def n_layers(self) -> int:
+        return self.layout.n_layers
+
+    @property
+    def d_model(self) -> int:
+        return self.layout.d_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: with a device_map, where the embedding computes."""
+        return execution_device(self.module.get_input_embeddings())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.module.get_input_embeddings().weight.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.module.get_output_embeddings().weight.shape[0])
+
+    def __repr__(self) -> str:
+        return f"TracedModel({self.name}: {self.layout.describe()})"
+
+    # Where things are (envoys: use inside a trace) --------------------------------------------------------------
+    def envoy(self, path: str) -> Any:
+        """The nnsight envoy at a module path."""
+        step = lambda at, part: at[int(part)] if part.isdigit() else getattr(at, part)  # noqa: E731
+        return reduce(step, path.split("."), self.root)
+
+    def block(self, layer: int) -> Any:
+        return self._blocks[self.checked(layer)]
+
+    def w(self, kind: Kind | Site, layer: int | None = None) -> Any:
+        """W_o or down_proj: `.input` is the key, `.output` the value."""
+        site = kind if isinstance(kind, Site) else Site(Kind(kind), int(layer or 0))
+        return self._projections[Site(site.kind, self.checked(site.layer))]
+
+    @cached_property
+    def embed(self) -> Any:
+        return self.envoy(self.layout.embed)
+
+    @cached_property
+    def _blocks(self) -> list[Any]:
+        return [self.envoy(f"{self.layout.blocks}.{i}") for i in range(self.n_layers)]
+
+    @cached_property
+    def _projections(self) -> dict[Site, Any]:
+        kinds = (Kind.ATTN, Kind.MLP)
+        return {Site(k, i): self.envoy(self.layout.path(k, i)) for k in kinds for i in range(self.n_layers)}
+
+    def value(self, site: Site, rows: int) -> Float[Tensor, "row pos d_model"]:
+        """The value at a site inside a trace: a live tensor, for reading or in-place patching.
+
+        `rows` is the batch size there: OPT's MLP works on flattened rows, which this undoes (as a view).
+        """
+        if site.kind is Kind.RESID:
+            return first(self.block(site.layer).output)
+        return _unflattened(self.w(site).output, rows)
+
+    def key(self, site: Site, rows: int) -> Float[Tensor, "row pos d_in"]:
+        """The key at a site inside a trace."""
+        return _unflattened(self.w(site).input, rows)
+
+    def set_hidden(self, layer: int, hidden: Float[Tensor, "row pos d_model"]) -> None:
+        """Replace the residual stream after a block, inside a trace."""
+        block = self.block(layer)
+        block.output = (hidden, *block.output[1:]) if self.layout.tuple_output else hidden
+
+    # Running ----------------------------------------------------------------------------------------------------
+    def inputs(self, batch: Batch, keep: int | None = 1, **extra: Any) -> dict[str, Any]:
+        """Keyword arguments of one forward: mask and the positions that follow from it, no cache, few logits."""
+        batch = batch.to(self.device)
+        arguments: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+        if "position_ids" in self._forward_parameters:
+            arguments["position_ids"] = batch.positions
+        if keep is not None and "logits_to_keep" in self._forward_parameters:
+            arguments["logits_to_keep"] = keep
+        return arguments | extra
+
+    @cached_property
+    def _forward_parameters(self) -> set[str]:
+        return set(inspect.signature(self.module.forward).parameters)
+
+    @torch.no_grad()
+    def logits(self, batch: Batch, keep: int = 1) -> Float[Tensor, "row keep vocab"]:
+        """Logits of the last `keep` positions of every row, float32."""
+        root, head = self.root, self.envoy(self.layout.unembed)
+        with root.trace(**self.inputs(batch, keep), backend=self.backend()):
+            head.input = head.input[:, -keep:].contiguous()  # see last_logits
+            out = root.output.logits[:, -keep:].save()
+        return out.float()
+
+    def last_logits(self, keep: int = 1) -> Any:
+        """Inside a trace: logits of the last `keep` positions, the only ones that the head is given.
+
+        As a dense matrix: on the strided view that `logits_to_keep` makes, torch multiplies row by row and reads the
+        whole head once for each.
+        """
+        head = self.envoy(self.layout.unembed)
+        head.input = head.input[:, -keep:].contiguous()
+        return self.nns.output.logits[:, -keep:]
+
+    @torch.no_grad()
+    def read(
+        self,
+        batch: Batch,
+        sites: Iterable[Site],
+        end: Literal["key", "value"] = "value",
+        at: Int[Tensor, " row"] | None = None,
+    ) -> dict[Site, Float[Tensor, "row d"]]:
+        """Keys or values at sites, at one column of each row (`at`) or at all of them."""
+        sites = sorted(set(sites), key=lambda s: (s.layer, (Kind.ATTN, Kind.MLP, Kind.RESID).index(s.kind)))
+        return dict(zip(sites, self.gather(batch, [self.point(site, end) for site in sites], at), strict=True))
+
+    def point(self, site: Site, end: Literal["key", "value"] = "value") -> Point:
+        """Where a site's value or key is seen."""
+        if site.kind is Kind.RESID:
+            return self.block(site.layer), "output"
+        return self.w(site), "input" if end == "key" else "output"
+
+    @torch.no_grad()
+    def gather(
+        self, batch: Batch, points: Sequence[Point], at: Int[Tensor, "row ..."] | None = None
+    ) -> list[Float[Tensor, "row ... d"]]:
+        """What stands on the sides of modules, named in forward order: at some columns of each row, or at all."""
+        n, columns = len(batch), at if at is not None else torch.zeros(0)
+        rows = torch.arange(n).view(n, *[1] * (columns.dim() - 1))
+        with self.root.trace(**self.inputs(batch), backend=self.backend()) as tracer:
+            found: Any = []
+            for envoy, end in points:
+                full = getattr(envoy, end)
+                full = full[0] if isinstance(full, tuple) else full
+                full = full if full.dim() == 3 else full.view(n, -1, full.shape[-1])
+                found.append(full[rows.to(full.device), columns.to(full.device)] if len(columns) else full.clone())
+            found.save()
+            tracer.stop()
+        return found
+
+    @torch.no_grad()
+    def embedded(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_embed"]:
+        """The embedding module's rows."""
+        return self.module.get_input_embeddings()(ids.to(self.device))
+
+    @torch.no_grad()
+    def unembed(
+        self,
+        hidden: Float[Tensor, "row d_model"],
+        final_norm: bool = True,
+        then: Callable[[Tensor], Any] | None = None,
+    ) -> Any:
+        """Logits of residual-stream vectors by the model's own tail: final norm, head, scales and soft-caps.
+
+        Every block is skipped and the last one's output replaced, so nothing of the tail is written again here.
+        Without `final_norm` that norm passes its input on; the rest of the tail stays. With `then`, a function of
+        torch alone, what that makes of the (row, vocab) logits: less than they are to be sent.
+        """
+        root, embed, blocks, rows, as_tuple = self.root, self.embed, self._blocks, hidden, self.layout.tuple_output
+        norm = None if final_norm or self.layout.norm is None else self.envoy(self.layout.norm)
+        dummy = torch.zeros((len(rows), 1), dtype=torch.long, device=self.device)
+        with root.trace(input_ids=dummy, use_cache=False, backend=self.backend()):
+            like = embed.output
+            stream = rows.to(like.device, like.dtype)[:, None]
+            for block in blocks:
+                block.skip((stream, None) if as_tuple else stream)
+            if norm is not None:
+                norm.output = norm.input.clone()
+            logits = root.output.logits[:, 0].float()
+            found = logits if then is None else then(logits)
+            found.save()
+        return found
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        do_sample: bool = False,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Continuations only, greedy or sampled. A sampled row depends on its prompt and the seed, not on its batch."""
+        return continue_greedily_or_sample(self, prompts, max_new_tokens, do_sample, top_k, seed)
+
+    def encode(self, texts: Sequence[str]) -> Batch:
+        return encode(self.tokenizer, texts).to(self.device)
+
+
+def _unflattened(tensor: Tensor, rows: int) -> Tensor:
+    return tensor if tensor.dim() == 3 else tensor.view(rows, -1, tensor.shape[-1])

@@ -1,0 +1,205 @@
+"""Models whose weights stay elsewhere: NDIF runs the traces that nnsight sends it (https://ndif.us).
+
+Here the model is only a structure without content, built from its config. A trace travels as the source of its block
+with what that names: envoys by their paths, tensors, functions of torch alone. What comes back is tensors. Weights at
+NDIF are shared: they cannot be written, and kt neither trains on them nor generates with them.
+
+`remote="local"` is nnsight's simulation of this: traces are packed and unpacked as for a server, then run in a real
+model here, of which kt sees no more than it would see of a remote one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..errors import KtError, UnknownModel, WorkFailed
+from .layout import find_layout, validate
+from .model import TracedModel
+from .tokens import Batch
+from .weights import Address
+
+REASON = "weights on NDIF are shared: they can be read by a trace and not written, trained on or generated with"
+
+
+class RemoteModel(TracedModel):
+    """The traced model of a structure without weights. Made by `kt.load(..., remote=True)`."""
+
+    remote = True
+
+    def __init__(
+        self, root: Any, module: nn.Module, tokenizer: Any, name: str, revision: str | None, model_key: str | None
+    ) -> None:
+        """`model_key` is what NDIF calls the model; None is the local simulation."""
+        self.root, self.module, self.tokenizer = root, module, tokenizer
+        self.name, self.revision, self.model_key = name, revision, model_key
+        self.layout = find_layout(module)
+        self.layout = validate(self)
+
+    @property
+    def nns(self) -> Any:
+        self.require_weights("this")
+
+    def require_weights(self, what: str) -> None:
+        """Raises:
+        KtError: always.
+        """
+        raise KtError(f"{self.name} is remote, and {what} needs its weights here: {REASON}; load it without remote")
+
+    def backend(self) -> Any:
+        """Sends a trace; functions of kt that its block names travel as their source."""
+        from nnsight import ndif
+
+        ndif.register("kt")
+        if self.model_key is None:
+            from nnsight.intervention.backends.local import LocalSimulationBackend
+
+            return LocalSimulationBackend(self.root)
+        return _sending(self.model_key, self.root._remoteable_get_env())
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are made and results arrive."""
+        return torch.device("cpu")
+
+    @cached_property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """That of the embeddings where the weights are, which the config here need not know."""
+        return self.embedded(torch.zeros((1, 1), dtype=torch.long)).dtype
+
+    @torch.no_grad()
+    def embedded(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_embed"]:
+        return self.gather(Batch(ids, torch.ones_like(ids)), [(self.embed, "output")])[0].cpu()
+
+    def generate(self, *args: Any, **options: Any) -> list[str]:
+        return self.nns
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        super()._parameter(name)
+        return self.nns
+
+    def fingerprint(self, addresses: Iterable[Address] | None = None) -> str:
+        """`remote:` and a hash of id, revision and config: the bytes of the weights are not here to be hashed."""
+        if addresses is not None:
+            return self.nns
+        config = self.module.config
+        about = [self.name, self.revision, getattr(config, "_commit_hash", None), config.to_dict()]
+        return "remote:" + hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def load_remote(
+    model: str | Path | nn.Module,
+    where: bool | str,
+    revision: str | None,
+    trust_remote_code: bool,
+    tokenizer: Any,
+) -> RemoteModel:
+    """`kt.load` of a model at NDIF (`where` is True), or in nnsight's local simulation (`local`).
+
+    Raises:
+        KtError: no key for NDIF, or another `where`.
+        UnknownModel: no config of that name.
+        WorkFailed: NDIF cannot be reached, or does not serve the model.
+    """
+    if where == "local":
+        return _simulated(model, revision, trust_remote_code, tokenizer)
+    if where is not True:
+        raise KtError(f"remote is {where!r}; give True for NDIF, or 'local' for nnsight's simulation of it")
+    from .hub import load_tokenizer, one_line, split_revision
+
+    if isinstance(model, nn.Module) or model == "demo" or Path(model).exists():
+        raise UnknownModel("a remote model is named by its Hub id: NDIF has no file of this machine; leave remote out")
+    name, revision = split_revision(model, revision)
+    _require_key()
+    with one_line(name):
+        from nnsight import TransformersModel
+
+        tokenizer = tokenizer or load_tokenizer(name, name, revision, trust_remote_code)
+        given = {"trust_remote_code": True} if trust_remote_code else {}
+        root = TransformersModel(name, revision=revision, tokenizer=tokenizer, task="text-generation", **given)
+        key = root.to_model_key()
+    return RemoteModel(root, root._module, tokenizer, name, revision, key)
+
+
+def _simulated(model: Any, revision: str | None, trust_remote_code: bool, tokenizer: Any) -> RemoteModel:
+    from transformers import AutoModelForCausalLM
+
+    from .load import load
+
+    real = load(model, device="cpu", revision=revision, trust_remote_code=trust_remote_code, tokenizer=tokenizer)
+    with torch.device("meta"):
+        structure = AutoModelForCausalLM.from_config(real.module.config, trust_remote_code=trust_remote_code)
+    return RemoteModel(real.root, structure.eval(), real.tokenizer, real.name, real.revision, None)
+
+
+def _require_key() -> None:
+    from nnsight import CONFIG
+
+    if not CONFIG.API.APIKEY:
+        raise KtError("NDIF needs a key: set NDIF_API_KEY, or run `nnsight login` once (keys: https://login.ndif.us)")
+
+
+def _sending(key: str, env: dict[str, Any]) -> Any:
+    """NDIF as a backend. Its class is made here: what it inherits from is imported late."""
+    from nnsight.intervention.backends.remote import RemoteBackend
+
+    class Sending(RemoteBackend):
+        """Silent, with every failure in one line."""
+
+        def __call__(self, tracer: Any = None) -> Any:
+            self.display.enabled = False
+            with _failure_of(self.host), _tensors_alone():
+                return super().__call__(tracer)
+
+    try:
+        return Sending(key, env=env)
+    except ValueError as error:
+        raise KtError(f"{error}; correct NDIF_HOST") from None
+
+
+@contextmanager
+def _failure_of(host: str) -> Iterator[None]:
+    """One line for all that goes wrong between here and a server, or on it."""
+    import httpx
+    import websocket
+    from nnsight.intervention.backends.remote import RemoteError
+
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        if type(error).__name__ == "UnpicklingError":  # its module is not imported: kt opens no pickle
+            raise WorkFailed(f"NDIF ({host}) answered with more than tensors, which was not opened") from error
+        if isinstance(error, RemoteError | httpx.HTTPError | websocket.WebSocketException | OSError):
+            raise WorkFailed(
+                f"NDIF ({host}) did not run the trace: {said}; see that the key is valid and that "
+                "the model is served there (nnsight.status())"
+            ) from error
+        raise
+
+
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """While an answer is read torch makes nothing but tensors and plain values of it, whatever a server sends."""
+    before = os.environ.get(FORCED)
+    os.environ[FORCED] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FORCED]
+        else:
+            os.environ[FORCED] = before

@@ -1,0 +1,138 @@
+"""The weights of a `TracedModel`: found, written, and put back to the byte.
+
+An address is a site, for its projection, or any parameter's name. Weights are seen as (d_out, d_in).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import KtError, UnknownSite
+from .devices import bring_home, content, contents
+from .layout import Layout, linear_shape
+from .sites import Kind, Site
+from .update import Update, fingerprint_in_order, fingerprint_of
+
+Address = Site | str
+
+
+class Weights:
+    """What `TracedModel` knows of its weights."""
+
+    module: Any
+    name: str
+    layout: Layout
+
+    def checked(self, layer: int) -> int:
+        """The layer, if the model has it."""
+        if not 0 <= layer < self.layout.n_layers:
+            raise UnknownSite(
+                f"{self.name} has layers 0 to {self.layout.n_layers - 1}, not {layer}; choose among these"
+            )
+        return layer
+
+    def projection(self, site: Site) -> nn.Module:
+        if site.kind is Kind.RESID:
+            raise UnknownSite(f"{site} has no weight; edits go to attn.{site.layer} or mlp.{site.layer}")
+        return self.module.get_submodule(self.layout.path(site.kind, self.checked(site.layer)))
+
+    def weight_name(self, site: Site) -> str:
+        self.projection(site)
+        return self.layout.path(site.kind, site.layer) + ".weight"
+
+    def site_of(self, weight_name: str) -> Site:
+        """The site behind a weight's (or its module's) name."""
+        path = weight_name.removesuffix(".weight")
+        for layer in range(self.layout.n_layers):
+            for kind in (Kind.ATTN, Kind.MLP):
+                if self.layout.path(kind, layer) == path:
+                    return Site(kind, layer)
+        raise UnknownSite(f"{self.name} has no W_o or down_proj called {weight_name!r}")
+
+    def block_weights(self, layer: int) -> list[str]:
+        """The names of every parameter of a block."""
+        block = self.layout.path(Kind.RESID, self.checked(layer))
+        return [f"{block}.{name}" for name, _ in self.module.get_submodule(block).named_parameters()]
+
+    def weight(self, address: Address) -> Float[Tensor, "*shape"]:
+        """The live weight: a linear map's as (d_out, d_in), a view, its orientation from the module's type."""
+        weight = self.own(address)
+        owner = self.module.get_submodule(self.name_of(address).rpartition(".")[0])
+        return weight.T if isinstance(owner, Conv1D) and weight.dim() == 2 else weight
+
+    def key_size(self, site: Site) -> int:
+        return linear_shape(self.projection(site))[1]
+
+    @torch.no_grad()
+    def write(self, address: Address, update: Update | Float[Tensor, "*shape"]) -> None:
+        """Add an update: summed in float32 (float64 weights in float64), rounded to the weight's dtype once."""
+        weight = self.weight(address)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        dense = update if isinstance(update, Tensor) else update.dense()
+        if tuple(dense.shape) != tuple(weight.shape):
+            raise KtError(f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
+        weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
+
+    @contextmanager
+    def restored(self, addresses: Iterable[Address]) -> Iterator[None]:
+        """On exit, also after an exception, the weights hold the exact bytes that they held on entry."""
+        kept = self.copies(addresses)
+        try:
+            yield
+        finally:
+            try:
+                self.put_back(kept)
+            except BaseException:  # a second Ctrl-C must not leave half of it
+                self.put_back(kept)
+                raise
+
+    def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
+        """The weights' bytes, by name, for `put_back`."""
+        return {name: self.own(name).detach().clone() for name in dict.fromkeys(map(self.name_of, addresses))}
+
+    @torch.no_grad()
+    def put_back(self, copies: Mapping[str, Tensor]) -> None:
+        for name, weight in copies.items():
+            self.own(name).copy_(weight)
+
+    def name_of(self, address: Address) -> str:
+        return address if isinstance(address, str) else self.weight_name(address)
+
+    def own(self, address: Address) -> Tensor:
+        """The parameter itself, in the module's own orientation; an offloaded one comes home to its device.
+
+        Raises:
+            KtError: it is quantised, or offloaded and there is no room for it (see offloaded.py).
+        """
+        name = self.name_of(address)
+        weight: Any = self._parameter(name)
+        if weight.is_meta:
+            weight = bring_home(self.module, name)
+        if not weight.is_floating_point():
+            raise KtError(f"{name} is quantised ({weight.dtype}); load the model unquantised to edit it")
+        return weight
+
+    def read_only(self, name: str) -> Tensor:
+        """A parameter's content, not to be written: an offloaded one stays where it is."""
+        return content(self.module, name, self._parameter(name))
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        try:
+            return self.module.get_parameter(name)
+        except AttributeError:
+            raise UnknownSite(
+                f"{self.name} has no weight called {name!r}; name one of its own, or load the model that has it"
+            ) from None
+
+    def fingerprint(self, addresses: Iterable[Address] | None = None) -> str:
+        """SHA-256 over the names, dtypes, shapes and bytes of all weights, or of those addressed."""
+        if addresses is None:
+            return fingerprint_in_order(contents(self.module))
+        return fingerprint_of((name, self.read_only(name)) for name in map(self.name_of, addresses))

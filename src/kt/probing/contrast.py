@@ -1,0 +1,149 @@
+"""`contrast_probe`: the original and the target answer in every layer, side by side (JEEP, section 4.1)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+
+from .._util.progress import Progress
+from ..errors import BadFact
+from ..facts.fact import Fact
+from ..model.model import TracedModel
+from ..runs import parallel as ranks
+from ..tracing.prompts import LeftOut, why
+from .lens import Reading, read_lens
+from .questions import ProbedFact, Question, ask, described
+from .result import Probe
+from .word_sets import Asked, SetReader, SetTokens, WordSets, open_sets
+
+__all__ = ["Probe", "contrast_probe"]
+
+_BLOCK = 512
+"""Facts held at once; of the others only their numbers are kept."""
+
+
+def contrast_probe(
+    model: TracedModel,
+    facts: Fact | Iterable[Fact],
+    final_norm: bool = True,
+    *,
+    layers: Sequence[int] | None = None,
+    sets: str | os.PathLike[str] | Mapping[str, Any] | WordSets | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    progress: Progress | None = None,
+) -> Probe:
+    """Probability (eq. 5) and rank (eq. 6) of the first token of two answers, by layer, kind and position.
+
+    Args:
+        facts: any iterable; it is worked through in blocks, so a generator is never held whole.
+        final_norm: read values through the model's final norm, so that the last layer gives the model's own
+            distribution. False is the formula of JEEP's text, W_lm(h), which skips the norm; see lens.py.
+        layers: blocks to read, all by default. Stages need all.
+        sets: word sets (appendix A): `demo`, a JSON file, or what such a file holds; see sets.py.
+        batch_size: prompts in one forward pass; results do not depend on it beyond rounding.
+        progress: called with (facts done, facts in all, as far as known).
+
+    Raises:
+        UnknownSite: the model has no such layer.
+        BadFact: there are no facts, one cannot be probed as given, or none is left to probe.
+        BadFile: word sets that cannot be read, or that hold nothing for any fact.
+        WorkFailed: a number is not finite.
+    """
+    wanted = None if layers is None else tuple(sorted({model.checked(layer) for layer in layers}))
+    words = None if sets is None else open_sets(sets)
+    reader = None if words is None else SetReader(words, model.tokenizer)
+    facts = [facts] if isinstance(facts, Fact) else facts
+    if words is not None and isinstance(facts, Sequence):
+        words.require_some(facts)
+    n_known = len(facts) if isinstance(facts, Sequence) else 0
+    probed: list[ProbedFact] = []
+    left_out: list[LeftOut] = []
+    readings: list[Reading] = []
+    done = 0
+    for block in _blocks(facts):
+
+        def report(n: int, _: int, before: int = done, size: int = len(block)) -> None:
+            if progress is not None:
+                progress(before + n, max(n_known, before + size))
+
+        questions, without = ranks.by_main("questions", ask, model, block, batch_size)
+        left_out += without
+        if questions:
+            masks = None if reader is None else _masks(reader, block, questions)
+            readings.append(_read(model, questions, wanted, final_norm, masks, batch_size, report))
+            probed += [question.fact for question in questions]
+        done += len(block)
+    _must_have(done, probed, left_out)
+    said = _warn(probed)
+    names = () if words is None else words.names
+    reading = _joined(readings)
+    if words is not None and reading.sets is not None:
+        words.require_read(reading.sets)
+    metadata = described(model, final_norm) | {"n_given": done, "warnings": said}
+    return Probe(tuple(probed), wanted or tuple(range(model.n_layers)), reading, names, tuple(left_out), metadata)
+
+
+def _blocks(facts: Iterable[Fact]) -> Iterator[list[tuple[int, Fact]]]:
+    numbered = enumerate(facts)
+    while block := list(islice(numbered, _BLOCK)):
+        yield block
+
+
+def _masks(reader: SetReader, block: Sequence[tuple[int, Fact]], questions: Sequence[Question]) -> SetTokens:
+    by_index = dict(block)
+    return reader.tokens([Asked(by_index[q.fact.index], q.fact.original, q.answer_ids) for q in questions])
+
+
+def _read(
+    model: TracedModel,
+    questions: Sequence[Question],
+    layers: tuple[int, ...] | None,
+    final_norm: bool,
+    masks: SetTokens | None,
+    batch_size: int | Literal["auto"],
+    progress: Progress,
+) -> Reading:
+    tokens = np.array([[q.fact.original_id, q.fact.target_id] for q in questions], dtype=np.int64)
+    return read_lens(
+        model,
+        [q.ids for q in questions],
+        [q.subject_last for q in questions],
+        tokens,
+        layers=layers,
+        final_norm=final_norm,
+        masks=masks,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def _joined(readings: Sequence[Reading]) -> Reading:
+    parts = zip(*readings, strict=True)
+    return Reading(*(None if some[0] is None else np.concatenate(some) for some in parts))  # type: ignore[arg-type]
+
+
+def _must_have(n_given: int, probed: Sequence[ProbedFact], left_out: Sequence[LeftOut]) -> None:
+    if not n_given:
+        raise BadFact("there are no facts to probe; give at least one")
+    if not probed:
+        raise BadFact(f"no fact is left to probe ({why(left_out)}); give facts with a target or a foil")
+
+
+def _warn(probed: Sequence[ProbedFact]) -> list[str]:
+    """One line about facts whose answers cannot be told apart; it also goes into the probe's metadata."""
+    same = [fact for fact in probed if fact.same_first_token]
+    if not same:
+        return []
+    first, out = same[0], "means and stages leave them out"
+    text = (
+        f"{len(same)} of {len(probed)} facts have an original and a target answer that begin with the same token "
+        f"({first.prompt!r}: {first.original!r} and {first.target!r}), so their ranks show no contrast; "
+        f"{'means are over them all the same, and there are no stages' if len(same) == len(probed) else out}"
+    )
+    warnings.warn(text, stacklevel=3)
+    return [text]

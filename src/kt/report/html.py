@@ -1,0 +1,208 @@
+"""Write a report: one HTML file that opens offline, with plotly.js in it once.
+
+Everything that comes from models and data passes through jinja2 with autoescape on (text) or through plotly's JSON
+(figures), so that a prompt such as `<script>` is only ever read. A content security policy forbids the page every
+other source. The same blocks give the same bytes: pass the time in `meta` if it should be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._util.files import atomic_write
+from .._util.text import visible, visible_lines
+from ..stats import Interval
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from jinja2 import Template
+
+
+@dataclass(frozen=True)
+class Text:
+    """Paragraphs."""
+
+    paragraphs: str | Sequence[str]
+
+    @property
+    def lines(self) -> list[str]:
+        return [self.paragraphs] if isinstance(self.paragraphs, str) else list(self.paragraphs)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of strings, numbers, `Interval`s or None; columns of numbers are set flush right."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    digits: int = 3
+
+    def __post_init__(self) -> None:
+        if wrong := [row for row in self.rows if len(row) != len(self.headers)]:
+            raise ValueError(f"a row of {len(wrong[0])} cells does not fit {len(self.headers)} headers: {wrong[0]!r}")
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold nothing but numbers (and at least one)."""
+        columns = [[row[i] for row in self.rows if row[i] is not None] for i in range(len(self.headers))]
+        return [bool(column) and all(_is_number(v) for v in column) for column in columns]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        return [[show(value, self.digits) for value in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plotly figure with a caption; `alt` says what it shows to those who cannot see it."""
+
+    figure: go.Figure
+    caption: str = ""
+    alt: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A key figure: its name, its value, and what stands small below it (an interval and n, for a mean)."""
+
+    name: str
+    value: Any
+    note: str = ""
+    digits: int = 3
+
+    @property
+    def shown(self) -> str:
+        return show(float(self.value.mean) if isinstance(self.value, Interval) else self.value, self.digits)
+
+    @property
+    def below(self) -> str:
+        spread = interval_words(self.value, self.digits) if isinstance(self.value, Interval) else ""
+        return " · ".join(part for part in (spread, self.note) if part)
+
+
+Block = Text | Table | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with blocks below it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+def build(
+    title: str,
+    sections: Sequence[Section],
+    out: str | PathLike[str],
+    meta: Mapping[str, Any] | None = None,
+    *,
+    summary: Sequence[Card] = (),
+    lead: str = "",
+) -> Path:
+    """Write the report to `out`, whole or not at all. `meta` is its footer: versions, seed, command."""
+    return atomic_write(Path(out), render(title, sections, meta, summary=summary, lead=lead))
+
+
+def render(
+    title: str,
+    sections: Sequence[Section],
+    meta: Mapping[str, Any] | None = None,
+    *,
+    summary: Sequence[Card] = (),
+    lead: str = "",
+) -> str:
+    """The report as HTML. `lead` is one sentence under the title, `summary` the key figures below that."""
+    from ..figures.save import POLICY, plotly_library
+
+    chapters = list(_chapters(sections))
+    has_figures = any("html" in block for chapter in chapters for block in chapter["blocks"])
+    return _template().render(
+        title=title,
+        lead=lead,
+        cards=summary,
+        sections=chapters,
+        meta={name: show(value) for name, value in (meta or {}).items()},
+        policy=POLICY,
+        plotly=plotly_library() if has_figures else "",
+    )
+
+
+def _chapters(sections: Sequence[Section]) -> Iterator[dict[str, Any]]:
+    """Sections as the template wants them, figures numbered through the whole report."""
+    from ..figures.save import figure_html
+
+    count = 0
+    for place, section in enumerate(sections, 1):
+        blocks: list[dict[str, Any]] = []
+        for block in section.blocks:
+            if isinstance(block, Figure):
+                count += 1
+                html = figure_html(block.figure, f"kt-figure-{count}")
+                alt = block.alt or block.caption or section.title
+                blocks.append({"kind": "figure", "html": html, "caption": block.caption, "alt": alt, "number": count})
+            else:
+                blocks.append({"kind": type(block).__name__.lower(), "block": block})
+        yield {"title": section.title, "anchor": f"section-{place}", "blocks": blocks}
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("kt.report", "")
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _shown(value: Any) -> Any:
+    """What a page is given: texts without characters that a browser acts on. Ready HTML is ours, and stays."""
+    return visible_lines(value) if type(value) is str else value
+
+
+def show(value: Any, digits: int = 3) -> str:
+    """A cell's text: numbers to `digits` decimals, intervals with their n, nothing as a dash."""
+    from ..figures.text import number
+
+    if hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if value is None:
+        return "–"
+    if isinstance(value, Interval):
+        return f"{number(value.mean, digits)} ({interval_words(value, digits)})"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if _is_number(value):
+        return number(float(value), digits)
+    if isinstance(value, list | tuple):
+        return ", ".join(show(item, digits) for item in value)
+    return visible(str(value))
+
+
+def interval_words(value: Interval, digits: int = 3) -> str:
+    """`0.270 to 0.360, n = 120`."""
+    from ..figures.text import number
+
+    spread = "" if value.ci95 is None else f"{number(value.low, digits)} to {number(value.high, digits)}, "
+    return f"{spread}n = {value.n}"
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | float | Interval) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)

@@ -1,0 +1,1 @@
+"""The residual check: how much of the old fact an edit leaves."""

@@ -1,0 +1,258 @@
+"""Does the old answer come back? Prompts, paraphrases and adversarial prefixes, with what naming any answer does.
+
+On each prompt the old answer's first token is held against the new one's. A prefix that names the old answer raises it
+whether or not the model remembers: so the same prefix is also put with a third answer of the relation in the old one's
+place, and that third answer held against the new one. What the old answer has over the third is what speaks of memory.
+
+Three measures: `beats_new`, P(old) > P(new); `said`, the old answer's first token is the model's own next token; and
+`log_ratio`, ln P(old) - ln P(new) in nats, which still tells more from less where the shares are all 0. Its excess is
+how much more probable the old answer is than one that was never true.
+A fact's several prompts (paraphrases, texts, thirds) are averaged first; means and intervals are over facts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from ..errors import BadFact, WorkFailed
+from ..evaluation.teacher import Row, batches, tokens_of
+from ..facts.fact import fill
+from ..model.model import TracedModel
+from ..model.tokens import encode_ids, pad_id, target_ids
+from ..runs import parallel as ranks
+from ..stats import Interval, bootstrap_mean, paired_bootstrap_difference
+
+PREFIXES = ("{old}. ", "{old}, {old}, {old}. ", "{subject}: {old}. ", "Not {new}. ")
+"""Put before the prompt; slots: {old}, {new}, {third}, {subject}."""
+THIRDS = 3
+"""Third answers that a fact's old one is compared with."""
+
+PROMPT, PARAPHRASES, NEUTRAL, ANY = "prompt", "paraphrases", "neutral texts", "any prefix"
+MEASURES = ("beats_new", "said", "log_ratio")
+WHO = ("old", "third")
+STATES = ("before", "after")
+
+_SLOT = re.compile(r"\{([^{}]*)\}")
+_SLOTS = ("old", "new", "third", "subject")
+
+
+class Contest(NamedTuple):
+    """What is asked about one fact: texts only, as tokens depend on what stands before them."""
+
+    prompt: str
+    subject: str
+    old: str
+    new: str
+    thirds: tuple[str, ...]
+    paraphrases: tuple[str, ...]
+
+
+class Ask(NamedTuple):
+    """Does `answer` beat `new` after `prompt`? `who` is 0 for the old answer, 1, 2, ... for the third ones."""
+
+    fact: int
+    attack: str
+    who: int
+    prompt: str
+    answer: str
+    new: str
+
+
+class AttackRow(NamedTuple):
+    """One line of the table. `excess` is old - third, paired over the facts that have both."""
+
+    attack: str
+    measure: str
+    state: str
+    old: Interval
+    third: Interval
+    excess: Interval
+
+
+@dataclass(frozen=True, eq=False)
+class Attacks:
+    """The measures by fact, for the unedited and the edited model.
+
+    NaN where a fact has no such prompt, no third answer, or answers that begin with the same token.
+    """
+
+    names: tuple[str, ...]
+    before: Float[ndarray, "fact attack who measure"]
+    after: Float[ndarray, "fact attack who measure"]
+
+    def row(
+        self, attack: str, measure: str = "beats_new", state: str = "after", seed: int = 0, n_boot: int = 2000
+    ) -> AttackRow:
+        """One cell of the table, with 95% bootstrap intervals over facts.
+
+        Raises:
+            BadFact: there is no such attack, measure or state.
+        """
+        for given, known in ((attack, self.names), (measure, MEASURES), (state, STATES)):
+            if given not in known:
+                raise BadFact(f"{given!r} was not measured; choose among {', '.join(known)}")
+        values = (self.before if state == "before" else self.after)[
+            :, self.names.index(attack), :, MEASURES.index(measure)
+        ]
+        old, third = values[:, 0], values[:, 1]
+        return AttackRow(
+            attack,
+            measure,
+            state,
+            bootstrap_mean(old, n_boot, seed),
+            bootstrap_mean(third, n_boot, seed),
+            paired_bootstrap_difference(old, third, n_boot, seed),
+        )
+
+    def rows(self, seed: int = 0, n_boot: int = 2000) -> list[AttackRow]:
+        """All of them."""
+        return [self.row(a, m, s, seed, n_boot) for s in STATES for m in MEASURES for a in self.names]
+
+
+def checked_prefixes(prefixes: Sequence[str]) -> tuple[str, ...]:
+    """The templates, each once.
+
+    Raises:
+        BadFact: an empty one, an unknown slot, or a list that is no list.
+    """
+    if isinstance(prefixes, str):
+        raise BadFact(f"prefixes is the text {prefixes!r}; give a list of texts")
+    for prefix in prefixes:
+        if not isinstance(prefix, str) or not prefix.strip():
+            raise BadFact(f"the prefix {prefix!r} is empty; give some text, or leave it out")
+        if prefix in (PROMPT, PARAPHRASES, NEUTRAL, ANY):
+            raise BadFact(f"the prefix {prefix!r} is the name of another test; end it with a stop or a space")
+        for slot in _SLOT.findall(prefix):
+            if slot not in _SLOTS:
+                raise BadFact(
+                    f"the prefix {prefix!r} has the slot {{{slot}}}; known are {{old}} {{new}} {{third}} {{subject}}"
+                )
+    return tuple(dict.fromkeys(prefixes))
+
+
+def attack_names(prefixes: Sequence[str], neutral: Sequence[str]) -> tuple[str, ...]:
+    """The tests in the order of their table."""
+    extra = [*prefixes, *([NEUTRAL] if neutral else [])]
+    return (PROMPT, PARAPHRASES, *extra, *([ANY] if extra else []))
+
+
+def asks(contests: Sequence[Contest], prefixes: Sequence[str], neutral: Sequence[str]) -> list[Ask]:
+    """Every question to the model. `neutral` are context templates with one {} for the prompt."""
+    return [ask for i, contest in enumerate(contests) for ask in _of_fact(i, contest, prefixes, neutral)]
+
+
+def _of_fact(i: int, contest: Contest, prefixes: Sequence[str], neutral: Sequence[str]) -> Iterator[Ask]:
+    rivals = (contest.old, *contest.thirds)
+    plain = [(PROMPT, contest.prompt), *((PARAPHRASES, p) for p in contest.paraphrases)]
+    plain += [(NEUTRAL, fill(context, contest.prompt)) for context in neutral]
+    for who, answer in enumerate(rivals):
+        for attack, prompt in plain:
+            yield Ask(i, attack, who, prompt, answer, contest.new)
+        # In a third answer's turn the next of the rivals stands where the third answer stood.
+        other = rivals[who + 1] if who + 1 < len(rivals) else rivals[0]
+        slots = {"old": answer, "new": contest.new, "third": other, "subject": contest.subject}
+        for prefix in prefixes:
+            if other == answer and "{third}" in prefix:
+                continue  # a fact without controls has no third answer
+            yield Ask(i, prefix, who, _filled(prefix, slots) + contest.prompt, answer, contest.new)
+
+
+def _filled(prefix: str, slots: dict[str, str]) -> str:
+    """All slots at once, so that braces within an answer stay text."""
+    return _SLOT.sub(lambda found: slots[found[1]], prefix)
+
+
+class Prepared(NamedTuple):
+    """Questions made ready: a prompt that several of them share is one row."""
+
+    questions: tuple[Ask, ...]
+    tokens: Int[ndarray, "ask 2"]
+    """First tokens of both answers where they stand: what stands before may change them."""
+    rows: tuple[Row, ...]
+
+
+def prepare(model: TracedModel, questions: Sequence[Ask]) -> Prepared:
+    """Tokenise once; the unedited and the edited model are asked the same."""
+    known: dict[tuple[str, str], int] = {}
+    for q in questions:
+        for text in (q.answer, q.new):
+            if (q.prompt, text) not in known:
+                known[q.prompt, text] = target_ids(model.tokenizer, q.prompt, text)[0]
+    pairs = [(known[q.prompt, q.answer], known[q.prompt, q.new]) for q in questions]
+    prompts = dict.fromkeys(q.prompt for q in questions)
+    rows = tuple(tokens_of(model, (prompt, None)) for prompt in prompts)
+    return Prepared(tuple(questions), np.array(pairs, dtype=np.int64).reshape(-1, 2), rows)
+
+
+def ask_model(
+    model: TracedModel,
+    prepared: Prepared,
+    batch_size: int | Literal["auto"] = "auto",
+    done: Callable[[int], None] = lambda n: None,
+) -> Float[ndarray, "ask measure"]:
+    """All measures for every question; `done` hears how many prompts are through. Several processes share the batches.
+
+    Raises:
+        WorkFailed: the model's numbers are not finite.
+    """
+    of_prompt: dict[str, list[int]] = defaultdict(list)
+    for i, question in enumerate(prepared.questions):
+        of_prompt[question.prompt].append(i)
+
+    def measures(batch: list[Row]) -> list[Float[ndarray, "ask measure"]]:
+        logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)))[:, -1]
+        best, fine = logits.argmax(-1).tolist(), logits.isfinite().all(-1).tolist()
+        answers = []
+        for row, own, top, finite in zip(batch, logits, best, fine, strict=True):
+            prompt = row.question[0]
+            if not finite:
+                raise WorkFailed(f"the logits after {prompt!r} are not finite; an edit or a dtype broke the model")
+            tokens = prepared.tokens[of_prompt[prompt]]
+            pair = own[torch.as_tensor(tokens, device=own.device)].cpu().numpy()
+            answers.append(np.stack([pair[:, 0] > pair[:, 1], tokens[:, 0] == top, pair[:, 0] - pair[:, 1]], 1))
+        return answers
+
+    parts = list(batches(prepared.rows, batch_size, model.vocab_size))
+    ends = list(accumulate(map(len, parts)))
+    found = np.zeros((len(prepared.questions), len(MEASURES)))
+    answered = ranks.each("attacks", parts, measures, lambda count: done(ends[count - 1]))
+    for batch, answers in zip(parts, answered, strict=True):
+        for row, values in zip(batch, answers, strict=True):
+            found[of_prompt[row.question[0]]] = values
+    return found
+
+
+def shares(
+    questions: Sequence[Ask], found: Float[ndarray, "ask measure"], names: Sequence[str], n_facts: int
+) -> Float[ndarray, "fact attack who measure"]:
+    """Each fact's mean over its prompts, for the old answer and for the mean over its third ones.
+
+    `any prefix` is the largest value behind any of the prefixes and texts: whether one is enough. Each third answer has
+    as many tries as the old one.
+    """
+    out = np.full((n_facts, len(names), len(WHO), len(MEASURES)), np.nan)
+    cells: dict[tuple[int, str, int], list[ndarray]] = {}
+    for question, values in zip(questions, found, strict=True):
+        cells.setdefault((question.fact, question.attack, question.who), []).append(values)
+        if question.attack not in (PROMPT, PARAPHRASES) and ANY in names:
+            cells.setdefault((question.fact, ANY, question.who), []).append(values)
+    thirds: dict[tuple[int, str], list[ndarray]] = {}
+    for (fact, attack, who), values in cells.items():
+        share = np.max(values, 0) if attack == ANY else np.mean(values, 0)
+        if who == 0:
+            out[fact, names.index(attack), 0] = share
+        else:
+            thirds.setdefault((fact, attack), []).append(share)
+    for (fact, attack), values in thirds.items():
+        out[fact, names.index(attack), 1] = np.mean(values, 0)
+    return out

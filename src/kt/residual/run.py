@@ -1,0 +1,321 @@
+"""`residual_fact`: the unedited and the edited model, read at the same places and asked the same questions."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from .._util.progress import Progress
+from ..editing.closed_form.contexts import memit_contexts
+from ..editing.stack import AnyEdit
+from ..errors import BadFact, UnknownSite
+from ..facts.fact import Fact
+from ..model.model import TracedModel
+from ..model.tokens import template_span, token_ids
+from ..probing.controls import MOST, Control, Elsewhere, Relations
+from ..probing.lens import KINDS, POSITIONS, Reading, read_lens
+from ..probing.questions import ProbedFact, Question, ask
+from ..probing.questions import described as described_model
+from ..probing.stages import advantage
+from ..tracing.prompts import SAME_TOKEN, LeftOut, why
+from .attacks import (
+    PREFIXES,
+    THIRDS,
+    Attacks,
+    Contest,
+    Prepared,
+    ask_model,
+    asks,
+    attack_names,
+    checked_prefixes,
+    prepare,
+    shares,
+)
+from .score import Residual
+
+# What a residual says of its run: model, edit and settings, and what a reader of the score must know.
+
+NO_CONTROLS = "no other answer of its relation to hold it against"
+
+
+def described(
+    model: TracedModel,
+    edit: AnyEdit,
+    final_norm: bool,
+    seed: int,
+    n_boot: int,
+    prefixes: Sequence[str],
+    neutral: Sequence[str],
+) -> dict[str, Any]:
+    edited: dict[str, list[int]] = defaultdict(list)
+    for name in edit.names:
+        try:
+            site = model.site_of(name)
+        except UnknownSite:  # fine-tuning changes other weights, too
+            continue
+        edited[str(site.kind)].append(site.layer)
+    return described_model(model, final_norm) | {
+        "method": edit.manifest.get("method"),
+        "alpha": edit.alpha,
+        "control": edit.manifest.get("control"),
+        "edited": dict(edited),
+        "seed": seed,
+        "n_boot": n_boot,
+        "prefixes": list(prefixes),
+        "neutral": list(neutral),
+    }
+
+
+def remarks(facts: Sequence[ProbedFact], controls: Sequence[Sequence[Control]], edit: AnyEdit) -> list[str]:
+    """One line for each thing that a reader of the score must know."""
+    said, n = [], len(facts)
+    same = [fact for fact in facts if fact.same_first_token]
+    if same:
+        said.append(
+            f"{len(same)} of {n} facts have an old and a new answer that begin with the same token "
+            f"({same[0].prompt!r}: {same[0].original!r} and {same[0].target!r}); score and attacks leave them out"
+        )
+    alone = sum(not some for some in controls)
+    if alone:
+        said.append(
+            f"{alone} of {n} facts have {NO_CONTROLS}; the score leaves them out "
+            "(with pool=, give more facts of their relations)"
+        )
+    if sum(bool(some) and not fact.same_first_token for fact, some in zip(facts, controls, strict=True)) == 1:
+        said.append("the score rests on a single fact: it has no interval, and its cells were chosen without one")
+    requests = {_request(stored) for stored in edit.requests}
+    other = [fact for fact in facts if (fact.prompt, fact.target) not in requests]
+    if requests and other:
+        said.append(
+            f"{len(other)} of {n} facts are no requests of the edit ({other[0].prompt!r}); it need not touch them"
+        )
+    return said
+
+
+def _request(stored: dict[str, Any]) -> tuple[str, str]:
+    target = stored.get("target_new")
+    text = target.get("str", "") if isinstance(target, dict) else str(target or "")
+    return str(stored.get("prompt", "")).replace("{}", str(stored.get("subject", "")), 1), text
+
+
+Size = int | Literal["auto"]
+
+
+class _Plan(NamedTuple):
+    """Everything that is read and asked, settled before any model runs."""
+
+    facts: list[Fact]
+    questions: list[Question]
+    controls: list[tuple[Control, ...]]
+    elsewhere: list[tuple[Elsewhere, ...]]
+    left_out: list[LeftOut]
+
+    @property
+    def tokens(self) -> Int[ndarray, "fact token"]:
+        """Old, new, controls; -1 where a fact has fewer."""
+        rows = np.full((len(self.questions), 2 + MOST), -1, dtype=np.int64)
+        for row, question, controls in zip(rows, self.questions, self.controls, strict=True):
+            row[:2] = question.fact.original_id, question.fact.target_id
+            row[2 : 2 + len(controls)] = [control.token for control in controls]
+        return rows
+
+
+def residual_fact(
+    model: TracedModel,
+    edit: AnyEdit,
+    facts: Fact | Sequence[Fact],
+    *,
+    pool: Iterable[Fact] | None = None,
+    final_norm: bool = True,
+    before: Residual | None = None,
+    prefixes: Sequence[str] = PREFIXES,
+    neutral: bool = True,
+    seed: int = 0,
+    batch_size: Size = "auto",
+    n_boot: int = 2000,
+    progress: Progress | None = None,
+) -> Residual:
+    """What an edit leaves of the old facts: the contrast probe before and after, and attacks that bring them back.
+
+    The model is left as it was, to the byte, also when something fails.
+
+    Args:
+        edit: solved for this model, and not written into it.
+        facts: those that were edited; the old answer is a fact's `answer`, the new one its `target` or `foil`.
+        pool: further facts whose answers may serve as controls, such as the whole data set; `facts` alone by default.
+        final_norm: as in `contrast_probe`.
+        before: an earlier result for the same facts and settings on the same unedited model, which is then not run
+            again: for several edits of the same facts.
+        prefixes: adversarial texts before the prompt, with the slots {old}, {new}, {third} and {subject}.
+        neutral: put texts that the unedited model writes before the prompt, too.
+        seed: of controls, texts and bootstrap.
+        batch_size: prompts in one forward pass; results do not depend on it beyond rounding.
+        n_boot: resamples behind each interval.
+        progress: called with (prompts done, prompts in all).
+
+    Raises:
+        BadFact: there are no facts or none is left, a prefix has an unknown slot, or `before` is of something else.
+        KtError: the edit is of another model, or is already written into this one.
+        WorkFailed: a number is not finite.
+    """
+    templates = checked_prefixes(prefixes)
+    facts = [facts] if isinstance(facts, Fact) else list(facts)
+    plan = _plan(model, facts, pool, seed, batch_size)
+    if before is not None:
+        _refuse_other(before, model, plan, final_norm, templates, seed)
+        written = tuple(before.metadata["neutral"])
+    else:
+        written = memit_contexts(model, seed).groups[1] if neutral else ()
+    contests = [_contest(fact, q, c) for fact, q, c in zip(plan.facts, plan.questions, plan.controls, strict=True)]
+    names = attack_names(templates, written)
+    alike = {i for i, q in enumerate(plan.questions) if q.fact.same_first_token}
+    prepared = prepare(model, [a for a in asks(contests, templates, written) if a.fact not in alike])
+    steps = _Steps(progress, _n_prompts(plan, prepared, before is None))
+    run = _Run(model, plan, prepared, names, final_norm, batch_size, steps)
+    if before is None:
+        was, elsewhere, answered = run.lens(), run.elsewhere(), run.attacks()
+    else:
+        was, elsewhere, answered = before.readings["before"], before.elsewhere, before.attacks.before
+    with edit.applied(model):
+        now, answered_now = run.lens(), run.attacks()
+    about = described(model, edit, final_norm, seed, n_boot, templates, written) | {"n_given": len(facts)}
+    about["warnings"] = said = remarks([q.fact for q in plan.questions], plan.controls, edit)
+    for text in said:
+        warnings.warn(text, stacklevel=2)
+    return Residual(
+        tuple(q.fact for q in plan.questions),
+        tuple(tuple(c) for c in plan.controls),
+        tuple(range(model.n_layers)),
+        {"before": was, "after": now},
+        elsewhere,
+        Attacks(names, answered, answered_now),
+        tuple(plan.left_out),
+        about,
+    )
+
+
+# What is asked ---------------------------------------------------------------------------------------------------
+def _plan(model: TracedModel, facts: Sequence[Fact], pool: Iterable[Fact] | None, seed: int, batch_size: Size) -> _Plan:
+    if not facts:
+        raise BadFact("there are no facts to measure; give those that were edited")
+    questions, left_out = ask(model, list(enumerate(facts)), batch_size)
+    if not questions:
+        raise BadFact(f"no fact is left to measure ({why(left_out)}); give facts with a target or a foil")
+    relations = Relations.of(facts, pool)
+    kept = [facts[q.fact.index] for q in questions]
+    controls, elsewhere = [], []
+    for fact, question in zip(kept, questions, strict=True):
+        pair = question.fact.original_id, question.fact.target_id
+        controls.append(relations.controls(model.tokenizer, fact, *pair, seed))
+        elsewhere.append(relations.elsewhere(model.tokenizer, fact, *pair, seed) if controls[-1] else ())
+        if question.fact.same_first_token:
+            left_out.append(LeftOut(question.fact.index, fact.id, SAME_TOKEN.replace("foil", "target")))
+        elif not controls[-1]:
+            left_out.append(LeftOut(question.fact.index, fact.id, NO_CONTROLS))
+    return _Plan(kept, questions, controls, elsewhere, sorted(left_out))
+
+
+def _contest(fact: Fact, question: Question, controls: Sequence[Control]) -> Contest:
+    asked = question.fact
+    thirds = tuple(control.text for control in controls[:THIRDS])
+    return Contest(asked.prompt, asked.subject, asked.original, asked.target, thirds, fact.paraphrases)
+
+
+def _refuse_other(
+    before: Residual, model: TracedModel, plan: _Plan, final_norm: bool, prefixes: Sequence[str], seed: int
+) -> None:
+    """`before` must be what this run would have measured."""
+    about = before.metadata
+    same = (about["model"], about["final_norm"], tuple(about["prefixes"]), about["seed"])
+    asked = tuple(q.fact for q in plan.questions), tuple(plan.controls)
+    if same != (model.name, final_norm, tuple(prefixes), seed) or (before.facts, before.controls) != asked:
+        raise BadFact("before= is of other facts, another model or other settings; leave it out to measure again")
+
+
+# Measuring -------------------------------------------------------------------------------------------------------
+class _Run(NamedTuple):
+    """The measurements, on the model as it stands when they are called."""
+
+    model: TracedModel
+    plan: _Plan
+    prepared: Prepared
+    names: tuple[str, ...]
+    final_norm: bool
+    batch_size: Size
+    steps: _Steps
+
+    def lens(self) -> Reading:
+        ids = [q.ids for q in self.plan.questions]
+        return self._read(ids, [q.subject_last for q in self.plan.questions], self.plan.tokens)
+
+    def elsewhere(self) -> Float[ndarray, "fact position kind layer"]:
+        """The old answer's advantage where the prompt is about other subjects, their mean."""
+        where = [(i, other) for i, others in enumerate(self.plan.elsewhere) for other in others]
+        layers = self.model.n_layers
+        sums = np.full((len(self.plan.questions), len(POSITIONS), len(KINDS), layers), np.nan)
+        if not where:
+            return sums
+        tokens = self.plan.tokens[[i for i, _ in where]]
+        # What is true of the other subject is no control there.
+        tokens[:, 2:][tokens[:, 2:] == np.array([other.token for _, other in where])[:, None]] = -1
+        tokenizer = self.model.tokenizer
+        ids = [token_ids(tokenizer, other.prompt) for _, other in where]
+        spans = [template_span(tokenizer, self.plan.facts[i].template, other.subject) for i, other in where]
+        found = advantage(self._read(ids, [s.last for s in spans], tokens).rank, self.model.vocab_size)
+        by_fact: dict[int, list[ndarray]] = defaultdict(list)
+        for (i, _), values in zip(where, found, strict=True):
+            if not np.isnan(values).any():
+                by_fact[i].append(values)
+        for i, several in by_fact.items():
+            sums[i] = np.mean(several, 0)
+        return sums
+
+    def attacks(self) -> Float[ndarray, "fact attack who measure"]:
+        with self.steps.part() as done:
+            found = ask_model(self.model, self.prepared, self.batch_size, done)
+        return shares(self.prepared.questions, found, self.names, len(self.plan.questions))
+
+    def _read(self, ids: Sequence[Sequence[int]], last: Sequence[int], tokens: Int[ndarray, "fact token"]) -> Reading:
+        with self.steps.part() as done:
+            return read_lens(
+                self.model,
+                ids,
+                last,
+                tokens,
+                final_norm=self.final_norm,
+                batch_size=self.batch_size,
+                progress=lambda n, _: done(n),
+            )
+
+
+class _Steps:
+    """One count of prompts over several passes."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.before = progress, total, 0
+
+    @contextmanager
+    def part(self) -> Iterator[Callable[[int], None]]:
+        """Opens a pass and gives what is told how many of its prompts are done."""
+        most = 0
+
+        def done(n: int) -> None:
+            nonlocal most
+            most = n
+            if self.progress is not None:
+                self.progress(self.before + n, self.total)
+
+        yield done
+        self.before += most
+
+
+def _n_prompts(plan: _Plan, prepared: Prepared, with_before: bool) -> int:
+    once = len(plan.questions) + len(prepared.rows)
+    return once + with_before * (once + sum(map(len, plan.elsewhere)))

@@ -1,0 +1,404 @@
+"""`Residual`: what an edit left of the old fact, in the logit lens and in what the edited model says.
+
+IntAttn-Edit (001, section 1) says that edits of MLPs alone leave outdated knowledge in attention. `score` puts a number
+to what is left in the residual stream, `by_kind` to attention and MLP outputs, `attacks` to what it takes to make the
+model say it. advantage.py has the formulas, attacks.py the prompts.
+
+`in_top` is the candidate set of the head projection attack of Patil, Hase and Bansal (arXiv:2309.17410): an attacker
+who may read the best ten tokens of every layer finds the old answer in this share of the facts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from .._util.data import load_arrays, save_arrays, whole
+from ..errors import BadFact
+from ..probing.controls import Control
+from ..probing.lens import KINDS, POSITIONS, Reading
+from ..probing.questions import ProbedFact
+from ..probing.result import Probe, chosen_name
+from ..probing.stages import NEW, OLD, Remainder, advantage, in_top, leading, remainder
+from ..stats import (
+    Interval,
+    IntervalGrid,
+    bootstrap_mean,
+    bootstrap_mean_grid,
+    bootstrap_ratio,
+    paired_bootstrap_difference,
+)
+from ..tracing.prompts import LeftOut, why
+from .attacks import STATES, Attacks
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+BOTH = "both"
+"""Both positions together."""
+ANSWERS = ("original", "target", "control")
+
+
+class Carrier(NamedTuple):
+    """The module and position with most of the old answer's advantage after the edit, summed over its cells.
+
+    `lead` is what it has over the next one, paired over facts; the largest of several is large partly by chance, so
+    where this interval reaches 0 the carrier may as well be another.
+    """
+
+    kind: str
+    position: str
+    remaining: Interval
+    lead: Interval | None
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """What `residual_fact` returns.
+
+    Args:
+        facts: the measured facts; `original` is the old answer, `target` the new one.
+        controls: other answers of its relation, by fact.
+        layers: the layers of the readings.
+        readings: of the unedited (`before`) and the edited model (`after`); the axis `token` is the old answer, the new
+            one, then the controls.
+        elsewhere: the old answer's advantage on the unedited model where the prompt is about other subjects, NaN where
+            there are none.
+        attacks: shares of prompts on which the old answer wins.
+        left_out: facts that the score leaves out, and why.
+        metadata: model, edit and settings.
+    """
+
+    facts: tuple[ProbedFact, ...]
+    controls: tuple[tuple[Control, ...], ...]
+    layers: tuple[int, ...]
+    readings: Mapping[str, Reading]
+    elsewhere: Float[ndarray, "fact position kind layer"]
+    attacks: Attacks
+    left_out: tuple[LeftOut, ...]
+    metadata: Mapping[str, Any]
+
+    # Advantages -------------------------------------------------------------------------------------------------
+    @cached_property
+    def scored(self) -> Bool[ndarray, " fact"]:
+        """The facts that count, each once: with controls, and with answers that begin differently."""
+        return self.told_apart & np.array([bool(some) for some in self.controls], dtype=bool)
+
+    @cached_property
+    def told_apart(self) -> Bool[ndarray, " fact"]:
+        """The facts, each once, whose answers begin with different tokens."""
+        first = {fact.said: i for i, fact in reversed(list(enumerate(self.facts)))}
+        return np.array([not f.same_first_token and first[f.said] == i for i, f in enumerate(self.facts)], dtype=bool)
+
+    @cached_property
+    def advantages(self) -> dict[str, Float[ndarray, "fact position kind layer"]]:
+        """The old answer's advantage by state, of the facts that count."""
+        return {s: advantage(self.readings[s].rank[self.scored], int(self.metadata["vocab"])) for s in STATES}
+
+    @cached_property
+    def chosen(self) -> Bool[ndarray, "position kind layer"]:
+        """The cells where the unedited model's old answer leads; see advantage.leading."""
+        return leading(self.advantages["before"], *self._draws)
+
+    @property
+    def _draws(self) -> tuple[int, int]:
+        return int(self.metadata["n_boot"]), int(self.metadata["seed"])
+
+    def _cells(self, kind: str, position: str) -> Bool[ndarray, "position kind layer"]:
+        """The chosen cells of a kind at a position, or at both."""
+        mask = np.zeros_like(self.chosen)
+        at = slice(None) if position == BOTH else POSITIONS.index(position)
+        mask[at, KINDS.index(kind)] = True
+        return mask & self.chosen
+
+    def _names(self, cells: Bool[ndarray, "position kind layer"]) -> tuple[tuple[str, int], ...]:
+        return tuple((POSITIONS[p], self.layers[i]) for p, _, i in np.argwhere(cells))
+
+    # Results ----------------------------------------------------------------------------------------------------
+    @cached_property
+    def by_kind(self) -> dict[str, dict[str, Remainder]]:
+        """{kind: {position or "both": what is left}}."""
+        before, after = self.advantages["before"], self.advantages["after"]
+        return {kind: {at: self._remainder(before, after, kind, at) for at in (*POSITIONS, BOTH)} for kind in KINDS}
+
+    def _remainder(self, before: ndarray, after: ndarray, kind: str, position: str) -> Remainder:
+        cells = self._cells(kind, position)
+        return remainder(before, after, cells, self._names(cells), *self._draws)
+
+    @property
+    def score(self) -> Interval:
+        """The residual score: the residual stream, both positions.
+
+        1: the edit took nothing of the old answer's lead; 0: it is no more visible than other answers of its relation;
+        below 0: less visible than they are.
+        """
+        return self.by_kind["resid"][BOTH].score
+
+    @cached_property
+    def floor(self) -> Interval:
+        """The score of what was never learnt: the old answer's lead in prompts about other subjects, over its own lead.
+
+        An answer that is common in its relation leads everywhere, and no edit has to undo that.
+        """
+        elsewhere = self.elsewhere[self.scored]
+        return self._remainder(self.advantages["before"], elsewhere, "resid", BOTH).score
+
+    @cached_property
+    def above_floor(self) -> Interval:
+        """score - floor over the facts that have both, resampled together: what only memory of the fact explains."""
+        cells = self._cells("resid", BOTH)
+        before, after = (self.advantages[s][:, cells].sum(-1) for s in STATES)
+        return bootstrap_ratio(after - self.elsewhere[self.scored][:, cells].sum(-1), before, *self._draws)
+
+    @cached_property
+    def carrier(self) -> Carrier | None:
+        """None where neither module gives the old answer an advantage in the unedited model."""
+        sums = {}
+        for kind in ("attn", "mlp"):
+            for position in POSITIONS:
+                if (cells := self._cells(kind, position)).any():
+                    sums[kind, position] = self.advantages["after"][:, cells].sum(-1)
+        if not sums:
+            return None
+        first, *others = sorted(sums, key=lambda at: -float(np.mean(sums[at])))
+        lead = paired_bootstrap_difference(sums[first], sums[others[0]], *self._draws) if others else None
+        return Carrier(*first, bootstrap_mean(sums[first], *self._draws), lead)
+
+    @cached_property
+    def in_top(self) -> dict[str, dict[str, dict[str, dict[str, Interval]]]]:
+        """{kind: {position: {state: {answer: share of facts}}}}: among the best ten tokens in any layer.
+
+        Facts whose answers begin alike are left out; a fact's controls are averaged first.
+        """
+        ranks = {s: self.readings[s].rank[self.told_apart] for s in STATES}
+        grids = {s: bootstrap_mean_grid(in_top(ranks[s]), *self._draws) for s in STATES}
+        return {
+            kind: {
+                place: {s: {name: _cell(grids[s], (p, k, a)) for a, name in enumerate(ANSWERS)} for s in STATES}
+                for p, place in enumerate(POSITIONS)
+            }
+            for k, kind in enumerate(KINDS)
+        }
+
+    def difference(self, other: Residual, kind: str = "resid", position: str = BOTH) -> Interval:
+        """This score minus the other's (or those of a kind), over the same facts, which are resampled together.
+
+        Raises:
+            BadFact: not the same facts and controls, or readings of another unedited model; no such kind or position.
+        """
+        same = (self.facts, self.controls, self.layers) == (other.facts, other.controls, other.layers)
+        if not same or not np.array_equal(self.readings["before"].rank, other.readings["before"].rank):
+            raise BadFact("the two residuals are not of the same facts on the same unedited model; measure both alike")
+        cells = self._cells(chosen_name("kind", kind, KINDS), chosen_name("position", position, (*POSITIONS, BOTH)))
+        now = [r.advantages["after"][:, cells].sum(-1) for r in (self, other)]
+        return bootstrap_ratio(now[0] - now[1], self.advantages["before"][:, cells].sum(-1), *self._draws)
+
+    # The probes behind it ---------------------------------------------------------------------------------------
+    @cached_property
+    def before(self) -> Probe:
+        """The contrast probe of the unedited model."""
+        return self._probe("before")
+
+    @cached_property
+    def after(self) -> Probe:
+        """The contrast probe of the edited model."""
+        return self._probe("after")
+
+    def _probe(self, state: str) -> Probe:
+        reading, both = self.readings[state], slice(OLD, NEW + 1)
+        pairs = Reading(
+            reading.prob[..., both],
+            reading.rank[..., both],
+            reading.start_prob[..., both],
+            reading.start_rank[..., both],
+            None,
+        )
+        return Probe(self.facts, self.layers, pairs, (), self.left_out, {**self.metadata, "state": state})
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per fact, kind, position, layer, state (before, after) and answer (original, target, control).
+
+        A control's row stands for all of the fact's controls: the mean probability, and the rank whose visibility is
+        their mean, so that the advantage follows from the rows.
+        """
+        from .show import to_dataframe
+
+        return to_dataframe(self)
+
+    def figure(self, position: str = "prediction", metric: str = "rank") -> go.Figure:
+        """Before and after side by side, one row per kind: old, new and other answers by layer."""
+        from .show import figure
+
+        return figure(self, position, metric)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: every number with its n and interval, without the arrays."""
+        from .show import as_dict
+
+        return as_dict(self)
+
+    # Files ------------------------------------------------------------------------------------------------------
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """One safetensors file: the readings as arrays, everything else as JSON in its header."""
+
+        return save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Residual:
+        """Read what `save` wrote.
+
+        Raises:
+            BadFile: not there, not whole, or not a residual.
+        """
+
+        return load(path)
+
+    @staticmethod
+    def joined(parts: Sequence[Residual]) -> Residual:
+        """Residuals of different facts, each under its own edit, as one.
+
+        Raises:
+            BadFact: they were measured differently, or share a fact.
+        """
+
+        return joined(parts)
+
+    # Looking ----------------------------------------------------------------------------------------------------
+    def why_left_out(self) -> str:
+        """Reasons with counts."""
+        return why(self.left_out)
+
+    def __repr__(self) -> str:
+        what = f"{self.metadata['model']}, {self.metadata.get('method') or 'edit'}"
+        return (
+            f"Residual({what}: score {self.score}, floor {self.floor}; {len(self.facts)} facts, {self.why_left_out()})"
+        )
+
+    def _repr_html_(self) -> str:
+        from .show import summary_html
+
+        return summary_html(self)
+
+
+def _cell(grid: IntervalGrid, at: tuple[int, ...]) -> Interval:
+    return Interval(float(grid.mean[at]), float(grid.low[at]), float(grid.high[at]), int(grid.n[at]))
+
+
+# Residuals as files, and several residuals as one.
+
+FILE_KIND = "residual"
+_ARRAYS = ("prob", "rank", "start_prob", "start_rank")
+_SAME = ("model", "revision", "n_layers", "vocab", "final_norm", "seed", "n_boot", "prefixes")
+"""What residuals must share before their facts are averaged together."""
+
+
+def save(residual: Residual, path: str | os.PathLike[str]) -> Path:
+    """Arrays `<state>.prob`, `<state>.rank`, ... and `<state>.attacks` for both states, and `elsewhere`."""
+    arrays: dict[str, ndarray] = {"elsewhere": residual.elsewhere}
+    for state in STATES:
+        reading = residual.readings[state]
+        arrays |= {f"{state}.{name}": getattr(reading, name) for name in _ARRAYS}
+        arrays[f"{state}.attacks"] = getattr(residual.attacks, state)
+    return save_arrays(
+        path,
+        arrays,
+        {
+            "kind": FILE_KIND,
+            "facts": [asdict(fact) for fact in residual.facts],
+            "controls": [[control._asdict() for control in some] for some in residual.controls],
+            "layers": list(residual.layers),
+            "attacks": list(residual.attacks.names),
+            "left_out": [fact._asdict() for fact in residual.left_out],
+            "run": dict(residual.metadata),
+            "results": residual.as_dict(),
+        },
+    )
+
+
+def load(path: str | os.PathLike[str]) -> Residual:
+    """Read what `save` wrote; the results are worked out again from the arrays.
+
+    Raises:
+        BadFile: not there, not whole, or not a residual.
+    """
+    arrays, header = load_arrays(path, kind=FILE_KIND)
+    with whole(path, "residual", "measure it again"):
+        facts = tuple(ProbedFact(**fact) for fact in header["facts"])
+        controls = tuple(tuple(Control(**control) for control in some) for some in header["controls"])
+        readings = {s: _reading({name: arrays[f"{s}.{name}"] for name in _ARRAYS}) for s in STATES}
+        attacks = Attacks(tuple(header["attacks"]), *(arrays[f"{s}.attacks"] for s in STATES))
+        left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
+        layers, elsewhere = tuple(header["layers"]), arrays["elsewhere"]
+        found = Residual(facts, controls, layers, readings, elsewhere, attacks, left_out, header["run"])
+        _check_shapes(found)
+        return found
+
+
+def _reading(arrays: dict[str, ndarray]) -> Reading:
+    return Reading(**arrays, sets=None)
+
+
+def _check_shapes(residual: Residual) -> None:
+    n, layers, names = len(residual.facts), len(residual.layers), len(residual.attacks.names)
+    if len(residual.controls) != n:
+        raise ValueError(f"{n} facts and {len(residual.controls)} rows of controls")
+    for state in STATES:
+        reading, attacks = residual.readings[state], getattr(residual.attacks, state)
+        if reading.rank.shape[:4] != (n, 2, 3, layers) or reading.prob.shape != reading.rank.shape:
+            raise ValueError(f"the {state} reading has the shape {reading.rank.shape}")
+        if attacks.shape[:2] != (n, names):
+            raise ValueError(f"the {state} attacks have the shape {attacks.shape}")
+    if residual.elsewhere.shape != (n, 2, 3, layers):
+        raise ValueError(f"elsewhere has the shape {residual.elsewhere.shape}")
+
+
+def joined(parts: Sequence[Residual]) -> Residual:
+    """See `Residual.joined`. Facts are numbered on from list to list."""
+    _refuse_unequal(parts)
+    facts: list[ProbedFact] = []
+    left_out: list[LeftOut] = []
+    start = 0
+    for part in parts:
+        facts += [replace(fact, index=fact.index + start) for fact in part.facts]
+        left_out += [fact._replace(fact=fact.fact + start) for fact in part.left_out]
+        start += int(part.metadata["n_given"])
+    readings = {}
+    for state in STATES:
+        read = [part.readings[state] for part in parts]
+        readings[state] = _reading({name: np.concatenate([getattr(r, name) for r in read]) for name in _ARRAYS})
+    attacks = Attacks(parts[0].attacks.names, *(np.concatenate([getattr(p.attacks, s) for p in parts]) for s in STATES))
+    elsewhere = np.concatenate([part.elsewhere for part in parts])
+    about = dict(parts[0].metadata) | {"n_given": start, "parts": len(parts)}
+    about["warnings"] = sorted({text for part in parts for text in part.metadata.get("warnings", ())})
+    controls = tuple(some for part in parts for some in part.controls)
+    return Residual(tuple(facts), controls, parts[0].layers, readings, elsewhere, attacks, tuple(left_out), about)
+
+
+def _refuse_unequal(parts: Sequence[Residual]) -> None:
+    if not parts:
+        raise BadFact("there are no residuals to join; give at least one")
+    first = parts[0]
+    for part in parts[1:]:
+        for name in _SAME:
+            if part.metadata.get(name) != first.metadata.get(name):
+                raise BadFact(
+                    f"residuals of {name} {first.metadata.get(name)!r} and {part.metadata.get(name)!r} do not join; "
+                    "measure both the same way"
+                )
+        if part.layers != first.layers or part.attacks.names != first.attacks.names:
+            raise BadFact("residuals of other layers or attacks do not join; measure both the same way")
+    seen: set[tuple[str, str, int, int]] = set()
+    for fact in (fact for part in parts for fact in part.facts):
+        if fact.said in seen:
+            raise BadFact(f"{fact.prompt!r} is in two of the residuals and would count twice; join distinct facts")
+        seen.add(fact.said)

@@ -1,0 +1,257 @@
+"""A run folder: what was asked (`manifest.json`), what came out (`results.json`, `arrays.safetensors`), figures.
+
+It is filled under a temporary name beside the final one and renamed when complete. A previous `kt` run of the same
+name is replaced in that moment and not before; anything else that stands there is left alone.
+
+Of several processes (ranks.py) rank 0 fills the folder. The others run the same program, so they write too: into a
+folder of their own, which goes when they are done.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .._util.data import SCHEMA_VERSION, read_json, save_arrays, write_json
+from .._util.files import NotWritable, sha256_file, writing
+from .._util.lock import Hold, abandoned
+from ..errors import BadFile, KtError
+from . import parallel as ranks
+from . import provenance as environment
+from .provenance import envelope, git_describe
+
+DEMO_FACTS = Path(__file__).parents[1] / "demo" / "facts.jsonl"
+MANIFEST = "manifest.json"
+RESULTS = "results.json"
+ARRAYS = "arrays.safetensors"
+ASIDE = "kt-rank-"
+FILES = {
+    "trace": ARRAYS,
+    "exact": "exact.safetensors",
+    "probe": "probe.safetensors",
+    "residual": "residual.safetensors",
+    "balance": "balance.json",
+    "edit": "edit.safetensors",
+    "before": "before.json",
+    "after": "scores.json",
+    "control": "control.json",
+    "steps": "steps.json",
+    "abilities": "abilities.json",
+    "case": "case.json",
+}
+"""The names under which commands keep their results in a run folder."""
+
+
+def default_folder(command: str, slug: str, root: str | os.PathLike[str] = "runs") -> Path:
+    """`runs/<UTC time>-<command>-<slug>`, numbered when two runs start in one second."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    name = f"{stamp}-{command}-{re.sub(r'[^A-Za-z0-9.]+', '-', slug).strip('-.')[:40] or 'model'}"
+    tries = (Path(root) / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+    return next(path for path in tries if not path.exists())
+
+
+@dataclass
+class RunFolder:
+    """`with RunFolder(path, command="alpha", argv=...) as run:` then `run.results = ...; run.arrays = ...`."""
+
+    path: Path
+    command: str
+    argv: Sequence[str] = ()
+    results: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    keep: bool = True  # False: a dry run, of which nothing stays
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path)
+        self._started = datetime.now(timezone.utc)
+        self._clock = time.perf_counter()
+        self._made: list[Path] = []
+        self._hold: Hold | None = None
+
+    def __enter__(self) -> RunFolder:
+        ranks.by_main(f"the run folder {self.path}", self._begin)
+        if not ranks.is_main():
+            self._begin_aside()
+        return self
+
+    def _begin(self) -> None:
+        final = self.path.absolute()
+        if final.exists() and not final.is_dir():
+            raise NotWritable(f"cannot write {self.path}: it is a file; name a folder with --out")
+        if final.is_dir() and any(final.iterdir()) and not is_run(final):
+            raise NotWritable(f"{self.path} is not empty and not a run of kt; name another folder with --out")
+        if final == Path.cwd():
+            raise NotWritable(f"{self.path} is the current folder; name a folder inside it with --out")
+        with writing(self.path):
+            self._made = [p for p in final.parents if not p.exists()]
+            final.parent.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(final)
+            self._temporary = final.with_name(f"{final.name[:100]}.tmp-{secrets.token_hex(4)}")
+            try:
+                self._temporary.mkdir()
+                self._hold = Hold(self._temporary)
+            except OSError:
+                self._remove()
+                raise
+
+    def _begin_aside(self) -> None:
+        """Of several processes, those that are not rank 0: nothing that they write stays."""
+        for left in Path(tempfile.gettempdir()).glob(f"{ASIDE}*"):  # of killed ones; a new one may not be held yet
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > 3600 and abandoned(left):
+                    shutil.rmtree(left, ignore_errors=True)
+        self._temporary = Path(tempfile.mkdtemp(prefix=ASIDE))
+        self._hold = Hold(self._temporary)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None or not self.keep or not ranks.is_main():
+            self._remove()
+            self._rename_in(error)
+            return
+        try:
+            self._finish()
+        except BaseException as late:
+            self._remove()
+            self._rename_in(late)
+            raise
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is filled, until it is renamed."""
+        return self._temporary
+
+    def file(self, name: str) -> Path:
+        """Where to write a file now that will be `name` in the finished folder."""
+        return self._temporary / name
+
+    def describe_model(self, model: Any) -> None:
+        """Note which weights the run used: by name alone nobody can tell later."""
+        self.manifest["model"] = {
+            "id": model.name,
+            "revision": getattr(model, "revision", None),
+            "fingerprint": model.fingerprint(),
+        }
+        self.manifest["dtype"] = str(model.dtype).removeprefix("torch.")
+        self.manifest["device"] = str(model.device)
+
+    def describe_data(self, source: str, n: int, skipped: Mapping[str, int] | None = None) -> None:
+        """Note the facts: the source as typed, its SHA-256 when it is a file, how many were skipped by reason."""
+        file = DEMO_FACTS if source == "demo" else Path(source)
+        digest = sha256_file(file) if file.is_file() else None
+        self.manifest["data"] = {"source": source, "sha256": digest, "n": n, "skipped": dict(skipped or {})}
+
+    def _finish(self) -> None:
+        self.manifest = {
+            "command": self.command,
+            "command_line": ["kt", *self.argv],
+            "versions": environment.versions(),
+            "start": self._started.isoformat(timespec="seconds"),
+            "duration_seconds": round(time.perf_counter() - self._clock, 3),
+            "peak_memory_bytes": environment.peak_memory(),
+            "processes": ranks.count(),
+            "git": git_describe(),
+            **self.manifest,
+        }
+        write_json(self.file(RESULTS), envelope(self.manifest, self.results))
+        if self.arrays:
+            save_arrays(self.file(ARRAYS), self.arrays, {"kind": self.command})
+        self.manifest["files"] = sorted(
+            str(p.relative_to(self._temporary)) for p in self._temporary.rglob("*") if p.is_file()
+        )
+        write_json(self.file(MANIFEST), self.manifest)
+        sync(self._temporary)
+        with writing(self.path):
+            _swap(self._temporary, self.path.absolute())
+        if self._hold is not None:
+            self._hold.release()
+
+    def _rename_in(self, error: BaseException | None) -> None:
+        """A message names the folder that the user knows, not the temporary one."""
+        if isinstance(error, KtError):
+            error.args = (str(error).replace(str(self._temporary), str(self.path)),)
+
+    def _remove(self) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._hold is not None:
+            self._hold.release()
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _swap(new: Path, final: Path) -> None:
+    """Put `new` in the place of `final`; a previous run moves aside first and comes back if that fails."""
+    if not final.exists():
+        new.rename(final)
+        return
+    old = final.with_name(f"{final.name[:100]}.old-{secrets.token_hex(4)}")
+    final.rename(old)
+    try:
+        new.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_leftovers(final: Path) -> None:
+    """Take away what killed processes left of a folder of this name; one that was moved aside comes back."""
+    name = re.escape(final.name[:100])
+    for left in sorted(final.parent.iterdir()):
+        if re.fullmatch(rf"{name}\.tmp-[0-9a-f]{{8}}", left.name) and left.is_dir() and abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+        elif re.fullmatch(rf"{name}\.old-[0-9a-f]{{8}}", left.name) and left.is_dir():
+            if final.exists():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.rename(final)
+
+
+def sync(folder: Path) -> None:
+    """Bring every file below a folder to the disk, so that the folder's name never stands for less than all of it."""
+    for path in [*folder.rglob("*"), folder]:
+        if os.name == "nt" and path.is_dir():
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder holds a run that `kt` wrote."""
+    with suppress(BadFile):
+        manifest = read_json(Path(folder) / MANIFEST)
+        return "schema_version" in manifest and "command_line" in manifest
+    return False
+
+
+def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(manifest, results) of a finished run."""
+    folder = Path(folder)
+    if not is_run(folder):
+        raise BadFile(f"{folder} is not a run folder of kt (no {MANIFEST} in it); name one that a command wrote")
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("unfinished"):
+        raise BadFile(f"{folder}: the run is unfinished; go on with it: repeat its command with --resume {folder}")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise BadFile(
+            f"{folder}: schema_version {manifest['schema_version']}, but this kt reads {SCHEMA_VERSION}; "
+            "run the command again"
+        )
+    return manifest, read_json(folder / RESULTS)

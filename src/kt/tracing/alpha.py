@@ -1,0 +1,231 @@
+"""The balance factor α (001, eq. 12) and the layers that each module recalls with.
+
+α = Σ_l LD_attn(l) / (Σ_l LD_mlp(l) + Σ_l LD_attn(l)): sums over all layers of eq. 8 at the last subject token, each
+layer's LD averaged over facts first (a ratio of sums of means, so no fact with a small sum can dominate).
+
+Eq. 12 does not keep α within [0, 1], since restoring a layer can push the answer down. The policy: `alpha_raw` is
+eq. 12 as it stands, from signed sums. `alpha`, which edits use, takes a module whose layers sum to less than zero as
+contributing nothing, so it lies in [0, 1]. `warnings` says when a sum is negative or `alpha_raw` leaves [0, 1]. The
+interval is that of `alpha`: the same policy on resampled facts.
+
+The critical layers R_attn and R_mlp follow one rule: of the contiguous runs of layers that contain the module's
+strongest layer, the shortest whose positive effects reach `SHARE` of the module's total positive effect, but at most
+a third of all layers wide; if none that wide reaches it, the widest with the largest effect. Ties go to the lower
+layer. A module without any positive effect gets no layers.
+
+These are layers where restoring a state restores the answer. Hase et al. (2023), "Does Localization Inform Editing?",
+found that tracing does not tell which layer is best to edit: treat the proposal as a start and compare layers by
+editing at them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from .._util.data import read_json, whole, write_json
+from ..errors import BadFile, WorkFailed
+from ..stats import bootstrap_mean_grid
+from .prompts import ROLES
+from .trace import role_effects
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from .trace import Trace
+
+
+SHARE = 0.5
+MODULES = ("attn", "mlp")
+
+
+class FactBalance(NamedTuple):
+    """Eq. 12 for one fact: its two layer sums and what follows; None where eq. 12 has no value."""
+
+    fact: int
+    id: str
+    prompt: str
+    attn: float
+    mlp: float
+    alpha_raw: float | None
+    alpha: float | None
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What `balance_factor` returns. Intervals are None with a single fact."""
+
+    alpha: float
+    alpha_raw: float | None
+    ci95: tuple[float, float] | None
+    per_layer: Mapping[str, tuple[float, ...]]
+    per_layer_ci95: Mapping[str, tuple[tuple[float, float], ...] | None]
+    layers: Mapping[str, tuple[int, ...]]
+    per_fact: tuple[FactBalance, ...]
+    n_facts: int
+    metric: str
+    warnings: tuple[str, ...]
+    run: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        interval = "no interval" if self.ci95 is None else f"95% interval {self.ci95[0]:.3f} to {self.ci95[1]:.3f}"
+        sets = ", ".join(f"{name} {list(layers)}" for name, layers in self.layers.items())
+        return f"Balance(alpha={self.alpha:.3f}, {interval}, n={self.n_facts}; {sets})"
+
+    def _repr_html_(self) -> str:
+        from .show import balance_html
+
+        return balance_html(self)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per fact: layer sums and eq. 12."""
+        import pandas as pd
+
+        return pd.DataFrame([fact._asdict() for fact in self.per_fact], columns=FactBalance._fields)
+
+    def figure(self) -> go.Figure:
+        """LD by layer for both modules, the proposed layers marked, and α."""
+        from .show import balance_figure
+
+        return balance_figure(self)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write JSON."""
+        return write_json(path, {**asdict(self), "kind": "balance"})
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Balance:
+        """Read what `save` wrote.
+
+        Raises:
+            BadFile: the file is no balance, or not a whole one.
+        """
+        held = read_json(path)
+        if held.get("kind") != "balance":
+            raise BadFile(f"{path}: holds {held.get('kind') or 'other JSON'}, expected a balance")
+        with whole(path, "balance", "compute it again"):
+            return Balance(
+                alpha=held["alpha"],
+                alpha_raw=held["alpha_raw"],
+                ci95=None if held["ci95"] is None else tuple(held["ci95"]),
+                per_layer={name: tuple(values) for name, values in held["per_layer"].items()},
+                per_layer_ci95={
+                    name: None if pairs is None else tuple((low, high) for low, high in pairs)
+                    for name, pairs in held["per_layer_ci95"].items()
+                },
+                layers={name: tuple(values) for name, values in held["layers"].items()},
+                per_fact=tuple(FactBalance(**values) for values in held["per_fact"]),
+                n_facts=held["n_facts"],
+                metric=held["metric"],
+                warnings=tuple(held["warnings"]),
+                run=held["run"],
+            )
+
+
+def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> Balance:
+    """Eq. 12 from a trace of `attn` and `mlp`, with a percentile bootstrap interval over facts.
+
+    Raises:
+        BadFact: the trace lacks a module.
+        WorkFailed: neither module restores the answer, so α has no value.
+    """
+    last = ROLES.index("subject_last")
+    effects = {k: role_effects(trace, trace.checked(k, metric), metric)[:, last] for k in MODULES}
+    grids = {k: bootstrap_mean_grid(effect, n_boot, seed) for k, effect in effects.items()}
+    sums = np.stack([effects[k].sum(1) for k in MODULES], 1)  # (fact, module)
+    attn, mlp = (float(v) for v in sums.mean(0))
+    alpha, raw = clamped(attn, mlp), ratio(attn, mlp)
+    if alpha is None:
+        raise WorkFailed(
+            f"neither attention ({attn:.3f}) nor MLP ({mlp:.3f}) restores the answer at the last subject token, so "
+            "alpha has no value; trace facts that the model knows, or set alpha by hand"
+        )
+    ci95 = _interval(sums, n_boot, seed)
+    return Balance(
+        alpha=alpha,
+        alpha_raw=raw,
+        ci95=ci95,
+        per_layer={str(k): tuple(grids[k].mean.tolist()) for k in MODULES},
+        per_layer_ci95={
+            str(k): tuple(zip(g.low.tolist(), g.high.tolist(), strict=True)) if trace.n_facts > 1 else None
+            for k, g in grids.items()
+        },
+        layers={str(k): critical_layers(grids[k].mean) for k in MODULES},
+        per_fact=tuple(
+            FactBalance(f.index, f.id, f.prompt, float(a), float(m), ratio(a, m), clamped(a, m))
+            for f, (a, m) in zip(trace.facts, sums, strict=True)
+        ),
+        n_facts=trace.n_facts,
+        metric=metric,
+        warnings=_warnings(attn, mlp, raw, ci95, trace),
+        run={name: trace.metadata[name] for name in ("model", "window", "corrupt", "samples", "seed", "keep")},
+    )
+
+
+def ratio(attn: float, mlp: float) -> float | None:
+    """Eq. 12 as it stands."""
+    return float(attn / (attn + mlp)) if attn + mlp != 0 else None
+
+
+def clamped(attn: float, mlp: float) -> float | None:
+    """Eq. 12 with a negative sum taken as none."""
+    return ratio(max(attn, 0.0), max(mlp, 0.0))
+
+
+def critical_layers(effects: Sequence[float] | Float[ndarray, " layer"], share: float = SHARE) -> tuple[int, ...]:
+    """The shortest run of layers around the strongest with `share` of the positive effect (see the module)."""
+    positive = np.maximum(np.asarray(effects, dtype=np.float64), 0)
+    total, n, peak = positive.sum(), len(positive), int(positive.argmax())
+    if total == 0:
+        return ()
+    best = range(peak, peak + 1)
+    for width in range(1, max(1, n // 3) + 1):
+        starts = range(max(0, peak - width + 1), min(peak, n - width) + 1)
+        start = max(starts, key=lambda s: (positive[s : s + width].sum(), -s))
+        best = range(start, start + width)
+        if positive[start : start + width].sum() >= share * total:
+            break
+    return tuple(best)
+
+
+def _interval(sums: Float[ndarray, "fact module"], n_boot: int, seed: int) -> tuple[float, float] | None:
+    """Percentile bootstrap of `alpha` over facts, in blocks that bound memory."""
+    n = len(sums)
+    if n < 2:
+        return None
+    rng, block = np.random.default_rng(seed), max(1, 1_000_000 // n)
+    means = [sums[rng.integers(n, size=(min(block, n_boot - i), n))].mean(1) for i in range(0, n_boot, block)]
+    parts = np.maximum(np.concatenate(means), 0)
+    parts = parts[parts.sum(1) > 0]  # where neither module restores anything, alpha has no value
+    if len(parts) < n_boot / 2:
+        return None
+    low, high = np.quantile(parts[:, 0] / parts.sum(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _warnings(
+    attn: float, mlp: float, raw: float | None, ci95: tuple[float, float] | None, trace: Trace
+) -> tuple[str, ...]:
+    said = []
+    for name, total in (("attention", attn), ("MLP", mlp)):
+        if total < 0:
+            said.append(f"the {name} layers sum to {total:.3f}; alpha takes a negative sum as none")
+    if raw is None or not 0 <= raw <= 1:
+        shown = "has no value" if raw is None or not math.isfinite(raw) else f"is {raw:.3f}, outside [0, 1]"
+        said.append(f"alpha_raw (eq. 12 with its signs) {shown}")
+    if ci95 is None:
+        said.append("no interval: one fact, or resampled facts whose layers restore nothing")
+    elif trace.n_facts < 10:
+        said.append(f"the interval rests on {trace.n_facts} facts only")
+    if trace.metadata["window"] > 1:
+        said.append(f"traced with a window of {trace.metadata['window']} layers: neighbouring layers count together")
+    return tuple(said)

@@ -1,0 +1,76 @@
+"""The clean and the corrupted run of a group of prompts with equal token counts (001, section 3.1).
+
+One of them is the *base*, which patched runs start from, the other the *donor* of what is patched in. The base keeps
+every block's input, and the keys and values of every attention: patched at (layer l, token t), a run differs from its
+base only at layers >= l and tokens >= t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..model.model import TracedModel
+from ..model.prefix import new_cache, saved, stored
+from ..model.sites import Site
+from .patches import ORDER, Prompts, Run, Source, at, readout, whole
+from .remote_patch import scores_of, together
+
+
+@torch.no_grad()
+def run_rows(
+    model: TracedModel,
+    ids: Int[Tensor, "row pos"],
+    noise: Float[Tensor, "row pos d_embed"] | None,
+    answers: Int[Tensor, " row"],
+    foils: Int[Tensor, " row"],
+    *,
+    start: bool = False,
+    prefix: bool = False,
+    sources: Collection[Source] = (),
+) -> Run:
+    """One forward, with `noise` added to the embeddings.
+
+    Args:
+        start: keep what patched runs start from, every block's input; with `prefix` also all keys and values.
+        sources: whose tensors to keep.
+    """
+    if model.remote:
+        prompts = Prompts(ids, noise)
+        scores: Any = scores_of(model, [(prompts, torch.arange(len(ids)))], [], 0, answers, foils)
+        return Run([], None, {}, scores, prompts)
+    cache = new_cache(model) if start and prefix else None
+    arguments = model.inputs(whole(ids), past_key_values=cache, use_cache=cache is not None)
+    inputs: list[Tensor] = []
+    values: dict[Source, Tensor] = {}
+    with model.nns.trace(**arguments):
+        if noise is not None:
+            embedded = model.embed.output
+            model.embed.output = (embedded + noise.to(embedded.device)).to(embedded.dtype)
+        for layer in range(model.n_layers):
+            if start:
+                inputs.append(model.block(layer).input.clone().save())
+            for kind, end in ORDER:
+                source = Source(Site(kind, layer), end)
+                if source in sources:
+                    values[source] = saved(at(model, source, len(ids)).clone())
+        scores = saved(readout(model.last_logits()[:, -1], answers, foils))
+    return Run(inputs, None if cache is None else stored(cache, model.n_layers, ids), values, scores)
+
+
+def joined(parts: Sequence[Run]) -> Run:
+    """Runs of several blocks of rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    inputs = [torch.cat(layer) for layer in zip(*(p.inputs for p in parts), strict=True)]
+    values = {source: torch.cat([p.values[source] for p in parts]) for source in parts[0].values}
+    prefixes = None
+    if all(p.prefixes is not None for p in parts):
+        layers = zip(*(p.prefixes or [] for p in parts), strict=True)
+        prefixes = [(torch.cat([k for k, _ in la]), torch.cat([v for _, v in la])) for la in layers]
+    prompts = together([p.prompts for p in parts if p.prompts is not None])
+    return Run(inputs, prefixes, values, torch.cat([p.scores for p in parts], 1), prompts)

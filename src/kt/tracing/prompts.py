@@ -1,0 +1,163 @@
+"""What is asked of the model for each fact: its answer r, the foil r' of eq. 8, and where the subject stands.
+
+r is the first token of the fact's answer, or else the model's own next token. r' is, in this order and named in
+`foil_source`: the fact's foil (`given`); its edit target (`target`); the strongest wrong one among the answers that
+the listed facts of the same relation have (`relation`); the model's best other token (`model`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..facts.fact import Fact
+from ..model.model import TracedModel
+from ..model.tokens import Span, target_ids, template_span, token_ids
+from .patches import whole
+
+SAME_TOKEN = "answer and foil begin with the same token"
+UNKNOWN = "the model's first token is not the answer's"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fact made ready for tracing. `index` is its place in the caller's list."""
+
+    index: int
+    fact: Fact
+    ids: tuple[int, ...]
+    span: Span
+    answer: str
+    answer_id: int
+    answer_source: str
+    foil: str
+    foil_id: int
+    foil_source: str
+    known: bool
+
+
+class LeftOut(NamedTuple):
+    """A fact that was not traced (`fact` is its place in the caller's list), and why."""
+
+    fact: int
+    id: str
+    reason: str
+
+
+def why(left_out: Sequence[LeftOut]) -> str:
+    """Reasons with counts, for messages and manifests."""
+    counts = Counter(fact.reason for fact in left_out)
+    return "; ".join(f"{n} left out: {reason}" for reason, n in sorted(counts.items())) or "none left out"
+
+
+class Choice(NamedTuple):
+    text: str
+    token: int
+    source: str
+
+
+def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[list[Case], list[LeftOut]]:
+    """Cases for all facts whose answer and foil can be told apart, in the order given."""
+    encoded = [tuple(token_ids(model.tokenizer, fact.prompt)) for fact in facts]
+    spans = [template_span(model.tokenizer, fact.template, fact.subject) for fact in facts]
+    answers = [_choice(model.tokenizer, fact, fact.answer, "given") for fact in facts]
+    relations: dict[str, dict[int, Choice]] = defaultdict(dict)
+    for fact, answer in zip(facts, answers, strict=True):
+        if fact.relation and answer is not None:
+            relations[fact.relation].setdefault(answer.token, answer)
+    cases: list[Case] = []
+    left_out: list[LeftOut] = []
+    for rows in equal_lengths(encoded, max_rows):
+        logits = model.logits(whole(torch.tensor([encoded[i] for i in rows])))[:, -1]
+        for i, row in zip(rows, logits, strict=True):
+            fact, best = facts[i], int(row.argmax())
+            answer = answers[i] or Choice(model.tokenizer.decode([best]).strip(), best, "model")
+            foil = _foil(model.tokenizer, fact, answer, relations.get(fact.relation, {}), row)
+            if foil.token == answer.token:
+                left_out.append(LeftOut(i, fact.id, SAME_TOKEN))
+                continue
+            cases.append(Case(i, fact, encoded[i], spans[i], *answer, *foil, known=best == answer.token))
+    return sorted(cases, key=lambda c: c.index), sorted(left_out)
+
+
+def equal_lengths(rows: Sequence[Sequence[Any]], size: int) -> Iterator[list[int]]:
+    """Indices of rows with equal length, at most `size` together: no row is ever padded."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        by_length[len(row)].append(i)
+    for indices in by_length.values():
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
+
+
+def _choice(tokenizer: Any, fact: Fact, text: str | None, source: str) -> Choice | None:
+    if text is None:
+        return None
+    return Choice(text.strip(), target_ids(tokenizer, fact.prompt, text)[0], source)
+
+
+def _foil(
+    tokenizer: Any, fact: Fact, answer: Choice, relation: dict[int, Choice], logits: Float[Tensor, " vocab"]
+) -> Choice:
+    own = _choice(tokenizer, fact, fact.foil, "given") or _choice(tokenizer, fact, fact.target, "target")
+    if own is not None:
+        return own
+    # Ties go to the lower token id, so that the facts' order decides nothing.
+    wrong = sorted((-float(logits[token]), token) for token in relation if token != answer.token)
+    if wrong:
+        return relation[wrong[0][1]]._replace(source="relation")
+    others = logits.clone()
+    others[answer.token] = -torch.inf
+    second = int(others.argmax())
+    return Choice(tokenizer.decode([second]).strip(), second, "model")
+
+
+# Names for token positions that mean the same in every prompt: ROME's roles.
+#
+# Every token has exactly one role, taken in this order:
+#
+# - `subject_last`   the subject's last token (a subject of one token is its own last token);
+# - `subject_first`  the first token of a subject of two or more;
+# - `subject_middle` the tokens between those two;
+# - `last`           the prompt's last token, where the prediction is made;
+# - `after_first`    the first token after the subject;
+# - `after_middle`   the tokens between that one and the last;
+# - `before`         the tokens left of the subject. Patching them changes nothing (they hold no corruption and see
+#                    none), so no mean over roles shows them.
+#
+# ROME counts a one-token subject as first and as last, and a token that alone follows the subject as first subsequent
+# and as last; here no token is counted twice.
+
+ROLES = ("subject_first", "subject_middle", "subject_last", "after_first", "after_middle", "last")
+BEFORE = "before"
+TITLES = {
+    "subject_first": "First subject token",
+    "subject_middle": "Middle subject tokens",
+    "subject_last": "Last subject token",
+    "after_first": "First subsequent token",
+    "after_middle": "Further tokens",
+    "last": "Last token",
+}
+
+
+def token_roles(span: Span, length: int) -> tuple[str, ...]:
+    """The role of every token of a prompt of `length` tokens whose subject stands at `span`."""
+    return tuple(_role(i, span, length) for i in range(length))
+
+
+def _role(token: int, span: Span, length: int) -> str:
+    if token < span.start:
+        return BEFORE
+    if token == span.last:
+        return "subject_last"
+    if token < span.last:
+        return "subject_first" if token == span.start else "subject_middle"
+    if token == length - 1:
+        return "last"
+    return "after_first" if token == span.stop else "after_middle"
