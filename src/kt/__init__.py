@@ -9,8 +9,9 @@ Public names are imported on first use (PEP 562), so that `import kt` and `kt --
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ._util.lazy import attach
 
 if TYPE_CHECKING:
     from .capability.run import Abilities, abilities
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from .model.load import load
     from .model.model import TracedModel
     from .model.sites import Kind, Site
-    from .probing import Probe, Residual, contrast_probe, residual_fact
+    from .probing import Probe, contrast_probe
     from .recipes import run_recipe
+    from .residual import Residual, residual_fact
     from .tracing import Balance, Screen, Trace, balance_factor, causal_trace, peak_inflation
     from .tracing.screen import screen
 
@@ -53,8 +55,8 @@ _HOMES = {
     "peak_inflation": ".tracing",
     "contrast_probe": ".probing",
     "Probe": ".probing",
-    "residual_fact": ".probing",
-    "Residual": ".probing",
+    "residual_fact": ".residual",
+    "Residual": ".residual",
     "edit": ".editing",
     "Edit": ".editing",
     "EditSession": ".editing",
@@ -111,13 +113,4 @@ __all__ = [  # noqa: RUF022 -- in the order of use
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'kt' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = attach(__name__, _HOMES)

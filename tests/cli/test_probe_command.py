@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kt.probing import Probe, Residual
+from kt.probing import Probe
+from kt.residual import Residual
 
 
 @pytest.fixture

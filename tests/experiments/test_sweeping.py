@@ -13,9 +13,10 @@ from families import TEXTS, tiny_model
 import kt
 from kt.editing import key_statistics
 from kt.errors import BadFile, KtError
-from kt.experiments import Point, Sweep, alpha_points, edit_points, layer_points, module_points, sweep
+from kt.experiments import Point, Sweep, alpha_points, edit_points, layer_points, module_points
 from kt.experiments import sweep as running
 from kt.experiments import sweep_result as show
+from kt.experiments.sweep import sweep
 from kt.experiments.sweep_solving import Solver
 from kt.facts.corpus import Corpus
 from kt.facts.fact import Fact, Prompt

@@ -61,8 +61,9 @@ def result_loaders(runs: Path) -> list[Loader]:
     from kt.experiments.case_study import CaseStudy
     from kt.experiments.sequence import Steps
     from kt.experiments.sweep_result import Kept
-    from kt.probing import Probe, Residual
+    from kt.probing import Probe
     from kt.probing.word_sets import open_sets as word_sets
+    from kt.residual import Residual
     from kt.tracing import Balance, Trace
 
     def one(pattern: str, name: str | None = None) -> Seeds:

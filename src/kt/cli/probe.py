@@ -14,7 +14,8 @@ from .options import FactOptions, FigureOptions, ForceOptions, ModelOptions, Opt
 from .session import Session, open_edit, results_of_probe, session
 
 if TYPE_CHECKING:
-    from ..probing import Probe, Residual, Stages
+    from ..probing import Probe, Stages
+    from ..residual import Residual
 
 
 STATISTICS = ("mean", "median")
@@ -73,7 +74,7 @@ def probe_edit(options: ProbeOptions) -> None:
         s.load_facts()  # a wrong file is refused before a model loads
         edit = open_edit(s, options.edit)
         facts, model = edited_facts(s, edit), s.load_model()
-        from ..probing import residual_fact
+        from ..residual import residual_fact
 
         pool = None if options.prompt is not None else s.load_facts()
         with s.progress("probing before and after the edit") as tick:

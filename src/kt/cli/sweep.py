@@ -201,7 +201,7 @@ def sweep(options: SweepOptions) -> None:
     folder = options.out
     assert folder is not None
     with session(options) as s:
-        from ..experiments import sweep as run
+        from ..experiments.sweep import sweep as run
 
         methods_of(options)  # refused now, before anything is traced
         facts = requests_of(s, options, kind)

@@ -19,7 +19,8 @@ from ..evaluation import Scores
 from ..experiments.sequence import run_edits
 from ..facts.fact import Fact
 from ..model.model import TracedModel
-from ..probing import Probe, Residual, contrast_probe, residual_fact
+from ..probing import Probe, contrast_probe
+from ..residual import Residual, residual_fact
 from ..runs.folder import FILES
 from ..tracing import Balance, Trace, balance_factor, causal_trace
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..errors import KtError, WorkFailed
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
-    from .edit import Edit
+    from ..model.update import Update
 
 
 State = Literal["base", "applied", "other"]
@@ -28,6 +28,20 @@ class Taken(NamedTuple):
 
     before: dict[str, Tensor]
     after: dict[str, str]
+
+
+class Applicable(Protocol):
+    """The parts of an `Edit` that writing it needs."""
+
+    updates: dict[str, Update]
+    manifest: dict[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def delta(self, name: str) -> Tensor: ...
+
+    def taken(self, model: TracedModel) -> Taken | None: ...
 
 
 class Difference(NamedTuple):
@@ -42,7 +56,7 @@ def fingerprints(model: TracedModel, names: Sequence[str]) -> dict[str, str]:
     return {name: model.fingerprint([name]) for name in names}
 
 
-def states(edit: Edit, model: TracedModel) -> dict[str, State]:
+def states(edit: Applicable, model: TracedModel) -> dict[str, State]:
     """Every weight's state. One whose fingerprint the edit does not know (an edit made by hand) counts as `base`."""
     now = fingerprints(model, edit.names)
     base, after = edit.manifest.get("fingerprints", {}), edit.manifest.get("fingerprints_after", {})
@@ -59,7 +73,7 @@ def states(edit: Edit, model: TracedModel) -> dict[str, State]:
     return {name: state(name) for name in edit.names}
 
 
-def refuse_other_shapes(edit: Edit, model: TracedModel) -> None:
+def refuse_other_shapes(edit: Applicable, model: TracedModel) -> None:
     """What no force can write.
 
     Raises:
@@ -79,7 +93,7 @@ def refuse_other_shapes(edit: Edit, model: TracedModel) -> None:
             raise KtError(f"{other} and {name} are one tied weight in {model.name}; write it under one name")
 
 
-def difference(edit: Edit, model: TracedModel) -> Difference | None:
+def difference(edit: Applicable, model: TracedModel) -> Difference | None:
     """Why the model's weights are not those that the edit was solved for; None where they are."""
     found = states(edit, model)
     base, after = edit.manifest.get("fingerprints", {}), edit.manifest.get("fingerprints_after", {})
@@ -103,7 +117,7 @@ def difference(edit: Edit, model: TracedModel) -> Difference | None:
     return Difference(what, f"load the model it names, {_base(edit)}")
 
 
-def admit(edit: Edit, model: TracedModel, force: bool) -> Difference | None:
+def admit(edit: Applicable, model: TracedModel, force: bool) -> Difference | None:
     """Let an edit be written, or refuse; by force, warn of what differs and return it.
 
     Raises:
@@ -119,7 +133,7 @@ def admit(edit: Edit, model: TracedModel, force: bool) -> Difference | None:
     return found
 
 
-def write_checked(edit: Edit, model: TracedModel) -> None:
+def write_checked(edit: Applicable, model: TracedModel) -> None:
     """Add every update to its weight, and look at what that made of it. The caller puts the bytes back on a failure.
 
     Raises:
@@ -152,7 +166,7 @@ def changed_since(taken: Taken, model: TracedModel) -> list[str]:
     return [name for name in moved if not torch.equal(model.own(name), taken.before[name])]
 
 
-def _base(edit: Edit) -> str:
+def _base(edit: Applicable) -> str:
     name, revision = edit.manifest.get("model"), edit.manifest.get("revision")
     return "the unedited model" if name is None else f"{name}@{revision}" if revision else str(name)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import KtError, WorkFailed
 from ..model.update import Dense, Update
 from . import apply as applying
-from . import edit_io as edit_file
+from . import edit_io
 from .apply import State, Taken
 from .request_report import RequestReport
 
@@ -60,7 +60,11 @@ class Edit:
     @property
     def digest(self) -> str:
         """SHA-256 of what its file holds (manifest, names, dtypes, shapes and bytes): the edit's identity."""
-        return edit_file.digest(self)
+        return edit_io.digest(self._parts)
+
+    @property
+    def _parts(self) -> edit_io.EditParts:
+        return edit_io.EditParts(self.updates, self.manifest, self.report, self.targets, self.keys)
 
     def delta(self, name: str) -> Float[Tensor, "d_out d_in"]:
         """The dense update of a weight, (d_out, d_in) float32 whatever the module's own layout."""
@@ -195,7 +199,7 @@ class Edit:
         Raises:
             WorkFailed: a number is not finite; nothing was written.
         """
-        return edit_file.save(self, path)
+        return edit_io.save(self._parts, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
@@ -204,7 +208,7 @@ class Edit:
         Raises:
             BadFile: not there, cut short, changed since it was written, of a newer kt, or not an edit.
         """
-        return edit_file.load(path)
+        return cls(*edit_io.load(path))
 
     # Looking ----------------------------------------------------------------------------------------------------
     def to_dataframe(self) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +26,7 @@ from torch import Tensor
 from .._util.data import SCHEMA_VERSION, header_text, read_arrays, save_arrays
 from ..errors import BadFile, KtError, WorkFailed
 from ..model.update import Dense, LowRank, Update
-
-if TYPE_CHECKING:
-    from .edit import Edit
-
+from .request_report import RequestReport
 
 # The fields of an edit's manifest and their types: what a file that somebody else made is held to.
 #
@@ -169,6 +166,16 @@ def wrong_field(manifest: Mapping[str, Any]) -> str | None:
     return None
 
 
+class EditParts(NamedTuple):
+    """The fields of an `Edit`, as its file holds them."""
+
+    updates: dict[str, Update]
+    manifest: dict[str, Any]
+    report: tuple[RequestReport, ...]
+    targets: dict[str, Tensor]
+    keys: dict[str, Tensor]
+
+
 KIND = "edit"
 PREFIXES = ("left", "right", "dense", "target", "key")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -176,7 +183,7 @@ AGAIN = "take it again from where it came, or solve it again"
 MAKE = "give the edit.safetensors of a kt apply-edit run"
 
 
-def save(edit: Edit, path: str | Path) -> Path:
+def save(edit: EditParts, path: str | Path) -> Path:
     """Write the edit: whole, or not at all.
 
     Raises:
@@ -194,20 +201,22 @@ def save(edit: Edit, path: str | Path) -> Path:
     return save_arrays(path, arrays, metadata | {"digest": digest_of(arrays, metadata)})
 
 
-def contents(edit: Edit) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def contents(edit: EditParts) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the metadata of an edit's file, but for the digest."""
     arrays: dict[str, Tensor] = {}
     for name, update in edit.updates.items():
         if isinstance(update, LowRank) and update.rank * sum(update.shape) < update.shape[0] * update.shape[1]:
             arrays[f"left/{name}"], arrays[f"right/{name}"] = update.left, update.right
         else:  # `delta` is what is written, so what is kept of it is the same to the bit
-            arrays[f"dense/{name}"] = update.matrix if isinstance(update, Dense) else edit.delta(name)
+            arrays[f"dense/{name}"] = (
+                update.matrix if isinstance(update, Dense) else update.to(torch.float64).dense().float()
+            )
     arrays |= {f"target/{n}": t for n, t in edit.targets.items()} | {f"key/{n}": k for n, k in edit.keys.items()}
     about = {"kind": KIND, "weights": list(edit.updates), "report": edit.report}
     return {name: array.detach().cpu().contiguous() for name, array in arrays.items()}, edit.manifest | about
 
 
-def digest(edit: Edit) -> str:
+def digest(edit: EditParts) -> str:
     """The digest that the edit's file has, or would have."""
     return digest_of(*contents(edit))
 
@@ -221,15 +230,12 @@ def digest_of(arrays: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     return found.hexdigest()
 
 
-def load(path: str | Path) -> Edit:
+def load(path: str | Path) -> EditParts:
     """Read an edit's file.
 
     Raises:
         BadFile: it is not there, cut short, changed since it was written, of a newer kt, or not an edit; in one line.
     """
-    from .edit import Edit
-    from .request_report import RequestReport
-
     try:
         arrays, text = read_arrays(path, framework="pt")
     except BadFile as error:
@@ -249,7 +255,7 @@ def load(path: str | Path) -> Edit:
     }
     blank = dict.fromkeys(f.name for f in fields(RequestReport))  # what may be null may be missing
     said = tuple(RequestReport(**blank | {k: _pair(v) for k, v in row.items()}) for row in report)
-    return Edit(updates, manifest, said, parts["target"], parts["key"])
+    return EditParts(updates, manifest, said, parts["target"], parts["key"])
 
 
 def _manifest(path: str | Path, arrays: Mapping[str, Tensor], text: str) -> dict[str, Any]:

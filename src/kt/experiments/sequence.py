@@ -20,21 +20,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import read_json, whole, write_json
 from .._util.progress import Stage
-from ..editing import Edit, EditSession
-from ..editing.config import one_of
-from ..editing.resolve import read_requests, refuse_contradictions
-from ..editing.session import SessionOnEdits
-from ..editing.stack import EditStack
 from ..errors import BadFile, KtError
-from ..evaluation import Scores, distributions, evaluate
-from ..evaluation.distributions import Distributions
-from ..facts.fact import Fact
-from ..model.model import TracedModel
 from ..runs.folder import FILES
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
+    from ..editing import Edit, EditSession
+    from ..editing.stack import EditStack
+    from ..evaluation import Scores
+    from ..evaluation.distributions import Distributions
+    from ..facts.fact import Fact
+    from ..model.model import TracedModel
 
 
 # The course of edits in steps: scores and weight norms by number of edits, as plain numbers, apart from any model.
@@ -221,6 +219,11 @@ def run_edits(
         BadFact: `kl`, and no request has a neighbourhood prompt.
         NotEnoughMemory: `kl`, and the unedited model's distributions would not fit.
     """
+    from ..editing import EditSession
+    from ..editing.config import one_of
+    from ..editing.resolve import read_requests, refuse_contradictions
+    from ..editing.session import SessionOnEdits
+
     one_of(mode, MODES, "mode")
     one_of(evaluate, EVALUATE, "evaluate")
     if step_size < 1:
@@ -270,6 +273,8 @@ class _Judge:
 
     def score_before(self, kl: bool) -> None:
         """Scores of the unedited model and, for KL, its distributions: these first, since they may not fit."""
+        from ..evaluation import distributions
+
         reference = None
         if kl:
             with self.stage("the unedited model's distributions") as tick:
@@ -278,6 +283,8 @@ class _Judge:
         self.reference = reference
 
     def score(self, facts: Sequence[Fact], name: str, generate: bool) -> Scores:
+        from ..evaluation import evaluate
+
         asked: dict[str, Any] = {"before": self.before, "reference": self.reference, "seed": self.seed}
         with self.stage(name) as tick:
             return evaluate(self.model, facts, generate=generate, progress=tick, **asked)

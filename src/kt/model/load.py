@@ -55,12 +55,15 @@ def load(
         KtError: an argument that is not one of these, or a device that is not here.
     """
     if remote:
-        from .ndif import load_remote
+        from .ndif import load_remote, simulated
 
         if (dtype, device, device_map, attn_implementation) != ("auto", "auto", None, None):
             raise KtError(
                 "dtype, device, device_map and attn_implementation of a remote model are NDIF's; leave them out"
             )
+        if remote == "local":
+            real = load(model, "auto", "cpu", None, revision, trust_remote_code, tokenizer)
+            return simulated(real, trust_remote_code)
         return load_remote(model, remote, revision, trust_remote_code, tokenizer)
     if isinstance(model, nn.Module):
         if tokenizer is None:

@@ -104,15 +104,13 @@ def load_remote(
     trust_remote_code: bool,
     tokenizer: Any,
 ) -> RemoteModel:
-    """`kt.load` of a model at NDIF (`where` is True), or in nnsight's local simulation (`local`).
+    """`kt.load` of a model at NDIF (`where` is True); `simulated` gives nnsight's local simulation.
 
     Raises:
         KtError: no key for NDIF, or another `where`.
         UnknownModel: no config of that name.
         WorkFailed: NDIF cannot be reached, or does not serve the model.
     """
-    if where == "local":
-        return _simulated(model, revision, trust_remote_code, tokenizer)
     if where is not True:
         raise KtError(f"remote is {where!r}; give True for NDIF, or 'local' for nnsight's simulation of it")
     from .hub import load_tokenizer, one_line, split_revision
@@ -131,12 +129,10 @@ def load_remote(
     return RemoteModel(root, root._module, tokenizer, name, revision, key)
 
 
-def _simulated(model: Any, revision: str | None, trust_remote_code: bool, tokenizer: Any) -> RemoteModel:
+def simulated(real: TracedModel, trust_remote_code: bool = False) -> RemoteModel:
+    """A loaded model as nnsight's local simulation of NDIF serves it: its structure here, its weights there."""
     from transformers import AutoModelForCausalLM
 
-    from .load import load
-
-    real = load(model, device="cpu", revision=revision, trust_remote_code=trust_remote_code, tokenizer=tokenizer)
     with torch.device("meta"):
         structure = AutoModelForCausalLM.from_config(real.module.config, trust_remote_code=trust_remote_code)
     return RemoteModel(real.root, structure.eval(), real.tokenizer, real.name, real.revision, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -19,10 +19,6 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .tokens import encode_ids, pad_id, token_ids
-
-if TYPE_CHECKING:
-    from .model import TracedModel
-
 
 ROUND = 10
 """Tokens between two looks at which rows are done. A round costs about one more step on a small model."""
@@ -62,6 +58,22 @@ def _gumbel(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return -(-uniform.clamp(1e-12, 1 - 1e-7).log()).log()
 
 
+class Generator(Protocol):
+    """The parts of a `TracedModel` that text is generated with."""
+
+    module: Any
+    tokenizer: Any
+
+    @property
+    def nns(self) -> Any: ...
+
+    @property
+    def _forward_parameters(self) -> Any: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+
 @dataclass(frozen=True)
 class Continuation:
     """A prompt's tokens and those that follow it: up to a limit, or to the model's end of text, which is the last.
@@ -87,7 +99,7 @@ class Continuation:
 
 
 def continue_greedily_or_sample(
-    model: TracedModel,
+    model: Generator,
     prompts: Sequence[str],
     max_new_tokens: int,
     do_sample: bool,
@@ -102,7 +114,7 @@ def continue_greedily_or_sample(
 
 @torch.no_grad()
 def continued(
-    model: TracedModel,
+    model: Generator,
     prompts: Sequence[str],
     limits: Sequence[int],
     *,
@@ -124,7 +136,7 @@ def continued(
 
 
 def _together(
-    model: TracedModel, read: Sequence[tuple[int, ...]], limits: Sequence[int], noise: SeededGumbel | None
+    model: Generator, read: Sequence[tuple[int, ...]], limits: Sequence[int], noise: SeededGumbel | None
 ) -> list[tuple[int, ...]]:
     """What follows each row of one batch; a row leaves when it has ended or has its number of tokens."""
     if not read:
@@ -150,7 +162,7 @@ def _together(
 
 
 def _step(
-    model: TracedModel,
+    model: Generator,
     ids: Int[Tensor, "row pos"],
     mask: Int[Tensor, "row pos"],
     tokens: int,
@@ -176,7 +188,7 @@ def _step(
     return longer, torch.cat([mask, torch.ones_like(new)], 1), new
 
 
-def _cache(model: TracedModel) -> DynamicCache | None:
+def _cache(model: Generator) -> DynamicCache | None:
     """An empty cache that rows can be taken out of between rounds; None where all tokens have to come in one.
 
     That is so with layers that keep a state, with models that know no such cache, and under rules that count tokens.
@@ -191,7 +203,7 @@ def _cache(model: TracedModel) -> DynamicCache | None:
     return cache if plain else None
 
 
-def _end_ids(model: TracedModel) -> frozenset[int]:
+def _end_ids(model: Generator) -> frozenset[int]:
     """The tokens that end a text."""
     ends = model.module.generation_config.eos_token_id
     return frozenset([ends] if isinstance(ends, int) else ends or ())

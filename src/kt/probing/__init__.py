@@ -1,7 +1,5 @@
 """The contrast probe: where in the model two answers part, read through the model's own unembedding."""
 
-from ..residual.run import residual_fact
-from ..residual.score import Residual
 from .contrast import contrast_probe
 from .lens import KINDS, POSITIONS, Reading, read_lens
 from .result import LensCurve, Probe
@@ -14,11 +12,9 @@ __all__ = [
     "LensCurve",
     "Probe",
     "Reading",
-    "Residual",
     "SetTokens",
     "Stage",
     "Stages",
     "contrast_probe",
     "read_lens",
-    "residual_fact",
 ]

@@ -75,7 +75,7 @@ def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> Edit
 
 def run(recipe: EditsRecipe, how: How) -> EditsRun:
     """One sweep a model; finished points are kept in `how.folder`."""
-    from ..experiments import sweep
+    from ..experiments.sweep import sweep
 
     asked = recipe.smoked() if how.smoke else recipe
     own = edited_facts(asked, how)

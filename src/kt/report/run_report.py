@@ -10,7 +10,8 @@ from .._util.data import read_json, whole
 from ..editing import Edit
 from ..evaluation import Scores
 from ..experiments.sequence import Steps
-from ..probing import Probe, Residual
+from ..probing import Probe
+from ..residual import Residual
 from ..residual.show import attack_lines
 from ..runs.folder import FILES, MANIFEST
 from ..runs.provenance import versions
