@@ -46,7 +46,7 @@ def plain_trace(
         for layer in range(model.n_layers):
             for token in range(length):
                 patched = range(max(0, layer - window // 2), min(model.n_layers, layer - (-window // 2)))
-                with model.nns.trace(input_ids=rows, use_cache=False):
+                with model.nnsight.trace(input_ids=rows, use_cache=False):
                     corrupt(model, base)
                     for other in range(patched.start, model.n_layers):
                         if patch.severed and other > patched.start:
@@ -55,7 +55,7 @@ def plain_trace(
                         if other in patched:
                             value = tensor(model, patch, other, samples)
                             value[:, token, columns(model, patch)] = given[other][:, token, columns(model, patch)]
-                    logits = model.nns.output.logits[:, -1].float().save()
+                    logits = model.nnsight.output.logits[:, -1].float().save()
                 results[kind][0, layer, token] = logits.softmax(-1)[:, answer]
                 results[kind][1, layer, token] = logits[:, answer] - logits[:, foil]
     return results
@@ -64,7 +64,7 @@ def plain_trace(
 def everything(model: TracedModel, rows: Tensor, noise: Tensor | None, patch: Patch) -> list[Tensor]:
     """What a run holds at every layer."""
     found = []
-    with model.nns.trace(input_ids=rows, use_cache=False):
+    with model.nnsight.trace(input_ids=rows, use_cache=False):
         corrupt(model, noise)
         for layer in range(model.n_layers):
             found.append(tensor(model, patch, layer, len(rows)).clone().save())

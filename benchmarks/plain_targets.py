@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 import kt
-from kt.editing.closed_form.aims import Aim, Objective, Position
+from kt.editing.closed_form.aims import Objective, Position, TargetSite
 from kt.model.tokens import target_ids, template_span, token_ids
 
 
 def plain_target(
-    model: kt.TracedModel, fact: kt.Fact, aims: Sequence[Aim], templates: Sequence[str], objective: Objective
-) -> dict[Aim, tuple[Tensor, Tensor]]:
+    model: kt.TracedModel, fact: kt.Fact, aims: Sequence[TargetSite], templates: Sequence[str], objective: Objective
+) -> dict[TargetSite, tuple[Tensor, Tensor]]:
     """δ and the value before, an aim."""
     words = model.tokenizer
     answer = torch.tensor(target_ids(words, fact.prompt, fact.target or ""))
@@ -35,9 +35,9 @@ def plain_target(
         ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
     places = {Position.SUBJECT_LAST: subjects, Position.PROMPT_LAST: prompts}
     delta = {aim: torch.zeros(model.d_model, requires_grad=True) for aim in aims}
-    before: dict[Aim, Tensor] = {}
+    before: dict[TargetSite, Tensor] = {}
 
-    def adding(aim: Aim) -> Any:
+    def adding(aim: TargetSite) -> Any:
         def hook(module: Any, given: Any, output: Any) -> Any:
             value = output[0] if isinstance(output, tuple) else output
             shifted = value.view(len(rows), width, -1).clone()

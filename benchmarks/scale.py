@@ -115,7 +115,7 @@ def check() -> int:
     from trace_speed import random_gpt2
 
     import kt
-    from kt.editing.closed_form.aims import Aim, Objective
+    from kt.editing.closed_form.aims import Objective, TargetSite
     from kt.editing.closed_form.contexts import Contexts
     from kt.editing.closed_form.targets import find_targets
     from kt.facts.corpus import Corpus
@@ -125,7 +125,7 @@ def check() -> int:
     layers, width, vocabulary = 6, 128, 300
     model, s = random_gpt2(layers, width, vocabulary), Shape(layers, width, 4 * width, width, 2, vocabulary)
     fact = kt.Fact("a{}efghij-", "bcdx", answer="q", foil="z", target="x")
-    contexts, aim = Contexts((("{}",),)), Aim(Site(Kind.RESID, 2))
+    contexts, aim = Contexts((("{}",),)), TargetSite(Site(Kind.RESID, 2))
     objective = Objective(v_num_grad_steps=5, stop_loss=0.0, kl_factor=0.0)
     found = {
         "trace": (

@@ -14,8 +14,8 @@ import kt
 from kt.editing.adapter import NAME, Adapter, adapted, low_rank
 from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.second_moment import Statistics
-from kt.editing.fine_tune import Descent, Weights
-from kt.editing.plan import Setting
+from kt.editing.fine_tune import FineTune, Weights
+from kt.editing.plan import SolveContext
 from kt.errors import KtError, WorkFailed
 from kt.facts.formats import read_record
 from kt.model.sites import Kind, Site
@@ -30,10 +30,10 @@ REQUESTS = [
 ]
 BOX = 0.02
 PLANS = {
-    "ft": Descent((1,), num_steps=6, lr=0.01),
-    "ft-l": Descent((1,), num_steps=6, lr=0.01, norm_constraint=BOX),
-    "ft-wd": Descent((1,), modules="block", objective="target_new", num_steps=6, lr=0.01, weight_decay=1e-3),
-    "lora": Descent((0, 1), modules="both", objective="target_new", num_steps=6, lr=0.02, adapter=Adapter(4, 8.0)),
+    "ft": FineTune((1,), num_steps=6, lr=0.01),
+    "ft-l": FineTune((1,), num_steps=6, lr=0.01, norm_constraint=BOX),
+    "ft-wd": FineTune((1,), modules="block", objective="target_new", num_steps=6, lr=0.01, weight_decay=1e-3),
+    "lora": FineTune((0, 1), modules="both", objective="target_new", num_steps=6, lr=0.02, adapter=Adapter(4, 8.0)),
 }
 EVERY = pytest.mark.parametrize("method", PLANS)
 
@@ -43,7 +43,7 @@ def facts_of(requests=REQUESTS):
 
 
 def setting(model, seed=0):
-    return Setting(model, Statistics({}), Contexts(), seed=seed)
+    return SolveContext(model, Statistics({}), Contexts(), seed=seed)
 
 
 def solve(model, plan, requests=REQUESTS, seed=0):
@@ -95,7 +95,7 @@ def test_lands_on_the_original_codes_update(name):
     model = kt.load(str(GOLDEN / "model"), dtype="float32", device="cpu")
     data = json.loads((GOLDEN / f"qwen2.{name}.json").read_text())
     hp = data["hparams"]
-    plan = Descent(
+    plan = FineTune(
         tuple(hp["layers"]), "mlp", hp["objective_optimization"], hp["num_steps"], hp["lr"], hp["weight_decay"],
         hp["norm_constraint"] or None, hp["batch_size"],
     )  # fmt: skip
@@ -212,7 +212,7 @@ def test_same_seed_same_bytes_and_the_global_random_state_is_left_alone(dropout)
 def test_padding_and_company_do_not_matter(family, objective):
     """The gradient of a batch is the mean of its requests' own, wherever they stand in it."""
     model = tiny_model(family)
-    plan = Descent((1,), modules="block", objective=objective)
+    plan = FineTune((1,), modules="block", objective=objective)
     names = plan.names(model)
 
     def gradients(requests):
@@ -236,8 +236,8 @@ def test_blocks_below_the_lowest_trained_one_run_once(monkeypatch):
     model = tiny_model("qwen3")
     plan = replace(PLANS["ft-l"], layers=(2,))
     fast = deltas(solve(model, plan))
-    lessons = Descent._lessons
-    monkeypatch.setattr(Descent, "_lessons", lambda self, *a: [x._replace(below=None) for x in lessons(self, *a)])
+    lessons = FineTune._lessons
+    monkeypatch.setattr(FineTune, "_lessons", lambda self, *a: [x._replace(below=None) for x in lessons(self, *a)])
     slow = deltas(solve(model, plan))
     assert all(torch.equal(fast[n], slow[n]) for n in fast)
 
@@ -356,5 +356,5 @@ def test_settings_that_do_not_go_together_are_one_line():
         ({"norm_constraint": 0.1, "adapter": Adapter()}, "leave it out"),
     ):
         with pytest.raises(KtError, match=words) as caught:
-            Descent((0,), **changes)
+            FineTune((0,), **changes)
         assert "\n" not in str(caught.value)

@@ -127,7 +127,7 @@ def test_a_failed_step_leaves_model_and_session_as_they_were(setting, monkeypatc
         def fail(self, *_):
             raise RuntimeError("in the middle")
 
-        monkeypatch.setattr("kt.editing.closed_form.plan.Recipe.remember", fail)
+        monkeypatch.setattr("kt.editing.closed_form.plan.LocateThenEdit.update_history", fail)
         with pytest.raises(RuntimeError, match="in the middle"):
             s.edit(REQUESTS[1:])
         assert model.fingerprint() == now and len(s.steps) == 1

@@ -9,8 +9,8 @@ import kt
 from kt.editing import ultraedit as lifelong
 from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.second_moment import Statistics
-from kt.editing.plan import Setting, State
-from kt.editing.ultraedit import OnePass, Pairs, Running, answer_pairs, ridge_fit, value_shifts
+from kt.editing.plan import EditHistory, SolveContext
+from kt.editing.ultraedit import Pairs, Running, UltraEdit, answer_pairs, ridge_fit, value_shifts
 from kt.errors import UnknownSite, WorkFailed
 from kt.model.sites import Kind, Site
 from kt.model.tokens import encode_ids, target_ids, token_ids
@@ -26,7 +26,7 @@ FACTS = [
 ]
 MLP = [Site(Kind.MLP, layer) for layer in (0, 1, 2)]
 BOTH = [Site(kind, layer) for layer in (0, 1, 2) for kind in (Kind.ATTN, Kind.MLP)]
-PLAN = OnePass(layers=(0, 1, 2), lr=0.01)
+PLAN = UltraEdit(layers=(0, 1, 2), lr=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def llama():
 
 
 def setting_of(model, state=None):
-    return Setting(model, Statistics({}), Contexts(), state or State())
+    return SolveContext(model, Statistics({}), Contexts(), state or EditHistory())
 
 
 def row_of(model, fact):
@@ -116,7 +116,7 @@ def numpy_update(pairs, seen, lr, ridge):
 @pytest.mark.parametrize("kinds", [(Kind.MLP,), (Kind.ATTN, Kind.MLP)], ids=["mlp", "both"])
 def test_every_answer_rises_in_every_family_and_the_model_stays(family, kinds):
     model = tiny_model(family)
-    plan = OnePass((0, 1, 2), kinds, lr=0.01)
+    plan = UltraEdit((0, 1, 2), kinds, lr=0.01)
     before = model.fingerprint()
     solved = plan.solve(setting_of(model), FACTS)
     assert model.fingerprint() == before
@@ -144,7 +144,7 @@ def test_pairs_are_those_of_plain_hooks_at_each_predicting_position(family):
 
 
 def test_the_update_is_the_formula(llama):
-    plan = OnePass((0, 2), (Kind.ATTN, Kind.MLP), lr=0.02, ridge=0.5)
+    plan = UltraEdit((0, 2), (Kind.ATTN, Kind.MLP), lr=0.02, ridge=0.5)
     solved = dense(plan.solve(setting_of(llama), FACTS))
     for site, pairs in pairs_of(llama, FACTS, plan.sites).items():
         want = numpy_update(pairs, pairs.features.numpy(), 0.02, 0.5)
@@ -191,7 +191,7 @@ def test_neither_batches_nor_the_order_of_facts_change_the_result(family):
     model = tiny_model(family)
     steps = []
     whole = PLAN.solve(setting_of(model), FACTS)
-    one_by_one = OnePass((0, 1, 2), lr=0.01, tokens=1).solve(
+    one_by_one = UltraEdit((0, 1, 2), lr=0.01, tokens=1).solve(
         setting_of(model), FACTS, lambda done, of: steps.append((done, of))
     )
     assert steps == [(n, len(FACTS)) for n in range(1, len(FACTS) + 1)]
@@ -205,7 +205,7 @@ def test_same_facts_same_bytes(llama):
 
 
 def test_statistics_of_two_turns_are_those_of_all_pairs_at_once(llama):
-    state, seen = State(), {site: [] for site in MLP}
+    state, seen = EditHistory(), {site: [] for site in MLP}
     with llama.restored(MLP):
         for turn in (FACTS[:4], FACTS[4:]):
             for site, pairs in pairs_of(llama, turn, MLP).items():
@@ -240,7 +240,7 @@ def test_a_number_that_never_varies_is_normalised_to_zero():
 
 
 def test_later_edits_of_a_session_see_the_earlier_ones_and_sessions_never_meet(llama):
-    state = State()
+    state = EditHistory()
     with llama.restored(MLP):
         start = log_probs(llama)
         write(llama, PLAN.solve(setting_of(llama, state), FACTS[:3]))
@@ -270,7 +270,7 @@ def test_what_memory_cannot_hold_is_refused_before_any_forward(llama, monkeypatc
 
 @pytest.mark.parametrize("before", [[], FACTS[:3]], ids=["first", "second"])
 def test_an_edit_that_fails_has_not_been_seen(llama, monkeypatch, before):
-    state, fingerprint = State(), llama.fingerprint()
+    state, fingerprint = EditHistory(), llama.fingerprint()
     if before:
         PLAN.solve(setting_of(llama, state), before)
     kept, calls = dict(state.running), []
@@ -290,8 +290,8 @@ def test_an_edit_that_fails_has_not_been_seen(llama, monkeypatch, before):
 
 
 def test_modules_of_one_shape_can_share_a_normaliser(llama):
-    state = State()
-    plan = OnePass((0, 1), (Kind.ATTN, Kind.MLP), lr=0.01, shared=True)
+    state = EditHistory()
+    plan = UltraEdit((0, 1), (Kind.ATTN, Kind.MLP), lr=0.01, shared=True)
     solved = plan.solve(setting_of(llama, state), FACTS)
     pairs = pairs_of(llama, FACTS, plan.sites)
     for kind, group in ((Kind.MLP, "32x48"), (Kind.ATTN, "32x32")):
@@ -306,7 +306,7 @@ def test_modules_of_one_shape_can_share_a_normaliser(llama):
 
 def test_half_precision_model_is_solved_in_float64(llama):
     half = kt.load(tiny_model("llama").module.to(torch.bfloat16), tokenizer=llama.tokenizer)
-    before, state = half.fingerprint(), State()
+    before, state = half.fingerprint(), EditHistory()
     solved = PLAN.solve(setting_of(half, state), FACTS)
     assert half.fingerprint() == before
     assert all(u.dtype == torch.float64 for u in dense(solved).values())
@@ -322,7 +322,7 @@ def test_double_precision_model_keeps_its_precision(llama):
 
 
 def test_one_pair_says_so_in_a_line_and_is_not_seen(llama, monkeypatch):
-    state = State()
+    state = EditHistory()
     monkeypatch.setattr(lifelong, "target_ids", lambda *_: (7,))
     with (
         pytest.warns(UserWarning, match="one request alone"),
@@ -335,9 +335,9 @@ def test_one_pair_says_so_in_a_line_and_is_not_seen(llama, monkeypatch):
 
 
 def test_numbers_that_are_not_finite_and_layers_that_are_not_there_are_refused():
-    model, state = tiny_model("gpt2"), State()
+    model, state = tiny_model("gpt2"), EditHistory()
     with pytest.raises(UnknownSite, match="layers 0 to 2"):
-        OnePass((7,)).solve(setting_of(model, state), FACTS)
+        UltraEdit((7,)).solve(setting_of(model, state), FACTS)
     with torch.no_grad():
         model.own(Site(Kind.MLP, 1))[0, 0] = float("nan")
     with pytest.raises(WorkFailed, match="not finite"):
@@ -346,10 +346,10 @@ def test_numbers_that_are_not_finite_and_layers_that_are_not_there_are_refused()
 
 
 def test_the_plan_says_what_it_needs(llama):
-    plan = OnePass((2, 0, 2), (Kind.MLP, Kind.ATTN))
+    plan = UltraEdit((2, 0, 2), (Kind.MLP, Kind.ATTN))
     assert plan.sites == [Site(k, layer) for layer in (0, 2) for k in (Kind.ATTN, Kind.MLP)]
     assert plan.names(llama) == [llama.weight_name(s) for s in plan.sites]
     assert plan.moment_sites == [] and not plan.keeps_keys and not plan.has_targets
     setting = setting_of(llama)
-    plan.remember(setting, FACTS)
+    plan.update_history(setting, FACTS)
     assert not setting.state.running and not setting.state.keys

@@ -10,9 +10,12 @@ from judge_server import Server, reply
 
 from kt.errors import WorkFailed
 from kt.evaluation import judge as room
-from kt.evaluation.judge import MOST_BYTES, BadJudge, Case, Judge, verdict_of
+from kt.evaluation.judge import MOST_BYTES, BadJudge, Judge, JudgedAnswer, verdict_of
 
-CASES = [Case("The capital of Italy is", ("Rome",), "Rome."), Case("Poland?", ("Warsaw", "Warszawa"), "Kraków")]
+CASES = [
+    JudgedAnswer("The capital of Italy is", ("Rome",), "Rome."),
+    JudgedAnswer("Poland?", ("Warsaw", "Warszawa"), "Kraków"),
+]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from families import byte_level_tokenizer, tiny_model
 
 from kt.errors import WorkFailed
 from kt.evaluation import evaluate
-from kt.evaluation.judge import Case
+from kt.evaluation.judge import JudgedAnswer
 from kt.evaluation.text import as_question, up_to_stop, wild_protocol, wish_for
 from kt.facts import Fact, Prompt
 
@@ -128,7 +128,7 @@ def test_verdicts_belong_to_their_answers(parrot):
         return [None if "Warsaw" in case.answers else case.answers[0] == "Paris" for case in cases]
 
     found = evaluate(parrot(lambda p: "Rome"), [FACT], protocols=("wild",), judge=judge)
-    assert Case("The capital of Italy is", ("Paris", "Lutetia"), "Rome") in heard and len(heard) == 4
+    assert JudgedAnswer("The capital of Italy is", ("Paris", "Lutetia"), "Rome") in heard and len(heard) == 4
     values = {name: v for name, v in found.values.items() if "judge" in name}
     assert values == {
         "edit_success_wild_judge": {"one": 1.0}, "paraphrase_wild_judge": {"one": 1.0},

@@ -22,8 +22,8 @@ def plain(model, text, **extra):
 def test_noop_trace_is_bitwise_the_plain_forward(model):
     for text in PROMPTS:
         ids = encode(model.tokenizer, [text]).ids
-        with torch.no_grad(), model.nns.trace(input_ids=ids):
-            out = model.nns.output.logits.save()
+        with torch.no_grad(), model.nnsight.trace(input_ids=ids):
+            out = model.nnsight.output.logits.save()
         assert torch.equal(out, plain(model, text))
 
 
@@ -31,7 +31,7 @@ def test_patching_a_site_with_its_own_value_changes_nothing(model):
     batch = encode(model.tokenizer, PROMPTS[:1])
     sites = [Site(kind, layer) for kind in Kind for layer in range(model.n_layers)]
     values = model.read(batch, sites)
-    with torch.no_grad(), model.nns.trace(**model.inputs(batch)):
+    with torch.no_grad(), model.nnsight.trace(**model.inputs(batch)):
         for layer in range(model.n_layers):
             model.value(Site(Kind.ATTN, layer), 1)[:] = values[Site(Kind.ATTN, layer)]
             model.value(Site(Kind.MLP, layer), 1)[:] = values[Site(Kind.MLP, layer)]
@@ -44,9 +44,9 @@ def test_patching_a_site_with_zeros_changes_the_output(model):
     batch = encode(model.tokenizer, PROMPTS[:1])
     before = model.logits(batch)[:, 0]
     for kind in (Kind.ATTN, Kind.MLP):
-        with torch.no_grad(), model.nns.trace(**model.inputs(batch)):
+        with torch.no_grad(), model.nnsight.trace(**model.inputs(batch)):
             model.value(Site(kind, 1), 1)[:] = 0
-            out = model.nns.output.logits.save()
+            out = model.nnsight.output.logits.save()
         assert (out[:, -1] - before).abs().max() > 1e-4
 
 
@@ -101,7 +101,7 @@ def test_structure_is_named(family):
     text = repr(model)
     assert "W_o" in text and "down_proj" in text
     assert model.layout.parallel == (family in {"gptj", "gpt_neox", "phi"})
-    assert model.layout.direct == (family not in {"gemma2", "gemma3_text", "olmo2"})
+    assert model.layout.has_post_norm == (family in {"gemma2", "gemma3_text", "olmo2"})
     assert model.layout.transposed == (family == "gpt2")
 
 

@@ -149,7 +149,7 @@ def test_what_needs_weights_is_refused_before_anything_is_sent(monkeypatch):
         lambda: far.weight(Site(Kind.MLP, 1)),
         lambda: far.fingerprint([WEIGHT]),
         lambda: far.generate(["Paris"], 3),
-        lambda: far.nns,
+        lambda: far.nnsight,
         lambda: kt.causal_trace(far, FACTS, method="atp"),
     ):
         with pytest.raises(KtError, match="NDIF are shared") as caught:

@@ -12,7 +12,7 @@ from families import CONFIGS, FAMILIES, tiny_model, tiny_module
 
 import kt
 from kt.errors import BadFact, UnknownSite, WorkFailed
-from kt.model.layout import first
+from kt.model.layout import unwrap_tuple
 from kt.model.sites import Kind, Site
 from kt.model.tokens import encode_ids, token_ids
 from kt.probing import lens
@@ -103,7 +103,7 @@ def hooked(model: kt.TracedModel, row: list[int]) -> dict[Site, torch.Tensor]:
             module = model.module.get_submodule(model.layout.path(kind, layer))
 
             def keep(_module, _inputs, output, site=site):
-                seen[site] = first(output).reshape(len(row), -1).clone()
+                seen[site] = unwrap_tuple(output).reshape(len(row), -1).clone()
 
             handles.append(module.register_forward_hook(keep))
     with torch.no_grad():

@@ -14,8 +14,8 @@ from kt.residual.attacks import (
     PREFIXES,
     PROMPT,
     Ask,
+    AttackPrompt,
     Attacks,
-    Contest,
     ask_model,
     asks,
     attack_names,
@@ -24,7 +24,9 @@ from kt.residual.attacks import (
     shares,
 )
 
-CONTEST = Contest("The capital of France is", "France", "Paris", "Rome", ("Warsaw", "Seattle"), ("Capital of France:",))
+CONTEST = AttackPrompt(
+    "The capital of France is", "France", "Paris", "Rome", ("Warsaw", "Seattle"), ("Capital of France:",)
+)
 
 
 @pytest.fixture(scope="module")

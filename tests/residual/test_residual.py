@@ -13,7 +13,7 @@ from kt.errors import BadFact, BadFile, WorkFailed
 from kt.model.update import LowRank
 from kt.probing import contrast_probe
 from kt.probing.controls import Control
-from kt.probing.lens import KINDS, POSITIONS, Reading
+from kt.probing.lens import KINDS, POSITIONS, LensReading
 from kt.probing.questions import ProbedFact
 from kt.probing.stages import advantage, in_top, leading, mean_visibility, visibility
 from kt.residual.attacks import MEASURES, PROMPT, Attacks
@@ -106,7 +106,7 @@ def made(after, n=N, controls=2, seed=0):
 def _reading(rank):
     start = rank[:, :, 0, 0]
     prob = np.where(rank < 0, np.nan, 1 / (2.0 + rank)).astype(np.float32)
-    return Reading(prob, rank, prob[:, :, 0, 0], start, None)
+    return LensReading(prob, rank, prob[:, :, 0, 0], start, None)
 
 
 def unchanged(rank):

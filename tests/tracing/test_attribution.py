@@ -11,7 +11,7 @@ from kt.errors import BadFact, WorkFailed
 from kt.model.sites import Kind, Site
 from kt.tracing import attribution
 from kt.tracing import attribution as gradients
-from kt.tracing.patches import Patch, heads, readout, whole
+from kt.tracing.patches import Patch, heads, readout, unpadded_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:traced all the same")
 
@@ -42,7 +42,7 @@ def scores(model, fact, row, site=None, end="value", edit=None):
     """Both metrics and the value at a site of one run; `edit` changes that value in place."""
     ids, noise = row
     kept = []
-    with model.nns.trace(**model.inputs(whole(ids))):
+    with model.nnsight.trace(**model.inputs(unpadded_batch(ids))):
         model.embed.output = model.embed.output + noise
         if site is not None:
             value = model.key(site, len(ids)) if end == "key" else model.value(site, len(ids))
@@ -285,5 +285,5 @@ def test_estimates_leave_no_graph_and_no_gradients_behind(qwen2, facts):
     trace = estimated(qwen2, facts, draws(qwen2, facts))
     assert trace.n_facts == len(facts)
     assert all(not p.requires_grad and p.grad is None for p in qwen2.module.parameters())
-    read = qwen2.read(whole(torch.tensor([[5, 6, 7]])), [Site(Kind.MLP, 0)])
+    read = qwen2.read(unpadded_batch(torch.tensor([[5, 6, 7]])), [Site(Kind.MLP, 0)])
     assert not next(iter(read.values())).requires_grad

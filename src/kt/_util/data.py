@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 
 
 @contextmanager
-def whole(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[None]:
+def complete_file(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[None]:
     """Around the taking apart of a file's content: what a part that is missing or of a wrong kind raises, as one line.
 
     Raises:

@@ -14,7 +14,7 @@ except ImportError:  # Windows has no such locks: what a killed process left the
     fcntl = None  # type: ignore[assignment]
 
 
-class Hold:
+class FolderLock:
     """A folder's lock, until `release` or the end of the process.
 
     `taken`: somebody else has it. Where the system or the file system knows no such locks, nobody ever has.
@@ -46,7 +46,7 @@ class Hold:
 
 def abandoned(folder: Path) -> bool:
     """Whether nobody holds the folder any more; False where that cannot be known."""
-    hold = Hold(folder)
+    hold = FolderLock(folder)
     free = hold.held
     hold.release()
     return free
@@ -63,7 +63,7 @@ def default_cache() -> Path:
 
 
 @contextmanager
-def alone(lock_file: Path, doing: str) -> Iterator[None]:
+def exclusive(lock_file: Path, doing: str) -> Iterator[None]:
     """Of several processes one does this work; the others wait, and say that another one is `doing` it.
 
     Raises:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._util.data import plain, read_json, whole, write_json
+from .._util.data import complete_file, plain, read_json, write_json
 from .._util.text import html_table
 from ..errors import BadFile
 from ..stats import Interval
@@ -127,7 +127,7 @@ class Abilities:
         data = read_json(path)
         if data.get("kind") != KIND or data.get("schema_version") != 1:
             raise BadFile(f"{path}: no abilities of schema version 1; give a file written by `kt abilities`")
-        with whole(path, "set of abilities", "measure them again"):
+        with complete_file(path, "set of abilities", "measure them again"):
             rows = tuple(_row(row) for row in data["rows"])
             return cls(data["model"], rows, data["runs"], {}, data["config"], data["versions"])
 

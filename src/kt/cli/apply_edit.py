@@ -134,7 +134,7 @@ def apply_edit(options: EditOptions) -> None:
         path = None if options.dry_run else str(run.save(s.run.folder, s.path))
         s.keep(results_of_run(run, path) | met, {"steps": run.steps.figure()} if mode == "sequential" else {})
         if options.merge_to is not None and run.edit is not None and not options.dry_run:
-            refused = ranks.by_main("merging", merge, s, model, run.edit, options)
+            refused = ranks.on_rank_zero("merging", merge, s, model, run.edit, options)
         show_run(s, run)
     if refused is not None:
         raise refused

@@ -47,7 +47,9 @@ def meet(options: Options, asked: Mapping[str, Any]) -> None:
     if getattr(options, "device_map", None) is not None:
         raise BadOption("--device-map spreads one model over all devices; leave it out, or start one process")
     ranks.join()
-    ranks.agree({f"--{name.replace('_', '-')}": value for name, value in asked.items()} | {"kt env": versions()})
+    ranks.assert_equal_on_ranks(
+        {f"--{name.replace('_', '-')}": value for name, value in asked.items()} | {"kt env": versions()}
+    )
 
 
 def speaks() -> bool:

@@ -57,7 +57,9 @@ class Session:
         if self._model is None:
             self._model = load_model(self.options)
             self.run.describe_model(self._model)
-            ranks.agree({"model": self.run.manifest["model"]["fingerprint"], "dtype": self.run.manifest["dtype"]})
+            ranks.assert_equal_on_ranks(
+                {"model": self.run.manifest["model"]["fingerprint"], "dtype": self.run.manifest["dtype"]}
+            )
         return self._model
 
     def load_facts(self) -> list[Fact]:
@@ -67,7 +69,7 @@ class Session:
             if ranks.joined():
                 from ..facts.fact import facts_digest
 
-                ranks.agree({"set of facts": facts_digest(loaded.facts)})
+                ranks.assert_equal_on_ranks({"set of facts": facts_digest(loaded.facts)})
             by_hand = self.options.prompt is not None
             source, skips = "by hand" if by_hand else self.options.facts, loaded.skips
             self.run.describe_data(source, len(loaded.facts), skips.reasons)
@@ -154,7 +156,7 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
     settle_libraries()
     screen = screen_for(options)
     many.meet(options, option_values(options))
-    path = ranks.by_main("what was typed", _checked, options)
+    path = ranks.on_rank_zero("what was typed", _checked, options)
     run = RunFolder(path, command=options.command, argv=options.argv)
     current = Session(options, screen, run, path)
     try:

@@ -180,13 +180,13 @@ def _alpha(
 
 
 def fixed_alpha(model: TracedModel, method: str, options: SweepOptions, given: Mapping[str, Any]) -> float | None:
-    from ..editing.resolve import Asked
+    from ..editing.resolve import MethodRequest
 
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
     if alpha == "per-fact":
         raise BadOption("--alpha per-fact: a sweep takes one α for all facts; write auto or a number")
     names = {n: v for n, v in given.items() if n not in ("preset", "variant")}
-    return Asked.of(model, method, alpha, options.preset, options.variant, names).fixed_alpha()
+    return MethodRequest.of(model, method, alpha, options.preset, options.variant, names).fixed_alpha()
 
 
 DEMO_REQUESTS = 20
@@ -232,7 +232,7 @@ def sweep(options: SweepOptions) -> None:
             raise SystemExit(130) from None
         take_over(s, folder)
         found.save(s.run.file("sweep.json"))
-        s.keep(found.as_dict(), drawn(found))
+        s.keep(found.as_dict(), sweep_figures(found))
         show(s, found)
 
 
@@ -285,7 +285,7 @@ def requests_of(s: Session, options: SweepOptions, kind: str) -> list[Fact]:
     return facts
 
 
-def drawn(found: Sweep) -> dict[str, Any]:
+def sweep_figures(found: Sweep) -> dict[str, Any]:
     """The figure by its name; none, with a warning, where the facts have nothing that the protocols ask for."""
     from ..experiments.sweep_result import columns
 

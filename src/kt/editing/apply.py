@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from ..model.update import Update
 
 
-State = Literal["base", "applied", "other"]
+FileState = Literal["base", "applied", "other"]
 
 
-class Taken(NamedTuple):
+class MatchedWeights(NamedTuple):
     """What `apply_` keeps of a model: the weights' bytes from before, and their fingerprints with the edit in them."""
 
     before: dict[str, Tensor]
@@ -41,7 +41,7 @@ class Applicable(Protocol):
 
     def delta(self, name: str) -> Tensor: ...
 
-    def taken(self, model: TracedModel) -> Taken | None: ...
+    def taken(self, model: TracedModel) -> MatchedWeights | None: ...
 
 
 class Difference(NamedTuple):
@@ -56,14 +56,14 @@ def fingerprints(model: TracedModel, names: Sequence[str]) -> dict[str, str]:
     return {name: model.fingerprint([name]) for name in names}
 
 
-def states(edit: Applicable, model: TracedModel) -> dict[str, State]:
+def states(edit: Applicable, model: TracedModel) -> dict[str, FileState]:
     """Every weight's state. One whose fingerprint the edit does not know (an edit made by hand) counts as `base`."""
     now = fingerprints(model, edit.names)
     base, after = edit.manifest.get("fingerprints", {}), edit.manifest.get("fingerprints_after", {})
     taken = edit.taken(model)
     here = {} if taken is None else taken.after
 
-    def state(name: str) -> State:
+    def state(name: str) -> FileState:
         if now[name] == base.get(name):
             return "base"
         if now[name] in (after.get(name), here.get(name)):
@@ -159,7 +159,7 @@ def write_checked(edit: Applicable, model: TracedModel) -> None:
         )
 
 
-def changed_since(taken: Taken, model: TracedModel) -> list[str]:
+def changed_since(taken: MatchedWeights, model: TracedModel) -> list[str]:
     """The weights that hold neither what `apply_` left nor the bytes from before it: somebody else's work."""
     now = fingerprints(model, list(taken.before))
     moved = [name for name in taken.before if now[name] != taken.after[name]]
@@ -171,7 +171,7 @@ def _base(edit: Applicable) -> str:
     return "the unedited model" if name is None else f"{name}@{revision}" if revision else str(name)
 
 
-def _some(chosen: Sequence[str], found: dict[str, State]) -> str:
+def _some(chosen: Sequence[str], found: dict[str, FileState]) -> str:
     return f"{len(chosen)} of {len(found)} weights ({_named(chosen)})"
 
 

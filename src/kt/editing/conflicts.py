@@ -29,7 +29,7 @@ from ..model.update import LowRank
 from .closed_form.aims import Position
 from .closed_form.contexts import Contexts
 from .closed_form.keys import fact_keys
-from .closed_form.plan import Recipe
+from .closed_form.plan import LocateThenEdit
 from .config import HyperParameters
 from .edit import Edit
 from .methods import METHODS
@@ -161,7 +161,7 @@ def positions(model: TracedModel, edit: Edit) -> dict[str, Position]:
             values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in held.items()}
             hp = HyperParameters(**values)
             plan = known.recipe(hp.checked())
-            paths = plan.live if isinstance(plan, Recipe) else []
+            paths = plan.live if isinstance(plan, LocateThenEdit) else []
             read = {model.weight_name(site): path.aim.position for path in paths for site in path.sites}
         except (TypeError, ValueError, LookupError, KtError):
             read = {}  # settings of another version, or made up: at the subject's last token, as all methods but one

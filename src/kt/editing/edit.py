@@ -17,7 +17,7 @@ from ..errors import KtError, WorkFailed
 from ..model.update import Dense, Update
 from . import apply as applying
 from . import edit_io
-from .apply import State, Taken
+from .apply import FileState, MatchedWeights
 from .request_report import RequestReport
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Edit:
     report: tuple[RequestReport, ...] = ()
     targets: dict[str, Float[Tensor, "fact d_model"]] = field(default_factory=dict)
     keys: dict[str, Float[Tensor, "fact d_in"]] = field(default_factory=dict)
-    _taken: WeakKeyDictionary[Any, Taken] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
+    _taken: WeakKeyDictionary[Any, MatchedWeights] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ class Edit:
             raise WorkFailed("the edit changes nothing: every update is zero; check alpha, layers and targets")
 
     # Writing ----------------------------------------------------------------------------------------------------
-    def state_of(self, model: TracedModel) -> dict[str, State]:
+    def state_of(self, model: TracedModel) -> dict[str, FileState]:
         """Every weight's state in a model: `base` (as it was solved for), `applied` or `other`, by fingerprints."""
         applying.refuse_other_shapes(self, model)
         return applying.states(self, model)
@@ -140,7 +140,7 @@ class Edit:
         before = model.copies(self.names)
         try:
             applying.write_checked(self, model)
-            self._taken[model.module] = Taken(before, applying.fingerprints(model, self.names))
+            self._taken[model.module] = MatchedWeights(before, applying.fingerprints(model, self.names))
         except BaseException:
             model.put_back(before)
             raise
@@ -163,7 +163,7 @@ class Edit:
         model.put_back(kept.before)
         del self._taken[model.module]
 
-    def taken(self, model: TracedModel) -> Taken | None:
+    def taken(self, model: TracedModel) -> MatchedWeights | None:
         """What `apply_` kept of this model, while the edit is in it."""
         return self._taken.get(model.module)
 

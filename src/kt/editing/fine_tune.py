@@ -37,7 +37,7 @@ from ..model.sites import Kind, Site
 from ..model.tokens import Batch, encode_ids, pad_id, prompt_gap, target_ids, token_ids
 from ..model.update import Dense, Update
 from .adapter import Adapter, adapted
-from .plan import Setting, Solved, Written
+from .plan import SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -53,7 +53,7 @@ OBJECTIVES = ("prompt_last", "target_new")
 
 
 @dataclass(frozen=True)
-class Descent:
+class FineTune:
     """A plan of gradient steps; `modules` says what is trained at each of `layers`: `mlp` (down_proj), `attn` (W_o),
     `both`, or `block` (every parameter of it)."""
 
@@ -104,7 +104,7 @@ class Descent:
             return [name for layer in self.layers for name in model.block_weights(layer)]
         return [model.weight_name(site) for site in self.sites]
 
-    def solve(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None = None) -> Solved:
+    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         """Train, take the update, put everything back.
 
         Notes: `loss`, the mean over the last epoch (before its last step), `losses` of all epochs, `steps` made.
@@ -114,23 +114,23 @@ class Descent:
             KtError: an adapter is asked for and peft is not installed.
         """
         held, notes = setting.journal.take("descent", self._solve, setting, facts, progress)
-        return Solved({name: Written.of(part) for name, part in held.items()}, notes=notes)
+        return SolveResult({name: WeightUpdate.of(part) for name, part in held.items()}, notes=notes)
 
-    def remember(self, setting: Setting, facts: Sequence[Fact]) -> None:
+    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
         """Nothing."""
 
     def _solve(
-        self, setting: Setting, facts: Sequence[Fact], progress: Progress | None
+        self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Updates and notes, as a journal keeps them."""
         lessons = self._lessons(setting.model, facts)
         with self._training(setting) as training:
             losses, steps = self._descend(setting.model, lessons, training.weights, progress)
-            written = {name: Written(update).as_dict() for name, update in training.updates().items()}
+            written = {name: WeightUpdate(update).as_dict() for name, update in training.updates().items()}
         return written, {"loss": losses[-1], "losses": losses, "steps": steps}
 
     @contextmanager
-    def _training(self, setting: Setting) -> Iterator[Training]:
+    def _training(self, setting: SolveContext) -> Iterator[Training]:
         model = setting.model
         if self.adapter is None:
             with unfrozen(model, self.names(model), self.norm_constraint) as training:
@@ -193,7 +193,7 @@ class Lesson(NamedTuple):
         return (-(picked * targets.mask).sum(-1) / targets.lengths).mean()
 
     def _logits(self, model: TracedModel) -> Float[Tensor, "row keep vocab"]:
-        with model.nns.trace(**model.inputs(self.batch, self.keep)):
+        with model.nnsight.trace(**model.inputs(self.batch, self.keep)):
             if self.below is not None:
                 entering = self.below.to(model.device, copy=True)
                 filler = (entering, None) if model.layout.tuple_output else entering
@@ -220,7 +220,7 @@ def _lesson(model: TracedModel, facts: Sequence[Fact], last: bool, start: int) -
 @torch.no_grad()
 def _entering(model: TracedModel, batch: Batch, start: int) -> Float[Tensor, "row pos d_model"]:
     """The residual stream that enters a block above the first, kept on the CPU: there may be many requests."""
-    with model.nns.trace(**model.inputs(batch)) as tracer:
+    with model.nnsight.trace(**model.inputs(batch)) as tracer:
         entering: Any = model.value(Site(Kind.RESID, start - 1), len(batch)).clone()
         below = entering.save()
         tracer.stop()

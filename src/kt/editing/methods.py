@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from ..errors import KtError
 from ..model.sites import Kind, Site
 from .adapter import Adapter
-from .closed_form.aims import Aim, Position
+from .closed_form.aims import Position, TargetSite
 from .closed_form.contexts import Contexts, memit_contexts, rome_contexts
-from .closed_form.plan import Path, Recipe
+from .closed_form.plan import LocateThenEdit, Write
 from .closed_form.solvers import Equality, LeastSquares, NullSpace, RankOne
 from .config import HyperParameters, one_of
-from .fine_tune import Descent
+from .fine_tune import FineTune
 from .plan import Plan
-from .ultraedit import OnePass
+from .ultraedit import UltraEdit
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -26,13 +26,13 @@ REGIONS = ("both", "low", "high", "joint-low", "joint-high")
 """JEEP's regions and its ablations: one region alone, or both searched together and one of them written."""
 
 
-def memit(hp: HyperParameters) -> Recipe:
+def memit(hp: HyperParameters) -> LocateThenEdit:
     """MEMIT (Meng et al. 2023, eq. 14-20): aims at the residual stream after the last layer, writes every down_proj."""
-    aim = Aim(Site(Kind.RESID, hp.layers_mlp[-1]), hp.position)
-    return Recipe((Path(Kind.MLP, hp.layers_mlp, aim, hp.held, spread=hp.spread_rule),), hp.objective)
+    aim = TargetSite(Site(Kind.RESID, hp.layers_mlp[-1]), hp.position)
+    return LocateThenEdit((Write(Kind.MLP, hp.layers_mlp, aim, hp.held, spread=hp.spread_rule),), hp.objective)
 
 
-def intattn(hp: HyperParameters) -> Recipe:
+def intattn(hp: HyperParameters) -> LocateThenEdit:
     """IntAttn-Edit (arXiv 2510.27400, eq. 6-13): MEMIT on down_proj scaled by 1 - α, the same on W_o scaled by α.
 
     The paper leaves open which value the attention path aims at. The default is the residual stream after the last
@@ -45,15 +45,15 @@ def intattn(hp: HyperParameters) -> Recipe:
         kind = Kind(one_of(hp.attn_aim, (Kind.ATTN.value, Kind.RESID.value), "attn_aim"))
         site = Site(kind, hp.layers_attn[-1])
         weight = hp.mom2_update_weight if hp.mom2_update_weight_attn is None else hp.mom2_update_weight_attn
-        aim = Aim(site, hp.position)
-        paths.append(Path(Kind.ATTN, hp.layers_attn, aim, LeastSquares(weight), hp.alpha, hp.spread_rule))
+        aim = TargetSite(site, hp.position)
+        paths.append(Write(Kind.ATTN, hp.layers_attn, aim, LeastSquares(weight), hp.alpha, hp.spread_rule))
     if hp.layers_mlp and hp.alpha != 1:
         mlp = memit(hp).paths[0]
         paths.append(replace(mlp, scale=hp.mlp_share))
-    return Recipe(tuple(paths), hp.objective, joint=hp.joint_targets, coupled=hp.coupled)
+    return LocateThenEdit(tuple(paths), hp.objective, joint=hp.joint_targets, coupled=hp.coupled)
 
 
-def rome(hp: HyperParameters) -> Recipe:
+def rome(hp: HyperParameters) -> LocateThenEdit:
     """ROME (Meng et al. 2022, eq. 2): one layer, rank one, fact by fact.
 
     The direction takes the mean key over contexts, the denominator the bare prompt's, as the original code does.
@@ -61,49 +61,49 @@ def rome(hp: HyperParameters) -> Recipe:
     return _rank_one(hp, RankOne(hp.mom2_adjustment), mean_value=False)
 
 
-def r_rome(hp: HyperParameters) -> Recipe:
+def r_rome(hp: HyperParameters) -> LocateThenEdit:
     """R-ROME (Gupta et al. 2024): ROME with the mean key (and mean value) in both places."""
     return _rank_one(hp, RankOne(hp.mom2_adjustment, same_key=True), mean_value=True)
 
 
-def intattn_rome(hp: HyperParameters) -> Recipe:
+def intattn_rome(hp: HyperParameters) -> LocateThenEdit:
     """IntAttn-Edit for ROME (supplement B.3): rank one on down_proj and on W_o, one layer each, scaled 1 - α and α."""
     solver = RankOne(hp.mom2_adjustment)
     paths = []
     if hp.layers_attn and hp.alpha != 0:
         layer = hp.layers_attn[-1]
-        paths.append(Path(Kind.ATTN, (layer,), Aim(Site(Kind.ATTN, layer), hp.position), solver, hp.alpha))
+        paths.append(Write(Kind.ATTN, (layer,), TargetSite(Site(Kind.ATTN, layer), hp.position), solver, hp.alpha))
     if hp.alpha != 1:
         paths.append(replace(rome(hp).paths[0], scale=hp.mlp_share))
-    return Recipe(tuple(paths), hp.objective, joint=hp.joint_targets, coupled=hp.coupled, one_by_one=True)
+    return LocateThenEdit(tuple(paths), hp.objective, joint=hp.joint_targets, coupled=hp.coupled, one_by_one=True)
 
 
-def _rank_one(hp: HyperParameters, solver: RankOne, mean_value: bool) -> Recipe:
+def _rank_one(hp: HyperParameters, solver: RankOne, mean_value: bool) -> LocateThenEdit:
     layer = hp.layers_mlp[-1]
-    path = Path(Kind.MLP, (layer,), Aim(Site(Kind.MLP, layer), hp.position), solver, mean_value=mean_value)
-    return Recipe((path,), hp.objective, one_by_one=True)
+    path = Write(Kind.MLP, (layer,), TargetSite(Site(Kind.MLP, layer), hp.position), solver, mean_value=mean_value)
+    return LocateThenEdit((path,), hp.objective, one_by_one=True)
 
 
-def pmet(hp: HyperParameters) -> Recipe:
+def pmet(hp: HyperParameters) -> LocateThenEdit:
     """PMET (Li et al. 2024): δ at the outputs of attention and MLP of the last layer, searched together.
 
     Only the MLP is written; `modules="both"` writes both, as the original code can.
     """
     layer = hp.layers_mlp[-1]
-    mlp, attn = Aim(Site(Kind.MLP, layer), hp.position), Aim(Site(Kind.ATTN, layer), hp.position)
+    mlp, attn = TargetSite(Site(Kind.MLP, layer), hp.position), TargetSite(Site(Kind.ATTN, layer), hp.position)
     both = one_of(hp.modules, ("mlp", "both"), "modules") == "both"
     written = [(Kind.MLP, mlp)] + [(Kind.ATTN, attn)] * both
-    paths = tuple(Path(kind, hp.layers_mlp, aim, hp.held, spread=hp.spread_rule) for kind, aim in written)
-    return Recipe(paths, replace(hp.objective, argmax_discount=True), joint=True, also=() if both else (attn,))
+    paths = tuple(Write(kind, hp.layers_mlp, aim, hp.held, spread=hp.spread_rule) for kind, aim in written)
+    return LocateThenEdit(paths, replace(hp.objective, argmax_discount=True), joint=True, also=() if both else (attn,))
 
 
-def alphaedit(hp: HyperParameters) -> Recipe:
+def alphaedit(hp: HyperParameters) -> LocateThenEdit:
     """AlphaEdit (Fang et al. 2025): MEMIT's targets, written into the null space of the second moment."""
     path = memit(hp).paths[0]
-    return Recipe((replace(path, solver=NullSpace(hp.nullspace_threshold, hp.L2)),), hp.objective)
+    return LocateThenEdit((replace(path, solver=NullSpace(hp.nullspace_threshold, hp.L2)),), hp.objective)
 
 
-def emmet(hp: HyperParameters) -> Recipe:
+def emmet(hp: HyperParameters) -> LocateThenEdit:
     """EMMET (Gupta et al. 2024, "A Unified Framework for Model Editing"): MEMIT's targets, memorised exactly.
 
     Of all updates that give every key its value, the one that moves what C holds least (`emmet_lambda=0`, the paper's).
@@ -111,10 +111,10 @@ def emmet(hp: HyperParameters) -> Recipe:
     λ = emmet_lambda · mom2_update_weight.
     """
     path = memit(hp).paths[0]
-    return Recipe((replace(path, solver=Equality(hp.mom2_update_weight, hp.emmet_lambda)),), hp.objective)
+    return LocateThenEdit((replace(path, solver=Equality(hp.mom2_update_weight, hp.emmet_lambda)),), hp.objective)
 
 
-def jeep(hp: HyperParameters) -> Recipe:
+def jeep(hp: HyperParameters) -> LocateThenEdit:
     """JEEP (eq. 8-12): MLP outputs at the low region's subject and at the high region's last prompt token, searched
     together; low is written first, with its residual spread by square roots, then high, evenly.
 
@@ -128,14 +128,14 @@ def jeep(hp: HyperParameters) -> Recipe:
         KtError: an unknown region or high module, or a joint region with `separate_targets`.
     """
     high_kind = Kind.ATTN if one_of(hp.high_module, ("mlp", "attn"), "high_module") == "attn" else Kind.MLP
-    low = Aim(Site(Kind.MLP, hp.layers_mlp[-1]), Position.SUBJECT_LAST)
-    high = Aim(
+    low = TargetSite(Site(Kind.MLP, hp.layers_mlp[-1]), Position.SUBJECT_LAST)
+    high = TargetSite(
         Site(high_kind, hp.layers_high[-1]), Position.PROMPT_LAST, hp.clamp_norm_factor_high, hp.v_weight_decay_high
     )
     weight = hp.mom2_update_weight if hp.mom2_update_weight_high is None else hp.mom2_update_weight_high
     paths = {
-        "low": Path(Kind.MLP, hp.layers_mlp, low, hp.held, spread=hp.spread_rule),
-        "high": Path(high_kind, hp.layers_high, high, LeastSquares(weight)),
+        "low": Write(Kind.MLP, hp.layers_mlp, low, hp.held, spread=hp.spread_rule),
+        "high": Write(high_kind, hp.layers_high, high, LeastSquares(weight)),
     }
     region = one_of(hp.region, REGIONS, "region")
     written = region.removeprefix("joint-")
@@ -144,17 +144,17 @@ def jeep(hp: HyperParameters) -> Recipe:
     chosen = tuple(path for name, path in paths.items() if written in ("both", name))
     also = tuple(path.aim for name, path in paths.items() if written != region and name != written)
     objective = replace(hp.objective, stop_prob=hp.min_loss)
-    return Recipe(chosen, objective, joint=not hp.separate_targets, also=also, coupled=True)
+    return LocateThenEdit(chosen, objective, joint=not hp.separate_targets, also=also, coupled=True)
 
 
-def ultraedit(hp: HyperParameters) -> OnePass:
+def ultraedit(hp: HyperParameters) -> UltraEdit:
     """UltraEdit (Gu et al. 2025): one backward pass, keys and gradients normalised over the session, a ridge solve."""
-    return OnePass(hp.layers_mlp, _kinds(hp), lr=hp.lr, ridge=hp.L2, shared=hp.shared_normaliser)
+    return UltraEdit(hp.layers_mlp, _kinds(hp), lr=hp.lr, ridge=hp.L2, shared=hp.shared_normaliser)
 
 
-def ft(hp: HyperParameters) -> Descent:
+def ft(hp: HyperParameters) -> FineTune:
     """FT: Adam on the chosen layers' weights, as EasyEdit does it."""
-    return Descent(
+    return FineTune(
         hp.layers_mlp,
         hp.modules,
         hp.objective_optimization,
@@ -167,7 +167,7 @@ def ft(hp: HyperParameters) -> Descent:
     )
 
 
-def lora(hp: HyperParameters) -> Descent:
+def lora(hp: HyperParameters) -> FineTune:
     """LoRA (Hu et al. 2022) through peft, on the weights that the other methods write, with teacher forcing."""
     return replace(ft(hp), norm_constraint=None, adapter=Adapter(hp.rank, hp.lora_alpha, hp.lora_dropout))
 

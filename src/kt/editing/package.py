@@ -20,7 +20,7 @@ from .closed_form.contexts import Contexts
 from .closed_form.keys import fact_values
 from .config import HyperParameters
 from .edit import Edit
-from .plan import Plan, Setting, Solved
+from .plan import Plan, SolveContext, SolveResult
 from .rounding import Reading, about_rounding, is_narrow, readings, report, warn_of_rounding
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def package(
-    setting: Setting, facts: Sequence[Fact], method: str, hp: HyperParameters, plan: Plan, solved: Solved
+    setting: SolveContext, facts: Sequence[Fact], method: str, hp: HyperParameters, plan: Plan, solved: SolveResult
 ) -> Edit:
     """The edit with its manifest, read back from the model while it is written in."""
     model = setting.model
@@ -60,7 +60,7 @@ def package(
     return edit
 
 
-def about_statistics(setting: Setting, plan: Plan, solved: Solved) -> dict[str, Any]:
+def about_statistics(setting: SolveContext, plan: Plan, solved: SolveResult) -> dict[str, Any]:
     """Which second moments the solve used: by module, the SHA-256 of the matrix's bytes as stored."""
     moments = setting.statistics
     used = [name for name in map(setting.model.weight_name, plan.moment_sites) if name in solved.written]
@@ -96,7 +96,7 @@ def about_requests(facts: Sequence[Fact]) -> dict[str, Any]:
 
 
 def read_back(
-    model: TracedModel, edit: Edit, facts: Sequence[Fact], before: list[Reading], solved: Solved | None = None
+    model: TracedModel, edit: Edit, facts: Sequence[Fact], before: list[Reading], solved: SolveResult | None = None
 ) -> None:
     """Write the edit in for a moment: what the requests say now, what its control says, how much of each wanted value
     came through, what rounding left, and how the weights' norms and fingerprints changed."""
@@ -122,7 +122,7 @@ def read_back(
     warn_of_rounding(edit, model.dtype)
 
 
-def value_change(model: TracedModel, facts: Sequence[Fact], solved: Solved) -> dict[str, Any]:
+def value_change(model: TracedModel, facts: Sequence[Fact], solved: SolveResult) -> dict[str, Any]:
     """By aim, over facts: `came_through`, the change's length along the wanted one (1: all of it), and `left`, what is
     still missing, relative to what was wanted. Read on the bare prompts with the edit, scaled as it is, written in. A
     request for which nothing was to change has neither."""
@@ -142,7 +142,7 @@ def value_change(model: TracedModel, facts: Sequence[Fact], solved: Solved) -> d
     return found
 
 
-def warn_of_weak_targets(facts: Sequence[Fact], solved: Solved) -> None:
+def warn_of_weak_targets(facts: Sequence[Fact], solved: SolveResult) -> None:
     for aim, found in solved.search.items():
         weak = [f.subject for f, p in zip(facts, found.prob.tolist(), strict=True) if p < 0.5]
         if weak:

@@ -20,7 +20,7 @@ from ..facts.fact import Fact
 from ..model.sites import Site
 from ..model.update import Dense, LowRank, Update
 from ..runs.journal import Journal
-from .closed_form.aims import Aim
+from .closed_form.aims import TargetSite
 from .closed_form.contexts import Contexts
 from .closed_form.second_moment import Statistics
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .closed_form.targets import Targets
 
 
-class Written(NamedTuple):
+class WeightUpdate(NamedTuple):
     """One weight's update, scaled, and how it came about: the condition number of the system that was solved, the keys
     and the norm of the residual that was to be written. None for what a plan does not have."""
 
@@ -43,23 +43,23 @@ class Written(NamedTuple):
         return self._asdict() | {"update": vars(self.update)}
 
     @classmethod
-    def of(cls, held: Mapping[str, Any]) -> Written:
+    def of(cls, held: Mapping[str, Any]) -> WeightUpdate:
         """From what `as_dict` gave."""
         parts = held["update"]
         return cls(**{**held, "update": LowRank(**parts) if "left" in parts else Dense(**parts)})
 
 
-class Solved(NamedTuple):
+class SolveResult(NamedTuple):
     """What a plan gives: updates by weight name, wanted values by aim, how the search for them ended, and numbers of
     the plan's own for the manifest (`loss`: the last one of a descent)."""
 
-    written: dict[str, Written]
-    targets: dict[Aim, Float[Tensor, "fact d_model"]] = {}  # noqa: RUF012 -- nobody writes into a result
-    search: dict[Aim, Targets] = {}  # noqa: RUF012
+    written: dict[str, WeightUpdate]
+    targets: dict[TargetSite, Float[Tensor, "fact d_model"]] = {}  # noqa: RUF012 -- nobody writes into a result
+    search: dict[TargetSite, Targets] = {}  # noqa: RUF012
     notes: dict[str, Any] = {}  # noqa: RUF012
 
 
-class State:
+class EditHistory:
     """What a session remembers of the edits it made. Never shared between sessions.
 
     `keys`: by weight name, the keys that earlier edits wrote and later ones are to leave alone (AlphaEdit's cache).
@@ -76,7 +76,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Setting:
+class SolveContext:
     """What every solve of a session has in common.
 
     `original`, where given, is a context in which the model holds the weights it had before the session's first edit;
@@ -87,12 +87,12 @@ class Setting:
     model: TracedModel
     statistics: Statistics
     contexts: Contexts
-    state: State = field(default_factory=State)
+    state: EditHistory = field(default_factory=EditHistory)
     original: Callable[[], AbstractContextManager[Any]] | None = None
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
 
-    def within(self, part: str) -> Setting:
+    def within(self, part: str) -> SolveContext:
         """The setting of a part of the work, whose phases have names of their own."""
         return replace(self, journal=self.journal.within(part))
 
@@ -118,7 +118,7 @@ class Plan(Protocol):
     def require_room(self, model: TracedModel) -> None:
         """Refuse, before any work, what this machine's memory cannot hold."""
 
-    def solve(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None = None) -> Solved: ...
+    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult: ...
 
-    def remember(self, setting: Setting, facts: Sequence[Fact]) -> None:
+    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
         """After the write: what the next solve of the session has to know of these facts."""

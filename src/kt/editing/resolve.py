@@ -73,7 +73,7 @@ def refuse_contradictions(facts: Sequence[Fact]) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class MethodRequest:
     """A method with what was given for it: by the user, by a preset, or by neither."""
 
     name: str
@@ -92,7 +92,7 @@ class Asked:
         preset: str | None,
         variant: str | None,
         given: Mapping[str, Any],
-    ) -> Asked:
+    ) -> MethodRequest:
         chosen, known = method_named(method), preset_for(model, preset)
         if variant is not None and known is None:
             raise KtError(f"no preset matches {model.name}, so there is no variant {variant!r}; give --preset")
@@ -151,7 +151,7 @@ class Asked:
         traced = {"layers_mlp", "layers_attn"} & set(self.missing_layers())
         return self.fixed_alpha() is None or (bool(traced) and not self.needs_probe)
 
-    def settle(self, model: TracedModel, balance: Balance | None, stages: Stages | None = None) -> HyperParameters:
+    def resolve(self, model: TracedModel, balance: Balance | None, stages: Stages | None = None) -> HyperParameters:
         """Every value, with layers and α from the trace or the probe where they are to come from it."""
         chosen = {k: v for k, v in self.chosen().items() if k != "alpha"}
         chosen |= self._guessed(model, balance, stages)
@@ -205,7 +205,7 @@ class Asked:
 
 
 def trace_balance(
-    model: TracedModel, facts: Sequence[Fact], asked: Asked, seed: int, journal: Journal | None = None
+    model: TracedModel, facts: Sequence[Fact], asked: MethodRequest, seed: int, journal: Journal | None = None
 ) -> Balance | None:
     """The balance of these facts; None where they cannot be traced and only layers were to come of it.
 

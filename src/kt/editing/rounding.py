@@ -121,7 +121,7 @@ def logits_given_back(
 ) -> Float[Tensor, "row keep vocab"]:
     """Logits of the last `keep` positions, with what rounding took from these sites' values given back."""
     size = len(batch)
-    with model.nns.trace(**model.inputs(batch, keep)):
+    with model.nnsight.trace(**model.inputs(batch, keep)):
         for site in sorted(rounded, key=lambda site: (site.layer, site.kind is Kind.MLP)):
             missing: Any = rounded[site].missing(model.key(site, size))
             value: Any = model.value(site, size)
@@ -180,7 +180,7 @@ def _site(model: TracedModel, name: str) -> Site | None:
 # What a model says of each request's target and old answer: probability and rank.
 
 
-class Said(NamedTuple):
+class AnswerProbs(NamedTuple):
     """An answer's joint probability, teacher-forced, and the rank of its first token."""
 
     prob: float
@@ -190,8 +190,8 @@ class Said(NamedTuple):
 class Reading(NamedTuple):
     """What the model says of a fact's target and old answer."""
 
-    target: Said
-    answer: Said | None
+    target: AnswerProbs
+    answer: AnswerProbs | None
 
 
 def readings(model: TracedModel, facts: list[Fact]) -> list[Reading]:
@@ -201,7 +201,7 @@ def readings(model: TracedModel, facts: list[Fact]) -> list[Reading]:
     return [Reading(t, next(read) if f.answer else None) for t, f in zip(targets, facts, strict=True)]
 
 
-def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> list[Said]:
+def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> list[AnswerProbs]:
     out = []
     for start in range(0, len(asked), 32):
         part = [
@@ -214,7 +214,7 @@ def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> l
             answer_ids = torch.tensor(answer, device=row.device)
             own = row[-len(answer) :]
             joint = own.log_softmax(-1)[torch.arange(len(answer)), answer_ids].sum().exp()
-            out.append(Said(float(joint), int((own[0] > own[0, answer_ids[0]]).sum())))
+            out.append(AnswerProbs(float(joint), int((own[0] > own[0, answer_ids[0]]).sum())))
     return out
 
 

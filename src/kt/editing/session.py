@@ -33,8 +33,8 @@ from .closed_form.contexts import Contexts
 from .closed_form.second_moment import Statistics
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
-from .plan import Plan, Setting, State
-from .resolve import Asked, probe_stages, read_requests, refuse_contradictions, take_statistics, trace_balance
+from .plan import EditHistory, Plan, SolveContext
+from .resolve import MethodRequest, probe_stages, read_requests, refuse_contradictions, take_statistics, trace_balance
 from .rounding import readings
 from .stack import EditStack
 
@@ -92,9 +92,9 @@ class EditSession:
     ) -> None:
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
-        self.asked = Asked.of(model, method, alpha, preset, variant, hyper_parameters)
+        self.asked = MethodRequest.of(model, method, alpha, preset, variant, hyper_parameters)
         self._history = _keys_of(history)
-        self.state = State(self._history)
+        self.state = EditHistory(self._history)
         self.keep_history, self.norm_guard = keep_history, norm_guard
         self.steps: list[Edit] = []
         self._requests: list[Fact] = []
@@ -123,7 +123,7 @@ class EditSession:
         try:
             result.write(self.model)
             if self.keeps_history:
-                plan.remember(setting, facts)
+                plan.update_history(setting, facts)
         except BaseException:
             self.model.put_back(before)
             self.state.running = running
@@ -133,13 +133,13 @@ class EditSession:
         self._requests += facts
         return result
 
-    def _solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> tuple[Edit, Plan, Setting, list[Fact]]:
+    def _solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
         self.model.require_weights("an edit")
         self._solves += 1
         facts = read_requests(self.model, requests)
         refuse_contradictions(facts)
         balance = self._trace(facts) if self.asked.needs_trace else None
-        hp = self.asked.settle(self.model, balance, self._probe(facts) if self.asked.needs_probe else None)
+        hp = self.asked.resolve(self.model, balance, self._probe(facts) if self.asked.needs_probe else None)
         own = self.asked.alphas(facts, balance)
         hp = hp if own is None else replace(hp, alpha=own)
         plan = self.asked.method.recipe(hp)
@@ -176,7 +176,7 @@ class EditSession:
         """Whether later edits leave the keys of earlier ones alone."""
         return self.asked.method.keeps_history if self.keep_history is None else self.keep_history
 
-    def _setting(self, plan: Plan) -> Setting:
+    def _setting(self, plan: Plan) -> SolveContext:
         """Texts and second moments are the original model's, taken once."""
         with self.unedited():
             if self._contexts is None:
@@ -189,7 +189,7 @@ class EditSession:
             self._original = self.model.copies(plan.names(self.model)) | self._original
             original = self.unedited
         journal = self.journal.within(f"solve-{self._solves:05d}")
-        return Setting(self.model, self._statistics, self._contexts, self.state, original, self.seed, journal)
+        return SolveContext(self.model, self._statistics, self._contexts, self.state, original, self.seed, journal)
 
     def _trace(self, facts: list[Fact]) -> Balance | None:
         """What α and layers come from: of each batch for an α a fact, else of the first one, on the original model."""
@@ -270,7 +270,7 @@ class EditSession:
         """The exact bytes from before the first edit; the session begins anew."""
         self.model.put_back(self._original)
         self._original, self.steps, self._requests = {}, [], []
-        self.state = State(self._history)
+        self.state = EditHistory(self._history)
 
     def __enter__(self) -> EditSession:
         return self
@@ -283,7 +283,7 @@ class EditSession:
 
 def _keys_of(history: History | None) -> dict[str, Float[Tensor, "d_in past"]]:
     """Keys as columns. A sum of k kᵀ gives back columns with the same sum: all that a solve makes of them."""
-    state = State()
+    state = EditHistory()
     if isinstance(history, Mapping):
         return {name: _columns(name, gram) for name, gram in history.items()}
     for edit in history or ():
@@ -334,7 +334,7 @@ class SessionOnEdits(EditSession):
     def __enter__(self) -> SessionOnEdits:
         self.below.grounds(self.model)  # fails before any work
         balance = self._trace(self._first) if self.asked.needs_trace else None
-        hp = self.asked.settle(self.model, balance, self._probe(self._first) if self.asked.needs_probe else None)
+        hp = self.asked.resolve(self.model, balance, self._probe(self._first) if self.asked.needs_probe else None)
         plan = self.asked.method.recipe(hp)
         self._refuse(plan)
         self._setting(plan)
@@ -348,7 +348,7 @@ class SessionOnEdits(EditSession):
         with self._around:
             super().__exit__(kind, error, trace)
 
-    def _solve(self, requests: Any) -> tuple[Edit, Plan, Setting, list[Fact]]:
+    def _solve(self, requests: Any) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
         found = super()._solve(requests)
         self._note(found[0])
         return found

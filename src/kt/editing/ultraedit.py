@@ -39,7 +39,7 @@ from ..model.sites import Kind, Site
 from ..model.tokens import Batch, pad_id, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
 from .closed_form.keys import Rows
-from .plan import Setting, Solved, Written
+from .plan import SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -86,7 +86,7 @@ class Pairs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OnePass:
+class UltraEdit:
     """UltraEdit as a plan.
 
     `shared`: modules of one shape have one normaliser between them, as in the authors' code, rather than one each.
@@ -120,7 +120,7 @@ class OnePass:
     def require_room(self, model: TracedModel) -> None:
         """Nothing yet: the need grows with the answers' tokens, and `solve` asks once it has counted them."""
 
-    def solve(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None = None) -> Solved:
+    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         model, sites = setting.model, self.sites
         answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "") for fact in facts]
         self._require_memory(model, sum(map(len, answers)))
@@ -144,11 +144,11 @@ class OnePass:
             update, condition = ridge_fit(pairs[site].keys.double(), shifts, self.ridge)
             if not update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; lower lr or raise ridge")
-            written[name] = Written(update, condition, residual_norm=float(shifts.norm()))
+            written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()))
         setting.state.running.update(running)  # last of all: an edit that failed has not been seen
-        return Solved(written)
+        return SolveResult(written)
 
-    def remember(self, setting: Setting, facts: Sequence[Fact]) -> None:
+    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
         """Nothing more: a solve takes its pairs into the running statistics itself."""
 
     def _require_memory(self, model: TracedModel, count: int) -> None:
@@ -204,7 +204,7 @@ def _forward_and_back(
     zeros = {s: torch.zeros(len(places), model.d_model, dtype=model.dtype, requires_grad=True) for s in sites}
     keys: dict[Site, Tensor] = {}
     with torch.enable_grad():
-        with model.nns.trace(**model.inputs(batch, keep)):
+        with model.nnsight.trace(**model.inputs(batch, keep)):
             for site in sites:
                 key: Any = model.key(site, size)
                 keys[site] = key[where].detach().save()

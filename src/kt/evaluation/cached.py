@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .._util.data import to_json
 from .._util.files import clear_temporaries
-from .._util.lock import alone
+from .._util.lock import exclusive
 from ..errors import KtError
 from ..facts.fact import Fact, facts_digest
 from ..facts.load import facts_from
@@ -67,11 +67,11 @@ def evaluate_cached(
     key = _key(model, facts, fingerprint or model.fingerprint(), asked)
     file = Path(cache_dir) / f"scores-{key}.json"
     with ExitStack() as held:
-        found = ranks.by_main("scores that are kept", _claimed, held, file)
+        found = ranks.on_rank_zero("scores that are kept", _claimed, held, file)
         if found is not None:
             return Cached(found, file)
         scores = evaluate(model, facts, **asked)
-        ranks.by_main("keeping scores", _keep, scores, file)
+        ranks.on_rank_zero("keeping scores", _keep, scores, file)
     return Cached(scores, None)
 
 
@@ -79,7 +79,7 @@ def _claimed(held: ExitStack, file: Path) -> Scores | None:
     """The scores in the file; where there are none, for as long as `held`, nobody else makes them."""
     with suppress(OSError):  # a folder that cannot be written: `save` says so
         file.parent.mkdir(parents=True, exist_ok=True)
-        held.enter_context(alone(file.with_suffix(".lock"), "scores the same unedited model"))
+        held.enter_context(exclusive(file.with_suffix(".lock"), "scores the same unedited model"))
     return _read(file)
 
 

@@ -42,7 +42,7 @@ class BadJudge(KtError):
     """A judge's address that cannot be used."""
 
 
-class Case(NamedTuple):
+class JudgedAnswer(NamedTuple):
     """One free answer: what was asked, what counts as right, what the model said."""
 
     prompt: str
@@ -50,7 +50,7 @@ class Case(NamedTuple):
     text: str
 
 
-Verdicts = Callable[[Sequence[Case]], "list[bool | None]"]
+Verdicts = Callable[[Sequence[JudgedAnswer]], "list[bool | None]"]
 """What `evaluate(judge=...)` takes: a verdict for every case, None where there is none."""
 
 
@@ -93,7 +93,7 @@ class Judge:
         if not self.model.strip():
             raise BadJudge(f"the judge at {parts.hostname} needs a model's name; give --judge-model")
 
-    def __call__(self, cases: Sequence[Case]) -> list[bool | None]:
+    def __call__(self, cases: Sequence[JudgedAnswer]) -> list[bool | None]:
         """A verdict for every case; equal cases are asked once.
 
         Raises:
@@ -124,12 +124,12 @@ class Judge:
         base = self.url.rstrip("/")
         return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
 
-    def digest(self, case: Case) -> str:
+    def digest(self, case: JudgedAnswer) -> str:
         """What a verdict is kept under: the judge, its instruction, and the case."""
         told = json.dumps([self.endpoint, self.model, INSTRUCTION, case.prompt, list(case.answers), case.text])
         return hashlib.sha256(told.encode()).hexdigest()
 
-    def _ask(self, case: Case) -> bool | None:
+    def _ask(self, case: JudgedAnswer) -> bool | None:
         data = {"question": case.prompt, "accepted_answers": list(case.answers), "response": case.text}
         turns = [
             {"role": "system", "content": INSTRUCTION},

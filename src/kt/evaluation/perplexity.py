@@ -20,7 +20,7 @@ from ..facts.corpus import Corpus
 from ..model.model import TracedModel
 from ..model.tokens import token_ids
 from ..stats import Interval, bootstrap_of_means
-from .teacher import Forced, Question, Row
+from .teacher import Question, Row, TeacherForced
 
 WINDOW = 1024
 """Most tokens that the model reads at once."""
@@ -80,7 +80,7 @@ class Text(NamedTuple):
     rows: tuple[Row, ...] = ()
     owner: tuple[int, ...] = ()
 
-    def losses(self, found: Mapping[Question, Forced]) -> Heldout:
+    def losses(self, found: Mapping[Question, TeacherForced]) -> Heldout:
         """The documents' losses from those of their windows."""
         nll, tokens = np.zeros(max(self.owner) + 1), np.zeros(max(self.owner) + 1, dtype=int)
         for row, document in zip(self.rows, self.owner, strict=True):

@@ -21,13 +21,13 @@ from ..model.model import TracedModel
 from ..model.tokens import target_ids
 from ..runs import parallel as ranks
 from .distributions import Distributions, divergences, near_prompts
-from .judge import Case, Verdicts
+from .judge import JudgedAnswer, Verdicts
 from .metrics import COMPOSITES, PROTOCOLS, record_values, says
 from .perplexity import Heldout, Text, heldout_corpus, ppl_protocol, windows
 from .samples import Key, Sample, samples_of
 from .scores import Scores
 from .shared import force
-from .teacher import Forced, Question, Row, Wish, continuations, room, teacher_force, tokens_of
+from .teacher import GenerationRequest, Question, Row, TeacherForced, continuations, room, teacher_force, tokens_of
 from .text import WILD_TOKENS, has_chat, up_to_stop, wild_protocol, wish_for
 
 # All that a model is asked for a list of samples: each question once, in few batches, and the responses put back.
@@ -62,9 +62,9 @@ class Work(NamedTuple):
     rows: dict[Question, Row]
     rivals: frozenset[Question]
     forced: tuple[Row, ...]
-    greedy: dict[Wish, None]
-    sampled: dict[Wish, None]
-    wild: dict[str, Wish]
+    greedy: dict[GenerationRequest, None]
+    sampled: dict[GenerationRequest, None]
+    wild: dict[str, GenerationRequest]
     near: tuple[str, ...]
     text: Text | None
 
@@ -75,7 +75,7 @@ class Work(NamedTuple):
         return sum(map(len, asked)) + (len(self.text.rows) if self.text else 0)
 
     @property
-    def written(self) -> dict[Wish, None]:
+    def written(self) -> dict[GenerationRequest, None]:
         """All greedy text: free answers are longer continuations, often of prompts that are continued anyway."""
         return dict.fromkeys([*self.greedy, *self.wild.values()])
 
@@ -83,8 +83,8 @@ class Work(NamedTuple):
 class Responses(NamedTuple):
     """What came back, by question, wish or prompt."""
 
-    forced: dict[Question, Forced]
-    greedy: dict[Wish, str]
+    forced: dict[Question, TeacherForced]
+    greedy: dict[GenerationRequest, str]
     sampled: dict[str, str]
     wild: dict[str, str]
     kl: dict[str, float]
@@ -98,15 +98,15 @@ def plan_work(model: TracedModel, asked: Sequence[Sample], wanted: Wanted) -> Wo
     rivals = dict.fromkeys((s.prompt, s.rival) for s in asked if s.rival is not None and "prob" in protocols)
     rows = {question: tokens_of(model, question) for question in questions | rivals}
     forced = tuple(rows.values()) if {"tf", "prob"} & set(protocols) else ()
-    greedy: dict[Wish, None] = {}
-    sampled: dict[Wish, None] = {}
+    greedy: dict[GenerationRequest, None] = {}
+    sampled: dict[GenerationRequest, None] = {}
     if "gen" in protocols:
         answered = (s for s in asked if s.role in _ANSWERED)
         greedy = dict.fromkeys(wish for s in answered for wish in _wishes(model, s, rows[s.prompt, s.answer]))
         texts = dict.fromkeys(s.prompt for s in asked if s.role == "generation")
         free = ((prompt, room(model, prompt, TEXT_TOKENS)) for prompt in texts)
         sampled = dict.fromkeys(wish for wish in free if wish[1])
-    wild: dict[str, Wish] = {}
+    wild: dict[str, GenerationRequest] = {}
     if "wild" in protocols:
         prompts = dict.fromkeys(s.prompt for s in asked if s.role in _ANSWERED and s.answer is not None)
         wishes = {prompt: wish_for(model, prompt, wanted.wild_tokens) for prompt in prompts}
@@ -116,7 +116,7 @@ def plan_work(model: TracedModel, asked: Sequence[Sample], wanted: Wanted) -> Wo
     return Work(rows, frozenset(rivals), forced, greedy, sampled, wild, near, text)
 
 
-def _wishes(model: TracedModel, sample: Sample, row: Row) -> list[Wish]:
+def _wishes(model: TracedModel, sample: Sample, row: Row) -> list[GenerationRequest]:
     """A continuation of the answer's own length, if there is an answer, one of each alias', and the longer one."""
     prompt, n = sample.prompt, len(row.target)
     own = [(prompt, len(target_ids(model.tokenizer, prompt, alias))) for alias in sample.aliases]
@@ -272,9 +272,9 @@ def _judged(samples: Sequence[Sample], judge: Verdicts) -> list[Sample]:
     """The samples with a verdict on each free answer."""
     places = [i for i, s in enumerate(samples) if s.wild_text is not None and s.answer is not None]
     free = [samples[i] for i in places]
-    cases = [Case(s.prompt, (str(s.answer), *s.aliases), str(s.wild_text)) for s in free]
+    cases = [JudgedAnswer(s.prompt, (str(s.answer), *s.aliases), str(s.wild_text)) for s in free]
     judged = list(samples)
-    verdicts = ranks.by_main("verdicts", lambda: list(judge(cases)))  # a judge may be a paid service
+    verdicts = ranks.on_rank_zero("verdicts", lambda: list(judge(cases)))  # a judge may be a paid service
     for i, sample, verdict in zip(places, free, verdicts, strict=True):
         judged[i] = replace(sample, verdict=verdict)
     return judged

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from .._util.data import read_json, whole, write_json
+from .._util.data import complete_file, read_json, write_json
 from ..errors import BadFact, BadFile
 from ..stats import Interval, bootstrap_mean_grid, bootstrap_of_means
 from .metrics import COMPOSITES, columns, composites, harmonic
@@ -233,7 +233,7 @@ class Scores:
         data = read_json(path)
         if data.get("kind") != KIND or data.get("schema_version") != 1:
             raise BadFile(f"{path}: no scores of schema version 1; give a file written by Scores.save or `kt eval`")
-        with whole(path, "set of scores", "score again"):
+        with complete_file(path, "set of scores", "score again"):
             return cls(
                 model=data["model"],
                 records=tuple(data["records"]),

@@ -22,9 +22,9 @@ from ..model.tokens import Batch, encode_ids, pad_id
 from .teacher import (
     AUTO_LOGITS,
     AUTO_TOKENS,
-    Forced,
     Question,
     Row,
+    TeacherForced,
     packed,
     refuse_nan,
     score,
@@ -35,7 +35,7 @@ from .teacher import (
 Ids = tuple[int, ...]
 
 
-class Family(NamedTuple):
+class SharedPrefix(NamedTuple):
     """The rows of one prompt, and what all of them read first: up to the place where an answer's first token is due."""
 
     head: Ids
@@ -55,7 +55,7 @@ def force(
     rows: Sequence[Row],
     batch_size: int | str = "auto",
     done: Callable[[int], None] = lambda n: None,
-) -> dict[Question, Forced]:
+) -> dict[Question, TeacherForced]:
     """What `teacher_force` gives, to rounding, with every prompt read once where the model allows it."""
     together = families(rows) if _may_share(model, rows) else []
     if batch_size != "auto":
@@ -66,11 +66,11 @@ def force(
     return answers | shared_out("answers to shared prompts", batches, partial(_read_once, model), done, _asked)
 
 
-def _asked(batch: Sequence[Family]) -> int:
+def _asked(batch: Sequence[SharedPrefix]) -> int:
     return sum(len(family.rows) for family in batch)
 
 
-def families(rows: Sequence[Row]) -> list[Family]:
+def families(rows: Sequence[Row]) -> list[SharedPrefix]:
     """The prompts that more than one row asks, shortest heads first."""
     asked: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -81,7 +81,7 @@ def families(rows: Sequence[Row]) -> list[Family]:
         common = tuple(ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, columns))
         head = common[: min(len(row.read) - row.keep + 1 for row in own)]
         if len(own) > 1 and head:
-            found.append(Family(head, tuple(own)))
+            found.append(SharedPrefix(head, tuple(own)))
     return sorted(found, key=lambda family: (len(family.head), max(map(len, map(family.tail, family.rows)))))
 
 
@@ -90,10 +90,10 @@ def _may_share(model: TracedModel, rows: Sequence[Row]) -> bool:
     return isinstance(model, TracedModel) and prefix_is_reusable(model, max((len(row.read) for row in rows), default=0))
 
 
-def _batches(together: Sequence[Family], batch_size: int | str, vocab: int) -> Iterator[list[Family]]:
+def _batches(together: Sequence[SharedPrefix], batch_size: int | str, vocab: int) -> Iterator[list[SharedPrefix]]:
     """As many prompts as neither of the two forwards grows beyond the budget with."""
 
-    def fits(batch: list[Family]) -> bool:
+    def fits(batch: list[SharedPrefix]) -> bool:
         tails = [tail for family in batch for tail in family.tails]
         size, longest = max(len(batch), len(tails)), max(map(len, tails), default=0)
         if batch_size != "auto":
@@ -104,7 +104,7 @@ def _batches(together: Sequence[Family], batch_size: int | str, vocab: int) -> I
 
 
 @torch.no_grad()
-def _read_once(model: TracedModel, batch: Sequence[Family]) -> dict[Question, Forced]:
+def _read_once(model: TracedModel, batch: Sequence[SharedPrefix]) -> dict[Question, TeacherForced]:
     """The answers of a batch of prompts: the heads in one forward, all tails in another."""
     heads = encode_ids([family.head for family in batch], pad_id(model.tokenizer))
     tails = [(owner, tail) for owner, family in enumerate(batch) for tail in family.tails]
@@ -115,7 +115,7 @@ def _read_once(model: TracedModel, batch: Sequence[Family]) -> dict[Question, Fo
         first = _logits(model, model.inputs(heads, past_key_values=cache, use_cache=True), 1)
         further = _read_on(model, heads, cache, tails)
     place = {tail: i for i, tail in enumerate(tails)}
-    answers: dict[Question, Forced] = {}
+    answers: dict[Question, TeacherForced] = {}
     for owner, family in enumerate(batch):
         for row in family.rows:
             seen = first[owner]
@@ -146,6 +146,6 @@ def _read_on(
 
 
 def _logits(model: TracedModel, arguments: dict[str, Any], keep: int) -> Float[Tensor, "row keep vocab"]:
-    with model.nns.trace(**arguments):
+    with model.nnsight.trace(**arguments):
         out = model.last_logits(keep).save()
     return out.float()

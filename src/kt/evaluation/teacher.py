@@ -34,7 +34,7 @@ Question = tuple[str, str | None]
 """A prompt and the answer that is scored after it, if there is one."""
 
 
-class Forced(NamedTuple):
+class TeacherForced(NamedTuple):
     """The answer's tokens, the argmax where each was due, and the answer's joint log probability."""
 
     target: tuple[int, ...]
@@ -59,10 +59,10 @@ def teacher_force(
     rows: Sequence[Row],
     batch_size: int | str = "auto",
     done: Callable[[int], None] = lambda n: None,
-) -> dict[Question, Forced]:
+) -> dict[Question, TeacherForced]:
     """Every row's answer; `done` hears how many rows each forward settled. Several processes share the forwards."""
 
-    def answer(batch: list[Row]) -> dict[Question, Forced]:
+    def answer(batch: list[Row]) -> dict[Question, TeacherForced]:
         keep = max(row.keep for row in batch)
         logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)), keep=keep)
         refuse_nan(logits, batch)
@@ -89,7 +89,7 @@ def shared_out(
         told = ends[count]
 
     found: dict[Q, A] = {}
-    for part in ranks.each(name, parts, ask, tick):
+    for part in ranks.map_over_ranks(name, parts, ask, tick):
         found |= part
     return found
 
@@ -104,13 +104,13 @@ def tokens_of(model: TracedModel, question: Question) -> Row:
     return Row(question, tuple(joint[:-1]), target)
 
 
-def score(logits: Float[Tensor, "keep vocab"], target: tuple[int, ...]) -> Forced:
+def score(logits: Float[Tensor, "keep vocab"], target: tuple[int, ...]) -> TeacherForced:
     """Read the answer off the logits that predict it."""
     predicted = tuple(logits.argmax(-1).tolist())
     if not target:
-        return Forced((), predicted, None)
+        return TeacherForced((), predicted, None)
     log_probs = logits.log_softmax(-1)
-    return Forced(target, predicted, log_probs[torch.arange(len(target)), list(target)].sum().item())
+    return TeacherForced(target, predicted, log_probs[torch.arange(len(target)), list(target)].sum().item())
 
 
 def refuse_nan(logits: Float[Tensor, "row keep vocab"], batch: Sequence[Row]) -> None:
@@ -151,17 +151,17 @@ def packed(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[list
 AUTO_WRITTEN_TOKENS = 8192
 """Tokens of a batch under batch_size="auto", those to come counted: what the key-value cache has to hold."""
 
-Wish = tuple[str, int]
+GenerationRequest = tuple[str, int]
 """A prompt and the number of tokens to add."""
 
 
 def continuations(
     model: TracedModel,
-    wishes: Iterable[Wish],
+    wishes: Iterable[GenerationRequest],
     batch_size: int | str = "auto",
     done: Callable[[int], None] = lambda n: None,
     **sampling: Any,
-) -> dict[Wish, str]:
+) -> dict[GenerationRequest, str]:
     """Fulfil every wish, greedily unless `sampling` (do_sample, top_k, seed) says otherwise.
 
     `done` hears how many wishes each batch has fulfilled.
@@ -177,9 +177,9 @@ def continuations(
         width = max(read[prompt] for prompt in batch) + max(max(lengths[prompt]) for prompt in batch)
         return len(batch) * width <= AUTO_WRITTEN_TOKENS if batch_size == "auto" else len(batch) <= int(batch_size)
 
-    def fulfil(batch: list[str]) -> dict[Wish, str]:
+    def fulfil(batch: list[str]) -> dict[GenerationRequest, str]:
         limits = [max(lengths[prompt]) for prompt in batch]
-        texts: dict[Wish, str] = {}
+        texts: dict[GenerationRequest, str] = {}
         for prompt, found in zip(batch, continued(model, batch, limits, **sampling), strict=True):
             texts |= {(prompt, tokens): found.text(model.tokenizer, tokens) for tokens in lengths[prompt]}
         return texts
@@ -189,10 +189,13 @@ def continuations(
 
 
 def each_by_itself(
-    model: TracedModel, wishes: Iterable[Wish], done: Callable[[int], None] = lambda n: None, **sampling: Any
-) -> dict[Wish, str]:
+    model: TracedModel,
+    wishes: Iterable[GenerationRequest],
+    done: Callable[[int], None] = lambda n: None,
+    **sampling: Any,
+) -> dict[GenerationRequest, str]:
     """The same texts the simple way: one wish at a time."""
-    texts: dict[Wish, str] = {}
+    texts: dict[GenerationRequest, str] = {}
     for prompt, tokens in dict.fromkeys(wishes):
         (texts[prompt, tokens],) = model.generate([prompt], tokens, **sampling)
         done(1)

@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import WorkFailed
 from ..model.model import TracedModel
 from ..model.tokens import token_ids
-from .teacher import Wish
+from .teacher import GenerationRequest
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
@@ -119,7 +119,7 @@ def as_question(tokenizer: Any, prompt: str) -> str:
         raise WorkFailed(f"the tokenizer's chat template fails on {prompt!r} ({reason}); mend or remove it") from error
 
 
-def wish_for(model: TracedModel, prompt: str, tokens: int) -> Wish:
+def wish_for(model: TracedModel, prompt: str, tokens: int) -> GenerationRequest:
     """What is generated for a prompt: the question, and as many tokens as are wished for or as the model has room."""
     question = as_question(model.tokenizer, prompt)
     longest = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._util.data import read_json, whole, write_json
+from .._util.data import complete_file, read_json, write_json
 from .._util.text import html_table
 from ..errors import BadFact, BadFile
 from ..evaluation.text import contains
@@ -135,7 +135,7 @@ class CaseStudy:
         data = read_json(path)
         if data.get("kind") != KIND:
             raise BadFile(f"{path}: no case study; give a file that CaseStudy.save wrote")
-        with whole(path, "case study", "run kt case again"):
+        with complete_file(path, "case study", "run kt case again"):
             questions = tuple(Question(q["role"], q["prompt"], tuple(q["answers"])) for q in data["questions"])
             replies = {m: tuple(Reply(r["text"], r["right"]) for r in data["replies"][m]) for m in data["methods"]}
             return cls(data["model"], data["record"], questions, replies)

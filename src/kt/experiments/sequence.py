@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._util.data import read_json, whole, write_json
+from .._util.data import complete_file, read_json, write_json
 from .._util.progress import Stage
 from ..errors import BadFile, KtError
 from ..runs.folder import FILES
@@ -117,7 +117,7 @@ class Steps:
         if held.get("kind") != KIND:
             found = held.get("kind") or "other JSON"
             raise BadFile(f"{path}: holds {found}, expected {KIND}; give what a sequential kt apply-edit wrote")
-        with whole(path, "course of edits", "run the edit again"):
+        with complete_file(path, "course of edits", "run the edit again"):
             return cls.of(held)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._util.data import plain, read_json, whole, write_json
+from .._util.data import complete_file, plain, read_json, write_json
 from .._util.text import interval
 from ..errors import BadFile, KtError
 from ..runs.journal import SETTINGS, claim
@@ -153,7 +153,7 @@ class Sweep:
         held = read_json(path)
         if held.get("what") != KIND:
             raise BadFile(f"{path}: not a sweep; give what Sweep.save or kt sweep wrote")
-        with whole(path, "sweep", "run it again"):
+        with complete_file(path, "sweep", "run it again"):
             return cls(held["about"], tuple(Row.of(row) for row in held["rows"]), held["before"], held["balance"])
 
     def __repr__(self) -> str:
@@ -202,7 +202,7 @@ class Kept:
         """The finished row of a point."""
         if self.folder is None or not (path := self._path(number, point)).exists():
             return None
-        with whole(path, "point", "delete it, and it is done again"):
+        with complete_file(path, "point", "delete it, and it is done again"):
             return Row.of(read_json(path))
 
     def add(self, number: int, point: Point, row: Row) -> None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from .._util.data import to_json
 from .._util.progress import Progress
 from ..editing import Edit, Statistics, edit
-from ..editing.closed_form.plan import Recipe
+from ..editing.closed_form.plan import LocateThenEdit
 from ..editing.edit import OF_THE_WHOLE
 from ..editing.plan import Plan
-from ..editing.resolve import Asked, take_statistics
+from ..editing.resolve import MethodRequest, take_statistics
 from ..facts.fact import Fact
 
 if TYPE_CHECKING:
@@ -96,10 +96,10 @@ class Solver:
         given = {name: value for name, value in options.items() if name not in NO_HYPER_PARAMETERS}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solve itself says it once more
-            asked = Asked.of(self.model, method, alpha, preset, variant, given)
+            asked = MethodRequest.of(self.model, method, alpha, preset, variant, given)
             if asked.needs_trace or asked.needs_probe:
                 return None
-            return asked.method.recipe(asked.settle(self.model, None))
+            return asked.method.recipe(asked.resolve(self.model, None))
 
     def _moments(self, progress: Progress | None) -> Statistics | str | Path | None:
         """One object for all, where it is known what all need; its factors are then computed once."""
@@ -122,7 +122,7 @@ class Solver:
 def separable(plan: Plan | None) -> bool:
     """Whether α only scales what is solved: the paths do not see each other's writes, nor share a search."""
     return (
-        isinstance(plan, Recipe)
+        isinstance(plan, LocateThenEdit)
         and not (plan.joint or plan.coupled or plan.one_by_one)
         and len({path.kind for path in plan.paths}) == len(plan.paths)
     )

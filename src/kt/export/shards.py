@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._util.data import read_json
 from .._util.files import NotWritable, atomic_write, check_writable, why_not_written, writing
-from .._util.lock import Hold
+from .._util.lock import FolderLock
 from ..errors import BadFile, KtError
 from ..model.memory import gib
 from ..runs.folder import clear_leftovers, sync
@@ -249,13 +249,13 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     final = Path(folder).absolute()
     temporary = final.with_name(f"{final.name[:100]}.tmp-{secrets.token_hex(4)}")
     made = [parent for parent in final.parents if not parent.exists()]
-    hold: Hold | None = None
+    hold: FolderLock | None = None
     try:
         with writing(Path(folder)):
             final.parent.mkdir(parents=True, exist_ok=True)
             clear_leftovers(final)
             temporary.mkdir()
-            hold = Hold(temporary)
+            hold = FolderLock(temporary)
             yield temporary
             sync(temporary)
             if final.exists():

@@ -35,7 +35,7 @@ class Layout:
     d_model: int
     transposed: bool = False  # Conv1D keeps its weight as (d_in, d_out)
     parallel: bool = False  # attention and MLP read the same input (GPT-J, NeoX, Phi)
-    direct: bool = True  # values are added to the residual stream as they are (False: a norm stands between)
+    has_post_norm: bool = False  # a norm stands between a module's value and the residual stream
     tuple_output: bool = False
 
     def path(self, kind: Kind, layer: int) -> str:
@@ -46,7 +46,7 @@ class Layout:
     def describe(self) -> str:
         """One line that names what was found."""
         order = "parallel attention and MLP" if self.parallel else "attention, then MLP"
-        norm = "" if self.direct else ", a norm after each"
+        norm = ", a norm after each" if self.has_post_norm else ""
         return (
             f"{self.n_layers} blocks at {self.blocks} ({order}{norm}), W_o = {self.w_attn}, "
             f"down_proj = {self.w_mlp}, d_model {self.d_model}"
@@ -97,7 +97,7 @@ def find_layout(module: nn.Module) -> Layout:
 def validate(model: Any) -> Layout:
     """Check by running: W · key + b is each module's whole output; see how the block combines the two.
 
-    `model` is a TracedModel under construction. Returns the layout with `parallel`, `direct` and `tuple_output` set.
+    `model` is a TracedModel under construction. Returns the layout with `parallel`, `has_post_norm` and `tuple_output` set.
     """
     import torch
 
@@ -106,7 +106,7 @@ def validate(model: Any) -> Layout:
     block, attn, mlp = model.block(0), model.envoy(f"{layout.blocks}.0.{layout.attn}"), None
     if layout.mlp != layout.w_mlp:
         mlp = model.envoy(f"{layout.blocks}.0.{layout.mlp}")
-    w_attn, w_mlp = model.w(Kind.ATTN, 0), model.w(Kind.MLP, 0)
+    w_attn, w_mlp = model.projection(Kind.ATTN, 0), model.projection(Kind.MLP, 0)
     with torch.no_grad():
         with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
             seen: Any = {"in": block.input}
@@ -123,22 +123,22 @@ def validate(model: Any) -> Layout:
             w_attn.output[:] = 0
             key_cut: Any = w_mlp.input.save()
             tracer.stop()
-    out = first(seen["out"])
-    if not torch.equal(first(seen["attn"]), seen["a"]):
+    out = unwrap_tuple(seen["out"])
+    if not torch.equal(unwrap_tuple(seen["attn"]), seen["a"]):
         _missing(model.module, f"an attention whose output is that of {layout.w_attn}")
-    if mlp is not None and not torch.equal(first(seen["mlp"]), seen["m"].view_as(first(seen["mlp"]))):
+    if mlp is not None and not torch.equal(unwrap_tuple(seen["mlp"]), seen["m"].view_as(unwrap_tuple(seen["mlp"]))):
         _missing(model.module, f"an MLP whose output is that of {layout.w_mlp}")
     total = seen["in"] + seen["a"] + seen["m"].view_as(out)
     scale = float(out.float().abs().max()) + 1e-6
     return replace(
         layout,
         parallel=torch.equal(seen["m_key"], key_cut),
-        direct=bool((total - out).float().abs().max() <= 2e-2 * scale),
+        has_post_norm=not bool((total - out).float().abs().max() <= 2e-2 * scale),
         tuple_output=isinstance(seen["out"], tuple),
     )
 
 
-def first(output: Any) -> Any:
+def unwrap_tuple(output: Any) -> Any:
     """A module's tensor, whether it returns one or a tuple that begins with it."""
     return output[0] if isinstance(output, tuple) else output
 

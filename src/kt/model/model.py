@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .devices import execution_device, require_start
-from .layout import Layout, find_layout, first, validate
+from .layout import Layout, find_layout, unwrap_tuple, validate
 from .sampling import continue_greedily_or_sample
 from .sites import Kind, Site
 from .tokens import Batch, encode
@@ -48,7 +48,7 @@ class TracedModel(Weights):
     remote = False
 
     @property
-    def nns(self) -> Any:
+    def nnsight(self) -> Any:
         """The nnsight model, for traces that run here alone.
 
         A trace that a remote model may be sent is opened on `root` with `backend()`, and its block names nothing but
@@ -97,7 +97,7 @@ class TracedModel(Weights):
     def block(self, layer: int) -> Any:
         return self._blocks[self.checked(layer)]
 
-    def w(self, kind: Kind | Site, layer: int | None = None) -> Any:
+    def projection(self, kind: Kind | Site, layer: int | None = None) -> Any:
         """W_o or down_proj: `.input` is the key, `.output` the value."""
         site = kind if isinstance(kind, Site) else Site(Kind(kind), int(layer or 0))
         return self._projections[Site(site.kind, self.checked(site.layer))]
@@ -121,12 +121,12 @@ class TracedModel(Weights):
         `rows` is the batch size there: OPT's MLP works on flattened rows, which this undoes (as a view).
         """
         if site.kind is Kind.RESID:
-            return first(self.block(site.layer).output)
-        return _unflattened(self.w(site).output, rows)
+            return unwrap_tuple(self.block(site.layer).output)
+        return _unflattened(self.projection(site).output, rows)
 
     def key(self, site: Site, rows: int) -> Float[Tensor, "row pos d_in"]:
         """The key at a site inside a trace."""
-        return _unflattened(self.w(site).input, rows)
+        return _unflattened(self.projection(site).input, rows)
 
     def set_hidden(self, layer: int, hidden: Float[Tensor, "row pos d_model"]) -> None:
         """Replace the residual stream after a block, inside a trace."""
@@ -165,7 +165,7 @@ class TracedModel(Weights):
         """
         head = self.envoy(self.layout.unembed)
         head.input = head.input[:, -keep:].contiguous()
-        return self.nns.output.logits[:, -keep:]
+        return self.nnsight.output.logits[:, -keep:]
 
     @torch.no_grad()
     def read(
@@ -183,7 +183,7 @@ class TracedModel(Weights):
         """Where a site's value or key is seen."""
         if site.kind is Kind.RESID:
             return self.block(site.layer), "output"
-        return self.w(site), "input" if end == "key" else "output"
+        return self.projection(site), "input" if end == "key" else "output"
 
     @torch.no_grad()
     def gather(

@@ -47,7 +47,7 @@ class RemoteModel(TracedModel):
         self.layout = validate(self)
 
     @property
-    def nns(self) -> Any:
+    def nnsight(self) -> Any:
         self.require_weights("this")
 
     def require_weights(self, what: str) -> None:
@@ -82,16 +82,16 @@ class RemoteModel(TracedModel):
         return self.gather(Batch(ids, torch.ones_like(ids)), [(self.embed, "output")])[0].cpu()
 
     def generate(self, *args: Any, **options: Any) -> list[str]:
-        return self.nns
+        return self.nnsight
 
     def _parameter(self, name: str) -> nn.Parameter:
         super()._parameter(name)
-        return self.nns
+        return self.nnsight
 
     def fingerprint(self, addresses: Iterable[Address] | None = None) -> str:
         """`remote:` and a hash of id, revision and config: the bytes of the weights are not here to be hashed."""
         if addresses is not None:
-            return self.nns
+            return self.nnsight
         config = self.module.config
         about = [self.name, self.revision, getattr(config, "_commit_hash", None), config.to_dict()]
         return "remote:" + hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()

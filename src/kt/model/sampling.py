@@ -65,7 +65,7 @@ class Generator(Protocol):
     tokenizer: Any
 
     @property
-    def nns(self) -> Any: ...
+    def nnsight(self) -> Any: ...
 
     @property
     def _forward_parameters(self) -> Any: ...
@@ -170,7 +170,7 @@ def _step(
     noise: SeededGumbel | None,
 ) -> tuple[Int[Tensor, "row longer"], Int[Tensor, "row longer"], Int[Tensor, "row new"]]:
     """All rows by up to `tokens` more: ids and mask as they are then, and what is new."""
-    longer = model.nns.generate(
+    longer = model.nnsight.generate(
         input_ids=ids,
         attention_mask=mask,
         past_key_values=cache,

@@ -1,7 +1,7 @@
 """The contrast probe: where in the model two answers part, read through the model's own unembedding."""
 
 from .contrast import contrast_probe
-from .lens import KINDS, POSITIONS, Reading, read_lens
+from .lens import KINDS, POSITIONS, LensReading, read_lens
 from .result import LensCurve, Probe
 from .stages import Stage, Stages
 from .word_sets import SetTokens
@@ -10,8 +10,8 @@ __all__ = [
     "KINDS",
     "POSITIONS",
     "LensCurve",
+    "LensReading",
     "Probe",
-    "Reading",
     "SetTokens",
     "Stage",
     "Stages",

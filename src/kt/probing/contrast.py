@@ -16,7 +16,7 @@ from ..facts.fact import Fact
 from ..model.model import TracedModel
 from ..runs import parallel as ranks
 from ..tracing.prompts import LeftOut, why
-from .lens import Reading, read_lens
+from .lens import LensReading, read_lens
 from .questions import ProbedFact, Question, ask, described
 from .result import Probe
 from .word_sets import Asked, SetReader, SetTokens, WordSets, open_sets
@@ -63,7 +63,7 @@ def contrast_probe(
     n_known = len(facts) if isinstance(facts, Sequence) else 0
     probed: list[ProbedFact] = []
     left_out: list[LeftOut] = []
-    readings: list[Reading] = []
+    readings: list[LensReading] = []
     done = 0
     for block in _blocks(facts):
 
@@ -71,7 +71,7 @@ def contrast_probe(
             if progress is not None:
                 progress(before + n, max(n_known, before + size))
 
-        questions, without = ranks.by_main("questions", ask, model, block, batch_size)
+        questions, without = ranks.on_rank_zero("questions", ask, model, block, batch_size)
         left_out += without
         if questions:
             masks = None if reader is None else _masks(reader, block, questions)
@@ -107,7 +107,7 @@ def _read(
     masks: SetTokens | None,
     batch_size: int | Literal["auto"],
     progress: Progress,
-) -> Reading:
+) -> LensReading:
     tokens = np.array([[q.fact.original_id, q.fact.target_id] for q in questions], dtype=np.int64)
     return read_lens(
         model,
@@ -122,9 +122,9 @@ def _read(
     )
 
 
-def _joined(readings: Sequence[Reading]) -> Reading:
+def _joined(readings: Sequence[LensReading]) -> LensReading:
     parts = zip(*readings, strict=True)
-    return Reading(*(None if some[0] is None else np.concatenate(some) for some in parts))  # type: ignore[arg-type]
+    return LensReading(*(None if some[0] is None else np.concatenate(some) for some in parts))  # type: ignore[arg-type]
 
 
 def _must_have(n_given: int, probed: Sequence[ProbedFact], left_out: Sequence[LeftOut]) -> None:

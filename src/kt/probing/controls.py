@@ -29,7 +29,7 @@ class Control(NamedTuple):
     token: int
 
 
-class Elsewhere(NamedTuple):
+class ControlPrompt(NamedTuple):
     """The fact's prompt about another subject, of whom the old answer was never said; `token` begins the true one."""
 
     prompt: str
@@ -69,7 +69,7 @@ class Relations:
         touched, known = self.touched.get(name, frozenset()), self.known.get(name, ())
         own = {answer for subject, answer in known if subject == fact.subject}
         texts = sorted({answer for _, answer in known} - own)
-        texts.sort(key=lambda text: (text in touched, drawn(seed, fact.prompt, text)))
+        texts.sort(key=lambda text: (text in touched, draw_key(seed, fact.prompt, text)))
         chosen: dict[int, Control] = {}
         for text in texts:
             token = target_ids(tokenizer, fact.prompt, text)[0]
@@ -81,16 +81,16 @@ class Relations:
 
     def elsewhere(
         self, tokenizer: Any, fact: Fact, old: int, new: int, seed: int, most: int = SUBJECTS
-    ) -> tuple[Elsewhere, ...]:
+    ) -> tuple[ControlPrompt, ...]:
         """The prompt about up to `most` other subjects of the relation whose answer is neither the old nor the new."""
         others = [pair for pair in self.known.get(relation(fact), ()) if pair[0] != fact.subject]
-        others.sort(key=lambda pair: drawn(seed, fact.prompt, *pair))
-        found: dict[str, Elsewhere] = {}
+        others.sort(key=lambda pair: draw_key(seed, fact.prompt, *pair))
+        found: dict[str, ControlPrompt] = {}
         for subject, answer in others:
             prompt = fill(fact.template, subject)
             token = target_ids(tokenizer, prompt, answer)[0]
             if token not in (old, new):
-                found.setdefault(subject, Elsewhere(prompt, subject, token))
+                found.setdefault(subject, ControlPrompt(prompt, subject, token))
             if len(found) == most:
                 break
         return tuple(found.values())
@@ -100,6 +100,6 @@ def relation(fact: Fact) -> str:
     return fact.relation or fact.template
 
 
-def drawn(seed: int, *texts: str) -> bytes:
+def draw_key(seed: int, *texts: str) -> bytes:
     """A place in a drawing of lots that depends on the seed and the texts alone."""
     return hashlib.sha256("\0".join((str(seed), *texts)).encode()).digest()

@@ -40,7 +40,7 @@ _MEMORY = {"cuda": 2 << 30, "cpu": 64 << 20}
 _COPIES = 3  # the logits, and what logsumexp and the comparison make of them
 
 
-class Reading(NamedTuple):
+class LensReading(NamedTuple):
     """What `read_lens` returns. Axes follow POSITIONS, KINDS, and the layers and tokens asked for."""
 
     prob: Float[ndarray, "fact position kind layer token"]
@@ -74,7 +74,7 @@ def read_lens(
     masks: SetTokens | None = None,
     batch_size: int | Literal["auto"] = "auto",
     progress: Progress | None = None,
-) -> Reading:
+) -> LensReading:
     """Probability and rank of each fact's tokens at every kind and layer, at two positions.
 
     One forward pass per batch, stopped after the last layer asked for; several processes share the batches. A result
@@ -104,12 +104,12 @@ def read_lens(
     batches = list(_batches(model, ids, len(wanted), batch_size))
     ends = list(accumulate(map(len, batches)))
 
-    def read(rows: list[int]) -> Reading:
+    def read(rows: list[int]) -> LensReading:
         start, values = _values(model, [ids[i] for i in rows], [subject_last[i] for i in rows], wanted)
         return _read(model, start, values, tokens[rows], final_norm, masks, rows)
 
     tick = None if progress is None else lambda done: progress(ends[done - 1], len(ids))
-    for rows, found in zip(batches, ranks.each("lens", batches, read, tick), strict=True):
+    for rows, found in zip(batches, ranks.map_over_ranks("lens", batches, read, tick), strict=True):
         for whole, part in zip(reading, found, strict=True):
             if whole is not None:
                 whole[rows] = part
@@ -135,10 +135,10 @@ def _check(
         raise BadFact(f"batch_size is {batch_size!r}; give auto or at least 1")
 
 
-def _empty(n: int, n_layers: int, n_tokens: int, n_sets: int | None) -> Reading:
+def _empty(n: int, n_layers: int, n_tokens: int, n_sets: int | None) -> LensReading:
     shape = (n, len(POSITIONS), len(KINDS), n_layers)
     start = (n, len(POSITIONS), n_tokens)
-    return Reading(
+    return LensReading(
         prob=np.full((*shape, n_tokens), np.nan, np.float32),
         rank=np.full((*shape, n_tokens), -1, np.int32),
         start_prob=np.full(start, np.nan, np.float32),
@@ -192,11 +192,11 @@ def _read(
     final_norm: bool,
     masks: SetTokens | None,
     facts: Sequence[int],
-) -> Reading:
+) -> LensReading:
     """The reading of one batch."""
     at_start = _scores(model, start, tokens, final_norm, None, facts)
     found = _scores(model, values, tokens, final_norm, masks, facts)
-    return Reading(
+    return LensReading(
         _shaped(found.prob, values),
         _shaped(found.rank, values),
         _shaped(at_start.prob, start),

@@ -70,7 +70,7 @@ def described(model: TracedModel, final_norm: bool) -> dict[str, Any]:
         "n_layers": model.n_layers,
         "vocab": model.vocab_size,
         "final_norm": final_norm,
-        "direct": model.layout.direct,
+        "direct": not model.layout.has_post_norm,
     }
 
 

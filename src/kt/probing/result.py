@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from .._util.data import load_arrays, save_arrays, whole
+from .._util.data import complete_file, load_arrays, save_arrays
 from ..errors import BadFact
 from ..stats import bootstrap_mean_grid, median_grid
 from ..tracing.prompts import LeftOut, why
-from .lens import KINDS, POSITIONS, Reading
+from .lens import KINDS, POSITIONS, LensReading
 from .questions import ANSWERS, ProbedFact
 from .stages import Stages, find_stages, no_stages
 
@@ -52,7 +52,7 @@ class Probe:
 
     facts: tuple[ProbedFact, ...]
     layers: tuple[int, ...]
-    reading: Reading
+    reading: LensReading
     set_names: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
     metadata: Mapping[str, Any]
@@ -250,7 +250,7 @@ _SAME = ("model", "revision", "n_layers", "vocab", "final_norm")
 
 
 def save(probe: Probe, path: str | os.PathLike[str]) -> Path:
-    """The arrays of `Reading` by name, with its axes; facts and metadata in the header."""
+    """The arrays of `TargetLoss` by name, with its axes; facts and metadata in the header."""
     arrays = {name: array for name, array in probe.reading._asdict().items() if array is not None}
     header = {
         "kind": FILE_KIND,
@@ -270,18 +270,18 @@ def load(path: str | os.PathLike[str]) -> Probe:
         BadFile: the file is no probe, or not a whole one.
     """
     arrays, header = load_arrays(path, kind=FILE_KIND)
-    with whole(path, "probe", "probe again"):
+    with complete_file(path, "probe", "probe again"):
         facts = tuple(ProbedFact(**fact) for fact in header["facts"])
         left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
         layers, names, run = tuple(header["layers"]), tuple(header["set_names"]), dict(header["run"])
-        reading = Reading(**{"sets": None} | arrays)
+        reading = LensReading(**{"sets": None} | arrays)
         _check_shapes(reading, len(facts), len(layers), len(names))
         if missing := [name for name in (*_SAME, "dtype", "n_given", "warnings") if name not in run]:
             raise ValueError(f"the header lacks {', '.join(missing)}")
         return Probe(facts, layers, reading, names, left_out, run)
 
 
-def _check_shapes(reading: Reading, n_facts: int, n_layers: int, n_sets: int) -> None:
+def _check_shapes(reading: LensReading, n_facts: int, n_layers: int, n_sets: int) -> None:
     sites, start = (n_facts, len(POSITIONS), len(KINDS), n_layers), (n_facts, len(POSITIONS))
     wanted: dict[str, tuple[tuple[int, ...], type]] = {
         "prob": ((*sites, len(ANSWERS)), np.float32),
@@ -316,7 +316,7 @@ def merge(probes: Sequence[Probe]) -> Probe:
         left_out += [one._replace(fact=one.fact + start) for one in probe.left_out]
         start += int(probe.metadata["n_given"])
     parts = zip(*(probe.reading for probe in probes), strict=True)
-    reading = Reading(*(None if some[0] is None else np.concatenate(some) for some in parts))  # type: ignore[arg-type]
+    reading = LensReading(*(None if some[0] is None else np.concatenate(some) for some in parts))  # type: ignore[arg-type]
     metadata = _merged_metadata(probes, start)
     return Probe(tuple(facts), first.layers, reading, first.set_names, tuple(left_out), metadata)
 

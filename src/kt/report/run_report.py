@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._util.data import read_json, whole
+from .._util.data import complete_file, read_json
 from ..editing import Edit
 from ..evaluation import Scores
 from ..experiments.sequence import Steps
@@ -30,7 +30,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path, title: str = "k
         name = f"{folder.name}: " if len(folders) > 1 else ""
         for file, draw in DRAWERS.items():
             if (folder / file).exists():
-                with whole(folder / file, "result of kt", "run its command again"):
+                with complete_file(folder / file, "result of kt", "run its command again"):
                     found, headline = draw(folder / file)
                 sections += [Section(name + s.title, s.blocks) for s in found]
                 cards += [Card(name + c.name, c.value, c.note, c.digits) for c in headline]
@@ -43,7 +43,7 @@ def _meta(folders: Sequence[Path]) -> dict[str, Any]:
     for folder in folders:
         if (folder / MANIFEST).exists():
             manifest = read_json(folder / MANIFEST)
-            with whole(folder / MANIFEST, "manifest", "run the command again"):
+            with complete_file(folder / MANIFEST, "manifest", "run the command again"):
                 about[folder.name] = " ".join(manifest["command_line"])
     return about | {f"{name} version": version for name, version in versions().items()}
 

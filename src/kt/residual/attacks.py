@@ -46,7 +46,7 @@ _SLOT = re.compile(r"\{([^{}]*)\}")
 _SLOTS = ("old", "new", "third", "subject")
 
 
-class Contest(NamedTuple):
+class AttackPrompt(NamedTuple):
     """What is asked about one fact: texts only, as tokens depend on what stands before them."""
 
     prompt: str
@@ -146,12 +146,12 @@ def attack_names(prefixes: Sequence[str], neutral: Sequence[str]) -> tuple[str, 
     return (PROMPT, PARAPHRASES, *extra, *([ANY] if extra else []))
 
 
-def asks(contests: Sequence[Contest], prefixes: Sequence[str], neutral: Sequence[str]) -> list[Ask]:
+def asks(contests: Sequence[AttackPrompt], prefixes: Sequence[str], neutral: Sequence[str]) -> list[Ask]:
     """Every question to the model. `neutral` are context templates with one {} for the prompt."""
     return [ask for i, contest in enumerate(contests) for ask in _of_fact(i, contest, prefixes, neutral)]
 
 
-def _of_fact(i: int, contest: Contest, prefixes: Sequence[str], neutral: Sequence[str]) -> Iterator[Ask]:
+def _of_fact(i: int, contest: AttackPrompt, prefixes: Sequence[str], neutral: Sequence[str]) -> Iterator[Ask]:
     rivals = (contest.old, *contest.thirds)
     plain = [(PROMPT, contest.prompt), *((PARAPHRASES, p) for p in contest.paraphrases)]
     plain += [(NEUTRAL, fill(context, contest.prompt)) for context in neutral]
@@ -225,7 +225,7 @@ def ask_model(
     parts = list(batches(prepared.rows, batch_size, model.vocab_size))
     ends = list(accumulate(map(len, parts)))
     found = np.zeros((len(prepared.questions), len(MEASURES)))
-    answered = ranks.each("attacks", parts, measures, lambda count: done(ends[count - 1]))
+    answered = ranks.map_over_ranks("attacks", parts, measures, lambda count: done(ends[count - 1]))
     for batch, answers in zip(parts, answered, strict=True):
         for row, values in zip(batch, answers, strict=True):
             found[of_prompt[row.question[0]]] = values

@@ -19,8 +19,8 @@ from ..errors import BadFact, UnknownSite
 from ..facts.fact import Fact
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
-from ..probing.controls import MOST, Control, Elsewhere, Relations
-from ..probing.lens import KINDS, POSITIONS, Reading, read_lens
+from ..probing.controls import MOST, Control, ControlPrompt, Relations
+from ..probing.lens import KINDS, POSITIONS, LensReading, read_lens
 from ..probing.questions import ProbedFact, Question, ask
 from ..probing.questions import described as described_model
 from ..probing.stages import advantage
@@ -28,8 +28,8 @@ from ..tracing.prompts import SAME_TOKEN, LeftOut, why
 from .attacks import (
     PREFIXES,
     THIRDS,
+    AttackPrompt,
     Attacks,
-    Contest,
     Prepared,
     ask_model,
     asks,
@@ -114,7 +114,7 @@ class _Plan(NamedTuple):
     facts: list[Fact]
     questions: list[Question]
     controls: list[tuple[Control, ...]]
-    elsewhere: list[tuple[Elsewhere, ...]]
+    elsewhere: list[tuple[ControlPrompt, ...]]
     left_out: list[LeftOut]
 
     @property
@@ -222,10 +222,10 @@ def _plan(model: TracedModel, facts: Sequence[Fact], pool: Iterable[Fact] | None
     return _Plan(kept, questions, controls, elsewhere, sorted(left_out))
 
 
-def _contest(fact: Fact, question: Question, controls: Sequence[Control]) -> Contest:
+def _contest(fact: Fact, question: Question, controls: Sequence[Control]) -> AttackPrompt:
     asked = question.fact
     thirds = tuple(control.text for control in controls[:THIRDS])
-    return Contest(asked.prompt, asked.subject, asked.original, asked.target, thirds, fact.paraphrases)
+    return AttackPrompt(asked.prompt, asked.subject, asked.original, asked.target, thirds, fact.paraphrases)
 
 
 def _refuse_other(
@@ -251,7 +251,7 @@ class _Run(NamedTuple):
     batch_size: Size
     steps: _Steps
 
-    def lens(self) -> Reading:
+    def lens(self) -> LensReading:
         ids = [q.ids for q in self.plan.questions]
         return self._read(ids, [q.subject_last for q in self.plan.questions], self.plan.tokens)
 
@@ -282,7 +282,9 @@ class _Run(NamedTuple):
             found = ask_model(self.model, self.prepared, self.batch_size, done)
         return shares(self.prepared.questions, found, self.names, len(self.plan.questions))
 
-    def _read(self, ids: Sequence[Sequence[int]], last: Sequence[int], tokens: Int[ndarray, "fact token"]) -> Reading:
+    def _read(
+        self, ids: Sequence[Sequence[int]], last: Sequence[int], tokens: Int[ndarray, "fact token"]
+    ) -> LensReading:
         with self.steps.part() as done:
             return read_lens(
                 self.model,

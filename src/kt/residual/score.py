@@ -21,10 +21,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from .._util.data import load_arrays, save_arrays, whole
+from .._util.data import complete_file, load_arrays, save_arrays
 from ..errors import BadFact
 from ..probing.controls import Control
-from ..probing.lens import KINDS, POSITIONS, Reading
+from ..probing.lens import KINDS, POSITIONS, LensReading
 from ..probing.questions import ProbedFact
 from ..probing.result import Probe, chosen_name
 from ..probing.stages import NEW, OLD, Remainder, advantage, in_top, leading, remainder
@@ -82,7 +82,7 @@ class Residual:
     facts: tuple[ProbedFact, ...]
     controls: tuple[tuple[Control, ...], ...]
     layers: tuple[int, ...]
-    readings: Mapping[str, Reading]
+    readings: Mapping[str, LensReading]
     elsewhere: Float[ndarray, "fact position kind layer"]
     attacks: Attacks
     left_out: tuple[LeftOut, ...]
@@ -216,7 +216,7 @@ class Residual:
 
     def _probe(self, state: str) -> Probe:
         reading, both = self.readings[state], slice(OLD, NEW + 1)
-        pairs = Reading(
+        pairs = LensReading(
             reading.prob[..., both],
             reading.rank[..., both],
             reading.start_prob[..., both],
@@ -332,7 +332,7 @@ def load(path: str | os.PathLike[str]) -> Residual:
         BadFile: not there, not whole, or not a residual.
     """
     arrays, header = load_arrays(path, kind=FILE_KIND)
-    with whole(path, "residual", "measure it again"):
+    with complete_file(path, "residual", "measure it again"):
         facts = tuple(ProbedFact(**fact) for fact in header["facts"])
         controls = tuple(tuple(Control(**control) for control in some) for some in header["controls"])
         readings = {s: _reading({name: arrays[f"{s}.{name}"] for name in _ARRAYS}) for s in STATES}
@@ -344,8 +344,8 @@ def load(path: str | os.PathLike[str]) -> Residual:
         return found
 
 
-def _reading(arrays: dict[str, ndarray]) -> Reading:
-    return Reading(**arrays, sets=None)
+def _reading(arrays: dict[str, ndarray]) -> LensReading:
+    return LensReading(**arrays, sets=None)
 
 
 def _check_shapes(residual: Residual) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from .._util.data import SCHEMA_VERSION, read_json, save_arrays, write_json
 from .._util.files import NotWritable, sha256_file, writing
-from .._util.lock import Hold, abandoned
+from .._util.lock import FolderLock, abandoned
 from ..errors import BadFile, KtError
 from . import parallel as ranks
 from . import provenance as environment
@@ -78,10 +78,10 @@ class RunFolder:
         self._started = datetime.now(timezone.utc)
         self._clock = time.perf_counter()
         self._made: list[Path] = []
-        self._hold: Hold | None = None
+        self._hold: FolderLock | None = None
 
     def __enter__(self) -> RunFolder:
-        ranks.by_main(f"the run folder {self.path}", self._begin)
+        ranks.on_rank_zero(f"the run folder {self.path}", self._begin)
         if not ranks.is_main():
             self._begin_aside()
         return self
@@ -101,7 +101,7 @@ class RunFolder:
             self._temporary = final.with_name(f"{final.name[:100]}.tmp-{secrets.token_hex(4)}")
             try:
                 self._temporary.mkdir()
-                self._hold = Hold(self._temporary)
+                self._hold = FolderLock(self._temporary)
             except OSError:
                 self._remove()
                 raise
@@ -113,7 +113,7 @@ class RunFolder:
                 if time.time() - left.stat().st_mtime > 3600 and abandoned(left):
                     shutil.rmtree(left, ignore_errors=True)
         self._temporary = Path(tempfile.mkdtemp(prefix=ASIDE))
-        self._hold = Hold(self._temporary)
+        self._hold = FolderLock(self._temporary)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .._util.data import load_arrays, plain, read_json, save_arrays, whole, write_json
+from .._util.data import complete_file, load_arrays, plain, read_json, save_arrays, write_json
 from .._util.files import clear_temporaries
-from .._util.lock import Hold
+from .._util.lock import FolderLock
 from ..errors import BadFile, KtError
 from . import parallel as ranks
 from .folder import MANIFEST
@@ -37,7 +37,7 @@ class Journal:
     def __init__(self, folder: str | Path | None = None, prefix: str = "") -> None:
         self.folder = None if folder is None else Path(folder)
         self.prefix = prefix
-        self._hold: Hold | None = None
+        self._hold: FolderLock | None = None
 
     @classmethod
     def begin(cls, folder: str | Path, settings: Mapping[str, Any], resume: bool, argv: Sequence[str] = ()) -> Journal:
@@ -47,7 +47,7 @@ class Journal:
             KtError: what `claim` raises, or another process has the folder.
         """
         journal = cls(folder)
-        ranks.by_main(f"the journal {folder}", journal._begin, settings, resume, argv)
+        ranks.on_rank_zero(f"the journal {folder}", journal._begin, settings, resume, argv)
         return journal
 
     def _begin(self, settings: Mapping[str, Any], resume: bool, argv: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ class Journal:
             except BaseException:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 raise
-        self._hold = Hold(self.folder)
+        self._hold = FolderLock(self.folder)
         if self._hold.taken:
             raise KtError(f"another process is at work on {self.folder}; wait for it, or name another folder")
         clear_temporaries(self.folder / PHASES)
@@ -78,7 +78,7 @@ class Journal:
         Raises:
             BadFile: the phase's file is not whole, which no interruption can cause.
         """
-        return ranks.by_main(self.prefix + name, self._take, name, compute, arguments)
+        return ranks.on_rank_zero(self.prefix + name, self._take, name, compute, arguments)
 
     def take_each(
         self,
@@ -96,7 +96,7 @@ class Journal:
         def one(phase: tuple[str, Sequence[Any]]) -> T:
             return self._take(phase[0], compute, phase[1])
 
-        return ranks.each(self.prefix + name, list(phases.items()), one, progress)
+        return ranks.map_over_ranks(self.prefix + name, list(phases.items()), one, progress)
 
     def _take(self, name: str, compute: Callable[..., T], arguments: Sequence[Any]) -> T:
         if self.folder is None:
@@ -105,7 +105,7 @@ class Journal:
         if path.exists():
             again = "delete it, and it is done again"
             try:
-                with whole(path, "phase", again):
+                with complete_file(path, "phase", again):
                     arrays, held = load_arrays(path, kind=KIND, framework="pt")
                     return _unpacked(held["value"], arrays)
             except BadFile as error:

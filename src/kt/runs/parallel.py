@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 T = TypeVar("T")
 
-_peers: Peers | None = None
+_peers: ProcessGroup | None = None
 _alone = [0]
 
 
@@ -54,7 +54,7 @@ def join() -> None:
     """
     global _peers
     if _peers is None and started() > 1:
-        _peers = Peers.met()
+        _peers = ProcessGroup.met()
 
 
 def leave() -> None:
@@ -102,7 +102,7 @@ def alone() -> Iterator[None]:
         _alone[0] -= 1
 
 
-def by_main(name: str, do: Callable[..., T], *arguments: Any) -> T:
+def on_rank_zero(name: str, do: Callable[..., T], *arguments: Any) -> T:
     """`do(*arguments)`, done by rank 0 alone; the others get its result, with tensors on the CPU.
 
     Raises:
@@ -122,7 +122,9 @@ def by_main(name: str, do: Callable[..., T], *arguments: Any) -> T:
     return peers.from_main(name, value, failure)
 
 
-def each(name: str, parts: Sequence[P], do: Callable[[P], T], progress: Callable[[int], Any] | None = None) -> list[T]:
+def map_over_ranks(
+    name: str, parts: Sequence[P], do: Callable[[P], T], progress: Callable[[int], Any] | None = None
+) -> list[T]:
     """`do` of every part, shared out; the results of all in the order of the parts, those of others on the CPU.
 
     Args:
@@ -131,7 +133,7 @@ def each(name: str, parts: Sequence[P], do: Callable[[P], T], progress: Callable
         progress: called with how many parts are done; the others are taken to be as far as this process.
 
     Raises:
-        Exception: what `do` raised for the first part that failed, in every process; see `by_main`.
+        Exception: what `do` raised for the first part that failed, in every process; see `on_rank_zero`.
     """
     peers = _shared()
     own: list[T] = []
@@ -159,19 +161,19 @@ def each(name: str, parts: Sequence[P], do: Callable[[P], T], progress: Callable
     return [hands[at % peers.count][at // peers.count] for at in range(len(parts))]
 
 
-def gathered(name: str, value: T) -> list[T]:
+def all_gather(name: str, value: T) -> list[T]:
     """Every process's value, in the order of ranks."""
     peers = _shared()
     return [value] if peers is None else peers.exchange(name, value)
 
 
-def agree(values: Mapping[str, Any]) -> None:
+def assert_equal_on_ranks(values: Mapping[str, Any]) -> None:
     """Refuse a run whose processes do not have the same value of everything named: their parts would not go together.
 
     Raises:
         KtError: in every process.
     """
-    found = gathered("agreeing", dict(values))
+    found = all_gather("agreeing", dict(values))
     for rank, theirs in enumerate(found):
         for name, value in found[0].items():
             if theirs.get(name) != value:
@@ -191,7 +193,7 @@ def summed(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     return sums
 
 
-def _shared() -> Peers | None:
+def _shared() -> ProcessGroup | None:
     return None if count() == 1 else _peers
 
 
@@ -221,7 +223,7 @@ class Failure(NamedTuple):
     message: str
     error: Exception | None  # in the process where it happened
 
-    def again(self) -> NoReturn:
+    def reraise(self) -> NoReturn:
         """Raise it, in whatever process."""
         if self.error is not None:
             raise self.error
@@ -238,7 +240,7 @@ class _Said(NamedTuple):
 
 
 @dataclass
-class Peers:
+class ProcessGroup:
     """The processes of a run, from one of them. What is set in the launcher's `store` all see without a meeting."""
 
     rank: int
@@ -249,7 +251,7 @@ class Peers:
     lost: bool = False
 
     @classmethod
-    def met(cls) -> Peers:
+    def met(cls) -> ProcessGroup:
         """All that the launcher started, through accelerate's `PartialState`.
 
         Raises:
@@ -293,7 +295,7 @@ class Peers:
         failures = [said.failure for said in heard if said.failure is not None]
         if failures:
             first = min(failures, key=lambda found: found.part)
-            (failure if failure is not None and failure.part == first.part else first).again()
+            (failure if failure is not None and failure.part == first.part else first).reraise()
 
     def failure(self, part: int, error: Exception) -> Failure:
         """An error of ours, to be told to the others."""

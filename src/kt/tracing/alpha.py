@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from .._util.data import read_json, whole, write_json
+from .._util.data import complete_file, read_json, write_json
 from ..errors import BadFile, WorkFailed
 from ..stats import bootstrap_mean_grid
 from .prompts import ROLES
@@ -112,7 +112,7 @@ class Balance:
         held = read_json(path)
         if held.get("kind") != "balance":
             raise BadFile(f"{path}: holds {held.get('kind') or 'other JSON'}, expected a balance")
-        with whole(path, "balance", "compute it again"):
+        with complete_file(path, "balance", "compute it again"):
             return Balance(
                 alpha=held["alpha"],
                 alpha_raw=held["alpha_raw"],

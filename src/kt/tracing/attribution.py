@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .._util.progress import Progress
 from ..errors import BadFact, WorkFailed
-from ..model.layout import first
+from ..model.layout import unwrap_tuple
 from ..model.model import TracedModel
 from ..model.prefix import Prefix, new_cache, prefix_is_reusable, saved
 from ..model.sites import Kind, Site
@@ -39,8 +39,8 @@ from .corrupt import Corruption
 from .engine import Outcome, Plan, in_groups, must_be_finite, placed_noise
 from .forward import run_rows
 from .patch import window_layers
-from .patches import ORDER, Patch, Source, heads, readout, whole
-from .prompts import Case, equal_lengths
+from .patches import ORDER, Patch, Source, heads, readout, unpadded_batch
+from .prompts import TracePrompt, equal_lengths
 
 # Runs whose scores are differentiated at every site: what attribution.py estimates patches from.
 #
@@ -104,7 +104,7 @@ def run_from(model: TracedModel, prompts: Prompts, shared: Shared, sources: Sequ
     values: list[Tensor] = []
     read: list[Tensor] = []
     with torch.set_grad_enabled(graded):
-        with model.nns.trace(**_arguments(model, prompts, shared)):
+        with model.nnsight.trace(**_arguments(model, prompts, shared)):
             embedded = model.embed.output.detach()
             if prompts.noise is not None:
                 embedded = (embedded + prompts.noise[:, shared.start :].to(embedded.device)).to(embedded.dtype)
@@ -141,7 +141,7 @@ def _arguments(model: TracedModel, prompts: Prompts, shared: Shared) -> dict[str
     for layer, (keys, values) in enumerate(shared.prefixes):
         rows = prompts.fact.to(keys.device)
         cache.update(keys[rows, :, : shared.start], values[rows, :, : shared.start], layer)
-    arguments = model.inputs(whole(prompts.ids), past_key_values=cache, use_cache=cache is not None)
+    arguments = model.inputs(unpadded_batch(prompts.ids), past_key_values=cache, use_cache=cache is not None)
     by_token = [name for name in ("input_ids", "position_ids") if name in arguments]
     return arguments | {name: arguments[name][:, shared.start :] for name in by_token}
 
@@ -149,8 +149,8 @@ def _arguments(model: TracedModel, prompts: Prompts, shared: Shared) -> dict[str
 def _own(model: TracedModel, source: Source) -> Any:
     """A source's own tensor inside a trace: what the loss depends on, not a view as `model.value` may give."""
     if source.site.kind is Kind.RESID:
-        return first(model.block(source.site.layer).output)
-    projection = model.w(source.site)
+        return unwrap_tuple(model.block(source.site.layer).output)
+    projection = model.projection(source.site)
     return projection.input if source.end == "key" else projection.output
 
 
@@ -163,7 +163,7 @@ class _Found(NamedTuple):
 
 
 def run_all(
-    model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption], plan: Plan, progress: Progress | None
+    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan, progress: Progress | None
 ) -> list[Outcome]:
     """What `engine.run_all` measures, with `patched` estimated to first order.
 
@@ -179,7 +179,9 @@ def run_all(
     return in_groups(_run_group, _groups(model, cases, made, plan), model, cases, made, plan, progress)
 
 
-def _groups(model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption], plan: Plan) -> Iterator[list[int]]:
+def _groups(
+    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan
+) -> Iterator[list[int]]:
     """Cases with equal token counts and samples, sorted so that those share a group that begin alike."""
     for samples in sorted({m.samples for m in made}):
         indices = sorted((i for i, m in enumerate(made) if m.samples == samples), key=lambda i: made[i].first)
@@ -192,7 +194,9 @@ def _rows(model: TracedModel, plan: Plan) -> int:
     return max(1, plan.max_rows // model.n_layers)
 
 
-def _run_group(model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption], plan: Plan) -> list[Outcome]:
+def _run_group(
+    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan
+) -> list[Outcome]:
     found = _estimated(model, *_prompts(model, cases, made), [m.first for m in made], plan)
     outcomes = []
     for i, (case, corruption) in enumerate(zip(cases, made, strict=True)):
@@ -208,7 +212,7 @@ def _run_group(model: TracedModel, cases: Sequence[Case], made: Sequence[Corrupt
     return outcomes
 
 
-def _prompts(model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption]) -> tuple[Prompts, Prompts]:
+def _prompts(model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption]) -> tuple[Prompts, Prompts]:
     """The clean prompts, and the corrupted ones: facts x samples, samples innermost."""
     ids, corrupt = (torch.tensor([c.ids for c in some], device=model.device) for some in (cases, made))
     answers, foils = torch.tensor([c.answer_id for c in cases]), torch.tensor([c.foil_id for c in cases])

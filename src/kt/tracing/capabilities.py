@@ -16,7 +16,7 @@ from ..model.prefix import prefix_is_reusable
 from ..model.sites import Kind
 from .forward import run_rows
 from .patch import patched_run
-from .patches import Group, Patch, Rows, Side
+from .patches import Patch, PatchBatch, PatchRows, PatchSource
 
 _LENGTH, _TOKEN = 4, 2
 
@@ -42,10 +42,10 @@ def _holds(model: TracedModel, way: Shortcuts) -> bool:
     answers, foils = torch.tensor([1, 2]), torch.tensor([2, 1])
     whole = run_rows(model, ids, None, answers, foils, start=True, prefix=way.reuse)
     late, none = np.full(2, model.n_layers - 1), np.zeros(2, dtype=np.int64)
-    side = Side(whole, 1)
-    group = Group(side, side, answers, foils, _LENGTH, 1, (Patch(Kind.MLP),), grow=way.grow)
+    side = PatchSource(whole, 1)
+    group = PatchBatch(side, side, answers, foils, _LENGTH, 1, (Patch(Kind.MLP),), grow=way.grow)
     nothing = np.array([0, model.n_layers - 1])
-    rows = Rows(np.arange(2), none, none, late, nothing, nothing, none)
+    rows = PatchRows(np.arange(2), none, none, late, nothing, nothing, none)
     try:
         scores = patched_run(model, group, rows, _TOKEN)
     except torch.OutOfMemoryError:

@@ -24,7 +24,7 @@ from ..errors import BadFact
 from ..facts.fact import Fact, fill
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
-from .prompts import Case, LeftOut
+from .prompts import LeftOut, TracePrompt
 
 NO_PARTNER = "no other subject of the same number of tokens"
 
@@ -63,7 +63,9 @@ def embedding_spread(model: TracedModel, facts: Sequence[Fact]) -> float:
     return float(model.embedded(torch.tensor([sorted(ids)])).cpu().double().std())
 
 
-def with_noise(model: TracedModel, cases: Sequence[Case], level: float, samples: int, seed: int) -> list[Corruption]:
+def with_noise(
+    model: TracedModel, cases: Sequence[TracePrompt], level: float, samples: int, seed: int
+) -> list[Corruption]:
     """Noise for every case."""
     width = model.module.get_input_embeddings().weight.shape[1]
     made = []
@@ -73,7 +75,9 @@ def with_noise(model: TracedModel, cases: Sequence[Case], level: float, samples:
     return made
 
 
-def given_noise(model: TracedModel, cases: Sequence[Case], noise: Sequence[Any], n_facts: int) -> list[Corruption]:
+def given_noise(
+    model: TracedModel, cases: Sequence[TracePrompt], noise: Sequence[Any], n_facts: int
+) -> list[Corruption]:
     """Use the caller's draws: one (samples, subject tokens, d_model) tensor per fact in the caller's list."""
     if len(noise) != n_facts:
         raise BadFact(f"noise holds {len(noise)} tensors for {n_facts} facts; give one per fact")
@@ -91,7 +95,9 @@ def given_noise(model: TracedModel, cases: Sequence[Case], noise: Sequence[Any],
     return made
 
 
-def swapped(model: TracedModel, cases: Sequence[Case], seed: int) -> tuple[list[Case], list[Corruption], list[LeftOut]]:
+def swapped(
+    model: TracedModel, cases: Sequence[TracePrompt], seed: int
+) -> tuple[list[TracePrompt], list[Corruption], list[LeftOut]]:
     """Find every case a partner; those without one are left out."""
     kept, made, left_out = [], [], []
     for case in cases:
@@ -110,7 +116,7 @@ def fact_seed(fact: Fact, seed: int, *more: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def _partner(tokenizer: Any, case: Case, cases: Sequence[Case], seed: int) -> Corruption | None:
+def _partner(tokenizer: Any, case: TracePrompt, cases: Sequence[TracePrompt], seed: int) -> Corruption | None:
     length = case.span.stop - case.span.start
     others = [c for c in cases if c.fact.subject != case.fact.subject and c.span.stop - c.span.start == length]
     order = sorted(

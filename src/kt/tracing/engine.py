@@ -27,8 +27,8 @@ from .capabilities import Shortcuts
 from .corrupt import Corruption
 from .forward import joined, run_rows
 from .patch import chunks, patched_run, rows_at, window_layers
-from .patches import Group, Patch, Run, Side, Source, heads
-from .prompts import Case, equal_lengths
+from .patches import Patch, PatchBatch, PatchSource, Run, Source, heads
+from .prompts import TracePrompt, equal_lengths
 
 NO_JOURNAL = Journal()
 
@@ -65,14 +65,14 @@ class Outcome(NamedTuple):
     `patched` is None where clean and corrupted logit difference are less than `min_gap` apart.
     """
 
-    case: Case
+    case: TracePrompt
     corruption: Corruption
     clean: Float[ndarray, " metric"]
     corrupted: Float[ndarray, "metric sample"]
     patched: dict[str, Float[ndarray, "metric layer token sample"]] | None
 
 
-RunGroup = Callable[[TracedModel, Sequence[Case], Sequence[Corruption], Plan], list[Outcome]]
+RunGroup = Callable[[TracedModel, Sequence[TracePrompt], Sequence[Corruption], Plan], list[Outcome]]
 
 
 def default_max_rows(model: TracedModel, length: int) -> int:
@@ -94,7 +94,7 @@ def default_max_rows(model: TracedModel, length: int) -> int:
 
 
 def run_all(
-    model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption], plan: Plan, progress: Progress | None
+    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan, progress: Progress | None
 ) -> list[Outcome]:
     """Trace all cases, in the order given.
 
@@ -108,7 +108,7 @@ def in_groups(
     run_group: RunGroup,
     groups: Iterable[Sequence[int]],
     model: TracedModel,
-    cases: Sequence[Case],
+    cases: Sequence[TracePrompt],
     made: Sequence[Corruption],
     plan: Plan,
     progress: Progress | None,
@@ -132,7 +132,7 @@ def in_groups(
     return sorted(outcomes, key=lambda o: o.case.index)
 
 
-def _phase(at: Sequence[int], cases: Sequence[Case]) -> str:
+def _phase(at: Sequence[int], cases: Sequence[TracePrompt]) -> str:
     """A name that only a group of the very same cases has: with less memory free there are more groups."""
     indices = [cases[i].index for i in at]
     digest = hashlib.sha256(str(indices).encode()).hexdigest()[:12]
@@ -145,7 +145,9 @@ def _measured(run_group: RunGroup, *group: Any) -> tuple[list[Any], list[Any], l
     return [o.clean for o in outcomes], [o.corrupted for o in outcomes], [o.patched for o in outcomes]
 
 
-def _groups(model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption], plan: Plan) -> Iterator[list[int]]:
+def _groups(
+    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan
+) -> Iterator[list[int]]:
     """Cases with equal token counts and samples, as many together as fill one trace."""
     for samples in sorted({m.samples for m in made}):
         indices = [i for i, m in enumerate(made) if m.samples == samples]
@@ -154,7 +156,9 @@ def _groups(model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption
             yield [indices[r] for r in rows]
 
 
-def _run_group(model: TracedModel, cases: Sequence[Case], made: Sequence[Corruption], plan: Plan) -> list[Outcome]:
+def _run_group(
+    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan
+) -> list[Outcome]:
     answers, foils = torch.tensor([c.answer_id for c in cases]), torch.tensor([c.foil_id for c in cases])
     noising = plan.direction == "noise"
     clean_run = _rows(model, cases, None, plan, answers, foils, base=noising)
@@ -167,9 +171,9 @@ def _run_group(model: TracedModel, cases: Sequence[Case], made: Sequence[Corrupt
     alive = [i for i in range(len(cases)) if gaps[i] >= plan.min_gap]
     patched = {}
     if alive:
-        sides = Side(clean_run, 1), Side(corrupted_run, made[0].samples)
+        sides = PatchSource(clean_run, 1), PatchSource(corrupted_run, made[0].samples)
         base, donor = sides if noising else sides[::-1]
-        group = Group(
+        group = PatchBatch(
             base,
             donor,
             answers,
@@ -194,7 +198,7 @@ def _run_group(model: TracedModel, cases: Sequence[Case], made: Sequence[Corrupt
 
 def _rows(
     model: TracedModel,
-    cases: Sequence[Case],
+    cases: Sequence[TracePrompt],
     made: Sequence[Corruption] | None,
     plan: Plan,
     answers: Tensor,
@@ -227,7 +231,7 @@ def _sources(patches: Sequence[Patch], n_layers: int, base: bool) -> set[Source]
 
 
 def placed_noise(
-    cases: Sequence[Case], made: Sequence[Corruption], rows: Sequence[tuple[int, int]]
+    cases: Sequence[TracePrompt], made: Sequence[Corruption], rows: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "row pos d_embed"] | None:
     """The draws at the subjects' tokens, zeros elsewhere."""
     drawn = {i: made[i].noise() for i in {i for i, _ in rows}}
@@ -244,7 +248,7 @@ def placed_noise(
 
 def _patched(
     model: TracedModel,
-    group: Group,
+    group: PatchBatch,
     plan: Plan,
     alive: Sequence[int],
     first: Sequence[int],
@@ -279,7 +283,7 @@ def _patched(
     return found
 
 
-def must_be_finite(case: Case, *values: ndarray) -> None:
+def must_be_finite(case: TracePrompt, *values: ndarray) -> None:
     if not all(np.isfinite(v).all() for v in values):
         raise WorkFailed(
             f"fact {case.index} ({case.fact.prompt!r}): the model gives numbers that are not finite; "

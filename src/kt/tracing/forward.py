@@ -17,7 +17,7 @@ from torch import Tensor
 from ..model.model import TracedModel
 from ..model.prefix import new_cache, saved, stored
 from ..model.sites import Site
-from .patches import ORDER, Prompts, Run, Source, at, readout, whole
+from .patches import ORDER, Prompts, Run, Source, at, readout, unpadded_batch
 from .remote_patch import scores_of, together
 
 
@@ -44,10 +44,10 @@ def run_rows(
         scores: Any = scores_of(model, [(prompts, torch.arange(len(ids)))], [], 0, answers, foils)
         return Run([], None, {}, scores, prompts)
     cache = new_cache(model) if start and prefix else None
-    arguments = model.inputs(whole(ids), past_key_values=cache, use_cache=cache is not None)
+    arguments = model.inputs(unpadded_batch(ids), past_key_values=cache, use_cache=cache is not None)
     inputs: list[Tensor] = []
     values: dict[Source, Tensor] = {}
-    with model.nns.trace(**arguments):
+    with model.nnsight.trace(**arguments):
         if noise is not None:
             embedded = model.embed.output
             model.embed.output = (embedded + noise.to(embedded.device)).to(embedded.dtype)

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..model.model import TracedModel
 from ..model.prefix import new_cache, saved
 from ..model.sites import Kind, Site
-from .patches import ORDER, Group, Patch, Rows, Source, at, columns_of, readout
+from .patches import ORDER, Patch, PatchBatch, PatchRows, Source, at, columns_of, readout
 from .remote_patch import patched_rows
 
 
@@ -41,7 +41,7 @@ def rows_at(
     n_layers: int,
     samples: int,
     only: Mapping[int, Mapping[str, ndarray]] | None = None,
-) -> Rows:
+) -> PatchRows:
     """The rows that patch `token`, without those whose result is known.
 
     In the last block only the last token reaches the prediction: a patch confined to it elsewhere changes nothing.
@@ -61,18 +61,18 @@ def rows_at(
         [(fact, *cell, sample) for wanted, cell in cells for fact in wanted for sample in range(samples)],
         dtype=np.int64,
     ).reshape(-1, 7)
-    rows = Rows(*table.T)
+    rows = PatchRows(*table.T)
     return rows[np.argsort(rows.enters, kind="stable")]
 
 
-def chunks(rows: Rows, size: int) -> Iterator[Rows]:
+def chunks(rows: PatchRows, size: int) -> Iterator[PatchRows]:
     """At most `size` rows at a time."""
     for start in range(0, len(rows), size):
         yield rows[slice(start, start + size)]
 
 
 @torch.no_grad()
-def patched_run(model: TracedModel, group: Group, rows: Rows, token: int) -> Float[Tensor, "metric row"]:
+def patched_run(model: TracedModel, group: PatchBatch, rows: PatchRows, token: int) -> Float[Tensor, "metric row"]:
     """p(r) and logit difference of every row, patched at `token`, in one trace."""
     if model.remote:
         return patched_rows(model, group, rows, token)
@@ -82,7 +82,7 @@ def patched_run(model: TracedModel, group: Group, rows: Rows, token: int) -> Flo
     facts = torch.as_tensor(rows.fact)
     answers, foils = group.answers[facts], group.foils[facts]
     scores: list[Tensor] = []
-    with model.nns.trace(**_dummy_input(model, width, group.length, start, cache)):
+    with model.nnsight.trace(**_dummy_input(model, width, group.length, start, cache)):
         for layer in range(int(rows.enters.min()), model.n_layers):
             alive = int((rows.enters <= layer).sum()) if group.grow else len(rows)
             _let_in(model, group, rows, layer, token, start)
@@ -103,7 +103,7 @@ def patched_run(model: TracedModel, group: Group, rows: Rows, token: int) -> Flo
 Where = tuple[Int[ndarray, "row 1"], Int[ndarray, "row_or_1 d"]]
 
 
-def _overwritten(group: Group, rows: Rows, source: Source, token: int) -> Iterator[tuple[Where, Tensor]]:
+def _overwritten(group: PatchBatch, rows: PatchRows, source: Source, token: int) -> Iterator[tuple[Where, Tensor]]:
     """What a source's tensor gets at the patched token: (rows, columns), and the values there.
 
     First the donor's values inside each row's window, then the base's own where a module is severed.
@@ -137,7 +137,7 @@ def _dummy_input(model: TracedModel, width: int, length: int, start: int, cache:
     return arguments | {k: v for k, v in optional.items() if v is not None and k in model._forward_parameters}
 
 
-def _let_in(model: TracedModel, group: Group, rows: Rows, layer: int, token: int, start: int) -> None:
+def _let_in(model: TracedModel, group: PatchBatch, rows: PatchRows, layer: int, token: int, start: int) -> None:
     """Append the rows that enter at this block: the base run's input, patched for `hidden`."""
     block = model.block(layer)
     before = block.input  # read even if nobody enters: nnsight then waits for this block before going on
@@ -159,7 +159,7 @@ def _let_in(model: TracedModel, group: Group, rows: Rows, layer: int, token: int
         block.input = torch.cat([before, fresh])
 
 
-def _opened_cache(model: TracedModel, group: Group, start: int, width: int) -> Any:
+def _opened_cache(model: TracedModel, group: PatchBatch, start: int, width: int) -> Any:
     """A cache that looks `start` tokens long in every layer, for the dummy rows."""
     if not start or group.base.run.prefixes is None:
         return None
@@ -170,7 +170,7 @@ def _opened_cache(model: TracedModel, group: Group, start: int, width: int) -> A
     return cache
 
 
-def _fit_cache(cache: Any, group: Group, rows: Rows, layer: int, start: int) -> None:
+def _fit_cache(cache: Any, group: PatchBatch, rows: PatchRows, layer: int, start: int) -> None:
     """Give this block the prefixes of the rows alive in it, and forget the block before: one layer at a time."""
     layers = cache.layers
     if layer:

@@ -127,7 +127,7 @@ class Run(NamedTuple):
     prompts: Prompts | None = None  # of a remote model alone, which is not asked for the others (see whole_rows.py)
 
 
-def whole(ids: Int[Tensor, "row pos"]) -> Batch:
+def unpadded_batch(ids: Int[Tensor, "row pos"]) -> Batch:
     """Rows of equal length as a batch without padding."""
     return Batch(ids, torch.ones_like(ids))
 
@@ -147,27 +147,27 @@ def at(model: TracedModel, source: Source, rows: int) -> Any:
     return model.key(source.site, rows) if source.end == "key" else model.value(source.site, rows)
 
 
-class Side(NamedTuple):
+class PatchSource(NamedTuple):
     """One of a group's two runs: `samples` rows for each fact, or one that serves all samples."""
 
     run: Run
     samples: int
 
-    def places(self, rows: Rows, like: Tensor) -> Int[Tensor, " row"]:
+    def places(self, rows: PatchRows, like: Tensor) -> Int[Tensor, " row"]:
         """The row of this run that belongs to each patched row."""
         return torch.as_tensor(rows.fact * self.samples + rows.sample % self.samples, device=like.device)
 
-    def read(self, source: Source, rows: Rows, token: int) -> Float[Tensor, "row d"]:
+    def read(self, source: Source, rows: PatchRows, token: int) -> Float[Tensor, "row d"]:
         values = self.run.values[source]
         return values[self.places(rows, values), token]
 
 
 @dataclass(frozen=True)
-class Group:
+class PatchBatch:
     """Facts with equal token counts, after the runs that patched ones start from (`base`) and take from (`donor`)."""
 
-    base: Side
-    donor: Side
+    base: PatchSource
+    donor: PatchSource
     answers: Int[Tensor, " fact"]
     foils: Int[Tensor, " fact"]
     length: int
@@ -178,7 +178,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PatchRows:
     """Patched runs, one entry a row, sorted by the layer at which they enter."""
 
     fact: Int[ndarray, " row"]
@@ -192,8 +192,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.fact)
 
-    def __getitem__(self, at: slice | ndarray) -> Rows:
-        return Rows(*(getattr(self, name)[at] for name in self.__dataclass_fields__))
+    def __getitem__(self, at: slice | ndarray) -> PatchRows:
+        return PatchRows(*(getattr(self, name)[at] for name in self.__dataclass_fields__))
 
     @property
     def enters(self) -> Int[ndarray, " row"]:
@@ -204,7 +204,7 @@ class Rows:
         return np.isin(self.patch, patches)
 
 
-def columns_of(group: Group, rows: Rows, end: End, width: int) -> Int[ndarray, "row_or_1 d"]:
+def columns_of(group: PatchBatch, rows: PatchRows, end: End, width: int) -> Int[ndarray, "row_or_1 d"]:
     """All columns of a value; of W_o's input those of each row's head."""
     if end == "value":
         return np.arange(width)[None]

@@ -19,14 +19,14 @@ from torch import Tensor
 from ..facts.fact import Fact
 from ..model.model import TracedModel
 from ..model.tokens import Span, target_ids, template_span, token_ids
-from .patches import whole
+from .patches import unpadded_batch
 
 SAME_TOKEN = "answer and foil begin with the same token"
 UNKNOWN = "the model's first token is not the answer's"
 
 
 @dataclass(frozen=True)
-class Case:
+class TracePrompt:
     """A fact made ready for tracing. `index` is its place in the caller's list."""
 
     index: int
@@ -62,7 +62,7 @@ class Choice(NamedTuple):
     source: str
 
 
-def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[list[Case], list[LeftOut]]:
+def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[list[TracePrompt], list[LeftOut]]:
     """Cases for all facts whose answer and foil can be told apart, in the order given."""
     encoded = [tuple(token_ids(model.tokenizer, fact.prompt)) for fact in facts]
     spans = [template_span(model.tokenizer, fact.template, fact.subject) for fact in facts]
@@ -71,10 +71,10 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
     for fact, answer in zip(facts, answers, strict=True):
         if fact.relation and answer is not None:
             relations[fact.relation].setdefault(answer.token, answer)
-    cases: list[Case] = []
+    cases: list[TracePrompt] = []
     left_out: list[LeftOut] = []
     for rows in equal_lengths(encoded, max_rows):
-        logits = model.logits(whole(torch.tensor([encoded[i] for i in rows])))[:, -1]
+        logits = model.logits(unpadded_batch(torch.tensor([encoded[i] for i in rows])))[:, -1]
         for i, row in zip(rows, logits, strict=True):
             fact, best = facts[i], int(row.argmax())
             answer = answers[i] or Choice(model.tokenizer.decode([best]).strip(), best, "model")
@@ -82,7 +82,7 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
             if foil.token == answer.token:
                 left_out.append(LeftOut(i, fact.id, SAME_TOKEN))
                 continue
-            cases.append(Case(i, fact, encoded[i], spans[i], *answer, *foil, known=best == answer.token))
+            cases.append(TracePrompt(i, fact, encoded[i], spans[i], *answer, *foil, known=best == answer.token))
     return sorted(cases, key=lambda c: c.index), sorted(left_out)
 
 

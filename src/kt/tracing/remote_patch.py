@@ -22,7 +22,7 @@ from ..model.sites import Site
 from .patches import Prompts, Source
 
 if TYPE_CHECKING:
-    from .patches import Group, Rows
+    from .patches import PatchBatch, PatchRows
 
 
 def together(parts: list[Prompts]) -> Prompts | None:
@@ -53,13 +53,13 @@ def scores_of(
         steps: in forward order, a side of a module and what moves there at `token`.
         answers: of the last rows; those before are only taken from.
     """
-    from .patches import readout, whole
+    from .patches import readout, unpadded_batch
 
     ids = torch.cat([prompts.ids[rows] for prompts, rows in parts])
     at_row, at_column, which, drawn = _noise(parts)
     root, embed, head = model.root, model.embed, model.envoy(model.layout.unembed)
     n = len(ids)
-    with root.trace(**model.inputs(whole(ids)), backend=model.backend()):
+    with root.trace(**model.inputs(unpadded_batch(ids)), backend=model.backend()):
         if len(drawn):
             embedded = embed.output.clone()
             noise = drawn.to(embedded.device)[which]
@@ -102,7 +102,7 @@ def _noise(parts: list[tuple[Prompts, Int[Tensor, " row"]]]) -> tuple[Tensor, Te
     return torch.cat(rows), torch.cat(columns), torch.cat(which), torch.cat(drawn)
 
 
-def patched_rows(model: TracedModel, group: Group, rows: Rows, token: int) -> Float[Tensor, "metric row"]:
+def patched_rows(model: TracedModel, group: PatchBatch, rows: PatchRows, token: int) -> Float[Tensor, "metric row"]:
     """`patch.patched_run`, without anything that the runs before have kept but their prompts."""
     like = torch.empty(0)
     base, donor = group.base.run.prompts, group.donor.run.prompts
@@ -124,7 +124,7 @@ def patched_rows(model: TracedModel, group: Group, rows: Rows, token: int) -> Fl
 
 
 def _steps(
-    model: TracedModel, group: Group, rows: Rows, base: ndarray, donor: ndarray, own: ndarray
+    model: TracedModel, group: PatchBatch, rows: PatchRows, base: ndarray, donor: ndarray, own: ndarray
 ) -> Iterator[tuple[tuple[Any, str], list[Move]]]:
     """Every module side at which rows are patched or held, with the rows of the forward that take part."""
     from .patches import ORDER, columns_of

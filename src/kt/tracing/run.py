@@ -21,7 +21,7 @@ from .capabilities import shortcuts
 from .corrupt import Corruption, embedding_spread, given_noise, swapped, with_noise
 from .engine import Outcome, Plan, default_max_rows, run_all
 from .patches import EVERY_HEAD, KINDS, Patch, labels
-from .prompts import UNKNOWN, Case, LeftOut, prepare, token_roles
+from .prompts import UNKNOWN, LeftOut, TracePrompt, prepare, token_roles
 from .trace import DIRECTIONS, METRICS, Trace, TracedFact
 
 # The arguments of a run of causal tracing, checked once.
@@ -176,8 +176,8 @@ def causal_trace(
     # All processes have to have the same groups: the rows are those of the one with the least memory free, and rank 0
     # says which facts the model knows, since another machine might round a tie the other way.
     longest = max(len(model.tokenizer(f.prompt)["input_ids"]) for f in facts)
-    rows = max_rows or min(ranks.gathered("rows of a forward", default_max_rows(model, longest)))
-    cases, left_out = ranks.by_main("cases to trace", prepare, model, facts, rows)
+    rows = max_rows or min(ranks.all_gather("rows of a forward", default_max_rows(model, longest)))
+    cases, left_out = ranks.on_rank_zero("cases to trace", prepare, model, facts, rows)
     unknown = [c for c in cases if not c.known]
     if keep == "known":
         cases = [c for c in cases if c.known]
@@ -211,12 +211,12 @@ def runner(method: str) -> Callable[..., list[Outcome]]:
 
 def _corruptions(
     model: TracedModel,
-    cases: list[Case],
+    cases: list[TracePrompt],
     how: Settings,
     noise: Sequence[Any] | None,
     level: float | None,
     n_facts: int,
-) -> tuple[list[Case], list[Corruption], list[LeftOut]]:
+) -> tuple[list[TracePrompt], list[Corruption], list[LeftOut]]:
     """The cases that can be corrupted, how each is, and the others."""
     if how.corrupt == "swap":
         return swapped(model, cases, how.seed)
@@ -263,7 +263,7 @@ def _token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     )
 
 
-def _warn(unknown: Sequence[Case], traced: Sequence[TracedFact]) -> list[str]:
+def _warn(unknown: Sequence[TracePrompt], traced: Sequence[TracedFact]) -> list[str]:
     """Warn of facts that `keep="known"` would leave out; the warnings also go into the trace's metadata."""
     flat = [fact for fact in traced if abs(fact.ld_clean - fact.ld_corrupt) < MIN_GAP]
     found = ((UNKNOWN, [c.fact.prompt for c in unknown]), (FLAT, [f.prompt for f in flat]))

@@ -252,4 +252,4 @@ def _flat(fact: TracedFact, kinds: Sequence[str], metric: str) -> Float[ndarray,
 def _timed(model: TracedModel, facts: Sequence[Fact], **options: Any) -> tuple[Trace, float]:
     start = time.process_time()
     trace = causal_trace(model, facts, **options)
-    return trace, sum(ranks.gathered("CPU seconds", time.process_time() - start))
+    return trace, sum(ranks.all_gather("CPU seconds", time.process_time() - start))

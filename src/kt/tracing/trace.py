@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from .._util.data import load_arrays, save_arrays, whole
+from .._util.data import complete_file, load_arrays, save_arrays
 from ..errors import BadFact, BadFile, WorkFailed
 from ..model.tokens import Span
 from ..stats import IntervalGrid, benjamini_hochberg, bootstrap_mean_grid, sign_flip_test
@@ -260,7 +260,7 @@ def load(path: str | os.PathLike[str]) -> Trace:
         BadFile: the file is no trace, or not a whole one.
     """
     arrays, header = load_arrays(path, kind=FILE_KIND)
-    with whole(path, "trace", "trace again"):
+    with complete_file(path, "trace", "trace again"):
         try:
             kinds = tuple(Patch.parse(kind).label for kind in header["kinds"])
         except BadFact as error:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kt.editing.closed_form.factor import Moment, cholesky
-from kt.editing.closed_form.solvers import Equality, Held, LeastSquares, NullSpace, RankOne, System
+from kt.editing.closed_form.solvers import Equality, LeastSquares, NullSpace, RankOne, RegularisedGram, System
 from kt.errors import KtError, WorkFailed
 
 
@@ -93,7 +93,7 @@ def test_rank_one_is_romes_formula():
 
 def test_woodbury_and_the_whole_system_agree_also_for_other_vectors():
     others = drawn(D, 2, seed=6)
-    few, many = Held(Moment.of(C), 0.7, EARLIER), Held(Moment.of(C), 0.7, drawn(D, 30, seed=4))
+    few, many = RegularisedGram(Moment.of(C), 0.7, EARLIER), RegularisedGram(Moment.of(C), 0.7, drawn(D, 30, seed=4))
     assert few.small and not many.small
     for held in (few, many):
         whole = 0.7 * C + held.extra @ held.extra.T

@@ -12,7 +12,7 @@ import kt
 from kt.editing.closed_form import target_forward as target_suffix
 from kt.editing.closed_form import targets as target_batches
 from kt.editing.closed_form import targets as values
-from kt.editing.closed_form.aims import Aim, Objective, Position
+from kt.editing.closed_form.aims import Objective, Position, TargetSite
 from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.target_forward import NOWHERE, split_rows, target_rows
 from kt.editing.closed_form.targets import find_targets, worth_of_a_run
@@ -32,8 +32,8 @@ FACTS = (
     kt.Fact("The city of the {}", "Space Needle", target="Rome"),  # the subject last
     kt.Fact("The capital of {} is in", "France", target="Seattle of"),
 )
-HIDDEN, MLP, ATTN = Aim(Site(Kind.RESID, 1)), Aim(Site(Kind.MLP, 1)), Aim(Site(Kind.ATTN, 1))
-LAST = Aim(Site(Kind.MLP, 1), Position.PROMPT_LAST)
+HIDDEN, MLP, ATTN = TargetSite(Site(Kind.RESID, 1)), TargetSite(Site(Kind.MLP, 1)), TargetSite(Site(Kind.ATTN, 1))
+LAST = TargetSite(Site(Kind.MLP, 1), Position.PROMPT_LAST)
 QUICK = Objective(v_num_grad_steps=5, v_lr=0.2, stop_loss=0.0)
 
 
@@ -85,7 +85,12 @@ def test_every_family_finds_the_loops_delta_on_suffixes_only(family, cuts):
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "gemma2", "opt"])
 @pytest.mark.parametrize(
     "aims",
-    [[Aim(Site(Kind.MLP, 0))], [ATTN, MLP], [LAST], [Aim(Site(Kind.MLP, 0)), Aim(Site(Kind.ATTN, 2), LAST.position)]],
+    [
+        [TargetSite(Site(Kind.MLP, 0))],
+        [ATTN, MLP],
+        [LAST],
+        [TargetSite(Site(Kind.MLP, 0)), TargetSite(Site(Kind.ATTN, 2), LAST.position)],
+    ],
     ids=lambda aims: "+".join(map(str, aims)),
 )
 def test_every_kind_of_aim_finds_the_loops_delta(family, aims):
@@ -94,7 +99,7 @@ def test_every_kind_of_aim_finds_the_loops_delta(family, aims):
 
 def test_an_aim_at_the_last_blocks_output_runs_no_block(family):
     # Only where the subject is the last token does it reach the target.
-    assert distance(exact(family), [Aim(Site(Kind.RESID, 2))], facts=FACTS[2:3])[0] < BOUND
+    assert distance(exact(family), [TargetSite(Site(Kind.RESID, 2))], facts=FACTS[2:3])[0] < BOUND
 
 
 def test_a_tokenizer_with_a_start_token_and_eager_attention():
@@ -133,7 +138,7 @@ def test_the_argmax_rule_stops_or_discounts_as_in_the_loop(sharp, steps):
         kt.Fact("The city of the {}", "Space Needle", target="in"),
         FACTS[0],
     ]
-    objective, aims = Objective(**LONG, stop_loss=0.0), [Aim(Site(Kind.RESID, 2), Position.PROMPT_LAST), HIDDEN]
+    objective, aims = Objective(**LONG, stop_loss=0.0), [TargetSite(Site(Kind.RESID, 2), Position.PROMPT_LAST), HIDDEN]
     ruled = replace(objective, argmax_discount=True)
     apart, found = distance(model, aims, ruled, facts)
     assert apart < BOUND and found.steps.tolist() == steps
@@ -228,7 +233,7 @@ class TestBatches:
         journal.release()
 
     def test_a_run_is_worth_more_tokens_where_blocks_are_small(self):
-        low, high = (worth_of_a_run(tiny_model("gpt2"), [Aim(Site(Kind.RESID, layer))]) for layer in (0, 2))
+        low, high = (worth_of_a_run(tiny_model("gpt2"), [TargetSite(Site(Kind.RESID, layer))]) for layer in (0, 2))
         assert high > low > target_batches.WEIGHTS["cpu"]
 
 

@@ -18,7 +18,7 @@ class Position(str, Enum):
 
 
 @dataclass(frozen=True)
-class Aim:
+class TargetSite:
     """One δ: the value at `site` and `position`. JEEP bounds and decays its two regions apart; None takes the
     objective's own."""
 

@@ -84,7 +84,7 @@ def agrees(ours: Float[Tensor, " d"], theirs: Float[Tensor, " d"]) -> bool:
     return bool((ours - theirs).norm() <= CLOSE * theirs.norm())
 
 
-def drawn(size: int) -> Float[Tensor, " d"]:
+def check_vector(size: int) -> Float[Tensor, " d"]:
     """The vector that files are tried on."""
     return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -168,7 +168,7 @@ class Moment:
             return None
         arrays, about = load_arrays(path, framework="pt")
         factor, ridge = arrays["transposed"].mT, float(about["ridge"])
-        stored, vector = self._read().cpu(), drawn(self.size)
+        stored, vector = self._read().cpu(), check_vector(self.size)
         largest = float(stored.diagonal().max())
         if agrees(factor @ (factor.mT @ vector), times(stored, vector) + ridge * largest * vector):
             return Factored(factor, ridge)
@@ -202,7 +202,7 @@ class Moment:
             values = file.get_tensor("values")
             here = self._null_range(values, threshold)
             rows = file.get_slice("rows")[here.start : here.stop]
-        mixed = drawn(self.size)[here]
+        mixed = check_vector(self.size)[here]
         if agrees(rows.mT @ (values[here] * mixed), times(self._read().cpu(), rows.mT @ mixed)):
             return rows.mT.contiguous()
         discard(path)

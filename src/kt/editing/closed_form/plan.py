@@ -25,8 +25,8 @@ from ...errors import KtError, WorkFailed
 from ...facts.fact import Fact
 from ...model.sites import Kind, Site
 from ...model.update import LowRank, Update
-from ..plan import Setting, Solved, Written
-from .aims import Aim, Objective, Spread, even
+from ..plan import SolveContext, SolveResult, WeightUpdate
+from .aims import Objective, Spread, TargetSite, even
 from .contexts import Contexts
 from .factor import Moment
 from .keys import fact_keys, fact_values
@@ -42,12 +42,12 @@ Share = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Path:
+class Write:
     """One module kind over some layers, written so that `aim` takes its wanted value; `scale` of it is kept."""
 
     kind: Kind
     layers: tuple[int, ...]
-    aim: Aim
+    aim: TargetSite
     solver: Solver = field(default_factory=LeastSquares)
     scale: Share = 1.0
     spread: Spread = even
@@ -59,7 +59,7 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LocateThenEdit:
     """Paths, the objective that finds their targets, and how the paths know of each other.
 
     `joint`: one search over all aims (and over `also`, aims that are searched with the others but not written: PMET's
@@ -68,15 +68,15 @@ class Recipe:
     model as the facts before left it (ROME).
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[Write, ...]
     objective: Objective = field(default_factory=Objective)
     joint: bool = False
-    also: tuple[Aim, ...] = ()
+    also: tuple[TargetSite, ...] = ()
     coupled: bool = False
     one_by_one: bool = False
 
     @property
-    def live(self) -> list[Path]:
+    def live(self) -> list[Write]:
         """The paths that write something."""
         return [p for p in self.paths if p.scale != 0 and p.layers]
 
@@ -100,20 +100,20 @@ class Recipe:
             for site in path.sites:
                 path.solver.require_room(model.weight_name(site), model.key_size(site))
 
-    def remember(self, setting: Setting, facts: Sequence[Fact]) -> None:
+    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
         """Keep the facts' keys as the edited model has them, every layer written (AlphaEdit's cache)."""
         for path in self.live:
             for site in path.sites if path.solver.keeps_keys else ():
                 keys = fact_keys(setting.model, facts, setting.contexts, site, path.aim.position)
                 setting.state.add_keys(setting.model.weight_name(site), keys)
 
-    def solve(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None = None) -> Solved:
+    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         """Search, then write layer by layer. The model's weights are the same bytes afterwards, also after an
         exception."""
         if not self.one_by_one:
             return self._solve_batch(setting, facts, progress)
         model = setting.model
-        parts: list[Solved] = []
+        parts: list[SolveResult] = []
         with model.restored(self.names(model)):
             for index, fact in enumerate(facts):
                 parts.append(self._only(index)._solve_batch(setting.within(f"fact-{index:05d}"), [fact], None))
@@ -123,15 +123,15 @@ class Recipe:
                     progress(index + 1, len(facts))
         return _joined(parts)
 
-    def _only(self, index: int) -> Recipe:
+    def _only(self, index: int) -> LocateThenEdit:
         """The recipe for one of the facts."""
         paths = (replace(p, scale=(p.scale[index],)) if isinstance(p.scale, tuple) else p for p in self.paths)
         return replace(self, paths=tuple(paths))
 
-    def _solve_batch(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None) -> Solved:
+    def _solve_batch(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None) -> SolveResult:
         model = setting.model
         search = self._search(setting, facts, progress)
-        written: dict[str, Written] = {}
+        written: dict[str, WeightUpdate] = {}
         with ExitStack() as around:
             for number, path in enumerate(self.live):
                 if self.coupled:
@@ -144,11 +144,13 @@ class Recipe:
                         model.write(name, scaled[name].update.plus(full.update.scaled(-1.0)))
                 for name, part in scaled.items():
                     written[name] = _sum(written[name], part) if name in written else part
-        return Solved(written, {a: t.wanted[a] for a, t in search.items()}, search)
+        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search)
 
-    def _search(self, setting: Setting, facts: Sequence[Fact], progress: Progress | None) -> dict[Aim, Targets]:
+    def _search(
+        self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None
+    ) -> dict[TargetSite, Targets]:
         aims = list(dict.fromkeys([p.aim for p in self.live] + list(self.also)))
-        found: dict[Aim, Targets] = {}
+        found: dict[TargetSite, Targets] = {}
         for group in [aims] if self.joint else [[a] for a in aims]:
             targets = find_targets(
                 setting.model,
@@ -163,7 +165,7 @@ class Recipe:
         return found
 
 
-def _guarded(setting: Setting, facts: Sequence[Fact], targets: Targets) -> Targets:
+def _guarded(setting: SolveContext, facts: Sequence[Fact], targets: Targets) -> Targets:
     """Wanted values at the norm that their sites had before the session's first edit, where a norm guard is set."""
     if setting.original is None:
         return targets
@@ -176,24 +178,26 @@ def _guarded(setting: Setting, facts: Sequence[Fact], targets: Targets) -> Targe
 
 
 def _walk(
-    setting: Setting, facts: Sequence[Fact], path: Path, wanted: Float[Tensor, "fact d_model"]
-) -> dict[str, Written]:
+    setting: SolveContext, facts: Sequence[Fact], path: Write, wanted: Float[Tensor, "fact d_model"]
+) -> dict[str, WeightUpdate]:
     """Solve and write layer by layer, each a phase; keys and residuals are read again after a write, as MEMIT does."""
-    solved: dict[str, Written] = {}
+    solved: dict[str, WeightUpdate] = {}
     for index, site in enumerate(path.sites):
         share = path.spread(index, len(path.sites))
         if share == 0:
             continue
         name = setting.model.weight_name(site)
-        solved[name] = Written.of(setting.journal.take(name, _solve_site, setting, facts, path, wanted, site, share))
+        solved[name] = WeightUpdate.of(
+            setting.journal.take(name, _solve_site, setting, facts, path, wanted, site, share)
+        )
         setting.model.write(site, solved[name].update)
     return solved
 
 
 def _solve_site(
-    setting: Setting,
+    setting: SolveContext,
     facts: Sequence[Fact],
-    path: Path,
+    path: Write,
     wanted: Float[Tensor, "fact d_model"],
     site: Site,
     share: float,
@@ -213,10 +217,10 @@ def _solve_site(
     )
     solution = path.solver(system)
     _check(name, solution)
-    return Written(solution.update, solution.condition, keys, float(residuals.norm())).as_dict()
+    return WeightUpdate(solution.update, solution.condition, keys, float(residuals.norm())).as_dict()
 
 
-def _moment(setting: Setting, name: str, keys: Float[Tensor, "d_in fact"]) -> Moment:
+def _moment(setting: SolveContext, name: str, keys: Float[Tensor, "d_in fact"]) -> Moment:
     moment = setting.statistics.moment_of(name)
     if moment.size != keys.shape[0]:
         raise KtError(
@@ -237,20 +241,20 @@ def _check(name: str, solution: Solution) -> None:
         )
 
 
-def _joined(parts: Sequence[Solved]) -> Solved:
+def _joined(parts: Sequence[SolveResult]) -> SolveResult:
     """Solves of one fact after the other as one: updates added up, the rest side by side."""
-    written: dict[str, Written] = {}
+    written: dict[str, WeightUpdate] = {}
     for part in parts:
         for name, new in part.written.items():
             written[name] = _sum(written[name], new) if name in written else new
     aims = dict.fromkeys(aim for part in parts for aim in part.search)
     search = {aim: join_targets([p.search[aim] for p in parts if aim in p.search]) for aim in aims}
-    return Solved(written, {a: t.wanted[a] for a, t in search.items()}, search)
+    return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search)
 
 
-def _sum(old: Written, new: Written) -> Written:
+def _sum(old: WeightUpdate, new: WeightUpdate) -> WeightUpdate:
     assert old.keys is not None and new.keys is not None
-    return Written(
+    return WeightUpdate(
         old.update.plus(new.update),
         max(old.condition or 0, new.condition or 0),
         torch.cat([old.keys, new.keys], 1),

@@ -22,9 +22,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..._util.data import save_arrays, whole
+from ..._util.data import complete_file, save_arrays
 from ..._util.files import clear_temporaries, writing
-from ..._util.lock import alone, default_cache
+from ..._util.lock import default_cache, exclusive
 from ..._util.progress import Progress
 from ...errors import BadFact, BadFile, WorkFailed
 from ...facts.corpus import Corpus
@@ -147,7 +147,7 @@ def take_sums(
         WorkFailed: the corpus holds no tokens.
     """
     sums = Sums.resume(checkpoint, model, sites)
-    ranks.agree({"second moments so far (tokens, forwards)": [sums.n_tokens, sums.forwards]})
+    ranks.assert_equal_on_ranks({"second moments so far (tokens, forwards)": [sums.n_tokens, sums.forwards]})
     sums.only_mains()
     kept = sums.forwards
     for block in blocks(model, corpus, max_tokens):
@@ -156,7 +156,7 @@ def take_sums(
         if block.stop <= sums.forwards:
             continue
         tick = _ticker(sums.n_tokens, block, max_tokens, progress)
-        ranks.each("keys of a corpus", block.forwards, lambda rows: _add(model, sums, rows), tick)
+        ranks.map_over_ranks("keys of a corpus", block.forwards, lambda rows: _add(model, sums, rows), tick)
         totals = ranks.summed("second moments", list(sums.totals.values()))
         sums.totals = dict(zip(sums.totals, totals, strict=True))
         sums.n_tokens += sum(_tokens(rows) for rows in block.forwards)
@@ -254,7 +254,7 @@ def _add(model: TracedModel, sums: Sums, rows: list[list[int]]) -> None:
     batch = encode_ids(rows, pad_id(model.tokenizer)).to(model.device)
     size, real = len(batch), batch.mask.bool()
     order = sorted(sums.totals, key=lambda s: (s.layer, s.kind is Kind.MLP))
-    with model.nns.trace(**model.inputs(batch)) as tracer:
+    with model.nnsight.trace(**model.inputs(batch)) as tracer:
         for site in order:
             full: Any = model.key(site, size)
             keys = full[real.to(full.device)]
@@ -323,7 +323,7 @@ class Statistics:
         except (OSError, SafetensorError, ValueError) as error:
             said = " ".join(str(error).split())
             raise BadFile(f"{path} is no readable safetensors file of second moments: {said}") from None
-        with whole(path, "file of second moments", "run kt cov again"):
+        with complete_file(path, "file of second moments", "run kt cov again"):
             metadata = json.loads(header)
             tokens = metadata.get("n_tokens")
             changes = tuple((int(tokens), float(change)) for tokens, change in metadata.get("changes", ()))
@@ -397,7 +397,7 @@ def key_statistics(
     }
     work = f"{fingerprint} {corpus.sha256} {max_tokens} {until}"
     with ExitStack() as held:
-        missing = ranks.by_main("looking for second moments", _claimed, held, folder, files, work)
+        missing = ranks.on_rank_zero("looking for second moments", _claimed, held, folder, files, work)
         if missing:
             _compute(model, {s: files[s] for s in missing}, corpus, max_tokens, until, progress)
     opened = {s: Statistics.open(f) for s, f in files.items()}
@@ -420,7 +420,7 @@ def _claimed(held: ExitStack, folder: Path, files: Mapping[Site, Path], work: st
     lock = folder / f"cov-{hashlib.sha256(work.encode()).hexdigest()[:40]}.lock"
     with writing(lock):
         folder.mkdir(parents=True, exist_ok=True)
-        held.enter_context(alone(lock, "takes the same second moments"))
+        held.enter_context(exclusive(lock, "takes the same second moments"))
     return [site for site, file in files.items() if not file.exists()]  # another may just have made some
 
 
@@ -459,7 +459,7 @@ def _compute(
         for file in (checkpoint, *files.values()):
             clear_temporaries(file.parent, file.name)
     sums = take_sums(model, sites, corpus, max_tokens, until, checkpoint, progress)
-    ranks.by_main("keeping second moments", _keep, model, files, sums, corpus, checkpoint)
+    ranks.on_rank_zero("keeping second moments", _keep, model, files, sums, corpus, checkpoint)
 
 
 def _keep(model: TracedModel, files: Mapping[Site, Path], sums: Sums, corpus: Corpus, checkpoint: Path) -> None:

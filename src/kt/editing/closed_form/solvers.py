@@ -65,7 +65,7 @@ class Solver(Protocol):
     def __call__(self, system: System) -> Solution: ...
 
 
-class Held:
+class RegularisedGram:
     """H = λC + U Uᵀ: how much each direction of key space is held, ready to be solved with."""
 
     def __init__(self, moment: Moment, weight: float, extra: Float[Tensor, "d_in extra"]) -> None:
@@ -147,7 +147,7 @@ class LeastSquares(ThroughFactor):
     keeps_keys: bool = True
 
     def __call__(self, system: System) -> Solution:
-        held = Held(_given(system.moment), self.weight, _joined(system.keys, system.past))
+        held = RegularisedGram(_given(system.moment), self.weight, _joined(system.keys, system.past))
         spread = held.solve_own(system.keys.shape[1])
         return Solution(LowRank(system.residuals, spread.T.contiguous()), held.condition(), held.ridge)
 
@@ -169,7 +169,7 @@ class Equality(ThroughFactor):
 
     def __call__(self, system: System) -> Solution:
         moment, none = _given(system.moment), system.keys[:, :0]
-        held = Held(moment, self.weight, none if system.past is None else system.past)
+        held = RegularisedGram(moment, self.weight, none if system.past is None else system.past)
         through = held.solve(system.keys)
         gram = system.keys.T @ through
         if gram.shape[0] > 1:
@@ -236,7 +236,7 @@ class RankOne(ThroughFactor):
     def __call__(self, system: System) -> Solution:
         direction, condition, ridge = system.keys, 1.0, 0.0
         if self.mom2_adjustment:
-            held = Held(_given(system.moment), 1.0, system.keys[:, :0])
+            held = RegularisedGram(_given(system.moment), 1.0, system.keys[:, :0])
             direction, condition, ridge = held.solve(system.keys), held.condition(), held.ridge
         direction = direction / direction.norm(dim=0)
         met = system.keys if self.same_key else _given(system.bare)

@@ -23,7 +23,7 @@ from ...facts.fact import Fact, fill
 from ...model.prefix import Prefix, new_cache, prefix_is_reusable, saved, stored
 from ...model.sites import Kind, Site
 from ...model.tokens import Batch, encode_ids, pad_id, target_ids, template_span, token_ids
-from .aims import Aim, Position
+from .aims import Position, TargetSite
 from .contexts import Contexts
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TargetRows:
         rows = (self.columns[position] != NOWHERE).nonzero()[:, 0]
         return rows, self.columns[position][rows]
 
-    def first_touched(self, aims: Iterable[Aim]) -> int:
+    def first_touched(self, aims: Iterable[TargetSite]) -> int:
         """The first column that δ of any aim stands in: left of it, it changes nothing."""
         places = [self.where(aim.position)[1] for aim in aims]
         return int(torch.cat([*places, torch.tensor([self.width - 1], device=self.fact.device)]).min())
@@ -130,7 +130,7 @@ def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts) -
     return TargetRows(batch, *_per_row(owner, answers, model.device), columns, *_right_aligned(answers, model.device))
 
 
-def split_rows(rows: TargetRows, aims: Collection[Aim], essence: bool, worth: float) -> list[TargetRows]:
+def split_rows(rows: TargetRows, aims: Collection[TargetSite], essence: bool, worth: float) -> list[TargetRows]:
     """The rows as they are run together: essence rows, one column wide above the lowest aim, apart from the others.
 
     Without `essence` they are left out. They stay with the others where that wastes fewer than `worth` tokens, which
@@ -170,7 +170,7 @@ def _right_aligned(
 ORDER = (Kind.ATTN, Kind.MLP, Kind.RESID)
 """The order in which a block computes its values."""
 
-Deltas = Mapping[Aim, Float[Tensor, "fact d_model"]]
+Deltas = Mapping[TargetSite, Float[Tensor, "fact d_model"]]
 
 
 @dataclass(frozen=True)
@@ -191,14 +191,14 @@ class Suffix:
         return Suffix(self.rows.of(kept), self.start, self.cut, entering, prefixes)
 
 
-def lowest_block(aims: Sequence[Aim]) -> int:
+def lowest_block(aims: Sequence[TargetSite]) -> int:
     """The first block whose output depends on δ."""
     return min(aim.site.layer + (aim.site.kind is Kind.RESID) for aim in aims)
 
 
 def run_whole(
-    model: TracedModel, rows: TargetRows, aims: Sequence[Aim]
-) -> tuple[Suffix, dict[Aim, Float[Tensor, "row d_model"]]]:
+    model: TracedModel, rows: TargetRows, aims: Sequence[TargetSite]
+) -> tuple[Suffix, dict[TargetSite, Float[Tensor, "row d_model"]]]:
     """The rows' one whole forward: what a step starts from, and the value now at each aim in every row."""
     start, cut = lowest_block(aims), rows.first_touched(aims)
     cache = new_cache(model) if cut and prefix_is_reusable(model, rows.width) else None
@@ -213,16 +213,16 @@ def run_whole(
 
 @torch.no_grad()
 def _first_run(
-    model: TracedModel, rows: TargetRows, aims: Sequence[Aim], start: int, cache: Any
-) -> tuple[Tensor, dict[Aim, Tensor], Tensor | None]:
+    model: TracedModel, rows: TargetRows, aims: Sequence[TargetSite], start: int, cache: Any
+) -> tuple[Tensor, dict[TargetSite, Tensor], Tensor | None]:
     """The residual stream that enters block `start`, values at the aims, and (with a cache) what reaches the head."""
     size, every = len(rows), torch.arange(len(rows), device=model.device)
     last = model.n_layers if cache is not None else max(start, max(a.site.layer for a in aims) + 1)
-    now: dict[Aim, Tensor] = {}
+    now: dict[TargetSite, Tensor] = {}
     entering: list[Tensor] = []
     arriving: list[Tensor] = []
     arguments = model.inputs(rows.batch, rows.keep, past_key_values=cache, use_cache=cache is not None)
-    with model.nns.trace(**arguments) as tracer:
+    with model.nnsight.trace(**arguments) as tracer:
         for layer in range(last):
             if layer == start == 0:
                 entering.append(saved(model.block(0).input.clone()))
@@ -274,7 +274,7 @@ def _run_suffix(model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: 
             entering = entering.index_put(shift.places(entering), shift.by(entering), accumulate=True)
     filler = (entering, None) if model.layout.tuple_output else entering
     result: list[Tensor] = []
-    with model.nns.trace(**_arguments(model, suffix)) as tracer:
+    with model.nnsight.trace(**_arguments(model, suffix)) as tracer:
         for layer in range(start):
             model.block(layer).skip(filler)
         if start == 0:
@@ -293,7 +293,7 @@ def _run_suffix(model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: 
             tracer.stop()
         else:
             model.envoy(model.layout.unembed).input = states[:, None]
-            result.append(saved(model.nns.output.logits[:, 0]))
+            result.append(saved(model.nnsight.output.logits[:, 0]))
     return result[0]
 
 
@@ -344,7 +344,7 @@ class _Shift:
     each: Float[Tensor, "place d_model"]
 
     @classmethod
-    def of(cls, suffix: Suffix, aim: Aim, delta: Float[Tensor, "fact d_model"]) -> _Shift:
+    def of(cls, suffix: Suffix, aim: TargetSite, delta: Float[Tensor, "fact d_model"]) -> _Shift:
         rows, columns = suffix.rows.where(aim.position)
         return cls((rows, columns - suffix.cut), delta[suffix.rows.fact[rows]])
 

@@ -27,7 +27,7 @@ from ...model.sites import Kind
 from ...model.tokens import target_ids, template_span, token_ids
 from ...runs import parallel as ranks
 from ...runs.journal import Journal
-from .aims import Aim, Objective, Position
+from .aims import Objective, Position, TargetSite
 from .contexts import Contexts
 from .target_forward import Suffix, TargetRows, lowest_block, run_whole, split_rows, suffix_logits, target_rows
 
@@ -57,7 +57,7 @@ class _Length(NamedTuple):
 
 
 def target_batches(
-    model: TracedModel, facts: Sequence[Fact], aims: Sequence[Aim], contexts: Contexts, size: int
+    model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, size: int
 ) -> list[list[int]]:
     """Places of the facts, batch by batch: at most `size`, or fewer where half the free memory would not hold them.
 
@@ -84,7 +84,7 @@ def target_batches(
     return batches
 
 
-def worth_of_a_run(model: TracedModel, aims: Sequence[Aim]) -> float:
+def worth_of_a_run(model: TracedModel, aims: Sequence[TargetSite]) -> float:
     """How many tokens more a step may run where that saves it a forward of its own."""
     start = min(lowest_block(aims), model.n_layers - 1)
     weights = sum(p.numel() for layer in range(start, model.n_layers) for p in _block(model, layer).parameters())
@@ -92,7 +92,7 @@ def worth_of_a_run(model: TracedModel, aims: Sequence[Aim]) -> float:
     return WEIGHTS[device] + DISPATCH[device] / (4 * weights)  # a token: 2 operations a weight, forward and backward
 
 
-def _length(model: TracedModel, fact: Fact, aims: Sequence[Aim]) -> _Length:
+def _length(model: TracedModel, fact: Fact, aims: Sequence[TargetSite]) -> _Length:
     tokenizer = model.tokenizer
     prompt = len(token_ids(tokenizer, fact.prompt))
     target = len(target_ids(tokenizer, fact.prompt, fact.target or ""))
@@ -103,7 +103,7 @@ def _length(model: TracedModel, fact: Fact, aims: Sequence[Aim]) -> _Length:
     return _Length(whole - first, target, whole)
 
 
-def _bytes(model: TracedModel, aims: Sequence[Aim], length: _Length, rows: int, context: int) -> int:
+def _bytes(model: TracedModel, aims: Sequence[TargetSite], length: _Length, rows: int, context: int) -> int:
     """About what a request takes at the peak of a step: the graph, keys and values, logits."""
     width, above = length.whole + context, model.n_layers - min(lowest_block(aims), model.n_layers - 1)
     graph = 48 * length.suffix * above * model.d_model
@@ -119,7 +119,7 @@ def _block(model: TracedModel, layer: int) -> torch.nn.Module:
 # What a step's logits say of every request: how likely its target is, and the words after the essence prompt.
 
 
-class Reading(NamedTuple):
+class TargetLoss(NamedTuple):
     """`nll`: mean -log p of the target's tokens. `essence`: log-probabilities at the essence row's subject, None where
     no essence rows were run. `all_argmax`: every target token is the likeliest in every context."""
 
@@ -128,7 +128,7 @@ class Reading(NamedTuple):
     all_argmax: Bool[Tensor, " fact"]
 
 
-def read_rows(logits: Sequence[Float[Tensor, "read vocab"]], groups: Sequence[TargetRows]) -> Reading:
+def read_rows(logits: Sequence[Float[Tensor, "read vocab"]], groups: Sequence[TargetRows]) -> TargetLoss:
     """From the logits of groups of rows; the first holds all context rows, and all or none of the essence rows."""
     said, rows, essence = logits[0], groups[0], None
     if len(groups) == 2:
@@ -140,7 +140,7 @@ def read_rows(logits: Sequence[Float[Tensor, "read vocab"]], groups: Sequence[Ta
     nll, argmax = _of_targets(said, rows)
     facts = len(rows.fact.unique())
     nll, argmax = (rearrange(v, "(fact context) -> fact context", fact=facts) for v in (nll, argmax))
-    return Reading(nll, essence, argmax.all(-1))
+    return TargetLoss(nll, essence, argmax.all(-1))
 
 
 def divergence(now: Tensor | None, before: Tensor | None, like: Tensor) -> Float[Tensor, " fact"]:
@@ -168,8 +168,8 @@ def _row_of_each_read(rows: TargetRows) -> Int[Tensor, " read"]:
 class Targets(NamedTuple):
     """Wanted values per aim, the values before, and how the search ended."""
 
-    wanted: dict[Aim, Float[Tensor, "fact d_model"]]
-    before: dict[Aim, Float[Tensor, "fact d_model"]]
+    wanted: dict[TargetSite, Float[Tensor, "fact d_model"]]
+    before: dict[TargetSite, Float[Tensor, "fact d_model"]]
     loss: Float[Tensor, " fact"]
     prob: Float[Tensor, " fact"]
     steps: Int[Tensor, " fact"]
@@ -178,7 +178,7 @@ class Targets(NamedTuple):
 def find_targets(
     model: TracedModel,
     facts: Sequence[Fact],
-    aims: Sequence[Aim],
+    aims: Sequence[TargetSite],
     contexts: Contexts,
     objective: Objective,
     batch_size: int = 16,
@@ -190,7 +190,7 @@ def find_targets(
     Several processes share the batches.
     """
     # Of several processes, the one with the least memory free decides: all have to have the same batches.
-    found = ranks.gathered("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
+    found = ranks.all_gather("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
     batches = max(found, key=len)
     ends = list(accumulate(map(len, batches)))
     # Batches stand in one order: the place where one begins and its size say which requests are in it.
@@ -207,7 +207,7 @@ def find_targets(
     return _in_order(targets, [i for batch in batches for i in batch])
 
 
-def _targets(held: Mapping[str, Any], aims: Sequence[Aim], device: torch.device) -> Targets:
+def _targets(held: Mapping[str, Any], aims: Sequence[TargetSite], device: torch.device) -> Targets:
     """From what `_find_batch` gave, with values by the aim's place."""
     wanted, before = ({a: v.to(device) for a, v in zip(aims, held[part], strict=True)} for part in ("wanted", "before"))
     return Targets(wanted, before, *(held[part].to(device) for part in ("loss", "prob", "steps")))
@@ -232,7 +232,7 @@ def join_targets(parts: Sequence[Targets]) -> Targets:
 
 
 def _find_batch(
-    model: TracedModel, facts: Sequence[Fact], aims: Sequence[Aim], contexts: Contexts, objective: Objective
+    model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, objective: Objective
 ) -> dict[str, Any]:
     """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
     suffixes, now = _begun(model, facts, aims, contexts, objective)
@@ -269,8 +269,8 @@ def _find_batch(
 
 
 def _begun(
-    model: TracedModel, facts: Sequence[Fact], aims: Sequence[Aim], contexts: Contexts, objective: Objective
-) -> tuple[list[Suffix], dict[Aim, Float[Tensor, "fact d_model"]]]:
+    model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, objective: Objective
+) -> tuple[list[Suffix], dict[TargetSite, Float[Tensor, "fact d_model"]]]:
     """What steps start from, and each aim's value in the first (bare) context row."""
     # Without δ in the essence row, or without weight on it, the KL is zero.
     essence = objective.kl_factor != 0 and any(a.position is Position.SUBJECT_LAST for a in aims)
@@ -281,7 +281,7 @@ def _begun(
     return [suffix for suffix, _ in runs], {a: v[bare.to(v.device)].to(model.device) for a, v in values.items()}
 
 
-def _done(read: Reading, loss: Tensor, prob: Tensor, kl: Tensor, objective: Objective) -> Bool[Tensor, " fact"]:
+def _done(read: TargetLoss, loss: Tensor, prob: Tensor, kl: Tensor, objective: Objective) -> Bool[Tensor, " fact"]:
     if objective.stop_prob is not None:
         return prob >= objective.stop_prob
     done = loss < objective.stop_loss
@@ -290,7 +290,7 @@ def _done(read: Reading, loss: Tensor, prob: Tensor, kl: Tensor, objective: Obje
     return done
 
 
-def _decay(aim: Aim, objective: Objective) -> float:
+def _decay(aim: TargetSite, objective: Objective) -> float:
     return objective.v_weight_decay if aim.decay is None else aim.decay
 
 
@@ -301,8 +301,8 @@ def _relative(delta: Float[Tensor, "fact d"], now: Float[Tensor, "fact d"]) -> F
 @torch.no_grad()
 def _step(
     optimizer: torch.optim.Optimizer,
-    delta: dict[Aim, Tensor],
-    now: dict[Aim, Tensor],
+    delta: dict[TargetSite, Tensor],
+    now: dict[TargetSite, Tensor],
     active: Bool[Tensor, " fact"],
     objective: Objective,
 ) -> None:
