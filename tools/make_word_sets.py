@@ -5,7 +5,7 @@
 related   by subject: words of the corpus lines that contain the subject, without stopwords and the subject's own words;
           the `MOST` most frequent, ties in alphabetical order. A subject that the corpus never names has none.
 factual   by relation: the answers of its facts; by subject: the answers of its facts. A fact's own answer is taken out
-          where the sets are read (src/kt/probing/sets.py).
+          where the sets are read (src/kt/probing/word_sets.py).
 """
 
 from __future__ import annotations

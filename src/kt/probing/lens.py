@@ -6,8 +6,8 @@ output distribution. With `final_norm=False` the norm's output is replaced by it
 which is the text's formula. Scales and soft-caps rise with the logit, so they change probabilities but no rank.
 
 A site's value is what kt always means by it: the output of the projection (W_o, down_proj) or the residual stream after
-a block. Where a norm stands between a projection and the residual stream (Gemma 2 and 3, OLMo 2; `layout.direct` is
-False) the attention and MLP readings are of what the projection gives, before that norm.
+a block. Where a norm stands between a projection and the residual stream (Gemma 2 and 3, OLMo 2; `layout.has_post_norm`
+is true) the attention and MLP readings are of what the projection gives, before that norm.
 """
 
 from __future__ import annotations
