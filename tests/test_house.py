@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 
 import kt
+from kt.errors import DISTRIBUTION, install_hint
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "kt").rglob("*.py"))
@@ -79,9 +85,67 @@ def test_the_version_is_that_of_the_package():
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        assert version("kt") == kt.__version__
+        assert version(DISTRIBUTION) == kt.__version__
     except PackageNotFoundError:
         pytest.skip("kt is not installed, only on the path")
+
+
+PLACES = ("src", "docs", "tests", "benchmarks", "tools", "notebooks")
+TEXTS = (".py", ".md", ".toml", ".j2", ".sh", ".ipynb")
+INSTALL = re.compile(r"\b(?:pip|pipx|uv|uvx)\b[^\n`]*?\b(?:install|add)\b(?P<what>[^\n`#&|;)]*)")
+"""An installing command, up to the end of the line, of the code or of the command."""
+
+
+def texts() -> dict[str, str]:
+    """Sources, tests and documents, without this file, which has the wrong names to search for."""
+    inside = [path for place in PLACES for path in (ROOT / place).rglob("*") if path.suffix in TEXTS]
+    paths = {*inside, *ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / "Makefile"} - {Path(__file__)}
+    return {relative(path): path.read_text(encoding="utf-8") for path in sorted(paths)}
+
+
+def foreign(text: str) -> list[str]:
+    """Places that would install the project which has our import's name on the package index."""
+    words = [word.strip("\\'\"") for match in INSTALL.finditer(text) for word in match["what"].split()]
+    named = [word for word in words if re.match(r"kt(?![\w./-])", word)]
+    return named + re.findall(r"(?<![\w./-])kt\\?\[[a-z-]+\\?\]", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("pip install 'kt[lora]'", True),
+        ("python -m pip install --quiet kt", True),
+        ("uv pip install kt==0.1", True),
+        ("install kt[data]", True),
+        (r"match='kt\[lora\]'", True),
+        ("pip install 'kt-interp[lora]'", False),
+        ("pip install -e . && .venv/bin/kt demo", False),
+        ("`pip install pyarrow`, then kt eval", False),
+        ("table['kt']", False),
+    ],
+)
+def test_an_install_of_the_other_kt_is_recognised(text, wrong):
+    assert bool(foreign(text)) == wrong
+
+
+def test_nobody_is_told_to_install_the_other_kt():
+    held = texts()
+    assert {"README.md", "docs/data.md", "src/kt/errors.py", "tests/conftest.py", "pyproject.toml"} <= set(held)
+    assert {name: places for name, text in held.items() if (places := foreign(text))} == {}
+
+
+def test_every_extra_in_a_hint_exists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"] == DISTRIBUTION
+    everything = "\n".join(texts().values())
+    named = re.findall(rf"{DISTRIBUTION}\\?\[([\w,-]+)", everything)
+    named += re.findall(r"install_hint\([\"']([\w-]+)[\"']\)", everything)
+    hints = {extra for names in named for extra in names.split(",")}
+    assert {"data", "lora", "lm-eval"} <= hints <= set(project["optional-dependencies"])
+
+
+def test_a_hint_installs_ours_with_its_extra():
+    assert install_hint("lora") == "pip install 'kt-interp[lora]'"
 
 
 FORBIDDEN = {
