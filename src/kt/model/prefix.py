@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..tracing.forward import _ATTENTION, prefix_is_off
 from .model import TracedModel
 
 Prefix = tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_head"]]
@@ -23,18 +24,23 @@ def saved(value: Any) -> Any:
 
 
 def prefix_is_reusable(model: TracedModel, length: int) -> bool:
-    """Whether keys and values of earlier tokens say all that later tokens need of them.
+    """Whether keys and values of earlier tokens say all that later tokens need of them; a warning says why not.
 
     Not so with recurrent or linear-attention layers, and not kept by a sliding window shorter than the prompt.
     """
     config = model.module.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return (
-        "past_key_values" in model._forward_parameters
-        and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
-        and all(length < window for window in windows if window is not None)
-    )
+    others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
+    short = [window for window in windows if window is not None and window <= length]
+    if model.cache_keyword is None:
+        prefix_is_off(model, "its forward takes no dynamic key-value cache as `past_key_values` or `cache`")
+    elif others:
+        prefix_is_off(model, f"keys and values do not hold the state of its layers ({', '.join(sorted(others))})")
+    elif short:
+        prefix_is_off(model, f"its attention window of {min(short)} tokens is not longer than the prompts")
+    else:
+        return True
+    return False
 
 
 def new_cache(model: TracedModel) -> Any:
@@ -44,8 +50,11 @@ def new_cache(model: TracedModel) -> Any:
     return DynamicCache(config=model.module.config)
 
 
-def stored(cache: Any, n_layers: int, ids: Int[Tensor, "row pos"]) -> list[Prefix] | None:
-    """A cache's keys and values by layer; None when it does not hold all tokens of all layers."""
+def stored(model: TracedModel, cache: Any, ids: Int[Tensor, "row pos"]) -> list[Prefix] | None:
+    """A cache's keys and values by layer; None (and a warning) when it does not hold all tokens of all layers."""
     held = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "keys", None) is not None]
     complete = all(k.dim() == 4 and (k.shape[0], k.shape[2]) == tuple(ids.shape) for k, _ in held)
-    return held if complete and len(held) == n_layers else None
+    if complete and len(held) == model.n_layers:
+        return held
+    prefix_is_off(model, "its cache does not hold all tokens of all layers")
+    return None

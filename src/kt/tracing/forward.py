@@ -14,11 +14,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..errors import shortcut_off
 from ..model.model import TracedModel
 from ..model.prefix import new_cache, saved, stored
 from ..model.sites import Site
 from .patches import ORDER, Prompts, Run, Source, at, readout, unpadded_batch
 from .remote_patch import scores_of, together
+
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""The kinds of layer of which a cache holds all there is to know."""
+
+
+def prefix_is_off(model: TracedModel, why: str) -> None:
+    """Warn, once for each reason, that prompts are read whole where kept keys and values would have done."""
+    shortcut_off(
+        f"{model.name}: keys and values of earlier tokens are not reused, because {why}; the numbers are the same, "
+        "but prompts are read whole each time, which costs about twice the work"
+    )
 
 
 @torch.no_grad()
@@ -44,7 +56,7 @@ def run_rows(
         scores: Any = scores_of(model, [(prompts, torch.arange(len(ids)))], [], 0, answers, foils)
         return Run([], None, {}, scores, prompts)
     cache = new_cache(model) if start and prefix else None
-    arguments = model.inputs(unpadded_batch(ids), past_key_values=cache, use_cache=cache is not None)
+    arguments = model.inputs(unpadded_batch(ids), cache=cache)
     inputs: list[Tensor] = []
     values: dict[Source, Tensor] = {}
     with model.nnsight.trace(**arguments):
@@ -59,7 +71,7 @@ def run_rows(
                 if source in sources:
                     values[source] = saved(at(model, source, len(ids)).clone())
         scores = saved(readout(model.last_logits()[:, -1], answers, foils))
-    return Run(inputs, None if cache is None else stored(cache, model.n_layers, ids), values, scores)
+    return Run(inputs, None if cache is None else stored(model, cache, ids), values, scores)
 
 
 def joined(parts: Sequence[Run]) -> Run:
