@@ -1,9 +1,4 @@
-"""The clean and the corrupted run of a group of prompts with equal token counts (001, section 3.1).
-
-One of them is the *base*, which patched runs start from, the other the *donor* of what is patched in. The base keeps
-every block's input, and the keys and values of every attention: patched at (layer l, token t), a run differs from its
-base only at layers >= l and tokens >= t.
-"""
+"""Keys and values of tokens that several prompts share: read once, kept, and read on from."""
 
 from __future__ import annotations
 
@@ -12,15 +7,26 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..tracing.forward import _ATTENTION, prefix_is_off
+from ..errors import shortcut_off
 from .model import TracedModel
 
 Prefix = tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_head"]]
+
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""The kinds of layer of which a cache holds all there is to know."""
 
 
 def saved(value: Any) -> Any:
     """Keep a value beyond its trace (`Tensor.save` is nnsight's)."""
     return value.save()
+
+
+def prefix_is_off(model: TracedModel, why: str) -> None:
+    """Warn, once for each reason, that prompts are read whole where kept keys and values would have done."""
+    shortcut_off(
+        f"{model.name}: keys and values of earlier tokens are not reused, because {why}; the numbers are the same, "
+        "but prompts are read whole each time, which costs about twice the work"
+    )
 
 
 def prefix_is_reusable(model: TracedModel, length: int) -> bool:

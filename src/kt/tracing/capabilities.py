@@ -13,9 +13,9 @@ import torch
 
 from ..errors import shortcut_off
 from ..model.model import TracedModel
-from ..model.prefix import prefix_is_reusable
+from ..model.prefix import prefix_is_off, prefix_is_reusable
 from ..model.sites import Kind
-from .forward import prefix_is_off, run_rows
+from .forward import run_rows
 from .patch import patched_run
 from .patches import Patch, PatchBatch, PatchRows, PatchSource
 

@@ -14,23 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import shortcut_off
 from ..model.model import TracedModel
 from ..model.prefix import new_cache, saved, stored
 from ..model.sites import Site
 from .patches import ORDER, Prompts, Run, Source, at, readout, unpadded_batch
 from .remote_patch import scores_of, together
-
-_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-"""The kinds of layer of which a cache holds all there is to know."""
-
-
-def prefix_is_off(model: TracedModel, why: str) -> None:
-    """Warn, once for each reason, that prompts are read whole where kept keys and values would have done."""
-    shortcut_off(
-        f"{model.name}: keys and values of earlier tokens are not reused, because {why}; the numbers are the same, "
-        "but prompts are read whole each time, which costs about twice the work"
-    )
 
 
 @torch.no_grad()

@@ -20,10 +20,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...facts.fact import Fact, fill
-from ...model.prefix import Prefix, new_cache, prefix_is_reusable, saved, stored
+from ...model.prefix import Prefix, new_cache, prefix_is_off, prefix_is_reusable, saved, stored
 from ...model.sites import Kind, Site
 from ...model.tokens import Batch, encode_ids, pad_id, target_ids, template_span, token_ids
-from ...tracing.forward import prefix_is_off
 from .aims import Position, TargetSite
 from .contexts import Contexts
 
