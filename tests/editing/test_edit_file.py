@@ -274,6 +274,11 @@ class TestHostile:
         for _ in range(200):
             deep = [deep]
         assert "nested too deeply" in refused(forge(tmp_path / "forged", arrays, about | {"note": deep}))
+        deep = []
+        for _ in range(30):  # with the manifest itself 32 levels
+            deep = [deep]
+        assert kt.Edit.load(forge(tmp_path / "forged", arrays, about | {"note": deep})).manifest["note"] == deep
+        assert "nested too deeply" in refused(forge(tmp_path / "forged", arrays, about | {"note": [deep]}))
 
     junk = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
