@@ -247,6 +247,13 @@ class TestHostile:
             ("fingerprints", ["a"]),
             ("alpha", True),
             ("alpha", 10**400),
+            ("seed", 2**63),
+            ("seed", 1.0),
+            ("steps", [True]),
+            ("context_templates", [["{}"], "{}"]),
+            ("hyper_parameters", []),
+            ("report", [ROW | {"target_rank": [4, 0, 1]}]),
+            ("rounding", {DOWN: {"error": "large"}}),
             ("weight_norms", {DOWN: "large"}),
             ("value_change", {"hidden.1": {}}),
             ("note", "\ud800"),
@@ -267,6 +274,11 @@ class TestHostile:
         for _ in range(200):
             deep = [deep]
         assert "nested too deeply" in refused(forge(tmp_path / "forged", arrays, about | {"note": deep}))
+        deep = []
+        for _ in range(30):  # with the manifest itself 32 levels
+            deep = [deep]
+        assert kt.Edit.load(forge(tmp_path / "forged", arrays, about | {"note": deep})).manifest["note"] == deep
+        assert "nested too deeply" in refused(forge(tmp_path / "forged", arrays, about | {"note": [deep]}))
 
     junk = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

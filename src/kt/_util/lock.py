@@ -1,4 +1,8 @@
-"""Whether the process that fills a folder still lives: it holds a lock there, which the system drops when it dies."""
+"""Locks between processes, which the operating system drops when their process dies.
+
+`FolderLock` holds a folder by `flock` on the folder itself, so that no lock file is left in a folder that is renamed
+into place. `exclusive` lets one process compute what the others wait for.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,18 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: what a killed process left there has to be removed by hand
+except ImportError:  # Windows has no flock: leftovers of a killed process have to be removed by hand
     fcntl = None  # type: ignore[assignment]
 
 
 class FolderLock:
-    """A folder's lock, until `release` or the end of the process.
+    """A folder's lock, tried once when made and held until `release` or the end of the process.
 
-    `taken`: somebody else has it. Where the system or the file system knows no such locks, nobody ever has.
+    Attributes:
+        taken: True if another process holds the lock; always False where flock is unsupported.
+
+    Raises:
+        OSError: the folder cannot be opened.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,28 +43,26 @@ class FolderLock:
 
     @property
     def held(self) -> bool:
-        """Whether the lock is ours."""
+        """Whether this process holds the lock."""
         return self._descriptor is not None
 
     def release(self) -> None:
+        """Give the lock back; does nothing where it is not held."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def abandoned(folder: Path) -> bool:
-    """Whether nobody holds the folder any more; False where that cannot be known."""
-    hold = FolderLock(folder)
-    free = hold.held
-    hold.release()
+    """True if no process holds the folder's lock; False also where flock is unsupported."""
+    lock = FolderLock(folder)
+    free = lock.held
+    lock.release()
     return free
 
 
-# The user's cache folder: what follows from weights and data alone, computed once by whoever asks first.
-
-
 def default_cache() -> Path:
-    """`$KT_CACHE`, else `kt` in the user's cache folder."""
+    """The folder for results that follow from weights and data alone: `$KT_CACHE`, else `kt` in the user's cache."""
     if os.environ.get("KT_CACHE"):
         return Path(os.environ["KT_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "kt"
@@ -64,7 +70,11 @@ def default_cache() -> Path:
 
 @contextmanager
 def exclusive(lock_file: Path, doing: str) -> Iterator[None]:
-    """Of several processes one does this work; the others wait, and say that another one is `doing` it.
+    """Hold a lock file's lock; wait, with a warning, while another process holds it.
+
+    Args:
+        lock_file: made where it does not exist, and left there.
+        doing: completes "another process ..." in the warning.
 
     Raises:
         OSError: no lock can be had there.
