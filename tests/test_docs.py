@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+DATA = DOCS / "data"
 
 
 def printed(script, *arguments, seconds=120):
@@ -18,24 +20,24 @@ def printed(script, *arguments, seconds=120):
 @pytest.mark.parametrize(
     ("script", "page", "rows"),
     [
-        ("methods.py", "methods", (45,)),
-        ("sequential.py", "methods", (48,)),
-        ("trust.py", "tracing", (4, 4, 3, 5)),
-        ("screen_speed.py", "tracing", (2, 2)),
-        ("residual.py", "probing", (12, 12, 14)),
-        ("adapters.py", "reliability", (12, 8)),
-        ("kill.py", "reliability", (5,)),
-        ("rounding.py", "reliability", (9, 12)),
-        ("fuzz.py", "reliability", (35,)),
-        ("stacks.py", "edits", (24, 3)),
-        ("suite.py", "performance", (15,)),
-        ("fact_memory.py", "performance", (4,)),
-        ("protocols.py", "evaluation", (27, 9, 9)),
-        ("many_tokens.py", "evaluation", (12, 6, 4, 18)),
+        ("quality/methods.py", "methods", (45,)),
+        ("quality/sequential.py", "methods", (48,)),
+        ("quality/trust.py", "tracing", (4, 4, 3, 5)),
+        ("speed/screen_speed.py", "tracing", (2, 2)),
+        ("quality/residual.py", "probing", (12, 12, 14)),
+        ("reliability/adapters.py", "reliability", (12, 8)),
+        ("reliability/kill.py", "reliability", (5,)),
+        ("quality/rounding.py", "reliability", (9, 12)),
+        ("reliability/fuzz.py", "reliability", (35,)),
+        ("quality/stacks.py", "edits", (24, 3)),
+        ("speed/suite.py", "performance", (15,)),
+        ("speed/fact_memory.py", "performance", (4,)),
+        ("quality/protocols.py", "evaluation", (27, 9, 9)),
+        ("quality/many_tokens.py", "evaluation", (12, 6, 4, 18)),
     ],
 )
 def test_the_tables(script, page, rows):
-    doc = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    doc = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     tables = [table.strip() for table in printed(script, "--table").split("\n\n")]
     assert len(tables) >= len(rows)
     for table, count in zip(tables, rows, strict=False):  # what a script prints beyond them is for reading there
@@ -46,7 +48,7 @@ def test_the_tables(script, page, rows):
 def test_every_method_is_measured_and_tuned(name):
     from kt.editing import METHODS
 
-    held = json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))
+    held = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
     found = set(held) if isinstance(held, dict) else {(r["method"], r["edits"]) for r in held}
     wanted = set(METHODS) if isinstance(held, dict) else {(m, n) for m in METHODS for n in (1, 10, 100)}
     assert wanted <= found
@@ -55,7 +57,7 @@ def test_every_method_is_measured_and_tuned(name):
 def test_the_demo_presets_hold_what_tuning_found():
     from kt.presets import presets
 
-    tuned = json.loads((ROOT / "docs" / "demo-tuning.json").read_text(encoding="utf-8"))
+    tuned = json.loads((DATA / "demo-tuning.json").read_text(encoding="utf-8"))
     preset = presets()["demo"]
     for method, rows in tuned.items():
         if method in ("memit", "intattn"):  # theirs are those of docs/demo-edits.md, fitted before
@@ -70,7 +72,7 @@ def test_the_demo_presets_hold_what_tuning_found():
 
 
 def test_the_speed_table_holds_every_part_and_no_row_that_missed_its_goal():
-    record = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="utf-8"))
+    record = json.loads((DATA / "performance.json").read_text(encoding="utf-8"))
     assert set(record) == {"trace", "targets", "solve", "statistics", "eval"}
     rows = [row for part in record.values() for row in part["rows"]]
     assert [row["work"] for row in rows if not row["holds"]] == []
@@ -80,4 +82,4 @@ def test_the_speed_table_holds_every_part_and_no_row_that_missed_its_goal():
 
 @pytest.mark.slow
 def test_every_speed_benchmark_runs_small_and_its_results_are_equal():
-    assert printed("suite.py", "--small", seconds=600).count("\n") >= 10
+    assert printed("speed/suite.py", "--small", seconds=600).count("\n") >= 10
