@@ -67,7 +67,7 @@ def scaled(edit, factor):
 
 
 def markdown(path):
-    """The table of docs/demo-edits.md: mean and 95% interval over records."""
+    """The table of docs/data/demo-edits.md: mean and 95% interval over records."""
     head = ["edits", "α", "kind", *METRICS]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for row in json.loads(path.read_text())["rows"]:

@@ -1,10 +1,10 @@
 """One edit, many protocols: how much teacher forcing flatters, on the demo model.
 
-    python benchmarks/quality/protocols.py                   # T = 100, ten minutes; goes on where docs/data/demo-protocols.json ends
+    python benchmarks/quality/protocols.py  # T = 100, ten minutes; goes on where docs/data/demo-protocols.json ends
     python benchmarks/quality/protocols.py --edits 300,500
-    python benchmarks/quality/protocols.py --table           # the tables of docs/evaluation.md, from that file
+    python benchmarks/quality/protocols.py --table  # docs/data/demo-protocols.md
 
-The unedited model, MEMIT and IntAttn-Edit, each with the winner of benchmarks/quality/tune_methods.py (found on other facts),
+The unedited model, MEMIT and IntAttn-Edit, each with the winner of tune_methods.py (found on other facts),
 write T facts in one batch; the same edited weights are then asked under every protocol. Perplexity is of the demo's
 held-out text. Each row is its own process.
 """

@@ -1,9 +1,9 @@
 """Edits of the demo model in float32, bfloat16, float16: are they taken back to the bit, and what does rounding cost?
 
-    python benchmarks/quality/rounding.py            # ten edits a method and dtype, minutes; writes docs/data/rounding.json
-    python benchmarks/quality/rounding.py --table    # the tables of docs/reliability.md, from that file
+    python benchmarks/quality/rounding.py  # ten edits a method and dtype, minutes; writes docs/data/rounding.json
+    python benchmarks/quality/rounding.py --table  # docs/data/rounding.md
 
-Settings are the winners of benchmarks/quality/tune_methods.py. Texts and second moments are the float32 model's for all;
+Settings are the winners of tune_methods.py. Texts and second moments are the float32 model's for all;
 targets and updates are each dtype's own. The hashes are of every weight of the model. A factor scales every update:
 real models change by less than this small one, relative to their weights.
 """

@@ -1,9 +1,9 @@
 """200 edits in steps of ten: what becomes of earlier edits, with and without history and norm guard.
 
-    python benchmarks/quality/sequential.py                    # all runs, an hour; goes on where docs/data/sequential.json ends
-    python benchmarks/quality/sequential.py --figures          # docs/sequential-METHOD.png and the table, from that file
+    python benchmarks/quality/sequential.py  # all runs, an hour; goes on where docs/data/sequential.json ends
+    python benchmarks/quality/sequential.py --figures  # a figure a method in docs, and the table
 
-Settings are the winners of benchmarks/quality/tune_methods.py. After every step all requests so far are scored, teacher-forced.
+Settings are the winners of tune_methods.py. After every step all requests so far are scored, teacher-forced.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What new requests read of earlier edits, and what holding the earlier keys keeps, on the demo model.
 
-    python benchmarks/quality/stacks.py             # both, half an hour; writes docs/data/stacks.json
-    python benchmarks/quality/stacks.py --table     # the tables of docs/edits.md, from that file
+    python benchmarks/quality/stacks.py  # both, half an hour; writes docs/data/stacks.json
+    python benchmarks/quality/stacks.py --table  # docs/data/stacks.md
 
 Overlap: one edit of 50 facts; its overlap (kt.editing.conflicts) with 200 other facts, by whether they share a
 relation, and with the same subjects in a template of another relation, and in another wording of their own.

@@ -1,7 +1,7 @@
 """What a trace of the demo model owes to its choices: corruption, direction, window, severed modules, heads.
 
-    python benchmarks/quality/trust.py            # all runs, some minutes; writes docs/data/trust.json
-    python benchmarks/quality/trust.py --table    # the file as tables
+    python benchmarks/quality/trust.py  # all runs, some minutes; writes docs/data/trust.json
+    python benchmarks/quality/trust.py --table  # the file as tables
 
 Everything is at the last subject token, by the normalised logit difference (eq. 8), over the same facts and draws.
 """

@@ -1,6 +1,6 @@
 """Settings of every method for the demo model: a small grid each, scored on facts that no table uses.
 
-    python benchmarks/quality/tune_methods.py                     # all methods, into docs/data/demo-tuning.json; resumes
+    python benchmarks/quality/tune_methods.py  # all methods, into docs/data/demo-tuning.json; resumes
     python benchmarks/quality/tune_methods.py --methods ft,lora
 
 One batch edit of thirty facts a setting. Its score is the harmonic mean of edit success, paraphrase and locality

@@ -1,7 +1,7 @@
 """What an exported edit is worth: its adapter's logits against its own, its merged folder, and the way back.
 
-    python benchmarks/reliability/adapters.py            # a CPU minute; writes docs/data/adapters.json
-    python benchmarks/reliability/adapters.py --table    # the file as tables
+    python benchmarks/reliability/adapters.py  # a CPU minute; writes docs/data/adapters.json
+    python benchmarks/reliability/adapters.py --table  # the file as tables
 
 By family: a joint edit of two requests on a tiny random model of every architecture in tests/families.py, exported as
 a PEFT adapter (loaded with plain peft) and as a merged folder (loaded with plain transformers), and taken out of the

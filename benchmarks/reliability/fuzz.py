@@ -1,8 +1,8 @@
 """Broken files for every loader, many of them: how many were loaded, refused in one line, or failed on.
 
-    python benchmarks/reliability/fuzz.py --examples 2000     # about 20 minutes; writes docs/data/fuzz.json
-    python benchmarks/reliability/fuzz.py --only report       # loaders of some name, nothing written
-    python benchmarks/reliability/fuzz.py --table             # the table of docs/reliability.md, from docs/data/fuzz.json
+    python benchmarks/reliability/fuzz.py --examples 2000  # about 20 minutes; writes docs/data/fuzz.json
+    python benchmarks/reliability/fuzz.py --only report  # loaders of some name, nothing written
+    python benchmarks/reliability/fuzz.py --table  # docs/data/fuzz.md
 
 The properties are those of tests/security/fuzzing.py, the examples the same in every run of one Hypothesis version.
 """

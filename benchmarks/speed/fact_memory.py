@@ -1,8 +1,8 @@
 """Whether memory stays flat over 10,000 facts: peak of tracing, probing, scoring and taking statistics by their number.
 
-    python benchmarks/speed/fact_memory.py             # 1,000 and 10,000 facts; docs/data/fact-memory.json
-    python benchmarks/speed/fact_memory.py --small     # 100 and 400
-    python benchmarks/speed/fact_memory.py --table     # the table again, from docs/data/fact-memory.json
+    python benchmarks/speed/fact_memory.py  # 1,000 and 10,000 facts; docs/data/fact-memory.json
+    python benchmarks/speed/fact_memory.py --small  # 100 and 400
+    python benchmarks/speed/fact_memory.py --table  # the table again, from docs/data/fact-memory.json
 
 A tiny random GPT-2, so that what grows is what is kept for a fact. `kept` is the size of the result's own file: what
 the peak grows by beyond a few times that would be work that is not let go.

@@ -1,6 +1,6 @@
 """What attribution patching saves on the demo model, and how far its estimates can be trusted.
 
-    python benchmarks/speed/screen_speed.py                # 20 facts, both directions: some two minutes; docs/data/screen.json
+    python benchmarks/speed/screen_speed.py  # 20 facts, both directions: some two minutes; docs/data/screen.json
     python benchmarks/speed/screen_speed.py --facts 5
 
 For each direction in one process, on one thread: CPU seconds of the estimate, of patching the 20 cells of each fact
