@@ -22,8 +22,8 @@ def printed(script, *arguments, seconds=120):
 @pytest.mark.parametrize(
     ("script", "page", "rows"),
     [
-        ("quality/methods.py", "methods", (45,)),
-        ("quality/sequential.py", "methods", (48,)),
+        ("quality/methods.py", "data/demo-methods", (45,)),
+        ("quality/sequential.py", "data/sequential", (48,)),
         ("quality/trust.py", "tracing", (4, 4, 3, 5)),
         ("speed/screen_speed.py", "tracing", (2, 2)),
         ("quality/residual.py", "data/residual", (12, 12, 14)),
@@ -62,6 +62,7 @@ INTERVAL = re.compile(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")
         ("probing", "### Does a share for attention leave less?", ("residual",)),
         ("demo-edits", "# The joint edit on the demo model", ("demo-edits",)),
         ("edits", "## Solve on top", ("stacks",)),
+        ("methods", "## On the demo model", ("demo-methods", "sequential")),
     ],
 )
 def test_every_interval_that_a_page_quotes_stands_in_its_table(page, section, tables):

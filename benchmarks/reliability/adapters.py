@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "editing")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402
 
