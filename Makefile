@@ -33,7 +33,7 @@ format: $(VENV)/.installed-dev  ## Let ruff put the style right
 	$(PY) -m ruff format .
 
 bench: $(VENV)/.installed-dev  ## Time each part beside the obvious way (half an hour); writes docs/performance.md
-	OMP_NUM_THREADS=1 $(PY) benchmarks/suite.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/speed/suite.py
 
 clean:  ## Remove the virtual environment and caches (runs/ stays)
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

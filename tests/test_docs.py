@@ -1,6 +1,8 @@
-"""Tables in the docs are those that their commands print from the numbers that lie beside them."""
+"""The docs hold what their commands print, and every link, file and name in them exists."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+DATA = DOCS / "data"
 
 
 def printed(script, *arguments, seconds=120):
@@ -18,35 +22,156 @@ def printed(script, *arguments, seconds=120):
 @pytest.mark.parametrize(
     ("script", "page", "rows"),
     [
-        ("methods.py", "methods", (45,)),
-        ("sequential.py", "methods", (48,)),
-        ("trust.py", "tracing", (4, 4, 3, 5)),
-        ("screen_speed.py", "tracing", (2, 2)),
-        ("residual.py", "probing", (12, 12, 14)),
-        ("adapters.py", "reliability", (12, 8)),
-        ("kill.py", "reliability", (5,)),
-        ("rounding.py", "reliability", (9, 12)),
-        ("fuzz.py", "reliability", (35,)),
-        ("stacks.py", "edits", (24, 3)),
-        ("suite.py", "performance", (15,)),
-        ("fact_memory.py", "performance", (4,)),
-        ("protocols.py", "evaluation", (27, 9, 9)),
-        ("many_tokens.py", "evaluation", (12, 6, 4, 18)),
+        ("quality/methods.py", "data/demo-methods", (45,)),
+        ("quality/sequential.py", "data/sequential", (48,)),
+        ("quality/trust.py", "tracing", (4, 4, 3, 5)),
+        ("speed/screen_speed.py", "tracing", (2, 2)),
+        ("quality/residual.py", "data/residual", (12, 12, 14)),
+        ("reliability/adapters.py", "data/adapters", (12, 8)),
+        ("reliability/kill.py", "reliability", (5,)),
+        ("quality/rounding.py", "data/rounding", (9, 12)),
+        ("reliability/fuzz.py", "data/fuzz", (35,)),
+        ("quality/stacks.py", "data/stacks", (24, 3)),
+        ("speed/suite.py", "performance", (15,)),
+        ("speed/fact_memory.py", "performance", (4,)),
+        ("quality/protocols.py", "data/demo-protocols", (27, 9, 9)),
+        ("quality/many_tokens.py", "data/many-tokens", (12, 6, 4, 18)),
     ],
 )
 def test_the_tables(script, page, rows):
-    doc = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    doc = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     tables = [table.strip() for table in printed(script, "--table").split("\n\n")]
     assert len(tables) >= len(rows)
     for table, count in zip(tables, rows, strict=False):  # what a script prints beyond them is for reading there
         assert len(table.splitlines()) >= count + 2 and table in doc
 
 
+@pytest.mark.parametrize(("name", "rows"), [("demo-edits", 33), ("demo-edits-lambda100", 6)])
+def test_the_tables_by_alpha(name, rows):
+    table = printed("quality/demo_edits.py", "--table", str(DATA / f"{name}.json")).strip()
+    assert len(table.splitlines()) == rows + 2 and table in (DATA / "demo-edits.md").read_text(encoding="utf-8")
+
+
+INTERVAL = re.compile(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")
+
+
+@pytest.mark.parametrize(
+    ("page", "section", "tables"),
+    [
+        ("evaluation", "## Teacher forcing flatters", ("demo-protocols", "many-tokens")),
+        ("probing", "### Does a share for attention leave less?", ("residual",)),
+        ("demo-edits", "# The joint edit on the demo model", ("demo-edits",)),
+        ("edits", "## Solve on top", ("stacks",)),
+        ("methods", "## On the demo model", ("demo-methods", "sequential")),
+    ],
+)
+def test_every_interval_that_a_page_quotes_stands_in_its_table(page, section, tables):
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    assert section in text
+    quoted = set(INTERVAL.findall(text.split(section, 1)[1]))
+    measured = {n for table in tables for n in INTERVAL.findall((DATA / f"{table}.md").read_text(encoding="utf-8"))}
+    assert quoted
+    assert quoted - measured == set()
+
+
+PAGES = sorted([*DOCS.rglob("*.md"), *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "ARCHITECTURE"))])
+
+
+def page_name(path):
+    return str(path.relative_to(ROOT))
+
+
+def anchors(text):
+    """The anchors that a Markdown viewer makes of the headings."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", prose, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(path, text):
+    """Relative links of a page whose file, or whose heading in it, does not exist."""
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+://", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            found.append(link)
+    return found
+
+
+def missing_files(text):
+    """Files of the repository that a text names and that do not exist."""
+    text = re.sub(r"[a-z]+://\S+", "", text)
+    named = set(re.findall(r"\b(?:docs|benchmarks|tests|tools|src)/[\w./-]*\.(?:json|py|md|toml|png)\b", text))
+    return sorted(name for name in named if not (ROOT / name).exists())
+
+
+def unknown_names(text):
+    """Dotted names under `kt` that do not exist."""
+    return sorted({name for name in re.findall(r"\bkt\.[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", text) if not importable(name)})
+
+
+def importable(name):
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            held = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            if not hasattr(held, part) and part not in getattr(held, "__dataclass_fields__", {}):
+                return False
+            held = getattr(held, part, None)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_name)
+def test_every_link_file_and_name_in_the_docs_exists(path):
+    text = path.read_text(encoding="utf-8")
+    assert dead_links(path, text) == []
+    assert missing_files(text) == []
+    assert unknown_names(text) == []
+
+
+def test_every_file_that_the_sources_name_exists():
+    sources = [p for p in (ROOT / "src" / "kt").rglob("*") if p.suffix in {".py", ".toml", ".md"}]
+    benchmarks = (ROOT / "benchmarks").rglob("*.py")
+    found = {page_name(p): missing_files(p.read_text(encoding="utf-8")) for p in [*sources, *benchmarks]}
+    assert {name: missing for name, missing in found.items() if missing} == {}
+
+
+def test_a_dead_link_file_or_name_is_found():
+    page = DOCS / "README.md"
+    assert dead_links(page, "[a](nowhere.md) [b](data.md#nowhere) [c](data.md#formats)") == [
+        "nowhere.md",
+        "data.md#nowhere",
+    ]
+    assert missing_files("`docs/data/nothing.json`, `docs/data/trust.json`") == ["docs/data/nothing.json"]
+    assert unknown_names("`kt.edit`, `kt.nothing`, `kt.tracing.nothing.more`") == [
+        "kt.nothing",
+        "kt.tracing.nothing.more",
+    ]
+
+
+def test_every_page_is_listed_in_the_index():
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in DOCS.glob("*.md")} - {"README.md"}
+    assert pages <= set(re.findall(r"\]\(([\w-]+\.md)\)", index))
+
+
+def test_every_measured_file_is_listed_with_its_command():
+    listed = (DATA / "README.md").read_text(encoding="utf-8")
+    assert {path.name for path in DATA.glob("*.json")} == set(re.findall(r"`([\w-]+\.json)`", listed))
+
+
 @pytest.mark.parametrize("name", ["demo-methods", "demo-tuning"])
 def test_every_method_is_measured_and_tuned(name):
     from kt.editing import METHODS
 
-    held = json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))
+    held = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
     found = set(held) if isinstance(held, dict) else {(r["method"], r["edits"]) for r in held}
     wanted = set(METHODS) if isinstance(held, dict) else {(m, n) for m in METHODS for n in (1, 10, 100)}
     assert wanted <= found
@@ -55,7 +180,7 @@ def test_every_method_is_measured_and_tuned(name):
 def test_the_demo_presets_hold_what_tuning_found():
     from kt.presets import presets
 
-    tuned = json.loads((ROOT / "docs" / "demo-tuning.json").read_text(encoding="utf-8"))
+    tuned = json.loads((DATA / "demo-tuning.json").read_text(encoding="utf-8"))
     preset = presets()["demo"]
     for method, rows in tuned.items():
         if method in ("memit", "intattn"):  # theirs are those of docs/demo-edits.md, fitted before
@@ -70,7 +195,7 @@ def test_the_demo_presets_hold_what_tuning_found():
 
 
 def test_the_speed_table_holds_every_part_and_no_row_that_missed_its_goal():
-    record = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="utf-8"))
+    record = json.loads((DATA / "performance.json").read_text(encoding="utf-8"))
     assert set(record) == {"trace", "targets", "solve", "statistics", "eval"}
     rows = [row for part in record.values() for row in part["rows"]]
     assert [row["work"] for row in rows if not row["holds"]] == []
@@ -80,4 +205,4 @@ def test_the_speed_table_holds_every_part_and_no_row_that_missed_its_goal():
 
 @pytest.mark.slow
 def test_every_speed_benchmark_runs_small_and_its_results_are_equal():
-    assert printed("suite.py", "--small", seconds=600).count("\n") >= 10
+    assert printed("speed/suite.py", "--small", seconds=600).count("\n") >= 10

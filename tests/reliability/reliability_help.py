@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "reliability"
 
 
 def load(name: str):

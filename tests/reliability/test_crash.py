@@ -1,6 +1,6 @@
 """A command that is killed, interrupted or out of disk leaves whole files or none, and goes on to the same bytes.
 
-Fifty kills at random moments: benchmarks/kill.py. Here one a command, in the midst of its work.
+Fifty kills at random moments: benchmarks/reliability/kill.py. Here one a command, in the midst of its work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every loader on broken files: what is not loaded is refused in one line (benchmarks/fuzz.py has many more)."""
+"""Every loader on broken files: what is not loaded is refused in one line (more: benchmarks/reliability/fuzz.py)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import kt
 import kt.model.tokens
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks" / "speed"))
 from plain_loop import plain_trace  # noqa: E402
 
 KINDS = ("mlp", "attn", "hidden")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 OVERLAP = 0.5
 """The least overlap that is shown. On the demo model fewer than 2 in 1000 pairs of facts of other relations reach it,
-and more than 9 in 10 pairs with one subject, in two wordings or two relations (benchmarks/stacks.py, docs/edits.md)."""
+and more than 9 in 10 pairs with one subject, in two wordings or two relations (docs/data/stacks.md)."""
 COSINE = 0.6
 """The same for the cosine of keys, found in the same way."""
 

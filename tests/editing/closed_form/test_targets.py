@@ -19,7 +19,7 @@ from kt.editing.closed_form.targets import find_targets, worth_of_a_run
 from kt.model.sites import Kind, Site
 from kt.runs.journal import Journal
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks" / "speed"))
 from plain_targets import plain_target
 
 BOUND = 1e-5

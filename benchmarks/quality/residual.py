@@ -1,7 +1,7 @@
 """How much of the old fact an edit leaves on the demo model: alpha = 0, 0.1, 0.3 and 1, with the control of each.
 
-    python benchmarks/residual.py            # about six CPU minutes; writes docs/residual.json
-    python benchmarks/residual.py --table    # the file as tables
+    python benchmarks/quality/residual.py  # about six CPU minutes; writes docs/data/residual.json
+    python benchmarks/quality/residual.py --table  # the file as tables
 
 Two batches of ten edits, shown together (twenty facts, each under its batch's edit) and apart, and one batch of a
 hundred. None of them holds a fact of `kt demo` or of the ten that the demo preset was fitted on. alpha = 0 is the MLP
@@ -34,7 +34,7 @@ KINDS = ("resid", "attn", "mlp")
 POSITIONS = ("subject_last", "prediction")
 WORDS = {PROMPT: "prompt", PARAPHRASES: "paraphrases", ANY: "any prefix"}
 N_BOOT = 2000
-OUT = Path(__file__).parent.parent / "docs" / "residual.json"
+OUT = Path(__file__).parents[2] / "docs" / "data" / "residual.json"
 
 
 def batches(facts):

@@ -1,9 +1,9 @@
 """Every method on the demo model: 1, 10 and 100 edits, what they do and what they cost.
 
-    python benchmarks/methods.py                       # all, an hour; goes on where docs/demo-methods.json ends
-    python benchmarks/methods.py --table               # the table of docs/methods.md, from that file
+    python benchmarks/quality/methods.py  # all, an hour; goes on where docs/data/demo-methods.json ends
+    python benchmarks/quality/methods.py --table  # the table of docs/methods.md, from that file
 
-Settings are the winners of benchmarks/tune_methods.py, found on other facts. One edit at a time is the mean over
+Settings are the winners of tune_methods.py, found on other facts. One edit at a time is the mean over
 `SINGLES` facts, each edited on the unedited model. Each row is its own process: CPU seconds are of solving alone (the
 second moments are in the cache), peak memory is that of the process after solving and before scoring; beside it stands
 by how much it is more than after a first edit of two facts.
@@ -22,8 +22,8 @@ from typing import Any
 
 from rows import run
 
-ROOT = Path(__file__).parent.parent
-OUT, TUNED = ROOT / "docs" / "demo-methods.json", ROOT / "docs" / "demo-tuning.json"
+ROOT = Path(__file__).parents[2]
+OUT, TUNED = ROOT / "docs" / "data" / "demo-methods.json", ROOT / "docs" / "data" / "demo-tuning.json"
 SIZES, SINGLES, MAX_TOKENS = (1, 10, 100), 20, 40_000
 ORDER = (
     "unedited", "memit", "intattn", "alphaedit", "emmet", "pmet", "jeep", "rome", "r-rome", "intattn-rome", "ultraedit",

@@ -1,9 +1,9 @@
 """200 edits in steps of ten: what becomes of earlier edits, with and without history and norm guard.
 
-    python benchmarks/sequential.py                    # all runs, an hour; goes on where docs/sequential.json ends
-    python benchmarks/sequential.py --figures          # docs/sequential-METHOD.png and the table, from that file
+    python benchmarks/quality/sequential.py  # all runs, an hour; goes on where docs/data/sequential.json ends
+    python benchmarks/quality/sequential.py --figures  # a figure a method in docs, and the table
 
-Settings are the winners of benchmarks/tune_methods.py. After every step all requests so far are scored, teacher-forced.
+Settings are the winners of tune_methods.py. After every step all requests so far are scored, teacher-forced.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kt.experiments.sequence import Steps
 
-ROOT = Path(__file__).parent.parent
-OUT = ROOT / "docs" / "sequential.json"
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "docs" / "data" / "sequential.json"
 EDITS, STEP = 200, 10
 VARIANTS = {
     "": {"keep_history": False},
@@ -75,7 +75,7 @@ def draw(path: Path) -> None:
         if own:
             title = f"{method}: {EDITS} sequential edits in steps of {STEP}"
             figure = steps_figure(own, title, "all requests so far, teacher-forced, demo model")
-            write_figure(figure, png=path.with_name(f"sequential-{method}.png"), scale=1.4)
+            write_figure(figure, png=ROOT / "docs" / f"sequential-{method}.png", scale=1.4)
 
 
 def table(path: Path) -> str:

@@ -1,7 +1,7 @@
 """CPU time of the search for targets beside the plain loop over requests (plain_targets.py).
 
-    python benchmarks/target_speed.py            # 32 requests x 25 steps, a random GPT-2 of 12 layers, d_model 768
-    python benchmarks/target_speed.py --small    # 4 requests x 4 steps, 4 layers, d_model 128: seconds
+    python benchmarks/speed/target_speed.py  # 32 requests x 25 steps, a random GPT-2 of 12 layers, d_model 768
+    python benchmarks/speed/target_speed.py --small  # 4 requests x 4 steps, 4 layers, d_model 128: seconds
 
 The block output of one layer is searched for in six contexts, with the KL on the essence prompt, as MEMIT does; no
 request stops early. Of the large run the loop does only the first requests, and its time is scaled up to all.

@@ -1,7 +1,7 @@
 """The token rate of second moments beside that of the plain forward, on the same documents in the same batches.
 
-    python benchmarks/statistics_speed.py            # a random GPT-2 of 12 layers with d_model 768
-    python benchmarks/statistics_speed.py --small    # 4 layers with d_model 128: seconds
+    python benchmarks/speed/statistics_speed.py  # a random GPT-2 of 12 layers with d_model 768
+    python benchmarks/speed/statistics_speed.py --small  # 4 layers with d_model 128: seconds
 
 The plain forward is Hugging Face's own, with the logits of one position a document. A pass that takes a few layers may
 be faster than it, since it ends at the last of them; one that takes every module of every layer cannot be. The last

@@ -1,7 +1,7 @@
 """Tracing beside TransformerLens, in one run: a GPT-2 of the same shape, the same number of sites and samples.
 
     python -m venv peer && peer/bin/pip install 'transformer-lens<4'
-    python benchmarks/peer_trace.py --python peer/bin/python      # some minutes; docs/peer-trace.json
+    python benchmarks/speed/peer_trace.py --python peer/bin/python  # some minutes; docs/data/peer-trace.json
 
 TransformerLens has no weights to download here, so both models are random, and only the work is the same: patch the
 MLP's output, attention's output and the residual stream of every layer and token into 10 corrupted prompts of 12
@@ -19,7 +19,7 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-OUT = Path(__file__).parent.parent / "docs" / "peer-trace.json"
+OUT = Path(__file__).parents[2] / "docs" / "data" / "peer-trace.json"
 TOKENS, SAMPLES, FIRST = 12, 10, 1
 
 

@@ -1,8 +1,8 @@
 """Whether memory stays flat over 10,000 facts: peak of tracing, probing, scoring and taking statistics by their number.
 
-    python benchmarks/fact_memory.py             # 1,000 and 10,000 facts; docs/fact-memory.json
-    python benchmarks/fact_memory.py --small     # 100 and 400
-    python benchmarks/fact_memory.py --table     # the table again, from docs/fact-memory.json
+    python benchmarks/speed/fact_memory.py  # 1,000 and 10,000 facts; docs/data/fact-memory.json
+    python benchmarks/speed/fact_memory.py --small  # 100 and 400
+    python benchmarks/speed/fact_memory.py --table  # the table again, from docs/data/fact-memory.json
 
 A tiny random GPT-2, so that what grows is what is kept for a fact. `kept` is the size of the result's own file: what
 the peak grows by beyond a few times that would be work that is not let go.
@@ -30,7 +30,7 @@ import kt
 from kt.facts.corpus import Corpus
 from kt.model.sites import Kind, Site
 
-OUT = Path(__file__).parent.parent / "docs" / "fact-memory.json"
+OUT = Path(__file__).parents[2] / "docs" / "data" / "fact-memory.json"
 
 
 def requests(count: int) -> list[kt.Fact]:

@@ -1,7 +1,7 @@
 """What new requests read of earlier edits, and what holding the earlier keys keeps, on the demo model.
 
-    python benchmarks/stacks.py             # both, half an hour; writes docs/stacks.json
-    python benchmarks/stacks.py --table     # the tables of docs/edits.md, from that file
+    python benchmarks/quality/stacks.py  # both, half an hour; writes docs/data/stacks.json
+    python benchmarks/quality/stacks.py --table  # docs/data/stacks.md
 
 Overlap: one edit of 50 facts; its overlap (kt.editing.conflicts) with 200 other facts, by whether they share a
 relation, and with the same subjects in a template of another relation, and in another wording of their own.
@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-OUT = Path(__file__).parent.parent / "docs" / "stacks.json"
+OUT = Path(__file__).parents[2] / "docs" / "data" / "stacks.json"
 METHODS = {"memit": {}, "intattn": {"alpha": 0.3}, "alphaedit": {}}
 N, OTHERS, MAX_TOKENS = 50, 200, 40_000
 QUANTILES = (0.05, 0.5, 0.95, 0.99, 0.999)

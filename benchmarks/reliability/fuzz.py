@@ -1,8 +1,8 @@
 """Broken files for every loader, many of them: how many were loaded, refused in one line, or failed on.
 
-    python benchmarks/fuzz.py --examples 2000     # about 20 minutes; writes docs/fuzz.json
-    python benchmarks/fuzz.py --only report       # loaders of some name, nothing written
-    python benchmarks/fuzz.py --table             # the table of docs/reliability.md, from docs/fuzz.json
+    python benchmarks/reliability/fuzz.py --examples 2000  # about 20 minutes; writes docs/data/fuzz.json
+    python benchmarks/reliability/fuzz.py --only report  # loaders of some name, nothing written
+    python benchmarks/reliability/fuzz.py --table  # docs/data/fuzz.md
 
 The properties are those of tests/security/fuzzing.py, the examples the same in every run of one Hypothesis version.
 """
@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-OUT = ROOT / "docs" / "fuzz.json"
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "docs" / "data" / "fuzz.json"
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "security")]
 
 
@@ -57,7 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=2000, help="a loader; those that draw a page get a twentieth")
     parser.add_argument("--only", default="", help="loaders whose name holds this; nothing is written")
-    parser.add_argument("--table", action="store_true", help="print docs/fuzz.json as a table")
+    parser.add_argument("--table", action="store_true", help="print docs/data/fuzz.json as a table")
     asked = parser.parse_args()
     if asked.table:
         sys.stdout.write(table(json.loads(OUT.read_text())["rows"]))

@@ -1,7 +1,7 @@
 """What an exported edit is worth: its adapter's logits against its own, its merged folder, and the way back.
 
-    python benchmarks/adapters.py            # a CPU minute; writes docs/adapters.json
-    python benchmarks/adapters.py --table    # the file as tables
+    python benchmarks/reliability/adapters.py  # a CPU minute; writes docs/data/adapters.json
+    python benchmarks/reliability/adapters.py --table  # the file as tables
 
 By family: a joint edit of two requests on a tiny random model of every architecture in tests/families.py, exported as
 a PEFT adapter (loaded with plain peft) and as a merged folder (loaded with plain transformers), and taken out of the
@@ -18,8 +18,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "editing")]
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402
 
@@ -28,7 +28,7 @@ from kt._util.data import to_json  # noqa: E402
 from kt.export import revert_folder, to_hf, to_peft  # noqa: E402
 from kt.facts.corpus import Corpus  # noqa: E402
 
-OUT = ROOT / "docs" / "adapters.json"
+OUT = ROOT / "docs" / "data" / "adapters.json"
 N = 10
 SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 LIMITS = (None, 8, 4, 2)

@@ -1,9 +1,9 @@
 """Edits of the demo model in float32, bfloat16, float16: are they taken back to the bit, and what does rounding cost?
 
-    python benchmarks/rounding.py            # ten edits a method and dtype, minutes; writes docs/rounding.json
-    python benchmarks/rounding.py --table    # the tables of docs/reliability.md, from that file
+    python benchmarks/quality/rounding.py  # ten edits a method and dtype, minutes; writes docs/data/rounding.json
+    python benchmarks/quality/rounding.py --table  # docs/data/rounding.md
 
-Settings are the winners of benchmarks/tune_methods.py. Texts and second moments are the float32 model's for all;
+Settings are the winners of tune_methods.py. Texts and second moments are the float32 model's for all;
 targets and updates are each dtype's own. The hashes are of every weight of the model. A factor scales every update:
 real models change by less than this small one, relative to their weights.
 """
@@ -17,8 +17,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-OUT = ROOT / "docs" / "rounding.json"
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "docs" / "data" / "rounding.json"
 METHODS = ("memit", "intattn", "ft")
 DTYPES = ("float32", "bfloat16", "float16")
 FACTORS = (1.0, 0.5, 0.25, 0.1, 0.01, 0.001)

@@ -1,7 +1,7 @@
 """CPU time of scoring a model beside the plain loop: one prompt at a time, a forward a metric, a generation a wish.
 
-    python benchmarks/eval_speed.py            # 20 records on a random GPT-2 of 12 layers, d_model 768
-    python benchmarks/eval_speed.py --small    # 3 records, 4 layers, d_model 128: seconds
+    python benchmarks/speed/eval_speed.py  # 20 records on a random GPT-2 of 12 layers, d_model 768
+    python benchmarks/speed/eval_speed.py --small  # 3 records, 4 layers, d_model 128: seconds
 
 Records as in CounterFact: an edit prompt, two rephrased ones, ten neighbours that share the old answer. The model never
 ends a text, so no row leaves its batch early, as rows of a real model do.

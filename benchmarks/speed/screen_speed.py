@@ -1,7 +1,7 @@
 """What attribution patching saves on the demo model, and how far its estimates can be trusted.
 
-    python benchmarks/screen_speed.py                # 20 facts, both directions: some two minutes; docs/screen.json
-    python benchmarks/screen_speed.py --facts 5
+    python benchmarks/speed/screen_speed.py  # 20 facts, both directions: some two minutes; docs/data/screen.json
+    python benchmarks/speed/screen_speed.py --facts 5
 
 For each direction in one process, on one thread: CPU seconds of the estimate, of patching the 20 cells of each fact
 that it ranks highest, and of the whole exact map; Spearman's rank correlation of estimate and exact map over the cells
@@ -29,7 +29,7 @@ KINDS = ("mlp", "attn", "hidden")
 LARGE = 0.2
 """Of the logit difference between the clean and the corrupted run (eq. 8): an effect worth finding."""
 
-OUT = Path(__file__).parent.parent / "docs" / "screen.json"
+OUT = Path(__file__).parents[2] / "docs" / "data" / "screen.json"
 GOAL = 10.0
 
 

@@ -1,7 +1,7 @@
 """Kill a command at a random moment, look at what it left, let it go on, and compare with an uninterrupted run.
 
-    python benchmarks/kill.py                 # 50 kills (SIGKILL) over cov, apply-edit, heatmap and export: 15 minutes
-    python benchmarks/kill.py --table         # the table of docs/reliability.md, from docs/kills.json
+    python benchmarks/reliability/kill.py  # 50 kills (SIGKILL) over cov, apply-edit, heatmap and export: 15 minutes
+    python benchmarks/reliability/kill.py --table  # the table of docs/reliability.md, from docs/data/kills.json
 
 After the kill no file under a final name may be half written; after `--resume` (for cov and export: the same command
 again) the results must be the uninterrupted run's to the byte. Every trial has an empty cache of its own.
@@ -24,8 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-OUT = ROOT / "docs" / "kills.json"
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "docs" / "data" / "kills.json"
 TEMPORARY = re.compile(r"\.(tmp|old)-[0-9a-f]{8}$")
 
 

@@ -1,7 +1,7 @@
 """What a trace of the demo model owes to its choices: corruption, direction, window, severed modules, heads.
 
-    python benchmarks/trust.py            # all runs, some minutes; writes docs/trust.json
-    python benchmarks/trust.py --table    # the file as tables
+    python benchmarks/quality/trust.py  # all runs, some minutes; writes docs/data/trust.json
+    python benchmarks/quality/trust.py --table  # the file as tables
 
 Everything is at the last subject token, by the normalised logit difference (eq. 8), over the same facts and draws.
 """
@@ -19,8 +19,8 @@ from kt._util.data import write_json
 from kt.demo.loop import spread
 from kt.stats import bootstrap_mean
 
-ROOT = Path(__file__).parent.parent
-OUT = ROOT / "docs" / "trust.json"
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "docs" / "data" / "trust.json"
 MODULES = ("mlp", "attn")
 
 

@@ -1,7 +1,7 @@
 """A hundred further edits of one weight, after its second moment was factored once: seconds and peak memory.
 
-    python benchmarks/solve_speed.py            # d_key 4,864, 11,008 and 18,944: Qwen2.5-0.5B's, -3B's, -7B's down_proj
-    python benchmarks/solve_speed.py --small    # d_key 2,048: seconds
+    python benchmarks/speed/solve_speed.py  # d_key 4,864, 11,008 and 18,944: Qwen2.5-0.5B's, -3B's, -7B's down_proj
+    python benchmarks/speed/solve_speed.py --small  # d_key 2,048: seconds
 
 C is synthetic: a falling diagonal plus 256 common directions. Ten batches of ten facts, each holding the keys of those
 before, go through `kt`'s solver with a new `Statistics` each, as ten runs of `kt apply-edit` would: the factor comes

@@ -1,7 +1,7 @@
 """How the joint edit does on the demo model: edits x alpha, with the control that a smaller edit is.
 
-    python benchmarks/demo_edits.py --edits 1,10,100 --out docs/demo-edits.json
-    python benchmarks/demo_edits.py --table docs/demo-edits.json
+    python benchmarks/quality/demo_edits.py --edits 1,10,100 --out docs/data/demo-edits.json
+    python benchmarks/quality/demo_edits.py --table docs/data/demo-edits.json
 
 For every number of edits and every α: edit success, paraphrase, neighbourhood locality and portability, teacher-forced
 exact match, and the fluency of sampled text. `mlp x (1-α)` is the MLP update alone, scaled as the joint edit scales it:
@@ -67,7 +67,7 @@ def scaled(edit, factor):
 
 
 def markdown(path):
-    """The table of docs/demo-edits.md: mean and 95% interval over records."""
+    """The table of docs/data/demo-edits.md: mean and 95% interval over records."""
     head = ["edits", "α", "kind", *METRICS]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for row in json.loads(path.read_text())["rows"]:

@@ -1,7 +1,7 @@
 """Settings of every method for the demo model: a small grid each, scored on facts that no table uses.
 
-    python benchmarks/tune_methods.py                     # all methods, into docs/demo-tuning.json; resumes
-    python benchmarks/tune_methods.py --methods ft,lora
+    python benchmarks/quality/tune_methods.py  # all methods, into docs/data/demo-tuning.json; resumes
+    python benchmarks/quality/tune_methods.py --methods ft,lora
 
 One batch edit of thirty facts a setting. Its score is the harmonic mean of edit success, paraphrase and locality
 (teacher-forced), as JEEP's Score; ties go to the setting tried first.
@@ -81,7 +81,7 @@ def score(model: Any, facts: list[Any], before: Any, method: str, setting: dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--out", type=Path, default=Path("docs/demo-tuning.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/data/demo-tuning.json"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -1,9 +1,9 @@
 """The same edits under every protocol where every target has several tokens: what teacher forcing gives for nothing.
 
-    python benchmarks/many_tokens.py                 # T = 30 and 100, minutes; goes on where docs/many-tokens.json ends
-    python benchmarks/many_tokens.py --table         # the tables of docs/evaluation.md, from that file
+    python benchmarks/quality/many_tokens.py  # T = 30 and 100, minutes; goes on where docs/data/many-tokens.json ends
+    python benchmarks/quality/many_tokens.py --table  # docs/data/many-tokens.md
 
-The targets of benchmarks/protocols.py have one token each, so there the share of right tokens is a share of right
+The targets of protocols.py have one token each, so there the share of right tokens is a share of right
 answers. Here a fact's target is another answer of its relation that has two tokens or more (capitals, chief executives,
 currencies, languages, the names behind masks); methods, settings, protocols and tables are those of that benchmark.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import protocols
 from rows import run
 
-OUT = protocols.ROOT / "docs" / "many-tokens.json"
+OUT = protocols.ROOT / "docs" / "data" / "many-tokens.json"
 EDITS, ANSWERS = (30, 100), 10
 BY_LENGTH = ("tf_token", "tf_exact", "gen_exact", "wild_contains")
 LENGTHS = {"2": (2, 2), "3": (3, 3), "4 and more": (4, 99)}
@@ -52,7 +52,7 @@ def tokens(model: Any, fact: Any, answer: str) -> int:
 
 
 def row(method: str, size: int) -> dict[str, Any]:
-    """That of benchmarks/protocols.py, and the tokens of each target; these facts have no consequences, which its
+    """That of protocols.py, and the tokens of each target; these facts have no consequences, which its
     tables also ask for."""
     import kt
     from kt.demo.loop import spread
@@ -65,7 +65,7 @@ def row(method: str, size: int) -> dict[str, Any]:
 
 
 def tables(path: Path) -> str:
-    """Markdown: the tables of benchmarks/protocols.py without the rows that have nothing, then one by tokens."""
+    """Markdown: the tables of protocols.py without the rows that have nothing, then one by tokens."""
     whole = protocols.tables(path).rstrip("\n").split("\n")
     said = [line for line in whole if not line.startswith(f"| {protocols.ROLES['portability']} |")]
     rows = json.loads(path.read_text(encoding="utf-8"))

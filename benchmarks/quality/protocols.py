@@ -1,10 +1,10 @@
 """One edit, many protocols: how much teacher forcing flatters, on the demo model.
 
-    python benchmarks/protocols.py                   # T = 100, ten minutes; goes on where docs/demo-protocols.json ends
-    python benchmarks/protocols.py --edits 300,500
-    python benchmarks/protocols.py --table           # the tables of docs/evaluation.md, from that file
+    python benchmarks/quality/protocols.py  # T = 100, ten minutes; goes on where docs/data/demo-protocols.json ends
+    python benchmarks/quality/protocols.py --edits 300,500
+    python benchmarks/quality/protocols.py --table  # docs/data/demo-protocols.md
 
-The unedited model, MEMIT and IntAttn-Edit, each with the winner of benchmarks/tune_methods.py (found on other facts),
+The unedited model, MEMIT and IntAttn-Edit, each with the winner of tune_methods.py (found on other facts),
 write T facts in one batch; the same edited weights are then asked under every protocol. Perplexity is of the demo's
 held-out text. Each row is its own process.
 """
@@ -20,8 +20,8 @@ from typing import Any
 
 from rows import run
 
-ROOT = Path(__file__).parent.parent
-OUT = ROOT / "docs" / "demo-protocols.json"
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "docs" / "data" / "demo-protocols.json"
 METHODS = ("unedited", "memit", "intattn")
 EDITS, MAX_TOKENS = (100,), 40_000
 WAYS = ("tf_token", "tf_exact", "gen_exact", "gen_contains", "wild_exact", "wild_contains")

@@ -1,9 +1,9 @@
-"""Every speed benchmark in one run: `make bench`. Writes docs/performance.json and the table in docs/performance.md.
+"""Every speed benchmark in one run: `make bench`. Writes docs/data/performance.json and docs/performance.md's table.
 
-    python benchmarks/suite.py                     # all parts, about half an hour on one core
-    python benchmarks/suite.py --only solve,eval   # some of them; the others' rows stay as they are
-    python benchmarks/suite.py --small             # seconds a part; prints, writes nothing
-    python benchmarks/suite.py --table             # the table again, from docs/performance.json
+    python benchmarks/speed/suite.py  # all parts, about half an hour on one core
+    python benchmarks/speed/suite.py --only solve,eval  # some of them; the others' rows stay as they are
+    python benchmarks/speed/suite.py --small  # seconds a part; prints, writes nothing
+    python benchmarks/speed/suite.py --table  # the table again, from docs/data/performance.json
 
 Each part is a process of its own, so that its peak memory is its own.
 """
@@ -28,8 +28,8 @@ PARTS = {
     "statistics": "statistics_speed.py",
     "eval": "eval_speed.py",
 }
-DOCS = HERE.parent / "docs"
-RECORD, PAGE = DOCS / "performance.json", DOCS / "performance.md"
+DOCS = HERE.parents[1] / "docs"
+RECORD, PAGE = DOCS / "data" / "performance.json", DOCS / "performance.md"
 BEGIN, END = "<!-- table: make bench -->", "<!-- end of table -->"
 COLUMNS = (
     "work",

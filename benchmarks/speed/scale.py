@@ -1,7 +1,7 @@
 """What a model and a number of facts need, counted: operations, memory, disk; seconds at a rate that is given.
 
-    python benchmarks/scale.py --config llama-70b --facts 100000 --tflops 160    # one of SHAPES below
-    python benchmarks/scale.py --check    # the formulas beside what PyTorch counts
+    python benchmarks/speed/scale.py --config llama-70b --facts 100000 --tflops 160  # one of SHAPES below
+    python benchmarks/speed/scale.py --check  # the formulas beside what PyTorch counts
 
 The formulas count matrix products only. How far above them the shipped code lies is measured by `make bench` (docs/
 performance.md, "x floor"); `--check` says how far their counts are from those of PyTorch's FlopCounterMode.

@@ -1,7 +1,7 @@
 """CPU time and memory of `kt.causal_trace` beside the obvious nnsight loop, in one process.
 
-    python benchmarks/trace_speed.py            # the demo model, and a random GPT-2 of 12 layers with d_model 768
-    python benchmarks/trace_speed.py --small    # a random GPT-2 of 4 layers with d_model 128: seconds
+    python benchmarks/speed/trace_speed.py  # the demo model, and a random GPT-2 of 12 layers with d_model 768
+    python benchmarks/speed/trace_speed.py --small  # a random GPT-2 of 4 layers with d_model 128: seconds
 
 Both trace mlp, attn and hidden over all layers and tokens with the same noise, and the numbers are compared.
 """
