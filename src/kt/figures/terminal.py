@@ -1,4 +1,4 @@
-"""A heatmap in the terminal: coloured cells, or shades of ASCII where there is no colour."""
+"""A heatmap in the terminal: coloured cells, or shades of ASCII without colour."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from rich.cells import cell_len, set_cell_size
@@ -28,7 +29,7 @@ _LABEL = 24
 
 @dataclass(frozen=True, eq=False)
 class TerminalHeatmap:
-    """What `rich.print` draws: rows left, layers across, a legend below. Layers are binned where they do not fit."""
+    """A rich renderable: rows left, layers across, a legend below. Layers are binned if they do not fit."""
 
     values: Float[ndarray, "row layer"]
     rows: Sequence[str]
@@ -44,7 +45,7 @@ class TerminalHeatmap:
         label = min(_LABEL, max(cell_len(text) for text in self._labels(plain)), options.max_width // 3)
         room = max(1, options.max_width - label - 2)
         size = -(-len(self.layers) // room)
-        bins, faint = _binned(self.values, size), _binned_marks(self.values, self.faint, size)
+        bins, faint = _binned(self.values, self.faint, size)
         wide = max(1, min(4, room // bins.shape[1]))
         if self.title:
             yield Text(visible(self.title), style="bold", overflow="ellipsis", no_wrap=True)
@@ -117,36 +118,30 @@ def terminal_heatmap(
     alpha: float = 0.05,
     n: ndarray | int | None = None,
 ) -> TerminalHeatmap:
-    """A heatmap that rich prints: `Console().print(terminal_heatmap(...))`.
+    """A heatmap for rich: `Console().print(terminal_heatmap(...))`.
 
-    `q`, `alpha` and `n` as in `Panel`: cells not told apart from zero are drawn with strokes.
+    `q`, `alpha` and `n` as in `Panel`: cells not told apart from zero are hatched with "/".
+
+    Raises:
+        ValueError: the shape of `values` does not fit the rows.
     """
-    grid = np.asarray(values, dtype=float)
-    if grid.ndim != 2 or grid.shape[0] != len(rows) or 0 in grid.shape:
-        raise ValueError(f"values {grid.shape} must be (row, layer) with one of the {len(rows)} rows each")
-    names = range(grid.shape[1]) if layers is None else layers
-    hatched = Panel(grid, list(rows), n=n, q=q, alpha=alpha).hatched
-    return TerminalHeatmap(grid, list(rows), title, kind, tuple(subject_rows), list(names), hatched)
+    panel = Panel(values, list(rows), n=n, q=q, alpha=alpha)
+    names = range(panel.values.shape[1]) if layers is None else layers
+    return TerminalHeatmap(panel.values, panel.rows, title, kind, tuple(subject_rows), list(names), panel.hatched)
 
 
-def _binned(values: Float[ndarray, "row layer"], size: int) -> Float[ndarray, "row bin"]:
-    """The largest value of each `size` neighbouring layers; NaN only where all of them are."""
-    spare = -values.shape[1] % size
-    padded = np.pad(values, ((0, 0), (0, spare)), constant_values=np.nan)
-    grouped = padded.reshape(values.shape[0], -1, size)
-    best = np.where(np.isnan(grouped), -np.inf, grouped).max(-1)
-    return np.where(np.isinf(best), np.nan, best)
-
-
-def _binned_marks(
+def _binned(
     values: Float[ndarray, "row layer"], marks: Bool[ndarray, "row layer"], size: int
-) -> Bool[ndarray, "row bin"]:
-    """The mark of each bin's largest value."""
+) -> tuple[Float[ndarray, "row bin"], Bool[ndarray, "row bin"]]:
+    """The largest value of each `size` neighbouring layers (NaN if all are NaN), and the mark of that value."""
     spare = ((0, 0), (0, -values.shape[1] % size))
-    best = np.pad(np.where(np.isnan(values), -np.inf, values), spare, constant_values=-np.inf)
-    places = best.reshape(values.shape[0], -1, size).argmax(-1)[..., None]
-    grouped = np.pad(marks, spare).reshape(values.shape[0], -1, size)
-    return np.asarray(np.take_along_axis(grouped, places, -1)[..., 0])
+    numbers = np.pad(np.where(np.isnan(values), -np.inf, values), spare, constant_values=-np.inf)
+    numbers, marks = (
+        rearrange(a, "row (bin layer) -> row bin layer", layer=size) for a in (numbers, np.pad(marks, spare))
+    )
+    largest = numbers.argmax(-1, keepdims=True)
+    best, marked = (np.take_along_axis(a, largest, -1)[..., 0] for a in (numbers, marks))
+    return np.where(np.isinf(best), np.nan, best), marked
 
 
 def _shade(value: float, top: float) -> str:
@@ -156,11 +151,7 @@ def _shade(value: float, top: float) -> str:
 
 
 def _axis(layers: Sequence[int], wide: int) -> str:
-    """Layer numbers under their columns, as many as stand apart."""
+    """Layer numbers under their columns, as many as fit."""
     width = len(str(layers[-1])) + 1
     step = every(len(layers), len(layers) * wide, width)
-    line = [" "] * (len(layers) * wide + width)
-    for place in range(0, len(layers), step):
-        for offset, digit in enumerate(str(layers[place])):
-            line[place * wide + offset] = digit
-    return "".join(line).rstrip()
+    return "".join(str(layer).ljust(step * wide) for layer in layers[::step]).rstrip()
