@@ -254,7 +254,7 @@ def test_the_command_line_refuses_it_before_a_model_is_looked_for(words, monkeyp
 
 
 def test_the_commands_that_trace_work_remotely(monkeypatch, tmp_path):
-    load = kt.loading.load
+    from kt.model.load import load
 
     def simulated(model, remote=False, tokenizer=None, **options):
         return load(model, remote="local") if remote else load(model, tokenizer=tokenizer, device="cpu")
