@@ -17,8 +17,8 @@ from .layout import (
     EMBEDDING,
     Across,
     Grid,
+    axis_coordinates,
     axis_suffix,
-    drawn,
     frame,
     heading,
     legend,
@@ -253,8 +253,8 @@ class _Style(NamedTuple):
     def ends(self, values: Sequence[float]) -> list[float | None]:
         """Ends of intervals in axis coordinates; a logarithmic axis shows ends of 0 or less at its lower limit."""
         if self.scale != "log":
-            return drawn(values, self.scale)
-        return drawn(np.maximum(np.asarray(values, dtype=float), 10 ** self.axis["range"][0]), self.scale)
+            return axis_coordinates(values, self.scale)
+        return axis_coordinates(np.maximum(np.asarray(values, dtype=float), 10 ** self.axis["range"][0]), self.scale)
 
 
 def _add_axes(figure: go.Figure, grid: Grid, index: int, x: dict[str, Any], y: dict[str, Any], y_title: str) -> None:
@@ -310,7 +310,7 @@ def _add_line(figure: go.Figure, series: Series, look: theme.Look, suffix: str, 
     dashed = style.dashes or not few or series.kind in theme.ANSWERS
     figure.add_scatter(
         x=[float(v) for v in series.x],
-        y=drawn(series.mean, style.scale),
+        y=axis_coordinates(series.mean, style.scale),
         error_y=_lone_intervals(series, look.line, style),
         mode="lines+markers" if few else "lines",
         line={"color": look.line, "width": 2.2, "dash": look.dash if dashed else "solid"},
@@ -340,7 +340,7 @@ def _lone_intervals(series: Series, colour: str, style: _Style) -> dict[str, Any
     lone = {x[0]: (style.ends(low)[0], style.ends(high)[0]) for x, low, high in _stretches(series) if len(x) == 1}
     if not lone:
         return None
-    means = drawn(series.mean, style.scale)
+    means = axis_coordinates(series.mean, style.scale)
     ends = [(*lone.get(float(x), (None, None)), mean) for x, mean in zip(series.x, means, strict=True)]
     up = [None if high is None or mean is None else high - mean for _, high, mean in ends]
     down = [None if low is None or mean is None else mean - low for low, _, mean in ends]

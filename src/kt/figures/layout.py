@@ -189,7 +189,7 @@ def x_axis(x: Iterable[float], title: str, across: Across, layers: bool) -> dict
     return theme.axis(title=escape(title), range=[across.low, across.high], showgrid=False, **ticks)
 
 
-def drawn(values: Sequence[float] | Float[ndarray, " x"], scale: str) -> list[float | None]:
+def axis_coordinates(values: Sequence[float] | Float[ndarray, " x"], scale: str) -> list[float | None]:
     """The coordinates of values on an axis of this scale; None is a gap.
 
     Ranks are drawn at rank + 1, since 0 has no logarithm. On `log`, values of 0 or less become gaps.

@@ -31,45 +31,36 @@ _LABEL = 24
 class TerminalHeatmap:
     """A rich renderable: rows left, layers across, a legend below. Layers are binned if they do not fit."""
 
-    values: Float[ndarray, "row layer"]
-    rows: Sequence[str]
+    panel: Panel
     title: str
-    kind: str
-    subject_rows: Sequence[int]
-    layers: Sequence[int]
-    faint: Bool[ndarray, "row layer"]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         colour = console.color_system is not None and not console.no_color
         plain = options.ascii_only or not options.encoding.startswith("utf")
         label = min(_LABEL, max(cell_len(text) for text in self._labels(plain)), options.max_width // 3)
         room = max(1, options.max_width - label - 2)
-        size = -(-len(self.layers) // room)
-        bins, faint = _binned(self.values, self.faint, size)
+        layers, hatched = list(self.panel.layers or ()), self.panel.hatched
+        size = -(-len(layers) // room)
+        bins, marks = _binned(self.panel.values, hatched, size)
         wide = max(1, min(4, room // bins.shape[1]))
         if self.title:
             yield Text(visible(self.title), style="bold", overflow="ellipsis", no_wrap=True)
         for row, text in enumerate(self._labels(plain)):
-            cells = list(zip(bins[row], faint[row], strict=True))
-            yield self._row(cells, text, label, wide, row in set(self.subject_rows), colour)
-        yield Text(" " * (label + 1) + _axis([self.layers[i * size] for i in range(bins.shape[1])], wide))
+            cells = list(zip(bins[row], marks[row], strict=True))
+            yield self._row(cells, text, label, wide, row in set(self.panel.subject_rows), colour)
+        yield Text(" " * (label + 1) + _axis(layers[::size], wide))
         yield self._legend(label, colour, size)
-        if self.faint.any():
+        if hatched.any():
             yield Text(f"{' ' * (label + 1)}{_HATCH} not told apart from 0", no_wrap=True, overflow="ellipsis")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(24, options.max_width)
 
     def _labels(self, plain: bool) -> list[str]:
-        labels = [readable_token(row, _LABEL - 1) for row in self.rows]
+        labels = [readable_token(row, _LABEL - 1) for row in self.panel.rows]
         if plain:
             labels = [text.replace("·", "_").encode("ascii", "replace").decode() for text in labels]
-        return [f"{text}*" if row in set(self.subject_rows) else text for row, text in enumerate(labels)]
-
-    @property
-    def _top(self) -> float:
-        finite = self.values[np.isfinite(self.values)]
-        return float(max(finite.max(initial=0.0), 0.0) or np.abs(finite).max(initial=0.0)) or 1.0
+        return [f"{text}*" if row in set(self.panel.subject_rows) else text for row, text in enumerate(labels)]
 
     def _row(
         self, cells: Sequence[tuple[float, bool]], text: str, label: int, wide: int, subject: bool, colour: bool
@@ -85,22 +76,23 @@ class TerminalHeatmap:
         if not np.isfinite(value):
             line.append(" " * wide)
         elif colour:
-            red, green, blue = theme.cell_colour(theme.look(self.kind).scale, value, self._top)
+            red, green, blue = theme.cell_colour(theme.look(self.panel.kind).scale, value, self.panel.top)
             ink = f"{_GREY} " if faint else ""
             line.append((_HATCH if faint else " ") * wide, style=f"{ink}on rgb({red},{green},{blue})")
         else:
-            shade = _shade(value, self._top)
+            shade = _shade(value, self.panel.top)
             line.append(((_HATCH + shade) * wide)[:wide] if faint else shade * wide)
 
     def _legend(self, label: int, colour: bool, size: int) -> Text:
-        finite = self.values[np.isfinite(self.values)]
+        values, top = self.panel.values, self.panel.top
+        finite = values[np.isfinite(values)]
         line = Text(" " * (label + 1) + "0 ", no_wrap=True, overflow="ellipsis")
         for share in np.linspace(0, 1, len(_SHADES)):
-            self._paint(line, float(share) * self._top, 1, colour)
-        line.append(f" {self._top:.3g}   min {finite.min(initial=np.inf):.3g}" if finite.size else " no values")
-        if finite.min(initial=0.0) < 0:
+            self._paint(line, float(share) * top, 1, colour)
+        line.append(f" {top:.3g}   min {finite.min(initial=np.inf):.3g}" if finite.size else " no values")
+        if self.panel.lowest < 0:
             line.append("   below 0 ")
-            self._paint(line, -self._top / 2, 2, colour)
+            self._paint(line, -top / 2, 2, colour)
         if size > 1:
             line.append(f"   max of {size} layers per cell")
         return line
@@ -125,9 +117,8 @@ def terminal_heatmap(
     Raises:
         ValueError: the shape of `values` does not fit the rows.
     """
-    panel = Panel(values, list(rows), n=n, q=q, alpha=alpha)
-    names = range(panel.values.shape[1]) if layers is None else layers
-    return TerminalHeatmap(panel.values, panel.rows, title, kind, tuple(subject_rows), list(names), panel.hatched)
+    panel = Panel(values, rows, kind=kind, n=n, subject_rows=subject_rows, layers=layers, q=q, alpha=alpha)
+    return TerminalHeatmap(panel, title)
 
 
 def _binned(
