@@ -19,7 +19,7 @@ mean over the layers (it ranks cells as the sum does; the sum would count one pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,11 +36,11 @@ from ..model.model import TracedModel
 from ..model.prefix import Prefix, new_cache, prefix_is_reusable, saved
 from ..model.sites import Kind, Site
 from .corrupt import Corruption
-from .engine import Outcome, Plan, in_groups, must_be_finite, placed_noise
+from .engine import Outcome, Plan, groups, in_groups, must_be_finite, placed_noise
 from .forward import run_rows
 from .patch import window_layers
 from .patches import ORDER, Patch, Source, heads, readout, unpadded_batch
-from .prompts import TracePrompt, equal_lengths
+from .prompts import TracePrompt
 
 # Left of a fact's corruption its clean and corrupted runs are equal, and no estimate needs a gradient there. So these
 # tokens run once per fact, and the other rows begin after them, with their keys and values, if the model allows it.
@@ -162,7 +162,11 @@ class _Estimates(NamedTuple):
 
 
 def run_all(
-    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan, progress: Progress | None
+    model: TracedModel,
+    cases: Sequence[TracePrompt],
+    corruptions: Sequence[Corruption],
+    plan: Plan,
+    progress: Progress | None,
 ) -> list[Outcome]:
     """`engine.run_all` with `patched` estimated to first order.
 
@@ -175,17 +179,8 @@ def run_all(
             raise BadFact(
                 f"kinds {patch.label}: no gradient says what a severed module does; trace it with method='exact'"
             )
-    return in_groups(_run_group, _groups(model, cases, made, plan), model, cases, made, plan, progress)
-
-
-def _groups(
-    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan
-) -> Iterator[list[int]]:
-    """Yield indices of cases with equal token counts and samples, sorted by the first corrupted token."""
-    for samples in sorted({m.samples for m in made}):
-        indices = sorted((i for i, m in enumerate(made) if m.samples == samples), key=lambda i: made[i].first)
-        for rows in equal_lengths([cases[i].ids for i in indices], max(1, _graph_rows(model, plan) // samples)):
-            yield [indices[r] for r in rows]
+    case_groups = groups(cases, corruptions, _graph_rows(model, plan), by_start=True)
+    return in_groups(_run_group, case_groups, model, cases, corruptions, plan, progress)
 
 
 def _graph_rows(model: TracedModel, plan: Plan) -> int:
@@ -194,11 +189,11 @@ def _graph_rows(model: TracedModel, plan: Plan) -> int:
 
 
 def _run_group(
-    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan
+    model: TracedModel, cases: Sequence[TracePrompt], corruptions: Sequence[Corruption], plan: Plan
 ) -> list[Outcome]:
-    estimates = _estimated(model, *_prompts(model, cases, made), [m.first for m in made], plan)
+    estimates = _estimated(model, *_prompts(model, cases, corruptions), [m.first for m in corruptions], plan)
     outcomes = []
-    for i, (case, corruption) in enumerate(zip(cases, made, strict=True)):
+    for i, (case, corruption) in enumerate(zip(cases, corruptions, strict=True)):
         clean, corrupted = estimates.clean[:, i], estimates.corrupted[:, i]
         must_be_finite(case, clean, corrupted)
         patched = None
@@ -211,14 +206,16 @@ def _run_group(
     return outcomes
 
 
-def _prompts(model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption]) -> tuple[Prompts, Prompts]:
+def _prompts(
+    model: TracedModel, cases: Sequence[TracePrompt], corruptions: Sequence[Corruption]
+) -> tuple[Prompts, Prompts]:
     """The clean prompts, and the corrupted ones: facts x samples, samples innermost."""
-    ids, corrupt = (torch.tensor([one.ids for one in items], device=model.device) for items in (cases, made))
+    ids, corrupt = (torch.tensor([one.ids for one in items], device=model.device) for items in (cases, corruptions))
     answers, foils = torch.tensor([c.answer_id for c in cases]), torch.tensor([c.foil_id for c in cases])
     clean = Prompts(ids, None, answers, foils, torch.arange(len(cases)))
-    rows = [(i, s) for i in range(len(cases)) for s in range(made[0].samples)]
+    rows = [(i, s) for i in range(len(cases)) for s in range(corruptions[0].samples)]
     fact = torch.tensor([i for i, _ in rows])
-    noise = placed_noise(cases, made, rows)
+    noise = placed_noise(cases, corruptions, rows)
     return clean, Prompts(corrupt[fact.to(corrupt.device)], noise, answers[fact], foils[fact], fact)
 
 

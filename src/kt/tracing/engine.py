@@ -94,22 +94,27 @@ def default_max_rows(model: TracedModel, length: int) -> int:
 
 
 def run_all(
-    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan, progress: Progress | None
+    model: TracedModel,
+    cases: Sequence[TracePrompt],
+    corruptions: Sequence[Corruption],
+    plan: Plan,
+    progress: Progress | None,
 ) -> list[Outcome]:
     """Patch all cases exactly; the outcomes in the order of the cases.
 
     Raises:
         WorkFailed: a number is not finite.
     """
-    return in_groups(_run_group, _groups(model, cases, made, plan), model, cases, made, plan, progress)
+    rows = plan.max_rows // (model.n_layers * len(plan.kinds))
+    return in_groups(_run_group, groups(cases, corruptions, rows), model, cases, corruptions, plan, progress)
 
 
 def in_groups(
     run_group: RunGroup,
-    groups: Iterable[Sequence[int]],
+    case_groups: Iterable[Sequence[int]],
     model: TracedModel,
     cases: Sequence[TracePrompt],
-    made: Sequence[Corruption],
+    corruptions: Sequence[Corruption],
     plan: Plan,
     progress: Progress | None,
 ) -> list[Outcome]:
@@ -118,13 +123,13 @@ def in_groups(
     The groups are the same for any number of processes, so the numbers are equal to the byte.
 
     Args:
-        groups: indices into `cases`.
+        case_groups: indices into `cases`.
         progress: called with (facts done, facts in all).
 
     Returns:
         The outcomes in the order of the cases.
     """
-    parts = [([cases[i] for i in group], [made[i] for i in group]) for group in groups]
+    parts = [([cases[i] for i in group], [corruptions[i] for i in group]) for group in case_groups]
     n_done = list(accumulate(len(part_cases) for part_cases, _ in parts))
     measurements = plan.journal.take_each(
         "groups",
@@ -153,33 +158,37 @@ def _measured(run_group: RunGroup, *group: Any) -> tuple[list[Any], list[Any], l
     return [o.clean for o in outcomes], [o.corrupted for o in outcomes], [o.patched for o in outcomes]
 
 
-def _groups(
-    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan
+def groups(
+    cases: Sequence[TracePrompt], corruptions: Sequence[Corruption], rows: int, by_start: bool = False
 ) -> Iterator[list[int]]:
-    """Yield indices of cases with equal token counts and samples, as many together as fill one trace."""
-    for samples in sorted({m.samples for m in made}):
-        indices = [i for i, m in enumerate(made) if m.samples == samples]
-        together = max(1, plan.max_rows // (samples * model.n_layers * len(plan.kinds)))
-        for rows in equal_lengths([cases[i].ids for i in indices], together):
-            yield [indices[r] for r in rows]
+    """Yield indices of cases with equal token counts and samples, at most `rows` samples (but one case) together.
+
+    With `by_start` cases are sorted by their first corrupted token, so that a group shares a long uncorrupted prefix.
+    """
+    for samples in sorted({c.samples for c in corruptions}):
+        indices = [i for i, c in enumerate(corruptions) if c.samples == samples]
+        if by_start:
+            indices.sort(key=lambda i: corruptions[i].first)
+        for group in equal_lengths([cases[i].ids for i in indices], max(1, rows // samples)):
+            yield [indices[i] for i in group]
 
 
 def _run_group(
-    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan
+    model: TracedModel, cases: Sequence[TracePrompt], corruptions: Sequence[Corruption], plan: Plan
 ) -> list[Outcome]:
     answers, foils = torch.tensor([c.answer_id for c in cases]), torch.tensor([c.foil_id for c in cases])
     noising = plan.direction == "noise"
     clean_run = _rows(model, cases, None, plan, answers, foils, base=noising)
-    corrupted_run = _rows(model, cases, made, plan, answers, foils, base=not noising)
+    corrupted_run = _rows(model, cases, corruptions, plan, answers, foils, base=not noising)
     clean = clean_run.scores.cpu().numpy()
-    corrupted = corrupted_run.scores.cpu().numpy().copy().reshape(2, len(cases), made[0].samples)
+    corrupted = corrupted_run.scores.cpu().numpy().copy().reshape(2, len(cases), corruptions[0].samples)
     for case, before, after in zip(cases, clean.T, corrupted.swapaxes(0, 1), strict=True):
         must_be_finite(case, before, after)
     gaps = np.abs(clean[1] - corrupted[1].mean(-1, dtype=np.float64))
     alive = [i for i in range(len(cases)) if gaps[i] >= plan.min_gap]
     patched = {}
     if alive:
-        base, donor = PatchSource(corrupted_run, made[0].samples), PatchSource(clean_run, 1)
+        base, donor = PatchSource(corrupted_run, corruptions[0].samples), PatchSource(clean_run, 1)
         base_scores, donor_scores = corrupted, np.broadcast_to(clean[:, :, None], corrupted.shape)
         if noising:
             base, donor, base_scores, donor_scores = donor, base, donor_scores, base_scores
@@ -189,32 +198,32 @@ def _run_group(
             answers,
             foils,
             len(cases[0].ids),
-            made[0].samples,
+            corruptions[0].samples,
             plan.patches,
             heads(model)[1] if any(p.head is not None for p in plan.patches) else 0,
             plan.shortcuts.grow,
         )
         only = None if plan.only is None else {i: plan.only[case.index] for i, case in enumerate(cases)}
-        patched = _patched(model, group, plan, alive, [m.first for m in made], (base_scores, donor_scores), only)
+        patched = _patched(model, group, plan, alive, [m.first for m in corruptions], (base_scores, donor_scores), only)
     outcomes = []
     for i, case in enumerate(cases):
         by_kind = {kind: values[:, i].copy() for kind, values in patched.items()} if i in alive else None
         for kind, values in (by_kind or {}).items():
             must_be_finite(case, values if plan.only is None else values[:, plan.only[case.index][kind]])
-        outcomes.append(Outcome(case, made[i], clean[:, i], corrupted[:, i], by_kind))
+        outcomes.append(Outcome(case, corruptions[i], clean[:, i], corrupted[:, i], by_kind))
     return outcomes
 
 
 def _rows(
     model: TracedModel,
     cases: Sequence[TracePrompt],
-    made: Sequence[Corruption] | None,
+    corruptions: Sequence[Corruption] | None,
     plan: Plan,
     answers: Tensor,
     foils: Tensor,
     base: bool,
 ) -> Run:
-    """The clean run of all cases (`made` None), or the corrupted run of all samples; `max_rows` rows at a time.
+    """The clean run of all cases (`corruptions` None), or the corrupted run of all samples; `max_rows` rows at a time.
 
     The base run keeps block inputs, from which patched runs start, and the values of severed modules; the donor run
     keeps the values to patch in.
@@ -225,13 +234,13 @@ def _rows(
         sources = {Source(Site(p.severed, layer), "value") for p in plan.patches if p.severed for layer in layers}
     else:
         sources = {patch.source(layer) for patch in plan.patches for layer in layers}
-    rows = [(i, s) for i in range(len(cases)) for s in range(made[0].samples if made else 1)]
+    rows = [(i, s) for i in range(len(cases)) for s in range(corruptions[0].samples if corruptions else 1)]
     parts = []
     for at in range(0, len(rows), plan.max_rows):
         block = rows[at : at + plan.max_rows]
         which = torch.tensor([i for i, _ in block])
-        ids = torch.tensor([made[i].ids if made else cases[i].ids for i, _ in block], device=model.device)
-        noise = placed_noise(cases, made, block) if made else None
+        ids = torch.tensor([corruptions[i].ids if corruptions else cases[i].ids for i, _ in block], device=model.device)
+        noise = placed_noise(cases, corruptions, block) if corruptions else None
         parts.append(
             run_rows(model, ids, noise, answers[which], foils[which], start=base, prefix=prefix, sources=sources)
         )
@@ -239,10 +248,10 @@ def _rows(
 
 
 def placed_noise(
-    cases: Sequence[TracePrompt], made: Sequence[Corruption], rows: Sequence[tuple[int, int]]
+    cases: Sequence[TracePrompt], corruptions: Sequence[Corruption], rows: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "row pos d_embed"] | None:
     """The draws at the subjects' tokens, zeros elsewhere; None for swaps. `rows` are (case, sample) indices."""
-    draws = {i: made[i].noise() for i in {i for i, _ in rows}}
+    draws = {i: corruptions[i].noise() for i in {i for i, _ in rows}}
     placed: Tensor | None = None
     for row, (i, sample) in enumerate(rows):
         noise, span = draws[i], cases[i].span

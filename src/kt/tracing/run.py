@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from jaxtyping import Bool
@@ -39,7 +39,7 @@ STILL = "the corruption does not move the logit difference"
 
 @dataclass(frozen=True)
 class Settings:
-    """The checked arguments of `causal_trace`. `given`: the caller gave the noise."""
+    """The checked arguments of `causal_trace`."""
 
     kinds: Sequence[str]
     metrics: Sequence[str]
@@ -50,7 +50,7 @@ class Settings:
     keep: str
     seed: int
     max_rows: int | None
-    given: bool
+    noise_given: bool
     direction: str = "denoise"
     method: str = "exact"
 
@@ -74,7 +74,10 @@ class Settings:
             (self.window < 1, f"window is {self.window}; give at least 1"),
             (not self.noise_scale > 0, f"noise_scale is {self.noise_scale}; give a number above 0 (3 is usual)"),
             (self.corrupt not in ("noise", "swap"), f"corrupt is {self.corrupt!r}; choose noise or swap"),
-            (self.corrupt == "swap" and self.given, "noise was given, but corrupt is 'swap'; leave one of them out"),
+            (
+                self.corrupt == "swap" and self.noise_given,
+                "noise was given, but corrupt is 'swap'; leave one of them out",
+            ),
             (self.direction not in DIRECTIONS, _choose("direction", [self.direction], DIRECTIONS)),
             (self.method not in METHODS, _choose("method", [self.method], METHODS)),
             (self.keep not in ("known", "all"), f"keep is {self.keep!r}; choose known or all"),
@@ -102,7 +105,7 @@ class Settings:
             "corrupt": self.corrupt,
             "direction": self.direction,
             "method": self.method,
-            "noise": None if self.corrupt == "swap" else "given" if self.given else "drawn",
+            "noise": None if self.corrupt == "swap" else "given" if self.noise_given else "drawn",
             "noise_scale": None if noise_level is None else self.noise_scale,
             "noise_level": noise_level,
             "keep": self.keep,
@@ -111,8 +114,8 @@ class Settings:
         }
 
 
-def _choose(what: str, given: Sequence[str], among: Sequence[str]) -> str:
-    return f"{what} {', '.join(given) or '(none)'}: choose among {', '.join(among)}"
+def _choose(name: str, values: Sequence[str], among: Sequence[str]) -> str:
+    return f"{name} {', '.join(values) or '(none)'}: choose among {', '.join(among)}"
 
 
 def causal_trace(
@@ -169,9 +172,19 @@ def causal_trace(
     """
     if model.remote and method == "atp":
         raise BadFact(f"method atp takes gradients, which a remote model does not give ({REASON}); trace with exact")
-    given = noise is not None
     settings = Settings(
-        kinds, metrics, samples, window, noise_scale, corrupt, keep, seed, max_rows, given, direction, method
+        kinds,
+        metrics,
+        samples,
+        window,
+        noise_scale,
+        corrupt,
+        keep,
+        seed,
+        max_rows,
+        noise is not None,
+        direction,
+        method,
     )
     patch_labels = labels(model, settings.kinds)
     facts = [facts] if isinstance(facts, Fact) else list(facts)
@@ -186,7 +199,7 @@ def causal_trace(
     if keep == "known":
         cases = [c for c in cases if c.known]
         left_out += [LeftOut(c.index, c.fact.id, UNKNOWN) for c in unknown]
-    level = None if given or corrupt == "swap" else noise_scale * embedding_spread(model, facts)
+    level = None if noise is not None or corrupt == "swap" else noise_scale * embedding_spread(model, facts)
     cases, corruptions, no_partner = _corruptions(model, cases, settings, noise, level, len(facts))
     plan = Plan(
         patch_labels,
@@ -233,28 +246,15 @@ def _corruptions(
 
 def _traced(model: TracedModel, outcome: Outcome, direction: str) -> TracedFact:
     case, fact = outcome.case, outcome.case.fact
-    patched = outcome.patched or {}
     return TracedFact(
-        index=case.index,
-        id=fact.id,
-        relation=fact.relation,
-        prompt=fact.prompt,
-        subject=fact.subject,
-        ids=case.ids,
+        **{f.name: getattr(case, f.name) for f in fields(case) if f.name != "fact"},
+        **{name: getattr(fact, name) for name in ("id", "relation", "prompt", "subject")},
         tokens=_token_texts(model.tokenizer, case.ids),
-        span=case.span,
         roles=token_roles(case.span, len(case.ids)),
-        answer=case.answer,
-        answer_id=case.answer_id,
-        answer_source=case.answer_source,
-        foil=case.foil,
-        foil_id=case.foil_id,
-        foil_source=case.foil_source,
-        known=case.known,
         swapped_for=outcome.corruption.partner,
         clean=dict(zip(METRICS, (float(v) for v in outcome.clean), strict=True)),
         corrupted=dict(zip(METRICS, outcome.corrupted, strict=True)),
-        patched={k: dict(zip(METRICS, values, strict=True)) for k, values in patched.items()},
+        patched={k: dict(zip(METRICS, values, strict=True)) for k, values in (outcome.patched or {}).items()},
         direction=direction,
     )
 
