@@ -76,6 +76,7 @@ def read_record(value: Any, where: str, format: str | None = None) -> Fact:
 
 
 def as_record(value: Any, where: str) -> Record:
+    """The value as a record; BadFact unless it is a JSON object."""
     if not isinstance(value, Mapping):
         raise BadFact(f"{where}: a record must be an object with a prompt and a subject, not {kind(value)}")
     return Record(value, where)
@@ -107,6 +108,7 @@ class Schema:
         self.first: tuple[str, str] | None = None
 
     def format_of(self, record: Record) -> str:
+        """The record's format; BadFact if it is of another family than the file's first record."""
         name = sniff(record)
         if self.first is None:
             self.first = (name, record.where)

@@ -150,6 +150,7 @@ class Skips:
     first: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str, where: str) -> None:
+        """Count a record that is left out."""
         self.reasons[reason] += 1
         self.first.setdefault(reason, where)
 

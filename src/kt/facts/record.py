@@ -19,6 +19,7 @@ class Choices(NamedTuple):
     known_to: str | None = None
 
     def checked(self) -> Choices:
+        """Raise BadFact for an unknown zsRE target."""
         if self.zsre_target not in get_args(ZsreTarget):
             known = " or ".join(get_args(ZsreTarget))
             raise BadFact(f"zsRE target {self.zsre_target!r} is not understood; choose {known}")
@@ -80,6 +81,7 @@ class Record:
         return answers
 
     def missing(self, key: str) -> BadFact:
+        """The error to raise for a missing key."""
         return self.bad(f"{key!r} is missing; the record has {names(self.data)}")
 
     def text(self, key: str, blank_is_none: bool = False) -> str | None:
@@ -138,6 +140,7 @@ class Record:
         return tuple(Prompt(text, answer, None, kind, aliases) for text in self.texts(key))
 
     def clean(self, key: str, value: str) -> str:
+        """The stripped text; BadFact for half of a surrogate pair."""
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
@@ -169,6 +172,7 @@ class Record:
         return [self.child(key, {"prompt": v} if isinstance(v, str) else v) for v in values]
 
     def child(self, key: str, value: Any) -> Record:
+        """A nested object as a record."""
         if not isinstance(value, Mapping):
             raise self.bad(f"{key!r} holds {kind(value)}; it must be an object")
         return Record(value, f"{self.where}, {key}")

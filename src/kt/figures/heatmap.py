@@ -176,6 +176,7 @@ class Panel:
 
     @property
     def heading(self) -> str:
+        """The panel's title, by default its kind's label."""
         return theme.look(self.kind).label if self.title is None else self.title
 
     @property

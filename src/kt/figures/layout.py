@@ -113,6 +113,7 @@ class Grid(NamedTuple):
 
     @property
     def height(self) -> int:
+        """Pixels of all rows and the gaps between them."""
         return self.rows * self.panel + (self.rows - 1) * self.between
 
     @property

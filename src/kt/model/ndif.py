@@ -81,6 +81,7 @@ class RemoteModel(TracedModel):
         return self.gather(Batch(ids, torch.ones_like(ids)), [(self.embed, "output")])[0].cpu()
 
     def generate(self, *args: Any, **options: Any) -> list[str]:
+        """Not available for a remote model: raises KtError."""
         return self.nnsight
 
     def _parameter(self, name: str) -> nn.Parameter:

@@ -25,6 +25,7 @@ class Span(NamedTuple):
 
     @property
     def last(self) -> int:
+        """The last token's index."""
         return self.stop - 1
 
 
@@ -37,6 +38,7 @@ class Batch:
 
     @property
     def lengths(self) -> Int[Tensor, " row"]:
+        """The number of real tokens in each row."""
         return self.mask.sum(-1)
 
     @property
@@ -50,6 +52,7 @@ class Batch:
         return torch.as_tensor(index, device=pad.device) + pad
 
     def to(self, device: torch.device | str) -> Batch:
+        """A copy on another device."""
         return Batch(self.ids.to(device), self.mask.to(device))
 
     def __len__(self) -> int:

@@ -56,6 +56,7 @@ class Prompts(NamedTuple):
     fact: Int[Tensor, " row"]
 
     def part(self, start: int, stop: int) -> Prompts:
+        """The rows from `start` to `stop`."""
         return Prompts(*(None if value is None else value[start:stop] for value in self))  # type: ignore[arg-type]
 
 

@@ -36,6 +36,7 @@ class Draws(NamedTuple):
     shape: tuple[int, int, int]
 
     def tensor(self) -> Float[Tensor, "sample token d_embed"]:
+        """Draw the noise; every call gives the same numbers."""
         return torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed)) * self.level
 
 

@@ -56,6 +56,7 @@ class Plan(NamedTuple):
 
     @property
     def patches(self) -> tuple[Patch, ...]:
+        """The patches of `kinds`."""
         return tuple(Patch.parse(kind) for kind in self.kinds)
 
 

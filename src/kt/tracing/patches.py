@@ -52,19 +52,23 @@ class Patch:
 
     @property
     def label(self) -> str:
+        """The patch's name, which `parse` reads."""
         if self.head is not None:
             return f"{self.kind}.h{self.head}"
         return str(self.kind) if self.severed is None else f"{SEVERED}{self.severed}"
 
     @property
     def end(self) -> End:
+        """The side of the projection that is patched: W_o's input for a head, else an output."""
         return "value" if self.head is None else "key"
 
     @property
     def is_hidden(self) -> bool:
+        """Whether the residual stream is patched."""
         return self.kind is Kind.RESID
 
     def source(self, layer: int) -> Source:
+        """The patched tensor at a layer."""
         return Source(Site(self.kind, layer), self.end)
 
     @classmethod

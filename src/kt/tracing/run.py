@@ -86,6 +86,7 @@ class Settings:
 
     @property
     def min_gap(self) -> float:
+        """Facts with a smaller gap between clean and corrupted logit difference are left out."""
         return MIN_GAP if self.keep == "known" else _NO_GAP
 
     @property

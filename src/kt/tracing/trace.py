@@ -64,6 +64,7 @@ class Trace:
 
     @property
     def metrics(self) -> tuple[str, ...]:
+        """The metrics that tables and figures show."""
         return tuple(self.metadata["metrics"])
 
     def why_left_out(self) -> str:
@@ -259,18 +260,22 @@ class TracedFact:
 
     @property
     def p_clean(self) -> float:
+        """p(r) in the clean run."""
         return self.clean["prob"]
 
     @property
     def p_corrupt(self) -> float:
+        """Mean p(r) over the corrupted runs."""
         return float(self.corrupted["prob"].mean(dtype=np.float64))
 
     @property
     def ld_clean(self) -> float:
+        """Logit difference in the clean run."""
         return self.clean["logit_diff"]
 
     @property
     def ld_corrupt(self) -> float:
+        """Mean logit difference over the corrupted runs."""
         return float(self.corrupted["logit_diff"].mean(dtype=np.float64))
 
     def effects(self, kind: str, metric: str) -> Float[ndarray, "layer token sample"]:
