@@ -290,6 +290,8 @@ def test_a_weight_that_rounding_left_alone_counts_as_before(tiny, tmp_path):
 
 
 def test_the_states_are_told_by_fingerprints_alone():
-    known = undo.Fingerprints({"w": fingerprint_of([("w", torch.zeros(2))])}, {"w": fingerprint_of([("w", torch.ones(2))])})
+    known = undo.Fingerprints(
+        {"w": fingerprint_of([("w", torch.zeros(2))])}, {"w": fingerprint_of([("w", torch.ones(2))])}
+    )
     found = [known.state("w", tensor) for tensor in (torch.zeros(2), torch.ones(2), -torch.zeros(2))]
     assert found == ["base", "applied", "other"]  # minus zero has another byte
