@@ -18,7 +18,7 @@ from kt.errors import KtError, WorkFailed
 from kt.export import hf, to_hf
 from kt.export import hf as checks
 from kt.export import shards as folder
-from kt.export.shards import Shards, _as_saved, source_of
+from kt.export.shards import Shards, as_saved, source_of
 from kt.model.memory import NotEnoughMemory
 
 
@@ -77,7 +77,7 @@ def test_weights_are_counted_in_the_order_in_which_they_are_saved(tmp_path):
     model = kt.load(saved(tiny_model("qwen2"), tmp_path / "first"), device="cpu")
     saved(model, tmp_path / "base", max_shard_size="60KB")
     files = where(tmp_path / "base")
-    order = [files[name] for name in _as_saved(model.module)]
+    order = [files[name] for name in as_saved(model.module)]
     assert order == sorted(order) and len(order) == len(files)
     modules = [files[name] for name in model.module.state_dict()]
     assert modules != sorted(modules)
@@ -148,13 +148,13 @@ def test_a_tokenizer_that_does_not_come_back_is_refused(tmp_path):
 
 def after_saving(monkeypatch, spoil):
     """Change what was saved before it is looked at."""
-    save = hf._save
+    save = hf.save_model
 
     def spoilt(model, into, source):
         save(model, into, source)
         spoil(model, into)
 
-    monkeypatch.setattr(hf, "_save", spoilt)
+    monkeypatch.setattr(hf, "save_model", spoilt)
 
 
 def test_a_weight_that_was_written_wrong_is_found_without_loading(tiny, tmp_path, monkeypatch):

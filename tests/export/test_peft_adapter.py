@@ -199,14 +199,14 @@ def test_the_same_adapter_is_the_same_bytes_and_names_no_folder_of_this_machine(
 def test_an_adapter_that_says_something_else_is_not_kept(tiny, tmp_path, monkeypatch):
     """Without alpha_pattern the scale is wrong, without a word from peft."""
     edit = random_edit(tiny)
-    write = adapter._write
+    write = adapter.write_adapter
 
     def forgetful(model, into, parts, conv):
         write(model, into, parts, conv)
         path = into / adapter.CONFIG
         adapter.atomic_write(path, adapter.to_json(read_json(path) | {"alpha_pattern": {}}))
 
-    monkeypatch.setattr(adapter, "_write", forgetful)
+    monkeypatch.setattr(adapter, "write_adapter", forgetful)
     before = tiny.fingerprint()
     with pytest.raises(WorkFailed, match="other logits than the edit"):
         to_peft(tiny, edit, tmp_path / "adapter")

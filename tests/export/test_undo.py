@@ -238,7 +238,7 @@ def test_whatever_a_record_or_an_index_says_the_answer_is_one_line(around, junk,
         junk |= {"edit": edit.digest}
     for name in ("kt/export.json", "model.safetensors.index.json"):
         (folder / name).write_text(json.dumps(junk))
-    for read in (lambda: undo._known(folder, edit), lambda: Shards.open(folder)):
+    for read in (lambda: undo.known_fingerprints(folder, edit), lambda: Shards.open(folder)):
         try:
             read()
         except KtError as error:
@@ -290,6 +290,8 @@ def test_a_weight_that_rounding_left_alone_counts_as_before(tiny, tmp_path):
 
 
 def test_the_states_are_told_by_fingerprints_alone():
-    known = undo.Known({"w": fingerprint_of([("w", torch.zeros(2))])}, {"w": fingerprint_of([("w", torch.ones(2))])})
+    known = undo.Fingerprints(
+        {"w": fingerprint_of([("w", torch.zeros(2))])}, {"w": fingerprint_of([("w", torch.ones(2))])}
+    )
     found = [known.state("w", tensor) for tensor in (torch.zeros(2), torch.ones(2), -torch.zeros(2))]
     assert found == ["base", "applied", "other"]  # minus zero has another byte

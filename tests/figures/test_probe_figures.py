@@ -7,7 +7,7 @@ import pytest
 
 from kt.figures import Mark, Series, before_after_probe, curve_panels, probe_figure, sets_figure
 from kt.figures.curves import lines_of
-from kt.figures.layout import Across, drawn, y_axis
+from kt.figures.layout import Across, axis_coordinates, y_axis
 from kt.stats import Interval
 
 NAN = float("nan")
@@ -43,9 +43,9 @@ def lines(figure):
 
 
 def test_ranks_are_drawn_at_rank_plus_one_and_gaps_stay():
-    assert drawn([0, 9, NAN, -1e-12], "rank") == [1, 10, None, 1]
-    assert drawn([0.5, 0, -1, NAN], "log") == [0.5, None, None, None]
-    assert drawn([0.5, -1, NAN], "linear") == [0.5, -1, None]
+    assert axis_coordinates([0, 9, NAN, -1e-12], "rank") == [1, 10, None, 1]
+    assert axis_coordinates([0.5, 0, -1, NAN], "log") == [0.5, None, None, None]
+    assert axis_coordinates([0.5, -1, NAN], "linear") == [0.5, -1, None]
 
 
 @pytest.mark.parametrize("worst", [0, 5, 9, 10, 99, 3000, 256_000])

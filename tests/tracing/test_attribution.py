@@ -199,14 +199,14 @@ def test_differences_left_of_the_corruption_are_rounding_and_count_for_nothing()
     ones, zeros = ({source: value(1, 4, 2)} for value in (torch.ones, torch.zeros))
     base = gradients.Slopes(torch.zeros(2, 1), zeros, {source: torch.ones(2, 1, 4, 2)})
     row = torch.tensor([0])
-    moved = attribution._moved(base, base._replace(values=ones), row, row, torch.tensor([2]))
+    moved = attribution.gradient_times_difference(base, base._replace(values=ones), row, row, torch.tensor([2]))
     assert moved[source][0, 0].sum(-1).tolist() == [0, 0, 2, 2]
 
 
 def test_the_shared_prefix_is_used(qwen2, monkeypatch):
     seen = []
-    real = gradients._arguments
-    monkeypatch.setattr(gradients, "_arguments", lambda *given: seen.append(real(*given)) or seen[-1])
+    real = gradients.forward_arguments
+    monkeypatch.setattr(gradients, "forward_arguments", lambda *given: seen.append(real(*given)) or seen[-1])
     fact = estimated(qwen2, FACTS[1:2], draws(qwen2, FACTS[1:2])).facts[0]
     assert fact.span.start > 0
     for arguments in seen:

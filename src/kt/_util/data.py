@@ -1,8 +1,4 @@
-"""Files that are either whole or absent: atomic writes, JSON, arrays with their metadata.
-
-Everything is written under a temporary name in the folder where it will stay and renamed when complete, so that a
-full disk, an exception or Ctrl-C leaves the old file or none, never half a one. Run folders: see run_folder.py.
-"""
+"""JSON files, and arrays with metadata in safetensors files; all are written atomically (files.py)."""
 
 from __future__ import annotations
 
@@ -25,10 +21,10 @@ SCHEMA_VERSION = 1
 
 @contextmanager
 def complete_file(path: str | os.PathLike[str], what: str, remedy: str) -> Iterator[None]:
-    """Around the taking apart of a file's content: what a part that is missing or of a wrong kind raises, as one line.
+    """Turn errors from parsing a file's content (a missing part, a wrong type) into one BadFile with a remedy.
 
     Raises:
-        BadFile: `path` is not a whole `what`; the reason and the remedy.
+        BadFile: `path` is not a complete `what`.
     """
     try:
         yield
@@ -40,7 +36,7 @@ def complete_file(path: str | os.PathLike[str], what: str, remedy: str) -> Itera
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: numpy and dataclasses unwrapped, NaN and infinities as null."""
+    """Convert a value to JSON types: numpy arrays and dataclasses are unwrapped, NaN and infinities become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
@@ -61,18 +57,22 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Sorted and indented, so that equal results are equal bytes; shown by a terminal, no text in it acts there."""
+    """JSON, sorted and indented, so that equal results are equal bytes; control characters are escaped."""
     text = json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return visible_lines(text) + "\n"  # JSON's own escapes, of what it lets stand
+    return visible_lines(text) + "\n"  # escapes the control characters that JSON allows and a terminal would obey
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> Path:
-    """Write a JSON object, with the schema version that its readers check."""
+    """Write a JSON object with the schema version, which its readers check."""
     return atomic_write(path, to_json({"schema_version": SCHEMA_VERSION, **value}))
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object from a file; a broken one is a BadFile that names the line."""
+    """Read a JSON object.
+
+    Raises:
+        BadFile: the file cannot be read, or is not a JSON object; the message names the line.
+    """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -87,16 +87,19 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def header_text(metadata: Mapping[str, Any]) -> str:
-    """The metadata as `save_arrays` writes it into the header: equal metadata, equal text."""
+    """The header text that `save_arrays` writes for the metadata; equal metadata give equal text."""
     return json.dumps(plain({"schema_version": SCHEMA_VERSION, **metadata}), sort_keys=True)
 
 
 def save_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
 ) -> Path:
-    """Arrays (numpy or torch) as safetensors, the metadata as JSON in the header.
+    """Write arrays (numpy or torch) as safetensors, with the metadata as JSON in the header.
 
-    The metadata sits under one key: safetensors writes several keys in an order that changes between runs.
+    The metadata are under one key, since safetensors writes several keys in an order that changes between runs.
+
+    Raises:
+        NotWritable: the file cannot be written.
     """
     header = {"kt": header_text(metadata or {})}
     tensors = any(hasattr(array, "detach") for array in arrays.values())
@@ -106,8 +109,8 @@ def save_arrays(
             import torch
             from safetensors.torch import save_file as save_tensors
 
-            whole = {name: torch.as_tensor(a).detach().cpu().contiguous() for name, a in arrays.items()}
-            save_tensors(whole, temporary, metadata=header)
+            contiguous = {name: torch.as_tensor(a).detach().cpu().contiguous() for name, a in arrays.items()}
+            save_tensors(contiguous, temporary, metadata=header)
         else:
             import numpy as np
             from safetensors.numpy import save_file
@@ -127,9 +130,10 @@ def save_arrays(
 def load_arrays(
     path: str | os.PathLike[str], kind: str | None = None, framework: str = "numpy"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays (as numpy, or torch with `framework="pt"`) and the metadata that `save_arrays` wrote.
+    """Read the arrays (numpy, or torch with `framework="pt"`) and the metadata that `save_arrays` wrote.
 
-    With `kind`, the metadata's `kind` must say the same: a trace is not an edit, though both are safetensors.
+    Raises:
+        BadFile: the file is incomplete, or its metadata's `kind` is not `kind` (unless that is None).
     """
     arrays, header = read_arrays(path, framework)
     try:
@@ -144,10 +148,10 @@ def load_arrays(
 
 
 def read_arrays(path: str | os.PathLike[str], framework: str = "numpy") -> tuple[dict[str, Any], str]:
-    """The arrays of a safetensors file, and the text of kt's metadata (`{}` where another program wrote it).
+    """The arrays of a safetensors file, and the text of kt's metadata (`{}` if another program wrote the file).
 
     Raises:
-        BadFile: not there, cut short, or not safetensors.
+        BadFile: the file is missing, incomplete, or not safetensors.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,7 +1,6 @@
-"""Files that are either whole or absent: atomic writes, JSON, arrays with their metadata.
+"""Atomic writes: a file is written under a temporary name in its folder and renamed when complete.
 
-Everything is written under a temporary name in the folder where it will stay and renamed when complete, so that a
-full disk, an exception or Ctrl-C leaves the old file or none, never half a one. Run folders: see run_folder.py.
+So a full disk, an exception or Ctrl-C leaves the old file or none, never an incomplete one.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class NotWritable(KtError):
 
 
 def why_not_written(error: OSError, path: str | os.PathLike[str] | None = None) -> NotWritable | None:
-    """The one-line error for a failed write, or None when `error` is of another nature."""
+    """The one-line error for a failed write, or None if `error` has another cause."""
     if error.errno not in _REASONS:
         return None
     where = path if path is not None else error.filename
@@ -43,7 +42,7 @@ def why_not_written(error: OSError, path: str | os.PathLike[str] | None = None) 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failed write into the one line that says why."""
+    """Turn an OSError inside the context into a NotWritable with its reason."""
     try:
         yield
     except OSError as error:
@@ -52,7 +51,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[Path], object]) -> Path:
-    """Write `content` (or let it write the temporary path it is given) and rename it into place."""
+    """Write `content` to `path` atomically; a callable writes to the temporary path that it receives.
+
+    Raises:
+        NotWritable: the file cannot be written.
+    """
     path = Path(path)
     with writing(path):
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -73,14 +76,17 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
 
 
 def clear_temporaries(folder: Path, name: str = "") -> None:
-    """Take away what killed writers of this file (or of any in the folder) left; for whoever writes there alone."""
-    for left in folder.glob(f".{escape(name[:100]) or '*'}.tmp-*"):
-        left.unlink(missing_ok=True)
+    """Delete temporary files that killed writers of this file (or of any file in the folder) left behind.
+
+    Only for a process that is the only writer there.
+    """
+    for path in folder.glob(f".{escape(name[:100]) or '*'}.tmp-*"):
+        path.unlink(missing_ok=True)
 
 
 def _write_plain(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
     if callable(content):
-        # The writer may put a private file of its own here (safetensors does): keep the usual permissions.
+        # The writer may replace the file by one with private permissions (safetensors does): keep the usual ones.
         path.touch()
         mode = path.stat().st_mode
         content(path)
@@ -92,7 +98,7 @@ def _write_plain(path: Path, content: bytes | str | Callable[[Path], object]) ->
 
 
 def _write_special(path: Path, content: bytes | str | Callable[[Path], object]) -> Path:
-    """A device or a pipe is written through: renaming over /dev/stdout would replace the device itself."""
+    """Write into a device or a pipe directly, since renaming a file to /dev/stdout would replace the device."""
     if callable(content):
         raise NotWritable(f"cannot write {path}: it is a device or a pipe; name a file")
     with path.open("wb", buffering=0) as file:
@@ -101,10 +107,10 @@ def _write_special(path: Path, content: bytes | str | Callable[[Path], object]) 
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Refuse a file that cannot be written before the work that it is to hold, not after.
+    """Check before the work that its output file can be written.
 
     Raises:
-        NotWritable: with the reason.
+        NotWritable: the file cannot be written.
     """
     path = Path(path)
     with writing(path):

@@ -1,4 +1,4 @@
-"""How long work reports how far it is."""
+"""Types of the callbacks that report progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 Progress = Callable[[int, int], None]
-"""Called with what is done and how much there is."""
+"""Called with (units done, units in all)."""
 
 Stage = Callable[[str], AbstractContextManager[Any]]
-"""Opens a stage by name and gives what to report its progress to."""
+"""Opens a stage by name; the context's value is the stage's `Progress`."""

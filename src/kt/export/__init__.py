@@ -1,7 +1,7 @@
-"""An edit as other tools load it, and the way back.
+"""Edits in the formats of other tools, and back.
 
-`to_hf` writes a merged Hugging Face folder, `to_peft` a LoRA adapter; `revert_folder` takes an edit out of a merged
-folder again. Each is written whole or not at all, and checked before it has its name.
+`to_hf` writes a merged Hugging Face folder, `to_peft` a LoRA adapter; `revert_folder` removes an edit from a merged
+folder. Every folder is written atomically, and checked before it gets its name.
 """
 
 from .adapter import to_peft

@@ -1,8 +1,8 @@
-"""An edit as a LoRA adapter that plain peft loads: the base model stays as it is, the edit comes and goes.
+"""An edit as a LoRA adapter for peft: the base model stays unchanged, and the edit can be loaded and unloaded.
 
-Every edited projection has factors B A of its own rank (see factors.py) and alpha = rank, so that peft's scale
-alpha / rank is exactly 1. The config's own `r` and `lora_alpha` are the largest rank: a reader that knows nothing of
-`rank_pattern` and `alpha_pattern` also multiplies by 1.
+Every edited projection has factors B A of its own rank and alpha = rank, so peft's scale alpha / rank is exactly 1. The
+config's `r` and `lora_alpha` are the largest rank, so a reader without `rank_pattern` and `alpha_pattern` also
+multiplies by 1.
 """
 
 from __future__ import annotations
@@ -33,15 +33,8 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-# An update as the two factors of a LoRA adapter: ΔW ≈ B A, B (d_out, rank), A (rank, d_in) (Hu et al. 2021, 4.1).
-#
-# Low-rank updates come with their factors. Of a dense update, and where fewer columns are wanted, the factors are the
-# largest singular triplets, which no others of that rank come nearer to (Eckart and Young 1936). Those of a product
-# L R follow from two thin QR decompositions, L = Q1 S1 and Rᵀ = Q2 S2: the rest is the SVD of the small S1 S2ᵀ.
-
-
 class Factors(NamedTuple):
-    """`needed` is the rank that would be exact; `error` is ‖BA - ΔW‖ with the factors as rounded, `norm` ‖ΔW‖."""
+    """ΔW ≈ B A. `needed` is the exact rank, `error` is ‖BA - ΔW‖ with the rounded factors, and `norm` ‖ΔW‖."""
 
     b: Float[Tensor, "d_out rank"]
     a: Float[Tensor, "rank d_in"]
@@ -51,7 +44,7 @@ class Factors(NamedTuple):
 
 
 class Triplets(NamedTuple):
-    """Singular vectors and values, float64, without those below the noise of float32."""
+    """Singular vectors and values, float64, without values below the rounding of float32."""
 
     left: Float[Tensor, "d_out rank"]
     values: Float[Tensor, " rank"]
@@ -59,25 +52,31 @@ class Triplets(NamedTuple):
 
 
 def factors(update: Update, max_rank: int | None = None, dtype: torch.dtype = torch.float32) -> Factors:
-    """B and A of an update of a linear map's weight, of no more columns than needed and than `max_rank`.
+    """The two factors of a LoRA adapter, ΔW ≈ B A, B (d_out, rank), A (rank, d_in) (Hu et al. 2021, 4.1).
 
-    A low-rank update whose columns are all needed keeps its own factors, which is exact in float32.
+    The rank is the needed one, at most `max_rank`. A low-rank update that needs all its columns keeps its factors,
+    which is exact in float32. All other factors are the largest singular triplets, the best approximation of that
+    rank (Eckart and Young 1936).
     """
-    found = triplets(update)
-    needed = len(found.values)
+    svd = triplets(update)
+    needed = len(svd.values)
     rank = needed if max_rank is None else min(needed, max_rank)
     if isinstance(update, LowRank) and rank == update.rank:
         b, a = update.left, update.right
     else:
-        # The root of each value on either side, so that neither factor is the one that suffers from a short dtype.
-        root = found.values[:rank].sqrt()
-        b, a = found.left[:, :rank] * root, root[:, None] * found.right[:rank]
+        # Each factor gets the square root of the singular values, so both lose equally by rounding to 16 bits.
+        root = svd.values[:rank].sqrt()
+        b, a = svd.left[:, :rank] * root, root[:, None] * svd.right[:rank]
     b, a = b.to("cpu", dtype).contiguous(), a.to("cpu", dtype).contiguous()
     return Factors(b, a, needed, _distance(b, a, update), update.norm())
 
 
 def triplets(update: Update) -> Triplets:
-    """The update's singular value decomposition, cut at its numerical rank in float32."""
+    """The update's singular value decomposition, cut at its numerical rank in float32.
+
+    For a product L R it follows from two thin QR decompositions, L = Q1 S1 and Rᵀ = Q2 S2, and the SVD of the small
+    S1 S2ᵀ.
+    """
     if isinstance(update, Dense):
         left, values, right = torch.linalg.svd(update.matrix.double(), full_matrices=False)
     else:
@@ -91,7 +90,7 @@ def triplets(update: Update) -> Triplets:
 
 
 def _distance(b: Float[Tensor, "d_out rank"], a: Float[Tensor, "rank d_in"], update: Update) -> float:
-    """‖BA - ΔW‖, of a low-rank ΔW without making it dense."""
+    """‖BA - ΔW‖, without making a low-rank ΔW dense."""
     b, a = b.double(), a.double()
     if isinstance(update, Dense):
         return float((b @ a - update.matrix.double()).norm())
@@ -103,12 +102,12 @@ def _distance(b: Float[Tensor, "d_out rank"], a: Float[Tensor, "rank d_in"], upd
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FAR = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.5, torch.bfloat16: 0.5}
-"""How far the logits may be off, relative to what the edit changes of them, by the base model's dtype. In 16 bits a
-merged weight is rounded and an adapter's is not, so the two differ by the rounding, and only gross errors show."""
+"""The largest allowed error of the logits, relative to the edit's change of them, by the base model's dtype. In 16 bits
+a merged weight is rounded and an adapter is not, so the two differ by rounding, and only gross errors are detected."""
 
 
 class Gap(NamedTuple):
-    """How far the adapter's logits are from the edit's: absolute, and relative to the edit's largest change."""
+    """The largest error of the adapter's logits, absolute and relative to the edit's largest change of them."""
 
     absolute: float
     relative: float
@@ -124,21 +123,21 @@ def to_peft(
     check: bool = True,
     force: bool = False,
 ) -> Exported:
-    """Write the edit as an adapter folder, whole or not at all; the model itself is as before on return.
+    """Write the edit as an adapter folder, atomically; the model is unchanged on return.
 
     Args:
-        max_rank: no factor has more columns; an update that needs more is cut to its largest singular values.
-        max_error: the most that ‖BA - ΔW‖ / ‖ΔW‖ (Frobenius, over all weights together) may be, `dtype`'s rounding
-            included.
-        dtype: of the factors in the file. peft computes with factors of 16 bits in float32.
+        max_rank: most columns of a factor; updates that need more are cut to their largest singular values.
+        max_error: largest allowed ‖BA - ΔW‖ / ‖ΔW‖ (Frobenius, over all weights together), including rounding to
+            `dtype`.
+        dtype: of the factors in the file; peft computes with 16-bit factors in float32.
         check: load the adapter with peft onto the model and compare its logits after the requests' prompts.
-        force: also for weights that the edit was not solved for.
+        force: also for weights other than those for which the edit was solved.
 
     Raises:
-        KtError: peft is not installed, the edit was solved for other weights, or it touches what no adapter can (a
-            bias, a norm, an embedding).
-        NotWritable: the folder is taken, or the disk is full or read-only.
-        WorkFailed: the adapter misses the edit by more than `max_error`, or does not give its logits.
+        KtError: peft is not installed, the edit was solved for other weights, or it changes weights that no adapter can
+            hold (a bias, a norm, an embedding).
+        NotWritable: the folder is not empty, or the disk is full or read-only.
+        WorkFailed: the adapter's error exceeds `max_error`, or its logits are not the edit's.
     """
     need_peft()
     if check:
@@ -147,15 +146,15 @@ def to_peft(
     projections = _projections(model, edit)
     with edit.applied(model, force=force):
         prompts = prompts_of(edit)
-        wanted = next_logits(model, prompts) if check else None
+        edited_logits = next_logits(model, prompts) if check else None
     parts = {path: factors(edit.updates[f"{path}.weight"], max_rank, dtype) for path in projections}
     parts = {path: part for path, part in parts.items() if part.norm > 0}
-    error = _relative(parts)
+    error = hypot(*(part.error for part in parts.values())) / hypot(*(part.norm for part in parts.values()))
     if error > max_error:
         raise WorkFailed(_too_far(parts, error, max_error, dtype))
     with whole_folder(folder) as temporary:
-        _write(model, temporary, parts, any(isinstance(projections[p], Conv1D) for p in parts))
-        gap = None if wanted is None else _gap(model, temporary, prompts, wanted)
+        write_adapter(model, temporary, parts, any(isinstance(projections[p], Conv1D) for p in parts))
+        gap = None if edited_logits is None else _gap(model, temporary, prompts, edited_logits)
         if gap is not None and gap.relative > max(FAR[model.dtype], 20 * error):
             raise WorkFailed(
                 f"peft, with this adapter, gives other logits than the edit: off by up to {gap.absolute:.2g}, "
@@ -170,20 +169,24 @@ def to_peft(
         max_error=gap.absolute if gap else None,
         relative_error=gap.relative if gap else None,
         prompts=len(prompts) if gap else 0,
-        weights={f"{path}.weight": _row(part) for path, part in parts.items()},
+        weights={
+            f"{path}.weight": {"rank": part.b.shape[1], "needed": part.needed, "error": part.error / part.norm}
+            for path, part in parts.items()
+        },
         about=about | {"base_model": public_name(model.name)},
     )
 
 
 def patterns(ranks: Mapping[str, int]) -> dict[str, int]:
-    """Ranks by module for peft's `rank_pattern`, which are regular expressions: a path that means itself alone.
+    """Ranks by module for peft's `rank_pattern`, whose keys are regular expressions: each matches its path only.
 
-    peft lets anything stand before a pattern, and a plain dot is any character.
+    peft allows any text before a pattern, and an unescaped dot matches any character.
     """
     return {f"^{re.escape(path)}": rank for path, rank in ranks.items()}
 
 
 def need_peft() -> None:
+    """Raise KtError unless peft is installed."""
     try:
         import peft  # noqa: F401
     except ImportError:
@@ -191,15 +194,19 @@ def need_peft() -> None:
 
 
 def _projections(model: TracedModel, edit: Edit) -> dict[str, nn.Module]:
-    """The linear maps that the edit touches, by path."""
-    found: dict[str, nn.Module] = {}
+    """The linear maps that the edit changes, by path.
+
+    Raises:
+        KtError: it changes other parameters too.
+    """
+    linear: dict[str, nn.Module] = {}
     other = []
     for name in edit.names:
         path, _, kind = name.rpartition(".")
         model.own(name)  # refuses a weight that the model does not have
         owner = model.module.get_submodule(path)
         if kind == "weight" and isinstance(owner, nn.Linear | Conv1D):
-            found[path] = owner
+            linear[path] = owner
         else:
             other.append(name)
     if other:
@@ -208,11 +215,11 @@ def _projections(model: TracedModel, edit: Edit) -> dict[str, nn.Module]:
             f"the edit also changes {shown} ({len(other)} in all), and an adapter holds linear maps' weights only; "
             "export with --format hf"
         )
-    return found
+    return linear
 
 
-def _write(model: TracedModel, folder: Path, parts: Mapping[str, Factors], conv: bool) -> None:
-    """The adapter's two files, by peft's own config class and under peft's names of the factors."""
+def write_adapter(model: TracedModel, folder: Path, parts: Mapping[str, Factors], conv: bool) -> None:
+    """Write the adapter's two files with peft's config class and peft's names of the factors."""
     from peft import LoraConfig, TaskType
     from safetensors.torch import save_file
 
@@ -232,7 +239,7 @@ def _write(model: TracedModel, folder: Path, parts: Mapping[str, Factors], conv:
         base_model_name_or_path=public_name(model.name),
         revision=model.revision,
     ).save_pretrained(str(folder))
-    # peft writes the modules as a set, in an order that changes from run to run.
+    # peft writes the modules as a set, in an order that changes between runs.
     config = read_json(folder / CONFIG)
     atomic_write(folder / CONFIG, to_json(config | {"target_modules": sorted(ranks)}))
     tensors: dict[str, torch.Tensor] = {}
@@ -243,42 +250,33 @@ def _write(model: TracedModel, folder: Path, parts: Mapping[str, Factors], conv:
     (folder / OWN).mkdir()
 
 
-def _gap(model: TracedModel, folder: Path, prompts: list[str], wanted: torch.Tensor) -> Gap:
-    """The adapter as plain peft loads it onto the model, against the edit written into it."""
+def _gap(model: TracedModel, folder: Path, prompts: list[str], edited: Float[Tensor, "prompt vocab"]) -> Gap:
+    """Compare the logits under the adapter, loaded by peft, with the edited model's."""
     base = next_logits(model, prompts)
-    with with_adapter(model, folder) as adapted:
-        found = next_logits(model, prompts, adapted)
-    change = float((wanted - base).abs().max())
-    # An edit that changes these logits by next to nothing is not to be held against rounding.
+    with with_adapter(model, folder) as module:
+        adapted = next_logits(model, prompts, module)
+    change = float((edited - base).abs().max())
+    # A lower bound, so that an edit that hardly changes these logits is not compared with rounding errors.
     scale = max(change, 1e-3 * float(base.abs().max()))
-    absolute = float((found - wanted).abs().max())
+    absolute = float((adapted - edited).abs().max())
     return Gap(absolute, absolute / scale if scale else 0.0)
 
 
 @contextmanager
 def with_adapter(model: TracedModel, folder: Path) -> Iterator[Any]:
-    """The model under peft's wrapper inside the block; its own module tree again on exit, also after an exception.
+    """The model inside peft's wrapper; its module tree is restored on exit, also after an exception.
 
-    In place: a second copy of the model would take its memory twice.
+    It works in place, since a copy of the model would need twice the memory.
     """
     from peft import PeftModel
 
-    require_none(model.module, "peft")  # it would rename weights inside the files that they are offloaded to
+    require_none(model.module, "peft")  # peft would rename offloaded weights inside their files
     targets = read_json(folder / CONFIG)["target_modules"]
     before = {path: model.module.get_submodule(path) for path in targets}
     try:
         yield PeftModel.from_pretrained(model.module, str(folder)).eval()
     finally:
         take_out(model.module, before)
-
-
-def _relative(parts: Mapping[str, Factors]) -> float:
-    """‖BA - ΔW‖ / ‖ΔW‖ over all weights together."""
-    return hypot(*(part.error for part in parts.values())) / hypot(*(part.norm for part in parts.values()))
-
-
-def _row(part: Factors) -> dict[str, Any]:
-    return {"rank": part.b.shape[1], "needed": part.needed, "error": part.error / part.norm}
 
 
 def _too_far(parts: Mapping[str, Factors], error: float, limit: float, dtype: torch.dtype) -> str:

@@ -1,8 +1,8 @@
-"""The way back: an edit taken out of the folder that it was merged into, the exact bytes from before in its place.
+"""Remove an edit from the folder into which it was merged, and restore the exact original bytes.
 
-What a weight is follows from its fingerprint: `base` (from before the edit), `applied` (with the edit), or `other`.
-The bytes from before come from `kt/undo.safetensors` in the folder, or from the base model, and count only if their
-fingerprints are those of the weights that the edit was written into.
+A weight's fingerprint tells its state: `base` (before the edit), `applied` (with the edit), or `other`. The original
+bytes come from `kt/undo.safetensors` in the folder, or from the base model, and are used only if their fingerprints are
+those of the weights before the edit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .._util.data import load_arrays, read_json
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-class Known(NamedTuple):
+class Fingerprints(NamedTuple):
     """Fingerprints by weight, before the edit and with it."""
 
     before: Mapping[str, str]
@@ -35,12 +34,12 @@ class Known(NamedTuple):
 
     def state(self, name: str, tensor: Tensor) -> str:
         """`base`, `applied` or `other`."""
-        found = fingerprint_of([(name, tensor)])
-        return "base" if found == self.before[name] else "applied" if found == self.after.get(name) else "other"
+        value = fingerprint_of([(name, tensor)])
+        return "base" if value == self.before[name] else "applied" if value == self.after.get(name) else "other"
 
 
 class Reverted(NamedTuple):
-    """`weights` says what each was found to be; `fingerprint` is the whole model's, as it is now at `path`."""
+    """The reverted folder: the previous state of each weight, and the fingerprint of the whole model at `path`."""
 
     path: Path
     restored: bool
@@ -58,39 +57,39 @@ def revert_folder(
     base: TracedModel | str | None = None,
     to: str | Path | None = None,
 ) -> Reverted:
-    """Put the bytes from before an edit back into a folder of merged weights, and prove it.
+    """Restore the original bytes in a folder of merged weights, and verify the result.
 
-    In place each file is replaced whole. If that is cut off between two files, every weight is either as before the
-    edit or as with it, and calling this again finishes.
+    In place, each file is replaced atomically. After an interruption between two files every weight is either in its
+    state before the edit or with it, and a second call finishes the work.
 
     Args:
-        edit: which edit; by default the one that the folder carries.
-        base: the model from before, a name or loaded; by default the bytes in the folder's `kt/undo.safetensors`.
-        to: write a new folder, whole or not at all, and leave the first one as it is.
+        edit: the edit to remove; by default the one in the folder.
+        base: the original model, by name or loaded; by default the bytes in the folder's `kt/undo.safetensors`.
+        to: write a new folder, atomically, and leave the first one unchanged.
 
     Raises:
-        KtError: no edit or no bytes from before are at hand, or a weight is neither as before the edit nor as with it.
+        KtError: there is no edit or no original bytes, or a weight is neither as before the edit nor as with it.
         BadFile: the folder or a file in it is broken or of another edit.
-        NotWritable: the disk is full or read-only, or `to` is taken.
-        WorkFailed: what was written does not have the fingerprints from before.
+        NotWritable: the disk is full or read-only, or `to` is not empty.
+        WorkFailed: the written weights do not have their original fingerprints.
     """
     folder = Path(folder)
     shards = Shards.open(folder)
     edit = _edit(folder, edit)
-    known = _known(folder, edit)
-    states = {name: known.state(name, shards.read(name)) for name in edit.names}
+    fingerprints = known_fingerprints(folder, edit)
+    states = {name: fingerprints.state(name, shards.read(name)) for name in edit.names}
     _refuse_other(folder, states)
-    inside = [name for name, state in states.items() if state == "applied"]
-    originals = _originals(folder, shards, edit, inside, base, known) if inside else {}
+    edited = [name for name, state in states.items() if state == "applied"]
+    originals = _originals(folder, shards, edit, edited, base, fingerprints) if edited else {}
     with ExitStack() as stack:
         target = folder
         if to is not None:
             target = stack.enter_context(whole_folder(to))
-            _copy_rest(folder, target, {shards.files[name] for name in inside})
-        for file in sorted({shards.files[name] for name in inside}):
+            _copy_rest(folder, target, {shards.files[name] for name in edited})
+        for file in sorted({shards.files[name] for name in edited}):
             shards.write(file, {n: t for n, t in originals.items() if shards.files[n] == file}, target)
-        fingerprint = _prove(target, edit, known)
-    return Reverted(Path(to or folder), True, not inside, fingerprint, states)
+        fingerprint = _verify(target, edit, fingerprints)
+    return Reverted(Path(to or folder), True, not edited, fingerprint, states)
 
 
 def _edit(folder: Path, edit: Edit | str | Path | None) -> Edit:
@@ -103,8 +102,8 @@ def _edit(folder: Path, edit: Edit | str | Path | None) -> Edit:
     return Edit.load(edit or folder / OWN / EDIT)
 
 
-def _known(folder: Path, edit: Edit) -> Known:
-    """From the folder's own record, if it is of this edit: it may have been written into another dtype than solved."""
+def known_fingerprints(folder: Path, edit: Edit) -> Fingerprints:
+    """From the folder's record if it is of this edit (its dtype may not be the one of solving), else from the edit."""
     record: Mapping[str, Any] = edit.manifest
     if (folder / OWN / ABOUT).is_file():
         about = read_json(folder / OWN / ABOUT)
@@ -112,12 +111,12 @@ def _known(folder: Path, edit: Edit) -> Known:
             record = about
         elif (folder / OWN / EDIT).is_file():
             raise KtError(f"{folder} was written with another edit than the one named; leave out --edit")
-    found = Known(*(record.get(key) or {} for key in ("fingerprints", "fingerprints_after")))
-    maps = all(isinstance(part, Mapping) for part in found)
-    whole = maps and all(isinstance(found.before.get(name), str) for name in edit.names)
-    if not whole:
+    fingerprints = Fingerprints(*(record.get(key) or {} for key in ("fingerprints", "fingerprints_after")))
+    if not all(isinstance(part, Mapping) for part in fingerprints) or not all(
+        isinstance(fingerprints.before.get(name), str) for name in edit.names
+    ):
         raise BadFile(f"{folder}: no fingerprints from before the edit are known; export the edit again")
-    return found
+    return fingerprints
 
 
 def _refuse_other(folder: Path, states: Mapping[str, str]) -> None:
@@ -131,38 +130,40 @@ def _refuse_other(folder: Path, states: Mapping[str, str]) -> None:
 
 
 def _originals(
-    folder: Path, shards: Shards, edit: Edit, names: list[str], base: TracedModel | str | None, known: Known
+    folder: Path,
+    shards: Shards,
+    edit: Edit,
+    names: list[str],
+    base: TracedModel | str | None,
+    fingerprints: Fingerprints,
 ) -> dict[str, Tensor]:
-    """The bytes from before, of proven origin."""
+    """The original weights, verified by their fingerprints."""
     if base is not None:
         source = "the base model"
-        model = _base(base, shards.read(names[0]).dtype)
-        found = {name: model.own(name).detach().cpu() for name in names}
+        if isinstance(base, str):
+            from ..model.load import load
+
+            base = load(base, dtype=shards.read(names[0]).dtype, device="cpu")
+        originals = {name: base.own(name).detach().cpu() for name in names}
     elif (folder / OWN / UNDO).is_file():
         source = f"{folder / OWN / UNDO}"
         arrays, about = load_arrays(folder / OWN / UNDO, kind="undo", framework="pt")
         if about.get("edit") != edit.digest:
             raise BadFile(f"{source} is of another edit; name the base model with --base")
-        found = {name: tensor for name, tensor in arrays.items() if name in names}
+        originals = {name: tensor for name, tensor in arrays.items() if name in names}
     else:
         raise KtError(f"{folder} holds no bytes from before the edit ({OWN}/{UNDO}); name the base model with --base")
     for name in names:
-        if name not in found or fingerprint_of([(name, found[name])]) != known.before[name]:
+        if name not in originals or fingerprint_of([(name, originals[name])]) != fingerprints.before[name]:
             raise BadFile(
                 f"{source} does not hold {name} as it was before the edit; "
                 "name the model, in its revision, that the edit was written into with --base"
             )
-    return found
-
-
-def _base(base: TracedModel | str, dtype: torch.dtype) -> TracedModel:
-    from ..model.load import load
-
-    return load(base, dtype=dtype, device="cpu") if isinstance(base, str) else base
+    return originals
 
 
 def _copy_rest(folder: Path, target: Path, rewritten: set[str]) -> None:
-    """Everything but the files that are written anew and what kt keeps of the edit, which is out of the new folder."""
+    """Copy all files except the rewritten ones and kt's subfolder, since the new folder is without the edit."""
     for path in sorted(folder.iterdir()):
         if path.name == OWN or path.name in rewritten:
             continue
@@ -172,12 +173,12 @@ def _copy_rest(folder: Path, target: Path, rewritten: set[str]) -> None:
             shutil.copy2(path, target / path.name)
 
 
-def _prove(target: Path, edit: Edit, known: Known) -> str:
-    """Read back what is on the disk: each weight of the edit, then the whole model as it loads."""
+def _verify(target: Path, edit: Edit, fingerprints: Fingerprints) -> str:
+    """Check the edit's weights on disk, then load the whole model; its fingerprint."""
     from ..model.load import load
 
-    again = Shards.open(target)
-    wrong = [name for name in edit.names if known.state(name, again.read(name)) != "base"]
+    shards = Shards.open(target)
+    wrong = [name for name in edit.names if fingerprints.state(name, shards.read(name)) != "base"]
     if wrong:
         raise WorkFailed(f"{target}: {wrong[0]} does not have the fingerprint from before the edit; revert again")
     try:

@@ -1,4 +1,4 @@
-"""Facts: the record that is traced, edited and judged, and the readers of its file formats."""
+"""Facts: the records that are traced, edited and judged, and the readers of their file formats."""
 
 from .fact import Fact, Prompt, fill, template_of
 from .formats import FORMATS, read_record, read_records

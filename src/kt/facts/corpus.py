@@ -1,4 +1,4 @@
-"""Text to take statistics over: the embedded corpus, a text or JSONL file, or a Hugging Face data set."""
+"""Text for statistics: the embedded corpus, a text or JSONL file, or a Hugging Face data set."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .._util.files import sha256_file
 from ..errors import BadFile, install_hint
 
 DEMO = Path(__file__).parents[1] / "demo" / "corpus.txt"
@@ -24,6 +25,11 @@ class Corpus:
 
     @classmethod
     def open(cls, source: str | Path) -> Corpus:
+        """The corpus of a source: `demo`, a path, or `hf:repo[/config][:split]`.
+
+        Raises:
+            BadFile: the file does not exist.
+        """
         text = str(source)
         if text == "demo":
             return cls("demo", DEMO)
@@ -35,6 +41,11 @@ class Corpus:
         return cls(path.name, path)
 
     def texts(self) -> Iterator[str]:
+        """Yield the documents, without blank lines.
+
+        Raises:
+            BadFile: the file is not UTF-8, or a line is not a record with a `text`.
+        """
         if self.path is None:
             yield from (str(row["text"]) for row in _hub_rows(self.name))
             return
@@ -48,15 +59,8 @@ class Corpus:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file's bytes; of the name, for a data set on the hub."""
-        digest = hashlib.sha256()
-        if self.path is None:
-            digest.update(self.name.encode())
-            return digest.hexdigest()
-        with self.path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest()
+        """Hash of the file's bytes, or of the name of a data set on the Hub."""
+        return hashlib.sha256(self.name.encode()).hexdigest() if self.path is None else sha256_file(self.path)
 
 
 def _record(line: str, path: Path, number: int) -> str:
@@ -77,5 +81,5 @@ def _hub_rows(name: str) -> Any:
     parts = repo.split("/", 2)  # owner/name, and the name of one of its configurations
     try:
         return load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train", streaming=True)
-    except Exception as error:  # the hub, the network and every file format raise their own kinds
+    except Exception as error:  # the Hub, the network and the file formats raise errors of many types
         raise BadFile(f"cannot open {name}: {' '.join(str(error).split())[:200]}") from None

@@ -14,8 +14,8 @@ from ..errors import BadFact, SubjectNotFound
 class Prompt:
     """A prompt that belongs to a fact: a neighbour, or a consequence of the edit.
 
-    `answer` is what the model should say (after the edit, for a consequence), `aliases` what else is as right;
-    `original` what it said before. `kind` is the data set's own name for such prompts ("Reasoning", "Forgetfulness").
+    `answer` is the right continuation (after the edit, for a consequence), `aliases` are other right spellings and
+    answers, `original` is the answer before the edit. `kind` is the data set's name for such prompts ("Reasoning").
     """
 
     prompt: str
@@ -29,9 +29,9 @@ class Prompt:
 class Fact:
     """(subject, relation, object) as a prompt template, with an old answer and a new one.
 
-    `template` holds one `{}` for the subject; answers carry no leading space. `foil` is the wrong answer of the
-    same relation that tracing contrasts with (eq. 8's r'); `target` is what an edit should make the model say. Aliases
-    are other spellings that count as right where text is compared; tracing and editing use the first spelling.
+    `template` holds one `{}` for the subject; answers have no leading space. `foil` is a wrong answer of the same
+    relation, r' of eq. 8, which tracing contrasts with the answer; `target` is the answer that an edit should give.
+    Aliases are other spellings that count as right in comparisons of text; tracing and editing use the first spelling.
     """
 
     template: str
@@ -58,7 +58,7 @@ class Fact:
 
     @property
     def prompt(self) -> str:
-        """The template with the subject in its place."""
+        """The template with the subject filled in."""
         return fill(self.template, self.subject)
 
     @property
@@ -67,7 +67,11 @@ class Fact:
         return tuple(fill(r, self.subject) for r in self.rephrasings)
 
     def as_request(self) -> Fact:
-        """The same fact as an edit request: without a target of its own, the foil is the target."""
+        """The fact as an edit request; if it has no target, the foil becomes the target.
+
+        Raises:
+            BadFact: there is no target, or the target is the old answer.
+        """
         target = self.target if self.target is not None else self.foil
         name = self.id or self.prompt
         if target is None or not target.strip():
@@ -78,12 +82,12 @@ class Fact:
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:
-    """SHA-256 of all that the facts say."""
+    """SHA-256 of the facts as JSON."""
     return hashlib.sha256(to_json(list(facts)).encode()).hexdigest()
 
 
 def fill(template: str, subject: str) -> str:
-    """Put the subject into the template. `str.format` would trip over other braces in real prompts."""
+    """Put the subject into the template. `str.format` would fail on other braces in prompts."""
     return template.replace("{}", subject, 1) if "{}" in template else template
 
 

@@ -14,19 +14,17 @@ from . import json_stream
 from .readers.own import LIST_KEYS
 from .record import kind
 
-# Records from a CSV or TSV file: one row each, our own keys (or a data set's) as columns.
-
 FIELD_LIMIT = 1 << 24
-"""Characters of one cell; the standard library's own limit is 131,072."""
+"""Most characters in a CSV cell; the standard library's default is 131,072."""
 
 
-def csv_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """(record, where) of each row that is not blank; `where` names the file's line.
+def csv_records(path: Path) -> Iterator[Located]:
+    """The records of a CSV or TSV file: a row each, with the keys of a format as columns.
 
-    A blank cell is an absent key. A cell of a list column is a JSON list, or texts with `|` between them.
+    A blank cell is an absent key. A cell of a list column is a JSON list, or texts separated by `|`.
 
     Raises:
-        BadFile: no header, a row of another length, no UTF-8, or a list column that is no list.
+        BadFile: no header, a row of another length, not UTF-8, or a list column without a list.
     """
     csv.field_size_limit(FIELD_LIMIT)
     with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -51,7 +49,7 @@ def csv_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             if not header:
                 header = _header(row, path)
             else:
-                yield _record(row, header, where), where
+                yield Located(_record(row, header, where), where)
         if not header:
             raise BadFile(f"{path} is empty; give a header with prompt and subject, and a row for each fact")
 
@@ -91,7 +89,7 @@ ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
 
 
 class Located(NamedTuple):
-    """A record and the words that say where it stands."""
+    """A record and its location in words (`facts.json, record 3`)."""
 
     record: Any
     where: str
@@ -101,7 +99,7 @@ def file_records(path: Path) -> Iterator[Located]:
     """The records of a file, or of a folder's files in the order of their names.
 
     Raises:
-        BadFile: missing, not text, not what its ending says.
+        BadFile: the file is missing, not text, or not in the format of its ending.
     """
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and not p.is_dir())
@@ -134,15 +132,15 @@ def _records(path: Path) -> Iterator[Located]:
     if ending == ".jsonl":
         yield from _lines(path, str(path))
     elif ending != ".json":
-        yield from (Located(record, where) for record, where in csv_records(path))
+        yield from csv_records(path)
     else:
-        found = json_stream.items(path) if json_stream.is_list(path) else _whole(path)
-        for number, record in enumerate(found, 1):
+        records = json_stream.items(path) if json_stream.is_list(path) else _list_in_object(path)
+        for number, record in enumerate(records, 1):
             yield Located(record, f"{path}, record {number}")
 
 
 def _lines(path: Path, name: str) -> Iterator[Located]:
-    """One record per line; blank lines are passed over but counted."""
+    """One record per line; blank lines are skipped but count as lines."""
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             where = f"{name}, line {number}"
@@ -151,8 +149,8 @@ def _lines(path: Path, name: str) -> Iterator[Located]:
                 yield Located(_parse(text, where, one_line=True), where)
 
 
-def _whole(path: Path) -> list[Any]:
-    """The list in a JSON object, or the object itself where it is a record."""
+def _list_in_object(path: Path) -> list[Any]:
+    """The list in a JSON object, or the object itself if it is a record."""
     text = _decode(path, path.read_bytes())
     if not text.strip():
         raise BadFile(f"{path} is empty; give a JSON list of records")
@@ -182,8 +180,8 @@ def _parse(text: str, where: str, one_line: bool = False) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if one_line else f"line {error.lineno}, column {error.colno}"
+        position = f"column {error.colno}" if one_line else f"line {error.lineno}, column {error.colno}"
         hint = json_stream.HINT if error.msg == "Extra data" and not one_line else ""
-        raise BadFile(f"{where}: not JSON at {place}: {error.msg}{hint}") from error
+        raise BadFile(f"{where}: not JSON at {position}: {error.msg}{hint}") from error
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{where}: {json_stream.TOO_MUCH}") from error

@@ -1,7 +1,7 @@
-"""The formats a fact may be written in: a table of readers, chosen by a record's keys.
+"""The formats of fact records: a table of readers, chosen by a record's keys.
 
-A further data set is one more module in `readers/` and one more row in `FORMATS`. Readers take a `Record`, which names
-its place in every error, and return its facts (one, but for LRE relations and MQuAKE's chains).
+To add a data set, add a module to `readers/` and a row to `FORMATS`. Readers take a `Record`, which names its location
+in every error, and return its facts (one, except for LRE relations and MQuAKE's chains).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from ..errors import BadFact, KtError
 from .fact import Fact
-from .readers.choices import Choices
 from .readers.counterfact import read_counterfact, read_tracing
 from .readers.easyedit import EASYEDIT_KEYS, is_knowedit, read_easyedit
 from .readers.known import read_known
@@ -21,14 +20,17 @@ from .readers.own import read_own, read_rome
 from .readers.qaedit import read_qaedit
 from .readers.ripple import read_ripple
 from .readers.zsre import read_zsre
-from .record import Junk, Record, kind, names
+from .record import Choices, Junk, Record, kind, names
 
 
 class Format(NamedTuple):
-    """`shows`: whether a record's keys are this format's; `keys`: what an error message tells about them.
+    """A row of `FORMATS`.
 
-    Records of a published data set may be junk (left out and counted); what users write themselves is refused instead.
-    Formats of one `family` may stand in one file.
+    Args:
+        keys: the format's keys, for error messages.
+        shows: whether a record's keys are of this format.
+        published: bad records are junk (left out and counted), since users cannot mend a published data set.
+        family: formats of one family may be mixed in one file.
     """
 
     about: str
@@ -39,23 +41,26 @@ class Format(NamedTuple):
     family: str = ""
 
 
-USUAL = Choices()
-"""What is chosen where nobody chooses."""
+DEFAULT_CHOICES = Choices()
 
 
-def read_records(value: Any, where: str, format: str | None = None, choices: Choices = USUAL) -> list[Fact]:
+def read_records(value: Any, where: str, format: str | None = None, choices: Choices = DEFAULT_CHOICES) -> list[Fact]:
     """The facts of one JSON value.
 
+    Args:
+        where: the value's location, for error messages.
+        format: a name of `FORMATS`; without it the record's keys decide.
+
     Raises:
-        Junk: a record that its published data set is known to hold and that cannot be edited.
-        BadFact, SubjectNotFound: with the place, what was found and what was looked for.
+        Junk: a record of a published data set that cannot be edited.
+        BadFact, SubjectNotFound: the value is not a record of the format.
     """
     record = as_record(value, where)
-    known = named(format or sniff(record))
-    if choices.known_to is not None and known.read is not read_known:
+    row = named(format or sniff(record))
+    if choices.known_to is not None and row.read is not read_known:
         raise record.bad("only known_1000 records say which model knows them; leave the model out (--known-to)")
     try:
-        return [_checked(fact, record, known) for fact in known.read(record, choices)]
+        return [_checked(fact, record, row) for fact in row.read(record, choices)]
     except Junk:
         raise
     except KtError as error:
@@ -63,7 +68,7 @@ def read_records(value: Any, where: str, format: str | None = None, choices: Cho
 
 
 def read_record(value: Any, where: str, format: str | None = None) -> Fact:
-    """The one fact of one JSON value; errors as `read_records`."""
+    """The single fact of one JSON value; raises as `read_records` does, and BadFact for several facts."""
     facts = read_records(value, where, format)
     if len(facts) != 1:
         raise BadFact(f"{where}: the record holds {len(facts)} facts where one is needed; give it as a file of facts")
@@ -71,55 +76,53 @@ def read_record(value: Any, where: str, format: str | None = None) -> Fact:
 
 
 def as_record(value: Any, where: str) -> Record:
+    """The value as a record; BadFact unless it is a JSON object."""
     if not isinstance(value, Mapping):
         raise BadFact(f"{where}: a record must be an object with a prompt and a subject, not {kind(value)}")
     return Record(value, where)
 
 
 def named(format: str) -> Format:
-    """The format of a name."""
+    """The row of a format's name."""
     if format not in FORMATS:
         raise BadFact(f"unknown format {format!r}; there are {', '.join(FORMATS)}")
     return FORMATS[format]
 
 
 def sniff(record: Record) -> str:
-    """The name of the first format that the record's keys show."""
-    for name, known in FORMATS.items():
-        if known.shows(record):
+    """The name of the first format that fits the record's keys."""
+    for name, row in FORMATS.items():
+        if row.shows(record):
             return name
-    formats = "; ".join(f"{name} ({known.keys})" for name, known in FORMATS.items())
+    formats = "; ".join(f"{name} ({row.keys})" for name, row in FORMATS.items())
     raise record.bad(f"the keys {names(record.data)} fit no known format: {formats}")
 
 
 class Schema:
-    """One file, one format: the first record decides, and a later one of another data set is refused.
+    """Allow one format family per file: the first record decides, and a later record of another family is refused.
 
-    A file half of one data set and half of another is a mistake more often than a wish. Records that lack an optional
-    key stay what the first one was.
+    A file that mixes two data sets is usually a mistake. Records that lack an optional key count as the first format.
     """
 
     def __init__(self) -> None:
         self.first: tuple[str, str] | None = None
 
     def format_of(self, record: Record) -> str:
+        """The record's format; BadFact if it is of another family than the file's first record."""
         name = sniff(record)
         if self.first is None:
             self.first = (name, record.where)
         first, where = self.first
-        if _family(name) == _family(first):
+        family, first_family = (FORMATS[n].family or n for n in (name, first))
+        if family == first_family:
             return name
-        if name == "kt" and _family(first) == "easyedit" and record.has("prompt", "subject", "target_new"):
+        if name == "kt" and first_family == "easyedit" and record.has("prompt", "subject", "target_new"):
             return first
         raise record.bad(f"it looks like {name}, but {where} like {first}; split the file, or name one with --format")
 
 
-def _family(name: str) -> str:
-    return FORMATS[name].family or name
-
-
 def _checked(fact: Fact, record: Record, format: Format) -> Fact:
-    """An answer equal to its own contrast makes editing and eq. 8 empty."""
+    """Refuse an answer that equals target or foil: the edit, or eq. 8, would be empty."""
     for name, other in (("target", fact.target), ("foil", fact.foil)):
         if other is not None and other == fact.answer:
             if format.published:
@@ -211,4 +214,4 @@ FORMATS: dict[str, Format] = {
         published=False,
     ),
 }
-"""In the order of sniffing. A plain ROME request has no mark of its own; the `kt` reader takes it."""
+"""In the order in which `sniff` tries them. A plain ROME request has no distinctive key; the `kt` reader takes it."""

@@ -1,19 +1,35 @@
-"""A record on its way to becoming a fact: typed reading of its keys, with its place in every error."""
+"""A JSON record: typed reading of its keys, with the record's location in every error."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 from ..errors import BadFact, SubjectNotFound
-from .fact import template_of
+from .fact import Prompt, template_of
+
+ZsreTarget = Literal["answer", "alt"]
+
+
+class Choices(NamedTuple):
+    """A user's choices: the zsRE answer that is edited in, and the model whose known facts are read (None: all)."""
+
+    zsre_target: str = "answer"
+    known_to: str | None = None
+
+    def checked(self) -> Choices:
+        """Raise BadFact for an unknown zsRE target."""
+        if self.zsre_target not in get_args(ZsreTarget):
+            known = " or ".join(get_args(ZsreTarget))
+            raise BadFact(f"zsRE target {self.zsre_target!r} is not understood; choose {known}")
+        return self
 
 
 class Junk(BadFact):
-    """A record that its own data set is known to have and that nobody edits: counted and left out, not an error.
+    """A record of a published data set that cannot be edited: it is counted and left out.
 
-    `reason` has no place in it, so that records left out for the same reason are counted together.
+    `reason` names no location, so that records left out for the same reason are counted together.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -23,40 +39,40 @@ class Junk(BadFact):
 
 @dataclass(frozen=True)
 class Record:
-    """A JSON object with a place; null values count as absent, as data frames write them."""
+    """A JSON object and its location. Null values count as absent, since data frames write absent values as null."""
 
     data: Mapping[str, Any]
     where: str
 
     def bad(self, why: str) -> BadFact:
-        """The error to raise: the place and the reason."""
+        """The error to raise: location and reason."""
         return BadFact(f"{self.where}: {why}")
 
     def junk(self, reason: str) -> Junk:
-        """What to raise for a record that is left out and counted."""
+        """The error to raise for a record that is left out and counted."""
         return Junk(f"{self.where}: {reason}", reason)
 
     def has(self, *keys: str) -> bool:
-        """Whether all of the keys are there."""
-        return None not in map(self.data.get, keys)  # asked a dozen times of every record, so without a generator
+        """Whether all keys are present."""
+        return None not in map(self.data.get, keys)  # runs a dozen times per record; a generator would be slower
 
     def first(self, *keys: str) -> str:
-        """The first of the keys that is present (for names that formats spell differently)."""
+        """The first key that is present, or `keys[0]` (for names that formats spell differently)."""
         return next((k for k in keys if self.has(k)), keys[0])
 
     def need(self, key: str) -> str:
-        """A text that must be there."""
+        """The text of a required key."""
         text = self.text(key)
         if text is None:
             raise self.missing(key)
         return text
 
     def filled(self, key: str) -> str:
-        """A text of a published record: without the key it is another format (refused), blank it is junk (counted)."""
+        """The required text of a published record; a missing key is an error, a blank text is junk."""
         return self.filled_answers(key)[0]
 
     def filled_answers(self, key: str) -> tuple[str, ...]:
-        """All spellings under a key that must be there; none of them with letters is junk."""
+        """All spellings under a required key; a missing key is an error, only blank texts are junk."""
         if not self.has(key):
             raise self.missing(key)
         answers = self.answers(key)
@@ -65,10 +81,11 @@ class Record:
         return answers
 
     def missing(self, key: str) -> BadFact:
+        """The error to raise for a missing key."""
         return self.bad(f"{key!r} is missing; the record has {names(self.data)}")
 
     def text(self, key: str, blank_is_none: bool = False) -> str | None:
-        """A text, ends stripped; also the text in {"str": text}, as ROME has it, or the first of a list."""
+        """The stripped text under a key; {"str": text} (ROME's form) and lists give their text, their first text."""
         value = self.data.get(key)
         if isinstance(value, Mapping) and "str" in value:
             value = value["str"]
@@ -84,7 +101,7 @@ class Record:
         return text or None
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts (or one text alone); blank ones are left out."""
+        """A list of texts (or a single text) without blank ones."""
         values = self.data.get(key)
         values = [] if values is None else values if isinstance(values, list) else [values]
         for value in values:
@@ -93,26 +110,37 @@ class Record:
         return tuple(t for t in (self.clean(key, v) for v in values) if t)
 
     def answers(self, key: str) -> tuple[str, ...]:
-        """Every spelling that counts as right, the preferred one first, each once, blank ones left out.
+        """Every accepted spelling once, the preferred one first, without blank ones.
 
         Data sets write a text, {"str": text}, {"value": text, "aliases": [...]}, a list of aliases, or a list of
         answers that are lists of aliases.
         """
-        found: dict[str, None] = {}
-        waiting = [self.data.get(key)]
-        while waiting:
-            value = waiting.pop()
+        spellings: dict[str, None] = {}
+        stack = [self.data.get(key)]
+        while stack:
+            value = stack.pop()
             if isinstance(value, str):
-                found[self.clean(key, value)] = None
+                spellings[self.clean(key, value)] = None
             elif isinstance(value, list):
-                waiting.extend(reversed(value))
+                stack.extend(reversed(value))
             elif isinstance(value, Mapping) and ("str" in value or "value" in value):
-                waiting.extend([value.get("aliases"), value.get("value"), value.get("str")])
+                stack.extend([value.get("aliases"), value.get("value"), value.get("str")])
             elif value is not None:
                 raise self.bad(f"{key!r} holds {kind(value)}; it must be a text or a list of texts")
-        return tuple(text for text in found if text)
+        return tuple(text for text in spellings if text)
+
+    def answer_and_aliases(self, key: str) -> tuple[str | None, tuple[str, ...]]:
+        """The preferred spelling (None without any) and the others."""
+        answer, *aliases = self.answers(key) or (None,)
+        return answer, tuple(alias for alias in aliases if alias)
+
+    def prompts(self, key: str, answer_key: str, kind: str) -> tuple[Prompt, ...]:
+        """A prompt for each text under `key`, all with the answers under `answer_key`."""
+        answer, aliases = self.answer_and_aliases(answer_key)
+        return tuple(Prompt(text, answer, None, kind, aliases) for text in self.texts(key))
 
     def clean(self, key: str, value: str) -> str:
+        """The stripped text; BadFact for half of a surrogate pair."""
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
@@ -121,14 +149,14 @@ class Record:
         return value.strip()
 
     def id(self, *keys: str) -> str:
-        """An id may be a number."""
+        """The id under the first key that is present; it may be a whole number. "" without one."""
         value = self.data.get(self.first(*keys))
         if isinstance(value, bool) or not isinstance(value, int | str | None):
             raise self.bad(f"the id is {kind(value)}; it must be a text or a whole number")
         return "" if value is None else self.clean("id", str(value))
 
     def template(self, prompt: str, subject: str) -> str:
-        """The template of a published prompt; one that does not name its subject is junk."""
+        """The template of a published prompt; a prompt without its subject is junk."""
         try:
             return template_of(prompt, subject)
         except SubjectNotFound:
@@ -144,23 +172,24 @@ class Record:
         return [self.child(key, {"prompt": v} if isinstance(v, str) else v) for v in values]
 
     def child(self, key: str, value: Any) -> Record:
+        """A nested object as a record."""
         if not isinstance(value, Mapping):
             raise self.bad(f"{key!r} holds {kind(value)}; it must be an object")
         return Record(value, f"{self.where}, {key}")
 
 
 def templates(texts: tuple[str, ...], subject: str) -> tuple[str, ...]:
-    """Full prompts as templates where they name the subject; others stay as they are."""
+    """Turn full prompts that contain the subject into templates; other texts stay unchanged."""
     return tuple(template_of(t, subject) if subject in t else t for t in texts)
 
 
 def names(data: Mapping[str, Any]) -> str:
-    """The keys for a message: quoted, at most ten of them, each at most 40 characters."""
+    """The keys for a message: quoted, at most ten keys of at most 40 characters."""
     keys = [repr(str(k)[:40]) for k in list(data)[:10]]
     return ", ".join(keys) + (f" and {len(data) - 10} more" if len(data) > 10 else "") if keys else "(none)"
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value in words."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

@@ -1,11 +1,11 @@
-"""Figures from numpy arrays and strings. Functions return plotly figures; only the caller shows them.
+"""Figures from numpy arrays and strings. The functions return plotly figures; the caller shows them.
 
 Imports plotly (0.4 s): import this package inside functions that the command line loads early.
 """
 
 from __future__ import annotations
 
-# Eager on purpose: `heatmap` and `curves` name a function and its module, and a lazy lookup could find the module.
+# Not lazy, since `heatmap` and `curves` name both a function and its module: a lazy lookup could find the module.
 from .curves import NORM_RATIO, Mark, Series, curve_panels, curves, layer_curves, steps_figure
 from .heatmap import Panel, heads_figure, heatmap, heatmap_panel
 from .probe import before_after_probe, probe_figure, sets_figure

@@ -1,4 +1,4 @@
-"""The frame around every figure: title, margins and height, measured in pixels so that nothing overlaps."""
+"""Layout of figures: title, margins, legend, panels and axes, in pixels, so that nothing overlaps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .text import escape, wrap
 
 
 class Heading(NamedTuple):
-    """A title with a quieter second line, the pixels that they take, and where plotly is to hang them."""
+    """A title with a subtitle, their height, and plotly's offset from the top, in pixels."""
 
     text: str
     height: int
@@ -23,18 +23,18 @@ class Heading(NamedTuple):
 
 
 def heading(title: str, subtitle: str = "") -> Heading:
-    """The escaped title block; long model names wrap."""
+    """The escaped title and subtitle, wrapped."""
     first = wrap(title, theme.TITLE_WRAP)
     second = wrap(subtitle, theme.SUBTITLE_WRAP)
     small = f'<span style="font-size:{theme.TEXT_SIZE}px;color:{theme.MUTED}">'
     lines = [f"<b>{line}</b>" for line in first] + [f"{small}{line}</span>" for line in second]
-    # plotly hangs one line from its capital height, but several from the first base line.
+    # Plotly positions one line by its capital height, but several by their first base line.
     top = 16 if len(lines) == 1 else 29
     return Heading("<br>".join(lines), 18 + 22 * len(lines) if lines else 10, top)
 
 
 def frame(head: Heading, *, above: int, plot: int, below: int, left: int, right: int = 24) -> dict[str, Any]:
-    """Layout with `plot` pixels of plotting height, `above` and `below` it; the width is the reader's."""
+    """Plotly layout with a plot of `plot` pixels height and margins in pixels; the width is the browser's."""
     top = head.height + above
     height = top + plot + below
     return {
@@ -65,7 +65,7 @@ def frame(head: Heading, *, above: int, plot: int, below: int, left: int, right:
 
 
 def legend(plot: int, above: int) -> dict[str, Any]:
-    """One row, left, `above` pixels over the plot."""
+    """A horizontal legend at the left, `above` pixels over a plot of `plot` pixels height."""
     return {
         "orientation": "h",
         "x": 0,
@@ -78,7 +78,7 @@ def legend(plot: int, above: int) -> dict[str, Any]:
 
 
 def every(count: int, pixels: float, label: int = 24) -> int:
-    """Label each 1st, 2nd, 5th, ... of `count` places so that labels of `label` pixels do not touch."""
+    """The step (1, 2, 5, 10, ...) at which labels of `label` pixels at `count` positions do not touch."""
     steps = [m * 10**e for e in range(5) for m in (1, 2, 5)]
     return next((s for s in steps if count / s * label <= pixels), count)
 
@@ -90,14 +90,12 @@ def layer_ticks(layers: Sequence[int], pixels: float) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": list(shown), "ticktext": [str(layers[i]) for i in shown]}
 
 
-# Where the panels of one figure stand, and how much room their legend takes.
-
 _GAP = 0.11
-"""Between panels of a row, as a part of the plot's width: the ticks and title of the next panel's y axis."""
+"""Gap between panels of a row, for ticks and title of a y axis, as a fraction of the plot's width."""
 
 
 class Grid(NamedTuple):
-    """Panels of one size in rows, filled from the top left; heights are pixels."""
+    """Panels of one size in rows, filled from the top left; `panel` and `between` are heights in pixels."""
 
     columns: int
     rows: int
@@ -106,7 +104,7 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, count: int, columns: int | None = None, over: int = 0) -> Grid:
-        """The fewest rows of at most `columns`, evenly filled: four panels by threes stand two by two.
+        """The fewest rows of at most `columns` panels, evenly filled: four panels with `columns=3` form two by two.
 
         `over`: pixels that each panel needs above it.
         """
@@ -115,28 +113,29 @@ class Grid(NamedTuple):
 
     @property
     def height(self) -> int:
+        """Pixels of all rows and the gaps between them."""
         return self.rows * self.panel + (self.rows - 1) * self.between
 
     @property
     def share(self) -> float:
-        """The part of the plot's width that one panel takes."""
+        """The width of one panel, as a fraction of the plot's."""
         return (1 - _GAP * (self.columns - 1)) / self.columns
 
-    def domains(self, place: int) -> tuple[tuple[float, float], tuple[float, float]]:
-        """The panel's stretches of the plot, from 0 to 1: left to right, bottom to top."""
-        row, column = divmod(place, self.columns)
+    def domains(self, index: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The domains of the panel's x and y axes, from 0 to 1."""
+        row, column = divmod(index, self.columns)
         left = column * (self.share + _GAP)
         top = 1 - row * (self.panel + self.between) / self.height
         return (left, min(1.0, left + self.share)), (max(0.0, top - self.panel / self.height), top)
 
 
-def axis_suffix(place: int) -> str:
-    """What plotly puts behind the names of the axes of the panel at `place`: nothing, 2, 3, ..."""
-    return "" if place == 0 else str(place + 1)
+def axis_suffix(index: int) -> str:
+    """Plotly's suffix of the axis names of panel `index`: "", "2", "3", ..."""
+    return "" if index == 0 else str(index + 1)
 
 
 def legend_rows(names: Sequence[str], pixels: float) -> int:
-    """The rows that plotly breaks a legend of these names into."""
+    """The number of rows into which plotly breaks a legend of these names."""
     rows, used = 1, 0.0
     for name in names:
         needed = 60 + 7.2 * len(name)
@@ -146,20 +145,19 @@ def legend_rows(names: Sequence[str], pixels: float) -> int:
     return rows
 
 
-# How a panel's axes show their numbers: y linear, logarithmic, or as ranks with the top rank up; x as layers.
-
 EMBEDDING = -1
-"""The x of what enters block 0, on an axis of layers."""
+"""The x of the embedding (the input of block 0) on an axis of layers."""
 
 SCALES = ("linear", "log", "rank")
+"""Scales of a y axis; on "rank", rank 0 is at the top."""
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _PAD = 0.05
-"""Room beyond the outermost value, as a part of a logarithmic axis."""
+"""Margin beyond the outermost value, as a fraction of the axis."""
 
 
 class Across(NamedTuple):
-    """An x axis: its two ends, and the pixels between them."""
+    """An x axis: its two ends, and its length in pixels."""
 
     low: float
     high: float
@@ -167,38 +165,39 @@ class Across(NamedTuple):
 
     @classmethod
     def of(cls, x: Iterable[float], pixels: float, wide: bool = False) -> Across:
-        """Around these places; `wide` leaves room for stretches that reach half a step beyond them."""
-        places = [float(v) for v in x]
-        pad = 0.03 * (max(places) - min(places)) or 0.5
+        """An axis around these values; `wide` adds room for marks that extend half a step beyond them."""
+        values = [float(v) for v in x]
+        pad = 0.03 * (max(values) - min(values)) or 0.5
         pad = max(pad, 0.5) if wide else pad
-        return cls(min(places) - pad, max(places) + pad, pixels)
+        return cls(min(values) - pad, max(values) + pad, pixels)
 
     def pixel(self, x: float) -> float:
+        """The distance of `x` from the axis's left end in pixels."""
         return (x - self.low) / (self.high - self.low) * self.pixels
 
 
 def x_axis(x: Iterable[float], title: str, across: Across, layers: bool) -> dict[str, Any]:
-    """A plotly axis for these places; on one of `layers`, x = -1 is called the embedding."""
-    places = sorted({float(v) for v in x})
-    label = max(28, 8 * len(f"{places[-1]:g}") + 8)
-    whole = all(v == round(v) for v in places)
-    step = every(int(places[-1] - places[0]) + 1, across.pixels, label)
-    ticks: dict[str, Any] = {"dtick": step, "tick0": 0} if whole else {"nticks": 8}
-    if whole and layers and places[0] == EMBEDDING:
-        shown = [v for v in range(0, int(places[-1]) + 1, step) if across.pixel(v) - across.pixel(EMBEDDING) > label]
+    """A plotly axis for these values; on an axis of `layers`, x = -1 is labelled as the embedding."""
+    values = sorted({float(v) for v in x})
+    label = max(28, 8 * len(f"{values[-1]:g}") + 8)
+    integral = all(v == round(v) for v in values)
+    step = every(int(values[-1] - values[0]) + 1, across.pixels, label)
+    ticks: dict[str, Any] = {"dtick": step, "tick0": 0} if integral else {"nticks": 8}
+    if integral and layers and values[0] == EMBEDDING:
+        shown = [v for v in range(0, int(values[-1]) + 1, step) if across.pixel(v) - across.pixel(EMBEDDING) > label]
         texts = ["emb.", *map(str, shown)]
         ticks = {"tickmode": "array", "tickvals": [EMBEDDING, *shown], "ticktext": texts, "tickangle": 0}
     return theme.axis(title=escape(title), range=[across.low, across.high], showgrid=False, **ticks)
 
 
-def drawn(values: Sequence[float] | Float[ndarray, " x"], scale: str) -> list[float | None]:
-    """Where values stand on an axis of this scale; None is a gap.
+def axis_coordinates(values: Sequence[float] | Float[ndarray, " x"], scale: str) -> list[float | None]:
+    """The coordinates of values on an axis of this scale; None is a gap.
 
-    A rank is drawn at rank + 1, since 0 has no logarithm; a value of zero or less has no place on `log`.
+    Ranks are drawn at rank + 1, since 0 has no logarithm. On `log`, values of 0 or less become gaps.
     """
     numbers = np.asarray(values, dtype=float)
     if scale == "rank":
-        # Intervals of means can fall below 0 by a rounding.
+        # Intervals of means can be below 0 by rounding.
         numbers = np.maximum(numbers, 0) + 1
     elif scale == "log":
         numbers = np.where(numbers > 0, numbers, np.nan)
@@ -206,12 +205,12 @@ def drawn(values: Sequence[float] | Float[ndarray, " x"], scale: str) -> list[fl
 
 
 def y_axis(values: Iterable[float], scale: str, pixels: int, fixed: bool = False) -> dict[str, Any]:
-    """Fields of a plotly axis for true `values` (means and ends of intervals) on an axis of `pixels`.
+    """Fields of a plotly axis, `pixels` long, for values (means and ends of intervals) in their own units.
 
-    Logarithmic axes always state their range; a linear one only if it is `fixed`, for panels that share it.
+    Logarithmic axes always have a range; a linear axis has one only if `fixed`, for panels that share it.
 
     Raises:
-        ValueError: the scale is none of `SCALES`.
+        ValueError: the scale is not in `SCALES`.
     """
     numbers = np.array([v for v in values if np.isfinite(v)], dtype=float)
     if scale == "linear":
@@ -231,7 +230,7 @@ def _linear_range(numbers: Float[ndarray, " value"]) -> list[float]:
 
 
 def _rank_axis(numbers: Float[ndarray, " value"], pixels: int) -> dict[str, Any]:
-    """From a little below the worst rank (bottom) to a little above rank 0; ticks at true ranks."""
+    """An axis from just below the worst rank (bottom) to just above rank 0, with ticks labelled by rank."""
     decades = float(np.log10(1 + max(9.0, numbers.max(initial=0.0))))
     ticks = [0, *(10**power for power in range(1, int(decades) + 1))]
     if pixels / decades > 80:
@@ -248,7 +247,7 @@ def _rank_axis(numbers: Float[ndarray, " value"], pixels: int) -> dict[str, Any]
 
 
 def _log_axis(numbers: Float[ndarray, " value"], pixels: int) -> dict[str, Any]:
-    """Around positive values; ticks at powers of ten, and between them where there are few."""
+    """An axis around positive values, with ticks at powers of ten, and between them if there are few."""
     ends = (numbers.min(), numbers.max()) if numbers.size else (0.1, 1.0)
     low, high = (float(v) for v in np.log10(ends))
     pad = _PAD * (high - low) or 0.5
@@ -257,7 +256,7 @@ def _log_axis(numbers: Float[ndarray, " value"], pixels: int) -> dict[str, Any]:
     if high - low < 2:
         values = [(m * 10.0**power, f"{m * 10.0**power:.3g}") for power in powers for m in (1, 2, 5)]
     else:
-        # Plotly's own powers of ten are a quarter larger than the ticks of every other axis.
+        # Plotly's default labels of powers are a quarter larger than the tick labels of other axes.
         step = max(1, round((high - low) * 28 / pixels))
         values = [(10.0**power, f"10{str(power).translate(_RAISED)}") for power in powers if power % step == 0]
     shown = [(value, text) for value, text in values if low <= np.log10(value) <= high]

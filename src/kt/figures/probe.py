@@ -1,9 +1,9 @@
 """Figures of the contrast probe: both answers by layer with JEEP's stages (003, Figure 2), the same before and after
 an edit, and word sets (003, Figure 5).
 
-Lines are `Series` over layers; x = -1 stands for what enters block 0 and is called "embedding". Their `kind` decides
-how they look: "original", "target" or "control" (other answers of the relation). Ranks are given as they are, 0 at
-the top; they are drawn at rank + 1 on a logarithmic axis that runs downwards, so that a rising line gains rank.
+Lines are `Series` over layers; x = -1 is the embedding (the input of block 0). `kind` sets their look: "original",
+"target" or "control" (other answers of the relation). Ranks count from 0, the top. They are drawn at rank + 1 on a
+logarithmic axis that runs downwards, so a line that rises improves its rank.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def probe_figure(
     stages: Mapping[str, Sequence[Mark]] | None = None,
     metric_titles: Mapping[str, str] | None = None,
 ) -> go.Figure:
-    """Figure 2: {position: {metric: lines}} as a grid, positions down and metrics across.
+    """Figure 2 of 003: {position: {metric: lines}} as a grid, positions down and metrics across.
 
     Args:
         panels: positions "subject_last" and "prediction" (any other name is its own title), each with the same
             metrics: "rank" and "prob".
-        stages: {position: marks} to shade: `Mark("enrichment", 1, 3, kind="enrichment")` covers layers 1 to 3, both
-            ends included; `Mark("layers_low", 1, 2, kind="enrichment", strip=True)` is a bar along the top for the
-            layers proposed for editing. A Mark's kind is "enrichment", "extraction" or "promotion" for their colours.
+        stages: {position: marks} to shade: `Mark("enrichment", 1, 3, kind="enrichment")` covers layers 1 to 3;
+            `Mark("layers_low", 1, 2, kind="enrichment", strip=True)` is a bar along the top for the layers proposed
+            for editing. The kinds "enrichment", "extraction" and "promotion" have their own colours.
         metric_titles: y titles, such as {"rank": "mean rank (0 is the top)"}.
 
     Raises:
@@ -48,17 +48,17 @@ def probe_figure(
         raise ValueError("probe_figure needs one position or more, all with the same metrics")
     names = METRIC_TITLES | dict(metric_titles or {})
     flat = {f"{position} {metric}": panels[position][metric] for position in panels for metric in metrics}
-    of = {f"{position} {metric}": (position, metric) for position in panels for metric in metrics}
+    keys = {f"{position} {metric}": (position, metric) for position in panels for metric in metrics}
     return curve_panels(
         flat,
         title=title,
         subtitle=subtitle,
         x_title="layer",
-        y_titles=[names.get(metric, metric) for _, metric in of.values()],
+        y_titles=[names.get(metric, metric) for _, metric in keys.values()],
         columns=len(metrics),
-        headings={panel: POSITION_TITLES.get(position, position) for panel, (position, _) in of.items()},
-        scales={panel: SCALES.get(metric, "linear") for panel, (_, metric) in of.items()},
-        marks={panel: (stages or {}).get(position, ()) for panel, (position, _) in of.items()},
+        headings={panel: POSITION_TITLES.get(position, position) for panel, (position, _) in keys.items()},
+        scales={panel: SCALES.get(metric, "linear") for panel, (_, metric) in keys.items()},
+        marks={panel: (stages or {}).get(position, ()) for panel, (position, _) in keys.items()},
     )
 
 
@@ -74,15 +74,15 @@ def before_after_probe(
     row_titles: Mapping[str, str] | None = None,
     marks: Mapping[str, Sequence[Mark]] | None = None,
 ) -> go.Figure:
-    """One probe before an edit (left) and after it (right), one row per key, both columns of a row on one y axis.
+    """A probe before an edit (left) and after it (right), one row per key; both panels of a row have one y range.
 
     Args:
-        before, after: {row: lines} with the same rows: "resid", "attn", "mlp", positions, or any other names. Lines
-            are best called the same on both sides; kinds "original" (old), "target" (new), "control" (other answers).
-        score: the residual score, put in front of the subtitle with its interval and n.
-        metric: "rank" (logarithmic, the top is up) or "prob".
-        row_titles: titles of the rows, where their names are not the ones known here.
-        marks: {row: marks}, drawn in both columns: edited layers, say.
+        before, after: {row: lines} with the same rows: "resid", "attn", "mlp", positions, or any other names. Use the
+            same names of lines on both sides; kinds "original" (old), "target" (new), "control" (other answers).
+        score: the residual score, shown before the subtitle with its interval and n.
+        metric: "rank" (logarithmic, rank 0 at the top) or "prob".
+        row_titles: titles of rows with other names.
+        marks: {row: marks}, drawn in both columns, such as the edited layers.
 
     Raises:
         ValueError: no row, or different rows before and after.
@@ -118,7 +118,7 @@ def sets_figure(
     y_title: str = "mean probability of a token of the set",
     marks: Sequence[Mark] = (),
 ) -> go.Figure:
-    """Figure 5: one line per word set over layers, on a logarithmic axis. A value of 0 has no place there: a gap."""
+    """Figure 5 of 003: one line per word set over layers, on a logarithmic axis; a value of 0 is a gap."""
     return curve_panels(
         {"": series},
         title=title,

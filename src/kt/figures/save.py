@@ -1,7 +1,7 @@
-"""Figures to files: HTML and JSON from plotly alone, PNG and SVG through a browser that kaleido finds.
+"""Figures to files: HTML and JSON by plotly alone, PNG and SVG through a browser that kaleido finds.
 
-HTML is one file with plotly.js inside it: it opens offline, forbids itself every other source, and the same figure
-gives the same bytes. PNG and SVG depend on the browser's fonts.
+An HTML file contains plotly.js: it opens offline, its policy forbids all other sources, and the same figure gives the
+same bytes. PNG and SVG depend on the browser's fonts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .text import unescape
 Target = str | PathLike[str] | None
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-"""Content security policy of every page: what is in the file, and nothing else."""
+"""Content security policy of every page: only the file's own content."""
 
 CONFIG = {
     "displaylogo": False,
@@ -62,24 +62,37 @@ def write_figure(
     width: int = theme.WIDTH,
     scale: float = 2,
 ) -> list[Path]:
-    """Write the figure to each file that is named, whole or not at all; returns the paths."""
+    """Write the figure to each given file, atomically.
+
+    Args:
+        div_id: the id of the figure's HTML element.
+        width: pixels of PNG and SVG.
+        scale: pixel density of PNG.
+
+    Returns:
+        The written paths.
+
+    Raises:
+        NotWritable: a file cannot be written.
+        WorkFailed: PNG or SVG without a working browser.
+    """
     written: list[Path] = []
     if html is not None:
         written.append(atomic_write(html, figure_page(figure, div_id)))
     if json is not None:
         written.append(atomic_write(json, figure.to_json() + "\n"))
-    drawn = [(format, path) for format, path in (("png", png), ("svg", svg)) if path is not None]
-    pictures = images([(figure, format) for format, _ in drawn], width, scale)
-    return written + [atomic_write(path, picture) for (_, path), picture in zip(drawn, pictures, strict=True)]
+    targets = [(format, path) for format, path in (("png", png), ("svg", svg)) if path is not None]
+    pictures = images([(figure, format) for format, _ in targets], width, scale)
+    return written + [atomic_write(path, picture) for (_, path), picture in zip(targets, pictures, strict=True)]
 
 
 def figure_html(figure: go.Figure, div_id: str) -> str:
-    """The figure as a fragment for a page that holds plotly.js already."""
+    """The figure as an HTML fragment for a page that includes plotly.js."""
     return figure.to_html(CONFIG, include_plotlyjs=False, full_html=False, div_id=div_id)
 
 
 def figure_page(figure: go.Figure, div_id: str = "kt-figure") -> str:
-    """The figure as a page that opens offline."""
+    """The figure as an HTML page that opens offline."""
     title = unescape(figure.layout.title.text or "") or "kt figure"
     return _PAGE.format(
         policy=POLICY,
@@ -91,15 +104,19 @@ def figure_page(figure: go.Figure, div_id: str = "kt-figure") -> str:
 
 
 def plotly_library() -> str:
-    """plotly.js, to be put inside a script element."""
+    """The source of plotly.js, for a script element."""
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
 
 
-def images(wanted: Sequence[tuple[go.Figure, str]], width: int = theme.WIDTH, scale: float = 2) -> list[bytes]:
-    """Each (figure, "png" or "svg") as bytes, all drawn by one browser: starting it is what takes the time."""
-    if not wanted:
+def images(pictures: Sequence[tuple[go.Figure, str]], width: int = theme.WIDTH, scale: float = 2) -> list[bytes]:
+    """Draw each (figure, "png" or "svg") as bytes. One browser draws all, since starting it takes most of the time.
+
+    Raises:
+        WorkFailed: no browser was found, or it failed.
+    """
+    if not pictures:
         return []
     from kaleido.errors import (
         BrowserClosedError,
@@ -109,11 +126,11 @@ def images(wanted: Sequence[tuple[go.Figure, str]], width: int = theme.WIDTH, sc
         KaleidoError,
     )
 
-    formats = " and ".join(sorted({format.upper() for _, format in wanted}))
+    formats = " and ".join(sorted({format.upper() for _, format in pictures}))
     try:
-        # In a thread of its own: a notebook already runs an event loop in this one.
+        # In a new thread, since a notebook already runs an event loop in this one.
         with ThreadPoolExecutor(1) as worker:
-            return worker.submit(lambda: asyncio.run(_draw(wanted, width, scale))).result()
+            return worker.submit(lambda: asyncio.run(_draw(pictures, width, scale))).result()
     except ChromeNotFoundError:
         raise WorkFailed(
             f"{formats} output needs a browser and none was found: install Chromium (`apt install chromium`, or "
@@ -126,14 +143,14 @@ def images(wanted: Sequence[tuple[go.Figure, str]], width: int = theme.WIDTH, sc
         ) from error
 
 
-async def _draw(wanted: Sequence[tuple[go.Figure, str]], width: int, scale: float) -> list[bytes]:
+async def _draw(pictures: Sequence[tuple[go.Figure, str]], width: int, scale: float) -> list[bytes]:
     from kaleido import Kaleido
 
-    # Without mathjax=False kaleido would fetch MathJax from the network, and typeset a token such as $x$. It runs
-    # Chromium without the sandbox unless asked, so that this also works as root.
+    # Without mathjax=False kaleido would fetch MathJax from the network, and typeset a token such as $x$. By default it
+    # runs Chromium without the sandbox, so this also works as root.
     async with Kaleido(n=1, mathjax=False) as browser:
-        drawn = []
-        for figure, format in wanted:
+        files = []
+        for figure, format in pictures:
             size = {"width": width, "height": figure.layout.height, "scale": scale if format == "png" else 1}
-            drawn.append(await browser.calc_fig(figure.to_dict(), opts={"format": format, **size}))
-        return drawn
+            files.append(await browser.calc_fig(figure.to_dict(), opts={"format": format, **size}))
+        return files

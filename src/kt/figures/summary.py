@@ -1,4 +1,4 @@
-"""The balance factor α with the layers it comes from (001, eq. 12), and an edit's scores before and after."""
+"""The balance factor α (001, eq. 12), scores before and after an edit, and estimated beside exact effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from .curves import Series
 from .layout import every, frame, heading, legend
 from .text import clip, escape, interval_line, number
 
-_BARS, _GAP, _RULER = 250, 92, 40  # pixels: bars above, then axis and heading, then the ruler for α
+_BARS, _GAP, _RULER = 250, 92, 40  # pixels of the balance figure: bars, then axis and heading, then the ruler for α
+_PLOT = 520  # pixels: height of the screen's plot
 
 
 class Change(NamedTuple):
@@ -36,7 +37,12 @@ def balance_figure(
     layers: Mapping[str, Sequence[int]] | None = None,
     y_title: str = "logit difference restored (eq. 8)",
 ) -> go.Figure:
-    """What each layer adds to eq. 12's two sums, the layers proposed for editing, and α on its ruler."""
+    """Each layer's contribution to the two sums of eq. 12, the layers proposed for editing, and α on a ruler.
+
+    Args:
+        per_layer: effects by layer of `attn` and `mlp`.
+        layers: the proposed layers, by module.
+    """
     plot = _BARS + _GAP + _RULER
     strips = [(kind, chosen) for kind, chosen in (layers or {}).items() if len(chosen)]
     above = 34 + 9 * len(strips)
@@ -53,8 +59,8 @@ def balance_figure(
     figure.layout.yaxis = theme.axis(
         domain=bars, title=escape(y_title), zeroline=True, zerolinecolor=theme.MUTED, tickformat="~g", nticks=7
     )
-    for place, (kind, chosen) in enumerate(strips):
-        _add_strip(figure, kind, chosen, 4 + 9 * place)
+    for index, (kind, chosen) in enumerate(strips):
+        _add_strip(figure, kind, chosen, 4 + 9 * index)
     _add_ruler(figure, alpha, _RULER / plot)
     return figure
 
@@ -79,7 +85,7 @@ def _add_bars(figure: go.Figure, kind: str, series: Series, chosen: Sequence[int
 
 
 def _add_strip(figure: go.Figure, kind: str, chosen: Sequence[int], above: int) -> None:
-    """The proposed layers as a bar over the plot; the legend names them."""
+    """Draw the proposed layers as a bar over the plot; the legend names them."""
     look = theme.look(kind)
     up = {"yref": "paper", "ysizemode": "pixel", "yanchor": 1, "y0": above, "y1": above + 5}
     line = {"width": 0}
@@ -95,7 +101,7 @@ def layer_range(chosen: Sequence[int]) -> str:
 
 
 def _add_ruler(figure: go.Figure, alpha: Interval, share: float) -> None:
-    """α on a scale from 0 to 1, wider where α or its interval leaves it."""
+    """Draw α and its interval on an axis from 0 to 1, extended if they are outside."""
     finite = [v for v in (alpha.mean, alpha.low, alpha.high) if np.isfinite(v)]
     low, high = min([0.0, *finite]), max([1.0, *finite])
     pad = 0.02 * (high - low)
@@ -107,9 +113,8 @@ def _add_ruler(figure: go.Figure, alpha: Interval, share: float) -> None:
     words = f"α = {number(alpha.mean)}, {interval_line(alpha.low, alpha.high)}, n = {alpha.n}"
     _add_alpha(figure, alpha, words)
     up = {"yref": "paper", "y": share, "yanchor": "bottom", "yshift": 6}
-    quiet = {"size": theme.SMALL_SIZE, "color": theme.MUTED}
     figure.add_annotation(theme.note(f"<b>{words}</b>", x=0, xanchor="left", **up))
-    figure.add_annotation(theme.note("0 = all MLP · 1 = all attention", x=1, xanchor="right", font=quiet, **up))
+    figure.add_annotation(theme.note("0 = all MLP · 1 = all attention", x=1, xanchor="right", font=theme.QUIET, **up))
 
 
 def _add_alpha(figure: go.Figure, alpha: Interval, words: str) -> None:
@@ -140,7 +145,11 @@ def before_after(
     x_title: str = "share of prompts",
     x_range: tuple[float, float] | None = (0, 1),
 ) -> go.Figure:
-    """One row per score: a hollow dot before the edit, a full one after, each with its 95% interval."""
+    """One row per score: a hollow dot before the edit and a full one after it, each with its 95% interval.
+
+    Args:
+        x_range: the range of the x axis; None fits it to the scores.
+    """
     plot = 44 * len(changes)
     labels = [escape(clip(change.name, 34)) for change in changes]
     left = 40 + round(7.6 * min(34, max(len(change.name) for change in changes)))
@@ -188,11 +197,6 @@ def _add_dots(figure: go.Figure, scores: Sequence[Interval], labels: Sequence[st
     )
 
 
-# Estimated against exact effects: how far attribution patching can be trusted, at a glance.
-
-_PLOT = 520
-
-
 def screen_figure(
     estimate: Float[ndarray, " cell"],
     exact: Float[ndarray, " cell"],
@@ -203,11 +207,11 @@ def screen_figure(
     subtitle: str = "",
     axis: str = "effect",
 ) -> go.Figure:
-    """One point a cell, exact effect across and estimate up, one colour and marker a kind.
+    """Estimated against exact effects: one point per cell, with a colour and marker for each kind.
 
     Args:
-        names: what each cell is, for the reader who points at it.
-        axis: what an effect is, in words.
+        names: each cell's name, for hovers.
+        axis: the name of the effect, for the axes.
     """
     figure = go.Figure(layout=frame(heading(title, subtitle), above=34, plot=_PLOT, below=52, left=76))
     figure.update_layout(legend=legend(_PLOT, 6), hovermode="closest")
@@ -217,18 +221,17 @@ def screen_figure(
     ends = [low - pad, high + pad]
     quiet = {"color": theme.MUTED, "width": 1, "dash": "dash"}
     figure.add_scatter(x=ends, y=ends, mode="lines", line=quiet, name="estimate = exact", hoverinfo="skip")
-    which = np.array(kinds, dtype=object)
-    for place, kind in enumerate(dict.fromkeys(kinds)):
-        look, mine = theme.look(kind, place), np.flatnonzero(which == kind).tolist()
+    for index, kind in enumerate(dict.fromkeys(kinds)):
+        look, cells = theme.look(kind, index), [i for i, other in enumerate(kinds) if other == kind]
         figure.add_scatter(
-            x=exact[mine].tolist(),
-            y=estimate[mine].tolist(),
+            x=exact[cells].tolist(),
+            y=estimate[cells].tolist(),
             mode="markers",
             marker={"color": look.line, "symbol": look.symbol, "size": 6, "opacity": 0.55},
-            name=f"{escape(look.label)} ({len(mine)} cells)",
+            name=f"{escape(look.label)} ({len(cells)} cells)",
             hovertext=[
                 f"{escape(names[i])}<br>exact {number(float(exact[i]))}, estimate {number(float(estimate[i]))}"
-                for i in mine
+                for i in cells
             ],
             hoverinfo="text",
         )

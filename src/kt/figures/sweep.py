@@ -1,4 +1,4 @@
-"""Sweeps: each metric over the settings of a grid, with 95% bands; a traced α and its interval marked on the axis."""
+"""Sweeps: each metric over the settings of a grid, with 95% bands, and the traced α with its interval marked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALES = ("linear", "log")
 
 
 class Traced(NamedTuple):
-    """A measured place on the x axis, and its 95% interval where it has one."""
+    """A measured value on the x axis, and its 95% interval if it has one."""
 
     value: float
     ci95: tuple[float, float] | None = None
@@ -36,27 +36,27 @@ def sweep_figure(
     traced: Traced | None = None,
     columns: int = 2,
 ) -> go.Figure:
-    """{run: {panel: Series}} as one panel a metric, one line a run.
+    """{run: {panel: Series}} as one panel per metric, one line per run.
 
     Args:
-        scale: of the x axis; on `log`, ticks stand at the numbers that were measured and at powers of ten.
-        names: what stands at x = 0, 1, 2, ... in place of numbers.
-        traced: a place to mark.
+        scale: of the x axis; on `log`, ticks are at powers of ten and at the ends of the measured range.
+        names: labels of x = 0, 1, 2, ... instead of numbers.
+        traced: a value to mark.
 
     Raises:
-        ValueError: nothing to draw, an unknown scale, or a place on a log scale that is not above zero.
+        ValueError: there is no series, the scale is unknown, or an x on a log scale is not above zero.
     """
     panels = {
         panel: [replace(by[panel], name=run, kind=None) for run, by in runs.items() if panel in by]
         for panel in dict.fromkeys(panel for by in runs.values() for panel in by)
     }
-    places = sorted({float(x) for group in panels.values() for line in group for x in line.x})
-    if not places:
+    settings = sorted({float(x) for group in panels.values() for line in group for x in line.x})
+    if not settings:
         raise ValueError("no run has a series to draw")
     if scale not in SCALES:
         raise ValueError(f"scale {scale!r} is unknown; choose among {', '.join(SCALES)}")
-    if scale == "log" and places[0] <= 0:
-        raise ValueError(f"{places[0]:g} has no place on a log scale")
+    if scale == "log" and settings[0] <= 0:
+        raise ValueError(f"{settings[0]:g} has no place on a log scale")
     marks = [] if traced is None else [Mark(f"{traced.label} = {traced.value:.2f}", traced.value)]
     figure = curve_panels(
         panels,
@@ -68,11 +68,11 @@ def sweep_figure(
         columns=columns,
         dashes=len(runs) > 1,
     )
-    for place, lines in enumerate(panels.values()):
-        suffix = axis_suffix(place)
+    for index, lines in enumerate(panels.values()):
+        suffix = axis_suffix(index)
         figure.layout[f"yaxis{suffix}"].range = limits(lines)
         if scale == "log":
-            _logarithmic(figure, suffix, places)
+            _logarithmic(figure, suffix, settings)
         elif names:
             _named(figure, suffix, names)
         if traced is not None and traced.ci95 is not None:
@@ -80,13 +80,15 @@ def sweep_figure(
     return figure
 
 
-def _logarithmic(figure: go.Figure, suffix: str, places: Sequence[float]) -> None:
-    """The axis in powers of ten; values and hovers stay true."""
-    low, high = float(np.log10(places[0])), float(np.log10(places[-1]))
+def _logarithmic(figure: go.Figure, suffix: str, settings: Sequence[float]) -> None:
+    """Make the x axis logarithmic; values and hovers stay unchanged."""
+    low, high = float(np.log10(settings[0])), float(np.log10(settings[-1]))
     pad = 0.04 * (high - low) or 0.3
     powers = [10.0**p for p in range(int(np.floor(low)), int(np.ceil(high)) + 1)]
     ticks = [p for p in powers if 10 ** (low - pad) <= p <= 10 ** (high + pad)]
-    ticks += [place for place in (places[0], places[-1]) if all(abs(np.log10(place / t)) > 0.15 for t in ticks)]
+    ticks += [
+        setting for setting in (settings[0], settings[-1]) if all(abs(np.log10(setting / t)) > 0.15 for t in ticks)
+    ]
     axis = figure.layout[f"xaxis{suffix}"]
     axis.update(type="log", range=[low - pad, high + pad], dtick=None, tick0=None, nticks=None)
     axis.update(tickmode="array", tickvals=sorted(ticks), ticktext=[f"{t:,g}" for t in sorted(ticks)])
@@ -99,7 +101,7 @@ def _named(figure: go.Figure, suffix: str, names: Sequence[str]) -> None:
 
 
 def _shade(figure: go.Figure, suffix: str, ends: tuple[float, float]) -> None:
-    """The interval of a mark, behind the lines."""
+    """Shade the interval of a mark behind the lines."""
     up = {"xref": f"x{suffix}", "yref": f"y{suffix} domain", "y0": 0, "y1": 1, "layer": "below"}
     colour = theme.transparent(theme.MUTED, 0.12)
     figure.add_shape(type="rect", x0=ends[0], x1=ends[1], fillcolor=colour, line={"width": 0}, **up)

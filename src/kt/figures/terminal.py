@@ -1,4 +1,4 @@
-"""A heatmap in the terminal: coloured cells, or shades of ASCII where there is no colour."""
+"""A heatmap in the terminal: coloured cells, or shades of ASCII without colour."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Bool, Float
 from numpy import ndarray
 from rich.cells import cell_len, set_cell_size
@@ -28,47 +29,38 @@ _LABEL = 24
 
 @dataclass(frozen=True, eq=False)
 class TerminalHeatmap:
-    """What `rich.print` draws: rows left, layers across, a legend below. Layers are binned where they do not fit."""
+    """A rich renderable: rows left, layers across, a legend below. Layers are binned if they do not fit."""
 
-    values: Float[ndarray, "row layer"]
-    rows: Sequence[str]
+    panel: Panel
     title: str
-    kind: str
-    subject_rows: Sequence[int]
-    layers: Sequence[int]
-    faint: Bool[ndarray, "row layer"]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         colour = console.color_system is not None and not console.no_color
         plain = options.ascii_only or not options.encoding.startswith("utf")
         label = min(_LABEL, max(cell_len(text) for text in self._labels(plain)), options.max_width // 3)
         room = max(1, options.max_width - label - 2)
-        size = -(-len(self.layers) // room)
-        bins, faint = _binned(self.values, size), _binned_marks(self.values, self.faint, size)
+        layers, hatched = list(self.panel.layers or ()), self.panel.hatched
+        size = -(-len(layers) // room)
+        bins, marks = _binned(self.panel.values, hatched, size)
         wide = max(1, min(4, room // bins.shape[1]))
         if self.title:
             yield Text(visible(self.title), style="bold", overflow="ellipsis", no_wrap=True)
         for row, text in enumerate(self._labels(plain)):
-            cells = list(zip(bins[row], faint[row], strict=True))
-            yield self._row(cells, text, label, wide, row in set(self.subject_rows), colour)
-        yield Text(" " * (label + 1) + _axis([self.layers[i * size] for i in range(bins.shape[1])], wide))
+            cells = list(zip(bins[row], marks[row], strict=True))
+            yield self._row(cells, text, label, wide, row in set(self.panel.subject_rows), colour)
+        yield Text(" " * (label + 1) + _axis(layers[::size], wide))
         yield self._legend(label, colour, size)
-        if self.faint.any():
+        if hatched.any():
             yield Text(f"{' ' * (label + 1)}{_HATCH} not told apart from 0", no_wrap=True, overflow="ellipsis")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(24, options.max_width)
 
     def _labels(self, plain: bool) -> list[str]:
-        labels = [readable_token(row, _LABEL - 1) for row in self.rows]
+        labels = [readable_token(row, _LABEL - 1) for row in self.panel.rows]
         if plain:
             labels = [text.replace("·", "_").encode("ascii", "replace").decode() for text in labels]
-        return [f"{text}*" if row in set(self.subject_rows) else text for row, text in enumerate(labels)]
-
-    @property
-    def _top(self) -> float:
-        finite = self.values[np.isfinite(self.values)]
-        return float(max(finite.max(initial=0.0), 0.0) or np.abs(finite).max(initial=0.0)) or 1.0
+        return [f"{text}*" if row in set(self.panel.subject_rows) else text for row, text in enumerate(labels)]
 
     def _row(
         self, cells: Sequence[tuple[float, bool]], text: str, label: int, wide: int, subject: bool, colour: bool
@@ -84,22 +76,23 @@ class TerminalHeatmap:
         if not np.isfinite(value):
             line.append(" " * wide)
         elif colour:
-            red, green, blue = theme.cell_colour(theme.look(self.kind).scale, value, self._top)
+            red, green, blue = theme.cell_colour(theme.look(self.panel.kind).scale, value, self.panel.top)
             ink = f"{_GREY} " if faint else ""
             line.append((_HATCH if faint else " ") * wide, style=f"{ink}on rgb({red},{green},{blue})")
         else:
-            shade = _shade(value, self._top)
+            shade = _shade(value, self.panel.top)
             line.append(((_HATCH + shade) * wide)[:wide] if faint else shade * wide)
 
     def _legend(self, label: int, colour: bool, size: int) -> Text:
-        finite = self.values[np.isfinite(self.values)]
+        values, top = self.panel.values, self.panel.top
+        finite = values[np.isfinite(values)]
         line = Text(" " * (label + 1) + "0 ", no_wrap=True, overflow="ellipsis")
         for share in np.linspace(0, 1, len(_SHADES)):
-            self._paint(line, float(share) * self._top, 1, colour)
-        line.append(f" {self._top:.3g}   min {finite.min(initial=np.inf):.3g}" if finite.size else " no values")
-        if finite.min(initial=0.0) < 0:
+            self._paint(line, float(share) * top, 1, colour)
+        line.append(f" {top:.3g}   min {finite.min(initial=np.inf):.3g}" if finite.size else " no values")
+        if self.panel.lowest < 0:
             line.append("   below 0 ")
-            self._paint(line, -self._top / 2, 2, colour)
+            self._paint(line, -top / 2, 2, colour)
         if size > 1:
             line.append(f"   max of {size} layers per cell")
         return line
@@ -117,36 +110,29 @@ def terminal_heatmap(
     alpha: float = 0.05,
     n: ndarray | int | None = None,
 ) -> TerminalHeatmap:
-    """A heatmap that rich prints: `Console().print(terminal_heatmap(...))`.
+    """A heatmap for rich: `Console().print(terminal_heatmap(...))`.
 
-    `q`, `alpha` and `n` as in `Panel`: cells not told apart from zero are drawn with strokes.
+    `q`, `alpha` and `n` as in `Panel`: cells not told apart from zero are hatched with "/".
+
+    Raises:
+        ValueError: the shape of `values` does not fit the rows.
     """
-    grid = np.asarray(values, dtype=float)
-    if grid.ndim != 2 or grid.shape[0] != len(rows) or 0 in grid.shape:
-        raise ValueError(f"values {grid.shape} must be (row, layer) with one of the {len(rows)} rows each")
-    names = range(grid.shape[1]) if layers is None else layers
-    hatched = Panel(grid, list(rows), n=n, q=q, alpha=alpha).hatched
-    return TerminalHeatmap(grid, list(rows), title, kind, tuple(subject_rows), list(names), hatched)
+    panel = Panel(values, rows, kind=kind, n=n, subject_rows=subject_rows, layers=layers, q=q, alpha=alpha)
+    return TerminalHeatmap(panel, title)
 
 
-def _binned(values: Float[ndarray, "row layer"], size: int) -> Float[ndarray, "row bin"]:
-    """The largest value of each `size` neighbouring layers; NaN only where all of them are."""
-    spare = -values.shape[1] % size
-    padded = np.pad(values, ((0, 0), (0, spare)), constant_values=np.nan)
-    grouped = padded.reshape(values.shape[0], -1, size)
-    best = np.where(np.isnan(grouped), -np.inf, grouped).max(-1)
-    return np.where(np.isinf(best), np.nan, best)
-
-
-def _binned_marks(
+def _binned(
     values: Float[ndarray, "row layer"], marks: Bool[ndarray, "row layer"], size: int
-) -> Bool[ndarray, "row bin"]:
-    """The mark of each bin's largest value."""
+) -> tuple[Float[ndarray, "row bin"], Bool[ndarray, "row bin"]]:
+    """The largest value of each `size` neighbouring layers (NaN if all are NaN), and the mark of that value."""
     spare = ((0, 0), (0, -values.shape[1] % size))
-    best = np.pad(np.where(np.isnan(values), -np.inf, values), spare, constant_values=-np.inf)
-    places = best.reshape(values.shape[0], -1, size).argmax(-1)[..., None]
-    grouped = np.pad(marks, spare).reshape(values.shape[0], -1, size)
-    return np.asarray(np.take_along_axis(grouped, places, -1)[..., 0])
+    numbers = np.pad(np.where(np.isnan(values), -np.inf, values), spare, constant_values=-np.inf)
+    numbers, marks = (
+        rearrange(a, "row (bin layer) -> row bin layer", layer=size) for a in (numbers, np.pad(marks, spare))
+    )
+    largest = numbers.argmax(-1, keepdims=True)
+    best, marked = (np.take_along_axis(a, largest, -1)[..., 0] for a in (numbers, marks))
+    return np.where(np.isinf(best), np.nan, best), marked
 
 
 def _shade(value: float, top: float) -> str:
@@ -156,11 +142,7 @@ def _shade(value: float, top: float) -> str:
 
 
 def _axis(layers: Sequence[int], wide: int) -> str:
-    """Layer numbers under their columns, as many as stand apart."""
+    """Layer numbers under their columns, as many as fit."""
     width = len(str(layers[-1])) + 1
     step = every(len(layers), len(layers) * wide, width)
-    line = [" "] * (len(layers) * wide + width)
-    for place in range(0, len(layers), step):
-        for offset, digit in enumerate(str(layers[place])):
-            line[place * wide + offset] = digit
-    return "".join(line).rstrip()
+    return "".join(str(layer).ljust(step * wide) for layer in layers[::step]).rstrip()

@@ -1,6 +1,6 @@
-"""Text for figures: what comes from models and data is shown as it is, and never interpreted.
+"""Text for figures: plotly shows text from models and data literally.
 
-Plotly reads a small HTML in every title, tick and hover (`<b>`, `<a href>`), fills in `%{...}` templates and, where
+Plotly interprets some HTML in every title, tick and hover (`<b>`, `<a href>`), fills in `%{...}` templates and, if
 MathJax is loaded, typesets `$...$`. Tokens can contain all three.
 """
 
@@ -15,8 +15,8 @@ from .._util.text import visible
 
 
 def escape(text: str) -> str:
-    """`text` so that plotly draws exactly these characters."""
-    # Plotly knows numeric entities but not &quot;, and quotes mean nothing outside a tag.
+    """Escape `text` so that plotly draws exactly these characters."""
+    # Plotly does not know &quot;, and quotes need no escape outside a tag.
     return html.escape(visible(text), quote=False).replace("$", "&#36;").replace("%{", "&#37;{")
 
 
@@ -26,7 +26,7 @@ def unescape(text: str) -> str:
 
 
 def readable_token(token: str, limit: int = 28) -> str:
-    """A decoded token for a label: spaces at its ends as middle dots, so that `in` and ` in` differ."""
+    """A decoded token as a label: spaces at its ends become middle dots, so that `in` and ` in` differ."""
     token = visible(token.replace("\u2581", " "))
     core = token.strip(" ")
     if not core:
@@ -36,7 +36,7 @@ def readable_token(token: str, limit: int = 28) -> str:
 
 
 def clip(text: str, limit: int) -> str:
-    """At most `limit` characters, the last one an ellipsis where something is missing."""
+    """At most `limit` characters; an ellipsis ends a cut text."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -47,7 +47,7 @@ def wrap(text: str, width: int, lines: int = 3) -> list[str]:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A value to `digits` decimals, or two significant ones where it is smaller than that can show."""
+    """A value with `digits` decimals, or with two significant digits if these would show 0."""
     if not math.isfinite(value):
         return "n/a"
     if value != 0 and abs(value) < 0.5 * 10**-digits:
@@ -56,7 +56,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def interval_line(low: float, high: float, digits: int = 3) -> str:
-    """The hover line for a 95% interval, which says so where there is none."""
+    """The hover line of a 95% interval; "no interval" for NaN."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "no interval"
     return f"95% interval {number(low, digits)} to {number(high, digits)}"

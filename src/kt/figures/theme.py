@@ -1,7 +1,7 @@
-"""Colours, fonts and sizes of every figure: one place, and no plotly import.
+"""Colours, fonts and sizes of all figures, without importing plotly.
 
 Each kind has one hue (MLP green, attention red, hidden state purple, as in ROME's figures), a sequential scale whose
-lightness falls monotonically, and its own marker and dash, so that nothing rests on telling red from green.
+lightness falls monotonically, and its own marker and dash, so that readers need not tell red from green.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 WIDTH = 900
-"""Pixels: the width that figures are laid out for, and that PNG and SVG files have."""
+"""Pixels: the width for which figures are laid out, and of PNG and SVG files."""
 
 FONT = "Inter, 'Segoe UI', 'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans', sans-serif"
 INK, MUTED, RULE, PAPER = "#1b2130", "#566071", "#e3e6eb", "#ffffff"
@@ -21,19 +21,22 @@ UNTRACED = "#dfe2e7"
 """Cells without a value."""
 
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 17, 13, 12
+QUIET = {"size": SMALL_SIZE, "color": MUTED}
+"""The font of notes."""
+
 TITLE_WRAP, SUBTITLE_WRAP = 78, 112
 """Characters per line of a title at WIDTH."""
 
 BELOW_ZERO = ("#edf1f6", "#b4c3d6", "#7590ae", "#3f5a78")
-"""From just below zero down to minus the top of the scale."""
+"""Colours from just below zero to minus the top of the scale."""
 
 SERIES = ("#0b6e99", "#b35300", "#6a51a3", "#00795c", "#a83253", "#6b6b1f")
-"""Lines that belong to no kind."""
+"""Colours of lines without a kind."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one kind of site looks."""
+    """The look of one kind of site or answer."""
 
     label: str
     line: str
@@ -59,48 +62,48 @@ ANSWERS = {
     "target": Look("Target answer", "#b35300", "dash", "square", _PURPLES),
     "control": Look("Other answers", "#566071", "dot", "diamond", _PURPLES),
 }
-"""Lines of the contrast probe: colour and dash together, always."""
+"""Lines of the contrast probe; they always differ in colour and dash."""
 
 STAGES = {"enrichment": "#00795c", "extraction": "#6a51a3", "promotion": "#a83253"}
 """Tints of JEEP's stages of recall."""
 
 
-def look(kind: str | None, place: int = 0) -> Look:
-    """The look of a kind; anything else takes the next free colour. A head is drawn as attention, in its own colour."""
+def look(kind: str | None, index: int = 0) -> Look:
+    """The look of a kind; other lines take the colour of their `index`, and heads that of their number."""
     known = KINDS | ANSWERS
     if kind is not None and str(kind) in known:
         return known[str(kind)]
     label, scale = str(kind or ""), _PURPLES
     if (head := head_of(label)) is not None:
-        label, scale, place = f"Attention, head {head}", _REDS, head
-    colour = SERIES[place % len(SERIES)]
+        label, scale, index = f"Attention, head {head}", _REDS, head
+    colour = SERIES[index % len(SERIES)]
     symbols, dashes = ("circle", "square", "diamond", "triangle-up"), ("solid", "dash", "dot", "dashdot")
-    return Look(label, colour, dashes[place % 4], symbols[place % 4], scale)
+    return Look(label, colour, dashes[index % 4], symbols[index % 4], scale)
 
 
 def head_of(kind: str) -> int | None:
-    """The head that a kind such as `attn.h3` names."""
-    found = re.fullmatch(r"attn\.h(\d+)", str(kind))
-    return int(found[1]) if found else None
+    """The head's number in a kind such as `attn.h3`; None for other kinds."""
+    match = re.fullmatch(r"attn\.h(\d+)", str(kind))
+    return int(match[1]) if match else None
 
 
 def mark_colour(kind: str | None) -> str:
-    """The tint of a marked stretch: a stage's, a kind's, or grey."""
+    """The tint of a mark: of its stage, of its kind, or grey."""
     if kind is None:
         return MUTED
     return STAGES.get(str(kind)) or look(kind).line
 
 
 def colorscale(colours: tuple[str, ...]) -> list[list[float | str]]:
-    """Colours at equal steps, as plotly wants them."""
-    return [[place / (len(colours) - 1), colour] for place, colour in enumerate(colours)]
+    """Plotly's colour scale of colours at equal steps."""
+    return [[i / (len(colours) - 1), colour] for i, colour in enumerate(colours)]
 
 
 def colour_at(colours: tuple[str, ...], share: float) -> tuple[int, int, int]:
     """The colour at `share` (0 to 1) of a scale, as red, green and blue."""
     channels = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours], dtype=float)
-    places = np.linspace(0, 1, len(colours))
-    red, green, blue = (round(float(np.interp(share, places, channels[:, i]))) for i in range(3))
+    positions = np.linspace(0, 1, len(colours))
+    red, green, blue = (round(float(np.interp(share, positions, channels[:, i]))) for i in range(3))
     return red, green, blue
 
 
@@ -111,13 +114,14 @@ def cell_colour(scale: tuple[str, ...], value: float, zmax: float) -> tuple[int,
 
 
 def transparent(colour: str, opacity: float) -> str:
+    """A hexadecimal colour as CSS rgba."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
 
 
 def axis(**more: Any) -> dict[str, Any]:
-    """An axis with quiet lines."""
-    quiet: dict[str, Any] = {
+    """Fields of a plotly axis in the theme's style, with `more` fields; `title` is its text."""
+    style: dict[str, Any] = {
         "showline": True,
         "linecolor": MUTED,
         "linewidth": 1,
@@ -130,11 +134,11 @@ def axis(**more: Any) -> dict[str, Any]:
         "title": {"font": {"size": TEXT_SIZE, "color": MUTED}, "standoff": 8},
     }
     title = more.pop("title", None)
-    return {**quiet, **more} | ({"title": {**quiet["title"], "text": title}} if title else {})
+    return {**style, **more} | ({"title": {**style["title"], "text": title}} if title else {})
 
 
 def note(text: str, **more: Any) -> dict[str, Any]:
-    """A line of text without an arrow."""
+    """A plotly annotation without an arrow."""
     return {
         "text": text,
         "showarrow": False,

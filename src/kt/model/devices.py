@@ -1,9 +1,9 @@
-"""Which parts of a model go to which device: one of transformers' ways, or names of modules with a device each."""
+"""Devices, device maps, and weights that accelerate offloads to CPU memory or files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,122 +11,119 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import KtError
-from ..runs import parallel as ranks
+from ..runs import parallel
 from .memory import free_on, gib
 
-WAYS = ("auto", "balanced", "balanced_low_0", "sequential")
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 OFFLOADED = ("cpu", "disk")
 
 DeviceMap = str | dict[str, int | str]
 
 
-def read_device_map(given: str | Path | Mapping[str, Any] | None) -> DeviceMap | None:
-    """What `from_pretrained` takes: a way, or a mapping {module path: device}, which may come from a JSON file.
+def read_device_map(source: str | Path | Mapping[str, Any] | None) -> DeviceMap | None:
+    """The `device_map` for `from_pretrained`: a strategy, or a mapping {module path: device}, also from a JSON file.
 
-    Devices are `cpu`, `disk`, `cuda:0` or 0; they are looked for.
+    Devices are `cpu`, `disk`, `cuda:0` or 0.
 
     Raises:
-        KtError: no such way or file, no such device here, or nothing that is on a device.
+        KtError: an unknown strategy or file, a device that is not available, or a map with everything on disk.
     """
-    if given is None or given in WAYS:
-        return given  # type: ignore[return-value]
-    parts = given if isinstance(given, Mapping) else _from_file(Path(given))
+    if source is None or source in STRATEGIES:
+        return source  # type: ignore[return-value]
+    parts = source if isinstance(source, Mapping) else _from_file(Path(source))
     wrong = [key for key, device in parts.items() if isinstance(device, bool) or not isinstance(device, int | str)]
     if not parts or wrong or not all(isinstance(key, str) for key in parts):
         raise KtError(
             'a device map is {"module path": device, ...}, such as {"model.layers.0": "cpu"}; see docs/scale.md'
         )
-    found: dict[str, int | str] = {}
-    for key, device in parts.items():
-        found[key] = "disk" if device == "disk" else str(checked_device(device))
-    if set(found.values()) == {"disk"}:
+    devices: dict[str, int | str] = {
+        key: "disk" if device == "disk" else str(checked_device(device)) for key, device in parts.items()
+    }
+    if set(devices.values()) == {"disk"}:
         raise KtError("the device map leaves nothing on a device; keep at least the embedding and the head on one")
-    return found
+    return devices
 
 
 def _from_file(path: Path) -> Mapping[str, Any]:
-    choice = f"choose {', '.join(WAYS)}, or name a JSON file (one device: --device)"
+    choice = f"choose {', '.join(STRATEGIES)}, or name a JSON file (one device: --device)"
     if path.suffix != ".json":
         raise KtError(f"device map {str(path)!r} is unknown; {choice}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        parts = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise KtError(f"cannot read device map {path}: {error.strerror or 'no such file'}; {choice}") from None
     except ValueError:
         raise KtError(f"device map {path} is no JSON; {choice}") from None
-    if not isinstance(found, Mapping):
+    if not isinstance(parts, Mapping):
         raise KtError(f'device map {path} holds no {{"module path": device, ...}}; {choice}')
-    return found
+    return parts
 
 
 def checked_device(device: str | int) -> torch.device:
-    """A device that is here; `auto` is CUDA or MPS where there is one.
+    """The torch device of a name; `auto` is CUDA or MPS if available, else the CPU.
 
     Raises:
-        KtError: there is none of that name.
+        KtError: the device is not available.
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device(f"cuda:{_own_gpu()}")
+            return torch.device(f"cuda:{_gpu_of_process()}")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
     except RuntimeError:
         raise KtError(f"device {device!r} is unknown; choose auto, cpu, cuda:0 or mps") from None
     if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-        found = f"{torch.cuda.device_count()} CUDA device(s)" if torch.cuda.is_available() else "no CUDA device"
-        raise KtError(f"device {device!r} was asked for, but PyTorch finds {found} here; use --device cpu or auto")
+        available = f"{torch.cuda.device_count()} CUDA device(s)" if torch.cuda.is_available() else "no CUDA device"
+        raise KtError(f"device {device!r} was asked for, but PyTorch finds {available} here; use --device cpu or auto")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise KtError("device 'mps' was asked for, but PyTorch finds none here; use --device cpu or auto")
     return chosen
 
 
-def _own_gpu() -> int:
-    """One GPU a process."""
-    own, there = ranks.local(), torch.cuda.device_count()
-    if own >= there:
+def _gpu_of_process() -> int:
+    """The GPU of this process: each process of a machine takes one."""
+    rank, n_gpus = parallel.local(), torch.cuda.device_count()
+    if rank >= n_gpus:
         raise KtError(
-            f"there is no GPU for process {own} of this machine, which has {there}; start one process a GPU, or give "
+            f"there is no GPU for process {rank} of this machine, which has {n_gpus}; start one process a GPU, or give "
             "--device"
         )
-    return own
+    return rank
 
 
-# Weights that accelerate keeps off the devices (`device_map`): in CPU memory, or in files.
-#
-# Between forwards such a parameter has no content (it is on the meta device), and a write into it is lost at the next
-# one. So what is only read is read where accelerate keeps it, and a weight that is to be written comes home: its
-# module
-# holds it on the device that it computes on, and accelerate leaves it there.
+# Offloaded weights, which accelerate keeps in CPU memory or files (`device_map`). Between forwards such a parameter is
+# on the meta device, without content, and a write into it is lost at the next forward. So reads go to accelerate's
+# copy, and a weight to be written is first loaded for good onto the device on which its module computes.
 
 
 def contents(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The state dict in the order of its names, an offloaded tensor only while it is looked at.
+    """Yield the state dict sorted by name; an offloaded tensor is in memory only while its turn lasts.
 
     Raises:
-        KtError: nobody keeps a tensor's content.
+        KtError: a tensor's content is nowhere.
     """
     for name, tensor in sorted(module.state_dict().items()):
         yield name, content(module, name, tensor)
 
 
 def content(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """A tensor of the module, or what accelerate keeps of it, which is not to be written."""
+    """A tensor of the module, or accelerate's copy of an offloaded one (read only)."""
     if not tensor.is_meta:
         return tensor
-    hook, own_name = _hook(module, name)
-    return hook.weights_map[own_name]
+    hook, parameter = _hook(module, name)
+    return hook.weights_map[parameter]
 
 
 def bring_home(module: nn.Module, name: str) -> Tensor:
-    """Put an offloaded parameter, and the others of its own module, where that module computes, to stay there.
+    """Load an offloaded parameter and its siblings in the same module onto that module's device, for good.
 
     Raises:
-        KtError: nobody keeps its content, it is tied to another weight, or the device has no room for it.
+        KtError: its content is nowhere, it is tied to another weight, or the device has no room for it.
     """
     from accelerate.utils import set_module_tensor_to_device
 
-    hook, own_name = _hook(module, name)
+    hook, parameter = _hook(module, name)
     owner = module.get_submodule(name.rpartition(".")[0])
     if hook.tied_params_names:
         raise KtError(
@@ -141,14 +138,14 @@ def bring_home(module: nn.Module, name: str) -> Tensor:
             "load with a device_map that keeps it on a device"
         )
     for n in names:
-        # A copy: CPU memory that accelerate shares between modules must not change with this one.
+        # A copy, since accelerate may share this CPU memory with other modules.
         set_module_tensor_to_device(owner, n, device, value=hook.weights_map[n].clone())
     hook.offload = False
-    return owner.get_parameter(own_name).requires_grad_(False)
+    return owner.get_parameter(parameter).requires_grad_(False)
 
 
 def require_start(module: nn.Module) -> None:
-    """nnsight sends inputs to where the first parameter is, which offloaded is nowhere.
+    """Require a first parameter with content, since nnsight sends inputs to its device.
 
     Raises:
         KtError: it is offloaded.
@@ -161,35 +158,38 @@ def require_start(module: nn.Module) -> None:
 
 
 def require_none(module: nn.Module, what: str) -> None:
-    """For libraries that move or rewrite what is offloaded (peft writes into the checkpoint's own files).
+    """Require all weights on devices, for libraries that move or rewrite offloaded weights (peft writes into the
+    checkpoint's files).
 
     Raises:
         KtError: a weight is offloaded.
     """
-    off = [name for name, parameter in module.named_parameters() if parameter.is_meta]
-    if off:
-        raise KtError(f"{what} needs all weights on a device, and {len(off)} are offloaded ({off[0]}); use --device")
+    offloaded = [name for name, parameter in module.named_parameters() if parameter.is_meta]
+    if offloaded:
+        raise KtError(
+            f"{what} needs all weights on a device, and {len(offloaded)} are offloaded ({offloaded[0]}); use --device"
+        )
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Where a module computes, also when its weights are elsewhere in between."""
+    """The device on which a module computes, also if its weights are offloaded."""
     weight: Any = module.weight
     if not weight.is_meta:
         return weight.device
-    found = (getattr(hook, "execution_device", None) for hook in _chain(getattr(module, "_hf_hook", None)))
-    return torch.device(next((device for device in found if device is not None), weight.device))
+    devices = (getattr(hook, "execution_device", None) for hook in _hooks(module))
+    return torch.device(next((device for device in devices if device is not None), weight.device))
 
 
 def _hook(module: nn.Module, name: str) -> tuple[Any, str]:
-    """Accelerate's hook that brings a meta parameter for each forward, and the parameter's name there."""
-    path, _, own_name = name.rpartition(".")
-    for hook in _chain(getattr(module.get_submodule(path), "_hf_hook", None)):
-        kept = getattr(hook, "weights_map", None)
-        if getattr(hook, "offload", False) and kept is not None:
-            return hook, own_name
+    """Accelerate's hook that loads an offloaded parameter for each forward, and the parameter's name in it."""
+    path, _, parameter = name.rpartition(".")
+    for hook in _hooks(module.get_submodule(path)):
+        if getattr(hook, "offload", False) and getattr(hook, "weights_map", None) is not None:
+            return hook, parameter
     raise KtError(f"{name} is offloaded and has no content (it is on the meta device); load the model with its weights")
 
 
-def _chain(hook: Any) -> Iterator[Any]:
-    if hook is not None:
-        yield from getattr(hook, "hooks", (hook,))
+def _hooks(module: nn.Module) -> Sequence[Any]:
+    """Accelerate's hooks of a module."""
+    hook = getattr(module, "_hf_hook", None)
+    return () if hook is None else getattr(hook, "hooks", (hook,))

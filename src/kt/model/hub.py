@@ -1,4 +1,4 @@
-"""`kt.load`: a name, a folder or a module becomes a `TracedModel`."""
+"""Names on the Hugging Face Hub: revisions, tokenizers, and one-line errors of failed loads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from ..errors import UnknownModel
 
 
 def split_revision(model: str | Path, revision: str | None) -> tuple[str, str | None]:
-    """A name and the revision behind its @; a path that exists has none."""
-    name, _, at = str(model).partition("@") if not Path(model).exists() else (str(model), "", "")
-    return name, revision or at or None
+    """Split `name@revision`, except for an existing path; `revision` takes precedence."""
+    name, _, suffix = str(model).partition("@") if not Path(model).exists() else (str(model), "", "")
+    return name, revision or suffix or None
 
 
 def load_tokenizer(source: str | Path, name: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """The tokenizer of a folder or Hub id.
+
+    Raises:
+        UnknownModel: there is none, or it fails to load.
+    """
     from transformers import AutoTokenizer
 
     folder = Path(source)
@@ -30,20 +35,20 @@ def load_tokenizer(source: str | Path, name: str, revision: str | None, trust_re
 
 @contextmanager
 def one_line(name: str) -> Any:
-    """Turn the many ways in which a checkpoint fails to load into one line."""
+    """Turn the errors of a checkpoint that fails to load into a one-line UnknownModel."""
     from safetensors import SafetensorError
 
     expected = (OSError, ValueError, KeyError, ImportError, SafetensorError)
     try:
         yield
     except Exception as error:
-        said = " ".join(str(error).split())
-        if "trust_remote_code" in said:
+        message = " ".join(str(error).split())
+        if "trust_remote_code" in message:
             reason = "it comes with code of its own, which is not run; read it, then give --trust-remote-code"
-        elif type(error).__name__ == "UnpicklingError":  # its module is not imported: kt opens no pickle
+        elif type(error).__name__ == "UnpicklingError":  # compared by name, since kt never imports pickle
             reason = "its weights are a pickle that holds more than tensors; convert them to safetensors elsewhere"
         elif isinstance(error, expected):
-            reason = f"{said[:300] or type(error).__name__}; give demo, a local folder or a Hub id"
+            reason = f"{message[:300] or type(error).__name__}; give demo, a local folder or a Hub id"
         else:
             raise
         where = "folder" if Path(name).exists() else "model"

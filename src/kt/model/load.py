@@ -44,15 +44,14 @@ def load(
         model: `demo` (the embedded model), a Hub id (`repo@revision` allowed), a local folder, or a loaded module
             (then pass its `tokenizer`).
         dtype: `auto` keeps the checkpoint's dtype (the demo model, stored in bf16, computes in float32).
-        device: `auto` takes CUDA or MPS where there is one.
+        device: `auto` takes CUDA or MPS if available.
         device_map: `auto`, `balanced` or `sequential` spread the model over devices, CPU memory and files through
             accelerate; so does a mapping from module paths to devices, or a JSON file of one. `device` is then ignored.
-        remote: the weights stay at NDIF, which is sent what is to be traced (see remote.py); `local` is nnsight's
-            simulation of that.
+        remote: keep the weights at NDIF and send traces there (see ndif.py); `local` is nnsight's simulation of NDIF.
 
     Raises:
-        UnknownModel: nothing of that name, no tokenizer beside it, or a structure that kt cannot read.
-        KtError: an argument that is not one of these, or a device that is not here.
+        UnknownModel: there is no such model, it has no tokenizer, or kt cannot read its structure.
+        KtError: an argument is unknown, or the device is not available.
     """
     if remote:
         from .ndif import load_remote, simulated
@@ -62,7 +61,9 @@ def load(
                 "dtype, device, device_map and attn_implementation of a remote model are NDIF's; leave them out"
             )
         if remote == "local":
-            real = load(model, "auto", "cpu", None, revision, trust_remote_code, tokenizer)
+            real = load(
+                model, device="cpu", revision=revision, trust_remote_code=trust_remote_code, tokenizer=tokenizer
+            )
             return simulated(real, trust_remote_code)
         return load_remote(model, remote, revision, trust_remote_code, tokenizer)
     if isinstance(model, nn.Module):
@@ -71,18 +72,21 @@ def load(
         return TracedModel(model, tokenizer, name=type(model).__name__)
     name, revision = split_revision(model, revision)
     source = DEMO if name == "demo" else name
-    kind = _dtype(dtype, demo=name == "demo")
-    target, spread = checked_device(device), read_device_map(device_map)
-    options: dict[str, Any] = {"dtype": kind, "trust_remote_code": trust_remote_code, "revision": revision}
-    if spread is not None:
-        options["device_map"] = spread
+    target, parsed_map = checked_device(device), read_device_map(device_map)
+    options: dict[str, Any] = {
+        "dtype": _dtype(dtype, demo=name == "demo"),
+        "trust_remote_code": trust_remote_code,
+        "revision": revision,
+    }
+    if parsed_map is not None:
+        options["device_map"] = parsed_map
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     with one_line(name), no_bars():
         from transformers import AutoModelForCausalLM
 
         module: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-    if spread is None:
+    if parsed_map is None:
         module = module.to(target)
     tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)
     return TracedModel(module, tokenizer, name=name, revision=revision)
@@ -100,12 +104,13 @@ def _dtype(dtype: str | torch.dtype, demo: bool) -> str | torch.dtype:
 
 @contextmanager
 def no_bars() -> Any:
+    """Hide transformers' progress bars inside the context."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled() if hasattr(logging, "is_progress_bar_enabled") else True
+    enabled = logging.is_progress_bar_enabled() if hasattr(logging, "is_progress_bar_enabled") else True
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()

@@ -1,11 +1,10 @@
-"""Models whose weights stay elsewhere: NDIF runs the traces that nnsight sends it (https://ndif.us).
+"""Remote models: NDIF holds the weights and runs the traces that nnsight sends (https://ndif.us).
 
-Here the model is only a structure without content, built from its config. A trace travels as the source of its block
-with what that names: envoys by their paths, tensors, functions of torch alone. What comes back is tensors. Weights at
-NDIF are shared: they cannot be written, and kt neither trains on them nor generates with them.
+The local model is a structure without weights, built from its config. A trace is sent as the source of its block with
+the objects it names: envoys by path, tensors, functions. Tensors come back. Weights at NDIF are shared: they cannot be
+written, and kt neither trains on them nor generates with them.
 
-`remote="local"` is nnsight's simulation of this: traces are packed and unpacked as for a server, then run in a real
-model here, of which kt sees no more than it would see of a remote one.
+`remote="local"` is nnsight's simulation: traces are packed and unpacked as for a server, then run in a local model.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class RemoteModel(TracedModel):
     def __init__(
         self, root: Any, module: nn.Module, tokenizer: Any, name: str, revision: str | None, model_key: str | None
     ) -> None:
-        """`model_key` is what NDIF calls the model; None is the local simulation."""
+        """`model_key` is NDIF's name of the model; None is the local simulation."""
         self.root, self.module, self.tokenizer = root, module, tokenizer
         self.name, self.revision, self.model_key = name, revision, model_key
         self.layout = find_layout(module)
@@ -57,7 +56,7 @@ class RemoteModel(TracedModel):
         raise KtError(f"{self.name} is remote, and {what} needs its weights here: {REASON}; load it without remote")
 
     def backend(self) -> Any:
-        """Sends a trace; functions of kt that its block names travel as their source."""
+        """The backend that sends a trace; kt's functions in its block are sent as source."""
         from nnsight import ndif
 
         ndif.register("kt")
@@ -69,12 +68,12 @@ class RemoteModel(TracedModel):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs are made and results arrive."""
+        """The device of inputs and results."""
         return torch.device("cpu")
 
     @cached_property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """That of the embeddings where the weights are, which the config here need not know."""
+        """The dtype of the remote embeddings, which may differ from the config's."""
         return self.embedded(torch.zeros((1, 1), dtype=torch.long)).dtype
 
     @torch.no_grad()
@@ -82,6 +81,7 @@ class RemoteModel(TracedModel):
         return self.gather(Batch(ids, torch.ones_like(ids)), [(self.embed, "output")])[0].cpu()
 
     def generate(self, *args: Any, **options: Any) -> list[str]:
+        """Not available for a remote model: raises KtError."""
         return self.nnsight
 
     def _parameter(self, name: str) -> nn.Parameter:
@@ -89,12 +89,12 @@ class RemoteModel(TracedModel):
         return self.nnsight
 
     def fingerprint(self, addresses: Iterable[Address] | None = None) -> str:
-        """`remote:` and a hash of id, revision and config: the bytes of the weights are not here to be hashed."""
+        """`remote:` and a hash of id, revision and config, since the weights themselves cannot be hashed."""
         if addresses is not None:
             return self.nnsight
         config = self.module.config
-        about = [self.name, self.revision, getattr(config, "_commit_hash", None), config.to_dict()]
-        return "remote:" + hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+        identity = [self.name, self.revision, getattr(config, "_commit_hash", None), config.to_dict()]
+        return "remote:" + hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def load_remote(
@@ -104,11 +104,11 @@ def load_remote(
     trust_remote_code: bool,
     tokenizer: Any,
 ) -> RemoteModel:
-    """`kt.load` of a model at NDIF (`where` is True); `simulated` gives nnsight's local simulation.
+    """`kt.load` of a model at NDIF (`where` is True); see `simulated` for nnsight's local simulation.
 
     Raises:
         KtError: no key for NDIF, or another `where`.
-        UnknownModel: no config of that name.
+        UnknownModel: the Hub has no config of that name.
         WorkFailed: NDIF cannot be reached, or does not serve the model.
     """
     if where is not True:
@@ -123,14 +123,14 @@ def load_remote(
         from nnsight import TransformersModel
 
         tokenizer = tokenizer or load_tokenizer(name, name, revision, trust_remote_code)
-        given = {"trust_remote_code": True} if trust_remote_code else {}
-        root = TransformersModel(name, revision=revision, tokenizer=tokenizer, task="text-generation", **given)
+        options = {"trust_remote_code": True} if trust_remote_code else {}
+        root = TransformersModel(name, revision=revision, tokenizer=tokenizer, task="text-generation", **options)
         key = root.to_model_key()
     return RemoteModel(root, root._module, tokenizer, name, revision, key)
 
 
 def simulated(real: TracedModel, trust_remote_code: bool = False) -> RemoteModel:
-    """A loaded model as nnsight's local simulation of NDIF serves it: its structure here, its weights there."""
+    """A loaded model behind nnsight's local simulation of NDIF."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -146,15 +146,15 @@ def _require_key() -> None:
 
 
 def _sending(key: str, env: dict[str, Any]) -> Any:
-    """NDIF as a backend. Its class is made here: what it inherits from is imported late."""
+    """The backend of NDIF. Its class is defined here because its base class is imported late."""
     from nnsight.intervention.backends.remote import RemoteBackend
 
     class Sending(RemoteBackend):
-        """Silent, with every failure in one line."""
+        """Prints nothing, and raises every failure as one line."""
 
         def __call__(self, tracer: Any = None) -> Any:
             self.display.enabled = False
-            with _failure_of(self.host), _tensors_alone():
+            with _one_line(self.host), _tensors_only():
                 return super().__call__(tracer)
 
     try:
@@ -164,8 +164,8 @@ def _sending(key: str, env: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _failure_of(host: str) -> Iterator[None]:
-    """One line for all that goes wrong between here and a server, or on it."""
+def _one_line(host: str) -> Iterator[None]:
+    """Turn failures of the connection or the server into a one-line WorkFailed."""
     import httpx
     import websocket
     from nnsight.intervention.backends.remote import RemoteError
@@ -173,12 +173,12 @@ def _failure_of(host: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        if type(error).__name__ == "UnpicklingError":  # its module is not imported: kt opens no pickle
+        message = " ".join(str(error).split())[:300] or type(error).__name__
+        if type(error).__name__ == "UnpicklingError":  # compared by name, since kt never imports pickle
             raise WorkFailed(f"NDIF ({host}) answered with more than tensors, which was not opened") from error
         if isinstance(error, RemoteError | httpx.HTTPError | websocket.WebSocketException | OSError):
             raise WorkFailed(
-                f"NDIF ({host}) did not run the trace: {said}; see that the key is valid and that "
+                f"NDIF ({host}) did not run the trace: {message}; see that the key is valid and that "
                 "the model is served there (nnsight.status())"
             ) from error
         raise
@@ -188,8 +188,8 @@ FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 @contextmanager
-def _tensors_alone() -> Iterator[None]:
-    """While an answer is read torch makes nothing but tensors and plain values of it, whatever a server sends."""
+def _tensors_only() -> Iterator[None]:
+    """Let torch load only tensors and plain values from the server's answer."""
     before = os.environ.get(FORCED)
     os.environ[FORCED] = "1"
     try:

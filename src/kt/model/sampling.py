@@ -1,8 +1,8 @@
-"""Batched generation whose rows do not depend on their batch, and leave it when they are done.
+"""Batched generation: a row's text does not depend on its batch, and finished rows leave the batch.
 
-Text is made by Hugging Face's `generate`, some tokens at a time over one key-value cache. Between two such rounds the
-rows that have ended or have all their tokens are taken out, so that a batch costs what its rows need, not what its
-longest would need times their number.
+Hugging Face's `generate` makes the text in rounds of a few tokens over one key-value cache. Between rounds, rows that
+have ended or reached their limit are removed, so a batch costs the sum of its rows, not its longest row times their
+number.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ..errors import shortcut_off
 from .tokens import encode_ids, pad_id, token_ids
 
 ROUND = 10
-"""Tokens between two looks at which rows are done. A round costs about one more step on a small model."""
+"""Tokens per round. On a small model a round costs about one extra step."""
 
 _FROM_START = ("min_length", "min_new_tokens", "exponential_decay_length_penalty", "begin_suppress_tokens")
-"""Rules of a generation config that count from where a text began: every round would begin them anew."""
+"""Rules of a generation config that count from the start of the text, which every round would restart."""
 
 
 class SeededGumbel(LogitsProcessor):
     """Sampling as an argmax: each row adds Gumbel noise from its own generator to its top-k logits.
 
-    Hugging Face draws a whole batch from one global generator, so a row's text would change with its neighbours.
+    Hugging Face draws a batch from one global generator, so that a row's text would depend on the other rows.
     """
 
     def __init__(self, texts: Sequence[str], seed: int, top_k: int | None) -> None:
@@ -40,7 +40,7 @@ class SeededGumbel(LogitsProcessor):
         self.generators = [torch.Generator().manual_seed(_row_seed(text, seed)) for text in texts]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
+        """Keep only these rows."""
         self.generators = [self.generators[row] for row in rows]
 
     def __call__(self, input_ids: Int[Tensor, "row pos"], scores: Float[Tensor, "row vocab"]) -> Any:
@@ -61,7 +61,7 @@ def _gumbel(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 class Generator(Protocol):
-    """The parts of a `TracedModel` that text is generated with."""
+    """The parts of a `TracedModel` that generation uses."""
 
     module: Any
     tokenizer: Any
@@ -79,25 +79,24 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt's tokens and those that follow it: up to a limit, or to the model's end of text, which is the last.
+    """A prompt's tokens and the added ones, up to a limit or to the model's end of text, which is included.
 
-    Greedy tokens do not depend on how many are asked for, and neither do a sampled row's: the first n of them are
-    what a limit of n would have given.
+    Tokens do not depend on the limit: the first n of them are the result of a limit of n, greedy or sampled.
     """
 
     prompt: tuple[int, ...]
     added: tuple[int, ...]
 
     def text(self, tokenizer: Any, tokens: int | None = None) -> str:
-        """What follows the prompt, or the first `tokens` of it.
+        """The text of the added tokens, or of the first `tokens` of them.
 
         SentencePiece drops the space of a text's first word, so prompt and continuation are decoded together.
         """
         added = self.added[:tokens]
-        head = tokenizer.decode(self.prompt, skip_special_tokens=True)
-        whole = tokenizer.decode(self.prompt + added, skip_special_tokens=True)
-        if whole.startswith(head):
-            return str(whole[len(head) :])
+        prompt = tokenizer.decode(self.prompt, skip_special_tokens=True)
+        text = tokenizer.decode(self.prompt + added, skip_special_tokens=True)
+        if text.startswith(prompt):
+            return str(text[len(prompt) :])
         return str(tokenizer.decode(added, skip_special_tokens=True))
 
 
@@ -109,10 +108,10 @@ def continue_greedily_or_sample(
     top_k: int | None,
     seed: int,
 ) -> list[str]:
-    """Continuations without their prompts, up to `max_new_tokens` or the model's own end of text."""
+    """The texts of the continuations, without prompts, up to `max_new_tokens` or the model's end of text."""
     limits = [max_new_tokens] * len(prompts)
-    found = continued(model, prompts, limits, do_sample=do_sample, top_k=top_k, seed=seed)
-    return [row.text(model.tokenizer) for row in found]
+    continuations = continued(model, prompts, limits, do_sample=do_sample, top_k=top_k, seed=seed)
+    return [row.text(model.tokenizer) for row in continuations]
 
 
 @torch.no_grad()
@@ -125,46 +124,54 @@ def continued(
     top_k: int | None = None,
     seed: int = 0,
 ) -> list[Continuation]:
-    """Each prompt's continuation of at most as many tokens as its limit, all in one batch."""
-    read = [tuple(token_ids(model.tokenizer, prompt)) for prompt in prompts]
+    """Continue each prompt by at most its limit of tokens, in one batch.
+
+    Args:
+        limits: the most new tokens of each prompt.
+        do_sample: sample with `seed` from the `top_k` most likely tokens (None: from all); otherwise greedy.
+    """
+    prompt_ids = [tuple(token_ids(model.tokenizer, prompt)) for prompt in prompts]
     added: list[tuple[int, ...]] = [()] * len(prompts)
-    every = range(len(prompts))
+    indices = range(len(prompts))
     in_rounds = _cache(model) is not None
-    for rows in [every] if in_rounds else [[r for r in every if limits[r] == n] for n in sorted(set(limits))]:
+    for rows in [indices] if in_rounds else [[r for r in indices if limits[r] == n] for n in sorted(set(limits))]:
         noise = SeededGumbel([prompts[r] for r in rows], seed, top_k) if do_sample else None
-        found = _together(model, [read[r] for r in rows], [limits[r] for r in rows], noise)
-        for row, tokens in zip(rows, found, strict=True):
+        new = _continue_batch(model, [prompt_ids[r] for r in rows], [limits[r] for r in rows], noise)
+        for row, tokens in zip(rows, new, strict=True):
             added[row] = tokens
-    return [Continuation(*row) for row in zip(read, added, strict=True)]
+    return [Continuation(*row) for row in zip(prompt_ids, added, strict=True)]
 
 
-def _together(
-    model: Generator, read: Sequence[tuple[int, ...]], limits: Sequence[int], noise: SeededGumbel | None
+def _continue_batch(
+    model: Generator, prompts: Sequence[tuple[int, ...]], limits: Sequence[int], noise: SeededGumbel | None
 ) -> list[tuple[int, ...]]:
-    """What follows each row of one batch; a row leaves when it has ended or has its number of tokens."""
-    if not read:
+    """The new tokens of each row of one batch; a row leaves at the end of its text or at its limit."""
+    if not prompts:
         return []
-    batch = encode_ids(read, pad_id(model.tokenizer)).to(model.device)
-    added: list[tuple[int, ...]] = [()] * len(read)
-    cache, ends = _cache(model), _end_ids(model)
-    ids, mask, live = batch.ids, batch.mask, list(range(len(read)))
+    batch = encode_ids(prompts, pad_id(model.tokenizer)).to(model.device)
+    added: list[tuple[int, ...]] = [()] * len(prompts)
+    ends = model.module.generation_config.eos_token_id
+    ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+    cache = _cache(model)
+    ids, mask, live = batch.ids, batch.mask, list(range(len(prompts)))
     while live:
-        # No row is taken beyond its own limit: that may be the model's last position.
+        # No row goes beyond its limit, which may be the model's last position.
         left = min(limits[row] - len(added[row]) for row in live)
-        ids, mask, new = _step(model, ids, mask, left if cache is None else min(ROUND, left), cache, noise)
+        ids, mask, new = _round(model, ids, mask, left if cache is None else min(ROUND, left), cache, noise)
         for row, tokens in zip(live, new.tolist(), strict=True):
-            added[row] += _up_to_end(tokens, ends)
-        on = [i for i, row in enumerate(live) if len(added[row]) < limits[row] and added[row][-1] not in ends]
-        if len(on) < len(live):
-            live, ids, mask = [live[i] for i in on], ids[on], mask[on]
+            stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+            added[row] += tuple(tokens[: stop + 1])  # padding follows an end token
+        unfinished = [i for i, row in enumerate(live) if len(added[row]) < limits[row] and added[row][-1] not in ends]
+        if len(unfinished) < len(live):
+            live, ids, mask = [live[i] for i in unfinished], ids[unfinished], mask[unfinished]
             if live and cache is not None:
-                cache.batch_select_indices(torch.tensor(on))
+                cache.batch_select_indices(torch.tensor(unfinished))
             if noise is not None:
-                noise.keep(on)
+                noise.keep(unfinished)
     return added
 
 
-def _step(
+def _round(
     model: Generator,
     ids: Int[Tensor, "row pos"],
     mask: Int[Tensor, "row pos"],
@@ -172,7 +179,7 @@ def _step(
     cache: Any,
     noise: SeededGumbel | None,
 ) -> tuple[Int[Tensor, "row longer"], Int[Tensor, "row longer"], Int[Tensor, "row new"]]:
-    """All rows by up to `tokens` more: ids and mask as they are then, and what is new."""
+    """Extend all rows by up to `tokens` tokens: the longer ids and mask, and the new tokens."""
     longer = model.nnsight.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -214,18 +221,6 @@ def _one_round_because(model: Generator) -> str | None:
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return "some of its layers keep a state beside keys and values"
     return None
-
-
-def _end_ids(model: Generator) -> frozenset[int]:
-    """The tokens that end a text."""
-    ends = model.module.generation_config.eos_token_id
-    return frozenset([ends] if isinstance(ends, int) else ends or ())
-
-
-def _up_to_end(tokens: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
-    """The tokens up to the first that ends a text, that one included; padding stands behind it."""
-    stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tuple(tokens[: stop + 1])
 
 
 def _row_seed(text: str, seed: int) -> int:

@@ -1,7 +1,7 @@
-"""Text to tokens: the place where editing tools break.
+"""Text to tokens: prompts, subject spans, answers and padded batches.
 
-A subject's tokens come from the tokenizer's character offsets, an answer's tokens from tokenising prompt and answer
-together and taking the suffix. Batches are padded on the left, so that the last column is every row's last token.
+Subject spans use the tokenizer's character offsets. An answer's tokens are the suffix of prompt and answer tokenised
+together. Batches are padded on the left, so the last column holds every row's last token.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from ..errors import BadFact, SubjectNotFound, UnknownModel
 
 
 class Span(NamedTuple):
-    """Token indices [start, stop) in the unpadded prompt, special tokens counted."""
+    """Token indices [start, stop) in the unpadded prompt, counting special tokens."""
 
     start: int
     stop: int
 
     @property
     def last(self) -> int:
+        """The last token's index."""
         return self.stop - 1
 
 
@@ -37,19 +38,21 @@ class Batch:
 
     @property
     def lengths(self) -> Int[Tensor, " row"]:
+        """The number of real tokens in each row."""
         return self.mask.sum(-1)
 
     @property
     def positions(self) -> Int[Tensor, "row pos"]:
-        """Position ids that count from each row's first real token (GPT-2 is wrong without them)."""
+        """Position ids counted from each row's first real token (without them GPT-2 computes wrong logits)."""
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
     def columns(self, index: Sequence[int] | Int[Tensor, " row"]) -> Int[Tensor, " row"]:
-        """Columns of per-row token indices that were counted in the unpadded rows."""
+        """The columns of one token index per row, counted in the unpadded rows."""
         pad = self.ids.shape[1] - self.lengths
         return torch.as_tensor(index, device=pad.device) + pad
 
     def to(self, device: torch.device | str) -> Batch:
+        """A copy on another device."""
         return Batch(self.ids.to(device), self.mask.to(device))
 
     def __len__(self) -> int:
@@ -57,7 +60,7 @@ class Batch:
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a prompt: the tokenizer's own BOS once, never an EOS at the end."""
+    """The ids of a prompt, with the tokenizer's BOS at most once and without an EOS at the end."""
     return _clean(tokenizer, list(tokenizer(text)["input_ids"]))
 
 
@@ -78,18 +81,15 @@ def encode_ids(rows: Sequence[Sequence[int]], pad: int) -> Batch:
 
 
 def pad_id(tokenizer: Any) -> int:
-    """A padding id; masked out, so any id serves when the tokenizer names none."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0
+    """The tokenizer's padding id, else its EOS id, else 0: padding is masked, so any id will do."""
+    return next((int(i) for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
 def subject_span(tokenizer: Any, prompt: str, subject: str) -> Span:
     """The tokens that overlap the subject's last occurrence in the prompt.
 
-    The last occurrence is the one whose state reaches the prediction position with the most context; templates
-    with `{}` never leave a choice unless the subject's text stands in the template too.
+    Of several occurrences the last has seen the most context. A template with `{}` names the occurrence (see
+    `template_span`).
 
     Raises:
         SubjectNotFound: the subject does not occur in the prompt.
@@ -101,7 +101,7 @@ def subject_span(tokenizer: Any, prompt: str, subject: str) -> Span:
 
 
 def template_span(tokenizer: Any, template: str, subject: str) -> Span:
-    """The subject's tokens when its place is known: the template's `{}`."""
+    """The subject's tokens in the filled template; without `{}` in the template see `subject_span`."""
     start = template.find("{}")
     if start < 0:
         return subject_span(tokenizer, template, subject)
@@ -109,7 +109,12 @@ def template_span(tokenizer: Any, template: str, subject: str) -> Span:
 
 
 def char_span(tokenizer: Any, prompt: str, start: int, stop: int) -> Span:
-    """The tokens whose characters overlap [start, stop)."""
+    """The tokens whose characters overlap the characters [start, stop) of the prompt.
+
+    Raises:
+        UnknownModel: the tokenizer gives no character offsets.
+        SubjectNotFound: no token overlaps the characters.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise UnknownModel(
             f"{type(tokenizer).__name__} gives no character offsets, which subject spans need; "
@@ -117,19 +122,19 @@ def char_span(tokenizer: Any, prompt: str, start: int, stop: int) -> Span:
         )
     encoded = tokenizer(prompt, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
-    dropped = len(ids) - len(_clean(tokenizer, ids, keep_end=True))  # a doubled BOS goes from the front
+    dropped = len(ids) - len(_clean(tokenizer, ids, keep_end=True))  # `token_ids` drops a second BOS
     offsets = encoded["offset_mapping"][dropped:]
-    touched = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and b > a]
-    if not touched:
+    overlapping = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and b > a]
+    if not overlapping:
         raise SubjectNotFound(f"{prompt[start:stop]!r} has no tokens of its own in {prompt!r}")
-    return Span(touched[0], touched[-1] + 1)
+    return Span(overlapping[0], overlapping[-1] + 1)
 
 
 def target_ids(tokenizer: Any, prompt: str, answer: str) -> tuple[int, ...]:
-    """The answer's ids: tokenise prompt and answer together, take what follows the prompt.
+    """The answer's ids: the suffix after the prompt's ids when prompt and answer are tokenised together.
 
-    A space joins the two unless one of them brings it. Where the joint text merges across the boundary, the
-    suffix starts at the first token that holds a character of the answer.
+    `prompt_gap` joins the two. If a token spans the boundary, the suffix starts at the first token that holds a
+    character of the answer.
 
     Raises:
         BadFact: the answer is empty.
@@ -145,10 +150,8 @@ def target_ids(tokenizer: Any, prompt: str, answer: str) -> tuple[int, ...]:
 
 
 def prompt_gap(prompt: str, answer: str) -> str:
-    """The space between prompt and answer; none after an opening bracket or quote."""
-    return (
-        "" if prompt.rstrip().endswith(("(", "[", '"', "'", "“", "‘", "-", "/")) and not prompt[-1:].isspace() else " "
-    )
+    """The text between prompt and answer: a space, or nothing after an opening bracket, quote, hyphen or slash."""
+    return "" if prompt.endswith(("(", "[", '"', "'", "“", "‘", "-", "/")) else " "
 
 
 def _clean(tokenizer: Any, ids: list[int], keep_end: bool = False) -> list[int]:

@@ -1,10 +1,10 @@
-"""A run folder: what was asked (`manifest.json`), what came out (`results.json`, `arrays.safetensors`), figures.
+"""A run folder: settings (`manifest.json`), results (`results.json`, `arrays.safetensors`) and figures.
 
-It is filled under a temporary name beside the final one and renamed when complete. A previous `kt` run of the same
-name is replaced in that moment and not before; anything else that stands there is left alone.
+It is filled under a temporary name beside the final one and renamed when complete. Only then a previous `kt` run of the
+same name is replaced; anything else of that name is an error.
 
-Of several processes (ranks.py) rank 0 fills the folder. The others run the same program, so they write too: into a
-folder of their own, which goes when they are done.
+With several processes (parallel.py) rank 0 fills the folder. The others run the same program and write too, into
+temporary folders that are deleted at the end.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from .._util.data import SCHEMA_VERSION, read_json, save_arrays, write_json
 from .._util.files import NotWritable, sha256_file, writing
 from .._util.lock import FolderLock, abandoned
 from ..errors import BadFile, KtError
-from . import parallel as ranks
-from . import provenance as environment
+from . import parallel, provenance
 from .provenance import envelope, git_describe
 
 DEMO_FACTS = Path(__file__).parents[1] / "demo" / "facts.jsonl"
@@ -50,15 +49,15 @@ FILES = {
     "abilities": "abilities.json",
     "case": "case.json",
 }
-"""The names under which commands keep their results in a run folder."""
+"""File names of the results in a run folder."""
 
 
 def default_folder(command: str, slug: str, root: str | os.PathLike[str] = "runs") -> Path:
-    """`runs/<UTC time>-<command>-<slug>`, numbered when two runs start in one second."""
+    """`runs/<UTC time>-<command>-<slug>`, numbered if two runs start in one second."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     name = f"{stamp}-{command}-{re.sub(r'[^A-Za-z0-9.]+', '-', slug).strip('-.')[:40] or 'model'}"
-    tries = (Path(root) / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
-    return next(path for path in tries if not path.exists())
+    paths = (Path(root) / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+    return next(path for path in paths if not path.exists())
 
 
 @dataclass
@@ -71,18 +70,18 @@ class RunFolder:
     results: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
-    keep: bool = True  # False: a dry run, of which nothing stays
+    keep: bool = True  # False: a dry run, whose folder is deleted
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
         self._started = datetime.now(timezone.utc)
         self._clock = time.perf_counter()
         self._made: list[Path] = []
-        self._hold: FolderLock | None = None
+        self._lock: FolderLock | None = None
 
     def __enter__(self) -> RunFolder:
-        ranks.on_rank_zero(f"the run folder {self.path}", self._begin)
-        if not ranks.is_main():
+        parallel.on_rank_zero(f"the run folder {self.path}", self._begin)
+        if not parallel.is_main():
             self._begin_aside()
         return self
 
@@ -101,24 +100,25 @@ class RunFolder:
             self._temporary = final.with_name(f"{final.name[:100]}.tmp-{secrets.token_hex(4)}")
             try:
                 self._temporary.mkdir()
-                self._hold = FolderLock(self._temporary)
+                self._lock = FolderLock(self._temporary)
             except OSError:
                 self._remove()
                 raise
 
     def _begin_aside(self) -> None:
-        """Of several processes, those that are not rank 0: nothing that they write stays."""
-        for left in Path(tempfile.gettempdir()).glob(f"{ASIDE}*"):  # of killed ones; a new one may not be held yet
+        """Fill a temporary folder, in processes other than rank 0; it is deleted at the end."""
+        # Delete old folders of killed processes; a new folder may not be locked yet.
+        for folder in Path(tempfile.gettempdir()).glob(f"{ASIDE}*"):
             with suppress(OSError):
-                if time.time() - left.stat().st_mtime > 3600 and abandoned(left):
-                    shutil.rmtree(left, ignore_errors=True)
+                if time.time() - folder.stat().st_mtime > 3600 and abandoned(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
         self._temporary = Path(tempfile.mkdtemp(prefix=ASIDE))
-        self._hold = FolderLock(self._temporary)
+        self._lock = FolderLock(self._temporary)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None or not self.keep or not ranks.is_main():
+        if error is not None or not self.keep or not parallel.is_main():
             self._remove()
             self._rename_in(error)
             return
@@ -131,15 +131,15 @@ class RunFolder:
 
     @property
     def folder(self) -> Path:
-        """Where the run is filled, until it is renamed."""
+        """The temporary folder, until it is renamed."""
         return self._temporary
 
     def file(self, name: str) -> Path:
-        """Where to write a file now that will be `name` in the finished folder."""
+        """The current path of a file that will be `name` in the finished folder."""
         return self._temporary / name
 
     def describe_model(self, model: Any) -> None:
-        """Note which weights the run used: by name alone nobody can tell later."""
+        """Record the model, with a fingerprint of its weights, since a name may later stand for other weights."""
         self.manifest["model"] = {
             "id": model.name,
             "revision": getattr(model, "revision", None),
@@ -149,7 +149,7 @@ class RunFolder:
         self.manifest["device"] = str(model.device)
 
     def describe_data(self, source: str, n: int, skipped: Mapping[str, int] | None = None) -> None:
-        """Note the facts: the source as typed, its SHA-256 when it is a file, how many were skipped by reason."""
+        """Record the facts' source as typed, its SHA-256 if it is a file, and how many were read and skipped."""
         file = DEMO_FACTS if source == "demo" else Path(source)
         digest = sha256_file(file) if file.is_file() else None
         self.manifest["data"] = {"source": source, "sha256": digest, "n": n, "skipped": dict(skipped or {})}
@@ -158,11 +158,11 @@ class RunFolder:
         self.manifest = {
             "command": self.command,
             "command_line": ["kt", *self.argv],
-            "versions": environment.versions(),
+            "versions": provenance.versions(),
             "start": self._started.isoformat(timespec="seconds"),
             "duration_seconds": round(time.perf_counter() - self._clock, 3),
-            "peak_memory_bytes": environment.peak_memory(),
-            "processes": ranks.count(),
+            "peak_memory_bytes": provenance.peak_memory(),
+            "processes": parallel.count(),
             "git": git_describe(),
             **self.manifest,
         }
@@ -176,25 +176,25 @@ class RunFolder:
         sync(self._temporary)
         with writing(self.path):
             _swap(self._temporary, self.path.absolute())
-        if self._hold is not None:
-            self._hold.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def _rename_in(self, error: BaseException | None) -> None:
-        """A message names the folder that the user knows, not the temporary one."""
+        """Replace the temporary folder by the user's folder in an error's message."""
         if isinstance(error, KtError):
             error.args = (str(error).replace(str(self._temporary), str(self.path)),)
 
     def _remove(self) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
-        if self._hold is not None:
-            self._hold.release()
+        if self._lock is not None:
+            self._lock.release()
         for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()
 
 
 def _swap(new: Path, final: Path) -> None:
-    """Put `new` in the place of `final`; a previous run moves aside first and comes back if that fails."""
+    """Replace `final` by `new`; a previous run is renamed first, and renamed back if that fails."""
     if not final.exists():
         new.rename(final)
         return
@@ -209,20 +209,20 @@ def _swap(new: Path, final: Path) -> None:
 
 
 def clear_leftovers(final: Path) -> None:
-    """Take away what killed processes left of a folder of this name; one that was moved aside comes back."""
+    """Delete temporary folders that killed processes left beside `final`; restore a previous run that was renamed."""
     name = re.escape(final.name[:100])
-    for left in sorted(final.parent.iterdir()):
-        if re.fullmatch(rf"{name}\.tmp-[0-9a-f]{{8}}", left.name) and left.is_dir() and abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
-        elif re.fullmatch(rf"{name}\.old-[0-9a-f]{{8}}", left.name) and left.is_dir():
+    for path in sorted(final.parent.iterdir()):
+        if re.fullmatch(rf"{name}\.tmp-[0-9a-f]{{8}}", path.name) and path.is_dir() and abandoned(path):
+            shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(rf"{name}\.old-[0-9a-f]{{8}}", path.name) and path.is_dir():
             if final.exists():
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                left.rename(final)
+                path.rename(final)
 
 
 def sync(folder: Path) -> None:
-    """Bring every file below a folder to the disk, so that the folder's name never stands for less than all of it."""
+    """Flush every file below a folder to disk, so that the folder is complete before it is renamed."""
     for path in [*folder.rglob("*"), folder]:
         if os.name == "nt" and path.is_dir():
             continue
@@ -234,7 +234,7 @@ def sync(folder: Path) -> None:
 
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder holds a run that `kt` wrote."""
+    """Whether the folder holds a run of `kt`, finished or not."""
     with suppress(BadFile):
         manifest = read_json(Path(folder) / MANIFEST)
         return "schema_version" in manifest and "command_line" in manifest
@@ -242,7 +242,11 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
 
 
 def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(manifest, results) of a finished run."""
+    """(manifest, results) of a finished run.
+
+    Raises:
+        BadFile: the folder holds no run, an unfinished one, or one of another schema version.
+    """
     folder = Path(folder)
     if not is_run(folder):
         raise BadFile(f"{folder} is not a run folder of kt (no {MANIFEST} in it); name one that a command wrote")

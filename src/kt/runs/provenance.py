@@ -1,4 +1,4 @@
-"""What is installed, and what the machine is: for manifests and for `kt env`."""
+"""Versions, machine and the `results.json` envelope, for manifests and for `kt env`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPTIONAL = ("kaleido", "datasets", "peft", "lm_eval")
 
 
 def version(package: str) -> str | None:
-    """The installed version, read from the package's metadata: nothing is imported."""
+    """The installed version of a package (None if missing), from its metadata, without importing it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -49,7 +49,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def environment() -> dict[str, Any]:
-    """Everything that `kt env` shows."""
+    """The content of `kt env`."""
     import torch
 
     devices = ["cpu"]
@@ -57,10 +57,9 @@ def environment() -> dict[str, Any]:
         devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
-    optional = {name: version(name) for name in OPTIONAL}
     return {
         "versions": versions(),
-        "optional": optional,
+        "optional": {name: version(name) for name in OPTIONAL},
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
@@ -74,15 +73,10 @@ _VARIABLES = ("HF_HUB_OFFLINE", "HF_ENDPOINT", "NO_COLOR", "CUDA_VISIBLE_DEVICES
 
 
 def _browser() -> str | None:
-    """The browser that kaleido can draw PNG and SVG with."""
+    """The browser with which kaleido can draw PNG and SVG."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     return next((name for name in names if shutil.which(name)), None)
 
-
-# `results.json` in lm-eval's spirit: what came out, together with all that a reader needs to believe it.
-#
-# The manifest of a run says how it ran; `envelope` puts what bears on the figures beside them, under lm-eval's names
-# where it has one, so that a `results.json` that was copied away from its folder still says what it is about.
 
 PACKAGE = Path(__file__).parents[1]
 _INTERVAL = frozenset({"mean", "ci95", "n"})
@@ -90,46 +84,48 @@ _SECONDS = 5.0
 
 
 def envelope(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    """The command's results as they are, and beside them:
+    """The content of `results.json`, readable without its run folder; key names follow lm-eval where it has one.
 
-    - `results`: every {mean, ci95, n} by the group it stands in: `results.metrics.<name>`, `results.before.<name>`,
-      `results.rows.<row's label>.<name>`; what the command itself calls `results` stays as it is;
-    - `n-samples`: by group, the records there were (`original`) and the most that a metric is about (`effective`);
+    The command's results stay unchanged. Beside them are:
+
+    - `results`: every {mean, ci95, n} by its group: `results.metrics.<name>`, `results.before.<name>`,
+      `results.rows.<row's label>.<name>`; a command's own `results` stay unchanged;
+    - `n-samples`: by group, the number of records (`original`) and the largest n of a metric (`effective`);
     - `config`: the command's options; `versions`; `seed`; `date` (UTC, ISO 8601);
     - `model`: name, revision, fingerprint of the weights, dtype;
-    - `data`: source, SHA-256, n, and what was skipped, by reason;
-    - `git`: `git describe` of kt's own checkout, where it runs from one.
+    - `data`: source, SHA-256, n, and the numbers skipped, by reason;
+    - `git`: `git describe` of kt's checkout, if it runs from one.
     """
     model, data = dict(manifest.get("model", {})), dict(manifest.get("data", {}))
     groups = dict(results["results"]) if "results" in results else dict(_groups(results))
-    found = {**results, "results": groups}
+    content = {**results, "results": groups}
     if "n-samples" not in results:
-        found["n-samples"] = {name: _counts(group, data.get("n")) for name, group in groups.items()}
-    found["config"] = {"command": manifest.get("command"), **manifest.get("config", {}), **results.get("config", {})}
-    found["versions"] = {**manifest.get("versions", {}), **results.get("versions", {})}
+        content["n-samples"] = {name: _counts(group, data.get("n")) for name, group in groups.items()}
+    content["config"] = {"command": manifest.get("command"), **manifest.get("config", {}), **results.get("config", {})}
+    content["versions"] = {**manifest.get("versions", {}), **results.get("versions", {})}
     if model:
-        known = ("revision", "fingerprint")
-        found["model"] = {"name": model.get("id"), **{n: model.get(n) for n in known}, "dtype": manifest.get("dtype")}
+        weights = {name: model.get(name) for name in ("revision", "fingerprint")}
+        content["model"] = {"name": model.get("id"), **weights, "dtype": manifest.get("dtype")}
     if data:
-        found["data"] = {"source": None, "sha256": None, "n": None, "skipped": {}} | data
-    if (described := manifest.get("git")) is not None:
-        found["git"] = described
-    return found | {"seed": manifest.get("seed"), "date": manifest.get("start")}
+        content["data"] = {"source": None, "sha256": None, "n": None, "skipped": {}} | data
+    if manifest.get("git") is not None:
+        content["git"] = manifest["git"]
+    return content | {"seed": manifest.get("seed"), "date": manifest.get("start")}
 
 
 def _groups(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Mappings that hold intervals, with the dotted path that leads there; lists of labelled rows count as mappings."""
-    here = {str(name): dict(item) for name, item in value.items() if _is_interval(item)}
-    if here:
-        yield path or "all", here
+    """Yield mappings that hold intervals, with their dotted path; lists of labelled rows count as mappings."""
+    intervals = {str(name): dict(item) for name, item in value.items() if _is_interval(item)}
+    if intervals:
+        yield path or "all", intervals
     for name, item in value.items():
-        below = f"{path}.{name}" if path else str(name)
+        item_path = f"{path}.{name}" if path else str(name)
         if isinstance(item, Mapping) and not _is_interval(item):
-            yield from _groups(item, below)
+            yield from _groups(item, item_path)
         elif isinstance(item, list | tuple):
             rows = [row for row in item if isinstance(row, Mapping) and "label" in row]
             for row in rows if len(rows) == len(item) else ():
-                yield from _groups(row, f"{below}.{row['label']}")
+                yield from _groups(row, f"{item_path}.{row['label']}")
 
 
 def _is_interval(value: Any) -> bool:
@@ -142,20 +138,20 @@ def _counts(group: Mapping[str, Any], original: int | None) -> dict[str, int | N
 
 
 def git_describe(folder: Path = PACKAGE) -> str | None:
-    """`git describe --always --dirty` of the checkout that holds kt's sources; None without one.
+    """`git describe --always --dirty` of the checkout that tracks kt's sources; None without one.
 
-    A package installed into another project's folder lies in that project's checkout, but git does not track it there.
+    A package installed inside another project's checkout is not tracked there, so it gives None.
     """
-    # A hook's GIT_DIR would point at another repository; without optional locks nothing is written to this one.
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment = clean | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    # A hook's GIT_DIR would name another repository; without optional locks git writes nothing.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment = inherited | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(folder), *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=environment)
         except (OSError, subprocess.SubprocessError):
-            return None  # no git here, or one that does not answer
+            return None  # git is missing or does not answer
         return done.stdout.strip() or None if done.returncode == 0 else None
 
     if git("ls-files", "--error-unmatch", "__init__.py") is None:

@@ -1,21 +1,19 @@
-"""The balance factor α (001, eq. 12) and the layers that each module recalls with.
+"""The balance factor α (001, eq. 12) and the critical layers of each module.
 
-α = Σ_l LD_attn(l) / (Σ_l LD_mlp(l) + Σ_l LD_attn(l)): sums over all layers of eq. 8 at the last subject token, each
-layer's LD averaged over facts first (a ratio of sums of means, so no fact with a small sum can dominate).
+α = Σ_l LD_attn(l) / (Σ_l LD_mlp(l) + Σ_l LD_attn(l)): sums over all layers of eq. 8 at the last subject token, with
+each layer's LD averaged over facts first (a ratio of sums of means, so no fact with a small sum can dominate).
 
-Eq. 12 does not keep α within [0, 1], since restoring a layer can push the answer down. The policy: `alpha_raw` is
-eq. 12 as it stands, from signed sums. `alpha`, which edits use, takes a module whose layers sum to less than zero as
-contributing nothing, so it lies in [0, 1]. `warnings` says when a sum is negative or `alpha_raw` leaves [0, 1]. The
-interval is that of `alpha`: the same policy on resampled facts.
+Eq. 12 does not keep α within [0, 1], since restoring a layer can make the answer less likely. `alpha_raw` is eq. 12
+unchanged, from signed sums. `alpha`, which edits use, counts a negative sum of a module as 0, so it lies in [0, 1].
+`warnings` reports a negative sum or an `alpha_raw` outside [0, 1]. The interval is of `alpha`, over resampled facts.
 
 The critical layers R_attn and R_mlp follow one rule: of the contiguous runs of layers that contain the module's
-strongest layer, the shortest whose positive effects reach `SHARE` of the module's total positive effect, but at most
-a third of all layers wide; if none that wide reaches it, the widest with the largest effect. Ties go to the lower
-layer. A module without any positive effect gets no layers.
+strongest layer, take the shortest whose positive effects reach `SHARE` of the module's total positive effect, at most
+a third of all layers wide; if none reaches it, the widest with the largest effect. Ties go to the lower layer. A
+module without any positive effect gets no layers.
 
-These are layers where restoring a state restores the answer. Hase et al. (2023), "Does Localization Inform Editing?",
-found that tracing does not tell which layer is best to edit: treat the proposal as a start and compare layers by
-editing at them.
+At these layers restoring a state restores the answer. Hase et al. (2023), "Does Localization Inform Editing?", found
+that tracing does not tell which layer is best to edit: treat the proposal as a start and compare layers by editing.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ MODULES = ("attn", "mlp")
 
 
 class FactBalance(NamedTuple):
-    """Eq. 12 for one fact: its two layer sums and what follows; None where eq. 12 has no value."""
+    """Eq. 12 for one fact: its two sums over layers and α; None where eq. 12 has no value."""
 
     fact: int
     id: str
@@ -62,7 +60,7 @@ class FactBalance(NamedTuple):
 
 @dataclass(frozen=True)
 class Balance:
-    """What `balance_factor` returns. Intervals are None with a single fact."""
+    """The result of `balance_factor`. Intervals are None with a single fact."""
 
     alpha: float
     alpha_raw: float | None
@@ -104,35 +102,36 @@ class Balance:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Balance:
-        """Read what `save` wrote.
+        """Read the file that `save` wrote.
 
         Raises:
-            BadFile: the file is no balance, or not a whole one.
+            BadFile: the file is not a balance, or an incomplete one.
         """
-        held = read_json(path)
-        if held.get("kind") != "balance":
-            raise BadFile(f"{path}: holds {held.get('kind') or 'other JSON'}, expected a balance")
+        fields = read_json(path)
+        if fields.get("kind") != "balance":
+            raise BadFile(f"{path}: holds {fields.get('kind') or 'other JSON'}, expected a balance")
         with complete_file(path, "balance", "compute it again"):
+            names = ("alpha", "alpha_raw", "n_facts", "metric", "run")
             return Balance(
-                alpha=held["alpha"],
-                alpha_raw=held["alpha_raw"],
-                ci95=None if held["ci95"] is None else tuple(held["ci95"]),
-                per_layer={name: tuple(values) for name, values in held["per_layer"].items()},
+                **{name: fields[name] for name in names},
+                ci95=None if fields["ci95"] is None else tuple(fields["ci95"]),
+                per_layer={name: tuple(values) for name, values in fields["per_layer"].items()},
                 per_layer_ci95={
                     name: None if pairs is None else tuple((low, high) for low, high in pairs)
-                    for name, pairs in held["per_layer_ci95"].items()
+                    for name, pairs in fields["per_layer_ci95"].items()
                 },
-                layers={name: tuple(values) for name, values in held["layers"].items()},
-                per_fact=tuple(FactBalance(**values) for values in held["per_fact"]),
-                n_facts=held["n_facts"],
-                metric=held["metric"],
-                warnings=tuple(held["warnings"]),
-                run=held["run"],
+                layers={name: tuple(values) for name, values in fields["layers"].items()},
+                per_fact=tuple(FactBalance(**values) for values in fields["per_fact"]),
+                warnings=tuple(fields["warnings"]),
             )
 
 
 def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> Balance:
     """Eq. 12 from a trace of `attn` and `mlp`, with a percentile bootstrap interval over facts.
+
+    Args:
+        metric: `logit_diff` (eq. 8) or `prob`.
+        n_boot: bootstrap samples of facts.
 
     Raises:
         BadFact: the trace lacks a module.
@@ -172,17 +171,17 @@ def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000,
 
 
 def ratio(attn: float, mlp: float) -> float | None:
-    """Eq. 12 as it stands."""
+    """Eq. 12; None where the sums add up to 0."""
     return float(attn / (attn + mlp)) if attn + mlp != 0 else None
 
 
 def clamped(attn: float, mlp: float) -> float | None:
-    """Eq. 12 with a negative sum taken as none."""
+    """Eq. 12 with negative sums counted as 0."""
     return ratio(max(attn, 0.0), max(mlp, 0.0))
 
 
 def critical_layers(effects: Sequence[float] | Float[ndarray, " layer"], share: float = SHARE) -> tuple[int, ...]:
-    """The shortest run of layers around the strongest with `share` of the positive effect (see the module)."""
+    """The shortest run of layers around the strongest with `share` of the positive effect; see the module."""
     positive = np.maximum(np.asarray(effects, dtype=np.float64), 0)
     total, n, peak = positive.sum(), len(positive), int(positive.argmax())
     if total == 0:
@@ -205,7 +204,7 @@ def _interval(sums: Float[ndarray, "fact module"], n_boot: int, seed: int) -> tu
     rng, block = np.random.default_rng(seed), max(1, 1_000_000 // n)
     means = [sums[rng.integers(n, size=(min(block, n_boot - i), n))].mean(1) for i in range(0, n_boot, block)]
     parts = np.maximum(np.concatenate(means), 0)
-    parts = parts[parts.sum(1) > 0]  # where neither module restores anything, alpha has no value
+    parts = parts[parts.sum(1) > 0]  # alpha has no value if neither module restores anything
     if len(parts) < n_boot / 2:
         return None
     low, high = np.quantile(parts[:, 0] / parts.sum(1), [0.025, 0.975])
@@ -215,17 +214,19 @@ def _interval(sums: Float[ndarray, "fact module"], n_boot: int, seed: int) -> tu
 def _warnings(
     attn: float, mlp: float, raw: float | None, ci95: tuple[float, float] | None, trace: Trace
 ) -> tuple[str, ...]:
-    said = []
+    warnings = []
     for name, total in (("attention", attn), ("MLP", mlp)):
         if total < 0:
-            said.append(f"the {name} layers sum to {total:.3f}; alpha takes a negative sum as none")
+            warnings.append(f"the {name} layers sum to {total:.3f}; alpha takes a negative sum as none")
     if raw is None or not 0 <= raw <= 1:
         shown = "has no value" if raw is None or not math.isfinite(raw) else f"is {raw:.3f}, outside [0, 1]"
-        said.append(f"alpha_raw (eq. 12 with its signs) {shown}")
+        warnings.append(f"alpha_raw (eq. 12 with its signs) {shown}")
     if ci95 is None:
-        said.append("no interval: one fact, or resampled facts whose layers restore nothing")
+        warnings.append("no interval: one fact, or resampled facts whose layers restore nothing")
     elif trace.n_facts < 10:
-        said.append(f"the interval rests on {trace.n_facts} facts only")
+        warnings.append(f"the interval rests on {trace.n_facts} facts only")
     if trace.metadata["window"] > 1:
-        said.append(f"traced with a window of {trace.metadata['window']} layers: neighbouring layers count together")
-    return tuple(said)
+        warnings.append(
+            f"traced with a window of {trace.metadata['window']} layers: neighbouring layers count together"
+        )
+    return tuple(warnings)

@@ -1,30 +1,30 @@
 """Attribution patching: a first-order estimate of every patched run from one backward (Nanda 2023).
 
-A run whose value at a site goes from that of its base to that of its donor is taken to answer
+When the value at a site changes from the base run's to the donor run's, the score is estimated as
 
     f(patched) ≈ f(base) + ∇f(base) · (donor - base)
 
-at every site (kind, layer, token), sample and metric. One forward and one backward a metric say something of all sites
-at once, where exact patching needs a run for each. Denoising takes the gradient at the corrupted run of each sample
-and puts clean values in; noising takes it at the clean run, once a fact. For a head the site is W_o's input, at the
-head's own columns.
+at every site (kind, layer, token), sample and metric. One forward and one backward per metric estimate all sites at
+once, where exact patching needs a run for each. Denoising takes the gradient at each sample's corrupted run and patches
+clean values in; noising takes it at the clean run, once per fact. A head's site is its columns of W_o's input.
 
-The estimate is exact where the model is linear between the two values, and nowhere else: docs/tracing.md says where
-it fails (Kramár et al. 2024, AtP*).
+The estimate is exact only where the model is linear between the two values; docs/tracing.md lists where it fails
+(Kramár et al. 2024, AtP*).
 
-A window's estimate adds up those of its layers. For `mlp` and `attn` that is the effect of *adding* all differences,
-where exact patching *sets* the values: what one patched layer changes in the next one is counted here and overwritten
-there. Residual streams put in at consecutive layers overwrite one another nearly whole, so for `hidden` it is the mean
-of the layers' estimates (it ranks cells as the sum does, whose size is that of as many patches as the window is wide).
+A window's estimate is the sum over its layers. For `mlp` and `attn` this is the effect of *adding* all differences,
+while exact patching *sets* the values: a patched layer's effect on the next one is counted here and overwritten there.
+Residual streams patched at consecutive layers overwrite one another almost fully, so for `hidden` the estimate is the
+mean over the layers (it ranks cells as the sum does; the sum would count one patch once per layer of the window).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
@@ -36,20 +36,18 @@ from ..model.model import TracedModel
 from ..model.prefix import Prefix, new_cache, prefix_is_reusable, saved
 from ..model.sites import Kind, Site
 from .corrupt import Corruption
-from .engine import Outcome, Plan, in_groups, must_be_finite, placed_noise
+from .engine import Outcome, Plan, groups, in_groups, must_be_finite, placed_noise
 from .forward import run_rows
 from .patch import window_layers
 from .patches import ORDER, Patch, Source, heads, readout, unpadded_batch
-from .prompts import TracePrompt, equal_lengths
+from .prompts import TracePrompt
 
-# Runs whose scores are differentiated at every site: what attribution.py estimates patches from.
-#
-# Left of a fact's corruption its clean and corrupted runs are equal, and no estimate needs a gradient there. So those
-# tokens run once a fact, and every other row begins after them, over their keys and values, where the model allows it.
+# Left of a fact's corruption its clean and corrupted runs are equal, and no estimate needs a gradient there. So these
+# tokens run once per fact, and the other rows begin after them, with their keys and values, if the model allows it.
 
 
 class Prompts(NamedTuple):
-    """Rows of equal length, and what is read of each. `fact` is the row's place among its group's facts."""
+    """Rows of equal length, and the tokens scored in each. `fact` is the row's index among its group's facts."""
 
     ids: Int[Tensor, "row pos"]
     noise: Float[Tensor, "row pos d_embed"] | None
@@ -58,6 +56,7 @@ class Prompts(NamedTuple):
     fact: Int[Tensor, " row"]
 
     def part(self, start: int, stop: int) -> Prompts:
+        """The rows from `start` to `stop`."""
         return Prompts(*(None if value is None else value[start:stop] for value in self))  # type: ignore[arg-type]
 
 
@@ -77,7 +76,7 @@ class Slopes(NamedTuple):
 
 
 def slopes(model: TracedModel, prompts: Prompts, shared: Shared, sources: Sequence[Source]) -> Slopes:
-    """Run the prompts and differentiate both metrics; where memory runs out, half the rows at a time."""
+    """Run the prompts and differentiate both metrics; if memory runs out, half the rows at a time."""
     try:
         return run_from(model, prompts, shared, sources, graded=True)
     except torch.OutOfMemoryError:
@@ -95,7 +94,8 @@ def slopes(model: TracedModel, prompts: Prompts, shared: Shared, sources: Sequen
 def run_from(model: TracedModel, prompts: Prompts, shared: Shared, sources: Sequence[Source], graded: bool) -> Slopes:
     """One forward from the shared tokens on and, if `graded`, a backward for each metric.
 
-    `sources` come in the order of the forward.
+    Args:
+        sources: in the order of the forward.
 
     Raises:
         WorkFailed: no gradient reaches the sites.
@@ -104,14 +104,14 @@ def run_from(model: TracedModel, prompts: Prompts, shared: Shared, sources: Sequ
     values: list[Tensor] = []
     read: list[Tensor] = []
     with torch.set_grad_enabled(graded):
-        with model.nnsight.trace(**_arguments(model, prompts, shared)):
+        with model.nnsight.trace(**forward_arguments(model, prompts, shared)):
             embedded = model.embed.output.detach()
             if prompts.noise is not None:
                 embedded = (embedded + prompts.noise[:, shared.start :].to(embedded.device)).to(embedded.dtype)
-            # The graph begins here, for no parameter asks for gradients; a clone, since a block may write in place.
+            # The graph begins here, since no parameter requires gradients; a clone, since a block may write in place.
             model.embed.output = embedded.requires_grad_(graded).clone()
             for source in sources:
-                tensor = _own(model, source)
+                tensor = _graph_tensor(model, source)
                 values.append(saved(tensor.detach().clone()))
                 if graded:
                     live.append(saved(tensor))
@@ -126,17 +126,17 @@ def run_from(model: TracedModel, prompts: Prompts, shared: Shared, sources: Sequ
 
 
 def _gradients(model: TracedModel, scores: Float[Tensor, "metric row"], live: Sequence[Tensor]) -> list[Tensor]:
-    """By site, both metrics stacked. Rows do not see one another: the gradient of their sum holds each row's own."""
+    """By source, both metrics stacked. Rows are independent, so the gradient of their sum holds each row's gradient."""
     if not scores.requires_grad:
         raise WorkFailed(f"{model.name} cannot be differentiated; trace it with method='exact'")
     prob, logit_diff = scores
-    first_pass = torch.autograd.grad(prob.sum(), live, retain_graph=True)
-    second_pass = torch.autograd.grad(logit_diff.sum(), live)
-    return [torch.stack(pair) for pair in zip(first_pass, second_pass, strict=True)]
+    of_prob = torch.autograd.grad(prob.sum(), live, retain_graph=True)
+    of_logit_diff = torch.autograd.grad(logit_diff.sum(), live)
+    return [torch.stack(pair) for pair in zip(of_prob, of_logit_diff, strict=True)]
 
 
-def _arguments(model: TracedModel, prompts: Prompts, shared: Shared) -> dict[str, Any]:
-    """One forward of the tokens from `start` on, behind a cache of those before."""
+def forward_arguments(model: TracedModel, prompts: Prompts, shared: Shared) -> dict[str, Any]:
+    """The arguments of a forward over the tokens from `start` on, with the earlier tokens in the cache."""
     cache: Any = new_cache(model) if shared.start else None
     for layer, (keys, values) in enumerate(shared.prefixes):
         rows = prompts.fact.to(keys.device)
@@ -146,16 +146,16 @@ def _arguments(model: TracedModel, prompts: Prompts, shared: Shared) -> dict[str
     return arguments | {name: arguments[name][:, shared.start :] for name in by_token}
 
 
-def _own(model: TracedModel, source: Source) -> Any:
-    """A source's own tensor inside a trace: what the loss depends on, not a view as `model.value` may give."""
+def _graph_tensor(model: TracedModel, source: Source) -> Any:
+    """A source's tensor in the autograd graph inside a trace, not a view of it, which `model.value` may give."""
     if source.site.kind is Kind.RESID:
         return unwrap_tuple(model.block(source.site.layer).output)
     projection = model.projection(source.site)
     return projection.input if source.end == "key" else projection.output
 
 
-class _Found(NamedTuple):
-    """The scores of a group's facts, and the estimates by patch."""
+class _Estimates(NamedTuple):
+    """The scores of a group's facts, and the estimated scores by patch."""
 
     clean: Float[ndarray, "metric fact"]
     corrupted: Float[ndarray, "metric fact sample"]
@@ -163,12 +163,16 @@ class _Found(NamedTuple):
 
 
 def run_all(
-    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan, progress: Progress | None
+    model: TracedModel,
+    cases: Sequence[TracePrompt],
+    corruptions: Sequence[Corruption],
+    plan: Plan,
+    progress: Progress | None,
 ) -> list[Outcome]:
-    """What `engine.run_all` measures, with `patched` estimated to first order.
+    """`engine.run_all` with `patched` estimated to first order.
 
     Raises:
-        BadFact: a kind that severs a module: a gradient does not say what would happen without it.
+        BadFact: a kind severs a module, which a gradient cannot estimate.
         WorkFailed: a number is not finite, or the model cannot be differentiated.
     """
     for patch in plan.patches:
@@ -176,83 +180,83 @@ def run_all(
             raise BadFact(
                 f"kinds {patch.label}: no gradient says what a severed module does; trace it with method='exact'"
             )
-    return in_groups(_run_group, _groups(model, cases, made, plan), model, cases, made, plan, progress)
+    case_groups = groups(cases, corruptions, _graph_rows(model, plan), by_start=True)
+    return in_groups(_run_group, case_groups, model, cases, corruptions, plan, progress)
 
 
-def _groups(
-    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan
-) -> Iterator[list[int]]:
-    """Cases with equal token counts and samples, sorted so that those share a group that begin alike."""
-    for samples in sorted({m.samples for m in made}):
-        indices = sorted((i for i, m in enumerate(made) if m.samples == samples), key=lambda i: made[i].first)
-        for rows in equal_lengths([cases[i].ids for i in indices], max(1, _rows(model, plan) // samples)):
-            yield [indices[r] for r in rows]
-
-
-def _rows(model: TracedModel, plan: Plan) -> int:
-    """Rows of one graph: it holds every layer, where a patched run holds one at a time."""
+def _graph_rows(model: TracedModel, plan: Plan) -> int:
+    """Rows of one autograd graph: it holds every layer, while a patched run holds one layer at a time."""
     return max(1, plan.max_rows // model.n_layers)
 
 
 def _run_group(
-    model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption], plan: Plan
+    model: TracedModel, cases: Sequence[TracePrompt], corruptions: Sequence[Corruption], plan: Plan
 ) -> list[Outcome]:
-    found = _estimated(model, *_prompts(model, cases, made), [m.first for m in made], plan)
+    estimates = _estimated(model, *_prompts(model, cases, corruptions), [m.first for m in corruptions], plan)
     outcomes = []
-    for i, (case, corruption) in enumerate(zip(cases, made, strict=True)):
-        before, after = found.clean[:, i], found.corrupted[:, i]
-        must_be_finite(case, before, after)
+    for i, (case, corruption) in enumerate(zip(cases, corruptions, strict=True)):
+        clean, corrupted = estimates.clean[:, i], estimates.corrupted[:, i]
+        must_be_finite(case, clean, corrupted)
         patched = None
-        if abs(before[1] - after[1].mean(dtype=np.float64)) >= plan.min_gap:
-            patched = {kind: values[:, i].copy() for kind, values in zip(plan.kinds, found.patched, strict=True)}
+        if abs(clean[1] - corrupted[1].mean(dtype=np.float64)) >= plan.min_gap:
+            patched = {kind: values[:, i].copy() for kind, values in zip(plan.kinds, estimates.patched, strict=True)}
             must_be_finite(case, *patched.values())
             for kind, wanted in (plan.only[case.index] if plan.only else {}).items():
                 patched[kind][:, ~wanted] = np.nan
-        outcomes.append(Outcome(case, corruption, before, after, patched))
+        outcomes.append(Outcome(case, corruption, clean, corrupted, patched))
     return outcomes
 
 
-def _prompts(model: TracedModel, cases: Sequence[TracePrompt], made: Sequence[Corruption]) -> tuple[Prompts, Prompts]:
+def _prompts(
+    model: TracedModel, cases: Sequence[TracePrompt], corruptions: Sequence[Corruption]
+) -> tuple[Prompts, Prompts]:
     """The clean prompts, and the corrupted ones: facts x samples, samples innermost."""
-    ids, corrupt = (torch.tensor([c.ids for c in some], device=model.device) for some in (cases, made))
+    ids, corrupt = (torch.tensor([one.ids for one in items], device=model.device) for items in (cases, corruptions))
     answers, foils = torch.tensor([c.answer_id for c in cases]), torch.tensor([c.foil_id for c in cases])
     clean = Prompts(ids, None, answers, foils, torch.arange(len(cases)))
-    rows = [(i, s) for i in range(len(cases)) for s in range(made[0].samples)]
+    rows = [(i, s) for i in range(len(cases)) for s in range(corruptions[0].samples)]
     fact = torch.tensor([i for i, _ in rows])
-    noise = placed_noise(cases, made, rows)
+    noise = placed_noise(cases, corruptions, rows)
     return clean, Prompts(corrupt[fact.to(corrupt.device)], noise, answers[fact], foils[fact], fact)
 
 
 def _estimated(
     model: TracedModel, clean: Prompts, corrupted: Prompts, first_token: Sequence[int], plan: Plan
-) -> _Found:
-    """All scores and estimates of a group; the corrupted rows go in blocks."""
+) -> _Estimates:
+    """All scores and estimates of a group; the corrupted rows run in blocks."""
     noising, sources = plan.direction == "noise", _sources(model, plan.patches)
     shared = _shared(model, clean, min(first_token), plan)
-    tidy = slopes(model, clean, shared, sources) if noising else run_from(model, clean, shared, sources, graded=False)
+    clean_run = (
+        slopes(model, clean, shared, sources) if noising else run_from(model, clean, shared, sources, graded=False)
+    )
     scores, estimates = [], []
-    for at in range(0, len(corrupted.ids), _rows(model, plan)):
-        rows = corrupted.part(at, at + _rows(model, plan))
-        each, its = torch.arange(len(rows.ids)), torch.tensor(first_token)[rows.fact] - shared.start
+    size = _graph_rows(model, plan)
+    for start in range(0, len(corrupted.ids), size):
+        rows = corrupted.part(start, start + size)
+        indices, first = torch.arange(len(rows.ids)), torch.tensor(first_token)[rows.fact] - shared.start
         if noising:
-            noisy = run_from(model, rows, shared, sources, graded=False)
-            base, moved = tidy.scores[:, rows.fact.to(model.device)], _moved(tidy, noisy, rows.fact, each, its)
+            corrupted_run = run_from(model, rows, shared, sources, graded=False)
+            base = clean_run.scores[:, rows.fact.to(model.device)]
+            products = gradient_times_difference(clean_run, corrupted_run, rows.fact, indices, first)
         else:
-            noisy = slopes(model, rows, shared, sources)
-            base, moved = noisy.scores, _moved(noisy, tidy, each, rows.fact, its)
-        scores.append(noisy.scores.cpu().numpy())
-        estimates.append(_estimates(model, base, moved, shared.start, plan))
+            corrupted_run = slopes(model, rows, shared, sources)
+            base, products = (
+                corrupted_run.scores,
+                gradient_times_difference(corrupted_run, clean_run, indices, rows.fact, first),
+            )
+        scores.append(corrupted_run.scores.cpu().numpy())
+        estimates.append(_estimates(model, base, products, shared.start, plan))
     samples = len(corrupted.ids) // len(clean.ids)
-    patched = [np.concatenate(parts, 1) for parts in zip(*estimates, strict=True)]
-    return _Found(
-        tidy.scores.cpu().numpy(),
-        np.concatenate(scores, 1).reshape(2, -1, samples),
-        [np.moveaxis(p.reshape(2, -1, samples, *p.shape[2:]), 2, -1) for p in patched],
+    by_sample = "metric (fact sample) ... -> metric fact ... sample"
+    return _Estimates(
+        clean_run.scores.cpu().numpy(),
+        rearrange(np.concatenate(scores, 1), by_sample, sample=samples),
+        [rearrange(np.concatenate(p, 1), by_sample, sample=samples) for p in zip(*estimates, strict=True)],
     )
 
 
 def _shared(model: TracedModel, clean: Prompts, start: int, plan: Plan) -> Shared:
-    """The tokens left of every corruption, run once a fact; none where the model's cache does not hold them."""
+    """The tokens left of every corruption, run once per fact; no tokens if the model's cache cannot be reused."""
     if not (start and plan.shortcuts.reuse and prefix_is_reusable(model, clean.ids.shape[1])):
         return Shared()
     run = run_rows(model, clean.ids[:, :start], None, clean.answers, clean.foils, start=True, prefix=True)
@@ -260,47 +264,49 @@ def _shared(model: TracedModel, clean: Prompts, start: int, plan: Plan) -> Share
 
 
 def _sources(model: TracedModel, patches: Sequence[Patch]) -> list[Source]:
-    """What to read, in the order of the forward."""
+    """The sources to read, in the order of the forward."""
     wanted = {patch.source(layer) for patch in patches for layer in range(model.n_layers)}
     ordered = [Source(Site(kind, layer), end) for layer in range(model.n_layers) for kind, end in ORDER]
     return [source for source in ordered if source in wanted]
 
 
-def _moved(
+def gradient_times_difference(
     base: Slopes,
     donor: Slopes,
     base_row: Int[Tensor, " row"],
     donor_row: Int[Tensor, " row"],
     first_token: Int[Tensor, " row"],
 ) -> dict[Source, Float[Tensor, "metric row pos d"]]:
-    """Gradient times difference, column by column. Left of the corruption there is no difference but rounding."""
-    moved = {}
+    """Gradient times difference, elementwise. Left of the corruption the difference is only rounding, set to 0."""
+    products = {}
     for source, gradient in base.gradients.items():
-        here = gradient.device
-        mine, theirs = base_row.to(here), donor_row.to(here)
-        before = torch.arange(gradient.shape[2], device=here) < first_token.to(here)[:, None]
-        difference = donor.values[source][theirs].float() - base.values[source][mine].float()
-        moved[source] = gradient[:, mine].float() * difference.masked_fill(before[..., None], 0.0)
-    return moved
+        device = gradient.device
+        of_base, of_donor = base_row.to(device), donor_row.to(device)
+        before = torch.arange(gradient.shape[2], device=device) < first_token.to(device)[:, None]
+        difference = donor.values[source][of_donor].float() - base.values[source][of_base].float()
+        products[source] = gradient[:, of_base].float() * difference.masked_fill(before[..., None], 0.0)
+    return products
 
 
 def _estimates(
     model: TracedModel,
     base: Float[Tensor, "metric row"],
-    moved: Mapping[Source, Float[Tensor, "metric row pos d"]],
+    products: Mapping[Source, Float[Tensor, "metric row pos d"]],
     start: int,
     plan: Plan,
 ) -> list[Float[ndarray, "metric row layer token"]]:
-    """The base's scores plus what each patch moves them by; nothing moves left of `start`."""
-    found = []
+    """The base's scores plus each patch's estimated change, by patch; the change is 0 left of `start`."""
+    estimates = []
     spans = [window_layers(layer, plan.window, model.n_layers) for layer in range(model.n_layers)]
     for patch in plan.patches:
-        parts = [_columns(model, patch, moved[patch.source(layer)]).sum(-1).cpu() for layer in range(model.n_layers)]
-        gained = torch.nn.functional.pad(torch.stack(parts, 2), (start, 0))
-        windows = [gained[:, :, list(span)] for span in spans]
-        joint = [part.mean(2) if patch.is_hidden else part.sum(2) for part in windows]
-        found.append((base.cpu()[:, :, None, None] + torch.stack(joint, 2)).numpy())
-    return found
+        by_layer = [
+            _columns(model, patch, products[patch.source(layer)]).sum(-1).cpu() for layer in range(model.n_layers)
+        ]
+        change = torch.nn.functional.pad(torch.stack(by_layer, 2), (start, 0))
+        windows = [change[:, :, list(span)] for span in spans]
+        joint = [window.mean(2) if patch.is_hidden else window.sum(2) for window in windows]
+        estimates.append((base.cpu()[:, :, None, None] + torch.stack(joint, 2)).numpy())
+    return estimates
 
 
 def _columns(model: TracedModel, patch: Patch, product: Float[Tensor, "*row d"]) -> Float[Tensor, "*row d_patch"]:

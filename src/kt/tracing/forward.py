@@ -1,8 +1,8 @@
 """The clean and the corrupted run of a group of prompts with equal token counts (001, section 3.1).
 
-One of them is the *base*, which patched runs start from, the other the *donor* of what is patched in. The base keeps
-every block's input, and the keys and values of every attention: patched at (layer l, token t), a run differs from its
-base only at layers >= l and tokens >= t.
+One of them is the *base*, from which patched runs start, the other the *donor* of the patched-in values. The base keeps
+every block's input, and the keys and values of every attention, because a run patched at (layer l, token t) differs
+from its base only at layers >= l and tokens >= t.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..model.model import TracedModel
 from ..model.prefix import new_cache, saved, stored
 from ..model.sites import Site
-from .patches import ORDER, Prompts, Run, Source, at, readout, unpadded_batch
+from .patches import ORDER, Prompts, Run, Source, live_tensor, readout, unpadded_batch
 from .remote_patch import scores_of, together
 
 
@@ -33,11 +33,12 @@ def run_rows(
     prefix: bool = False,
     sources: Collection[Source] = (),
 ) -> Run:
-    """One forward, with `noise` added to the embeddings.
+    """One forward of the prompts, with `noise` added to the embeddings.
 
     Args:
-        start: keep what patched runs start from, every block's input; with `prefix` also all keys and values.
-        sources: whose tensors to keep.
+        answers, foils: the token ids r and r' whose scores are read at the last position.
+        start: keep every block's input, from which patched runs start; with `prefix` also all keys and values.
+        sources: the tensors to keep.
     """
     if model.remote:
         prompts = Prompts(ids, noise)
@@ -57,13 +58,13 @@ def run_rows(
             for kind, end in ORDER:
                 source = Source(Site(kind, layer), end)
                 if source in sources:
-                    values[source] = saved(at(model, source, len(ids)).clone())
+                    values[source] = saved(live_tensor(model, source, len(ids)).clone())
         scores = saved(readout(model.last_logits()[:, -1], answers, foils))
     return Run(inputs, None if cache is None else stored(model, cache, ids), values, scores)
 
 
 def joined(parts: Sequence[Run]) -> Run:
-    """Runs of several blocks of rows as one."""
+    """Concatenate the rows of several runs."""
     if len(parts) == 1:
         return parts[0]
     inputs = [torch.cat(layer) for layer in zip(*(p.inputs for p in parts), strict=True)]

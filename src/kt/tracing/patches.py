@@ -1,10 +1,11 @@
-"""What a patched run replaces: a module's output, the residual stream, or one attention head.
+"""Kinds of patches (a module's output, the residual stream, one attention head) and the data of patched runs.
 
 mlp, attn          the output of down_proj, of W_o
 hidden             the residual stream after a block
 attn.h3            one head: its columns of W_o's input (with GQA too, W_o reads head_dim columns for every query head)
-hidden-no-mlp      the residual stream, with the MLP severed: at the patched token its output stays what the run had
-hidden-no-attn     that it starts from, in all later blocks; likewise attention (Meng et al. 2022, MEMIT, Figure 3)
+hidden-no-mlp      the residual stream with the MLP severed: in all later blocks its output at the patched token keeps
+                   the value of the base run
+hidden-no-attn     the same with attention severed (Meng et al. 2022, MEMIT, Figure 3)
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ MODULES = {"mlp": Kind.MLP, "attn": Kind.ATTN}
 SEVERED = "hidden-no-"
 EVERY_HEAD = "heads"
 KINDS = ("mlp", "attn", "hidden", f"{SEVERED}mlp", f"{SEVERED}attn", EVERY_HEAD)
-"""What `kinds` may name; one head is `attn.h3`, and `heads` stands for all of them."""
+"""The values of `kinds`; besides them `attn.h3` is one head. `heads` stands for all heads."""
 
 
 class Source(NamedTuple):
-    """Where a tensor is read and written: a projection's input or output, or a block's output."""
+    """A tensor of a forward: a projection's input (`key`) or output (`value`), or a block's output (`value`)."""
 
     site: Site
     end: End
@@ -51,23 +52,32 @@ class Patch:
 
     @property
     def label(self) -> str:
+        """The patch's name, which `parse` reads."""
         if self.head is not None:
             return f"{self.kind}.h{self.head}"
         return str(self.kind) if self.severed is None else f"{SEVERED}{self.severed}"
 
     @property
     def end(self) -> End:
+        """The side of the projection that is patched: W_o's input for a head, else an output."""
         return "value" if self.head is None else "key"
 
     @property
     def is_hidden(self) -> bool:
+        """Whether the residual stream is patched."""
         return self.kind is Kind.RESID
 
     def source(self, layer: int) -> Source:
+        """The patched tensor at a layer."""
         return Source(Site(self.kind, layer), self.end)
 
     @classmethod
     def parse(cls, label: str) -> Patch:
+        """The patch of a label.
+
+        Raises:
+            BadFact: the label is unknown.
+        """
         if label.startswith(SEVERED) and (module := MODULES.get(label.removeprefix(SEVERED))):
             return cls(Kind.RESID, severed=module)
         if match := re.fullmatch(r"attn\.h(\d+)", label):
@@ -78,22 +88,26 @@ class Patch:
 
 
 def labels(model: TracedModel, kinds: Sequence[str]) -> tuple[str, ...]:
-    """The kinds by their labels, each once, `heads` spelled out.
+    """The labels of `kinds`, each once, with `heads` replaced by every head's label.
 
     Raises:
         UnknownSite: the model has no such head, or its heads do not divide W_o's input.
     """
-    found: list[str] = []
+    names: list[str] = []
     for kind in kinds:
-        found += [f"attn.h{head}" for head in range(heads(model)[0])] if kind == EVERY_HEAD else [kind]
-    for patch in map(Patch.parse, found):
+        names += [f"attn.h{head}" for head in range(heads(model)[0])] if kind == EVERY_HEAD else [kind]
+    for patch in map(Patch.parse, names):
         if patch.head is not None and patch.head >= (count := heads(model)[0]):
             raise UnknownSite(f"{model.name} has heads 0 to {count - 1}, not {patch.head}; choose among these")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(names))
 
 
 def heads(model: TracedModel) -> tuple[int, int]:
-    """How many query heads the model has, and how many columns of W_o's input each has."""
+    """The number of query heads, and the columns of W_o's input that each head has.
+
+    Raises:
+        UnknownSite: the heads do not divide W_o's input.
+    """
     count = int(model.module.config.get_text_config().num_attention_heads)
     columns = model.key_size(Site(Kind.ATTN, 0))
     if columns % count:
@@ -102,7 +116,7 @@ def heads(model: TracedModel) -> tuple[int, int]:
 
 
 class Prompts(NamedTuple):
-    """What a run's rows are, to be run again: token ids, and what is added to the embeddings."""
+    """A run's rows, kept to run them again: token ids, and the noise added to the embeddings."""
 
     ids: Int[Tensor, "row pos"]
     noise: Float[Tensor, "row pos d_embed"] | None
@@ -114,17 +128,20 @@ ORDER: tuple[tuple[Kind, End], ...] = (
     (Kind.MLP, "value"),
     (Kind.RESID, "value"),
 )
-"""The order in which a block computes them: nnsight reads and writes a forward in its own order."""
+"""Sources in the order in which a block computes them: inside a trace, nnsight needs this order."""
 
 
 class Run(NamedTuple):
-    """A forward of one row for each fact, or of facts x samples (samples innermost), and what was kept of it."""
+    """The kept tensors of a forward: one row for each fact, or facts x samples rows (samples innermost).
+
+    `inputs` holds every block's input, `prefixes` every block's keys and values (None where they cannot be reused).
+    """
 
     inputs: list[Float[Tensor, "row pos d_model"]]
     prefixes: list[Prefix] | None
     values: dict[Source, Float[Tensor, "row pos d"]]
     scores: Float[Tensor, "metric row"]
-    prompts: Prompts | None = None  # of a remote model alone, which is not asked for the others (see whole_rows.py)
+    prompts: Prompts | None = None  # remote models only, which keep nothing else (see remote_patch.py)
 
 
 def unpadded_batch(ids: Int[Tensor, "row pos"]) -> Batch:
@@ -142,29 +159,30 @@ def readout(
     return torch.stack([(right - logits.logsumexp(-1)).exp(), right - wrong])
 
 
-def at(model: TracedModel, source: Source, rows: int) -> Any:
-    """The live tensor of a source inside a trace."""
+def live_tensor(model: TracedModel, source: Source, rows: int) -> Any:
+    """The tensor of a source inside a trace, (row, pos, d); writing into it changes the forward."""
     return model.key(source.site, rows) if source.end == "key" else model.value(source.site, rows)
 
 
 class PatchSource(NamedTuple):
-    """One of a group's two runs: `samples` rows for each fact, or one that serves all samples."""
+    """One of the two runs of a batch, base or donor: `samples` rows for each fact, or one row for all samples."""
 
     run: Run
     samples: int
 
-    def places(self, rows: PatchRows, like: Tensor) -> Int[Tensor, " row"]:
-        """The row of this run that belongs to each patched row."""
+    def run_rows(self, rows: PatchRows, like: Tensor) -> Int[Tensor, " row"]:
+        """For each patched row, the index of its row in this run, on the device of `like`."""
         return torch.as_tensor(rows.fact * self.samples + rows.sample % self.samples, device=like.device)
 
     def read(self, source: Source, rows: PatchRows, token: int) -> Float[Tensor, "row d"]:
+        """For each patched row, this run's value of a source at `token`."""
         values = self.run.values[source]
-        return values[self.places(rows, values), token]
+        return values[self.run_rows(rows, values), token]
 
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Facts with equal token counts, after the runs that patched ones start from (`base`) and take from (`donor`)."""
+    """Facts with equal token counts: patched runs start from `base` and take the patched-in values from `donor`."""
 
     base: PatchSource
     donor: PatchSource
@@ -182,11 +200,11 @@ class PatchRows:
     """Patched runs, one entry a row, sorted by the layer at which they enter."""
 
     fact: Int[ndarray, " row"]
-    patch: Int[ndarray, " row"]  # index into the group's patches
+    patch: Int[ndarray, " row"]  # index into the batch's patches
     hidden: Int[ndarray, " row"]  # 1 where the patch is of the residual stream
     layer: Int[ndarray, " row"]  # the window's centre
-    first: Int[ndarray, " row"]
-    stop: Int[ndarray, " row"]
+    first: Int[ndarray, " row"]  # the window's first layer
+    stop: Int[ndarray, " row"]  # one past the window's last layer
     sample: Int[ndarray, " row"]
 
     def __len__(self) -> int:
@@ -200,12 +218,23 @@ class PatchRows:
         """The first block to run. A patched block output is the next block's input."""
         return self.first + self.hidden
 
-    def of(self, patches: Sequence[int]) -> Int[ndarray, " row"]:
-        return np.isin(self.patch, patches)
+
+def patched_at(group: PatchBatch, rows: PatchRows, source: Source, from_layer: ndarray) -> Int[ndarray, " patched"]:
+    """Indices of the rows that patch `source`: layers from each row's `from_layer` to the end of its window."""
+    kind, layer = source.site.kind, source.site.layer
+    patches = [i for i, patch in enumerate(group.patches) if patch.kind is kind and patch.end == source.end]
+    return np.flatnonzero((from_layer <= layer) & (layer < rows.stop) & np.isin(rows.patch, patches))
+
+
+def severed_at(group: PatchBatch, rows: PatchRows, source: Source) -> Int[ndarray, " severed"]:
+    """Indices of the rows that keep `source` at its value in the base run."""
+    kind, layer = source.site.kind, source.site.layer
+    patches = [i for i, patch in enumerate(group.patches) if patch.severed is kind and source.end == "value"]
+    return np.flatnonzero((rows.enters <= layer) & np.isin(rows.patch, patches))
 
 
 def columns_of(group: PatchBatch, rows: PatchRows, end: End, width: int) -> Int[ndarray, "row_or_1 d"]:
-    """All columns of a value; of W_o's input those of each row's head."""
+    """The patched columns: all of a value, and each row's head's columns of W_o's input."""
     if end == "value":
         return np.arange(width)[None]
     head = np.array([patch.head or 0 for patch in group.patches])[rows.patch]

@@ -1,8 +1,8 @@
-"""What is asked of the model for each fact: its answer r, the foil r' of eq. 8, and where the subject stands.
+"""Prepare facts for tracing: the answer token r, the foil token r' of eq. 8, the subject's span and the token roles.
 
-r is the first token of the fact's answer, or else the model's own next token. r' is, in this order and named in
-`foil_source`: the fact's foil (`given`); its edit target (`target`); the strongest wrong one among the answers that
-the listed facts of the same relation have (`relation`); the model's best other token (`model`).
+r is the first token of the fact's answer, or the model's most likely next token if the fact has no answer. r' is the
+first that exists of (`foil_source` names it): the fact's foil (`given`); its edit target (`target`); the answer of
+another fact of the same relation with the highest logit (`relation`); the model's best other token (`model`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNKNOWN = "the model's first token is not the answer's"
 
 @dataclass(frozen=True)
 class TracePrompt:
-    """A fact made ready for tracing. `index` is its place in the caller's list."""
+    """A fact made ready for tracing. `index` is its position in the caller's list."""
 
     index: int
     fact: Fact
@@ -43,7 +43,7 @@ class TracePrompt:
 
 
 class LeftOut(NamedTuple):
-    """A fact that was not traced (`fact` is its place in the caller's list), and why."""
+    """A fact that was not traced, and why. `fact` is its position in the caller's list."""
 
     fact: int
     id: str
@@ -57,13 +57,19 @@ def why(left_out: Sequence[LeftOut]) -> str:
 
 
 class Choice(NamedTuple):
+    """An answer or foil: its text, first token id, and source."""
+
     text: str
     token: int
     source: str
 
 
 def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[list[TracePrompt], list[LeftOut]]:
-    """Cases for all facts whose answer and foil can be told apart, in the order given."""
+    """Choose answer and foil of every fact; one forward of the model per `max_rows` prompts of equal length.
+
+    Returns:
+        The prompts, in the order of the facts, and the facts left out because answer and foil share their first token.
+    """
     encoded = [tuple(token_ids(model.tokenizer, fact.prompt)) for fact in facts]
     spans = [template_span(model.tokenizer, fact.template, fact.subject) for fact in facts]
     answers = [_choice(model.tokenizer, fact, fact.answer, "given") for fact in facts]
@@ -87,7 +93,7 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
 
 
 def equal_lengths(rows: Sequence[Sequence[Any]], size: int) -> Iterator[list[int]]:
-    """Indices of rows with equal length, at most `size` together: no row is ever padded."""
+    """Yield indices of rows with equal length, at most `size` at a time, so that no row needs padding."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         by_length[len(row)].append(i)
@@ -105,10 +111,10 @@ def _choice(tokenizer: Any, fact: Fact, text: str | None, source: str) -> Choice
 def _foil(
     tokenizer: Any, fact: Fact, answer: Choice, relation: dict[int, Choice], logits: Float[Tensor, " vocab"]
 ) -> Choice:
-    own = _choice(tokenizer, fact, fact.foil, "given") or _choice(tokenizer, fact, fact.target, "target")
-    if own is not None:
-        return own
-    # Ties go to the lower token id, so that the facts' order decides nothing.
+    foil = _choice(tokenizer, fact, fact.foil, "given") or _choice(tokenizer, fact, fact.target, "target")
+    if foil is not None:
+        return foil
+    # Ties go to the lower token id, so that the result does not depend on the facts' order.
     wrong = sorted((-float(logits[token]), token) for token in relation if token != answer.token)
     if wrong:
         return relation[wrong[0][1]]._replace(source="relation")
@@ -118,21 +124,19 @@ def _foil(
     return Choice(tokenizer.decode([second]).strip(), second, "model")
 
 
-# Names for token positions that mean the same in every prompt: ROME's roles.
+# Token roles: ROME's names for positions that are comparable across prompts. Every token has the first that applies of
 #
-# Every token has exactly one role, taken in this order:
-#
-# - `subject_last`   the subject's last token (a subject of one token is its own last token);
+# - `subject_last`   the subject's last token (also of a one-token subject);
 # - `subject_first`  the first token of a subject of two or more;
-# - `subject_middle` the tokens between those two;
+# - `subject_middle` the tokens between these two;
 # - `last`           the prompt's last token, where the prediction is made;
 # - `after_first`    the first token after the subject;
-# - `after_middle`   the tokens between that one and the last;
-# - `before`         the tokens left of the subject. Patching them changes nothing (they hold no corruption and see
-#                    none), so no mean over roles shows them.
+# - `after_middle`   the tokens between `after_first` and `last`;
+# - `before`         the tokens left of the subject. Patching them changes nothing, since they see no corruption, so no
+#                    mean over roles includes them.
 #
-# ROME counts a one-token subject as first and as last, and a token that alone follows the subject as first subsequent
-# and as last; here no token is counted twice.
+# ROME counts a one-token subject as first and as last, and a single token after the subject as first subsequent and as
+# last; kt counts no token twice.
 
 ROLES = ("subject_first", "subject_middle", "subject_last", "after_first", "after_middle", "last")
 BEFORE = "before"
@@ -147,7 +151,7 @@ TITLES = {
 
 
 def token_roles(span: Span, length: int) -> tuple[str, ...]:
-    """The role of every token of a prompt of `length` tokens whose subject stands at `span`."""
+    """The role of every token of a prompt of `length` tokens whose subject is at `span`."""
     return tuple(_role(i, span, length) for i in range(length))
 
 

@@ -1,15 +1,14 @@
-"""Patched runs the plain way, for models elsewhere: every row is a whole prompt, from the first layer on.
+"""Patched runs of remote models: every row is a whole prompt, from the first layer on.
 
-The runs that patched ones start and take from stand in the same forward as rows of their own, and a patch copies from
-row to row. So token ids and noise are sent, two numbers a row come back, and no state travels; the growing batch of
-patch.py would send the base's states at every layer. The arithmetic per row is the reference's. Numbers equal those of
-patch.py to rounding.
+The base and donor runs are rows of the same forward, and a patch copies from row to row. So token ids and noise are
+sent, two numbers per row come back, and no state travels; the growing batch of patch.py would send the base's states at
+every layer. Numbers equal those of patch.py up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +18,22 @@ from torch import Tensor
 
 from ..model.model import TracedModel
 from ..model.sites import Site
-from .patches import Prompts, Source
-
-if TYPE_CHECKING:
-    from .patches import PatchBatch, PatchRows
+from .patches import (
+    ORDER,
+    PatchBatch,
+    PatchRows,
+    Prompts,
+    Source,
+    columns_of,
+    patched_at,
+    readout,
+    severed_at,
+    unpadded_batch,
+)
 
 
 def together(parts: list[Prompts]) -> Prompts | None:
-    """Prompts of equal length as one; None of none. Where some have no noise, none has."""
+    """Concatenate prompts of equal length; None for an empty list. Either all parts have noise, or none has."""
     if not parts:
         return None
     noise = [p.noise for p in parts if p.noise is not None]
@@ -34,7 +41,7 @@ def together(parts: list[Prompts]) -> Prompts | None:
 
 
 Move = tuple[Int[Tensor, "row 1"], Int[Tensor, "row 1"], Int[Tensor, "row_or_1 d"]]
-"""Rows that are patched, the rows they take from, columns."""
+"""Target rows, source rows, columns."""
 
 
 @torch.no_grad()
@@ -49,21 +56,20 @@ def scores_of(
     """One forward: p(r) and logit difference of the last rows.
 
     Args:
-        parts: prompts, and which of them the rows are, one part after the other.
-        steps: in forward order, a side of a module and what moves there at `token`.
-        answers: of the last rows; those before are only taken from.
+        parts: prompts and the indices into them that make up the rows, one part after the other.
+        steps: in forward order, a module's input or output and the copies to make there at `token`.
+        answers, foils: for the last rows; earlier rows are only copied from.
     """
-    from .patches import readout, unpadded_batch
-
     ids = torch.cat([prompts.ids[rows] for prompts, rows in parts])
-    at_row, at_column, which, drawn = _noise(parts)
+    noise_rows, noise_columns, draw_index, draws = _noise(parts)
     root, embed, head = model.root, model.embed, model.envoy(model.layout.unembed)
     n = len(ids)
     with root.trace(**model.inputs(unpadded_batch(ids)), backend=model.backend()):
-        if len(drawn):
+        if len(draws):
             embedded = embed.output.clone()
-            noise = drawn.to(embedded.device)[which]
-            embedded[at_row, at_column] = (embedded[at_row, at_column] + noise).to(embedded.dtype)
+            noise = draws.to(embedded.device)[draw_index]
+            noisy = embedded[noise_rows, noise_columns] + noise
+            embedded[noise_rows, noise_columns] = noisy.to(embedded.dtype)
             embed.output = embedded
         for (envoy, end), moves in steps:
             full = getattr(envoy, end)
@@ -79,44 +85,43 @@ def scores_of(
 
 
 def _noise(parts: list[tuple[Prompts, Int[Tensor, " row"]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows and columns where something is added, which draw that is, and every prompt's draws once."""
-    drawn: list[Tensor] = []
-    rows, columns, which = [], [], []
-    first, held = 0, 0
-    for prompts, taken in parts:
+    """Where noise is added, (row,) and (column,), the index of the draw there, and the draws, each sent once."""
+    rows, columns, draw_index, draws = [], [], [], []
+    first_row, n_draws = 0, 0
+    for prompts, indices in parts:
         if prompts.noise is not None:
-            unique, again = taken.unique(return_inverse=True)
+            unique, inverse = indices.unique(return_inverse=True)
             noise = prompts.noise[unique]
             prompt, column = (noise != 0).any(-1).nonzero(as_tuple=True)
             number = torch.full(noise.shape[:2], -1)
-            number[prompt, column] = torch.arange(held, held + len(prompt))
-            row, place = (number[again] >= 0).nonzero(as_tuple=True)
-            rows.append(row + first)
-            columns.append(place)
-            which.append(number[again][row, place])
-            drawn.append(noise[prompt, column])
-            held += len(prompt)
-        first += len(taken)
-    if not drawn:
+            number[prompt, column] = torch.arange(n_draws, n_draws + len(prompt))
+            row, row_column = (number[inverse] >= 0).nonzero(as_tuple=True)
+            rows.append(row + first_row)
+            columns.append(row_column)
+            draw_index.append(number[inverse][row, row_column])
+            draws.append(noise[prompt, column])
+            n_draws += len(prompt)
+        first_row += len(indices)
+    if not draws:
         return (torch.empty(0, dtype=torch.long),) * 4
-    return torch.cat(rows), torch.cat(columns), torch.cat(which), torch.cat(drawn)
+    return torch.cat(rows), torch.cat(columns), torch.cat(draw_index), torch.cat(draws)
 
 
 def patched_rows(model: TracedModel, group: PatchBatch, rows: PatchRows, token: int) -> Float[Tensor, "metric row"]:
-    """`patch.patched_run`, without anything that the runs before have kept but their prompts."""
+    """`patch.patched_run` for a remote model: base and donor runs are repeated from their prompts."""
     like = torch.empty(0)
     base, donor = group.base.run.prompts, group.donor.run.prompts
     assert base is not None and donor is not None
-    starts, gives = group.base.places(rows, like), group.donor.places(rows, like)
-    bases, of_base = starts.unique(return_inverse=True)
-    donors, of_donor = gives.unique(return_inverse=True)
-    before = len(bases) + len(donors)
-    places = (of_base.numpy(), len(bases) + of_donor.numpy(), before + np.arange(len(rows)))
+    base_rows, donor_rows = group.base.run_rows(rows, like), group.donor.run_rows(rows, like)
+    bases, of_base = base_rows.unique(return_inverse=True)
+    donors, of_donor = donor_rows.unique(return_inverse=True)
+    n_sources = len(bases) + len(donors)
+    forward_rows = (of_base.numpy(), len(bases) + of_donor.numpy(), n_sources + np.arange(len(rows)))
     facts = torch.as_tensor(rows.fact)
     return scores_of(
         model,
-        [(base, bases), (donor, donors), (base, starts)],
-        list(_steps(model, group, rows, *places)),
+        [(base, bases), (donor, donors), (base, base_rows)],
+        list(_steps(model, group, rows, *forward_rows)),
         token,
         group.answers[facts],
         group.foils[facts],
@@ -124,25 +129,21 @@ def patched_rows(model: TracedModel, group: PatchBatch, rows: PatchRows, token: 
 
 
 def _steps(
-    model: TracedModel, group: PatchBatch, rows: PatchRows, base: ndarray, donor: ndarray, own: ndarray
+    model: TracedModel, group: PatchBatch, rows: PatchRows, base: ndarray, donor: ndarray, target: ndarray
 ) -> Iterator[tuple[tuple[Any, str], list[Move]]]:
-    """Every module side at which rows are patched or held, with the rows of the forward that take part."""
-    from .patches import ORDER, columns_of
-
+    """Every module side at which rows are patched or severed, and the copies; indices are of the forward's rows."""
     for layer in range(int(rows.first.min()), model.n_layers):
         for kind, end in ORDER:
+            source = Source(Site(kind, layer), end)
             moves = []
-            patched = [i for i, p in enumerate(group.patches) if p.kind is kind and p.end == end]
-            here = np.flatnonzero((rows.first <= layer) & (layer < rows.stop) & rows.of(patched))
-            width = model.key_size(Site(kind, layer)) if end == "key" else model.d_model
-            if len(here):
-                moves.append(_move(own[here], donor[here], columns_of(group, rows[here], end, width)))
-            severed = [i for i, p in enumerate(group.patches) if p.severed is kind and end == "value"]
-            held = np.flatnonzero((rows.enters <= layer) & rows.of(severed))
-            if len(held):
-                moves.append(_move(own[held], base[held], np.arange(width)[None]))
+            width = model.key_size(source.site) if end == "key" else model.d_model
+            patched = patched_at(group, rows, source, rows.first)
+            if len(patched):
+                moves.append(_move(target[patched], donor[patched], columns_of(group, rows[patched], end, width)))
+            severed = severed_at(group, rows, source)
+            if len(severed):
+                moves.append(_move(target[severed], base[severed], np.arange(width)[None]))
             if moves:
-                source = Source(Site(kind, layer), end)
                 yield model.point(source.site, source.end), moves
 
 

@@ -1,10 +1,10 @@
-"""`causal_trace`: which facts, which corruption, and what is written down about both (001, sections 3.1 and 4.1)."""
+"""`causal_trace`: choose facts and corruption, trace, and record the settings (001, sections 3.1 and 4.1)."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from jaxtyping import Bool
@@ -15,22 +15,21 @@ from ..errors import BadFact, WorkFailed
 from ..facts.fact import Fact
 from ..model.model import TracedModel
 from ..model.ndif import REASON
-from ..runs import parallel as ranks
+from ..runs import parallel
 from ..runs.journal import Journal
+from . import attribution, engine
 from .capabilities import shortcuts
 from .corrupt import Corruption, embedding_spread, given_noise, swapped, with_noise
-from .engine import Outcome, Plan, default_max_rows, run_all
+from .engine import Outcome, Plan, default_max_rows
 from .patches import EVERY_HEAD, KINDS, Patch, labels
 from .prompts import UNKNOWN, LeftOut, TracePrompt, prepare, token_roles
 from .trace import DIRECTIONS, METRICS, Trace, TracedFact
 
-# The arguments of a run of causal tracing, checked once.
-
 METHODS = ("exact", "atp")
 
 MIN_GAP = 0.5
-"""Logits. Where |d_clean - mean_S d_corrupted| is below it, eq. 8 divides by nearly nothing, and `keep="known"` leaves
-the fact out: half a logit, where facts that a model recalls have gaps of 5 to 10."""
+"""Logits. Below this |d_clean - mean_S d_corrupted| eq. 8 divides by a number near zero, and `keep="known"` leaves the
+fact out. Facts that a model recalls have gaps of 5 to 10."""
 
 _NO_GAP = 1e-5  # `keep="all"` cannot trace below the rounding of logits: eq. 8 has no denominator there
 
@@ -40,7 +39,7 @@ STILL = "the corruption does not move the logit difference"
 
 @dataclass(frozen=True)
 class Settings:
-    """See `causal_trace`. `given` says that the noise is the caller's."""
+    """The checked arguments of `causal_trace`."""
 
     kinds: Sequence[str]
     metrics: Sequence[str]
@@ -51,7 +50,7 @@ class Settings:
     keep: str
     seed: int
     max_rows: int | None
-    given: bool
+    noise_given: bool
     direction: str = "denoise"
     method: str = "exact"
 
@@ -75,7 +74,10 @@ class Settings:
             (self.window < 1, f"window is {self.window}; give at least 1"),
             (not self.noise_scale > 0, f"noise_scale is {self.noise_scale}; give a number above 0 (3 is usual)"),
             (self.corrupt not in ("noise", "swap"), f"corrupt is {self.corrupt!r}; choose noise or swap"),
-            (self.corrupt == "swap" and self.given, "noise was given, but corrupt is 'swap'; leave one of them out"),
+            (
+                self.corrupt == "swap" and self.noise_given,
+                "noise was given, but corrupt is 'swap'; leave one of them out",
+            ),
             (self.direction not in DIRECTIONS, _choose("direction", [self.direction], DIRECTIONS)),
             (self.method not in METHODS, _choose("method", [self.method], METHODS)),
             (self.keep not in ("known", "all"), f"keep is {self.keep!r}; choose known or all"),
@@ -84,6 +86,7 @@ class Settings:
 
     @property
     def min_gap(self) -> float:
+        """Facts with a smaller gap between clean and corrupted logit difference are left out."""
         return MIN_GAP if self.keep == "known" else _NO_GAP
 
     @property
@@ -91,8 +94,8 @@ class Settings:
         """Why a fact with a smaller gap is left out."""
         return FLAT if self.keep == "known" else STILL
 
-    def described(self, model: TracedModel, noise_level: float | None) -> dict[str, Any]:
-        """What a trace's metadata says of its run."""
+    def metadata(self, model: TracedModel, noise_level: float | None) -> dict[str, Any]:
+        """The settings part of a trace's metadata."""
         return {
             "model": model.name,
             "revision": model.revision,
@@ -103,7 +106,7 @@ class Settings:
             "corrupt": self.corrupt,
             "direction": self.direction,
             "method": self.method,
-            "noise": None if self.corrupt == "swap" else "given" if self.given else "drawn",
+            "noise": None if self.corrupt == "swap" else "given" if self.noise_given else "drawn",
             "noise_scale": None if noise_level is None else self.noise_scale,
             "noise_level": noise_level,
             "keep": self.keep,
@@ -112,8 +115,8 @@ class Settings:
         }
 
 
-def _choose(what: str, given: Sequence[str], among: Sequence[str]) -> str:
-    return f"{what} {', '.join(given) or '(none)'}: choose among {', '.join(among)}"
+def _choose(name: str, values: Sequence[str], among: Sequence[str]) -> str:
+    return f"{name} {', '.join(values) or '(none)'}: choose among {', '.join(among)}"
 
 
 def causal_trace(
@@ -136,28 +139,33 @@ def causal_trace(
     only: Sequence[Mapping[str, Bool[ndarray, "layer token"]]] | None = None,
     journal: Journal | None = None,
 ) -> Trace:
-    """Restore each kind's clean value at every layer and token of corrupted prompts, and see what comes back.
+    """Restore each kind's clean value at every layer and token of corrupted prompts, and measure the effect on r.
+
+    Follows 001, sections 3.1 and 4.1 (Meng et al. 2022, ROME, section 2).
 
     Args:
         kinds: `mlp` (output of down_proj), `attn` (output of W_o), `hidden` (residual stream after a block);
             `hidden-no-mlp`, `hidden-no-attn` (the same with a module severed); `attn.h3` or `heads`: see patches.py.
         metrics: which of `prob` and `logit_diff` the tables show; both are always measured.
         samples: noise draws per fact.
-        window: how many layers, centred, are restored together.
+        window: number of layers, centred, that are restored together.
         noise: one (samples, subject tokens, d_model) tensor per fact, added instead of drawn noise.
         noise_scale: the noise's standard deviation in units of that of the subjects' embeddings.
         corrupt: `noise`, or `swap` for another fact's subject of the same number of tokens.
-        keep: `known` leaves out (and counts) facts whose answer the model does not say, or whose clean and
+        keep: `known` leaves out (and counts) facts whose answer is not the model's first choice, or whose clean and
             corrupted logit differences are less than `MIN_GAP` apart; `all` traces them with a warning.
         seed: source of every draw.
-        max_rows: most rows in one forward pass; the default follows from the model's size. Results do not depend
-            on it beyond rounding.
+        max_rows: most rows in one forward pass; the default follows from the model's size. Results depend on it only
+            by rounding.
         progress: called with (facts done, facts in all).
-        reuse_prefix: take earlier tokens' keys and values from the run patched ones start from, where the model allows.
+        reuse_prefix: take earlier tokens' keys and values from the base run, where the model allows it.
         direction: `denoise` puts clean states into the corrupted run, `noise` corrupted ones into the clean run.
         method: `exact` patches every cell; `atp` estimates all from one backward (see attribution.py, screen.py).
-        only: for each fact the cells to patch, by kind; the others come out NaN.
-        journal: keeps what is measured, group of facts by group, so that the same call over it goes on from there.
+        only: for each fact the cells to patch, by kind; other cells become NaN.
+        journal: keeps the measurements group by group, so that the same call with the same journal resumes there.
+
+    Returns:
+        The traced facts, with arrays (layer, token, sample) by kind and metric, and the facts left out.
 
     Raises:
         BadFact: an argument or a fact that cannot be traced as given.
@@ -165,96 +173,95 @@ def causal_trace(
     """
     if model.remote and method == "atp":
         raise BadFact(f"method atp takes gradients, which a remote model does not give ({REASON}); trace with exact")
-    given = noise is not None
-    how = Settings(
-        kinds, metrics, samples, window, noise_scale, corrupt, keep, seed, max_rows, given, direction, method
+    settings = Settings(
+        kinds,
+        metrics,
+        samples,
+        window,
+        noise_scale,
+        corrupt,
+        keep,
+        seed,
+        max_rows,
+        noise is not None,
+        direction,
+        method,
     )
-    named = labels(model, how.kinds)
+    patch_labels = labels(model, settings.kinds)
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     if not facts:
         raise BadFact("there are no facts to trace; give at least one")
-    # All processes have to have the same groups: the rows are those of the one with the least memory free, and rank 0
-    # says which facts the model knows, since another machine might round a tie the other way.
+    # All processes need the same groups: `rows` follows from the process with the least free memory, and rank 0 alone
+    # decides which facts the model knows, since another machine might round a tie the other way.
     longest = max(len(model.tokenizer(f.prompt)["input_ids"]) for f in facts)
-    rows = max_rows or min(ranks.all_gather("rows of a forward", default_max_rows(model, longest)))
-    cases, left_out = ranks.on_rank_zero("cases to trace", prepare, model, facts, rows)
+    rows = max_rows or min(parallel.all_gather("rows of a forward", default_max_rows(model, longest)))
+    cases, left_out = parallel.on_rank_zero("cases to trace", prepare, model, facts, rows)
     unknown = [c for c in cases if not c.known]
     if keep == "known":
         cases = [c for c in cases if c.known]
         left_out += [LeftOut(c.index, c.fact.id, UNKNOWN) for c in unknown]
-    level = None if given or corrupt == "swap" else noise_scale * embedding_spread(model, facts)
-    cases, made, lonely = _corruptions(model, cases, how, noise, level, len(facts))
-    plan = Plan(named, window, rows, how.min_gap, shortcuts(model, reuse_prefix), direction, only, journal or Journal())
-    outcomes = runner(method)(model, cases, made, plan, progress)
-    left_out += lonely + [LeftOut(o.case.index, o.case.fact.id, how.flat) for o in outcomes if o.patched is None]
+    level = None if noise is not None or corrupt == "swap" else noise_scale * embedding_spread(model, facts)
+    cases, corruptions, no_partner = _corruptions(model, cases, settings, noise, level, len(facts))
+    plan = Plan(
+        patch_labels,
+        window,
+        rows,
+        settings.min_gap,
+        shortcuts(model, reuse_prefix),
+        direction,
+        only,
+        journal or Journal(),
+    )
+    run_all = engine.run_all if method == "exact" else attribution.run_all
+    outcomes = run_all(model, cases, corruptions, plan, progress)
+    left_out += no_partner
+    left_out += [LeftOut(o.case.index, o.case.fact.id, settings.flat) for o in outcomes if o.patched is None]
     traced = tuple(_traced(model, o, direction) for o in outcomes if o.patched is not None)
-    metadata = how.described(model, level) | {
-        "samples": sorted({m.samples for m in made}),
+    metadata = settings.metadata(model, level) | {
+        "samples": sorted({c.samples for c in corruptions}),
         "n_given": len(facts),
         "warnings": _warn(unknown, traced) if keep == "all" else [],
     }
-    trace = Trace(traced, named, tuple(sorted(left_out)), metadata)
+    trace = Trace(traced, patch_labels, tuple(sorted(left_out)), metadata)
     if not traced:
         hint = " or keep='all'" if keep == "known" else ""
         raise WorkFailed(f"no fact is left to trace ({trace.why_left_out()}); give other facts{hint}")
     return trace
 
 
-def runner(method: str) -> Callable[..., list[Outcome]]:
-    """What measures all cases: patching them, or estimating that."""
-    if method == "exact":
-        return run_all
-    from . import attribution
-
-    return attribution.run_all
-
-
 def _corruptions(
     model: TracedModel,
     cases: list[TracePrompt],
-    how: Settings,
+    settings: Settings,
     noise: Sequence[Any] | None,
     level: float | None,
     n_facts: int,
 ) -> tuple[list[TracePrompt], list[Corruption], list[LeftOut]]:
-    """The cases that can be corrupted, how each is, and the others."""
-    if how.corrupt == "swap":
-        return swapped(model, cases, how.seed)
+    """The cases that can be corrupted, their corruptions, and the facts left out."""
+    if settings.corrupt == "swap":
+        return swapped(model, cases, settings.seed)
     if noise is not None:
         return cases, given_noise(model, cases, noise, n_facts), []
-    return cases, with_noise(model, cases, level or 0.0, how.samples, how.seed), []
+    return cases, with_noise(model, cases, level or 0.0, settings.samples, settings.seed), []
 
 
 def _traced(model: TracedModel, outcome: Outcome, direction: str) -> TracedFact:
     case, fact = outcome.case, outcome.case.fact
-    patched = outcome.patched or {}
     return TracedFact(
-        index=case.index,
-        id=fact.id,
-        relation=fact.relation,
-        prompt=fact.prompt,
-        subject=fact.subject,
-        ids=case.ids,
+        **{f.name: getattr(case, f.name) for f in fields(case) if f.name != "fact"},
+        **{name: getattr(fact, name) for name in ("id", "relation", "prompt", "subject")},
         tokens=_token_texts(model.tokenizer, case.ids),
-        span=case.span,
         roles=token_roles(case.span, len(case.ids)),
-        answer=case.answer,
-        answer_id=case.answer_id,
-        answer_source=case.answer_source,
-        foil=case.foil,
-        foil_id=case.foil_id,
-        foil_source=case.foil_source,
-        known=case.known,
         swapped_for=outcome.corruption.partner,
         clean=dict(zip(METRICS, (float(v) for v in outcome.clean), strict=True)),
         corrupted=dict(zip(METRICS, outcome.corrupted, strict=True)),
-        patched={k: dict(zip(METRICS, values, strict=True)) for k, values in patched.items()},
+        patched={k: dict(zip(METRICS, values, strict=True)) for k, values in (outcome.patched or {}).items()},
         direction=direction,
     )
 
 
 def _token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """Each token's own text; a SentencePiece word start keeps its space."""
+    """The text of each token; a SentencePiece word start keeps its space."""
     raw = tokenizer.convert_ids_to_tokens(list(ids))
     texts = [tokenizer.decode([i]) for i in ids]
     return tuple(
@@ -265,13 +272,12 @@ def _token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
 
 def _warn(unknown: Sequence[TracePrompt], traced: Sequence[TracedFact]) -> list[str]:
     """Warn of facts that `keep="known"` would leave out; the warnings also go into the trace's metadata."""
-    flat = [fact for fact in traced if abs(fact.ld_clean - fact.ld_corrupt) < MIN_GAP]
-    found = ((UNKNOWN, [c.fact.prompt for c in unknown]), (FLAT, [f.prompt for f in flat]))
-    said = []
-    for reason, prompts in found:
+    flat = [fact.prompt for fact in traced if abs(fact.ld_clean - fact.ld_corrupt) < MIN_GAP]
+    messages = []
+    for reason, prompts in ((UNKNOWN, [c.fact.prompt for c in unknown]), (FLAT, flat)):
         if prompts:
             more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
-            said.append(f"traced all the same: {prompts[0]!r}{more}: {reason}")
-    for text in said:
-        warnings.warn(text, stacklevel=3)
-    return said
+            messages.append(f"traced all the same: {prompts[0]!r}{more}: {reason}")
+    for message in messages:
+        warnings.warn(message, stacklevel=3)
+    return messages

@@ -1,11 +1,11 @@
-"""Screening: estimate every cell by attribution patching, then patch those exactly that look largest.
+"""Screening: estimate every cell by attribution patching, then patch the cells with the largest estimates exactly.
 
-An estimate costs about as much as three forwards (attribution.py), so it says cheaply where to look. What is there is
-then measured: `exact` holds the patched runs of each fact's `top` cells, and with `check` those of all cells. Against
-these the estimate is judged: by the rank correlation over cells, and by how many of the truly largest it found.
+An estimate costs about as much as three forwards (attribution.py). `exact` then holds the patched runs of each fact's
+`top` cells, and with `check` those of all cells. The estimate is judged against these by the rank correlation over
+cells and by its recall of the truly largest cells.
 
-Cells that hold zero in both maps are left out of correlations. They are zero by construction (left of the corruption,
-or in the last block away from the last token), and agreement on them says nothing.
+Correlations leave out cells that are zero in both maps. They are zero by construction (left of the corruption, or in
+the last block away from the last token), so agreement on them is no evidence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..errors import BadFact
 from ..facts.fact import Fact
 from ..model.model import TracedModel
 from ..model.tokens import token_ids
-from ..runs import parallel as ranks
+from ..runs import parallel
 from ..stats import Interval, bootstrap_mean
 from .run import causal_trace
 from .trace import METRICS, Trace, TracedFact
@@ -40,11 +40,11 @@ Cells = Mapping[str, Bool[ndarray, "layer token"]]
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """What `screen` returns.
+    """The result of `screen`.
 
-    `exact` holds NaN where nothing was patched; with `complete` it holds every cell. `seconds` are CPU seconds, of all
-    processes together: of the `estimate`, of patching the top cells (`exact_top`) and of the whole exact map (`exact`,
-    or None), each with the preparation that it repeats.
+    `exact` holds NaN where nothing was patched; with `complete` it holds every cell. `seconds` are CPU seconds, summed
+    over processes, of the `estimate`, of patching the top cells (`exact_top`) and of the whole exact map (`exact`, or
+    None). Each includes the preparation, which is repeated.
     """
 
     estimate: Trace
@@ -56,7 +56,7 @@ class Screen:
 
     @cached_property
     def pairs(self) -> tuple[tuple[TracedFact, TracedFact], ...]:
-        """Each fact's estimate and exact map; a fact that only one of the two traced, within rounding, has no pair."""
+        """Each fact's estimate and exact map. A fact that only one of the traces holds (by rounding) has no pair."""
         exact = {fact.index: fact for fact in self.exact.facts}
         return tuple((fact, exact[fact.index]) for fact in self.estimate.facts if fact.index in exact)
 
@@ -66,36 +66,34 @@ class Screen:
         return self.correlation_of(None) if self.complete else None
 
     def correlation_of(self, kind: str | None) -> Interval:
-        """The same over one kind's cells (None: over all kinds'), of whatever was patched."""
+        """Spearman's ρ over the patched cells of one kind (None: of all kinds), as a mean over facts."""
         kinds = self.estimate.kinds if kind is None else (self.estimate.checked(kind, self.metric),)
-        found = []
-        for guess, truth in self.pairs:
-            a, b = (_flat(fact, kinds, self.metric) for fact in (guess, truth))
-            found.append(spearman(a, b))
-        return bootstrap_mean(found)
+        return bootstrap_mean([spearman(*(_flat(fact, kinds, self.metric) for fact in pair)) for pair in self.pairs])
 
     @cached_property
     def correlation_checked(self) -> Interval:
-        """Spearman's ρ over the screened cells alone. They were chosen by the estimate, so this ρ is biased: a narrow
-        range lowers it, and cells that the estimate missed cannot count against it.
+        """Spearman's ρ over the screened cells alone. The estimate chose them, so this ρ is biased: a narrow range
+        lowers it, and cells that the estimate missed cannot count against it.
         """
-        found = []
-        for guess, truth in self.pairs:
-            a, b = (_flat(fact, self.estimate.kinds, self.metric) for fact in (guess, truth))
-            chosen = ranks_from_largest(a) <= self.top
-            found.append(spearman(a[chosen], b[chosen]))
-        return bootstrap_mean(found)
+        correlations = []
+        for pair in self.pairs:
+            estimate, exact = (_flat(fact, self.estimate.kinds, self.metric) for fact in pair)
+            chosen = ranks_from_largest(estimate) <= self.top
+            correlations.append(spearman(estimate[chosen], exact[chosen]))
+        return bootstrap_mean(correlations)
 
     @cached_property
     def recall(self) -> Interval | None:
         """The share of a fact's `top` largest exact effects that the screen chose; None unless the map is whole."""
         if not self.complete:
             return None
-        found = []
-        for guess, truth in self.pairs:
-            a, b = (ranks_from_largest(_flat(f, self.estimate.kinds, self.metric)) <= self.top for f in (guess, truth))
-            found.append(float((a & b).sum() / b.sum()))
-        return bootstrap_mean(found)
+        recalls = []
+        for pair in self.pairs:
+            chosen, largest = (
+                ranks_from_largest(_flat(fact, self.estimate.kinds, self.metric)) <= self.top for fact in pair
+            )
+            recalls.append(float((chosen & largest).sum() / largest.sum()))
+        return bootstrap_mean(recalls)
 
     @property
     def checked(self) -> pd.DataFrame:
@@ -108,22 +106,22 @@ class Screen:
         import pandas as pd
 
         parts = []
-        for guess, truth in self.pairs:
+        for estimated, exact in self.pairs:
             kinds = self.estimate.kinds
-            shape = (len(kinds), self.estimate.n_layers, len(guess.tokens))
+            shape = (len(kinds), self.estimate.n_layers, len(estimated.tokens))
             kind, layer, token = (axis.ravel() for axis in np.indices(shape))
-            estimate = _flat(guess, kinds, self.metric)
+            estimate = _flat(estimated, kinds, self.metric)
             parts.append(
                 pd.DataFrame(
                     {
-                        "fact": guess.index,
+                        "fact": estimated.index,
                         "kind": np.array(kinds, dtype=object)[kind],
                         "layer": layer,
                         "token": token,
-                        "role": np.array(guess.roles, dtype=object)[token],
+                        "role": np.array(estimated.roles, dtype=object)[token],
                         "metric": self.metric,
                         "estimate": estimate,
-                        "exact": _flat(truth, kinds, self.metric),
+                        "exact": _flat(exact, kinds, self.metric),
                         "rank": ranks_from_largest(estimate),
                     }
                 )
@@ -148,12 +146,12 @@ class Screen:
                 for kind, layer, fact, token in table[["kind", "layer", "fact", "token"]].to_numpy().tolist()
             ],
             title=f"Attribution patching beside exact patching: {self.estimate.metadata['model']}",
-            subtitle=self.said(),
+            subtitle=self.summary(),
             axis=titles[self.metric],
         )
 
-    def said(self) -> str:
-        """One line: how many cells were patched, how well the estimate ranked them, what it took."""
+    def summary(self) -> str:
+        """One line: how many cells were patched, how well the estimate ranked them, and the CPU seconds."""
         cells = sum(_flat(fact, self.estimate.kinds, self.metric).size for fact, _ in self.pairs)
         patched = min(self.top * len(self.pairs), cells)
         rho = f"Spearman over all cells {self.correlation}" if self.correlation else "exact map not asked for"
@@ -162,7 +160,7 @@ class Screen:
         return f"{patched} of {cells} cells screened; {rho}{recall}; {times}"
 
     def __repr__(self) -> str:
-        return f"Screen({self.estimate.metadata['model']}, {self.metric}: {self.said()})"
+        return f"Screen({self.estimate.metadata['model']}, {self.metric}: {self.summary()})"
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>{self.checked.head(self.top).to_html(index=False)}"
@@ -177,13 +175,14 @@ def screen(
     check: bool = False,
     **options: Any,
 ) -> Screen:
-    """Estimate all cells, patch each fact's `top` cells of largest |estimate| exactly, and say how well it went.
+    """Estimate all cells, then patch each fact's `top` cells of largest |estimate| exactly.
 
     Args:
+        kinds: see `causal_trace`.
         top: cells for each fact, over all kinds together.
         metric: the effect whose size chooses: `prob` or `logit_diff`.
-        check: also patch every other cell, for the correlation with the whole map and the time that it takes.
-        options: as for `causal_trace`.
+        check: also patch every other cell, for the correlation with the whole map and its time.
+        options: further arguments of `causal_trace`.
 
     Raises:
         BadFact: an argument that cannot be used.
@@ -193,42 +192,42 @@ def screen(
         raise BadFact(f"top is {top}; give at least 1")
     if metric not in METRICS:
         raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
-    if own := {"method", "only"} & set(options):
-        raise BadFact(f"screen sets {', '.join(sorted(own))} itself; leave it out")
+    if fixed := {"method", "only"} & set(options):
+        raise BadFact(f"screen sets {', '.join(sorted(fixed))} itself; leave it out")
     facts = [facts] if isinstance(facts, Fact) else list(facts)
-    estimate, first = _timed(model, facts, kinds=kinds, method="atp", **options)
+    seconds: dict[str, float | None] = dict.fromkeys(("estimate", "exact_top", "exact"))
+    estimate, seconds["estimate"] = _timed(model, facts, kinds=kinds, method="atp", **options)
     only = chosen_cells(model, facts, estimate, metric, top)
-    exact, second = _timed(model, facts, kinds=estimate.kinds, only=only, **options)
-    third = None
+    exact, seconds["exact_top"] = _timed(model, facts, kinds=estimate.kinds, only=only, **options)
     if check:
-        exact, third = _timed(model, facts, kinds=estimate.kinds, **options)
-    return Screen(estimate, exact, metric, top, check, {"estimate": first, "exact_top": second, "exact": third})
+        exact, seconds["exact"] = _timed(model, facts, kinds=estimate.kinds, **options)
+    return Screen(estimate, exact, metric, top, check, seconds)
 
 
 def chosen_cells(
     model: TracedModel, facts: Sequence[Fact], estimate: Trace, metric: str, top: int
 ) -> list[dict[str, Bool[ndarray, "layer token"]]]:
-    """For each fact in the caller's list, its `top` cells of largest |estimate|; none where it was not traced."""
-    found = []
+    """For each fact in the caller's list, its `top` cells of largest |estimate|; no cells where it was not traced."""
+    chosen = []
     traced = {fact.index: fact for fact in estimate.facts}
     for i, fact in enumerate(facts):
         shape = (len(estimate.kinds), estimate.n_layers, len(token_ids(model.tokenizer, fact.prompt)))
         cells = np.zeros(shape, dtype=bool)
         if i in traced:
             cells = (ranks_from_largest(_flat(traced[i], estimate.kinds, metric)) <= top).reshape(shape)
-        found.append(dict(zip(estimate.kinds, cells, strict=True)))
-    return found
+        chosen.append(dict(zip(estimate.kinds, cells, strict=True)))
+    return chosen
 
 
 def ranks_from_largest(values: Float[ndarray, " cell"]) -> Int[ndarray, " cell"]:
-    """1 for the largest |value|, then on; ties in the order given."""
+    """Ranks by |value|, 1 for the largest; ties keep their order."""
     ranks = np.empty(len(values), dtype=np.int64)
     ranks[np.argsort(-np.abs(values), kind="stable")] = np.arange(1, len(values) + 1)
     return ranks
 
 
 def spearman(first: Float[ndarray, " cell"], second: Float[ndarray, " cell"]) -> float:
-    """Rank correlation with tied ranks averaged, over the cells that both have and that are not zero in both.
+    """Rank correlation with tied ranks averaged, over the cells that are finite in both and not zero in both.
 
     NaN with fewer than three such cells, or where one of the two is constant.
     """
@@ -240,8 +239,8 @@ def spearman(first: Float[ndarray, " cell"], second: Float[ndarray, " cell"]) ->
 
 
 def _ranked(values: Float[ndarray, " cell"]) -> Float[ndarray, " cell"]:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def _flat(fact: TracedFact, kinds: Sequence[str], metric: str) -> Float[ndarray, " cell"]:
@@ -252,4 +251,4 @@ def _flat(fact: TracedFact, kinds: Sequence[str], metric: str) -> Float[ndarray,
 def _timed(model: TracedModel, facts: Sequence[Fact], **options: Any) -> tuple[Trace, float]:
     start = time.process_time()
     trace = causal_trace(model, facts, **options)
-    return trace, sum(ranks.all_gather("CPU seconds", time.process_time() - start))
+    return trace, sum(parallel.all_gather("CPU seconds", time.process_time() - start))

@@ -1,14 +1,15 @@
 """`Trace`: the measurements of causal tracing, by fact, kind, layer, token and noise draw.
 
-A fact's two effects come from means over the draws (001, section 4.1):
+A fact's two effects are computed from means over its S noise draws (001, section 4.1):
 
 prob        mean_S p_patched(r) - mean_S p_corrupted(r)
 logit_diff  (mean_S d_patched - mean_S d_corrupted) / (d_clean - mean_S d_corrupted), d = logit(r) - logit(r'); eq. 8
 
-That is denoising: a clean state in the corrupted run, and what it brings back (what suffices). In the noising direction
-a corrupted state stands in the clean run, and the effect is what it takes away (what is needed): p_clean - mean_S
-p_patched, and (d_clean - mean_S d_patched) over the same denominator. Both are 0 where the patch does nothing and 1
-where the logit difference goes all the way (Zhang & Nanda 2023, arXiv 2309.16042; Heimersheim & Nanda 2024).
+These are the effects of denoising: a clean state in the corrupted run and how much it restores (which states suffice).
+In the noising direction a corrupted state stands in the clean run, and the effect is how much it takes away (which
+states are needed): p_clean - mean_S p_patched, and (d_clean - mean_S d_patched) over the same denominator. Both are 0
+where the patch does nothing and 1 where the logit difference goes all the way (Zhang & Nanda 2023, arXiv 2309.16042;
+Heimersheim & Nanda 2024).
 """
 
 from __future__ import annotations
@@ -37,81 +38,16 @@ if TYPE_CHECKING:
 
 METRICS = ("prob", "logit_diff")
 DIRECTIONS = ("denoise", "noise")
-
-
-@dataclass(frozen=True, eq=False)
-class TracedFact:
-    """One fact's measurements. `index` is its place in the caller's list.
-
-    `clean`, `corrupted` and `patched` are keyed by `prob`, p(r), and `logit_diff`, logit(r) - logit(r').
-    """
-
-    index: int
-    id: str
-    relation: str
-    prompt: str
-    subject: str
-    ids: tuple[int, ...]
-    tokens: tuple[str, ...]
-    span: Span
-    roles: tuple[str, ...]
-    answer: str
-    answer_id: int
-    answer_source: str
-    foil: str
-    foil_id: int
-    foil_source: str
-    known: bool
-    swapped_for: str | None
-    clean: Mapping[str, float]
-    corrupted: Mapping[str, Float[ndarray, " sample"]]
-    patched: Mapping[str, Mapping[str, Float[ndarray, "layer token sample"]]]
-    direction: str = "denoise"
-
-    @property
-    def p_clean(self) -> float:
-        return self.clean["prob"]
-
-    @property
-    def p_corrupt(self) -> float:
-        return _mean(self.corrupted["prob"])
-
-    @property
-    def ld_clean(self) -> float:
-        return self.clean["logit_diff"]
-
-    @property
-    def ld_corrupt(self) -> float:
-        return _mean(self.corrupted["logit_diff"])
-
-    def effects(self, kind: str, metric: str) -> Float[ndarray, "layer token sample"]:
-        """The effect draw by draw; eq. 8's denominator is the mean over draws for each of them."""
-        patched = self.patched[str(kind)][metric].astype(np.float64)
-        gained = patched - self.corrupted[metric].astype(np.float64)
-        if self.direction == "noise":
-            gained = self.clean[metric] - patched
-        if metric == "prob":
-            return gained
-        gap = self.ld_clean - self.ld_corrupt
-        if gap == 0:
-            raise WorkFailed(
-                f"{self.prompt!r}: clean and corrupted logit difference are equal, so eq. 8 has no value; "
-                "use the prob metric or a stronger corruption"
-            )
-        return gained / gap
-
-    def effect(self, kind: str, metric: str) -> Float[ndarray, "layer token"]:
-        """P(r) or LD(r, r') of section 4.1."""
-        return self.effects(kind, metric).mean(-1)
-
-
-def _mean(values: Float[ndarray, " sample"]) -> float:
-    return float(values.mean(dtype=np.float64))
+FILE_KIND = "trace"
+OLDER = {"direction": "denoise", "method": "exact"}
+"""Metadata of files written before these options existed."""
+_SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "method", "keep", "min_gap")
+"""Metadata that must agree before the facts of two traces are averaged together."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What `causal_trace` returns: traced facts, the facts left out and why, and how it was done."""
+    """The result of `causal_trace`: traced facts, the facts left out and why, and the run's settings."""
 
     facts: tuple[TracedFact, ...]
     kinds: tuple[str, ...]
@@ -128,6 +64,7 @@ class Trace:
 
     @property
     def metrics(self) -> tuple[str, ...]:
+        """The metrics that tables and figures show."""
         return tuple(self.metadata["metrics"])
 
     def why_left_out(self) -> str:
@@ -154,18 +91,38 @@ class Trace:
         return to_dataframe(self)
 
     def by_role(self, kind: str, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> RoleGrid:
-        """Means over facts of each fact's mean over the tokens of a role, with 95% bootstrap intervals over facts."""
+        """Means over facts of each fact's mean over the tokens of a role, with 95% bootstrap intervals over facts.
 
-        return by_role(self, self.checked(kind, metric), metric, n_boot, seed)
+        Args:
+            kind: one of `kinds`.
+            metric: `prob` or `logit_diff`.
+            n_boot: bootstrap samples.
+        """
+        effects = role_effects(self, self.checked(kind, metric), metric)
+        # A role occurs if a fact has a token of it, even where all its cells are unmeasured.
+        n = np.array([[role in fact.roles for role in ROLES] for fact in self.facts]).sum(0)
+        occurring = np.flatnonzero(n)
+        grid = bootstrap_mean_grid(effects[:, occurring], n_boot, seed)
+        p, q = tested(effects[:, occurring], grid, seed)
+        return RoleGrid(tuple(ROLES[r] for r in occurring), grid.mean, grid.low, grid.high, n[occurring], p, q, grid.n)
 
     def curve(
         self, kind: str, metric: str = "logit_diff", at: str = "subject_last", n_boot: int = 2000, seed: int = 0
     ) -> Curve:
-        """The row of `by_role` at one role: effect by layer (Figure 2)."""
-
-        return curve(self, self.checked(kind, metric), metric, at, n_boot, seed)
+        """The row of `by_role` at role `at`: effect by layer (Figure 2)."""
+        grid = self.by_role(kind, metric, n_boot, seed)
+        if at not in grid.roles:
+            raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(grid.roles)}")
+        row = grid.roles.index(at)
+        means = (grid.mean[row], grid.low[row], grid.high[row])
+        return Curve(*means, int(grid.n[row]), grid.p[row], grid.q[row], grid.counts[row])
 
     def checked(self, kind: str, metric: str) -> str:
+        """The kind's name.
+
+        Raises:
+            BadFact: this trace lacks the kind, or the metric is unknown.
+        """
         if str(kind) not in self.kinds:
             raise BadFact(f"this trace holds {', '.join(self.kinds)}, not {kind}; trace again with kinds=")
         if metric not in METRICS:
@@ -203,149 +160,152 @@ class Trace:
 
     # Files ------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """One safetensors file: float32 arrays per fact, everything else as JSON in its header."""
+        """Write one safetensors file.
 
-        return save(self, path)
+        It holds float32 arrays `<n>.corrupted.<metric>` (sample) and `<n>.<kind>.<metric>` (layer, token, sample) of
+        the n-th fact; everything else is JSON in its header.
+
+        Returns:
+            The path that was written.
+        """
+        arrays: dict[str, ndarray] = {}
+        for i, fact in enumerate(self.facts):
+            for metric in METRICS:
+                arrays[f"{i}.corrupted.{metric}"] = fact.corrupted[metric].astype(np.float32)
+                for kind in self.kinds:
+                    arrays[f"{i}.{kind}.{metric}"] = fact.patched[kind][metric].astype(np.float32)
+        header = {
+            "kind": FILE_KIND,
+            "kinds": list(self.kinds),
+            "facts": [_fact_header(fact) for fact in self.facts],
+            "left_out": [fact._asdict() for fact in self.left_out],
+            "run": dict(self.metadata),
+        }
+        return save_arrays(path, arrays, header)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trace:
-        """Read what `save` wrote."""
+        """Read the file that `save` wrote.
 
-        return load(path)
+        Raises:
+            BadFile: the file is not a trace, or an incomplete one.
+        """
+        arrays, header = load_arrays(path, kind=FILE_KIND)
+        with complete_file(path, "trace", "trace again"):
+            try:
+                kinds = tuple(Patch.parse(kind).label for kind in header["kinds"])
+            except BadFact as error:
+                raise BadFile(f"{path}: not a whole trace ({error}); trace again") from error
+            facts = tuple(_fact_from(fact, i, kinds, arrays) for i, fact in enumerate(header["facts"]))
+            left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
+            return Trace(facts, kinds, left_out, OLDER | header["run"])
 
     def merge(self, others: Trace | Sequence[Trace]) -> Trace:
         """This trace's facts and the others', numbered on from this trace's list.
 
         Raises:
-            BadFact: they differ in model, kinds, window or corruption, or hold the same fact twice.
+            BadFact: the traces differ in model, kinds, window or corruption, or hold the same fact twice.
         """
-
-        return merge([self, *([others] if isinstance(others, Trace) else others)])
-
-
-# Traces as files, and several traces as one.
-
-FILE_KIND = "trace"
-OLDER = {"direction": "denoise", "method": "exact"}
-"""What files said nothing of while there was no choice."""
-_SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "method", "keep", "min_gap")
-"""What traces must share before their facts are averaged together."""
-
-
-def save(trace: Trace, path: str | os.PathLike[str]) -> Path:
-    """Arrays `<n>.corrupted.<metric>` (sample) and `<n>.<kind>.<metric>` (layer, token, sample) of the n-th fact."""
-    arrays: dict[str, ndarray] = {}
-    for i, fact in enumerate(trace.facts):
-        for metric in METRICS:
-            arrays[f"{i}.corrupted.{metric}"] = fact.corrupted[metric].astype(np.float32)
-            for kind in trace.kinds:
-                arrays[f"{i}.{kind}.{metric}"] = fact.patched[kind][metric].astype(np.float32)
-    return save_arrays(
-        path,
-        arrays,
-        {
-            "kind": FILE_KIND,
-            "kinds": list(trace.kinds),
-            "facts": [_described(fact) for fact in trace.facts],
-            "left_out": [fact._asdict() for fact in trace.left_out],
-            "run": dict(trace.metadata),
-        },
-    )
+        traces = [self, *([others] if isinstance(others, Trace) else others)]
+        for trace in traces[1:]:
+            _must_merge(self, trace)
+        seen: set[tuple[Any, ...]] = set()
+        facts, left_out, start = [], [], 0
+        for trace in traces:
+            for fact in trace.facts:
+                if fact.question in seen:
+                    raise BadFact(
+                        f"{fact.prompt!r} is in two of the traces and would count twice; merge distinct facts"
+                    )
+                seen.add(fact.question)
+                facts.append(replace(fact, index=fact.index + start))
+            left_out += [one._replace(fact=one.fact + start) for one in trace.left_out]
+            start += int(trace.metadata["n_given"])
+        return Trace(tuple(facts), self.kinds, tuple(left_out), _merged_metadata(traces, start))
 
 
-def load(path: str | os.PathLike[str]) -> Trace:
-    """Read a trace.
+@dataclass(frozen=True, eq=False)
+class TracedFact:
+    """One fact's measurements. `index` is its place in the caller's list.
 
-    Raises:
-        BadFile: the file is no trace, or not a whole one.
+    `clean`, `corrupted` and `patched` are keyed by `prob`, p(r), and `logit_diff`, logit(r) - logit(r').
     """
-    arrays, header = load_arrays(path, kind=FILE_KIND)
-    with complete_file(path, "trace", "trace again"):
-        try:
-            kinds = tuple(Patch.parse(kind).label for kind in header["kinds"])
-        except BadFact as error:
-            raise BadFile(f"{path}: not a whole trace ({error}); trace again") from error
-        facts = tuple(_read(fact, i, kinds, arrays) for i, fact in enumerate(header["facts"]))
-        left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
-        return Trace(facts, kinds, left_out, OLDER | header["run"])
 
+    index: int
+    id: str
+    relation: str
+    prompt: str
+    subject: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    span: Span
+    roles: tuple[str, ...]
+    answer: str
+    answer_id: int
+    answer_source: str
+    foil: str
+    foil_id: int
+    foil_source: str
+    known: bool
+    swapped_for: str | None
+    clean: Mapping[str, float]
+    corrupted: Mapping[str, Float[ndarray, " sample"]]
+    patched: Mapping[str, Mapping[str, Float[ndarray, "layer token sample"]]]
+    direction: str = "denoise"
 
-def merge(traces: Sequence[Trace]) -> Trace:
-    """See `Trace.merge`."""
-    first = traces[0]
-    for trace in traces[1:]:
-        for name in _SAME:
-            if trace.metadata[name] != first.metadata[name]:
-                raise BadFact(
-                    f"traces of {name} {first.metadata[name]!r} and {trace.metadata[name]!r} do not merge; "
-                    "trace both the same way"
-                )
-        if set(trace.kinds) != set(first.kinds):
-            raise BadFact(f"traces of kinds {_names(first)} and {_names(trace)} do not merge; trace both the same way")
-    seen: set[tuple[Any, ...]] = set()
-    facts, left_out, start = [], [], 0
-    for trace in traces:
-        for fact in trace.facts:
-            said = (fact.prompt, fact.subject, fact.answer_id, fact.foil_id)
-            if said in seen:
-                raise BadFact(f"{fact.prompt!r} is in two of the traces and would count twice; merge distinct facts")
-            seen.add(said)
-            facts.append(replace(fact, index=fact.index + start))
-        left_out += [one._replace(fact=one.fact + start) for one in trace.left_out]
-        start += int(trace.metadata["n_given"])
-    return Trace(tuple(facts), first.kinds, tuple(left_out), _merged_metadata(traces, start))
+    @property
+    def question(self) -> tuple[str, str, int, int]:
+        """The traced question; two traces hold the same fact where these are equal."""
+        return self.prompt, self.subject, self.answer_id, self.foil_id
 
+    @property
+    def p_clean(self) -> float:
+        """p(r) in the clean run."""
+        return self.clean["prob"]
 
-def _merged_metadata(traces: Sequence[Trace], n_given: int) -> dict[str, Any]:
-    """The first trace's, with lists where the traces differ (the noise level follows from the facts)."""
-    merged = dict(traces[0].metadata)
-    for name in ("noise_level", "noise_scale", "noise", "seed", "dtype"):
-        values = [value for trace in traces for value in _listed(trace.metadata[name])]
-        merged[name] = values[0] if all(v == values[0] for v in values) else values
-    merged["metrics"] = [m for m in METRICS if all(m in trace.metrics for trace in traces)]
-    merged["samples"] = sorted({s for trace in traces for s in trace.metadata["samples"]})
-    merged["warnings"] = [text for trace in traces for text in trace.metadata["warnings"]]
-    return merged | {"n_given": n_given}
+    @property
+    def p_corrupt(self) -> float:
+        """Mean p(r) over the corrupted runs."""
+        return float(self.corrupted["prob"].mean(dtype=np.float64))
 
+    @property
+    def ld_clean(self) -> float:
+        """Logit difference in the clean run."""
+        return self.clean["logit_diff"]
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    @property
+    def ld_corrupt(self) -> float:
+        """Mean logit difference over the corrupted runs."""
+        return float(self.corrupted["logit_diff"].mean(dtype=np.float64))
 
+    def effects(self, kind: str, metric: str) -> Float[ndarray, "layer token sample"]:
+        """The effect of each draw; eq. 8's denominator is the mean over draws for all of them."""
+        patched = self.patched[str(kind)][metric].astype(np.float64)
+        gained = patched - self.corrupted[metric].astype(np.float64)
+        if self.direction == "noise":
+            gained = self.clean[metric] - patched
+        if metric == "prob":
+            return gained
+        gap = self.ld_clean - self.ld_corrupt
+        if gap == 0:
+            raise WorkFailed(
+                f"{self.prompt!r}: clean and corrupted logit difference are equal, so eq. 8 has no value; "
+                "use the prob metric or a stronger corruption"
+            )
+        return gained / gap
 
-def _names(trace: Trace) -> str:
-    return ", ".join(trace.kinds)
-
-
-def _described(fact: TracedFact) -> dict[str, Any]:
-    plain = {f.name: getattr(fact, f.name) for f in fields(fact) if f.name not in ("corrupted", "patched")}
-    return plain | {"clean": dict(fact.clean), "span": list(fact.span)}
-
-
-def _read(fact: dict[str, Any], i: int, kinds: Sequence[str], arrays: dict[str, ndarray]) -> TracedFact:
-    lists = {name: tuple(fact[name]) for name in ("ids", "tokens", "roles")}
-    return TracedFact(
-        **fact
-        | lists
-        | {
-            "span": Span(*fact["span"]),
-            "corrupted": {m: arrays[f"{i}.corrupted.{m}"] for m in METRICS},
-            "patched": {k: {m: arrays[f"{i}.{k}.{m}"] for m in METRICS} for k in kinds},
-        }
-    )
-
-
-# Means of effects over facts: by token role and layer, with bootstrap intervals and sign-flip tests over facts.
-#
-# A cell of a fact may be NaN: not measured. Means, intervals and tests are over the facts that have the cell, and
-# `counts` says how many these are.
+    def effect(self, kind: str, metric: str) -> Float[ndarray, "layer token"]:
+        """P(r) or LD(r, r') of section 4.1: the mean over draws."""
+        return self.effects(kind, metric).mean(-1)
 
 
 class RoleGrid(NamedTuple):
-    """Mean effect by role and layer; `roles` are those that occur, `n` the facts that have one.
+    """Mean effect by role and layer, over the facts that have a measured cell there.
 
-    `p` is of the sign-flip test over facts that the mean is 0, `q` the same after Benjamini and Hochberg over all cells
-    of this grid; both are NaN where fewer than two facts have the cell. `counts` are the facts measured in each cell:
-    `n`, unless cells were left unmeasured.
+    `roles` are the roles that occur, `n` the number of facts with a token of the role, `counts` the number measured in
+    each cell: `n`, unless cells were left unmeasured (NaN). `p` is of the sign-flip test over facts that the mean is 0,
+    `q` the same after Benjamini and Hochberg over all cells of this grid; both are NaN where fewer than two facts have
+    the cell.
     """
 
     roles: tuple[str, ...]
@@ -377,6 +337,47 @@ class Tested(NamedTuple):
     q: Float[ndarray, "*cell"]
 
 
+def _must_merge(first: Trace, other: Trace) -> None:
+    for name in _SAME:
+        if other.metadata[name] != first.metadata[name]:
+            raise BadFact(
+                f"traces of {name} {first.metadata[name]!r} and {other.metadata[name]!r} do not merge; "
+                "trace both the same way"
+            )
+    if set(other.kinds) != set(first.kinds):
+        raise BadFact(
+            f"traces of kinds {', '.join(first.kinds)} and {', '.join(other.kinds)} do not merge; "
+            "trace both the same way"
+        )
+
+
+def _merged_metadata(traces: Sequence[Trace], n_given: int) -> dict[str, Any]:
+    """The first trace's metadata, with lists where the traces differ (the noise level depends on the facts)."""
+    merged = dict(traces[0].metadata)
+    for name in ("noise_level", "noise_scale", "noise", "seed", "dtype"):
+        values = []
+        for value in (trace.metadata[name] for trace in traces):
+            values += value if isinstance(value, list) else [value]
+        merged[name] = values[0] if all(v == values[0] for v in values) else values
+    merged["metrics"] = [m for m in METRICS if all(m in trace.metrics for trace in traces)]
+    merged["samples"] = sorted({s for trace in traces for s in trace.metadata["samples"]})
+    merged["warnings"] = [text for trace in traces for text in trace.metadata["warnings"]]
+    return merged | {"n_given": n_given}
+
+
+def _fact_header(fact: TracedFact) -> dict[str, Any]:
+    plain = {f.name: getattr(fact, f.name) for f in fields(fact) if f.name not in ("corrupted", "patched")}
+    return plain | {"clean": dict(fact.clean), "span": list(fact.span)}
+
+
+def _fact_from(fact: dict[str, Any], i: int, kinds: Sequence[str], arrays: dict[str, ndarray]) -> TracedFact:
+    other: dict[str, Any] = {name: tuple(fact[name]) for name in ("ids", "tokens", "roles")}
+    other["span"] = Span(*fact["span"])
+    other["corrupted"] = {m: arrays[f"{i}.corrupted.{m}"] for m in METRICS}
+    other["patched"] = {k: {m: arrays[f"{i}.{k}.{m}"] for m in METRICS} for k in kinds}
+    return TracedFact(**fact | other)
+
+
 def to_dataframe(trace: Trace) -> pd.DataFrame:
     """See `Trace.to_dataframe`."""
     import pandas as pd
@@ -403,7 +404,7 @@ def to_dataframe(trace: Trace) -> pd.DataFrame:
 
 
 def role_effects(trace: Trace, kind: str, metric: str) -> Float[ndarray, "fact role layer"]:
-    """Each fact's mean over the measured tokens of each role; NaN where there is none."""
+    """Each fact's mean effect over the measured tokens of each role; NaN where none is measured."""
     effects = np.full((trace.n_facts, len(ROLES), trace.n_layers), np.nan)
     for i, fact in enumerate(trace.facts):
         effect = finite(fact, fact.effect(kind, metric))
@@ -416,35 +417,18 @@ def role_effects(trace: Trace, kind: str, metric: str) -> Float[ndarray, "fact r
     return effects
 
 
-def by_role(trace: Trace, kind: str, metric: str, n_boot: int = 2000, seed: int = 0) -> RoleGrid:
-    """See `Trace.by_role`."""
-    effects = role_effects(trace, kind, metric)
-    # A role counts as there by its tokens, not by its cells: those may all be unmeasured.
-    has = np.array([[role in fact.roles for role in ROLES] for fact in trace.facts]).sum(0)
-    there = np.flatnonzero(has)
-    grid = bootstrap_mean_grid(effects[:, there], n_boot, seed)
-    p, q = tested(effects[:, there], grid, seed)
-    return RoleGrid(tuple(ROLES[r] for r in there), grid.mean, grid.low, grid.high, has[there], p, q, grid.n)
-
-
 def tested(values: Float[ndarray, "n ..."], grid: IntervalGrid, seed: int = 0) -> Tested:
-    """Whether the means of `grid` are told apart from zero; NaN where fewer than two records have the cell."""
+    """Test whether the means of `grid` differ from zero; NaN where fewer than two records have the cell."""
     p = np.where(grid.n > 1, sign_flip_test(values, seed=seed), np.nan)
     return Tested(p, benjamini_hochberg(p))
 
 
-def curve(trace: Trace, kind: str, metric: str, at: str = "subject_last", n_boot: int = 2000, seed: int = 0) -> Curve:
-    """See `Trace.curve`."""
-    grid = by_role(trace, kind, metric, n_boot, seed)
-    if at not in grid.roles:
-        raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(grid.roles)}")
-    row = grid.roles.index(at)
-    means = (grid.mean[row], grid.low[row], grid.high[row])
-    return Curve(*means, int(grid.n[row]), grid.p[row], grid.q[row], grid.counts[row])
-
-
 def finite(fact: TracedFact, values: ndarray) -> ndarray:
-    """The values, once none of them is infinite; NaN means not measured."""
+    """Return the values; NaN means not measured.
+
+    Raises:
+        WorkFailed: a value is infinite.
+    """
     if np.isinf(values).any():
         raise WorkFailed(f"{fact.prompt!r} has effects that are infinite; trace it again")
     return values

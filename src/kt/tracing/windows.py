@@ -1,14 +1,13 @@
-"""What a window adds to a peak: the same facts traced with a window of layers and with single layers.
+"""How much a window inflates a peak: the same facts traced with a window of layers and with single layers.
 
-Restoring several layers together restores more than any of them, so a peak grows with the window and moves with it
+Restoring several layers together restores more than one of them does, so a peak grows and moves with the window
 (Zhang & Nanda 2023, arXiv 2309.16042, section 5; ROME's figures have windows of 10). The inflation is the mean effect
-at the window's peak over that at the peak of single layers. `sum_of_single` adds up the single layers' effects inside
-the window: above it, the layers do together what none does alone; below it, they repeat each other.
+at the window's peak over the mean effect at the peak of single layers. `sum_of_single` adds up the single layers'
+effects inside the window. If the window's peak exceeds it, the layers act jointly; if not, they repeat each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Inflation(NamedTuple):
-    """One kind at one role; layers are those of the peaks, intervals over facts with these layers held fixed."""
+    """One kind at one role. `layer` and `single_layer` are the peaks; intervals are over facts at these layers."""
 
     kind: str
     metric: str
@@ -46,18 +45,24 @@ class Inflation(NamedTuple):
 def peak_inflation(
     wide: Trace, single: Trace, metric: str = "logit_diff", at: str = "subject_last", n_boot: int = 2000, seed: int = 0
 ) -> list[Inflation]:
-    """Each kind's peak with a window beside that with single layers, over the facts that both traces hold.
+    """Each kind's peak with a window beside its peak with single layers, over the facts that both traces hold.
+
+    Args:
+        wide: traced with a window of layers.
+        single: traced with `window=1`, otherwise alike.
+        metric: `prob` or `logit_diff`.
+        at: the token role to compare at.
 
     Raises:
         BadFact: `single` has a window, the two were not traced alike, or they share no fact.
     """
     _must_be_alike(wide, single)
-    found = []
+    inflations = []
     for kind in (k for k in wide.kinds if k in single.kinds):
         one, many = (_effects(t, single if t is wide else wide, kind, metric, at) for t in (single, wide))
         low, high = int(one.mean(0).argmax()), int(many.mean(0).argmax())
         inside = window_layers(high, int(wide.metadata["window"]), wide.n_layers)
-        found.append(
+        inflations.append(
             Inflation(
                 kind,
                 metric,
@@ -71,13 +76,13 @@ def peak_inflation(
                 bootstrap_ratio(many[:, high], one[:, low], n_boot, seed),
             )
         )
-    return found
+    return inflations
 
 
 def _effects(trace: Trace, other: Trace, kind: str, metric: str, at: str) -> Float[ndarray, "fact layer"]:
     """Effects at a role of the facts that `other` holds too."""
-    shared = {_said(fact) for fact in other.facts}
-    rows = [i for i, fact in enumerate(trace.facts) if _said(fact) in shared]
+    shared = {fact.question for fact in other.facts}
+    rows = [i for i, fact in enumerate(trace.facts) if fact.question in shared]
     effects = role_effects(trace, trace.checked(kind, metric), metric)[rows, ROLES.index(at)]
     effects = effects[np.isfinite(effects).all(1)]
     if not len(effects):
@@ -85,14 +90,10 @@ def _effects(trace: Trace, other: Trace, kind: str, metric: str, at: str) -> Flo
     return effects
 
 
-def _said(fact: object) -> tuple[object, ...]:
-    return tuple(getattr(fact, name) for name in ("prompt", "subject", "answer_id", "foil_id"))
-
-
 def _must_be_alike(wide: Trace, single: Trace) -> None:
     if single.metadata["window"] != 1:
         raise BadFact(f"the trace to compare with has a window of {single.metadata['window']}; trace it with window=1")
     for name in ("model", "corrupt", "direction", "method", "noise_scale", "seed", "samples"):
-        held: tuple[Mapping[str, object], Mapping[str, object]] = (wide.metadata, single.metadata)
-        if held[0][name] != held[1][name]:
-            raise BadFact(f"the two traces differ in {name}: {held[0][name]} and {held[1][name]}; trace both alike")
+        ours, theirs = wide.metadata[name], single.metadata[name]
+        if ours != theirs:
+            raise BadFact(f"the two traces differ in {name}: {ours} and {theirs}; trace both alike")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from ..fact import Fact, Prompt
-from ..record import Record, templates
-from .choices import Choices
+from ..record import Choices, Record, templates
 
 
 def read_counterfact(record: Record, choices: Choices) -> list[Fact]:
-    """A ROME request with prompts around it.
+    """A ROME request with paraphrases, neighbours and generation prompts.
 
-    Neighbours share the true answer of the edited fact, by the data set's construction. `attribute_prompts` (other
-    subjects that already have the new answer) serve no metric of the papers and are not kept.
+    By the data set's construction neighbours have the same true answer as the edited fact. `attribute_prompts` (other
+    subjects that already have the new answer) are dropped, since no metric of the papers uses them.
     """
     request = record.child("requested_rewrite", record.data.get("requested_rewrite"))
     subject = request.filled("subject")
     target, *target_aliases = request.filled_answers("target_new")
-    answer, *answer_aliases = request.answers("target_true") or (None,)
+    answer, answer_aliases = request.answer_and_aliases("target_true")
     fact = Fact(
         request.template(request.filled("prompt"), subject),
         subject,
@@ -27,16 +26,16 @@ def read_counterfact(record: Record, choices: Choices) -> list[Fact]:
         rephrasings=templates(record.texts("paraphrase_prompts"), subject),
         neighbours=tuple(Prompt(text, answer, kind="neighborhood") for text in record.texts("neighborhood_prompts")),
         generation=record.texts("generation_prompts"),
-        answer_aliases=tuple(a for a in answer_aliases if a is not None),
+        answer_aliases=answer_aliases,
         target_aliases=tuple(target_aliases),
     )
     return [fact]
 
 
 def read_tracing(record: Record, choices: Choices) -> list[Fact]:
-    """CounterFact-tracing: the false target is the foil that tracing contrasts with.
+    """CounterFact-tracing: the false target is the foil of tracing.
 
-    Its subjects and targets carry their leading space; facts never do, `prompts` adds it.
+    Its subjects and targets have a leading space, which facts do not have (tokenisation adds it).
     """
     subject = record.filled("subject")
     fact = Fact(

@@ -1,12 +1,11 @@
-"""EasyEdit's requests, flat and nested, and KnowEdit, which nests lists of prompts under names of its own."""
+"""EasyEdit's requests, flat and nested, and KnowEdit, which nests lists of prompts under its own names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from ..fact import Fact, Prompt
-from ..record import Record, templates
-from .choices import Choices
+from ..record import Choices, Record, templates
 
 KNOWEDIT_NAMES = frozenset(
     {"Reasoning", "Subject_Aliasing", "Logical_Generalization", "Relation_Specificity", "Forgetfulness"}
@@ -15,7 +14,7 @@ EASYEDIT_KEYS = ("ground_truth", "rephrase_prompt", "locality", "locality_prompt
 
 
 def is_knowedit(record: Record) -> bool:
-    """Whether portability or locality has one of KnowEdit's names in it (all of them are optional)."""
+    """Whether portability or locality contains one of KnowEdit's names (all of them are optional)."""
     groups = (record.data.get(key) for key in ("portability", "locality"))
     return any(isinstance(g, Mapping) and not KNOWEDIT_NAMES.isdisjoint(g) for g in groups)
 
@@ -24,22 +23,22 @@ def read_easyedit(record: Record, choices: Choices) -> list[Fact]:
     """Locality and portability are {name: {prompt, ground_truth}}, {name: [{...}, ...]}, or flat keys.
 
     A ground truth is a text, a list of aliases, or a list of answers that are lists of aliases: the first is the
-    answer, all others count as right too. A portability prompt without an answer cannot be scored and is left out.
+    answer, all others count as right too. Portability prompts without an answer are dropped, since none can be scored.
     """
     subject = record.filled("subject")
     target, *target_aliases = record.filled_answers("target_new")
-    answers = record.answers("ground_truth")
+    answer, answer_aliases = record.answer_and_aliases("ground_truth")
     fact = Fact(
         record.template(record.filled("prompt"), subject),
         subject,
-        answer=answers[0] if answers else None,
+        answer=answer,
         target=target,
         id=record.id("case_id", "id"),
         relation=record.text(record.first("relation", "relation_id"), blank_is_none=True) or "",
         rephrasings=templates(record.texts("rephrase_prompt"), subject),
         neighbours=(*_flat(record, "locality", "neighborhood"), *_groups(record, "locality")),
         hops=tuple(p for p in (*_flat(record, "portability", ""), *_groups(record, "portability")) if p.answer),
-        answer_aliases=answers[1:],
+        answer_aliases=answer_aliases,
         target_aliases=tuple(target_aliases),
     )
     return [fact]
@@ -50,17 +49,12 @@ def one_hop(record: Record) -> tuple[Prompt, ...]:
     if not record.has("portability"):
         return ()
     entry = record.child("portability", record.data["portability"])
-    answers = entry.answers("New Answer")
-    return tuple(
-        Prompt(text, answers[0], None, "One_Hop", answers[1:]) for text in entry.texts("New Question") if answers
-    )
+    return tuple(prompt for prompt in entry.prompts("New Question", "New Answer", "One_Hop") if prompt.answer)
 
 
 def _flat(record: Record, key: str, kind: str) -> tuple[Prompt, ...]:
     """`locality_prompt` and `locality_ground_truth`, `portability_prompt` and `portability_ground_truth`."""
-    answers = record.answers(f"{key}_ground_truth")
-    first, others = (answers[0], answers[1:]) if answers else (None, ())
-    return tuple(Prompt(text, first, None, kind, others) for text in record.texts(f"{key}_prompt"))
+    return record.prompts(f"{key}_prompt", f"{key}_ground_truth", kind)
 
 
 def _groups(record: Record, key: str) -> tuple[Prompt, ...]:
@@ -74,7 +68,7 @@ def _groups(record: Record, key: str) -> tuple[Prompt, ...]:
 
 
 def _group(groups: Record, name: str) -> list[Prompt]:
-    """One name's prompts: an entry or a list of them, each with a text or parallel lists of texts."""
+    """The prompts under one name: an entry or a list of entries, each with a text or parallel lists of texts."""
     value = groups.data[name]
     prompts: list[Prompt] = []
     for item in value if isinstance(value, list) else [value] if value is not None else []:
@@ -85,6 +79,6 @@ def _group(groups: Record, name: str) -> list[Prompt]:
         if len(truths) != len(texts):
             raise entry.bad(f"{len(texts)} prompts but {len(truths)} ground truths; give one for each")
         for text, truth in zip(texts, truths, strict=True):
-            answers = Record({"ground_truth": truth}, entry.where).answers("ground_truth")
-            prompts.append(Prompt(text, answers[0] if answers else None, None, str(name), answers[1:]))
+            answer, aliases = Record({"ground_truth": truth}, entry.where).answer_and_aliases("ground_truth")
+            prompts.append(Prompt(text, answer, None, str(name), aliases))
     return prompts

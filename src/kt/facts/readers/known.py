@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from ..fact import Fact
-from ..record import Record
-from .choices import Choices
+from ..record import Choices, Record
 
 
 def read_known(record: Record, choices: Choices) -> list[Fact]:
-    """A fact to trace: it has an answer (`attribute`) but no contrast and no target.
+    """A fact to trace, with an answer (`attribute`) but without foil and target.
 
-    The prompt is taken, not `template`: in four of ten records it goes on after the template's words. With
+    The key `prompt` is read, not `template`: in four of ten records the prompt is longer than the template. With
     `choices.known_to`, records whose flag for that model is false are left out and counted.
     """
     if choices.known_to is not None and not _known_to(record, choices.known_to):
@@ -27,10 +26,10 @@ def read_known(record: Record, choices: Choices) -> list[Fact]:
 
 
 def _known_to(record: Record, model: str) -> bool:
-    """The flag of a model, by its whole name or by the part behind the owner."""
+    """The flag of a model, by its full name or by its name without the owner."""
     flags = {name: value for name, value in record.data.items() if isinstance(value, bool)}
-    found = [name for name in flags if name == model] or [name for name in flags if name.split("/")[-1] == model]
-    if len(found) == 1:
-        return flags[found[0]]
-    there = ", ".join(str(name)[:60] for name in list(flags)[:20]) or "none"
-    raise record.bad(f"no flag says what {model!r} knows; the models with flags are: {there}")
+    matches = [name for name in flags if name == model] or [name for name in flags if name.split("/")[-1] == model]
+    if len(matches) == 1:
+        return flags[matches[0]]
+    models = ", ".join(str(name)[:60] for name in list(flags)[:20]) or "none"
+    raise record.bad(f"no flag says what {model!r} knows; the models with flags are: {models}")

@@ -7,33 +7,32 @@ from hashlib import sha256
 
 from ...errors import SubjectNotFound
 from ..fact import Fact
-from ..record import Record, kind
-from .choices import Choices
+from ..record import Choices, Record, kind
 
 
 def read_lre(record: Record, choices: Choices) -> list[Fact]:
-    """The first template is the prompt, all others (few-shot and zero-shot ones) are paraphrases.
+    """The first template is the prompt; all others (few-shot and zero-shot) are paraphrases.
 
-    A subject with several objects has the other ones as aliases. The foil is another object of the relation that is
-    none of the subject's own, picked by a hash of relation and subject, so that it depends on no order and no seed.
+    If a subject has several objects, the others are aliases. The foil is an object of the relation that the subject
+    does not have; a hash of relation and subject selects it, so it depends on neither order nor seed.
     """
     name = record.filled("name")
     template, *others = _templates(record)
     pairs = _pairs(record)
-    own: dict[str, list[str]] = defaultdict(list)
+    by_subject: dict[str, list[str]] = defaultdict(list)
     for subject, object in pairs:
-        own[subject].append(object)
+        by_subject[subject].append(object)
     objects = sorted({object for _, object in pairs})
     return [
         Fact(
             template,
             subject,
             answer=object,
-            foil=_foil(name, subject, own[subject], objects),
+            foil=_foil(name, subject, by_subject[subject], objects),
             id=f"{name} {number}",
             relation=name,
             rephrasings=tuple(others),
-            answer_aliases=tuple(dict.fromkeys(o for o in own[subject] if o != object)),
+            answer_aliases=tuple(dict.fromkeys(o for o in by_subject[subject] if o != object)),
         )
         for number, (subject, object) in enumerate(pairs, 1)
     ]
@@ -43,22 +42,22 @@ def _pairs(record: Record) -> list[tuple[str, str]]:
     samples = record.data.get("samples")
     if not isinstance(samples, list):
         raise record.bad(f"'samples' is {kind(samples)}; it must be a list of objects with subject and object")
-    found = (record.child(f"sample {number}", sample) for number, sample in enumerate(samples, 1))
-    return [(pair.need("subject"), pair.need("object")) for pair in found]
+    records = (record.child(f"sample {number}", sample) for number, sample in enumerate(samples, 1))
+    return [(sample.need("subject"), sample.need("object")) for sample in records]
 
 
 def _templates(record: Record) -> tuple[str, ...]:
-    found = (*record.texts("prompt_templates"), *record.texts("prompt_templates_zs"))
-    if not found:
+    texts = (*record.texts("prompt_templates"), *record.texts("prompt_templates_zs"))
+    if not texts:
         raise record.missing("prompt_templates")
-    for template in found:
+    for template in texts:
         if template.count("{}") != 1:
             raise SubjectNotFound(f"{record.where}: the template {template!r} must hold one {{}} for the subject")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(texts))
 
 
-def _foil(relation: str, subject: str, own: list[str], objects: list[str]) -> str | None:
-    taken = {o.casefold() for o in own}
-    free = [o for o in objects if o.casefold() not in taken]
-    pick = int.from_bytes(sha256(f"{relation}\n{subject}".encode()).digest()[:8], "big")
-    return free[pick % len(free)] if free else None
+def _foil(relation: str, subject: str, right: list[str], objects: list[str]) -> str | None:
+    folded = {o.casefold() for o in right}
+    wrong = [o for o in objects if o.casefold() not in folded]
+    number = int.from_bytes(sha256(f"{relation}\n{subject}".encode()).digest()[:8], "big")
+    return wrong[number % len(wrong)] if wrong else None

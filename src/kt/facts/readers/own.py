@@ -1,4 +1,4 @@
-"""Our own records, and edit requests as ROME and MEMIT write them: what users write by hand, so nothing is junk."""
+"""kt's own records, and edit requests in ROME's and MEMIT's form. Users write these by hand, so none is junk."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 from ..fact import Fact, Prompt, template_of
-from ..record import Record, templates
-from .choices import Choices
+from ..record import Choices, Record, templates
 
 OWN_KEYS = (
     "id", "case_id", "relation", "relation_id", "prompt", "subject", "answer", "target_true", "foil",
@@ -21,14 +20,14 @@ MEANT = {
     "neighbors": "neighbourhood",
     "hops": "portability",
 }
-"""Names that `Fact` has for the same, or that others use, and that are not near in spelling."""
+"""Other names of a key (those of `Fact` or of other tools) that are not close in spelling."""
 
 LIST_KEYS = ("paraphrases", "neighbourhood", "portability", "generation", "answer_aliases", "target_aliases")
 """The keys that hold lists, for formats that know only texts (CSV)."""
 
 
 def read_own(record: Record, choices: Choices) -> list[Fact]:
-    """Our own records; `target_new` and `target_true` serve for `target` and `answer`."""
+    """kt's own records; `target_new` and `target_true` may stand for `target` and `answer`."""
     _refuse_misspelt(record)
     subject = record.need("subject")
     fact = Fact(
@@ -50,7 +49,7 @@ def read_own(record: Record, choices: Choices) -> list[Fact]:
 
 
 def read_rome(record: Record, choices: Choices) -> list[Fact]:
-    """An edit request as the ROME and MEMIT repositories write it."""
+    """An edit request in the form of the ROME and MEMIT repositories."""
     subject = record.need("subject")
     fact = Fact(
         template_of(record.need("prompt"), subject),
@@ -74,7 +73,7 @@ def _prompt(record: Record) -> Prompt:
 
 
 def _refuse_misspelt(record: Record) -> None:
-    """A key like "paraphrase" would be passed over in silence and its metric be missing."""
+    """Refuse a key like "paraphrase", which would be ignored silently, so that its metric would be missing."""
     for key in record.data:
         meant = None if key in OWN_KEYS else _meant(str(key))
         if meant is not None and not record.has(meant):
@@ -83,7 +82,7 @@ def _refuse_misspelt(record: Record) -> None:
 
 @lru_cache(maxsize=256)
 def _meant(key: str) -> str | None:
-    """The key that a user may have meant; the same few keys come again with every record, and the search is slow."""
+    """The key that the user may have meant. Cached, since every record has the same keys and the search is slow."""
     if key in MEANT:
         return MEANT[key]
     close = get_close_matches(key, OWN_KEYS, n=1, cutoff=0.9)

@@ -1,7 +1,7 @@
-"""RippleEdits: an edit as a whole sentence, and six families of questions that it must or must not change.
+"""RippleEdits: an edit as a sentence, and six families of questions whose answer it must or must not change.
 
-The edit names neither its subject nor its target but by Wikidata ids: both are read from the sentence, whose form
-follows from the relation ("The name of the mother of S is T.", "S is followed by T.").
+The edit gives only the Wikidata ids of subject and target. Both are parsed from the sentence, whose form follows from
+the relation ("The name of the mother of S is T.", "S is followed by T.").
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..fact import Fact, Prompt
-from ..record import Record
-from .choices import Choices
+from ..record import Choices, Record
 
 CHANGED = ("Logical_Generalization", "Compositionality_I", "Compositionality_II", "Subject_Aliasing")
 UNCHANGED = ("Relation_Specificity", "Forgetfulness")
 MISSPELT = {"Relation_Specificity": "Relation_Specifity"}
-"""As the paper's repository prints it."""
+"""The spelling in the paper's repository."""
 
 _KIND = r"(?:(?:country|place|date|field|head) of [a-z]+|[a-z]+(?: [a-z]+)*?)"
 _HEAD = (
@@ -33,7 +32,7 @@ _STEM = re.compile(rf"(?P<head>{_HEAD})(?P<subject>\S.*?)(?P<tail>{_TAIL})")
 
 
 class Query(NamedTuple):
-    """A question of the benchmark with every answer that counts."""
+    """A question of the benchmark with all accepted answers."""
 
     prompt: str
     answers: tuple[str, ...]
@@ -41,17 +40,17 @@ class Query(NamedTuple):
 
 
 def read_ripple(record: Record, choices: Choices) -> list[Fact]:
-    """One fact; a test with several answers takes the first, and the others with all aliases as other spellings.
+    """One fact. The first answer of a test is its answer; other answers and all aliases are other spellings.
 
-    `condition_queries` say which tests to keep for a model that knows the premises; they are not applied here.
+    `condition_queries`, which select the tests for a model that knows the premises, are not applied.
     """
     edit = record.child("edit", record.data.get("edit"))
     questions = {kind: list(_queries(record, kind)) for kind in (*CHANGED, *UNCHANGED)}
-    every = [query for found in questions.values() for query in found]
-    same = [q.prompt for q in every if q.subject_id and q.subject_id == edit.data.get("subject_id")]
-    before = edit.first("original_fact", "previous_fact")
-    old = edit.child(before, edit.data[before]).text("prompt", blank_is_none=True) if edit.has(before) else None
-    template, subject, stem = _stem(edit, edit.filled("prompt"), old, same)
+    queries = [query for family in questions.values() for query in family]
+    about_subject = [q.prompt for q in queries if q.subject_id and q.subject_id == edit.data.get("subject_id")]
+    key = edit.first("original_fact", "previous_fact")
+    old = edit.child(key, edit.data[key]).text("prompt", blank_is_none=True) if edit.has(key) else None
+    template, subject, stem = _stem(edit, edit.filled("prompt"), old, about_subject)
     target = _rest(edit.filled("prompt"), stem)
     if not target:
         raise record.junk("empty target")
@@ -64,7 +63,7 @@ def read_ripple(record: Record, choices: Choices) -> list[Fact]:
         relation=edit.text("relation", blank_is_none=True) or "",
         neighbours=tuple(_prompt(q, kind) for kind in UNCHANGED for q in questions[kind]),
         hops=tuple(_prompt(q, kind) for kind in CHANGED for q in questions[kind]),
-        target_aliases=tuple(dict.fromkeys(a for q in every if q.answers[0] == target for a in q.answers[1:])),
+        target_aliases=tuple(dict.fromkeys(a for q in queries if q.answers[0] == target for a in q.answers[1:])),
     )
     return [fact]
 
@@ -84,27 +83,27 @@ def _prompt(query: Query, kind: str) -> Prompt:
     return Prompt(query.prompt, query.answers[0], None, kind, query.answers[1:])
 
 
-def _stem(edit: Record, sentence: str, old: str | None, same: list[str]) -> tuple[str, str, str]:
+def _stem(edit: Record, sentence: str, old: str | None, about_subject: list[str]) -> tuple[str, str, str]:
     """(template, subject, prompt up to the target) of the edit's sentence.
 
-    "is" may also stand inside a name, so a stem may end at several places. The longest one that begins the old fact's
-    sentence too is right. Without an old fact, it is the one whose subject most questions about the same entity name
-    (the longest such name: "This is Us" rather than "This"), and with no question to tell, the first.
+    "is" may be part of a name, so there may be several candidate stems. The longest that also begins the old fact's
+    sentence is right. Without an old fact it is the stem whose subject occurs in most questions about the same entity
+    (the longest such subject: "This is Us" rather than "This"), and without such questions the first.
     """
     stems = [sentence[: end.end()] for end in _END.finditer(sentence)]
-    found = [match for stem in stems if (match := _STEM.fullmatch(stem))]
-    if not found:
+    matches = [match for stem in stems if (match := _STEM.fullmatch(stem))]
+    if not matches:
         raise edit.junk("no subject can be read from the edit's sentence")
-    shared = [match for match in found if old is not None and f"{old} ".startswith(f"{match.group()} ")]
-    best = shared[-1] if shared else max(found, key=lambda match: _support(match["subject"], same))
+    shared = [match for match in matches if old is not None and f"{old} ".startswith(f"{match.group()} ")]
+    best = shared[-1] if shared else max(matches, key=lambda match: _support(match["subject"], about_subject))
     return best["head"] + "{}" + best["tail"], best["subject"], best.group()
 
 
-def _support(subject: str, same: list[str]) -> tuple[int, int]:
-    named = sum(subject in prompt for prompt in same)
-    return named, len(subject) if named else -len(subject)
+def _support(subject: str, about_subject: list[str]) -> tuple[int, int]:
+    count = sum(subject in prompt for prompt in about_subject)
+    return count, len(subject) if count else -len(subject)
 
 
 def _rest(sentence: str, stem: str) -> str | None:
-    """What stands behind the stem, without the full stop."""
+    """The sentence after the stem, without the full stop."""
     return sentence[len(stem) :].strip().removesuffix(".").strip() or None

@@ -1,19 +1,20 @@
 """zsRE in MEND's form: a question, its answers, an alternative answer, a rephrasing and an unrelated question.
 
-Two editing tasks are called zsRE. ROME, MEMIT and JEEP edit the right answer in (`answers[0]`; the old answer is
-whatever the model says); EasyEdit edits in the wrong one (`alt`, with `answers[0]` as the old answer).
+Two editing tasks are called zsRE. ROME, MEMIT and JEEP edit in the right answer (`answers[0]`; the old answer is
+the model's); EasyEdit edits in a wrong one (`alt`; the old answer is `answers[0]`).
 """
 
 from __future__ import annotations
 
-from ..fact import Fact, Prompt
-from ..record import Record, templates
-from .choices import Choices
+from dataclasses import replace
+
+from ..fact import Fact
+from ..record import Choices, Record, templates
 from .easyedit import one_hop
 
 
 def read_zsre(record: Record, choices: Choices) -> list[Fact]:
-    """A MEND record, with EasyEdit's one-hop portability question where it is there."""
+    """A MEND record, with EasyEdit's one-hop portability question if present."""
     subject = record.filled("subject")
     if choices.zsre_target == "alt":
         target, *target_aliases = record.filled_answers("alt")
@@ -28,7 +29,11 @@ def read_zsre(record: Record, choices: Choices) -> list[Fact]:
         target=target,
         id=record.id("case_id", "id"),
         rephrasings=templates(record.texts("rephrase"), subject),
-        neighbours=_neighbour(record),
+        # The unrelated question is written as "nq question: who ..." without its question mark.
+        neighbours=tuple(
+            replace(prompt, prompt=prompt.prompt if prompt.prompt.endswith("?") else f"{prompt.prompt}?")
+            for prompt in record.prompts("loc", "loc_ans", "nq_question")
+        ),
         hops=one_hop(record),
         answer_aliases=tuple(answer_aliases),
         target_aliases=tuple(target_aliases),
@@ -37,16 +42,8 @@ def read_zsre(record: Record, choices: Choices) -> list[Fact]:
 
 
 def _first_filled(record: Record) -> tuple[str, ...]:
-    """The right answer is `answers[0]`; where that is blank, another spelling must not slip into its place."""
+    """The spellings of the right answer, `answers[0]` first; a blank `answers[0]` must not be replaced by another."""
     answers = record.data.get("answers")
     if isinstance(answers, list) and answers and isinstance(answers[0], str) and not answers[0].strip():
         raise record.junk("empty answers")
     return record.filled_answers("answers")
-
-
-def _neighbour(record: Record) -> tuple[Prompt, ...]:
-    """The unrelated question stands as "nq question: who ..." without the question mark it was asked with."""
-    answers = record.answers("loc_ans")
-    first, others = (answers[0], answers[1:]) if answers else (None, ())
-    asked = (text if text.endswith("?") else f"{text}?" for text in record.texts("loc"))
-    return tuple(Prompt(text, first, None, "nq_question", others) for text in asked)
