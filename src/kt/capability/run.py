@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, plain, read_json, write_json
-from .._util.text import html_table
 from ..errors import BadFile
+from ..report import Column, Shown, Table
 from ..stats import Interval
 from .compare import Aggregate, difference, interval, values_of
 from .lm_eval import Settings, run_harness
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from ..editing.stack import AnyEdit
     from ..model.model import TracedModel
-    from ..report import Table as ReportTable
 
 
 KIND = "abilities"
@@ -48,7 +47,7 @@ class Ability(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Abilities:
+class Abilities(Shown):
     """What `abilities` returns.
 
     Args:
@@ -66,6 +65,13 @@ class Abilities:
     samples: Mapping[str, Mapping[str, list[dict[str, Any]]]]
     config: Mapping[str, Any]
     versions: Mapping[str, Any]
+
+    kind = KIND
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The settings, under lm-eval's names."""
+        return self.config
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per task and metric; columns mean, low, high, n for before, after and difference."""
@@ -97,20 +103,31 @@ class Abilities:
             "versions": dict(self.versions),
         }
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Headers and cells for a terminal."""
-        edited = "after" in self.runs
-        headers = ["task", "metric", "", "before", *(["after", "after - before"] if edited else []), "n"]
-        return headers, [_line(row, edited) for row in self.rows]
+    def heading(self) -> str:
+        """The title of its section."""
+        return "General abilities"
 
-    def report_table(self) -> ReportTable:
-        """For `kt.report`, which escapes every cell."""
-        from ..report import Table
+    def notes(self) -> Sequence[str]:
+        """What the intervals are."""
+        return ["95% bootstrap intervals over documents, differences paired."]
 
+    def tables(self) -> Sequence[Table]:
+        """A row a metric (↑ more is better, ↓ less); with an edit also after it, and the paired difference."""
         parts = ["before", "after", "difference"] if "after" in self.runs else ["before"]
-        rows = [[row.task, row.metric, *(getattr(row, part) for part in parts)] for row in self.rows]
-        caption = f"lm-eval {self.versions['lm_eval']}; 95% bootstrap intervals over documents, differences paired."
-        return Table(["task", "metric", *parts], rows, caption)
+        heads = {"difference": "after - before"}
+        arrow = Column("", lambda better: {True: "↑", False: "↓", None: ""}[better])
+        columns: list[str | Column] = [
+            "task",
+            "metric",
+            arrow,
+            *(Column(heads.get(part, part), _cell) for part in parts),
+            Column("n", str),
+        ]
+        rows = [
+            [row.task, row.metric, row.higher_is_better, *(getattr(row, part) for part in parts), row.before.n]
+            for row in self.rows
+        ]
+        return [Table(columns, rows, f"{self.model}: lm-eval {self.versions['lm_eval']}")]
 
     def save(self, path: str | Path) -> Path:
         """Write one JSON file, whole or not at all; without the samples (see `sample_files`)."""
@@ -140,9 +157,6 @@ class Abilities:
 
     def __repr__(self) -> str:
         return f"Abilities({self.model}: {', '.join(dict.fromkeys(row.task for row in self.rows))})"
-
-    def _repr_html_(self) -> str:
-        return html_table(self.model, *self.table())
 
 
 def abilities(
@@ -223,12 +237,6 @@ def _aggregation(chosen: Chosen, leaves: Sequence[str], metric: str) -> Aggregat
         return None
     found = chosen.loaded[leaves[0]].aggregation().get(metric.rpartition(",")[0], mean)
     return None if found is mean else found
-
-
-def _line(row: Ability, edited: bool) -> list[str]:
-    arrow = {True: "↑", False: "↓", None: ""}[row.higher_is_better]
-    changes = [_cell(row.after), _cell(row.difference)] if edited else []
-    return [row.task, row.metric, arrow, _cell(row.before), *changes, str(row.before.n)]
 
 
 def _cell(value: Interval | None) -> str:

@@ -17,9 +17,7 @@ from .options import ForceOptions, ModelOptions, Opt, RunOptions
 from .session import open_edit, session
 
 if TYPE_CHECKING:
-    from ..capability import Abilities
     from ..capability.tasks import Spec
-    from .session import Session
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ def abilities(options: AbilityOptions) -> None:
         if options.log_samples:
             for name, rows in found.sample_files():
                 write_samples(s.run.file(f"{name}.jsonl"), rows)
-        s.keep(found.as_dict())
-        _show(s, found)
+        s.keep(found)
+        s.screen.tables(*found.tables())
 
 
 def _preset(name: str) -> Sequence[Spec]:
@@ -90,8 +88,3 @@ def _preset(name: str) -> Sequence[Spec]:
     if name not in PRESETS:
         raise BadOption(f"--preset {name!r}: no such preset of abilities; choose {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def _show(s: Session, found: Abilities) -> None:
-    headers, rows = found.table()
-    s.screen.table(f"{found.model}: lm-eval {found.versions['lm_eval']}", headers, rows)

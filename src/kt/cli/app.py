@@ -193,18 +193,21 @@ def ls(options: ListOptions) -> None:
     """List models, methods, presets or datasets."""
     if options.what not in LISTS:
         raise BadOption(f"kt ls {options.what!r}: unknown; choose among {', '.join(LISTS)}")
+    from ..report import Table
+
     rows = LISTS[options.what]()
-    screen_for(options).table(f"kt {options.what}", ["name", "what it is"], [[name, what] for name, what in rows])
+    screen_for(options).tables(Table(["name", "what it is"], rows, f"kt {options.what}"))
     write_result(options, {options.what: [{"name": name, "about": what} for name, what in rows]})
 
 
 def env(options: Options) -> None:
     """Show the versions, devices and settings that a result can depend on."""
+    from ..report.table import pairs
     from ..runs.provenance import environment
 
     found = environment()
     rows = [[key, _one_cell(value)] for key, value in found.items()]
-    screen_for(options).table("kt env", ["", ""], rows)
+    screen_for(options).tables(pairs(rows, "kt env"))
     write_result(options, found)
 
 

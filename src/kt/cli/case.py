@@ -34,8 +34,8 @@ def case(options: CaseOptions) -> None:
         edits, model = open_edits(s, named), s.load_model()
         found = case_study(model, fact, edits, options.tokens, options.each)
         found.save(s.run.file("case.json"))
-        s.keep(found.as_dict())
-        s.screen.show(found.rich_table())
+        s.keep(found)
+        s.screen.tables(*found.tables())
 
 
 def chosen(facts: list[Fact], record: str | None) -> Fact:

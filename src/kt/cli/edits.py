@@ -11,7 +11,8 @@ import typer
 
 from .._util.files import check_writable
 from .._util.text import interval, visible
-from ..figures.text import clip
+from ..report import Column, Table
+from ..report.table import before_after, pairs, setting, shown
 from .command import BadOption
 from .console import Screen
 from .options import ForceOptions, ModelOptions, Opt
@@ -20,7 +21,6 @@ from .session import load_model, screen_for, settle_libraries, write_result
 if TYPE_CHECKING:
     from ..editing import Edit
     from ..editing.conflicts import Conflict
-    from ..editing.diff import EditDiff
     from ..editing.stack import EditStack
     from ..facts.fact import Fact
     from ..model.model import TracedModel
@@ -48,12 +48,12 @@ def stack(options: EditsOptions) -> None:
     met = conflicts_inside(model, found)
     show_conflicts(screen, [conflict for _, conflict in met], found)
     requests = read_back(model, found)
-    show_layers(screen, found, grounds)
+    screen.tables(*found.tables(grounds))
     show_back(screen, requests)
     if options.to is not None:
         found.save(options.to)
         screen.say(f"kt: written to {visible(str(options.to))}")
-    result = as_json(found, grounds) | {
+    result = found.as_dict(grounds) | {
         "conflicts": [{"place": place, **vars(conflict)} for place, conflict in met],
         "requests": requests,
         "held": held(requests),
@@ -127,39 +127,6 @@ def held(requests: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return bootstrap_mean([float(row["stacked"]["rank"] == 0) for row in first]).as_dict() if first else None
 
 
-def as_json(found: EditStack, grounds: Sequence[str] | None = None) -> dict[str, Any]:
-    """The stack, an object an edit."""
-    rows = []
-    for place, layer in enumerate(found.layers, start=1):
-        about = {name: layer.edit.manifest.get(name) for name in ("method", "alpha", "model", "dtype")}
-        rows.append({
-            "place": place,
-            "file": None if layer.file is None else str(layer.file),
-            "digest": layer.digest,
-            **about,
-            "requests": len(layer.edit.requests),
-            "forced": layer.forced,
-            "stands_on": found.stands_on(place),
-            "solved_for": None if grounds is None else grounds[place - 1],
-        })  # fmt: skip
-    return {"edits": rows}
-
-
-def show_layers(screen: Screen, found: EditStack, grounds: Sequence[str] | None) -> None:
-    """A row an edit, the base's side first."""
-    said = {"base": "the base", "below": "the edits below", "forced": "other weights (forced)"}
-    rows = []
-    for place, layer in enumerate(found.layers, start=1):
-        on = ", ".join(map(str, found.stands_on(place))) or "the base"
-        method, digest = visible(str(layer.edit.manifest.get("method"))), layer.digest[:12]
-        ground = [] if grounds is None else [said[grounds[place - 1]]]
-        rows.append(
-            [place, visible(layer.name), method, len(layer.edit.requests), layer.edit.alpha, digest, on, *ground]
-        )
-    columns = ["place", "edit", "method", "requests", "alpha", "digest", "stands on"]
-    screen.table("stack", [*columns, *(["solved for"] if grounds is not None else [])], rows)
-
-
 def show_back(screen: Screen, requests: Sequence[dict[str, Any]]) -> None:
     """Whether each request is still there with the edits above it in."""
     rows = []
@@ -168,19 +135,19 @@ def show_back(screen: Screen, requests: Sequence[dict[str, Any]]) -> None:
         both = [solved["prob"], row["stacked"]["prob"], solved["rank"], row["stacked"]["rank"]]
         rows.append([row["place"], visible(row["prompt"]), visible(row["target"]), *both])
     share = held(requests)
-    note = None
+    note = ""
     if share is not None:
         note = f"first when solved and still first: {interval(share['mean'], share['ci95'])} of {share['n']}"
     columns = ["edit", "prompt", "target", "prob, solved", "prob, stacked", "rank, solved", "rank, stacked"]
-    screen.table("requests, read back with the whole stack in", columns, rows, note)
+    screen.tables(Table(columns, rows, "requests, read back with the whole stack in", note))
 
 
 def show_stack(options: EditsOptions, screen: Screen, path: Path, found: EditStack, model: TracedModel | None) -> None:
     """`kt edits show` of a stack."""
     grounds = None if model is None else found.for_model(model, options.force).grounds(model)
     screen.say(f"kt: {visible(str(path))} is a stack of {len(found)} edits")
-    show_layers(screen, found, grounds)
-    write_result(options, {"file": str(path), **as_json(found, grounds)})
+    screen.tables(*found.tables(grounds))
+    write_result(options, {"file": str(path), **found.as_dict(grounds)})
 
 
 def show_conflicts_with(
@@ -215,7 +182,7 @@ def show_conflicts(screen: Screen, found: Sequence[Conflict], below: EditStack) 
     note += "; of an edit that is kept dense, the cosine of the keys" if dense else ""
     note += f"; {left} more in --json" if left else ""
     columns = ["conflict", "new prompt", "target", "earlier prompt", "its target", "in", "overlap"]
-    screen.table(f"conflicts with earlier edits: {len(found)}", columns, rows, note)
+    screen.tables(Table(columns, rows, f"conflicts with earlier edits: {len(found)}", note))
 
 
 ACTIONS = ("ls", "show", "diff", "stack")
@@ -270,7 +237,8 @@ def ls(options: EditsOptions) -> None:
     columns = ["file", "is", "method", "requests", "alpha", "weights", "model", "size", "written, UTC"]
     screen = screen_for(options)
     if rows:
-        screen.table("edits", [*columns, *(["cannot be opened"] * broken)], rows if broken else [r[:-1] for r in rows])
+        columns += ["cannot be opened"] if broken else []
+        screen.tables(Table(columns, [row[: len(columns)] for row in rows], "edits"))
     else:
         screen.say("kt: no edits here; kt apply-edit writes them, kt edits ls FOLDER looks elsewhere")
     write_result(options, {"edits": [each.as_dict() for each in found]})
@@ -289,13 +257,15 @@ def show(options: EditsOptions) -> None:
         return show_stack(options, screen, path, found, model)
     states = found.state_of(model) if model is not None else {}
     about = about_edit(path, found)
-    screen.table("edit", ["", ""], [[name, shown(value)] for name, value in about.items()])
     settings = found.manifest.get("hyper_parameters") or {}
-    screen.table("hyper-parameters", ["name", "value"], [[shown(n), setting(v)] for n, v in settings.items()])
-    show_requests(screen, found)
     weights = about_weights(found, states)
     columns = ["weight", "shape", "rank", "norm", "relative", "before", "after", *(["now"] if states else [])]
-    screen.table("weights", columns, weight_rows(weights))
+    screen.tables(
+        pairs([[name, shown(value)] for name, value in about.items()], "edit"),
+        Table(["name", "value"], [[shown(n), setting(v)] for n, v in settings.items()], "hyper-parameters"),
+        requests_before_after(found),
+        Table(columns, weight_rows(weights), "weights"),
+    )
     result = about | {"hyper_parameters": settings, "requests": [vars(r) for r in found.report], "weights": weights}
     if model is not None and "other" in states.values() and found.manifest.get("stands_on"):
         screen.say("kt: the edit stands on earlier ones (stands_on); hold the stack of them against the model")
@@ -338,17 +308,15 @@ def weight_rows(weights: dict[str, dict[str, Any]]) -> list[list[Any]]:
     return rows
 
 
-def show_requests(screen: Screen, edit: Edit) -> None:
-    """Target and old answer before and after; without a report, what was asked for."""
-    from .tables import arrow
-
-    side = lambda said, prob, rank: [shown(said), arrow(prob), arrow(rank)]  # noqa: E731
-    columns = ["prompt", "target", "prob", "rank", "old answer", "prob", "rank"]
+def requests_before_after(edit: Edit) -> Table:
+    """Target and old answer before and after; texts are clipped."""
+    prob, rank = Column("prob", before_after), Column("rank", before_after)
+    columns: list[str | Column] = ["prompt", "target", prob, rank, "old answer", prob, rank]
     rows = [
-        [shown(r.prompt), *side(r.target, r.target_prob, r.target_rank), *side(r.answer, r.answer_prob, r.answer_rank)]
+        [shown(r.prompt), shown(r.target), r.target_prob, r.target_rank, shown(r.answer), r.answer_prob, r.answer_rank]
         for r in edit.report
     ]
-    screen.table("requests, before and after", columns, rows)
+    return Table(columns, rows, "requests, before and after")
 
 
 def compare(options: EditsOptions) -> None:
@@ -360,37 +328,10 @@ def compare(options: EditsOptions) -> None:
     first, second = (options.files or [])[:2]
     opened: list[Edit | EditStack] = [open_edit(first), open_edit(second)]
     found = diff(*(each if isinstance(each, Edit) else each.as_sum() for each in opened))
-    show_diff(screen_for(options), found)
-    write_result(options, {"first": str(first), "second": str(second), **found.as_dict()})
-
-
-def show_diff(screen: Screen, found: EditDiff) -> None:
-    """Settings, requests, weights; A is the first file."""
+    screen = screen_for(options)
     if not found.same_base:
         screen.say(
             "kt: where both write, they were solved for other weights: of two models, or one on top of the other"
         )
-    settings = [[shown(name), *map(setting, pair)] for name, pair in found.settings.items()]
-    screen.table("settings that differ", ["name", "A", "B"], settings)
-    words = {"only A": found.only(0), "only B": found.only(1), "other target": found.conflicts, "both": found.both}
-    rows = [[word, shown(r.prompt), *map(shown, r.targets)] for word, some in words.items() for r in some]
-    counts = ", ".join(f"{word} {len(some)}" for word, some in words.items())
-    screen.table("requests", ["in", "prompt", "A's target", "B's target"], rows, counts)
-    weights = [[shown(w.name), *w.norms, w.cosine, w.difference] for w in found.weights]
-    screen.table("weights", ["weight", "|A|", "|B|", "cosine", "|A - B| / |A|"], weights)
-
-
-def setting(value: Any) -> Any:
-    """A hyper-parameter as a user types it: every digit that it has."""
-    return f"{value:g}" if isinstance(value, float) else shown(value)
-
-
-def shown(value: Any, limit: int = 160) -> Any:
-    """A cell from a file's text: control characters made visible, long ones cut; numbers as they are."""
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    if isinstance(value, dict):
-        value = ", ".join(f"{name} {item}" for name, item in value.items())
-    elif isinstance(value, list | tuple):
-        value = ", ".join(map(str, value))
-    return clip(visible(str(value)), limit)
+    screen.tables(*found.tables())
+    write_result(options, {"first": str(first), "second": str(second), **found.as_dict()})

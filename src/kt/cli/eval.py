@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .._util.text import interval
 from ..runs.folder import FILES
 from . import parse
 from .command import BadOption
@@ -67,6 +66,7 @@ def evaluate(options: EvalOptions) -> None:
     with session(options) as s:
         from ..evaluation import distributions, evaluate
         from ..evaluation.perplexity import heldout_corpus
+        from ..evaluation.scores import Comparison
 
         if "ppl" in asked["protocols"]:
             heldout_corpus(options.heldout, options.model)  # refused here, before a model loads
@@ -83,8 +83,8 @@ def evaluate(options: EvalOptions) -> None:
         if edit is None:
             before.save(s.run.file(FILES["after"]))
             log_samples(s, before, None, model)
-            s.keep(before.as_dict())
-            return show_scores(s, before)
+            s.keep(before)
+            return s.screen.tables(*before.tables())
         asked |= {"before": before, "reference": reference}
         control = None if options.no_control else edit.control()
         found: dict[str, Scores] = {}
@@ -95,8 +95,9 @@ def evaluate(options: EvalOptions) -> None:
                 found[name].save(s.run.file(FILES[name]))
         before.save(s.run.file(FILES["before"]))
         log_samples(s, found["after"], before, model)
-        s.keep(_results(before, **found))
-        show_scores(s, found["after"], before, found.get("control"))
+        compared = Comparison(before, **found)
+        s.keep(compared)
+        s.screen.tables(*compared.tables())
     return None
 
 
@@ -121,15 +122,6 @@ def log_samples(s: Session, scores: Scores, before: Scores | None, model: Traced
 
     if (kind := s.options.log_samples) is not None:
         write_samples(s.run.file(f"samples.{kind}"), sample_rows(scores, before, model.tokenizer.decode), kind)
-
-
-def _results(before: Scores, after: Scores, control: Scores | None = None) -> dict[str, Any]:
-    """The edited model's metrics; the others' under their names, and the paired differences from them."""
-    found: dict[str, Any] = after.as_dict()
-    beside = {"before": before} | ({"control": control} if control is not None else {})
-    found |= {name: scores.as_dict()["metrics"] for name, scores in beside.items()}
-    less = {name: after.compare(scores) for name, scores in beside.items()}
-    return found | {"differences": {name: {m: gap.as_dict() for m, gap in gaps.items()} for name, gaps in less.items()}}
 
 
 def questions(options: EvalOptions) -> dict[str, Any]:
@@ -165,26 +157,3 @@ def _judge(options: EvalOptions, s: Session) -> Any:
     if earlier.is_file():
         cache.write_bytes(earlier.read_bytes())
     return Judge(options.judge_url, options.judge_model or "", os.environ.get(JUDGE_KEY), cache)
-
-
-def show_scores(s: Session, after: Scores, before: Scores | None = None, control: Scores | None = None) -> None:
-    """One row a metric; the unedited model's figure beside it, and that of a joint edit's control."""
-    beside = [("before", before), ("after", after), ("MLP alone", control)]
-    columns = [name for name, scores in beside if scores is not None] if before is not None else ["mean [95%]"]
-    title = f"{after.model}: {len(after.records)} records"
-    note = "MLP alone: the joint edit's MLP part by itself, x (1 - α)" if control is not None else None
-    s.screen.table(title, ["metric", *columns, "n"], score_rows(after, before, control), note)
-
-
-def score_rows(after: Scores, before: Scores | None = None, control: Scores | None = None) -> list[list[Any]]:
-    """Cells of the table of scores."""
-    rows: list[list[Any]] = []
-    for name, metric in after.metrics.items():
-        old = [] if before is None else [_cell(before.metrics.get(name))]
-        held = [] if control is None else [_cell(control.metrics.get(name))]
-        rows.append([name, *old, _cell(metric), *held, metric.n])
-    return rows
-
-
-def _cell(metric: Any) -> str:
-    return "–" if metric is None else interval(metric.mean, metric.ci95)

@@ -1,4 +1,4 @@
-"""`kt presets show`: what a preset sets, under which symbol of the papers, and where each value comes from."""
+"""`kt presets`: the values of a preset, each with the papers' symbol and its source."""
 
 from __future__ import annotations
 
@@ -44,18 +44,19 @@ def presets(options: PresetOptions) -> None:
         raise BadOption(f"kt presets {options.action!r}: unknown; write kt presets show NAME, or kt presets ls")
     from ..presets import named
     from ..presets import presets as known
+    from ..report import Table
+    from ..report.table import pairs
 
     if not options.name:
         raise BadOption(f"kt presets show needs a name: {', '.join(known())}, or a TOML file of your own")
     preset = named(options.name)
     values = preset.explain(options.method, options.variant)
-    screen = screen_for(options)
     # A source is longer than all the rest of a row, and holds for many rows: it stands below, by number.
     sources = list(dict.fromkeys(value.source for value in values))
     title = f"{preset.summary or preset.name}{f', {options.variant}' if options.variant else ''}"
     columns = ["for", "name", "value", "symbol", "what it is", "source"]
-    screen.table(title, columns, rows(values, sources), caption=ORDER)
-    screen.table("sources", ["", ""], [[i, source] for i, source in enumerate(sources, 1)])
+    numbered = list(enumerate(sources, 1))
+    screen_for(options).tables(Table(columns, rows(values, sources), title, ORDER), pairs(numbered, "sources"))
     write_result(options, as_json(preset, values, options))
     return None
 

@@ -67,7 +67,7 @@ def run(options: RecipeOptions) -> None:
         s.run.describe_data("demo" if options.smoke else options.facts or recipe.facts, found.n_facts)
         atomic_write(s.run.file("table.md"), found.markdown())
         found.save(s.run.folder)
-        s.keep(found.as_dict(), found.figures())
+        s.keep(found)
         show(s, found)
     return None
 
@@ -75,10 +75,11 @@ def run(options: RecipeOptions) -> None:
 def list_recipes(options: RecipeOptions) -> None:
     """`kt run ls`."""
     from ..recipes import names, read_recipe
+    from ..report import Table
 
     known = [read_recipe(name) for name in names()]
     rows = [[r.name, r.kind, f"{r.paper} {r.place}", r.summary] for r in known]
-    screen_for(options).table("kt run", ["recipe", "kind", "of", "what"], rows)
+    screen_for(options).tables(Table(["recipe", "kind", "of", "what"], rows, "kt run"))
     write_result(options, {"recipes": [{"name": r.name, "kind": r.kind, "about": r.summary} for r in known]})
 
 
@@ -136,8 +137,7 @@ def show(s: Session, found: RecipeRun) -> None:
     """The tables, then what to read them with."""
     from ..recipes.result import SMOKE
 
-    for table in found.tables():
-        s.screen.table(table.title, list(table.columns), [list(line) for line in table.lines], table.note or None)
+    s.screen.tables(*found.tables())
     for note in found.recipe.notes:
         s.screen.say(f"kt: {note}")
     if found.smoke:

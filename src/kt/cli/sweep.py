@@ -22,7 +22,7 @@ from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, 
 from .session import Session, session
 
 if TYPE_CHECKING:
-    from ..experiments import Point, Sweep
+    from ..experiments import Point
     from ..facts.fact import Fact
     from ..model.model import TracedModel
 
@@ -232,8 +232,12 @@ def sweep(options: SweepOptions) -> None:
             raise SystemExit(130) from None
         take_over(s, folder)
         found.save(s.run.file("sweep.json"))
-        s.keep(found.as_dict(), sweep_figures(found))
-        show(s, found)
+        s.keep(found)
+        if not s.figures:
+            warnings.warn(
+                "no figure: these facts have none of its metrics; results.json has what there is", stacklevel=1
+            )
+        s.screen.tables(*found.tables())
 
 
 def _with_folder(options: SweepOptions) -> SweepOptions:
@@ -283,34 +287,6 @@ def requests_of(s: Session, options: SweepOptions, kind: str) -> list[Fact]:
     if kind == "edits" and demo:
         random.Random(options.seed).shuffle(facts)
     return facts
-
-
-def sweep_figures(found: Sweep) -> dict[str, Any]:
-    """The figure by its name; none, with a warning, where the facts have nothing that the protocols ask for."""
-    from ..experiments.sweep_result import columns
-
-    if columns(found):
-        return {found.kind: found.figure()}
-    warnings.warn("no figure: these facts have none of its metrics; results.json has what there is", stacklevel=1)
-    return {}
-
-
-def show(s: Session, found: Sweep) -> None:
-    """One row a point; of modules, what the joint edit is more than its parts."""
-    from ..experiments.sweep_result import AXES, difference_rows, table_rows, tables
-
-    note = None
-    if found.balance is not None:
-        ends = found.balance.get("ci95")
-        span = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
-        note = f"traced α {found.balance['alpha']:.3f}{span}, n = {found.balance['n_facts']}"
-    title = f"{found.about['model']}: {found.kind}, {found.about['n_facts']} facts"
-    for shown in tables(found):
-        head = ["method", AXES[found.kind], *shown, "edits", "seconds"]
-        s.screen.table(title, head, table_rows(found, shown), note)
-    for shown in tables(found):
-        if rows := difference_rows(found, shown):
-            s.screen.table("paired differences over the same records", ["", *shown], rows)
 
 
 def _balance(

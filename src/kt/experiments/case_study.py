@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, read_json, write_json
-from .._util.text import html_table
+from .._util.text import visible
 from ..errors import BadFact, BadFile
 from ..evaluation.text import contains
 from ..facts.fact import Fact
+from ..report import Column, Shown, Table
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table as RichTable
 
     from ..editing.stack import AnyEdit
     from ..model.model import TracedModel
-    from ..report import Table as ReportTable
 
 
 KIND = "case_study"
@@ -52,13 +51,20 @@ class Reply(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CaseStudy:
+class CaseStudy(Shown):
     """What `case_study` returns: `replies[method][i]` answers `questions[i]`; the first is the unedited model."""
 
     model: str
     record: str
     questions: tuple[Question, ...]
     replies: Mapping[str, tuple[Reply, ...]]
+
+    kind = KIND
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The model and the record."""
+        return {"model": self.model, "record": self.record}
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -75,39 +81,24 @@ class CaseStudy:
         ]
         return pd.DataFrame(rows, columns=["role", "prompt", "expected", "method", "text", "right"])
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Headers and rows of the table as plain text, control characters made visible."""
-        from .._util.text import visible
+    def heading(self) -> str:
+        """The title of its section."""
+        return "A case"
 
+    def notes(self) -> Sequence[str]:
+        """How to read the table."""
+        return [f"{self.record}: greedy continuations; ✓ holds the expected answer, ✗ does not."]
+
+    def tables(self) -> Sequence[Table]:
+        """A row a prompt, a column a method; wrong texts are marked, and red in a terminal as in the paper."""
         rows = []
         for i, question in enumerate(self.questions):
-            said = [_cell(replies[i]) for replies in self.replies.values()]
             expected = question.answers[0] if question.answers else "as unedited"
-            rows.append([question.role, visible(question.prompt), visible(expected), *map(visible, said)])
-        return ["", "prompt", "expected", *map(visible, self.methods)], rows
-
-    def rich_table(self) -> RichTable:
-        """For a terminal: wrong texts in red, as in the paper, and marked where there is no colour."""
-        from rich.table import Table
-        from rich.text import Text
-
-        from .._util.text import visible
-
-        headers, rows = self.cells()
-        table = Table(title=Text(visible(f"{self.model}: {self.record}")), title_justify="left")
-        for name in headers:
-            table.add_column(Text(name), overflow="fold")
-        for i, row in enumerate(rows):
-            wrong = [False] * 3 + [replies[i].right is False for replies in self.replies.values()]
-            table.add_row(*(Text(cell, style="red" if bad else "") for cell, bad in zip(row, wrong, strict=True)))
-        return table
-
-    def report_table(self) -> ReportTable:
-        """For `kt.report`, which escapes every cell."""
-        from ..report import Table
-
-        headers, rows = self.cells()
-        return Table(headers, rows, f"{self.record}: greedy continuations; ✓ holds the expected answer, ✗ does not.")
+            rows.append([question.role, question.prompt, expected, *(replies[i] for replies in self.replies.values())])
+        wrong = lambda reply: "red" if reply.right is False else ""  # noqa: E731
+        methods = [Column(visible(name), _cell, wrong) for name in self.methods]
+        texts = [Column(name, visible) for name in ("", "prompt", "expected")]
+        return [Table([*texts, *methods], rows, f"{self.model}: {self.record}")]
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -142,9 +133,6 @@ class CaseStudy:
 
     def __repr__(self) -> str:
         return f"CaseStudy({self.record}: {len(self.questions)} prompts, {', '.join(self.methods)})"
-
-    def _repr_html_(self) -> str:
-        return html_table(self.record, *self.cells())
 
 
 def case_study(
@@ -209,4 +197,4 @@ def _right(question: Question, text: str, unedited: str) -> bool | None:
 
 def _cell(reply: Reply) -> str:
     mark = "" if reply.right is None else MARKS[reply.right] + " "
-    return mark + reply.text.strip()
+    return visible(mark + reply.text.strip())

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._util.data import complete_file, read_json, write_json
 from .._util.progress import Stage
 from ..errors import BadFile, KtError
+from ..report import Figure, Shown, Table
 from ..runs.folder import FILES
+from ..stats import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,12 +68,39 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Shown):
     """The course of a run: plain numbers, apart from any model."""
 
     mode: str
     about: Mapping[str, Any]
     steps: tuple[Step, ...]
+
+    kind = KIND
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Method, step size, seed."""
+        return self.about
+
+    def heading(self) -> str:
+        """The title of its section."""
+        return f"Edits in steps: {self.mode}"
+
+    def tables(self) -> Sequence[Table]:
+        """A row a step: the metrics of the figure, and the largest norm ratio over the weights."""
+        names = SHOWN | ASKED
+        there = {name for step in self.steps for name in step.metrics or {}}
+        shown = {name: title for name, title in names.items() if name in there}
+        rows = [
+            [step.number, step.edits, *(Interval.of((step.metrics or {}).get(name)) for name in shown), _largest(step)]
+            for step in self.steps
+        ]
+        return [Table(["step", "edits", *shown.values(), "largest norm ratio"], rows, only="page")]
+
+    def figures(self) -> Sequence[Figure]:
+        """Metrics and weight norms by number of edits."""
+        says = "Requests so far under each step's weights; the largest weight norm, over that before the first edit."
+        return [Figure(self.figure(), says, name="steps")]
 
     def figure(self) -> go.Figure:
         """Metrics and weight norms by number of edits."""
@@ -94,6 +123,7 @@ class Steps:
         return pd.DataFrame(rows, columns=["step", "edits", "metric", "mean", "low", "high", "n"])
 
     def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
         return {"mode": self.mode, "about": dict(self.about), "steps": [asdict(step) for step in self.steps]}
 
     def save(self, path: str | Path) -> Path:
@@ -135,22 +165,23 @@ def _panels(run: Steps) -> dict[str, Any]:
     from ..figures.curves import NORM_RATIO
 
     panels = {}
-    scored = [step for step in run.steps if step.metrics]
     for name, panel in (SHOWN | ASKED).items():
-        here = [step for step in scored if name in (step.metrics or {})]
-        if here:
-            cells = [(step.metrics or {})[name] for step in here]
-            bounds = np.array([c["ci95"] or (np.nan, np.nan) for c in cells], dtype=float)
-            means, counts = [c["mean"] for c in cells], [c["n"] for c in cells]
-            edits = [step.edits for step in here]
-            panels[panel] = Series(panel, edits, np.array(means, float), bounds[:, 0], bounds[:, 1], np.array(counts))
-    largest = [max(step.norm_ratios.values(), default=1.0) for step in run.steps]
-    panels[NORM_RATIO] = Series(NORM_RATIO, [step.edits for step in run.steps], np.array(largest))
+        scored = [(step.edits, step.metrics[name]) for step in run.steps if step.metrics and name in step.metrics]
+        if scored:
+            mean, low, high, n = map(np.array, zip(*(Interval.of(metric) for _, metric in scored), strict=True))
+            panels[panel] = Series(panel, [edits for edits, _ in scored], mean, low, high, n)
+    largest = np.array([_largest(step) for step in run.steps])
+    panels[NORM_RATIO] = Series(NORM_RATIO, [step.edits for step in run.steps], largest)
     return panels
 
 
+def _largest(step: Step) -> float:
+    """The largest norm ratio over the weights."""
+    return max(step.norm_ratios.values(), default=1.0)
+
+
 @dataclass
-class EditRun:
+class EditRun(Shown):
     """What `run_edits` returns: the course, the edits (one a step), and the scores where they were asked for.
 
     `edit` is all of it as one edit of the unedited weights; None in single mode, where there is no such thing.
@@ -164,6 +195,42 @@ class EditRun:
     after: Scores | None = None
     control: Scores | None = None
     requests: list[Fact] = field(default_factory=list)
+
+    kind = "edit run"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Method, step size, seed."""
+        return self.steps.about
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: the edit (in single mode its weights' means over the edits), the course, the scores."""
+        found = (self.edit or self.edits[0]).as_dict()
+        if self.edit is None:
+            found["deltas"] = _mean_deltas([edit.deltas() for edit in self.edits])
+            found["requests"] = [request for edit in self.edits for request in edit.as_dict()["requests"]]
+        found["mode"] = self.steps.mode
+        if len(self.steps.steps) > 1:
+            found["steps"] = self.steps.as_dict()["steps"]
+        for name in ("before", "after", "control"):
+            if (scores := getattr(self, name)) is not None:
+                found[name], found["protocol"] = scores.as_dict()["metrics"], scores.protocol
+        return found
+
+    def tables(self) -> Sequence[Table]:
+        """The edit's tables (in single mode the requests alone); the scores where they were asked for."""
+        from ..editing.edit import requests_table
+        from ..evaluation.scores import Comparison
+
+        found = [requests_table(self.edits)] if self.edit is None else list(self.edit.tables())
+        if self.after is None:
+            return found
+        scores = self.after if self.before is None else Comparison(self.before, self.after, self.control)
+        return [*found, *scores.tables()]
+
+    def figures(self) -> Sequence[Figure]:
+        """The course, in sequential mode."""
+        return self.steps.figures() if self.steps.mode == "sequential" else ()
 
     def save(self, folder: str | Path, shown: str | Path | None = None) -> Path:
         """Files that their own classes read: the edit (in single mode a folder of them), the course, the scores.
@@ -184,6 +251,17 @@ class EditRun:
             if (scores := getattr(self, part)) is not None:
                 scores.save(folder / FILES[part])
         return Path(shown or folder) / name
+
+
+def _mean_deltas(edits: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Each weight's norms as means over the edits that write it, with how many those are."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(name for deltas in edits for name in deltas):
+        written = [deltas[name] for deltas in edits if name in deltas]
+        means = {k: sum(d[k] for d in written) / len(written) for k in ("norm", "relative_norm", "norm_ratio")}
+        rank, shape = max(d["rank"] for d in written), written[0]["shape"]
+        found[name] = {"shape": shape, "rank": rank, **means, "n": len(written)}
+    return found
 
 
 def run_edits(

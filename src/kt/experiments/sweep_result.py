@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._util.data import complete_file, plain, read_json, write_json
-from .._util.text import interval
 from ..errors import BadFile, KtError
+from ..report import Figure, Shown, Table
 from ..runs.journal import SETTINGS, claim
 from ..stats import Interval, paired_bootstrap_difference
 from .grids import JOINT, Point
@@ -63,7 +63,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Shown):
     """What `sweep` returns.
 
     `about` says what was swept (`kind`), on which model and facts, and what each metric means (`protocol`); `before`
@@ -77,7 +77,13 @@ class Sweep:
 
     @property
     def kind(self) -> str:
+        """What was swept: `alpha`, `layers`, `edits`, `clamp`, `modules`, or a recipe's axis."""
         return str(self.about["kind"])
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What was swept, on which model and facts."""
+        return self.about
 
     def row(self, label: str, series: str | None = None) -> Row:
         """The row of a name.
@@ -102,8 +108,6 @@ class Sweep:
 
     def differences(self) -> dict[str, dict[str, Interval]]:
         """In a sweep of modules, what the joint edit is more than each part; nothing in other sweeps."""
-        from .grids import JOINT
-
         if self.kind != "modules":
             return {}
         others = [row.label for row in self.rows if row.label != JOINT]
@@ -123,10 +127,57 @@ class Sweep:
                 )
         return pd.DataFrame(found, columns=["series", "point", "x", "edits", "metric", "mean", "low", "high", "n"])
 
-    def figure(self) -> go.Figure:
-        """Metrics over the grid with 95% bands; a traced α as a mark."""
+    def heading(self) -> str:
+        """The title of its section."""
+        return f"Sweep of {self.kind}"
 
-        return figure(self)
+    def tables(self) -> Sequence[Table]:
+        """A row a point, `A_TABLE` metrics a table; of modules also the joint edit less each of its parts."""
+        note = ""
+        if self.balance is not None:
+            ends = self.balance.get("ci95")
+            span = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
+            note = f"traced α {self.balance['alpha']:.3f}{span}, n = {self.balance['n_facts']}"
+        title = f"{self.about['model']}: {self.kind}, {self.about['n_facts']} facts"
+        shown = list(columns(self).items())
+        parts = [dict(shown[i : i + A_TABLE]) for i in range(0, max(1, len(shown)), A_TABLE)]
+        found = []
+        for part in parts:
+            head = ["method", AXES.get(self.kind, self.kind), *part, "edits", "seconds"]
+            rows = [
+                [r.series, r.label, *(_mean(r, m) for m in part.values()), r.edits, round(sum(r.seconds.values()), 1)]
+                for r in self.rows
+            ]
+            found.append(Table(head, rows, title, note))
+        gaps = self.differences()
+        for part in parts if gaps else ():
+            lines = [[name, *(by.get(metric) for metric in part.values())] for name, by in gaps.items()]
+            found.append(Table(["", *part], lines, "paired differences over the same records"))
+        return found
+
+    def figures(self) -> Sequence[Figure]:
+        """The metrics over the grid; none where the facts have nothing that the protocols ask for."""
+        return [Figure(self.figure(), name=self.kind)] if columns(self) else []
+
+    def figure(self) -> go.Figure:
+        """One panel a metric, one line a series (or, where points are names, one marker a point); a traced α marked."""
+        from ..figures.sweep import Traced, sweep_figure
+
+        traced = None
+        if self.balance is not None and self.kind == "alpha":
+            ci95 = self.balance.get("ci95")
+            traced = Traced(float(self.balance["alpha"]), None if ci95 is None else (float(ci95[0]), float(ci95[1])))
+        named, shown = self.kind in NAMED, columns(self)
+        runs = _by_point(self) if named else _by_series(self)
+        return sweep_figure(
+            runs,
+            title=f"{self.about['model']}: {AXES.get(self.kind, self.kind)}",
+            subtitle=f"{self.about['n_facts']} facts; means over records with 95% intervals{_how(shown)}",
+            x_title=AXES.get(self.kind, "point"),
+            scale="log" if self.kind == "edits" else "linear",
+            names=[row.label for row in self.rows] if named else (),
+            traced=traced,
+        )
 
     def as_dict(self, whole: bool = False) -> dict[str, Any]:
         """For `--json`: `rows`, and what they are to be read beside."""
@@ -259,27 +310,6 @@ NAMED = ("layers", "modules")
 """Kinds whose points are names, not numbers."""
 
 
-def figure(found: Sweep) -> go.Figure:
-    """One panel a metric, one line a series (or, where points are names, one marker a point)."""
-    from ..figures.sweep import Traced, sweep_figure
-
-    traced = None
-    if found.balance is not None and found.kind == "alpha":
-        ci95 = found.balance.get("ci95")
-        traced = Traced(float(found.balance["alpha"]), None if ci95 is None else (float(ci95[0]), float(ci95[1])))
-    named, shown = found.kind in NAMED, columns(found)
-    runs = _by_point(found) if named else _by_series(found)
-    return sweep_figure(
-        runs,
-        title=f"{found.about['model']}: {AXES.get(found.kind, found.kind)}",
-        subtitle=f"{found.about['n_facts']} facts; means over records with 95% intervals{_how(shown)}",
-        x_title=AXES.get(found.kind, "point"),
-        scale="log" if found.kind == "edits" else "linear",
-        names=[row.label for row in found.rows] if named else (),
-        traced=traced,
-    )
-
-
 def _how(shown: Mapping[str, str]) -> str:
     """What of it is teacher-forced, and what is a mean over something else."""
     if set(shown) <= set(SHOWN):
@@ -295,32 +325,9 @@ def columns(found: Sweep) -> dict[str, str]:
     return {panel: name for panel, name in (greedy | SHOWN | ASKED).items() if name in there}
 
 
-def tables(found: Sweep) -> list[dict[str, str]]:
-    """The panels by `A_TABLE`: what stands beside each other in a terminal. One without any, where there are none."""
-    shown = list(columns(found).items())
-    return [dict(shown[i : i + A_TABLE]) for i in range(0, max(1, len(shown)), A_TABLE)]
-
-
-def table_rows(found: Sweep, shown: Mapping[str, str]) -> list[list[Any]]:
-    """Cells: name, means with intervals, n, seconds."""
-    lines = []
-    for row in found.rows:
-        cells = [_cell(row.metrics.get(name)) for name in shown.values()]
-        lines.append([row.series, row.label, *cells, row.edits, round(sum(row.seconds.values()), 1)])
-    return lines
-
-
-def difference_rows(found: Sweep, shown: Mapping[str, str]) -> list[list[Any]]:
-    """Paired differences of the joint edit to its parts."""
-    return [
-        [name, *(_cell(by.get(metric) and by[metric].as_dict()) for metric in shown.values())]
-        for name, by in found.differences().items()
-        if name.startswith(JOINT)
-    ]
-
-
-def _cell(metric: Any) -> str:
-    return "–" if not metric else interval(metric["mean"], metric["ci95"])
+def _mean(row: Row, metric: str) -> Interval | None:
+    """A metric's mean with its interval; None where the row has nothing for it."""
+    return Interval.of(found) if (found := row.metrics.get(metric)) else None
 
 
 def _by_series(found: Sweep) -> dict[str, dict[str, Series]]:
@@ -341,8 +348,7 @@ def _by_point(found: Sweep) -> dict[str, dict[str, Series]]:
 def _line(panel: str, rows: list[Row], metric: str) -> Series:
     from ..figures import Series
 
-    cells = [row.metrics.get(metric) or {"mean": None, "ci95": None, "n": 0} for row in rows]
-    bounds = np.array([cell["ci95"] or (np.nan, np.nan) for cell in cells], dtype=float)
-    means = np.array([np.nan if cell["mean"] is None else cell["mean"] for cell in cells], dtype=float)
-    counts = np.array([cell["n"] for cell in cells])
-    return Series(panel, [row.x for row in rows], means, bounds[:, 0], bounds[:, 1], counts)
+    mean, low, high, n = (
+        np.array(part) for part in zip(*(Interval.of(r.metrics.get(metric)) for r in rows), strict=True)
+    )
+    return Series(panel, [row.x for row in rows], mean, low, high, n)

@@ -8,8 +8,9 @@ fingerprints are those of the weights that the edit was written into.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from .._util.data import load_arrays, read_json
 from ..errors import BadFile, KtError, UnknownModel, WorkFailed
 from ..model.update import fingerprint_of
+from ..report import Shown, Table
 from .hf import ABOUT, EDIT, OWN, UNDO
 from .shards import Shards, whole_folder
 
@@ -39,7 +41,8 @@ class Known(NamedTuple):
         return "base" if found == self.before[name] else "applied" if found == self.after.get(name) else "other"
 
 
-class Reverted(NamedTuple):
+@dataclass(frozen=True)
+class Reverted(Shown):
     """`weights` says what each was found to be; `fingerprint` is the whole model's, as it is now at `path`."""
 
     path: Path
@@ -48,8 +51,22 @@ class Reverted(NamedTuple):
     fingerprint: str
     weights: dict[str, str]
 
+    kind = "revert"
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The folder and the model's fingerprint."""
+        return {"path": str(self.path), "fingerprint": self.fingerprint}
+
     def as_dict(self) -> dict[str, Any]:
-        return self._asdict() | {"path": str(self.path)}
+        """For `--json`."""
+        return vars(self) | {"path": str(self.path)}
+
+    def tables(self) -> Sequence[Table]:
+        """What each weight was and is."""
+        words = {"base": "as before the edit", "applied": "with the edit"}
+        rows = [[name, words[state], "as before the edit"] for name, state in self.weights.items()]
+        return [Table(["weight", "was", "is"], rows, f"weights of {self.path}")]
 
 
 def revert_folder(

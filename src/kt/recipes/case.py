@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BadFile, KtError
+from ..report import Table
 from ..runs.folder import FILES
 from .base import How, Keys, Kind
 from .claims import COLUMNS, NOTHING, Claim, Finding, Verdict, lines, read_claims
 from .edited import TABLES, EditedRecipe, editable, read_edited, read_rows
-from .result import MISSING, RecipeRun, Table
+from .result import MISSING, RecipeRun
 
 if TYPE_CHECKING:
     from ..experiments.case_study import CaseStudy, Reply
@@ -68,13 +69,13 @@ class CaseRun(RecipeRun):
     def n_facts(self) -> int:
         return self.recipe.edits
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> Sequence[Table]:
         """The paper's table, ours and the paper's text in each cell; then the claims, each of one record."""
         head = ["model", "", "prompt", "expected", "unedited", *(line.label for line in self.recipe.rows)]
         said = "each cell: ours (✓ holds the expected answer) | the paper's; one record, no interval"
-        claims = Table("what the paper says of it", COLUMNS, lines(self.verdicts), "one record carries no interval")
+        claims = Table(COLUMNS, lines(self.verdicts), "what the paper says of it", "one record carries no interval")
         rows = [line for label, study in self.found.items() for line in self._lines(label, study)]
-        return [Table(self.title, head, rows, said), *([claims] if self.verdicts else [])]
+        return [Table(head, rows, self.title, said), *([claims] if self.verdicts else [])]
 
     def save(self, folder: Path) -> None:
         """The case studies, under the name that `kt report` reads, one folder a model."""

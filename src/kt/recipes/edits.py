@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..report import Figure
 from .base import How, Keys, Kind
 from .edited import SMOKE_EDITS, TABLES, Cited, edited_facts, read_edited, read_rows
 from .table import TableRecipe, TableRun, cells_of, place
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from ..experiments import Point, Sweep
 
 
@@ -54,9 +53,9 @@ class EditsRun(TableRun):
 
     sweeps: Mapping[str, Sweep]
 
-    def figures(self) -> dict[str, go.Figure]:
+    def figures(self) -> Sequence[Figure]:
         """Where the paper has an axis, the curves over it."""
-        return {label: each.figure() for label, each in self.sweeps.items()} if self.recipe.axis else {}
+        return [Figure(s.figure(), name=label) for label, s in self.sweeps.items()] if self.recipe.axis else []
 
 
 def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> EditsRecipe:

@@ -5,16 +5,17 @@ The kinds `trace` and `probe` differ in what they measure, draw and check; the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import KtError
 from ..facts.fact import Fact
+from ..report import Figure, Table
 from .base import How, Keys, PaperRecipe, facts_of
 from .claims import COLUMNS, Claim, Verdict, lines, note
-from .result import RecipeRun, Table
+from .result import RecipeRun
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -65,13 +66,14 @@ class FigureRun(RecipeRun, Generic[Found]):
     def n_facts(self) -> int:
         return max(each.n_facts for each in self.found.values())
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> Sequence[Table]:
         """The claims where there are some; then what was measured."""
-        claims = Table(self.title, COLUMNS, lines(self.verdicts), note(self.verdicts))
+        claims = Table(COLUMNS, lines(self.verdicts), self.title, note(self.verdicts))
         return [*([claims] if self.verdicts else []), *self.summaries]
 
-    def figures(self) -> dict[str, go.Figure]:
-        return dict(self.drawn)
+    def figures(self) -> Sequence[Figure]:
+        """The figures of every model."""
+        return [Figure(drawn, name=name) for name, drawn in self.drawn.items()]
 
     def save(self, folder: Path) -> None:
         """The raw measurements, under the names that `kt report` reads, one folder a model."""

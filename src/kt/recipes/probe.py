@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import KtError
+from ..report import Table
 from ..runs.folder import FILES
 from ..stats import Interval
 from . import probe_checks
 from .base import How, Keys, Kind
 from .claims import read_claims, shown
 from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run
-from .result import Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -104,7 +104,7 @@ def _summary(model: str, probe: Probe) -> Table:
         ends = [shown(_at(curve, layer)) for layer in (top, -1)]
         lines.append([name, str(curve.layers[top]), *ends, str(curve.n)])
     columns = ["mean probability of", "peak layer", "there [95%]", "after the last layer [95%]", "n"]
-    return Table(f"{model}: prediction position, residual stream", columns, lines, probe.why_left_out())
+    return Table(columns, lines, f"{model}: prediction position, residual stream", probe.why_left_out())
 
 
 def _at(curve: LensCurve, layer: int) -> Interval:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..report import Table
 from .base import How
 from .edited import Cited, EditedRecipe
-from .result import MISSING, RecipeRun, Table
+from .result import MISSING, RecipeRun
 
 if TYPE_CHECKING:
     from ..experiments import Row
@@ -113,8 +114,8 @@ class TableRun(RecipeRun):
             found.append([model, *place, row, *map(str, cells), str(max(cell.n for cell in cells))])
         return found
 
-    def tables(self) -> list[Table]:
-        return [Table(self.title, self.columns(), self.lines(), self.legend)]
+    def tables(self) -> Sequence[Table]:
+        return [Table(self.columns(), self.lines(), self.title, self.legend)]
 
     def held(self) -> dict[str, Any]:
         """`cells` as the table has them, `rows` by model as they were measured."""

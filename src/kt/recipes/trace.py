@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.text import interval
+from ..report import Table
 from ..runs.folder import FILES
 from . import trace_checks
 from .base import How, Keys, Kind
 from .claims import peak_layer, peak_words, read_claims
 from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run
-from .result import Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -89,7 +89,7 @@ def _summary(model: str, trace: Trace) -> Table:
             lines.append([kind, metric.replace("_", " "), peak_words(peak), effect, str(curve.n)])
     columns = ["module", "metric", "peak [95%]", "effect there [95%]", "n"]
     left = f"{trace.n_facts} facts traced; {trace.why_left_out()}"
-    return Table(f"{model}: strongest layer at the last subject token", columns, lines, left)
+    return Table(columns, lines, f"{model}: strongest layer at the last subject token", left)
 
 
 def _curves(trace: Trace) -> dict[str, Any]:

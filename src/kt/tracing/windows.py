@@ -74,6 +74,23 @@ def peak_inflation(
     return found
 
 
+def inflation_table(found: Sequence[Inflation]) -> Table:
+    """What a window adds to the peaks; single heads are left out."""
+
+    def peak(cell: tuple[Interval, int]) -> str:
+        return f"{cell[0].mean:.3f} ({cell[1]})"
+
+    columns = ["kind", Column("peak (layer)", peak), Column("single layers (layer)", peak)]
+    rows = [
+        [f.kind, (f.peak, f.layer), (f.single_peak, f.single_layer), cell_text(f.sum_of_single.mean), f.inflation]
+        for f in found
+        if ".h" not in f.kind
+    ]
+    title = f"window of {found[0].window} against single layers"
+    note = "inflation: the window's peak over the peak of single layers, last subject token"
+    return Table([*columns, "their sum in the window", "inflation [95%]"], rows, title, note)
+
+
 def _effects(trace: Trace, other: Trace, kind: str, metric: str, at: str) -> Float[ndarray, "fact layer"]:
     """Effects at a role of the facts that `other` holds too."""
     shared = {_said(fact) for fact in other.facts}
