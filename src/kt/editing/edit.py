@@ -277,8 +277,18 @@ class Edit(Shown):
         return Table(columns, rows, "written weights", _rounding_note(self) if rounded else "")
 
     def figures(self) -> Sequence[Figure]:
-        """Target and old answer, before and after."""
-        return [Figure(self.figure(), "Means over requests with 95% intervals.", name="edit")]
+        """Target and old answer, before and after; the size of each weight's update."""
+        return [
+            Figure(self.figure(), "Means over requests with 95% intervals.", name="edit"),
+            Figure(self.sizes_figure(), "How large each update is beside the weight it is added to.", name="sizes"),
+        ]
+
+    def sizes_figure(self) -> go.Figure:
+        """‖ΔW‖/‖W‖ of every weight that the edit writes."""
+        from ..figures.summary import weight_sizes
+
+        relative = [delta["relative_norm"] for delta in self.deltas().values()]
+        return weight_sizes(self.names, relative, title=f"{self.manifest.get('method', 'edit')}: size of the updates")
 
     def figure(self) -> go.Figure:
         """Mean probability of the new and the old answer, before and after, and of the new one under the control."""
