@@ -27,8 +27,8 @@ from kt.figures import (
     theme,
 )
 from kt.figures.heatmap import colour_ticks
-from kt.figures.text import escape, number, unescape, wrap
 from kt.figures.summary import weight_sizes
+from kt.figures.text import escape, number, unescape, wrap
 from kt.stats import Interval
 
 TOKENS = ["The", " capital", " of", " of", " France"]

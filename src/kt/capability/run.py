@@ -67,6 +67,7 @@ class Abilities(Shown):
     versions: Mapping[str, Any]
 
     kind = KIND
+    heading = "General abilities"
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -102,10 +103,6 @@ class Abilities(Shown):
             "config": dict(self.config),
             "versions": dict(self.versions),
         }
-
-    def heading(self) -> str:
-        """The title of its section."""
-        return "General abilities"
 
     def notes(self) -> Sequence[str]:
         """What the intervals are."""

@@ -247,6 +247,7 @@ class Edit(Shown):
         requests = [_request(request) for request in self.report]
         return {name: self.manifest[name] for name in known} | {"deltas": self.deltas(), "requests": requests}
 
+    @property
     def heading(self) -> str:
         """The title of its section."""
         return f"Edit: {self.manifest.get('method')}"

@@ -106,6 +106,7 @@ class Scores(Shown):
     heldout: Heldout | None = None
 
     kind = KIND
+    heading = "Scores"
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -202,10 +203,6 @@ class Scores(Shown):
             "protocol": self.protocol,
         }
 
-    def heading(self) -> str:
-        """The title of its section."""
-        return "Scores"
-
     def tables(self) -> Sequence[Table]:
         """Each metric with its interval and n; then what each means."""
         return [scores_table({"mean [95%]": self}), self.protocol_table()]
@@ -279,6 +276,7 @@ class Comparison(Shown):
     control: Scores | None = None
 
     kind = "comparison"
+    heading = "Before and after"
 
     @classmethod
     def load(cls, path: str | Path) -> Scores | Comparison:
@@ -298,10 +296,6 @@ class Comparison(Shown):
         less = {name: self.after.compare(scores) for name, scores in beside.items()}
         gaps = {name: {m: gap.as_dict() for m, gap in by.items()} for name, by in less.items()}
         return self.after.as_dict() | {n: s.as_dict()["metrics"] for n, s in beside.items()} | {"differences": gaps}
-
-    def heading(self) -> str:
-        """The title of its section."""
-        return "Before and after"
 
     def tables(self) -> Sequence[Table]:
         """The models side by side; then what each metric means."""

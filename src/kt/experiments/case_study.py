@@ -60,6 +60,7 @@ class CaseStudy(Shown):
     replies: Mapping[str, tuple[Reply, ...]]
 
     kind = KIND
+    heading = "A case"
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -80,10 +81,6 @@ class CaseStudy(Shown):
             for method, replies in self.replies.items()
         ]
         return pd.DataFrame(rows, columns=["role", "prompt", "expected", "method", "text", "right"])
-
-    def heading(self) -> str:
-        """The title of its section."""
-        return "A case"
 
     def notes(self) -> Sequence[str]:
         """How to read the table."""

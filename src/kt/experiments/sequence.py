@@ -82,6 +82,7 @@ class Steps(Shown):
         """Method, step size, seed."""
         return self.about
 
+    @property
     def heading(self) -> str:
         """The title of its section."""
         return f"Edits in steps: {self.mode}"

@@ -127,6 +127,7 @@ class Sweep(Shown):
                 )
         return pd.DataFrame(found, columns=["series", "point", "x", "edits", "metric", "mean", "low", "high", "n"])
 
+    @property
     def heading(self) -> str:
         """The title of its section."""
         return f"Sweep of {self.kind}"

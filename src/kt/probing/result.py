@@ -65,6 +65,7 @@ class Probe(Shown):
     metadata: Mapping[str, Any]
 
     kind = "probe"
+    heading = "Contrast probe"
     kinds = KINDS
     positions = POSITIONS
     answers = ANSWERS
@@ -216,10 +217,6 @@ class Probe(Shown):
             sets = {p: {n: self.set_curve(n, "resid", p)._asdict() for n in self.set_names} for p in POSITIONS}
             found["sets"] = sets
         return found
-
-    def heading(self) -> str:
-        """The title of its section."""
-        return "Contrast probe"
 
     def notes(self) -> Sequence[str]:
         """How many facts, and how they were read."""

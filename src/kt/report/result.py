@@ -43,6 +43,7 @@ class Result(Protocol):
 class Shown:
     """Base class of results: the parts of a page that most results do without, and the view in a notebook."""
 
+    @property
     def heading(self) -> str:
         """The title of its section in a report."""
         return str(getattr(self, "kind", "")).capitalize()
@@ -68,7 +69,7 @@ class Shown:
         figures = [figure for figure in self.figures() if figure.only != "command"]
         tables = [table for table in self.tables() if table.only != "command"]
         notes = list(self.notes())
-        return Section(self.heading(), [*([Text(notes)] if notes else []), *figures, *tables])
+        return Section(self.heading, [*([Text(notes)] if notes else []), *figures, *tables])
 
     def _repr_html_(self) -> str:
         text = visible_lines(repr(self))

@@ -107,6 +107,7 @@ class Residual(Shown):
     metadata: Mapping[str, Any]
 
     kind = "residual"
+    heading = "What is left of the old facts"
 
     # Advantages -------------------------------------------------------------------------------------------------
     @cached_property
@@ -275,10 +276,6 @@ class Residual(Shown):
             "left_out": [fact._asdict() for fact in self.left_out],
             **self.metadata,
         }
-
-    def heading(self) -> str:
-        """The title of its section."""
-        return "What is left of the old facts"
 
     def notes(self) -> Sequence[str]:
         """How many facts, and what the score is."""

@@ -67,6 +67,7 @@ class Balance(Shown):
     """What `balance_factor` returns. Intervals are None with a single fact."""
 
     kind = "balance"
+    heading = "Balance factor"
 
     alpha: float
     alpha_raw: float | None
@@ -106,10 +107,6 @@ class Balance(Shown):
         names = ("alpha", "alpha_raw", "ci95", "n_facts", "per_layer", "layers", "warnings")
         per_fact = self.to_dataframe().to_dict("records")
         return {name: getattr(self, name) for name in names} | {"per_fact": per_fact}
-
-    def heading(self) -> str:
-        """The title of its section."""
-        return "Balance factor"
 
     def notes(self) -> Sequence[str]:
         """The warnings."""

@@ -119,6 +119,7 @@ class Trace(Shown):
     """What `causal_trace` returns: traced facts, the facts left out and why, and how it was done."""
 
     kind = "trace"
+    heading = "Causal tracing"
 
     facts: tuple[TracedFact, ...]
     kinds: tuple[str, ...]
@@ -203,10 +204,6 @@ class Trace(Shown):
             "corrupted": ends["p_corrupt"].mean,
             "corrupted_ci95": ends["p_corrupt"].ci95,
         }
-
-    def heading(self) -> str:
-        """The title of its section."""
-        return "Causal tracing"
 
     def notes(self) -> Sequence[str]:
         """How many facts, and what a cell is."""

@@ -8,7 +8,7 @@ the window: above it, the layers do together what none does alone; below it, the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ..errors import BadFact
+from ..report import Column, Table
+from ..report.table import cell_text
 from ..stats import Interval, bootstrap_mean, bootstrap_ratio
 from .patch import window_layers
 from .prompts import ROLES
@@ -80,7 +82,7 @@ def inflation_table(found: Sequence[Inflation]) -> Table:
     def peak(cell: tuple[Interval, int]) -> str:
         return f"{cell[0].mean:.3f} ({cell[1]})"
 
-    columns = ["kind", Column("peak (layer)", peak), Column("single layers (layer)", peak)]
+    peaks = [Column("peak (layer)", peak), Column("single layers (layer)", peak)]
     rows = [
         [f.kind, (f.peak, f.layer), (f.single_peak, f.single_layer), cell_text(f.sum_of_single.mean), f.inflation]
         for f in found
@@ -88,7 +90,7 @@ def inflation_table(found: Sequence[Inflation]) -> Table:
     ]
     title = f"window of {found[0].window} against single layers"
     note = "inflation: the window's peak over the peak of single layers, last subject token"
-    return Table([*columns, "their sum in the window", "inflation [95%]"], rows, title, note)
+    return Table(["kind", *peaks, "their sum in the window", "inflation [95%]"], rows, title, note)
 
 
 def _effects(trace: Trace, other: Trace, kind: str, metric: str, at: str) -> Float[ndarray, "fact layer"]:
