@@ -1,4 +1,4 @@
-"""`abilities`: any task of lm-eval on the model and on the model with an edit, and what the edit changed.
+"""`abilities`: any task of lm-eval on the model and on the edited model, with paired differences.
 
 >>> found = abilities(model, "gsm8k,hellaswag", edit=edit, num_fewshot=2, limit=200)
 >>> found.rows[0].difference                              # Interval: after - before on the same documents
@@ -48,7 +48,7 @@ class Ability(NamedTuple):
 
 @dataclass(frozen=True)
 class Abilities(Shown):
-    """What `abilities` returns.
+    """The result of `abilities`.
 
     Args:
         model: the model's name.
@@ -80,11 +80,11 @@ class Abilities(Shown):
 
         rows = []
         for row in self.rows:
-            found: dict[str, Any] = {"task": row.task, "metric": row.metric, "higher_is_better": row.higher_is_better}
+            cells: dict[str, Any] = {"task": row.task, "metric": row.metric, "higher_is_better": row.higher_is_better}
             for name in ("before", "after", "difference"):
                 value: Interval | None = getattr(row, name)
-                found |= {f"{name}_{part}": v for part, v in ({} if value is None else value._asdict()).items()}
-            rows.append(found)
+                cells |= {f"{name}_{part}": v for part, v in ({} if value is None else value._asdict()).items()}
+            rows.append(cells)
         return pd.DataFrame(rows)
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,8 +92,8 @@ class Abilities(Shown):
         results: dict[str, dict[str, Any]] = {}
         for row in self.rows:
             parts = {name: getattr(row, name) for name in ("before", "after", "difference")}
-            held = {name: value.as_dict() for name, value in parts.items() if value is not None}
-            results.setdefault(row.task, {})[row.metric] = held | {"higher_is_better": row.higher_is_better}
+            means = {name: value.as_dict() for name, value in parts.items() if value is not None}
+            results.setdefault(row.task, {})[row.metric] = means | {"higher_is_better": row.higher_is_better}
         first = self.runs["before"]
         return {
             "model": self.model,
@@ -105,7 +105,7 @@ class Abilities(Shown):
         }
 
     def notes(self) -> Sequence[str]:
-        """What the intervals are."""
+        """The kind of interval."""
         return ["95% bootstrap intervals over documents, differences paired."]
 
     def tables(self) -> Sequence[Table]:
@@ -203,9 +203,9 @@ def abilities(
 def _rows(runs: Runs, samples: Mapping[str, Any], chosen: Chosen, seed: int) -> Iterator[Ability]:
     """Tasks, then groups of tasks, whose figure is the mean over all their documents or goes without interval."""
     first = runs["before"]
-    for task, found in {**first["results"], **first["groups"]}.items():
+    for task, metrics in {**first["results"], **first["groups"]}.items():
         leaves = _leaves(task, first["group_subtasks"])
-        for metric, value in found.items():
+        for metric, value in metrics.items():
             if metric in _NO_METRIC or not isinstance(value, int | float):
                 continue
             aggregate = _aggregation(chosen, leaves, metric)
@@ -232,8 +232,8 @@ def _aggregation(chosen: Chosen, leaves: Sequence[str], metric: str) -> Aggregat
     mean = lm_eval_module("lm_eval.api.registry").get_aggregation("mean")
     if leaves[0] not in chosen.loaded:
         return None
-    found = chosen.loaded[leaves[0]].aggregation().get(metric.rpartition(",")[0], mean)
-    return None if found is mean else found
+    aggregate = chosen.loaded[leaves[0]].aggregation().get(metric.rpartition(",")[0], mean)
+    return None if aggregate is mean else aggregate
 
 
 def _cell(value: Interval | None) -> str:

@@ -57,11 +57,11 @@ def abilities(options: AbilityOptions) -> None:
         from ..capability.tasks import choose
         from ..evaluation.samples_file import write_samples
 
-        asked = options.tasks or _preset(options.preset or "")
-        chosen = choose(asked, options.include_path)
+        tasks = options.tasks or _preset(options.preset or "")
+        chosen = choose(tasks, options.include_path)
         edit = open_edit(s, options.edit) if options.edit else None
         model = s.load_model()
-        found = measure(
+        result = measure(
             model,
             chosen,
             edit,
@@ -74,12 +74,12 @@ def abilities(options: AbilityOptions) -> None:
             gen_kwargs=options.gen_kwargs,
             batch_size=parse.batch_size(options.batch_size),
         )
-        found.save(s.run.file("abilities.json"))
+        result.save(s.run.file("abilities.json"))
         if options.log_samples:
-            for name, rows in found.sample_files():
+            for name, rows in result.sample_files():
                 write_samples(s.run.file(f"{name}.jsonl"), rows)
-        s.keep(found)
-        s.screen.tables(*found.tables())
+        s.keep(result)
+        s.screen.tables(*result.tables())
 
 
 def _preset(name: str) -> Sequence[Spec]:

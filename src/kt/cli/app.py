@@ -83,8 +83,8 @@ app = typer.Typer(
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from .. import __version__
 
         typer.echo(f"kt {__version__}")
@@ -205,10 +205,10 @@ def env(options: Options) -> None:
     from ..report.table import pairs
     from ..runs.provenance import environment
 
-    found = environment()
-    rows = [[key, _one_cell(value)] for key, value in found.items()]
+    settings = environment()
+    rows = [[key, _one_cell(value)] for key, value in settings.items()]
     screen_for(options).tables(pairs(rows, "kt env"))
-    write_result(options, found)
+    write_result(options, settings)
 
 
 def _one_cell(value: Any) -> str:

@@ -41,8 +41,8 @@ def cov(options: CovOptions) -> None:
             raise BadOption("--layers-mlp none and --layers-attn none leave nothing to do; name some layers")
         s.screen.say(f"kt: {len(sites)} second moments need {memory_needed(model, sites) / 2**20:.0f} MiB")
         with s.progress("tokens") as tick:
-            found = key_statistics(
+            moments = key_statistics(
                 model, sites, options.corpus, options.max_tokens, options.cache, tick, until=options.until
             )
-        s.keep(found)
-        s.screen.tables(*found.tables())
+        s.keep(moments)
+        s.screen.tables(*moments.tables())

@@ -38,22 +38,22 @@ def stack(options: EditsOptions) -> None:
         raise BadOption("kt edits stack needs edit files: kt edits stack a.safetensors b.safetensors -m MODEL")
     if options.to is not None:
         check_writable(options.to)
-    found = open_stack(options.files, options.force)
+    layers = open_stack(options.files, options.force)
     for word in (options.remove or "").split(",") if options.remove is not None else []:
-        found.remove(place_of(found, word.strip()), options.force)
+        layers.remove(place_of(layers, word.strip()), options.force)
     model = load_model(replace(options, model=options.model or "demo"))
     screen = screen_for(options)
-    found = found.for_model(model, options.force)
-    grounds = found.grounds(model)
-    met = conflicts_inside(model, found)
-    show_conflicts(screen, [conflict for _, conflict in met], found)
-    requests = read_back(model, found)
-    screen.tables(*found.tables(grounds))
+    layers = layers.for_model(model, options.force)
+    grounds = layers.grounds(model)
+    met = conflicts_inside(model, layers)
+    show_conflicts(screen, [conflict for _, conflict in met], layers)
+    requests = read_back(model, layers)
+    screen.tables(*layers.tables(grounds))
     show_back(screen, requests)
     if options.to is not None:
-        found.save(options.to)
+        layers.save(options.to)
         screen.say(f"kt: written to {visible(str(options.to))}")
-    result = found.as_dict(grounds) | {
+    result = layers.as_dict(grounds) | {
         "conflicts": [{"place": place, **vars(conflict)} for place, conflict in met],
         "requests": requests,
         "held": held(requests),
@@ -66,61 +66,61 @@ def open_stack(files: Iterable[str | Path], force: bool = False) -> EditStack:
     """Edit files and stacks, in order, as one stack."""
     from ..editing.stack import EditStack, open_edit
 
-    found = EditStack()
+    stacked = EditStack()
     for file in map(Path, files):
         opened = open_edit(file)
         if isinstance(opened, EditStack):
             for layer in opened.layers:
-                found.push(layer.edit, layer.file, layer.forced)
+                stacked.push(layer.edit, layer.file, layer.forced)
         else:
-            found.push(opened, file)
-    return found
+            stacked.push(opened, file)
+    return stacked
 
 
-def place_of(found: EditStack, word: str) -> int:
+def place_of(layers: EditStack, word: str) -> int:
     """The place that `--remove` means: itself, or an edit's file."""
-    places = [at for at, e in enumerate(found.layers, 1) if e.file is not None and Path(word) == e.file]
-    if not places and word.isascii() and word.isdigit() and 1 <= int(word) <= len(found):
+    places = [at for at, e in enumerate(layers.layers, 1) if e.file is not None and Path(word) == e.file]
+    if not places and word.isascii() and word.isdigit() and 1 <= int(word) <= len(layers):
         return int(word)
     if not places:
-        known = ", ".join(f"{at} ({layer.name})" for at, layer in enumerate(found.layers, start=1)) or "nothing"
+        known = ", ".join(f"{at} ({layer.name})" for at, layer in enumerate(layers.layers, start=1)) or "nothing"
         raise BadOption(f"--remove {word!r}: the stack has no such edit; it holds {known}")
     return places[0]
 
 
-def conflicts_inside(model: TracedModel, found: EditStack) -> list[tuple[int, Conflict]]:
+def conflicts_inside(model: TracedModel, layers: EditStack) -> list[tuple[int, Conflict]]:
     """Every edit's requests against those of the edits below it, with the upper one's place."""
     from ..editing.conflicts import conflicts
     from ..editing.stack import facts_of
 
-    above = range(1, len(found))
-    return [(at + 1, c) for at in above for c in conflicts(model, facts_of([found.edits[at]]), found.edits[:at])]
+    above = range(1, len(layers))
+    return [(at + 1, c) for at in above for c in conflicts(model, facts_of([layers.edits[at]]), layers.edits[:at])]
 
 
-def read_back(model: TracedModel, found: EditStack) -> list[dict[str, Any]]:
+def read_back(model: TracedModel, layers: EditStack) -> list[dict[str, Any]]:
     """Every request with all edits in: the target's probability and rank, beside those when it was solved."""
     from ..editing.rounding import readings
     from ..editing.stack import facts_of
 
     rows = []
-    with found.applied(model):
-        for place, edit in enumerate(found.edits, start=1):
+    with layers.applied(model):
+        for place, edit in enumerate(layers.edits, start=1):
             facts = facts_of([edit])
             solved = list(edit.report) if len(edit.report) == len(facts) else [None] * len(facts)
-            for fact, said, alone in zip(facts, readings(model, facts), solved, strict=True):
+            for fact, reading, alone in zip(facts, readings(model, facts), solved, strict=True):
                 rows.append({
                     "place": place,
                     "id": fact.id,
                     "prompt": fact.prompt,
                     "target": fact.target,
                     "solved": None if alone is None else {"prob": alone.target_prob[1], "rank": alone.target_rank[1]},
-                    "stacked": said.target._asdict(),
+                    "stacked": reading.target._asdict(),
                 })  # fmt: skip
     return rows
 
 
 def held(requests: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Of the requests whose target came first when they were solved, the share of which it still does."""
+    """Share of the requests whose target is still first, among those where it was first when they were solved."""
     from ..stats import bootstrap_mean
 
     first = [row for row in requests if row["solved"] is not None and row["solved"]["rank"] == 0]
@@ -142,47 +142,47 @@ def show_back(screen: Screen, requests: Sequence[dict[str, Any]]) -> None:
     screen.tables(Table(columns, rows, "requests, read back with the whole stack in", note))
 
 
-def show_stack(options: EditsOptions, screen: Screen, path: Path, found: EditStack, model: TracedModel | None) -> None:
+def show_stack(options: EditsOptions, screen: Screen, path: Path, layers: EditStack, model: TracedModel | None) -> None:
     """`kt edits show` of a stack."""
-    grounds = None if model is None else found.for_model(model, options.force).grounds(model)
-    screen.say(f"kt: {visible(str(path))} is a stack of {len(found)} edits")
-    screen.tables(*found.tables(grounds))
-    write_result(options, {"file": str(path), **found.as_dict(grounds)})
+    grounds = None if model is None else layers.for_model(model, options.force).grounds(model)
+    screen.say(f"kt: {visible(str(path))} is a stack of {len(layers)} edits")
+    screen.tables(*layers.tables(grounds))
+    write_result(options, {"file": str(path), **layers.as_dict(grounds)})
 
 
 def show_conflicts_with(
     screen: Screen, model: TracedModel, requests: Sequence[Fact], below: EditStack | None
 ) -> dict[str, Any]:
-    """Where new requests meet earlier edits, shown before anything is solved; what the JSON says of it."""
+    """Print the conflicts of new requests with earlier edits, before anything is solved; their part of the JSON."""
     if below is None:
         return {}
     from ..editing.conflicts import conflicts
 
     below.grounds(model)  # what does not fit is refused before any work
-    found = conflicts(model, requests, below.edits)
-    show_conflicts(screen, found, below)
+    met = conflicts(model, requests, below.edits)
+    show_conflicts(screen, met, below)
     digests = [layer.digest for layer in below.layers]
-    return {"stands_on": digests, "conflicts": [vars(conflict) for conflict in found]}
+    return {"stands_on": digests, "conflicts": [vars(conflict) for conflict in met]}
 
 
-def show_conflicts(screen: Screen, found: Sequence[Conflict], below: EditStack) -> None:
+def show_conflicts(screen: Screen, met: Sequence[Conflict], below: EditStack) -> None:
     """The conflicts, closest first; the JSON holds all of them."""
-    if not found:
+    if not met:
         screen.say("kt: no conflicts with the edits below")
         return
-    order = sorted(found, key=lambda c: (c.what == "keys", -abs(c.overlap or 0)))
+    order = sorted(met, key=lambda c: (c.what == "keys", -abs(c.overlap or 0)))
     rows = []
     for each in order[:MOST_ROWS]:
         edit = visible(below.layers[each.edit - 1].name)
         sides = [each.prompt, each.target, each.earlier_prompt, each.earlier_target]
         rows.append([WORDS[each.what], *map(visible, sides), edit, each.overlap])
-    left = len(found) - len(rows)
-    dense = any(each.measure == "cosine" for each in found)
+    left = len(met) - len(rows)
+    dense = any(each.measure == "cosine" for each in met)
     note = "overlap: of what the earlier request wrote, the share that the new prompt reads"
     note += "; of an edit that is kept dense, the cosine of the keys" if dense else ""
     note += f"; {left} more in --json" if left else ""
     columns = ["conflict", "new prompt", "target", "earlier prompt", "its target", "in", "overlap"]
-    screen.tables(Table(columns, rows, f"conflicts with earlier edits: {len(found)}", note))
+    screen.tables(Table(columns, rows, f"conflicts with earlier edits: {len(met)}", note))
 
 
 ACTIONS = ("ls", "show", "diff", "stack")
@@ -226,14 +226,14 @@ def ls(options: EditsOptions) -> None:
     """A row a file; broken ones say why."""
     from ..editing.diff import stored
 
-    found = stored(options.files or ["."])
+    files = stored(options.files or ["."])
     rows = []
-    for each in found:
+    for each in files:
         size = f"{each.size / 2**10:,.0f} KiB"
         what = [each.method, each.requests, each.alpha, each.weights, each.model] if each.error is None else [None] * 5
         written = each.modified[:16].replace("T", " ")
         rows.append([shown(each.path), each.kind, *map(shown, what), size, written, shown(each.error)])
-    broken = any(each.error is not None for each in found)
+    broken = any(each.error is not None for each in files)
     columns = ["file", "is", "method", "requests", "alpha", "weights", "model", "size", "written, UTC"]
     screen = screen_for(options)
     if rows:
@@ -241,51 +241,51 @@ def ls(options: EditsOptions) -> None:
         screen.tables(Table(columns, [row[: len(columns)] for row in rows], "edits"))
     else:
         screen.say("kt: no edits here; kt apply-edit writes them, kt edits ls FOLDER looks elsewhere")
-    write_result(options, {"edits": [each.as_dict() for each in found]})
+    write_result(options, {"edits": [each.as_dict() for each in files]})
 
 
 def show(options: EditsOptions) -> None:
-    """What a file holds; with a model, whether its weights are the edit's."""
+    """Print the content of a file; with a model, whether its weights are the edit's."""
     from ..editing import Edit
     from ..editing.stack import open_edit
 
     path = (options.files or [])[0]
-    found = open_edit(path)
+    edit = open_edit(path)
     model = load_model(options) if options.model else None
     screen = screen_for(options)
-    if not isinstance(found, Edit):
-        return show_stack(options, screen, path, found, model)
-    states = found.state_of(model) if model is not None else {}
-    about = about_edit(path, found)
-    settings = found.manifest.get("hyper_parameters") or {}
-    weights = about_weights(found, states)
+    if not isinstance(edit, Edit):
+        return show_stack(options, screen, path, edit, model)
+    states = edit.state_of(model) if model is not None else {}
+    about = about_edit(path, edit)
+    settings = edit.manifest.get("hyper_parameters") or {}
+    weights = about_weights(edit, states)
     columns = ["weight", "shape", "rank", "norm", "relative", "before", "after", *(["now"] if states else [])]
     screen.tables(
         pairs([[name, shown(value)] for name, value in about.items()], "edit"),
         Table(["name", "value"], [[shown(n), setting(v)] for n, v in settings.items()], "hyper-parameters"),
-        requests_before_after(found),
+        requests_before_after(edit),
         Table(columns, weight_rows(weights), "weights"),
     )
-    result = about | {"hyper_parameters": settings, "requests": [vars(r) for r in found.report], "weights": weights}
-    if model is not None and "other" in states.values() and found.manifest.get("stands_on"):
+    result = about | {"hyper_parameters": settings, "requests": [vars(r) for r in edit.report], "weights": weights}
+    if model is not None and "other" in states.values() and edit.manifest.get("stands_on"):
         screen.say("kt: the edit stands on earlier ones (stands_on); hold the stack of them against the model")
     write_result(options, result)
     return None
 
 
 def about_edit(path: Path, edit: Edit) -> dict[str, Any]:
-    """What the manifest says of the whole."""
-    held = edit.manifest
-    statistics = held.get("statistics") or {}
+    """The edit's manifest as a dictionary for the table and the JSON."""
+    manifest = edit.manifest
+    statistics = manifest.get("statistics") or {}
     return {
         "file": str(path),
         "digest": edit.digest,
         "digest_verified": True,  # the file does not open otherwise
-        **{name: held.get(name) for name in ("method", "alpha", "model", "revision", "dtype", "seed", "stands_on")},
+        **{name: manifest.get(name) for name in ("method", "alpha", "model", "revision", "dtype", "seed", "stands_on")},
         "requests_n": len(edit.requests),
         "statistics": {name: statistics.get(name) for name in ("corpus", "n_tokens")},
-        "lost_to_rounding": held.get("lost_to_rounding"),
-        "versions": held.get("versions"),
+        "lost_to_rounding": manifest.get("lost_to_rounding"),
+        "versions": manifest.get("versions"),
     }
 
 
@@ -320,18 +320,18 @@ def requests_before_after(edit: Edit) -> Table:
 
 
 def compare(options: EditsOptions) -> None:
-    """What differs between two files."""
+    """Print the differences between two files."""
     from ..editing import Edit
     from ..editing.diff import diff
     from ..editing.stack import open_edit
 
     first, second = (options.files or [])[:2]
     opened: list[Edit | EditStack] = [open_edit(first), open_edit(second)]
-    found = diff(*(each if isinstance(each, Edit) else each.as_sum() for each in opened))
+    difference = diff(*(each if isinstance(each, Edit) else each.as_sum() for each in opened))
     screen = screen_for(options)
-    if not found.same_base:
+    if not difference.same_base:
         screen.say(
             "kt: where both write, they were solved for other weights: of two models, or one on top of the other"
         )
-    screen.tables(*found.tables())
-    write_result(options, {"first": str(first), "second": str(second), **found.as_dict()})
+    screen.tables(*difference.tables())
+    write_result(options, {"first": str(first), "second": str(second), **difference.as_dict()})

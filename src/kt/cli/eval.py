@@ -62,16 +62,16 @@ class EvalOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
 
 def evaluate(options: EvalOptions) -> None:
     """Score a model, or a model with an edit, on a facts file."""
-    asked = questions(options)
+    arguments = questions(options)
     with session(options) as s:
         from ..evaluation import distributions, evaluate
         from ..evaluation.perplexity import heldout_corpus
         from ..evaluation.scores import Comparison
 
-        if "ppl" in asked["protocols"]:
+        if "ppl" in arguments["protocols"]:
             heldout_corpus(options.heldout, options.model)  # refused here, before a model loads
         rows: dict[str, Any] = {"batch_size": parse.batch_size(options.batch_size)}
-        asked |= {"seed": options.seed, "judge": _judge(options, s)} | rows
+        arguments |= {"seed": options.seed, "judge": _judge(options, s)} | rows
         facts = s.load_facts()
         edit = open_edit(s, options.edit) if options.edit else None
         model = s.load_model()
@@ -79,41 +79,41 @@ def evaluate(options: EvalOptions) -> None:
         if options.kl:
             with s.progress("the unedited model's distributions") as tick:
                 reference = distributions(model, facts, progress=tick, **rows)
-        before = unedited(s, model, facts, asked)
+        before = unedited(s, model, facts, arguments)
         if edit is None:
             before.save(s.run.file(FILES["after"]))
             log_samples(s, before, None, model)
             s.keep(before)
             return s.screen.tables(*before.tables())
-        asked |= {"before": before, "reference": reference}
+        arguments |= {"before": before, "reference": reference}
         control = None if options.no_control else edit.control()
-        found: dict[str, Scores] = {}
+        scores: dict[str, Scores] = {}
         for name, part in (("after", edit), ("control", control)):
             if part is not None:
                 with s.progress(f"{name} the edit" if name == "after" else "its control") as tick, part.applied(model):
-                    found[name] = evaluate(model, facts, progress=tick, **asked)
-                found[name].save(s.run.file(FILES[name]))
+                    scores[name] = evaluate(model, facts, progress=tick, **arguments)
+                scores[name].save(s.run.file(FILES[name]))
         before.save(s.run.file(FILES["before"]))
-        log_samples(s, found["after"], before, model)
-        compared = Comparison(before, **found)
+        log_samples(s, scores["after"], before, model)
+        compared = Comparison(before, **scores)
         s.keep(compared)
         s.screen.tables(*compared.tables())
     return None
 
 
-def unedited(s: Session, model: TracedModel, facts: list[Fact], asked: dict[str, Any]) -> Scores:
+def unedited(s: Session, model: TracedModel, facts: list[Fact], arguments: dict[str, Any]) -> Scores:
     """The unedited model's scores: from kt's cache folder, unless `--no-cache` says otherwise."""
     from .._util.lock import default_cache
     from ..evaluation import evaluate, evaluate_cached
 
     with s.progress("unedited model") as tick:
         if s.options.no_cache:
-            return evaluate(model, facts, progress=tick, **asked)
+            return evaluate(model, facts, progress=tick, **arguments)
         weights = s.run.manifest["model"]["fingerprint"]  # of gigabytes: hashed once a command
-        found = evaluate_cached(model, facts, default_cache(), weights, progress=tick, **asked)
-    if found.file is not None:
-        s.screen.say(f"kt: the unedited model's scores are those of {found.file} (--no-cache scores again)")
-    return found.scores
+        cached = evaluate_cached(model, facts, default_cache(), weights, progress=tick, **arguments)
+    if cached.file is not None:
+        s.screen.say(f"kt: the unedited model's scores are those of {cached.file} (--no-cache scores again)")
+    return cached.scores
 
 
 def log_samples(s: Session, scores: Scores, before: Scores | None, model: TracedModel) -> None:

@@ -132,13 +132,15 @@ def revert(options: RevertOptions) -> None:
     screen = screen_for(options)
     from ..export import revert_folder
 
-    found = revert_folder(options.folder, options.edit, options.base, options.to)
-    show_revert(screen, found)
-    write_result(options, found.as_dict())
+    reverted = revert_folder(options.folder, options.edit, options.base, options.to)
+    show_revert(screen, reverted)
+    write_result(options, reverted.as_dict())
 
 
-def show_revert(screen: Screen, found: Reverted) -> None:
-    """What each weight was, and that the edit is out."""
-    screen.tables(*found.tables())
-    done = "the edit is already out; nothing to restore" if found.already else "every weight has its bytes from before"
-    screen.say(f"kt: {done}; the model's fingerprint is {found.fingerprint}")
+def show_revert(screen: Screen, reverted: Reverted) -> None:
+    """Print the state of each weight, and that the edit is out."""
+    screen.tables(*reverted.tables())
+    done = (
+        "the edit is already out; nothing to restore" if reverted.already else "every weight has its bytes from before"
+    )
+    screen.say(f"kt: {done}; the model's fingerprint is {reverted.fingerprint}")

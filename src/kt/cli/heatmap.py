@@ -57,7 +57,7 @@ def heatmap(options: HeatmapOptions) -> None:
 
             single = measure(s, "single layers, to compare", kinds, metrics, window=1)
             inflations = peak_inflation(trace, single, metrics[0], seed=options.seed)
-            more = {"windows": [found.as_dict() for found in inflations]}
+            more = {"windows": [inflation.as_dict() for inflation in inflations]}
             tables.append(inflation_table(inflations))
         s.keep(trace, trace.figures(metrics), **more)
         show_heatmaps(s, metrics[0])
@@ -74,7 +74,7 @@ def screened(options: HeatmapOptions, kinds: tuple[str, ...], metrics: tuple[str
         facts, model = s.load_facts(), s.load_model()
         kinds += ("heads",) if options.heads else ()
         with s.progress("screening") as tick:
-            found = screen(
+            result = screen(
                 model,
                 facts,
                 kinds=kinds,
@@ -85,11 +85,11 @@ def screened(options: HeatmapOptions, kinds: tuple[str, ...], metrics: tuple[str
                 progress=tick,
                 **arguments,
             )
-        found.estimate.save(s.run.file(FILES["trace"]))
-        found.exact.save(s.run.file(FILES["exact"]))
-        s.keep(found, found.figures(metrics))
+        result.estimate.save(s.run.file(FILES["trace"]))
+        result.exact.save(s.run.file(FILES["exact"]))
+        s.keep(result, result.figures(metrics))
         show_heatmaps(s, metrics[0])
-        s.screen.tables(*found.tables(metrics[0]))
+        s.screen.tables(*result.tables(metrics[0]))
 
 
 def alpha(options: AlphaOptions) -> None:
@@ -124,7 +124,7 @@ def measure(s: Session, what: str, kinds: tuple[str, ...], metrics: tuple[str, .
 
 
 def trace_arguments(options: Any) -> dict[str, Any]:
-    """What the options of tracing say, checked."""
+    """The arguments of `kt.causal_trace` from the options, checked."""
     rows = parse.batch_size(options.batch_size)
     return {
         "samples": options.samples,

@@ -65,12 +65,12 @@ def rows(values: list[Value], sources: list[str]) -> list[list[Any]]:
     """A row a value; methods that take a value from the same place share the row."""
     from ..presets import SYMBOLS
 
-    found: dict[tuple[Any, ...], list[str]] = {}
+    methods_of: dict[tuple[Any, ...], list[str]] = {}
     for value in values:
         about = fill(SYMBOLS[value.name].text, WIDEST["what it is"])
         key = (value.name, written(value.value), value.symbol, about, sources.index(value.source) + 1)
-        found.setdefault((value.method is None, *key), []).append(value.method or "all")
-    return [[fill(", ".join(methods), WIDEST["for"]), *key[1:]] for key, methods in found.items()]
+        methods_of.setdefault((value.method is None, *key), []).append(value.method or "all")
+    return [[fill(", ".join(methods), WIDEST["for"]), *key[1:]] for key, methods in methods_of.items()]
 
 
 def written(value: Any) -> str:
@@ -103,5 +103,5 @@ def as_json(preset: Preset, values: list[Value], options: PresetOptions) -> dict
 
 
 def _common(options: Options) -> dict[str, Any]:
-    """What every command has."""
+    """The values of the options that every command has."""
     return {name: getattr(options, name) for name in Options.__dataclass_fields__}

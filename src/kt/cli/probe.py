@@ -52,12 +52,12 @@ def probe_model(options: ProbeOptions, layers: tuple[int, ...] | None) -> None:
         from ..probing import contrast_probe
 
         with s.progress("probing") as tick:
-            found = contrast_probe(
+            result = contrast_probe(
                 model, facts, not options.raw, layers=layers, sets=sets, batch_size=rows, progress=tick
             )
-        found.save(s.run.file(FILES["probe"]))
-        s.keep(found, found.figures(options.statistic))
-        s.screen.tables(*found.tables(options.statistic))
+        result.save(s.run.file(FILES["probe"]))
+        s.keep(result, result.figures(options.statistic))
+        s.screen.tables(*result.tables(options.statistic))
 
 
 def probe_edit(options: ProbeOptions) -> None:
@@ -72,7 +72,7 @@ def probe_edit(options: ProbeOptions) -> None:
 
         pool = None if options.prompt is not None else s.load_facts()
         with s.progress("probing before and after the edit") as tick:
-            found = residual_fact(
+            residual = residual_fact(
                 model,
                 edit,
                 facts,
@@ -82,19 +82,19 @@ def probe_edit(options: ProbeOptions) -> None:
                 seed=options.seed,
                 progress=tick,
             )
-        found.save(s.run.file(FILES["residual"]))
-        s.keep(found, **{**found.after.as_dict(), "before": found.before.as_dict(), **found.as_dict()})
-        s.screen.tables(*found.tables())
+        residual.save(s.run.file(FILES["residual"]))
+        s.keep(residual, **{**residual.after.as_dict(), "before": residual.before.as_dict(), **residual.as_dict()})
+        s.screen.tables(*residual.tables())
 
 
 def edited_facts(s: Session, edit: Any) -> Any:
     """The facts that the options name, or those of the edit's own requests among them."""
     facts = s.load_facts()
-    asked = {(r["prompt"], r["subject"]) for r in edit.requests}
-    own = [fact for fact in facts if (fact.template, fact.subject) in asked]
-    if own and len(own) < len(facts):
-        s.screen.say(f"kt: probing the {len(own)} facts that the edit was asked for, of {len(facts)} given")
-    return own or facts
+    requests = {(r["prompt"], r["subject"]) for r in edit.requests}
+    edited = [fact for fact in facts if (fact.template, fact.subject) in requests]
+    if edited and len(edited) < len(facts):
+        s.screen.say(f"kt: probing the {len(edited)} facts that the edit was asked for, of {len(facts)} given")
+    return edited or facts
 
 
 def word_sets(named: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""One command in several processes (torchrun): which share their work, who speaks, and how all of them end.
+"""One command in several processes (torchrun): which commands share work, which process prints, how all end.
 
 Rank 0 speaks for all. torchrun ends the others as soon as one process has ended with an error, so the others wait with
 theirs until rank 0 has said what there is to say.
@@ -21,18 +21,18 @@ SHARED = ("heatmap", "alpha", "probe", "cov", "apply-edit", "eval")
 """Commands whose work is shared out. The others run in rank 0 alone."""
 
 LONG = ("demo", "abilities", "case", "sweep", "run")
-"""Commands of which one might expect it."""
+"""Long commands that do not; they say so."""
 
 LAST_WORD = 10.0
 """Seconds that rank 0 has to end after another process failed."""
 
 
 def stands_by(arguments: Sequence[str]) -> bool:
-    """Whether this process has nothing to do: the command is rank 0's, or only asks for help."""
+    """Whether this process has nothing to do: the command runs in rank 0 alone, or only prints help."""
     return ranks.started_as() > 0 and (arguments[0] not in SHARED or not {"-h", "--help"}.isdisjoint(arguments))
 
 
-def meet(options: Options, asked: Mapping[str, Any]) -> None:
+def meet(options: Options, settings: Mapping[str, Any]) -> None:
     """Join the other processes, where the command shares its work with them.
 
     Raises:
@@ -48,7 +48,7 @@ def meet(options: Options, asked: Mapping[str, Any]) -> None:
         raise BadOption("--device-map spreads one model over all devices; leave it out, or start one process")
     ranks.join()
     ranks.assert_equal_on_ranks(
-        {f"--{name.replace('_', '-')}": value for name, value in asked.items()} | {"kt env": versions()}
+        {f"--{name.replace('_', '-')}": value for name, value in settings.items()} | {"kt env": versions()}
     )
 
 
@@ -64,7 +64,7 @@ def say(line: str) -> None:
 
 
 def last_word(line: str) -> None:
-    """The same for what ended the command, or this process alone."""
+    """Print the line that ended the command, or this process alone."""
     if speaks():
         say(line)
         return
@@ -74,7 +74,7 @@ def last_word(line: str) -> None:
 
 
 def end(code: int) -> None:
-    """The end of a process that was one of several."""
+    """End a process that was one of several."""
     if not ranks.joined():
         return
     if code == 0:

@@ -62,13 +62,13 @@ def run(options: RecipeOptions) -> None:
     folder = folder_of(recipe, options)
     options = replace(options, out=folder)
     with session(options) as s:
-        found = _run(s, recipe, options, chosen, taken)
+        result = _run(s, recipe, options, chosen, taken)
         take_over(s, folder)
-        s.run.describe_data("demo" if options.smoke else options.facts or recipe.facts, found.n_facts)
-        atomic_write(s.run.file("table.md"), found.markdown())
-        found.save(s.run.folder)
-        s.keep(found)
-        show(s, found)
+        s.run.describe_data("demo" if options.smoke else options.facts or recipe.facts, result.n_facts)
+        atomic_write(s.run.file("table.md"), result.markdown())
+        result.save(s.run.folder)
+        s.keep(result)
+        show(s, result)
     return None
 
 
@@ -133,14 +133,14 @@ def checked(recipe: PaperRecipe, options: RecipeOptions) -> dict[str, Any]:
     return {**taken, "resume": options.resume is not None}
 
 
-def show(s: Session, found: RecipeRun) -> None:
+def show(s: Session, result: RecipeRun) -> None:
     """The tables, then what to read them with."""
     from ..recipes.result import SMOKE
 
-    s.screen.tables(*found.tables())
-    for note in found.recipe.notes:
+    s.screen.tables(*result.tables())
+    for note in result.recipe.notes:
         s.screen.say(f"kt: {note}")
-    if found.smoke:
+    if result.smoke:
         s.screen.say(f"kt: {SMOKE}")
 
 

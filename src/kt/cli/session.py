@@ -1,4 +1,4 @@
-"""What every working command does around its one library call: model, facts, run folder, JSON."""
+"""The work of a command around its one library call: load model and facts, fill the run folder, write the JSON."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ class Session:
             return self._journal
         from ..facts.fact import facts_digest
 
-        asked = option_values(self.options) | {"command": self.options.command}
+        typed = option_values(self.options) | {"command": self.options.command}
         self.load_model()
         weights = self.run.manifest["model"]["fingerprint"]  # of gigabytes: hashed once a command
         given = {"model weights": weights, "facts' content": facts_digest(self.load_facts())}
         files = {f"{name} file": stamp(getattr(self.options, name, None)) for name in DATA_FILES}
-        settings = asked | given | files | {"versions": versions()}
+        settings = typed | given | files | {"versions": versions()}
         folder, resume = unfinished(self.path), self.options.resume is not None
         self._journal = Journal.begin(folder, settings, resume, self.options.argv)
         interrupt.note(self._kept())
@@ -94,7 +94,7 @@ class Session:
         return self._journal
 
     def end_journal(self, error: BaseException | None = None) -> None:
-        """Of a run that is whole, or that had finished nothing, no journal stays; else the error says how to go on."""
+        """Remove the journal of a run that is whole or had finished nothing; else tell how to go on."""
         if self._journal is None or self._journal.folder is None:
             return
         journal, self._journal = self._journal, None
@@ -133,19 +133,20 @@ class Session:
         """`--html` is the page; `--png` and `--svg` the first figure, with the others' names added to its own."""
         from ..figures import images
 
-        asked = wanted_files(self.options)
-        if "html" in asked:
-            atomic_write(asked.pop("html"), self.page())
-        for kind, path in asked.items():
+        files = wanted_files(self.options)
+        if "html" in files:
+            atomic_write(files.pop("html"), self.page())
+        for kind, path in files.items():
             pictures = images([(figure, kind) for figure in self.figures.values()])
-            for place, (name, picture) in enumerate(zip(self.figures, pictures, strict=True)):
-                atomic_write(path if place == 0 else path.with_stem(f"{path.stem}-{name}"), picture)
+            for number, (name, picture) in enumerate(zip(self.figures, pictures, strict=True)):
+                atomic_write(path if number == 0 else path.with_stem(f"{path.stem}-{name}"), picture)
 
 
 @contextmanager
 def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
-    """A run folder around the body (kept only with `write`); its results as JSON after it. Of several processes that
-    share the command's work all run the body.
+    """A run folder around the body, and its results as JSON after it.
+
+    Every process that shares the command's work runs the body. `write=False` keeps no folder (a dry run).
 
     Everything typed is checked before the model loads, and nothing is left behind when the body raises.
     """
@@ -182,7 +183,7 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
 
 
 def _checked(options: RunOptions) -> Path:
-    """The run folder's name; what was typed is looked at before anything is loaded."""
+    """The run folder's name; options are checked before anything is loaded."""
     json_file = Path(options.json) if options.json not in (None, "-") else None
     for file in (*wanted_files(options).values(), json_file):
         if file is not None:
@@ -205,7 +206,7 @@ def run_path(options: RunOptions) -> Path | None:
 
 UNFINISHED = ".unfinished"
 DATA_FILES = ("statistics", "corpus", "alpha_facts", "history")
-"""Options that name files whose content a result depends on."""
+"""Options that name files on whose content a result depends."""
 
 
 def unfinished(path: Path) -> Path:
@@ -222,7 +223,7 @@ def stamp(file: Path | str | None) -> list[int] | None:
 
 
 NO_CONFIG = ("config", "json", "quiet", "no_progress", "command", "argv", "out", "html", "png", "svg", "resume")
-"""Options that bear on where results go, not on what they are."""
+"""Options that decide where results go, not their values."""
 
 
 def option_values(options: Options) -> dict[str, Any]:
@@ -232,7 +233,7 @@ def option_values(options: Options) -> dict[str, Any]:
 
 
 def screen_for(options: Options) -> Screen:
-    """Where this command may print; quiet, as of a process that is not to speak, also silences the warnings of kt."""
+    """The command's screen; `--quiet`, or being another process than rank 0, also silences the warnings of kt."""
     quiet = options.quiet or not many.speaks()
     if quiet:
         warnings.simplefilter("ignore")
@@ -301,7 +302,7 @@ LIBRARY_SETTINGS = {
 
 
 def settle_libraries() -> None:
-    """What has to stand in the environment before torch and transformers are imported; the user's own values win."""
+    """Set environment variables before torch and transformers are imported; the user's own values win."""
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
 

@@ -44,7 +44,7 @@ class Question(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What the model says under one method; `right` is None where nothing says what would be."""
+    """The model's text under one method; `right` is None where no answer is known."""
 
     text: str
     right: bool | None
@@ -52,7 +52,7 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class CaseStudy(Shown):
-    """What `case_study` returns: `replies[method][i]` answers `questions[i]`; the first is the unedited model."""
+    """The result of `case_study`: `replies[method][i]` answers `questions[i]`; the first is the unedited model."""
 
     model: str
     record: str
@@ -99,7 +99,7 @@ class CaseStudy(Shown):
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        replies = {method: [reply._asdict() for reply in found] for method, found in self.replies.items()}
+        replies = {method: [reply._asdict() for reply in given] for method, given in self.replies.items()}
         questions = [question._asdict() for question in self.questions]
         return {
             "model": self.model,
@@ -157,9 +157,9 @@ def case_study(
     replies = {
         name: tuple(
             Reply(text, _right(question, text, old))
-            for question, text, old in zip(questions, found, texts[UNEDITED], strict=True)
+            for question, text, old in zip(questions, said, texts[UNEDITED], strict=True)
         )
-        for name, found in texts.items()
+        for name, said in texts.items()
     }
     return CaseStudy(model.name, fact.id, questions, replies)
 
@@ -182,8 +182,8 @@ def _texts(model: TracedModel, questions: Sequence[Question], tokens: int, edit:
 
     wishes = [(question.prompt, room(question)) for question in questions]
     with nullcontext() if edit is None else edit.applied(model):
-        found = continuations(model, wishes)
-    return [found[wish] for wish in wishes]
+        texts = continuations(model, wishes)
+    return [texts[wish] for wish in wishes]
 
 
 def _right(question: Question, text: str, unedited: str) -> bool | None:

@@ -50,7 +50,7 @@ SHOWN = {
 }
 """The metrics of the figure, all between 0 and 1, and their panels."""
 ASKED = {"neighbourhood_kl": "KL of neighbours (nats)"}
-"""Those that are there where they were asked for; without an upper end."""
+"""Metrics that are measured on request; they have no upper end."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ class Steps(Shown):
         return write_json(path, {"kind": KIND} | self.as_dict())
 
     @classmethod
-    def of(cls, held: Mapping[str, Any]) -> Steps:
+    def of(cls, content: Mapping[str, Any]) -> Steps:
         """From what `as_dict` gave."""
-        steps = (Step(**(step | {"requests": tuple(step["requests"])})) for step in held["steps"])
-        return cls(held["mode"], held["about"], tuple(steps))
+        steps = (Step(**(step | {"requests": tuple(step["requests"])})) for step in content["steps"])
+        return cls(content["mode"], content["about"], tuple(steps))
 
     @classmethod
     def load(cls, path: str | Path) -> Steps:
@@ -144,12 +144,12 @@ class Steps(Shown):
         Raises:
             BadFile: it is something else.
         """
-        held = read_json(path)
-        if held.get("kind") != KIND:
-            found = held.get("kind") or "other JSON"
-            raise BadFile(f"{path}: holds {found}, expected {KIND}; give what a sequential kt apply-edit wrote")
+        content = read_json(path)
+        if content.get("kind") != KIND:
+            kind = content.get("kind") or "other JSON"
+            raise BadFile(f"{path}: holds {kind}, expected {KIND}; give what a sequential kt apply-edit wrote")
         with complete_file(path, "course of edits", "run the edit again"):
-            return cls.of(held)
+            return cls.of(content)
 
 
 def steps_figure(runs: Mapping[str, Steps], title: str, subtitle: str = "") -> go.Figure:
@@ -183,7 +183,7 @@ def _largest(step: Step) -> float:
 
 @dataclass
 class EditRun(Shown):
-    """What `run_edits` returns: the course, the edits (one a step), and the scores where they were asked for.
+    """The result of `run_edits`: the course, the edits (one a step), and the scores where they were asked for.
 
     `edit` is all of it as one edit of the unedited weights; None in single mode, where there is no such thing.
     `control` scores the MLP part alone of a joint edit, scaled as in it.
@@ -206,28 +206,28 @@ class EditRun(Shown):
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: the edit (in single mode its weights' means over the edits), the course, the scores."""
-        found = (self.edit or self.edits[0]).as_dict()
+        content = (self.edit or self.edits[0]).as_dict()
         if self.edit is None:
-            found["deltas"] = _mean_deltas([edit.deltas() for edit in self.edits])
-            found["requests"] = [request for edit in self.edits for request in edit.as_dict()["requests"]]
-        found["mode"] = self.steps.mode
+            content["deltas"] = _mean_deltas([edit.deltas() for edit in self.edits])
+            content["requests"] = [request for edit in self.edits for request in edit.as_dict()["requests"]]
+        content["mode"] = self.steps.mode
         if len(self.steps.steps) > 1:
-            found["steps"] = self.steps.as_dict()["steps"]
+            content["steps"] = self.steps.as_dict()["steps"]
         for name in ("before", "after", "control"):
             if (scores := getattr(self, name)) is not None:
-                found[name], found["protocol"] = scores.as_dict()["metrics"], scores.protocol
-        return found
+                content[name], content["protocol"] = scores.as_dict()["metrics"], scores.protocol
+        return content
 
     def tables(self) -> Sequence[Table]:
         """The edit's tables (in single mode the requests alone); the scores where they were asked for."""
         from ..editing.edit import requests_table
         from ..evaluation.scores import Comparison
 
-        found = [requests_table(self.edits)] if self.edit is None else list(self.edit.tables())
+        shown = [requests_table(self.edits)] if self.edit is None else list(self.edit.tables())
         if self.after is None:
-            return found
+            return shown
         scores = self.after if self.before is None else Comparison(self.before, self.after, self.control)
-        return [*found, *scores.tables()]
+        return [*shown, *scores.tables()]
 
     def figures(self) -> Sequence[Figure]:
         """The course, in sequential mode."""
@@ -256,13 +256,13 @@ class EditRun(Shown):
 
 def _mean_deltas(edits: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Each weight's norms as means over the edits that write it, with how many those are."""
-    found: dict[str, dict[str, Any]] = {}
+    means_of: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(name for deltas in edits for name in deltas):
         written = [deltas[name] for deltas in edits if name in deltas]
         means = {k: sum(d[k] for d in written) / len(written) for k in ("norm", "relative_norm", "norm_ratio")}
         rank, shape = max(d["rank"] for d in written), written[0]["shape"]
-        found[name] = {"shape": shape, "rank": rank, **means, "n": len(written)}
-    return found
+        means_of[name] = {"shape": shape, "rank": rank, **means, "n": len(written)}
+    return means_of
 
 
 def run_edits(
@@ -321,7 +321,7 @@ def run_edits(
     with EditSession(model, **session) if below is None else SessionOnEdits(model, below, facts, **session) as editor:
         if evaluate != "none":
             judge.score_before(kl)
-        found = run(editor, groups, judge, evaluate, stage)
+        result = run(editor, groups, judge, evaluate, stage)
         about = {
             "label": label or editor.asked.name,
             "method": editor.asked.name,
@@ -330,11 +330,13 @@ def run_edits(
             "norm_guard": editor.norm_guard,
             "seed": editor.seed,
         }
-    return EditRun(Steps(mode, about, tuple(found.steps)), found.edits, found.edit, judge.before, *found.scores, facts)
+    return EditRun(
+        Steps(mode, about, tuple(result.steps)), result.edits, result.edit, judge.before, *result.scores, facts
+    )
 
 
 class _Found(NamedTuple):
-    """What a mode gives: steps, edits, the whole as one edit, and the scores under it and under its control."""
+    """Result of a mode: steps, edits, the sum as one edit, and the scores under it and under its control."""
 
     steps: list[Step]
     edits: list[Edit]
@@ -364,9 +366,9 @@ class _Judge:
     def score(self, facts: Sequence[Fact], name: str, generate: bool) -> Scores:
         from ..evaluation import evaluate
 
-        asked: dict[str, Any] = {"before": self.before, "reference": self.reference, "seed": self.seed}
+        arguments: dict[str, Any] = {"before": self.before, "reference": self.reference, "seed": self.seed}
         with self.stage(name) as tick:
-            return evaluate(self.model, facts, generate=generate, progress=tick, **asked)
+            return evaluate(self.model, facts, generate=generate, progress=tick, **arguments)
 
     def control(self, edit: Edit, facts: Sequence[Fact]) -> Scores | None:
         """Scores with the edit's control in the place of the edit, on unedited weights."""

@@ -1,4 +1,4 @@
-"""What a sweep found: a row a point, as plain numbers, apart from any model."""
+"""`Sweep`, the result of a sweep: a row a point, plain numbers, apart from any model."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Row:
         return found | {"n": self.n}
 
     @classmethod
-    def of(cls, held: Mapping[str, Any]) -> Row:
+    def of(cls, content: Mapping[str, Any]) -> Row:
         """From what `as_dict(whole=True)` gave."""
-        return cls(**{name: value for name, value in held.items() if name not in ("n", "schema_version")})
+        return cls(**{name: value for name, value in content.items() if name not in ("n", "schema_version")})
 
 
 @dataclass(frozen=True)
 class Sweep(Shown):
-    """What `sweep` returns.
+    """The result of `sweep`.
 
     `about` says what was swept (`kind`), on which model and facts, and what each metric means (`protocol`); `before`
     holds the unedited model's metrics on all facts, `balance` the traced α where one was asked for.
@@ -77,12 +77,12 @@ class Sweep(Shown):
 
     @property
     def kind(self) -> str:
-        """What was swept: `alpha`, `layers`, `edits`, `clamp`, `modules`, or a recipe's axis."""
+        """The swept setting: `alpha`, `layers`, `edits`, `clamp`, `modules`, or a recipe's axis."""
         return str(self.about["kind"])
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What was swept, on which model and facts."""
+        """The swept setting, the model and the facts."""
         return self.about
 
     def row(self, label: str, series: str | None = None) -> Row:
@@ -99,12 +99,12 @@ class Sweep(Shown):
     def difference(self, first: str, second: str, seed: int = 0) -> dict[str, Interval]:
         """first - second by metric, over the records that both have, paired, with a bootstrap interval."""
         one, other = self.row(first).values, self.row(second).values
-        found = {}
+        differences = {}
         for name in (n for n in one if n in other):
             shared = [record for record in one[name] if record in other[name]]
             mine, theirs = ([values[name][record] for record in shared] for values in (one, other))
-            found[name] = paired_bootstrap_difference(mine, theirs, seed=seed)
-        return found
+            differences[name] = paired_bootstrap_difference(mine, theirs, seed=seed)
+        return differences
 
     def differences(self) -> dict[str, dict[str, Interval]]:
         """In a sweep of modules, what the joint edit is more than each part; nothing in other sweeps."""
@@ -117,15 +117,15 @@ class Sweep(Shown):
         """One row a point and metric."""
         import pandas as pd
 
-        found = []
+        lines = []
         for row in self.rows:
             place = {"series": row.series, "point": row.label, "x": row.x, "edits": row.edits}
             for name, metric in row.metrics.items():
                 low, high = metric["ci95"] or (None, None)
-                found.append(
+                lines.append(
                     place | {"metric": name, "mean": metric["mean"], "low": low, "high": high, "n": metric["n"]}
                 )
-        return pd.DataFrame(found, columns=["series", "point", "x", "edits", "metric", "mean", "low", "high", "n"])
+        return pd.DataFrame(lines, columns=["series", "point", "x", "edits", "metric", "mean", "low", "high", "n"])
 
     @property
     def heading(self) -> str:
@@ -142,19 +142,19 @@ class Sweep(Shown):
         title = f"{self.about['model']}: {self.kind}, {self.about['n_facts']} facts"
         shown = list(columns(self).items())
         parts = [dict(shown[i : i + A_TABLE]) for i in range(0, max(1, len(shown)), A_TABLE)]
-        found = []
+        tables = []
         for part in parts:
             head = ["method", AXES.get(self.kind, self.kind), *part, "edits", "seconds"]
             rows = [
                 [r.series, r.label, *(_mean(r, m) for m in part.values()), r.edits, round(sum(r.seconds.values()), 1)]
                 for r in self.rows
             ]
-            found.append(Table(head, rows, title, note))
+            tables.append(Table(head, rows, title, note))
         gaps = self.differences()
         for part in parts if gaps else ():
             lines = [[name, *(by.get(metric) for metric in part.values())] for name, by in gaps.items()]
-            found.append(Table(["", *part], lines, "paired differences over the same records"))
-        return found
+            tables.append(Table(["", *part], lines, "paired differences over the same records"))
+        return tables
 
     def figures(self) -> Sequence[Figure]:
         """The metrics over the grid; none where the facts have nothing that the protocols ask for."""
@@ -192,8 +192,8 @@ class Sweep(Shown):
 
     def save(self, path: str | Path) -> Path:
         """Write JSON with the values by record."""
-        held = {"about": self.about, "before": self.before, "balance": self.balance}
-        return write_json(path, {"what": KIND, **held, "rows": [row.as_dict(whole=True) for row in self.rows]})
+        content = {"about": self.about, "before": self.before, "balance": self.balance}
+        return write_json(path, {"what": KIND, **content, "rows": [row.as_dict(whole=True) for row in self.rows]})
 
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
@@ -202,11 +202,13 @@ class Sweep(Shown):
         Raises:
             BadFile: it is something else.
         """
-        held = read_json(path)
-        if held.get("what") != KIND:
+        content = read_json(path)
+        if content.get("what") != KIND:
             raise BadFile(f"{path}: not a sweep; give what Sweep.save or kt sweep wrote")
         with complete_file(path, "sweep", "run it again"):
-            return cls(held["about"], tuple(Row.of(row) for row in held["rows"]), held["before"], held["balance"])
+            return cls(
+                content["about"], tuple(Row.of(row) for row in content["rows"]), content["before"], content["balance"]
+            )
 
     def __repr__(self) -> str:
         return f"Sweep({self.kind}: {len(self.rows)} points, {self.about.get('n_facts')} facts)"
@@ -295,9 +297,9 @@ ASKED = {
     "free answer, neighbours": "neighbourhood_wild_contains",
     "perplexity": "perplexity_heldout",
 }
-"""Those that come with the protocols prob, wild and ppl."""
+"""Panels of the protocols prob, wild and ppl."""
 GREEDY = {"greedy text": "edit_success_gen_exact", "greedy text, rephrased": "paraphrase_gen_exact"}
-"""Those of gen where tf was not asked for."""
+"""Panels of gen in a sweep without tf."""
 A_TABLE = 5
 
 AXES = {
@@ -312,16 +314,16 @@ NAMED = ("layers", "modules")
 
 
 def _how(shown: Mapping[str, str]) -> str:
-    """What of it is teacher-forced, and what is a mean over something else."""
+    """Which panels are teacher-forced, and which are means over something else than records."""
     if set(shown) <= set(SHOWN):
         return ", teacher-forced"
     forced = "; edit success, paraphrase, portability: teacher-forced" * ("edit success" in shown)
     return forced + "; perplexity: over documents" * ("perplexity" in shown)
 
 
-def columns(found: Sweep) -> dict[str, str]:
+def columns(sweep: Sweep) -> dict[str, str]:
     """The panels that at least one row has something for."""
-    there = {name for row in found.rows for name, metric in row.metrics.items() if metric["n"]}
+    there = {name for row in sweep.rows for name, metric in row.metrics.items() if metric["n"]}
     greedy = {} if SHOWN["edit success"] in there else GREEDY
     return {panel: name for panel, name in (greedy | SHOWN | ASKED).items() if name in there}
 
@@ -331,19 +333,19 @@ def _mean(row: Row, metric: str) -> Interval | None:
     return Interval.of(found) if (found := row.metrics.get(metric)) else None
 
 
-def _by_series(found: Sweep) -> dict[str, dict[str, Series]]:
+def _by_series(sweep: Sweep) -> dict[str, dict[str, Series]]:
     """{series: {panel: its line}}."""
     runs: dict[str, dict[str, Series]] = {}
-    for name in dict.fromkeys(row.series for row in found.rows):
-        rows = sorted((row for row in found.rows if row.series == name), key=lambda row: row.x)
-        runs[name] = {panel: _line(panel, rows, metric) for panel, metric in columns(found).items()}
+    for name in dict.fromkeys(row.series for row in sweep.rows):
+        rows = sorted((row for row in sweep.rows if row.series == name), key=lambda row: row.x)
+        runs[name] = {panel: _line(panel, rows, metric) for panel, metric in columns(sweep).items()}
     return runs
 
 
-def _by_point(found: Sweep) -> dict[str, dict[str, Series]]:
+def _by_point(sweep: Sweep) -> dict[str, dict[str, Series]]:
     """{point: {panel: its marker}}."""
-    shown = columns(found).items()
-    return {row.label: {panel: _line(panel, [row], metric) for panel, metric in shown} for row in found.rows}
+    shown = columns(sweep).items()
+    return {row.label: {panel: _line(panel, [row], metric) for panel, metric in shown} for row in sweep.rows}
 
 
 def _line(panel: str, rows: list[Row], metric: str) -> Series:

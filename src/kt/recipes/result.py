@@ -1,4 +1,4 @@
-"""What a recipe's run gives, whatever its kind: tables, figures, files, and the same as JSON."""
+"""`RecipeRun`, the result of a recipe of any kind: tables, figures, files, JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class RecipeRun(Shown, ABC):
-    """What `run_recipe` returns."""
+    """The result of `run_recipe`."""
 
     recipe: PaperRecipe
     smoke: bool
@@ -65,6 +65,6 @@ class RecipeRun(Shown, ABC):
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: what every kind has, then its own."""
         about = ("name", "kind", "summary", "paper", "place", "notes")
-        found: dict[str, Any] = {name: getattr(self.recipe, name) for name in about}
-        found |= {"smoke": self.smoke, "warning": SMOKE if self.smoke else None, "n_facts": self.n_facts}
-        return dict(plain(found | self.held()))
+        content: dict[str, Any] = {name: getattr(self.recipe, name) for name in about}
+        content |= {"smoke": self.smoke, "warning": SMOKE if self.smoke else None, "n_facts": self.n_facts}
+        return dict(plain(content | self.held()))

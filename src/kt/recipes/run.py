@@ -48,11 +48,11 @@ def run_recipe(
         KtError: an argument that this kind of recipe does not take, too few facts, or what the kind's own work raises.
     """
     refuse_untaken(recipe, resume=resume, corpus=corpus, statistics=statistics, sets=sets)
-    own = recipe.smoked().models if smoke else recipe.models
+    shipped = recipe.smoked().models if smoke else recipe.models
     how = How(
         load=load,
         facts=facts,
-        models=dict(own if models is None or smoke else models),
+        models=dict(shipped if models is None or smoke else models),
         smoke=smoke,
         folder=None if folder is None else Path(folder),
         resume=resume,

@@ -86,7 +86,7 @@ class TableRun(RecipeRun):
     cells: tuple[Cell, ...]
     rows: Mapping[str, Sequence[Row]]
     over: str
-    """What intervals are over."""
+    """The records that intervals are over: `records` or `documents`."""
 
     @property
     def n_facts(self) -> int:
@@ -95,8 +95,8 @@ class TableRun(RecipeRun):
     @property
     def legend(self) -> str:
         """How to read a cell."""
-        said = f"each cell: ours [95% interval over {self.over}] | the paper's"
-        return said if self.smoke else f"{said} (ours less the paper's)"
+        text = f"each cell: ours [95% interval over {self.over}] | the paper's"
+        return text if self.smoke else f"{text} (ours less the paper's)"
 
     def columns(self) -> list[str]:
         """The head of the table."""
@@ -108,11 +108,11 @@ class TableRun(RecipeRun):
         grouped: dict[tuple[str, float | None, str], list[Cell]] = {}
         for cell in self.cells:
             grouped.setdefault((cell.model, cell.at, cell.row), []).append(cell)
-        found = []
+        rows = []
         for (model, at, row), cells in grouped.items():
             place = [f"{at:g}"] if at is not None else [MISSING] if self.recipe.axis else []
-            found.append([model, *place, row, *map(str, cells), str(max(cell.n for cell in cells))])
-        return found
+            rows.append([model, *place, row, *map(str, cells), str(max(cell.n for cell in cells))])
+        return rows
 
     def tables(self) -> Sequence[Table]:
         return [Table(self.columns(), self.lines(), self.title, self.legend)]

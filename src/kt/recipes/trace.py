@@ -41,13 +41,13 @@ class TraceRecipe(FigureRecipe):
     settings: Mapping[str, Any]
 
 
-def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> TraceRecipe:
-    settings = dict(held.get("trace", {}))
-    most = held["data"].get("most")
+def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> TraceRecipe:
+    settings = dict(content.get("trace", {}))
+    most = content["data"].get("most")
     return TraceRecipe(
         **shared,
         n_facts=None if most is None else int(most),
-        claims=read_claims(path, held, trace_checks.CHECKS, trace_checks.VALUES),
+        claims=read_claims(path, content, trace_checks.CHECKS, trace_checks.VALUES),
         kinds=tuple(settings.pop("kinds", ("mlp", "attn"))),
         settings=settings,
     )
@@ -57,17 +57,17 @@ def run(recipe: TraceRecipe, how: How) -> FigureRun[Trace]:
     """One trace a model, both figures, and the claims."""
     from ..tracing import causal_trace
 
-    asked = recipe
+    used = recipe
     if how.smoke:
-        asked = replace(recipe.few(SMOKE_FACTS), settings={**recipe.settings, "samples": SMOKE_SAMPLES})
-    facts = figure_facts(asked, how, "answer")
+        used = replace(recipe.few(SMOKE_FACTS), settings={**recipe.settings, "samples": SMOKE_SAMPLES})
+    facts = figure_facts(used, how, "answer")
     rows = None if how.batch_size == "auto" else int(how.batch_size)
 
     def measure(model: TracedModel, tick: Progress) -> Trace:
-        return causal_trace(model, facts, asked.kinds, METRICS, max_rows=rows, progress=tick, **asked.settings)
+        return causal_trace(model, facts, used.kinds, METRICS, max_rows=rows, progress=tick, **used.settings)
 
     return figure_run(
-        asked, how, "tracing", measure, View(FILES["trace"], trace_checks.check, _figures, _summary, _curves)
+        used, how, "tracing", measure, View(FILES["trace"], trace_checks.check, _figures, _summary, _curves)
     )
 
 

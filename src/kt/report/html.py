@@ -151,7 +151,7 @@ def _template() -> Template:
 
 
 def _shown(value: Any) -> Any:
-    """What a page is given: texts without characters that a browser acts on. Ready HTML is ours, and stays."""
+    """Escape characters of texts that a browser acts on; HTML that is ready (Markup) is ours and stays."""
     return visible_lines(value) if type(value) is str else value
 
 

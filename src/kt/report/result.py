@@ -20,7 +20,7 @@ LONGEST = 400
 
 @runtime_checkable
 class Result(Protocol):
-    """Where something was measured: `Trace`, `Probe`, `Edit`, `Scores`, `Sweep`, ..."""
+    """The interface of `Trace`, `Probe`, `Edit`, `Scores`, `Sweep` and every other result."""
 
     @property
     def kind(self) -> str:
@@ -31,7 +31,7 @@ class Result(Protocol):
         """Model, settings, seed: how it was made."""
 
     def tables(self) -> Sequence[Table]:
-        """What the command prints; the main table first."""
+        """The tables that the command prints; the main table first."""
 
     def figures(self) -> Sequence[Figure]:
         """Every figure, drawn; the main figure first."""
@@ -57,11 +57,11 @@ class Shown:
         return ()
 
     def figures(self) -> Sequence[Figure]:
-        """Every figure, drawn; none where a subclass says nothing."""
+        """Every figure, drawn; none by default."""
         return ()
 
     def tables(self) -> Sequence[Table]:
-        """What the command prints; none where a subclass says nothing."""
+        """The tables that the command prints; none by default."""
         return ()
 
     def section(self) -> Section:
