@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+DISTRIBUTION = "kt-interp"
+"""The name under which kt is installed. The name `kt` on the package index belongs to somebody else's project."""
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs kt with one of its extras, as error messages give it.
+
+    Args:
+        extra: a name from `[project.optional-dependencies]` of pyproject.toml, such as "lora".
+    """
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
+
 
 class KtError(Exception):
     """Wrong input. The command line prints the message on one line and exits with code 2."""
