@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._util.files import atomic_write
-from ..runs.folder import default_folder
 from . import parse
 from .command import BadOption
 from .options import FigureOptions, Opt, RunOptions
 from .session import Session, load_model, screen_for, session, write_result
-from .sweep import prepare_resume, take_over
+from .sweep import points_folder, take_over
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -59,7 +58,7 @@ def run(options: RecipeOptions) -> None:
     if options.smoke and (options.model != "all" or options.facts):
         raise BadOption("--smoke runs the demo model on demo facts; leave --model and --facts out")
     chosen, taken = models_of(recipe, options.model), checked(recipe, options)
-    folder = folder_of(recipe, options)
+    folder = points_folder(options, recipe.name)
     options = replace(options, out=folder)
     with session(options) as s:
         result = _run(s, recipe, options, chosen, taken)
@@ -81,16 +80,6 @@ def list_recipes(options: RecipeOptions) -> None:
     rows = [[r.name, r.kind, f"{r.paper} {r.place}", r.summary] for r in known]
     screen_for(options).tables(Table(["recipe", "kind", "of", "what"], rows, "kt run"))
     write_result(options, {"recipes": [{"name": r.name, "kind": r.kind, "about": r.summary} for r in known]})
-
-
-def folder_of(recipe: PaperRecipe, options: RecipeOptions) -> Path:
-    """The run folder, which is also where finished points are kept; a resumed run goes on in its own."""
-    if options.resume is None:
-        return options.out or default_folder("run", recipe.name)
-    if options.out not in (None, options.resume):
-        raise BadOption("--resume and --out name two folders; --resume is enough")
-    prepare_resume(options.resume, options.argv)
-    return options.resume
 
 
 def _run(

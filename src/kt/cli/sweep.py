@@ -195,11 +195,10 @@ DEMO_REQUESTS = 20
 def sweep(options: SweepOptions) -> None:
     """Solve and score an edit for every setting of a grid: alpha, layers, edits, clamp or modules."""
     kind = parse.one(options.kind, KINDS, "kt sweep")
-    options = _with_folder(options)
+    folder = points_folder(options, f"{kind}-{Path(options.model.partition('@')[0]).name}")
+    options = replace(options, out=folder)
     grid = parse_grid(kind, options.grid)
     given, protocols = fixed_settings(options), protocols_of(options)
-    folder = options.out
-    assert folder is not None
     with session(options) as s:
         from ..experiments.sweep import sweep as run
 
@@ -240,15 +239,19 @@ def sweep(options: SweepOptions) -> None:
         s.screen.tables(*result.tables())
 
 
-def _with_folder(options: SweepOptions) -> SweepOptions:
-    """The folder where points are kept while the sweep runs is the run folder itself."""
+def points_folder(options: Any, slug: str) -> Path:
+    """The run folder, where finished points are kept while the command runs; with `--resume` the interrupted run's.
+
+    Raises:
+        BadOption: `--out` names another folder than `--resume`, or no points are kept there.
+    """
     if options.resume is None:
-        out = options.out or default_folder("sweep", f"{options.kind}-{Path(options.model.partition('@')[0]).name}")
-        return replace(options, out=out)
+        return options.out or default_folder(options.command, slug)
     if options.out not in (None, options.resume):
         raise BadOption("--resume and --out name two folders; --resume is enough")
     prepare_resume(options.resume, options.argv)
-    return replace(options, out=options.resume)
+    folder: Path = options.resume
+    return folder
 
 
 def prepare_resume(folder: Path, argv: tuple[str, ...]) -> None:

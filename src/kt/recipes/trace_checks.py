@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from ..stats import Interval, bootstrap_mean, bootstrap_of_means
+from ..stats import bootstrap_mean, bootstrap_of_means
 from .base import Keys
 from .claims import NOTHING, Finding, layers_of, peak_layer, peak_words, shown
 
@@ -98,13 +97,11 @@ def _tail_share(means: Float[ndarray, "draw layer"], after: int) -> Float[ndarra
 def _above(trace: Trace, about: Mapping[str, Any]) -> Finding:
     """Over these layers one module's mean effect is above the other's."""
     where = layers_of(about, trace.n_layers)
-    values, other = (effects(trace, about, kind)[:, where.start : where.stop].mean(1) for kind in _two(about))
+    values, other = (
+        effects(trace, about, kind)[:, where.start : where.stop].mean(1) for kind in (about["kind"], about["than"])
+    )
     rule = f"{_words(about)}, mean of {where.words}: {about['kind']} above {about['than']}"
     return Finding(rule, bootstrap_mean(values - other), 0.0)
-
-
-def _two(about: Mapping[str, Any]) -> tuple[str, str]:
-    return about["kind"], about["than"]
 
 
 def _alpha(trace: Trace, about: Mapping[str, Any]) -> Finding:
@@ -112,10 +109,8 @@ def _alpha(trace: Trace, about: Mapping[str, Any]) -> Finding:
     from ..tracing import balance_factor
 
     near, by = float(about["near"]), float(about.get("by", 0.05))
-    balance = balance_factor(trace)
-    low, high = balance.ci95 or (math.nan, math.nan)
-    alpha = Interval(balance.alpha, low, high, balance.n_facts)
-    return Finding(f"α of eq. 12 less than {by:g} from {near:g}", alpha, near - by, near + by)
+    rule = f"α of eq. 12 less than {by:g} from {near:g}"
+    return Finding(rule, balance_factor(trace).interval, near - by, near + by)
 
 
 _CHECKS: dict[str, Callable[[Trace, Mapping[str, Any]], Finding]] = {

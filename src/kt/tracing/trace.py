@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -158,8 +159,15 @@ class Trace(Shown):
 
     def by_role(self, kind: str, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> RoleGrid:
         """Means over facts of each fact's mean over the tokens of a role, with 95% bootstrap intervals over facts."""
+        key = (self.checked(kind, metric), metric, n_boot, seed)
+        if key not in self._grids:
+            self._grids[key] = by_role(self, *key)
+        return self._grids[key]
 
-        return by_role(self, self.checked(kind, metric), metric, n_boot, seed)
+    @cached_property
+    def _grids(self) -> dict[tuple[str, str, int, int], RoleGrid]:
+        """Kept, because figures, tables and JSON all start from them."""
+        return {}
 
     def curve(
         self, kind: str, metric: str = "logit_diff", at: str = "subject_last", n_boot: int = 2000, seed: int = 0
@@ -559,7 +567,7 @@ def tested(values: Float[ndarray, "n ..."], grid: IntervalGrid, seed: int = 0) -
 
 def curve(trace: Trace, kind: str, metric: str, at: str = "subject_last", n_boot: int = 2000, seed: int = 0) -> Curve:
     """See `Trace.curve`."""
-    grid = by_role(trace, kind, metric, n_boot, seed)
+    grid = trace.by_role(kind, metric, n_boot, seed)
     if at not in grid.roles:
         raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(grid.roles)}")
     row = grid.roles.index(at)
