@@ -181,6 +181,9 @@ def abilities(
         options: `apply_chat_template`, `fewshot_as_multiturn`, `system_instruction`, `gen_kwargs`, `batch_size`,
             `confirm_run_unsafe_code`, as in lm-eval.
 
+    Returns:
+        Each task's metrics with n and 95% interval over documents; with `edit` the paired differences too.
+
     Raises:
         BadTask: an unknown task, data that is not at hand, or settings that do not fit.
         WorkFailed: lm-eval stopped, or the model answers with NaN.

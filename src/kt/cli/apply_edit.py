@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from .._util.files import check_writable
 from ..errors import KtError, WorkFailed
 from ..experiments.sequence import EVALUATE, MODES
-from ..runs import parallel as ranks
+from ..runs import parallel
 from . import parse
 from .command import BadOption, option_of
 from .edits import open_stack, show_conflicts_with
@@ -131,7 +131,7 @@ def apply_edit(options: EditOptions) -> None:
         path = None if options.dry_run else str(run.save(s.run.folder, s.path))
         s.keep(run, edit=path, **met)
         if options.merge_to is not None and run.edit is not None and not options.dry_run:
-            refused = ranks.on_rank_zero("merging", merge, s, model, run.edit, options)
+            refused = parallel.on_rank_zero("merging", merge, s, model, run.edit, options)
         s.screen.tables(*run.tables())
     if refused is not None:
         raise refused

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from ..runs import parallel as ranks
+from ..runs import parallel
 
 GRACE = 1.5
 INTERRUPTED = 130
@@ -43,7 +43,7 @@ def stopped() -> str:
 
 def undisturbed() -> None:
     """Only note SIGTERM from now on, so that one of several processes can finish cleaning up."""
-    if ranks.started() > 1 and not _ending and threading.current_thread() is threading.main_thread():
+    if parallel.started() > 1 and not _ending and threading.current_thread() is threading.main_thread():
         _ending.append(True)
         signal.signal(signal.SIGTERM, lambda *_: _told.append(True))
 
@@ -69,12 +69,12 @@ def _watch(woken: socket.socket, wakes: socket.socket) -> None:
     while data := woken.recv(64):
         if signal.SIGINT in data:
             _end(message(), INTERRUPTED)
-        if signal.SIGTERM in data and ranks.started() > 1 and not _ending:
+        if signal.SIGTERM in data and parallel.started() > 1 and not _ending:
             _end(stopped(), 1)
 
 
 def _end(message: str, code: int) -> None:
     time.sleep(GRACE)
-    if ranks.started_as() == 0:
+    if parallel.started_as() == 0:
         os.write(sys.stderr.fileno(), message.encode())
     os._exit(code)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runs import parallel as ranks
+from ..runs import parallel
 from ..runs.provenance import versions
 from . import interrupt
 from .command import BadOption, Options
@@ -29,7 +29,7 @@ LAST_WORD = 10.0
 
 def stands_by(arguments: Sequence[str]) -> bool:
     """Whether this process has nothing to do: the command runs in rank 0 alone, or only prints help."""
-    return ranks.started_as() > 0 and (arguments[0] not in SHARED or not {"-h", "--help"}.isdisjoint(arguments))
+    return parallel.started_as() > 0 and (arguments[0] not in SHARED or not {"-h", "--help"}.isdisjoint(arguments))
 
 
 def meet(options: Options, settings: Mapping[str, Any]) -> None:
@@ -38,23 +38,23 @@ def meet(options: Options, settings: Mapping[str, Any]) -> None:
     Raises:
         KtError: they were asked something else.
     """
-    if ranks.started() == 1:
+    if parallel.started() == 1:
         return
     if options.command not in SHARED:
         if options.command in LONG and not options.quiet:
-            say(f"kt: {options.command} does not share its work; of {ranks.started()} processes one is at work")
+            say(f"kt: {options.command} does not share its work; of {parallel.started()} processes one is at work")
         return
     if getattr(options, "device_map", None) is not None:
         raise BadOption("--device-map spreads one model over all devices; leave it out, or start one process")
-    ranks.join()
-    ranks.assert_equal_on_ranks(
+    parallel.join()
+    parallel.assert_equal_on_ranks(
         {f"--{name.replace('_', '-')}": value for name, value in settings.items()} | {"kt env": versions()}
     )
 
 
 def speaks() -> bool:
     """Whether this process prints."""
-    return ranks.started_as() == 0
+    return parallel.started_as() == 0
 
 
 def say(line: str) -> None:
@@ -70,15 +70,15 @@ def last_word(line: str) -> None:
         return
     interrupt.undisturbed()
     if not interrupt.told_to_end(LAST_WORD):  # the launcher tells, when it has seen another process end
-        say_line(f"kt: process {ranks.started_as()}: {line.removeprefix('kt: ')}")
+        say_line(f"kt: process {parallel.started_as()}: {line.removeprefix('kt: ')}")
 
 
 def end(code: int) -> None:
     """End a process that was one of several."""
-    if not ranks.joined():
+    if not parallel.joined():
         return
     if code == 0:
-        ranks.leave()
+        parallel.leave()
         return
     sys.stdout.flush()
     sys.stderr.flush()

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from .._util.data import SCHEMA_VERSION, plain, to_json
 from .._util.files import atomic_write, check_writable
 from ..errors import KtError
-from ..runs import parallel as ranks
+from ..runs import parallel
 from ..runs.folder import RunFolder, default_folder
 from ..runs.journal import Journal
 from ..runs.provenance import versions
-from . import interrupt, parse
-from . import processes as many
+from . import interrupt, parse, processes
 from .command import BadOption, Options
 from .console import Screen
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, RunOptions
@@ -52,7 +51,7 @@ class Session:
         if self._model is None:
             self._model = load_model(self.options)
             self.run.describe_model(self._model)
-            ranks.assert_equal_on_ranks(
+            parallel.assert_equal_on_ranks(
                 {"model": self.run.manifest["model"]["fingerprint"], "dtype": self.run.manifest["dtype"]}
             )
         return self._model
@@ -61,10 +60,10 @@ class Session:
         """The facts that the options name, noted in the manifest with what was left out of them; read once."""
         if self._facts is None:
             loaded = load_facts(self.options)
-            if ranks.joined():
+            if parallel.joined():
                 from ..facts.fact import facts_digest
 
-                ranks.assert_equal_on_ranks({"set of facts": facts_digest(loaded.facts)})
+                parallel.assert_equal_on_ranks({"set of facts": facts_digest(loaded.facts)})
             by_hand = self.options.prompt is not None
             source, skips = "by hand" if by_hand else self.options.facts, loaded.skips
             self.run.describe_data(source, len(loaded.facts), skips.reasons)
@@ -98,7 +97,7 @@ class Session:
         if self._journal is None or self._journal.folder is None:
             return
         journal, self._journal = self._journal, None
-        if not ranks.is_main():
+        if not parallel.is_main():
             return
         journal.release()
         if error is None or not journal.done:
@@ -106,7 +105,7 @@ class Session:
             interrupt.note()
         elif isinstance(error, KtError):
             error.args = (f"{error}; {self._kept()}",)
-        elif not isinstance(error, KeyboardInterrupt) and not (ranks.joined() and isinstance(error, SystemExit)):
+        elif not isinstance(error, KeyboardInterrupt) and not (parallel.joined() and isinstance(error, SystemExit)):
             self.screen.say(f"kt: {self._kept()}")
 
     def _kept(self) -> str:
@@ -152,8 +151,8 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
     """
     settle_libraries()
     screen = screen_for(options)
-    many.meet(options, option_values(options))
-    path = ranks.on_rank_zero("what was typed", _checked, options)
+    processes.meet(options, option_values(options))
+    path = parallel.on_rank_zero("what was typed", _checked, options)
     run = RunFolder(path, command=options.command, argv=options.argv)
     current = Session(options, screen, run, path)
     try:
@@ -167,14 +166,14 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
                 interrupt.undisturbed()
                 current.end_journal(error)  # before the run folder takes away the parents that it made
                 raise
-            if current.figures and many.speaks():
+            if current.figures and processes.speaks():
                 atomic_write(run.file("figures.html"), current.page())
     except BaseException as error:
         interrupt.undisturbed()
         current.end_journal(error)
         raise
     current.end_journal()
-    if not many.speaks():
+    if not processes.speaks():
         return
     current.write_asked_figures()
     write_result(options, run.results)
@@ -234,7 +233,7 @@ def option_values(options: Options) -> dict[str, Any]:
 
 def screen_for(options: Options) -> Screen:
     """The command's screen; `--quiet`, or being another process than rank 0, also silences the warnings of kt."""
-    quiet = options.quiet or not many.speaks()
+    quiet = options.quiet or not processes.speaks()
     if quiet:
         warnings.simplefilter("ignore")
     return Screen(quiet, not options.no_progress, json_on_stdout=options.json == "-")

@@ -144,6 +144,9 @@ def case_study(
         max_new_tokens: of each continuation; a longer answer gets as many as it has.
         each: paraphrases and neighbours to show, at most.
 
+    Returns:
+        Every prompt with each method's text, and whether it holds the expected answer.
+
     Raises:
         BadFact: the fact asks for nothing new, an edit is named like the unedited model, or a number is below one.
     """

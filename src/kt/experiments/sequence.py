@@ -282,16 +282,21 @@ def run_edits(
     """Edit in a mode, and score.
 
     Args:
+        model: the model to edit.
+        requests: facts with a target, in the order in which they are edited.
         mode: batch, single or sequential (see the module).
         step_size: requests a step, in sequential mode.
         evaluate: none; end; or step, which in sequential mode also scores all requests so far after every step.
         generate: whether the scores at the end also rest on generated text.
         label: the run's name in figures.
-        stage: opens a stage by name and gives what to report its progress to.
+        stage: opens a stage by name and gives the callback for its progress.
         kl: also neighbourhood_kl, nats: KL(unedited || edited) of the next token after the neighbourhood prompts. With
             `below`, "unedited" is the model with those edits in it, as it is for every score before and after.
         below: earlier edits that stand in the model while it is edited and scored, with their keys held.
         session: the arguments of `kt.edit` and `kt.EditSession` (method, alpha, keep_history, norm_guard, ...).
+
+    Returns:
+        The edits, their course and their scores; the model holds its own bytes again.
 
     Raises:
         KtError: what `kt.edit` raises, an unknown mode, a step size below 1, or `kl` where nothing is scored.

@@ -52,6 +52,8 @@ def sweep(
     """One edit a point, in one batch, scored on the facts that it edits against the unedited model.
 
     Args:
+        model: unedited; its weights are the same bytes afterwards.
+        facts: the edit requests, of which a point may take the first so many.
         points: settings (see `grids`); a point may take only the first so many facts.
         kind: what is swept; names the figure's x axis.
         folder: keeps each point when it is done; `resume` goes on there.
@@ -62,7 +64,10 @@ def sweep(
             A held-out document's loss is the mean over them as well.
         statistics, corpus, max_tokens: second moments, as in `kt.edit`.
         balance: a traced α, to be marked on the figure.
-        stage: opens a stage by name and gives what to report its progress to.
+        stage: opens a stage by name and gives the callback for its progress.
+
+    Returns:
+        One row a point: metrics with n and 95% interval over records, values by record, seconds.
 
     Raises:
         KtError: no points, a point that asks for more facts than there are, what `kt.edit` raises, or a folder that
@@ -223,7 +228,7 @@ def distinct(facts: Sequence[Fact]) -> list[Fact]:
 def traced_balance(
     model: TracedModel, facts: Sequence[Fact], seed: int = 0, progress: Progress | None = None
 ) -> Balance:
-    """α (eq. 12) over at most 100 of the facts, evenly, as `alpha="auto"` traces it.
+    """Trace α (eq. 12) over at most 100 of the facts, evenly, as `alpha="auto"` does.
 
     Raises:
         KtError: they cannot be traced: the model does not know them, or they have no second answer.

@@ -35,6 +35,12 @@ def names() -> list[str]:
 def read_recipe(name: str | Path) -> PaperRecipe:
     """A shipped recipe by its name, or one from a file that ends in .toml.
 
+    Args:
+        name: one of `names()`, or a path.
+
+    Returns:
+        The recipe, checked, as an object of its kind.
+
     Raises:
         BadFile: neither, not TOML, an unknown or missing key, or a figure that fits no model, place or column.
     """

@@ -88,7 +88,22 @@ def build(
     summary: Sequence[Card] = (),
     lead: str = "",
 ) -> Path:
-    """Write the report to `out`, whole or not at all. `meta` is its footer: versions, seed, command."""
+    """Write the report to `out`, whole or not at all.
+
+    Args:
+        title: of the page.
+        sections: headings with their texts, tables and figures.
+        out: the file.
+        meta: the footer: versions, seed, command.
+        summary: key figures under the title.
+        lead: one sentence under the title.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        NotWritable: the file cannot be written.
+    """
     return atomic_write(Path(out), render(title, sections, meta, summary=summary, lead=lead))
 
 
@@ -100,7 +115,7 @@ def render(
     summary: Sequence[Card] = (),
     lead: str = "",
 ) -> str:
-    """The report as HTML. `lead` is one sentence under the title, `summary` the key figures below that."""
+    """The report as HTML text; for the arguments see `build`."""
     from ..figures.save import POLICY, plotly_library
 
     chapters = list(_chapters(sections))
