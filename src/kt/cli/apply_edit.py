@@ -16,7 +16,7 @@ from .command import BadOption, option_of
 from .edits import open_stack, show_conflicts_with
 from .eval import EvalOptions
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
-from .session import Session, load_facts_file, session
+from .session import Session, session
 
 if TYPE_CHECKING:
     from ..editing import Edit
@@ -98,9 +98,10 @@ def apply_edit(options: EditOptions) -> None:
     refused: KtError | None = None
     with session(options, write=not options.dry_run) as s:
         from ..experiments.sequence import run_edits
+        from ..facts.load import load_facts
 
         requests = [fact.as_request() for fact in s.load_facts()]
-        others = None if options.alpha_facts is None else load_facts_file(options.alpha_facts)
+        others = None if options.alpha_facts is None else load_facts(options.alpha_facts)
         model = s.load_model()
         met = show_conflicts_with(s.screen, model, requests, below)
         run = run_edits(

@@ -26,166 +26,9 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-# Several edits together on the command line: `kt edits stack`, and the earlier edits of `kt apply-edit --history`.
-
+ACTIONS = ("ls", "show", "diff", "stack")
 MOST_ROWS = 20
 WORDS = {"target": "other target", "same": "there already", "keys": "close keys"}
-
-
-def stack(options: EditsOptions) -> None:
-    """Check that edits fit on each other, look for conflicts, and read back every request with all of them in."""
-    if not options.files:
-        raise BadOption("kt edits stack needs edit files: kt edits stack a.safetensors b.safetensors -m MODEL")
-    if options.to is not None:
-        check_writable(options.to)
-    layers = open_stack(options.files, options.force)
-    for word in (options.remove or "").split(",") if options.remove is not None else []:
-        layers.remove(place_of(layers, word.strip()), options.force)
-    model = load_model(replace(options, model=options.model or "demo"))
-    screen = screen_for(options)
-    layers = layers.for_model(model, options.force)
-    grounds = layers.grounds(model)
-    met = conflicts_inside(model, layers)
-    show_conflicts(screen, [conflict for _, conflict in met], layers)
-    requests = read_back(model, layers)
-    screen.tables(*layers.tables(grounds))
-    show_back(screen, requests)
-    if options.to is not None:
-        layers.save(options.to)
-        screen.say(f"kt: written to {visible(str(options.to))}")
-    result = layers.as_dict(grounds) | {
-        "conflicts": [{"place": place, **vars(conflict)} for place, conflict in met],
-        "requests": requests,
-        "held": held(requests),
-        "path": None if options.to is None else str(options.to),
-    }
-    write_result(options, result)
-
-
-def open_stack(files: Iterable[str | Path], force: bool = False) -> EditStack:
-    """Edit files and stacks, in order, as one stack."""
-    from ..editing.stack import EditStack, open_edit
-
-    stacked = EditStack()
-    for file in map(Path, files):
-        opened = open_edit(file)
-        if isinstance(opened, EditStack):
-            for layer in opened.layers:
-                stacked.push(layer.edit, layer.file, layer.forced)
-        else:
-            stacked.push(opened, file)
-    return stacked
-
-
-def place_of(layers: EditStack, word: str) -> int:
-    """The place that `--remove` means: itself, or an edit's file."""
-    places = [at for at, e in enumerate(layers.layers, 1) if e.file is not None and Path(word) == e.file]
-    if not places and word.isascii() and word.isdigit() and 1 <= int(word) <= len(layers):
-        return int(word)
-    if not places:
-        known = ", ".join(f"{at} ({layer.name})" for at, layer in enumerate(layers.layers, start=1)) or "nothing"
-        raise BadOption(f"--remove {word!r}: the stack has no such edit; it holds {known}")
-    return places[0]
-
-
-def conflicts_inside(model: TracedModel, layers: EditStack) -> list[tuple[int, Conflict]]:
-    """Every edit's requests against those of the edits below it, with the upper one's place."""
-    from ..editing.conflicts import conflicts
-    from ..editing.stack import facts_of
-
-    above = range(1, len(layers))
-    return [(at + 1, c) for at in above for c in conflicts(model, facts_of([layers.edits[at]]), layers.edits[:at])]
-
-
-def read_back(model: TracedModel, layers: EditStack) -> list[dict[str, Any]]:
-    """Every request with all edits in: the target's probability and rank, beside those when it was solved."""
-    from ..editing.rounding import readings
-    from ..editing.stack import facts_of
-
-    rows = []
-    with layers.applied(model):
-        for place, edit in enumerate(layers.edits, start=1):
-            facts = facts_of([edit])
-            solved = list(edit.report) if len(edit.report) == len(facts) else [None] * len(facts)
-            for fact, reading, alone in zip(facts, readings(model, facts), solved, strict=True):
-                rows.append({
-                    "place": place,
-                    "id": fact.id,
-                    "prompt": fact.prompt,
-                    "target": fact.target,
-                    "solved": None if alone is None else {"prob": alone.target_prob[1], "rank": alone.target_rank[1]},
-                    "stacked": reading.target._asdict(),
-                })  # fmt: skip
-    return rows
-
-
-def held(requests: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Share of the requests whose target is still first, among those where it was first when they were solved."""
-    from ..stats import bootstrap_mean
-
-    first = [row for row in requests if row["solved"] is not None and row["solved"]["rank"] == 0]
-    return bootstrap_mean([float(row["stacked"]["rank"] == 0) for row in first]).as_dict() if first else None
-
-
-def show_back(screen: Screen, requests: Sequence[dict[str, Any]]) -> None:
-    """Whether each request is still there with the edits above it in."""
-    rows = []
-    for row in requests:
-        solved = row["solved"] or {"prob": None, "rank": None}
-        both = [solved["prob"], row["stacked"]["prob"], solved["rank"], row["stacked"]["rank"]]
-        rows.append([row["place"], visible(row["prompt"]), visible(row["target"]), *both])
-    share = held(requests)
-    note = ""
-    if share is not None:
-        note = f"first when solved and still first: {interval(share['mean'], share['ci95'])} of {share['n']}"
-    columns = ["edit", "prompt", "target", "prob, solved", "prob, stacked", "rank, solved", "rank, stacked"]
-    screen.tables(Table(columns, rows, "requests, read back with the whole stack in", note))
-
-
-def show_stack(options: EditsOptions, screen: Screen, path: Path, layers: EditStack, model: TracedModel | None) -> None:
-    """`kt edits show` of a stack."""
-    grounds = None if model is None else layers.for_model(model, options.force).grounds(model)
-    screen.say(f"kt: {visible(str(path))} is a stack of {len(layers)} edits")
-    screen.tables(*layers.tables(grounds))
-    write_result(options, {"file": str(path), **layers.as_dict(grounds)})
-
-
-def show_conflicts_with(
-    screen: Screen, model: TracedModel, requests: Sequence[Fact], below: EditStack | None
-) -> dict[str, Any]:
-    """Print the conflicts of new requests with earlier edits, before anything is solved; their part of the JSON."""
-    if below is None:
-        return {}
-    from ..editing.conflicts import conflicts
-
-    below.grounds(model)  # what does not fit is refused before any work
-    met = conflicts(model, requests, below.edits)
-    show_conflicts(screen, met, below)
-    digests = [layer.digest for layer in below.layers]
-    return {"stands_on": digests, "conflicts": [vars(conflict) for conflict in met]}
-
-
-def show_conflicts(screen: Screen, met: Sequence[Conflict], below: EditStack) -> None:
-    """The conflicts, closest first; the JSON holds all of them."""
-    if not met:
-        screen.say("kt: no conflicts with the edits below")
-        return
-    order = sorted(met, key=lambda c: (c.what == "keys", -abs(c.overlap or 0)))
-    rows = []
-    for each in order[:MOST_ROWS]:
-        edit = visible(below.layers[each.edit - 1].name)
-        sides = [each.prompt, each.target, each.earlier_prompt, each.earlier_target]
-        rows.append([WORDS[each.what], *map(visible, sides), edit, each.overlap])
-    left = len(met) - len(rows)
-    dense = any(each.measure == "cosine" for each in met)
-    note = "overlap: of what the earlier request wrote, the share that the new prompt reads"
-    note += "; of an edit that is kept dense, the cosine of the keys" if dense else ""
-    note += f"; {left} more in --json" if left else ""
-    columns = ["conflict", "new prompt", "target", "earlier prompt", "its target", "in", "overlap"]
-    screen.tables(Table(columns, rows, f"conflicts with earlier edits: {len(met)}", note))
-
-
-ACTIONS = ("ls", "show", "diff", "stack")
 
 
 @dataclass(frozen=True)
@@ -335,3 +178,159 @@ def compare(options: EditsOptions) -> None:
         )
     screen.tables(*difference.tables())
     write_result(options, {"first": str(first), "second": str(second), **difference.as_dict()})
+
+
+# Several edits together: `kt edits stack`, and the earlier edits of `kt apply-edit --history`.
+
+
+def stack(options: EditsOptions) -> None:
+    """Check that edits fit on each other, look for conflicts, and read back every request with all of them in."""
+    if not options.files:
+        raise BadOption("kt edits stack needs edit files: kt edits stack a.safetensors b.safetensors -m MODEL")
+    if options.to is not None:
+        check_writable(options.to)
+    layers = open_stack(options.files, options.force)
+    for word in (options.remove or "").split(",") if options.remove is not None else []:
+        layers.remove(place_of(layers, word.strip()), options.force)
+    model = load_model(replace(options, model=options.model or "demo"))
+    screen = screen_for(options)
+    layers = layers.for_model(model, options.force)
+    grounds = layers.grounds(model)
+    met = conflicts_inside(model, layers)
+    show_conflicts(screen, [conflict for _, conflict in met], layers)
+    requests = read_back(model, layers)
+    screen.tables(*layers.tables(grounds))
+    show_read_back(screen, requests)
+    if options.to is not None:
+        layers.save(options.to)
+        screen.say(f"kt: written to {visible(str(options.to))}")
+    result = layers.as_dict(grounds) | {
+        "conflicts": [{"place": place, **vars(conflict)} for place, conflict in met],
+        "requests": requests,
+        "held": still_first(requests),
+        "path": None if options.to is None else str(options.to),
+    }
+    write_result(options, result)
+
+
+def open_stack(files: Iterable[str | Path], force: bool = False) -> EditStack:
+    """Edit files and stacks, in order, as one stack."""
+    from ..editing.stack import EditStack, open_edit
+
+    stacked = EditStack()
+    for file in map(Path, files):
+        opened = open_edit(file)
+        if isinstance(opened, EditStack):
+            for layer in opened.layers:
+                stacked.push(layer.edit, layer.file, layer.forced)
+        else:
+            stacked.push(opened, file)
+    return stacked
+
+
+def place_of(layers: EditStack, word: str) -> int:
+    """The place that `--remove` means: itself, or an edit's file."""
+    places = [at for at, e in enumerate(layers.layers, 1) if e.file is not None and Path(word) == e.file]
+    if not places and word.isascii() and word.isdigit() and 1 <= int(word) <= len(layers):
+        return int(word)
+    if not places:
+        known = ", ".join(f"{at} ({layer.name})" for at, layer in enumerate(layers.layers, start=1)) or "nothing"
+        raise BadOption(f"--remove {word!r}: the stack has no such edit; it holds {known}")
+    return places[0]
+
+
+def conflicts_inside(model: TracedModel, layers: EditStack) -> list[tuple[int, Conflict]]:
+    """Every edit's requests against those of the edits below it, with the upper one's place."""
+    from ..editing.conflicts import conflicts
+    from ..editing.stack import facts_of
+
+    above = range(1, len(layers))
+    return [(at + 1, c) for at in above for c in conflicts(model, facts_of([layers.edits[at]]), layers.edits[:at])]
+
+
+def read_back(model: TracedModel, layers: EditStack) -> list[dict[str, Any]]:
+    """Every request with all edits in: the target's probability and rank, beside those when it was solved."""
+    from ..editing.rounding import readings
+    from ..editing.stack import facts_of
+
+    rows = []
+    with layers.applied(model):
+        for place, edit in enumerate(layers.edits, start=1):
+            facts = facts_of([edit])
+            solved = list(edit.report) if len(edit.report) == len(facts) else [None] * len(facts)
+            for fact, reading, alone in zip(facts, readings(model, facts), solved, strict=True):
+                rows.append({
+                    "place": place,
+                    "id": fact.id,
+                    "prompt": fact.prompt,
+                    "target": fact.target,
+                    "solved": None if alone is None else {"prob": alone.target_prob[1], "rank": alone.target_rank[1]},
+                    "stacked": reading.target._asdict(),
+                })  # fmt: skip
+    return rows
+
+
+def still_first(requests: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Share of the requests whose target is still first, among those where it was first when they were solved."""
+    from ..stats import bootstrap_mean
+
+    first = [row for row in requests if row["solved"] is not None and row["solved"]["rank"] == 0]
+    return bootstrap_mean([float(row["stacked"]["rank"] == 0) for row in first]).as_dict() if first else None
+
+
+def show_read_back(screen: Screen, requests: Sequence[dict[str, Any]]) -> None:
+    """Whether each request is still there with the edits above it in."""
+    rows = []
+    for row in requests:
+        solved = row["solved"] or {"prob": None, "rank": None}
+        both = [solved["prob"], row["stacked"]["prob"], solved["rank"], row["stacked"]["rank"]]
+        rows.append([row["place"], visible(row["prompt"]), visible(row["target"]), *both])
+    share = still_first(requests)
+    note = ""
+    if share is not None:
+        note = f"first when solved and still first: {interval(share['mean'], share['ci95'])} of {share['n']}"
+    columns = ["edit", "prompt", "target", "prob, solved", "prob, stacked", "rank, solved", "rank, stacked"]
+    screen.tables(Table(columns, rows, "requests, read back with the whole stack in", note))
+
+
+def show_stack(options: EditsOptions, screen: Screen, path: Path, layers: EditStack, model: TracedModel | None) -> None:
+    """`kt edits show` of a stack."""
+    grounds = None if model is None else layers.for_model(model, options.force).grounds(model)
+    screen.say(f"kt: {visible(str(path))} is a stack of {len(layers)} edits")
+    screen.tables(*layers.tables(grounds))
+    write_result(options, {"file": str(path), **layers.as_dict(grounds)})
+
+
+def show_conflicts_with(
+    screen: Screen, model: TracedModel, requests: Sequence[Fact], below: EditStack | None
+) -> dict[str, Any]:
+    """Print the conflicts of new requests with earlier edits, before anything is solved; their part of the JSON."""
+    if below is None:
+        return {}
+    from ..editing.conflicts import conflicts
+
+    below.grounds(model)  # what does not fit is refused before any work
+    met = conflicts(model, requests, below.edits)
+    show_conflicts(screen, met, below)
+    digests = [layer.digest for layer in below.layers]
+    return {"stands_on": digests, "conflicts": [vars(conflict) for conflict in met]}
+
+
+def show_conflicts(screen: Screen, met: Sequence[Conflict], below: EditStack) -> None:
+    """The conflicts, closest first; the JSON holds all of them."""
+    if not met:
+        screen.say("kt: no conflicts with the edits below")
+        return
+    order = sorted(met, key=lambda c: (c.what == "keys", -abs(c.overlap or 0)))
+    rows = []
+    for each in order[:MOST_ROWS]:
+        edit = visible(below.layers[each.edit - 1].name)
+        sides = [each.prompt, each.target, each.earlier_prompt, each.earlier_target]
+        rows.append([WORDS[each.what], *map(visible, sides), edit, each.overlap])
+    left = len(met) - len(rows)
+    dense = any(each.measure == "cosine" for each in met)
+    note = "overlap: of what the earlier request wrote, the share that the new prompt reads"
+    note += "; of an edit that is kept dense, the cosine of the keys" if dense else ""
+    note += f"; {left} more in --json" if left else ""
+    columns = ["conflict", "new prompt", "target", "earlier prompt", "its target", "in", "overlap"]
+    screen.tables(Table(columns, rows, f"conflicts with earlier edits: {len(met)}", note))

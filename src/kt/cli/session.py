@@ -279,13 +279,6 @@ def load_facts(options: FactOptions) -> Loaded:
     return Loaded([fact], Skips())
 
 
-def load_facts_file(source: str) -> list[Fact]:
-    """Facts that an option other than --facts names."""
-    from ..facts.load import load_facts as read
-
-    return read(source)
-
-
 def wanted_files(options: FigureOptions | Any) -> dict[str, Path]:
     """The figure files asked for by `--html`, `--png`, `--svg`."""
     return {kind: path for kind in ("html", "png", "svg") if (path := getattr(options, kind, None)) is not None}
