@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -159,15 +158,8 @@ class Trace(Shown):
 
     def by_role(self, kind: str, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> RoleGrid:
         """Means over facts of each fact's mean over the tokens of a role, with 95% bootstrap intervals over facts."""
-        key = (self.checked(kind, metric), metric, n_boot, seed)
-        if key not in self._grids:
-            self._grids[key] = by_role(self, *key)
-        return self._grids[key]
 
-    @cached_property
-    def _grids(self) -> dict[tuple[str, str, int, int], RoleGrid]:
-        """Kept, because figures, tables and JSON all start from them."""
-        return {}
+        return by_role(self, self.checked(kind, metric), metric, n_boot, seed)
 
     def curve(
         self, kind: str, metric: str = "logit_diff", at: str = "subject_last", n_boot: int = 2000, seed: int = 0
@@ -358,6 +350,7 @@ class Trace(Shown):
 
 # Traces as files, and several traces as one.
 
+FILE_KIND = "trace"
 OLDER = {"direction": "denoise", "method": "exact"}
 """What files said nothing of while there was no choice."""
 _SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "method", "keep", "min_gap")
@@ -376,7 +369,7 @@ def save(trace: Trace, path: str | os.PathLike[str]) -> Path:
         path,
         arrays,
         {
-            "kind": Trace.kind,
+            "kind": FILE_KIND,
             "kinds": list(trace.kinds),
             "facts": [_described(fact) for fact in trace.facts],
             "left_out": [fact._asdict() for fact in trace.left_out],
@@ -391,7 +384,7 @@ def load(path: str | os.PathLike[str]) -> Trace:
     Raises:
         BadFile: the file is no trace, or not a whole one.
     """
-    arrays, header = load_arrays(path, kind=Trace.kind)
+    arrays, header = load_arrays(path, kind=FILE_KIND)
     with complete_file(path, "trace", "trace again"):
         try:
             kinds = tuple(Patch.parse(kind).label for kind in header["kinds"])
@@ -567,7 +560,7 @@ def tested(values: Float[ndarray, "n ..."], grid: IntervalGrid, seed: int = 0) -
 
 def curve(trace: Trace, kind: str, metric: str, at: str = "subject_last", n_boot: int = 2000, seed: int = 0) -> Curve:
     """See `Trace.curve`."""
-    grid = trace.by_role(kind, metric, n_boot, seed)
+    grid = by_role(trace, kind, metric, n_boot, seed)
     if at not in grid.roles:
         raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(grid.roles)}")
     row = grid.roles.index(at)
