@@ -38,10 +38,6 @@ if TYPE_CHECKING:
 
 METRICS = ("prob", "logit_diff")
 DIRECTIONS = ("denoise", "noise")
-METRIC_TITLES = {"prob": "probability restored", "logit_diff": "logit difference restored (eq. 8)"}
-NOISE_TITLES = {"prob": "probability taken away", "logit_diff": "logit difference taken away"}
-KIND_TITLES = {"mlp": "MLP", "attn": "Attention", "hidden": "Hidden state"}
-MODULES = ("mlp", "attn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -575,7 +571,12 @@ def finite(fact: TracedFact, values: ndarray) -> ndarray:
     return values
 
 
-# What the figures of a trace draw.
+# The figures of a trace: their words and their numbers.
+
+METRIC_TITLES = {"prob": "probability restored", "logit_diff": "logit difference restored (eq. 8)"}
+NOISE_TITLES = {"prob": "probability taken away", "logit_diff": "logit difference taken away"}
+KIND_TITLES = {"mlp": "MLP", "attn": "Attention", "hidden": "Hidden state"}
+MODULES = ("mlp", "attn")
 
 
 def _peak(found: Curve) -> tuple[int, Interval]:
