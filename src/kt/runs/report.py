@@ -31,8 +31,8 @@ RESULTS = {
 """File in a run folder -> class that loads it, in the order of the loop: trace, balance, edit, scores."""
 
 
-def results(folder: str | Path) -> Iterator[Any]:
-    """Every result of a run folder, loaded.
+def results(folder: str | Path) -> Iterator[tuple[Path, Any]]:
+    """Every result of a run folder: its file, and the object loaded from it.
 
     Args:
         folder: a run folder, or one that a command is still filling.
@@ -44,7 +44,8 @@ def results(folder: str | Path) -> Iterator[Any]:
         if (path := Path(folder) / name).exists():
             module, _, cls = place.partition(":")
             with complete_file(path, "result of kt", "run its command again"):
-                yield getattr(import_module(module), cls).load(path)
+                result = getattr(import_module(module), cls).load(path)
+            yield path, result
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path, title: str = "kt report") -> Path:
@@ -66,8 +67,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path, title: str = "k
     cards: list[Card] = []
     for folder in map(Path, folders):
         name = f"{folder.name}: " if len(folders) > 1 else ""
-        for result in results(folder):
-            with complete_file(folder, "result of kt", "run its command again"):
+        for path, result in results(folder):
+            with complete_file(path, "result of kt", "run its command again"):
                 section, headline = result.section(), result.headline()
             sections.append(Section(name + section.title, section.blocks))
             cards += [Card(name + card.name, card.value, card.note, card.digits) for card in headline]
