@@ -11,7 +11,7 @@ small n is. Read n beside the interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,14 @@ class Interval(NamedTuple):
         """{mean, ci95, n} for JSON, with null for NaN."""
         ci95 = None if self.ci95 is None else list(self.ci95)
         return {"mean": None if math.isnan(self.mean) else self.mean, "ci95": ci95, "n": self.n}
+
+    @classmethod
+    def of(cls, held: Mapping[str, Any] | None) -> Interval:
+        """From what `as_dict` gave; NaN stands for null. None is a mean over nothing."""
+        held = held or {"mean": None, "ci95": None, "n": 0}
+        numbers = (held["mean"], *(held["ci95"] or (None, None)))
+        mean, low, high = (math.nan if number is None else float(number) for number in numbers)
+        return cls(mean, low, high, int(held["n"]))
 
     def __str__(self) -> str:
         if self.n == 0:

@@ -209,10 +209,10 @@ def test_a_model_that_answers_nan_is_refused_and_comes_back_whole(model, folder)
 def test_text_from_tasks_is_escaped_in_html(found):
     from dataclasses import replace
 
-    from kt.report import Section, render
+    from kt.report import render
 
     evil = replace(found, rows=(found.rows[0]._replace(task="<script>"),))
-    page = render("t", [Section("s", [evil.report_table()])])
+    page = render("t", [evil.section()])
     for shown in (evil._repr_html_(), page):
         assert "<script></td>" not in shown and "&lt;script&gt;" in shown
 

@@ -42,7 +42,7 @@ def test_what_is_read_back_is_what_was_computed(model, tmp_path, monkeypatch):
     ours, theirs, computed = (of(s, tmp_path / "x.json") for s in (again.scores, first.scores, plain))
     assert ours == theirs == computed and again.scores.records == plain.records
     assert to_json(again.scores.as_dict()) == to_json(plain.as_dict())
-    assert [row.metric for row in again.scores.table()] == [row.metric for row in plain.table()]
+    assert [row[0] for row in again.scores.tables()[0].rows] == [row[0] for row in plain.tables()[0].rows]
 
 
 def test_an_edit_is_compared_with_them_as_with_fresh_ones(model, tmp_path):

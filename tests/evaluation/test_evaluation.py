@@ -300,8 +300,9 @@ def test_dataframe_and_table(before):
     pd.testing.assert_series_equal(
         means, pd.Series({n: before.metrics[n].mean for n in before.values}), check_names=False, check_like=True
     )
-    assert [row.metric for row in before.table()] == list(before.metrics)
-    assert {row.metric: row.ci95 for row in before.table()}["paraphrase_tf_exact"] == "n/a"
+    rows = before.tables()[0].rows
+    assert [row[0] for row in rows] == list(before.metrics)
+    assert {name: mean.ci95 for name, mean, _ in rows}["paraphrase_tf_exact"] is None
     samples = before.samples_dataframe()
     assert len(samples) == len(before.samples) and {"role", "kind", "prompt", "log_prob"} <= set(samples.columns)
     assert samples.answer[0] == "Rome, Italy"

@@ -106,18 +106,19 @@ def test_hostile_text_is_only_ever_shown():
 
     from rich.console import Console
 
-    from kt.report import Section, render
+    from kt.report import render
+    from kt.report.terminal import rich_table
 
-    page, cells = evil()._repr_html_(), render("t", [Section("s", [evil().report_table()])])
+    page, cells = evil()._repr_html_(), render("t", [evil().section()])
     assert "<script>alert" not in page and "&lt;script&gt;" in page
     assert "<script>alert" not in cells and "&lt;i&gt;" in cells
     file = StringIO()
-    Console(file=file, width=200).print(evil().rich_table())
+    Console(file=file, width=200).print(rich_table(evil().tables()[0]))
     assert "[red]x[/red]<script>" in file.getvalue() and "\x1b[31m" not in file.getvalue()
 
 
 def test_right_and_wrong_are_marked_without_colour():
-    _, rows = evil().cells()
+    rows = evil().tables()[0].texts()
     assert rows[0][-1].startswith("✗ ") and not rows[0][-2].startswith(("✓", "✗"))
 
 

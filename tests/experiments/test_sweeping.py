@@ -204,7 +204,7 @@ def test_a_sweep_asks_under_the_protocols_that_it_is_given(model, moments, tmp_p
     assert titles == set(shown)
     said = " ".join(re.sub("<[^>]+>", " ", found.figure().layout.title.text).split())
     assert "portability: teacher-forced; perplexity: over documents" in said
-    parts = show.tables(found)
+    parts = [table.headers[2:-2] for table in found.tables()]
     assert {name for part in parts for name in part} == set(shown) and max(map(len, parts)) <= 5
     edit = kt.edit(model, FACTS, statistics=moments, **point[0].options)
     with edit.applied(model):

@@ -27,6 +27,7 @@ from kt.figures import (
     theme,
 )
 from kt.figures.heatmap import colour_ticks
+from kt.figures.summary import weight_sizes
 from kt.figures.text import escape, number, unescape, wrap
 from kt.stats import Interval
 
@@ -196,6 +197,13 @@ def test_a_band_never_spans_a_gap():
 def test_a_series_of_the_wrong_length_is_refused():
     with pytest.raises(ValueError, match="low"):
         Series("s", range(3), [1, 2, 3], [1, 2], [1, 2, 3])
+
+
+def test_the_bars_of_updates_are_the_relative_norms_in_the_weights_order():
+    figure = weight_sizes(["a.weight", "b<b>.weight"], [0.25, None], title="t")
+    [bars] = figure.data
+    assert list(bars.x) == [0.25, None] and list(bars.text) == ["0.250", "not known"]
+    assert list(figure.layout.yaxis.ticktext) == ["a.weight", "b&lt;b&gt;.weight"]
 
 
 def test_the_balance_figure_shows_alpha_its_interval_and_the_proposed_layers():

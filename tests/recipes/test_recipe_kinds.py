@@ -131,7 +131,7 @@ def check_smoke(found, recipe, folder):
     found.save(folder)
     assert [path.parent.name for path in folder.glob("*/*")] == list(recipe.models)
     for table in found.tables():
-        assert {len(line) for line in table.lines} == {len(table.columns)}
+        assert {len(line) for line in table.rows} == {len(table.columns)}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -157,7 +157,8 @@ def test_a_cell_holds_ours_the_papers_and_the_difference():
 def test_a_smoke_run_gives_no_difference_and_says_so():
     tried = cell(92.0, (90.0, 94.0), Cited(92.7), comparable=False)
     assert tried.difference is None and tried.within is None and "(" not in str(tried)
-    run = TableRun(read_recipe("intattn-table-1").smoked(), True, (tried,), {}, "records")
+    recipe = read_recipe("intattn-table-1").smoked()
+    run = TableRun(recipe, True, tuple(tried._replace(column=name) for name in recipe.columns), {}, "records")
     assert SMOKE in run.markdown() and run.as_dict()["warning"] == SMOKE
     assert SMOKE not in replace(run, smoke=False).markdown()
 

@@ -276,7 +276,7 @@ def test_the_figure_stands_before_beside_after_and_says_the_score(metric):
 
 
 def test_the_lines_intervals_enclose_their_means_on_the_rank_scale_too():
-    from kt.residual.show import _lines
+    from kt.residual.score import _lines
 
     old = _lines(made(halfway), "before", "resid", "prediction", "rank")[0]
     assert (old.low < old.mean).tolist() == (old.mean < old.high).tolist() == [False, True]

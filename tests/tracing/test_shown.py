@@ -10,8 +10,7 @@ from tracing_help import FACTS, KINDS
 import kt
 from kt.stats import benjamini_hochberg, sign_flip_test
 from kt.tracing.prompts import ROLES
-from kt.tracing.show import grid, heads
-from kt.tracing.trace import role_effects
+from kt.tracing.trace import grid, role_effects
 
 pytestmark = pytest.mark.filterwarnings("ignore:traced all the same")
 
@@ -140,7 +139,7 @@ def test_infinite_effects_are_refused(traces):
 
 def test_heads_have_a_figure_of_their_own_and_stay_out_of_the_others(traces):
     trace = made(traces[0], 9, kinds=("mlp", "attn", "attn.h0", "attn.h10", "attn.h2"))
-    figure = heads(trace, "prob")
+    figure = trace.heads("prob")
     assert list(figure.layout.yaxis.ticktext) == ["head 0", "head 2", "head 10"]
     expected = [trace.curve(kind, "prob").mean for kind in ("attn.h0", "attn.h2", "attn.h10")]
     np.testing.assert_allclose(np.array(figure.data[0].z, dtype=float), expected)
@@ -150,11 +149,11 @@ def test_heads_have_a_figure_of_their_own_and_stay_out_of_the_others(traces):
     only = replace(trace, kinds=("attn.h0", "attn.h2"))
     assert list(only.heatmaps("prob").layout.yaxis.ticktext) == ["head 0", "head 2"]
     alone = replace(trace, facts=trace.facts[:1])
-    assert "n = 2" in heads(alone, "prob", at="last").data[0].hovertext[0][0]
+    assert "n = 2" in alone.heads("prob", at="last").data[0].hovertext[0][0]
     with pytest.raises(kt.errors.BadFact, match="no single heads"):
-        heads(traces[1])
+        traces[1].heads()
     with pytest.raises(kt.errors.BadFact, match="no traced fact has a token of role"):
-        heads(replace(trace, facts=tuple(replace(f, roles=("last",) * 6) for f in trace.facts)))
+        replace(trace, facts=tuple(replace(f, roles=("last",) * 6) for f in trace.facts)).heads()
 
 
 def test_severed_states_share_a_scale_with_the_whole_state_and_have_their_own_titles(traces):

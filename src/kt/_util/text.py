@@ -6,9 +6,7 @@ another. Nothing of `kt` is imported here, so that every room can.
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 _BREAKS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
@@ -30,7 +28,7 @@ def visible_lines(text: str) -> str:
     return "\n".join(map(visible, text.split("\n")))
 
 
-# Numbers as tables show them, and tables as notebooks show them.
+# Numbers as tables show them.
 
 
 def cell(value: Any) -> str:
@@ -42,18 +40,10 @@ def cell(value: Any) -> str:
     return visible_lines(str(value))
 
 
-def interval(mean: float | None, ci95: Any, n: int | None = None) -> str:
+def interval(mean: float | None, ci95: Any) -> str:
     """`0.412 [0.39, 0.43]`."""
     if mean is None or mean != mean:
         return "–"
     if ci95 is None or any(v is None or v != v for v in ci95):
         return cell(float(mean))
     return f"{cell(float(mean))} [{ci95[0]:.3f}, {ci95[1]:.3f}]"
-
-
-def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table whose every text is escaped; without a head, rows alone."""
-    line = lambda tag, cells: "".join(f"<{tag}>{html.escape(visible_lines(str(each)))}</{tag}>" for each in cells)  # noqa: E731
-    top = f"<tr>{line('th', head)}</tr>" if head else ""
-    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    return f"<table><caption>{html.escape(visible_lines(caption))}</caption>{top}{body}</table>"

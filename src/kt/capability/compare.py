@@ -34,14 +34,14 @@ def interval(shown: float, values: Values, aggregate: Aggregate | None, seed: in
 
     Where the documents' values do not give the figure, there is no interval (NaN).
     """
-    found = list(values.values())
-    n = len(found)
-    if n == 0 or not _agree(shown, _whole(found, aggregate)):
+    documents = list(values.values())
+    n = len(documents)
+    if n == 0 or not _agree(shown, _whole(documents, aggregate)):
         return Interval(shown, math.nan, math.nan, n)
     if aggregate is None:
-        held = bootstrap_mean(found, seed=seed)
-        return Interval(shown, held.low, held.high, n)
-    return _quantiles(shown, [aggregate([found[i] for i in picks]) for picks in _draws(n, seed)], n)
+        mean = bootstrap_mean(documents, seed=seed)
+        return Interval(shown, mean.low, mean.high, n)
+    return _quantiles(shown, [aggregate([documents[i] for i in picks]) for picks in _draws(n, seed)], n)
 
 
 def difference(
@@ -55,8 +55,8 @@ def difference(
     if not (whole and _agree(shown[0], _whole(old, aggregate)) and _agree(shown[1], _whole(new, aggregate))):
         return Interval(gain, math.nan, math.nan, len(both))
     if aggregate is None:
-        held = paired_bootstrap_difference(new, old, seed=seed)
-        return Interval(gain, held.low, held.high, len(both))
+        change = paired_bootstrap_difference(new, old, seed=seed)
+        return Interval(gain, change.low, change.high, len(both))
     draws = [aggregate([new[i] for i in p]) - aggregate([old[i] for i in p]) for p in _draws(len(both), seed)]
     return _quantiles(gain, draws, len(both))
 
@@ -68,8 +68,8 @@ def _whole(values: Sequence[Any], aggregate: Aggregate | None) -> float:
     return math.fsum(map(float, numbers)) / len(numbers) if len(numbers) == len(values) else math.nan
 
 
-def _agree(shown: float, found: float) -> bool:
-    return math.isfinite(found) and math.isclose(shown, found, rel_tol=1e-6, abs_tol=1e-9)
+def _agree(shown: float, value: float) -> bool:
+    return math.isfinite(value) and math.isclose(shown, value, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _draws(n: int, seed: int) -> Iterator[list[int]]:

@@ -1,6 +1,4 @@
-"""Run lm-eval on a model that is loaded already. Nothing of the harness is written again: its prompts, its few-shot
-examples, its filters and its metrics are its own.
-"""
+"""Run lm-eval on a loaded model: prompts, few-shot examples, filters and metrics are the harness's own."""
 
 from __future__ import annotations
 
@@ -78,19 +76,19 @@ def run_harness(model: TracedModel, chosen: Chosen, settings: Settings, progress
     if settings.apply_chat_template and not getattr(model.tokenizer, "chat_template", None):
         raise BadTask(f"{model.name} has no chat template; leave out --apply-chat-template")
     with _quiet(progress), _random_states():
-        found = _simple_evaluate(lm_eval, _wrapped(model, settings), chosen, settings)
-    _refuse_nan(found["samples"])
-    return {name: found[name] for name in _KEPT if name in found} | {
-        "results": _without_errors(found["results"]),
-        "groups": _without_errors(found.get("groups", {})),
-        "samples": found["samples"],
-        "lm_eval_version": found.get("lm_eval_version"),
+        results = _simple_evaluate(lm_eval, _wrapped(model, settings), chosen, settings)
+    _refuse_nan(results["samples"])
+    return {name: results[name] for name in _KEPT if name in results} | {
+        "results": _without_errors(results["results"]),
+        "groups": _without_errors(results.get("groups", {})),
+        "samples": results["samples"],
+        "lm_eval_version": results.get("lm_eval_version"),
     }
 
 
 def _simple_evaluate(lm_eval: Any, wrapped: Any, chosen: Chosen, settings: Settings) -> dict[str, Any]:
     try:
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             wrapped,
             tasks=copy.deepcopy(chosen.specs),
             task_manager=chosen.manager,
@@ -108,13 +106,13 @@ def _simple_evaluate(lm_eval: Any, wrapped: Any, chosen: Chosen, settings: Setti
     except (KtError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a task's own code may raise anything
-        said = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise WorkFailed(
-            f"lm-eval stopped: {type(error).__name__}: {said}; see whether the task runs with lm-eval alone"
+            f"lm-eval stopped: {type(error).__name__}: {reason}; see whether the task runs with lm-eval alone"
         ) from error
-    if found is None:
+    if results is None:
         raise WorkFailed("lm-eval gave no results in this process; run kt in one process, without torchrun")
-    return dict(found)
+    return dict(results)
 
 
 def _wrapped(model: TracedModel, settings: Settings) -> Any:

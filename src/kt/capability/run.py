@@ -1,4 +1,4 @@
-"""`abilities`: any task of lm-eval on the model and on the model with an edit, and what the edit changed.
+"""`abilities`: any task of lm-eval on the model and on the edited model, with paired differences.
 
 >>> found = abilities(model, "gsm8k,hellaswag", edit=edit, num_fewshot=2, limit=200)
 >>> found.rows[0].difference                              # Interval: after - before on the same documents
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, plain, read_json, write_json
-from .._util.text import html_table
 from ..errors import BadFile
+from ..report import Column, Shown, Table
 from ..stats import Interval
 from .compare import Aggregate, difference, interval, values_of
 from .lm_eval import Settings, run_harness
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from ..editing.stack import AnyEdit
     from ..model.model import TracedModel
-    from ..report import Table as ReportTable
 
 
 KIND = "abilities"
@@ -48,8 +47,8 @@ class Ability(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Abilities:
-    """What `abilities` returns.
+class Abilities(Shown):
+    """The result of `abilities`.
 
     Args:
         model: the model's name.
@@ -67,17 +66,25 @@ class Abilities:
     config: Mapping[str, Any]
     versions: Mapping[str, Any]
 
+    kind = KIND
+    heading = "General abilities"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The settings, under lm-eval's names."""
+        return self.config
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row per task and metric; columns mean, low, high, n for before, after and difference."""
         import pandas as pd
 
         rows = []
         for row in self.rows:
-            found: dict[str, Any] = {"task": row.task, "metric": row.metric, "higher_is_better": row.higher_is_better}
+            cells: dict[str, Any] = {"task": row.task, "metric": row.metric, "higher_is_better": row.higher_is_better}
             for name in ("before", "after", "difference"):
                 value: Interval | None = getattr(row, name)
-                found |= {f"{name}_{part}": v for part, v in ({} if value is None else value._asdict()).items()}
-            rows.append(found)
+                cells |= {f"{name}_{part}": v for part, v in ({} if value is None else value._asdict()).items()}
+            rows.append(cells)
         return pd.DataFrame(rows)
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,8 +92,8 @@ class Abilities:
         results: dict[str, dict[str, Any]] = {}
         for row in self.rows:
             parts = {name: getattr(row, name) for name in ("before", "after", "difference")}
-            held = {name: value.as_dict() for name, value in parts.items() if value is not None}
-            results.setdefault(row.task, {})[row.metric] = held | {"higher_is_better": row.higher_is_better}
+            means = {name: value.as_dict() for name, value in parts.items() if value is not None}
+            results.setdefault(row.task, {})[row.metric] = means | {"higher_is_better": row.higher_is_better}
         first = self.runs["before"]
         return {
             "model": self.model,
@@ -97,20 +104,27 @@ class Abilities:
             "versions": dict(self.versions),
         }
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Headers and cells for a terminal."""
-        edited = "after" in self.runs
-        headers = ["task", "metric", "", "before", *(["after", "after - before"] if edited else []), "n"]
-        return headers, [_line(row, edited) for row in self.rows]
+    def notes(self) -> Sequence[str]:
+        """The kind of interval."""
+        return ["95% bootstrap intervals over documents, differences paired."]
 
-    def report_table(self) -> ReportTable:
-        """For `kt.report`, which escapes every cell."""
-        from ..report import Table
-
+    def tables(self) -> Sequence[Table]:
+        """A row a metric (↑ more is better, ↓ less); with an edit also after it, and the paired difference."""
         parts = ["before", "after", "difference"] if "after" in self.runs else ["before"]
-        rows = [[row.task, row.metric, *(getattr(row, part) for part in parts)] for row in self.rows]
-        caption = f"lm-eval {self.versions['lm_eval']}; 95% bootstrap intervals over documents, differences paired."
-        return Table(["task", "metric", *parts], rows, caption)
+        heads = {"difference": "after - before"}
+        arrow = Column("", lambda better: {True: "↑", False: "↓", None: ""}[better])
+        columns: list[str | Column] = [
+            "task",
+            "metric",
+            arrow,
+            *(Column(heads.get(part, part), _cell) for part in parts),
+            Column("n", str),
+        ]
+        rows = [
+            [row.task, row.metric, row.higher_is_better, *(getattr(row, part) for part in parts), row.before.n]
+            for row in self.rows
+        ]
+        return [Table(columns, rows, f"{self.model}: lm-eval {self.versions['lm_eval']}")]
 
     def save(self, path: str | Path) -> Path:
         """Write one JSON file, whole or not at all; without the samples (see `sample_files`)."""
@@ -141,9 +155,6 @@ class Abilities:
     def __repr__(self) -> str:
         return f"Abilities({self.model}: {', '.join(dict.fromkeys(row.task for row in self.rows))})"
 
-    def _repr_html_(self) -> str:
-        return html_table(self.model, *self.table())
-
 
 def abilities(
     model: TracedModel,
@@ -170,6 +181,9 @@ def abilities(
         options: `apply_chat_template`, `fewshot_as_multiturn`, `system_instruction`, `gen_kwargs`, `batch_size`,
             `confirm_run_unsafe_code`, as in lm-eval.
 
+    Returns:
+        Each task's metrics with n and 95% interval over documents; with `edit` the paired differences too.
+
     Raises:
         BadTask: an unknown task, data that is not at hand, or settings that do not fit.
         WorkFailed: lm-eval stopped, or the model answers with NaN.
@@ -192,9 +206,9 @@ def abilities(
 def _rows(runs: Runs, samples: Mapping[str, Any], chosen: Chosen, seed: int) -> Iterator[Ability]:
     """Tasks, then groups of tasks, whose figure is the mean over all their documents or goes without interval."""
     first = runs["before"]
-    for task, found in {**first["results"], **first["groups"]}.items():
+    for task, metrics in {**first["results"], **first["groups"]}.items():
         leaves = _leaves(task, first["group_subtasks"])
-        for metric, value in found.items():
+        for metric, value in metrics.items():
             if metric in _NO_METRIC or not isinstance(value, int | float):
                 continue
             aggregate = _aggregation(chosen, leaves, metric)
@@ -221,14 +235,8 @@ def _aggregation(chosen: Chosen, leaves: Sequence[str], metric: str) -> Aggregat
     mean = lm_eval_module("lm_eval.api.registry").get_aggregation("mean")
     if leaves[0] not in chosen.loaded:
         return None
-    found = chosen.loaded[leaves[0]].aggregation().get(metric.rpartition(",")[0], mean)
-    return None if found is mean else found
-
-
-def _line(row: Ability, edited: bool) -> list[str]:
-    arrow = {True: "↑", False: "↓", None: ""}[row.higher_is_better]
-    changes = [_cell(row.after), _cell(row.difference)] if edited else []
-    return [row.task, row.metric, arrow, _cell(row.before), *changes, str(row.before.n)]
+    aggregate = chosen.loaded[leaves[0]].aggregation().get(metric.rpartition(",")[0], mean)
+    return None if aggregate is mean else aggregate
 
 
 def _cell(value: Interval | None) -> str:

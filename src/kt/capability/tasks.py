@@ -31,7 +31,7 @@ class BadTask(KtError):
 
 
 class Chosen(NamedTuple):
-    """What `simple_evaluate` is given, where it comes from, and the tasks that were loaded, by name, once it ran."""
+    """Arguments of `simple_evaluate`, their source and, once it ran, the loaded tasks by name."""
 
     manager: Any
     specs: list[Spec]
@@ -60,15 +60,15 @@ def choose(tasks: str | Sequence[Spec], include_path: str | Path | None = None) 
         KtError: lm-eval is not installed.
     """
     manager_of = lm_eval_module("lm_eval.tasks").TaskManager
-    asked = [part.strip() for part in tasks.split(",")] if isinstance(tasks, str) else list(tasks)
-    asked = [spec for spec in asked if spec != ""]
-    if not asked:
+    wanted = [part.strip() for part in tasks.split(",")] if isinstance(tasks, str) else list(tasks)
+    wanted = [spec for spec in wanted if spec != ""]
+    if not wanted:
         raise BadTask("no tasks to run; name at least one, as --tasks gsm8k,mmlu")
     folder = None if include_path is None else _folder(include_path)
     manager = manager_of(include_path=folder, include_defaults=False) if folder else None
-    if manager is None or any(not _found(spec, manager.all_tasks) for spec in asked):
+    if manager is None or any(not _found(spec, manager.all_tasks) for spec in wanted):
         manager = manager_of(include_path=folder)
-    specs = [found for spec in asked for found in _known(spec, manager.all_tasks)]
+    specs = [match for spec in wanted for match in _known(spec, manager.all_tasks)]
     loaded: dict[str, Any] = {}
     shots = {_name(spec): int(spec["num_fewshot"]) for spec in specs if isinstance(spec, dict) and _has_own_shots(spec)}
     _explain_loading(manager, loaded, shots)
@@ -102,12 +102,12 @@ def _known(spec: Spec, known: Sequence[str]) -> list[Spec]:
     name = _name(spec)
     if Path(name).suffix in (".yaml", ".yml") and name not in known and not Path(name).is_file():
         raise BadTask(f"task file {name} does not exist; give its path, or the name of a task of lm-eval")
-    found = _found(spec, known)
-    if not found:
+    matches = _found(spec, known)
+    if not matches:
         near = difflib.get_close_matches(name, known, 3)
         like = f"; is it {' or '.join(near)}?" if near else "; `lm-eval ls tasks` lists them"
         raise BadTask(f"lm-eval knows no task {name!r}{like} (your own need --include-path)")
-    return found
+    return matches
 
 
 def _explain_loading(manager: Any, loaded: dict[str, Any], shots: Mapping[str, int]) -> None:
@@ -116,17 +116,17 @@ def _explain_loading(manager: Any, loaded: dict[str, Any], shots: Mapping[str, i
 
     def explained(specs: list[Spec]) -> Any:
         try:
-            found = load(specs)
+            tree = load(specs)
         except Exception as error:  # the hub, the network, YAML and every task's own code raise their own kinds
-            said = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             names = ", ".join(map(_name, specs))
             raise BadTask(
-                f"task {names} cannot be loaded: {said} (its data set must be on this machine, or the Hub in reach)"
+                f"task {names} cannot be loaded: {reason} (its data set must be on this machine, or the Hub in reach)"
             ) from error
-        loaded.update(found["tasks"])
+        loaded.update(tree["tasks"])
         for name, number in shots.items():
-            for task in found["groups"][name].get_all_tasks() if name in found["groups"] else [found["tasks"][name]]:
+            for task in tree["groups"][name].get_all_tasks() if name in tree["groups"] else [tree["tasks"][name]]:
                 task.set_config(key="num_fewshot", value=number)
-        return found
+        return tree
 
     manager.load = explained

@@ -17,9 +17,7 @@ from .options import ForceOptions, ModelOptions, Opt, RunOptions
 from .session import open_edit, session
 
 if TYPE_CHECKING:
-    from ..capability import Abilities
     from ..capability.tasks import Spec
-    from .session import Session
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,11 @@ def abilities(options: AbilityOptions) -> None:
         from ..capability.tasks import choose
         from ..evaluation.samples_file import write_samples
 
-        asked = options.tasks or _preset(options.preset or "")
-        chosen = choose(asked, options.include_path)
+        tasks = options.tasks or _preset(options.preset or "")
+        chosen = choose(tasks, options.include_path)
         edit = open_edit(s, options.edit) if options.edit else None
         model = s.load_model()
-        found = measure(
+        result = measure(
             model,
             chosen,
             edit,
@@ -76,12 +74,12 @@ def abilities(options: AbilityOptions) -> None:
             gen_kwargs=options.gen_kwargs,
             batch_size=parse.batch_size(options.batch_size),
         )
-        found.save(s.run.file("abilities.json"))
+        result.save(s.run.file("abilities.json"))
         if options.log_samples:
-            for name, rows in found.sample_files():
+            for name, rows in result.sample_files():
                 write_samples(s.run.file(f"{name}.jsonl"), rows)
-        s.keep(found.as_dict())
-        _show(s, found)
+        s.keep(result)
+        s.screen.tables(*result.tables())
 
 
 def _preset(name: str) -> Sequence[Spec]:
@@ -90,8 +88,3 @@ def _preset(name: str) -> Sequence[Spec]:
     if name not in PRESETS:
         raise BadOption(f"--preset {name!r}: no such preset of abilities; choose {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def _show(s: Session, found: Abilities) -> None:
-    headers, rows = found.table()
-    s.screen.table(f"{found.model}: lm-eval {found.versions['lm_eval']}", headers, rows)

@@ -15,9 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import KtError, install_hint
-from ..runs import parallel as ranks
-from . import interrupt
-from . import processes as many
+from ..runs import parallel
+from . import interrupt, processes
 from .command import HELP_NAMES, BadOption, Options, as_click
 from .console import one_line_warnings
 from .session import screen_for, write_result
@@ -83,8 +82,8 @@ app = typer.Typer(
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from .. import __version__
 
         typer.echo(f"kt {__version__}")
@@ -103,7 +102,7 @@ def _root(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `kt` and return its exit code; whatever goes wrong is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if many.stands_by(arguments):
+    if processes.stands_by(arguments):
         return 0
     interrupt.note()
     if threading.current_thread() is threading.main_thread():
@@ -112,22 +111,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             interrupt.end_soon_after_interrupt()
     code = _run(arguments)
     if argv is None:
-        many.end(code)
+        processes.end(code)
     return code
 
 
 def _run(arguments: list[str]) -> int:
     try:
-        with one_line_warnings(many.say):
+        with one_line_warnings(processes.say):
             command = typer.main.get_command(app)
             code = command.main(args=arguments, prog_name="kt", standalone_mode=False, obj=tuple(arguments))
     except BaseException as error:
         code, line = _explained(error)
         if line:
-            many.last_word(line)
+            processes.last_word(line)
         return code
     if code == interrupt.INTERRUPTED:
-        many.say(interrupt.message())
+        processes.say(interrupt.message())
     return code if isinstance(code, int) else 0
 
 
@@ -143,15 +142,15 @@ def _explained(error: BaseException) -> tuple[int, str]:
 
         traceback.print_exception(error)
     if isinstance(error, SystemExit):
-        if ranks.started() > 1 and error.code == interrupt.TERMINATED:
-            many.say(interrupt.stopped())
+        if parallel.started() > 1 and error.code == interrupt.TERMINATED:
+            processes.say(interrupt.stopped())
             return 1, ""
         return error.code if isinstance(error.code, int) else 1, ""
     if isinstance(error, BrokenPipeError):
         _discard_stdout()
         return 1, ""
     if isinstance(error, KeyboardInterrupt):
-        many.say(interrupt.message())
+        processes.say(interrupt.message())
         return interrupt.INTERRUPTED, ""
     if isinstance(error, UsageError) and hasattr(error, "ctx"):
         path = error.ctx.command_path if error.ctx is not None else "kt"
@@ -193,19 +192,22 @@ def ls(options: ListOptions) -> None:
     """List models, methods, presets or datasets."""
     if options.what not in LISTS:
         raise BadOption(f"kt ls {options.what!r}: unknown; choose among {', '.join(LISTS)}")
+    from ..report import Table
+
     rows = LISTS[options.what]()
-    screen_for(options).table(f"kt {options.what}", ["name", "what it is"], [[name, what] for name, what in rows])
+    screen_for(options).tables(Table(["name", "what it is"], rows, f"kt {options.what}"))
     write_result(options, {options.what: [{"name": name, "about": what} for name, what in rows]})
 
 
 def env(options: Options) -> None:
     """Show the versions, devices and settings that a result can depend on."""
+    from ..report.table import pairs
     from ..runs.provenance import environment
 
-    found = environment()
-    rows = [[key, _one_cell(value)] for key, value in found.items()]
-    screen_for(options).table("kt env", ["", ""], rows)
-    write_result(options, found)
+    settings = environment()
+    rows = [[key, _one_cell(value)] for key, value in settings.items()]
+    screen_for(options).tables(pairs(rows, "kt env"))
+    write_result(options, settings)
 
 
 def _one_cell(value: Any) -> str:

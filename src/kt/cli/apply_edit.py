@@ -1,4 +1,4 @@
-"""`kt apply-edit` and `kt cov`: solve an edit and write it; the key moments that solving needs."""
+"""`kt apply-edit`: solve an edit and write it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 from .._util.files import check_writable
 from ..errors import KtError, WorkFailed
 from ..experiments.sequence import EVALUATE, MODES
-from ..runs import parallel as ranks
+from ..runs import parallel
 from . import parse
 from .command import BadOption, option_of
 from .edits import open_stack, show_conflicts_with
-from .eval import EvalOptions, show_scores
+from .eval import EvalOptions
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
-from .session import Session, load_facts_file, results_of_run, session
-from .tables import show_requests, spread
+from .session import Session, session
 
 if TYPE_CHECKING:
     from ..editing import Edit
-    from ..editing.closed_form.second_moment import Changes
-    from ..experiments.sequence import EditRun
     from ..model.model import TracedModel
 
 
@@ -101,9 +98,10 @@ def apply_edit(options: EditOptions) -> None:
     refused: KtError | None = None
     with session(options, write=not options.dry_run) as s:
         from ..experiments.sequence import run_edits
+        from ..facts.load import load_facts
 
         requests = [fact.as_request() for fact in s.load_facts()]
-        others = None if options.alpha_facts is None else load_facts_file(options.alpha_facts)
+        others = None if options.alpha_facts is None else load_facts(options.alpha_facts)
         model = s.load_model()
         met = show_conflicts_with(s.screen, model, requests, below)
         run = run_edits(
@@ -132,10 +130,10 @@ def apply_edit(options: EditOptions) -> None:
         )
         check_changed(run.edits)
         path = None if options.dry_run else str(run.save(s.run.folder, s.path))
-        s.keep(results_of_run(run, path) | met, {"steps": run.steps.figure()} if mode == "sequential" else {})
+        s.keep(run, edit=path, **met)
         if options.merge_to is not None and run.edit is not None and not options.dry_run:
-            refused = ranks.on_rank_zero("merging", merge, s, model, run.edit, options)
-        show_run(s, run)
+            refused = parallel.on_rank_zero("merging", merge, s, model, run.edit, options)
+        s.screen.tables(*run.tables())
     if refused is not None:
         raise refused
 
@@ -169,47 +167,3 @@ def check_changed(edits: Sequence[Edit]) -> None:
             "the edit is solved, but no target's probability changed: the update is lost in the weights' rounding; "
             "load the model with --dtype float32"
         )
-
-
-def show_run(s: Session, run: EditRun) -> None:
-    """The requests and the weights of the whole, and the scores where they were asked for."""
-    if run.edit is not None:
-        show_edit(s, run.edit)
-    else:
-        show_requests(s, run.edits)
-    if run.after is not None:
-        show_scores(s, run.after, run.before, run.control)
-
-
-def show_edit(s: Session, edit: Edit) -> None:
-    """A row a request, a row a weight, a row an aim."""
-    show_requests(s, [edit])
-    rounded = edit.manifest.get("rounding") is not None
-    deltas = []
-    for name, delta in edit.deltas().items():
-        shape = "x".join(map(str, delta["shape"]))
-        condition = "–" if delta["condition"] is None else f"{delta['condition']:.0e}"
-        row = [name, shape, delta["rank"], delta["norm"], delta["relative_norm"], delta["norm_ratio"], condition]
-        deltas.append(row + ([delta["survived"], delta["rounding_error"]] if rounded else []))
-    columns = ["weight", "shape", "rank", "norm", "relative", "new / old norm", "condition"]
-    columns += ["survived", "error"] if rounded else []
-    s.screen.table("written weights", columns, deltas, rounding_note(edit) if rounded else None)
-    changes = edit.manifest.get("value_change") or {}
-    rows = [[aim, *(spread(change[part]) for part in ("came_through", "left"))] for aim, change in changes.items()]
-    if rows:
-        columns = ["aim", "of the wanted change came through", "still missing, relative"]
-        s.screen.table("intended value change", columns, rows, "mean [95%] over requests, with the edit as scaled")
-
-
-def rounding_note(edit: Edit) -> str:
-    """What the two columns of a rounded edit are, and which requests rounding cost."""
-    what = "survived, error: of each update after rounding to 16 bits, relative to it"
-    lost = edit.manifest.get("lost_to_rounding")
-    if lost is None:
-        return f"{what}; requests lost to rounding: not measured where other weights than W_o and down_proj change"
-    named = [f"{r.subject} ({r.id})" for r in edit.report if r.id in lost]
-    return f"{what}; requests lost to rounding: {len(lost)} of {len(edit.report)}" + "".join(f", {n}" for n in named)
-
-
-def _last_change(changes: Changes | None) -> str:
-    return f"{changes[-1][1]:.3f}" if changes else "–"

@@ -32,32 +32,32 @@ def case(options: CaseOptions) -> None:
 
         fact = chosen(s.load_facts(), options.record)
         edits, model = open_edits(s, named), s.load_model()
-        found = case_study(model, fact, edits, options.tokens, options.each)
-        found.save(s.run.file("case.json"))
-        s.keep(found.as_dict())
-        s.screen.show(found.rich_table())
+        study = case_study(model, fact, edits, options.tokens, options.each)
+        study.save(s.run.file("case.json"))
+        s.keep(study)
+        s.screen.tables(*study.tables())
 
 
 def chosen(facts: list[Fact], record: str | None) -> Fact:
     """The record of that id, or the first."""
-    found = facts[0] if record is None else next((fact for fact in facts if fact.id == record), None)
-    if found is None:
+    choice = facts[0] if record is None else next((fact for fact in facts if fact.id == record), None)
+    if choice is None:
         raise BadOption(
             f"--record {record!r}: none of the {len(facts)} facts has that id; the first is {facts[0].id!r}"
         )
-    return found
+    return choice
 
 
 def edit_files(text: str) -> dict[str, Path]:
     """`memit=a.safetensors,intattn=b.safetensors`; a file alone is shown by its name."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, equals, file = part.partition("=")
         path = Path(file if equals else name)
         name = name.strip() if equals else path.stem
         if not name or not path.name:
             raise BadOption(f"--edits {part!r}: write NAME=FILE, as memit=edit.safetensors")
-        if name in found:
+        if name in files:
             raise BadOption(f"--edits: two edits are called {name!r}; give each its own name, as {name}2={path}")
-        found[name] = path
-    return found
+        files[name] = path
+    return files

@@ -36,7 +36,7 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every command has: where its options come from, and how much it says."""
+    """Options of every command: where their values come from, and how much it prints."""
 
     config: Annotated[
         Path | None,
@@ -75,7 +75,7 @@ def option_parameters(options_class: type[Options]) -> list[inspect.Parameter]:
     hints = get_type_hints(options_class, include_extras=True)
     # The options of Options itself come last in the help: they matter least.
     fields = sorted(dataclasses.fields(options_class), key=lambda f: f.name in Options.__dataclass_fields__)
-    found = []
+    parameters = []
     for field in fields:
         kind, *infos = get_args(hints[field.name]) or (hints[field.name],)
         if not infos or not isinstance(infos[0], type(typer.Option()) | type(typer.Argument())):
@@ -86,10 +86,10 @@ def option_parameters(options_class: type[Options]) -> list[inspect.Parameter]:
             info.show_envvar = False
         default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
         annotation = Annotated[kind, info]  # type: ignore[valid-type]
-        found.append(
+        parameters.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         )
-    return found
+    return parameters
 
 
 def option_of(command: type[Options], name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the user sees: results on stdout, progress and messages on stderr."""
+"""Output for the user: results on stdout, progress and messages on stderr."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from .._util.text import cell, visible, visible_lines
+from .._util.text import visible
+
+if TYPE_CHECKING:
+    from ..report import Table
 
 
 class Progress(Protocol):
-    """What library functions report to: how much is done, of how much, and (where there are stages) of what."""
+    """A callback of library functions: steps done, steps in all and (where there are stages) the stage's name."""
 
     def __call__(self, done: int, total: int, what: str = "") -> None: ...
 
@@ -22,31 +25,23 @@ class Screen:
     """Prints tables and messages as the options allow. Rich is imported with the first table, not before."""
 
     def __init__(self, quiet: bool = False, progress: bool = True, json_on_stdout: bool = False) -> None:
-        self.tables = not quiet and not json_on_stdout
+        self.shows_tables = not quiet and not json_on_stdout
         self.messages = not quiet
         self.progress_bars = progress and not quiet and sys.stderr.isatty()
 
-    def table(self, title: str, columns: list[str], rows: list[list[Any]], caption: str | None = None) -> None:
-        """Print one table; numbers are set to the right."""
-        if not self.tables:
+    def tables(self, *tables: Table) -> None:
+        """Print tables, but those that are for pages alone."""
+        if not self.shows_tables:
             return
-        from rich.table import Table
-        from rich.text import Text
+        from ..report.terminal import rich_table
 
-        # As `Text`, in which rich reads no mark-up: names of models and texts of facts stand in titles too.
-        above = Text(visible(title), style="table.title")
-        below = None if caption is None else Text(visible_lines(caption), style="table.caption")
-        table = Table(title=above, title_justify="left", caption=below, caption_justify="left")
-        for i, column in enumerate(columns):
-            numeric = all(isinstance(row[i], int | float | None) for row in rows)
-            table.add_column(Text(visible(column)), justify="right" if numeric else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell(value)) for value in row))
-        self.show(table)
+        for table in tables:
+            if table.only != "page":
+                self.draw(rich_table(table))
 
-    def show(self, renderable: Any) -> None:
+    def draw(self, renderable: Any) -> None:
         """Print anything that rich can draw."""
-        if self.tables:
+        if self.shows_tables:
             console(sys.stdout).print(renderable)
 
     def say(self, message: str) -> None:

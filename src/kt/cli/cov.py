@@ -1,4 +1,4 @@
-"""`kt apply-edit` and `kt cov`: solve an edit and write it; the key moments that solving needs."""
+"""`kt cov`: second moments of the keys over a corpus, which solving an edit needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 from . import parse
-from .apply_edit import _last_change
 from .command import BadOption
 from .options import ModelOptions, Opt, RunOptions
 from .session import session
@@ -42,11 +41,8 @@ def cov(options: CovOptions) -> None:
             raise BadOption("--layers-mlp none and --layers-attn none leave nothing to do; name some layers")
         s.screen.say(f"kt: {len(sites)} second moments need {memory_needed(model, sites) / 2**20:.0f} MiB")
         with s.progress("tokens") as tick:
-            found = key_statistics(
+            moments = key_statistics(
                 model, sites, options.corpus, options.max_tokens, options.cache, tick, until=options.until
             )
-        files = {name: str(path) for name, path in found.files.items()}
-        s.keep({"files": files, "n_tokens": found.n_tokens, "corpus": found.corpus, "changes": dict(found.changes)})
-        rows = [[name, _last_change(found.changes.get(name)), path] for name, path in files.items()]
-        note = "change: of the moment's norm over the last doubling of the tokens"
-        s.screen.table(f"second moments over {found.n_tokens} tokens", ["module", "change", "file"], rows, note)
+        s.keep(moments)
+        s.screen.tables(*moments.tables())

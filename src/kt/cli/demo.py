@@ -1,4 +1,4 @@
-"""`kt demo` and `kt report`: the whole loop, and the page that shows it."""
+"""`kt demo`: the whole loop, and the page that shows it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ..runs.folder import FILES
-from .apply_edit import show_edit
 from .console import Clock
-from .eval import show_scores
 from .heatmap import show_balance
 from .options import FactOptions, ModelOptions, Opt, RunOptions
-from .probe import show_residual, show_stages
-from .session import results_of_balance, results_of_edit, results_of_probe, results_of_trace, session
+from .session import session
 
 if TYPE_CHECKING:
     from ..demo.loop import Loop
@@ -35,7 +32,8 @@ def demo(options: DemoOptions) -> None:
     with session(options) as s:
         facts, model = s.load_facts(), s.load_model()
         from ..demo.loop import run_loop
-        from ..report.run_report import write_report
+        from ..evaluation.scores import Comparison
+        from ..runs.report import write_report
 
         loop = run_loop(
             model,
@@ -47,13 +45,12 @@ def demo(options: DemoOptions) -> None:
             stage=s.progress,
         )
         loop.save(s.run.folder)
-        s.keep(results_of_loop(loop, s.path))
+        s.run.results = results_of_loop(loop, s.path)
         write_report([s.run.folder], s.run.file(REPORT_FILE), title=f"kt demo: {model.name}")
-        show_balance(s, loop.balance, per_fact=False)
-        show_stages(s, loop.probe.stages)
-        show_edit(s, loop.edit)
-        show_scores(s, loop.after, loop.before, loop.control)
-        show_residual(s, loop.residual)
+        show_balance(s, loop.balance)
+        s.screen.tables(loop.probe.stages_table(), *loop.edit.tables())
+        scores = Comparison(loop.before, loop.after, loop.control)
+        s.screen.tables(*scores.tables(), *loop.residual.tables())
     s.screen.say(f"kt: done in {clock}; open {s.path / REPORT_FILE}")
 
 
@@ -66,9 +63,9 @@ def results_of_loop(loop: Loop, folder: Path) -> dict[str, object]:
         "control": None if loop.control is None else loop.control.as_dict()["metrics"],
         "protocol": loop.after.protocol,
         "report": str(folder / REPORT_FILE),
-        "heatmap": results_of_trace(loop.trace),
-        "balance": results_of_balance(loop.balance),
-        "probe": results_of_probe(loop.probe),
+        "heatmap": loop.trace.as_dict(),
+        "balance": loop.balance.as_dict(),
+        "probe": loop.probe.as_dict(),
         "residual": loop.residual.as_dict(),
-        "edit": results_of_edit(loop.edit, str(folder / FILES["edit"])),
+        "edit": loop.edit.as_dict() | {"edit": str(folder / FILES["edit"])},
     }

@@ -11,7 +11,8 @@ import typer
 
 from .._util.files import check_writable
 from .._util.text import interval, visible
-from ..figures.text import clip
+from ..report import Column, Table
+from ..report.table import before_after, pairs, setting, shown
 from .command import BadOption
 from .console import Screen
 from .options import ForceOptions, ModelOptions, Opt
@@ -20,205 +21,14 @@ from .session import load_model, screen_for, settle_libraries, write_result
 if TYPE_CHECKING:
     from ..editing import Edit
     from ..editing.conflicts import Conflict
-    from ..editing.diff import EditDiff
     from ..editing.stack import EditStack
     from ..facts.fact import Fact
     from ..model.model import TracedModel
 
 
-# Several edits together on the command line: `kt edits stack`, and the earlier edits of `kt apply-edit --history`.
-
+ACTIONS = ("ls", "show", "diff", "stack")
 MOST_ROWS = 20
 WORDS = {"target": "other target", "same": "there already", "keys": "close keys"}
-
-
-def stack(options: EditsOptions) -> None:
-    """Check that edits fit on each other, look for conflicts, and read back every request with all of them in."""
-    if not options.files:
-        raise BadOption("kt edits stack needs edit files: kt edits stack a.safetensors b.safetensors -m MODEL")
-    if options.to is not None:
-        check_writable(options.to)
-    found = open_stack(options.files, options.force)
-    for word in (options.remove or "").split(",") if options.remove is not None else []:
-        found.remove(place_of(found, word.strip()), options.force)
-    model = load_model(replace(options, model=options.model or "demo"))
-    screen = screen_for(options)
-    found = found.for_model(model, options.force)
-    grounds = found.grounds(model)
-    met = conflicts_inside(model, found)
-    show_conflicts(screen, [conflict for _, conflict in met], found)
-    requests = read_back(model, found)
-    show_layers(screen, found, grounds)
-    show_back(screen, requests)
-    if options.to is not None:
-        found.save(options.to)
-        screen.say(f"kt: written to {visible(str(options.to))}")
-    result = as_json(found, grounds) | {
-        "conflicts": [{"place": place, **vars(conflict)} for place, conflict in met],
-        "requests": requests,
-        "held": held(requests),
-        "path": None if options.to is None else str(options.to),
-    }
-    write_result(options, result)
-
-
-def open_stack(files: Iterable[str | Path], force: bool = False) -> EditStack:
-    """Edit files and stacks, in order, as one stack."""
-    from ..editing.stack import EditStack, open_edit
-
-    found = EditStack()
-    for file in map(Path, files):
-        opened = open_edit(file)
-        if isinstance(opened, EditStack):
-            for layer in opened.layers:
-                found.push(layer.edit, layer.file, layer.forced)
-        else:
-            found.push(opened, file)
-    return found
-
-
-def place_of(found: EditStack, word: str) -> int:
-    """The place that `--remove` means: itself, or an edit's file."""
-    places = [at for at, e in enumerate(found.layers, 1) if e.file is not None and Path(word) == e.file]
-    if not places and word.isascii() and word.isdigit() and 1 <= int(word) <= len(found):
-        return int(word)
-    if not places:
-        known = ", ".join(f"{at} ({layer.name})" for at, layer in enumerate(found.layers, start=1)) or "nothing"
-        raise BadOption(f"--remove {word!r}: the stack has no such edit; it holds {known}")
-    return places[0]
-
-
-def conflicts_inside(model: TracedModel, found: EditStack) -> list[tuple[int, Conflict]]:
-    """Every edit's requests against those of the edits below it, with the upper one's place."""
-    from ..editing.conflicts import conflicts
-    from ..editing.stack import facts_of
-
-    above = range(1, len(found))
-    return [(at + 1, c) for at in above for c in conflicts(model, facts_of([found.edits[at]]), found.edits[:at])]
-
-
-def read_back(model: TracedModel, found: EditStack) -> list[dict[str, Any]]:
-    """Every request with all edits in: the target's probability and rank, beside those when it was solved."""
-    from ..editing.rounding import readings
-    from ..editing.stack import facts_of
-
-    rows = []
-    with found.applied(model):
-        for place, edit in enumerate(found.edits, start=1):
-            facts = facts_of([edit])
-            solved = list(edit.report) if len(edit.report) == len(facts) else [None] * len(facts)
-            for fact, said, alone in zip(facts, readings(model, facts), solved, strict=True):
-                rows.append({
-                    "place": place,
-                    "id": fact.id,
-                    "prompt": fact.prompt,
-                    "target": fact.target,
-                    "solved": None if alone is None else {"prob": alone.target_prob[1], "rank": alone.target_rank[1]},
-                    "stacked": said.target._asdict(),
-                })  # fmt: skip
-    return rows
-
-
-def held(requests: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Of the requests whose target came first when they were solved, the share of which it still does."""
-    from ..stats import bootstrap_mean
-
-    first = [row for row in requests if row["solved"] is not None and row["solved"]["rank"] == 0]
-    return bootstrap_mean([float(row["stacked"]["rank"] == 0) for row in first]).as_dict() if first else None
-
-
-def as_json(found: EditStack, grounds: Sequence[str] | None = None) -> dict[str, Any]:
-    """The stack, an object an edit."""
-    rows = []
-    for place, layer in enumerate(found.layers, start=1):
-        about = {name: layer.edit.manifest.get(name) for name in ("method", "alpha", "model", "dtype")}
-        rows.append({
-            "place": place,
-            "file": None if layer.file is None else str(layer.file),
-            "digest": layer.digest,
-            **about,
-            "requests": len(layer.edit.requests),
-            "forced": layer.forced,
-            "stands_on": found.stands_on(place),
-            "solved_for": None if grounds is None else grounds[place - 1],
-        })  # fmt: skip
-    return {"edits": rows}
-
-
-def show_layers(screen: Screen, found: EditStack, grounds: Sequence[str] | None) -> None:
-    """A row an edit, the base's side first."""
-    said = {"base": "the base", "below": "the edits below", "forced": "other weights (forced)"}
-    rows = []
-    for place, layer in enumerate(found.layers, start=1):
-        on = ", ".join(map(str, found.stands_on(place))) or "the base"
-        method, digest = visible(str(layer.edit.manifest.get("method"))), layer.digest[:12]
-        ground = [] if grounds is None else [said[grounds[place - 1]]]
-        rows.append(
-            [place, visible(layer.name), method, len(layer.edit.requests), layer.edit.alpha, digest, on, *ground]
-        )
-    columns = ["place", "edit", "method", "requests", "alpha", "digest", "stands on"]
-    screen.table("stack", [*columns, *(["solved for"] if grounds is not None else [])], rows)
-
-
-def show_back(screen: Screen, requests: Sequence[dict[str, Any]]) -> None:
-    """Whether each request is still there with the edits above it in."""
-    rows = []
-    for row in requests:
-        solved = row["solved"] or {"prob": None, "rank": None}
-        both = [solved["prob"], row["stacked"]["prob"], solved["rank"], row["stacked"]["rank"]]
-        rows.append([row["place"], visible(row["prompt"]), visible(row["target"]), *both])
-    share = held(requests)
-    note = None
-    if share is not None:
-        note = f"first when solved and still first: {interval(share['mean'], share['ci95'])} of {share['n']}"
-    columns = ["edit", "prompt", "target", "prob, solved", "prob, stacked", "rank, solved", "rank, stacked"]
-    screen.table("requests, read back with the whole stack in", columns, rows, note)
-
-
-def show_stack(options: EditsOptions, screen: Screen, path: Path, found: EditStack, model: TracedModel | None) -> None:
-    """`kt edits show` of a stack."""
-    grounds = None if model is None else found.for_model(model, options.force).grounds(model)
-    screen.say(f"kt: {visible(str(path))} is a stack of {len(found)} edits")
-    show_layers(screen, found, grounds)
-    write_result(options, {"file": str(path), **as_json(found, grounds)})
-
-
-def show_conflicts_with(
-    screen: Screen, model: TracedModel, requests: Sequence[Fact], below: EditStack | None
-) -> dict[str, Any]:
-    """Where new requests meet earlier edits, shown before anything is solved; what the JSON says of it."""
-    if below is None:
-        return {}
-    from ..editing.conflicts import conflicts
-
-    below.grounds(model)  # what does not fit is refused before any work
-    found = conflicts(model, requests, below.edits)
-    show_conflicts(screen, found, below)
-    digests = [layer.digest for layer in below.layers]
-    return {"stands_on": digests, "conflicts": [vars(conflict) for conflict in found]}
-
-
-def show_conflicts(screen: Screen, found: Sequence[Conflict], below: EditStack) -> None:
-    """The conflicts, closest first; the JSON holds all of them."""
-    if not found:
-        screen.say("kt: no conflicts with the edits below")
-        return
-    order = sorted(found, key=lambda c: (c.what == "keys", -abs(c.overlap or 0)))
-    rows = []
-    for each in order[:MOST_ROWS]:
-        edit = visible(below.layers[each.edit - 1].name)
-        sides = [each.prompt, each.target, each.earlier_prompt, each.earlier_target]
-        rows.append([WORDS[each.what], *map(visible, sides), edit, each.overlap])
-    left = len(found) - len(rows)
-    dense = any(each.measure == "cosine" for each in found)
-    note = "overlap: of what the earlier request wrote, the share that the new prompt reads"
-    note += "; of an edit that is kept dense, the cosine of the keys" if dense else ""
-    note += f"; {left} more in --json" if left else ""
-    columns = ["conflict", "new prompt", "target", "earlier prompt", "its target", "in", "overlap"]
-    screen.table(f"conflicts with earlier edits: {len(found)}", columns, rows, note)
-
-
-ACTIONS = ("ls", "show", "diff", "stack")
 
 
 @dataclass(frozen=True)
@@ -259,63 +69,66 @@ def ls(options: EditsOptions) -> None:
     """A row a file; broken ones say why."""
     from ..editing.diff import stored
 
-    found = stored(options.files or ["."])
+    files = stored(options.files or ["."])
     rows = []
-    for each in found:
+    for each in files:
         size = f"{each.size / 2**10:,.0f} KiB"
         what = [each.method, each.requests, each.alpha, each.weights, each.model] if each.error is None else [None] * 5
         written = each.modified[:16].replace("T", " ")
         rows.append([shown(each.path), each.kind, *map(shown, what), size, written, shown(each.error)])
-    broken = any(each.error is not None for each in found)
+    broken = any(each.error is not None for each in files)
     columns = ["file", "is", "method", "requests", "alpha", "weights", "model", "size", "written, UTC"]
     screen = screen_for(options)
     if rows:
-        screen.table("edits", [*columns, *(["cannot be opened"] * broken)], rows if broken else [r[:-1] for r in rows])
+        columns += ["cannot be opened"] if broken else []
+        screen.tables(Table(columns, [row[: len(columns)] for row in rows], "edits"))
     else:
         screen.say("kt: no edits here; kt apply-edit writes them, kt edits ls FOLDER looks elsewhere")
-    write_result(options, {"edits": [each.as_dict() for each in found]})
+    write_result(options, {"edits": [each.as_dict() for each in files]})
 
 
 def show(options: EditsOptions) -> None:
-    """What a file holds; with a model, whether its weights are the edit's."""
+    """Print the content of a file; with a model, whether its weights are the edit's."""
     from ..editing import Edit
     from ..editing.stack import open_edit
 
     path = (options.files or [])[0]
-    found = open_edit(path)
+    edit = open_edit(path)
     model = load_model(options) if options.model else None
     screen = screen_for(options)
-    if not isinstance(found, Edit):
-        return show_stack(options, screen, path, found, model)
-    states = found.state_of(model) if model is not None else {}
-    about = about_edit(path, found)
-    screen.table("edit", ["", ""], [[name, shown(value)] for name, value in about.items()])
-    settings = found.manifest.get("hyper_parameters") or {}
-    screen.table("hyper-parameters", ["name", "value"], [[shown(n), setting(v)] for n, v in settings.items()])
-    show_requests(screen, found)
-    weights = about_weights(found, states)
+    if not isinstance(edit, Edit):
+        return show_stack(options, screen, path, edit, model)
+    states = edit.state_of(model) if model is not None else {}
+    about = about_edit(path, edit)
+    settings = edit.manifest.get("hyper_parameters") or {}
+    weights = about_weights(edit, states)
     columns = ["weight", "shape", "rank", "norm", "relative", "before", "after", *(["now"] if states else [])]
-    screen.table("weights", columns, weight_rows(weights))
-    result = about | {"hyper_parameters": settings, "requests": [vars(r) for r in found.report], "weights": weights}
-    if model is not None and "other" in states.values() and found.manifest.get("stands_on"):
+    screen.tables(
+        pairs([[name, shown(value)] for name, value in about.items()], "edit"),
+        Table(["name", "value"], [[shown(n), setting(v)] for n, v in settings.items()], "hyper-parameters"),
+        requests_before_after(edit),
+        Table(columns, weight_rows(weights), "weights"),
+    )
+    result = about | {"hyper_parameters": settings, "requests": [vars(r) for r in edit.report], "weights": weights}
+    if model is not None and "other" in states.values() and edit.manifest.get("stands_on"):
         screen.say("kt: the edit stands on earlier ones (stands_on); hold the stack of them against the model")
     write_result(options, result)
     return None
 
 
 def about_edit(path: Path, edit: Edit) -> dict[str, Any]:
-    """What the manifest says of the whole."""
-    held = edit.manifest
-    statistics = held.get("statistics") or {}
+    """The edit's manifest as a dictionary for the table and the JSON."""
+    manifest = edit.manifest
+    statistics = manifest.get("statistics") or {}
     return {
         "file": str(path),
         "digest": edit.digest,
         "digest_verified": True,  # the file does not open otherwise
-        **{name: held.get(name) for name in ("method", "alpha", "model", "revision", "dtype", "seed", "stands_on")},
+        **{name: manifest.get(name) for name in ("method", "alpha", "model", "revision", "dtype", "seed", "stands_on")},
         "requests_n": len(edit.requests),
         "statistics": {name: statistics.get(name) for name in ("corpus", "n_tokens")},
-        "lost_to_rounding": held.get("lost_to_rounding"),
-        "versions": held.get("versions"),
+        "lost_to_rounding": manifest.get("lost_to_rounding"),
+        "versions": manifest.get("versions"),
     }
 
 
@@ -338,59 +151,186 @@ def weight_rows(weights: dict[str, dict[str, Any]]) -> list[list[Any]]:
     return rows
 
 
-def show_requests(screen: Screen, edit: Edit) -> None:
-    """Target and old answer before and after; without a report, what was asked for."""
-    from .tables import arrow
-
-    side = lambda said, prob, rank: [shown(said), arrow(prob), arrow(rank)]  # noqa: E731
-    columns = ["prompt", "target", "prob", "rank", "old answer", "prob", "rank"]
+def requests_before_after(edit: Edit) -> Table:
+    """Target and old answer before and after; texts are clipped."""
+    prob, rank = Column("prob", before_after), Column("rank", before_after)
+    columns: list[str | Column] = ["prompt", "target", prob, rank, "old answer", prob, rank]
     rows = [
-        [shown(r.prompt), *side(r.target, r.target_prob, r.target_rank), *side(r.answer, r.answer_prob, r.answer_rank)]
+        [shown(r.prompt), shown(r.target), r.target_prob, r.target_rank, shown(r.answer), r.answer_prob, r.answer_rank]
         for r in edit.report
     ]
-    screen.table("requests, before and after", columns, rows)
+    return Table(columns, rows, "requests, before and after")
 
 
 def compare(options: EditsOptions) -> None:
-    """What differs between two files."""
+    """Print the differences between two files."""
     from ..editing import Edit
     from ..editing.diff import diff
     from ..editing.stack import open_edit
 
     first, second = (options.files or [])[:2]
     opened: list[Edit | EditStack] = [open_edit(first), open_edit(second)]
-    found = diff(*(each if isinstance(each, Edit) else each.as_sum() for each in opened))
-    show_diff(screen_for(options), found)
-    write_result(options, {"first": str(first), "second": str(second), **found.as_dict()})
-
-
-def show_diff(screen: Screen, found: EditDiff) -> None:
-    """Settings, requests, weights; A is the first file."""
-    if not found.same_base:
+    difference = diff(*(each if isinstance(each, Edit) else each.as_sum() for each in opened))
+    screen = screen_for(options)
+    if not difference.same_base:
         screen.say(
             "kt: where both write, they were solved for other weights: of two models, or one on top of the other"
         )
-    settings = [[shown(name), *map(setting, pair)] for name, pair in found.settings.items()]
-    screen.table("settings that differ", ["name", "A", "B"], settings)
-    words = {"only A": found.only(0), "only B": found.only(1), "other target": found.conflicts, "both": found.both}
-    rows = [[word, shown(r.prompt), *map(shown, r.targets)] for word, some in words.items() for r in some]
-    counts = ", ".join(f"{word} {len(some)}" for word, some in words.items())
-    screen.table("requests", ["in", "prompt", "A's target", "B's target"], rows, counts)
-    weights = [[shown(w.name), *w.norms, w.cosine, w.difference] for w in found.weights]
-    screen.table("weights", ["weight", "|A|", "|B|", "cosine", "|A - B| / |A|"], weights)
+    screen.tables(*difference.tables())
+    write_result(options, {"first": str(first), "second": str(second), **difference.as_dict()})
 
 
-def setting(value: Any) -> Any:
-    """A hyper-parameter as a user types it: every digit that it has."""
-    return f"{value:g}" if isinstance(value, float) else shown(value)
+# Several edits together: `kt edits stack`, and the earlier edits of `kt apply-edit --history`.
 
 
-def shown(value: Any, limit: int = 160) -> Any:
-    """A cell from a file's text: control characters made visible, long ones cut; numbers as they are."""
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    if isinstance(value, dict):
-        value = ", ".join(f"{name} {item}" for name, item in value.items())
-    elif isinstance(value, list | tuple):
-        value = ", ".join(map(str, value))
-    return clip(visible(str(value)), limit)
+def stack(options: EditsOptions) -> None:
+    """Check that edits fit on each other, look for conflicts, and read back every request with all of them in."""
+    if not options.files:
+        raise BadOption("kt edits stack needs edit files: kt edits stack a.safetensors b.safetensors -m MODEL")
+    if options.to is not None:
+        check_writable(options.to)
+    layers = open_stack(options.files, options.force)
+    for word in (options.remove or "").split(",") if options.remove is not None else []:
+        layers.remove(place_of(layers, word.strip()), options.force)
+    model = load_model(replace(options, model=options.model or "demo"))
+    screen = screen_for(options)
+    layers = layers.for_model(model, options.force)
+    grounds = layers.grounds(model)
+    met = conflicts_inside(model, layers)
+    show_conflicts(screen, [conflict for _, conflict in met], layers)
+    requests = read_back(model, layers)
+    screen.tables(*layers.tables(grounds))
+    show_read_back(screen, requests)
+    if options.to is not None:
+        layers.save(options.to)
+        screen.say(f"kt: written to {visible(str(options.to))}")
+    result = layers.as_dict(grounds) | {
+        "conflicts": [{"place": place, **vars(conflict)} for place, conflict in met],
+        "requests": requests,
+        "held": still_first(requests),
+        "path": None if options.to is None else str(options.to),
+    }
+    write_result(options, result)
+
+
+def open_stack(files: Iterable[str | Path], force: bool = False) -> EditStack:
+    """Edit files and stacks, in order, as one stack."""
+    from ..editing.stack import EditStack, open_edit
+
+    stacked = EditStack()
+    for file in map(Path, files):
+        opened = open_edit(file)
+        if isinstance(opened, EditStack):
+            for layer in opened.layers:
+                stacked.push(layer.edit, layer.file, layer.forced)
+        else:
+            stacked.push(opened, file)
+    return stacked
+
+
+def place_of(layers: EditStack, word: str) -> int:
+    """The place that `--remove` means: itself, or an edit's file."""
+    places = [at for at, e in enumerate(layers.layers, 1) if e.file is not None and Path(word) == e.file]
+    if not places and word.isascii() and word.isdigit() and 1 <= int(word) <= len(layers):
+        return int(word)
+    if not places:
+        known = ", ".join(f"{at} ({layer.name})" for at, layer in enumerate(layers.layers, start=1)) or "nothing"
+        raise BadOption(f"--remove {word!r}: the stack has no such edit; it holds {known}")
+    return places[0]
+
+
+def conflicts_inside(model: TracedModel, layers: EditStack) -> list[tuple[int, Conflict]]:
+    """Every edit's requests against those of the edits below it, with the upper one's place."""
+    from ..editing.conflicts import conflicts
+    from ..editing.stack import facts_of
+
+    above = range(1, len(layers))
+    return [(at + 1, c) for at in above for c in conflicts(model, facts_of([layers.edits[at]]), layers.edits[:at])]
+
+
+def read_back(model: TracedModel, layers: EditStack) -> list[dict[str, Any]]:
+    """Every request with all edits in: the target's probability and rank, beside those when it was solved."""
+    from ..editing.rounding import readings
+    from ..editing.stack import facts_of
+
+    rows = []
+    with layers.applied(model):
+        for place, edit in enumerate(layers.edits, start=1):
+            facts = facts_of([edit])
+            solved = list(edit.report) if len(edit.report) == len(facts) else [None] * len(facts)
+            for fact, reading, alone in zip(facts, readings(model, facts), solved, strict=True):
+                rows.append({
+                    "place": place,
+                    "id": fact.id,
+                    "prompt": fact.prompt,
+                    "target": fact.target,
+                    "solved": None if alone is None else {"prob": alone.target_prob[1], "rank": alone.target_rank[1]},
+                    "stacked": reading.target._asdict(),
+                })  # fmt: skip
+    return rows
+
+
+def still_first(requests: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Share of the requests whose target is still first, among those where it was first when they were solved."""
+    from ..stats import bootstrap_mean
+
+    first = [row for row in requests if row["solved"] is not None and row["solved"]["rank"] == 0]
+    return bootstrap_mean([float(row["stacked"]["rank"] == 0) for row in first]).as_dict() if first else None
+
+
+def show_read_back(screen: Screen, requests: Sequence[dict[str, Any]]) -> None:
+    """Whether each request is still there with the edits above it in."""
+    rows = []
+    for row in requests:
+        solved = row["solved"] or {"prob": None, "rank": None}
+        both = [solved["prob"], row["stacked"]["prob"], solved["rank"], row["stacked"]["rank"]]
+        rows.append([row["place"], visible(row["prompt"]), visible(row["target"]), *both])
+    share = still_first(requests)
+    note = ""
+    if share is not None:
+        note = f"first when solved and still first: {interval(share['mean'], share['ci95'])} of {share['n']}"
+    columns = ["edit", "prompt", "target", "prob, solved", "prob, stacked", "rank, solved", "rank, stacked"]
+    screen.tables(Table(columns, rows, "requests, read back with the whole stack in", note))
+
+
+def show_stack(options: EditsOptions, screen: Screen, path: Path, layers: EditStack, model: TracedModel | None) -> None:
+    """`kt edits show` of a stack."""
+    grounds = None if model is None else layers.for_model(model, options.force).grounds(model)
+    screen.say(f"kt: {visible(str(path))} is a stack of {len(layers)} edits")
+    screen.tables(*layers.tables(grounds))
+    write_result(options, {"file": str(path), **layers.as_dict(grounds)})
+
+
+def show_conflicts_with(
+    screen: Screen, model: TracedModel, requests: Sequence[Fact], below: EditStack | None
+) -> dict[str, Any]:
+    """Print the conflicts of new requests with earlier edits, before anything is solved; their part of the JSON."""
+    if below is None:
+        return {}
+    from ..editing.conflicts import conflicts
+
+    below.grounds(model)  # what does not fit is refused before any work
+    met = conflicts(model, requests, below.edits)
+    show_conflicts(screen, met, below)
+    digests = [layer.digest for layer in below.layers]
+    return {"stands_on": digests, "conflicts": [vars(conflict) for conflict in met]}
+
+
+def show_conflicts(screen: Screen, met: Sequence[Conflict], below: EditStack) -> None:
+    """The conflicts, closest first; the JSON holds all of them."""
+    if not met:
+        screen.say("kt: no conflicts with the edits below")
+        return
+    order = sorted(met, key=lambda c: (c.what == "keys", -abs(c.overlap or 0)))
+    rows = []
+    for each in order[:MOST_ROWS]:
+        edit = visible(below.layers[each.edit - 1].name)
+        sides = [each.prompt, each.target, each.earlier_prompt, each.earlier_target]
+        rows.append([WORDS[each.what], *map(visible, sides), edit, each.overlap])
+    left = len(met) - len(rows)
+    dense = any(each.measure == "cosine" for each in met)
+    note = "overlap: of what the earlier request wrote, the share that the new prompt reads"
+    note += "; of an edit that is kept dense, the cosine of the keys" if dense else ""
+    note += f"; {left} more in --json" if left else ""
+    columns = ["conflict", "new prompt", "target", "earlier prompt", "its target", "in", "overlap"]
+    screen.tables(Table(columns, rows, f"conflicts with earlier edits: {len(met)}", note))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .._util.text import interval
 from ..runs.folder import FILES
 from . import parse
 from .command import BadOption
@@ -63,15 +62,16 @@ class EvalOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
 
 def evaluate(options: EvalOptions) -> None:
     """Score a model, or a model with an edit, on a facts file."""
-    asked = questions(options)
+    arguments = questions(options)
     with session(options) as s:
         from ..evaluation import distributions, evaluate
         from ..evaluation.perplexity import heldout_corpus
+        from ..evaluation.scores import Comparison
 
-        if "ppl" in asked["protocols"]:
+        if "ppl" in arguments["protocols"]:
             heldout_corpus(options.heldout, options.model)  # refused here, before a model loads
         rows: dict[str, Any] = {"batch_size": parse.batch_size(options.batch_size)}
-        asked |= {"seed": options.seed, "judge": _judge(options, s)} | rows
+        arguments |= {"seed": options.seed, "judge": _judge(options, s)} | rows
         facts = s.load_facts()
         edit = open_edit(s, options.edit) if options.edit else None
         model = s.load_model()
@@ -79,40 +79,41 @@ def evaluate(options: EvalOptions) -> None:
         if options.kl:
             with s.progress("the unedited model's distributions") as tick:
                 reference = distributions(model, facts, progress=tick, **rows)
-        before = unedited(s, model, facts, asked)
+        before = unedited(s, model, facts, arguments)
         if edit is None:
             before.save(s.run.file(FILES["after"]))
             log_samples(s, before, None, model)
-            s.keep(before.as_dict())
-            return show_scores(s, before)
-        asked |= {"before": before, "reference": reference}
+            s.keep(before)
+            return s.screen.tables(*before.tables())
+        arguments |= {"before": before, "reference": reference}
         control = None if options.no_control else edit.control()
-        found: dict[str, Scores] = {}
+        scores: dict[str, Scores] = {}
         for name, part in (("after", edit), ("control", control)):
             if part is not None:
                 with s.progress(f"{name} the edit" if name == "after" else "its control") as tick, part.applied(model):
-                    found[name] = evaluate(model, facts, progress=tick, **asked)
-                found[name].save(s.run.file(FILES[name]))
+                    scores[name] = evaluate(model, facts, progress=tick, **arguments)
+                scores[name].save(s.run.file(FILES[name]))
         before.save(s.run.file(FILES["before"]))
-        log_samples(s, found["after"], before, model)
-        s.keep(_results(before, **found))
-        show_scores(s, found["after"], before, found.get("control"))
+        log_samples(s, scores["after"], before, model)
+        compared = Comparison(before, **scores)
+        s.keep(compared)
+        s.screen.tables(*compared.tables())
     return None
 
 
-def unedited(s: Session, model: TracedModel, facts: list[Fact], asked: dict[str, Any]) -> Scores:
+def unedited(s: Session, model: TracedModel, facts: list[Fact], arguments: dict[str, Any]) -> Scores:
     """The unedited model's scores: from kt's cache folder, unless `--no-cache` says otherwise."""
     from .._util.lock import default_cache
     from ..evaluation import evaluate, evaluate_cached
 
     with s.progress("unedited model") as tick:
         if s.options.no_cache:
-            return evaluate(model, facts, progress=tick, **asked)
+            return evaluate(model, facts, progress=tick, **arguments)
         weights = s.run.manifest["model"]["fingerprint"]  # of gigabytes: hashed once a command
-        found = evaluate_cached(model, facts, default_cache(), weights, progress=tick, **asked)
-    if found.file is not None:
-        s.screen.say(f"kt: the unedited model's scores are those of {found.file} (--no-cache scores again)")
-    return found.scores
+        cached = evaluate_cached(model, facts, default_cache(), weights, progress=tick, **arguments)
+    if cached.file is not None:
+        s.screen.say(f"kt: the unedited model's scores are those of {cached.file} (--no-cache scores again)")
+    return cached.scores
 
 
 def log_samples(s: Session, scores: Scores, before: Scores | None, model: TracedModel) -> None:
@@ -121,15 +122,6 @@ def log_samples(s: Session, scores: Scores, before: Scores | None, model: Traced
 
     if (kind := s.options.log_samples) is not None:
         write_samples(s.run.file(f"samples.{kind}"), sample_rows(scores, before, model.tokenizer.decode), kind)
-
-
-def _results(before: Scores, after: Scores, control: Scores | None = None) -> dict[str, Any]:
-    """The edited model's metrics; the others' under their names, and the paired differences from them."""
-    found: dict[str, Any] = after.as_dict()
-    beside = {"before": before} | ({"control": control} if control is not None else {})
-    found |= {name: scores.as_dict()["metrics"] for name, scores in beside.items()}
-    less = {name: after.compare(scores) for name, scores in beside.items()}
-    return found | {"differences": {name: {m: gap.as_dict() for m, gap in gaps.items()} for name, gaps in less.items()}}
 
 
 def questions(options: EvalOptions) -> dict[str, Any]:
@@ -165,26 +157,3 @@ def _judge(options: EvalOptions, s: Session) -> Any:
     if earlier.is_file():
         cache.write_bytes(earlier.read_bytes())
     return Judge(options.judge_url, options.judge_model or "", os.environ.get(JUDGE_KEY), cache)
-
-
-def show_scores(s: Session, after: Scores, before: Scores | None = None, control: Scores | None = None) -> None:
-    """One row a metric; the unedited model's figure beside it, and that of a joint edit's control."""
-    beside = [("before", before), ("after", after), ("MLP alone", control)]
-    columns = [name for name, scores in beside if scores is not None] if before is not None else ["mean [95%]"]
-    title = f"{after.model}: {len(after.records)} records"
-    note = "MLP alone: the joint edit's MLP part by itself, x (1 - α)" if control is not None else None
-    s.screen.table(title, ["metric", *columns, "n"], score_rows(after, before, control), note)
-
-
-def score_rows(after: Scores, before: Scores | None = None, control: Scores | None = None) -> list[list[Any]]:
-    """Cells of the table of scores."""
-    rows: list[list[Any]] = []
-    for name, metric in after.metrics.items():
-        old = [] if before is None else [_cell(before.metrics.get(name))]
-        held = [] if control is None else [_cell(control.metrics.get(name))]
-        rows.append([name, *old, _cell(metric), *held, metric.n])
-    return rows
-
-
-def _cell(metric: Any) -> str:
-    return "–" if metric is None else interval(metric.mean, metric.ci95)

@@ -99,7 +99,7 @@ def export(options: ExportOptions) -> None:
 
 
 def show_export(screen: Screen, made: Exported) -> None:
-    """What was written, how near it is, and what the model now says."""
+    """The files, the tables, how near the result is to the edited model."""
     about = made.about
     if made.format == "hf":
         files = f"{about['shards']} file{'s' if about['shards'] != 1 else ''} of weights in {made.dtype}"
@@ -107,13 +107,8 @@ def show_export(screen: Screen, made: Exported) -> None:
         if source is not None and source != about["shards"]:
             files += f" (the model came in {source})"
         screen.say(f"kt: {files}" + ("" if about["undo"] else "; without the bytes that kt revert would put back"))
-        rows = [[row["prompt"], row["continuation"]] for row in about["generated"]]
-        if rows:
-            screen.table("the folder, loaded again, says", ["prompt", "continuation"], rows)
-    else:
-        columns = ["weight", "rank", "rank that is exact", "missing, of the update's norm"]
-        rows = [[name, row["rank"], row["needed"], row["error"]] for name, row in made.weights.items()]
-        screen.table(f"adapter in {made.dtype}", columns, rows)
+    screen.tables(*made.tables())
+    if made.format == "peft":
         missing = about["weight_error"]
         screen.say(f"kt: the adapter misses {missing:.2g} of the edit's norm" if missing else "kt: no part is missing")
     if made.max_error is None:
@@ -137,14 +132,15 @@ def revert(options: RevertOptions) -> None:
     screen = screen_for(options)
     from ..export import revert_folder
 
-    found = revert_folder(options.folder, options.edit, options.base, options.to)
-    show_revert(screen, found)
-    write_result(options, found.as_dict())
+    reverted = revert_folder(options.folder, options.edit, options.base, options.to)
+    show_revert(screen, reverted)
+    write_result(options, reverted.as_dict())
 
 
-def show_revert(screen: Screen, found: Reverted) -> None:
-    words = {"base": "as before the edit", "applied": "with the edit"}
-    rows = [[name, words[state], "as before the edit"] for name, state in found.weights.items()]
-    screen.table(f"weights of {found.path}", ["weight", "was", "is"], rows)
-    done = "the edit is already out; nothing to restore" if found.already else "every weight has its bytes from before"
-    screen.say(f"kt: {done}; the model's fingerprint is {found.fingerprint}")
+def show_revert(screen: Screen, reverted: Reverted) -> None:
+    """Print the state of each weight, and that the edit is out."""
+    screen.tables(*reverted.tables())
+    done = (
+        "the edit is already out; nothing to restore" if reverted.already else "every weight has its bytes from before"
+    )
+    screen.say(f"kt: {done}; the model's fingerprint is {reverted.fingerprint}")

@@ -1,10 +1,10 @@
-"""Ctrl-C: what is said of it, and that it ends the command within two seconds.
+"""Ctrl-C: its message, and a thread that ends the command within two seconds.
 
 Python sees a signal between two operations only, and one factorisation of a large matrix can take minutes. So a
 thread that the signal wakes waits `GRACE` seconds for the orderly end and then ends the process. That loses nothing:
 every file is written under a temporary name and renamed when whole.
 
-Of several processes (ranks.py) the launcher ends all by SIGTERM when one has died; then the same holds for SIGTERM.
+In a run of several processes the launcher ends all by SIGTERM when one has died; SIGTERM is treated alike there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from ..runs import parallel as ranks
+from ..runs import parallel
 
 GRACE = 1.5
 INTERRUPTED = 130
@@ -28,7 +28,7 @@ _told: list[bool] = []
 
 
 def note(what: str = _NOTHING) -> None:
-    """What is to be said of an interruption from now on: which run can go on, and how."""
+    """Set the message of an interruption from now on: which run can go on, and how."""
     _note[0] = what
 
 
@@ -37,19 +37,19 @@ def message() -> str:
 
 
 def stopped() -> str:
-    """What is said where one of several processes is ended from outside."""
+    """The message where one of several processes is ended from outside."""
     return f"kt: error: another process of this run has ended, or the run was stopped; {_note[0]}\n"
 
 
 def undisturbed() -> None:
-    """One of several processes that has begun to clean up is not ended in the midst of that: SIGTERM is only noted."""
-    if ranks.started() > 1 and not _ending and threading.current_thread() is threading.main_thread():
+    """Only note SIGTERM from now on, so that one of several processes can finish cleaning up."""
+    if parallel.started() > 1 and not _ending and threading.current_thread() is threading.main_thread():
         _ending.append(True)
         signal.signal(signal.SIGTERM, lambda *_: _told.append(True))
 
 
 def told_to_end(seconds: float) -> bool:
-    """Whether SIGTERM comes within this time of cleaning up, or has come."""
+    """Whether SIGTERM has come, or comes within `seconds`."""
     end = time.monotonic() + seconds
     while not _told and time.monotonic() < end:
         time.sleep(0.02)
@@ -65,16 +65,16 @@ def end_soon_after_interrupt() -> None:
 
 
 def _watch(woken: socket.socket, wakes: socket.socket) -> None:
-    """`wakes` is held here so that it is not closed."""
+    """End the process soon after a signal; `wakes` is an argument so that it stays open."""
     while data := woken.recv(64):
         if signal.SIGINT in data:
             _end(message(), INTERRUPTED)
-        if signal.SIGTERM in data and ranks.started() > 1 and not _ending:
+        if signal.SIGTERM in data and parallel.started() > 1 and not _ending:
             _end(stopped(), 1)
 
 
-def _end(said: str, code: int) -> None:
+def _end(message: str, code: int) -> None:
     time.sleep(GRACE)
-    if ranks.started_as() == 0:
-        os.write(sys.stderr.fileno(), said.encode())
+    if parallel.started_as() == 0:
+        os.write(sys.stderr.fileno(), message.encode())
     os._exit(code)

@@ -1,4 +1,4 @@
-"""The options that commands share, each written once. What a value means is in parse.py."""
+"""The options that commands share, each written once; parse.py reads their values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REMOTE = ("heatmap", "alpha", "probe")
 
 
 def refuse_remote(options: ModelOptions) -> None:
-    """What a remote model cannot do, before anything is loaded or sent.
+    """Refuse options that a remote model cannot serve, before anything is loaded or sent.
 
     Raises:
         BadOption: the command, or one of its options, needs the weights here.
@@ -60,7 +60,7 @@ def refuse_remote(options: ModelOptions) -> None:
 
 @dataclass(frozen=True)
 class ForceOptions(Options):
-    """Of every command that writes an edit from a file into the model."""
+    """Options of the commands that write an edit from a file into the model."""
 
     force: Annotated[
         bool, Opt("--force", help="Write an edit also into other weights than it was solved for; says what differs.")
@@ -125,7 +125,7 @@ class TraceOptions(Options):
 
 @dataclass(frozen=True)
 class SolveOptions(Options):
-    """What decides an edit beside its method and α."""
+    """Options that decide an edit, beside its method and α."""
 
     preset: Annotated[
         str | None, Opt("--preset", help="Hyper-parameters by name (kt ls presets lists them), or a TOML file.")

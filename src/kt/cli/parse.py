@@ -19,14 +19,14 @@ def layers(text: str | None, flag: str) -> tuple[int, ...] | None:
         return None
     if text == "none":
         return ()
-    found: set[int] = set()
+    indices: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise BadOption(f"{flag} {text!r}: not a layer range; write 4-8, 4, or 1,3,5-6 (0 is the first layer)")
-        found.update(range(first, last + 1))
-    return tuple(sorted(found))
+        indices.update(range(first, last + 1))
+    return tuple(sorted(indices))
 
 
 def alpha(text: str) -> float | str:
@@ -74,7 +74,7 @@ def one(text: str, known: Sequence[str], flag: str) -> str:
 
 def settings(text: str | None) -> dict[str, Any]:
     """`v_lr=0.1,clamp_norm_factor=0.75,layers_high=5-6`: hyper-parameters by name, in the order typed."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for part in re.split(r",(?=\s*\w+\s*=)", text or ""):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not part.strip():
@@ -83,14 +83,14 @@ def settings(text: str | None) -> dict[str, Any]:
             raise BadOption(f"--set {part.strip()!r}: write name=value, as v_lr=0.1,clamp_norm_factor=0.75")
         number = _number(value)
         if name.startswith("layers"):
-            found[name] = layers(value, f"--set {name}")
+            values[name] = layers(value, f"--set {name}")
         elif value.lower() in ("true", "false"):
-            found[name] = value.lower() == "true"
+            values[name] = value.lower() == "true"
         elif number is not None:
-            found[name] = int(number) if value.lstrip("+-").isdigit() else number
+            values[name] = int(number) if value.lstrip("+-").isdigit() else number
         else:
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 def _number(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""`kt presets show`: what a preset sets, under which symbol of the papers, and where each value comes from."""
+"""`kt presets`: the values of a preset, each with the papers' symbol and its source."""
 
 from __future__ import annotations
 
@@ -44,18 +44,19 @@ def presets(options: PresetOptions) -> None:
         raise BadOption(f"kt presets {options.action!r}: unknown; write kt presets show NAME, or kt presets ls")
     from ..presets import named
     from ..presets import presets as known
+    from ..report import Table
+    from ..report.table import pairs
 
     if not options.name:
         raise BadOption(f"kt presets show needs a name: {', '.join(known())}, or a TOML file of your own")
     preset = named(options.name)
     values = preset.explain(options.method, options.variant)
-    screen = screen_for(options)
     # A source is longer than all the rest of a row, and holds for many rows: it stands below, by number.
     sources = list(dict.fromkeys(value.source for value in values))
     title = f"{preset.summary or preset.name}{f', {options.variant}' if options.variant else ''}"
     columns = ["for", "name", "value", "symbol", "what it is", "source"]
-    screen.table(title, columns, rows(values, sources), caption=ORDER)
-    screen.table("sources", ["", ""], [[i, source] for i, source in enumerate(sources, 1)])
+    numbered = list(enumerate(sources, 1))
+    screen_for(options).tables(Table(columns, rows(values, sources), title, ORDER), pairs(numbered, "sources"))
     write_result(options, as_json(preset, values, options))
     return None
 
@@ -64,12 +65,12 @@ def rows(values: list[Value], sources: list[str]) -> list[list[Any]]:
     """A row a value; methods that take a value from the same place share the row."""
     from ..presets import SYMBOLS
 
-    found: dict[tuple[Any, ...], list[str]] = {}
+    methods_of: dict[tuple[Any, ...], list[str]] = {}
     for value in values:
         about = fill(SYMBOLS[value.name].text, WIDEST["what it is"])
         key = (value.name, written(value.value), value.symbol, about, sources.index(value.source) + 1)
-        found.setdefault((value.method is None, *key), []).append(value.method or "all")
-    return [[fill(", ".join(methods), WIDEST["for"]), *key[1:]] for key, methods in found.items()]
+        methods_of.setdefault((value.method is None, *key), []).append(value.method or "all")
+    return [[fill(", ".join(methods), WIDEST["for"]), *key[1:]] for key, methods in methods_of.items()]
 
 
 def written(value: Any) -> str:
@@ -102,5 +103,5 @@ def as_json(preset: Preset, values: list[Value], options: PresetOptions) -> dict
 
 
 def _common(options: Options) -> dict[str, Any]:
-    """What every command has."""
+    """The values of the options that every command has."""
     return {name: getattr(options, name) for name in Options.__dataclass_fields__}

@@ -1,4 +1,4 @@
-"""One command in several processes (torchrun): which share their work, who speaks, and how all of them end.
+"""One command in several processes (torchrun): which commands share work, which process prints, how all end.
 
 Rank 0 speaks for all. torchrun ends the others as soon as one process has ended with an error, so the others wait with
 theirs until rank 0 has said what there is to say.
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runs import parallel as ranks
+from ..runs import parallel
 from ..runs.provenance import versions
 from . import interrupt
 from .command import BadOption, Options
@@ -21,40 +21,40 @@ SHARED = ("heatmap", "alpha", "probe", "cov", "apply-edit", "eval")
 """Commands whose work is shared out. The others run in rank 0 alone."""
 
 LONG = ("demo", "abilities", "case", "sweep", "run")
-"""Commands of which one might expect it."""
+"""Long commands that do not; they say so."""
 
 LAST_WORD = 10.0
 """Seconds that rank 0 has to end after another process failed."""
 
 
 def stands_by(arguments: Sequence[str]) -> bool:
-    """Whether this process has nothing to do: the command is rank 0's, or only asks for help."""
-    return ranks.started_as() > 0 and (arguments[0] not in SHARED or not {"-h", "--help"}.isdisjoint(arguments))
+    """Whether this process has nothing to do: the command runs in rank 0 alone, or only prints help."""
+    return parallel.started_as() > 0 and (arguments[0] not in SHARED or not {"-h", "--help"}.isdisjoint(arguments))
 
 
-def meet(options: Options, asked: Mapping[str, Any]) -> None:
+def meet(options: Options, settings: Mapping[str, Any]) -> None:
     """Join the other processes, where the command shares its work with them.
 
     Raises:
         KtError: they were asked something else.
     """
-    if ranks.started() == 1:
+    if parallel.started() == 1:
         return
     if options.command not in SHARED:
         if options.command in LONG and not options.quiet:
-            say(f"kt: {options.command} does not share its work; of {ranks.started()} processes one is at work")
+            say(f"kt: {options.command} does not share its work; of {parallel.started()} processes one is at work")
         return
     if getattr(options, "device_map", None) is not None:
         raise BadOption("--device-map spreads one model over all devices; leave it out, or start one process")
-    ranks.join()
-    ranks.assert_equal_on_ranks(
-        {f"--{name.replace('_', '-')}": value for name, value in asked.items()} | {"kt env": versions()}
+    parallel.join()
+    parallel.assert_equal_on_ranks(
+        {f"--{name.replace('_', '-')}": value for name, value in settings.items()} | {"kt env": versions()}
     )
 
 
 def speaks() -> bool:
     """Whether this process prints."""
-    return ranks.started_as() == 0
+    return parallel.started_as() == 0
 
 
 def say(line: str) -> None:
@@ -64,21 +64,21 @@ def say(line: str) -> None:
 
 
 def last_word(line: str) -> None:
-    """The same for what ended the command, or this process alone."""
+    """Print the line that ended the command, or this process alone."""
     if speaks():
         say(line)
         return
     interrupt.undisturbed()
     if not interrupt.told_to_end(LAST_WORD):  # the launcher tells, when it has seen another process end
-        say_line(f"kt: process {ranks.started_as()}: {line.removeprefix('kt: ')}")
+        say_line(f"kt: process {parallel.started_as()}: {line.removeprefix('kt: ')}")
 
 
 def end(code: int) -> None:
-    """The end of a process that was one of several."""
-    if not ranks.joined():
+    """End a process that was one of several."""
+    if not parallel.joined():
         return
     if code == 0:
-        ranks.leave()
+        parallel.leave()
         return
     sys.stdout.flush()
     sys.stderr.flush()

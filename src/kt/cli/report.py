@@ -1,4 +1,4 @@
-"""`kt demo` and `kt report`: the whole loop, and the page that shows it."""
+"""`kt report`: one page from run folders."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ReportOptions(Options):
 
 def report(options: ReportOptions) -> None:
     """One HTML page from the files of one or more run folders."""
-    from ..report.run_report import write_report
     from ..runs.folder import read_run
+    from ..runs.report import write_report
 
     if not options.runs:
         raise BadOption("kt report needs run folders: kt report runs/NAME ... --out report.html")

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._util.files import atomic_write
-from ..runs.folder import default_folder
 from . import parse
 from .command import BadOption
 from .options import FigureOptions, Opt, RunOptions
 from .session import Session, load_model, screen_for, session, write_result
-from .sweep import prepare_resume, take_over
+from .sweep import points_folder, take_over
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -59,37 +58,28 @@ def run(options: RecipeOptions) -> None:
     if options.smoke and (options.model != "all" or options.facts):
         raise BadOption("--smoke runs the demo model on demo facts; leave --model and --facts out")
     chosen, taken = models_of(recipe, options.model), checked(recipe, options)
-    folder = folder_of(recipe, options)
+    folder = points_folder(options, recipe.name)
     options = replace(options, out=folder)
     with session(options) as s:
-        found = _run(s, recipe, options, chosen, taken)
+        result = _run(s, recipe, options, chosen, taken)
         take_over(s, folder)
-        s.run.describe_data("demo" if options.smoke else options.facts or recipe.facts, found.n_facts)
-        atomic_write(s.run.file("table.md"), found.markdown())
-        found.save(s.run.folder)
-        s.keep(found.as_dict(), found.figures())
-        show(s, found)
+        s.run.describe_data("demo" if options.smoke else options.facts or recipe.facts, result.n_facts)
+        atomic_write(s.run.file("table.md"), result.markdown())
+        result.save(s.run.folder)
+        s.keep(result)
+        show(s, result)
     return None
 
 
 def list_recipes(options: RecipeOptions) -> None:
     """`kt run ls`."""
     from ..recipes import names, read_recipe
+    from ..report import Table
 
     known = [read_recipe(name) for name in names()]
     rows = [[r.name, r.kind, f"{r.paper} {r.place}", r.summary] for r in known]
-    screen_for(options).table("kt run", ["recipe", "kind", "of", "what"], rows)
+    screen_for(options).tables(Table(["recipe", "kind", "of", "what"], rows, "kt run"))
     write_result(options, {"recipes": [{"name": r.name, "kind": r.kind, "about": r.summary} for r in known]})
-
-
-def folder_of(recipe: PaperRecipe, options: RecipeOptions) -> Path:
-    """The run folder, which is also where finished points are kept; a resumed run goes on in its own."""
-    if options.resume is None:
-        return options.out or default_folder("run", recipe.name)
-    if options.out not in (None, options.resume):
-        raise BadOption("--resume and --out name two folders; --resume is enough")
-    prepare_resume(options.resume, options.argv)
-    return options.resume
 
 
 def _run(
@@ -132,15 +122,14 @@ def checked(recipe: PaperRecipe, options: RecipeOptions) -> dict[str, Any]:
     return {**taken, "resume": options.resume is not None}
 
 
-def show(s: Session, found: RecipeRun) -> None:
+def show(s: Session, result: RecipeRun) -> None:
     """The tables, then what to read them with."""
     from ..recipes.result import SMOKE
 
-    for table in found.tables():
-        s.screen.table(table.title, list(table.columns), [list(line) for line in table.lines], table.note or None)
-    for note in found.recipe.notes:
+    s.screen.tables(*result.tables())
+    for note in result.recipe.notes:
         s.screen.say(f"kt: {note}")
-    if found.smoke:
+    if result.smoke:
         s.screen.say(f"kt: {SMOKE}")
 
 

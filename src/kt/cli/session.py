@@ -1,4 +1,4 @@
-"""What every working command does around its one library call: model, facts, run folder, JSON."""
+"""The work of a command around its one library call: load model and facts, fill the run folder, write the JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,27 +15,21 @@ from typing import TYPE_CHECKING, Any
 from .._util.data import SCHEMA_VERSION, plain, to_json
 from .._util.files import atomic_write, check_writable
 from ..errors import KtError
-from ..runs import parallel as ranks
+from ..runs import parallel
 from ..runs.folder import RunFolder, default_folder
 from ..runs.journal import Journal
 from ..runs.provenance import versions
-from . import interrupt, parse
-from . import processes as many
+from . import interrupt, parse, processes
 from .command import BadOption, Options
 from .console import Screen
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, RunOptions
 
 if TYPE_CHECKING:
-    from ..editing import Edit
-    from ..editing.request_report import RequestReport
     from ..editing.stack import AnyEdit
-    from ..experiments.sequence import EditRun
     from ..facts.fact import Fact
     from ..facts.load import Loaded
     from ..model.model import TracedModel
-    from ..probing import Probe
-    from ..tracing import Balance, Trace
-    from ..tracing.screen import Screen as AttributionScreen
+    from ..report import Figure, Result
 
 
 @dataclass
@@ -57,7 +51,7 @@ class Session:
         if self._model is None:
             self._model = load_model(self.options)
             self.run.describe_model(self._model)
-            ranks.assert_equal_on_ranks(
+            parallel.assert_equal_on_ranks(
                 {"model": self.run.manifest["model"]["fingerprint"], "dtype": self.run.manifest["dtype"]}
             )
         return self._model
@@ -66,10 +60,10 @@ class Session:
         """The facts that the options name, noted in the manifest with what was left out of them; read once."""
         if self._facts is None:
             loaded = load_facts(self.options)
-            if ranks.joined():
+            if parallel.joined():
                 from ..facts.fact import facts_digest
 
-                ranks.assert_equal_on_ranks({"set of facts": facts_digest(loaded.facts)})
+                parallel.assert_equal_on_ranks({"set of facts": facts_digest(loaded.facts)})
             by_hand = self.options.prompt is not None
             source, skips = "by hand" if by_hand else self.options.facts, loaded.skips
             self.run.describe_data(source, len(loaded.facts), skips.reasons)
@@ -85,12 +79,12 @@ class Session:
             return self._journal
         from ..facts.fact import facts_digest
 
-        asked = option_values(self.options) | {"command": self.options.command}
+        typed = option_values(self.options) | {"command": self.options.command}
         self.load_model()
         weights = self.run.manifest["model"]["fingerprint"]  # of gigabytes: hashed once a command
         given = {"model weights": weights, "facts' content": facts_digest(self.load_facts())}
         files = {f"{name} file": stamp(getattr(self.options, name, None)) for name in DATA_FILES}
-        settings = asked | given | files | {"versions": versions()}
+        settings = typed | given | files | {"versions": versions()}
         folder, resume = unfinished(self.path), self.options.resume is not None
         self._journal = Journal.begin(folder, settings, resume, self.options.argv)
         interrupt.note(self._kept())
@@ -99,11 +93,11 @@ class Session:
         return self._journal
 
     def end_journal(self, error: BaseException | None = None) -> None:
-        """Of a run that is whole, or that had finished nothing, no journal stays; else the error says how to go on."""
+        """Remove the journal of a run that is whole or had finished nothing; else tell how to go on."""
         if self._journal is None or self._journal.folder is None:
             return
         journal, self._journal = self._journal, None
-        if not ranks.is_main():
+        if not parallel.is_main():
             return
         journal.release()
         if error is None or not journal.done:
@@ -111,7 +105,7 @@ class Session:
             interrupt.note()
         elif isinstance(error, KtError):
             error.args = (f"{error}; {self._kept()}",)
-        elif not isinstance(error, KeyboardInterrupt) and not (ranks.joined() and isinstance(error, SystemExit)):
+        elif not isinstance(error, KeyboardInterrupt) and not (parallel.joined() and isinstance(error, SystemExit)):
             self.screen.say(f"kt: {self._kept()}")
 
     def _kept(self) -> str:
@@ -121,10 +115,11 @@ class Session:
         """A progress bar for a library function."""
         return self.screen.progress(what)
 
-    def keep(self, results: dict[str, Any], figures: dict[str, Any] | None = None) -> None:
-        """The run's results, and figures by name."""
-        self.run.results = results
-        self.figures = figures or {}
+    def keep(self, result: Result, figures: Sequence[Figure] | None = None, **more: Any) -> None:
+        """Take a result as the run's: its JSON with `more`, and its figures (or `figures`) by name."""
+        self.run.results = result.as_dict() | more
+        figures = result.figures() if figures is None else figures
+        self.figures = {figure.name: figure.figure for figure in figures if figure.only != "page"}
 
     def page(self) -> str:
         """All figures on one page that opens offline."""
@@ -137,26 +132,27 @@ class Session:
         """`--html` is the page; `--png` and `--svg` the first figure, with the others' names added to its own."""
         from ..figures import images
 
-        asked = wanted_files(self.options)
-        if "html" in asked:
-            atomic_write(asked.pop("html"), self.page())
-        for kind, path in asked.items():
+        files = wanted_files(self.options)
+        if "html" in files:
+            atomic_write(files.pop("html"), self.page())
+        for kind, path in files.items():
             pictures = images([(figure, kind) for figure in self.figures.values()])
-            for place, (name, picture) in enumerate(zip(self.figures, pictures, strict=True)):
-                atomic_write(path if place == 0 else path.with_stem(f"{path.stem}-{name}"), picture)
+            for number, (name, picture) in enumerate(zip(self.figures, pictures, strict=True)):
+                atomic_write(path if number == 0 else path.with_stem(f"{path.stem}-{name}"), picture)
 
 
 @contextmanager
 def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
-    """A run folder around the body (kept only with `write`); its results as JSON after it. Of several processes that
-    share the command's work all run the body.
+    """A run folder around the body, and its results as JSON after it.
+
+    Every process that shares the command's work runs the body. `write=False` keeps no folder (a dry run).
 
     Everything typed is checked before the model loads, and nothing is left behind when the body raises.
     """
     settle_libraries()
     screen = screen_for(options)
-    many.meet(options, option_values(options))
-    path = ranks.on_rank_zero("what was typed", _checked, options)
+    processes.meet(options, option_values(options))
+    path = parallel.on_rank_zero("what was typed", _checked, options)
     run = RunFolder(path, command=options.command, argv=options.argv)
     current = Session(options, screen, run, path)
     try:
@@ -170,14 +166,14 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
                 interrupt.undisturbed()
                 current.end_journal(error)  # before the run folder takes away the parents that it made
                 raise
-            if current.figures and many.speaks():
+            if current.figures and processes.speaks():
                 atomic_write(run.file("figures.html"), current.page())
     except BaseException as error:
         interrupt.undisturbed()
         current.end_journal(error)
         raise
     current.end_journal()
-    if not many.speaks():
+    if not processes.speaks():
         return
     current.write_asked_figures()
     write_result(options, run.results)
@@ -186,7 +182,7 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
 
 
 def _checked(options: RunOptions) -> Path:
-    """The run folder's name; what was typed is looked at before anything is loaded."""
+    """The run folder's name; options are checked before anything is loaded."""
     json_file = Path(options.json) if options.json not in (None, "-") else None
     for file in (*wanted_files(options).values(), json_file):
         if file is not None:
@@ -209,7 +205,7 @@ def run_path(options: RunOptions) -> Path | None:
 
 UNFINISHED = ".unfinished"
 DATA_FILES = ("statistics", "corpus", "alpha_facts", "history")
-"""Options that name files whose content a result depends on."""
+"""Options that name files on whose content a result depends."""
 
 
 def unfinished(path: Path) -> Path:
@@ -226,7 +222,7 @@ def stamp(file: Path | str | None) -> list[int] | None:
 
 
 NO_CONFIG = ("config", "json", "quiet", "no_progress", "command", "argv", "out", "html", "png", "svg", "resume")
-"""Options that bear on where results go, not on what they are."""
+"""Options that decide where results go, not their values."""
 
 
 def option_values(options: Options) -> dict[str, Any]:
@@ -236,8 +232,8 @@ def option_values(options: Options) -> dict[str, Any]:
 
 
 def screen_for(options: Options) -> Screen:
-    """Where this command may print; quiet, as of a process that is not to speak, also silences the warnings of kt."""
-    quiet = options.quiet or not many.speaks()
+    """The command's screen; `--quiet`, or being another process than rank 0, also silences the warnings of kt."""
+    quiet = options.quiet or not processes.speaks()
     if quiet:
         warnings.simplefilter("ignore")
     return Screen(quiet, not options.no_progress, json_on_stdout=options.json == "-")
@@ -283,13 +279,6 @@ def load_facts(options: FactOptions) -> Loaded:
     return Loaded([fact], Skips())
 
 
-def load_facts_file(source: str) -> list[Fact]:
-    """Facts that an option other than --facts names."""
-    from ..facts.load import load_facts as read
-
-    return read(source)
-
-
 def wanted_files(options: FigureOptions | Any) -> dict[str, Path]:
     """The figure files asked for by `--html`, `--png`, `--svg`."""
     return {kind: path for kind in ("html", "png", "svg") if (path := getattr(options, kind, None)) is not None}
@@ -305,164 +294,9 @@ LIBRARY_SETTINGS = {
 
 
 def settle_libraries() -> None:
-    """What has to stand in the environment before torch and transformers are imported; the user's own values win."""
+    """Set environment variables before torch and transformers are imported; the user's own values win."""
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
-
-
-# Result objects as the JSON that `--json` and `results.json` hold; every mean with its n and 95% interval.
-
-
-def results_of_trace(trace: Trace) -> dict[str, Any]:
-    """`kinds.<kind>.<metric>` = [token of a single fact, or role of several][layer], and the same for intervals.
-
-    Several facts' intervals and n are over facts, a single fact's over its noise draws.
-    """
-    from ..tracing.show import grid
-
-    cells = {str(kind): {metric: grid(trace, kind, metric) for metric in trace.metrics} for kind in trace.kinds}
-    first = next(iter(next(iter(cells.values())).values()))
-    single = trace.n_facts == 1
-    return {
-        "model": trace.metadata["model"],
-        "direction": trace.metadata["direction"],
-        "method": trace.metadata["method"],
-        "n_facts": trace.n_facts,
-        "left_out": [fact._asdict() for fact in trace.left_out],
-        "rows": first["rows"] if single else trace.by_role(trace.kinds[0], trace.metrics[0], n_boot=1).roles,
-        "subject_rows": first["subject_rows"],
-        "kinds": {k: {m: found["values"] for m, found in by.items()} for k, by in cells.items()},
-        "intervals": {k: {m: _interval(found) for m, found in by.items()} for k, by in cells.items()},
-        "tests": {k: {m: {n: found[n] for n in ("p", "q")} for m, found in by.items()} for k, by in cells.items()},
-        "curves": {str(k): {m: trace.curve(k, m)._asdict() for m in trace.metrics} for k in trace.kinds},
-        **_baselines(trace),
-    }
-
-
-def _interval(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: found[name] for name in ("low", "high", "n")}
-
-
-def _baselines(trace: Trace) -> dict[str, Any]:
-    """The answer's probability in the clean and the corrupted run, means over facts."""
-    from ..stats import bootstrap_mean
-
-    clean = bootstrap_mean([fact.p_clean for fact in trace.facts])
-    corrupted = bootstrap_mean([fact.p_corrupt for fact in trace.facts])
-    return {
-        "clean": clean.mean,
-        "clean_ci95": clean.ci95,
-        "corrupted": corrupted.mean,
-        "corrupted_ci95": corrupted.ci95,
-    }
-
-
-def results_of_screen(screen: AttributionScreen) -> dict[str, Any]:
-    """How well the estimate ranked the cells, what it took, and the cells that were patched."""
-    found = {name: getattr(screen, name) for name in ("correlation", "correlation_checked", "recall")}
-    return {
-        "metric": screen.metric,
-        "top": screen.top,
-        "complete": screen.complete,
-        "seconds": dict(screen.seconds),
-        **{name: None if value is None else value.as_dict() for name, value in found.items()},
-        "cells": screen.checked.to_dict("records"),
-    }
-
-
-def results_of_probe(probe: Probe) -> dict[str, Any]:
-    """`positions.<position>.<answer>.rank` and `.prob`: the residual stream's means by layer.
-
-    `kinds.<kind>.<position>.<answer>.<metric>.<mean|median>` holds every kind with intervals, `sets` the word sets.
-    """
-    from ..probing.result import METRICS, STATISTICS
-
-    def curves(kind: str, position: str, answer: str) -> dict[str, Any]:
-        return {m: {s: probe.curve(kind, position, answer, m, s)._asdict() for s in STATISTICS} for m in METRICS}
-
-    kinds = {k: {p: {a: curves(k, p, a) for a in probe.answers} for p in probe.positions} for k in probe.kinds}
-    brief = {
-        position: {answer: {m: by[m]["mean"]["mean"] for m in METRICS} for answer, by in answers.items()}
-        for position, answers in kinds["resid"].items()
-    }
-    found = {
-        "model": probe.metadata["model"],
-        "final_norm": probe.metadata["final_norm"],
-        "n_facts": probe.n_facts,
-        "n_same_first_token": len(probe.same_first_token),
-        "left_out": [fact._asdict() for fact in probe.left_out],
-        "layers": probe.layers,
-        "positions": brief,
-        "kinds": kinds,
-        "stages": probe.stages.as_dict(),
-    }
-    if probe.set_names:
-        found["sets"] = {
-            p: {name: probe.set_curve(name, "resid", p)._asdict() for name in probe.set_names} for p in probe.positions
-        }
-    return found
-
-
-def results_of_balance(balance: Balance) -> dict[str, Any]:
-    """α (clamped and raw), its interval, and what each layer contributes."""
-    return {
-        "alpha": balance.alpha,
-        "alpha_raw": balance.alpha_raw,
-        "ci95": balance.ci95,
-        "n_facts": balance.n_facts,
-        "per_layer": balance.per_layer,
-        "layers": balance.layers,
-        "per_fact": balance.to_dataframe().to_dict("records"),
-        "warnings": balance.warnings,
-    }
-
-
-def results_of_edit(edit: Edit, path: str | None) -> dict[str, Any]:
-    """The file, what each weight gets, what each request gains."""
-    known = ("method", "alpha", "model")
-    about: dict[str, Any] = {name: edit.manifest[name] for name in known if name in edit.manifest}
-    for name in ("alphas", "value_change", "lost_to_rounding"):
-        if edit.manifest.get(name):
-            about[name] = edit.manifest[name]
-    return {**about, "edit": path, "deltas": edit.deltas(), "requests": [_request(r) for r in edit.report]}
-
-
-def results_of_run(run: EditRun, path: str | None) -> dict[str, Any]:
-    """The edit as a whole (in single mode, its weights' means over the edits), the course, the scores."""
-    if run.edit is not None:
-        found = results_of_edit(run.edit, path)
-    else:
-        found = results_of_edit(run.edits[0], path)
-        found["deltas"] = _mean_deltas([edit.deltas() for edit in run.edits])
-        found["requests"] = [_request(r) for edit in run.edits for r in edit.report]
-    found["mode"] = run.steps.mode
-    if len(run.steps.steps) > 1:
-        found["steps"] = run.steps.as_dict()["steps"]
-    for name in ("before", "after", "control"):
-        if (scores := getattr(run, name)) is not None:
-            found[name] = scores.as_dict()["metrics"]
-            found["protocol"] = scores.protocol
-    return found
-
-
-def _mean_deltas(edits: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Each weight's norms as means over the edits that write it, with how many those are."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(name for deltas in edits for name in deltas):
-        own = [deltas[name] for deltas in edits if name in deltas]
-        means = {key: sum(d[key] for d in own) / len(own) for key in ("norm", "relative_norm", "norm_ratio")}
-        found[name] = {"shape": own[0]["shape"], "rank": max(d["rank"] for d in own), **means, "n": len(own)}
-    return found
-
-
-def _request(report: RequestReport) -> dict[str, Any]:
-    def change(pair: tuple[Any, Any] | None) -> dict[str, Any] | None:
-        return None if pair is None else {"before": pair[0], "after": pair[1]}
-
-    measured = ("target_prob", "target_rank", "answer_prob", "answer_rank")
-    words = ("id", "prompt", "subject", "target", "answer")
-    said = {w: getattr(report, w) for w in words} | {m: change(getattr(report, m)) for m in measured}
-    return said | {"control_prob": report.control_prob}
 
 
 # The edits that `--edit` names, opened and held against the model before any work is done with them.

@@ -22,7 +22,7 @@ from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, 
 from .session import Session, session
 
 if TYPE_CHECKING:
-    from ..experiments import Point, Sweep
+    from ..experiments import Point
     from ..facts.fact import Fact
     from ..model.model import TracedModel
 
@@ -70,24 +70,24 @@ class SweepOptions(FigureOptions, RunOptions, SolveOptions, FactOptions, ModelOp
 
 def fixed_settings(options: SweepOptions) -> dict[str, Any]:
     """The settings that all points share."""
-    found = parse.settings(options.set) | {
+    settings = parse.settings(options.set) | {
         "preset": options.preset,
         "variant": options.variant,
         "layers_mlp": parse.layers(options.layers_mlp, "--layers-mlp"),
         "layers_attn": parse.layers(options.layers_attn, "--layers-attn"),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def protocols_of(options: SweepOptions) -> tuple[str, ...]:
     """The ways to ask, read as `kt eval` reads them; what cannot work is refused before a model loads."""
     names = ("protocol", "no_generate", "heldout")
-    found: tuple[str, ...] = questions(EvalOptions(**{name: getattr(options, name) for name in names}))["protocols"]
-    if "ppl" in found:
+    protocols: tuple[str, ...] = questions(EvalOptions(**{name: getattr(options, name) for name in names}))["protocols"]
+    if "ppl" in protocols:
         from ..evaluation.perplexity import heldout_corpus
 
         heldout_corpus(options.heldout, options.model)
-    return found
+    return protocols
 
 
 def methods_of(options: SweepOptions) -> list[str]:
@@ -95,10 +95,10 @@ def methods_of(options: SweepOptions) -> list[str]:
     from ..editing import METHODS
 
     default = "jeep" if options.kind == "clamp" else "intattn"
-    found = list(parse.names(options.method or default, tuple(METHODS), "--method"))
-    if len(found) > 1 and options.kind != "edits":
+    methods = list(parse.names(options.method or default, tuple(METHODS), "--method"))
+    if len(methods) > 1 and options.kind != "edits":
         raise BadOption(f"--method {options.method}: only a sweep of edits takes several methods; name one")
-    return found
+    return methods
 
 
 def default_grid(kind: str, n_facts: int) -> Any:
@@ -124,18 +124,18 @@ def points_of(
     if kind == "alpha":
         return alpha_points(grid, method, **given)
     shares = {name: _alpha(model, name, options, given, balance) for name in methods}
-    own = {name: {**given, **({} if share is None else {"alpha": share})} for name, share in shares.items()}
+    fixed = {name: {**given, **({} if share is None else {"alpha": share})} for name, share in shares.items()}
     if kind == "modules":
         if shares[method] is None:
             raise BadOption(f"--method {method} writes no attention; a sweep of modules needs intattn or intattn-rome")
         return module_points(float(shares[method] or 0), method, **given)
     if kind == "layers":
-        return layer_points(grid, options.module, method, **own[method])
+        return layer_points(grid, options.module, method, **fixed[method])
     if kind == "clamp":
         region = options.region or ("high" if method == "jeep" else "low")
-        return clamp_points(grid, method, region, **own[method])
+        return clamp_points(grid, method, region, **fixed[method])
     counts = [int(number) for number in grid]
-    return [point for name in methods for point in edit_points(counts, [name], own[name])]
+    return [point for name in methods for point in edit_points(counts, [name], fixed[name])]
 
 
 def parse_grid(kind: str, text: str | None) -> Any:
@@ -195,11 +195,10 @@ DEMO_REQUESTS = 20
 def sweep(options: SweepOptions) -> None:
     """Solve and score an edit for every setting of a grid: alpha, layers, edits, clamp or modules."""
     kind = parse.one(options.kind, KINDS, "kt sweep")
-    options = _with_folder(options)
+    folder = points_folder(options, f"{kind}-{Path(options.model.partition('@')[0]).name}")
+    options = replace(options, out=folder)
     grid = parse_grid(kind, options.grid)
     given, protocols = fixed_settings(options), protocols_of(options)
-    folder = options.out
-    assert folder is not None
     with session(options) as s:
         from ..experiments.sweep import sweep as run
 
@@ -209,7 +208,7 @@ def sweep(options: SweepOptions) -> None:
         balance = _balance(s, model, facts, options, kind, folder)
         points = points_of(grid or default_grid(kind, len(facts)), model, options, given, balance)
         try:
-            found = run(
+            result = run(
                 model,
                 facts,
                 points,
@@ -231,20 +230,28 @@ def sweep(options: SweepOptions) -> None:
             s.screen.say(f"kt: interrupted; finished points are kept: go on with --resume {folder}")
             raise SystemExit(130) from None
         take_over(s, folder)
-        found.save(s.run.file("sweep.json"))
-        s.keep(found.as_dict(), sweep_figures(found))
-        show(s, found)
+        result.save(s.run.file("sweep.json"))
+        s.keep(result)
+        if not s.figures:
+            warnings.warn(
+                "no figure: these facts have none of its metrics; results.json has what there is", stacklevel=1
+            )
+        s.screen.tables(*result.tables())
 
 
-def _with_folder(options: SweepOptions) -> SweepOptions:
-    """The folder where points are kept while the sweep runs is the run folder itself."""
+def points_folder(options: Any, slug: str) -> Path:
+    """The run folder, where finished points are kept while the command runs; with `--resume` the interrupted run's.
+
+    Raises:
+        BadOption: `--out` names another folder than `--resume`, or no points are kept there.
+    """
     if options.resume is None:
-        out = options.out or default_folder("sweep", f"{options.kind}-{Path(options.model.partition('@')[0]).name}")
-        return replace(options, out=out)
+        return options.out or default_folder(options.command, slug)
     if options.out not in (None, options.resume):
         raise BadOption("--resume and --out name two folders; --resume is enough")
     prepare_resume(options.resume, options.argv)
-    return replace(options, out=options.resume)
+    folder: Path = options.resume
+    return folder
 
 
 def prepare_resume(folder: Path, argv: tuple[str, ...]) -> None:
@@ -285,34 +292,6 @@ def requests_of(s: Session, options: SweepOptions, kind: str) -> list[Fact]:
     return facts
 
 
-def sweep_figures(found: Sweep) -> dict[str, Any]:
-    """The figure by its name; none, with a warning, where the facts have nothing that the protocols ask for."""
-    from ..experiments.sweep_result import columns
-
-    if columns(found):
-        return {found.kind: found.figure()}
-    warnings.warn("no figure: these facts have none of its metrics; results.json has what there is", stacklevel=1)
-    return {}
-
-
-def show(s: Session, found: Sweep) -> None:
-    """One row a point; of modules, what the joint edit is more than its parts."""
-    from ..experiments.sweep_result import AXES, difference_rows, table_rows, tables
-
-    note = None
-    if found.balance is not None:
-        ends = found.balance.get("ci95")
-        span = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
-        note = f"traced α {found.balance['alpha']:.3f}{span}, n = {found.balance['n_facts']}"
-    title = f"{found.about['model']}: {found.kind}, {found.about['n_facts']} facts"
-    for shown in tables(found):
-        head = ["method", AXES[found.kind], *shown, "edits", "seconds"]
-        s.screen.table(title, head, table_rows(found, shown), note)
-    for shown in tables(found):
-        if rows := difference_rows(found, shown):
-            s.screen.table("paired differences over the same records", ["", *shown], rows)
-
-
 def _balance(
     s: Session, model: TracedModel, facts: list[Fact], options: SweepOptions, kind: str, folder: Path
 ) -> Mapping[str, Any] | None:
@@ -332,11 +311,11 @@ def _balance(
         return dict(old)
     try:
         with s.progress("tracing α") as tick:
-            found = traced_balance(model, facts, options.seed, tick)
+            balance = traced_balance(model, facts, options.seed, tick)
     except KtError as error:
         if kind != "alpha":
             raise type(error)(f"α cannot be traced on these facts ({error}); give --alpha as a number") from None
         warnings.warn(f"no α is marked: these facts cannot be traced ({error})", stacklevel=1)
         return None
-    found.save(s.run.file("balance.json"))
-    return {"alpha": found.alpha, "alpha_raw": found.alpha_raw, "ci95": found.ci95, "n_facts": found.n_facts}
+    balance.save(s.run.file("balance.json"))
+    return {"alpha": balance.alpha, "alpha_raw": balance.alpha_raw, "ci95": balance.ci95, "n_facts": balance.n_facts}

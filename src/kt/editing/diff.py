@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +14,8 @@ import torch
 
 from ..errors import BadFile
 from ..model.update import LowRank, Update
+from ..report import Shown, Table
+from ..report.table import setting, shown
 from . import stack as stack_file
 from .conflicts import same_fact
 from .edit import Edit
@@ -45,13 +47,20 @@ class RequestDiff(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EditDiff:
+class EditDiff(Shown):
     """What `diff` finds. `same_base`: the weights that both write were the same when they were solved."""
 
     settings: dict[str, tuple[Any, Any]]
     requests: tuple[RequestDiff, ...]
     weights: tuple[WeightDiff, ...]
     same_base: bool
+
+    kind = "edit difference"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The settings that differ."""
+        return self.settings
 
     @property
     def conflicts(self) -> tuple[RequestDiff, ...]:
@@ -67,7 +76,21 @@ class EditDiff:
         """Facts with one target in both."""
         return tuple(r for r in self.requests if r.targets[0] == r.targets[1])
 
+    def tables(self) -> Sequence[Table]:
+        """Settings, requests, weights; A is the first edit."""
+        settings = [[shown(name), *map(setting, pair)] for name, pair in self.settings.items()]
+        words = {"only A": self.only(0), "only B": self.only(1), "other target": self.conflicts, "both": self.both}
+        requests = [[word, shown(r.prompt), *map(shown, r.targets)] for word, some in words.items() for r in some]
+        counts = ", ".join(f"{word} {len(some)}" for word, some in words.items())
+        weights = [[shown(w.name), *w.norms, w.cosine, w.difference] for w in self.weights]
+        return [
+            Table(["name", "A", "B"], settings, "settings that differ"),
+            Table(["in", "prompt", "A's target", "B's target"], requests, "requests", counts),
+            Table(["weight", "|A|", "|B|", "cosine", "|A - B| / |A|"], weights, "weights"),
+        ]
+
     def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
         names = {
             "only_first": self.only(0),
             "only_second": self.only(1),

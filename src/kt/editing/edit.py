@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ..errors import KtError, WorkFailed
 from ..model.update import Dense, Update
+from ..report import Card, Column, Figure, Shown, Table
+from ..report.table import before_after, cell_text
+from ..stats import Interval
 from . import apply as applying
 from . import edit_io
 from .apply import FileState, MatchedWeights
@@ -32,7 +35,7 @@ OF_THE_WHOLE = ("fingerprints_after", "norm_ratios", "value_change", "rounding",
 
 
 @dataclass
-class Edit:
+class Edit(Shown):
     """Updates by weight name (low-rank factors where a closed form gave them), and where they came from.
 
     `targets` and `keys` hold what was solved for: wanted values by aim (`hidden.4`), keys by weight name, (fact, d).
@@ -44,6 +47,13 @@ class Edit:
     targets: dict[str, Float[Tensor, "fact d_model"]] = field(default_factory=dict)
     keys: dict[str, Float[Tensor, "fact d_in"]] = field(default_factory=dict)
     _taken: WeakKeyDictionary[Any, MatchedWeights] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
+
+    kind = edit_io.KIND
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The manifest."""
+        return self.manifest
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -230,6 +240,57 @@ class Edit:
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: what each weight gets, what each request gains."""
+        known: list[str] = [name for name in ("method", "alpha", "model") if name in self.manifest]
+        known += [name for name in ("alphas", "value_change", "lost_to_rounding") if self.manifest.get(name)]
+        requests = [_request(request) for request in self.report]
+        return {name: self.manifest[name] for name in known} | {"deltas": self.deltas(), "requests": requests}
+
+    @property
+    def heading(self) -> str:
+        """The title of its section."""
+        return f"Edit: {self.manifest.get('method')}"
+
+    def headline(self) -> Sequence[Card]:
+        """How many facts."""
+        return [Card("facts edited", len(self.report))]
+
+    def tables(self) -> Sequence[Table]:
+        """A row a request, a row a weight, a row an aim."""
+        changes = self.manifest.get("value_change") or {}
+        parts = ("came_through", "left")
+        rows = [[aim, *(Interval.of(change[part]) for part in parts)] for aim, change in changes.items()]
+        columns = ["aim", "of the wanted change came through", "still missing, relative"]
+        note = "mean [95%] over requests, with the edit as scaled"
+        aims = [Table(columns, rows, "intended value change", note)] if rows else []
+        return [requests_table([self]), self._weights_table(), *aims]
+
+    def _weights_table(self) -> Table:
+        rounded = self.manifest.get("rounding") is not None
+        names = ["shape", "rank", "norm", "relative_norm", "norm_ratio", "condition"]
+        names += ["survived", "rounding_error"] if rounded else []
+        rows = [[name, *(delta[each] for each in names)] for name, delta in self.deltas().items()]
+        shape = Column("shape", lambda sides: "x".join(map(str, sides)))
+        condition = Column("condition", lambda value: "–" if value is None else f"{value:.0e}")
+        columns: list[str | Column] = ["weight", shape, "rank", "norm", "relative", "new / old norm", condition]
+        columns += ["survived", "error"] if rounded else []
+        return Table(columns, rows, "written weights", _rounding_note(self) if rounded else "")
+
+    def figures(self) -> Sequence[Figure]:
+        """Target and old answer, before and after; the size of each weight's update."""
+        return [
+            Figure(self.figure(), "Means over requests with 95% intervals.", name="edit"),
+            Figure(self.sizes_figure(), "How large each update is beside the weight it is added to.", name="sizes"),
+        ]
+
+    def sizes_figure(self) -> go.Figure:
+        """‖ΔW‖/‖W‖ of every weight that the edit writes."""
+        from ..figures.summary import weight_sizes
+
+        relative = [delta["relative_norm"] for delta in self.deltas().values()]
+        return weight_sizes(self.names, relative, title=f"{self.manifest.get('method', 'edit')}: size of the updates")
+
     def figure(self) -> go.Figure:
         """Mean probability of the new and the old answer, before and after, and of the new one under the control."""
         from ..figures import Change, before_after
@@ -248,8 +309,38 @@ class Edit:
         weights = ", ".join(f"{n} ({_form(u)})" for n, u in self.updates.items())
         return f"Edit({method}, {len(self.requests)} requests, alpha={alpha}, {weights})"
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False, escape=True, float_format="{:.3g}".format)
+
+def requests_table(edits: Sequence[Edit]) -> Table:
+    """Target and old answer before and after, of all edits; beside them the control of a joint edit."""
+    reports = [request for edit in edits for request in edit.report]
+    joint = any(request.control_prob is not None for request in reports)
+    names = ["prompt", "target", "target_prob", *(["control_prob"] if joint else []), "target_rank"]
+    names += ["answer", "answer_prob", "answer_rank"]
+    prob, rank = Column("prob", before_after), Column("rank", before_after)
+    columns: list[str | Column] = ["prompt", "target", prob, *(["MLP alone"] if joint else []), rank]
+    columns += ["old answer", prob, rank]
+    rows = [[getattr(request, name) for name in names] for request in reports]
+    about = edits[-1].manifest
+    return Table(columns, rows, f"{about.get('method')}, alpha {cell_text(about.get('alpha'))}")
+
+
+def _request(report: RequestReport) -> dict[str, Any]:
+    """For `--json`: texts, and {before, after} of what was measured (None where it was not)."""
+    found: dict[str, Any] = {name: getattr(report, name) for name in ("id", "prompt", "subject", "target", "answer")}
+    for name in ("target_prob", "target_rank", "answer_prob", "answer_rank"):
+        pair = getattr(report, name)
+        found[name] = None if pair is None else {"before": pair[0], "after": pair[1]}
+    return found | {"control_prob": report.control_prob}
+
+
+def _rounding_note(edit: Edit) -> str:
+    """What the two columns of a rounded edit are, and which requests rounding cost."""
+    what = "survived, error: of each update after rounding to 16 bits, relative to it"
+    lost = edit.manifest.get("lost_to_rounding")
+    if lost is None:
+        return f"{what}; requests lost to rounding: not measured where other weights than W_o and down_proj change"
+    named = [f"{r.subject} ({r.id})" for r in edit.report if r.id in lost]
+    return f"{what}; requests lost to rounding: {len(lost)} of {len(edit.report)}" + "".join(f", {n}" for n in named)
 
 
 def _form(update: Update) -> str:

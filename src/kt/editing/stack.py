@@ -23,8 +23,10 @@ from torch import Tensor
 
 from .._util.data import read_json, write_json
 from .._util.files import check_writable
+from .._util.text import visible
 from ..errors import BadFile, KtError
 from ..model.update import Update
+from ..report import Shown, Table
 from .apply import difference, fingerprints, refuse_other_shapes, write_checked
 from .edit import Edit
 
@@ -113,8 +115,10 @@ def _misfit(model: TracedModel, layer: Layer) -> str:
     return f"{layer.name} fits neither {model.name} nor the edits below it: {what}"
 
 
-class EditStack:
+class EditStack(Shown):
     """See the module. Places count from 1, the base's side first."""
+
+    kind = "edit-stack"
 
     def __init__(self, edits: Iterable[Edit] = ()) -> None:
         self._layers: tuple[Layer, ...] = ()
@@ -153,6 +157,40 @@ class EditStack:
         model = self.edits[0].manifest.get("model") if self.edits else None
         digests = [layer.digest for layer in self._layers]
         return {"method": " + ".join(methods), "model": model, "stack": digests, "requests": self.requests}
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The manifest."""
+        return self.manifest
+
+    def as_dict(self, grounds: Sequence[str] | None = None) -> dict[str, Any]:
+        """For `--json`: an object an edit; `grounds` says on which weights each stands in a model (see `grounds`)."""
+        rows = []
+        for place, layer in enumerate(self._layers, start=1):
+            about = {name: layer.edit.manifest.get(name) for name in ("method", "alpha", "model", "dtype")}
+            rows.append({
+                "place": place,
+                "file": None if layer.file is None else str(layer.file),
+                "digest": layer.digest,
+                **about,
+                "requests": len(layer.edit.requests),
+                "forced": layer.forced,
+                "stands_on": self.stands_on(place),
+                "solved_for": None if grounds is None else grounds[place - 1],
+            })  # fmt: skip
+        return {"edits": rows}
+
+    def tables(self, grounds: Sequence[str] | None = None) -> Sequence[Table]:
+        """A row an edit, the base's side first."""
+        words = {"base": "the base", "below": "the edits below", "forced": "other weights (forced)"}
+        rows = []
+        for place, layer in enumerate(self._layers, start=1):
+            on = ", ".join(map(str, self.stands_on(place))) or "the base"
+            name, method = visible(layer.name), visible(str(layer.edit.manifest.get("method")))
+            row = [place, name, method, len(layer.edit.requests), layer.edit.alpha, layer.digest[:12], on]
+            rows.append(row if grounds is None else [*row, words[grounds[place - 1]]])
+        columns = ["place", "edit", "method", "requests", "alpha", "digest", "stands on"]
+        return [Table([*columns, *(["solved for"] if grounds is not None else [])], rows, "stack")]
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -359,7 +397,7 @@ AnyEdit = Edit | EditStack
 # Files are named relative to the JSON and lie in its folder or below: a stack moves with its folder, and reading one
 # cannot be led anywhere else.
 
-KIND = "edit-stack"
+KIND = EditStack.kind
 
 
 def save_stack(stack: EditStack, path: str | Path) -> Path:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,6 +14,8 @@ from numpy import ndarray
 
 from .._util.data import complete_file, read_json, write_json
 from ..errors import BadFact, BadFile
+from ..report import Shown, Table
+from ..runs.folder import FILES
 from ..stats import Interval, bootstrap_mean_grid, bootstrap_of_means
 from .metrics import COMPOSITES, columns, composites, harmonic
 from .perplexity import Heldout
@@ -80,17 +81,8 @@ NO_SHARES = ("fluency_ngram_entropy_gen", "text_words_gen", "neighbourhood_kl", 
 """Metrics that have a unit of their own (bits, words, nats); all others lie between 0 and 1."""
 
 
-class Row(NamedTuple):
-    """A line of the printed table."""
-
-    metric: str
-    mean: str
-    ci95: str
-    n: str
-
-
 @dataclass(frozen=True)
-class Scores:
+class Scores(Shown):
     """What `evaluate` returns.
 
     Args:
@@ -112,6 +104,14 @@ class Scores:
     seed: int = 0
     compared: bool = False
     heldout: Heldout | None = None
+
+    kind = KIND
+    heading = "Scores"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The model and the protocol."""
+        return {"model": self.model, "protocol": self.protocol, "seed": self.seed}
 
     @cached_property
     def metrics(self) -> dict[str, Interval]:
@@ -203,9 +203,13 @@ class Scores:
             "protocol": self.protocol,
         }
 
-    def table(self) -> list[Row]:
-        """Rows of text for a terminal or a report; means that are no probabilities keep their unit (bits)."""
-        return [Row(name, _number(m.mean), _span(m), str(m.n)) for name, m in self.metrics.items()]
+    def tables(self) -> Sequence[Table]:
+        """Each metric with its interval and n; then what each means."""
+        return [scores_table({"mean [95%]": self}), self.protocol_table()]
+
+    def protocol_table(self) -> Table:
+        """Each metric, and what it is."""
+        return Table(["name", "what it is"], list(self.protocol.items()), "", "How it was measured.", only="page")
 
     def save(self, path: str | Path) -> Path:
         """Write one JSON file, whole or not at all."""
@@ -248,23 +252,56 @@ class Scores:
     def __repr__(self) -> str:
         return f"Scores({self.model}: {len(self.records)} records, {len(self.metrics)} metrics)"
 
-    def _repr_html_(self) -> str:
-        head = "".join(_cell(name, "th") for name in Row._fields)
-        lines = [
-            f'<tr title="{html.escape(self.protocol.get(row.metric, ""))}">{"".join(map(_cell, row))}</tr>'
-            for row in self.table()
-        ]
-        caption = html.escape(f"{self.model}: {len(self.records)} records")
-        return f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(lines)}</table>"
+
+def scores_table(scores: Mapping[str, Scores | None], after: str | None = None, note: str = "") -> Table:
+    """Metrics down, models across: means with intervals.
+
+    Args:
+        scores: by the heading of their column; None leaves the column out.
+        after: the column whose metrics and n the table has; the only one where None.
+        note: the caption.
+    """
+    shown = {name: each for name, each in scores.items() if each is not None}
+    main = shown[after or next(iter(shown))]
+    rows = [[name, *(s.metrics.get(name) for s in shown.values()), m.n] for name, m in main.metrics.items()]
+    return Table(["metric", *shown, "n"], rows, f"{main.model}: {len(main.records)} records", note)
 
 
-def _cell(text: str, tag: str = "td") -> str:
-    return f'<{tag} style="text-align:left">{html.escape(text)}</{tag}>'
+@dataclass(frozen=True)
+class Comparison(Shown):
+    """An edited model's scores beside the unedited model's and, of a joint edit, those of its control."""
 
+    before: Scores
+    after: Scores
+    control: Scores | None = None
 
-def _number(value: float) -> str:
-    return "n/a" if value != value else f"{value:.3f}"
+    kind = "comparison"
+    heading = "Before and after"
 
+    @classmethod
+    def load(cls, path: str | Path) -> Scores | Comparison:
+        """Scores, with those that stand beside them in a run folder (`before.json`, `control.json`) as a comparison."""
+        after, beside = Scores.load(path), [Path(path).with_name(FILES[name]) for name in ("before", "control")]
+        before, control = (Scores.load(each) if each.exists() else None for each in beside)
+        return after if before is None else cls(before, after, control)
 
-def _span(metric: Interval) -> str:
-    return "n/a" if metric.ci95 is None else f"{metric.low:.3f} to {metric.high:.3f}"
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Of the edited model's scores."""
+        return self.after.metadata
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: the edited model's metrics, the others' under their names, and the paired differences."""
+        beside = {"before": self.before} | ({"control": self.control} if self.control is not None else {})
+        less = {name: self.after.compare(scores) for name, scores in beside.items()}
+        gaps = {name: {m: gap.as_dict() for m, gap in by.items()} for name, by in less.items()}
+        return self.after.as_dict() | {n: s.as_dict()["metrics"] for n, s in beside.items()} | {"differences": gaps}
+
+    def tables(self) -> Sequence[Table]:
+        """The models side by side; then what each metric means."""
+        note = "MLP alone: the joint edit's MLP part by itself, x (1 - α)" if self.control is not None else ""
+        columns = {"before": self.before, "after": self.after, "MLP alone": self.control}
+        return [scores_table(columns, "after", note), self.after.protocol_table()]
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.after.model}: {len(self.after.records)} records, {len(self.after.metrics)} metrics)"

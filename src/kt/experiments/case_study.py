@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, read_json, write_json
-from .._util.text import html_table
+from .._util.text import visible
 from ..errors import BadFact, BadFile
 from ..evaluation.text import contains
 from ..facts.fact import Fact
+from ..report import Column, Shown, Table
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table as RichTable
 
     from ..editing.stack import AnyEdit
     from ..model.model import TracedModel
-    from ..report import Table as ReportTable
 
 
 KIND = "case_study"
@@ -45,20 +44,28 @@ class Question(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What the model says under one method; `right` is None where nothing says what would be."""
+    """The model's text under one method; `right` is None where no answer is known."""
 
     text: str
     right: bool | None
 
 
 @dataclass(frozen=True)
-class CaseStudy:
-    """What `case_study` returns: `replies[method][i]` answers `questions[i]`; the first is the unedited model."""
+class CaseStudy(Shown):
+    """The result of `case_study`: `replies[method][i]` answers `questions[i]`; the first is the unedited model."""
 
     model: str
     record: str
     questions: tuple[Question, ...]
     replies: Mapping[str, tuple[Reply, ...]]
+
+    kind = KIND
+    heading = "A case"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The model and the record."""
+        return {"model": self.model, "record": self.record}
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -75,43 +82,24 @@ class CaseStudy:
         ]
         return pd.DataFrame(rows, columns=["role", "prompt", "expected", "method", "text", "right"])
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Headers and rows of the table as plain text, control characters made visible."""
-        from .._util.text import visible
+    def notes(self) -> Sequence[str]:
+        """How to read the table."""
+        return [f"{self.record}: greedy continuations; ✓ holds the expected answer, ✗ does not."]
 
+    def tables(self) -> Sequence[Table]:
+        """A row a prompt, a column a method; wrong texts are marked, and red in a terminal as in the paper."""
         rows = []
         for i, question in enumerate(self.questions):
-            said = [_cell(replies[i]) for replies in self.replies.values()]
             expected = question.answers[0] if question.answers else "as unedited"
-            rows.append([question.role, visible(question.prompt), visible(expected), *map(visible, said)])
-        return ["", "prompt", "expected", *map(visible, self.methods)], rows
-
-    def rich_table(self) -> RichTable:
-        """For a terminal: wrong texts in red, as in the paper, and marked where there is no colour."""
-        from rich.table import Table
-        from rich.text import Text
-
-        from .._util.text import visible
-
-        headers, rows = self.cells()
-        table = Table(title=Text(visible(f"{self.model}: {self.record}")), title_justify="left")
-        for name in headers:
-            table.add_column(Text(name), overflow="fold")
-        for i, row in enumerate(rows):
-            wrong = [False] * 3 + [replies[i].right is False for replies in self.replies.values()]
-            table.add_row(*(Text(cell, style="red" if bad else "") for cell, bad in zip(row, wrong, strict=True)))
-        return table
-
-    def report_table(self) -> ReportTable:
-        """For `kt.report`, which escapes every cell."""
-        from ..report import Table
-
-        headers, rows = self.cells()
-        return Table(headers, rows, f"{self.record}: greedy continuations; ✓ holds the expected answer, ✗ does not.")
+            rows.append([question.role, question.prompt, expected, *(replies[i] for replies in self.replies.values())])
+        wrong = lambda reply: "red" if reply.right is False else ""  # noqa: E731
+        methods = [Column(visible(name), _cell, wrong) for name in self.methods]
+        texts = [Column(name, visible) for name in ("", "prompt", "expected")]
+        return [Table([*texts, *methods], rows, f"{self.model}: {self.record}")]
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        replies = {method: [reply._asdict() for reply in found] for method, found in self.replies.items()}
+        replies = {method: [reply._asdict() for reply in given] for method, given in self.replies.items()}
         questions = [question._asdict() for question in self.questions]
         return {
             "model": self.model,
@@ -143,9 +131,6 @@ class CaseStudy:
     def __repr__(self) -> str:
         return f"CaseStudy({self.record}: {len(self.questions)} prompts, {', '.join(self.methods)})"
 
-    def _repr_html_(self) -> str:
-        return html_table(self.record, *self.cells())
-
 
 def case_study(
     model: TracedModel, fact: Fact, edits: Mapping[str, AnyEdit], max_new_tokens: int = TOKENS, each: int = 1
@@ -158,6 +143,9 @@ def case_study(
         edits: name to show -> edit of this model that has the fact among its requests, or not.
         max_new_tokens: of each continuation; a longer answer gets as many as it has.
         each: paraphrases and neighbours to show, at most.
+
+    Returns:
+        Every prompt with each method's text, and whether it holds the expected answer.
 
     Raises:
         BadFact: the fact asks for nothing new, an edit is named like the unedited model, or a number is below one.
@@ -172,9 +160,9 @@ def case_study(
     replies = {
         name: tuple(
             Reply(text, _right(question, text, old))
-            for question, text, old in zip(questions, found, texts[UNEDITED], strict=True)
+            for question, text, old in zip(questions, said, texts[UNEDITED], strict=True)
         )
-        for name, found in texts.items()
+        for name, said in texts.items()
     }
     return CaseStudy(model.name, fact.id, questions, replies)
 
@@ -197,8 +185,8 @@ def _texts(model: TracedModel, questions: Sequence[Question], tokens: int, edit:
 
     wishes = [(question.prompt, room(question)) for question in questions]
     with nullcontext() if edit is None else edit.applied(model):
-        found = continuations(model, wishes)
-    return [found[wish] for wish in wishes]
+        texts = continuations(model, wishes)
+    return [texts[wish] for wish in wishes]
 
 
 def _right(question: Question, text: str, unedited: str) -> bool | None:
@@ -209,4 +197,4 @@ def _right(question: Question, text: str, unedited: str) -> bool | None:
 
 def _cell(reply: Reply) -> str:
     mark = "" if reply.right is None else MARKS[reply.right] + " "
-    return mark + reply.text.strip()
+    return visible(mark + reply.text.strip())

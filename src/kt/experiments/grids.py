@@ -80,9 +80,9 @@ def layer_points(
 
 def set_name(layers: Sequence[int]) -> str:
     """`2-4` for a run of layers, `1,3` for others."""
-    found = sorted(set(layers))
-    run = len(found) > 1 and found[-1] - found[0] == len(found) - 1
-    return f"{found[0]}-{found[-1]}" if run else ",".join(map(str, found))
+    indices = sorted(set(layers))
+    run = len(indices) > 1 and indices[-1] - indices[0] == len(indices) - 1
+    return f"{indices[0]}-{indices[-1]}" if run else ",".join(map(str, indices))
 
 
 def edit_counts(most: int, steps: int = SCALE_STEPS) -> tuple[int, ...]:

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._util.data import complete_file, read_json, write_json
 from .._util.progress import Stage
 from ..errors import BadFile, KtError
+from ..report import Figure, Shown, Table
 from ..runs.folder import FILES
+from ..stats import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +50,7 @@ SHOWN = {
 }
 """The metrics of the figure, all between 0 and 1, and their panels."""
 ASKED = {"neighbourhood_kl": "KL of neighbours (nats)"}
-"""Those that are there where they were asked for; without an upper end."""
+"""Metrics that are measured on request; they have no upper end."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,40 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Shown):
     """The course of a run: plain numbers, apart from any model."""
 
     mode: str
     about: Mapping[str, Any]
     steps: tuple[Step, ...]
+
+    kind = KIND
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Method, step size, seed."""
+        return self.about
+
+    @property
+    def heading(self) -> str:
+        """The title of its section."""
+        return f"Edits in steps: {self.mode}"
+
+    def tables(self) -> Sequence[Table]:
+        """A row a step: the metrics of the figure, and the largest norm ratio over the weights."""
+        names = SHOWN | ASKED
+        there = {name for step in self.steps for name in step.metrics or {}}
+        shown = {name: title for name, title in names.items() if name in there}
+        rows = [
+            [step.number, step.edits, *(Interval.of((step.metrics or {}).get(name)) for name in shown), _largest(step)]
+            for step in self.steps
+        ]
+        return [Table(["step", "edits", *shown.values(), "largest norm ratio"], rows, only="page")]
+
+    def figures(self) -> Sequence[Figure]:
+        """Metrics and weight norms by number of edits."""
+        says = "Requests so far under each step's weights; the largest weight norm, over that before the first edit."
+        return [Figure(self.figure(), says, name="steps")]
 
     def figure(self) -> go.Figure:
         """Metrics and weight norms by number of edits."""
@@ -94,6 +124,7 @@ class Steps:
         return pd.DataFrame(rows, columns=["step", "edits", "metric", "mean", "low", "high", "n"])
 
     def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
         return {"mode": self.mode, "about": dict(self.about), "steps": [asdict(step) for step in self.steps]}
 
     def save(self, path: str | Path) -> Path:
@@ -101,10 +132,10 @@ class Steps:
         return write_json(path, {"kind": KIND} | self.as_dict())
 
     @classmethod
-    def of(cls, held: Mapping[str, Any]) -> Steps:
+    def of(cls, content: Mapping[str, Any]) -> Steps:
         """From what `as_dict` gave."""
-        steps = (Step(**(step | {"requests": tuple(step["requests"])})) for step in held["steps"])
-        return cls(held["mode"], held["about"], tuple(steps))
+        steps = (Step(**(step | {"requests": tuple(step["requests"])})) for step in content["steps"])
+        return cls(content["mode"], content["about"], tuple(steps))
 
     @classmethod
     def load(cls, path: str | Path) -> Steps:
@@ -113,12 +144,12 @@ class Steps:
         Raises:
             BadFile: it is something else.
         """
-        held = read_json(path)
-        if held.get("kind") != KIND:
-            found = held.get("kind") or "other JSON"
-            raise BadFile(f"{path}: holds {found}, expected {KIND}; give what a sequential kt apply-edit wrote")
+        content = read_json(path)
+        if content.get("kind") != KIND:
+            kind = content.get("kind") or "other JSON"
+            raise BadFile(f"{path}: holds {kind}, expected {KIND}; give what a sequential kt apply-edit wrote")
         with complete_file(path, "course of edits", "run the edit again"):
-            return cls.of(held)
+            return cls.of(content)
 
 
 def steps_figure(runs: Mapping[str, Steps], title: str, subtitle: str = "") -> go.Figure:
@@ -135,23 +166,24 @@ def _panels(run: Steps) -> dict[str, Any]:
     from ..figures.curves import NORM_RATIO
 
     panels = {}
-    scored = [step for step in run.steps if step.metrics]
     for name, panel in (SHOWN | ASKED).items():
-        here = [step for step in scored if name in (step.metrics or {})]
-        if here:
-            cells = [(step.metrics or {})[name] for step in here]
-            bounds = np.array([c["ci95"] or (np.nan, np.nan) for c in cells], dtype=float)
-            means, counts = [c["mean"] for c in cells], [c["n"] for c in cells]
-            edits = [step.edits for step in here]
-            panels[panel] = Series(panel, edits, np.array(means, float), bounds[:, 0], bounds[:, 1], np.array(counts))
-    largest = [max(step.norm_ratios.values(), default=1.0) for step in run.steps]
-    panels[NORM_RATIO] = Series(NORM_RATIO, [step.edits for step in run.steps], np.array(largest))
+        scored = [(step.edits, step.metrics[name]) for step in run.steps if step.metrics and name in step.metrics]
+        if scored:
+            mean, low, high, n = map(np.array, zip(*(Interval.of(metric) for _, metric in scored), strict=True))
+            panels[panel] = Series(panel, [edits for edits, _ in scored], mean, low, high, n)
+    largest = np.array([_largest(step) for step in run.steps])
+    panels[NORM_RATIO] = Series(NORM_RATIO, [step.edits for step in run.steps], largest)
     return panels
 
 
+def _largest(step: Step) -> float:
+    """The largest norm ratio over the weights."""
+    return max(step.norm_ratios.values(), default=1.0)
+
+
 @dataclass
-class EditRun:
-    """What `run_edits` returns: the course, the edits (one a step), and the scores where they were asked for.
+class EditRun(Shown):
+    """The result of `run_edits`: the course, the edits (one a step), and the scores where they were asked for.
 
     `edit` is all of it as one edit of the unedited weights; None in single mode, where there is no such thing.
     `control` scores the MLP part alone of a joint edit, scaled as in it.
@@ -164,6 +196,42 @@ class EditRun:
     after: Scores | None = None
     control: Scores | None = None
     requests: list[Fact] = field(default_factory=list)
+
+    kind = "edit run"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Method, step size, seed."""
+        return self.steps.about
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: the edit (in single mode its weights' means over the edits), the course, the scores."""
+        content = (self.edit or self.edits[0]).as_dict()
+        if self.edit is None:
+            content["deltas"] = _mean_deltas([edit.deltas() for edit in self.edits])
+            content["requests"] = [request for edit in self.edits for request in edit.as_dict()["requests"]]
+        content["mode"] = self.steps.mode
+        if len(self.steps.steps) > 1:
+            content["steps"] = self.steps.as_dict()["steps"]
+        for name in ("before", "after", "control"):
+            if (scores := getattr(self, name)) is not None:
+                content[name], content["protocol"] = scores.as_dict()["metrics"], scores.protocol
+        return content
+
+    def tables(self) -> Sequence[Table]:
+        """The edit's tables (in single mode the requests alone); the scores where they were asked for."""
+        from ..editing.edit import requests_table
+        from ..evaluation.scores import Comparison
+
+        shown = [requests_table(self.edits)] if self.edit is None else list(self.edit.tables())
+        if self.after is None:
+            return shown
+        scores = self.after if self.before is None else Comparison(self.before, self.after, self.control)
+        return [*shown, *scores.tables()]
+
+    def figures(self) -> Sequence[Figure]:
+        """The course, in sequential mode."""
+        return self.steps.figures() if self.steps.mode == "sequential" else ()
 
     def save(self, folder: str | Path, shown: str | Path | None = None) -> Path:
         """Files that their own classes read: the edit (in single mode a folder of them), the course, the scores.
@@ -186,6 +254,17 @@ class EditRun:
         return Path(shown or folder) / name
 
 
+def _mean_deltas(edits: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Each weight's norms as means over the edits that write it, with how many those are."""
+    means_of: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(name for deltas in edits for name in deltas):
+        written = [deltas[name] for deltas in edits if name in deltas]
+        means = {k: sum(d[k] for d in written) / len(written) for k in ("norm", "relative_norm", "norm_ratio")}
+        rank, shape = max(d["rank"] for d in written), written[0]["shape"]
+        means_of[name] = {"shape": shape, "rank": rank, **means, "n": len(written)}
+    return means_of
+
+
 def run_edits(
     model: TracedModel,
     requests: Sequence[Fact | Mapping[str, Any]],
@@ -203,16 +282,21 @@ def run_edits(
     """Edit in a mode, and score.
 
     Args:
+        model: the model to edit.
+        requests: facts with a target, in the order in which they are edited.
         mode: batch, single or sequential (see the module).
         step_size: requests a step, in sequential mode.
         evaluate: none; end; or step, which in sequential mode also scores all requests so far after every step.
         generate: whether the scores at the end also rest on generated text.
         label: the run's name in figures.
-        stage: opens a stage by name and gives what to report its progress to.
+        stage: opens a stage by name and gives the callback for its progress.
         kl: also neighbourhood_kl, nats: KL(unedited || edited) of the next token after the neighbourhood prompts. With
             `below`, "unedited" is the model with those edits in it, as it is for every score before and after.
         below: earlier edits that stand in the model while it is edited and scored, with their keys held.
         session: the arguments of `kt.edit` and `kt.EditSession` (method, alpha, keep_history, norm_guard, ...).
+
+    Returns:
+        The edits, their course and their scores; the model holds its own bytes again.
 
     Raises:
         KtError: what `kt.edit` raises, an unknown mode, a step size below 1, or `kl` where nothing is scored.
@@ -242,7 +326,7 @@ def run_edits(
     with EditSession(model, **session) if below is None else SessionOnEdits(model, below, facts, **session) as editor:
         if evaluate != "none":
             judge.score_before(kl)
-        found = run(editor, groups, judge, evaluate, stage)
+        result = run(editor, groups, judge, evaluate, stage)
         about = {
             "label": label or editor.asked.name,
             "method": editor.asked.name,
@@ -251,11 +335,13 @@ def run_edits(
             "norm_guard": editor.norm_guard,
             "seed": editor.seed,
         }
-    return EditRun(Steps(mode, about, tuple(found.steps)), found.edits, found.edit, judge.before, *found.scores, facts)
+    return EditRun(
+        Steps(mode, about, tuple(result.steps)), result.edits, result.edit, judge.before, *result.scores, facts
+    )
 
 
 class _Found(NamedTuple):
-    """What a mode gives: steps, edits, the whole as one edit, and the scores under it and under its control."""
+    """Result of a mode: steps, edits, the sum as one edit, and the scores under it and under its control."""
 
     steps: list[Step]
     edits: list[Edit]
@@ -285,9 +371,9 @@ class _Judge:
     def score(self, facts: Sequence[Fact], name: str, generate: bool) -> Scores:
         from ..evaluation import evaluate
 
-        asked: dict[str, Any] = {"before": self.before, "reference": self.reference, "seed": self.seed}
+        arguments: dict[str, Any] = {"before": self.before, "reference": self.reference, "seed": self.seed}
         with self.stage(name) as tick:
-            return evaluate(self.model, facts, generate=generate, progress=tick, **asked)
+            return evaluate(self.model, facts, generate=generate, progress=tick, **arguments)
 
     def control(self, edit: Edit, facts: Sequence[Fact]) -> Scores | None:
         """Scores with the edit's control in the place of the edit, on unedited weights."""

@@ -52,6 +52,8 @@ def sweep(
     """One edit a point, in one batch, scored on the facts that it edits against the unedited model.
 
     Args:
+        model: unedited; its weights are the same bytes afterwards.
+        facts: the edit requests, of which a point may take the first so many.
         points: settings (see `grids`); a point may take only the first so many facts.
         kind: what is swept; names the figure's x axis.
         folder: keeps each point when it is done; `resume` goes on there.
@@ -62,7 +64,10 @@ def sweep(
             A held-out document's loss is the mean over them as well.
         statistics, corpus, max_tokens: second moments, as in `kt.edit`.
         balance: a traced α, to be marked on the figure.
-        stage: opens a stage by name and gives what to report its progress to.
+        stage: opens a stage by name and gives the callback for its progress.
+
+    Returns:
+        One row a point: metrics with n and 95% interval over records, values by record, seconds.
 
     Raises:
         KtError: no points, a point that asks for more facts than there are, what `kt.edit` raises, or a folder that
@@ -86,16 +91,16 @@ def sweep(
         "statistics": None if statistics is None else str(getattr(statistics, "files", statistics)),
     }
     kept = Kept(folder, settings, resume, {"balance": balance})
-    asked: dict[str, Any] = {"protocols": ways, "heldout": heldout, "batch_size": batch_size, "seed": seeds[0]}
+    arguments: dict[str, Any] = {"protocols": ways, "heldout": heldout, "batch_size": batch_size, "seed": seeds[0]}
     solver = Solver(model, [point.options for point in points], statistics, corpus, max_tokens)
     with stage("unedited model") as tick:
-        before = evaluate(model, requests, progress=tick, **asked)
+        before = evaluate(model, requests, progress=tick, **arguments)
     rows = []
     for number, point in enumerate(points):
         row = kept.row(number, point)
         if row is None:
             with stage(f"point {number + 1} of {len(points)}: {point.series} {point.label}") as tick:
-                row = _measure(solver, requests, point, before, seeds, asked, tick)
+                row = _measure(solver, requests, point, before, seeds, arguments, tick)
             kept.add(number, point, row)
         rows.append(row)
     about = {
@@ -103,7 +108,7 @@ def sweep(
         "model": model.name,
         "n_facts": len(requests),
         "seeds": list(seeds),
-        "protocol": _protocol(model, requests, before, asked),
+        "protocol": _protocol(model, requests, before, arguments),
     }
     return Sweep(plain(about), tuple(rows), plain(before.as_dict()["metrics"]), balance)
 
@@ -132,11 +137,11 @@ def _measure(
     point: Point,
     before: Scores,
     seeds: Sequence[int],
-    asked: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     tick: Any,
 ) -> Row:
     edited = list(facts[: point.edits])
-    found: list[Scores] = []
+    by_seed: list[Scores] = []
     seconds = {"solve": 0.0, "score": 0.0}
     for seed in seeds:
         start = time.perf_counter()
@@ -145,10 +150,10 @@ def _measure(
             edit = control
         solved = time.perf_counter()
         with edit.applied(solver.model):
-            found.append(evaluate(solver.model, edited, before=before, progress=tick, **asked))
+            by_seed.append(evaluate(solver.model, edited, before=before, progress=tick, **arguments))
         seconds["solve"] += solved - start
         seconds["score"] += time.perf_counter() - solved
-    scores = _mean_over_seeds(found)
+    scores = _mean_over_seeds(by_seed)
     return Row(
         label=point.label,
         series=point.series,
@@ -161,32 +166,34 @@ def _measure(
     )
 
 
-def _mean_over_seeds(found: Sequence[Scores]) -> Scores:
+def _mean_over_seeds(by_seed: Sequence[Scores]) -> Scores:
     """Each record's value as its mean over seeds: repetitions are averaged before records are resampled."""
-    if len(found) == 1:
-        return found[0]
+    if len(by_seed) == 1:
+        return by_seed[0]
     values: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(name for scores in found for name in scores.values):
-        records = dict.fromkeys(r for scores in found for r in scores.values.get(name, {}))
-        own = {r: [s.values[name][r] for s in found if r in s.values.get(name, {})] for r in records}
-        values[name] = {record: float(np.mean(numbers)) for record, numbers in own.items()}
-    return replace(found[0], values=values, heldout=_mean_heldout([scores.heldout for scores in found]))
+    for name in dict.fromkeys(name for scores in by_seed for name in scores.values):
+        records = dict.fromkeys(r for scores in by_seed for r in scores.values.get(name, {}))
+        by_record = {r: [s.values[name][r] for s in by_seed if r in s.values.get(name, {})] for r in records}
+        values[name] = {record: float(np.mean(numbers)) for record, numbers in by_record.items()}
+    return replace(by_seed[0], values=values, heldout=_mean_heldout([scores.heldout for scores in by_seed]))
 
 
-def _mean_heldout(found: Sequence[Heldout | None]) -> Heldout | None:
+def _mean_heldout(by_seed: Sequence[Heldout | None]) -> Heldout | None:
     """Each document's loss as its mean over seeds."""
-    texts = [text for text in found if text is not None]
+    texts = [text for text in by_seed if text is not None]
     if not texts:
         return None
     return replace(texts[0], nll=tuple(np.mean([text.nll for text in texts], axis=0).tolist()))
 
 
-def _protocol(model: TracedModel, facts: Sequence[Fact], before: Scores, asked: Mapping[str, Any]) -> Mapping[str, str]:
-    """What each metric means. Those of locality are there only beside an unedited model, so one fact is asked again."""
-    return evaluate(model, facts[:1], before=before, **asked).protocol
+def _protocol(
+    model: TracedModel, facts: Sequence[Fact], before: Scores, arguments: Mapping[str, Any]
+) -> Mapping[str, str]:
+    """The meaning of each metric; locality exists only beside an unedited model, so one fact is asked again."""
+    return evaluate(model, facts[:1], before=before, **arguments).protocol
 
 
-# What a sweep needs before it begins: requests that can stand in one batch, and the traced α to mark on its curve.
+# Preparation: requests that can stand in one batch, and the traced α to mark on the curve.
 
 
 def distinct(facts: Sequence[Fact]) -> list[Fact]:
@@ -202,9 +209,9 @@ def distinct(facts: Sequence[Fact]) -> list[Fact]:
         except KtError:
             nothing += 1
             continue
-        asked = " ".join(fact.prompt.split()).casefold()
-        twice += asked in kept
-        kept.setdefault(asked, request)
+        prompt = " ".join(fact.prompt.split()).casefold()
+        twice += prompt in kept
+        kept.setdefault(prompt, request)
     if nothing or twice:
         warnings.warn(
             f"{nothing + twice} of {len(facts)} records are left out: {nothing} without a new target, {twice} with the "
@@ -221,7 +228,7 @@ def distinct(facts: Sequence[Fact]) -> list[Fact]:
 def traced_balance(
     model: TracedModel, facts: Sequence[Fact], seed: int = 0, progress: Progress | None = None
 ) -> Balance:
-    """α (eq. 12) over at most 100 of the facts, evenly, as `alpha="auto"` traces it.
+    """Trace α (eq. 12) over at most 100 of the facts, evenly, as `alpha="auto"` does.
 
     Raises:
         KtError: they cannot be traced: the model does not know them, or they have no second answer.

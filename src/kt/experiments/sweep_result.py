@@ -1,4 +1,4 @@
-"""What a sweep found: a row a point, as plain numbers, apart from any model."""
+"""`Sweep`, the result of a sweep: a row a point, plain numbers, apart from any model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._util.data import complete_file, plain, read_json, write_json
-from .._util.text import interval
 from ..errors import BadFile, KtError
+from ..report import Figure, Shown, Table
 from ..runs.journal import SETTINGS, claim
 from ..stats import Interval, paired_bootstrap_difference
 from .grids import JOINT, Point
@@ -57,14 +57,14 @@ class Row:
         return found | {"n": self.n}
 
     @classmethod
-    def of(cls, held: Mapping[str, Any]) -> Row:
+    def of(cls, content: Mapping[str, Any]) -> Row:
         """From what `as_dict(whole=True)` gave."""
-        return cls(**{name: value for name, value in held.items() if name not in ("n", "schema_version")})
+        return cls(**{name: value for name, value in content.items() if name not in ("n", "schema_version")})
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What `sweep` returns.
+class Sweep(Shown):
+    """The result of `sweep`.
 
     `about` says what was swept (`kind`), on which model and facts, and what each metric means (`protocol`); `before`
     holds the unedited model's metrics on all facts, `balance` the traced α where one was asked for.
@@ -77,7 +77,13 @@ class Sweep:
 
     @property
     def kind(self) -> str:
+        """The swept setting: `alpha`, `layers`, `edits`, `clamp`, `modules`, or a recipe's axis."""
         return str(self.about["kind"])
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The swept setting, the model and the facts."""
+        return self.about
 
     def row(self, label: str, series: str | None = None) -> Row:
         """The row of a name.
@@ -93,17 +99,15 @@ class Sweep:
     def difference(self, first: str, second: str, seed: int = 0) -> dict[str, Interval]:
         """first - second by metric, over the records that both have, paired, with a bootstrap interval."""
         one, other = self.row(first).values, self.row(second).values
-        found = {}
+        differences = {}
         for name in (n for n in one if n in other):
             shared = [record for record in one[name] if record in other[name]]
             mine, theirs = ([values[name][record] for record in shared] for values in (one, other))
-            found[name] = paired_bootstrap_difference(mine, theirs, seed=seed)
-        return found
+            differences[name] = paired_bootstrap_difference(mine, theirs, seed=seed)
+        return differences
 
     def differences(self) -> dict[str, dict[str, Interval]]:
         """In a sweep of modules, what the joint edit is more than each part; nothing in other sweeps."""
-        from .grids import JOINT
-
         if self.kind != "modules":
             return {}
         others = [row.label for row in self.rows if row.label != JOINT]
@@ -113,20 +117,68 @@ class Sweep:
         """One row a point and metric."""
         import pandas as pd
 
-        found = []
+        lines = []
         for row in self.rows:
             place = {"series": row.series, "point": row.label, "x": row.x, "edits": row.edits}
             for name, metric in row.metrics.items():
                 low, high = metric["ci95"] or (None, None)
-                found.append(
+                lines.append(
                     place | {"metric": name, "mean": metric["mean"], "low": low, "high": high, "n": metric["n"]}
                 )
-        return pd.DataFrame(found, columns=["series", "point", "x", "edits", "metric", "mean", "low", "high", "n"])
+        return pd.DataFrame(lines, columns=["series", "point", "x", "edits", "metric", "mean", "low", "high", "n"])
+
+    @property
+    def heading(self) -> str:
+        """The title of its section."""
+        return f"Sweep of {self.kind}"
+
+    def tables(self) -> Sequence[Table]:
+        """A row a point, `A_TABLE` metrics a table; of modules also the joint edit less each of its parts."""
+        note = ""
+        if self.balance is not None:
+            ends = self.balance.get("ci95")
+            span = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
+            note = f"traced α {self.balance['alpha']:.3f}{span}, n = {self.balance['n_facts']}"
+        title = f"{self.about['model']}: {self.kind}, {self.about['n_facts']} facts"
+        shown = list(columns(self).items())
+        parts = [dict(shown[i : i + A_TABLE]) for i in range(0, max(1, len(shown)), A_TABLE)]
+        tables = []
+        for part in parts:
+            head = ["method", AXES.get(self.kind, self.kind), *part, "edits", "seconds"]
+            rows = [
+                [r.series, r.label, *(_mean(r, m) for m in part.values()), r.edits, round(sum(r.seconds.values()), 1)]
+                for r in self.rows
+            ]
+            tables.append(Table(head, rows, title, note))
+        gaps = self.differences()
+        for part in parts if gaps else ():
+            lines = [[name, *(by.get(metric) for metric in part.values())] for name, by in gaps.items()]
+            tables.append(Table(["", *part], lines, "paired differences over the same records"))
+        return tables
+
+    def figures(self) -> Sequence[Figure]:
+        """The metrics over the grid; none where the facts have nothing that the protocols ask for."""
+        return [Figure(self.figure(), name=self.kind)] if columns(self) else []
 
     def figure(self) -> go.Figure:
-        """Metrics over the grid with 95% bands; a traced α as a mark."""
+        """One panel a metric, one line a series (or, where points are names, one marker a point); a traced α marked."""
+        from ..figures.sweep import Traced, sweep_figure
 
-        return figure(self)
+        traced = None
+        if self.balance is not None and self.kind == "alpha":
+            ci95 = self.balance.get("ci95")
+            traced = Traced(float(self.balance["alpha"]), None if ci95 is None else (float(ci95[0]), float(ci95[1])))
+        named, shown = self.kind in NAMED, columns(self)
+        runs = _by_point(self) if named else _by_series(self)
+        return sweep_figure(
+            runs,
+            title=f"{self.about['model']}: {AXES.get(self.kind, self.kind)}",
+            subtitle=f"{self.about['n_facts']} facts; means over records with 95% intervals{_how(shown)}",
+            x_title=AXES.get(self.kind, "point"),
+            scale="log" if self.kind == "edits" else "linear",
+            names=[row.label for row in self.rows] if named else (),
+            traced=traced,
+        )
 
     def as_dict(self, whole: bool = False) -> dict[str, Any]:
         """For `--json`: `rows`, and what they are to be read beside."""
@@ -140,8 +192,8 @@ class Sweep:
 
     def save(self, path: str | Path) -> Path:
         """Write JSON with the values by record."""
-        held = {"about": self.about, "before": self.before, "balance": self.balance}
-        return write_json(path, {"what": KIND, **held, "rows": [row.as_dict(whole=True) for row in self.rows]})
+        content = {"about": self.about, "before": self.before, "balance": self.balance}
+        return write_json(path, {"what": KIND, **content, "rows": [row.as_dict(whole=True) for row in self.rows]})
 
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
@@ -150,11 +202,13 @@ class Sweep:
         Raises:
             BadFile: it is something else.
         """
-        held = read_json(path)
-        if held.get("what") != KIND:
+        content = read_json(path)
+        if content.get("what") != KIND:
             raise BadFile(f"{path}: not a sweep; give what Sweep.save or kt sweep wrote")
         with complete_file(path, "sweep", "run it again"):
-            return cls(held["about"], tuple(Row.of(row) for row in held["rows"]), held["before"], held["balance"])
+            return cls(
+                content["about"], tuple(Row.of(row) for row in content["rows"]), content["before"], content["balance"]
+            )
 
     def __repr__(self) -> str:
         return f"Sweep({self.kind}: {len(self.rows)} points, {self.about.get('n_facts')} facts)"
@@ -243,9 +297,9 @@ ASKED = {
     "free answer, neighbours": "neighbourhood_wild_contains",
     "perplexity": "perplexity_heldout",
 }
-"""Those that come with the protocols prob, wild and ppl."""
+"""Panels of the protocols prob, wild and ppl."""
 GREEDY = {"greedy text": "edit_success_gen_exact", "greedy text, rephrased": "paraphrase_gen_exact"}
-"""Those of gen where tf was not asked for."""
+"""Panels of gen in a sweep without tf."""
 A_TABLE = 5
 
 AXES = {
@@ -259,90 +313,45 @@ NAMED = ("layers", "modules")
 """Kinds whose points are names, not numbers."""
 
 
-def figure(found: Sweep) -> go.Figure:
-    """One panel a metric, one line a series (or, where points are names, one marker a point)."""
-    from ..figures.sweep import Traced, sweep_figure
-
-    traced = None
-    if found.balance is not None and found.kind == "alpha":
-        ci95 = found.balance.get("ci95")
-        traced = Traced(float(found.balance["alpha"]), None if ci95 is None else (float(ci95[0]), float(ci95[1])))
-    named, shown = found.kind in NAMED, columns(found)
-    runs = _by_point(found) if named else _by_series(found)
-    return sweep_figure(
-        runs,
-        title=f"{found.about['model']}: {AXES.get(found.kind, found.kind)}",
-        subtitle=f"{found.about['n_facts']} facts; means over records with 95% intervals{_how(shown)}",
-        x_title=AXES.get(found.kind, "point"),
-        scale="log" if found.kind == "edits" else "linear",
-        names=[row.label for row in found.rows] if named else (),
-        traced=traced,
-    )
-
-
 def _how(shown: Mapping[str, str]) -> str:
-    """What of it is teacher-forced, and what is a mean over something else."""
+    """Which panels are teacher-forced, and which are means over something else than records."""
     if set(shown) <= set(SHOWN):
         return ", teacher-forced"
     forced = "; edit success, paraphrase, portability: teacher-forced" * ("edit success" in shown)
     return forced + "; perplexity: over documents" * ("perplexity" in shown)
 
 
-def columns(found: Sweep) -> dict[str, str]:
+def columns(sweep: Sweep) -> dict[str, str]:
     """The panels that at least one row has something for."""
-    there = {name for row in found.rows for name, metric in row.metrics.items() if metric["n"]}
+    there = {name for row in sweep.rows for name, metric in row.metrics.items() if metric["n"]}
     greedy = {} if SHOWN["edit success"] in there else GREEDY
     return {panel: name for panel, name in (greedy | SHOWN | ASKED).items() if name in there}
 
 
-def tables(found: Sweep) -> list[dict[str, str]]:
-    """The panels by `A_TABLE`: what stands beside each other in a terminal. One without any, where there are none."""
-    shown = list(columns(found).items())
-    return [dict(shown[i : i + A_TABLE]) for i in range(0, max(1, len(shown)), A_TABLE)]
+def _mean(row: Row, metric: str) -> Interval | None:
+    """A metric's mean with its interval; None where the row has nothing for it."""
+    return Interval.of(found) if (found := row.metrics.get(metric)) else None
 
 
-def table_rows(found: Sweep, shown: Mapping[str, str]) -> list[list[Any]]:
-    """Cells: name, means with intervals, n, seconds."""
-    lines = []
-    for row in found.rows:
-        cells = [_cell(row.metrics.get(name)) for name in shown.values()]
-        lines.append([row.series, row.label, *cells, row.edits, round(sum(row.seconds.values()), 1)])
-    return lines
-
-
-def difference_rows(found: Sweep, shown: Mapping[str, str]) -> list[list[Any]]:
-    """Paired differences of the joint edit to its parts."""
-    return [
-        [name, *(_cell(by.get(metric) and by[metric].as_dict()) for metric in shown.values())]
-        for name, by in found.differences().items()
-        if name.startswith(JOINT)
-    ]
-
-
-def _cell(metric: Any) -> str:
-    return "–" if not metric else interval(metric["mean"], metric["ci95"])
-
-
-def _by_series(found: Sweep) -> dict[str, dict[str, Series]]:
+def _by_series(sweep: Sweep) -> dict[str, dict[str, Series]]:
     """{series: {panel: its line}}."""
     runs: dict[str, dict[str, Series]] = {}
-    for name in dict.fromkeys(row.series for row in found.rows):
-        rows = sorted((row for row in found.rows if row.series == name), key=lambda row: row.x)
-        runs[name] = {panel: _line(panel, rows, metric) for panel, metric in columns(found).items()}
+    for name in dict.fromkeys(row.series for row in sweep.rows):
+        rows = sorted((row for row in sweep.rows if row.series == name), key=lambda row: row.x)
+        runs[name] = {panel: _line(panel, rows, metric) for panel, metric in columns(sweep).items()}
     return runs
 
 
-def _by_point(found: Sweep) -> dict[str, dict[str, Series]]:
+def _by_point(sweep: Sweep) -> dict[str, dict[str, Series]]:
     """{point: {panel: its marker}}."""
-    shown = columns(found).items()
-    return {row.label: {panel: _line(panel, [row], metric) for panel, metric in shown} for row in found.rows}
+    shown = columns(sweep).items()
+    return {row.label: {panel: _line(panel, [row], metric) for panel, metric in shown} for row in sweep.rows}
 
 
 def _line(panel: str, rows: list[Row], metric: str) -> Series:
     from ..figures import Series
 
-    cells = [row.metrics.get(metric) or {"mean": None, "ci95": None, "n": 0} for row in rows]
-    bounds = np.array([cell["ci95"] or (np.nan, np.nan) for cell in cells], dtype=float)
-    means = np.array([np.nan if cell["mean"] is None else cell["mean"] for cell in cells], dtype=float)
-    counts = np.array([cell["n"] for cell in cells])
-    return Series(panel, [row.x for row in rows], means, bounds[:, 0], bounds[:, 1], counts)
+    mean, low, high, n = (
+        np.array(part) for part in zip(*(Interval.of(r.metrics.get(metric)) for r in rows), strict=True)
+    )
+    return Series(panel, [row.x for row in rows], mean, low, high, n)

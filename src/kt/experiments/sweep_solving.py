@@ -1,4 +1,4 @@
-"""Edits of one model for many settings, with what they have in common taken once.
+"""Edits of one model for many settings; second moments, contexts and paths are computed once.
 
 Second moments (with their factors) and context templates are shared by all settings. Where a joint edit's two paths
 do not see each other (`coupled` and `joint_targets` off, the default), α only scales them (eq. 13): each path is
@@ -71,8 +71,8 @@ class Solver:
         parts = {}
         for path, share in wanted.items():
             foreign = OF_ATTENTION if path == "mlp" else OF_MLP
-            own = {name: value for name, value in options.items() if name not in (*foreign, "alpha")}
-            key = to_json({"path": path, "options": own, "facts": [fact.id for fact in facts], "seed": seed})
+            settings = {name: value for name, value in options.items() if name not in (*foreign, "alpha")}
+            key = to_json({"path": path, "options": settings, "facts": [fact.id for fact in facts], "seed": seed})
             if key not in self._paths:
                 self._paths[key] = self._solve(facts, {**options, "alpha": share}, seed, progress)
             parts[path] = self._paths[key]
@@ -90,16 +90,16 @@ class Solver:
         return edit(self.model, facts, **(shared | dict(options)))
 
     def _plan(self, options: Mapping[str, Any]) -> Plan | None:
-        """What an edit with these options does; None where a trace or a probe has yet to say."""
+        """The plan of an edit with these options; None where it depends on a trace or a probe."""
         method, alpha = options.get("method", "intattn"), options.get("alpha")
         preset, variant = options.get("preset"), options.get("variant")
         given = {name: value for name, value in options.items() if name not in NO_HYPER_PARAMETERS}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solve itself says it once more
-            asked = MethodRequest.of(self.model, method, alpha, preset, variant, given)
-            if asked.needs_trace or asked.needs_probe:
+            request = MethodRequest.of(self.model, method, alpha, preset, variant, given)
+            if request.needs_trace or request.needs_probe:
                 return None
-            return asked.method.recipe(asked.resolve(self.model, None))
+            return request.method.recipe(request.resolve(self.model, None))
 
     def _moments(self, progress: Progress | None) -> Statistics | str | Path | None:
         """One object for all, where it is known what all need; its factors are then computed once."""

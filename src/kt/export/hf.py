@@ -21,6 +21,7 @@ from ..facts.fact import fill
 from ..model.devices import content
 from ..model.load import no_bars
 from ..model.memory import require_memory
+from ..report import Shown, Table
 from ..runs.folder import FILES
 from ..runs.provenance import versions
 from .shards import Shards, Source, refuse_full, refuse_taken, shard_size, size_of, source_of, whole_folder
@@ -47,7 +48,7 @@ SHOWN, NEW_TOKENS = 5, 8  # prompts that are continued, and tokens of a continua
 
 
 @dataclass(frozen=True)
-class Exported:
+class Exported(Shown):
     """An exported folder and its checks.
 
     `max_error` is the largest difference of a logit between the written model, loaded again, and the edited model;
@@ -64,7 +65,24 @@ class Exported:
     weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    kind = "export"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What else is to be told of this format."""
+        return self.about
+
+    def tables(self) -> Sequence[Table]:
+        """Of a merged folder what it says once loaded again, of an adapter how near it comes to the edit."""
+        if self.format == "hf":
+            rows = [[row["prompt"], row["continuation"]] for row in self.about["generated"]]
+            return [Table(["prompt", "continuation"], rows, "the folder, loaded again, says")] if rows else []
+        columns = ["weight", "rank", "rank that is exact", "missing, of the update's norm"]
+        rows = [[name, row["rank"], row["needed"], row["error"]] for name, row in self.weights.items()]
+        return [Table(columns, rows, f"adapter in {self.dtype}")]
+
     def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
         fields = {name: value for name, value in vars(self).items() if name != "about"}
         return fields | {"path": str(self.path), **self.about}
 

@@ -8,8 +8,9 @@ those of the weights before the edit.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from .._util.data import load_arrays, read_json
 from ..errors import BadFile, KtError, UnknownModel, WorkFailed
 from ..model.update import fingerprint_of
+from ..report import Shown, Table
 from .hf import ABOUT, EDIT, OWN, UNDO
 from .shards import Shards, whole_folder
 
@@ -38,7 +40,8 @@ class Fingerprints(NamedTuple):
         return "base" if value == self.before[name] else "applied" if value == self.after.get(name) else "other"
 
 
-class Reverted(NamedTuple):
+@dataclass(frozen=True)
+class Reverted(Shown):
     """The reverted folder: the previous state of each weight, and the fingerprint of the whole model at `path`."""
 
     path: Path
@@ -47,8 +50,22 @@ class Reverted(NamedTuple):
     fingerprint: str
     weights: dict[str, str]
 
+    kind = "revert"
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The folder and the model's fingerprint."""
+        return {"path": str(self.path), "fingerprint": self.fingerprint}
+
     def as_dict(self) -> dict[str, Any]:
-        return self._asdict() | {"path": str(self.path)}
+        """For `--json`."""
+        return vars(self) | {"path": str(self.path)}
+
+    def tables(self) -> Sequence[Table]:
+        """What each weight was and is."""
+        words = {"base": "as before the edit", "applied": "with the edit"}
+        rows = [[name, words[state], "as before the edit"] for name, state in self.weights.items()]
+        return [Table(["weight", "was", "is"], rows, f"weights of {self.path}")]
 
 
 def revert_folder(

@@ -173,6 +173,43 @@ def before_after(
     return figure
 
 
+def weight_sizes(
+    names: Sequence[str], relative: Sequence[float | None], *, title: str, subtitle: str = ""
+) -> go.Figure:
+    """How large an edit is beside each weight that it writes: ‖ΔW‖/‖W‖, one bar a weight.
+
+    Args:
+        names: of the weights, from the top down.
+        relative: Frobenius norm of each update over that of its weight; None where the weight's norm is not known.
+        title: of the figure.
+        subtitle: below the title.
+    """
+    plot, labels = max(60, 30 * len(names)), [escape(clip(name, 44)) for name in names]
+    left = 40 + round(7.2 * max(len(clip(name, 44)) for name in names))
+    figure = go.Figure(layout=frame(heading(title, subtitle), above=12, plot=plot, below=58, left=left, right=90))
+    figure.add_bar(
+        x=list(relative),
+        y=list(range(len(names))),
+        orientation="h",
+        marker={"color": theme.SERIES[0]},
+        text=["not known" if value is None else number(value) for value in relative],
+        textposition="outside",
+        cliponaxis=False,
+        hovertext=[escape(name) for name in names],
+        hoverinfo="text+x",
+    )
+    figure.layout.xaxis = theme.axis(title="‖ΔW‖/‖W‖, Frobenius norms", tickformat="~g", rangemode="tozero")
+    figure.layout.yaxis = theme.axis(
+        range=[len(names) - 0.5, -0.5],
+        tickmode="array",
+        tickvals=list(range(len(names))),
+        ticktext=labels,
+        showgrid=False,
+        showline=False,
+    )
+    return figure
+
+
 def _add_dots(figure: go.Figure, scores: Sequence[Interval], labels: Sequence[str], when: str, shift: float) -> None:
     after = when == "after"
     colour = theme.SERIES[0] if after else theme.MUTED

@@ -15,6 +15,8 @@ from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
 from ..errors import BadFact
+from ..report import Column, Figure, Shown, Table
+from ..report.table import layer_list
 from ..stats import bootstrap_mean_grid, median_grid
 from ..tracing.prompts import LeftOut, why
 from .lens import KINDS, POSITIONS, LensReading
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 
 METRICS = ("rank", "prob")
 STATISTICS = ("mean", "median")
+NAMES = {"original": "original answer", "target": "target answer"}
+KIND_TITLES = {"resid": "residual stream", "attn": "attention output", "mlp": "MLP output"}
+POSITION_TITLES = {"subject_last": "last subject token", "prediction": "prediction position"}
+_STAGES_AT = {"subject_last": ("enrichment",), "prediction": ("extraction", "promotion")}
+_PROPOSED = {"enrichment": "layers_low", "promotion": "layers_high"}
 
 
 class LensCurve(NamedTuple):
@@ -44,7 +51,7 @@ class LensCurve(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class Probe(Shown):
     """What `contrast_probe` returns: the facts, their reading, the facts left out and why, and how it was done.
 
     The axes of `reading` are fact, position (`positions`), kind (`kinds`), layer (`layers`), answer (original, target).
@@ -57,6 +64,8 @@ class Probe:
     left_out: tuple[LeftOut, ...]
     metadata: Mapping[str, Any]
 
+    kind = "probe"
+    heading = "Contrast probe"
     kinds = KINDS
     positions = POSITIONS
     answers = ANSWERS
@@ -83,11 +92,6 @@ class Probe:
         told = f"; {same} with one first token for both answers" if same else ""
         size = f"{self.n_facts} fact(s), {len(self.layers)} layer(s)"
         return f"Probe({self.metadata['model']}: {size}{told}; {self.why_left_out()})"
-
-    def _repr_html_(self) -> str:
-        from .show import summary_html
-
-        return summary_html(self)
 
     # Tables and means -------------------------------------------------------------------------------------------
     def to_dataframe(self) -> pd.DataFrame:
@@ -183,21 +187,110 @@ class Probe:
         prob = np.concatenate([reading.start_prob[keep][:, :, None], reading.prob[keep][:, :, resid]], 2)
         return find_stages(rank, prob)
 
-    # Figures ----------------------------------------------------------------------------------------------------
+    # Tables and figures -----------------------------------------------------------------------------------------
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: `positions.<position>.<answer>.rank` and `.prob`, the residual stream's means by layer.
+
+        `kinds.<kind>.<position>.<answer>.<metric>.<mean|median>` holds every kind with intervals, `sets` the word sets.
+        """
+
+        def curves(kind: str, position: str, answer: str) -> dict[str, Any]:
+            return {m: {s: self.curve(kind, position, answer, m, s)._asdict() for s in STATISTICS} for m in METRICS}
+
+        kinds = {k: {p: {a: curves(k, p, a) for a in ANSWERS} for p in POSITIONS} for k in KINDS}
+        means = {
+            position: {answer: {m: by[m]["mean"]["mean"] for m in METRICS} for answer, by in answers.items()}
+            for position, answers in kinds["resid"].items()
+        }
+        found = {
+            "model": self.metadata["model"],
+            "final_norm": self.metadata["final_norm"],
+            "n_facts": self.n_facts,
+            "n_same_first_token": len(self.same_first_token),
+            "left_out": [fact._asdict() for fact in self.left_out],
+            "layers": self.layers,
+            "positions": means,
+            "kinds": kinds,
+            "stages": self.stages.as_dict(),
+        }
+        if self.set_names:
+            sets = {p: {n: self.set_curve(n, "resid", p)._asdict() for n in self.set_names} for p in POSITIONS}
+            found["sets"] = sets
+        return found
+
+    def notes(self) -> Sequence[str]:
+        """How many facts, and how they were read."""
+        norm = "through the final norm" if self.metadata["final_norm"] else "without the final norm"
+        return [f"{self.n_facts} facts, read {norm}; {self.why_left_out()}. Rank 0 is the top of the vocabulary."]
+
+    def tables(self, statistic: str = "mean") -> Sequence[Table]:
+        """The residual stream by layer, then the stages of recall."""
+        short = {"subject_last": "subject", "prediction": "prediction"}
+        cells = [(position, answer) for position in POSITIONS for answer in ANSWERS]
+        heads = [
+            Column(f"{short[p]}: {answer} rank, prob", lambda pair: f"{pair[0]:.1f}  {pair[1]:.3f}")
+            for p, answer in cells
+        ]
+        means = [[self.curve("resid", p, a, m, statistic).mean for m in METRICS] for p, a in cells]
+        rows = [[str(layer), *((rank[i], prob[i]) for rank, prob in means)] for i, layer in enumerate(self.layers)]
+        title = f"residual stream of {self.metadata['model']}, {statistic}s over {int(self.counted.sum())} facts"
+        note = "rank 0 is the top" + ("" if self.metadata["final_norm"] else "; read without the final norm")
+        by_layer = Table(["layer", *heads], rows, title, f"{note}; {self.why_left_out()}", only="command")
+        return [by_layer, self.stages_table(), self._last_ranks()]
+
+    def stages_table(self) -> Table:
+        """Each stage with its layers and gain, or why there is none; then the layers that they propose to edit."""
+        stages = (self.stages.enrichment, self.stages.extraction, self.stages.promotion)
+        rows: list[list[Any]] = [[s.name, layer_list(s.layers), s.reason or s.gain] for s in stages]
+        for name in ("layers_low", "layers_high"):
+            rows.append([name, layer_list(getattr(self.stages, name)), "proposed for JEEP"])
+        return Table(["stage", "layers", "gain [95%]"], rows, "stages of recall (JEEP, section 4.1)")
+
+    def _last_ranks(self) -> Table:
+        """Both answers' median rank at the prediction position after the last layer read."""
+        curves = {NAMES[a].capitalize(): self.curve("resid", "prediction", a, "rank", "median") for a in ANSWERS}
+        rows = [[name, f"{np.round(curve.mean[-1], 1):g}", curve.n] for name, curve in curves.items()]
+        return Table(["", "median rank at the prediction position, last layer", "n"], rows, only="page")
+
+    def figures(self, statistic: str = "mean") -> Sequence[Figure]:
+        """Figure 2 of the residual stream, then of each module, then the word sets."""
+        says = f"The residual stream: {statistic}s over facts with 95% intervals; stages shaded."
+        found = [Figure(self.figure("resid", statistic), says, name="residual-stream")]
+        for kind, name in (("attn", "attention"), ("mlp", "mlp")):
+            says = f"The {KIND_TITLES[kind]}: {statistic}s over facts with 95% intervals."
+            found.append(Figure(self.figure(kind, statistic), says, name=name, only="command"))
+        if self.set_names:
+            says = "Mean probability of a token of each word set (JEEP, Figure 5)."
+            found.append(Figure(self.sets_figure(), says, name="word-sets"))
+        return found
+
     def figure(self, kind: str = "resid", statistic: str = "mean") -> go.Figure:
         """Rank and probability of both answers by layer at both positions, stages shaded (Figure 2)."""
-        from .show import figure
+        from ..figures.probe import probe_figure
 
         chosen("kind", kind, KINDS)
-        return figure(self, kind, statistic)
+        panels = {
+            position: {metric: _lines(self, kind, position, metric, statistic) for metric in METRICS}
+            for position in POSITIONS
+        }
+        return probe_figure(
+            panels,
+            title=f"Contrast probe of {self.metadata['model']}, {KIND_TITLES[kind]}",
+            subtitle=_subtitle(self),
+            stages={position: _marks(self, position) for position in POSITIONS} if kind == "resid" else None,
+            metric_titles={"rank": f"{statistic} rank (0 is the top)", "prob": f"{statistic} probability"},
+        )
 
     def sets_figure(self, kind: str = "resid", position: str = "prediction") -> go.Figure:
         """The word sets' mean probabilities and the original answer's by layer (Figure 5)."""
-        from .show import sets_figure
+        from ..figures.probe import sets_figure
 
         self._sets()
         self._place(kind, position)
-        return sets_figure(self, kind, position)
+        series = [_series(NAMES["original"], self.curve(kind, position, "original", "prob"), "original")]
+        series += [_series(name, self.set_curve(name, kind, position), None) for name in self.set_names]
+        title = f"Word sets in {self.metadata['model']}, {KIND_TITLES[kind]}, {POSITION_TITLES[position]}"
+        return sets_figure(series, title=title, subtitle=_subtitle(self))
 
     # Files ------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -244,7 +337,6 @@ def _curve(layers: tuple[int, ...], values: Float[ndarray, "fact layer"], statis
 
 # Probes as files, and several probes as one.
 
-FILE_KIND = "probe"
 _SAME = ("model", "revision", "n_layers", "vocab", "final_norm")
 """What probes must share before their facts are averaged together."""
 
@@ -253,7 +345,7 @@ def save(probe: Probe, path: str | os.PathLike[str]) -> Path:
     """The arrays of `TargetLoss` by name, with its axes; facts and metadata in the header."""
     arrays = {name: array for name, array in probe.reading._asdict().items() if array is not None}
     header = {
-        "kind": FILE_KIND,
+        "kind": Probe.kind,
         "layers": list(probe.layers),
         "set_names": list(probe.set_names),
         "facts": [asdict(fact) for fact in probe.facts],
@@ -269,7 +361,7 @@ def load(path: str | os.PathLike[str]) -> Probe:
     Raises:
         BadFile: the file is no probe, or not a whole one.
     """
-    arrays, header = load_arrays(path, kind=FILE_KIND)
+    arrays, header = load_arrays(path, kind=Probe.kind)
     with complete_file(path, "probe", "probe again"):
         facts = tuple(ProbedFact(**fact) for fact in header["facts"])
         left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
@@ -342,3 +434,39 @@ def _merged_metadata(probes: Sequence[Probe], n_given: int) -> dict[str, Any]:
         "warnings": [text for probe in probes for text in probe.metadata["warnings"]],
         "n_given": n_given,
     }
+
+
+# What the figures of a probe draw.
+
+
+def _lines(probe: Probe, kind: str, position: str, metric: str, statistic: str) -> list[Any]:
+    curves = {a: probe.curve(kind, position, a, metric, statistic, start=True) for a in ANSWERS}
+    return [_series(NAMES[answer], curve, answer) for answer, curve in curves.items()]
+
+
+def _series(name: str, curve: LensCurve, kind: str | None) -> Any:
+    from ..figures import Series
+
+    return Series(name, curve.layers, curve.mean, curve.low, curve.high, curve.n, kind)
+
+
+def _marks(probe: Probe, position: str) -> list[Any]:
+    from ..figures import Mark
+
+    marks = []
+    for name in _STAGES_AT[position]:
+        stage = getattr(probe.stages, name)
+        if stage.found:
+            marks.append(Mark(name, stage.layers[0], stage.layers[-1], kind=name))
+        proposed = getattr(probe.stages, _PROPOSED.get(name, ""), None)
+        if proposed:
+            marks.append(Mark(_PROPOSED[name], proposed[0], proposed[-1], kind=name, strip=True))
+    return marks
+
+
+def _subtitle(probe: Probe) -> str:
+    n, same = int(probe.counted.sum()), len(probe.same_first_token)
+    parts = [f"{n} distinct fact{'' if n == 1 else 's'}, 95% intervals over facts"]
+    parts += ["raw: without the final norm"] * (not probe.metadata["final_norm"])
+    parts += [f"{same} with one first token for both answers"] * bool(same)
+    return " · ".join(parts)

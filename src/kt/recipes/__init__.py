@@ -9,12 +9,13 @@ The files stand in `toml/`; docs/recipes.md says what they hold. A recipe's `kin
 `abilities` give a table, `trace` and `probe` a figure and what the paper claims of it, `case` one record's answers.
 """
 
+from ..report import Table
 from .base import PaperRecipe
 from .claims import Verdict
 from .edited import Cited, Line
 from .kinds import KINDS
 from .reading import names, read_recipe
-from .result import RecipeRun, Table
+from .result import RecipeRun
 from .run import run_recipe
 from .table import Cell
 

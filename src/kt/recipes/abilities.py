@@ -48,24 +48,24 @@ class AbilitiesRecipe(TableRecipe):
         return replace(super().smoked(), columns=columns, tasks=TASKS, limit=LIMIT, include_path=None)
 
 
-def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> AbilitiesRecipe:
-    columns, own, edited = dict(held["columns"]), held["abilities"], read_edited(held)
+def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> AbilitiesRecipe:
+    columns, abilities, edited = dict(content["columns"]), content["abilities"], read_edited(content)
     if len(edited["seeds"]) != 1:
         raise BadFile(f"{path}: abilities are measured with one seed; give seeds one number")
     if wrong := [metric for metric in columns.values() if "/" not in metric or "," not in metric]:
         raise BadFile(f"{path}: metric {wrong[0]!r}: write task/metric,filter, as gsm8k/exact_match,strict-match")
-    if stray := {*held.get("scales", {}), *own.get("apart", ())} - set(columns):
+    if stray := {*content.get("scales", {}), *abilities.get("apart", ())} - set(columns):
         raise BadFile(f"{path}: {min(stray)!r} is no column of the recipe; name one of {', '.join(columns)}")
     return AbilitiesRecipe(
         **shared,
         **edited,
-        rows=read_rows(path, held, len(columns), Cited.of),
+        rows=read_rows(path, content, len(columns), Cited.of),
         columns=columns,
-        scales={name: float(scale) for name, scale in held.get("scales", {}).items()},
-        apart=tuple(own.get("apart", ())),
-        tasks=tuple(own["tasks"]),
-        limit=own.get("limit"),
-        include_path=own.get("include_path"),
+        scales={name: float(scale) for name, scale in content.get("scales", {}).items()},
+        apart=tuple(abilities.get("apart", ())),
+        tasks=tuple(abilities["tasks"]),
+        limit=abilities.get("limit"),
+        include_path=abilities.get("include_path"),
     )
 
 
@@ -74,16 +74,16 @@ def run(recipe: AbilitiesRecipe, how: How) -> TableRun:
     from ..capability.tasks import choose, lm_eval_module
 
     lm_eval_module()  # before anything is fetched or loaded
-    asked = recipe.smoked() if how.smoke else recipe
-    facts = edited_facts(asked, how)
-    found: dict[str, list[Row]] = {}
-    with _task_folder(asked, how) as include_path:
-        chosen = choose(list(asked.tasks), include_path)
+    used = recipe.smoked() if how.smoke else recipe
+    facts = edited_facts(used, how)
+    rows_of: dict[str, list[Row]] = {}
+    with _task_folder(used, how) as include_path:
+        chosen = choose(list(used.tasks), include_path)
         for label, name in how.models.items():
-            found[label] = _model_rows(asked, how, label, how.load(name), facts, chosen)
-    before = {label: next((row.metrics for row in rows if not row.settings), {}) for label, rows in found.items()}
-    cells = [cell for m, rows in found.items() for cell in cells_of(recipe, asked, how, m, rows, before[m])]
-    return TableRun(asked, how.smoke, tuple(cells), found, "documents")
+            rows_of[label] = _model_rows(used, how, label, how.load(name), facts, chosen)
+    before = {label: next((row.metrics for row in rows if not row.settings), {}) for label, rows in rows_of.items()}
+    cells = [cell for m, rows in rows_of.items() for cell in cells_of(recipe, used, how, m, rows, before[m])]
+    return TableRun(used, how.smoke, tuple(cells), rows_of, "documents")
 
 
 @contextmanager
@@ -153,8 +153,8 @@ def _measure(
     edit = solver.edit(facts, options, seed, tick) if options else None
     solved = time.perf_counter()
     with nullcontext() if edit is None else edit.applied(solver.model):
-        found = abilities(solver.model, chosen, limit=recipe.limit, seed=seed, batch_size=how.batch_size)
-    metrics = {f"{row.task}/{row.metric}": row.before.as_dict() for row in found.rows}
+        result = abilities(solver.model, chosen, limit=recipe.limit, seed=seed, batch_size=how.batch_size)
+    metrics = {f"{row.task}/{row.metric}": row.before.as_dict() for row in result.rows}
     if missing := [metric for metric in recipe.columns.values() if metric not in metrics]:
         raise BadFile(f"recipe {recipe.name}: no metric {missing[0]!r}; the tasks give {', '.join(metrics)}")
     seconds = {"solve": round(solved - start, 3), "score": round(time.perf_counter() - solved, 3)}

@@ -1,4 +1,4 @@
-"""What every recipe has, whatever its kind: a name, its place in a paper, data and models; and what a run is given."""
+"""The parts of every recipe: a name, its place in a paper, data and models; and the arguments of a run (`How`)."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Keys(NamedTuple):
     known: tuple[str, ...]
     needed: tuple[str, ...] = ()
 
-    def check(self, where: str, held: Mapping[str, Any]) -> None:
+    def check(self, where: str, table: Mapping[str, Any]) -> None:
         """Refuse a stray key, then a missing one.
 
         Raises:
             BadFile: there is one.
         """
-        if stray := [key for key in held if key not in self.known]:
+        if stray := [key for key in table if key not in self.known]:
             raise BadFile(f"{where}: unknown key {stray[0]!r}; known are {', '.join(self.known)}")
-        if missing := [key for key in self.needed if key not in held]:
+        if missing := [key for key in self.needed if key not in table]:
             raise BadFile(f"{where}: {missing[0]!r} is missing; add it")
 
 
@@ -74,7 +74,7 @@ class PaperRecipe:
 
 @dataclass(frozen=True)
 class How:
-    """What `run_recipe` was given beside the recipe, checked; `models` are those that run, label -> id."""
+    """The checked arguments of `run_recipe` beside the recipe; `models` are those that run, label -> id."""
 
     load: Callable[[str], TracedModel]
     facts: Sequence[Fact] | None
@@ -98,8 +98,8 @@ class How:
 
     def goes_on(self, label: str) -> bool:
         """Whether there are parts of an interrupted run to go on with."""
-        place = self.place(label)
-        return self.resume and place is not None and (place / "settings.json").exists()
+        folder = self.place(label)
+        return self.resume and folder is not None and (folder / "settings.json").exists()
 
 
 class Kind(NamedTuple):

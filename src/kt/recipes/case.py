@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BadFile, KtError
+from ..report import Table
 from ..runs.folder import FILES
 from .base import How, Keys, Kind
 from .claims import COLUMNS, NOTHING, Claim, Finding, Verdict, lines, read_claims
 from .edited import TABLES, EditedRecipe, editable, read_edited, read_rows
-from .result import MISSING, RecipeRun, Table
+from .result import MISSING, RecipeRun
 
 if TYPE_CHECKING:
     from ..experiments.case_study import CaseStudy, Reply
@@ -30,15 +31,15 @@ MARKS = {True: "✓ ", False: "✗ ", None: ""}
 
 
 class Quoted(NamedTuple):
-    """What the paper prints for a prompt, and whether it marks it as right."""
+    """The paper's text for a prompt, and whether it marks it as right."""
 
     text: str
     right: bool | None = None
 
     @classmethod
-    def of(cls, held: Any) -> Quoted:
+    def of(cls, content: Any) -> Quoted:
         """From a text, or a list of the text and whether it is right."""
-        return cls(str(held[0]), bool(held[1])) if isinstance(held, list) else cls(str(held))
+        return cls(str(content[0]), bool(content[1])) if isinstance(content, list) else cls(str(content))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +69,13 @@ class CaseRun(RecipeRun):
     def n_facts(self) -> int:
         return self.recipe.edits
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> Sequence[Table]:
         """The paper's table, ours and the paper's text in each cell; then the claims, each of one record."""
         head = ["model", "", "prompt", "expected", "unedited", *(line.label for line in self.recipe.rows)]
-        said = "each cell: ours (✓ holds the expected answer) | the paper's; one record, no interval"
-        claims = Table("what the paper says of it", COLUMNS, lines(self.verdicts), "one record carries no interval")
+        legend = "each cell: ours (✓ holds the expected answer) | the paper's; one record, no interval"
+        claims = Table(COLUMNS, lines(self.verdicts), "what the paper says of it", "one record carries no interval")
         rows = [line for label, study in self.found.items() for line in self._lines(label, study)]
-        return [Table(self.title, head, rows, said), *([claims] if self.verdicts else [])]
+        return [Table(head, rows, self.title, legend), *([claims] if self.verdicts else [])]
 
     def save(self, folder: Path) -> None:
         """The case studies, under the name that `kt report` reads, one folder a model."""
@@ -110,7 +111,7 @@ class CaseRun(RecipeRun):
         from .._util.text import visible
         from ..experiments.case_study import UNEDITED
 
-        found = []
+        lines = []
         name = f"demo, not {label}" if self.smoke else label
         for i, question in enumerate(study.questions):
             shown = [_ours(study.replies[UNEDITED][i])]
@@ -119,8 +120,8 @@ class CaseRun(RecipeRun):
                 paper = _quoted(line.cited.get(label), question.role)
                 shown.append(ours if paper is None else f"{ours} | {MARKS[paper.right]}{paper.text}")
             expected = question.answers[0] if question.answers else "as unedited"
-            found.append([name, question.role, *map(visible, (question.prompt, expected, *shown))])
-        return found
+            lines.append([name, question.role, *map(visible, (question.prompt, expected, *shown))])
+        return lines
 
 
 def _quoted(cited: Sequence[Quoted] | None, role: str) -> Quoted | None:
@@ -131,33 +132,33 @@ def _ours(reply: Reply) -> str:
     return MARKS[reply.right] + reply.text.strip()
 
 
-def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> CaseRecipe:
-    own, edited = held.get("case", {}), read_edited(held)
+def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> CaseRecipe:
+    case, edited = content.get("case", {}), read_edited(content)
     if len(edited["seeds"]) != 1:
         raise BadFile(f"{path}: a case is of one edit a method; give seeds one number")
-    rows = read_rows(path, held, len(ROLES), Quoted.of, what=f"texts for the {{}} prompts {', '.join(ROLES)}")
-    claims = read_claims(path, held, CHECKS, {"roles": ROLES, "row": [line.label for line in rows]})
+    rows = read_rows(path, content, len(ROLES), Quoted.of, what=f"texts for the {{}} prompts {', '.join(ROLES)}")
+    claims = read_claims(path, content, CHECKS, {"roles": ROLES, "row": [line.label for line in rows]})
     return CaseRecipe(
         **shared,
         **edited,
         rows=rows,
-        subject=own.get("subject"),
-        tokens=int(own.get("tokens", 12)),
+        subject=case.get("subject"),
+        tokens=int(case.get("tokens", 12)),
         claims=claims,
     )
 
 
 def run(recipe: CaseRecipe, how: How) -> CaseRun:
     """One case study a model."""
-    asked = recipe.smoked() if how.smoke else recipe
-    facts = _with_record(asked, how)
-    found = {label: _study(asked, how, label, how.load(name), facts) for label, name in how.models.items()}
+    used = recipe.smoked() if how.smoke else recipe
+    facts = _with_record(used, how)
+    studies = {label: _study(used, how, label, how.load(name), facts) for label, name in how.models.items()}
     verdicts = tuple(
         Verdict(how.shown(label), claim, check(study, claim), how.smoke)
-        for label, study in found.items()
-        for claim in asked.claims
+        for label, study in studies.items()
+        for claim in used.claims
     )
-    return CaseRun(asked, how.smoke, found, verdicts)
+    return CaseRun(used, how.smoke, studies, verdicts)
 
 
 def _with_record(recipe: CaseRecipe, how: How) -> list[Fact]:
@@ -170,10 +171,10 @@ def _with_record(recipe: CaseRecipe, how: How) -> list[Fact]:
             f"recipe {recipe.name} shows the record of {recipe.subject!r}, which none of {len(facts)} facts is about; "
             "give the whole data with --facts"
         )
-    found = [record, *(fact for fact in facts if fact is not record)]
-    if len(found) < recipe.edits:
-        raise KtError(f"recipe {recipe.name} edits {recipe.edits} facts, and there are {len(found)}; give more facts")
-    return found[: recipe.edits]
+    chosen = [record, *(fact for fact in facts if fact is not record)]
+    if len(chosen) < recipe.edits:
+        raise KtError(f"recipe {recipe.name} edits {recipe.edits} facts, and there are {len(chosen)}; give more facts")
+    return chosen[: recipe.edits]
 
 
 def _study(recipe: CaseRecipe, how: How, label: str, model: TracedModel, facts: list[Fact]) -> CaseStudy:
@@ -184,13 +185,13 @@ def _study(recipe: CaseRecipe, how: How, label: str, model: TracedModel, facts: 
     lines = [line for line in recipe.rows if line.method is not None]
     options = [recipe.options_of(line, how.smoke) for line in lines]
     solver = Solver(model, options, how.statistics, how.corpus or recipe.corpus, recipe.max_tokens)
-    found = case_study(model, facts[0], {}, recipe.tokens)
-    for line, own in zip(lines, options, strict=True):
+    study = case_study(model, facts[0], {}, recipe.tokens)
+    for line, method_options in zip(lines, options, strict=True):
         with how.stage(f"{label}: {line.label}") as tick:
-            edit = solver.edit(facts, own, recipe.seeds[0], tick)
+            edit = solver.edit(facts, method_options, recipe.seeds[0], tick)
         one = case_study(model, facts[0], {line.label: edit}, recipe.tokens)
-        found = replace(found, replies={**found.replies, line.label: one.replies[line.label]})
-    return found
+        study = replace(study, replies={**study.replies, line.label: one.replies[line.label]})
+    return study
 
 
 def check(study: CaseStudy, claim: Claim) -> Finding:

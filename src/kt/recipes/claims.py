@@ -1,4 +1,4 @@
-"""What a paper's text says about its figure, as checks: a number of ours, and where it has to lie for the text to hold.
+"""Claims of a paper's text about its figure as checks: a number of ours, and the range in which the text holds.
 
     [[claims]]
     says = "Attention peaks within the first five layers"
@@ -36,7 +36,7 @@ COLUMNS = ("model", "the paper says", "section", "holds where", "ours [95%]", "n
 
 
 class Claim(NamedTuple):
-    """What the paper says, in which section, and the check with its own keys."""
+    """A sentence of the paper, its section, and the check with its own keys."""
 
     says: str
     section: str
@@ -71,48 +71,52 @@ class Verdict:
     @property
     def holds(self) -> bool | None:
         """Whether our number lies where the text has it."""
-        found = self.finding
-        if self.smoke or (found.reason and not found.fails) or (not found.reason and math.isnan(found.value.mean)):
+        finding = self.finding
+        if (
+            self.smoke
+            or (finding.reason and not finding.fails)
+            or (not finding.reason and math.isnan(finding.value.mean))
+        ):
             return None
-        return not found.reason and found.low < found.value.mean < found.high
+        return not finding.reason and finding.low < finding.value.mean < finding.high
 
     @property
     def sure(self) -> bool | None:
         """Whether the whole interval says the same; None without one, or where there was nothing to measure."""
-        found, ends = self.finding, self.finding.value.ci95
-        if self.holds is None or ends is None or found.reason:
+        finding, ends = self.finding, self.finding.value.ci95
+        if self.holds is None or ends is None or finding.reason:
             return None
-        inside = [found.low < end < found.high for end in ends]
-        return all(inside) if self.holds else not any(inside) and (ends[1] <= found.low or ends[0] >= found.high)
+        inside = [finding.low < end < finding.high for end in ends]
+        return all(inside) if self.holds else not any(inside) and (ends[1] <= finding.low or ends[0] >= finding.high)
 
     def line(self) -> list[str]:
         """A line of the table."""
         from .._util.text import visible
 
-        found = self.finding
-        ours = found.reason or found.ours or shown(found.value)
+        finding = self.finding
+        ours = finding.reason or finding.ours or shown(finding.value)
         word = {True: "yes", False: "no", None: MISSING}[self.holds]
         word += " (interval reaches across)" if self.sure is False else ""
-        cells = [self.model, self.claim.says, self.claim.section, found.rule, ours, str(found.value.n), word]
+        cells = [self.model, self.claim.says, self.claim.section, finding.rule, ours, str(finding.value.n), word]
         return [visible(cell) for cell in cells]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        found = self.finding
-        about = {"model": self.model, **self.claim._asdict(), "rule": found.rule, "reason": found.reason or None}
-        return about | {"ours": found.value.as_dict(), "holds": self.holds, "sure": self.sure}
+        finding = self.finding
+        about = {"model": self.model, **self.claim._asdict(), "rule": finding.rule, "reason": finding.reason or None}
+        return about | {"ours": finding.value.as_dict(), "holds": self.holds, "sure": self.sure}
 
 
 def read_claims(
-    path: Path, held: Mapping[str, Any], checks: Mapping[str, Keys], values: Mapping[str, Sequence[str]]
+    path: Path, content: Mapping[str, Any], checks: Mapping[str, Keys], values: Mapping[str, Sequence[str]]
 ) -> tuple[Claim, ...]:
     """[[claims]] of a kind whose checks have these keys, some with only these values; one claim a metric of `metrics`.
 
     Raises:
         BadFile: an unknown check, a stray or missing key, or a value that there is not.
     """
-    found = []
-    for row in held.get("claims", ()):
+    claims = []
+    for row in content.get("claims", ()):
         where = f"[[claims]] of {path}, {row.get('says', '')[:40]!r}"
         Keys((*row, *ABOUT), ABOUT).check(where, row)
         if row["check"] not in checks:
@@ -124,9 +128,9 @@ def read_claims(
             if stray := set([given] if isinstance(given, str) else given) - set(known):
                 raise BadFile(f"{where}: {key} has no {min(stray)!r}; there are {', '.join(known)}")
         metrics = about.pop("metrics", None)
-        for own in [about] if metrics is None else [about | {"metric": metric} for metric in metrics]:
-            found.append(Claim(str(row["says"]), str(row["section"]), row["check"], own))
-    return tuple(found)
+        for keys in [about] if metrics is None else [about | {"metric": metric} for metric in metrics]:
+            claims.append(Claim(str(row["says"]), str(row["section"]), row["check"], keys))
+    return tuple(claims)
 
 
 class Layers(NamedTuple):
@@ -159,18 +163,18 @@ def peak_layer(table: Float[ndarray, "fact layer"]) -> Interval:
     return bootstrap_of_means(table, lambda means: means.argmax(1).astype(np.float64))
 
 
-def shown(found: Interval) -> str:
+def shown(mean: Interval) -> str:
     """A mean and its interval to three digits: probabilities of a set's tokens can be of any size."""
-    ends = "" if found.ci95 is None else f" [{found.low:.3g}, {found.high:.3g}]"
-    return MISSING if math.isnan(found.mean) else f"{found.mean:.3g}{ends}"
+    ends = "" if mean.ci95 is None else f" [{mean.low:.3g}, {mean.high:.3g}]"
+    return MISSING if math.isnan(mean.mean) else f"{mean.mean:.3g}{ends}"
 
 
-def peak_words(found: Interval) -> str:
+def peak_words(peak: Interval) -> str:
     """`layer 3, the 4th from 1 [2, 5]`: both ways to count are said."""
-    if math.isnan(found.mean):
+    if math.isnan(peak.mean):
         return MISSING
-    ends = "" if found.ci95 is None else f" [{found.low:.0f}, {found.high:.0f}]"
-    return f"layer {found.mean:.0f}{ends} (from 1: {found.mean + 1:.0f})"
+    ends = "" if peak.ci95 is None else f" [{peak.low:.0f}, {peak.high:.0f}]"
+    return f"layer {peak.mean:.0f}{ends} (from 1: {peak.mean + 1:.0f})"
 
 
 def lines(verdicts: Iterable[Verdict]) -> list[list[str]]:
@@ -180,7 +184,7 @@ def lines(verdicts: Iterable[Verdict]) -> list[list[str]]:
 
 def note(verdicts: Sequence[Verdict]) -> str:
     """How to read the table."""
-    said = "layers are counted from 0 unless said; intervals are over facts"
+    text = "layers are counted from 0 unless said; intervals are over facts"
     if any(verdict.smoke for verdict in verdicts):
-        return f"{said}; a smoke run judges no claim"
-    return f"{said}; where the text is vague the range is kt's"
+        return f"{text}; a smoke run judges no claim"
+    return f"{text}; where the text is vague the range is kt's"

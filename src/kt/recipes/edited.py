@@ -35,9 +35,9 @@ class Cited(NamedTuple):
     half_width: float | None = None
 
     @classmethod
-    def of(cls, held: Any) -> Cited:
+    def of(cls, content: Any) -> Cited:
         """From a number, or a list of both."""
-        return cls(*map(float, held)) if isinstance(held, list) else cls(float(held))
+        return cls(*map(float, content)) if isinstance(content, list) else cls(float(content))
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,19 @@ class EditedRecipe(PaperRecipe):
         """What `kt.edit` is given for a row that has a method."""
         from ..editing import METHODS
 
-        found = dict(line.options)
+        options = dict(line.options)
         if self.variant is not None:
-            found["variant"] = self.variant
+            options["variant"] = self.variant
         if smoke:
-            found = {n: v for n, v in found.items() if not n.startswith(OF_SIZE)} | SMOKE_STEPS
+            options = {n: v for n, v in options.items() if not n.startswith(OF_SIZE)} | SMOKE_STEPS
             if METHODS[str(line.method)].writes_attention:
-                found.setdefault("alpha", 0.3)  # a trace of three facts would take longer than the rest
-        return {"method": line.method, **found}
+                options.setdefault("alpha", 0.3)  # a trace of three facts would take longer than the rest
+        return {"method": line.method, **options}
 
 
-def read_edited(held: Mapping[str, Any]) -> dict[str, Any]:
+def read_edited(content: Mapping[str, Any]) -> dict[str, Any]:
     """[data] and [statistics] as arguments of an `EditedRecipe`."""
-    data, statistics = held["data"], held.get("statistics", {})
+    data, statistics = content["data"], content.get("statistics", {})
     return {
         "n_facts": int(data["edits"]),
         "seeds": tuple(int(seed) for seed in data.get("seeds", (0,))),
@@ -102,7 +102,7 @@ def read_edited(held: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_rows(
     path: Path,
-    held: Mapping[str, Any],
+    content: Mapping[str, Any],
     width: int,
     shown: Callable[[Any], Shown],
     values: tuple[float, ...] = (),
@@ -113,43 +113,43 @@ def read_rows(
     Raises:
         BadFile: no rows, an unknown method, or an entry that fits no model, place or column.
     """
-    if not held["rows"] or not width:
+    if not content["rows"] or not width:
         raise BadFile(f"{path}: [[rows]] and its columns each need at least one entry; add one")
-    found = []
-    for row in held["rows"]:
+    rows = []
+    for row in content["rows"]:
         label, method = str(row["label"]), row.get("method")
         if method is not None and method not in METHOD_NAMES:
             raise BadFile(f"{path}: row {label!r}: no method {method!r}; there are {', '.join(METHOD_NAMES)}")
         cited = {}
         for key, entries in row.get("paper", {}).items():
             model, _, at = key.partition("/")
-            if model not in held["models"] or (at and float(at) not in values) or bool(at) != bool(values):
+            if model not in content["models"] or (at and float(at) not in values) or bool(at) != bool(values):
                 raise BadFile(
                     f"{path}: row {label!r}: {key!r} is no model of the recipe with a value of its axis; "
                     "name one of [models], and a value where the recipe has an axis"
                 )
             if len(entries) != width:
-                said = f"{len(entries)} {what.format(width)}"
-                raise BadFile(f"{path}: row {label!r}: {key!r} has {said}; give one each")
+                given = f"{len(entries)} {what.format(width)}"
+                raise BadFile(f"{path}: row {label!r}: {key!r} has {given}; give one each")
             cited[key] = tuple(map(shown, entries))
-        found.append(Line(label, method, bool(row.get("unedited", False)), dict(row.get("options", {})), cited))
-    return tuple(found)
+        rows.append(Line(label, method, bool(row.get("unedited", False)), dict(row.get("options", {})), cited))
+    return tuple(rows)
 
 
 def edited_facts(recipe: EditedRecipe, how: How) -> list[Fact]:
-    """As many as the recipe edits: of a file the first ones, as the papers take them.
+    """The recipe's number of facts: the first ones of a file, as the papers take them.
 
     Raises:
         BadFile: the recipe's data has to be fetched by hand.
         KtError: there are too few.
     """
-    found = editable(recipe, how)
-    if len(found) < recipe.edits:
+    facts = editable(recipe, how)
+    if len(facts) < recipe.edits:
         raise KtError(
-            f"recipe {recipe.name} edits {recipe.edits} facts, and there are {len(found)}; give more facts, or fewer "
+            f"recipe {recipe.name} edits {recipe.edits} facts, and there are {len(facts)}; give more facts, or fewer "
             "edits with --limit"
         )
-    return found[: recipe.edits]
+    return facts[: recipe.edits]
 
 
 def editable(recipe: EditedRecipe, how: How) -> list[Fact]:

@@ -1,19 +1,18 @@
-"""Recipes of edits: rows times an axis as the points of one sweep a model, then the paper's table from their rows."""
+"""Recipes of edits: one sweep a model over rows times an axis, then the paper's table from its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..report import Figure
 from .base import How, Keys, Kind
 from .edited import SMOKE_EDITS, TABLES, Cited, edited_facts, read_edited, read_rows
 from .table import TableRecipe, TableRun, cells_of, place
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from ..experiments import Point, Sweep
 
 
@@ -31,12 +30,12 @@ class EditsRecipe(TableRecipe):
         return tuple(way for way in ("tf", "gen", "prob", "wild", "ppl") if way in words)
 
     def limited(self, limit: int | None) -> EditsRecipe:
-        """Of an axis of edits, the places up to the limit."""
-        found = super().limited(limit)
-        if self.axis != "edits" or found is self:
-            return found
-        most = found.edits
-        return replace(found, values=(*(value for value in self.values if value < most), float(most)))
+        """With an axis of edits, only the places up to the limit."""
+        fewer = super().limited(limit)
+        if self.axis != "edits" or fewer is self:
+            return fewer
+        most = fewer.edits
+        return replace(fewer, values=(*(value for value in self.values if value < most), float(most)))
 
     def smoked(self) -> EditsRecipe:
         """At its smallest: first model, two or three places on the axis, one seed."""
@@ -54,18 +53,18 @@ class EditsRun(TableRun):
 
     sweeps: Mapping[str, Sweep]
 
-    def figures(self) -> dict[str, go.Figure]:
+    def figures(self) -> Sequence[Figure]:
         """Where the paper has an axis, the curves over it."""
-        return {label: each.figure() for label, each in self.sweeps.items()} if self.recipe.axis else {}
+        return [Figure(s.figure(), name=label) for label, s in self.sweeps.items()] if self.recipe.axis else []
 
 
-def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> EditsRecipe:
-    axis, columns = held.get("axis", {}), dict(held["columns"])
+def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> EditsRecipe:
+    axis, columns = content.get("axis", {}), dict(content["columns"])
     values = tuple(float(value) for value in axis.get("values", ()))
     return EditsRecipe(
         **shared,
-        **read_edited(held),
-        rows=read_rows(path, held, len(columns), Cited.of, values),
+        **read_edited(content),
+        rows=read_rows(path, content, len(columns), Cited.of, values),
         columns=columns,
         axis=axis.get("name", ""),
         values=values,
@@ -77,46 +76,46 @@ def run(recipe: EditsRecipe, how: How) -> EditsRun:
     """One sweep a model; finished points are kept in `how.folder`."""
     from ..experiments.sweep import sweep
 
-    asked = recipe.smoked() if how.smoke else recipe
-    own = edited_facts(asked, how)
-    points = _points(asked, how.smoke)
-    found: dict[str, Sweep] = {}
+    used = recipe.smoked() if how.smoke else recipe
+    facts = edited_facts(used, how)
+    points = _points(used, how.smoke)
+    sweeps: dict[str, Sweep] = {}
     for label, name in how.models.items():
         model = how.load(name)
-        found[label] = sweep(
+        sweeps[label] = sweep(
             model,
-            own,
+            facts,
             points,
-            kind=asked.axis or "methods",
+            kind=used.axis or "methods",
             folder=how.place(label),
             resume=how.goes_on(label),
-            protocols=asked.protocols,
-            seeds=asked.seeds,
+            protocols=used.protocols,
+            seeds=used.seeds,
             statistics=how.statistics,
-            corpus=how.corpus or asked.corpus,
-            max_tokens=asked.max_tokens,
+            corpus=how.corpus or used.corpus,
+            max_tokens=used.max_tokens,
             batch_size=how.batch_size,
             stage=how.stage,
         )
         del model
-    cells = [cell for label, by in found.items() for cell in cells_of(recipe, asked, how, label, by.rows, by.before)]
-    return EditsRun(asked, how.smoke, tuple(cells), {m: by.rows for m, by in found.items()}, "records", found)
+    cells = [cell for label, by in sweeps.items() for cell in cells_of(recipe, used, how, label, by.rows, by.before)]
+    return EditsRun(used, how.smoke, tuple(cells), {m: by.rows for m, by in sweeps.items()}, "records", sweeps)
 
 
 def _points(recipe: EditsRecipe, smoke: bool) -> list[Point]:
     """Rows times places on the axis, for the rows that are edits."""
     from ..experiments import Point
 
-    found = []
+    points = []
     for line in recipe.rows:
         if line.method is None:
             continue
         options = recipe.options_of(line, smoke)
         for value in recipe.values or (None,):
-            own = {} if value is None or recipe.axis == "edits" else {recipe.axis: value}
+            at = {} if value is None or recipe.axis == "edits" else {recipe.axis: value}
             edits = int(value) if value is not None and recipe.axis == "edits" else None
-            found.append(Point(place(value), value or 0.0, options | own, line.label, edits))
-    return found
+            points.append(Point(place(value), value or 0.0, options | at, line.label, edits))
+    return points
 
 
 EDITS = Kind(

@@ -5,16 +5,17 @@ The kinds `trace` and `probe` differ in what they measure, draw and check; the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import KtError
 from ..facts.fact import Fact
+from ..report import Figure, Table
 from .base import How, Keys, PaperRecipe, facts_of
 from .claims import COLUMNS, Claim, Verdict, lines, note
-from .result import RecipeRun, Table
+from .result import RecipeRun
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -65,13 +66,14 @@ class FigureRun(RecipeRun, Generic[Found]):
     def n_facts(self) -> int:
         return max(each.n_facts for each in self.found.values())
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> Sequence[Table]:
         """The claims where there are some; then what was measured."""
-        claims = Table(self.title, COLUMNS, lines(self.verdicts), note(self.verdicts))
+        claims = Table(COLUMNS, lines(self.verdicts), self.title, note(self.verdicts))
         return [*([claims] if self.verdicts else []), *self.summaries]
 
-    def figures(self) -> dict[str, go.Figure]:
-        return dict(self.drawn)
+    def figures(self) -> Sequence[Figure]:
+        """The figures of every model."""
+        return [Figure(drawn, name=name) for name, drawn in self.drawn.items()]
 
     def save(self, folder: Path) -> None:
         """The raw measurements, under the names that `kt report` reads, one folder a model."""
@@ -93,17 +95,17 @@ def figure_facts(recipe: FigureRecipe, how: How, ask: str) -> list[Fact]:
     from ..demo.loop import spread
 
     spread_out = how.smoke and how.facts is None
-    found = facts_of(recipe, how, None if spread_out else recipe.n_facts)
+    facts = facts_of(recipe, how, None if spread_out else recipe.n_facts)
     if ask == "contrast":
-        found = [fact for fact in found if fact.target or fact.foil]
-    if not found:
+        facts = [fact for fact in facts if fact.target or fact.foil]
+    if not facts:
         raise KtError(f"recipe {recipe.name}: no fact has a second answer; give facts with a target or a foil")
-    return spread(found, recipe.n_facts) if spread_out and recipe.n_facts else found
+    return spread(facts, recipe.n_facts) if spread_out and recipe.n_facts else facts
 
 
 @dataclass(frozen=True)
 class View(Generic[Found]):
-    """What a kind of recipe makes of one model's measurement: its file's name, checks of claims, figures, a table."""
+    """The views of one model's measurement in a kind of recipe: file name, checks of claims, figures, a table."""
 
     file: str
     check: Callable[[Found, str, Mapping[str, Any]], Any]
@@ -116,21 +118,23 @@ def figure_run(
     asked: FigureRecipe, how: How, doing: str, measure: Callable[[TracedModel, Progress], Found], view: View[Found]
 ) -> FigureRun[Found]:
     """Measure on each model in turn, one in memory at a time; draw, and check the claims."""
-    found: dict[str, Found] = {}
+    measured: dict[str, Found] = {}
     for label, name in how.models.items():
         with how.stage(f"{doing} {label}") as tick:
-            found[label] = measure(how.load(name), tick)
+            measured[label] = measure(how.load(name), tick)
     return FigureRun(
         recipe=asked,
         smoke=how.smoke,
-        found=found,
+        found=measured,
         verdicts=tuple(
             Verdict(how.shown(label), claim, view.check(each, claim.check, claim.about), how.smoke)
-            for label, each in found.items()
+            for label, each in measured.items()
             for claim in asked.claims
         ),
         file=view.file,
-        drawn={f"{label}-{name}": drawn for label, each in found.items() for name, drawn in view.figures(each).items()},
-        summaries=tuple(view.summary(how.shown(label), each) for label, each in found.items()),
-        data={label: view.curves(each) for label, each in found.items()},
+        drawn={
+            f"{label}-{name}": drawn for label, each in measured.items() for name, drawn in view.figures(each).items()
+        },
+        summaries=tuple(view.summary(how.shown(label), each) for label, each in measured.items()),
+        data={label: view.curves(each) for label, each in measured.items()},
     )

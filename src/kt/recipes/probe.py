@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import KtError
+from ..report import Table
 from ..runs.folder import FILES
 from ..stats import Interval
 from . import probe_checks
 from .base import How, Keys, Kind
 from .claims import read_claims, shown
 from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run
-from .result import Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -47,19 +47,19 @@ class ProbeRecipe(FigureRecipe):
     sets: str | None
 
 
-def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> ProbeRecipe:
-    own, most = held["probe"], held["data"].get("most")
-    if own["draws"] not in WHICH:
-        raise ValueError(f"draws = {own['draws']!r}, not {' or '.join(WHICH)}")
-    if (own["draws"] == "sets") != ("sets" in own):
+def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> ProbeRecipe:
+    settings, most = content["probe"], content["data"].get("most")
+    if settings["draws"] not in WHICH:
+        raise ValueError(f"draws = {settings['draws']!r}, not {' or '.join(WHICH)}")
+    if (settings["draws"] == "sets") != ("sets" in settings):
         raise ValueError("draws = 'sets' and sets = ... belong together")
     return ProbeRecipe(
         **shared,
         n_facts=None if most is None else int(most),
-        claims=read_claims(path, held, probe_checks.CHECKS, probe_checks.VALUES),
-        draws=own["draws"],
-        final_norm=bool(own.get("final_norm", True)),
-        sets=own.get("sets"),
+        claims=read_claims(path, content, probe_checks.CHECKS, probe_checks.VALUES),
+        draws=settings["draws"],
+        final_norm=bool(settings.get("final_norm", True)),
+        sets=settings.get("sets"),
     )
 
 
@@ -69,17 +69,17 @@ def run(recipe: ProbeRecipe, how: How) -> FigureRun[Probe]:
 
     if how.sets and recipe.sets is None:
         raise KtError(f"recipe {recipe.name} draws answers and no word sets; leave sets out")
-    asked = recipe.few(SMOKE_FACTS) if how.smoke else recipe
-    named = how.sets or (None if asked.sets is None else "demo" if how.smoke else asked.sets)
+    used = recipe.few(SMOKE_FACTS) if how.smoke else recipe
+    named = how.sets or (None if used.sets is None else "demo" if how.smoke else used.sets)
     sets = None if named is None else _sets(named)
-    facts = figure_facts(asked, how, "contrast")
+    facts = figure_facts(used, how, "contrast")
     rows: Any = how.batch_size
 
     def measure(model: TracedModel, tick: Progress) -> Probe:
-        return contrast_probe(model, facts, asked.final_norm, sets=sets, batch_size=rows, progress=tick)
+        return contrast_probe(model, facts, used.final_norm, sets=sets, batch_size=rows, progress=tick)
 
-    view = View(FILES["probe"], probe_checks.check, lambda probe: _figures(probe, asked), _summary, _curves)
-    return figure_run(asked, how, "probing", measure, view)
+    view = View(FILES["probe"], probe_checks.check, lambda probe: _figures(probe, used), _summary, _curves)
+    return figure_run(used, how, "probing", measure, view)
 
 
 def _sets(named: str | Path) -> WordSets:
@@ -104,7 +104,7 @@ def _summary(model: str, probe: Probe) -> Table:
         ends = [shown(_at(curve, layer)) for layer in (top, -1)]
         lines.append([name, str(curve.layers[top]), *ends, str(curve.n)])
     columns = ["mean probability of", "peak layer", "there [95%]", "after the last layer [95%]", "n"]
-    return Table(f"{model}: prediction position, residual stream", columns, lines, probe.why_left_out())
+    return Table(columns, lines, f"{model}: prediction position, residual stream", probe.why_left_out())
 
 
 def _at(curve: LensCurve, layer: int) -> Interval:

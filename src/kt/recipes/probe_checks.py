@@ -50,11 +50,11 @@ def by_layer(probe: Probe, metric: str, answer: str, position: str = "prediction
     """Each counted fact's probability, or log10(1 + rank), by layer; with `start` first what enters block 0."""
     p, a = probe.positions.index(position), probe.answers.index(answer)
     reading, keep = probe.reading, probe.counted
-    found = getattr(reading, metric)[keep][:, p, probe.kinds.index("resid"), :, a].astype(np.float64)
+    values = getattr(reading, metric)[keep][:, p, probe.kinds.index("resid"), :, a].astype(np.float64)
     if start:
         entering = getattr(reading, f"start_{metric}")[keep][:, p, a].astype(np.float64)
-        found = np.concatenate([entering[:, None], found], 1)
-    return np.log10(1.0 + found) if metric == "rank" else found
+        values = np.concatenate([entering[:, None], values], 1)
+    return np.log10(1.0 + values) if metric == "rank" else values
 
 
 def of_set(probe: Probe, name: str) -> Curve:
@@ -65,8 +65,8 @@ def of_set(probe: Probe, name: str) -> Curve:
 
 
 def _run_of(probe: Probe, about: Mapping[str, Any]) -> Stage:
-    found: Stage = getattr(probe.stages, about["stage"])
-    return found
+    stage: Stage = getattr(probe.stages, about["stage"])
+    return stage
 
 
 def _gains(probe: Probe, about: Mapping[str, Any], answer: str) -> Float[ndarray, " fact"]:
@@ -117,8 +117,8 @@ def _worsens(probe: Probe, about: Mapping[str, Any]) -> Finding:
 def _declines(probe: Probe, about: Mapping[str, Any]) -> Finding:
     """The probability peaks before the last layer."""
     rule = f"P({about['answer']}) after the last layer less its peak, below 0"
-    found = bootstrap_of_means(by_layer(probe, "prob", about["answer"]), lambda means: means[:, -1] - means.max(1))
-    return Finding(rule, found, high=0.0)
+    change = bootstrap_of_means(by_layer(probe, "prob", about["answer"]), lambda means: means[:, -1] - means.max(1))
+    return Finding(rule, change, high=0.0)
 
 
 def _steps_back(probe: Probe, about: Mapping[str, Any]) -> Finding:
@@ -131,10 +131,14 @@ def _steps_back(probe: Probe, about: Mapping[str, Any]) -> Finding:
 
 def _mirrors(probe: Probe, about: Mapping[str, Any]) -> Finding:
     """Over layers the set's mean probability goes with the original answer's."""
-    own, other, n = of_set(probe, about["set"]), by_layer(probe, "prob", "original"), len(probe.layers)
+    values, other, n = of_set(probe, about["set"]), by_layer(probe, "prob", "original"), len(probe.layers)
     above = float(about.get("above", 0.5))
-    found = bootstrap_of_means(np.concatenate([own, other], 1), lambda means: _correlation(means[:, :n], means[:, n:]))
-    return Finding(f"correlation of {about['set']} with the original answer over layers above {above:g}", found, above)
+    correlation = bootstrap_of_means(
+        np.concatenate([values, other], 1), lambda means: _correlation(means[:, :n], means[:, n:])
+    )
+    return Finding(
+        f"correlation of {about['set']} with the original answer over layers above {above:g}", correlation, above
+    )
 
 
 def _correlation(a: Float[ndarray, "draw layer"], b: Float[ndarray, "draw layer"]) -> Float[ndarray, " draw"]:
@@ -153,18 +157,18 @@ def _rises(probe: Probe, about: Mapping[str, Any]) -> Finding:
 
 def _dips(probe: Probe, about: Mapping[str, Any]) -> Finding:
     """The set is lowest in between: it falls from the first layer, and comes back at the end."""
-    found = bootstrap_of_means(
+    depth = bootstrap_of_means(
         of_set(probe, about["set"]), lambda means: np.minimum(means[:, 0], means[:, -1]) - means.min(1)
     )
-    return Finding(f"{about['set']}: the lower of the first and the last layer less the lowest, above 0", found, 0.0)
+    return Finding(f"{about['set']}: the lower of the first and the last layer less the lowest, above 0", depth, 0.0)
 
 
 def _rises_more(probe: Probe, about: Mapping[str, Any]) -> Finding:
     """From its own lowest layer to the last, one set rises more than the other."""
     n = len(probe.layers)
     both = np.concatenate([of_set(probe, about["set"]), of_set(probe, about["than"])], 1)
-    found = bootstrap_of_means(both, lambda means: _rise(means[:, :n]) - _rise(means[:, n:]))
-    return Finding(f"{about['set']} rises from its lowest layer by more than {about['than']}", found, 0.0)
+    lead = bootstrap_of_means(both, lambda means: _rise(means[:, :n]) - _rise(means[:, n:]))
+    return Finding(f"{about['set']} rises from its lowest layer by more than {about['than']}", lead, 0.0)
 
 
 def _rise(means: Float[ndarray, "draw layer"]) -> Float[ndarray, " draw"]:

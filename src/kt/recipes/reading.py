@@ -1,4 +1,4 @@
-"""A recipe from its TOML. What all kinds share is checked and read here, the rest by the kind.
+"""A recipe from its TOML: the keys that all kinds share are checked and read here, the others by the kind.
 
 Every key is checked when the file is read; a paper's figure must name a model, a place on the axis, and have a number
 for every column.
@@ -24,7 +24,7 @@ else:
 FOLDER = Path(__file__).parent / "toml"
 SUFFIX = ".toml"
 LABEL = re.compile(r"[A-Za-z0-9_+. -]{1,80}")
-"""Of a model, in tables and as the name of a folder where its finished parts are kept."""
+"""A model's label: its name in tables, and of the folder where its finished parts are kept."""
 
 
 def names() -> list[str]:
@@ -35,6 +35,12 @@ def names() -> list[str]:
 def read_recipe(name: str | Path) -> PaperRecipe:
     """A shipped recipe by its name, or one from a file that ends in .toml.
 
+    Args:
+        name: one of `names()`, or a path.
+
+    Returns:
+        The recipe, checked, as an object of its kind.
+
     Raises:
         BadFile: neither, not TOML, an unknown or missing key, or a figure that fits no model, place or column.
     """
@@ -42,47 +48,47 @@ def read_recipe(name: str | Path) -> PaperRecipe:
     if not path.is_file():
         raise BadFile(f"no recipe {str(name)!r}; there are {', '.join(names())}, or name a file that ends in {SUFFIX}")
     try:
-        held = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadFile(
             f"{path}: not TOML ({' '.join(str(error).split())}); write it as docs/recipes.md shows"
         ) from error
-    kind = KINDS.get(str(held.get("kind", DEFAULT)))
+    kind = KINDS.get(str(content.get("kind", DEFAULT)))
     if kind is None:
-        raise BadFile(f"{path}: no kind of recipe {str(held['kind'])[:40]!r}; there are {', '.join(KINDS)}")
+        raise BadFile(f"{path}: no kind of recipe {str(content['kind'])[:40]!r}; there are {', '.join(KINDS)}")
     try:
-        _check(path, held, kind)
-        return kind.read(path, held, _shared(path, held))
+        _check(path, content, kind)
+        return kind.read(path, content, _shared(path, content))
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise BadFile(f"{path}: a value is of the wrong kind ({error}); docs/recipes.md shows the form") from error
 
 
-def _check(path: Path, held: Mapping[str, Any], kind: Kind) -> None:
+def _check(path: Path, content: Mapping[str, Any], kind: Kind) -> None:
     """Every table's keys; of a list of tables those of each."""
-    own = kind.tables[""]
-    Keys((*SHARED.known, *own.known), (*SHARED.needed, *own.needed)).check(str(path), held)
+    top = kind.tables[""]
+    Keys((*SHARED.known, *top.known), (*SHARED.needed, *top.needed)).check(str(path), content)
     for name, keys in kind.tables.items():
-        if name and name in held:
-            found = held[name] if isinstance(held[name], list) else [held[name]]
-            for each in found:
+        if name and name in content:
+            tables = content[name] if isinstance(content[name], list) else [content[name]]
+            for each in tables:
                 keys.check(f"[{name}] of {path}", each)
 
 
-def _shared(path: Path, held: Mapping[str, Any]) -> dict[str, Any]:
-    data, models = held["data"], dict(held["models"])
+def _shared(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    data, models = content["data"], dict(content["models"])
     if not models:
         raise BadFile(f"{path}: [models] needs at least one entry; add one")
     if wrong := [label for label in models if label.startswith(".") or not LABEL.fullmatch(label)]:
         raise BadFile(f"{path}: [models] {wrong[0]!r} names a folder of the run; write letters, digits, space and ._+-")
     if wrong := [label for label, model in models.items() if not isinstance(model, str)]:
         raise TypeError(f"model {wrong[0]} is no text")
-    texts = {name: held.get(name, "") for name in ("summary", "paper", "place", "text")}
+    texts = {name: content.get(name, "") for name in ("summary", "paper", "place", "text")}
     if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
         raise TypeError(f"{wrong[0]} is no text")
     return {
         "name": path.stem,
         **texts,
-        "notes": tuple(map(str, held.get("notes", ()))),
+        "notes": tuple(map(str, content.get("notes", ()))),
         "facts": data["facts"],
         "url": data.get("url"),
         "format": data.get("format"),

@@ -1,40 +1,34 @@
-"""What a recipe's run gives, whatever its kind: tables, figures, files, and the same as JSON."""
+"""`RecipeRun`, the result of a recipe of any kind: tables, figures, files, JSON."""
 
 from __future__ import annotations
 
-import html
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from .._util.data import plain
+from ..report import Shown, Table
 from .base import PaperRecipe
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
 
 SMOKE = "SMOKE RUN on the demo model and demo facts: these figures are not the paper's and say nothing about them"
 MISSING = "–"
 
 
-class Table(NamedTuple):
-    """Plain text: a title, heads, lines of cells, and a note (how to read a cell, what was left out)."""
-
-    title: str
-    columns: Sequence[str]
-    lines: Sequence[Sequence[str]]
-    note: str = ""
-
-
 @dataclass(frozen=True)
-class RecipeRun(ABC):
-    """What `run_recipe` returns."""
+class RecipeRun(Shown, ABC):
+    """The result of `run_recipe`."""
 
     recipe: PaperRecipe
     smoke: bool
+
+    kind = "recipe"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Which recipe, and whether it ran in smoke mode."""
+        return {"recipe": self.recipe.name, "kind": self.recipe.kind, "smoke": self.smoke}
 
     @property
     @abstractmethod
@@ -42,18 +36,14 @@ class RecipeRun(ABC):
         """How many facts went in."""
 
     @abstractmethod
-    def tables(self) -> list[Table]:
-        """The paper's table first; what explains it after."""
+    def tables(self) -> Sequence[Table]:
+        """The paper's table first; then the tables that explain it."""
 
     @abstractmethod
     def held(self) -> dict[str, Any]:
         """The kind's own part of the JSON."""
 
-    def figures(self) -> dict[str, go.Figure]:
-        """By name, where the paper has a figure."""
-        return {}
-
-    def save(self, folder: Path) -> None:  # noqa: B027 (most kinds have no more than figures and JSON)
+    def save(self, folder: Path) -> None:
         """Write what the result rests on."""
 
     @property
@@ -67,19 +57,14 @@ class RecipeRun(ABC):
         lines = [f"# {recipe.place}: {recipe.summary}", "", f"{recipe.paper}." + f" {SMOKE}." * self.smoke]
         for table in self.tables():
             lines += ["", *([f"## {table.title}", ""] if table.title != self.title else [])]
-            lines += [f"{table.note}.", ""] if table.note else []
-            lines += [_line(table.columns), _line(["---"] * len(table.columns)), *map(_line, table.lines)]
+            lines += [f"{table.caption}.", ""] if table.caption else []
+            lines.append(table.markdown())
         lines += ["", *(f"- {note}" for note in recipe.notes)]
         return "\n".join(lines) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: what every kind has, then its own."""
         about = ("name", "kind", "summary", "paper", "place", "notes")
-        found: dict[str, Any] = {name: getattr(self.recipe, name) for name in about}
-        found |= {"smoke": self.smoke, "warning": SMOKE if self.smoke else None, "n_facts": self.n_facts}
-        return dict(plain(found | self.held()))
-
-
-def _line(cells: Sequence[str]) -> str:
-    """A line of a table; what a model wrote is no mark-up."""
-    return "| " + " | ".join(html.escape(c, quote=False).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+        content: dict[str, Any] = {name: getattr(self.recipe, name) for name in about}
+        content |= {"smoke": self.smoke, "warning": SMOKE if self.smoke else None, "n_facts": self.n_facts}
+        return dict(plain(content | self.held()))

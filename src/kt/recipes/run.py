@@ -35,24 +35,30 @@ def run_recipe(
     """The paper's table or figure, ours beside what the paper has.
 
     Args:
-        load: from a model's id to the model; one model is held at a time.
+        recipe: of `read_recipe`.
+        load: from a model's id to the model; one model is in memory at a time.
         facts: in place of the recipe's own.
         models: in place of the recipe's own, by its labels: {"qwen2.5-7b": "/path/or/id"}.
         smoke: the demo model on demo facts, few steps, few edits, one seed: that it runs, not what it gives.
         folder, resume: as in `sweep`, one folder a model inside; kinds `edits` and `abilities` only.
         corpus, statistics: second moments, in place of the recipe's corpus; kinds that edit only.
         sets: a file of word sets in place of the recipe's; kind `probe` only.
+        batch_size: rows a batch, or `auto`.
+        stage: opens a stage by name and gives the callback for its progress.
+
+    Returns:
+        The tables and figures of the recipe, ours beside the paper's.
 
     Raises:
         BadFile: the recipe's data has to be fetched by hand.
         KtError: an argument that this kind of recipe does not take, too few facts, or what the kind's own work raises.
     """
     refuse_untaken(recipe, resume=resume, corpus=corpus, statistics=statistics, sets=sets)
-    own = recipe.smoked().models if smoke else recipe.models
+    shipped = recipe.smoked().models if smoke else recipe.models
     how = How(
         load=load,
         facts=facts,
-        models=dict(own if models is None or smoke else models),
+        models=dict(shipped if models is None or smoke else models),
         smoke=smoke,
         folder=None if folder is None else Path(folder),
         resume=resume,

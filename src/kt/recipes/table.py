@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..report import Table
 from .base import How
 from .edited import Cited, EditedRecipe
-from .result import MISSING, RecipeRun, Table
+from .result import MISSING, RecipeRun
 
 if TYPE_CHECKING:
     from ..experiments import Row
@@ -85,7 +86,7 @@ class TableRun(RecipeRun):
     cells: tuple[Cell, ...]
     rows: Mapping[str, Sequence[Row]]
     over: str
-    """What intervals are over."""
+    """The records that intervals are over: `records` or `documents`."""
 
     @property
     def n_facts(self) -> int:
@@ -94,8 +95,8 @@ class TableRun(RecipeRun):
     @property
     def legend(self) -> str:
         """How to read a cell."""
-        said = f"each cell: ours [95% interval over {self.over}] | the paper's"
-        return said if self.smoke else f"{said} (ours less the paper's)"
+        text = f"each cell: ours [95% interval over {self.over}] | the paper's"
+        return text if self.smoke else f"{text} (ours less the paper's)"
 
     def columns(self) -> list[str]:
         """The head of the table."""
@@ -107,14 +108,14 @@ class TableRun(RecipeRun):
         grouped: dict[tuple[str, float | None, str], list[Cell]] = {}
         for cell in self.cells:
             grouped.setdefault((cell.model, cell.at, cell.row), []).append(cell)
-        found = []
+        rows = []
         for (model, at, row), cells in grouped.items():
             place = [f"{at:g}"] if at is not None else [MISSING] if self.recipe.axis else []
-            found.append([model, *place, row, *map(str, cells), str(max(cell.n for cell in cells))])
-        return found
+            rows.append([model, *place, row, *map(str, cells), str(max(cell.n for cell in cells))])
+        return rows
 
-    def tables(self) -> list[Table]:
-        return [Table(self.title, self.columns(), self.lines(), self.legend)]
+    def tables(self) -> Sequence[Table]:
+        return [Table(self.columns(), self.lines(), self.title, self.legend)]
 
     def held(self) -> dict[str, Any]:
         """`cells` as the table has them, `rows` by model as they were measured."""

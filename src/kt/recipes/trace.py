@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.text import interval
+from ..report import Table
 from ..runs.folder import FILES
 from . import trace_checks
 from .base import How, Keys, Kind
 from .claims import peak_layer, peak_words, read_claims
 from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run
-from .result import Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -41,13 +41,13 @@ class TraceRecipe(FigureRecipe):
     settings: Mapping[str, Any]
 
 
-def read(path: Path, held: Mapping[str, Any], shared: Mapping[str, Any]) -> TraceRecipe:
-    settings = dict(held.get("trace", {}))
-    most = held["data"].get("most")
+def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> TraceRecipe:
+    settings = dict(content.get("trace", {}))
+    most = content["data"].get("most")
     return TraceRecipe(
         **shared,
         n_facts=None if most is None else int(most),
-        claims=read_claims(path, held, trace_checks.CHECKS, trace_checks.VALUES),
+        claims=read_claims(path, content, trace_checks.CHECKS, trace_checks.VALUES),
         kinds=tuple(settings.pop("kinds", ("mlp", "attn"))),
         settings=settings,
     )
@@ -57,17 +57,17 @@ def run(recipe: TraceRecipe, how: How) -> FigureRun[Trace]:
     """One trace a model, both figures, and the claims."""
     from ..tracing import causal_trace
 
-    asked = recipe
+    used = recipe
     if how.smoke:
-        asked = replace(recipe.few(SMOKE_FACTS), settings={**recipe.settings, "samples": SMOKE_SAMPLES})
-    facts = figure_facts(asked, how, "answer")
+        used = replace(recipe.few(SMOKE_FACTS), settings={**recipe.settings, "samples": SMOKE_SAMPLES})
+    facts = figure_facts(used, how, "answer")
     rows = None if how.batch_size == "auto" else int(how.batch_size)
 
     def measure(model: TracedModel, tick: Progress) -> Trace:
-        return causal_trace(model, facts, asked.kinds, METRICS, max_rows=rows, progress=tick, **asked.settings)
+        return causal_trace(model, facts, used.kinds, METRICS, max_rows=rows, progress=tick, **used.settings)
 
     return figure_run(
-        asked, how, "tracing", measure, View(FILES["trace"], trace_checks.check, _figures, _summary, _curves)
+        used, how, "tracing", measure, View(FILES["trace"], trace_checks.check, _figures, _summary, _curves)
     )
 
 
@@ -89,7 +89,7 @@ def _summary(model: str, trace: Trace) -> Table:
             lines.append([kind, metric.replace("_", " "), peak_words(peak), effect, str(curve.n)])
     columns = ["module", "metric", "peak [95%]", "effect there [95%]", "n"]
     left = f"{trace.n_facts} facts traced; {trace.why_left_out()}"
-    return Table(f"{model}: strongest layer at the last subject token", columns, lines, left)
+    return Table(columns, lines, f"{model}: strongest layer at the last subject token", left)
 
 
 def _curves(trace: Trace) -> dict[str, Any]:

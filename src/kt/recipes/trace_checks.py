@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from ..stats import Interval, bootstrap_mean, bootstrap_of_means
+from ..stats import bootstrap_mean, bootstrap_of_means
 from .base import Keys
 from .claims import NOTHING, Finding, layers_of, peak_layer, peak_words, shown
 
@@ -30,7 +29,7 @@ AT = "subject_last"
 _MODULES = ("mlp", "attn", "hidden")
 _ROLES = ("subject_first", "subject_middle", "subject_last", "after_first", "after_middle", "last")
 VALUES = {"kind": _MODULES, "than": _MODULES, "metrics": ("logit_diff", "prob"), "at": _ROLES, "roles": _ROLES}
-"""What these keys may have: the names of `kt.tracing`, written here since that loads torch and reading must not."""
+"""Values of these keys: names of `kt.tracing`, repeated here because that loads torch and reading must not."""
 
 
 def check(trace: Trace, name: str, about: Mapping[str, Any]) -> Finding:
@@ -44,8 +43,8 @@ def effects(trace: Trace, about: Mapping[str, Any], kind: str | None = None) -> 
     from ..tracing.trace import role_effects
 
     kind = trace.checked(kind or about["kind"], about.get("metric", "logit_diff"))
-    found = role_effects(trace, kind, about.get("metric", "logit_diff"))
-    return found[:, ROLES.index(about.get("at", AT))]
+    values = role_effects(trace, kind, about.get("metric", "logit_diff"))
+    return values[:, ROLES.index(about.get("at", AT))]
 
 
 def _words(about: Mapping[str, Any]) -> str:
@@ -55,9 +54,9 @@ def _words(about: Mapping[str, Any]) -> str:
 def _peak(trace: Trace, about: Mapping[str, Any]) -> Finding:
     """The peak of the mean curve lies in these layers."""
     where = layers_of(about, trace.n_layers)
-    found = peak_layer(effects(trace, about))
+    peak = peak_layer(effects(trace, about))
     rule = f"{about['kind']}, {_words(about)}: peak in {where.words}"
-    return Finding(rule, found, where.start - 0.5, where.stop - 0.5, peak_words(found))
+    return Finding(rule, peak, where.start - 0.5, where.stop - 0.5, peak_words(peak))
 
 
 def _role(trace: Trace, about: Mapping[str, Any]) -> Finding:
@@ -67,8 +66,8 @@ def _role(trace: Trace, about: Mapping[str, Any]) -> Finding:
 
     where = layers_of(about, trace.n_layers)
     metric = about.get("metric", "logit_diff")
-    found = role_effects(trace, trace.checked(about["kind"], metric), metric)[:, :, where.start : where.stop].mean(2)
-    there = [r for r in range(len(ROLES)) if not np.isnan(found[:, r]).all()]
+    values = role_effects(trace, trace.checked(about["kind"], metric), metric)[:, :, where.start : where.stop].mean(2)
+    there = [r for r in range(len(ROLES)) if not np.isnan(values[:, r]).all()]
     named = [i for i, r in enumerate(there) if ROLES[r] in about["roles"]]
     others = [i for i in range(len(there)) if i not in named]
     rule = (
@@ -76,8 +75,8 @@ def _role(trace: Trace, about: Mapping[str, Any]) -> Finding:
     )
     if not named or not others:
         return Finding(rule, NOTHING, reason="the facts have no such tokens")
-    lead = bootstrap_of_means(found[:, there], lambda means: means[:, named].max(1) - means[:, others].max(1))
-    means = np.nanmean(found[:, there], axis=0)
+    lead = bootstrap_of_means(values[:, there], lambda means: means[:, named].max(1) - means[:, others].max(1))
+    means = np.nanmean(values[:, there], axis=0)
     strongest = ROLES[there[int(means.argmax())]]
     return Finding(rule, lead, 0.0, ours=f"strongest: {strongest}; lead {shown(lead)}")
 
@@ -86,8 +85,8 @@ def _falls(trace: Trace, about: Mapping[str, Any]) -> Finding:
     """After these layers the mean effect is below a share of the peak's."""
     after, share = int(about["after"]), float(about.get("below", 0.5))
     rule = f"{about['kind']}, {_words(about)}: mean after the first {after} layers below {share:g} of the peak"
-    found = bootstrap_of_means(effects(trace, about), lambda means: _tail_share(means, after))
-    return Finding(rule, found, high=share)
+    share_left = bootstrap_of_means(effects(trace, about), lambda means: _tail_share(means, after))
+    return Finding(rule, share_left, high=share)
 
 
 def _tail_share(means: Float[ndarray, "draw layer"], after: int) -> Float[ndarray, " draw"]:
@@ -98,13 +97,11 @@ def _tail_share(means: Float[ndarray, "draw layer"], after: int) -> Float[ndarra
 def _above(trace: Trace, about: Mapping[str, Any]) -> Finding:
     """Over these layers one module's mean effect is above the other's."""
     where = layers_of(about, trace.n_layers)
-    own, other = (effects(trace, about, kind)[:, where.start : where.stop].mean(1) for kind in _two(about))
+    values, other = (
+        effects(trace, about, kind)[:, where.start : where.stop].mean(1) for kind in (about["kind"], about["than"])
+    )
     rule = f"{_words(about)}, mean of {where.words}: {about['kind']} above {about['than']}"
-    return Finding(rule, bootstrap_mean(own - other), 0.0)
-
-
-def _two(about: Mapping[str, Any]) -> tuple[str, str]:
-    return about["kind"], about["than"]
+    return Finding(rule, bootstrap_mean(values - other), 0.0)
 
 
 def _alpha(trace: Trace, about: Mapping[str, Any]) -> Finding:
@@ -112,10 +109,8 @@ def _alpha(trace: Trace, about: Mapping[str, Any]) -> Finding:
     from ..tracing import balance_factor
 
     near, by = float(about["near"]), float(about.get("by", 0.05))
-    balance = balance_factor(trace)
-    low, high = balance.ci95 or (math.nan, math.nan)
-    found = Interval(balance.alpha, low, high, balance.n_facts)
-    return Finding(f"α of eq. 12 less than {by:g} from {near:g}", found, near - by, near + by)
+    rule = f"α of eq. 12 less than {by:g} from {near:g}"
+    return Finding(rule, balance_factor(trace).interval, near - by, near + by)
 
 
 _CHECKS: dict[str, Callable[[Trace, Mapping[str, Any]], Finding]] = {

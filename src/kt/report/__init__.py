@@ -1,7 +1,9 @@
-"""One HTML report from text, tables, key figures and plotly figures."""
+"""Tables, the interface of results, and one HTML page from text, tables, key figures and plotly figures."""
 
 from __future__ import annotations
 
-from .html import Card, Figure, Section, Table, Text, build, render
+from .html import Card, Figure, Section, Text, build, render
+from .result import Result, Shown
+from .table import Column, Table
 
-__all__ = ["Card", "Figure", "Section", "Table", "Text", "build", "render"]
+__all__ = ["Card", "Column", "Figure", "Result", "Section", "Shown", "Table", "Text", "build", "render"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .._util.files import atomic_write
 from .._util.text import visible, visible_lines
 from ..stats import Interval
+from .table import Only, Table, is_number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -35,36 +36,17 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of strings, numbers, `Interval`s or None; columns of numbers are set flush right."""
-
-    headers: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    caption: str = ""
-    digits: int = 3
-
-    def __post_init__(self) -> None:
-        if wrong := [row for row in self.rows if len(row) != len(self.headers)]:
-            raise ValueError(f"a row of {len(wrong[0])} cells does not fit {len(self.headers)} headers: {wrong[0]!r}")
-
-    @property
-    def numeric(self) -> list[bool]:
-        """Which columns hold nothing but numbers (and at least one)."""
-        columns = [[row[i] for row in self.rows if row[i] is not None] for i in range(len(self.headers))]
-        return [bool(column) and all(_is_number(v) for v in column) for column in columns]
-
-    @property
-    def cells(self) -> list[list[str]]:
-        return [[show(value, self.digits) for value in row] for row in self.rows]
-
-
-@dataclass(frozen=True)
 class Figure:
-    """A plotly figure with a caption; `alt` says what it shows to those who cannot see it."""
+    """A plotly figure with a caption.
+
+    `alt` describes it to people who cannot see it, `name` is the stem of its file, `only` says where it is shown.
+    """
 
     figure: go.Figure
     caption: str = ""
     alt: str = ""
+    name: str = ""
+    only: Only = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +88,22 @@ def build(
     summary: Sequence[Card] = (),
     lead: str = "",
 ) -> Path:
-    """Write the report to `out`, whole or not at all. `meta` is its footer: versions, seed, command."""
+    """Write the report to `out`, whole or not at all.
+
+    Args:
+        title: of the page.
+        sections: headings with their texts, tables and figures.
+        out: the file.
+        meta: the footer: versions, seed, command.
+        summary: key figures under the title.
+        lead: one sentence under the title.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        NotWritable: the file cannot be written.
+    """
     return atomic_write(Path(out), render(title, sections, meta, summary=summary, lead=lead))
 
 
@@ -118,7 +115,7 @@ def render(
     summary: Sequence[Card] = (),
     lead: str = "",
 ) -> str:
-    """The report as HTML. `lead` is one sentence under the title, `summary` the key figures below that."""
+    """The report as HTML text; for the arguments see `build`."""
     from ..figures.save import POLICY, plotly_library
 
     chapters = list(_chapters(sections))
@@ -169,7 +166,7 @@ def _template() -> Template:
 
 
 def _shown(value: Any) -> Any:
-    """What a page is given: texts without characters that a browser acts on. Ready HTML is ours, and stays."""
+    """Escape characters of texts that a browser acts on; HTML that is ready (Markup) is ours and stays."""
     return visible_lines(value) if type(value) is str else value
 
 
@@ -187,7 +184,7 @@ def show(value: Any, digits: int = 3) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if _is_number(value):
+    if is_number(value):
         return number(float(value), digits)
     if isinstance(value, list | tuple):
         return ", ".join(show(item, digits) for item in value)
@@ -200,9 +197,3 @@ def interval_words(value: Interval, digits: int = 3) -> str:
 
     spread = "" if value.ci95 is None else f"{number(value.low, digits)} to {number(value.high, digits)}, "
     return f"{spread}n = {value.n}"
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int | float | Interval) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)

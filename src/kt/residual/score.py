@@ -11,9 +11,10 @@ who may read the best ten tokens of every layer finds the old answer in this sha
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,13 +22,26 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from .._util.data import complete_file, load_arrays, save_arrays
+from .._util.data import complete_file, load_arrays, plain, save_arrays
 from ..errors import BadFact
 from ..probing.controls import Control
 from ..probing.lens import KINDS, POSITIONS, LensReading
 from ..probing.questions import ProbedFact
 from ..probing.result import Probe, chosen_name
-from ..probing.stages import NEW, OLD, Remainder, advantage, in_top, leading, remainder
+from ..probing.stages import (
+    CONTROLS,
+    NEW,
+    OLD,
+    Remainder,
+    advantage,
+    in_top,
+    leading,
+    mean_visibility,
+    remainder,
+    visibility,
+)
+from ..report import Card, Column, Figure, Shown, Table
+from ..report.table import pairs
 from ..stats import (
     Interval,
     IntervalGrid,
@@ -43,10 +57,14 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+    from ..figures import Mark, Series
+
 
 BOTH = "both"
 """Both positions together."""
 ANSWERS = ("original", "target", "control")
+METRICS = ("rank", "prob")
+_NAMES = {"original": "old answer", "target": "new answer", "control": "other answers of the relation"}
 
 
 class Carrier(NamedTuple):
@@ -63,7 +81,7 @@ class Carrier(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Residual:
+class Residual(Shown):
     """What `residual_fact` returns.
 
     Args:
@@ -87,6 +105,9 @@ class Residual:
     attacks: Attacks
     left_out: tuple[LeftOut, ...]
     metadata: Mapping[str, Any]
+
+    kind = "residual"
+    heading = "What is left of the old facts"
 
     # Advantages -------------------------------------------------------------------------------------------------
     @cached_property
@@ -225,27 +246,109 @@ class Residual:
         )
         return Probe(self.facts, self.layers, pairs, (), self.left_out, {**self.metadata, "state": state})
 
+    # Tables and figures -----------------------------------------------------------------------------------------
     def to_dataframe(self) -> pd.DataFrame:
         """One row per fact, kind, position, layer, state (before, after) and answer (original, target, control).
 
         A control's row stands for all of the fact's controls: the mean probability, and the rank whose visibility is
         their mean, so that the advantage follows from the rows.
         """
-        from .show import to_dataframe
+        import pandas as pd
 
-        return to_dataframe(self)
-
-    def figure(self, position: str = "prediction", metric: str = "rank") -> go.Figure:
-        """Before and after side by side, one row per kind: old, new and other answers by layer."""
-        from .show import figure
-
-        return figure(self, position, metric)
+        prob, rank = (np.stack([answers(self, s, m) for s in STATES], 4) for m in ("prob", "rank"))
+        facts = [f.index for f in self.facts]
+        labels = (facts, POSITIONS, KINDS, self.layers, STATES, ANSWERS)
+        index = pd.MultiIndex.from_product(labels, names=["fact", "position", "kind", "layer", "state", "answer"])
+        frame = pd.DataFrame({"prob": prob.reshape(-1), "rank": rank.reshape(-1)}, index=index).reset_index()
+        return frame[["fact", "kind", "position", "layer", "state", "answer", "prob", "rank"]].dropna(ignore_index=True)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: every number with its n and interval, without the arrays."""
-        from .show import as_dict
+        return {
+            "residual_score": self.score.as_dict(),
+            "floor": self.floor.as_dict(),
+            "above_floor": self.above_floor.as_dict(),
+            "n_facts": len(self.facts),
+            "by_kind": {k: {p: _plain(found) for p, found in places.items()} for k, places in self.by_kind.items()},
+            "carrier": None if self.carrier is None else _plain(self.carrier),
+            "in_top": plain(self.in_top),
+            "attacks": [_plain(row) for row in self.attacks.rows(self._draws[1], self._draws[0])],
+            "left_out": [fact._asdict() for fact in self.left_out],
+            **self.metadata,
+        }
 
-        return as_dict(self)
+    def notes(self) -> Sequence[str]:
+        """How many facts, and what the score is."""
+        return [
+            f"{_edit_words(self)}: {len(self.facts)} facts; {self.why_left_out()}. The score is the share of the old "
+            "answer's lead over other answers of its relation that the edit left: 1 is all of it, 0 none."
+        ]
+
+    def headline(self) -> Sequence[Card]:
+        """The score."""
+        return [Card("residual score", self.score)]
+
+    def tables(self) -> Sequence[Table]:
+        """Where it is left, the score beside its floor, and whether the old answer comes back."""
+        left = []
+        for kind, places in self.by_kind.items():
+            for at, r in places.items():
+                seen = [None if at == BOTH else self.in_top[kind][at][s]["original"].mean for s in STATES]
+                left.append([kind, at, r.score, r.before.mean, r.after.mean, *seen])
+        share = lambda value: "" if value is None else f"{value:.2f}"  # noqa: E731
+        columns = ["kind", "position", "residual [95%]", "advantage before", "after"]
+        tops = [Column("in a top ten before", share), Column("after", share)]
+        scores = [("residual score", self.score), ("of what was never learnt", self.floor)]
+        scores += [("difference", self.above_floor)]
+        return [
+            Table(
+                [*columns, *tops], left, "what is left of the old answer", f"n = {self.score.n}; {self.why_left_out()}"
+            ),
+            pairs(scores, "residual", "[95%]"),
+            self._attack_table(),
+        ]
+
+    def _attack_table(self) -> Table:
+        """How often an answer beats the new one on the edited model, and by what factor the old one leads."""
+        n_boot, seed = self._draws
+        rows = []
+        for name in self.attacks.names:
+            beats = self.attacks.row(name, "beats_new", "after", seed, n_boot)
+            leads = [self.attacks.row(name, "log_ratio", state, seed, n_boot).excess for state in STATES]
+            rows.append([name, beats.old.mean, beats.third.mean, beats.excess, leads[0].mean, leads[1]])
+        columns = ["prompt", "old", "third, named alike", "old - third", "lead before", "lead after"]
+        note = "old, third: share of facts on which it beats the new answer; lead: ln P(old)/P(third)"
+        return Table(columns, rows, "is the old answer more probable than the new one?", note)
+
+    def figures(self) -> Sequence[Figure]:
+        """Before and after, at both positions."""
+        says = "Rank at the {} position, before and after the edit."
+        return [
+            Figure(self.figure("prediction"), says.format("prediction"), name="before-after"),
+            Figure(self.figure("subject_last"), says.format("subject's"), name="before-after-subject", only="command"),
+        ]
+
+    def figure(self, position: str = "prediction", metric: str = "rank") -> go.Figure:
+        """Before and after side by side, one row per kind: old, new and other answers by layer."""
+        from ..figures.probe import before_after_probe
+
+        for given, known in ((position, POSITIONS), (metric, METRICS)):
+            if given not in known:
+                raise BadFact(f"{given!r} is not drawn; choose among {', '.join(known)}")
+        before, after = ({kind: _lines(self, s, kind, position, metric) for kind in KINDS} for s in STATES)
+        place = {"subject_last": "at the subject's last token", "prediction": "at the prediction position"}[position]
+        floor = "" if np.isnan(self.floor.mean) else f"never learnt {self.floor.mean:.3f}"
+        y_title = "rank, geometric mean" if metric == "rank" else "mean probability"
+        return before_after_probe(
+            before,
+            after,
+            title=f"The old fact before and after the edit, {place}",
+            subtitle=" · ".join(filter(None, (floor, _edit_words(self)))),
+            score=self.score,
+            metric=metric,
+            y_title=y_title,
+            marks=_edited(self),
+        )
 
     # Files ------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -284,11 +387,6 @@ class Residual:
             f"Residual({what}: score {self.score}, floor {self.floor}; {len(self.facts)} facts, {self.why_left_out()})"
         )
 
-    def _repr_html_(self) -> str:
-        from .show import summary_html
-
-        return summary_html(self)
-
 
 def _cell(grid: IntervalGrid, at: tuple[int, ...]) -> Interval:
     return Interval(float(grid.mean[at]), float(grid.low[at]), float(grid.high[at]), int(grid.n[at]))
@@ -296,7 +394,6 @@ def _cell(grid: IntervalGrid, at: tuple[int, ...]) -> Interval:
 
 # Residuals as files, and several residuals as one.
 
-FILE_KIND = "residual"
 _ARRAYS = ("prob", "rank", "start_prob", "start_rank")
 _SAME = ("model", "revision", "n_layers", "vocab", "final_norm", "seed", "n_boot", "prefixes")
 """What residuals must share before their facts are averaged together."""
@@ -313,7 +410,7 @@ def save(residual: Residual, path: str | os.PathLike[str]) -> Path:
         path,
         arrays,
         {
-            "kind": FILE_KIND,
+            "kind": Residual.kind,
             "facts": [asdict(fact) for fact in residual.facts],
             "controls": [[control._asdict() for control in some] for some in residual.controls],
             "layers": list(residual.layers),
@@ -331,7 +428,7 @@ def load(path: str | os.PathLike[str]) -> Residual:
     Raises:
         BadFile: not there, not whole, or not a residual.
     """
-    arrays, header = load_arrays(path, kind=FILE_KIND)
+    arrays, header = load_arrays(path, kind=Residual.kind)
     with complete_file(path, "residual", "measure it again"):
         facts = tuple(ProbedFact(**fact) for fact in header["facts"])
         controls = tuple(tuple(Control(**control) for control in some) for some in header["controls"])
@@ -402,3 +499,76 @@ def _refuse_unequal(parts: Sequence[Residual]) -> None:
         if fact.said in seen:
             raise BadFact(f"{fact.prompt!r} is in two of the residuals and would count twice; join distinct facts")
         seen.add(fact.said)
+
+
+# What the tables and figures of a residual draw.
+
+
+def answers(residual: Residual, state: str, metric: str) -> Float[ndarray, "fact position kind layer answer"]:
+    """Old, new and mean control by cell: the probability, or the rank (see `Residual.to_dataframe`)."""
+    reading = residual.readings[state]
+    if metric == "prob":
+        prob = reading.prob.astype(np.float64)
+        there = ~np.isnan(prob[..., CONTROLS])
+        n = there.sum(-1)
+        total = np.where(there, prob[..., CONTROLS], 0.0).sum(-1)
+        return np.stack([prob[..., OLD], prob[..., NEW], np.where(n > 0, total / np.maximum(n, 1), np.nan)], -1)
+    return _ranks(np.stack(_visibilities(residual, state), -1), int(residual.metadata["vocab"]))
+
+
+def _visibilities(residual: Residual, state: str) -> list[Float[ndarray, "fact position kind layer"]]:
+    rank, vocab = residual.readings[state].rank, int(residual.metadata["vocab"])
+    return [
+        visibility(rank[..., OLD], vocab),
+        visibility(rank[..., NEW], vocab),
+        mean_visibility(rank[..., CONTROLS], vocab),
+    ]
+
+
+def _ranks(seen: Float[ndarray, "*cell"], vocab: int) -> Float[ndarray, "*cell"]:
+    """The rank of a visibility: from a mean of visibilities, the geometric mean of 1 + rank, minus 1."""
+    return np.expm1((1 - seen) * np.log(vocab))
+
+
+def _plain(row: NamedTuple) -> dict[str, Any]:
+    return {name: plain(value) for name, value in row._asdict().items()}
+
+
+def _lines(residual: Residual, state: str, kind: str, position: str, metric: str) -> list[Series]:
+    from ..figures import Series
+
+    p, k = POSITIONS.index(position), KINDS.index(kind)
+    vocab = int(residual.metadata["vocab"])
+    if metric == "prob":
+        values = answers(residual, state, "prob")[residual.scored, p, k]
+    else:
+        values = np.stack(_visibilities(residual, state), -1)[residual.scored, p, k]
+    grid = bootstrap_mean_grid(values, int(residual.metadata["n_boot"]), int(residual.metadata["seed"]))
+    mean, low, high = grid[:3]
+    if metric == "rank":  # more visible is a lower rank, so the interval's ends change places
+        mean, low, high = (_ranks(part, vocab) for part in (mean, high, low))
+    columns = [(name, mean[:, a], low[:, a], high[:, a], grid.n[:, a]) for a, name in enumerate(ANSWERS)]
+    return [Series(_NAMES[name], residual.layers, m, lo, hi, n, kind=name) for name, m, lo, hi, n in columns]
+
+
+def _edit_words(residual: Residual) -> str:
+    about = residual.metadata
+    alpha = about.get("alpha")
+    share = f", α {alpha:.3g}" if isinstance(alpha, int | float) else ""
+    return f"{about['model']}, {about.get('method') or 'edit'}{share}"
+
+
+def _edited(residual: Residual) -> dict[str, list[Mark]]:
+    """The stretches of layers whose weights the edit changed, in the row of their kind."""
+    from ..figures import Mark
+
+    found = {}
+    for kind, layers in residual.metadata.get("edited", {}).items():
+        found[kind] = [Mark("edited", float(start), float(stop)) for start, stop in _runs(sorted(layers))]
+    return found
+
+
+def _runs(layers: list[int]) -> Iterator[tuple[int, int]]:
+    ends = [a for a, b in pairwise(layers) if b != a + 1] + layers[-1:]
+    starts = layers[:1] + [b for a, b in pairwise(layers) if b != a + 1]
+    return zip(starts, ends, strict=True)

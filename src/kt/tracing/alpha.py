@@ -31,9 +31,11 @@ from numpy import ndarray
 
 from .._util.data import complete_file, read_json, write_json
 from ..errors import BadFile, WorkFailed
-from ..stats import bootstrap_mean_grid
+from ..report import Card, Figure, Shown, Table
+from ..report.table import layer_list, pairs
+from ..stats import Interval, bootstrap_mean_grid
 from .prompts import ROLES
-from .trace import role_effects
+from .trace import KIND_TITLES, METRIC_TITLES, role_effects
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,8 +61,11 @@ class FactBalance(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Balance:
+class Balance(Shown):
     """The result of `balance_factor`. Intervals are None with a single fact."""
+
+    kind = "balance"
+    heading = "Balance factor"
 
     alpha: float
     alpha_raw: float | None
@@ -79,26 +84,72 @@ class Balance:
         sets = ", ".join(f"{name} {list(layers)}" for name, layers in self.layers.items())
         return f"Balance(alpha={self.alpha:.3f}, {interval}, n={self.n_facts}; {sets})"
 
-    def _repr_html_(self) -> str:
-        from .show import balance_html
-
-        return balance_html(self)
-
     def to_dataframe(self) -> pd.DataFrame:
         """One row per fact: layer sums and eq. 12."""
         import pandas as pd
 
         return pd.DataFrame([fact._asdict() for fact in self.per_fact], columns=FactBalance._fields)
 
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Of the trace that it rests on."""
+        return self.run
+
+    @property
+    def interval(self) -> Interval:
+        """α with its 95% interval and the number of facts; NaN ends where there is no interval."""
+        return Interval(self.alpha, *(self.ci95 or (math.nan, math.nan)), self.n_facts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: α (clamped and raw), its interval, and what each layer contributes."""
+        names = ("alpha", "alpha_raw", "ci95", "n_facts", "per_layer", "layers", "warnings")
+        per_fact = self.to_dataframe().to_dict("records")
+        return {name: getattr(self, name) for name in names} | {"per_fact": per_fact}
+
+    def notes(self) -> Sequence[str]:
+        """The warnings."""
+        return self.warnings
+
+    def headline(self) -> Sequence[Card]:
+        """α with its interval."""
+        return [Card("α, attention's share", self.interval)]
+
+    def tables(self, per_fact: bool = False) -> Sequence[Table]:
+        """α and the layers that it proposes; the sums of eq. 12 by module; with `per_fact`, eq. 12 of every fact."""
+        rows: list[tuple[str, Any]] = [("alpha", self.interval), ("facts", str(self.n_facts))]
+        rows += [(f"{kind} layers", layer_list(layers)) for kind, layers in self.layers.items()]
+        sums = [[name, sum(values), list(self.layers[name])] for name, values in self.per_layer.items()]
+        columns = ["module", "sum of LD over layers", "proposed layers"]
+        found = [pairs(rows, "balance factor (eq. 12)", only="command"), Table(columns, sums, only="page")]
+        facts = [list(fact) for fact in self.per_fact]
+        return [*found, *([Table(FactBalance._fields, facts, "by fact")] if per_fact else [])]
+
+    def figures(self) -> Sequence[Figure]:
+        """LD by layer."""
+        says = "What each layer adds to the two sums of eq. 12, and the layers it proposes."
+        return [Figure(self.figure(), says, name="balance")]
+
     def figure(self) -> go.Figure:
         """LD by layer for both modules, the proposed layers marked, and α."""
-        from .show import balance_figure
+        from ..figures import Series, balance_figure
 
-        return balance_figure(self)
+        series = {}
+        for name, mean in self.per_layer.items():
+            low, high = np.array(self.per_layer_ci95[name] or ((np.nan, np.nan),) * len(mean)).T
+            title = KIND_TITLES[name]
+            series[name] = Series(title, range(len(mean)), np.array(mean), low, high, self.n_facts, name)
+        return balance_figure(
+            series,
+            self.interval,
+            title=f"Balance factor of {self.run['model']}",
+            subtitle=f"Last subject token, {self.n_facts} fact{'s' * (self.n_facts != 1)}",
+            layers=self.layers,
+            y_title=METRIC_TITLES[self.metric],
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write JSON."""
-        return write_json(path, {**asdict(self), "kind": "balance"})
+        return write_json(path, {**asdict(self), "kind": self.kind})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Balance:
@@ -108,7 +159,7 @@ class Balance:
             BadFile: the file is not a balance, or an incomplete one.
         """
         fields = read_json(path)
-        if fields.get("kind") != "balance":
+        if fields.get("kind") != Balance.kind:
             raise BadFile(f"{path}: holds {fields.get('kind') or 'other JSON'}, expected a balance")
         with complete_file(path, "balance", "compute it again"):
             names = ("alpha", "alpha_raw", "n_facts", "metric", "run")

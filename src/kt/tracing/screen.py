@@ -10,7 +10,6 @@ the last block away from the last token), so agreement on them is no evidence.
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +24,12 @@ from ..errors import BadFact
 from ..facts.fact import Fact
 from ..model.model import TracedModel
 from ..model.tokens import token_ids
+from ..report import Figure, Shown, Table
+from ..report.table import pairs
 from ..runs import parallel
 from ..stats import Interval, bootstrap_mean
 from .run import causal_trace
-from .trace import METRICS, Trace, TracedFact
+from .trace import METRIC_TITLES, METRICS, NOISE_TITLES, Trace, TracedFact
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ Cells = Mapping[str, Bool[ndarray, "layer token"]]
 
 
 @dataclass(frozen=True, eq=False)
-class Screen:
+class Screen(Shown):
     """The result of `screen`.
 
     `exact` holds NaN where nothing was patched; with `complete` it holds every cell. `seconds` are CPU seconds, summed
@@ -53,6 +54,13 @@ class Screen:
     top: int
     complete: bool
     seconds: Mapping[str, float | None]
+
+    kind = "screen"
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Of the estimate."""
+        return self.estimate.metadata
 
     @cached_property
     def pairs(self) -> tuple[tuple[TracedFact, TracedFact], ...]:
@@ -128,10 +136,36 @@ class Screen:
             )
         return pd.concat(parts, ignore_index=True)
 
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: the estimate's map; in `screen` how well it ranked the cells, and those that were patched."""
+        found = {name: getattr(self, name) for name in ("correlation", "correlation_checked", "recall")}
+        about = {"metric": self.metric, "top": self.top, "complete": self.complete, "seconds": dict(self.seconds)}
+        means = {name: None if value is None else value.as_dict() for name, value in found.items()}
+        return self.estimate.as_dict() | {"screen": about | means | {"cells": self.checked.to_dict("records")}}
+
+    def tables(self, metric: str | None = None) -> Sequence[Table]:
+        """The estimate's own; then how far it can be trusted, and what it saved."""
+        rho = f"Spearman's ρ over the {self.top} patched cells of a fact (chosen by the estimate: biased)"
+        rows = [[rho, str(self.correlation_checked)]]
+        if self.correlation is not None:
+            rows.append(["Spearman's ρ over all cells of a fact", str(self.correlation)])
+            rows.append([f"share of the {self.top} largest effects that were patched", str(self.recall)])
+        names = {"estimate": "estimating all cells", "exact_top": "patching the top", "exact": "patching all"}
+        rows += [[f"CPU seconds, {names[n]}", f"{v:.2f}"] for n, v in self.seconds.items() if v is not None]
+        if (whole := self.seconds["exact"]) and (estimate := self.seconds["estimate"]):
+            rows.append(["the estimate is cheaper by a factor of", f"{whole / estimate:.1f}"])
+        checked = self.checked.head(self.top)
+        cells = Table(list(checked.columns), checked.to_numpy().tolist(), "the cells of largest estimate", only="page")
+        return [*self.estimate.tables(metric), pairs(rows, "attribution patching against exact patching"), cells]
+
+    def figures(self, metrics: Sequence[str] | None = None) -> Sequence[Figure]:
+        """The estimate's, then estimate against exact effect."""
+        says = "Estimate against exact effect, cell by cell; on the diagonal the estimate is right."
+        return [*self.estimate.figures(metrics), Figure(self.figure(), says, name="screen")]
+
     def figure(self) -> go.Figure:
         """Estimate against exact effect, cell by cell; on the diagonal the estimate is right."""
         from ..figures.summary import screen_figure
-        from .show import METRIC_TITLES, NOISE_TITLES
 
         table = self.to_dataframe().dropna(subset=["exact"])
         table = table[(table["estimate"] != 0) | (table["exact"] != 0)]
@@ -161,9 +195,6 @@ class Screen:
 
     def __repr__(self) -> str:
         return f"Screen({self.estimate.metadata['model']}, {self.metric}: {self.summary()})"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>{self.checked.head(self.top).to_html(index=False)}"
 
 
 def screen(

@@ -27,9 +27,10 @@ from numpy import ndarray
 from .._util.data import complete_file, load_arrays, save_arrays
 from ..errors import BadFact, BadFile, WorkFailed
 from ..model.tokens import Span
-from ..stats import IntervalGrid, benjamini_hochberg, bootstrap_mean_grid, sign_flip_test
+from ..report import Card, Figure, Shown, Table
+from ..stats import Interval, IntervalGrid, benjamini_hochberg, bootstrap_mean, bootstrap_mean_grid, sign_flip_test
 from .patches import Patch
-from .prompts import ROLES, LeftOut, why
+from .prompts import ROLES, TITLES, LeftOut, why
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +47,11 @@ _SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "met
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Shown):
     """The result of `causal_trace`: traced facts, the facts left out and why, and the run's settings."""
+
+    kind = "trace"
+    heading = "Causal tracing"
 
     facts: tuple[TracedFact, ...]
     kinds: tuple[str, ...]
@@ -74,11 +78,6 @@ class Trace:
     def __repr__(self) -> str:
         kinds = ", ".join(self.kinds)
         return f"Trace({self.metadata['model']}: {kinds} of {self.n_facts} fact(s); {self.why_left_out()})"
-
-    def _repr_html_(self) -> str:
-        from .show import summary_html
-
-        return summary_html(self)
 
     # Tables and means -------------------------------------------------------------------------------------------
     def to_dataframe(self) -> pd.DataFrame:
@@ -129,30 +128,152 @@ class Trace:
             raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
         return str(kind)
 
-    # Figures ----------------------------------------------------------------------------------------------------
+    # Tables and figures -----------------------------------------------------------------------------------------
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: `kinds.<kind>.<metric>` = [row][layer]; rows are one fact's tokens, or the roles of several.
+
+        Intervals and n are over facts, or over the noise draws of a single one; `curves` are at the last subject token.
+        """
+        cells = {kind: {metric: grid(self, kind, metric) for metric in self.metrics} for kind in self.kinds}
+        first = next(iter(next(iter(cells.values())).values()))
+        roles = self.by_role(self.kinds[0], self.metrics[0], n_boot=1).roles
+        ends = {name: bootstrap_mean([getattr(fact, name) for fact in self.facts]) for name in ("p_clean", "p_corrupt")}
+
+        def of_cells(*names: str) -> dict[str, Any]:
+            return {k: {m: {n: found[n] for n in names} for m, found in by.items()} for k, by in cells.items()}
+
+        return {
+            **{name: self.metadata[name] for name in ("model", "direction", "method")},
+            "n_facts": self.n_facts,
+            "left_out": [fact._asdict() for fact in self.left_out],
+            "rows": first["rows"] if self.n_facts == 1 else roles,
+            "subject_rows": first["subject_rows"],
+            "kinds": {k: {m: found["values"] for m, found in by.items()} for k, by in cells.items()},
+            "intervals": of_cells("low", "high", "n"),
+            "tests": of_cells("p", "q"),
+            "curves": {k: {m: self.curve(k, m)._asdict() for m in self.metrics} for k in self.kinds},
+            "clean": ends["p_clean"].mean,
+            "clean_ci95": ends["p_clean"].ci95,
+            "corrupted": ends["p_corrupt"].mean,
+            "corrupted_ci95": ends["p_corrupt"].ci95,
+        }
+
+    def notes(self) -> Sequence[str]:
+        """How many facts, and what a cell is."""
+        return [
+            f"{self.n_facts} facts traced; {self.why_left_out()}. Each cell restores one clean state in the "
+            "corrupted run and shows how much of the answer comes back."
+        ]
+
+    def headline(self) -> Sequence[Card]:
+        """How many facts."""
+        return [Card("facts traced", self.n_facts)]
+
+    def tables(self, metric: str | None = None) -> Sequence[Table]:
+        """The strongest layer at the last subject token, by kind; of single heads the best five.
+
+        Args:
+            metric: `prob` or `logit_diff`; None is the logit difference where it was measured.
+        """
+        metric = metric or self.metrics[-1]
+        peaks = {kind: _peak(self.curve(kind, metric)) for kind in self.kinds}
+        modules = without_heads(self)
+        heads = sorted((kind for kind in self.kinds if kind not in modules), key=lambda kind: -peaks[kind][1].mean)
+        rows = [[kind, *peaks[kind]] for kind in (*modules, *heads[:5])]
+        title, note = "strongest layer at the last subject token", f"{self.n_facts} facts, {self.why_left_out()}"
+        return [Table(["kind", "layer", "effect [95%]"], rows, title, note)]
+
+    def figures(self, metrics: Sequence[str] | None = None) -> Sequence[Figure]:
+        """Figure 1 for each metric in the order given, then single heads, then Figure 2."""
+        metrics = metrics or self.metrics
+        names = {"prob": "probability", "logit_diff": "logit difference"}
+        found = []
+        for metric in metrics:
+            says = f"Effect on the {names[metric]}, tokens down, layers across."
+            found.append(Figure(self.heatmaps(metric), says, name=f"heatmap-{metric.replace('_', '-')}"))
+        if len(without_heads(self)) < len(self.kinds):
+            found.append(Figure(self.heads(metrics[0]), "Attention by head.", name="heads", only="command"))
+        says = "By layer at the last subject token, with 95% intervals over facts."
+        return [*found, Figure(self.curves(), says, name="curves")]
+
     def heatmap(self, kind: str = "mlp", metric: str = "logit_diff") -> go.Figure:
         """Layers across; down, the tokens of a single fact or the roles of several."""
-        from .show import heatmap
+        from ..figures import heatmap_panel
 
-        return heatmap(self, self.checked(kind, metric), metric)
+        panel = _panel(self, self.checked(kind, metric), metric)
+        return heatmap_panel([panel], title=_title(self), subtitle=_subtitle(self))
 
     def heatmaps(self, metric: str = "logit_diff") -> go.Figure:
-        """All kinds side by side, `mlp` and `attn` on one scale (Figure 1); single heads have `heads`."""
-        from .show import heatmaps
+        """All kinds side by side, `mlp` and `attn` on one scale (Figure 1).
 
-        return heatmaps(self, metric)
+        Single heads have a figure of their own, `heads`, unless the trace holds nothing else.
+        """
+        from ..figures import heatmap_panel
 
-    def heads(self, metric: str = "logit_diff", at: str = "subject_last") -> go.Figure:
-        """Attention by head at one role: heads down, layers across; q is over all cells shown."""
-        from .show import heads
-
-        return heads(self, metric, at)
+        kinds = without_heads(self)
+        if not kinds:
+            return self.heads(metric)
+        panels = [_panel(self, self.checked(kind, metric), metric) for kind in kinds]
+        # Restored hidden states reach 1 and would leave the two modules pale: each sort shares a scale of its own.
+        for sort in (True, False):
+            alike = [p for p in panels if (p["kind"] in MODULES) is sort]
+            top = max((float(p["values"][~np.isnan(p["values"])].max(initial=0.0)) for p in alike), default=0.0)
+            for panel in alike if top > 0 else ():
+                panel["zmax"] = top
+        return heatmap_panel(panels, title=_title(self), subtitle=_subtitle(self), shared_scale=False)
 
     def curves(self, at: str = "subject_last") -> go.Figure:
-        """Both metrics by layer at one role, all kinds but single heads, with interval bands (Figure 2)."""
-        from .show import curves
+        """Both metrics by layer at one role, with interval bands (Figure 2).
 
-        return curves(self, at)
+        Single heads are left out, unless the trace holds nothing else.
+        """
+        from ..figures import Series, layer_curves, theme
+
+        layers = range(self.n_layers)
+        series: dict[str, dict[str, Any]] = {}
+        for name in without_heads(self) or self.kinds:
+            series[name] = {}
+            for metric in self.metrics:
+                found = self.curve(name, metric, at)
+                line = (found.mean, found.low, found.high, found.counts)
+                series[name][metric] = Series(theme.look(name).label, layers, *line, kind=name)
+        title = f"{_title(self)} · {TITLES[at].lower()}"
+        titles = {metric: _metric_title(self, metric) for metric in self.metrics}
+        return layer_curves(series, title=title, subtitle=_subtitle(self), metric_titles=titles)
+
+    def heads(self, metric: str = "logit_diff", at: str = "subject_last") -> go.Figure:
+        """Attention by head: heads down, layers across, at one role. q is over all cells of the figure.
+
+        Several facts' intervals and tests are over the facts, a single fact's over its noise draws.
+
+        Raises:
+            BadFact: the trace holds no single heads, or no token of this role.
+        """
+        from ..figures import heads_figure
+        from ..figures.theme import head_of
+
+        found = {head: kind for kind in self.kinds if (head := head_of(kind)) is not None}
+        if not found:
+            raise BadFact("this trace holds no single heads; trace again with kinds=('heads',)")
+        if at not in {role for fact in self.facts for role in fact.roles}:
+            raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(ROLES)}")
+        numbers = sorted(found)
+        records = np.stack([_records(self, self.checked(found[h], metric), metric, at) for h in numbers], -1)
+        cells = bootstrap_mean_grid(records)
+        p, q = tested(records, cells)
+        return heads_figure(
+            cells.mean,
+            cells.low,
+            cells.high,
+            q,
+            p=p,
+            n=cells.n,
+            heads=numbers,
+            over=_over(self),
+            colour_title=_metric_title(self, metric),
+            title=f"{_title(self)} · attention by head · {TITLES[at].lower()}",
+            subtitle=_subtitle(self),
+        )
 
     def figure(self) -> go.Figure:
         """The heatmaps of all kinds, logit difference."""
@@ -432,3 +553,103 @@ def finite(fact: TracedFact, values: ndarray) -> ndarray:
     if np.isinf(values).any():
         raise WorkFailed(f"{fact.prompt!r} has effects that are infinite; trace it again")
     return values
+
+
+# The figures of a trace: their words and their numbers.
+
+METRIC_TITLES = {"prob": "probability restored", "logit_diff": "logit difference restored (eq. 8)"}
+NOISE_TITLES = {"prob": "probability taken away", "logit_diff": "logit difference taken away"}
+KIND_TITLES = {"mlp": "MLP", "attn": "Attention", "hidden": "Hidden state"}
+MODULES = ("mlp", "attn")
+
+
+def _peak(found: Curve) -> tuple[int, Interval]:
+    """The layer where the mean is highest, and the mean there with its interval."""
+    top = 0 if np.isnan(found.mean).all() else int(np.nanargmax(found.mean))
+    return top, Interval(float(found.mean[top]), float(found.low[top]), float(found.high[top]), int(found.counts[top]))
+
+
+def without_heads(trace: Trace) -> list[str]:
+    """The kinds that are whole modules or states."""
+    from ..figures.theme import head_of
+
+    return [kind for kind in trace.kinds if head_of(kind) is None]
+
+
+def _records(trace: Trace, kind: str, metric: str, at: str) -> Float[ndarray, "record layer"]:
+    """What the means at one role are over: facts, or the noise draws of a single one."""
+    if trace.n_facts > 1:
+        return role_effects(trace, kind, metric)[:, ROLES.index(at)]
+    fact = trace.facts[0]
+    tokens = [t for t, role in enumerate(fact.roles) if role == at]
+    return finite(fact, fact.effects(kind, metric))[:, tokens].mean(1).T
+
+
+def _over(trace: Trace) -> str:
+    return "facts" if trace.n_facts > 1 else "noise draws"
+
+
+def grid(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
+    """values, low, high, p, q (row, layer), n, rows and subject_rows: tokens of a single fact, roles of several.
+
+    A single fact's intervals and tests are over its noise draws, several facts' over the facts (see `RoleGrid`); n is
+    one number, one by row, or one by cell where some were not measured.
+    """
+    if trace.n_facts > 1:
+        means = trace.by_role(kind, metric)
+        subject = [i for i, role in enumerate(means.roles) if role.startswith("subject")]
+        return {
+            "values": means.mean,
+            "low": means.low,
+            "high": means.high,
+            "p": means.p,
+            "q": means.q,
+            "n": means.n if (means.counts == means.n[:, None]).all() else means.counts,
+            "rows": [TITLES[role] for role in means.roles],
+            "subject_rows": subject,
+            "row_word": "role",
+            "over": _over(trace),
+        }
+    fact = trace.facts[0]
+    draws = np.moveaxis(finite(fact, fact.effects(kind, metric)), -1, 0)
+    cells = bootstrap_mean_grid(draws)
+    p, q = tested(draws, cells)
+    return {
+        "values": cells.mean.T,
+        "low": cells.low.T,
+        "high": cells.high.T,
+        "p": p.T,
+        "q": q.T,
+        "n": len(draws) if (cells.n == len(draws)).all() else cells.n.T,
+        "rows": list(fact.tokens),
+        "subject_rows": list(range(*fact.span)),
+        "row_word": "token",
+        "over": _over(trace),
+    }
+
+
+def _panel(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
+    return {"kind": kind, "colour_title": _metric_title(trace, metric), **grid(trace, kind, metric)}
+
+
+def _metric_title(trace: Trace, metric: str) -> str:
+    """Denoising restores what noising takes away; see trace.py."""
+    return (NOISE_TITLES if trace.metadata.get("direction") == "noise" else METRIC_TITLES)[metric]
+
+
+def _title(trace: Trace) -> str:
+    if trace.n_facts == 1:
+        return f"{trace.facts[0].prompt} → {trace.facts[0].answer}"
+    return f"Causal tracing of {trace.n_facts} facts"
+
+
+def _subtitle(trace: Trace) -> str:
+    window = int(trace.metadata["window"])
+    parts = [str(trace.metadata["model"]), f"window of {window} layers" if window > 1 else "single layers"]
+    parts += ["corrupted states in the clean run"] * (trace.metadata.get("direction") == "noise")
+    parts += ["estimated by attribution patching"] * (trace.metadata.get("method") == "atp")
+    if trace.n_facts == 1:
+        fact = trace.facts[0]
+        parts.append(f"foil {fact.foil} ({fact.foil_source})")
+    clean, corrupt = (np.mean([getattr(f, name) for f in trace.facts]) for name in ("p_clean", "p_corrupt"))
+    return " · ".join([*parts, f"p(r) {clean:.2f} clean, {corrupt:.2f} corrupted"])

@@ -8,6 +8,7 @@ effects inside the window. If the window's peak exceeds it, the layers act joint
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ..errors import BadFact
+from ..report import Column, Table
+from ..report.table import cell_text
 from ..stats import Interval, bootstrap_mean, bootstrap_ratio
 from .patch import window_layers
 from .prompts import ROLES
@@ -77,6 +80,23 @@ def peak_inflation(
             )
         )
     return inflations
+
+
+def inflation_table(found: Sequence[Inflation]) -> Table:
+    """What a window adds to the peaks; single heads are left out."""
+
+    def peak(cell: tuple[Interval, int]) -> str:
+        return f"{cell[0].mean:.3f} ({cell[1]})"
+
+    peaks = [Column("peak (layer)", peak), Column("single layers (layer)", peak)]
+    rows = [
+        [f.kind, (f.peak, f.layer), (f.single_peak, f.single_layer), cell_text(f.sum_of_single.mean), f.inflation]
+        for f in found
+        if ".h" not in f.kind
+    ]
+    title = f"window of {found[0].window} against single layers"
+    note = "inflation: the window's peak over the peak of single layers, last subject token"
+    return Table(["kind", *peaks, "their sum in the window", "inflation [95%]"], rows, title, note)
 
 
 def _effects(trace: Trace, other: Trace, kind: str, metric: str, at: str) -> Float[ndarray, "fact layer"]:

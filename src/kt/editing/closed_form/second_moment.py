@@ -31,6 +31,7 @@ from ...facts.corpus import Corpus
 from ...model.memory import require_memory
 from ...model.sites import Site
 from ...model.tokens import encode_ids, pad_id, token_ids
+from ...report import Column, Shown, Table
 from ...runs import parallel as ranks
 from .factor import Moment, Store
 
@@ -297,7 +298,7 @@ Changes = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Shown):
     """Second moments by module name (`model.layers.0.mlp.down_proj`), read from their files when asked for.
 
     `cache` is where factors of large ones are kept; `changes` says how far each has converged, where that is known.
@@ -310,6 +311,26 @@ class Statistics:
     changes: Mapping[str, Changes] = field(default_factory=dict)
     cache: Path | None = None
     _moments: dict[str, Moment] = field(default_factory=dict, repr=False, compare=False)
+
+    kind = "statistics"
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The corpus, and how much of it was read."""
+        return {"corpus": self.corpus, "n_tokens": self.n_tokens}
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`: the files by module name, and how far each second moment has converged."""
+        files = {name: str(path) for name, path in self.files.items()}
+        return {"files": files, **self.metadata, "changes": dict(self.changes)}
+
+    def tables(self) -> Sequence[Table]:
+        """A row a module."""
+        change = Column("change", lambda found: "–" if found is None else f"{found:.3f}")
+        last = {name: found[-1][1] if (found := self.changes.get(name)) else None for name in self.files}
+        rows = [[name, last[name], str(path)] for name, path in self.files.items()]
+        note = "change: of the moment's norm over the last doubling of the tokens"
+        return [Table(["module", change, "file"], rows, f"second moments over {self.n_tokens} tokens", note)]
 
     @classmethod
     def open(cls, path: str | Path) -> Statistics:
