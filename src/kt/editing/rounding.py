@@ -12,6 +12,7 @@ gets (ΔW - (W' - W)) k added, in float32.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from torch import Tensor
 
 from ..errors import UnknownSite
 from ..facts.fact import Fact
+from ..model.scoring import Forward, Question, Row, TeacherForced, teacher_force
 from ..model.sites import Kind, Site
-from ..model.tokens import Batch, encode_ids, pad_id, target_ids, token_ids
+from ..model.tokens import Batch, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
+from ..runs import parallel
 from .request_report import RequestReport
 
 if TYPE_CHECKING:
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
 
 
 NUMBERS_PER_BLOCK = 2**22
-ROWS_PER_FORWARD = 32
 WORTH_SAYING = 0.9
 """An update of which less survives is warned of."""
 
@@ -132,18 +134,9 @@ def logits_given_back(
 
 def said_in_full(model: TracedModel, facts: Sequence[Fact], rounded: Mapping[Site, Rounded]) -> list[bool]:
     """Whether every token of a fact's target is the argmax where it is due, with what rounding took given back."""
-    said: list[bool] = []
-    for start in range(0, len(facts), ROWS_PER_FORWARD):
-        part = facts[start : start + ROWS_PER_FORWARD]
-        prompts = [token_ids(model.tokenizer, fact.prompt) for fact in part]
-        answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "") for fact in part]
-        batch = encode_ids([[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)], pad_id(model.tokenizer))
-        logits = logits_given_back(model, batch, max(map(len, answers)), rounded)
-        for row, answer in zip(logits, answers, strict=True):
-            own = row[-len(answer) :]
-            due = own[torch.arange(len(answer)), list(answer)]
-            said.append(bool((due >= own.amax(-1)).all()))
-    return said
+    questions = [(fact.prompt, fact.target or "") for fact in facts]
+    scores = _scores(model, questions, lambda batch, keep: logits_given_back(model, batch, keep, rounded))
+    return [scores[question].is_greedy for question in questions]
 
 
 def warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
@@ -194,28 +187,26 @@ class Reading(NamedTuple):
     answer: AnswerProbs | None
 
 
-def readings(model: TracedModel, facts: list[Fact]) -> list[Reading]:
-    asked = [(f.prompt, f.target or "") for f in facts] + [(f.prompt, f.answer) for f in facts if f.answer]
-    read = iter(_probability_and_rank(model, [(p, str(a)) for p, a in asked]))
-    targets = [next(read) for _ in facts]
-    return [Reading(t, next(read) if f.answer else None) for t, f in zip(targets, facts, strict=True)]
+def readings(model: TracedModel, facts: Sequence[Fact]) -> list[Reading]:
+    """The probability and rank of every fact's target and, where it has one, of its old answer; NaN where those are."""
+    answers = [(f.prompt, answer) for f in facts for answer in (f.target or "", f.answer or None) if answer is not None]
+    probs = {
+        question: AnswerProbs(math.exp(answer.log_prob or 0.0), answer.first_rank or 0)
+        for question, answer in _scores(model, answers).items()
+    }
+    return [Reading(probs[f.prompt, f.target or ""], probs[f.prompt, f.answer] if f.answer else None) for f in facts]
 
 
-def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> list[AnswerProbs]:
-    out = []
-    for start in range(0, len(asked), 32):
-        part = [
-            (token_ids(model.tokenizer, p), target_ids(model.tokenizer, p, a)) for p, a in asked[start : start + 32]
-        ]
-        width = max(len(a) for _, a in part)
-        batch = encode_ids([[*p, *a[:-1]] for p, a in part], pad_id(model.tokenizer))
-        logits = model.logits(batch, keep=width)
-        for row, (_, answer) in zip(logits, part, strict=True):
-            answer_ids = torch.tensor(answer, device=row.device)
-            own = row[-len(answer) :]
-            joint = own.log_softmax(-1)[torch.arange(len(answer)), answer_ids].sum().exp()
-            out.append(AnswerProbs(float(joint), int((own[0] > own[0, answer_ids[0]]).sum())))
-    return out
+def _scores(
+    model: TracedModel, questions: Sequence[tuple[str, str]], forward: Forward | None = None
+) -> dict[Question, TeacherForced]:
+    """Scores of answers behind their prompts' own tokens. Every process of a run computes all of them."""
+    rows = []
+    for prompt, answer in dict.fromkeys(questions):
+        target = target_ids(model.tokenizer, prompt, answer)
+        rows.append(Row((prompt, answer), (*token_ids(model.tokenizer, prompt), *target[:-1]), target))
+    with parallel.alone():
+        return teacher_force(model, rows, forward=forward, allow_nan=True)
 
 
 def report(fact: Fact, before: Reading, after: Reading, control: Reading | None = None) -> RequestReport:

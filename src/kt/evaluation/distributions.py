@@ -24,9 +24,8 @@ from ..facts.fact import Fact
 from ..facts.load import facts_from
 from ..model.memory import require_memory
 from ..model.model import TracedModel
-from ..model.tokens import encode_ids, pad_id
+from ..model.scoring import answer_row, batch_logits, refuse_nan, row_batches
 from .samples import samples_of
-from .teacher import Row, batches, refuse_nan, tokens_of
 
 _BYTES = 4
 
@@ -112,13 +111,9 @@ def _after(
     model: TracedModel, prompts: Sequence[str], batch_size: int | str
 ) -> Iterator[tuple[int, tuple[list[str], Float[Tensor, "row vocab"]]]]:
     """(prompts so far, (the batch's prompts, their log probabilities)), in batches of like length."""
-    rows, count = [tokens_of(model, (prompt, None)) for prompt in prompts], 0
-    for batch in batches(rows, batch_size, model.vocab_size):
-        logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)), keep=1)
+    rows, count = [answer_row(model, (prompt, None)) for prompt in prompts], 0
+    for batch in row_batches(rows, batch_size, model.vocab_size):
+        logits = batch_logits(model, batch)
         refuse_nan(logits, batch)
         count += len(batch)
-        yield count, (_prompts(batch), logits[:, -1].log_softmax(-1))
-
-
-def _prompts(batch: Sequence[Row]) -> list[str]:
-    return [row.question[0] for row in batch]
+        yield count, ([row.question[0] for row in batch], logits[:, -1].log_softmax(-1))

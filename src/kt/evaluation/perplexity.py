@@ -18,9 +18,9 @@ import numpy as np
 from ..errors import BadFact, BadFile
 from ..facts.corpus import Corpus
 from ..model.model import TracedModel
+from ..model.scoring import Question, Row, TeacherForced
 from ..model.tokens import token_ids
 from ..stats import Interval, bootstrap_of_means
-from .teacher import Question, Row, TeacherForced
 
 WINDOW = 1024
 """Most tokens that the model reads at once."""

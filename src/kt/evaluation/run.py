@@ -18,6 +18,8 @@ from ..facts.corpus import Corpus
 from ..facts.fact import Fact
 from ..facts.load import facts_from
 from ..model.model import TracedModel
+from ..model.sampling import GenerationRequest, continuations
+from ..model.scoring import Question, Row, TeacherForced, answer_row, teacher_force
 from ..model.tokens import target_ids
 from ..runs import parallel as ranks
 from .distributions import Distributions, divergences, near_prompts
@@ -26,9 +28,7 @@ from .metrics import COMPOSITES, PROTOCOLS, record_values, says
 from .perplexity import Heldout, Text, heldout_corpus, ppl_protocol, windows
 from .samples import Key, Sample, samples_of
 from .scores import Scores
-from .shared import force
-from .teacher import GenerationRequest, Question, Row, TeacherForced, continuations, room, teacher_force, tokens_of
-from .text import WILD_TOKENS, has_chat, up_to_stop, wild_protocol, wish_for
+from .text import WILD_TOKENS, has_chat, room, up_to_stop, wild_protocol, wish_for
 
 # All that a model is asked for a list of samples: each question once, in few batches, and the responses put back.
 
@@ -96,7 +96,7 @@ def plan_work(model: TracedModel, asked: Sequence[Sample], wanted: Wanted) -> Wo
     protocols = wanted.protocols
     questions = dict.fromkeys((s.prompt, s.answer) for s in asked if s.role != "generation")
     rivals = dict.fromkeys((s.prompt, s.rival) for s in asked if s.rival is not None and "prob" in protocols)
-    rows = {question: tokens_of(model, question) for question in questions | rivals}
+    rows = {question: answer_row(model, question) for question in questions | rivals}
     forced = tuple(rows.values()) if {"tf", "prob"} & set(protocols) else ()
     greedy: dict[GenerationRequest, None] = {}
     sampled: dict[GenerationRequest, None] = {}
@@ -135,7 +135,7 @@ def ask_model(
         if progress is not None:
             progress(done, work.total)
 
-    forced = force(model, work.forced, batch_size, tick)
+    forced = teacher_force(model, work.forced, batch_size, tick)
     written = continuations(model, work.written, batch_size, tick)
     sampling = {"do_sample": True, "top_k": TEXT_TOP_K, "seed": seed}
     sampled = continuations(model, work.sampled, batch_size, tick, **sampling)

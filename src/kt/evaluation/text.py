@@ -17,8 +17,8 @@ from typing import Any
 
 from ..errors import WorkFailed
 from ..model.model import TracedModel
+from ..model.sampling import GenerationRequest
 from ..model.tokens import token_ids
-from .teacher import GenerationRequest
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
@@ -126,6 +126,16 @@ def wish_for(model: TracedModel, prompt: str, tokens: int) -> GenerationRequest:
     if longest is None:
         return question, tokens
     return question, max(0, min(tokens, longest - len(token_ids(model.tokenizer, question))))
+
+
+def room(model: TracedModel, prompt: str, total: int) -> int:
+    """How many tokens may follow the prompt, up to `total` with it or to the model's last position.
+
+    Rounded down to a multiple of ten: prompts of like length can then share a batch.
+    """
+    longest = getattr(model.module.config.get_text_config(), "max_position_embeddings", None) or total
+    free = min(total, longest) - len(token_ids(model.tokenizer, prompt))
+    return max(0, free // 10 * 10)
 
 
 def up_to_stop(text: str, chat: bool) -> str:

@@ -1,18 +1,15 @@
-"""The clean and the corrupted run of a group of prompts with equal token counts (001, section 3.1).
-
-One of them is the *base*, which patched runs start from, the other the *donor* of what is patched in. The base keeps
-every block's input, and the keys and values of every attention: patched at (layer l, token t), a run differs from its
-base only at layers >= l and tokens >= t.
-"""
+"""Keys and values of tokens that were read before: when they say enough, how they are kept, and how one reads on."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .model import TracedModel
+from .tokens import Batch
 
 Prefix = tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_head"]]
 
@@ -49,3 +46,24 @@ def stored(cache: Any, n_layers: int, ids: Int[Tensor, "row pos"]) -> list[Prefi
     held = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "keys", None) is not None]
     complete = all(k.dim() == 4 and (k.shape[0], k.shape[2]) == tuple(ids.shape) for k, _ in held)
     return held if complete and len(held) == n_layers else None
+
+
+@torch.no_grad()
+def cached_logits(
+    model: TracedModel, batch: Batch, cache: Any, keep: int = 1, past: Int[Tensor, "row past"] | None = None
+) -> Float[Tensor, "row keep vocab"]:
+    """Logits of the last `keep` positions of tokens that are read behind a cache, and added to it; float32.
+
+    Args:
+        batch: the new tokens. Padded on the left like all rows, they leave padding between the two, which the mask
+            hides and the positions do not count.
+        cache: of `new_cache`, with the rows of the batch.
+        past: the mask of the tokens that the cache holds; None while it is empty.
+    """
+    whole = batch if past is None else Batch(batch.ids, torch.cat([past, batch.mask], 1))
+    arguments = model.inputs(whole, keep, past_key_values=cache, use_cache=True)
+    if "position_ids" in arguments:
+        arguments["position_ids"] = arguments["position_ids"][:, -batch.ids.shape[1] :]
+    with model.nnsight.trace(**arguments):
+        out = model.last_logits(keep).save()
+    return out.float()

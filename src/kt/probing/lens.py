@@ -12,10 +12,9 @@ is true) the attention and MLP readings are of what the projection gives, before
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +22,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from .._util.progress import Progress
+from .._util.progress import Progress, counter
 from ..errors import BadFact, UnknownSite, WorkFailed
+from ..model.batches import BatchSize, batches_by_length, map_batches
 from ..model.model import Point, TracedModel
 from ..model.sites import Kind, Site
 from ..model.tokens import encode_ids, pad_id
-from ..runs import parallel as ranks
 from .word_sets import SetTokens, of_sets, set_tokens
 
 POSITIONS = ("subject_last", "prediction")
@@ -72,7 +71,7 @@ def read_lens(
     layers: Sequence[int] | None = None,
     final_norm: bool = True,
     masks: SetTokens | None = None,
-    batch_size: int | Literal["auto"] = "auto",
+    batch_size: BatchSize = "auto",
     progress: Progress | None = None,
 ) -> LensReading:
     """Probability and rank of each fact's tokens at every kind and layer, at two positions.
@@ -101,15 +100,16 @@ def read_lens(
     tokens = np.asarray(tokens, dtype=np.int64)
     _check(model, ids, subject_last, tokens, batch_size)
     reading = _empty(len(ids), len(wanted), tokens.shape[1], None if masks is None else masks.n_sets)
-    batches = list(_batches(model, ids, len(wanted), batch_size))
-    ends = list(accumulate(map(len, batches)))
+    longest = max(map(len, ids), default=1)
+    size = int(batch_size) if batch_size != "auto" else _rows_at_once(model, longest, len(wanted))
+    batches = list(batches_by_length(range(len(ids)), lambda i: len(ids[i]), size))
 
     def read(rows: list[int]) -> LensReading:
         start, values = _values(model, [ids[i] for i in rows], [subject_last[i] for i in rows], wanted)
         return _read(model, start, values, tokens[rows], final_norm, masks, rows)
 
-    tick = None if progress is None else lambda done: progress(ends[done - 1], len(ids))
-    for rows, found in zip(batches, ranks.map_over_ranks("lens", batches, read, tick), strict=True):
+    parts = map_batches("lens", batches, read, counter(progress, len(ids)))
+    for rows, found in zip(batches, parts, strict=True):
         for whole, part in zip(reading, found, strict=True):
             if whole is not None:
                 whole[rows] = part
@@ -121,7 +121,7 @@ def _check(
     ids: Sequence[Sequence[int]],
     subject_last: Sequence[int],
     tokens: Int[ndarray, "fact token"],
-    batch_size: int | str,
+    batch_size: BatchSize,
 ) -> None:
     """Refuse what would silently read the wrong place."""
     if not len(ids) == len(subject_last) == len(tokens):
@@ -145,16 +145,6 @@ def _empty(n: int, n_layers: int, n_tokens: int, n_sets: int | None) -> LensRead
         start_rank=np.full(start, -1, np.int32),
         sets=None if n_sets is None else np.full((*shape, n_sets), np.nan, np.float32),
     )
-
-
-def _batches(
-    model: TracedModel, ids: Sequence[Sequence[int]], n_layers: int, batch_size: int | Literal["auto"]
-) -> Iterator[list[int]]:
-    """Indices of prompts of similar length, so that little is padded."""
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    size = batch_size if isinstance(batch_size, int) else _rows_at_once(model, max(map(len, ids), default=1), n_layers)
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def _rows_at_once(model: TracedModel, length: int, n_layers: int) -> int:

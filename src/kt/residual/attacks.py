@@ -16,8 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from ..errors import BadFact, WorkFailed
-from ..evaluation.teacher import Row, batches, tokens_of
 from ..facts.fact import fill
+from ..model.batches import BatchSize, map_batches
 from ..model.model import TracedModel
-from ..model.tokens import encode_ids, pad_id, target_ids
-from ..runs import parallel as ranks
+from ..model.scoring import Row, answer_row, batch_logits, row_batches
+from ..model.tokens import target_ids
 from ..stats import Interval, bootstrap_mean, paired_bootstrap_difference
 
 PREFIXES = ("{old}. ", "{old}, {old}, {old}. ", "{subject}: {old}. ", "Not {new}. ")
@@ -190,17 +189,20 @@ def prepare(model: TracedModel, questions: Sequence[Ask]) -> Prepared:
                 known[q.prompt, text] = target_ids(model.tokenizer, q.prompt, text)[0]
     pairs = [(known[q.prompt, q.answer], known[q.prompt, q.new]) for q in questions]
     prompts = dict.fromkeys(q.prompt for q in questions)
-    rows = tuple(tokens_of(model, (prompt, None)) for prompt in prompts)
+    rows = tuple(answer_row(model, (prompt, None)) for prompt in prompts)
     return Prepared(tuple(questions), np.array(pairs, dtype=np.int64).reshape(-1, 2), rows)
 
 
 def ask_model(
     model: TracedModel,
     prepared: Prepared,
-    batch_size: int | Literal["auto"] = "auto",
+    batch_size: BatchSize = "auto",
     done: Callable[[int], None] = lambda n: None,
 ) -> Float[ndarray, "ask measure"]:
-    """All measures for every question; `done` hears how many prompts are through. Several processes share the batches.
+    """All measures for every question. Several processes share the batches.
+
+    Args:
+        done: called with the number of prompts that each batch finished.
 
     Raises:
         WorkFailed: the model's numbers are not finite.
@@ -210,7 +212,7 @@ def ask_model(
         of_prompt[question.prompt].append(i)
 
     def measures(batch: list[Row]) -> list[Float[ndarray, "ask measure"]]:
-        logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)))[:, -1]
+        logits = batch_logits(model, batch)[:, -1]
         best, fine = logits.argmax(-1).tolist(), logits.isfinite().all(-1).tolist()
         answers = []
         for row, own, top, finite in zip(batch, logits, best, fine, strict=True):
@@ -222,11 +224,9 @@ def ask_model(
             answers.append(np.stack([pair[:, 0] > pair[:, 1], tokens[:, 0] == top, pair[:, 0] - pair[:, 1]], 1))
         return answers
 
-    parts = list(batches(prepared.rows, batch_size, model.vocab_size))
-    ends = list(accumulate(map(len, parts)))
+    batches = list(row_batches(prepared.rows, batch_size, model.vocab_size))
     found = np.zeros((len(prepared.questions), len(MEASURES)))
-    answered = ranks.map_over_ranks("attacks", parts, measures, lambda count: done(ends[count - 1]))
-    for batch, answers in zip(parts, answered, strict=True):
+    for batch, answers in zip(batches, map_batches("attacks", batches, measures, done), strict=True):
         for row, values in zip(batch, answers, strict=True):
             found[of_prompt[row.question[0]]] = values
     return found

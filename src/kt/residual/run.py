@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from .._util.progress import Progress
+from .._util.progress import Progress, counter
 from ..editing.closed_form.contexts import memit_contexts
 from ..editing.stack import AnyEdit
 from ..errors import BadFact, UnknownSite
 from ..facts.fact import Fact
+from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
 from ..probing.controls import MOST, Control, ControlPrompt, Relations
@@ -105,9 +105,6 @@ def _request(stored: dict[str, Any]) -> tuple[str, str]:
     return str(stored.get("prompt", "")).replace("{}", str(stored.get("subject", "")), 1), text
 
 
-Size = int | Literal["auto"]
-
-
 class _Plan(NamedTuple):
     """Everything that is read and asked, settled before any model runs."""
 
@@ -138,7 +135,7 @@ def residual_fact(
     prefixes: Sequence[str] = PREFIXES,
     neutral: bool = True,
     seed: int = 0,
-    batch_size: Size = "auto",
+    batch_size: BatchSize = "auto",
     n_boot: int = 2000,
     progress: Progress | None = None,
 ) -> Residual:
@@ -177,8 +174,8 @@ def residual_fact(
     names = attack_names(templates, written)
     alike = {i for i, q in enumerate(plan.questions) if q.fact.same_first_token}
     prepared = prepare(model, [a for a in asks(contests, templates, written) if a.fact not in alike])
-    steps = _Steps(progress, _n_prompts(plan, prepared, before is None))
-    run = _Run(model, plan, prepared, names, final_norm, batch_size, steps)
+    tick = counter(progress, _n_prompts(plan, prepared, before is None))
+    run = _Run(model, plan, prepared, names, final_norm, batch_size, tick)
     if before is None:
         was, elsewhere, answered = run.lens(), run.elsewhere(), run.attacks()
     else:
@@ -202,7 +199,9 @@ def residual_fact(
 
 
 # What is asked ---------------------------------------------------------------------------------------------------
-def _plan(model: TracedModel, facts: Sequence[Fact], pool: Iterable[Fact] | None, seed: int, batch_size: Size) -> _Plan:
+def _plan(
+    model: TracedModel, facts: Sequence[Fact], pool: Iterable[Fact] | None, seed: int, batch_size: BatchSize
+) -> _Plan:
     if not facts:
         raise BadFact("there are no facts to measure; give those that were edited")
     questions, left_out = ask(model, list(enumerate(facts)), batch_size)
@@ -248,8 +247,8 @@ class _Run(NamedTuple):
     prepared: Prepared
     names: tuple[str, ...]
     final_norm: bool
-    batch_size: Size
-    steps: _Steps
+    batch_size: BatchSize
+    tick: Callable[[int], None]
 
     def lens(self) -> LensReading:
         ids = [q.ids for q in self.plan.questions]
@@ -278,44 +277,21 @@ class _Run(NamedTuple):
         return sums
 
     def attacks(self) -> Float[ndarray, "fact attack who measure"]:
-        with self.steps.part() as done:
-            found = ask_model(self.model, self.prepared, self.batch_size, done)
+        found = ask_model(self.model, self.prepared, self.batch_size, self.tick)
         return shares(self.prepared.questions, found, self.names, len(self.plan.questions))
 
     def _read(
         self, ids: Sequence[Sequence[int]], last: Sequence[int], tokens: Int[ndarray, "fact token"]
     ) -> LensReading:
-        with self.steps.part() as done:
-            return read_lens(
-                self.model,
-                ids,
-                last,
-                tokens,
-                final_norm=self.final_norm,
-                batch_size=self.batch_size,
-                progress=lambda n, _: done(n),
-            )
+        told = 0
 
+        def progress(done: int, _: int) -> None:
+            nonlocal told
+            self.tick(done - told)
+            told = done
 
-class _Steps:
-    """One count of prompts over several passes."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.before = progress, total, 0
-
-    @contextmanager
-    def part(self) -> Iterator[Callable[[int], None]]:
-        """Opens a pass and gives what is told how many of its prompts are done."""
-        most = 0
-
-        def done(n: int) -> None:
-            nonlocal most
-            most = n
-            if self.progress is not None:
-                self.progress(self.before + n, self.total)
-
-        yield done
-        self.before += most
+        options: dict[str, Any] = {"final_norm": self.final_norm, "batch_size": self.batch_size}
+        return read_lens(self.model, ids, last, tokens, progress=progress, **options)
 
 
 def _n_prompts(plan: _Plan, prepared: Prepared, with_before: bool) -> int:
