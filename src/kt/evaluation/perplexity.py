@@ -140,6 +140,6 @@ def ppl_protocol(heldout: Heldout) -> str:
     """The definition of the figure, in a sentence."""
     return (
         f"perplexity of {heldout.source}: exp of the mean -ln p a token over {len(heldout.nll)} documents "
-        f"({sum(heldout.tokens)} tokens), windows of up to {WINDOW} tokens that overlap by half; n and interval are over "
-        "documents"
+        f"({sum(heldout.tokens)} tokens), windows of up to {WINDOW} tokens that overlap by half; n and interval are "
+        "over documents"
     )

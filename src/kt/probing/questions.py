@@ -1,4 +1,4 @@
-"""What is asked of the lens for each fact: the first tokens of two answers, and where the subject ends.
+"""The lens' input for each fact: the first tokens of two answers, and where the subject ends.
 
 The original answer is the fact's answer, or else the model's own next token; the target is the fact's target, or else
 its foil. A fact with neither is left out.
@@ -24,9 +24,12 @@ NO_TARGET = "it has neither a target nor a foil"
 
 @dataclass(frozen=True, slots=True)
 class ProbedFact:
-    """A fact and the two tokens that were looked for. `index` is its place in the caller's list.
+    """A fact and the two tokens whose probability is read.
 
-    `original_source` is `given` or `model`, `target_source` is `target` or `foil`.
+    Args:
+        index: the fact's index in the caller's list.
+        original_source: `given` or `model`.
+        target_source: `target` or `foil`.
     """
 
     index: int
@@ -47,8 +50,8 @@ class ProbedFact:
         return self.original_id == self.target_id
 
     @property
-    def said(self) -> tuple[str, str, int, int]:
-        """What makes two facts the same measurement."""
+    def identity(self) -> tuple[str, str, int, int]:
+        """Equal for two facts that are the same measurement."""
         return self.prompt, self.subject, self.original_id, self.target_id
 
 
@@ -62,7 +65,7 @@ class Question(NamedTuple):
 
 
 def described(model: TracedModel, final_norm: bool) -> dict[str, Any]:
-    """What the metadata of a reading says of the model, and of how it was read."""
+    """The part of a reading's metadata about the model and the final norm."""
     return {
         "model": model.name,
         "revision": model.revision,
