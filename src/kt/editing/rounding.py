@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 
 NUMBERS_PER_BLOCK = 2**22
+SMALL = 32
+"""Answers that are scored in one forward."""
 WARN_BELOW = 0.9
 """An update of which a smaller share survives gets a warning."""
 
@@ -204,7 +206,8 @@ def _scores(
         target = target_ids(model.tokenizer, prompt, answer)
         rows.append(Row((prompt, answer), (*token_ids(model.tokenizer, prompt), *target[:-1]), target))
     with parallel.alone():
-        return teacher_force(model, rows, forward=forward, allow_nan=True)
+        # A second forward for shared prompts costs a small batch more than it saves.
+        return teacher_force(model, rows, share_prefixes=len(rows) > SMALL, forward=forward, allow_nan=True)
 
 
 def report(fact: Fact, before: Reading, after: Reading, control: Reading | None = None) -> RequestReport:

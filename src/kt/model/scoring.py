@@ -122,19 +122,15 @@ def teacher_force(
         prefixes = []
     shared = {row.question for prefix in prefixes for row in prefix.rows}
     alone = row_batches([row for row in rows if row.question not in shared], batch_size, model.vocab_size)
-    check = (lambda logits, rows: None) if allow_nan else refuse_nan
 
     def read_whole(batch: list[Row]) -> dict[Question, TeacherForced]:
         logits = batch_logits(model, batch, forward)
-        check(logits, batch)
+        if not allow_nan:
+            refuse_nan(logits, batch)
         return {row.question: score(logits[i, logits.shape[1] - row.keep :], row) for i, row in enumerate(batch)}
 
     def read_once(batch: list[SharedPrefix]) -> dict[Question, TeacherForced]:
-        answers: dict[Question, TeacherForced] = {}
-        for row, logits in _prefix_logits(model, batch):
-            check(logits[None], [row])
-            answers[row.question] = score(logits, row)
-        return answers
+        return {row.question: score(logits, row) for row, logits in _prefix_logits(model, batch, allow_nan)}
 
     found = map_batches("answers", alone, read_whole, done)
     together = _prefix_batches(prefixes, batch_size, model.vocab_size)
@@ -144,20 +140,16 @@ def teacher_force(
 
 def score(logits: Float[Tensor, "keep vocab"], row: Row) -> TeacherForced:
     """Read a row's answer off the logits that predict it."""
-    best, predicted = logits.max(-1)
-    target = row.target
+    target, predicted = row.target, tuple(logits.argmax(-1).tolist())
     if not target:
-        return TeacherForced((), tuple(predicted.tolist()))
-    due = torch.arange(len(target), device=logits.device), torch.tensor(target, device=logits.device)
-    own, log_probs = logits[due], logits.log_softmax(-1)[due]
-    return TeacherForced(
-        target,
-        tuple(predicted.tolist()),
-        log_probs.sum().item(),
-        tuple(log_probs.tolist()),
-        int((logits[0] > own[0]).sum()),
-        bool((own >= best).all()),
-    )
+        return TeacherForced((), predicted)
+    at_target = torch.tensor(target, device=logits.device)[:, None]
+    log_probs = logits.log_softmax(-1).gather(1, at_target)
+    rank, is_greedy = 0, True
+    if predicted != target:  # it may still be greedy: in 16 bits tokens tie for the maximum
+        own = logits.gather(1, at_target)
+        rank, is_greedy = int((logits[0] > own[0]).sum()), bool((own[:, 0] >= logits.amax(-1)).all())
+    return TeacherForced(target, predicted, log_probs.sum().item(), tuple(log_probs[:, 0].tolist()), rank, is_greedy)
 
 
 def batch_logits(
@@ -230,12 +222,13 @@ def _n_rows(batch: Sequence[SharedPrefix]) -> int:
 
 
 def _prefix_logits(
-    model: TracedModel, batch: Sequence[SharedPrefix]
+    model: TracedModel, batch: Sequence[SharedPrefix], allow_nan: bool
 ) -> Iterator[tuple[Row, Float[Tensor, "keep vocab"]]]:
     """Every row with the logits that predict its answer: the heads in one forward, all tails in another."""
     pad = pad_id(model.tokenizer)
     heads = encode_ids([prefix.head for prefix in batch], pad)
     tails = [(i, tail) for i, prefix in enumerate(batch) for tail in prefix.tails]
+    at_tail = None
     if tails:
         cache = new_cache(model)
         at_head = cached_logits(model, heads, cache)
@@ -245,10 +238,13 @@ def _prefix_logits(
         at_tail = cached_logits(model, behind, cache, behind.ids.shape[1], past=heads.mask[owners])
     else:
         at_head = model.logits(heads)
-    place = {tail: i for i, tail in enumerate(tails)}
+    has_nan = not allow_nan and any(bool(x.isnan().any()) for x in (at_head, at_tail) if x is not None)
+    number = {tail: i for i, tail in enumerate(tails)}
     for i, prefix in enumerate(batch):
         for row in prefix.rows:
             logits = at_head[i]
-            if tail := prefix.tail(row):
-                logits = torch.cat([logits, at_tail[place[i, tail], -len(tail) :]])
+            if (tail := prefix.tail(row)) and at_tail is not None:
+                logits = torch.cat([logits, at_tail[number[i, tail], -len(tail) :]])
+            if has_nan:
+                refuse_nan(logits[None], [row])
             yield row, logits[-row.keep :]
