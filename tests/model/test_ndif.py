@@ -11,6 +11,7 @@ from families import byte_level_tokenizer, tiny_module
 from ndif_server import Server, connect
 
 import kt
+import kt.model.load
 from kt.cli import main
 from kt.errors import KtError, UnknownModel, UnknownSite, WorkFailed
 from kt.model.ndif import RemoteModel
@@ -254,7 +255,7 @@ def test_the_command_line_refuses_it_before_a_model_is_looked_for(words, monkeyp
 
 
 def test_the_commands_that_trace_work_remotely(monkeypatch, tmp_path):
-    load = kt.loading.load
+    load = kt.model.load.load
 
     def simulated(model, remote=False, tokenizer=None, **options):
         return load(model, remote="local") if remote else load(model, tokenizer=tokenizer, device="cpu")

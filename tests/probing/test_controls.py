@@ -3,6 +3,7 @@
 from families import tiny_model
 
 import kt
+import kt.model.tokens
 from kt.probing.controls import Relations
 
 

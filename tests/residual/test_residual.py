@@ -9,6 +9,7 @@ import torch
 from families import tiny_model
 
 import kt
+import kt.model.tokens
 from kt.errors import BadFact, BadFile, WorkFailed
 from kt.model.update import LowRank
 from kt.probing import contrast_probe

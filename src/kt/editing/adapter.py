@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import KtError
+from ..errors import KtError, install_hint
 from ..model.sites import Site
 from ..model.update import LowRank
 
@@ -54,8 +54,8 @@ def adapted(model: TracedModel, sites: Sequence[Site], adapter: Adapter, seed: i
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise KtError("method lora needs peft; pip install 'kt[lora]'") from None
-    projections = {model.layout.path(s.kind, s.layer): model.projection(s) for s in sites}
+        raise KtError(f"method lora needs peft; {install_hint('lora')}") from None
+    projections = {model.layout.path(s.kind, s.layer): model.linear(s) for s in sites}
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank

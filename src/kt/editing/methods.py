@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..errors import KtError
+from ..errors import KtError, install_hint
 from ..model.sites import Kind, Site
 from .adapter import Adapter
 from .closed_form.aims import Position, TargetSite
@@ -242,7 +242,7 @@ METHODS: dict[str, Method] = {
     ),
     "lora": Method(
         lora,
-        "LoRA: a low-rank adapter trained through peft (pip install 'kt[lora]')",
+        f"LoRA: a low-rank adapter trained through peft ({install_hint('lora')})",
         defaults=(("lr", 5e-3), ("num_steps", 30), ("stop_loss", 0.0), ("objective_optimization", "target_new")),
     ),
 }

@@ -97,7 +97,7 @@ def find_layout(module: nn.Module) -> Layout:
 def validate(model: Any) -> Layout:
     """Check by running: W · key + b is each module's whole output; see how the block combines the two.
 
-    `model` is a TracedModel under construction. Returns the layout with `parallel`, `has_post_norm` and `tuple_output` set.
+    `model` is a TracedModel under construction. Returns the layout with `parallel`, `has_post_norm` and `tuple_output`.
     """
     import torch
 

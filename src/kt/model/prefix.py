@@ -1,4 +1,4 @@
-"""Keys and values of tokens that were read before: when they say enough, how they are kept, and how one reads on."""
+"""Keys and values of tokens that several prompts share: read once, kept, and read on from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..errors import shortcut_off
 from .model import TracedModel
 from .tokens import Batch
 
 Prefix = tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_head"]]
+
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""The kinds of layer of which a cache holds all there is to know."""
 
 
 def saved(value: Any) -> Any:
@@ -19,19 +23,32 @@ def saved(value: Any) -> Any:
     return value.save()
 
 
+def prefix_is_off(model: TracedModel, why: str) -> None:
+    """Warn, once for each reason, that prompts are read whole where kept keys and values would have done."""
+    shortcut_off(
+        f"{model.name}: keys and values of earlier tokens are not reused, because {why}; the numbers are the same, "
+        "but prompts are read whole each time, which costs about twice the work"
+    )
+
+
 def prefix_is_reusable(model: TracedModel, length: int) -> bool:
-    """Whether keys and values of earlier tokens say all that later tokens need of them.
+    """Whether keys and values of earlier tokens say all that later tokens need of them; a warning says why not.
 
     Not so with recurrent or linear-attention layers, and not kept by a sliding window shorter than the prompt.
     """
     config = model.module.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return (
-        "past_key_values" in model._forward_parameters
-        and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
-        and all(length < window for window in windows if window is not None)
-    )
+    others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
+    short = [window for window in windows if window is not None and window <= length]
+    if model.cache_keyword is None:
+        prefix_is_off(model, "its forward takes no dynamic key-value cache as `past_key_values` or `cache`")
+    elif others:
+        prefix_is_off(model, f"keys and values do not hold the state of its layers ({', '.join(sorted(others))})")
+    elif short:
+        prefix_is_off(model, f"its attention window of {min(short)} tokens is not longer than the prompts")
+    else:
+        return True
+    return False
 
 
 def new_cache(model: TracedModel) -> Any:
@@ -41,11 +58,14 @@ def new_cache(model: TracedModel) -> Any:
     return DynamicCache(config=model.module.config)
 
 
-def stored(cache: Any, n_layers: int, ids: Int[Tensor, "row pos"]) -> list[Prefix] | None:
-    """A cache's keys and values by layer; None when it does not hold all tokens of all layers."""
+def stored(model: TracedModel, cache: Any, ids: Int[Tensor, "row pos"]) -> list[Prefix] | None:
+    """A cache's keys and values by layer; None (and a warning) when it does not hold all tokens of all layers."""
     held = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "keys", None) is not None]
     complete = all(k.dim() == 4 and (k.shape[0], k.shape[2]) == tuple(ids.shape) for k, _ in held)
-    return held if complete and len(held) == n_layers else None
+    if complete and len(held) == model.n_layers:
+        return held
+    prefix_is_off(model, "its cache does not hold all tokens of all layers")
+    return None
 
 
 @torch.no_grad()
@@ -61,7 +81,7 @@ def cached_logits(
         past: the mask of the tokens that the cache holds; None while it is empty.
     """
     whole = batch if past is None else Batch(batch.ids, torch.cat([past, batch.mask], 1))
-    arguments = model.inputs(whole, keep, past_key_values=cache, use_cache=True)
+    arguments = model.inputs(whole, keep, cache)
     if "position_ids" in arguments:
         arguments["position_ids"] = arguments["position_ids"][:, -batch.ids.shape[1] :]
     with model.nnsight.trace(**arguments):
