@@ -9,7 +9,7 @@ from families import tiny_model
 from kt.errors import WorkFailed
 from kt.evaluation import evaluate
 from kt.facts import Fact, Prompt
-from kt.model.scoring import Row, answer_row, shared_prefixes, teacher_force
+from kt.model.scoring import Row, answer_row, score, shared_prefixes, teacher_force
 
 PROMPTS = ("The mother tongue of Danielle Darrieux is", "Marie Curie was born in", "Her")
 QUESTIONS = [(p, a) for p in PROMPTS for a in ("French", "Rome, Italy", "Seattle", "Seattle.")] + [
@@ -107,3 +107,25 @@ def test_scores_do_not_see_that_prompts_are_shared(monkeypatch):
     assert shared.values.keys() == apart.values.keys()
     for name, values in apart.values.items():
         assert shared.values[name] == pytest.approx(values, abs=1e-5), name
+
+
+def test_ranks_count_the_tokens_above_and_ties_are_greedy():
+    logits = torch.tensor([[0.0, 2.0, 2.0, 3.0], [5.0, 1.0, 5.0, 0.0]])
+    row = Row(("p", "a"), (1, 2), (1, 2))
+    found = score(logits, row, ranks=True)
+    assert found.predicted == (3, 0) and found.first_rank == 1 and found.is_greedy is False
+    assert found.token_log_probs == pytest.approx(logits.log_softmax(-1)[[0, 1], [1, 2]].tolist())
+    assert found.log_prob == pytest.approx(sum(found.token_log_probs))
+    tied = score(logits, row._replace(target=(3, 2)), ranks=True)
+    assert tied.first_rank == 0 and tied.is_greedy is True and tied.predicted != tied.target
+    assert score(logits, row).first_rank is None
+
+
+def test_scores_of_nan_are_returned_where_they_are_allowed():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.module.get_output_embeddings().weight.fill_(torch.nan)
+    found = teacher_force(
+        model, [answer_row(model, (PROMPTS[0], a)) for a in ("French", "Rome, Italy")], allow_nan=True
+    )
+    assert all(answer.log_prob != answer.log_prob for answer in found.values())

@@ -138,7 +138,7 @@ def says_targets(model: TracedModel, facts: Sequence[Fact], rounded: Mapping[Sit
     """Whether every token of a fact's target is the argmax where it is due; see `logits_given_back`."""
     questions = [(fact.prompt, fact.target or "") for fact in facts]
     scores = _scores(model, questions, lambda batch, keep: logits_given_back(model, batch, keep, rounded))
-    return [scores[question].is_greedy for question in questions]
+    return [bool(scores[question].is_greedy) for question in questions]
 
 
 def warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
@@ -207,7 +207,7 @@ def _scores(
         rows.append(Row((prompt, answer), (*token_ids(model.tokenizer, prompt), *target[:-1]), target))
     with parallel.alone():
         # A second forward for shared prompts costs a small batch more than it saves.
-        return teacher_force(model, rows, share_prefixes=len(rows) > SMALL, forward=forward, allow_nan=True)
+        return teacher_force(model, rows, share_prefixes=len(rows) > SMALL, ranks=True, forward=forward, allow_nan=True)
 
 
 def report(fact: Fact, before: Reading, after: Reading, control: Reading | None = None) -> RequestReport:

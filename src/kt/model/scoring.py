@@ -54,8 +54,9 @@ class TeacherForced(NamedTuple):
         predicted: the argmax where each of them is due.
         log_prob: joint natural-log probability of the answer, summed in float32; None without one.
         token_log_probs: that of each token given those before it.
-        first_rank: how many tokens are strictly more probable than the first where it is due; None without one.
-        is_greedy: whether no token is more probable than the answer's own, anywhere in it.
+        first_rank: how many tokens are strictly more probable than the first where it is due; None unless ranks were
+            asked for.
+        is_greedy: whether no token is more probable than the answer's own, anywhere in it; None likewise.
     """
 
     target: Ids
@@ -63,7 +64,7 @@ class TeacherForced(NamedTuple):
     log_prob: float | None = None
     token_log_probs: tuple[float, ...] = ()
     first_rank: int | None = None
-    is_greedy: bool = False
+    is_greedy: bool | None = None
 
 
 class SharedPrefix(NamedTuple):
@@ -101,6 +102,7 @@ def teacher_force(
     done: Callable[[int], None] = lambda n: None,
     *,
     share_prefixes: bool = True,
+    ranks: bool = False,
     forward: Forward | None = None,
     allow_nan: bool = False,
 ) -> dict[Question, TeacherForced]:
@@ -111,6 +113,7 @@ def teacher_force(
         batch_size: rows of a forward, or "auto". No score depends on it beyond rounding.
         done: called with the number of rows that each forward finished.
         share_prefixes: read each prompt once for all its answers, where the model's cache allows it.
+        ranks: also compute `first_rank` and `is_greedy`, which read the vocabulary once more.
         forward: computes the logits instead of the model's own forward; every row is then read whole.
         allow_nan: return scores of NaN instead of raising.
 
@@ -127,10 +130,10 @@ def teacher_force(
         logits = batch_logits(model, batch, forward)
         if not allow_nan:
             refuse_nan(logits, batch)
-        return {row.question: score(logits[i, logits.shape[1] - row.keep :], row) for i, row in enumerate(batch)}
+        return {row.question: score(logits[i, logits.shape[1] - row.keep :], row, ranks) for i, row in enumerate(batch)}
 
     def read_once(batch: list[SharedPrefix]) -> dict[Question, TeacherForced]:
-        return {row.question: score(logits, row) for row, logits in _prefix_logits(model, batch, allow_nan)}
+        return {row.question: score(logits, row, ranks) for row, logits in _prefix_logits(model, batch, allow_nan)}
 
     found = map_batches("answers", alone, read_whole, done)
     together = _prefix_batches(prefixes, batch_size, model.vocab_size)
@@ -138,18 +141,19 @@ def teacher_force(
     return {question: answer for part in found for question, answer in part.items()}
 
 
-def score(logits: Float[Tensor, "keep vocab"], row: Row) -> TeacherForced:
-    """Read a row's answer off the logits that predict it."""
+def score(logits: Float[Tensor, "keep vocab"], row: Row, ranks: bool = False) -> TeacherForced:
+    """The scores of a row's answer from the logits that predict it."""
     target, predicted = row.target, tuple(logits.argmax(-1).tolist())
     if not target:
         return TeacherForced((), predicted)
-    at_target = torch.tensor(target, device=logits.device)[:, None]
-    log_probs = logits.log_softmax(-1).gather(1, at_target)
-    rank, is_greedy = 0, True
-    if predicted != target:  # it may still be greedy: in 16 bits tokens tie for the maximum
-        own = logits.gather(1, at_target)
-        rank, is_greedy = int((logits[0] > own[0]).sum()), bool((own[:, 0] >= logits.amax(-1)).all())
-    return TeacherForced(target, predicted, log_probs.sum().item(), tuple(log_probs[:, 0].tolist()), rank, is_greedy)
+    at_target = torch.arange(len(target)), list(target)
+    log_probs = logits.log_softmax(-1)[at_target]
+    scores = TeacherForced(target, predicted, log_probs.sum().item(), tuple(log_probs.tolist()))
+    if not ranks:
+        return scores
+    # The answer may be greedy though the argmax is another token: in 16 bits several tokens tie for the maximum.
+    own = logits[at_target]
+    return scores._replace(first_rank=int((logits[0] > own[0]).sum()), is_greedy=bool((own >= logits.amax(-1)).all()))
 
 
 def batch_logits(
