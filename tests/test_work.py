@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,8 @@ from transformers import GPT2LMHeadModel
 import kt
 from kt.errors import ShortcutOff, shortcut_off
 from kt.evaluation import evaluate
-from kt.evaluation.shared import force
-from kt.evaluation.teacher import teacher_force, tokens_of
 from kt.model.prefix import prefix_is_reusable
+from kt.model.scoring import answer_row, teacher_force
 from kt.model.tokens import template_span
 from kt.tracing.capabilities import shortcuts
 
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from plain_loop import plain_trace
 
 KINDS = ("mlp", "attn", "hidden")
+separately = partial(teacher_force, share_prefixes=False)
 INSTALLED = tiny_model("gpt2").cache_keyword
 
 
@@ -83,7 +84,7 @@ def test_an_evaluation_reads_each_prompt_once(monkeypatch, said):
     model, facts = kt.load("demo"), kt.load_facts("demo", limit=4)
     asked = {"protocols": ("tf", "prob")}
     assert tokens_read(model, lambda: evaluate(model, facts, **asked)) == 1055
-    monkeypatch.setattr("kt.evaluation.run.force", teacher_force)
+    monkeypatch.setattr("kt.evaluation.run.teacher_force", separately)
     assert tokens_read(model, lambda: evaluate(model, facts, **asked)) == 1890
     assert said() == []
 
@@ -107,23 +108,23 @@ def test_a_trace_takes_less_than_a_quarter_of_the_plain_loops_work(said):
 @pytest.mark.parametrize(("kind", "name"), ((OldName, "past_key_values"), (NewName, "cache")))
 def test_a_models_own_code_may_name_the_cache_either_way(kind, name, said):
     model, plain = own_code(kind), tiny_model("gpt2")
-    rows = [tokens_of(model, ("Marie Curie was born in", answer)) for answer in ("Warsaw", "Rome, Italy", "Seattle.")]
+    rows = [answer_row(model, ("Marie Curie was born in", answer)) for answer in ("Warsaw", "Rome, Italy", "Seattle.")]
     assert model.cache_keyword == name and shortcuts(model) == (True, True)
-    expected = teacher_force(plain, rows)
-    for question, answer in force(model, rows).items():
+    expected = separately(plain, rows)
+    for question, answer in teacher_force(model, rows).items():
         assert answer.log_prob == pytest.approx(expected[question].log_prob, abs=1e-4)
-    read = [tokens_read(each, lambda each=each: force(each, rows)) for each in (model, plain)]
+    read = [tokens_read(each, lambda each=each: teacher_force(each, rows)) for each in (model, plain)]
     assert read[0] == read[1] < sum(len(row.read) for row in rows)
     assert said() == []
 
 
 def test_a_shortcut_that_is_off_is_said_once_with_its_reason(said):
     model, plain = own_code(NoCache), tiny_model("gpt2")
-    rows = [tokens_of(model, ("Marie Curie was born in", answer)) for answer in ("Warsaw", "Rome, Italy")]
+    rows = [answer_row(model, ("Marie Curie was born in", answer)) for answer in ("Warsaw", "Rome, Italy")]
     for _ in range(2):
         assert shortcuts(model) == (True, False) and not prefix_is_reusable(model, 3)
-        for question, answer in force(model, rows).items():
-            assert answer.log_prob == pytest.approx(teacher_force(plain, rows)[question].log_prob, abs=1e-4)
+        for question, answer in teacher_force(model, rows).items():
+            assert answer.log_prob == pytest.approx(separately(plain, rows)[question].log_prob, abs=1e-4)
     (text,) = said()
     assert text.startswith("NoCache: keys and values") and "takes no dynamic key-value cache" in text
 

@@ -47,7 +47,7 @@ def hashes(model: Any, edit: Any) -> dict[str, str]:
 def scaled(model: Any, edit: Any, facts: Any, factor: float) -> dict[str, Any]:
     """The edit times a factor: how large it is, what survives, which requests it makes and which rounding costs."""
     import kt
-    from kt.editing.rounding import about_rounding, is_narrow, said_in_full
+    from kt.editing.rounding import about_rounding, is_narrow, says_targets
 
     part = kt.Edit({n: u.scaled(factor) for n, u in edit.updates.items()}, edit.manifest)
     before = model.copies(n for n in part.names if is_narrow(model.own(n)))
@@ -57,7 +57,7 @@ def scaled(model: Any, edit: Any, facts: Any, factor: float) -> dict[str, Any]:
     }
     try:
         with part.applied(model):
-            row["said"] = sum(said_in_full(model, facts, {}))
+            row["said"] = sum(says_targets(model, facts, {}))
             row |= about_rounding(model, part, before, facts)
     except kt.KtError as error:
         row["refused"] = str(error)

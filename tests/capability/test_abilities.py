@@ -20,7 +20,7 @@ import kt
 from kt.capability import GSM8K_TWO_SHOT, Abilities, abilities
 from kt.capability.tasks import BadTask, choose
 from kt.errors import KtError, WorkFailed
-from kt.evaluation.teacher import teacher_force, tokens_of
+from kt.model.scoring import answer_row, teacher_force
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def row_of(found, task):
 
 
 def test_choices_are_scored_as_our_own_teacher_forcing_scores_them(model, found):
-    rows = {q: [tokens_of(model, (q, right)), tokens_of(model, (q, wrong))] for q, right, wrong in CITIES}
+    rows = {q: [answer_row(model, (q, right)), answer_row(model, (q, wrong))] for q, right, wrong in CITIES}
     forced = teacher_force(model, [row for pair in rows.values() for row in pair])
     ours = [forced[a.question].log_prob > forced[b.question].log_prob for a, b in rows.values()]
     row = row_of(found, "kt_choice")

@@ -12,7 +12,7 @@ from families import FAMILIES, tiny_model
 import kt
 from kt.editing import rounding
 from kt.editing.package import about_requests, about_weights, read_back
-from kt.editing.rounding import Rounded, about_rounding, logits_given_back, readings, said_in_full
+from kt.editing.rounding import Rounded, about_rounding, logits_given_back, readings, says_targets
 from kt.facts.load import facts_from
 from kt.model.sites import Kind, Site
 from kt.model.tokens import target_ids
@@ -78,7 +78,7 @@ def test_the_unrounded_reading_is_that_of_the_update(family):
 
 def test_a_target_is_said_where_each_of_its_tokens_is_the_argmax(monkeypatch):
     model = tiny_model("qwen3")
-    facts = [fact.as_request() for fact in facts_from(REQUESTS)]
+    facts = [fact.as_request() for fact in facts_from(REQUESTS)][::-1]  # a batch has the shorter row first
     first, second = (target_ids(model.tokenizer, fact.prompt, fact.target) for fact in facts)
     assert len(first) > 1 and len(second) > 1
     width = max(len(first), len(second))
@@ -91,11 +91,11 @@ def test_a_target_is_said_where_each_of_its_tokens_is_the_argmax(monkeypatch):
 
     monkeypatch.setattr(rounding, "logits_given_back", says)
     wrong = torch.zeros(2, width, model.vocab_size)
-    assert said_in_full(model, facts, {}) == [True, True]
+    assert says_targets(model, facts, {}) == [True, True]
     wrong[1, -1, 7] = 1.5  # only the last token of the second
-    assert said_in_full(model, facts, {}) == [True, False]
+    assert says_targets(model, facts, {}) == [True, False]
     wrong[0, 0, 7] = 1.5  # before the answer, or its first token
-    assert said_in_full(model, facts, {}) == [width > len(first), False]
+    assert says_targets(model, facts, {}) == [width > len(first), False]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def cancelling():
         for word in ("Italy", "Warsaw", "Rome", "a", "e", "in", "the", "of", "n", "s", "t", "o", "i", "r"):
             (fact,) = (f.as_request() for f in facts_from([prompt | {"target_new": word}]))
             one = len(target_ids(model.tokenizer, fact.prompt, word)) == 1
-            if one and said_in_full(model, [fact], {site: unrounded}) == [True] != said_in_full(model, [fact], {}):
+            if one and says_targets(model, [fact], {site: unrounded}) == [True] != says_targets(model, [fact], {}):
                 return model, name, Dense(update), fact
     raise AssertionError("no update of these makes the model say a word of these")
 

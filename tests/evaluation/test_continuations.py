@@ -4,9 +4,8 @@ import pytest
 import torch
 from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 
-from kt.evaluation import teacher as module
-from kt.evaluation.teacher import continuations, each_by_itself
-from kt.model.sampling import SeededGumbel, continued
+from kt.model import sampling as module
+from kt.model.sampling import SeededGumbel, continuations, continue_one_by_one, continued
 from kt.model.tokens import token_ids
 
 PROMPTS = ("The capital of Italy is", "Her", "Marie Curie was born in", "São Paulo, Łódź,")
@@ -41,16 +40,16 @@ def end_early(model, after=4):
 
 @pytest.mark.parametrize("batch_size", ["auto", 1, 3])
 @pytest.mark.parametrize("sampling", [{}, TOP_FIVE], ids=["greedy", "sampled"])
-def test_merged_wishes_equal_each_by_itself(model, sampling, batch_size):
+def test_merged_wishes_equal_continue_one_by_one(model, sampling, batch_size):
     found = continuations(model, WISHES, batch_size, **sampling)
-    assert found == each_by_itself(model, WISHES, **sampling) and set(found) == set(WISHES)
+    assert found == continue_one_by_one(model, WISHES, **sampling) and set(found) == set(WISHES)
 
 
 @pytest.mark.parametrize("sampling", [{}, TOP_FIVE], ids=["greedy", "sampled"])
 def test_an_end_of_text_ends_the_longer_wishes_and_cuts_no_shorter_one(model, sampling):
     lengths = end_early(model)
     assert min(lengths) < 14 < 25 in lengths  # some end, some do not
-    assert continuations(model, WISHES, **sampling) == each_by_itself(model, WISHES, **sampling)
+    assert continuations(model, WISHES, **sampling) == continue_one_by_one(model, WISHES, **sampling)
 
 
 def test_rounds_add_the_tokens_of_one_plain_generation(model):
@@ -106,7 +105,7 @@ def test_no_row_is_taken_beyond_the_models_last_position():
     room = 128 - len(token_ids(model.tokenizer, long))
     assert 0 < room < 10
     wishes = [(long, room), (PROMPTS[0], 12)]
-    assert continuations(model, wishes) == each_by_itself(model, wishes)
+    assert continuations(model, wishes) == continue_one_by_one(model, wishes)
 
 
 @pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
@@ -117,7 +116,7 @@ def test_a_rule_that_counts_from_the_start_of_a_text_sees_it_whole():
     expected = [plain(model, prompt, 25) for prompt in PROMPTS]
     assert any(12 < len(text) < 20 for text in expected)  # ended soon after it might
     assert [row.added for row in continued(model, PROMPTS, [25] * 4)] == expected
-    assert continuations(model, WISHES) == each_by_itself(model, WISHES)
+    assert continuations(model, WISHES) == continue_one_by_one(model, WISHES)
 
 
 def test_noise_is_that_of_the_whole_vocabulary_and_goes_on_with_the_rows_that_stay():

@@ -12,8 +12,9 @@ from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model
 from kt.errors import BadFact, BadFile, WorkFailed
 from kt.evaluation import METRICS, Scores, evaluate
 from kt.evaluation import run as work
-from kt.evaluation.teacher import batches, room, teacher_force, tokens_of
+from kt.evaluation.text import room
 from kt.facts import Fact, Prompt
+from kt.model.scoring import answer_row, row_batches, teacher_force
 from kt.model.sites import Kind, Site
 
 TOKENIZERS = {"gpt2": byte_level_tokenizer, "llama": sentencepiece_tokenizer, "gemma2": sentencepiece_tokenizer}
@@ -75,7 +76,7 @@ class Successor:
 
 
 def test_token_accuracy_by_hand():
-    rows = [tokens_of(Successor(), q) for q in [("1 2", "3 4 5"), ("7 1", "2 9 5"), ("4", "6"), ("3 4", None)]]
+    rows = [answer_row(Successor(), q) for q in [("1 2", "3 4 5"), ("7 1", "2 9 5"), ("4", "6"), ("3 4", None)]]
     found = teacher_force(Successor(), rows)
     assert found["1 2", "3 4 5"].predicted == (3, 4, 5)
     assert found["7 1", "2 9 5"].predicted == (2, 3, 9)
@@ -101,12 +102,12 @@ def test_scores_of_the_stub_by_hand():
 
 
 def test_rows_of_like_length_share_a_batch_and_budgets_hold():
-    rows = [tokens_of(Successor(), (" ".join("1" * n), "2")) for n in (5, 1, 3, 1, 4)]
-    sizes = [[len(row.read) for row in batch] for batch in batches(rows, 2, 10)]
+    rows = [answer_row(Successor(), (" ".join("1" * n), "2")) for n in (5, 1, 3, 1, 4)]
+    sizes = [[len(row.read) for row in batch] for batch in row_batches(rows, 2, 10)]
     assert sizes == [[1, 1], [3, 4], [5]]
     many = rows[:1] * 2000
-    assert max(len(batch) * 5 for batch in batches(many, "auto", 10)) <= 4096
-    assert all(len(batch) == 1 for batch in batches(rows, "auto", 2**26))
+    assert max(len(batch) * 5 for batch in row_batches(many, "auto", 10)) <= 4096
+    assert all(len(batch) == 1 for batch in row_batches(rows, "auto", 2**26))
 
 
 def plain_answer(model, prompt, answer):

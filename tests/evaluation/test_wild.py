@@ -8,7 +8,7 @@ from families import byte_level_tokenizer, tiny_model
 from kt.errors import WorkFailed
 from kt.evaluation import evaluate
 from kt.evaluation.judge import JudgedAnswer
-from kt.evaluation.text import as_question, up_to_stop, wild_protocol, wish_for
+from kt.evaluation.text import as_question, up_to_stop, wild_protocol, wild_request
 from kt.facts import Fact, Prompt
 
 CHAT = (
@@ -94,7 +94,7 @@ def test_free_answers_are_scored_with_aliases_and_not_cut(parrot):
 def test_a_prompt_that_fills_the_model_gets_what_room_is_left():
     model = tiny_model("gpt2")  # 128 positions
     used = len(byte_level_tokenizer()("x " * 40)["input_ids"])
-    assert wish_for(model, "x " * 40, 500)[1] == 128 - used and wish_for(model, "x " * 400, 5)[1] == 0
+    assert wild_request(model, "x " * 40, 500)[1] == 128 - used and wild_request(model, "x " * 400, 5)[1] == 0
     long = Fact("{} " + "x " * 200, "Italy", answer="Rome", target="Paris")
     assert evaluate(model, [long], protocols=("wild",), max_new_tokens=3).values == {}
 

@@ -88,7 +88,7 @@ def test_a_long_answer_gets_the_tokens_it_needs(model, fact, monkeypatch):
         asked.update(wishes)
         return dict.fromkeys(wishes, "")
 
-    monkeypatch.setattr("kt.evaluation.teacher.continuations", noted)
+    monkeypatch.setattr("kt.model.sampling.continuations", noted)
     case_study(model, replace(fact, target="one two three four five six seven eight nine ten"), {}, max_new_tokens=2)
     assert asked[fact.prompt] >= 10 and asked[fact.neighbours[0].prompt] < 10
 

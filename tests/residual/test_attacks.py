@@ -76,7 +76,7 @@ def test_prompts_paraphrases_and_neutral_texts_are_asked_about_all_answers():
 
 
 def test_a_third_answer_that_there_is_not_is_not_named():
-    questions = asks([CONTEST._replace(thirds=())], ["{third}. ", "{old}. "], [])
+    questions = asks([CONTEST._replace(distractors=())], ["{third}. ", "{old}. "], [])
     assert {(q.attack, q.who) for q in questions} == {(PROMPT, 0), (PARAPHRASES, 0), ("{old}. ", 0)}
 
 

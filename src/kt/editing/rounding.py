@@ -1,6 +1,6 @@
-"""What rounding to 16 bits leaves of an update, and which requests it costs.
+"""The share of an update that survives rounding to 16 bits, and the requests that rounding costs.
 
-A weight W of 16 bits becomes W' = round(W + ΔW), so what was written is W' - W and not ΔW. Per weight
+A weight W of 16 bits becomes W' = round(W + ΔW), so the written update is W' - W and not ΔW. Per weight
 
     survived = <W' - W, ΔW> / ‖ΔW‖²      (1: all of it; 0: nothing, every entry was rounded back)
     error    = ‖(W' - W) - ΔW‖ / ‖ΔW‖    (0: exact; 1: as if nothing had been written)
@@ -12,6 +12,7 @@ gets (ΔW - (W' - W)) k added, in float32.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from torch import Tensor
 
 from ..errors import UnknownSite
 from ..facts.fact import Fact
+from ..model.scoring import Forward, Question, Row, TeacherForced, teacher_force
 from ..model.sites import Site
-from ..model.tokens import Batch, encode_ids, pad_id, target_ids, token_ids
+from ..model.tokens import Batch, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
+from ..runs import parallel
 from .request_report import RequestReport
 
 if TYPE_CHECKING:
@@ -34,17 +37,17 @@ if TYPE_CHECKING:
 
 
 NUMBERS_PER_BLOCK = 2**22
-ROWS_PER_FORWARD = 32
-WORTH_SAYING = 0.9
-"""An update of which less survives is warned of."""
+SMALL = 32
+"""Answers that are scored in one forward."""
+WARN_BELOW = 0.9
+"""An update of which a smaller share survives gets a warning."""
 
 
-class Wanted(NamedTuple):
-    """Some rows of a weight: what they were to change by, and what they did change by, float64."""
+class UpdateRows(NamedTuple):
+    """Rows of a weight: the update as it was solved, and as it was written, float64."""
 
-    rows: slice
-    asked: Float[Tensor, "row d_in"]
-    got: Float[Tensor, "row d_in"]
+    solved: Float[Tensor, "row d_in"]
+    written: Float[Tensor, "row d_in"]
 
 
 @dataclass(frozen=True)
@@ -62,29 +65,29 @@ class Rounded:
         before = before.as_strided(now.shape, now.stride())
         return cls(now, before, update) if now.dim() == 2 else cls(now[None], before[None], update)
 
-    def blocks(self) -> Iterator[Wanted]:
-        """The rows in blocks: nothing as large as the weight is made."""
+    def blocks(self) -> Iterator[UpdateRows]:
+        """The rows in blocks, so that nothing as large as the weight is allocated."""
         step = max(1, NUMBERS_PER_BLOCK // self.now.shape[1])
         for start in range(0, len(self.now), step):
             rows = slice(start, start + step)
-            asked = _rows(self.update, rows, self.now.shape).to(self.now.device, torch.float64)
-            yield Wanted(rows, asked, self.now[rows].double() - self.before[rows].double())
+            solved = _rows(self.update, rows, self.now.shape).to(self.now.device, torch.float64)
+            yield UpdateRows(solved, self.now[rows].double() - self.before[rows].double())
 
     def measure(self) -> dict[str, float | None]:
-        """`survived` and `error` (see the module); None of an update that is zero."""
-        along = asked = missed = 0.0
+        """`survived` and `error` (see the module); None for an update that is zero."""
+        along = norm = missed = 0.0
         for block in self.blocks():
-            along += float((block.got * block.asked).sum())
-            asked += float(block.asked.square().sum())
-            missed += float((block.got - block.asked).square().sum())
-        if not asked:
+            along += float((block.written * block.solved).sum())
+            norm += float(block.solved.square().sum())
+            missed += float((block.written - block.solved).square().sum())
+        if not norm:
             return {"survived": None, "error": None}
-        return {"survived": along / asked, "error": (missed / asked) ** 0.5}
+        return {"survived": along / norm, "error": (missed / norm) ** 0.5}
 
     def missing(self, keys: Float[Tensor, "row pos d_in"]) -> Float[Tensor, "row pos d_out"]:
-        """What rounding took from the values of these keys, float32."""
+        """The part of these keys' values that rounding took away, float32."""
         keys = keys.float()
-        parts = [keys @ (block.asked - block.got).float().T for block in self.blocks()]
+        parts = [keys @ (block.solved - block.written).float().T for block in self.blocks()]
         return torch.cat(parts, dim=-1)
 
 
@@ -96,30 +99,31 @@ def is_narrow(weight: Tensor) -> bool:
 def about_rounding(
     model: TracedModel, edit: Edit, before: Mapping[str, Tensor], facts: Sequence[Fact]
 ) -> dict[str, Any]:
-    """For the manifest, of an edit that is written into the model: `rounding` by weight and `lost_to_rounding`, the
-    requests' ids (None where a weight other than W_o and down_proj was rounded, whose values are not read).
+    """The manifest's `rounding`, by weight, and `lost_to_rounding`, the ids of the requests that rounding costs.
+
+    `lost_to_rounding` is None where a weight other than W_o and down_proj was rounded, whose values are not read.
 
     Args:
+        model: with the edit written into it.
         before: the narrow weights' own bytes from before the write; the others are exact and left out.
     """
     if not before:
         return {}
-    rounded = {n: Rounded.of(model, n, held, edit.updates[n]) for n, held in before.items()}
-    found = {name: weight.measure() for name, weight in rounded.items()}
+    rounded = {name: Rounded.of(model, name, old, edit.updates[name]) for name, old in before.items()}
     sites = {_site(model, name): weight for name, weight in rounded.items()}
     lost: list[str] | None = None
     if None not in sites:
         known = {site: weight for site, weight in sites.items() if site is not None}
-        said, unrounded = (said_in_full(model, facts, held) for held in ({}, known))
-        lost = [fact.id for fact, now, wanted in zip(facts, said, unrounded, strict=True) if wanted and not now]
-    return {"rounding": found, "lost_to_rounding": lost}
+        written, unrounded = (says_targets(model, facts, restored) for restored in ({}, known))
+        lost = [fact.id for fact, now, full in zip(facts, written, unrounded, strict=True) if full and not now]
+    return {"rounding": {name: weight.measure() for name, weight in rounded.items()}, "lost_to_rounding": lost}
 
 
 @torch.no_grad()
 def logits_given_back(
     model: TracedModel, batch: Batch, keep: int, rounded: Mapping[Site, Rounded]
 ) -> Float[Tensor, "row keep vocab"]:
-    """Logits of the last `keep` positions, with what rounding took from these sites' values given back."""
+    """Logits of the last `keep` positions, with the part that rounding took added to these sites' values."""
     size = len(batch)
     with model.nnsight.trace(**model.inputs(batch, keep)):
         for site in model.in_order(rounded):
@@ -130,36 +134,27 @@ def logits_given_back(
     return logits.float()
 
 
-def said_in_full(model: TracedModel, facts: Sequence[Fact], rounded: Mapping[Site, Rounded]) -> list[bool]:
-    """Whether every token of a fact's target is the argmax where it is due, with what rounding took given back."""
-    said: list[bool] = []
-    for start in range(0, len(facts), ROWS_PER_FORWARD):
-        part = facts[start : start + ROWS_PER_FORWARD]
-        prompts = [token_ids(model.tokenizer, fact.prompt) for fact in part]
-        answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "") for fact in part]
-        batch = encode_ids([[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)], pad_id(model.tokenizer))
-        logits = logits_given_back(model, batch, max(map(len, answers)), rounded)
-        for row, answer in zip(logits, answers, strict=True):
-            own = row[-len(answer) :]
-            due = own[torch.arange(len(answer)), list(answer)]
-            said.append(bool((due >= own.amax(-1)).all()))
-    return said
+def says_targets(model: TracedModel, facts: Sequence[Fact], rounded: Mapping[Site, Rounded]) -> list[bool]:
+    """Whether every token of a fact's target is the argmax where it is due; see `logits_given_back`."""
+    questions = [(fact.prompt, fact.target or "") for fact in facts]
+    scores = _scores(model, questions, lambda batch, keep: logits_given_back(model, batch, keep, rounded))
+    return [bool(scores[question].is_greedy) for question in questions]
 
 
 def warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
-    """One line where much of an update was rounded away, or a request with it."""
+    """Warn, in one line, where much of an update was rounded away, or a request with it."""
     rounding, lost = edit.manifest.get("rounding", {}), edit.manifest.get("lost_to_rounding") or []
-    kept = {name: found["survived"] for name, found in rounding.items() if found["survived"] is not None}
-    worst = min(kept, key=lambda name: kept[name], default=None)
-    said = []
-    if worst is not None and kept[worst] < WORTH_SAYING:
-        said.append(f"left {kept[worst]:.0%} of the update of {worst} (the least of {len(kept)} weights)")
+    survived = {name: share["survived"] for name, share in rounding.items() if share["survived"] is not None}
+    worst = min(survived, key=lambda name: survived[name], default=None)
+    losses = []
+    if worst is not None and survived[worst] < WARN_BELOW:
+        losses.append(f"left {survived[worst]:.0%} of the update of {worst} (the least of {len(survived)} weights)")
     if lost:
         shown = ", ".join(map(repr, lost[:3])) + (", ..." if len(lost) > 3 else "")
-        said.append(f"costs {len(lost)} of {len(edit.requests)} requests (ids {shown})")
-    if said:
+        losses.append(f"costs {len(lost)} of {len(edit.requests)} requests (ids {shown})")
+    if losses:
         what = f"rounding to {str(dtype).removeprefix('torch.')}"
-        warnings.warn(f"{what} {' and '.join(said)}; load the model with --dtype float32", stacklevel=5)
+        warnings.warn(f"{what} {' and '.join(losses)}; load the model with --dtype float32", stacklevel=5)
 
 
 def _rows(update: Update, rows: slice, shape: Sequence[int]) -> Float[Tensor, "row d_in"]:
@@ -177,9 +172,6 @@ def _site(model: TracedModel, name: str) -> Site | None:
         return None
 
 
-# What a model says of each request's target and old answer: probability and rank.
-
-
 class AnswerProbs(NamedTuple):
     """An answer's joint probability, teacher-forced, and the rank of its first token."""
 
@@ -188,37 +180,38 @@ class AnswerProbs(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What the model says of a fact's target and old answer."""
+    """The scores of a fact's target and of its old answer, if it has one."""
 
     target: AnswerProbs
     answer: AnswerProbs | None
 
 
-def readings(model: TracedModel, facts: list[Fact]) -> list[Reading]:
-    asked = [(f.prompt, f.target or "") for f in facts] + [(f.prompt, f.answer) for f in facts if f.answer]
-    read = iter(_probability_and_rank(model, [(p, str(a)) for p, a in asked]))
-    targets = [next(read) for _ in facts]
-    return [Reading(t, next(read) if f.answer else None) for t, f in zip(targets, facts, strict=True)]
+def readings(model: TracedModel, facts: Sequence[Fact]) -> list[Reading]:
+    """The probability and rank of every fact's target and, where it has one, of its old answer; NaN where those are."""
+    targets = [(fact.prompt, fact.target or "") for fact in facts]
+    answers = [(fact.prompt, fact.answer) if fact.answer else None for fact in facts]
+    scores = {
+        question: AnswerProbs(math.exp(score.log_prob or 0.0), score.first_rank or 0)
+        for question, score in _scores(model, [*targets, *filter(None, answers)]).items()
+    }
+    return [Reading(scores[t], scores[a] if a else None) for t, a in zip(targets, answers, strict=True)]
 
 
-def _probability_and_rank(model: TracedModel, asked: list[tuple[str, str]]) -> list[AnswerProbs]:
-    out = []
-    for start in range(0, len(asked), 32):
-        part = [
-            (token_ids(model.tokenizer, p), target_ids(model.tokenizer, p, a)) for p, a in asked[start : start + 32]
-        ]
-        width = max(len(a) for _, a in part)
-        batch = encode_ids([[*p, *a[:-1]] for p, a in part], pad_id(model.tokenizer))
-        logits = model.logits(batch, keep=width)
-        for row, (_, answer) in zip(logits, part, strict=True):
-            answer_ids = torch.tensor(answer, device=row.device)
-            own = row[-len(answer) :]
-            joint = own.log_softmax(-1)[torch.arange(len(answer)), answer_ids].sum().exp()
-            out.append(AnswerProbs(float(joint), int((own[0] > own[0, answer_ids[0]]).sum())))
-    return out
+def _scores(
+    model: TracedModel, questions: Sequence[tuple[str, str]], forward: Forward | None = None
+) -> dict[Question, TeacherForced]:
+    """Scores of answers behind their prompts' own tokens. Every process of a run computes all of them."""
+    rows = []
+    for prompt, answer in dict.fromkeys(questions):
+        target = target_ids(model.tokenizer, prompt, answer)
+        rows.append(Row((prompt, answer), (*token_ids(model.tokenizer, prompt), *target[:-1]), target))
+    with parallel.alone():
+        # A second forward for shared prompts costs a small batch more than it saves.
+        return teacher_force(model, rows, share_prefixes=len(rows) > SMALL, ranks=True, forward=forward, allow_nan=True)
 
 
 def report(fact: Fact, before: Reading, after: Reading, control: Reading | None = None) -> RequestReport:
+    """One request before and after the edit, and its target under the edit's control."""
     old = (before.answer, after.answer)
     return RequestReport(
         fact.id,

@@ -1,8 +1,8 @@
-"""Scores of the unedited model, kept on disk: every edit is compared with the same ones.
+"""A cache of the unedited model's scores on disk: every edit is compared with the same ones.
 
-A file is named by the hash of all that the scores follow from: weights, dtype, device, tokenizer, facts, protocols,
-seed and the versions of the code. The batch size is not among them: it moves figures by no more than rounding.
-Whatever goes wrong with a file costs time, never a run: it is said in a warning, and the scores are computed.
+A file's name is the hash of everything that determines the scores: weights, dtype, device, tokenizer, facts,
+protocols, seed and the versions of the code. The batch size is not among them: it changes figures by rounding alone.
+A file that cannot be read or written gives a warning, and the scores are computed.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ..errors import KtError
 from ..facts.fact import Fact, facts_digest
 from ..facts.load import facts_from
 from ..model.model import TracedModel
-from ..runs import parallel as ranks
+from ..runs import parallel
 from ..runs.provenance import versions
-from . import run as work
+from . import run
 from .perplexity import heldout_corpus
 from .run import evaluate
 from .scores import Scores
 from .text import WILD_TOKENS
 
 SCORING = 1
-"""Raised whenever the same model gets other scores for the same facts than before."""
+"""Increased whenever the same model gets other scores for the same facts than before."""
 
 
 class Cached(NamedTuple):
-    """Scores, and the file that they were read from; None where they were computed."""
+    """Scores, and the file that they were read from; None if they were computed."""
 
     scores: Scores
     file: Path | None
@@ -45,45 +45,45 @@ def evaluate_cached(
     requests: Sequence[Fact | Mapping[str, Any]],
     cache_dir: Path,
     fingerprint: str | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> Cached:
-    """`evaluate(model, requests, **asked)` of an unedited model, from the cache where it is there.
+    """`evaluate(model, requests, **options)` of an unedited model, from the cache if it is there.
 
     Of several processes that want the same scores, one computes them and the others wait.
 
     Args:
-        model: unedited. (An edited one is told apart by its weights, but its scores are not worth a file.)
+        model: unedited. (An edited one has another fingerprint, but its scores are not worth a file.)
         requests: facts, as for `evaluate`.
         cache_dir: the folder; it is made.
-        fingerprint: the model's, if it is known already: gigabytes are hashed for it.
-        asked: the other arguments of `evaluate`. With a judge, whose verdicts are not the model's, nothing is kept.
+        fingerprint: the model's, if it is known already; computing it reads all weights.
+        options: the other arguments of `evaluate`. With a judge, whose verdicts are not the model's, nothing is cached.
 
     Raises:
-        BadFact, WorkFailed: what `evaluate` raises.
+        BadFact, WorkFailed: as `evaluate`.
     """
-    if any(asked.get(name) is not None for name in ("judge", "before", "reference")):
-        return Cached(evaluate(model, requests, **asked), None)
+    if any(options.get(name) is not None for name in ("judge", "before", "reference")):
+        return Cached(evaluate(model, requests, **options), None)
     facts = facts_from(requests)
-    key = _key(model, facts, fingerprint or model.fingerprint(), asked)
+    key = _key(model, facts, fingerprint or model.fingerprint(), options)
     file = Path(cache_dir) / f"scores-{key}.json"
-    with ExitStack() as held:
-        found = ranks.on_rank_zero("scores that are kept", _claimed, held, file)
-        if found is not None:
-            return Cached(found, file)
-        scores = evaluate(model, facts, **asked)
-        ranks.on_rank_zero("keeping scores", _keep, scores, file)
+    with ExitStack() as lock:
+        cached = parallel.on_rank_zero("scores that are kept", _read_or_lock, lock, file)
+        if cached is not None:
+            return Cached(cached, file)
+        scores = evaluate(model, facts, **options)
+        parallel.on_rank_zero("keeping scores", _write, scores, file)
     return Cached(scores, None)
 
 
-def _claimed(held: ExitStack, file: Path) -> Scores | None:
-    """The scores in the file; where there are none, for as long as `held`, nobody else makes them."""
-    with suppress(OSError):  # a folder that cannot be written: `save` says so
+def _read_or_lock(lock: ExitStack, file: Path) -> Scores | None:
+    """The scores in the file, read under a lock that other processes wait for until `lock` is closed."""
+    with suppress(OSError):  # a folder that cannot be written: `save` reports it
         file.parent.mkdir(parents=True, exist_ok=True)
-        held.enter_context(exclusive(file.with_suffix(".lock"), "scores the same unedited model"))
+        lock.enter_context(exclusive(file.with_suffix(".lock"), "scores the same unedited model"))
     return _read(file)
 
 
-def _keep(scores: Scores, file: Path) -> None:
+def _write(scores: Scores, file: Path) -> None:
     try:
         clear_temporaries(file.parent, file.name)
         scores.save(file)
@@ -91,10 +91,10 @@ def _keep(scores: Scores, file: Path) -> None:
         warnings.warn(f"the unedited model's scores are not kept: {error}", stacklevel=2)
 
 
-def _key(model: TracedModel, facts: Sequence[Fact], fingerprint: str, asked: Mapping[str, Any]) -> str:
-    protocols = asked.get("protocols")
-    heldout = asked.get("heldout")
-    follows_from = {
+def _key(model: TracedModel, facts: Sequence[Fact], fingerprint: str, options: Mapping[str, Any]) -> str:
+    protocols = options.get("protocols")
+    heldout = options.get("heldout")
+    inputs = {
         "scoring": SCORING,
         "versions": versions(),
         "model": [model.name, fingerprint, str(model.dtype), model.device.type],
@@ -103,16 +103,16 @@ def _key(model: TracedModel, facts: Sequence[Fact], fingerprint: str, asked: Map
         "tokenizer": _tokenizer(model.tokenizer),
         "facts": facts_digest(facts),
         "protocols": None if protocols is None else sorted(set(protocols)),
-        "generate": asked.get("generate", True) if protocols is None else None,
-        "seed": asked.get("seed", 0),
-        "tokens": [asked.get("max_new_tokens", WILD_TOKENS), work.LONGER_TOKENS, work.TEXT_TOKENS, work.TEXT_TOP_K],
+        "generate": options.get("generate", True) if protocols is None else None,
+        "seed": options.get("seed", 0),
+        "tokens": [options.get("max_new_tokens", WILD_TOKENS), run.LONGER_TOKENS, run.TEXT_TOKENS, run.TEXT_TOP_K],
         "heldout": heldout_corpus(heldout, model.name).sha256 if "ppl" in (protocols or ()) else None,
     }
-    return hashlib.sha256(to_json(follows_from).encode()).hexdigest()[:40]
+    return hashlib.sha256(to_json(inputs).encode()).hexdigest()[:40]
 
 
 def _tokenizer(tokenizer: Any) -> list[str]:
-    """All that decides how a tokenizer reads and writes."""
+    """Everything that decides how a tokenizer encodes and decodes."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     rules = core.to_str() if core is not None else to_json(tokenizer.get_vocab())
     special = to_json(tokenizer.special_tokens_map)
@@ -120,7 +120,7 @@ def _tokenizer(tokenizer: Any) -> list[str]:
 
 
 def _read(file: Path) -> Scores | None:
-    """The scores in a file; None where there are none, or not whole ones."""
+    """The scores in a file; None if there is none, or it is incomplete."""
     if not file.is_file():
         return None
     try:

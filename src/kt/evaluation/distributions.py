@@ -1,7 +1,7 @@
 """How far an edit moves the next token's whole distribution where it should not: KL(unedited || edited).
 
-The unedited model's distributions are taken once and held exactly, in float32, one row of the vocabulary a prompt;
-whether they fit is known, and refused, before the first forward. Both sides are computed in batches.
+The unedited model's distributions are computed once and kept in float32, one row of the vocabulary a prompt. Memory
+that is too small for them is refused before the first forward.
 
 >>> reference = distributions(model, facts)               # the unedited model
 >>> with edit.applied(model):
@@ -18,17 +18,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._util.progress import Progress
+from .._util.progress import Progress, counter
 from ..errors import BadFact
 from ..facts.fact import Fact
 from ..facts.load import facts_from
+from ..model.batches import BatchSize
 from ..model.memory import require_memory
 from ..model.model import TracedModel
-from ..model.tokens import encode_ids, pad_id
+from ..model.scoring import answer_row, batch_logits, refuse_nan, row_batches
 from .samples import samples_of
-from .teacher import Row, batches, refuse_nan, tokens_of
-
-_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Distributions:
     Args:
         model: the model's name.
         rows: prompt -> its row.
-        log_probs: in float32, on the CPU.
+        log_probs: float32, on the CPU.
     """
 
     model: str
@@ -49,27 +47,30 @@ class Distributions:
 def distributions(
     model: TracedModel,
     requests: Sequence[Fact | Mapping[str, Any]],
-    batch_size: int | str = "auto",
+    batch_size: BatchSize = "auto",
     progress: Progress | None = None,
 ) -> Distributions:
     """The model's next-token distributions on the neighbourhood prompts of the requests, each prompt once.
 
+    Args:
+        batch_size: prompts of a forward, or "auto".
+        progress: called with (prompts done, prompts in all).
+
     Raises:
         BadFact: no request has a neighbourhood prompt.
-        NotEnoughMemory: they would not fit; said before any is computed.
+        NotEnoughMemory: they would not fit; raised before any is computed.
     """
     prompts = near_prompts(samples_of(facts_from(requests)))
     if not prompts:
         raise BadFact("no fact has a neighbourhood prompt to compare distributions on; give facts with neighbours")
     what = f"{len(prompts)} distributions over {model.vocab_size} tokens"
-    require_memory(len(prompts) * model.vocab_size * _BYTES, what, "give fewer facts (--limit), or leave out --kl")
+    require_memory(len(prompts) * model.vocab_size * 4, what, "give fewer facts (--limit), or leave out --kl")
     rows = {prompt: i for i, prompt in enumerate(prompts)}
-    held = torch.empty(len(prompts), model.vocab_size)
-    for done, (batch, log_probs) in _after(model, prompts, batch_size):
-        held[[rows[prompt] for prompt in batch]] = log_probs.cpu()
-        if progress is not None:
-            progress(done, len(prompts))
-    return Distributions(model.name, rows, held)
+    table, tick = torch.empty(len(prompts), model.vocab_size), counter(progress, len(prompts))
+    for batch, log_probs in _next_token(model, prompts, batch_size):
+        table[[rows[prompt] for prompt in batch]] = log_probs.cpu()
+        tick(len(batch))
+    return Distributions(model.name, rows, table)
 
 
 def near_prompts(samples: Iterable[Any]) -> list[str]:
@@ -81,7 +82,7 @@ def divergences(
     model: TracedModel,
     reference: Distributions,
     prompts: Sequence[str],
-    batch_size: int | str = "auto",
+    batch_size: BatchSize = "auto",
     done: Callable[[int], None] = lambda n: None,
 ) -> dict[str, float]:
     """KL(reference || model) in nats for every prompt.
@@ -97,28 +98,23 @@ def divergences(
         )
     if reference.log_probs.shape[1] != model.vocab_size:
         raise BadFact("`reference` comes from a model with another vocabulary; take it from the unedited model itself")
-    found: dict[str, float] = {}
-    for _, (batch, log_q) in _after(model, prompts, batch_size):
+    kl: dict[str, float] = {}
+    for batch, log_q in _next_token(model, prompts, batch_size):
         log_p = reference.log_probs[[reference.rows[prompt] for prompt in batch]].to(log_q.device)
         p = log_p.exp()
         # A token that the unedited model rules out adds nothing, though its logarithms are infinite.
         terms = torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p))
-        found |= dict(zip(batch, terms.sum(-1).clamp(min=0).tolist(), strict=True))
+        kl |= dict(zip(batch, terms.sum(-1).clamp(min=0).tolist(), strict=True))
         done(len(batch))
-    return found
+    return kl
 
 
-def _after(
-    model: TracedModel, prompts: Sequence[str], batch_size: int | str
-) -> Iterator[tuple[int, tuple[list[str], Float[Tensor, "row vocab"]]]]:
-    """(prompts so far, (the batch's prompts, their log probabilities)), in batches of like length."""
-    rows, count = [tokens_of(model, (prompt, None)) for prompt in prompts], 0
-    for batch in batches(rows, batch_size, model.vocab_size):
-        logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)), keep=1)
+def _next_token(
+    model: TracedModel, prompts: Sequence[str], batch_size: BatchSize
+) -> Iterator[tuple[list[str], Float[Tensor, "row vocab"]]]:
+    """(prompts, log probabilities of the token after each), in batches of like length."""
+    rows = [answer_row(model, (prompt, None)) for prompt in prompts]
+    for batch in row_batches(rows, batch_size, model.vocab_size):
+        logits = batch_logits(model, batch)
         refuse_nan(logits, batch)
-        count += len(batch)
-        yield count, (_prompts(batch), logits[:, -1].log_softmax(-1))
-
-
-def _prompts(batch: Sequence[Row]) -> list[str]:
-    return [row.question[0] for row in batch]
+        yield [row.question[0] for row in batch], logits[:, -1].log_softmax(-1)

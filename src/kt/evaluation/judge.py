@@ -1,9 +1,9 @@
 """An optional judge of free answers: any server that speaks OpenAI's chat completions.
 
-Nothing is sent unless a judge is given. What a judge reads was written by a model and may try to talk it round; it is
-sent as JSON data, and of the reply only one word counts: CORRECT or INCORRECT. A reply with neither or with both, or
-without the expected form, is no verdict: that answer goes unjudged and is missing from the metric's n. Redirects are
-not followed, since they would carry the key to another host.
+Nothing is sent unless a judge is given. An answer was written by a model and may hold instructions: it is sent as JSON
+data, and of the reply only one word counts, CORRECT or INCORRECT. A reply with neither or both, or of another form, is
+no verdict: that answer goes unjudged and is missing from the metric's n. Redirects are not followed, since they would
+carry the key to another host.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ INSTRUCTION = (
     "one word: CORRECT or INCORRECT."
 )
 MOST_BYTES = 1_000_000
-"""Of a reply: more is no verdict."""
+"""A longer reply is no verdict."""
 LONGEST_WAIT = 30.0
-"""Seconds between two tries, whatever the server asks for."""
+"""Most seconds between two tries, whatever the server asks for."""
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 _VERDICT = re.compile(r"\b(CORRECT|INCORRECT)\b")
 
@@ -43,7 +43,7 @@ class BadJudge(KtError):
 
 
 class JudgedAnswer(NamedTuple):
-    """One free answer: what was asked, what counts as right, what the model said."""
+    """One free answer: the prompt, the accepted answers, the model's text."""
 
     prompt: str
     answers: tuple[str, ...]
@@ -51,7 +51,7 @@ class JudgedAnswer(NamedTuple):
 
 
 Verdicts = Callable[[Sequence[JudgedAnswer]], "list[bool | None]"]
-"""What `evaluate(judge=...)` takes: a verdict for every case, None where there is none."""
+"""The type of `evaluate(judge=...)`: answers -> a verdict for each, None where there is none."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -61,7 +61,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge behind a URL, called with cases.
+    """A judge behind a URL, called with answers.
 
     Args:
         url: the base URL (`https://host/v1`) or that of `/chat/completions` itself.
@@ -100,34 +100,34 @@ class Judge:
             WorkFailed: the server refuses, or does not answer in any of the tries.
         """
         known = self._read_cache()
-        asked = {digest: case for case in cases if (digest := self.digest(case)) not in known}
+        new = {digest: case for case in cases if (digest := self.digest(case)) not in known}
         with ThreadPoolExecutor(self.workers) as pool:
-            verdicts = pool.map(self._ask, asked.values())
+            replies = pool.map(self._ask, new.values())
             try:
-                for digest, verdict in zip(asked, verdicts, strict=True):
+                for digest, verdict in zip(new, replies, strict=True):
                     known[digest] = verdict
-                    self._remember(digest, verdict)
+                    self._append_to_cache(digest, verdict)
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        found = [known[self.digest(case)] for case in cases]
-        if None in found:
+        verdicts = [known[self.digest(case)] for case in cases]
+        if None in verdicts:
             warnings.warn(
-                f"{found.count(None)} of {len(found)} answers went unjudged: the judge's reply held no verdict",
+                f"{verdicts.count(None)} of {len(verdicts)} answers went unjudged: the judge's reply held no verdict",
                 stacklevel=2,
             )
-        return found
+        return verdicts
 
     @property
     def endpoint(self) -> str:
-        """Where the requests go."""
+        """The address of the requests."""
         base = self.url.rstrip("/")
         return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
 
     def digest(self, case: JudgedAnswer) -> str:
-        """What a verdict is kept under: the judge, its instruction, and the case."""
-        told = json.dumps([self.endpoint, self.model, INSTRUCTION, case.prompt, list(case.answers), case.text])
-        return hashlib.sha256(told.encode()).hexdigest()
+        """The cache key of a verdict: the judge, its instruction, and the case."""
+        content = json.dumps([self.endpoint, self.model, INSTRUCTION, case.prompt, list(case.answers), case.text])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def _ask(self, case: JudgedAnswer) -> bool | None:
         data = {"question": case.prompt, "accepted_answers": list(case.answers), "response": case.text}
@@ -175,22 +175,22 @@ class Judge:
                 continue
         return known
 
-    def _remember(self, digest: str, verdict: bool | None) -> None:
+    def _append_to_cache(self, digest: str, verdict: bool | None) -> None:
         if self.cache is not None and verdict is not None:
             with self.cache.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"sha256": digest, "verdict": verdict}) + "\n")
 
 
 def verdict_of(reply: bytes) -> bool | None:
-    """The one verdict that a reply holds; None where it holds none, both, or has another form."""
+    """The one verdict that a reply holds; None if it holds none or both, or has another form."""
     if len(reply) > MOST_BYTES:
         return None
     try:
         content = json.loads(reply)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return None
-    found = set(_VERDICT.findall(content)) if isinstance(content, str) else set()
-    return found.pop() == "CORRECT" if len(found) == 1 else None
+    words = set(_VERDICT.findall(content)) if isinstance(content, str) else set()
+    return words == {"CORRECT"} if len(words) == 1 else None
 
 
 def _seconds(text: str | None) -> float:

@@ -1,7 +1,7 @@
-"""The score of one sample under each protocol: a number, or None where nothing can be said.
+"""The score of one sample under each protocol: a number, or None where the score is undefined.
 
-Every function takes (sample, the same sample on the unedited model or None). Which role a score is asked of, under
-which name, and what the mean over records is called, stands in metrics.py.
+Every function takes a sample and the same sample on the unedited model, or None. metrics.py names the metrics and the
+role that each is computed for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .samples import Sample
 from .text import contains, ngram_entropy, repetition, same_text, word_count
 
 Score = Callable[[Sample, "Sample | None"], "float | None"]
-"""(sample, the same sample on the unedited model or None) -> value, or None where it cannot be said."""
+"""(sample, the same sample on the unedited model or None) -> value, or None where it is undefined."""
 
 
 # Teacher forcing ------------------------------------------------------------------------------------------------------
@@ -23,7 +23,7 @@ def tf_token(sample: Sample, old: Sample | None = None) -> float | None:
 
 
 def tf_exact(sample: Sample, old: Sample | None = None) -> float | None:
-    """Whether all of them are (001, eq. 14)."""
+    """Whether all tokens of the answer are (001, eq. 14)."""
     return float(sample.predicted_ids == sample.target_ids) if sample.target_ids else None
 
 
@@ -79,14 +79,14 @@ def gen_same(sample: Sample, old: Sample | None) -> float | None:
 
 
 def wild_exact(sample: Sample, old: Sample | None = None) -> float | None:
-    """Whether all that the model says is the answer or an alias."""
+    """Whether the model's whole response is the answer or an alias."""
     if sample.wild_text is None or sample.answer is None:
         return None
     return float(any(same_text(sample.wild_text, answer) for answer in (sample.answer, *sample.aliases)))
 
 
 def wild_contains(sample: Sample, old: Sample | None = None) -> float | None:
-    """Whether what the model says holds the answer or an alias as whole words."""
+    """Whether the model's response holds the answer or an alias as whole words."""
     return _holds(sample.wild_text, sample)
 
 

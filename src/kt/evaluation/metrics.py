@@ -1,10 +1,10 @@
-"""The metrics: a table from a name, which says the protocol, to a role and the score of one sample.
+"""The metrics: a table from a name, which contains the protocol, to a role and the score of one sample.
 
-In names, `tf` is teacher forcing (the model reads the right answer while it is asked for it), `prob` compares the
-probabilities of two answers, `gen` is what the model writes by itself, cut to the answer's length, `wild` what it
-writes when it may stop where it likes; `token` is the share of right tokens, `exact` all of them. A record's value is
-the mean over its samples, a metric the mean over records. `portability_tf_exact[Reasoning]` is the same over the
-prompts that the data set files under "Reasoning", and `..._by_key` averages a record's keys with equal weight.
+In names, `tf` is teacher forcing (the model reads the right answer while its tokens are scored), `prob` compares the
+probabilities of two answers, `gen` is greedy text cut to the answer's length, `wild` text up to the model's own stop;
+`token` is the share of right tokens, `exact` all of them. A record's value is the mean over its samples, a metric the
+mean over records. `portability_tf_exact[Reasoning]` is the same over the prompts that the data set files under
+"Reasoning", and `..._by_key` averages a record's keys with equal weight.
 
 001 is the paper of IntAttn-Edit (section 5.1), 003 that of JEEP (appendix C).
 """
@@ -25,11 +25,11 @@ from .measures import Score
 from .samples import Key, Sample
 
 PROTOCOLS = ("tf", "gen", "prob", "wild", "ppl")
-"""The ways to ask: what `evaluate(protocols=...)` and `kt eval --protocol` choose among."""
+"""The choices of `evaluate(protocols=...)` and `kt eval --protocol`."""
 
 
 class MetricSpec(NamedTuple):
-    """Which samples are scored (their role), what the score means, how, and the protocol that asks for it."""
+    """The role of the samples, the meaning of the score, its function, and its protocol."""
 
     role: str
     says: str
@@ -65,7 +65,7 @@ _WAYS: dict[str, tuple[str, Score, str]] = {
 
 
 def _ways(name: str, role: str, answer: str, where: str, token: str = "") -> dict[str, MetricSpec]:
-    """The ways to ask whether an answer is given; `token` is what the first of them is in 003."""
+    """The metrics of whether an answer is given; `token` is added to the meaning of tf_token."""
     return {
         f"{name}_{way}": MetricSpec(
             role, says.format(answer, where) + (token if way == "tf_token" else ""), score, protocol
@@ -142,39 +142,42 @@ METRICS: dict[str, MetricSpec] = {
 
 _KEYED = ("portability", _NEAR)
 """Roles whose prompts a data set may file under keys."""
+_ByRecord = dict[str, dict[str, list[float]]]
+"""Record -> key -> the scores of its samples."""
 _BY_KEY_OF = ("portability_tf_token", "neighbourhood_same_tf_token")
 
 
 def record_values(
     samples: Iterable[Sample], before: Mapping[Key, Sample], protocols: Collection[str]
 ) -> dict[str, dict[str, float]]:
-    """Metric -> record -> value; records and metrics that nothing can be said of are absent.
+    """Metric -> record -> value; records and metrics without a defined value are absent.
 
     Metrics stand in the order of their table, each followed by its keys and by their mean.
     """
-    asked = {name: metric for name, metric in METRICS.items() if metric.protocol in protocols}
-    by_role: dict[str, list[tuple[str, Score]]] = defaultdict(list)
-    for name, metric in asked.items():
-        by_role[metric.role].append((name, metric.score))
-    found: dict[str, dict[str, dict[str, list[float]]]] = {n: defaultdict(lambda: defaultdict(list)) for n in asked}
+    by_role: dict[str, list[str]] = defaultdict(list)
+    scores: dict[str, _ByRecord] = {}
+    for name, metric in METRICS.items():
+        if metric.protocol in protocols:
+            by_role[metric.role].append(name)
+            scores[name] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
         old = before.get(sample.key)
-        for name, score in by_role[sample.role]:
-            if (value := score(sample, old)) is not None:
-                found[name][sample.record][sample.kind].append(value)
-    return {n: v for name in asked for n, v in _of_metric(name, found[name]).items() if v}
+        for name in by_role[sample.role]:
+            if (value := METRICS[name].score(sample, old)) is not None:
+                scores[name][sample.record][sample.kind].append(value)
+    return {n: values for name in scores for n, values in _of_metric(name, scores[name]).items() if values}
 
 
-def _of_metric(name: str, found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, float]]:
+def _of_metric(name: str, scores: _ByRecord) -> dict[str, dict[str, float]]:
     """One metric over all prompts of a record, by key, and as the mean over keys."""
-    values = {name: {r: _mean([v for part in kinds.values() for v in part]) for r, kinds in found.items()}}
-    kinds = sorted({kind for parts in found.values() for kind in parts if kind})
-    if METRICS[name].role not in _KEYED or not kinds:
+    values = {name: {r: _mean([v for some in by_key.values() for v in some]) for r, by_key in scores.items()}}
+    keys = sorted({key for by_key in scores.values() for key in by_key if key})
+    if METRICS[name].role not in _KEYED or not keys:
         return values
-    for kind in kinds:
-        values[f"{name}[{kind}]"] = {r: _mean(parts[kind]) for r, parts in found.items() if kind in parts}
+    for key in keys:
+        values[f"{name}[{key}]"] = {r: _mean(by_key[key]) for r, by_key in scores.items() if key in by_key}
     if name in _BY_KEY_OF:
-        values[f"{name}_by_key"] = {r: _mean([_mean(p) for p in parts.values()]) for r, parts in found.items()}
+        values[f"{name}_by_key"] = {r: _mean([_mean(v) for v in by_key.values()]) for r, by_key in scores.items()}
     return values
 
 
@@ -204,25 +207,22 @@ def says(name: str) -> str:
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Names in the order of the table: JSON files have their keys sorted."""
-    place = {name: i for i, name in enumerate(METRICS)}
+    position = {name: i for i, name in enumerate(METRICS)}
 
     def rank(name: str) -> tuple[int, bool, str]:
         base, kind = base_of(name)
         # A key in brackets goes before the mean over keys.
-        return place.get(base, len(place)), bool(kind) and not name.endswith("]"), name
+        return position.get(base, len(position)), bool(kind) and not name.endswith("]"), name
 
     return sorted(names, key=rank)
 
 
-# Figures that are functions of several means: the harmonic Score, with records resampled together.
-#
-# The Score of ROME, MEMIT and JEEP is 3 / (1/ES + 1/GS + 1/LS) of the three means, not a mean of anything a record
-# has:
-# its interval draws records with all their values, takes the means and then the function.
+# The Score of ROME, MEMIT and JEEP is 3 / (1/ES + 1/GS + 1/LS) of three means, not a mean over records: its interval
+# resamples records with all their values, takes the means and then the function.
 
 
 class Composite(NamedTuple):
-    """The metrics whose means enter, and what comes out."""
+    """The metrics whose means enter, and the meaning of the result."""
 
     parts: tuple[str, ...]
     says: str
@@ -248,7 +248,7 @@ def harmonic(means: Float[ndarray, "draw column"]) -> Float[ndarray, " draw"]:
 
 
 def composites(values: Mapping[str, Mapping[str, float]], records: Sequence[str], seed: int = 0) -> dict[str, Interval]:
-    """Those whose parts are all there."""
+    """The composites all of whose parts are in `values`."""
     return {
         name: bootstrap_of_means(columns(values, parts, records), harmonic, seed=seed)
         for name, (parts, _) in COMPOSITES.items()

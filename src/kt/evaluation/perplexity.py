@@ -18,9 +18,9 @@ import numpy as np
 from ..errors import BadFact, BadFile
 from ..facts.corpus import Corpus
 from ..model.model import TracedModel
+from ..model.scoring import Question, Row, TeacherForced
 from ..model.tokens import token_ids
 from ..stats import Interval, bootstrap_of_means
-from .teacher import Question, Row, TeacherForced
 
 WINDOW = 1024
 """Most tokens that the model reads at once."""
@@ -69,40 +69,40 @@ class Heldout:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Heldout:
-        """What `as_dict` gave."""
+        """The inverse of `as_dict`."""
         return cls(data["source"], data["sha256"], tuple(data["nll"]), tuple(data["tokens"]))
 
 
-class Text(NamedTuple):
-    """A held-out corpus cut into windows; `owner` says which document each belongs to."""
+class Windows(NamedTuple):
+    """A held-out corpus cut into windows; `owner` is the number of the document that each belongs to."""
 
     corpus: Corpus
-    rows: tuple[Row, ...] = ()
-    owner: tuple[int, ...] = ()
+    rows: tuple[Row, ...]
+    owner: tuple[int, ...]
 
-    def losses(self, found: Mapping[Question, TeacherForced]) -> Heldout:
+    def losses(self, scores: Mapping[Question, TeacherForced]) -> Heldout:
         """The documents' losses from those of their windows."""
         nll, tokens = np.zeros(max(self.owner) + 1), np.zeros(max(self.owner) + 1, dtype=int)
         for row, document in zip(self.rows, self.owner, strict=True):
-            nll[document] -= found[row.question].log_prob or 0.0
+            nll[document] -= scores[row.question].log_prob or 0.0
             tokens[document] += len(row.target)
         return Heldout(self.corpus.name, self.corpus.sha256, tuple(nll.tolist()), tuple(tokens.tolist()))
 
 
 def heldout_corpus(source: str | Path | None, model: str) -> Corpus:
-    """The corpus that was named; for the demo model its own held-out text, where none was.
+    """The named corpus; without a name the demo model's own held-out text.
 
     Raises:
         BadFact: none was named for another model.
-        BadFile: it is not there.
+        BadFile: the file is not there.
     """
     if source is None and model != "demo":
         raise BadFact("perplexity needs held-out text: give heldout (--heldout FILE, one document a line)")
     return Corpus("demo/heldout.txt", DEMO) if source is None else Corpus.open(source)
 
 
-def windows(model: TracedModel, corpus: Corpus) -> Text:
-    """The corpus' documents as rows that a teacher-forced forward scores.
+def windows(model: TracedModel, corpus: Corpus) -> Windows:
+    """Cut the corpus' documents into rows for `teacher_force`, up to `MOST_TOKENS` tokens in all.
 
     Raises:
         BadFile: no document has a token to predict.
@@ -116,15 +116,15 @@ def windows(model: TracedModel, corpus: Corpus) -> Text:
         if len(ids) < 2:
             continue
         document = owner[-1] + 1 if owner else 0
-        for place, (read, target) in enumerate(_cut(ids, min(WINDOW, longest))):
-            rows.append(Row((f"{corpus.name}, document {document + 1}, window {place + 1}", ""), read, target))
+        for number, (read, target) in enumerate(_cut(ids, min(WINDOW, longest)), start=1):
+            rows.append(Row((f"{corpus.name}, document {document + 1}, window {number}", ""), read, target))
             owner.append(document)
             total += len(target)
         if total >= MOST_TOKENS:
             break
     if not rows:
         raise BadFile(f"{corpus.name} has no text to predict; give one document a line, of two tokens or more")
-    return Text(corpus, tuple(rows), tuple(owner))
+    return Windows(corpus, tuple(rows), tuple(owner))
 
 
 def _cut(ids: Sequence[int], window: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -136,12 +136,10 @@ def _cut(ids: Sequence[int], window: int) -> Iterator[tuple[tuple[int, ...], tup
         start, step = stop, max(1, window // 2)
 
 
-PPL_SAYS = (
-    "perplexity of {source}: exp of the mean -ln p a token over {n} documents ({tokens} tokens), windows of up to "
-    f"{WINDOW} tokens that overlap by half; n and interval are over documents"
-)
-
-
-def ppl_protocol(found: Heldout) -> str:
-    """What the figure is, in a sentence."""
-    return PPL_SAYS.format(source=found.source, n=len(found.nll), tokens=sum(found.tokens))
+def ppl_protocol(heldout: Heldout) -> str:
+    """The definition of the figure, in a sentence."""
+    return (
+        f"perplexity of {heldout.source}: exp of the mean -ln p a token over {len(heldout.nll)} documents "
+        f"({sum(heldout.tokens)} tokens), windows of up to {WINDOW} tokens that overlap by half; n and interval are "
+        "over documents"
+    )

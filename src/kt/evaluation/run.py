@@ -1,36 +1,35 @@
-"""Score a model on edit requests: ask everything in few batches, keep the raw responses, compute the metrics.
+"""Score a model on edit requests: each question is put once, in few batches; the raw responses are kept.
 
 >>> before = evaluate(model, requests)                    # the unedited model, frozen
 >>> with edit.applied(model):
-...     after = evaluate(model, requests, before=before)  # adds what locality needs
+...     after = evaluate(model, requests, before=before)  # adds the locality metrics
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._util.progress import Progress
+from .._util.progress import Progress, counter
 from ..errors import BadFact
 from ..facts.corpus import Corpus
 from ..facts.fact import Fact
 from ..facts.load import facts_from
+from ..model.batches import BatchSize
 from ..model.model import TracedModel
+from ..model.sampling import GenerationRequest, continuations
+from ..model.scoring import Question, Row, TeacherForced, answer_row, teacher_force
 from ..model.tokens import target_ids
-from ..runs import parallel as ranks
+from ..runs import parallel
 from .distributions import Distributions, divergences, near_prompts
 from .judge import JudgedAnswer, Verdicts
 from .metrics import COMPOSITES, PROTOCOLS, record_values, says
-from .perplexity import Heldout, Text, heldout_corpus, ppl_protocol, windows
+from .perplexity import Heldout, Windows, heldout_corpus, ppl_protocol, windows
 from .samples import Key, Sample, samples_of
 from .scores import Scores
-from .shared import force
-from .teacher import GenerationRequest, Question, Row, TeacherForced, continuations, room, teacher_force, tokens_of
-from .text import WILD_TOKENS, has_chat, up_to_stop, wild_protocol, wish_for
-
-# All that a model is asked for a list of samples: each question once, in few batches, and the responses put back.
+from .text import WILD_TOKENS, has_chat, room, up_to_stop, wild_protocol, wild_request
 
 LONGER_TOKENS = 10
 """Tokens of the "longer" greedy continuation; an answer with more tokens gets as many as it has."""
@@ -42,21 +41,29 @@ _ANSWERED = ("edit", "paraphrase", "neighbourhood", "portability")
 """Roles whose answers the model may also give as text."""
 
 
-class Wanted(NamedTuple):
-    """What is asked: the protocols, and what some of them need."""
+class Options(NamedTuple):
+    """How an evaluation is done; see `evaluate`."""
 
-    protocols: Collection[str]
+    protocols: tuple[str, ...]
     wild_tokens: int
-    corpus: Corpus | None = None
-    reference: Distributions | None = None
+    seed: int
+    batch_size: BatchSize
+    corpus: Corpus | None
+    reference: Distributions | None
 
 
-class Work(NamedTuple):
-    """All that the model is asked, each question once, in an order that does not change between runs.
+class Plan(NamedTuple):
+    """All that is computed for a list of samples, each question once, in an order that is the same in every run.
 
-    `rows` holds the tokens of every question, `forced` those of them that a forward is to answer, `rivals` those that
-    another answer is compared with; `wild` has the wish for each prompt that is asked freely, `near` the prompts for
-    KL.
+    Args:
+        rows: the tokens of every question.
+        rivals: the questions about an answer that another one is compared with.
+        forced: the rows that are teacher-forced.
+        greedy: the greedy continuations of the protocol gen.
+        sampled: the sampled texts of the protocol gen.
+        wild: prompt -> the free answer of the protocol wild.
+        near: the prompts whose next-token distribution is compared with the unedited model's.
+        heldout: the windows of the held-out text.
     """
 
     rows: dict[Question, Row]
@@ -66,143 +73,115 @@ class Work(NamedTuple):
     sampled: dict[GenerationRequest, None]
     wild: dict[str, GenerationRequest]
     near: tuple[str, ...]
-    text: Text | None
-
-    @property
-    def total(self) -> int:
-        """Units of progress."""
-        asked = (self.forced, self.written, self.sampled, self.near)
-        return sum(map(len, asked)) + (len(self.text.rows) if self.text else 0)
+    heldout: Windows | None
 
     @property
     def written(self) -> dict[GenerationRequest, None]:
         """All greedy text: free answers are longer continuations, often of prompts that are continued anyway."""
         return dict.fromkeys([*self.greedy, *self.wild.values()])
 
+    @property
+    def total(self) -> int:
+        """Units of progress."""
+        windows = self.heldout.rows if self.heldout else ()
+        return sum(map(len, (self.forced, self.written, self.sampled, self.near, windows)))
+
 
 class Responses(NamedTuple):
-    """What came back, by question, wish or prompt."""
+    """The model's responses by question, generation request or prompt."""
 
     forced: dict[Question, TeacherForced]
-    greedy: dict[GenerationRequest, str]
+    written: dict[GenerationRequest, str]
     sampled: dict[str, str]
-    wild: dict[str, str]
     kl: dict[str, float]
     heldout: Heldout | None
 
 
-def plan_work(model: TracedModel, asked: Sequence[Sample], wanted: Wanted) -> Work:
-    """Every question that the samples ask under the wanted protocols."""
-    protocols = wanted.protocols
-    questions = dict.fromkeys((s.prompt, s.answer) for s in asked if s.role != "generation")
-    rivals = dict.fromkeys((s.prompt, s.rival) for s in asked if s.rival is not None and "prob" in protocols)
-    rows = {question: tokens_of(model, question) for question in questions | rivals}
+def plan_questions(model: TracedModel, samples: Sequence[Sample], options: Options) -> Plan:
+    """The questions of the samples under the chosen protocols."""
+    protocols = options.protocols
+    questions = dict.fromkeys((s.prompt, s.answer) for s in samples if s.role != "generation")
+    rivals = dict.fromkeys((s.prompt, s.rival) for s in samples if s.rival is not None and "prob" in protocols)
+    rows = {question: answer_row(model, question) for question in questions | rivals}
     forced = tuple(rows.values()) if {"tf", "prob"} & set(protocols) else ()
+    answered = [s for s in samples if s.role in _ANSWERED]
     greedy: dict[GenerationRequest, None] = {}
     sampled: dict[GenerationRequest, None] = {}
     if "gen" in protocols:
-        answered = (s for s in asked if s.role in _ANSWERED)
-        greedy = dict.fromkeys(wish for s in answered for wish in _wishes(model, s, rows[s.prompt, s.answer]))
-        texts = dict.fromkeys(s.prompt for s in asked if s.role == "generation")
-        free = ((prompt, room(model, prompt, TEXT_TOKENS)) for prompt in texts)
-        sampled = dict.fromkeys(wish for wish in free if wish[1])
+        for s in answered:
+            greedy |= dict.fromkeys(_continuations(model, s, len(rows[s.prompt, s.answer].target)))
+        prompts = dict.fromkeys(s.prompt for s in samples if s.role == "generation")
+        sampled = {(prompt, n): None for prompt in prompts if (n := room(model, prompt, TEXT_TOKENS))}
     wild: dict[str, GenerationRequest] = {}
     if "wild" in protocols:
-        prompts = dict.fromkeys(s.prompt for s in asked if s.role in _ANSWERED and s.answer is not None)
-        wishes = {prompt: wish_for(model, prompt, wanted.wild_tokens) for prompt in prompts}
-        wild = {prompt: wish for prompt, wish in wishes.items() if wish[1]}
-    near = tuple(near_prompts(asked)) if wanted.reference is not None else ()
-    text = windows(model, wanted.corpus) if wanted.corpus is not None else None
-    return Work(rows, frozenset(rivals), forced, greedy, sampled, wild, near, text)
+        prompts = dict.fromkeys(s.prompt for s in answered if s.answer is not None)
+        requests = {prompt: wild_request(model, prompt, options.wild_tokens) for prompt in prompts}
+        wild = {prompt: request for prompt, request in requests.items() if request[1]}
+    near = tuple(near_prompts(samples)) if options.reference is not None else ()
+    heldout = windows(model, options.corpus) if options.corpus is not None else None
+    return Plan(rows, frozenset(rivals), forced, greedy, sampled, wild, near, heldout)
 
 
-def _wishes(model: TracedModel, sample: Sample, row: Row) -> list[GenerationRequest]:
+def _continuations(model: TracedModel, sample: Sample, length: int) -> list[GenerationRequest]:
     """A continuation of the answer's own length, if there is an answer, one of each alias', and the longer one."""
-    prompt, n = sample.prompt, len(row.target)
-    own = [(prompt, len(target_ids(model.tokenizer, prompt, alias))) for alias in sample.aliases]
-    return [(prompt, n)] * bool(n) + own + [(prompt, max(n, LONGER_TOKENS))]
+    lengths = [*([length] if length else []), *_alias_lengths(model, sample), max(length, LONGER_TOKENS)]
+    return [(sample.prompt, n) for n in lengths]
 
 
-def ask_model(
-    model: TracedModel, work: Work, wanted: Wanted, batch_size: int | str, seed: int, progress: Progress | None
-) -> Responses:
-    """Ask the model everything."""
-    done = 0
+def _alias_lengths(model: TracedModel, sample: Sample) -> list[int]:
+    return [len(target_ids(model.tokenizer, sample.prompt, alias)) for alias in sample.aliases]
 
-    def tick(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if progress is not None:
-            progress(done, work.total)
 
-    forced = force(model, work.forced, batch_size, tick)
-    written = continuations(model, work.written, batch_size, tick)
-    sampling = {"do_sample": True, "top_k": TEXT_TOP_K, "seed": seed}
-    sampled = continuations(model, work.sampled, batch_size, tick, **sampling)
-    chat = has_chat(model.tokenizer)
-    kl: dict[str, float] = {}
-    if wanted.reference is not None:
-        kl = divergences(model, wanted.reference, work.near, batch_size, tick)
+def run_plan(model: TracedModel, plan: Plan, options: Options, progress: Progress | None) -> Responses:
+    """Run the model: answers teacher-forced, greedy text, sampled text, distributions, held-out text, in that order.
+
+    Each part has its own batches, which the processes of a run share (all but the distributions).
+    """
+    size, tick = options.batch_size, counter(progress, plan.total)
+    forced = teacher_force(model, plan.forced, size, tick)
+    written = continuations(model, plan.written, size, tick)
+    texts = continuations(model, plan.sampled, size, tick, do_sample=True, top_k=TEXT_TOP_K, seed=options.seed)
+    sampled = {prompt: text for (prompt, _), text in texts.items()}
+    kl = divergences(model, options.reference, plan.near, size, tick) if options.reference is not None else {}
     heldout = None
-    if work.text is not None:
-        heldout = work.text.losses(teacher_force(model, work.text.rows, batch_size, tick))
-    return Responses(
-        forced,
-        {wish: written[wish] for wish in work.greedy},
-        {prompt: text for (prompt, _), text in sampled.items()},
-        {prompt: up_to_stop(written[wish], chat) for prompt, wish in work.wild.items()},
-        kl,
-        heldout,
-    )
+    if plan.heldout is not None:
+        heldout = plan.heldout.losses(teacher_force(model, plan.heldout.rows, size, tick))
+    return Responses(forced, written, sampled, kl, heldout)
 
 
-def with_responses(model: TracedModel, asked: Sequence[Sample], work: Work, found: Responses) -> list[Sample]:
-    """The questions with their responses."""
-    samples = []
-    for s in asked:
+def with_responses(model: TracedModel, samples: Sequence[Sample], plan: Plan, responses: Responses) -> list[Sample]:
+    """The samples with the model's responses in them."""
+    chat = has_chat(model.tokenizer)
+
+    def respond(s: Sample) -> Sample:
         if s.role == "generation":
-            samples.append(replace(s, text=found.sampled.get(s.prompt)))
-            continue
-        question = (s.prompt, s.answer)
-        known = _forced(s, work, found)
+            return replace(s, text=responses.sampled.get(s.prompt))
+        row = plan.rows[s.prompt, s.answer]
+        values = _answer_scores(s, plan, responses)
         if s.role in _ANSWERED:
-            n = len(work.rows[question].target)
-            known |= {
-                "exact_text": found.greedy.get((s.prompt, n)) if n else None,
-                "text": found.greedy.get((s.prompt, max(n, LONGER_TOKENS))),
-                "alias_texts": _alias_texts(model, s, found),
-                "wild_text": None if s.answer is None else found.wild.get(s.prompt),
-            }
+            n = len(row.target)
+            if plan.greedy:
+                values["exact_text"] = responses.written[s.prompt, n] if n else None
+                values["text"] = responses.written[s.prompt, max(n, LONGER_TOKENS)]
+                values["alias_texts"] = tuple(responses.written[s.prompt, m] for m in _alias_lengths(model, s))
+            if s.answer is not None and s.prompt in plan.wild:
+                values["wild_text"] = up_to_stop(responses.written[plan.wild[s.prompt]], chat)
         if s.role == "neighbourhood":
-            known["kl"] = found.kl.get(s.prompt)
-        samples.append(replace(s, target_ids=work.rows[question].target, **known))
-    return samples
+            values["kl"] = responses.kl.get(s.prompt)
+        return replace(s, target_ids=row.target, **values)
+
+    return [respond(s) for s in samples]
 
 
-def _forced(sample: Sample, work: Work, found: Responses) -> dict[str, Any]:
-    """What teacher forcing says of the answer and of its rival, as far as it was asked."""
-    known: dict[str, Any] = {}
-    if (forced := found.forced.get((sample.prompt, sample.answer))) is not None:
-        known |= {"predicted_ids": forced.predicted, "log_prob": forced.log_prob}
+def _answer_scores(sample: Sample, plan: Plan, responses: Responses) -> dict[str, Any]:
+    """The teacher-forced scores of the answer and of its rival, where they were computed."""
+    scores: dict[str, Any] = {}
+    if (forced := responses.forced.get((sample.prompt, sample.answer))) is not None:
+        scores |= {"predicted_ids": forced.predicted, "log_prob": forced.log_prob}
     rival = (sample.prompt, sample.rival)
-    if rival in work.rivals:
-        known |= {"rival_ids": work.rows[rival].target, "rival_log_prob": found.forced[rival].log_prob}
-    return known
-
-
-def _alias_texts(model: TracedModel, sample: Sample, found: Responses) -> tuple[str, ...]:
-    if not found.greedy:
-        return ()
-    lengths = (len(target_ids(model.tokenizer, sample.prompt, alias)) for alias in sample.aliases)
-    return tuple(found.greedy[sample.prompt, n] for n in lengths)
-
-
-GENERATION = (
-    "greedy; the longer continuation has {longer} tokens, or the answer's number if that is more; "
-    "texts for fluency have up to {text} tokens, prompt included, or as many as the model has positions, "
-    "those after the prompt a multiple of ten, sampled from the top {top} with seed {seed}, the same noise "
-    "for the same prompt"
-)
+    if rival in plan.rivals:
+        scores |= {"rival_ids": plan.rows[rival].target, "rival_log_prob": responses.forced[rival].log_prob}
+    return scores
 
 
 def evaluate(
@@ -210,7 +189,7 @@ def evaluate(
     requests: Sequence[Fact | Mapping[str, Any]],
     before: Scores | None = None,
     generate: bool = True,
-    batch_size: int | str = "auto",
+    batch_size: BatchSize = "auto",
     seed: int = 0,
     progress: Progress | None = None,
     *,
@@ -237,22 +216,28 @@ def evaluate(
         judge: a `Judge`, or any function of cases; it reads the answers of the protocol wild.
         max_new_tokens: most tokens of an answer in the protocol wild.
 
+    Returns:
+        Every metric with its mean and 95% interval over records, the values of each record, and the raw responses.
+        Shares and probabilities lie between 0 and 1, entropies are in bits, divergences in nats.
+
     Raises:
         BadFact: no requests, a request that asks for nothing new, a `before` or `reference` that does not fit, an
             unknown protocol, or one that lacks what it needs.
+        WorkFailed: the model's logits are NaN.
     """
-    _check_batch_size(batch_size)
+    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
+        raise BadFact(f"batch size {batch_size!r} is not understood; give a number from 1, or auto")
     chosen = _chosen(protocols, generate, judge, max_new_tokens)
     facts = facts_from(requests)
     if not facts:
         raise BadFact("no requests to evaluate; give at least one fact")
-    asked = samples_of(facts)
+    samples = samples_of(facts)
     corpus = heldout_corpus(heldout, model.name) if "ppl" in chosen else None
-    wanted = Wanted(chosen, max_new_tokens, corpus, reference)
-    work = plan_work(model, asked, wanted)
-    old = {} if before is None else _matching(before, asked, work)
-    found = ask_model(model, work, wanted, batch_size, seed, progress)
-    samples = with_responses(model, asked, work, found)
+    options = Options(chosen, max_new_tokens, seed, batch_size, corpus, reference)
+    plan = plan_questions(model, samples, options)
+    old = {} if before is None else _matching(before, samples, plan)
+    responses = run_plan(model, plan, options, progress)
+    samples = with_responses(model, samples, plan, responses)
     if judge is not None:
         samples = _judged(samples, judge)
     values = record_values(samples, old, {*chosen, "kl"})
@@ -261,72 +246,43 @@ def evaluate(
         records=tuple(fact.id for fact in facts),
         samples=tuple(samples),
         values=values,
-        protocol=_protocol(model, values, wanted, seed, before, found.heldout),
+        protocol=_protocol(model, values, options, before, responses.heldout),
         seed=seed,
         compared=before is not None,
-        heldout=found.heldout,
+        heldout=responses.heldout,
     )
 
 
 def _judged(samples: Sequence[Sample], judge: Verdicts) -> list[Sample]:
     """The samples with a verdict on each free answer."""
-    places = [i for i, s in enumerate(samples) if s.wild_text is not None and s.answer is not None]
-    free = [samples[i] for i in places]
-    cases = [JudgedAnswer(s.prompt, (str(s.answer), *s.aliases), str(s.wild_text)) for s in free]
+    cases = {
+        i: JudgedAnswer(s.prompt, (s.answer, *s.aliases), s.wild_text)
+        for i, s in enumerate(samples)
+        if s.wild_text is not None and s.answer is not None
+    }
+    # On one process alone: a judge may be a paid service.
+    verdicts = parallel.on_rank_zero("verdicts", lambda: list(judge(list(cases.values()))))
     judged = list(samples)
-    verdicts = ranks.on_rank_zero("verdicts", lambda: list(judge(cases)))  # a judge may be a paid service
-    for i, sample, verdict in zip(places, free, verdicts, strict=True):
-        judged[i] = replace(sample, verdict=verdict)
+    for i, verdict in zip(cases, verdicts, strict=True):
+        judged[i] = replace(samples[i], verdict=verdict)
     return judged
 
 
-def _matching(before: Scores, samples: Sequence[Sample], work: Work) -> dict[Key, Sample]:
+def _matching(before: Scores, samples: Sequence[Sample], plan: Plan) -> dict[Key, Sample]:
     """The unedited model's samples, after making sure that they answer the same questions."""
     if before.compared:
         raise BadFact("`before` was itself compared with another run; give the scores of the unedited model")
     old = {sample.key: sample for sample in before.samples}
-    asked = [s for s in samples if s.role == "neighbourhood"]
-    missing = [s for s in asked if s.key not in old]
+    near = [s for s in samples if s.role == "neighbourhood"]
+    missing = [s for s in near if s.key not in old]
     if missing:
         raise BadFact(
-            f"`before` lacks {len(missing)} of {len(asked)} neighbourhood prompts, the first "
+            f"`before` lacks {len(missing)} of {len(near)} neighbourhood prompts, the first "
             f"{missing[0].prompt!r}; evaluate the unedited model on the same facts"
         )
-    if any(work.rows[s.prompt, s.answer].target != old[s.key].target_ids for s in asked):
+    if any(plan.rows[s.prompt, s.answer].target != old[s.key].target_ids for s in near):
         raise BadFact("`before` comes from a model with another tokenizer; evaluate the unedited model itself")
     return old
-
-
-def _protocol(
-    model: TracedModel,
-    values: Mapping[str, object],
-    wanted: Wanted,
-    seed: int,
-    before: Scores | None,
-    heldout: Heldout | None,
-) -> dict[str, str]:
-    """One sentence for every metric that is there, and how all were measured."""
-    figures = {name: says(name) for name in values}
-    figures |= {name: c.says for name, c in COMPOSITES.items() if set(c.parts) <= set(values)}
-    if heldout is not None:
-        figures["perplexity_heldout"] = ppl_protocol(heldout)
-    generation = GENERATION.format(longer=LONGER_TOKENS, text=TEXT_TOKENS, top=TEXT_TOP_K, seed=seed)
-    settings = {
-        "records": "a record's value is the mean over its prompts, a metric the mean over n records",
-        "intervals": f"95%, percentile bootstrap over records, 2000 resamples, seed {seed}",
-        "answers": "after one space (none behind a bracket or quote); tokens: the suffix of the joint tokenisation",
-        "aliases": "count as right where text is compared; teacher forcing and probabilities use the first spelling",
-        "padding": "left, masked, positions from the first real token; no result depends on the batch size",
-        "normalisation": "NFKC, lower case, no ASCII punctuation, no a/an/the, single spaces",
-        "words": "runs of letters, digits, underscores; other visible characters by themselves (not nltk's)",
-        "locality": f"compared with the unedited model {before.model}"
-        if before is not None
-        else "absent: no scores of the unedited model were given",
-        "generation": generation if "gen" in wanted.protocols else "off",
-    }
-    if "wild" in wanted.protocols:
-        settings["wild"] = wild_protocol(model.tokenizer, wanted.wild_tokens)
-    return figures | settings
 
 
 def _chosen(
@@ -346,6 +302,38 @@ def _chosen(
     return tuple(name for name in PROTOCOLS if name in protocols)
 
 
-def _check_batch_size(batch_size: int | str) -> None:
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
-        raise BadFact(f"batch size {batch_size!r} is not understood; give a number from 1, or auto")
+def _protocol(
+    model: TracedModel,
+    values: Mapping[str, object],
+    options: Options,
+    before: Scores | None,
+    heldout: Heldout | None,
+) -> dict[str, str]:
+    """One sentence for every metric that is there, and how all were measured."""
+    figures = {name: says(name) for name in values}
+    figures |= {name: c.says for name, c in COMPOSITES.items() if set(c.parts) <= set(values)}
+    if heldout is not None:
+        figures["perplexity_heldout"] = ppl_protocol(heldout)
+    settings = {
+        "records": "a record's value is the mean over its prompts, a metric the mean over n records",
+        "intervals": f"95%, percentile bootstrap over records, 2000 resamples, seed {options.seed}",
+        "answers": "after one space (none behind a bracket or quote); tokens: the suffix of the joint tokenisation",
+        "aliases": "count as right where text is compared; teacher forcing and probabilities use the first spelling",
+        "padding": "left, masked, positions from the first real token; no result depends on the batch size",
+        "normalisation": "NFKC, lower case, no ASCII punctuation, no a/an/the, single spaces",
+        "words": "runs of letters, digits, underscores; other visible characters by themselves (not nltk's)",
+        "locality": "absent: no scores of the unedited model were given",
+        "generation": "off",
+    }
+    if before is not None:
+        settings["locality"] = f"compared with the unedited model {before.model}"
+    if "gen" in options.protocols:
+        settings["generation"] = (
+            f"greedy; the longer continuation has {LONGER_TOKENS} tokens, or the answer's number if that is more; "
+            f"texts for fluency have up to {TEXT_TOKENS} tokens, prompt included, or as many as the model has "
+            f"positions, those after the prompt a multiple of ten, sampled from the top {TEXT_TOP_K} with seed "
+            f"{options.seed}, the same noise for the same prompt"
+        )
+    if "wild" in options.protocols:
+        settings["wild"] = wild_protocol(model.tokenizer, options.wild_tokens)
+    return figures | settings

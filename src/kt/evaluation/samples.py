@@ -1,12 +1,12 @@
-"""Samples: what the model did on each prompt of each record, kept raw so that metrics can be recomputed."""
+"""Samples: the model's raw response to each prompt of each record, from which metrics can be recomputed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from ..facts.fact import Fact, Prompt
+from ..facts.fact import Fact
 
 Key = tuple[str, str, "str | None"]
 """Role, prompt, answer."""
@@ -36,7 +36,7 @@ class Sample:
             paraphrases, the new one after a neighbour.
         rival_ids: its tokens.
         rival_log_prob: its joint natural-log probability.
-        wild_text: what the model says to the prompt as a question, up to its natural stop.
+        wild_text: the model's response to the prompt as a question, up to its natural stop.
         verdict: a judge's verdict on that text.
         kl: KL(unedited || edited) of the next token's distribution, in nats.
     """
@@ -62,56 +62,45 @@ class Sample:
 
     @property
     def key(self) -> Key:
-        """What identifies the same question before and after an edit."""
+        """Identifies the same question before and after an edit."""
         return self.role, self.prompt, self.answer
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: what was asked and measured; parts at their default are left out."""
+        """For JSON: all fields but those at their default."""
         values = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
         return {name: value for name, value, default in values if default is MISSING or value != default}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Sample:
-        """What `as_dict` gave, JSON's lists as tuples."""
+        """The inverse of `as_dict`, with JSON's lists as tuples."""
         parts: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
         return cls(**parts)
 
 
 def samples_of(facts: Sequence[Fact]) -> list[Sample]:
-    """The questions that a list of facts asks, still without responses."""
-    return [sample for fact in facts for sample in _of_one(request_of(fact))]
+    """The samples of a list of facts, without responses."""
+    return [sample for fact in facts for sample in _samples_of_fact(fact)]
 
 
-def request_of(fact: Fact) -> Fact:
-    """The fact as an edit request; one that has neither target nor foil is scored on its old answer alone."""
-    return fact if fact.target is None and fact.foil is None else fact.as_request()
+def _samples_of_fact(fact: Fact) -> Iterator[Sample]:
+    """In the order of `ROLES`; a fact that has neither target nor foil is scored on its old answer alone."""
+    if fact.target is not None or fact.foil is not None:
+        fact = fact.as_request()
 
-
-def _of_one(fact: Fact) -> list[Sample]:
-    asked: list[Sample] = []
-
-    def ask(role: str, prompt: str, answer: str | None, **more: Any) -> None:
-        asked.append(Sample(fact.id, role, prompt.rstrip(), answer, **more))
+    def sample(role: str, prompt: str, answer: str | None, aliases: Sequence[str] = (), **more: Any) -> Sample:
+        others = tuple(alias for alias in dict.fromkeys(aliases) if alias.strip() and alias != answer)
+        return Sample(fact.id, role, prompt.rstrip(), answer, aliases=others, **more)
 
     if fact.target is not None:
         for role, prompt in (("edit", fact.prompt), *(("paraphrase", p) for p in fact.paraphrases)):
-            ask(role, prompt, fact.target, aliases=_others(fact.target_aliases, fact.target), rival=fact.answer)
+            yield sample(role, prompt, fact.target, fact.target_aliases, rival=fact.answer)
     if fact.answer is not None:
-        ask("answer", fact.prompt, fact.answer, aliases=_others(fact.answer_aliases, fact.answer))
+        yield sample("answer", fact.prompt, fact.answer, fact.answer_aliases)
     for near in fact.neighbours:
-        ask("neighbourhood", near.prompt, near.answer, **_about(near), rival=near.answer and fact.target)
+        rival = near.answer and fact.target
+        yield sample("neighbourhood", near.prompt, near.answer, near.aliases, kind=near.kind, rival=rival)
     for hop in fact.hops:
         if hop.answer is not None:
-            ask("portability", hop.prompt, hop.answer, **_about(hop))
+            yield sample("portability", hop.prompt, hop.answer, hop.aliases, kind=hop.kind)
     for prompt in fact.generation or (fact.prompt,):
-        ask("generation", prompt, None)
-    return asked
-
-
-def _about(prompt: Prompt) -> dict[str, Any]:
-    return {"kind": prompt.kind, "aliases": _others(prompt.aliases, prompt.answer)}
-
-
-def _others(aliases: Sequence[str], answer: str | None) -> tuple[str, ...]:
-    """The aliases that are text and not the answer again."""
-    return tuple(a for a in dict.fromkeys(aliases) if a.strip() and a != answer)
+        yield sample("generation", prompt, None)

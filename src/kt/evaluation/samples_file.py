@@ -1,4 +1,4 @@
-"""The raw responses as a file for other tools: one row a sample, as JSON lines or Parquet, written as they come."""
+"""The raw responses as a file for other tools: one row a sample, as JSON lines or Parquet, written as a stream."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 FORMATS = ("jsonl", "parquet")
-"""What `--log-samples` takes."""
+"""The values of `--log-samples`."""
 
 _TEXTS = ("record", "role", "kind", "prompt", "answer", "predicted", "exact_text", "text", "wild_text")
 _NUMBERS = ("log_prob", "kl")
 _BLOCK = 4096
-"""Rows of a Parquet row group: what is held in memory at once."""
+"""Rows of a Parquet row group, which are in memory at once."""
 
 
 def sample_rows(
@@ -47,13 +47,12 @@ def sample_rows(
         row = {name: getattr(sample, name, None) for name in (*_TEXTS, *_NUMBERS)}
         if decode is not None and sample.predicted_ids:
             row["predicted"] = decode(list(sample.predicted_ids))
-        asked = [(name, metric.score) for name, metric in measured if metric.role == sample.role]
-        found = ((name, score(sample, old.get(sample.key))) for name, score in asked)
-        yield row | {"scores": {name: value for name, value in found if value is not None}}
+        values = ((n, m.score(sample, old.get(sample.key))) for n, m in measured if m.role == sample.role)
+        yield row | {"scores": {name: value for name, value in values if value is not None}}
 
 
 def write_samples(path: str | Path, rows: Iterable[Mapping[str, Any]], format: str = "jsonl") -> Path:
-    """Write rows as they come, the file whole or not at all; only a block of rows is in memory.
+    """Write a stream of rows, the file whole or not at all; only a block of rows is in memory.
 
     JSON lines take rows of any shape. Parquet takes those of `sample_rows`: one column each, scores as a map.
 

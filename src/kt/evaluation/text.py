@@ -17,8 +17,8 @@ from typing import Any
 
 from ..errors import WorkFailed
 from ..model.model import TracedModel
+from ..model.sampling import GenerationRequest
 from ..model.tokens import token_ids
-from .teacher import GenerationRequest
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
@@ -26,7 +26,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def words(text: str) -> list[str]:
-    """Words as the module describes them, case kept."""
+    """The words of a text (see the module), case kept."""
     return _WORD.findall(text)
 
 
@@ -72,24 +72,21 @@ def ngram_entropy(text: str) -> float:
 
 
 def word_count(text: str) -> float:
-    """Entropy is bounded by the logarithm of this, so that a text that ends early looks less fluent."""
+    """Number of words. Its logarithm bounds the entropy, so a text that ends early looks less fluent."""
     return float(len(words(text)))
 
 
 def repetition(text: str, n: int = 3) -> float | None:
     """Share of the text's n-grams of words that occurred in it before; None for a text shorter than n."""
-    found = ngrams(words(text), n)
-    return 1 - len(set(found)) / len(found) if found else None
+    grams = ngrams(words(text), n)
+    return 1 - len(set(grams)) / len(grams) if grams else None
 
 
-# Free answers: the prompt as people would ask it, and all that the model says until it stops by itself.
-#
-# As in "The Mirage of Model Editing" (WILD): nothing of the right answer reaches the model, neither its tokens nor
-# their
-# number. A tokenizer with a chat template asks through it, one user turn, and the model stops at its end of text.
-# Without one, a prompt that ends in a question mark stands between "Q:" and "A:", any other (a sentence to complete,
-# or one that has such marks already) as it is; a model that was never taught to stop there is cut at the end of its
-# first line that is not empty.
+# Free answers, as in "The Mirage of Model Editing" (WILD): the prompt as people would ask it, and all that the model
+# writes until it stops by itself. Nothing of the right answer reaches the model, neither its tokens nor their number.
+# A chat template makes the prompt one user turn, and the model stops at its end of text. Without one, a prompt that
+# ends in a question mark stands between "Q:" and "A:", any other as it is; a model that was never taught to stop there
+# is cut at the end of its first line that is not empty.
 
 WILD_TOKENS = 64
 """Most tokens of a free answer, unless the caller says otherwise."""
@@ -119,13 +116,25 @@ def as_question(tokenizer: Any, prompt: str) -> str:
         raise WorkFailed(f"the tokenizer's chat template fails on {prompt!r} ({reason}); mend or remove it") from error
 
 
-def wish_for(model: TracedModel, prompt: str, tokens: int) -> GenerationRequest:
-    """What is generated for a prompt: the question, and as many tokens as are wished for or as the model has room."""
+def wild_request(model: TracedModel, prompt: str, tokens: int) -> GenerationRequest:
+    """The question that is continued for a prompt, and `tokens`, or fewer where the model has no more positions."""
     question = as_question(model.tokenizer, prompt)
+    return question, _free_positions(model, question, tokens)
+
+
+def room(model: TracedModel, prompt: str, total: int) -> int:
+    """How many tokens may follow the prompt, up to `total` with it or to the model's last position.
+
+    Rounded down to a multiple of ten: prompts of like length can then share a batch.
+    """
+    return _free_positions(model, prompt, total - len(token_ids(model.tokenizer, prompt))) // 10 * 10
+
+
+def _free_positions(model: TracedModel, prompt: str, tokens: int) -> int:
+    """At most `tokens` positions behind the prompt; fewer where the model has no more."""
     longest = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
-    if longest is None:
-        return question, tokens
-    return question, max(0, min(tokens, longest - len(token_ids(model.tokenizer, question))))
+    free = tokens if longest is None else min(tokens, longest - len(token_ids(model.tokenizer, prompt)))
+    return max(0, free)
 
 
 def up_to_stop(text: str, chat: bool) -> str:
@@ -134,7 +143,7 @@ def up_to_stop(text: str, chat: bool) -> str:
 
 
 def wild_protocol(tokenizer: Any, tokens: int) -> str:
-    """How the free answers came about, in a sentence."""
+    """How free answers are obtained, in a sentence."""
     asked, stop = (
         ("one user turn of the tokenizer's chat template", "the model's end of text")
         if has_chat(tokenizer)

@@ -177,7 +177,7 @@ def _questions(fact: Fact, each: int) -> Iterator[Question]:
 
 
 def _texts(model: TracedModel, questions: Sequence[Question], tokens: int, edit: AnyEdit | None) -> list[str]:
-    from ..evaluation.teacher import continuations
+    from ..model.sampling import continuations
     from ..model.tokens import token_ids
 
     def room(question: Question) -> int:

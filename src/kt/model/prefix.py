@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import shortcut_off
 from .model import TracedModel
+from .tokens import Batch
 
 Prefix = tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_head"]]
 
@@ -64,3 +66,24 @@ def stored(model: TracedModel, cache: Any, ids: Int[Tensor, "row pos"]) -> list[
         return held
     prefix_is_off(model, "its cache does not hold all tokens of all layers")
     return None
+
+
+@torch.no_grad()
+def cached_logits(
+    model: TracedModel, batch: Batch, cache: Any, keep: int = 1, past: Int[Tensor, "row past"] | None = None
+) -> Float[Tensor, "row keep vocab"]:
+    """Logits of the last `keep` positions of tokens that are read behind a cache, and added to it; float32.
+
+    Args:
+        batch: the new tokens. Padded on the left like all rows, they leave padding between the two, which the mask
+            hides and the positions do not count.
+        cache: of `new_cache`, with the rows of the batch.
+        past: the mask of the tokens that the cache holds; None while it is empty.
+    """
+    whole = batch if past is None else Batch(batch.ids, torch.cat([past, batch.mask], 1))
+    arguments = model.inputs(whole, keep, cache)
+    if "position_ids" in arguments:
+        arguments["position_ids"] = arguments["position_ids"][:, -batch.ids.shape[1] :]
+    with model.nnsight.trace(**arguments):
+        out = model.last_logits(keep).save()
+    return out.float()

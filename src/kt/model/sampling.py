@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +21,11 @@ from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import shortcut_off
+from .batches import BatchSize, batches_by_length, map_batches
 from .tokens import encode_ids, pad_id, token_ids
+
+AUTO_WRITTEN_TOKENS = 8192
+"""Tokens of a batch under batch_size="auto", those to come counted: what the key-value cache has to hold."""
 
 ROUND = 10
 """Tokens per round. On a small model a round costs about one extra step."""
@@ -225,3 +230,59 @@ def _one_round_because(model: Generator) -> str | None:
 
 def _row_seed(text: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {text}".encode()).digest()[:7], "big")
+
+
+GenerationRequest = tuple[str, int]
+"""A prompt and the number of tokens to add."""
+
+
+def continuations(
+    model: Any,
+    requests: Iterable[GenerationRequest],
+    batch_size: BatchSize = "auto",
+    done: Callable[[int], None] = lambda n: None,
+    **sampling: Any,
+) -> dict[GenerationRequest, str]:
+    """The text of every request, each prompt continued once: shorter texts are the first tokens of its longest.
+
+    Several processes share the batches.
+
+    Args:
+        model: a `TracedModel`, or a stand-in that has `generate` alone.
+        requests: what to write; equal ones count once.
+        batch_size: prompts of a batch, or "auto". No text depends on it.
+        done: called with the number of requests that each batch finished.
+        sampling: do_sample, top_k and seed, as for `TracedModel.generate`; greedy without.
+    """
+    if not hasattr(model, "cache_keyword"):
+        return continue_one_by_one(model, requests, done, **sampling)
+    lengths: dict[str, set[int]] = defaultdict(set)
+    for prompt, tokens in requests:
+        lengths[prompt].add(tokens)
+    read = {prompt: len(token_ids(model.tokenizer, prompt)) for prompt in lengths}
+
+    def fits(batch: list[str]) -> bool:
+        width = max(read[prompt] for prompt in batch) + max(max(lengths[prompt]) for prompt in batch)
+        return len(batch) * width <= AUTO_WRITTEN_TOKENS if batch_size == "auto" else len(batch) <= int(batch_size)
+
+    def write(batch: list[str]) -> dict[GenerationRequest, str]:
+        rows = continued(model, batch, [max(lengths[prompt]) for prompt in batch], **sampling)
+        return {(p, n): row.text(model.tokenizer, n) for p, row in zip(batch, rows, strict=True) for n in lengths[p]}
+
+    batches = batches_by_length(lengths, lambda prompt: (max(lengths[prompt]), read[prompt]), fits)
+    parts = map_batches("continuations", batches, write, done, lambda batch: sum(len(lengths[p]) for p in batch))
+    return {request: text for part in parts for request, text in part.items()}
+
+
+def continue_one_by_one(
+    model: Any,
+    requests: Iterable[GenerationRequest],
+    done: Callable[[int], None] = lambda n: None,
+    **sampling: Any,
+) -> dict[GenerationRequest, str]:
+    """The texts of `continuations` the simple way: one request at a time."""
+    texts: dict[GenerationRequest, str] = {}
+    for prompt, tokens in dict.fromkeys(requests):
+        (texts[prompt, tokens],) = model.generate([prompt], tokens, **sampling)
+        done(1)
+    return texts

@@ -6,15 +6,16 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from .._util.progress import Progress
 from ..errors import BadFact
 from ..facts.fact import Fact
+from ..model.batches import BatchSize
 from ..model.model import TracedModel
-from ..runs import parallel as ranks
+from ..runs import parallel
 from ..tracing.prompts import LeftOut, why
 from .lens import LensReading, read_lens
 from .questions import ProbedFact, Question, ask, described
@@ -24,7 +25,7 @@ from .word_sets import Asked, SetReader, SetTokens, WordSets, open_sets
 __all__ = ["Probe", "contrast_probe"]
 
 _BLOCK = 512
-"""Facts held at once; of the others only their numbers are kept."""
+"""Facts in memory at once; of the others only their numbers are kept."""
 
 
 def contrast_probe(
@@ -34,19 +35,23 @@ def contrast_probe(
     *,
     layers: Sequence[int] | None = None,
     sets: str | os.PathLike[str] | Mapping[str, Any] | WordSets | None = None,
-    batch_size: int | Literal["auto"] = "auto",
+    batch_size: BatchSize = "auto",
     progress: Progress | None = None,
 ) -> Probe:
     """Probability (eq. 5) and rank (eq. 6) of the first token of two answers, by layer, kind and position.
 
     Args:
-        facts: any iterable; it is worked through in blocks, so a generator is never held whole.
+        model: read as it stands.
+        facts: any iterable; it is read in blocks, so a generator is never in memory whole.
         final_norm: read values through the model's final norm, so that the last layer gives the model's own
-            distribution. False is the formula of JEEP's text, W_lm(h), which skips the norm; see lens.py.
+            distribution. False is the formula of JEEP's text, W_lm(h), which skips the norm.
         layers: blocks to read, all by default. Stages need all.
-        sets: word sets (appendix A): `demo`, a JSON file, or what such a file holds; see sets.py.
+        sets: word sets (appendix A): `demo`, a JSON file, or the content of one.
         batch_size: prompts in one forward pass; results do not depend on it beyond rounding.
         progress: called with (facts done, facts in all, as far as known).
+
+    Returns:
+        Probabilities and ranks by fact, position, kind, layer and answer, and the facts that were left out.
 
     Raises:
         UnknownSite: the model has no such layer.
@@ -71,7 +76,7 @@ def contrast_probe(
             if progress is not None:
                 progress(before + n, max(n_known, before + size))
 
-        questions, without = ranks.on_rank_zero("questions", ask, model, block, batch_size)
+        questions, without = parallel.on_rank_zero("questions", ask, model, block, batch_size)
         left_out += without
         if questions:
             masks = None if reader is None else _masks(reader, block, questions)
@@ -79,12 +84,12 @@ def contrast_probe(
             probed += [question.fact for question in questions]
         done += len(block)
     _must_have(done, probed, left_out)
-    said = _warn(probed)
+    warned = _warn(probed)
     names = () if words is None else words.names
     reading = _joined(readings)
     if words is not None and reading.sets is not None:
         words.require_read(reading.sets)
-    metadata = described(model, final_norm) | {"n_given": done, "warnings": said}
+    metadata = described(model, final_norm) | {"n_given": done, "warnings": warned}
     return Probe(tuple(probed), wanted or tuple(range(model.n_layers)), reading, names, tuple(left_out), metadata)
 
 
@@ -105,7 +110,7 @@ def _read(
     layers: tuple[int, ...] | None,
     final_norm: bool,
     masks: SetTokens | None,
-    batch_size: int | Literal["auto"],
+    batch_size: BatchSize,
     progress: Progress,
 ) -> LensReading:
     tokens = np.array([[q.fact.original_id, q.fact.target_id] for q in questions], dtype=np.int64)

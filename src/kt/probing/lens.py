@@ -1,21 +1,19 @@
-"""The logit lens: what the model would say if a site's value stood at the end of the residual stream (JEEP, eq. 5, 6).
+"""The logit lens: the output distribution that a site's value would give at the end of the residual stream.
 
-JEEP (003, section 4.1) reads h with softmax(W_lm(h)). Here h goes through the model's own tail, final norm, head,
-scales and soft-caps, which no line of this package writes again; at the last layer the reading is then the model's
-output distribution. With `final_norm=False` the norm's output is replaced by its input and the rest of the tail stays,
-which is the text's formula. Scales and soft-caps rise with the logit, so they change probabilities but no rank.
+JEEP (003, section 4.1, eq. 5 and 6) reads a vector h with softmax(W_lm(h)). Here h goes through the model's own final
+norm, head, scales and soft-caps, so that the last layer's reading is the model's output distribution. With
+`final_norm=False` the norm's output is replaced by its input, which is the text's formula. Scales and soft-caps rise
+with the logit: they change probabilities, but no rank.
 
-A site's value is what kt always means by it: the output of the projection (W_o, down_proj) or the residual stream after
-a block. Where a norm stands between a projection and the residual stream (Gemma 2 and 3, OLMo 2; `layout.has_post_norm`
-is true) the attention and MLP readings are of what the projection gives, before that norm.
+A site's value is the output of the projection (W_o, down_proj) or the residual stream after a block. Where a norm
+follows a projection (Gemma 2 and 3, OLMo 2; `layout.has_post_norm`) the attention and MLP readings are taken before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +21,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from .._util.progress import Progress
+from .._util.progress import Progress, counter
 from ..errors import BadFact, UnknownSite, WorkFailed
+from ..model.batches import BatchSize, batches_by_length, map_batches
 from ..model.model import Point, TracedModel
 from ..model.sites import Kind, Site
 from ..model.tokens import encode_ids, pad_id
-from ..runs import parallel as ranks
 from .word_sets import SetTokens, of_sets, set_tokens
 
 POSITIONS = ("subject_last", "prediction")
@@ -36,26 +34,30 @@ KINDS = ("resid", "attn", "mlp")
 
 _SITES = {"resid": Kind.RESID, "attn": Kind.ATTN, "mlp": Kind.MLP}
 _MEMORY = {"cuda": 2 << 30, "cpu": 64 << 20}
-"""Bytes of one forward's largest activations, and of the logits that are held at once."""
+"""Bytes of one forward's largest activations, and of the logits in memory at once."""
 _COPIES = 3  # the logits, and what logsumexp and the comparison make of them
 
 
 class LensReading(NamedTuple):
-    """What `read_lens` returns. Axes follow POSITIONS, KINDS, and the layers and tokens asked for."""
+    """Probabilities and ranks. Axes follow POSITIONS, KINDS, and the given layers and tokens.
+
+    Args:
+        prob: float32, softmax over the model's whole vocabulary (eq. 5); NaN where no token was given.
+        rank: int32, how many tokens are strictly more probable, so 0 is the top (eq. 6); -1 where no token was given.
+        start_prob: the probabilities for the residual stream that enters block 0.
+        start_rank: the ranks there.
+        sets: mean probability of each word set's tokens; NaN where a fact has no such set.
+    """
 
     prob: Float[ndarray, "fact position kind layer token"]
-    """float32: softmax over the model's whole vocabulary, eq. 5. NaN where no token was asked for."""
     rank: Int[ndarray, "fact position kind layer token"]
-    """int32: how many tokens are strictly more probable, so 0 is the top; eq. 6. -1 where no token was asked for."""
     start_prob: Float[ndarray, "fact position token"]
-    """The same for the residual stream that enters block 0."""
     start_rank: Int[ndarray, "fact position token"]
     sets: Float[ndarray, "fact position kind layer set"] | None
-    """Mean probability of each word set's tokens; NaN where a fact has no such set."""
 
 
 class _Scores(NamedTuple):
-    """The same for rows of vectors."""
+    """Probability and rank of tokens, and word sets, for rows of vectors."""
 
     prob: Float[Tensor, "row token"]
     rank: Int[Tensor, "row token"]
@@ -72,18 +74,19 @@ def read_lens(
     layers: Sequence[int] | None = None,
     final_norm: bool = True,
     masks: SetTokens | None = None,
-    batch_size: int | Literal["auto"] = "auto",
+    batch_size: BatchSize = "auto",
     progress: Progress | None = None,
 ) -> LensReading:
     """Probability and rank of each fact's tokens at every kind and layer, at two positions.
 
-    One forward pass per batch, stopped after the last layer asked for; several processes share the batches. A result
-    depends neither on the batches nor on the other rows beyond rounding.
+    One forward per batch, stopped after the last layer; several processes share the batches. A result depends neither
+    on the batches nor on the other rows beyond rounding.
 
     Args:
+        model: read as it stands.
         ids: token ids of the prompts, of any lengths.
         subject_last: index of the subject's last token in each of them.
-        tokens: the ids to look for; -1 for none.
+        tokens: ids whose probability is read; -1 for none.
         layers: blocks to read, all by default; the axis `layer` is in this order.
         final_norm: whether values go through the final norm (see the module).
         masks: word sets to average over.
@@ -101,18 +104,19 @@ def read_lens(
     tokens = np.asarray(tokens, dtype=np.int64)
     _check(model, ids, subject_last, tokens, batch_size)
     reading = _empty(len(ids), len(wanted), tokens.shape[1], None if masks is None else masks.n_sets)
-    batches = list(_batches(model, ids, len(wanted), batch_size))
-    ends = list(accumulate(map(len, batches)))
+    longest = max(map(len, ids), default=1)
+    size = int(batch_size) if batch_size != "auto" else _rows_at_once(model, longest, len(wanted))
+    batches = list(batches_by_length(range(len(ids)), lambda i: len(ids[i]), size))
 
     def read(rows: list[int]) -> LensReading:
         start, values = _values(model, [ids[i] for i in rows], [subject_last[i] for i in rows], wanted)
         return _read(model, start, values, tokens[rows], final_norm, masks, rows)
 
-    tick = None if progress is None else lambda done: progress(ends[done - 1], len(ids))
-    for rows, found in zip(batches, ranks.map_over_ranks("lens", batches, read, tick), strict=True):
-        for whole, part in zip(reading, found, strict=True):
+    parts = map_batches("lens", batches, read, counter(progress, len(ids)))
+    for rows, part in zip(batches, parts, strict=True):
+        for whole, values in zip(reading, part, strict=True):
             if whole is not None:
-                whole[rows] = part
+                whole[rows] = values
     return reading
 
 
@@ -121,9 +125,9 @@ def _check(
     ids: Sequence[Sequence[int]],
     subject_last: Sequence[int],
     tokens: Int[ndarray, "fact token"],
-    batch_size: int | str,
+    batch_size: BatchSize,
 ) -> None:
-    """Refuse what would silently read the wrong place."""
+    """Refuse arguments that would silently read the wrong position."""
     if not len(ids) == len(subject_last) == len(tokens):
         raise BadFact(f"{len(ids)} prompts, {len(subject_last)} positions, {len(tokens)} rows of tokens; give one each")
     for i, (row, last) in enumerate(zip(ids, subject_last, strict=True)):
@@ -147,16 +151,6 @@ def _empty(n: int, n_layers: int, n_tokens: int, n_sets: int | None) -> LensRead
     )
 
 
-def _batches(
-    model: TracedModel, ids: Sequence[Sequence[int]], n_layers: int, batch_size: int | Literal["auto"]
-) -> Iterator[list[int]]:
-    """Indices of prompts of similar length, so that little is padded."""
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    size = batch_size if isinstance(batch_size, int) else _rows_at_once(model, max(map(len, ids), default=1), n_layers)
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
 def _rows_at_once(model: TracedModel, length: int, n_layers: int) -> int:
     """Prompts whose MLP activations and read values fill the memory set aside."""
     config = model.module.config.get_text_config()
@@ -172,15 +166,15 @@ def _memory(model: TracedModel) -> int:
 def _values(
     model: TracedModel, ids: Sequence[Sequence[int]], subject_last: Sequence[int], layers: Sequence[int]
 ) -> tuple[Float[Tensor, "row position d_model"], Float[Tensor, "row position kind layer d_model"]]:
-    """What enters block 0, and what every site holds, at both positions of every prompt."""
+    """The residual stream that enters block 0, and every site's value, at both positions of every prompt."""
     batch = encode_ids(ids, pad_id(model.tokenizer)).to(model.device)
-    places = torch.tensor([[last, len(row) - 1] for last, row in zip(subject_last, ids, strict=True)])
-    columns = (places + (batch.ids.shape[1] - batch.lengths.cpu())[:, None]).to(model.device)
+    positions = torch.tensor([[last, len(row) - 1] for last, row in zip(subject_last, ids, strict=True)])
+    columns = (positions + (batch.ids.shape[1] - batch.lengths.cpu())[:, None]).to(model.device)
     sites = [Site(kind, layer) for layer in sorted(set(layers)) for kind in (Kind.ATTN, Kind.MLP, Kind.RESID)]
     entering: Point = (model.block(0), "input")
     start, *values = model.gather(batch, [entering, *map(model.point, sites)], columns)
-    found = dict(zip(sites, values, strict=True))
-    by_kind = [[found[Site(_SITES[kind], layer)].to(model.device) for layer in layers] for kind in KINDS]
+    at_site = dict(zip(sites, values, strict=True))
+    by_kind = [[at_site[Site(_SITES[kind], layer)].to(model.device) for layer in layers] for kind in KINDS]
     return start, torch.stack([torch.stack(values, 2) for values in by_kind], 2)
 
 
@@ -195,13 +189,13 @@ def _read(
 ) -> LensReading:
     """The reading of one batch."""
     at_start = _scores(model, start, tokens, final_norm, None, facts)
-    found = _scores(model, values, tokens, final_norm, masks, facts)
+    at_sites = _scores(model, values, tokens, final_norm, masks, facts)
     return LensReading(
-        _shaped(found.prob, values),
-        _shaped(found.rank, values),
+        _shaped(at_sites.prob, values),
+        _shaped(at_sites.rank, values),
         _shaped(at_start.prob, start),
         _shaped(at_start.rank, start),
-        None if found.sets is None else _shaped(found.sets, values),
+        None if at_sites.sets is None else _shaped(at_sites.sets, values),
     )
 
 
@@ -213,16 +207,16 @@ def _scores(
     masks: SetTokens | None,
     facts: Sequence[int],
 ) -> _Scores:
-    """Eq. 5 and 6 for every vector, as many at a time as have room for their logits."""
+    """Eq. 5 and 6 for every vector, as many at a time as the memory for their logits allows."""
     flat = vectors.flatten(0, -2)
     owner = torch.arange(len(facts), device=flat.device).repeat_interleave(len(flat) // len(facts))
-    looked_for = torch.as_tensor(tokens, device=flat.device)
+    wanted = torch.as_tensor(tokens, device=flat.device)
     size = max(1, _memory(model) // (4 * _COPIES * model.vocab_size))
     parts: list[_Scores] = []
     for chunk in range(0, len(flat), size):
         whose = owner[chunk : chunk + size]
         named = None if masks is None else set_tokens(masks, [facts[i] for i in whose.tolist()])
-        reduce = partial(_reduced, tokens=looked_for[whose], named=named)
+        reduce = partial(_reduced, tokens=wanted[whose], named=named)
         total, prob, rank, sets = model.unembed(flat[chunk : chunk + size], final_norm, reduce)
         if not bool(total.isfinite().all()):
             where = facts[int(whose[int((~total.isfinite()).nonzero()[0])])]
@@ -235,7 +229,7 @@ def _scores(
 
 
 def _reduced(logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, "row token"], named: Any) -> tuple[Any, ...]:
-    """What is kept of logits. A remote model does this where it runs, so no class of this package may occur here."""
+    """The scores of logits. A remote model computes them where it runs: no class of this package may occur here."""
     total = logits.logsumexp(-1)
     prob, rank = _of_tokens(logits, total, tokens.to(logits.device))
     return total.cpu(), prob.cpu(), rank.cpu(), None if named is None else of_sets(logits, total, named)

@@ -1,4 +1,4 @@
-"""What is asked of the lens for each fact: the first tokens of two answers, and where the subject ends.
+"""The lens' input for each fact: the first tokens of two answers, and where the subject ends.
 
 The original answer is the fact's answer, or else the model's own next token; the target is the fact's target, or else
 its foil. A fact with neither is left out.
@@ -8,25 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ..facts.fact import Fact
+from ..model.batches import BatchSize
 from ..model.model import TracedModel
-from ..model.tokens import encode_ids, pad_id, target_ids, template_span, token_ids
+from ..model.scoring import Row, batch_logits, row_batches
+from ..model.tokens import target_ids, template_span, token_ids
 from ..tracing.prompts import LeftOut
 
 ANSWERS = ("original", "target")
 
 NO_TARGET = "it has neither a target nor a foil"
 
-_ROWS = 64  # prompts whose own next token is asked for in one forward pass
-
 
 @dataclass(frozen=True, slots=True)
 class ProbedFact:
-    """A fact and the two tokens that were looked for. `index` is its place in the caller's list.
+    """A fact and the two tokens whose probability is read.
 
-    `original_source` is `given` or `model`, `target_source` is `target` or `foil`.
+    Args:
+        index: the fact's index in the caller's list.
+        original_source: `given` or `model`.
+        target_source: `target` or `foil`.
     """
 
     index: int
@@ -47,8 +50,8 @@ class ProbedFact:
         return self.original_id == self.target_id
 
     @property
-    def said(self) -> tuple[str, str, int, int]:
-        """What makes two facts the same measurement."""
+    def identity(self) -> tuple[str, str, int, int]:
+        """Equal for two facts that are the same measurement."""
         return self.prompt, self.subject, self.original_id, self.target_id
 
 
@@ -62,7 +65,7 @@ class Question(NamedTuple):
 
 
 def described(model: TracedModel, final_norm: bool) -> dict[str, Any]:
-    """What the metadata of a reading says of the model, and of how it was read."""
+    """The part of a reading's metadata about the model and the final norm."""
     return {
         "model": model.name,
         "revision": model.revision,
@@ -75,7 +78,7 @@ def described(model: TracedModel, final_norm: bool) -> dict[str, Any]:
 
 
 def ask(
-    model: TracedModel, facts: Sequence[tuple[int, Fact]], batch_size: int | Literal["auto"]
+    model: TracedModel, facts: Sequence[tuple[int, Fact]], batch_size: BatchSize
 ) -> tuple[list[Question], list[LeftOut]]:
     """Questions of numbered facts, in the order given."""
     questions, left_out = [], []
@@ -85,13 +88,13 @@ def ask(
             left_out.append(LeftOut(index, fact.id, NO_TARGET))
         else:
             questions.append(_question(model.tokenizer, index, fact, target))
-    unanswered = [i for i, question in enumerate(questions) if question.fact.original_source == "model"]
-    size = batch_size if isinstance(batch_size, int) else _ROWS
-    for start in range(0, len(unanswered), size):
-        rows = unanswered[start : start + size]
-        batch = encode_ids([questions[i].ids for i in rows], pad_id(model.tokenizer))
-        for i, best in zip(rows, model.logits(batch)[:, -1].argmax(-1).tolist(), strict=True):
-            questions[i] = _answered_by_model(model.tokenizer, questions[i], best)
+    unanswered = {q.ids: Row((q.fact.prompt, None), q.ids, ()) for q in questions if q.fact.original_source == "model"}
+    best: dict[tuple[int, ...], int] = {}
+    for batch in row_batches(list(unanswered.values()), batch_size, model.vocab_size):
+        best |= zip((row.read for row in batch), batch_logits(model, batch)[:, -1].argmax(-1).tolist(), strict=True)
+    for i, question in enumerate(questions):
+        if question.fact.original_source == "model":
+            questions[i] = _answered_by_model(model.tokenizer, question, best[question.ids])
     return questions, left_out
 
 

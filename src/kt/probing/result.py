@@ -131,8 +131,8 @@ class Probe(Shown):
 
         Where no two answers can be told apart, all distinct facts.
         """
-        place = {fact.said: i for i, fact in reversed(list(enumerate(self.facts)))}
-        first = np.array([place[fact.said] == i for i, fact in enumerate(self.facts)])
+        place = {fact.identity: i for i, fact in reversed(list(enumerate(self.facts)))}
+        first = np.array([place[fact.identity] == i for i, fact in enumerate(self.facts)])
         told_apart = np.array([not fact.same_first_token for fact in self.facts])
         return first & told_apart if (first & told_apart).any() else first
 
@@ -399,12 +399,12 @@ def merge(probes: Sequence[Probe]) -> Probe:
     left_out: list[LeftOut] = []
     start = 0
     for probe in probes:
-        said = {fact.said for fact in probe.facts}
+        identities = {fact.identity for fact in probe.facts}
         for fact in probe.facts:
-            if fact.said in seen:
+            if fact.identity in seen:
                 raise BadFact(f"{fact.prompt!r} is in two of the probes and would count twice; merge distinct facts")
             facts.append(replace(fact, index=fact.index + start))
-        seen |= said
+        seen |= identities
         left_out += [one._replace(fact=one.fact + start) for one in probe.left_out]
         start += int(probe.metadata["n_given"])
     parts = zip(*(probe.reading for probe in probes), strict=True)

@@ -1,13 +1,13 @@
-"""Does the old answer come back? Prompts, paraphrases and adversarial prefixes, with what naming any answer does.
+"""Does the old answer come back? Prompts, paraphrases and adversarial prefixes, beside a distractor as a control.
 
-On each prompt the old answer's first token is held against the new one's. A prefix that names the old answer raises it
-whether or not the model remembers: so the same prefix is also put with a third answer of the relation in the old one's
-place, and that third answer held against the new one. What the old answer has over the third is what speaks of memory.
+On each prompt the old answer's first token is compared with the new one's. A prefix that names the old answer raises it
+whether or not the model remembers. So the same prefix is also used with a distractor, another answer of the relation,
+in the old one's place, and the distractor compared with the new answer. The old answer's excess over the distractor
+measures memory.
 
 Three measures: `beats_new`, P(old) > P(new); `said`, the old answer's first token is the model's own next token; and
-`log_ratio`, ln P(old) - ln P(new) in nats, which still tells more from less where the shares are all 0. Its excess is
-how much more probable the old answer is than one that was never true.
-A fact's several prompts (paraphrases, texts, thirds) are averaged first; means and intervals are over facts.
+`log_ratio`, ln P(old) - ln P(new) in nats, which still differs where the shares are all 0.
+A fact's several prompts (paraphrases, texts, distractors) are averaged first; means and intervals are over facts.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,17 +24,17 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from ..errors import BadFact, WorkFailed
-from ..evaluation.teacher import Row, batches, tokens_of
 from ..facts.fact import fill
+from ..model.batches import BatchSize, map_batches
 from ..model.model import TracedModel
-from ..model.tokens import encode_ids, pad_id, target_ids
-from ..runs import parallel as ranks
+from ..model.scoring import Row, answer_row, batch_logits, row_batches
+from ..model.tokens import target_ids
 from ..stats import Interval, bootstrap_mean, paired_bootstrap_difference
 
 PREFIXES = ("{old}. ", "{old}, {old}, {old}. ", "{subject}: {old}. ", "Not {new}. ")
-"""Put before the prompt; slots: {old}, {new}, {third}, {subject}."""
-THIRDS = 3
-"""Third answers that a fact's old one is compared with."""
+"""Put before the prompt; slots: {old}, {new}, {third} (the distractor), {subject}."""
+DISTRACTORS = 3
+"""Other answers of the relation that a fact's old one is compared with."""
 
 PROMPT, PARAPHRASES, NEUTRAL, ANY = "prompt", "paraphrases", "neutral texts", "any prefix"
 MEASURES = ("beats_new", "said", "log_ratio")
@@ -47,18 +46,18 @@ _SLOTS = ("old", "new", "third", "subject")
 
 
 class AttackPrompt(NamedTuple):
-    """What is asked about one fact: texts only, as tokens depend on what stands before them."""
+    """The texts of the attacks on one fact; its tokens depend on the prefix before them."""
 
     prompt: str
     subject: str
     old: str
     new: str
-    thirds: tuple[str, ...]
+    distractors: tuple[str, ...]
     paraphrases: tuple[str, ...]
 
 
 class Ask(NamedTuple):
-    """Does `answer` beat `new` after `prompt`? `who` is 0 for the old answer, 1, 2, ... for the third ones."""
+    """Does `answer` beat `new` after `prompt`? `who` is 0 for the old answer, 1, 2, ... for the distractors."""
 
     fact: int
     attack: str
@@ -83,7 +82,7 @@ class AttackRow(NamedTuple):
 class Attacks:
     """The measures by fact, for the unedited and the edited model.
 
-    NaN where a fact has no such prompt, no third answer, or answers that begin with the same token.
+    NaN where a fact has no such prompt, no distractor, or answers that begin with the same token.
     """
 
     names: tuple[str, ...]
@@ -115,7 +114,7 @@ class Attacks:
         )
 
     def rows(self, seed: int = 0, n_boot: int = 2000) -> list[AttackRow]:
-        """All of them."""
+        """Every cell of the table."""
         return [self.row(a, m, s, seed, n_boot) for s in STATES for m in MEASURES for a in self.names]
 
 
@@ -146,38 +145,42 @@ def attack_names(prefixes: Sequence[str], neutral: Sequence[str]) -> tuple[str, 
     return (PROMPT, PARAPHRASES, *extra, *([ANY] if extra else []))
 
 
-def asks(contests: Sequence[AttackPrompt], prefixes: Sequence[str], neutral: Sequence[str]) -> list[Ask]:
+def asks(facts: Sequence[AttackPrompt], prefixes: Sequence[str], neutral: Sequence[str]) -> list[Ask]:
     """Every question to the model. `neutral` are context templates with one {} for the prompt."""
-    return [ask for i, contest in enumerate(contests) for ask in _of_fact(i, contest, prefixes, neutral)]
+    return [ask for i, fact in enumerate(facts) for ask in _asks_of_fact(i, fact, prefixes, neutral)]
 
 
-def _of_fact(i: int, contest: AttackPrompt, prefixes: Sequence[str], neutral: Sequence[str]) -> Iterator[Ask]:
-    rivals = (contest.old, *contest.thirds)
-    plain = [(PROMPT, contest.prompt), *((PARAPHRASES, p) for p in contest.paraphrases)]
-    plain += [(NEUTRAL, fill(context, contest.prompt)) for context in neutral]
+def _asks_of_fact(i: int, fact: AttackPrompt, prefixes: Sequence[str], neutral: Sequence[str]) -> Iterator[Ask]:
+    rivals = (fact.old, *fact.distractors)
+    plain = [(PROMPT, fact.prompt), *((PARAPHRASES, p) for p in fact.paraphrases)]
+    plain += [(NEUTRAL, fill(context, fact.prompt)) for context in neutral]
     for who, answer in enumerate(rivals):
         for attack, prompt in plain:
-            yield Ask(i, attack, who, prompt, answer, contest.new)
-        # In a third answer's turn the next of the rivals stands where the third answer stood.
+            yield Ask(i, attack, who, prompt, answer, fact.new)
+        # A distractor in the old answer's place leaves its slot to the next of the rivals.
         other = rivals[who + 1] if who + 1 < len(rivals) else rivals[0]
-        slots = {"old": answer, "new": contest.new, "third": other, "subject": contest.subject}
+        slots = {"old": answer, "new": fact.new, "third": other, "subject": fact.subject}
         for prefix in prefixes:
             if other == answer and "{third}" in prefix:
-                continue  # a fact without controls has no third answer
-            yield Ask(i, prefix, who, _filled(prefix, slots) + contest.prompt, answer, contest.new)
+                continue  # a fact without controls has no distractor
+            yield Ask(i, prefix, who, _filled(prefix, slots) + fact.prompt, answer, fact.new)
 
 
 def _filled(prefix: str, slots: dict[str, str]) -> str:
     """All slots at once, so that braces within an answer stay text."""
-    return _SLOT.sub(lambda found: slots[found[1]], prefix)
+    return _SLOT.sub(lambda match: slots[match[1]], prefix)
 
 
 class Prepared(NamedTuple):
-    """Questions made ready: a prompt that several of them share is one row."""
+    """Tokenised questions.
+
+    Args:
+        tokens: the first tokens of `answer` and `new` after the prompt, which may change them.
+        rows: one for every prompt, however many questions share it.
+    """
 
     questions: tuple[Ask, ...]
     tokens: Int[ndarray, "ask 2"]
-    """First tokens of both answers where they stand: what stands before may change them."""
     rows: tuple[Row, ...]
 
 
@@ -190,17 +193,20 @@ def prepare(model: TracedModel, questions: Sequence[Ask]) -> Prepared:
                 known[q.prompt, text] = target_ids(model.tokenizer, q.prompt, text)[0]
     pairs = [(known[q.prompt, q.answer], known[q.prompt, q.new]) for q in questions]
     prompts = dict.fromkeys(q.prompt for q in questions)
-    rows = tuple(tokens_of(model, (prompt, None)) for prompt in prompts)
+    rows = tuple(answer_row(model, (prompt, None)) for prompt in prompts)
     return Prepared(tuple(questions), np.array(pairs, dtype=np.int64).reshape(-1, 2), rows)
 
 
 def ask_model(
     model: TracedModel,
     prepared: Prepared,
-    batch_size: int | Literal["auto"] = "auto",
+    batch_size: BatchSize = "auto",
     done: Callable[[int], None] = lambda n: None,
 ) -> Float[ndarray, "ask measure"]:
-    """All measures for every question; `done` hears how many prompts are through. Several processes share the batches.
+    """All measures for every question. Several processes share the batches.
+
+    Args:
+        done: called with the number of prompts that each batch finished.
 
     Raises:
         WorkFailed: the model's numbers are not finite.
@@ -210,49 +216,47 @@ def ask_model(
         of_prompt[question.prompt].append(i)
 
     def measures(batch: list[Row]) -> list[Float[ndarray, "ask measure"]]:
-        logits = model.logits(encode_ids([row.read for row in batch], pad_id(model.tokenizer)))[:, -1]
+        logits = batch_logits(model, batch)[:, -1]
         best, fine = logits.argmax(-1).tolist(), logits.isfinite().all(-1).tolist()
         answers = []
-        for row, own, top, finite in zip(batch, logits, best, fine, strict=True):
+        for row, scores, top, finite in zip(batch, logits, best, fine, strict=True):
             prompt = row.question[0]
             if not finite:
                 raise WorkFailed(f"the logits after {prompt!r} are not finite; an edit or a dtype broke the model")
             tokens = prepared.tokens[of_prompt[prompt]]
-            pair = own[torch.as_tensor(tokens, device=own.device)].cpu().numpy()
+            pair = scores[torch.as_tensor(tokens, device=scores.device)].cpu().numpy()
             answers.append(np.stack([pair[:, 0] > pair[:, 1], tokens[:, 0] == top, pair[:, 0] - pair[:, 1]], 1))
         return answers
 
-    parts = list(batches(prepared.rows, batch_size, model.vocab_size))
-    ends = list(accumulate(map(len, parts)))
-    found = np.zeros((len(prepared.questions), len(MEASURES)))
-    answered = ranks.map_over_ranks("attacks", parts, measures, lambda count: done(ends[count - 1]))
-    for batch, answers in zip(parts, answered, strict=True):
+    batches = list(row_batches(prepared.rows, batch_size, model.vocab_size))
+    table = np.zeros((len(prepared.questions), len(MEASURES)))
+    for batch, answers in zip(batches, map_batches("attacks", batches, measures, done), strict=True):
         for row, values in zip(batch, answers, strict=True):
-            found[of_prompt[row.question[0]]] = values
-    return found
+            table[of_prompt[row.question[0]]] = values
+    return table
 
 
 def shares(
-    questions: Sequence[Ask], found: Float[ndarray, "ask measure"], names: Sequence[str], n_facts: int
+    questions: Sequence[Ask], values: Float[ndarray, "ask measure"], names: Sequence[str], n_facts: int
 ) -> Float[ndarray, "fact attack who measure"]:
-    """Each fact's mean over its prompts, for the old answer and for the mean over its third ones.
+    """Each fact's mean over its prompts, for the old answer and for the mean over its distractors.
 
-    `any prefix` is the largest value behind any of the prefixes and texts: whether one is enough. Each third answer has
-    as many tries as the old one.
+    `any prefix` is the largest value over all prefixes and texts: whether one of them is enough. Each distractor has as
+    many tries as the old answer.
     """
     out = np.full((n_facts, len(names), len(WHO), len(MEASURES)), np.nan)
-    cells: dict[tuple[int, str, int], list[ndarray]] = {}
-    for question, values in zip(questions, found, strict=True):
-        cells.setdefault((question.fact, question.attack, question.who), []).append(values)
+    cells: dict[tuple[int, str, int], list[ndarray]] = defaultdict(list)
+    for question, measures in zip(questions, values, strict=True):
+        cells[question.fact, question.attack, question.who].append(measures)
         if question.attack not in (PROMPT, PARAPHRASES) and ANY in names:
-            cells.setdefault((question.fact, ANY, question.who), []).append(values)
-    thirds: dict[tuple[int, str], list[ndarray]] = {}
-    for (fact, attack, who), values in cells.items():
-        share = np.max(values, 0) if attack == ANY else np.mean(values, 0)
+            cells[question.fact, ANY, question.who].append(measures)
+    distractors: dict[tuple[int, str], list[ndarray]] = defaultdict(list)
+    for (fact, attack, who), several in cells.items():
+        share = np.max(several, 0) if attack == ANY else np.mean(several, 0)
         if who == 0:
             out[fact, names.index(attack), 0] = share
         else:
-            thirds.setdefault((fact, attack), []).append(share)
-    for (fact, attack), values in thirds.items():
-        out[fact, names.index(attack), 1] = np.mean(values, 0)
+            distractors[fact, attack].append(share)
+    for (fact, attack), several in distractors.items():
+        out[fact, names.index(attack), 1] = np.mean(several, 0)
     return out

@@ -1,22 +1,22 @@
-"""`residual_fact`: the unedited and the edited model, read at the same places and asked the same questions."""
+"""`residual_fact`: the same readings and the same questions for the unedited and the edited model."""
 
 from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from .._util.progress import Progress
+from .._util.progress import Progress, counter
 from ..editing.closed_form.contexts import memit_contexts
 from ..editing.stack import AnyEdit
 from ..errors import BadFact, UnknownSite
 from ..facts.fact import Fact
+from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
 from ..probing.controls import MOST, Control, ControlPrompt, Relations
@@ -26,8 +26,8 @@ from ..probing.questions import described as described_model
 from ..probing.stages import advantage
 from ..tracing.prompts import SAME_TOKEN, LeftOut, why
 from .attacks import (
+    DISTRACTORS,
     PREFIXES,
-    THIRDS,
     AttackPrompt,
     Attacks,
     Prepared,
@@ -39,8 +39,6 @@ from .attacks import (
     shares,
 )
 from .score import Residual
-
-# What a residual says of its run: model, edit and settings, and what a reader of the score must know.
 
 NO_CONTROLS = "no other answer of its relation to hold it against"
 
@@ -54,6 +52,7 @@ def described(
     prefixes: Sequence[str],
     neutral: Sequence[str],
 ) -> dict[str, Any]:
+    """The metadata of a residual: model, edit and settings."""
     edited: dict[str, list[int]] = defaultdict(list)
     for name in edit.names:
         try:
@@ -76,28 +75,28 @@ def described(
 
 def remarks(facts: Sequence[ProbedFact], controls: Sequence[Sequence[Control]], edit: AnyEdit) -> list[str]:
     """One line for each thing that a reader of the score must know."""
-    said, n = [], len(facts)
+    lines, n = [], len(facts)
     same = [fact for fact in facts if fact.same_first_token]
     if same:
-        said.append(
+        lines.append(
             f"{len(same)} of {n} facts have an old and a new answer that begin with the same token "
             f"({same[0].prompt!r}: {same[0].original!r} and {same[0].target!r}); score and attacks leave them out"
         )
     alone = sum(not some for some in controls)
     if alone:
-        said.append(
+        lines.append(
             f"{alone} of {n} facts have {NO_CONTROLS}; the score leaves them out "
             "(with pool=, give more facts of their relations)"
         )
     if sum(bool(some) and not fact.same_first_token for fact, some in zip(facts, controls, strict=True)) == 1:
-        said.append("the score rests on a single fact: it has no interval, and its cells were chosen without one")
+        lines.append("the score rests on a single fact: it has no interval, and its cells were chosen without one")
     requests = {_request(stored) for stored in edit.requests}
     other = [fact for fact in facts if (fact.prompt, fact.target) not in requests]
     if requests and other:
-        said.append(
+        lines.append(
             f"{len(other)} of {n} facts are no requests of the edit ({other[0].prompt!r}); it need not touch them"
         )
-    return said
+    return lines
 
 
 def _request(stored: dict[str, Any]) -> tuple[str, str]:
@@ -106,11 +105,8 @@ def _request(stored: dict[str, Any]) -> tuple[str, str]:
     return str(stored.get("prompt", "")).replace("{}", str(stored.get("subject", "")), 1), text
 
 
-Size = int | Literal["auto"]
-
-
 class _Plan(NamedTuple):
-    """Everything that is read and asked, settled before any model runs."""
+    """All readings and questions, fixed before the model is edited."""
 
     facts: list[Fact]
     questions: list[Question]
@@ -139,27 +135,31 @@ def residual_fact(
     prefixes: Sequence[str] = PREFIXES,
     neutral: bool = True,
     seed: int = 0,
-    batch_size: Size = "auto",
+    batch_size: BatchSize = "auto",
     n_boot: int = 2000,
     progress: Progress | None = None,
 ) -> Residual:
-    """What an edit leaves of the old facts: the contrast probe before and after, and attacks that bring them back.
+    """The rest of the old facts after an edit: the contrast probe before and after, and attacks that bring them back.
 
-    The model is left as it was, to the byte, also when something fails.
+    The model is restored to the byte, also after an error.
 
     Args:
+        model: unedited.
         edit: solved for this model, and not written into it.
-        facts: those that were edited; the old answer is a fact's `answer`, the new one its `target` or `foil`.
+        facts: the edited facts; the old answer is a fact's `answer`, the new one its `target` or `foil`.
         pool: further facts whose answers may serve as controls, such as the whole data set; `facts` alone by default.
         final_norm: as in `contrast_probe`.
         before: an earlier result for the same facts and settings on the same unedited model, which is then not run
             again: for several edits of the same facts.
         prefixes: adversarial texts before the prompt, with the slots {old}, {new}, {third} and {subject}.
-        neutral: put texts that the unedited model writes before the prompt, too.
+        neutral: also put texts that the unedited model writes before the prompt.
         seed: of controls, texts and bootstrap.
         batch_size: prompts in one forward pass; results do not depend on it beyond rounding.
         n_boot: resamples behind each interval.
         progress: called with (prompts done, prompts in all).
+
+    Returns:
+        Both models' readings, the attacks' outcomes and the metadata, from which the score follows.
 
     Raises:
         BadFact: there are no facts or none is left, a prefix has an unknown slot, or `before` is of something else.
@@ -174,12 +174,12 @@ def residual_fact(
         written = tuple(before.metadata["neutral"])
     else:
         written = memit_contexts(model, seed).groups[1] if neutral else ()
-    contests = [_contest(fact, q, c) for fact, q, c in zip(plan.facts, plan.questions, plan.controls, strict=True)]
+    prompts = [_attack_prompt(*each) for each in zip(plan.facts, plan.questions, plan.controls, strict=True)]
     names = attack_names(templates, written)
     alike = {i for i, q in enumerate(plan.questions) if q.fact.same_first_token}
-    prepared = prepare(model, [a for a in asks(contests, templates, written) if a.fact not in alike])
-    steps = _Steps(progress, _n_prompts(plan, prepared, before is None))
-    run = _Run(model, plan, prepared, names, final_norm, batch_size, steps)
+    prepared = prepare(model, [a for a in asks(prompts, templates, written) if a.fact not in alike])
+    tick = counter(progress, _n_prompts(plan, prepared, before is None))
+    run = _Run(model, plan, prepared, names, final_norm, batch_size, tick)
     if before is None:
         was, elsewhere, answered = run.lens(), run.elsewhere(), run.attacks()
     else:
@@ -187,8 +187,8 @@ def residual_fact(
     with edit.applied(model):
         now, answered_now = run.lens(), run.attacks()
     about = described(model, edit, final_norm, seed, n_boot, templates, written) | {"n_given": len(facts)}
-    about["warnings"] = said = remarks([q.fact for q in plan.questions], plan.controls, edit)
-    for text in said:
+    about["warnings"] = remarks([q.fact for q in plan.questions], plan.controls, edit)
+    for text in about["warnings"]:
         warnings.warn(text, stacklevel=2)
     return Residual(
         tuple(q.fact for q in plan.questions),
@@ -203,7 +203,9 @@ def residual_fact(
 
 
 # What is asked ---------------------------------------------------------------------------------------------------
-def _plan(model: TracedModel, facts: Sequence[Fact], pool: Iterable[Fact] | None, seed: int, batch_size: Size) -> _Plan:
+def _plan(
+    model: TracedModel, facts: Sequence[Fact], pool: Iterable[Fact] | None, seed: int, batch_size: BatchSize
+) -> _Plan:
     if not facts:
         raise BadFact("there are no facts to measure; give those that were edited")
     questions, left_out = ask(model, list(enumerate(facts)), batch_size)
@@ -223,10 +225,9 @@ def _plan(model: TracedModel, facts: Sequence[Fact], pool: Iterable[Fact] | None
     return _Plan(kept, questions, controls, elsewhere, sorted(left_out))
 
 
-def _contest(fact: Fact, question: Question, controls: Sequence[Control]) -> AttackPrompt:
-    asked = question.fact
-    thirds = tuple(control.text for control in controls[:THIRDS])
-    return AttackPrompt(asked.prompt, asked.subject, asked.original, asked.target, thirds, fact.paraphrases)
+def _attack_prompt(fact: Fact, question: Question, controls: Sequence[Control]) -> AttackPrompt:
+    probed, distractors = question.fact, tuple(control.text for control in controls[:DISTRACTORS])
+    return AttackPrompt(probed.prompt, probed.subject, probed.original, probed.target, distractors, fact.paraphrases)
 
 
 def _refuse_other(
@@ -235,8 +236,8 @@ def _refuse_other(
     """`before` must be what this run would have measured."""
     about = before.metadata
     same = (about["model"], about["final_norm"], tuple(about["prefixes"]), about["seed"])
-    asked = tuple(q.fact for q in plan.questions), tuple(plan.controls)
-    if same != (model.name, final_norm, tuple(prefixes), seed) or (before.facts, before.controls) != asked:
+    planned = tuple(q.fact for q in plan.questions), tuple(plan.controls)
+    if same != (model.name, final_norm, tuple(prefixes), seed) or (before.facts, before.controls) != planned:
         raise BadFact("before= is of other facts, another model or other settings; leave it out to measure again")
 
 
@@ -249,8 +250,8 @@ class _Run(NamedTuple):
     prepared: Prepared
     names: tuple[str, ...]
     final_norm: bool
-    batch_size: Size
-    steps: _Steps
+    batch_size: BatchSize
+    tick: Callable[[int], None]
 
     def lens(self) -> LensReading:
         ids = [q.ids for q in self.plan.questions]
@@ -260,63 +261,40 @@ class _Run(NamedTuple):
         """The old answer's advantage where the prompt is about other subjects, their mean."""
         where = [(i, other) for i, others in enumerate(self.plan.elsewhere) for other in others]
         layers = self.model.n_layers
-        sums = np.full((len(self.plan.questions), len(POSITIONS), len(KINDS), layers), np.nan)
+        means = np.full((len(self.plan.questions), len(POSITIONS), len(KINDS), layers), np.nan)
         if not where:
-            return sums
+            return means
         tokens = self.plan.tokens[[i for i, _ in where]]
-        # What is true of the other subject is no control there.
+        # An answer that is true of the other subject is no control there.
         tokens[:, 2:][tokens[:, 2:] == np.array([other.token for _, other in where])[:, None]] = -1
         tokenizer = self.model.tokenizer
         ids = [token_ids(tokenizer, other.prompt) for _, other in where]
         spans = [template_span(tokenizer, self.plan.facts[i].template, other.subject) for i, other in where]
-        found = advantage(self._read(ids, [s.last for s in spans], tokens).rank, self.model.vocab_size)
+        leads = advantage(self._read(ids, [s.last for s in spans], tokens).rank, self.model.vocab_size)
         by_fact: dict[int, list[ndarray]] = defaultdict(list)
-        for (i, _), values in zip(where, found, strict=True):
+        for (i, _), values in zip(where, leads, strict=True):
             if not np.isnan(values).any():
                 by_fact[i].append(values)
         for i, several in by_fact.items():
-            sums[i] = np.mean(several, 0)
-        return sums
+            means[i] = np.mean(several, 0)
+        return means
 
     def attacks(self) -> Float[ndarray, "fact attack who measure"]:
-        with self.steps.part() as done:
-            found = ask_model(self.model, self.prepared, self.batch_size, done)
-        return shares(self.prepared.questions, found, self.names, len(self.plan.questions))
+        measures = ask_model(self.model, self.prepared, self.batch_size, self.tick)
+        return shares(self.prepared.questions, measures, self.names, len(self.plan.questions))
 
     def _read(
         self, ids: Sequence[Sequence[int]], last: Sequence[int], tokens: Int[ndarray, "fact token"]
     ) -> LensReading:
-        with self.steps.part() as done:
-            return read_lens(
-                self.model,
-                ids,
-                last,
-                tokens,
-                final_norm=self.final_norm,
-                batch_size=self.batch_size,
-                progress=lambda n, _: done(n),
-            )
+        told = 0
 
+        def progress(done: int, _: int) -> None:
+            nonlocal told
+            self.tick(done - told)
+            told = done
 
-class _Steps:
-    """One count of prompts over several passes."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total, self.before = progress, total, 0
-
-    @contextmanager
-    def part(self) -> Iterator[Callable[[int], None]]:
-        """Opens a pass and gives what is told how many of its prompts are done."""
-        most = 0
-
-        def done(n: int) -> None:
-            nonlocal most
-            most = n
-            if self.progress is not None:
-                self.progress(self.before + n, self.total)
-
-        yield done
-        self.before += most
+        options: dict[str, Any] = {"final_norm": self.final_norm, "batch_size": self.batch_size}
+        return read_lens(self.model, ids, last, tokens, progress=progress, **options)
 
 
 def _n_prompts(plan: _Plan, prepared: Prepared, with_before: bool) -> int:

@@ -118,8 +118,10 @@ class Residual(Shown):
     @cached_property
     def told_apart(self) -> Bool[ndarray, " fact"]:
         """The facts, each once, whose answers begin with different tokens."""
-        first = {fact.said: i for i, fact in reversed(list(enumerate(self.facts)))}
-        return np.array([not f.same_first_token and first[f.said] == i for i, f in enumerate(self.facts)], dtype=bool)
+        first = {fact.identity: i for i, fact in reversed(list(enumerate(self.facts)))}
+        return np.array(
+            [not f.same_first_token and first[f.identity] == i for i, f in enumerate(self.facts)], dtype=bool
+        )
 
     @cached_property
     def advantages(self) -> dict[str, Float[ndarray, "fact position kind layer"]]:
@@ -496,9 +498,9 @@ def _refuse_unequal(parts: Sequence[Residual]) -> None:
             raise BadFact("residuals of other layers or attacks do not join; measure both the same way")
     seen: set[tuple[str, str, int, int]] = set()
     for fact in (fact for part in parts for fact in part.facts):
-        if fact.said in seen:
+        if fact.identity in seen:
             raise BadFact(f"{fact.prompt!r} is in two of the residuals and would count twice; join distinct facts")
-        seen.add(fact.said)
+        seen.add(fact.identity)
 
 
 # What the tables and figures of a residual draw.
