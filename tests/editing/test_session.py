@@ -191,7 +191,7 @@ def test_a_projector_that_does_not_fit_is_refused_before_any_work(setting, monke
 def test_jeeps_regions_come_from_the_stages_of_recall_when_nobody_gives_them(setting, monkeypatch):
     probed = no_stages("none")._replace(layers_low=(1,), layers_high=(2,))
     asked = []
-    monkeypatch.setattr("kt.editing.session.probe_stages", lambda model, facts: asked.append(facts) or probed)
+    monkeypatch.setattr("kt.editing.resolve.probe_stages", lambda model, facts: asked.append(facts) or probed)
     with pytest.warns(UserWarning, match="layers_mlp 1 as probed, layers_high 2 as probed"):
         edit = session(setting, "jeep", layers_mlp=None, layers_high=None).solve(REQUESTS)
     assert edit.names == ("model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight")
@@ -206,7 +206,7 @@ class TestBalance:
 
     def test_each_facts_column_is_scaled_by_its_own(self, setting, monkeypatch):
         traced = SimpleNamespace(alpha=0.5, layers={}, per_fact=[SimpleNamespace(id="a", alpha=0.25)])
-        monkeypatch.setattr("kt.editing.session.trace_balance", lambda *a: traced)
+        monkeypatch.setattr("kt.editing.resolve.trace_balance", lambda *a: traced)
         named = [request | {"id": name} for request, name in zip(REQUESTS, "ab", strict=True)]
         with pytest.warns(UserWarning, match=r"1 of 2 requests have no alpha of their own .*Space Needle.* 0\.500"):
             mixed = session(setting, alpha="per-fact").solve(named)

@@ -1,107 +1,175 @@
-"""Hyper-parameters of all methods, under the names that users of ROME and MEMIT know."""
+"""The configuration of a method: frozen settings, each with its symbol and source, and the plan that follows from them.
+
+A method is one file in `methods/`: a subclass of `Config` under one `@method` line. Reading configurations, their names
+and their settings imports no torch, so that presets, `kt --help` and `kt ls methods` stay fast.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from ..errors import KtError
-from .closed_form.aims import SPREADS, Objective, Position, Spread
-from .closed_form.plan import Share
-from .closed_form.solvers import LeastSquares
+from .closed_form.contexts import Contexts, memit_contexts
+
+if TYPE_CHECKING:
+    from ..model.model import TracedModel
+    from .plan import Plan
 
 _TYPES = {"float": float, "int": int, "bool": bool, "str": str, "tuple": tuple}
 
 
-@dataclass(frozen=True)
-class HyperParameters:
-    """What users of ROME and MEMIT know by these names, and the joint edits' own.
+class Setting(NamedTuple):
+    """What is known of a setting beside its default.
 
-    Defaults are EasyEdit's MEMIT for 7B models; a method may bring its own (`Method.defaults`).
+    Attributes:
+        symbol: its symbol in the paper that `source` names; – for none.
+        about: what it is, in one sentence.
+        source: paper and section or equation, or the file of the authors' code.
+        unit: what it is counted in.
+        own: the method's default comes before a value that a preset shares among all methods.
+        least: the smallest value.
     """
 
-    layers_mlp: tuple[int, ...] = ()
-    layers_attn: tuple[int, ...] = ()
-    layers_high: tuple[int, ...] = ()
-    alpha: Share = 0.0  # one number, or one a request
-    v_lr: float = 0.5
-    v_num_grad_steps: int = 25
-    v_weight_decay: float = 1e-3
-    kl_factor: float = 0.0625
-    clamp_norm_factor: float = 4.0
-    mom2_update_weight: float = 15000.0
-    mom2_update_weight_attn: float | None = None  # None: the same λ for both modules
-    mom2_update_weight_high: float | None = None
-    mom2_adjustment: bool = True
-    fact_token: str = Position.SUBJECT_LAST.value
-    spread: str = "even"
-    attn_aim: str = "hidden"  # what attention is to produce: residual stream, or `attn` (the output of W_o)
-    joint_targets: bool = False
-    coupled: bool = False
-    modules: str = "mlp"  # `mlp`, `both` (W_o too: PMET, fine-tuning, LoRA), `block` (fine-tuning: every weight of it)
-    nullspace_threshold: float = 2e-2
-    L2: float = 10.0
-    clamp_norm_factor_high: float = 0.25
-    v_weight_decay_high: float = 0.5
-    min_loss: float = 0.9  # JEEP: a probability, despite its name in the original
-    region: str = "both"  # JEEP's ablations: `both`, `low`, `high`, `joint-low`, `joint-high`
-    separate_targets: bool = False  # JEEP's ablation: each region's δ searched for alone
-    high_module: str = "mlp"  # JEEP's ablation `w/ MHSA in Step3`: `attn`
-    emmet_lambda: float = 0.1
-    shared_normaliser: bool = True  # UltraEdit: one for all weights of a shape, as its code has it
-    num_steps: int = 25  # fine-tuning and LoRA, from here on
-    lr: float = 5e-4
-    weight_decay: float = 0.0
-    norm_constraint: float | None = None  # FT-L: how far any weight may move
-    objective_optimization: str = "prompt_last"  # or `target_new`: usual teacher forcing (FT-M)
-    batch_size: int = 8
-    stop_loss: float = 1e-2
-    rank: int = 8
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
+    symbol: str
+    about: str
+    source: str
+    unit: str = ""
+    own: bool = False
+    least: float = 0
 
-    def checked(self) -> HyperParameters:
-        """Itself, or KtError where a value is of the wrong type or sign."""
+    @property
+    def text(self) -> str:
+        return f"{self.about} ({self.unit})" if self.unit else self.about
+
+
+def setting(
+    default: Any, *, about: str, source: str, symbol: str = "–", unit: str = "", own: bool = False, least: float = 0
+) -> Any:
+    """A field of a `Config`; see `Setting` for the arguments."""
+    return field(default=default, metadata={"setting": Setting(symbol, about, source, unit, own, least)})
+
+
+class NotGiven(tuple[int, ...]):
+    """Layers that nobody gave: `resolve` takes them from a trace, a probe or the model's depth."""
+
+
+LATER = NotGiven()
+
+
+@dataclass(frozen=True)
+class Config:
+    """What every method's configuration has.
+
+    Raises:
+        KtError: a value is of the wrong type or sign.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    place: ClassVar[int]
+    writes_attention: ClassVar[bool] = False
+    keeps_history: ClassVar[bool] = False  # by default, between the edits of a session
+
+    layers_mlp: tuple[int, ...] = setting(
+        LATER,
+        symbol="R_mlp; l′..L′",
+        about="layers whose MLP output projection is written",
+        unit="from 0",
+        source="IntAttn-Edit section 5.1; JEEP section 4",
+    )
+
+    def __post_init__(self) -> None:
         for spec in fields(self):
-            value = getattr(self, spec.name)
-            wanted = next((t for word, t in _TYPES.items() if str(spec.type).startswith(word)), None)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if spec.name == "alpha" or (value is None and "None" in str(spec.type)):
-                continue
-            if wanted is not None and not (number if wanted is float else isinstance(value, wanted)):
-                raise KtError(f"{spec.name} {value!r} is no {wanted.__name__}; see kt.editing.hyper_parameters")
-            if number and not (math.isfinite(value) and value >= 0):
-                raise KtError(f"{spec.name} {value!r} must be zero or more")
-        for name in ("v_num_grad_steps", "num_steps", "batch_size", "rank"):
-            if getattr(self, name) < 1:
-                raise KtError(f"{name} must be at least 1")
-        return self
+            check_value(spec.name, str(spec.type), getattr(self, spec.name), spec.metadata["setting"].least)
+
+    @staticmethod
+    def contexts(model: TracedModel, seed: int) -> Contexts:
+        """The context templates that a session lets the model write where none are given."""
+        return memit_contexts(model, seed)
+
+    def plan(self) -> Plan:
+        """How the method edits; of a configuration with all layers and α."""
+        raise NotImplementedError
+
+    @property
+    def missing_layers(self) -> list[str]:
+        """The layer settings that nobody gave."""
+        return [spec.name for spec in fields(self) if isinstance(getattr(self, spec.name), NotGiven)]
+
+    @property
+    def traces_alpha(self) -> bool:
+        """Whether attention's share of the update is to come from a trace."""
+        return False
+
+    @property
+    def fixed_alpha(self) -> float | None:
+        """Attention's share of the update where it is one number that is known; else None."""
+        return 0.0
 
     @property
     def mean_alpha(self) -> float:
-        return sum(self.alpha) / len(self.alpha) if isinstance(self.alpha, tuple) else self.alpha
+        """Attention's share of the update, as a mean over requests."""
+        return 0.0
 
-    @property
-    def mlp_share(self) -> Share:
-        """1 - α (eq. 13)."""
-        return tuple(1 - a for a in self.alpha) if isinstance(self.alpha, tuple) else 1 - self.alpha
+    def as_dict(self) -> dict[str, Any]:
+        """The settings by name, as a manifest keeps them."""
+        return asdict(self)
 
-    @property
-    def objective(self) -> Objective:
-        return Objective(self.v_num_grad_steps, self.v_lr, self.v_weight_decay, self.kl_factor, self.clamp_norm_factor)
+    @classmethod
+    def settings(cls) -> dict[str, Setting]:
+        return {spec.name: spec.metadata["setting"] for spec in fields(cls)}
 
-    @property
-    def position(self) -> Position:
-        return Position(one_of(self.fact_token, [p.value for p in Position], "fact_token"))
+    @classmethod
+    def own_defaults(cls) -> dict[str, Any]:
+        """Defaults that come before a preset's shared values."""
+        return {spec.name: spec.default for spec in fields(cls) if spec.metadata["setting"].own}
 
-    @property
-    def spread_rule(self) -> Spread:
-        return SPREADS[one_of(self.spread, SPREADS, "spread")]
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Config:
+        """From values by name; those of other methods are left out, and layers may come as lists."""
+        known = {name: values[name] for name in cls.settings() if name in values}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
-    @property
-    def held(self) -> LeastSquares:
-        return LeastSquares(self.mom2_update_weight)
+
+Chosen = TypeVar("Chosen", bound=type[Config])
+REGISTERED: dict[str, type[Config]] = {}
+
+
+def method(name: str, summary: str, place: int = 1000) -> Callable[[Chosen], Chosen]:
+    """Register a configuration as the method `name`.
+
+    Args:
+        summary: one line for `kt ls methods`.
+        place: orders the lists of methods; equal places are ordered by name.
+    """
+
+    def register(config: Chosen) -> Chosen:
+        config.name, config.summary, config.place = name, summary, place
+        REGISTERED[name] = config
+        return config
+
+    return register
+
+
+def check_value(name: str, annotation: str, value: Any, least: float = 0) -> None:
+    """Refuse a value that is not of the annotated type, or a number below `least`.
+
+    Raises:
+        KtError: it is not.
+    """
+    wanted = next((t for word, t in _TYPES.items() if annotation.startswith(word)), None)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted is None or (value is None and "None" in annotation):
+        return
+    if not (number if wanted is float else isinstance(value, wanted)):
+        raise KtError(f"{name} {value!r} is no {wanted.__name__}; see docs/methods.md")
+    if number and not (math.isfinite(value) and value >= 0):
+        raise KtError(f"{name} {value!r} must be zero or more")
+    if number and value < least:
+        raise KtError(f"{name} must be at least {least:g}")
 
 
 def one_of(value: str, known: Collection[str], name: str) -> str:

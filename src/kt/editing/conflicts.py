@@ -30,7 +30,6 @@ from .closed_form.aims import Position
 from .closed_form.contexts import Contexts
 from .closed_form.keys import fact_keys
 from .closed_form.plan import LocateThenEdit
-from .config import HyperParameters
 from .edit import Edit
 from .methods import METHODS
 from .resolve import read_requests
@@ -158,9 +157,7 @@ def positions(model: TracedModel, edit: Edit) -> dict[str, Position]:
     known, held = METHODS.get(str(edit.manifest.get("method"))), edit.manifest.get("hyper_parameters", {})
     if known is not None:
         try:
-            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in held.items()}
-            hp = HyperParameters(**values)
-            plan = known.recipe(hp.checked())
+            plan = known.of(held).plan()
             paths = plan.live if isinstance(plan, LocateThenEdit) else []
             read = {model.weight_name(site): path.aim.position for path in paths for site in path.sites}
         except (TypeError, ValueError, LookupError, KtError):

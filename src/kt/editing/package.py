@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from ..stats import bootstrap_mean
 from .apply import fingerprints
 from .closed_form.contexts import Contexts
 from .closed_form.keys import fact_values
-from .config import HyperParameters
+from .config import Config
 from .edit import Edit
 from .plan import Plan, SolveContext, SolveResult
 from .rounding import Reading, about_rounding, is_narrow, readings, report, warn_of_rounding
@@ -27,17 +26,15 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-def package(
-    setting: SolveContext, facts: Sequence[Fact], method: str, hp: HyperParameters, plan: Plan, solved: SolveResult
-) -> Edit:
+def package(setting: SolveContext, facts: Sequence[Fact], config: Config, plan: Plan, solved: SolveResult) -> Edit:
     """The edit with its manifest, read back from the model while it is written in."""
-    model = setting.model
+    model, alpha = setting.model, getattr(config, "alpha", None)
     updates = {name: written.update.to(torch.float32) for name, written in solved.written.items()}
     manifest = {
-        "method": method,
-        "alpha": hp.mean_alpha,
-        "alphas": list(hp.alpha) if isinstance(hp.alpha, tuple) else None,
-        "hyper_parameters": asdict(hp),
+        "method": config.name,
+        "alpha": config.mean_alpha,
+        "alphas": list(alpha) if isinstance(alpha, tuple) else None,
+        "hyper_parameters": config.as_dict(),
         "aims": sorted(map(str, solved.targets)),
         "conditions": {n: w.condition for n, w in solved.written.items() if w.condition is not None},
         "context_templates": [list(g) for g in setting.contexts.groups],

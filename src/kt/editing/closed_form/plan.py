@@ -26,19 +26,16 @@ from ...facts.fact import Fact
 from ...model.sites import Kind, Site
 from ...model.update import LowRank, Update
 from ..plan import SolveContext, SolveResult, WeightUpdate
-from .aims import Objective, Spread, TargetSite, even
+from .aims import Share, Spread, TargetSite, even
 from .contexts import Contexts
 from .factor import Moment
 from .keys import fact_keys, fact_values
+from .objective import Objective
 from .solvers import LeastSquares, Solution, Solver, System
 from .targets import Targets, find_targets, join_targets
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
-
-
-Share = float | tuple[float, ...]
-"""How much of a path's update is written: one number, or one a fact (then each fact's column is scaled by its own)."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from ...model.sites import Kind
 from ...model.tokens import target_ids, template_span, token_ids
 from ...runs import parallel as ranks
 from ...runs.journal import Journal
-from .aims import Objective, Position, TargetSite
+from .aims import Position, TargetSite
 from .contexts import Contexts
+from .objective import Objective, SearchStep
 from .target_forward import Suffix, TargetRows, lowest_block, run_whole, split_rows, suffix_logits, target_rows
 
 if TYPE_CHECKING:
@@ -143,13 +144,6 @@ def read_rows(logits: Sequence[Float[Tensor, "read vocab"]], groups: Sequence[Ta
     return TargetLoss(nll, essence, argmax.all(-1))
 
 
-def divergence(now: Tensor | None, before: Tensor | None, like: Tensor) -> Float[Tensor, " fact"]:
-    """KL(now ‖ before) of log-probabilities; zero where there are none."""
-    if now is None or before is None:
-        return torch.zeros_like(like)
-    return (now.exp() * (now - before)).sum(-1)
-
-
 def _of_targets(
     logits: Float[Tensor, "read vocab"], rows: TargetRows
 ) -> tuple[Float[Tensor, " row"], Bool[Tensor, " row"]]:
@@ -235,37 +229,44 @@ def _find_batch(
     model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, objective: Objective
 ) -> dict[str, Any]:
     """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
-    suffixes, now = _begun(model, facts, aims, contexts, objective)
-    delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in now.items()}
-    optimizer = torch.optim.Adam(delta.values(), lr=objective.v_lr)
+    suffixes, before = _begun(model, facts, aims, contexts, objective)
+    delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in before.items()}
+    optimizer = torch.optim.Adam(delta.values(), lr=objective.lr)
     active = torch.ones(len(facts), dtype=torch.bool, device=model.device)
+    was_argmax = torch.zeros_like(active)
     steps = torch.zeros(len(facts), dtype=torch.long, device=model.device)
-    weight, loss, prob = (torch.ones(len(facts), device=model.device) for _ in range(3))
+    loss, prob = (torch.ones(len(facts), device=model.device) for _ in range(2))
     unedited: Tensor | None = None
-    for step in range(objective.v_num_grad_steps):
+    for number in range(objective.steps):
         on = active.nonzero()[:, 0]
         with torch.enable_grad():
             read = read_rows([suffix_logits(model, s, delta) for s in suffixes], [s.rows for s in suffixes])
-            if step == 0 and read.essence is not None:
+            if number == 0 and read.essence is not None:
                 unedited = read.essence.detach()
-            kl = objective.kl_factor * divergence(read.essence, None if unedited is None else unedited[on], weight[on])
-            decay = sum(_decay(a, objective) * _relative(delta[a][on], now[a][on]) for a in aims)
-            losses = weight[on] * read.nll.mean(-1) + kl + decay
-        loss[on], prob[on] = losses.detach(), (-read.nll).exp().mean(-1).detach()
-        done = _done(read, loss[on], prob[on], kl.detach(), objective)
+            step = SearchStep(
+                read.nll,
+                read.essence,
+                None if unedited is None else unedited[on],
+                read.all_argmax,
+                was_argmax[on],
+                {aim: delta[aim][on] for aim in aims},
+                {aim: before[aim][on] for aim in aims},
+            )
+            losses = objective.loss(step)
+        loss[on], prob[on] = losses.detach(), step.prob.detach()
+        done = objective.done(step, loss[on])
         active[on] = ~done
-        if objective.argmax_discount:
-            weight[on] = torch.where(read.all_argmax, 0.1, 1.0)
-        if step == objective.v_num_grad_steps - 1 or not bool(active.any()):
+        was_argmax[on] = read.all_argmax
+        if number == objective.steps - 1 or not bool(active.any()):
             break
         optimizer.zero_grad()
         losses[~done].sum().backward()
-        _step(optimizer, delta, now, active, objective)
+        _step(optimizer, delta, before, active, objective)
         steps += active
         if bool(done.any()):
             suffixes = [s.of(active) for s in suffixes]
-    wanted = [(now[a] + delta[a]).detach() for a in aims]
-    return {"wanted": wanted, "before": [now[a] for a in aims], "loss": loss, "prob": prob, "steps": steps}
+    wanted = [(before[a] + delta[a]).detach() for a in aims]
+    return {"wanted": wanted, "before": [before[a] for a in aims], "loss": loss, "prob": prob, "steps": steps}
 
 
 def _begun(
@@ -273,7 +274,7 @@ def _begun(
 ) -> tuple[list[Suffix], dict[TargetSite, Float[Tensor, "fact d_model"]]]:
     """What steps start from, and each aim's value in the first (bare) context row."""
     # Without δ in the essence row, or without weight on it, the KL is zero.
-    essence = objective.kl_factor != 0 and any(a.position is Position.SUBJECT_LAST for a in aims)
+    essence = objective.reads_essence and any(a.position is Position.SUBJECT_LAST for a in aims)
     groups = split_rows(target_rows(model, facts, contexts), aims, essence, worth_of_a_run(model, aims))
     runs = [run_whole(model, rows, aims) for rows in groups]
     values = runs[0][1]
@@ -281,37 +282,16 @@ def _begun(
     return [suffix for suffix, _ in runs], {a: v[bare.to(v.device)].to(model.device) for a, v in values.items()}
 
 
-def _done(read: TargetLoss, loss: Tensor, prob: Tensor, kl: Tensor, objective: Objective) -> Bool[Tensor, " fact"]:
-    if objective.stop_prob is not None:
-        return prob >= objective.stop_prob
-    done = loss < objective.stop_loss
-    if objective.argmax_discount:
-        done = done | (read.all_argmax & (kl <= 0.01))
-    return done
-
-
-def _decay(aim: TargetSite, objective: Objective) -> float:
-    return objective.v_weight_decay if aim.decay is None else aim.decay
-
-
-def _relative(delta: Float[Tensor, "fact d"], now: Float[Tensor, "fact d"]) -> Float[Tensor, " fact"]:
-    return delta.norm(dim=-1) / now.norm(dim=-1) ** 2
-
-
 @torch.no_grad()
 def _step(
     optimizer: torch.optim.Optimizer,
     delta: dict[TargetSite, Tensor],
-    now: dict[TargetSite, Tensor],
+    before: dict[TargetSite, Tensor],
     active: Bool[Tensor, " fact"],
     objective: Objective,
 ) -> None:
-    """One Adam step for the active requests, each δ pulled back into its ball; the others stay as they are."""
+    """One Adam step for the active requests, each δ pulled back by the objective's bounds; the others stay."""
     kept = {a: d.detach().clone() for a, d in delta.items()}
     optimizer.step()
     for aim, d in delta.items():
-        longest = (objective.clamp_norm_factor if aim.clamp is None else aim.clamp) * now[aim].norm(
-            dim=-1, keepdim=True
-        )
-        d.mul_((longest / d.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1))
-        d.copy_(torch.where(active[:, None], d, kept[aim]))
+        d.copy_(torch.where(active[:, None], objective.bounded(aim, d, before[aim]), kept[aim]))

@@ -1,6 +1,9 @@
-"""From a preset's TOML to its entries: one value each, with the method and variant it is for and where it comes from.
+"""Presets: hyper-parameters as data, one TOML file a model family, found by the model's shape, each value sourced.
 
-Every key is checked when the file is read, so that a misspelt one is an error and not a value that is never used.
+A file of `src/kt/presets/` holds only what differs from the one it `inherits`. Values are shared by all methods
+(`[hyper_parameters]`) or for one method (`[methods.NAME]`); a variant (`[variants.NAME]`) is what the authors set for
+one data set, and wins. Every key is checked against the methods' settings when the file is read, so that a misspelt one
+is an error and not a value that is never used. docs/presets.md says how to write one.
 """
 
 from __future__ import annotations
@@ -9,99 +12,22 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BadFile
+from .methods import METHODS, all_settings
 
-# What each hyper-parameter is called in the papers, and what it is; the one list of names that a preset may hold.
-#
-# Symbols are those of the paper named, and IntAttn-Edit's (arXiv 2510.27400) where none is. JEEP (arXiv 2412.17872)
-# marks
-# its high region with * and its low one with ′, which is left out here where other methods have the same value.
-
-
-class Symbol(NamedTuple):
-    """A hyper-parameter's symbol in the papers (– for none), what it is, and what it is counted in."""
-
-    symbol: str
-    about: str
-    unit: str = ""
-
-    @property
-    def text(self) -> str:
-        return f"{self.about} ({self.unit})" if self.unit else self.about
-
-
-SYMBOLS: dict[str, Symbol] = {
-    "layers_mlp": Symbol("R_mlp; l′..L′", "layers whose MLP output projection is written", "from 0"),
-    "layers_attn": Symbol("R_attn", "layers whose attention output projection is written", "from 0"),
-    "layers_high": Symbol("l*..L*", "JEEP's high region", "from 0"),
-    "alpha": Symbol("α (eq. 12)", "IntAttn-Edit: attention's share of the update; the MLP's is 1 - α"),
-    "v_lr": Symbol("–", "Adam's learning rate in the search for δ"),
-    "v_num_grad_steps": Symbol("–", "forward passes in the search for δ, one more than updates"),
-    "v_weight_decay": Symbol("β (JEEP eq. 11)", "weight of ‖δ‖ in the search", "of ‖δ‖/‖v‖², as the code has it"),
-    "v_weight_decay_high": Symbol("β* (JEEP eq. 11)", "JEEP: the same in the high region", "of ‖δ‖/‖v‖²"),
-    "kl_factor": Symbol("α′ (JEEP eq. 11)", "weight of the KL divergence at the subject's last token"),
-    "clamp_norm_factor": Symbol("γ (JEEP eq. 12)", "largest ‖δ‖", "times ‖v‖"),
-    "clamp_norm_factor_high": Symbol("γ* (JEEP eq. 12)", "JEEP: largest ‖δ‖ in the high region", "times ‖v‖"),
-    "mom2_update_weight": Symbol("λ", "weight of what the layer already knows, C₀ = λ E[kkᵀ]", "keys"),
-    "mom2_update_weight_attn": Symbol("λ of W_o", "IntAttn-Edit: λ of the attention path, where not the MLP's", "keys"),
-    "mom2_update_weight_high": Symbol("λ*", "JEEP: λ in the high region", "keys"),
-    "mom2_adjustment": Symbol("C⁻¹ (ROME eq. 2)", "ROME: whether the second moment enters the direction u = C⁻¹k"),
-    "fact_token": Symbol("i′", "token whose keys and values are edited"),
-    "spread": Symbol("1/(L-l+1)", "how the residual is divided among layers"),
-    "attn_aim": Symbol("v_attn (eq. 10)", "IntAttn-Edit: what the attention path aims at"),
-    "joint_targets": Symbol("–", "IntAttn-Edit: search for both paths' values together"),
-    "coupled": Symbol("–", "IntAttn-Edit: let the MLP path see the attention's write"),
-    "modules": Symbol("–", "weights of a layer that are written: mlp, both, block"),
-    "nullspace_threshold": Symbol("P", "AlphaEdit: singular values of C below it span what P leaves free"),
-    "L2": Symbol("I", "AlphaEdit, UltraEdit: factor of I in the solve"),
-    "min_loss": Symbol("–", "JEEP: the search stops at this probability, despite the name"),
-    "region": Symbol("–", "JEEP's ablation: both, low, high, joint-low, joint-high"),
-    "separate_targets": Symbol("–", "JEEP's ablation: each region's δ searched for alone"),
-    "high_module": Symbol("–", "JEEP's ablation: mlp or attn in the high region"),
-    "emmet_lambda": Symbol("λ", "EMMET: added to the diagonal of KᵀC⁻¹K; the paper has none"),
-    "num_steps": Symbol("–", "fine-tuning: passes over the requests"),
-    "lr": Symbol("–", "fine-tuning: Adam's learning rate; UltraEdit: step of the gradient"),
-    "weight_decay": Symbol("–", "fine-tuning: Adam's weight decay"),
-    "norm_constraint": Symbol("ε", "FT-L: how far each weight may move, ‖ΔW‖∞ ≤ ε"),
-    "objective_optimization": Symbol(
-        "–", "fine-tuning: prompt_last (all target tokens at the prompt's end), target_new"
-    ),
-    "batch_size": Symbol("–", "fine-tuning: requests per gradient step"),
-    "stop_loss": Symbol("–", "fine-tuning: a mean loss below it ends the training", "nats"),
-    "shared_normaliser": Symbol("–", "UltraEdit: normalise all weights of a shape together"),
-    "rank": Symbol("r", "LoRA: rank of the update"),
-    "lora_alpha": Symbol("α", "LoRA: the update is scaled by α / r"),
-    "lora_dropout": Symbol("–", "LoRA: share of its input that is dropped while training"),
-}
-
-METHOD_NAMES = (
-    "intattn",
-    "memit",
-    "rome",
-    "r-rome",
-    "intattn-rome",
-    "pmet",
-    "alphaedit",
-    "jeep",
-    "emmet",
-    "ultraedit",
-    "ft",
-    "ft-l",
-    "ft-wd",
-    "lora",
-)
-"""Listed here, too, so that reading a preset does not import the methods, and torch with them (a test compares)."""
-
+if TYPE_CHECKING:
+    from ..model.model import TracedModel
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "presets"
 SUFFIX = ".toml"
 TOP = ("summary", "source", "inherits", "match", "hyper_parameters", "methods", "variants")
 VARIANT = ("summary", "source", "hyper_parameters", "methods")
@@ -129,6 +55,125 @@ class Contents:
     entries: tuple[Entry, ...]
     like: Mapping[str, str]
     variants: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One hyper-parameter of a preset: for which method (None: for all), its symbol in the papers, its source."""
+
+    method: str | None
+    name: str
+    value: Any
+    symbol: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is known about editing one model: see `values` and `explain`."""
+
+    name: str
+    summary: str
+    source: str
+    match: Mapping[str, Any]
+    variants: tuple[str, ...] = ()
+    entries: tuple[Entry, ...] = ()
+    like: tuple[tuple[str, str], ...] = ()
+
+    def values(self, method: str | None = None, variant: str | None = None) -> dict[str, Any]:
+        """The values that all methods share, or with `method` only those of this method's own, as they stand in a
+        variant.
+
+        Raises:
+            BadFile: no such variant.
+        """
+        return {name: entry.value for name, entry in self._entries(method, variant).items()}
+
+    def explain(self, method: str | None = None, variant: str | None = None) -> list[Value]:
+        """Every value with symbol and source: the shared ones first, then each method's own.
+
+        With `method`, only what this method uses: a shared value that the method overrides is left out.
+        """
+        shared = self._entries(None, variant)
+        if method is not None:
+            own = self._entries(method, variant)
+            shared = {name: entry for name, entry in shared.items() if name not in own}
+        found = [_value(None, entry) for entry in shared.values()]
+        for each in METHODS if method is None else (method,):
+            found += [_value(each, entry) for entry in self._entries(each, variant).values()]
+        return found
+
+    def matches(self, model: TracedModel) -> bool:
+        """Whether it is for this model. One without `[match]`, which others build on, is for none."""
+        config = model.module.config.get_text_config()
+        wanted = dict(self.match)
+        if not wanted or wanted.pop("name", model.name) != model.name:
+            return False
+        return all(getattr(config, key, None) == value for key, value in wanted.items())
+
+    def _entries(self, method: str | None, variant: str | None) -> dict[str, Entry]:
+        if variant is not None and variant not in self.variants:
+            has = f"it has {', '.join(self.variants)}" if self.variants else "it has none"
+            raise BadFile(f"preset {self.name} has no variant {variant!r}; {has}")
+        if method is not None and method not in METHODS:
+            raise BadFile(f"no method {method!r}; there are {', '.join(METHODS)}")
+        model = dict(self.like).get(method or "")
+        found = self._entries(model, variant) if model else {}
+        for chosen in (None,) if variant is None else (None, variant):
+            found |= {e.name: e for e in self.entries if e.method == method and e.variant == chosen}
+        return found
+
+
+def _value(method: str | None, entry: Entry) -> Value:
+    return Value(method, entry.name, entry.value, all_settings()[entry.name].symbol, entry.source)
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """The presets that are shipped, by name."""
+    return {name: read_preset(path_of(name)) for name in names()}
+
+
+def read_preset(path: Path) -> Preset:
+    """A preset from its file, with all that it inherits.
+
+    Raises:
+        BadFile: not TOML, an unknown key or method, or a preset that is not there or inherits itself.
+    """
+    family = lineage(path)
+    own = family[-1]
+    like = {method: model for contents in family for method, model in contents.like.items()}
+    if stray := [model for model in like.values() if model not in METHODS or model in like]:
+        raise BadFile(f"{path}: like = {stray[0]!r} must name a method that is not itself like another")
+    return Preset(
+        path.stem,
+        own.summary,
+        own.source,
+        own.match,
+        tuple(dict.fromkeys(variant for contents in family for variant in contents.variants)),
+        tuple(entry for contents in family for entry in contents.entries),
+        tuple(like.items()),
+    )
+
+
+def named(name: str) -> Preset:
+    """A shipped preset by its name, or one from a file that ends in .toml.
+
+    Raises:
+        BadFile: neither.
+    """
+    path = path_of(name)
+    return read_preset(path) if name.endswith(SUFFIX) else presets()[name]
+
+
+def preset_for(model: TracedModel, name: str | None = None) -> Preset | None:
+    """The named preset, or the first that matches the model; None where none does."""
+    if name is not None:
+        return named(name)
+    return next((preset for preset in presets().values() if preset.matches(model)), None)
+
+
+# From a TOML file to its entries.
 
 
 def names() -> list[str]:
@@ -197,8 +242,8 @@ def _entries(path: Path, where: str, table: Mapping[str, Any], variant: str | No
     yield from _values(path, f"{dot}hyper_parameters", shared, None, variant, source, ABOUT)
     methods = _table(path, where, table, "methods")
     for method in methods:
-        if method not in METHOD_NAMES:
-            raise BadFile(f"{path}: [{dot}methods.{method}] is no method of kt; known are {', '.join(METHOD_NAMES)}")
+        if method not in METHODS:
+            raise BadFile(f"{path}: [{dot}methods.{method}] is no method of kt; known are {', '.join(METHODS)}")
         own = _table(path, f"{dot}methods", methods, method)
         about = ABOUT if variant else (*ABOUT, "like")
         yield from _values(path, f"{dot}methods.{method}", own, method, variant, source, about)
@@ -213,7 +258,7 @@ def _values(
     source: str,
     about: tuple[str, ...],
 ) -> Iterator[Entry]:
-    _only(path, where, table, (*about, *SYMBOLS))
+    _only(path, where, table, (*about, *all_settings()))
     source = _text(path, table, "source") or source
     sources = _table(path, where, table, "sources")
     _only(path, f"{where}.sources", sources, tuple(name for name in table if name not in about))

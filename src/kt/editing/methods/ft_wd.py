@@ -1,0 +1,33 @@
+"""FT-WD (JEEP's baseline, arXiv 2412.17872 appendix D.1): FT of a whole block, with weight decay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import method, setting
+from .ft import FT
+
+JEEP_D1 = "JEEP D.1; JEEP hparams/FT"
+
+
+@method("ft-wd", "FT-WD: FT of every weight of a block, with weight decay", place=13)
+@dataclass(frozen=True)
+class FTWD(FT):
+    """All parameters of one block, with weight decay in Adam and teacher forcing."""
+
+    modules: str = setting(
+        "block", about="weights of a layer that are written: mlp, both, block", source=JEEP_D1, own=True
+    )
+    lr: float = setting(5e-5, about="fine-tuning: Adam's learning rate", source=JEEP_D1, own=True)
+    weight_decay: float = setting(
+        1e-3,
+        about="fine-tuning: Adam's weight decay",
+        source="kt's own; JEEP's files give a power law that its code never applies",
+        own=True,
+    )
+    objective_optimization: str = setting(
+        "target_new",
+        about="fine-tuning: prompt_last (all target tokens at the prompt's end), target_new",
+        source=JEEP_D1,
+        own=True,
+    )
