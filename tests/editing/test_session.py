@@ -264,7 +264,7 @@ def test_layers_that_nobody_gave_are_said_to_be_guessed(setting):
 def test_a_weight_that_a_method_needs_and_cannot_have_is_one_line_before_any_work(method, monkeypatch):
     model = tiny_model("gpt2")
     for changed, words in ((torch.int8, "is quantised"), ("meta", "is offloaded")):
-        projection = model.projection(Site(Kind.MLP, 1))
+        projection = model.linear(Site(Kind.MLP, 1))
         weight = projection.weight.data.to(changed)
         projection.weight = torch.nn.Parameter(weight, requires_grad=False)
         with pytest.raises(KtError, match=f"transformer.h.1.mlp.c_proj.weight {words}") as caught:

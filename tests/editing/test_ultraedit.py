@@ -92,7 +92,7 @@ def hooked(model, fact, sites):
             output.retain_grad()
             seen[site] = inputs[0], output
 
-        handles.append(model.projection(site).register_forward_hook(forward))
+        handles.append(model.linear(site).register_forward_hook(forward))
     try:
         logits = model.module(input_ids=torch.tensor([ids])).logits[0, -len(answer) :]
         (-logits.log_softmax(-1)[range(len(answer)), list(answer)].sum()).backward()

@@ -56,7 +56,7 @@ def test_weight_times_key_plus_bias_is_the_value(model):
         for layer in range(model.n_layers):
             site = Site(kind, layer)
             key, value = model.read(batch, [site], "key")[site], model.read(batch, [site])[site]
-            bias = getattr(model.projection(site), "bias", None)
+            bias = getattr(model.linear(site), "bias", None)
             expected = key @ model.weight(site).T + (0 if bias is None else bias)
             torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
             assert model.weight(site).shape == (model.d_model, model.key_size(site)) == (model.d_model, key.shape[-1])

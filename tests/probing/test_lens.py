@@ -228,7 +228,7 @@ def test_what_does_not_exist_is_refused(subject_last, tokens, batch_size, messag
 def test_numbers_that_are_not_finite_are_an_error():
     model = tiny_model("llama")
     with torch.no_grad():
-        model.projection(Site(Kind.MLP, 1)).weight[0, 0] = torch.nan
+        model.linear(Site(Kind.MLP, 1)).weight[0, 0] = torch.nan
     with pytest.raises(WorkFailed, match=r"prompt [0-2]: .*not finite"):
         read_lens(model, rows_of(model), SUBJECT_LAST, np.array([[5], [6], [7]]))
 

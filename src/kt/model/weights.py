@@ -38,13 +38,13 @@ class Weights:
             )
         return layer
 
-    def projection(self, site: Site) -> nn.Module:
+    def linear(self, site: Site) -> nn.Module:
         if site.kind is Kind.RESID:
             raise UnknownSite(f"{site} has no weight; edits go to attn.{site.layer} or mlp.{site.layer}")
         return self.module.get_submodule(self.layout.path(site.kind, self.checked(site.layer)))
 
     def weight_name(self, site: Site) -> str:
-        self.projection(site)
+        self.linear(site)
         return self.layout.path(site.kind, site.layer) + ".weight"
 
     def site_of(self, weight_name: str) -> Site:
@@ -68,7 +68,7 @@ class Weights:
         return weight.T if isinstance(owner, Conv1D) and weight.dim() == 2 else weight
 
     def key_size(self, site: Site) -> int:
-        return linear_shape(self.projection(site))[1]
+        return linear_shape(self.linear(site))[1]
 
     @torch.no_grad()
     def write(self, address: Address, update: Update | Float[Tensor, "*shape"]) -> None:
