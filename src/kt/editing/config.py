@@ -30,7 +30,7 @@ class Setting(NamedTuple):
         source: paper and section or equation, or the file of the authors' code.
         unit: what it is counted in.
         own: the method's default comes before a value that a preset shares among all methods.
-        least: the smallest value.
+        least: the smallest number; None where the configuration checks the value itself.
     """
 
     symbol: str
@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     source: str
     unit: str = ""
     own: bool = False
-    least: float = 0
+    least: float | None = 0
 
     @property
     def text(self) -> str:
@@ -46,7 +46,14 @@ class Setting(NamedTuple):
 
 
 def setting(
-    default: Any, *, about: str, source: str, symbol: str = "–", unit: str = "", own: bool = False, least: float = 0
+    default: Any,
+    *,
+    about: str,
+    source: str,
+    symbol: str = "–",
+    unit: str = "",
+    own: bool = False,
+    least: float | None = 0,
 ) -> Any:
     """A field of a `Config`; see `Setting` for the arguments."""
     return field(default=default, metadata={"setting": Setting(symbol, about, source, unit, own, least)})
@@ -154,16 +161,16 @@ def method(name: str, summary: str, place: int = 1000) -> Callable[[Chosen], Cho
     return register
 
 
-def check_value(name: str, annotation: str, value: Any, least: float = 0) -> None:
-    """Refuse a value that is not of the annotated type, or a number below `least`.
+def check_value(name: str, annotation: str, value: Any, least: float | None = 0) -> None:
+    """Refuse a value that is not of the annotated type, or a number below `least` (None: any value).
 
     Raises:
         KtError: it is not.
     """
-    wanted = next((t for word, t in _TYPES.items() if annotation.startswith(word)), None)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is None or (value is None and "None" in annotation):
+    if least is None or (value is None and "None" in annotation):
         return
+    wanted = next(kind for word, kind in _TYPES.items() if annotation.startswith(word))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number if wanted is float else isinstance(value, wanted)):
         raise KtError(f"{name} {value!r} is no {wanted.__name__}; see docs/methods.md")
     if number and not (math.isfinite(value) and value >= 0):

@@ -117,6 +117,7 @@ class AttentionShare(Config):
         symbol="α (eq. 12)",
         about="IntAttn-Edit: attention's share of the update; the MLP's is 1 - α",
         source="IntAttn-Edit eq. 12, 13",
+        least=None,
     )
     joint_targets: bool = setting(
         False,
