@@ -85,7 +85,7 @@ class Config:
         symbol="R_mlp; l′..L′",
         about="layers whose MLP output projection is written",
         unit="from 0",
-        source="IntAttn-Edit section 5.1; JEEP section 4",
+        source="IntAttn-Edit section 5.1; JEEP D.7",
     )
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ from ..model.sites import Kind, Site
 from ..model.tokens import Batch, encode_ids, pad_id, prompt_gap, target_ids, token_ids
 from ..model.update import Dense, Update
 from .adapter import Adapter, adapted
-from .plan import SolveContext, SolveResult, WeightUpdate
+from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -98,6 +98,12 @@ class FineTune:
 
     def require_room(self, model: TracedModel) -> None:
         """Nothing beyond what a backward pass takes."""
+
+    def describe(self) -> PlanText:
+        rank = "" if self.adapter is None else f" of an adapter of rank {self.adapter.rank}"
+        box = "" if self.norm_constraint is None else f", each weight within {self.norm_constraint:g}"
+        decay = f", weight decay {self.weight_decay:g}" if self.weight_decay else ""
+        return PlanText("no search", self.modules, f"Adam on the weights{rank}{box}{decay}", self.objective)
 
     def names(self, model: TracedModel) -> list[str]:
         if self.modules == "block":

@@ -1,7 +1,7 @@
 """What a method comes down to: a plan that, in a setting, turns facts into updates of weights.
 
-Three kinds of plan share it: `recipe.Recipe` (locate, then edit: targets and a closed form), `descent.Descent`
-(gradient steps on the weights themselves) and `lifelong.OnePass` (one backward pass and a closed form).
+Three kinds of plan share it: `LocateThenEdit` (targets and a closed form), `FineTune` (gradient steps on the weights
+themselves) and `UltraEdit` (one backward pass and a closed form).
 """
 
 from __future__ import annotations
@@ -97,6 +97,15 @@ class SolveContext:
         return replace(self, journal=self.journal.within(part))
 
 
+class PlanText(NamedTuple):
+    """A plan in words, for tables: where targets are searched for, what is written, by which formula, in which order."""
+
+    searched: str
+    written: str
+    solver: str
+    order: str
+
+
 class Plan(Protocol):
     """How a method edits. The model's weights are the same bytes after `solve`, also after an exception."""
 
@@ -111,6 +120,9 @@ class Plan(Protocol):
     @property
     def has_targets(self) -> bool:
         """Whether it searches for wanted values, which a norm guard can rescale."""
+
+    def describe(self) -> PlanText:
+        """What it does, in words."""
 
     def names(self, model: TracedModel) -> list[str]:
         """The weights that it writes."""

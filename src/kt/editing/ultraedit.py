@@ -39,7 +39,7 @@ from ..model.sites import Kind, Site
 from ..model.tokens import Batch, pad_id, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
 from .closed_form.keys import Rows
-from .plan import SolveContext, SolveResult, WeightUpdate
+from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -113,6 +113,12 @@ class UltraEdit:
         """In the order in which a forward passes them."""
         order = (Kind.ATTN, Kind.MLP)
         return [Site(kind, layer) for layer in sorted(set(self.layers)) for kind in order if kind in self.kinds]
+
+    def describe(self) -> PlanText:
+        written = " and ".join(self.kinds)
+        return PlanText(
+            "no search: one backward pass", written, "V Hᵀ(HHᵀ + ridge·I)⁻¹, V the normalised gradient", "all at once"
+        )
 
     def names(self, model: TracedModel) -> list[str]:
         return [model.weight_name(site) for site in self.sites]

@@ -25,8 +25,8 @@ from ...errors import KtError, WorkFailed
 from ...facts.fact import Fact
 from ...model.sites import Kind, Site
 from ...model.update import LowRank, Update
-from ..plan import SolveContext, SolveResult, WeightUpdate
-from .aims import Share, Spread, TargetSite, even
+from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
+from .aims import SPREADS, Share, Spread, TargetSite, even
 from .contexts import Contexts
 from .factor import Moment
 from .keys import fact_keys, fact_values
@@ -88,6 +88,20 @@ class LocateThenEdit:
     @property
     def has_targets(self) -> bool:
         return True
+
+    def describe(self) -> PlanText:
+        searched = [str(target) for target in dict.fromkeys([path.aim for path in self.live] + list(self.also))]
+        together = " together" if self.joint and len(searched) > 1 else ""
+        names = {rule: name for name, rule in SPREADS.items()}
+        spread = ", ".join(dict.fromkeys(names[path.spread] for path in self.live if len(path.layers) > 1))
+        order = ["fact by fact"] * self.one_by_one + [f"spread {spread}"] * bool(spread)
+        order += ["each write on the ones before"] * self.coupled
+        return PlanText(
+            ", ".join(searched) + together,
+            ", ".join(f"{path.kind} ({'one layer' if len(path.layers) == 1 else 'layers'})" for path in self.live),
+            "; ".join(dict.fromkeys(path.solver.formula for path in self.live)),
+            ", ".join(order) or "–",
+        )
 
     def names(self, model: TracedModel) -> list[str]:
         return [model.weight_name(s) for path in self.live for s in path.sites]

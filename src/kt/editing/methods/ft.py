@@ -33,7 +33,7 @@ class FT(Config):
         None,
         symbol="ε",
         about="FT-L: how far each weight may move, ‖ΔW‖∞ ≤ ε",
-        source="Zhu et al. 2020 eq. 2; rome hparams/FT",
+        source="Zhu et al. 2020; rome hparams/FT",
     )
     batch_size: int = setting(8, about="fine-tuning: requests per gradient step", source="kt's own", least=1)
     stop_loss: float = setting(

@@ -17,6 +17,6 @@ class FTL(FT):
         5e-4,
         symbol="ε",
         about="FT-L: how far each weight may move, ‖ΔW‖∞ ≤ ε",
-        source="Zhu et al. 2020 eq. 2; rome hparams/FT",
+        source="Zhu et al. 2020; rome hparams/FT",
         own=True,
     )

@@ -28,10 +28,10 @@ class JEEP(Spreading, TargetSearch):
     """
 
     layers_high: tuple[int, ...] = setting(
-        LATER, symbol="l*..L*", about="JEEP's high region", unit="from 0", source="JEEP section 4, D.7"
+        LATER, symbol="l*..L*", about="JEEP's high region", unit="from 0", source="JEEP D.7"
     )
     spread: str = setting(
-        "sqrt", symbol="1/(L-l+1)", about="how the residual is divided among layers", source="JEEP eq. 9", own=True
+        "sqrt", symbol="1/(L-l+1)", about="how the residual is divided among layers", source="JEEP eq. 8-12", own=True
     )
     v_weight_decay: float = setting(
         0.5,

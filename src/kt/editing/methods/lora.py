@@ -25,7 +25,7 @@ class LoRA(FT):
         0.0,
         about="fine-tuning: a mean loss below it ends the training",
         unit="nats",
-        source=EASYEDIT_LORA,
+        source="kt's own",
         own=True,
     )
     objective_optimization: str = setting(

@@ -22,7 +22,7 @@ class UltraEditConfig(Config):
         1.0,
         symbol="I",
         about="AlphaEdit, UltraEdit: factor of I in the solve",
-        source="UltraEdit's code, which has no factor",
+        source="UltraEdit's code",
         own=True,
     )
     modules: str = setting(
