@@ -37,6 +37,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "olmo2": BASE | WIDE | GQA,
 }
 FAMILIES = tuple(CONFIGS)
+FUSED = {"phi3": BASE | WIDE | GQA}
+"""Families for the tests of linear maps alone."""
 SPECIAL = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
 
 
@@ -80,7 +82,7 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_module(family: str, seed: int = 0, **changes: Any) -> Any:
     """A random model with weights large enough that its layers matter."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**(CONFIGS[family] | SPECIAL | changes))
+    config = CONFIG_MAPPING[family](**((CONFIGS | FUSED)[family] | SPECIAL | changes))
     module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, weight in module.named_parameters():

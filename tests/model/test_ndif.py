@@ -13,6 +13,7 @@ from ndif_server import Server, connect
 import kt
 from kt.cli import main
 from kt.errors import KtError, UnknownModel, UnknownSite, WorkFailed
+from kt.model.load import load
 from kt.model.ndif import RemoteModel
 from kt.model.sites import Kind, Site
 from kt.model.update import LowRank
@@ -254,7 +255,6 @@ def test_the_command_line_refuses_it_before_a_model_is_looked_for(words, monkeyp
 
 
 def test_the_commands_that_trace_work_remotely(monkeypatch, tmp_path):
-    load = kt.loading.load
 
     def simulated(model, remote=False, tokenizer=None, **options):
         return load(model, remote="local") if remote else load(model, tokenizer=tokenizer, device="cpu")

@@ -55,7 +55,7 @@ def adapted(model: TracedModel, sites: Sequence[Site], adapter: Adapter, seed: i
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise KtError("method lora needs peft; pip install 'kt[lora]'") from None
-    projections = {model.layout.path(s.kind, s.layer): model.linear(s) for s in sites}
+    projections = {model.layout.path(s): model.linear(s) for s in sites}
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank

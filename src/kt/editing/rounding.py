@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import UnknownSite
 from ..facts.fact import Fact
-from ..model.sites import Kind, Site
+from ..model.sites import Site
 from ..model.tokens import Batch, encode_ids, pad_id, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
 from .request_report import RequestReport
@@ -122,7 +122,7 @@ def logits_given_back(
     """Logits of the last `keep` positions, with what rounding took from these sites' values given back."""
     size = len(batch)
     with model.nnsight.trace(**model.inputs(batch, keep)):
-        for site in sorted(rounded, key=lambda site: (site.layer, site.kind is Kind.MLP)):
+        for site in model.in_order(rounded):
             missing: Any = rounded[site].missing(model.key(site, size))
             value: Any = model.value(site, size)
             value[:] = (value.float() + missing).to(value.dtype)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -201,25 +201,17 @@ def answer_pairs(
 def _forward_and_back(
     model: TracedModel, batch: Batch, answers: Sequence[Sequence[int]], sites: Sequence[Site]
 ) -> dict[Site, Pairs]:
-    """One forward and one backward for all sites. A zero is added to each value, and its gradient is the value's."""
-    size, width, keep = len(batch), batch.ids.shape[1], max(map(len, answers))
+    """Keys, and gradients of the answers' summed -log p, where the answers' tokens are predicted."""
+    width, keep = batch.ids.shape[1], max(map(len, answers))
     # Rows are padded on the left and end before their answer's last token, so the last columns predict the answers.
     places = [(row, keep - len(a) + i, token) for row, a in enumerate(answers) for i, token in enumerate(a)]
     row, column, token = torch.tensor(places).T
-    where = (row, column + width - keep)
-    zeros = {s: torch.zeros(len(places), model.d_model, dtype=model.dtype, requires_grad=True) for s in sites}
-    keys: dict[Site, Tensor] = {}
-    with torch.enable_grad():
-        with model.nnsight.trace(**model.inputs(batch, keep)):
-            for site in sites:
-                key: Any = model.key(site, size)
-                keys[site] = key[where].detach().save()
-                value: Any = model.value(site, size)
-                value[where] += zeros[site].to(value)
-            logits = model.last_logits(keep).save()
-        loss = -logits.float().log_softmax(-1)[row, column, token].sum()
-        gradients = torch.autograd.grad(loss, list(zeros.values()))
-    return {s: Pairs(keys[s].cpu(), g) for s, g in zip(sites, gradients, strict=True)}
+
+    def loss(logits: Float[Tensor, "row keep vocab"]) -> Float[Tensor, ""]:
+        return -logits.log_softmax(-1)[row, column, token].sum()
+
+    read = model.linear_io(batch, sites, loss, keep, (row, column + width - keep))
+    return {site: Pairs(*both) for site, both in read.items()}
 
 
 def value_shifts(pairs: Pairs, running: Running, lr: float) -> Float[Tensor, "pair d_out"]:

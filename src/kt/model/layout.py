@@ -1,33 +1,47 @@
 """Find a decoder's parts by their shapes and roles, not by the name of its family.
 
-What is looked for: a list of `num_hidden_layers` blocks; in every block one module that takes an attention mask and,
-inside it, the last linear map onto the residual stream (W_o); outside it, the last linear map onto the residual
-stream (down_proj). `validate` then runs two tokens through the model and checks that what was found is what it is
-taken for.
+`find_layout` looks for a list of `num_hidden_layers` blocks; in every block one module that takes an attention mask
+and, inside it, the last linear map onto the residual stream (W_o); outside it, the last linear map onto the residual
+stream (down_proj). `validate` then runs two tokens through the model. It checks that the parts found are what they are
+taken for, and gives the other linear maps of attention and MLP their roles (see `_roles`).
 """
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import UnknownModel
-from .sites import Kind
+from ..errors import UnknownModel, UnknownSite
+from .devices import execution_device
+from .sites import OUTPUT, Kind, Site
+
+W_ATTN, W_MLP = (f"{kind}.{role}" for kind, role in OUTPUT.items())
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts are (module paths), and how a block combines them."""
+    """Where the parts are (module paths), and how a block combines them.
+
+    `linears` names every linear map of a block's attention and MLP: role -> module path inside the block, in the order
+    of a forward pass. Roles: `attn.q_proj`, `attn.k_proj`, `attn.v_proj`, `attn.o_proj` (W_o), `mlp.gate_proj`,
+    `mlp.up_proj`, `mlp.down_proj`, each where the numbers decide it. Any other map keeps the name of its own module:
+    the fused ones (`attn.c_attn`, `attn.query_key_value`, `attn.qkv_proj`, `mlp.gate_up_proj`) and those whose role is
+    not clear.
+    """
 
     blocks: str
     attn: str
     mlp: str
-    w_attn: str
-    w_mlp: str
+    linears: Mapping[str, str] = field(hash=False)
     embed: str
     norm: str | None
     unembed: str
@@ -38,10 +52,48 @@ class Layout:
     has_post_norm: bool = False  # a norm stands between a module's value and the residual stream
     tuple_output: bool = False
 
-    def path(self, kind: Kind, layer: int) -> str:
-        """Module path of W_o or down_proj, or of the whole block."""
-        inner = {Kind.ATTN: "." + self.w_attn, Kind.MLP: "." + self.w_mlp, Kind.RESID: ""}[Kind(kind)]
-        return f"{self.blocks}.{layer}{inner}"
+    @property
+    def w_attn(self) -> str:
+        """Path of W_o inside a block."""
+        return self.linears[W_ATTN]
+
+    @property
+    def w_mlp(self) -> str:
+        """Path of down_proj inside a block."""
+        return self.linears[W_MLP]
+
+    def path(self, kind: Kind | Site, layer: int | None = None) -> str:
+        """Module path of a site's linear map, or of the whole block for the residual stream.
+
+        Args:
+            kind: A site, or a kind with its `layer`.
+
+        Raises:
+            UnknownSite: a block has no such linear map.
+        """
+        site = kind if isinstance(kind, Site) else Site(kind, int(layer or 0))
+        block = f"{self.blocks}.{site.layer}"
+        return block if site.kind is Kind.RESID else f"{block}.{self.linears[self.role(site.name)]}"
+
+    def role(self, name: str) -> str:
+        """The role of a linear map.
+
+        Args:
+            name: Its role (`mlp.up_proj`), its own name in its part (`mlp.c_fc`), or its path inside the block
+                (`self_attn.q_proj`).
+
+        Raises:
+            UnknownSite: a block has no such linear map; the message lists those that it has.
+        """
+        if name in self.linears:
+            return name
+        known = {path: role for role, path in self.linears.items()}
+        known |= {_own_name(self, role, path): role for role, path in self.linears.items()}
+        if name in known:
+            return known[name]
+        near = get_close_matches(name, [*self.linears, *known], 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UnknownSite(f"a block has no linear map {name!r}; {hint}It has {', '.join(self.linears)}")
 
     def describe(self) -> str:
         """One line that names what was found."""
@@ -54,7 +106,11 @@ class Layout:
 
 
 def find_layout(module: nn.Module) -> Layout:
-    """Locate blocks, W_o, down_proj, embedding, final norm and unembedding.
+    """Locate blocks, linear maps, embedding, final norm and unembedding.
+
+    Returns:
+        The layout by structure alone: of the linear maps only W_o and down_proj have their roles, the others their
+        own names.
 
     Raises:
         UnknownModel: a part is missing; the message lists what was looked for.
@@ -81,8 +137,7 @@ def find_layout(module: nn.Module) -> Layout:
         blocks=blocks_name,
         attn=attn[0],
         mlp=w_mlp_name.rpartition(".")[0] or w_mlp_name,
-        w_attn=f"{attn[0]}.{w_attn[0]}",
-        w_mlp=w_mlp_name,
+        linears={W_ATTN: f"{attn[0]}.{w_attn[0]}", W_MLP: w_mlp_name},
         embed=names[id(embed)],
         norm=_final_norm(module, blocks_name, d_model),
         unembed=names[id(head)],
@@ -91,16 +146,21 @@ def find_layout(module: nn.Module) -> Layout:
         transposed=isinstance(w_mlp, Conv1D),
     )
     _same_in_every_block(module, blocks, layout)
-    return layout
+    return replace(layout, linears=_own_names(layout, [name for name, _ in _linears(block)]))
 
 
 def validate(model: Any) -> Layout:
-    """Check by running: W · key + b is each module's whole output; see how the block combines the two.
+    """Check by running two tokens that W · key + b is each module's whole output, and see how a block is built.
 
-    `model` is a TracedModel under construction. Returns the layout with `parallel`, `has_post_norm` and `tuple_output` set.
+    Args:
+        model: A TracedModel under construction.
+
+    Returns:
+        The layout with `parallel`, `has_post_norm`, `tuple_output` and the roles of all linear maps set.
+
+    Raises:
+        UnknownModel: a module's output is not that of the linear map found.
     """
-    import torch
-
     layout: Layout = model.layout
     ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
     block, attn, mlp = model.block(0), model.envoy(f"{layout.blocks}.0.{layout.attn}"), None
@@ -132,10 +192,149 @@ def validate(model: Any) -> Layout:
     scale = float(out.float().abs().max()) + 1e-6
     return replace(
         layout,
+        linears=_roles(model),
         parallel=torch.equal(seen["m_key"], key_cut),
         has_post_norm=not bool((total - out).float().abs().max() <= 2e-2 * scale),
         tuple_output=isinstance(seen["out"], tuple),
     )
+
+
+def _roles(model: Any) -> dict[str, str]:
+    """Roles of the linear maps, by what each does to the key of W_o or down_proj.
+
+    One forward of two tokens, with a row for each map. In its row the map's output at the first token, where attention
+    sees that token alone, is multiplied by -8 (exact in floating point):
+
+        v_proj     the first key of W_o becomes -8 times itself: attention is linear in v
+        k_proj     the first key stays, the second changes: its query weighs the two tokens anew
+        q_proj     both keys stay: with one token to see there is nothing to weigh
+        up_proj    the first key of down_proj becomes -8 times itself: the product is linear in up
+        gate_proj  the other of two maps of the same width: its activation is not linear
+
+    A single map before down_proj is `up_proj`. Fused maps are wider than the key. Unless every map of a part (W_o and
+    down_proj apart) has a role of its own by these rules, all keep the names of their modules.
+    """
+    layout: Layout = model.layout
+    paths = _forward_order(model, layout)
+    ends = {layout.w_attn: Kind.ATTN, layout.w_mlp: Kind.MLP}
+    points = [(model.envoy(f"{layout.blocks}.0.{path}"), path in ends, row) for row, path in enumerate(paths, 1)]
+    ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
+    rows = len(paths) + 1
+    with torch.no_grad():
+        trace = model.root.trace(input_ids=ids.repeat(rows, 1), use_cache=False, backend=model.backend())
+        with trace as tracer:
+            keys: Any = []
+            for envoy, is_end, row in points:
+                if is_end:
+                    keys.append(envoy.input.reshape(rows, 2, -1).clone())
+                else:
+                    envoy.output.view(rows, 2, -1)[row, 0] *= -8
+            keys.save()
+            tracer.stop()
+    own, roles = _own_names(layout, paths), dict[str, str]()
+    block = model.module.get_submodule(f"{layout.blocks}.0")
+    for end, key in zip(filter(ends.__contains__, paths), keys, strict=True):
+        part = {path: role for role, path in own.items() if role.startswith(f"{ends[end]}.")}
+        effects = {
+            path: _Effect.of(key[0], key[row])
+            for row, path in enumerate(paths, 1)
+            if path in part and path != end and linear_shape(block.get_submodule(path))[0] <= key.shape[-1]
+        }
+        found = _attention_roles(effects) if ends[end] is Kind.ATTN else _mlp_roles(effects)
+        clear = len(set(found.values())) == len(part) - 1
+        roles |= part | ({path: f"{ends[end]}.{role}" for path, role in found.items()} if clear else {})
+    return {roles[path]: path for path in paths if path in roles}
+
+
+class _Effect(NamedTuple):
+    """Effect on the keys of two tokens of a change of a map at the first: which keys moved, and if the first one became
+    -8 times itself."""
+
+    first: bool
+    second: bool
+    scaled: bool
+
+    @classmethod
+    def of(cls, before: Float[Tensor, "2 d_key"], after: Float[Tensor, "2 d_key"]) -> _Effect:
+        tolerance = max(4 * torch.finfo(before.dtype).eps, 1e-4) * before.double().abs().amax(1)
+        first, second = ((after.double() - before.double()).abs().amax(1) > tolerance).tolist()
+        scaled = (after[0].double() + 8 * before[0].double()).abs().max() <= 8 * tolerance[0]
+        return cls(first, second, bool(scaled))
+
+
+def _attention_roles(effects: Mapping[str, _Effect]) -> dict[str, str]:
+    by_effect = {(True, True): "v_proj", (False, True): "k_proj", (False, False): "q_proj"}
+    found = {path: by_effect.get((e.first, e.second)) for path, e in effects.items() if e.scaled or not e.first}
+    return {path: role for path, role in found.items() if role}
+
+
+def _mlp_roles(effects: Mapping[str, _Effect]) -> dict[str, str]:
+    if len(effects) == 1:
+        return dict.fromkeys(effects, "up_proj")
+    if len(effects) == 2 and sum(e.scaled for e in effects.values()) == 1:
+        return {path: "up_proj" if e.scaled else "gate_proj" for path, e in effects.items()}
+    return {}
+
+
+class _Stop(Exception):
+    """Ends a forward pass after the first block."""
+
+
+def _forward_order(model: Any, layout: Layout) -> list[str]:
+    """Paths of the linear maps in the order in which a block runs them, by a plain forward of two tokens with hooks.
+
+    Left out are maps that do not see every token once (unused ones, experts). A structure without weights runs on the
+    meta device; where its mask cannot be made there, all maps stay in the order in which the block registers them.
+    """
+    block = model.module.get_submodule(f"{layout.blocks}.0")
+    device = execution_device(model.module.get_input_embeddings())
+    ids = torch.ones((1, 2), dtype=torch.long, device=device)
+    on_meta = device.type == "meta"
+    for mask in [torch.zeros((1, 1, 2, 2), device=device), None] if on_meta else [torch.ones_like(ids)]:
+        seen: list[tuple[str, int]] = []
+
+        def note(path: str, seen: list[tuple[str, int]] = seen) -> Any:
+            return lambda _module, _inputs, output: seen.append((path, output.shape[:-1].numel()))
+
+        def stop(*_: Any) -> None:
+            raise _Stop
+
+        handles = [block.get_submodule(path).register_forward_hook(note(path)) for path in layout.linears.values()]
+        handles.append(block.register_forward_hook(stop))
+        try:
+            with torch.no_grad():
+                model.module(input_ids=ids, attention_mask=mask, use_cache=False)
+        except _Stop:
+            calls = Counter(path for path, _ in seen)
+            return [path for path, tokens in seen if tokens == ids.numel() and calls[path] == 1]
+        except (RuntimeError, ValueError):
+            if not on_meta:
+                raise
+        finally:
+            for handle in handles:
+                handle.remove()
+    return list(layout.linears.values())
+
+
+def _own_names(layout: Layout, paths: list[str]) -> dict[str, str]:
+    """Role -> path with the modules' own names, W_o and down_proj apart; maps outside attention and MLP left out."""
+    ends = {path: role for role, path in ((W_ATTN, layout.w_attn), (W_MLP, layout.w_mlp))}
+    whole = layout.mlp == layout.w_mlp  # OPT: fc1 and fc2 stand in the block itself
+    found = {}
+    for path in paths:
+        if path in ends:
+            found[ends[path]] = path
+        elif path.startswith(layout.attn + "."):
+            found[_own_name(layout, W_ATTN, path)] = path
+        elif whole or path.startswith(layout.mlp + "."):
+            found[_own_name(layout, W_MLP, path)] = path
+    return found
+
+
+def _own_name(layout: Layout, role: str, path: str) -> str:
+    """A map by its module's own name in its part: `mlp.c_fc`."""
+    kind = role.partition(".")[0]
+    return f"{kind}.{path.removeprefix((layout.attn if kind == Kind.ATTN else layout.mlp) + '.')}"
 
 
 def unwrap_tuple(output: Any) -> Any:

@@ -1,8 +1,9 @@
 """`TracedModel`: one handle that reads, patches and writes any causal language model through nnsight.
 
-Sites have one meaning in every family. The *key* of a module is the input of its output projection (W_o or
-down_proj), the *value* that projection's output; for GQA the key of W_o has n_heads * head_dim columns. `hidden` is
-the residual stream after a block. Weights are always seen as (d_out, d_in).
+Sites have one meaning in every family: a linear map of a block (`layout.linears`), or `hidden`, the residual stream
+after the block. The *key* of a map is its input, the *value* its output. `attn` alone is W_o and `mlp` alone down_proj,
+whose values are their modules' own outputs; for GQA the key of W_o has n_heads * head_dim columns. Weights are always
+seen as (d_out, d_in).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, reduce
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +28,16 @@ __all__ = ["TracedModel"]
 
 Point = tuple[Any, Literal["input", "output"]]
 """An envoy and the side of it on which a tensor stands."""
+
+
+class LinearIO(NamedTuple):
+    """Inputs of a linear map and the gradients of a loss with respect to its outputs; on the CPU.
+
+    The loss's gradient with respect to the map's weight is the sum over positions of gradient ⊗ key.
+    """
+
+    keys: Float[Tensor, "*position d_in"]
+    gradients: Float[Tensor, "*position d_out"]
 
 
 class TracedModel(Weights):
@@ -97,10 +108,20 @@ class TracedModel(Weights):
     def block(self, layer: int) -> Any:
         return self._blocks[self.checked(layer)]
 
-    def projection(self, kind: Kind | Site, layer: int | None = None) -> Any:
-        """W_o or down_proj: `.input` is the key, `.output` the value."""
-        site = kind if isinstance(kind, Site) else Site(Kind(kind), int(layer or 0))
-        return self._projections[Site(site.kind, self.checked(site.layer))]
+    def projection(self, kind: Kind | str | Site, layer: int | None = None) -> Any:
+        """The envoy of a site's linear map: `.input` is the key, `.output` the value.
+
+        Args:
+            kind: A site; or a kind or a role (`mlp.up_proj`) with its `layer`.
+
+        Raises:
+            UnknownSite: the residual stream, or the model has no such layer or linear map.
+        """
+        site = kind if isinstance(kind, Site) else Site(kind, int(layer or 0))
+        if site not in self._projections:
+            self.linear(site)
+            self._projections[site] = self.envoy(self.layout.path(site))
+        return self._projections[site]
 
     @cached_property
     def embed(self) -> Any:
@@ -112,10 +133,9 @@ class TracedModel(Weights):
 
     @cached_property
     def _projections(self) -> dict[Site, Any]:
-        kinds = (Kind.ATTN, Kind.MLP)
-        return {Site(k, i): self.envoy(self.layout.path(k, i)) for k in kinds for i in range(self.n_layers)}
+        return {}
 
-    def value(self, site: Site, rows: int) -> Float[Tensor, "row pos d_model"]:
+    def value(self, site: Site, rows: int) -> Float[Tensor, "row pos d_out"]:
         """The value at a site inside a trace: a live tensor, for reading or in-place patching.
 
         `rows` is the batch size there: OPT's MLP works on flattened rows, which this undoes (as a view).
@@ -176,7 +196,7 @@ class TracedModel(Weights):
         at: Int[Tensor, " row"] | None = None,
     ) -> dict[Site, Float[Tensor, "row d"]]:
         """Keys or values at sites, at one column of each row (`at`) or at all of them."""
-        sites = sorted(set(sites), key=lambda s: (s.layer, (Kind.ATTN, Kind.MLP, Kind.RESID).index(s.kind)))
+        sites = self.in_order(sites)
         return dict(zip(sites, self.gather(batch, [self.point(site, end) for site in sites], at), strict=True))
 
     def point(self, site: Site, end: Literal["key", "value"] = "value") -> Point:
@@ -202,6 +222,56 @@ class TracedModel(Weights):
             found.save()
             tracer.stop()
         return found
+
+    def linear_io(
+        self,
+        batch: Batch,
+        sites: Iterable[Site],
+        loss: Callable[[Float[Tensor, "row keep vocab"]], Float[Tensor, ""]],
+        keep: int = 1,
+        at: tuple[Int[Tensor, " position"], Int[Tensor, " position"]] | None = None,
+    ) -> dict[Site, LinearIO]:
+        """Inputs and output-gradients of linear maps, from one forward and one backward for all of them.
+
+        A zero is added to each output; its gradient is the output's. No parameter gets a gradient. With a loss that is
+        a sum over rows, a row's numbers do not depend on its batch.
+
+        Args:
+            batch: Token rows.
+            sites: Linear maps, in any order (see `site`).
+            loss: Takes the logits of the last `keep` positions, float32 (float64 in a float64 model), and gives a
+                scalar.
+            keep: Number of last positions whose logits the loss reads.
+            at: Rows and columns of the positions to read, one pair a position. None reads all, padding included (whose
+                gradients are zero).
+
+        Returns:
+            For each site keys and gradients in the model's dtype: (position, d) in the order of `at`, or (row, column,
+            d) of all positions.
+
+        Raises:
+            UnknownSite: a site is the residual stream, or the model has no such layer or linear map.
+            KtError: the model is remote.
+        """
+        sites, size = self.in_order(sites), len(batch)
+        where = at if at is not None else (slice(None), slice(None))
+        shape = (len(at[0]),) if at is not None else tuple(batch.ids.shape)
+        zeros = {s: torch.zeros(*shape, self.value_size(s), dtype=self.dtype, requires_grad=True) for s in sites}
+        keys: dict[Site, Tensor] = {}
+        with torch.enable_grad():
+            with self.nnsight.trace(**self.inputs(batch, keep)):
+                for site in sites:
+                    key: Any = self.key(site, size)
+                    keys[site] = key[where].detach().clone().save()
+                    value: Any = self.value(site, size)
+                    moved = value.clone()  # a view of a forward's own tensor cannot be made part of the graph in place
+                    moved[where] += zeros[site].to(value)
+                    projection: Any = self.projection(site)
+                    projection.output = moved.view_as(projection.output)
+                logits = self.last_logits(keep).save()
+            scalar = loss(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+            gradients = torch.autograd.grad(scalar, list(zeros.values()))
+        return {s: LinearIO(keys[s].cpu(), g) for s, g in zip(sites, gradients, strict=True)}
 
     @torch.no_grad()
     def embedded(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_embed"]:

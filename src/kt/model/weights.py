@@ -38,23 +38,68 @@ class Weights:
             )
         return layer
 
+    def site(self, name: str, layer: int) -> Site:
+        """The site of a linear map.
+
+        Args:
+            name: Its role (`mlp.up_proj`, `attn.q_proj`; `mlp` alone is down_proj, `attn` alone W_o), its module's own
+                name in its part (`mlp.c_fc`), or its path inside the block (`self_attn.q_proj`). `hidden` is the
+                residual stream.
+            layer: Block number, from 0.
+
+        Returns:
+            The site by its role, the same however the map was named.
+
+        Raises:
+            UnknownSite: no such layer or linear map; the message lists the maps there are.
+        """
+        self.checked(layer)
+        if name in tuple(Kind):
+            return Site(name, layer)
+        site = Site(self.layout.role(name), layer)
+        self.linear(site)
+        return site
+
     def linear(self, site: Site) -> nn.Module:
+        """The module of a site's linear map.
+
+        Raises:
+            UnknownSite: the residual stream, or the model has no such layer or linear map.
+        """
         if site.kind is Kind.RESID:
             raise UnknownSite(f"{site} has no weight; edits go to attn.{site.layer} or mlp.{site.layer}")
-        return self.module.get_submodule(self.layout.path(site.kind, self.checked(site.layer)))
+        self.checked(site.layer)
+        path = self.layout.path(site)
+        try:
+            return self.module.get_submodule(path)
+        except AttributeError:
+            raise UnknownSite(f"block {site.layer} of {self.name} has no {site.name} ({path}); others do") from None
 
     def weight_name(self, site: Site) -> str:
+        """The parameter name of a site's weight."""
         self.linear(site)
-        return self.layout.path(site.kind, site.layer) + ".weight"
+        return self.layout.path(site) + ".weight"
 
     def site_of(self, weight_name: str) -> Site:
-        """The site behind a weight's (or its module's) name."""
+        """The site whose linear map has a weight, or is the module, of that name.
+
+        Raises:
+            UnknownSite: no linear map of attention or MLP is called so.
+        """
         path = weight_name.removesuffix(".weight")
-        for layer in range(self.layout.n_layers):
-            for kind in (Kind.ATTN, Kind.MLP):
-                if self.layout.path(kind, layer) == path:
-                    return Site(kind, layer)
-        raise UnknownSite(f"{self.name} has no W_o or down_proj called {weight_name!r}")
+        layer, _, inner = path.removeprefix(self.layout.blocks + ".").partition(".")
+        for role, own_path in self.layout.linears.items():
+            if own_path == inner and layer.isdigit() and int(layer) < self.layout.n_layers:
+                site = Site(role, int(layer))
+                if self.layout.path(site) == path:
+                    return site
+        raise UnknownSite(f"{self.name} has no linear map of attention or MLP called {weight_name!r}")
+
+    def in_order(self, sites: Iterable[Site]) -> list[Site]:
+        """Distinct sites in the order in which a forward pass reaches them, the order that a trace needs."""
+        ranks = {role: rank for rank, role in enumerate(self.layout.linears)}
+        place = lambda s: ranks[self.layout.role(s.name)] if s.kind is not Kind.RESID else len(ranks)  # noqa: E731
+        return sorted(set(sites), key=lambda site: (site.layer, place(site)))
 
     def block_weights(self, layer: int) -> list[str]:
         """The names of every parameter of a block."""
@@ -68,7 +113,12 @@ class Weights:
         return weight.T if isinstance(owner, Conv1D) and weight.dim() == 2 else weight
 
     def key_size(self, site: Site) -> int:
+        """d_in: columns of a site's weight, the width of its input."""
         return linear_shape(self.linear(site))[1]
+
+    def value_size(self, site: Site) -> int:
+        """d_out: rows of a site's weight, the width of its output."""
+        return linear_shape(self.linear(site))[0]
 
     @torch.no_grad()
     def write(self, address: Address, update: Update | Float[Tensor, "*shape"]) -> None:

@@ -60,7 +60,8 @@ def described(
             site = model.site_of(name)
         except UnknownSite:  # fine-tuning changes other weights, too
             continue
-        edited[str(site.kind)].append(site.layer)
+        if site.layer not in edited[str(site.kind)]:
+            edited[str(site.kind)].append(site.layer)
     return described_model(model, final_norm) | {
         "method": edit.manifest.get("method"),
         "alpha": edit.alpha,

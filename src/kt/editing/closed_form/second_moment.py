@@ -29,7 +29,7 @@ from ..._util.progress import Progress
 from ...errors import BadFact, BadFile, WorkFailed
 from ...facts.corpus import Corpus
 from ...model.memory import require_memory
-from ...model.sites import Kind, Site
+from ...model.sites import Site
 from ...model.tokens import encode_ids, pad_id, token_ids
 from ...runs import parallel as ranks
 from .factor import Moment, Store
@@ -253,9 +253,8 @@ def _grouped(documents: Iterable[list[int]]) -> Iterator[list[list[int]]]:
 def _add(model: TracedModel, sums: Sums, rows: list[list[int]]) -> None:
     batch = encode_ids(rows, pad_id(model.tokenizer)).to(model.device)
     size, real = len(batch), batch.mask.bool()
-    order = sorted(sums.totals, key=lambda s: (s.layer, s.kind is Kind.MLP))
     with model.nnsight.trace(**model.inputs(batch)) as tracer:
-        for site in order:
+        for site in model.in_order(sums.totals):
             full: Any = model.key(site, size)
             keys = full[real.to(full.device)]
             add_products(sums.totals[site], keys.float())
