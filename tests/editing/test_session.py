@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from editing_help import ATTENTION, FAST, REQUESTS, statistics
+from editing_help import ATTENTION, FAST, REQUESTS, plan_of, statistics
 from families import tiny_model
 
 import kt
@@ -12,12 +12,14 @@ from kt.editing import METHODS
 from kt.editing.closed_form.aims import Position
 from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.keys import fact_values
+from kt.editing.resolve import configure
 from kt.errors import BadFact, KtError
 from kt.model.sites import Kind, Site
 from kt.probing.stages import no_stages
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|alpha of their own)")
-TARGETED = [name for name in METHODS if name not in ("ft", "ft-l", "ft-wd", "lora", "ultraedit")]
+TARGETED = [name for name in METHODS if plan_of(name).has_targets]
+FAST_SETTINGS = {name: value for name, value in FAST.items() if name != "context_templates"}
 KEEPING = ("memit", "intattn", "alphaedit", "emmet", "pmet", "jeep")
 
 
@@ -251,6 +253,17 @@ def test_each_family_of_methods_draws_its_own_contexts(setting):
     assert [len(g) for g in rome.groups] == [21] and len(set(rome.weights)) == 1
     for same, again, other in found.values():
         assert same == again != other
+
+
+def test_a_configuration_and_its_name_with_options_give_the_same_edit(setting):
+    model, corpus, cache = setting
+    config = configure(model, "memit", **FAST_SETTINGS)
+    given = {"statistics": statistics(model, corpus, cache), "context_templates": FAST["context_templates"]}
+    named, made = session(setting, "memit").solve(REQUESTS), kt.edit(model, REQUESTS, config, **given)
+    assert named.manifest["hyper_parameters"] == made.manifest["hyper_parameters"]
+    assert all(torch.equal(named.delta(name), made.delta(name)) for name in named.names)
+    with pytest.raises(KtError, match="v_lr belongs into the configuration"):
+        kt.edit(model, REQUESTS, config, v_lr=0.1, **given)
 
 
 def test_layers_that_nobody_gave_are_said_to_be_guessed(setting):

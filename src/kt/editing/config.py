@@ -179,6 +179,28 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0)
         raise KtError(f"{name} must be at least {least:g}")
 
 
+WRITTEN = "weights of a layer that are written: mlp, attn, both, block, or linear maps, as mlp.gate_proj,mlp.up_proj"
+MAPS = {"mlp": ("mlp",), "attn": ("attn",), "both": ("attn", "mlp")}
+
+
+def linear_maps(modules: str, others: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The linear maps that `modules` names, as `Site` takes them.
+
+    Args:
+        modules: `mlp` (down_proj), `attn` (W_o), `both`, or maps by role or module name, such as
+            `mlp.gate_proj,mlp.up_proj`.
+        others: other words that the method knows, for the message.
+
+    Raises:
+        KtError: neither.
+    """
+    names = MAPS.get(modules) or tuple(part.strip() for part in modules.split(","))
+    if modules not in MAPS and not all(name.partition(".")[0] in ("mlp", "attn") and "." in name for name in names):
+        known = ", ".join((*MAPS, *others))
+        raise KtError(f"modules {modules!r} is unknown; choose among {known}, or name linear maps, as mlp.up_proj")
+    return names
+
+
 def one_of(value: str, known: Collection[str], name: str) -> str:
     """The value, or KtError that lists what is known."""
     if value not in known:

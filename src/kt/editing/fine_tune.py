@@ -37,25 +37,20 @@ from ..model.sites import Kind, Site
 from ..model.tokens import Batch, encode_ids, pad_id, prompt_gap, target_ids, token_ids
 from ..model.update import Dense, Update
 from .adapter import Adapter, adapted
+from .config import linear_maps
 from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-MODULES: Mapping[str, tuple[Kind, ...]] = {
-    "mlp": (Kind.MLP,),
-    "attn": (Kind.ATTN,),
-    "both": (Kind.ATTN, Kind.MLP),
-    "block": (Kind.RESID,),
-}
 OBJECTIVES = ("prompt_last", "target_new")
 
 
 @dataclass(frozen=True)
 class FineTune:
     """A plan of gradient steps; `modules` says what is trained at each of `layers`: `mlp` (down_proj), `attn` (W_o),
-    `both`, or `block` (every parameter of it)."""
+    `both`, linear maps by name (`attn.q_proj,attn.v_proj`), or `block` (every parameter of it)."""
 
     layers: tuple[int, ...]
     modules: str = "mlp"
@@ -69,12 +64,10 @@ class FineTune:
     adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("modules", self.modules, tuple(MODULES)),
-            ("objective", self.objective, OBJECTIVES),
-        ):
-            if value not in known:
-                raise KtError(f"{name} {value!r} is unknown; choose among {', '.join(known)}")
+        if self.modules != "block":
+            linear_maps(self.modules, ("block",))
+        if self.objective not in OBJECTIVES:
+            raise KtError(f"objective {self.objective!r} is unknown; choose among {', '.join(OBJECTIVES)}")
         if self.adapter and self.modules == "block":
             raise KtError("an adapter stands on projections, not on a whole block; choose modules mlp, attn or both")
         if self.adapter and self.norm_constraint is not None:
@@ -94,7 +87,7 @@ class FineTune:
 
     @property
     def sites(self) -> list[Site]:
-        return [Site(kind, layer) for layer in self.layers for kind in MODULES[self.modules]]
+        return [Site(name, layer) for layer in self.layers for name in linear_maps(self.modules)]
 
     def require_room(self, model: TracedModel) -> None:
         """Nothing beyond what a backward pass takes."""

@@ -98,7 +98,7 @@ class SolveContext:
 
 
 class PlanText(NamedTuple):
-    """A plan in words, for tables: where targets are searched for, what is written, by which formula, in which order."""
+    """A plan in words: where targets are searched for, what is written, by which formula, in which order."""
 
     searched: str
     written: str

@@ -403,7 +403,7 @@ def warn_of_keyless(below: EditStack) -> None:
 def edit(
     model: TracedModel,
     requests: Sequence[Fact | Mapping[str, Any]],
-    method: str = "intattn",
+    method: Config | str = "intattn",
     alpha: float | str | None = None,
     **options: Any,
 ) -> Edit:
@@ -411,7 +411,7 @@ def edit(
 
     Args:
         requests: facts with a target (or a foil, which then is the target), or dicts as ROME and MEMIT write them.
-        method: see `kt ls methods`.
+        method: a method's name (see `kt ls methods`), or its configuration.
         alpha: attention's share (eq. 13); see `EditSession`.
         options: all other arguments of `EditSession`: statistics, context_templates, preset, variant, seed, corpus,
             history, norm_guard, ..., and hyper-parameters by name.

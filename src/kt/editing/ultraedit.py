@@ -35,7 +35,7 @@ from .._util.progress import Progress
 from ..errors import WorkFailed
 from ..facts.fact import Fact
 from ..model.memory import require_memory
-from ..model.sites import Kind, Site
+from ..model.sites import Site
 from ..model.tokens import Batch, pad_id, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
 from .closed_form.keys import Rows
@@ -95,7 +95,7 @@ class UltraEdit:
     """
 
     layers: tuple[int, ...]
-    kinds: tuple[Kind, ...] = (Kind.MLP,)
+    maps: tuple[str, ...] = ("mlp",)
     lr: float = 1e-6
     ridge: float = 1.0
     shared: bool = False
@@ -110,15 +110,11 @@ class UltraEdit:
 
     @property
     def sites(self) -> list[Site]:
-        """In the order in which a forward passes them."""
-        order = (Kind.ATTN, Kind.MLP)
-        return [Site(kind, layer) for layer in sorted(set(self.layers)) for kind in order if kind in self.kinds]
+        return [Site(name, layer) for layer in sorted(set(self.layers)) for name in sorted(set(self.maps))]
 
     def describe(self) -> PlanText:
-        written = " and ".join(self.kinds)
-        return PlanText(
-            "no search: one backward pass", written, "V Hᵀ(HHᵀ + ridge·I)⁻¹, V the normalised gradient", "all at once"
-        )
+        solver = "V Hᵀ(HHᵀ + ridge·I)⁻¹, V the normalised gradient"
+        return PlanText("no search: one backward pass", ", ".join(self.maps), solver, "all at once")
 
     def names(self, model: TracedModel) -> list[str]:
         return [model.weight_name(site) for site in self.sites]

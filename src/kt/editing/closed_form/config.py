@@ -150,9 +150,9 @@ class AttentionShare(Config):
     @property
     def share(self) -> Share:
         """α, which `resolve` has made a number."""
-        if isinstance(self.alpha, str):
+        if self.alpha in WORDS:
             raise KtError(f"alpha is still {self.alpha!r}; resolve the configuration first")
-        return self.alpha
+        return float(self.alpha) if isinstance(self.alpha, str) else self.alpha
 
     @property
     def mlp_share(self) -> Share:

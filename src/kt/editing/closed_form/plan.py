@@ -40,9 +40,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Write:
-    """One module kind over some layers, written so that `aim` takes its wanted value; `scale` of it is kept."""
+    """One linear map over some layers, written so that `aim` takes its wanted value; `scale` of it is kept.
 
-    kind: Kind
+    `kind` names the map: W_o or down_proj by its kind, another one that writes the residual stream by its role.
+    """
+
+    kind: Kind | str
     layers: tuple[int, ...]
     aim: TargetSite
     solver: Solver = field(default_factory=LeastSquares)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import Config, method, setting
+from ..config import WRITTEN, Config, method, setting
 
 if TYPE_CHECKING:
     from ..fine_tune import FineTune
@@ -18,9 +18,7 @@ EASYEDIT_FT = "rome hparams/FT; EasyEdit hparams/FT"
 class FT(Config):
     """See kt.editing.fine_tune for the losses and the order of steps."""
 
-    modules: str = setting(
-        "mlp", about="weights of a layer that are written: mlp, both, block", source="EasyEdit's rewrite_module_tmp"
-    )
+    modules: str = setting("mlp", about=WRITTEN, source="EasyEdit's rewrite_module_tmp")
     objective_optimization: str = setting(
         "prompt_last",
         about="fine-tuning: prompt_last (all target tokens at the prompt's end), target_new",

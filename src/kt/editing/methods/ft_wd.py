@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import method, setting
+from ..config import WRITTEN, method, setting
 from .ft import FT
 
 JEEP_D1 = "JEEP D.1; JEEP hparams/FT"
@@ -15,9 +15,7 @@ JEEP_D1 = "JEEP D.1; JEEP hparams/FT"
 class FTWD(FT):
     """All parameters of one block, with weight decay in Adam and teacher forcing."""
 
-    modules: str = setting(
-        "block", about="weights of a layer that are written: mlp, both, block", source=JEEP_D1, own=True
-    )
+    modules: str = setting("block", about=WRITTEN, source=JEEP_D1, own=True)
     lr: float = setting(5e-5, about="fine-tuning: Adam's learning rate", source=JEEP_D1, own=True)
     weight_decay: float = setting(
         1e-3,

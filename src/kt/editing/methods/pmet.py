@@ -27,7 +27,7 @@ class PMET(MEMIT):
         own=True,
     )
     modules: str = setting(
-        "mlp", about="weights of a layer that are written: mlp, both, block", source="PMET's code, which can write W_o"
+        "mlp", about="weights of a layer that are written: mlp, both", source="PMET's code, which can write W_o"
     )
 
     @property

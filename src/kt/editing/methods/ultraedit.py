@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...model.sites import Kind
-from ..config import Config, method, one_of, setting
+from ..config import WRITTEN, Config, linear_maps, method, setting
 
 if TYPE_CHECKING:
     from ..ultraedit import UltraEdit
@@ -25,9 +24,7 @@ class UltraEditConfig(Config):
         source="UltraEdit's code",
         own=True,
     )
-    modules: str = setting(
-        "mlp", about="weights of a layer that are written: mlp, both, block", source="the original writes gate and up"
-    )
+    modules: str = setting("mlp", about=WRITTEN, source="the original writes gate and up")
     shared_normaliser: bool = setting(
         True, about="UltraEdit: normalise all weights of a shape together", source="UltraEdit's code"
     )
@@ -35,6 +32,5 @@ class UltraEditConfig(Config):
     def plan(self) -> UltraEdit:
         from ..ultraedit import UltraEdit
 
-        both = one_of(self.modules, ("mlp", "both"), "modules") == "both"
-        kinds = (Kind.ATTN, Kind.MLP) if both else (Kind.MLP,)
-        return UltraEdit(self.layers_mlp, kinds, lr=self.lr, ridge=self.L2, shared=self.shared_normaliser)
+        maps = linear_maps(self.modules)
+        return UltraEdit(self.layers_mlp, maps, lr=self.lr, ridge=self.L2, shared=self.shared_normaliser)

@@ -1,0 +1,40 @@
+"""The registry: what is listed without torch, and the tables of docs/methods.md."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from kt.editing.config import REGISTERED
+from kt.editing.methods import METHODS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_tables_of_the_docs_are_what_the_command_prints():
+    command = [sys.executable, str(ROOT / "tools" / "method_table.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert printed.strip() in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+def test_every_file_of_the_folder_is_one_method():
+    files = {path.stem for path in (ROOT / "src" / "kt" / "editing" / "methods").glob("*.py")} - {"__init__"}
+    assert {name.replace("-", "_") for name in METHODS} == files
+    assert set(METHODS) == set(REGISTERED)
+    assert all(config.__module__.endswith(f".{name.replace('-', '_')}") for name, config in METHODS.items())
+
+
+def test_every_file_has_its_test():
+    """The fine-tuning methods share theirs."""
+    shared = {"ft-l", "ft-wd", "lora"}
+    tests = {path.stem.removeprefix("test_") for path in (Path(__file__).parent / "methods").glob("test_*.py")}
+    assert {name.replace("-", "_") for name in METHODS if name not in shared} <= tests
+
+
+def test_methods_settings_and_presets_are_read_without_torch():
+    check = (
+        "import sys\nfrom kt.editing.methods import METHODS, all_settings\nfrom kt.presets import presets\n"
+        "assert METHODS and all_settings() and presets()\n"
+        "print([name for name in ('torch', 'numpy', 'scipy', 'transformers', 'nnsight') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert found.stdout.strip() == "[]", found.stderr
