@@ -2,10 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from kt.editing.config import REGISTERED
+import pytest
+import torch
+from editing_help import CONTEXTS, REQUESTS, statistics
+
+import kt
+from kt.editing.config import REGISTERED, method
+from kt.editing.config import setting as default
 from kt.editing.methods import METHODS
+from kt.editing.methods.memit import MEMIT
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|of the wanted change)")
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,3 +48,21 @@ def test_methods_settings_and_presets_are_read_without_torch():
     )
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
     assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_a_method_made_outside_of_kt_edits_by_its_configuration(setting):
+    @method("mine", "a method of one's own")
+    @dataclass(frozen=True)
+    class Mine(MEMIT):
+        mom2_update_weight: float = default(0.02, source="a sweep")
+
+    try:
+        model, corpus, cache = setting
+        moments = statistics(model, corpus, cache)
+        shared = {"statistics": moments, "context_templates": CONTEXTS}
+        edit = kt.edit(model, REQUESTS, Mine(layers_mlp=(1,)), **shared)
+        other = kt.edit(model, REQUESTS, MEMIT(layers_mlp=(1,), mom2_update_weight=0.02), **shared)
+        assert edit.manifest["method"] == "mine" and Mine.own_defaults() == {"mom2_update_weight": 0.02}
+        assert all(torch.equal(edit.delta(name), other.delta(name)) for name in other.names)
+    finally:
+        REGISTERED.pop("mine")

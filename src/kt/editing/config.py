@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from ..errors import KtError
@@ -29,7 +30,8 @@ class Setting(NamedTuple):
         about: what it is, in one sentence.
         source: paper and section or equation, or the file of the authors' code.
         unit: what it is counted in.
-        own: the method's default comes before a value that a preset shares among all methods.
+        own: the method's default comes before a value that a preset shares among all methods. So does every default
+            of a setting that the method takes over from its base.
         least: the smallest number; None where the configuration checks the value itself.
     """
 
@@ -45,18 +47,9 @@ class Setting(NamedTuple):
         return f"{self.about} ({self.unit})" if self.unit else self.about
 
 
-def setting(
-    default: Any,
-    *,
-    about: str,
-    source: str,
-    symbol: str = "–",
-    unit: str = "",
-    own: bool = False,
-    least: float | None = 0,
-) -> Any:
-    """A field of a `Config`; see `Setting` for the arguments."""
-    return field(default=default, metadata={"setting": Setting(symbol, about, source, unit, own, least)})
+def setting(default: Any, *, source: str, about: str = "", symbol: str = "–", **more: Any) -> Any:
+    """A field of a `Config`; see `Setting` for the arguments. Without `about`, a new default of the base's setting."""
+    return field(default=default, metadata={"setting": Setting(symbol, about, source, **more)})
 
 
 class NotGiven(tuple[int, ...]):
@@ -87,6 +80,16 @@ class Config:
         unit="from 0",
         source="IntAttn-Edit section 5.1; JEEP D.7",
     )
+
+    def __init_subclass__(cls) -> None:
+        """Complete the settings that only give a base's setting another default and source."""
+        for name, spec in vars(cls).items():
+            if isinstance(spec, Field) and not spec.metadata["setting"].about:
+                known = next(
+                    fs for base in cls.__mro__[1:] if name in (fs := vars(base).get("__dataclass_fields__", {}))
+                )
+                mine = known[name].metadata["setting"]._replace(source=spec.metadata["setting"].source, own=True)
+                spec.metadata = MappingProxyType({"setting": mine})
 
     def __post_init__(self) -> None:
         for spec in fields(self):

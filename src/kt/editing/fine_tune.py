@@ -103,7 +103,7 @@ class FineTune:
             return [name for layer in self.layers for name in model.block_weights(layer)]
         return [model.weight_name(site) for site in self.sites]
 
-    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         """Train, take the update, put everything back.
 
         Notes: `loss`, the mean over the last epoch (before its last step), `losses` of all epochs, `steps` made.
@@ -112,30 +112,30 @@ class FineTune:
             WorkFailed: the loss is not finite.
             KtError: an adapter is asked for and peft is not installed.
         """
-        held, notes = setting.journal.take("descent", self._solve, setting, facts, progress)
+        held, notes = context.journal.take("descent", self._solve, context, facts, progress)
         return SolveResult({name: WeightUpdate.of(part) for name, part in held.items()}, notes=notes)
 
-    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
+    def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """Nothing."""
 
     def _solve(
-        self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None
+        self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Updates and notes, as a journal keeps them."""
-        lessons = self._lessons(setting.model, facts)
-        with self._training(setting) as training:
-            losses, steps = self._descend(setting.model, lessons, training.weights, progress)
+        lessons = self._lessons(context.model, facts)
+        with self._training(context) as training:
+            losses, steps = self._descend(context.model, lessons, training.weights, progress)
             written = {name: WeightUpdate(update).as_dict() for name, update in training.updates().items()}
         return written, {"loss": losses[-1], "losses": losses, "steps": steps}
 
     @contextmanager
-    def _training(self, setting: SolveContext) -> Iterator[Training]:
-        model = setting.model
+    def _training(self, context: SolveContext) -> Iterator[Training]:
+        model = context.model
         if self.adapter is None:
             with unfrozen(model, self.names(model), self.norm_constraint) as training:
                 yield training
         else:
-            with adapted(model, self.sites, self.adapter, setting.seed) as (parameters, updates):
+            with adapted(model, self.sites, self.adapter, context.seed) as (parameters, updates):
                 yield Training(Weights(parameters), updates)
 
     def _descend(

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-def package(setting: SolveContext, facts: Sequence[Fact], config: Config, plan: Plan, solved: SolveResult) -> Edit:
+def package(context: SolveContext, facts: Sequence[Fact], config: Config, plan: Plan, solved: SolveResult) -> Edit:
     """The edit with its manifest, read back from the model while it is written in."""
-    model, alpha = setting.model, getattr(config, "alpha", None)
+    model, alpha = context.model, getattr(config, "alpha", None)
     updates = {name: written.update.to(torch.float32) for name, written in solved.written.items()}
     manifest = {
         "method": config.name,
@@ -37,11 +37,11 @@ def package(setting: SolveContext, facts: Sequence[Fact], config: Config, plan: 
         "hyper_parameters": config.as_dict(),
         "aims": sorted(map(str, solved.targets)),
         "conditions": {n: w.condition for n, w in solved.written.items() if w.condition is not None},
-        "context_templates": [list(g) for g in setting.contexts.groups],
-        "statistics": about_statistics(setting, plan, solved),
-        "norm_guard": setting.original is not None,
-        "past_keys": max((k.shape[1] for k in setting.state.keys.values()), default=0) if plan.keeps_keys else 0,
-        "seed": setting.seed,
+        "context_templates": [list(g) for g in context.contexts.groups],
+        "statistics": about_statistics(context, plan, solved),
+        "norm_guard": context.original is not None,
+        "past_keys": max((k.shape[1] for k in context.state.keys.values()), default=0) if plan.keeps_keys else 0,
+        "seed": context.seed,
         **solved.notes,
     }
     edit = Edit(
@@ -57,10 +57,10 @@ def package(setting: SolveContext, facts: Sequence[Fact], config: Config, plan: 
     return edit
 
 
-def about_statistics(setting: SolveContext, plan: Plan, solved: SolveResult) -> dict[str, Any]:
+def about_statistics(context: SolveContext, plan: Plan, solved: SolveResult) -> dict[str, Any]:
     """Which second moments the solve used: by module, the SHA-256 of the matrix's bytes as stored."""
-    moments = setting.statistics
-    used = [name for name in map(setting.model.weight_name, plan.moment_sites) if name in solved.written]
+    moments = context.statistics
+    used = [name for name in map(context.model.weight_name, plan.moment_sites) if name in solved.written]
     return {
         "corpus": moments.corpus,
         "n_tokens": moments.n_tokens,

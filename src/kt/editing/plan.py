@@ -130,7 +130,7 @@ class Plan(Protocol):
     def require_room(self, model: TracedModel) -> None:
         """Refuse, before any work, what this machine's memory cannot hold."""
 
-    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult: ...
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult: ...
 
-    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
+    def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """After the write: what the next solve of the session has to know of these facts."""

@@ -122,11 +122,11 @@ class UltraEdit:
     def require_room(self, model: TracedModel) -> None:
         """Nothing yet: the need grows with the answers' tokens, and `solve` asks once it has counted them."""
 
-    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
-        model, sites = setting.model, self.sites
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
+        model, sites = context.model, self.sites
         answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "") for fact in facts]
         self._require_memory(model, sum(map(len, answers)))
-        if len(facts) == 1 and not setting.state.running:
+        if len(facts) == 1 and not context.state.running:
             warnings.warn(
                 "UltraEdit takes away what the pairs of a session have in common, and one request alone has little "
                 "else: its target may not rise; edit several requests at once, or use another method",
@@ -136,7 +136,7 @@ class UltraEdit:
         groups = {site: self._group(model, site) for site in sites}
         running: dict[str, Running] = {}
         for site, group in groups.items():
-            before = running.get(group, setting.state.running.get(group))
+            before = running.get(group, context.state.running.get(group))
             here = Running.of(pairs[site].features)
             running[group] = before.merged(here) if before else here
         written = {}
@@ -147,10 +147,10 @@ class UltraEdit:
             if not update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; lower lr or raise ridge")
             written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()))
-        setting.state.running.update(running)  # last of all: an edit that failed has not been seen
+        context.state.running.update(running)  # last of all: an edit that failed has not been seen
         return SolveResult(written)
 
-    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
+    def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """Nothing more: a solve takes its pairs into the running statistics itself."""
 
     def _require_memory(self, model: TracedModel, count: int) -> None:

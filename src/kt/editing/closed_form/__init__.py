@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..._util.lazy import attach
 
+# ruff: noqa: F401 -- type checkers read the names here, everybody else gets them on first use
 if TYPE_CHECKING:
     from .aims import Position, TargetSite
     from .contexts import rome_contexts
@@ -18,51 +19,18 @@ if TYPE_CHECKING:
         StopAtArgmax,
         StopAtProbability,
         StopBelow,
+        Term,
         WeightDecay,
     )
     from .plan import LocateThenEdit, Write
     from .solvers import Equality, LeastSquares, NullSpace, RankOne
 
-_HOMES = {
-    "Position": ".aims",
-    "TargetSite": ".aims",
-    "rome_contexts": ".contexts",
-    "NLL": ".objective",
-    "DiscountedNLL": ".objective",
-    "KL": ".objective",
-    "WeightDecay": ".objective",
-    "ClampNorm": ".objective",
-    "StopBelow": ".objective",
-    "StopAtProbability": ".objective",
-    "StopAtArgmax": ".objective",
-    "Objective": ".objective",
-    "LocateThenEdit": ".plan",
-    "Write": ".plan",
-    "LeastSquares": ".solvers",
-    "Equality": ".solvers",
-    "NullSpace": ".solvers",
-    "RankOne": ".solvers",
+_NAMES = {
+    ".aims": "Position TargetSite",
+    ".contexts": "rome_contexts",
+    ".objective": "KL NLL ClampNorm DiscountedNLL Objective StopAtArgmax StopAtProbability StopBelow Term WeightDecay",
+    ".plan": "LocateThenEdit Write",
+    ".solvers": "Equality LeastSquares NullSpace RankOne",
 }
 
-__all__ = [
-    "KL",
-    "NLL",
-    "ClampNorm",
-    "DiscountedNLL",
-    "Equality",
-    "LeastSquares",
-    "LocateThenEdit",
-    "NullSpace",
-    "Objective",
-    "Position",
-    "RankOne",
-    "StopAtArgmax",
-    "StopAtProbability",
-    "StopBelow",
-    "TargetSite",
-    "WeightDecay",
-    "Write",
-    "rome_contexts",
-]
-
-__getattr__, __dir__ = attach(__name__, _HOMES)
+__getattr__, __dir__ = attach(__name__, {name: home for home, names in _NAMES.items() for name in names.split()})

@@ -44,11 +44,7 @@ class TargetSearch(Config):
         source="ROME eq. 4; JEEP eq. 11",
     )
     clamp_norm_factor: float = setting(
-        4.0,
-        symbol="γ (JEEP eq. 12)",
-        about="largest ‖δ‖",
-        unit="times ‖v‖",
-        source=f"JEEP eq. 12; {EASYEDIT}",
+        4.0, symbol="γ (JEEP eq. 12)", about="largest ‖δ‖", unit="times ‖v‖", source=f"JEEP eq. 12; {EASYEDIT}"
     )
 
     @property
@@ -120,14 +116,10 @@ class AttentionShare(Config):
         least=None,
     )
     joint_targets: bool = setting(
-        False,
-        about="IntAttn-Edit: search for both paths' values together",
-        source="IntAttn-Edit leaves it open",
+        False, about="IntAttn-Edit: search for both paths' values together", source="IntAttn-Edit leaves it open"
     )
     coupled: bool = setting(
-        False,
-        about="IntAttn-Edit: let the MLP path see the attention's write",
-        source="IntAttn-Edit leaves it open",
+        False, about="IntAttn-Edit: let the MLP path see the attention's write", source="IntAttn-Edit leaves it open"
     )
 
     def __post_init__(self) -> None:

@@ -19,14 +19,7 @@ class EMMET(MEMIT):
     λ = emmet_lambda · mom2_update_weight.
     """
 
-    mom2_update_weight: float = setting(
-        1.0,
-        symbol="λ",
-        about="weight of what the layer already knows, C₀ = λ E[kkᵀ]",
-        unit="keys",
-        source="EasyEdit hparams/EMMET",
-        own=True,
-    )
+    mom2_update_weight: float = setting(1.0, source="EasyEdit hparams/EMMET")
     emmet_lambda: float = setting(
         0.1,
         symbol="λ",

@@ -13,10 +13,4 @@ from .ft import FT
 class FTL(FT):
     """After each step every weight is put back into [w₀ - ε, w₀ + ε]."""
 
-    norm_constraint: float | None = setting(
-        5e-4,
-        symbol="ε",
-        about="FT-L: how far each weight may move, ‖ΔW‖∞ ≤ ε",
-        source="Zhu et al. 2020; rome hparams/FT",
-        own=True,
-    )
+    norm_constraint: float | None = setting(5e-4, source="Zhu et al. 2020; rome hparams/FT")

@@ -13,9 +13,4 @@ from .ft import FT
 class FTM(FT):
     """FT and FT-L ask for all of the target's tokens at the prompt's last token; FT-M for each at its own place."""
 
-    objective_optimization: str = setting(
-        "target_new",
-        about="fine-tuning: prompt_last (all target tokens at the prompt's end), target_new",
-        source="EasyEdit hparams/FT with objective_optimization target_new",
-        own=True,
-    )
+    objective_optimization: str = setting("target_new", source="EasyEdit's FT code, objective target_new")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import WRITTEN, method, setting
+from ..config import method, setting
 from .ft import FT
 
 JEEP_D1 = "JEEP D.1; JEEP hparams/FT"
@@ -15,17 +15,7 @@ JEEP_D1 = "JEEP D.1; JEEP hparams/FT"
 class FTWD(FT):
     """All parameters of one block, with weight decay in Adam and teacher forcing."""
 
-    modules: str = setting("block", about=WRITTEN, source=JEEP_D1, own=True)
-    lr: float = setting(5e-5, about="fine-tuning: Adam's learning rate", source=JEEP_D1, own=True)
-    weight_decay: float = setting(
-        1e-3,
-        about="fine-tuning: Adam's weight decay",
-        source="kt's own; JEEP's files give a power law that its code never applies",
-        own=True,
-    )
-    objective_optimization: str = setting(
-        "target_new",
-        about="fine-tuning: prompt_last (all target tokens at the prompt's end), target_new",
-        source=JEEP_D1,
-        own=True,
-    )
+    modules: str = setting("block", source=JEEP_D1)
+    lr: float = setting(5e-5, source=JEEP_D1)
+    weight_decay: float = setting(1e-3, source="kt's own; JEEP's files give a power law that its code never applies")
+    objective_optimization: str = setting("target_new", source=JEEP_D1)

@@ -30,24 +30,9 @@ class JEEP(Spreading, TargetSearch):
     layers_high: tuple[int, ...] = setting(
         LATER, symbol="l*..L*", about="JEEP's high region", unit="from 0", source="JEEP D.7"
     )
-    spread: str = setting(
-        "sqrt", symbol="1/(L-l+1)", about="how the residual is divided among layers", source="JEEP eq. 8-12", own=True
-    )
-    v_weight_decay: float = setting(
-        0.5,
-        symbol="β (JEEP eq. 11)",
-        about="weight of ‖δ‖ in the search",
-        unit="of ‖δ‖/‖v‖², as the code has it",
-        source="JEEP D.7",
-        own=True,
-    )
-    v_num_grad_steps: int = setting(
-        30,
-        about="forward passes in the search for δ, one more than updates",
-        source="JEEP D.7",
-        own=True,
-        least=1,
-    )
+    spread: str = setting("sqrt", source="JEEP eq. 8-12")
+    v_weight_decay: float = setting(0.5, source="JEEP D.7")
+    v_num_grad_steps: int = setting(30, source="JEEP D.7")
     mom2_update_weight: float = setting(
         15000.0,
         symbol="λ",
@@ -73,9 +58,7 @@ class JEEP(Spreading, TargetSearch):
         source="JEEP eq. 11, D.7",
     )
     min_loss: float = setting(
-        0.9,
-        about="JEEP: the search stops at this probability, despite the name",
-        source="JEEP hparams/JEEP",
+        0.9, about="JEEP: the search stops at this probability, despite the name", source="JEEP hparams/JEEP"
     )
     region: str = setting(
         "both", about="JEEP's ablation: both, low, high, joint-low, joint-high", source="JEEP table 4"

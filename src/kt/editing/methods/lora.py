@@ -19,21 +19,10 @@ EASYEDIT_LORA = "EasyEdit hparams/LoRA"
 class LoRA(FT):
     """ΔW = (α / r) B A (section 4.1), trained with teacher forcing; `norm_constraint` has no meaning for it."""
 
-    lr: float = setting(5e-3, about="fine-tuning: Adam's learning rate", source=EASYEDIT_LORA, own=True)
-    num_steps: int = setting(30, about="fine-tuning: passes over the requests", source="kt's own", own=True, least=1)
-    stop_loss: float = setting(
-        0.0,
-        about="fine-tuning: a mean loss below it ends the training",
-        unit="nats",
-        source="kt's own",
-        own=True,
-    )
-    objective_optimization: str = setting(
-        "target_new",
-        about="fine-tuning: prompt_last (all target tokens at the prompt's end), target_new",
-        source=EASYEDIT_LORA,
-        own=True,
-    )
+    lr: float = setting(5e-3, source=EASYEDIT_LORA)
+    num_steps: int = setting(30, source="kt's own")
+    stop_loss: float = setting(0.0, source="kt's own")
+    objective_optimization: str = setting("target_new", source=EASYEDIT_LORA)
     rank: int = setting(8, symbol="r", about="LoRA: rank of the update", source="LoRA section 4.1", least=1)
     lora_alpha: float = setting(
         32.0, symbol="α", about="LoRA: the update is scaled by α / r", source="LoRA section 4.1"

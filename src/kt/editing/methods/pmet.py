@@ -15,17 +15,8 @@ from .memit import MEMIT
 class PMET(MEMIT):
     """Both δ stand in the last layer. Only the MLP is written; `modules="both"` writes both, as its code can."""
 
-    spread: str = setting(
-        "sqrt", symbol="1/(L-l+1)", about="how the residual is divided among layers", source="PMET's code", own=True
-    )
-    v_weight_decay: float = setting(
-        0.5,
-        symbol="β (JEEP eq. 11)",
-        about="weight of ‖δ‖ in the search",
-        unit="of ‖δ‖/‖v‖², as the code has it",
-        source="PMET hparams/PMET",
-        own=True,
-    )
+    spread: str = setting("sqrt", source="PMET's code")
+    v_weight_decay: float = setting(0.5, source="PMET hparams/PMET")
     modules: str = setting(
         "mlp", about="weights of a layer that are written: mlp, both", source="PMET's code, which can write W_o"
     )

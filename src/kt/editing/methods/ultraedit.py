@@ -18,11 +18,7 @@ class UltraEditConfig(Config):
 
     lr: float = setting(1e-6, about="UltraEdit: step of the gradient", source="EasyEdit hparams/UltraEdit", own=True)
     L2: float = setting(
-        1.0,
-        symbol="I",
-        about="AlphaEdit, UltraEdit: factor of I in the solve",
-        source="UltraEdit's code",
-        own=True,
+        1.0, symbol="I", about="AlphaEdit, UltraEdit: factor of I in the solve", source="UltraEdit's code", own=True
     )
     modules: str = setting("mlp", about=WRITTEN, source="the original writes gate and up")
     shared_normaliser: bool = setting(
