@@ -93,7 +93,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            check_value(spec.name, str(spec.type), getattr(self, spec.name), spec.metadata["setting"].least)
+            check_value(spec.name, type_of(spec), getattr(self, spec.name), spec.metadata["setting"].least)
 
     @staticmethod
     def contexts(model: TracedModel, seed: int) -> Contexts:
@@ -162,6 +162,11 @@ def method(name: str, summary: str, place: int = 1000) -> Callable[[Chosen], Cho
         return config
 
     return register
+
+
+def type_of(spec: Field[Any]) -> str:
+    """A field's type as it is written, with or without postponed annotations."""
+    return spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", str(spec.type))
 
 
 def check_value(name: str, annotation: str, value: Any, least: float | None = 0) -> None:

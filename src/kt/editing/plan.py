@@ -1,4 +1,4 @@
-"""What a method comes down to: a plan that, in a setting, turns facts into updates of weights.
+"""A method comes down to a plan, which turns facts into updates of weights.
 
 Three kinds of plan share it: `LocateThenEdit` (targets and a closed form), `FineTune` (gradient steps on the weights
 themselves) and `UltraEdit` (one backward pass and a closed form).
@@ -93,7 +93,7 @@ class SolveContext:
     journal: Journal = field(default_factory=Journal)
 
     def within(self, part: str) -> SolveContext:
-        """The setting of a part of the work, whose phases have names of their own."""
+        """The same for a part of the work, whose phases have names of their own."""
         return replace(self, journal=self.journal.within(part))
 
 

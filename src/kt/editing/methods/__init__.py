@@ -6,7 +6,7 @@ from dataclasses import fields
 from importlib import import_module
 from pkgutil import iter_modules
 
-from ..config import REGISTERED, Config, Setting, one_of
+from ..config import REGISTERED, Config, Setting, one_of, type_of
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -39,5 +39,5 @@ def setting_types() -> dict[str, str]:
     found: dict[str, str] = {}
     for config in METHODS.values():
         for spec in fields(config):
-            found.setdefault(spec.name, str(spec.type))
+            found.setdefault(spec.name, type_of(spec))
     return found
