@@ -14,7 +14,7 @@ import kt
 from kt.cli import main
 from kt.errors import KtError, UnknownModel, UnknownSite, WorkFailed
 from kt.model.load import load
-from kt.model.ndif import RemoteModel
+from kt.model.ndif import RemoteModel, simulated
 from kt.model.sites import Kind, Site
 from kt.model.update import LowRank
 from kt.probing.lens import read_lens
@@ -256,10 +256,11 @@ def test_the_command_line_refuses_it_before_a_model_is_looked_for(words, monkeyp
 
 def test_the_commands_that_trace_work_remotely(monkeypatch, tmp_path):
 
-    def simulated(model, remote=False, tokenizer=None, **options):
-        return load(model, remote="local") if remote else load(model, tokenizer=tokenizer, device="cpu")
+    def load_here(model, remote=False, tokenizer=None, **options):
+        here = load(model, tokenizer=tokenizer, device="cpu")
+        return simulated(here) if remote else here
 
-    monkeypatch.setattr("kt.model.load.load", simulated)
+    monkeypatch.setattr("kt.model.load.load", load_here)
     for command in ("heatmap", "alpha", "probe"):
         out = tmp_path / command
         # heatmap and alpha draw as many samples as they are told

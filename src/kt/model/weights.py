@@ -1,6 +1,6 @@
 """The weights of a `TracedModel`: found, written, and put back to the byte.
 
-An address is a site, for its projection, or any parameter's name. Weights are seen as (d_out, d_in).
+An address is a site, for the weight of its linear map, or any parameter's name. Weights are seen as (d_out, d_in).
 """
 
 from __future__ import annotations
