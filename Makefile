@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 # Small models on few cores are many times faster with one thread per process.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow test-versions lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -20,6 +20,9 @@ test: lint  ## Install, then lint, type-check and test
 test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 	$(TEST_ENV) $(PY) -m pytest -m slow
 
+test-versions: $(VENV)/.installed-dev  ## The tests on the oldest and the newest transformers and nnsight that kt allows
+	$(TEST_ENV) $(PY) tools/test_versions.py
+
 lint: $(VENV)/.installed-dev  ## Style and types only
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -33,7 +36,7 @@ bench: $(VENV)/.installed-dev  ## Time each part beside the obvious way (half an
 	OMP_NUM_THREADS=1 $(PY) benchmarks/suite.py
 
 clean:  ## Remove the virtual environment and caches (runs/ stays)
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 
 # The stamps are newer than pyproject.toml only after a whole installation: an interrupted one is done again.
 $(VENV)/bin/python:

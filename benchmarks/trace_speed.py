@@ -17,6 +17,7 @@ from measure import Row, command, counted, measured, product_rate
 from plain_loop import plain_trace
 
 import kt
+import kt.model.tokens
 
 KINDS = ("mlp", "attn", "hidden")
 METRICS = ("prob", "logit_diff")
@@ -55,7 +56,7 @@ def early_middle_late(model: kt.TracedModel) -> list[kt.Fact]:
     """Three demo facts: nothing left of a late subject needs patching, so the early one is the hard case."""
 
     def place(fact: kt.Fact) -> float:
-        span = kt.prompts.template_span(model.tokenizer, fact.template, fact.subject)
+        span = kt.model.tokens.template_span(model.tokenizer, fact.template, fact.subject)
         return span.start / len(model.tokenizer(fact.prompt)["input_ids"])
 
     ordered = sorted(kt.load_facts("demo", limit=200), key=place)
@@ -64,7 +65,7 @@ def early_middle_late(model: kt.TracedModel) -> list[kt.Fact]:
 
 def compare(name: str, model: kt.TracedModel, facts: list[kt.Fact], goal: float | None) -> Row:
     """The facts, both ways."""
-    spans = [kt.prompts.template_span(model.tokenizer, fact.template, fact.subject) for fact in facts]
+    spans = [kt.model.tokens.template_span(model.tokenizer, fact.template, fact.subject) for fact in facts]
     embeddings = model.module.get_input_embeddings().weight
     draw = torch.Generator().manual_seed(0)
     noise = [torch.randn((SAMPLES, s.stop - s.start, embeddings.shape[1]), generator=draw) for s in spans]

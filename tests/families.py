@@ -80,14 +80,17 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_module(family: str, seed: int = 0, **changes: Any) -> Any:
-    """A random model with weights large enough that its layers matter."""
+    """A random model with weights large enough that its layers matter, the same in every version of transformers."""
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[family](**((CONFIGS | FUSED)[family] | SPECIAL | changes))
     module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    if family == "gpt2":  # how many numbers its initialization draws is up to the version
+        torch.manual_seed(seed + 1)
     with torch.no_grad():
         for name, weight in module.named_parameters():
             if weight.dim() == 2:
-                weight.normal_(0, 0.5 / weight.shape[-1] ** 0.5 if "embed" not in name and "wte" not in name else 0.5)
+                embeds = ("embed" in name and "embed_out" not in name) or "wte" in name  # embed_out: an old lm_head
+                weight.normal_(0, 0.5 if embeds else 0.5 / weight.shape[-1] ** 0.5)
             elif "bias" in name:
                 weight.normal_(0, 0.1)
     return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,10 +11,15 @@ from pathlib import Path
 import pytest
 
 import kt
+from kt.errors import DISTRIBUTION, install_hint
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "kt").rglob("*.py"))
-MOST_LINES = 300
 
 
 def relative(path: Path) -> str:
@@ -79,9 +85,67 @@ def test_the_version_is_that_of_the_package():
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        assert version("kt") == kt.__version__
+        assert version(DISTRIBUTION) == kt.__version__
     except PackageNotFoundError:
         pytest.skip("kt is not installed, only on the path")
+
+
+PLACES = ("src", "docs", "tests", "benchmarks", "tools", "notebooks")
+TEXTS = (".py", ".md", ".toml", ".j2", ".sh", ".ipynb")
+INSTALL = re.compile(r"\b(?:pip|pipx|uv|uvx)\b[^\n`]*?\b(?:install|add)\b(?P<what>[^\n`#&|;)]*)")
+"""An installing command, up to the end of the line, of the code or of the command."""
+
+
+def texts() -> dict[str, str]:
+    """Sources, tests and documents, without this file, which has the wrong names to search for."""
+    inside = [path for place in PLACES for path in (ROOT / place).rglob("*") if path.suffix in TEXTS]
+    paths = {*inside, *ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / "Makefile"} - {Path(__file__)}
+    return {relative(path): path.read_text(encoding="utf-8") for path in sorted(paths)}
+
+
+def foreign(text: str) -> list[str]:
+    """Places that would install the project which has our import's name on the package index."""
+    words = [word.strip("\\'\"") for match in INSTALL.finditer(text) for word in match["what"].split()]
+    named = [word for word in words if re.match(r"kt(?![\w./-])", word)]
+    return named + re.findall(r"(?<![\w./-])kt\\?\[[a-z-]+\\?\]", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("pip install 'kt[lora]'", True),
+        ("python -m pip install --quiet kt", True),
+        ("uv pip install kt==0.1", True),
+        ("install kt[data]", True),
+        (r"match='kt\[lora\]'", True),
+        ("pip install 'kt-interp[lora]'", False),
+        ("pip install -e . && .venv/bin/kt demo", False),
+        ("`pip install pyarrow`, then kt eval", False),
+        ("table['kt']", False),
+    ],
+)
+def test_an_install_of_the_other_kt_is_recognised(text, wrong):
+    assert bool(foreign(text)) == wrong
+
+
+def test_nobody_is_told_to_install_the_other_kt():
+    held = texts()
+    assert {"README.md", "docs/data.md", "src/kt/errors.py", "tests/conftest.py", "pyproject.toml"} <= set(held)
+    assert {name: places for name, text in held.items() if (places := foreign(text))} == {}
+
+
+def test_every_extra_in_a_hint_exists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"] == DISTRIBUTION
+    everything = "\n".join(texts().values())
+    named = re.findall(rf"{DISTRIBUTION}\\?\[([\w,-]+)", everything)
+    named += re.findall(r"install_hint\([\"']([\w-]+)[\"']\)", everything)
+    hints = {extra for names in named for extra in names.split(",")}
+    assert {"data", "lora", "lm-eval"} <= hints <= set(project["optional-dependencies"])
+
+
+def test_a_hint_installs_ours_with_its_extra():
+    assert install_hint("lora") == "pip install 'kt-interp[lora]'"
 
 
 FORBIDDEN = {
@@ -99,9 +163,81 @@ def test_the_sources_hold_no(what):
     assert found == []
 
 
-def test_no_module_is_too_long_to_read():
-    long = {relative(p): n for p in SOURCES if (n := len(p.read_text(encoding="utf-8").splitlines())) > MOST_LINES}
-    assert long == {}
+LAYERS = [
+    {"errors", "_util"},
+    {"stats"},
+    {"figures"},
+    {"report"},
+    {"facts", "runs"},
+    {"model"},
+    {"evaluation", "tracing"},
+    {"probing"},
+    {"editing"},
+    {"presets", "residual", "experiments", "capability", "export"},
+    {"recipes", "demo"},
+    {"cli"},
+]
+"""The rooms from the lowest to the highest; a room imports lower ones, and of its own layer those that do not import
+it. `kt/__init__.py` and `kt/__main__.py` stand above all."""
+LEVEL = {room: level for level, layer in enumerate(LAYERS) for room in layer}
+
+
+def rooms_imported() -> dict[str, dict[str, set[str]]]:
+    """By room, the rooms that its files import (also inside functions and for types), each with where."""
+    graph: dict[str, dict[str, set[str]]] = {}
+    for path in SOURCES:
+        if path.name == "run_report.py":
+            continue  # it knows every result by name, until results say themselves what they show
+        parts = path.relative_to(ROOT / "src" / "kt").with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                start = parts[: len(parts) - node.level] + tuple(node.module.split(".") if node.module else ())
+                for name in [(*start, alias.name)[0] for alias in node.names]:
+                    if name in LEVEL and name != parts[0]:
+                        graph.setdefault(parts[0], {}).setdefault(name, set()).add(f"{relative(path)}:{node.lineno}")
+    return graph
+
+
+def test_imports_go_down_the_layers_only():
+    graph = rooms_imported()
+    up = {
+        f"{room} -> {other}": sorted(where)
+        for room, others in graph.items()
+        for other, where in others.items()
+        if room in LEVEL
+        and (LEVEL[other] > LEVEL[room] or (LEVEL[other] == LEVEL[room] and room in graph.get(other, {})))
+    }
+    assert up == {}
+
+
+def test_every_room_has_its_layer():
+    rooms = {path.relative_to(ROOT / "src" / "kt").with_suffix("").parts[0] for path in SOURCES}
+    assert rooms - {"__init__", "__main__"} == set(LEVEL)
+
+
+def test_no_room_has_the_name_of_a_public_function():
+    """Importing a submodule sets its name in the package: `kt.case_study` was a module once it had been imported."""
+    rooms = {path.name.removesuffix(".py") for path in (ROOT / "src" / "kt").iterdir()}
+    assert rooms & set(kt.__all__) == set()
+
+
+def test_public_names_stay_what_they_are_whatever_was_imported_before():
+    check = (
+        "import importlib, pkgutil, kt\n"
+        "for module in pkgutil.walk_packages(kt.__path__, 'kt.'):\n"
+        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+        "import types\n"
+        "modules = [name for name in kt.__all__ if isinstance(getattr(kt, name), types.ModuleType)]\n"
+        "assert not modules, modules\n"
+        "functions = [name for name in kt.__all__ if name[0].islower()]\n"
+        "assert all(callable(getattr(kt, name)) for name in functions)\n"
+        "for name in functions:\n"
+        "    try: getattr(kt, name)(nonsense=1)\n"
+        "    except TypeError as error: assert 'module' not in str(error), (name, error)\n"
+        "    except kt.KtError: pass\n"
+    )
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
 
 
 def test_every_module_says_what_it_is():

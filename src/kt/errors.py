@@ -1,6 +1,21 @@
-"""Errors that users see: one line that says what is wrong, where, and what to do instead."""
+"""Errors that users see: one line that says what is wrong, where, and what to do instead. And one warning."""
 
 from __future__ import annotations
+
+import warnings
+from functools import cache
+
+DISTRIBUTION = "kt-interp"
+"""The name under which kt is installed. The name `kt` on the package index belongs to somebody else's project."""
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs kt with one of its extras, as error messages give it.
+
+    Args:
+        extra: a name from `[project.optional-dependencies]` of pyproject.toml, such as "lora".
+    """
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 class KtError(Exception):
@@ -33,3 +48,13 @@ class BadFact(KtError):
 
 class BadFile(KtError):
     """A file that is missing, broken, or not what its name says."""
+
+
+class ShortcutOff(UserWarning):
+    """The work is done the long way: the numbers are the same, and cost more."""
+
+
+@cache
+def shortcut_off(text: str) -> None:
+    """Warn that a shortcut is off: which one, why, and what that costs. Each text once in a process."""
+    warnings.warn(text, ShortcutOff, stacklevel=2)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'kt[lm-eval]'")
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'kt-interp[lm-eval]'")
 
 from harness_help import CITIES, edit_by_hand, write_tasks
 

@@ -78,6 +78,6 @@ def test_without_lm_eval_one_line_says_what_to_install(monkeypatch):
         raise ImportError("No module named 'lm_eval'")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(KtError, match=r"pip install 'kt\[lm-eval\]'") as caught:
+    with pytest.raises(KtError, match=r"pip install 'kt-interp\[lm-eval\]'") as caught:
         choose("gsm8k")
     assert "\n" not in str(caught.value)

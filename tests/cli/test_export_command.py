@@ -163,7 +163,7 @@ def test_without_peft_the_refusal_comes_first(kt, edit_file, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     ran = kt("export", edit_file, "-m", "never-looked-at", "--format", "peft", "--to", "x")
-    assert ran.code == 2 and "pip install 'kt[lora]'" in ran.err
+    assert ran.code == 2 and "pip install 'kt-interp[lora]'" in ran.err
 
 
 def test_biases_cannot_be_an_adapter(kt, base, model_folder):

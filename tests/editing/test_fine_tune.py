@@ -344,7 +344,7 @@ class TestAdapter:
 
     def test_without_peft_it_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "peft", None)
-        with pytest.raises(KtError, match=r"method lora needs peft; pip install 'kt\[lora\]'"):
+        with pytest.raises(KtError, match=r"method lora needs peft; pip install 'kt-interp\[lora\]'"):
             solve(tiny_model("gpt2"), PLANS["lora"])
 
 

@@ -223,7 +223,7 @@ def test_without_peft_one_line_says_what_to_install(tiny, tmp_path, monkeypatch)
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(KtError, match=r"pip install 'kt\[lora\]'"):
+    with pytest.raises(KtError, match=r"pip install 'kt-interp\[lora\]'"):
         to_peft(tiny, random_edit(tiny), tmp_path / "adapter")
     assert not list(tmp_path.iterdir())
 

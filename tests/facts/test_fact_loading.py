@@ -257,7 +257,7 @@ def test_files_that_are_not_there(tmp_path):
 
 def test_a_hub_source_without_the_datasets_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    fails("hf:owner/name", "pip install 'kt[data]'", kind=BadFile)
+    fails("hf:owner/name", "pip install 'kt-interp[data]'", kind=BadFile)
 
 
 def test_a_dataset_is_read_through_datasets(tmp_path, monkeypatch):

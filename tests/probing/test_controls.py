@@ -3,6 +3,7 @@
 from families import tiny_model
 
 import kt
+import kt.model.tokens
 from kt.probing.controls import Relations
 
 
@@ -19,7 +20,7 @@ POOL = facts_of(
 def test_controls_are_other_answers_of_the_relation_in_an_order_that_the_facts_do_not_decide():
     tokenizer = tiny_model("qwen2").tokenizer
     fact = CAPITALS[0]
-    old, new = (kt.prompts.target_ids(tokenizer, fact.prompt, t)[0] for t in ("Paris", "Rome"))
+    old, new = (kt.model.tokens.target_ids(tokenizer, fact.prompt, t)[0] for t in ("Paris", "Rome"))
     found = Relations.of(CAPITALS, POOL).controls(tokenizer, fact, old, new, seed=0)
     assert found == Relations.of(CAPITALS[::-1], POOL[::-1]).controls(tokenizer, fact, old, new, seed=0)
     assert {c.text for c in found} <= {"Warsaw", "Seattle", "Danielle", "Megan", "Tomas"}
@@ -58,7 +59,7 @@ def test_facts_that_name_no_relation_share_one_by_their_template():
 
 def test_elsewhere_is_the_same_prompt_about_subjects_with_other_answers():
     tokenizer = tiny_model("qwen2").tokenizer
-    old, new = (kt.prompts.target_ids(tokenizer, "The France is", t)[0] for t in ("Paris", "Rome"))
+    old, new = (kt.model.tokens.target_ids(tokenizer, "The France is", t)[0] for t in ("Paris", "Rome"))
     own = facts_of(("France", "Danielle", None))  # another answer of the same subject
     found = Relations.of(CAPITALS, [*POOL, *own]).elsewhere(tokenizer, CAPITALS[0], old, new, seed=0, most=9)
     assert {e.subject for e in found} == {"Poland", "Needle", "Curie", "Space", "Łódź"}

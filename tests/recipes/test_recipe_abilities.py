@@ -52,7 +52,7 @@ def test_a_wrong_recipe_is_one_line(tmp_path, old, new, words):
 
 def test_without_lm_eval_it_says_what_to_install_before_anything_is_loaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # what import then does is as if it were not there
-    with pytest.raises(KtError, match=re.escape("pip install 'kt[lm-eval]'")) as error:
+    with pytest.raises(KtError, match=re.escape("pip install 'kt-interp[lm-eval]'")) as error:
         run_recipe(read_recipe(NAME), lambda name: pytest.fail("loaded"), smoke=True)
     assert error.value.exit_code == 2
 
@@ -63,7 +63,9 @@ def test_smoke_tasks_stand_for_the_papers_by_what_they_measure():
     assert found[2] == "kt_smoke_whole/word_perplexity,none"
 
 
-needs_lm_eval = pytest.mark.skipif(not WITH_LM_EVAL, reason="lm-eval is not installed: pip install 'kt[lm-eval]'")
+needs_lm_eval = pytest.mark.skipif(
+    not WITH_LM_EVAL, reason="lm-eval is not installed: pip install 'kt-interp[lm-eval]'"
+)
 
 
 @pytest.fixture(scope="module")

@@ -47,12 +47,6 @@ def own(tmp_path):
     return write
 
 
-def test_the_link_at_the_root_leads_to_the_files_of_the_package():
-    link = ROOT / "recipes"
-    assert link.is_symlink() and link.readlink() == Path("src/kt/recipes/toml")
-    assert {path.stem for path in link.iterdir()} == set(names())
-
-
 def test_there_is_a_recipe_for_every_table_with_edits():
     tables = {"intattn-table-1", "intattn-table-2", *(f"intattn-supplement-table-{n}" for n in (1, 2, 3, 4))}
     assert set(names()) >= tables | {"jeep-table-2", "jeep-table-3", "jeep-table-4", "jeep-figure-4", "jeep-figure-6"}

@@ -9,6 +9,7 @@ import torch
 from families import tiny_model
 
 import kt
+import kt.model.tokens
 from kt.errors import BadFact, BadFile, WorkFailed
 from kt.model.update import LowRank
 from kt.probing import contrast_probe
@@ -371,14 +372,14 @@ def test_elsewhere_is_the_mean_lead_over_the_other_subjects_prompts():
     with pytest.warns(UserWarning, match="single fact"):
         residual = residual_fact(model, nudge(model), CAPITALS[:1], pool=pool, neutral=False, n_boot=50)
     tokens = [residual.facts[0].original_id, *(c.token for c in residual.controls[0])]
-    true = kt.prompts.target_ids(model.tokenizer, "The Needle is", "Seattle")[0]
+    true = kt.model.tokens.target_ids(model.tokenizer, "The Needle is", "Seattle")[0]
     assert tokens[1:] == [true]  # Seattle is the only control, and no control where it is true
     assert np.isnan(residual.elsewhere).all()
     with pytest.warns(UserWarning, match="single fact"):
         residual = residual_fact(model, nudge(model), CAPITALS[:1], pool=POOL[:2], neutral=False, n_boot=50)
     seen = []
     for subject, answer in (("Needle", "Seattle"), ("Curie", "Danielle")):
-        true = kt.prompts.target_ids(model.tokenizer, f"The {subject} is", answer)[0]
+        true = kt.model.tokens.target_ids(model.tokenizer, f"The {subject} is", answer)[0]
         controls = [c.token for c in residual.controls[0] if c.token != true]
         logits = model.logits(model.encode([f"The {subject} is"]))[0, -1]
         rank = np.array([int((logits > logits[t]).sum()) for t in [residual.facts[0].original_id, 0, *controls]])

@@ -49,9 +49,9 @@ def scores(model, fact, row, site=None, end="value", edit=None):
             kept.append(value.clone().save())
             if edit is not None:
                 edit(value)
-        out = model.last_logits()[:, -1].save()
-    answers, foils = (torch.full((len(ids),), token) for token in (fact.answer_id, fact.foil_id))
-    return readout(out, answers, foils), kept
+        logits = model.last_logits()[:, -1].save()
+    right, wrong = logits[:, fact.answer_id], logits[:, fact.foil_id]
+    return torch.stack([(right - logits.logsumexp(-1)).exp(), right - wrong]), kept
 
 
 def slope(model, fact, noise, direction, label, layer, token):
@@ -86,8 +86,10 @@ def sites(fact, n_layers):
 
 
 def assert_is_the_slope(model, direction):
+    """In float32 the small steps of the reference would be lost in rounding, so it is taken in float64."""
     noise = draws(model, FACTS[:1])
     fact = estimated(model, FACTS[:1], noise, direction=direction).facts[0]
+    model.module.double()
     base = runs(fact, noise[0], direction)[0]
     start = scores(model, fact, base)[0].numpy()
     steep = []

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 import kt
+import kt.model.tokens
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -26,7 +27,7 @@ def draws(model, facts, samples=2):
     """Noise for a list of facts, large enough to move every logit."""
     torch.manual_seed(3)
     width = model.module.get_input_embeddings().weight.shape[1]
-    spans = [kt.prompts.template_span(model.tokenizer, f.template, f.subject) for f in facts]
+    spans = [kt.model.tokens.template_span(model.tokenizer, f.template, f.subject) for f in facts]
     return [2 * torch.randn(samples, s.stop - s.start, width) for s in spans]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import KtError
+from ..errors import KtError, install_hint
 
 Spec = str | dict[str, Any]
 """A name, a pattern, a YAML file, {"task": name, "num_fewshot": n}, or a whole task as a dict."""
@@ -45,7 +45,7 @@ def lm_eval_module(name: str = "lm_eval") -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise KtError(
-            f"general abilities need lm-eval ({error}); install it with: pip install 'kt[lm-eval]'"
+            f"general abilities need lm-eval ({error}); install it with: {install_hint('lm-eval')}"
         ) from error
 
 

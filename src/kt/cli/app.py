@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import KtError
+from ..errors import KtError, install_hint
 from ..runs import parallel as ranks
 from . import interrupt
 from . import processes as many
@@ -251,7 +251,7 @@ def datasets() -> list[tuple[str, str]]:
     return [
         ("demo", "the embedded facts, which the demo model knows"),
         ("FILE, FOLDER", "a .json, .jsonl, .csv or .tsv file, or a folder of them, in one of the formats below"),
-        ("hf:OWNER/NAME[:FILE]", "a data set on the Hugging Face Hub (pip install 'kt[data]')"),
+        ("hf:OWNER/NAME[:FILE]", f"a data set on the Hugging Face Hub ({install_hint('data')})"),
         *known,
     ]
 

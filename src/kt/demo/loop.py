@@ -1,6 +1,6 @@
 """The whole loop in one call: trace, balance factor, joint edit, judgement before and after.
 
-    run = kt.demo_loop.run_loop(kt.load("demo"), kt.load_facts("demo"))
+    run = kt.demo.loop.run_loop(kt.load("demo"), kt.load_facts("demo"))
     run.trace.heatmaps(); run.balance.alpha; run.after.metrics
 
 `kt demo` runs this on the embedded model; it takes any model with facts that it knows.

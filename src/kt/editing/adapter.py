@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import KtError
+from ..errors import KtError, install_hint
 from ..model.sites import Site
 from ..model.update import LowRank
 
@@ -54,7 +54,7 @@ def adapted(model: TracedModel, sites: Sequence[Site], adapter: Adapter, seed: i
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise KtError("method lora needs peft; pip install 'kt[lora]'") from None
+        raise KtError(f"method lora needs peft; {install_hint('lora')}") from None
     projections = {model.layout.path(s): model.linear(s) for s in sites}
     config = LoraConfig(
         r=adapter.rank,

@@ -112,7 +112,7 @@ def _read_once(model: TracedModel, batch: Sequence[SharedPrefix]) -> dict[Questi
         first, further = model.logits(heads), None
     else:
         cache = new_cache(model)
-        first = _logits(model, model.inputs(heads, past_key_values=cache, use_cache=True), 1)
+        first = _logits(model, model.inputs(heads, cache=cache), 1)
         further = _read_on(model, heads, cache, tails)
     place = {tail: i for i, tail in enumerate(tails)}
     answers: dict[Question, TeacherForced] = {}
@@ -139,7 +139,7 @@ def _read_on(
     own = encode_ids([tail for _, tail in tails], pad_id(model.tokenizer))
     width = own.ids.shape[1]
     grown = Batch(own.ids, torch.cat([heads.mask[owners], own.mask], 1))
-    arguments = model.inputs(grown, width, past_key_values=cache, use_cache=True)
+    arguments = model.inputs(grown, width, cache)
     if "position_ids" in arguments:
         arguments["position_ids"] = arguments["position_ids"][:, -width:]
     return _logits(model, arguments, width)

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from .._util.data import read_json, to_json
 from .._util.files import atomic_write
 from ..editing.adapter import take_out
-from ..errors import KtError, WorkFailed
+from ..errors import KtError, WorkFailed, install_hint
 from ..model.devices import require_none
 from ..model.update import Dense, LowRank, Update
 from .hf import OWN, Exported, keep_about, next_logits, prompts_of, public_name
@@ -187,7 +187,7 @@ def need_peft() -> None:
     try:
         import peft  # noqa: F401
     except ImportError:
-        raise KtError("an export for peft needs peft; pip install 'kt[lora]'") from None
+        raise KtError(f"an export for peft needs peft; {install_hint('lora')}") from None
 
 
 def _projections(model: TracedModel, edit: Edit) -> dict[str, nn.Module]:

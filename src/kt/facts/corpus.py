@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadFile
+from ..errors import BadFile, install_hint
 
 DEMO = Path(__file__).parents[1] / "demo" / "corpus.txt"
 
@@ -72,7 +72,7 @@ def _hub_rows(name: str) -> Any:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise BadFile(f"{name} needs the package datasets; install kt[data]") from None
+        raise BadFile(f"{name} needs the package datasets; install it with: {install_hint('data')}") from None
     repo, _, split = name.removeprefix("hf:").partition(":")
     parts = repo.split("/", 2)  # owner/name, and the name of one of its configurations
     try:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadFact, BadFile, KtError
+from ..errors import BadFact, BadFile, KtError, install_hint
 from .fact import Fact
 from .files import ENDINGS, Located, demo_records, file_records
 from .formats import Schema, as_record, named, read_record, read_records
@@ -33,7 +33,7 @@ def hub_records(source: str) -> Iterator[Located]:
     try:
         import datasets
     except ImportError as error:
-        raise BadFile(f"{source} needs the datasets package; install it with: pip install 'kt[data]'") from error
+        raise BadFile(f"{source} needs the datasets package; install it with: {install_hint('data')}") from error
     if not repo:
         raise BadFile(f"{source!r} names no dataset; write hf:owner/name or hf:owner/name:file.json")
     number = 0

@@ -154,15 +154,34 @@ class TracedModel(Weights):
         block.output = (hidden, *block.output[1:]) if self.layout.tuple_output else hidden
 
     # Running ----------------------------------------------------------------------------------------------------
-    def inputs(self, batch: Batch, keep: int | None = 1, **extra: Any) -> dict[str, Any]:
-        """Keyword arguments of one forward: mask and the positions that follow from it, no cache, few logits."""
+    def inputs(self, batch: Batch, keep: int | None = 1, cache: Any = None) -> dict[str, Any]:
+        """Keyword arguments of one forward: mask and the positions that follow from it, cache, few logits."""
         batch = batch.to(self.device)
-        arguments: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+        arguments: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask}
         if "position_ids" in self._forward_parameters:
             arguments["position_ids"] = batch.positions
         if keep is not None and "logits_to_keep" in self._forward_parameters:
             arguments["logits_to_keep"] = keep
-        return arguments | extra
+        return arguments | self.cache_arguments(cache)
+
+    @cached_property
+    def cache_keyword(self) -> str | None:
+        """The name under which `forward` takes a `DynamicCache`, or None when it takes none.
+
+        Transformers renamed `past_key_values` to `cache` within version 5, and a model with code of its own may have
+        either. Models with state-space layers take a cache of their own kind under the same name.
+        """
+        takes_default = getattr(self.module, "_supports_default_dynamic_cache", lambda: True)
+        if not takes_default():
+            return None
+        return next((name for name in ("past_key_values", "cache") if name in self._forward_parameters), None)
+
+    def cache_arguments(self, cache: Any) -> dict[str, Any]:
+        """Keyword arguments of a forward that reads and extends a key-value cache; None asks for no cache."""
+        if cache is None:
+            return {"use_cache": False}
+        assert self.cache_keyword is not None, "prefix_is_reusable says that this model takes no cache"
+        return {self.cache_keyword: cache, "use_cache": True}
 
     @cached_property
     def _forward_parameters(self) -> set[str]:

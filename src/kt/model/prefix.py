@@ -1,9 +1,4 @@
-"""The clean and the corrupted run of a group of prompts with equal token counts (001, section 3.1).
-
-One of them is the *base*, which patched runs start from, the other the *donor* of what is patched in. The base keeps
-every block's input, and the keys and values of every attention: patched at (layer l, token t), a run differs from its
-base only at layers >= l and tokens >= t.
-"""
+"""Keys and values of tokens that several prompts share: read once, kept, and read on from."""
 
 from __future__ import annotations
 
@@ -12,9 +7,13 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..errors import shortcut_off
 from .model import TracedModel
 
 Prefix = tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_head"]]
+
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""The kinds of layer of which a cache holds all there is to know."""
 
 
 def saved(value: Any) -> Any:
@@ -22,19 +21,32 @@ def saved(value: Any) -> Any:
     return value.save()
 
 
+def prefix_is_off(model: TracedModel, why: str) -> None:
+    """Warn, once for each reason, that prompts are read whole where kept keys and values would have done."""
+    shortcut_off(
+        f"{model.name}: keys and values of earlier tokens are not reused, because {why}; the numbers are the same, "
+        "but prompts are read whole each time, which costs about twice the work"
+    )
+
+
 def prefix_is_reusable(model: TracedModel, length: int) -> bool:
-    """Whether keys and values of earlier tokens say all that later tokens need of them.
+    """Whether keys and values of earlier tokens say all that later tokens need of them; a warning says why not.
 
     Not so with recurrent or linear-attention layers, and not kept by a sliding window shorter than the prompt.
     """
     config = model.module.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return (
-        "past_key_values" in model._forward_parameters
-        and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
-        and all(length < window for window in windows if window is not None)
-    )
+    others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
+    short = [window for window in windows if window is not None and window <= length]
+    if model.cache_keyword is None:
+        prefix_is_off(model, "its forward takes no dynamic key-value cache as `past_key_values` or `cache`")
+    elif others:
+        prefix_is_off(model, f"keys and values do not hold the state of its layers ({', '.join(sorted(others))})")
+    elif short:
+        prefix_is_off(model, f"its attention window of {min(short)} tokens is not longer than the prompts")
+    else:
+        return True
+    return False
 
 
 def new_cache(model: TracedModel) -> Any:
@@ -44,8 +56,11 @@ def new_cache(model: TracedModel) -> Any:
     return DynamicCache(config=model.module.config)
 
 
-def stored(cache: Any, n_layers: int, ids: Int[Tensor, "row pos"]) -> list[Prefix] | None:
-    """A cache's keys and values by layer; None when it does not hold all tokens of all layers."""
+def stored(model: TracedModel, cache: Any, ids: Int[Tensor, "row pos"]) -> list[Prefix] | None:
+    """A cache's keys and values by layer; None (and a warning) when it does not hold all tokens of all layers."""
     held = [(layer.keys, layer.values) for layer in cache.layers if getattr(layer, "keys", None) is not None]
     complete = all(k.dim() == 4 and (k.shape[0], k.shape[2]) == tuple(ids.shape) for k, _ in held)
-    return held if complete and len(held) == n_layers else None
+    if complete and len(held) == model.n_layers:
+        return held
+    prefix_is_off(model, "its cache does not hold all tokens of all layers")
+    return None

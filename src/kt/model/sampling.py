@@ -8,6 +8,7 @@ longest would need times their number.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,9 +16,10 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from ..errors import shortcut_off
 from .tokens import encode_ids, pad_id, token_ids
 
 ROUND = 10
@@ -63,12 +65,13 @@ class Generator(Protocol):
 
     module: Any
     tokenizer: Any
+    name: str
 
     @property
     def nnsight(self) -> Any: ...
 
     @property
-    def _forward_parameters(self) -> Any: ...
+    def cache_keyword(self) -> str | None: ...
 
     @property
     def device(self) -> torch.device: ...
@@ -173,7 +176,7 @@ def _step(
     longer = model.nnsight.generate(
         input_ids=ids,
         attention_mask=mask,
-        past_key_values=cache,
+        **({} if cache is None else {str(model.cache_keyword): cache}),
         max_new_tokens=tokens,
         do_sample=False,
         num_beams=1,
@@ -189,18 +192,28 @@ def _step(
 
 
 def _cache(model: Generator) -> DynamicCache | None:
-    """An empty cache that rows can be taken out of between rounds; None where all tokens have to come in one.
+    """An empty cache that rows can be taken out of between rounds; None, with a warning, where there can be none."""
+    why = _one_round_because(model)
+    if why is None:
+        return DynamicCache(config=model.module.config.get_text_config())
+    shortcut_off(
+        f"{model.name}: rows that are done stay in the batch while texts are generated, because {why}; the texts are "
+        "the same, but a batch costs what its longest row costs"
+    )
+    return None
 
-    That is so with layers that keep a state, with models that know no such cache, and under rules that count tokens.
-    """
+
+def _one_round_because(model: Generator) -> str | None:
+    """Why all tokens have to come in one round, if they have to: a rule that counts tokens, or an unfit cache."""
     rules = model.module.generation_config
-    if any(getattr(rules, name, None) for name in (*_FROM_START, "cache_implementation")):
-        return None
-    if "past_key_values" not in model._forward_parameters or not model.module._supports_default_dynamic_cache():
-        return None
-    cache = DynamicCache(config=model.module.config.get_text_config())
-    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-    return cache if plain else None
+    if counted := [name for name in (*_FROM_START, "cache_implementation") if getattr(rules, name, None)]:
+        return f"its generation config sets {', '.join(counted)}"
+    if model.cache_keyword not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
+        return "its forward does not take the dynamic key-value cache that `generate` hands on"
+    layers = DynamicCache(config=model.module.config.get_text_config()).layers
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return "some of its layers keep a state beside keys and values"
+    return None
 
 
 def _end_ids(model: Generator) -> frozenset[int]:

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("kt", "torch", "nnsight", "transformers", "safetensors", "accelerate", "numpy", "scipy", "plotly")
+from .. import __version__
+
+PACKAGES = ("torch", "nnsight", "transformers", "safetensors", "accelerate", "numpy", "scipy", "plotly")
 OPTIONAL = ("kaleido", "datasets", "peft", "lm_eval")
 
 
@@ -25,9 +27,10 @@ def version(package: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that a result can depend on."""
+    """Python, kt and the packages that a result can depend on."""
     found = {name: version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **{name: v for name, v in found.items() if v is not None}}
+    own = {"python": platform.python_version(), "kt": __version__}
+    return own | {name: v for name, v in found.items() if v is not None}
 
 
 def peak_memory() -> dict[str, int]:

@@ -141,7 +141,7 @@ def _arguments(model: TracedModel, prompts: Prompts, shared: Shared) -> dict[str
     for layer, (keys, values) in enumerate(shared.prefixes):
         rows = prompts.fact.to(keys.device)
         cache.update(keys[rows, :, : shared.start], values[rows, :, : shared.start], layer)
-    arguments = model.inputs(unpadded_batch(prompts.ids), past_key_values=cache, use_cache=cache is not None)
+    arguments = model.inputs(unpadded_batch(prompts.ids), cache=cache)
     by_token = [name for name in ("input_ids", "position_ids") if name in arguments]
     return arguments | {name: arguments[name][:, shared.start :] for name in by_token}
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..errors import shortcut_off
 from ..model.model import TracedModel
-from ..model.prefix import prefix_is_reusable
+from ..model.prefix import prefix_is_off, prefix_is_reusable
 from ..model.sites import Kind
 from .forward import run_rows
 from .patch import patched_run
@@ -34,7 +35,15 @@ def shortcuts(model: TracedModel, reuse_prefix: bool = True) -> Shortcuts:
         return Shortcuts(False, False)
     reuse = reuse_prefix and prefix_is_reusable(model, _LENGTH)
     ways = [Shortcuts(True, reuse), Shortcuts(True, False), Shortcuts(False, reuse)]
-    return next((way for way in ways if _holds(model, way)), Shortcuts(False, False))
+    found = next((way for way in ways if _holds(model, way)), Shortcuts(False, False))
+    if reuse and not found.reuse:
+        prefix_is_off(model, "rows patched over kept keys and values did not give the scores of whole rows")
+    if not found.grow:
+        shortcut_off(
+            f"{model.name}: patched rows are in the batch from the first block on, because it did not let rows join "
+            "inside its forward; the numbers are the same, but a trace costs about twice the work"
+        )
+    return found
 
 
 def _holds(model: TracedModel, way: Shortcuts) -> bool:
@@ -53,4 +62,4 @@ def _holds(model: TracedModel, way: Shortcuts) -> bool:
     except (RuntimeError, ValueError, IndexError):  # shapes that the model does not take
         return False
     close = 1e-3 if whole.scores.dtype == model.dtype else 0.1
-    return bool(torch.allclose(scores.cpu(), whole.scores.cpu(), rtol=close, atol=close))
+    return bool(torch.allclose(scores.cpu(), whole.scores.cpu(), rtol=close, atol=close, equal_nan=True))

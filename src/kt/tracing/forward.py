@@ -44,7 +44,7 @@ def run_rows(
         scores: Any = scores_of(model, [(prompts, torch.arange(len(ids)))], [], 0, answers, foils)
         return Run([], None, {}, scores, prompts)
     cache = new_cache(model) if start and prefix else None
-    arguments = model.inputs(unpadded_batch(ids), past_key_values=cache, use_cache=cache is not None)
+    arguments = model.inputs(unpadded_batch(ids), cache=cache)
     inputs: list[Tensor] = []
     values: dict[Source, Tensor] = {}
     with model.nnsight.trace(**arguments):
@@ -59,7 +59,7 @@ def run_rows(
                 if source in sources:
                     values[source] = saved(at(model, source, len(ids)).clone())
         scores = saved(readout(model.last_logits()[:, -1], answers, foils))
-    return Run(inputs, None if cache is None else stored(cache, model.n_layers, ids), values, scores)
+    return Run(inputs, None if cache is None else stored(model, cache, ids), values, scores)
 
 
 def joined(parts: Sequence[Run]) -> Run:

@@ -125,16 +125,15 @@ def _overwritten(group: PatchBatch, rows: PatchRows, source: Source, token: int)
 
 def _dummy_input(model: TracedModel, width: int, length: int, start: int, cache: Any) -> dict[str, object]:
     """`width` rows of padding from `start` on; every block's input is replaced."""
-    arguments: dict[str, object] = {
-        "input_ids": torch.zeros((width, length - start), dtype=torch.long, device=model.device),
-        "use_cache": cache is not None,
-    }
+    arguments = {"input_ids": torch.zeros((width, length - start), dtype=torch.long, device=model.device)}
     optional = {
+        # Over the cached tokens too: nnsight makes up one over `input_ids` alone, and newer transformers mask the rest.
+        "attention_mask": torch.ones((width, length), dtype=torch.long, device=model.device),
         "position_ids": torch.arange(start, length, device=model.device).expand(width, -1),
-        "past_key_values": cache,
         "logits_to_keep": 1,
     }
-    return arguments | {k: v for k, v in optional.items() if v is not None and k in model._forward_parameters}
+    known = {k: v for k, v in optional.items() if k in model._forward_parameters}
+    return arguments | known | model.cache_arguments(cache)
 
 
 def _let_in(model: TracedModel, group: PatchBatch, rows: PatchRows, layer: int, token: int, start: int) -> None:

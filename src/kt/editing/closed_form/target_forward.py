@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...facts.fact import Fact, fill
-from ...model.prefix import Prefix, new_cache, prefix_is_reusable, saved, stored
+from ...model.prefix import Prefix, new_cache, prefix_is_off, prefix_is_reusable, saved, stored
 from ...model.sites import Kind, Site
 from ...model.tokens import Batch, encode_ids, pad_id, target_ids, template_span, token_ids
 from .aims import Position, TargetSite
@@ -203,11 +203,12 @@ def run_whole(
     start, cut = lowest_block(aims), rows.first_touched(aims)
     cache = new_cache(model) if cut and prefix_is_reusable(model, rows.width) else None
     entering, now, arriving = _first_run(model, rows, aims, start, cache)
-    if cache is not None and (prefixes := stored(cache, model.n_layers, rows.batch.ids)) is not None:
+    if cache is not None and (prefixes := stored(model, cache, rows.batch.ids)) is not None:
         before = [(keys[:, :, :cut], values[:, :, :cut]) for keys, values in prefixes[start:]]
         short = Suffix(rows, start, cut, entering[:, cut:], before)
         if _arrives_the_same(model, short, arriving):
             return short, now
+        prefix_is_off(model, "rows read over kept keys and values did not reach the head as whole rows do")
     return Suffix(rows, start, 0, entering, []), now
 
 
@@ -221,7 +222,7 @@ def _first_run(
     now: dict[TargetSite, Tensor] = {}
     entering: list[Tensor] = []
     arriving: list[Tensor] = []
-    arguments = model.inputs(rows.batch, rows.keep, past_key_values=cache, use_cache=cache is not None)
+    arguments = model.inputs(rows.batch, rows.keep, cache)
     with model.nnsight.trace(**arguments) as tracer:
         for layer in range(last):
             if layer == start == 0:
@@ -333,7 +334,7 @@ def _arguments(model: TracedModel, suffix: Suffix) -> dict[str, Any]:
         if layer >= suffix.start:  # put there, not added: no copy
             cache.layers[layer].keys, cache.layers[layer].values = suffix.prefixes[layer - suffix.start]
     short = {name: arguments[name][:, suffix.cut :] for name in ("input_ids", "position_ids") if name in arguments}
-    return arguments | short | {"past_key_values": cache, "use_cache": True}
+    return arguments | short | model.cache_arguments(cache)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ...errors import install_hint
 from ..config import method, setting
 from .ft import FT
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 EASYEDIT_LORA = "EasyEdit hparams/LoRA"
 
 
-@method("lora", "LoRA: a low-rank adapter trained through peft (pip install 'kt[lora]')", place=14)
+@method("lora", f"LoRA: a low-rank adapter trained through peft ({install_hint('lora')})", place=14)
 @dataclass(frozen=True)
 class LoRA(FT):
     """ΔW = (α / r) B A (section 4.1), trained with teacher forcing; `norm_constraint` has no meaning for it."""
