@@ -23,7 +23,7 @@ _TYPES = {"float": float, "int": int, "bool": bool, "str": str, "tuple": tuple}
 
 
 class Setting(NamedTuple):
-    """What is known of a setting beside its default.
+    """A setting's description, beside its default.
 
     Attributes:
         symbol: its symbol in the paper that `source` names; – for none.
@@ -61,7 +61,7 @@ LATER = NotGiven()
 
 @dataclass(frozen=True)
 class Config:
-    """What every method's configuration has.
+    """Base of every method's configuration.
 
     Raises:
         KtError: a value is of the wrong type or sign.

@@ -112,8 +112,8 @@ class FineTune:
             WorkFailed: the loss is not finite.
             KtError: an adapter is asked for and peft is not installed.
         """
-        held, notes = context.journal.take("descent", self._solve, context, facts, progress)
-        return SolveResult({name: WeightUpdate.of(part) for name, part in held.items()}, notes=notes)
+        updates, notes = context.journal.take("descent", self._solve, context, facts, progress)
+        return SolveResult({name: WeightUpdate.of(part) for name, part in updates.items()}, notes=notes)
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """Nothing."""

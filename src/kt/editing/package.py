@@ -108,12 +108,12 @@ def read_back(
         if solved is not None:
             edit.manifest["value_change"] = value_change(model, facts, solved)
     control = edit.control()
-    held: list[Reading] | None = None
+    under_control: list[Reading] | None = None
     if control is not None:
         with control.applied(model):
-            held = readings(model, list(facts))
-    beside: list[Reading | None] = [*held] if held else [None] * len(facts)
-    edit.report = tuple(report(f, b, a, c) for f, b, a, c in zip(facts, before, after, beside, strict=True))
+            under_control = readings(model, list(facts))
+    control_readings: list[Reading | None] = [*under_control] if under_control else [None] * len(facts)
+    edit.report = tuple(report(f, b, a, c) for f, b, a, c in zip(facts, before, after, control_readings, strict=True))
     if not all(torch.isfinite(torch.tensor(r.target_prob)).all() for r in edit.report):
         raise WorkFailed("the edited model's probabilities are not finite; the edit was not kept")
     warn_of_rounding(edit, model.dtype)
@@ -123,25 +123,25 @@ def value_change(model: TracedModel, facts: Sequence[Fact], solved: SolveResult)
     """By aim, over facts: `came_through`, the change's length along the wanted one (1: all of it), and `left`, what is
     still missing, relative to what was wanted. Read on the bare prompts with the edit, scaled as it is, written in. A
     request for which nothing was to change has neither."""
-    found = {}
+    changes = {}
     for aim, search in solved.search.items():
         before, wanted = search.before[aim].double().cpu(), search.wanted[aim].double().cpu()
         now = fact_values(model, facts, Contexts(), aim.site, aim.position).T.cpu()
-        asked = wanted - before
-        length = asked.norm(dim=-1)
-        some = length > 0
-        through = (((now - before) * asked).sum(-1) / length**2)[some]
-        left = ((wanted - now).norm(dim=-1) / length)[some]
-        found[str(aim)] = {
+        wanted_change = wanted - before
+        length = wanted_change.norm(dim=-1)
+        nonzero = length > 0
+        through = (((now - before) * wanted_change).sum(-1) / length**2)[nonzero]
+        left = ((wanted - now).norm(dim=-1) / length)[nonzero]
+        changes[str(aim)] = {
             "came_through": bootstrap_mean(through.tolist()).as_dict(),
             "left": bootstrap_mean(left.tolist()).as_dict(),
         }
-    return found
+    return changes
 
 
 def warn_of_weak_targets(facts: Sequence[Fact], solved: SolveResult) -> None:
-    for aim, found in solved.search.items():
-        weak = [f.subject for f, p in zip(facts, found.prob.tolist(), strict=True) if p < 0.5]
+    for aim, targets in solved.search.items():
+        weak = [f.subject for f, p in zip(facts, targets.prob.tolist(), strict=True) if p < 0.5]
         if weak:
             shown = ", ".join(repr(w) for w in weak[:3])
             warnings.warn(
@@ -153,8 +153,8 @@ def warn_of_weak_targets(facts: Sequence[Fact], solved: SolveResult) -> None:
 
 def _warn_of_weak_writes(edit: Edit) -> None:
     """λ is in units of keys: what holds a 7B model back moves a small one not at all."""
-    found = [change["came_through"] for change in edit.manifest["value_change"].values()]
-    through = [mean["mean"] for mean in found if mean["n"]]
+    means = [change["came_through"] for change in edit.manifest["value_change"].values()]
+    through = [mean["mean"] for mean in means if mean["n"]]
     if through and max(through) < 0.1:
         warnings.warn(
             f"only {max(through):.0%} of the wanted change came through the write; a smaller mom2_update_weight "

@@ -39,18 +39,18 @@ class WeightUpdate(NamedTuple):
     residual_norm: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As a journal keeps it."""
+        """The fields as a journal keeps them."""
         return self._asdict() | {"update": vars(self.update)}
 
     @classmethod
-    def of(cls, held: Mapping[str, Any]) -> WeightUpdate:
-        """From what `as_dict` gave."""
-        parts = held["update"]
-        return cls(**{**held, "update": LowRank(**parts) if "left" in parts else Dense(**parts)})
+    def of(cls, fields: Mapping[str, Any]) -> WeightUpdate:
+        """The update whose `as_dict` gave these fields."""
+        parts = fields["update"]
+        return cls(**{**fields, "update": LowRank(**parts) if "left" in parts else Dense(**parts)})
 
 
 class SolveResult(NamedTuple):
-    """What a plan gives: updates by weight name, wanted values by aim, how the search for them ended, and numbers of
+    """A plan's result: updates by weight name, wanted values by aim, how the search for them ended, and numbers of
     the plan's own for the manifest (`loss`: the last one of a descent)."""
 
     written: dict[str, WeightUpdate]
@@ -60,7 +60,7 @@ class SolveResult(NamedTuple):
 
 
 class EditHistory:
-    """What a session remembers of the edits it made. Never shared between sessions.
+    """A session's memory of the edits it made. Never shared between sessions.
 
     `keys`: by weight name, the keys that earlier edits wrote and later ones are to leave alone (AlphaEdit's cache).
     `running`: by weight name, the running mean and variance that UltraEdit normalises with.
@@ -77,7 +77,7 @@ class EditHistory:
 
 @dataclass(frozen=True)
 class SolveContext:
-    """What every solve of a session has in common.
+    """Everything that the solves of a session have in common.
 
     `original`, where given, is a context in which the model holds the weights it had before the session's first edit;
     wanted values are then rescaled to the norm that the same site has there (the norm guard). `journal` keeps what a
@@ -122,7 +122,7 @@ class Plan(Protocol):
         """Whether it searches for wanted values, which a norm guard can rescale."""
 
     def describe(self) -> PlanText:
-        """What it does, in words."""
+        """The plan in words."""
 
     def names(self, model: TracedModel) -> list[str]:
         """The weights that it writes."""

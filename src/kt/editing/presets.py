@@ -70,7 +70,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Preset:
-    """What is known about editing one model: see `values` and `explain`."""
+    """Hyper-parameters for editing one model; see `values` and `explain`."""
 
     name: str
     summary: str
@@ -98,10 +98,10 @@ class Preset:
         if method is not None:
             own = self._entries(method, variant)
             shared = {name: entry for name, entry in shared.items() if name not in own}
-        found = [_value(None, entry) for entry in shared.values()]
+        values = [_value(None, entry) for entry in shared.values()]
         for each in METHODS if method is None else (method,):
-            found += [_value(each, entry) for entry in self._entries(each, variant).values()]
-        return found
+            values += [_value(each, entry) for entry in self._entries(each, variant).values()]
+        return values
 
     def matches(self, model: TracedModel) -> bool:
         """Whether it is for this model. One without `[match]`, which others build on, is for none."""
@@ -118,10 +118,10 @@ class Preset:
         if method is not None and method not in METHODS:
             raise BadFile(f"no method {method!r}; there are {', '.join(METHODS)}")
         model = dict(self.like).get(method or "")
-        found = self._entries(model, variant) if model else {}
+        entries = self._entries(model, variant) if model else {}
         for chosen in (None,) if variant is None else (None, variant):
-            found |= {e.name: e for e in self.entries if e.method == method and e.variant == chosen}
-        return found
+            entries |= {e.name: e for e in self.entries if e.method == method and e.variant == chosen}
+        return entries
 
 
 def _value(method: str | None, entry: Entry) -> Value:
@@ -141,15 +141,15 @@ def read_preset(path: Path) -> Preset:
         BadFile: not TOML, an unknown key or method, or a preset that is not there or inherits itself.
     """
     family = lineage(path)
-    own = family[-1]
+    last = family[-1]
     like = {method: model for contents in family for method, model in contents.like.items()}
     if stray := [model for model in like.values() if model not in METHODS or model in like]:
         raise BadFile(f"{path}: like = {stray[0]!r} must name a method that is not itself like another")
     return Preset(
         path.stem,
-        own.summary,
-        own.source,
-        own.match,
+        last.summary,
+        last.source,
+        last.match,
         tuple(dict.fromkeys(variant for contents in family for variant in contents.variants)),
         tuple(entry for contents in family for entry in contents.entries),
         tuple(like.items()),
@@ -193,15 +193,15 @@ def path_of(name: str, beside: Path = Path()) -> Path:
 def lineage(path: Path) -> list[Contents]:
     """The file's contents after those of every preset that it builds on."""
     seen: list[Path] = []
-    found: list[Contents] = []
+    contents: list[Contents] = []
     while True:
         if path.resolve() in seen:
             raise BadFile(f"{path}: inherits itself ({' -> '.join(p.stem for p in [*seen, path])})")
         seen.append(path.resolve())
-        found.append(read(path))
-        above = found[-1].inherits
+        contents.append(read(path))
+        above = contents[-1].inherits
         if above is None:
-            return found[::-1]
+            return contents[::-1]
         path = _above(path, above)
 
 
@@ -244,9 +244,9 @@ def _entries(path: Path, where: str, table: Mapping[str, Any], variant: str | No
     for method in methods:
         if method not in METHODS:
             raise BadFile(f"{path}: [{dot}methods.{method}] is no method of kt; known are {', '.join(METHODS)}")
-        own = _table(path, f"{dot}methods", methods, method)
+        values = _table(path, f"{dot}methods", methods, method)
         about = ABOUT if variant else (*ABOUT, "like")
-        yield from _values(path, f"{dot}methods.{method}", own, method, variant, source, about)
+        yield from _values(path, f"{dot}methods.{method}", values, method, variant, source, about)
 
 
 def _values(

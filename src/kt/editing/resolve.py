@@ -1,4 +1,4 @@
-"""From what a user asks to what a solve needs: requests, a configuration with all layers and α, second moments.
+"""The inputs of a solve from a user's: requests, a configuration with all layers and α, second moments.
 
 `configure` makes a method's configuration of the user's values and the preset's; `resolve` fills in what neither gives,
 and is the only part of editing that traces or probes.
@@ -54,8 +54,8 @@ def refuse_contradictions(facts: Sequence[Fact]) -> None:
     """Two targets for one prompt cannot both be written; one prompt and target twice would count twice."""
     seen: dict[str, tuple[int, Fact]] = {}
     for number, fact in enumerate(facts, start=1):
-        asked = " ".join(fact.prompt.split()).casefold()
-        earlier, other = seen.setdefault(asked, (number, fact))
+        prompt = " ".join(fact.prompt.split()).casefold()
+        earlier, other = seen.setdefault(prompt, (number, fact))
         if earlier == number:
             continue
         if other.target != fact.target:
@@ -136,7 +136,7 @@ def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a trace and a probe say of facts on the unedited model: α and layers, the stages of recall."""
+    """A trace (α and layers) and a probe (stages of recall) of facts on the unedited model."""
 
     balance: Balance | None = None
     stages: Stages | None = None

@@ -190,7 +190,7 @@ class EditSession:
         return config
 
     def _refuse(self, plan: Plan) -> None:
-        """What cannot be done with this method, before any work."""
+        """Refuse, before any work, what this method cannot do."""
         name = self.config.name
         written = plan.names(self.model)
         for weight in written:
@@ -328,7 +328,7 @@ def _columns(name: str, gram: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in
 
 # Editing on top of earlier edits: they stand in the model while the new one is solved, and their keys are held.
 #
-# What belongs to the model rather than to its state (context templates, second moments, the trace that gives α) is
+# Context templates, second moments and the trace that gives α belong to the model rather than to its state, and are
 # taken from the base, before the earlier edits are written in: with the same seed it is what the first edit had.
 
 
@@ -336,7 +336,7 @@ class SessionOnEdits(EditSession):
     """An `EditSession` on a model that `below` is written into; the base's exact bytes are back on exit.
 
     Args:
-        below: the earlier edits, in order. What is solved names them (`stands_on` in its manifest).
+        below: the earlier edits, in order. The new edit names them (`stands_on` in its manifest).
         requests: facts that a trace for α or a probe for layers is made of, where `alpha_facts` names none. (An α of
             each fact's own is traced batch by batch, on the model as the earlier edits leave it.)
         options: those of `EditSession`; `keep_history=False` leaves the earlier keys free, which any method can.

@@ -75,7 +75,7 @@ class Running:
 
 
 class Pairs(NamedTuple):
-    """What a projection read where an answer's token is predicted, and the gradient at what it gave; on the CPU."""
+    """A linear map's inputs where an answer's token is predicted, and the gradients at its outputs; on the CPU."""
 
     keys: Float[Tensor, "pair d_in"]
     gradients: Float[Tensor, "pair d_out"]
@@ -187,11 +187,11 @@ def answer_pairs(
         if progress:
             progress(len(done), len(facts))
     order = torch.tensor([number for number in done for _ in answers[number]]).argsort(stable=True)
-    found = {s: Pairs(*(torch.cat(each)[order] for each in zip(*(p[s] for p in parts), strict=True))) for s in sites}
-    for site, pairs in found.items():
+    pairs_at = {s: Pairs(*(torch.cat(each)[order] for each in zip(*(p[s] for p in parts), strict=True))) for s in sites}
+    for site, pairs in pairs_at.items():
         if not all(bool(torch.isfinite(each).all()) for each in pairs):
             raise WorkFailed(f"keys or gradients at {site} are not finite; load the model in bfloat16 or float32")
-    return found
+    return pairs_at
 
 
 def _forward_and_back(

@@ -1,4 +1,4 @@
-"""What a target is searched for: a site, a position, and how far δ may go there."""
+"""Targets: at which site and token a value is searched for, how far it may move, how its residual is spread."""
 
 from __future__ import annotations
 

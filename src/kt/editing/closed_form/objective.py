@@ -20,7 +20,7 @@ from .aims import TargetSite
 
 
 class SearchStep(NamedTuple):
-    """What a step of the search shows of the requests that are still searched for.
+    """One step of the search: its readings of the requests that are still searched for.
 
     Attributes:
         nll: mean -log p of the target's tokens, by context.
@@ -61,10 +61,10 @@ class Term:
         return False
 
     def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
-        """What it adds to each request's loss."""
+        """The term's part of each request's loss; None where it has none."""
 
     def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"] | None:
-        """Which requests' searches end here."""
+        """Which requests' searches end here; None where it ends none."""
 
     def bounded(
         self, target: TargetSite, delta: Float[Tensor, "fact d_model"], before: Float[Tensor, "fact d_model"]

@@ -164,7 +164,7 @@ class LocateThenEdit:
         self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
     ) -> dict[TargetSite, Targets]:
         aims = list(dict.fromkeys([p.aim for p in self.live] + list(self.also)))
-        found: dict[TargetSite, Targets] = {}
+        targets_by_site: dict[TargetSite, Targets] = {}
         for group in [aims] if self.joint else [[a] for a in aims]:
             targets = find_targets(
                 context.model,
@@ -175,8 +175,8 @@ class LocateThenEdit:
                 progress=progress,
                 journal=context.journal,
             )
-            found |= dict.fromkeys(group, _guarded(context, facts, targets))
-        return found
+            targets_by_site |= dict.fromkeys(group, _guarded(context, facts, targets))
+        return targets_by_site
 
 
 def _guarded(context: SolveContext, facts: Sequence[Fact], targets: Targets) -> Targets:

@@ -34,7 +34,7 @@ class Solution(NamedTuple):
 
 
 class System(NamedTuple):
-    """What a solver is given: all float64 on the CPU.
+    """The input of a solver: all float64 on the CPU.
 
     `keys` are means over contexts, `bare` those of the bare prompts; `past` holds the keys that earlier edits of the
     session wrote, or None.
@@ -191,7 +191,7 @@ class Equality(ThroughFactor):
 class NullSpace:
     """R Kᵀ P ((K Kᵀ + H) P + L2 · I)⁻¹ (AlphaEdit), P the projector onto directions of C below `threshold`.
 
-    What it maps onto lies in P's range, where the matrix is the symmetric L2 · I + P(K Kᵀ + H)P: solved as such. The
+    Its result lies in P's range, where the matrix is the symmetric L2 · I + P(K Kᵀ + H)P: solved as such. The
     threshold is absolute, as in the original code: it depends on the scale of the keys.
     """
 

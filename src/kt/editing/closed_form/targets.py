@@ -6,7 +6,7 @@ For every request a δ per aim is found, all aims of a search together, that min
 
 where the KL is read at the subject's last token of the essence prompt "{} is a" and v is the value before. Adam; after
 each step δ is pulled back to ‖δ‖ ≤ clamp · ‖v‖; a request stops by the objective's rule. N steps are N forwards and
-N-1 updates. What δ cannot change runs once: blocks below the lowest aim, tokens before δ's (target_suffix.py).
+N-1 updates. Blocks below the lowest aim and tokens before δ's do not depend on δ, and run once (target_forward.py).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ DISPATCH = {"cpu": 5e8, "cuda": 4e12}
 
 
 class _Length(NamedTuple):
-    """What a request runs: columns from δ's first place on, target tokens, tokens of the bare prompt and target."""
+    """A request's lengths in tokens: from δ's first column on, of the target, of the bare prompt with the target."""
 
     suffix: int
     target: int
@@ -60,7 +60,7 @@ class _Length(NamedTuple):
 def target_batches(
     model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, size: int
 ) -> list[list[int]]:
-    """Places of the facts, batch by batch: at most `size`, or fewer where half the free memory would not hold them.
+    """Indices of the facts, batch by batch: at most `size`, or fewer where half the free memory would not hold them.
 
     With memory enough the batches follow from the facts, the aims and the model alone.
     """
@@ -117,7 +117,7 @@ def _block(model: TracedModel, layer: int) -> torch.nn.Module:
     return model.module.get_submodule(model.layout.path(Kind.RESID, layer))
 
 
-# What a step's logits say of every request: how likely its target is, and the words after the essence prompt.
+# Every request's loss from a step's logits: how likely its target is, and the words after the essence prompt.
 
 
 class TargetLoss(NamedTuple):
@@ -131,14 +131,14 @@ class TargetLoss(NamedTuple):
 
 def read_rows(logits: Sequence[Float[Tensor, "read vocab"]], groups: Sequence[TargetRows]) -> TargetLoss:
     """From the logits of groups of rows; the first holds all context rows, and all or none of the essence rows."""
-    said, rows, essence = logits[0], groups[0], None
+    at_reads, rows, essence = logits[0], groups[0], None
     if len(groups) == 2:
         essence = logits[1].log_softmax(-1)
     elif bool(rows.essence.any()):
         at_essence = rows.essence[_row_of_each_read(rows)]
-        essence = said[at_essence].log_softmax(-1)
-        said, rows = said[~at_essence], rows.of(~rows.essence)
-    nll, argmax = _of_targets(said, rows)
+        essence = at_reads[at_essence].log_softmax(-1)
+        at_reads, rows = at_reads[~at_essence], rows.of(~rows.essence)
+    nll, argmax = _of_targets(at_reads, rows)
     facts = len(rows.fact.unique())
     nll, argmax = (rearrange(v, "(fact context) -> fact context", fact=facts) for v in (nll, argmax))
     return TargetLoss(nll, essence, argmax.all(-1))
@@ -184,34 +184,34 @@ def find_targets(
     Several processes share the batches.
     """
     # Of several processes, the one with the least memory free decides: all have to have the same batches.
-    found = ranks.all_gather("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
-    batches = max(found, key=len)
+    choices = ranks.all_gather("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
+    batches = max(choices, key=len)
     ends = list(accumulate(map(len, batches)))
     # Batches stand in one order: the place where one begins and its size say which requests are in it.
     what = f"targets-{'+'.join(map(str, aims))}"
     names = [f"{what}-{end - len(batch):05d}-{len(batch)}" for batch, end in zip(batches, ends, strict=True)]
-    asked = [(model, [facts[i] for i in batch], aims, contexts, objective) for batch in batches]
+    arguments = [(model, [facts[i] for i in batch], aims, contexts, objective) for batch in batches]
     parts = (journal or Journal()).take_each(
         what,
         _find_batch,
-        dict(zip(names, asked, strict=True)),
+        dict(zip(names, arguments, strict=True)),
         None if progress is None else lambda done: progress(ends[done - 1], len(facts)),
     )
     targets = join_targets([_targets(part, aims, model.device) for part in parts])
     return _in_order(targets, [i for batch in batches for i in batch])
 
 
-def _targets(held: Mapping[str, Any], aims: Sequence[TargetSite], device: torch.device) -> Targets:
-    """From what `_find_batch` gave, with values by the aim's place."""
-    wanted, before = ({a: v.to(device) for a, v in zip(aims, held[part], strict=True)} for part in ("wanted", "before"))
-    return Targets(wanted, before, *(held[part].to(device) for part in ("loss", "prob", "steps")))
+def _targets(values: Mapping[str, Any], aims: Sequence[TargetSite], device: torch.device) -> Targets:
+    """`Targets` from the fields that `_find_batch` gave, on `device`."""
+    wanted, before = (dict(zip(aims, (v.to(device) for v in values[p]), strict=True)) for p in ("wanted", "before"))
+    return Targets(wanted, before, *(values[part].to(device) for part in ("loss", "prob", "steps")))
 
 
-def _in_order(found: Targets, places: Sequence[int]) -> Targets:
-    """Requests as they were given, from the order in which they were searched."""
-    back = torch.tensor(places, device=found.loss.device).argsort()
-    wanted, before = ({a: v[back] for a, v in part.items()} for part in (found.wanted, found.before))
-    return Targets(wanted, before, found.loss[back], found.prob[back], found.steps[back])
+def _in_order(targets: Targets, places: Sequence[int]) -> Targets:
+    """The targets in the order in which the requests were given."""
+    back = torch.tensor(places, device=targets.loss.device).argsort()
+    wanted, before = ({a: v[back] for a, v in part.items()} for part in (targets.wanted, targets.before))
+    return Targets(wanted, before, targets.loss[back], targets.prob[back], targets.steps[back])
 
 
 def join_targets(parts: Sequence[Targets]) -> Targets:
@@ -272,7 +272,7 @@ def _find_batch(
 def _begun(
     model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, objective: Objective
 ) -> tuple[list[Suffix], dict[TargetSite, Float[Tensor, "fact d_model"]]]:
-    """What steps start from, and each aim's value in the first (bare) context row."""
+    """The forwards that every step repeats, and each target site's value in the first (bare) context row."""
     # Without δ in the essence row, or without weight on it, the KL is zero.
     essence = objective.reads_essence and any(a.position is Position.SUBJECT_LAST for a in aims)
     groups = split_rows(target_rows(model, facts, contexts), aims, essence, worth_of_a_run(model, aims))
