@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 
 from kt._util.files import atomic_write
-from kt.editing.config import Config
+from kt.editing.config import Config, setting_fields
 from kt.editing.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def settings_table() -> str:
     """A row a setting; methods that share its default and source share the row."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for name, config in METHODS.items():
-        for spec in fields(config):
+        for spec in setting_fields(config):
             about = spec.metadata["setting"]
             key = (spec.name, default_of(config, spec.name), about.symbol, about.text, about.source)
             rows.setdefault(key, []).append(name)
@@ -58,7 +58,7 @@ def settings_table() -> str:
 
 def default_of(config: type[Config], name: str) -> str:
     """A default as a user types it; – where the preset, a trace or the model's depth gives it."""
-    default = next(spec.default for spec in fields(config) if spec.name == name)
+    default = next(spec.default for spec in setting_fields(config) if spec.name == name)
     assert default is not MISSING
     if default is None or default == ():
         return "–"

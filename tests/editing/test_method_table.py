@@ -10,7 +10,7 @@ import torch
 from editing_help import CONTEXTS, REQUESTS, statistics
 
 import kt
-from kt.editing.config import REGISTERED, method
+from kt.editing.config import FORMAT_1, REGISTERED, method
 from kt.editing.config import setting as default
 from kt.editing.methods import METHODS
 from kt.editing.methods.memit import MEMIT
@@ -66,3 +66,12 @@ def test_a_method_made_outside_of_kt_edits_by_its_configuration(setting):
         assert all(torch.equal(edit.delta(name), other.delta(name)) for name in other.names)
     finally:
         REGISTERED.pop("mine")
+
+
+def test_every_file_lists_the_same_settings_and_those_of_other_methods_as_they_were_given():
+    config = METHODS["memit"].of({"layers_mlp": [1], "layers_high": [3, 2], "lr": 0.1})
+    listed = config.as_dict()
+    assert list(listed) == list(FORMAT_1) and config == METHODS["memit"](layers_mlp=(1,))
+    assert (listed["layers_high"], listed["lr"], listed["alpha"], listed["lora_alpha"]) == ((2, 3), 0.1, 0.0, 32.0)
+    for name in FORMAT_1:
+        assert any(name in each.settings() for each in METHODS.values()), "a setting that no method has"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ from transformers import GPT2Config, GPTJConfig, LlamaConfig, MistralConfig, Qwe
 
 import kt
 from kt.cli import main
+from kt.editing.config import setting_fields
 from kt.editing.methods import METHODS, all_settings
 from kt.editing.presets import lineage, path_of
 from kt.errors import BadFile
@@ -149,7 +149,7 @@ def test_every_value_is_a_hyper_parameter_with_symbol_and_source(name):
 
 def test_every_setting_of_every_method_has_a_symbol_a_sentence_and_a_source():
     for name, config in METHODS.items():
-        for field in fields(config):
+        for field in setting_fields(config):
             about = field.metadata["setting"]
             assert about.symbol and len(about.about) > 5 and len(about.source) > 5, (name, field.name)
 

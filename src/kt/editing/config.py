@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -81,10 +81,13 @@ class Config:
         source="IntAttn-Edit section 5.1; JEEP D.7",
     )
 
+    unused: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+    """Values given for settings of other methods, as presets share them: without effect, kept in the manifest."""
+
     def __init_subclass__(cls) -> None:
         """Complete the settings that only give a base's setting another default and source."""
         for name, spec in vars(cls).items():
-            if isinstance(spec, Field) and not spec.metadata["setting"].about:
+            if isinstance(spec, Field) and "setting" in spec.metadata and not spec.metadata["setting"].about:
                 known = next(
                     fs for base in cls.__mro__[1:] if name in (fs := vars(base).get("__dataclass_fields__", {}))
                 )
@@ -92,7 +95,7 @@ class Config:
                 spec.metadata = MappingProxyType({"setting": mine})
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
+        for spec in setting_fields(type(self)):
             check_value(spec.name, type_of(spec), getattr(self, spec.name), spec.metadata["setting"].least)
 
     @staticmethod
@@ -107,7 +110,7 @@ class Config:
     @property
     def missing_layers(self) -> list[str]:
         """The layer settings that nobody gave."""
-        return [spec.name for spec in fields(self) if isinstance(getattr(self, spec.name), NotGiven)]
+        return [spec.name for spec in setting_fields(type(self)) if isinstance(getattr(self, spec.name), NotGiven)]
 
     @property
     def traces_alpha(self) -> bool:
@@ -125,23 +128,76 @@ class Config:
         return 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings by name, as a manifest keeps them."""
-        return asdict(self)
+        """The settings by name, as a manifest keeps them: those of `FORMAT_1` in every file, then the method's own."""
+        layers = {name: tuple(sorted(set(value))) for name, value in self.unused.items() if name.startswith("layers")}
+        own = {spec.name: getattr(self, spec.name) for spec in setting_fields(type(self))}
+        return FORMAT_1 | dict(self.unused) | layers | own
 
     @classmethod
     def settings(cls) -> dict[str, Setting]:
-        return {spec.name: spec.metadata["setting"] for spec in fields(cls)}
+        return {spec.name: spec.metadata["setting"] for spec in setting_fields(cls)}
 
     @classmethod
     def own_defaults(cls) -> dict[str, Any]:
         """Defaults that come before a preset's shared values."""
-        return {spec.name: spec.default for spec in fields(cls) if spec.metadata["setting"].own}
+        return {spec.name: spec.default for spec in setting_fields(cls) if spec.metadata["setting"].own}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Config:
-        """From values by name; those of other methods are left out, and layers may come as lists."""
-        known = {name: values[name] for name in cls.settings() if name in values}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+        """From values by name; those of other methods are `unused`, and layers may come as lists."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        known = {name: values.pop(name) for name in cls.settings() if name in values}
+        return cls(**known, unused=values)
+
+
+def setting_fields(config: type[Config]) -> list[Field[Any]]:
+    """The fields that are settings."""
+    return [spec for spec in fields(config) if "setting" in spec.metadata]
+
+
+FORMAT_1: dict[str, Any] = {
+    "layers_mlp": (),
+    "layers_attn": (),
+    "layers_high": (),
+    "alpha": 0.0,
+    "v_lr": 0.5,
+    "v_num_grad_steps": 25,
+    "v_weight_decay": 1e-3,
+    "kl_factor": 0.0625,
+    "clamp_norm_factor": 4.0,
+    "mom2_update_weight": 15000.0,
+    "mom2_update_weight_attn": None,
+    "mom2_update_weight_high": None,
+    "mom2_adjustment": True,
+    "fact_token": "subject_last",
+    "spread": "even",
+    "attn_aim": "hidden",
+    "joint_targets": False,
+    "coupled": False,
+    "modules": "mlp",
+    "nullspace_threshold": 2e-2,
+    "L2": 10.0,
+    "clamp_norm_factor_high": 0.25,
+    "v_weight_decay_high": 0.5,
+    "min_loss": 0.9,
+    "region": "both",
+    "separate_targets": False,
+    "high_module": "mlp",
+    "emmet_lambda": 0.1,
+    "shared_normaliser": True,
+    "num_steps": 25,
+    "lr": 5e-4,
+    "weight_decay": 0.0,
+    "norm_constraint": None,
+    "objective_optimization": "prompt_last",
+    "batch_size": 8,
+    "stop_loss": 1e-2,
+    "rank": 8,
+    "lora_alpha": 32.0,
+    "lora_dropout": 0.0,
+}
+"""The settings that every edit file lists, of whichever method it is, so that files of all versions compare equal. A
+new method's settings are listed in its own files only; nothing is to be added here."""
 
 
 Chosen = TypeVar("Chosen", bound=type[Config])

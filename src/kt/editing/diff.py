@@ -18,7 +18,6 @@ from . import stack as stack_file
 from .conflicts import same_fact
 from .edit import Edit
 from .edit_io import KIND
-from .methods import METHODS
 from .stack import EditStack, facts_of
 
 COMPARED = (
@@ -99,18 +98,11 @@ def _settings(first: Edit, second: Edit) -> dict[str, tuple[Any, Any]]:
     for edit in (first, second):
         values = {name: edit.manifest.get(name) for name in COMPARED}
         for group in NESTED:
-            values |= {f"{group}.{name}": value for name, value in _nested(edit, group).items()}
+            values |= {f"{group}.{name}": value for name, value in (edit.manifest.get(group) or {}).items()}
         flat.append({name: list(v) if isinstance(v, tuple) else v for name, v in values.items()})
     names = dict.fromkeys((*flat[0], *flat[1]))
     pairs = {name: (flat[0].get(name), flat[1].get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _nested(edit: Edit, group: str) -> dict[str, Any]:
-    """A group of the manifest; of hyper-parameters those of the edit's method, for old files hold every method's."""
-    values = edit.manifest.get(group) or {}
-    config = METHODS.get(str(edit.manifest.get("method"))) if group == "hyper_parameters" else None
-    return {name: value for name, value in values.items() if config is None or name in config.settings()}
 
 
 def _requests(first: Edit, second: Edit) -> tuple[RequestDiff, ...]:

@@ -121,6 +121,8 @@ def configure(
         else:
             values[name] = tuple(int(layer) for layer in values[name])
     values["alpha"] = check_alpha(values.get("alpha", "auto") if alpha is None else alpha)
+    if not chosen.writes_attention:
+        del values["alpha"]
     return chosen.of(values)
 
 

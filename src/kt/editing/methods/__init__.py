@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from importlib import import_module
 from pkgutil import iter_modules
 
-from ..config import REGISTERED, Config, Setting, one_of, type_of
+from ..config import REGISTERED, Config, Setting, one_of, setting_fields, type_of
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -38,6 +37,6 @@ def setting_types() -> dict[str, str]:
     """The type of every setting, as it is written in the first configuration that has it."""
     found: dict[str, str] = {}
     for config in METHODS.values():
-        for spec in fields(config):
+        for spec in setting_fields(config):
             found.setdefault(spec.name, type_of(spec))
     return found
