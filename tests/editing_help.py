@@ -34,6 +34,11 @@ def statistics(model, corpus, tmp_path):
     return key_statistics(model, sites, corpus, max_tokens=2500, cache_dir=tmp_path)
 
 
+def plan_of(method):
+    """What a method does with the quick settings."""
+    return METHODS[method].of(FAST | ATTENTION).plan()
+
+
 def solve(model, corpus, tmp_path, method="intattn", requests=REQUESTS, **changes):
     extra = ATTENTION if METHODS[method].writes_attention else {}
     return kt.edit(

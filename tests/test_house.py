@@ -170,10 +170,10 @@ LAYERS = [
     {"report"},
     {"facts", "runs"},
     {"model"},
-    {"presets", "evaluation", "tracing"},
+    {"evaluation", "tracing"},
     {"probing"},
     {"editing"},
-    {"residual", "experiments", "capability", "export"},
+    {"presets", "residual", "experiments", "capability", "export"},
     {"recipes", "demo"},
     {"cli"},
 ]

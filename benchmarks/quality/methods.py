@@ -25,10 +25,6 @@ from rows import run
 ROOT = Path(__file__).parents[2]
 OUT, TUNED = ROOT / "docs" / "data" / "demo-methods.json", ROOT / "docs" / "data" / "demo-tuning.json"
 SIZES, SINGLES, MAX_TOKENS = (1, 10, 100), 20, 40_000
-ORDER = (
-    "unedited", "memit", "intattn", "alphaedit", "emmet", "pmet", "jeep", "rome", "r-rome", "intattn-rome", "ultraedit",
-    "ft", "ft-l", "ft-wd", "lora",
-)  # fmt: skip
 METRICS = {
     "success": "edit_success_tf_exact",
     "paraphrase": "paraphrase_tf_exact",
@@ -39,8 +35,9 @@ METRICS = {
 
 
 def setting_of(method: str) -> dict[str, Any]:
-    """The best setting of the tuning grid; the first of equals."""
-    return max(json.loads(TUNED.read_text(encoding="utf-8"))[method], key=lambda row: row["score"])["setting"]
+    """The best setting of the tuning grid; the first of equals. None of a method that was not tuned: its defaults."""
+    tuned = json.loads(TUNED.read_text(encoding="utf-8")).get(method, [{"score": 0.0, "setting": {}}])
+    return max(tuned, key=lambda row: row["score"])["setting"]
 
 
 def peak_mib() -> float:
@@ -117,7 +114,8 @@ def table(path: Path) -> str:
     head = ["method", "edits", *METRICS, "CPU s an edit", "peak MiB"]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     rows = json.loads(path.read_text(encoding="utf-8"))
-    for each in sorted(rows, key=lambda r: (r["edits"], ORDER.index(r["method"].split(":")[0]))):
+    order = all_methods()
+    for each in sorted(rows, key=lambda r: (r["edits"], order.index(r["method"].split(":")[0]))):
         cells = [each["method"], str(each["edits"])]
         for name in METRICS:
             cells.append(cell(each[name]) if name in each else "–")
@@ -129,9 +127,11 @@ def table(path: Path) -> str:
 
 
 def all_methods() -> list[str]:
-    from kt.editing import METHODS
+    """The unedited model, then all methods in the order of the table: batched closed forms, ROME's family, the rest."""
+    from kt.editing.methods import METHODS
 
-    return ["unedited", *METHODS]
+    first = ("memit", "intattn", "alphaedit", "emmet", "pmet", "jeep")
+    return list(dict.fromkeys(("unedited", *first, *METHODS)))
 
 
 def shown(each: dict[str, Any], size: int) -> str:

@@ -88,7 +88,7 @@ def main() -> None:
     model, facts = kt.load("demo"), tuning_facts()
     before = kt.evaluate(model, facts, generate=False)
     for method in args.methods.split(","):
-        grid = GRIDS[method]
+        grid = GRIDS.get(method, {})  # a method without a grid: its defaults
         for values in itertools.product(*grid.values()):
             setting = dict(zip(grid, values, strict=True))
             # Read again each time: two processes may share the file.

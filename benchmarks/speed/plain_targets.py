@@ -8,18 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import kt
-from kt.editing.closed_form.aims import Objective, Position, TargetSite
+from kt.editing.closed_form import objective as terms
+from kt.editing.closed_form.aims import Position, TargetSite
 from kt.model.tokens import target_ids, template_span, token_ids
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """An objective as numbers, under ROME's and MEMIT's names. `argmax_discount`: PMET's rule; `stop_prob`: JEEP's."""
+
+    v_num_grad_steps: int = 25
+    v_lr: float = 0.5
+    v_weight_decay: float = 1e-3
+    kl_factor: float = 0.0625
+    clamp_norm_factor: float = 4.0
+    stop_loss: float = 5e-2
+    stop_prob: float | None = None
+    argmax_discount: bool = False
+
+    @property
+    def objective(self) -> terms.Objective:
+        """The same as the terms that `find_targets` takes."""
+        stops: list[terms.Term] = [terms.StopBelow(self.stop_loss)]
+        if self.argmax_discount:
+            stops.append(terms.StopAtArgmax(self.kl_factor))
+        if self.stop_prob is not None:
+            stops = [terms.StopAtProbability(self.stop_prob)]
+        likelihood = terms.DiscountedNLL() if self.argmax_discount else terms.NLL()
+        bounds = (terms.WeightDecay(self.v_weight_decay), terms.ClampNorm(self.clamp_norm_factor))
+        return terms.Objective(
+            (likelihood, terms.KL(self.kl_factor), *bounds, *stops), self.v_num_grad_steps, self.v_lr
+        )
+
+
 def plain_target(
-    model: kt.TracedModel, fact: kt.Fact, aims: Sequence[TargetSite], templates: Sequence[str], objective: Objective
+    model: kt.TracedModel, fact: kt.Fact, aims: Sequence[TargetSite], templates: Sequence[str], objective: Numbers
 ) -> dict[TargetSite, tuple[Tensor, Tensor]]:
     """δ and the value before, an aim."""
     words = model.tokenizer
@@ -81,7 +111,7 @@ def plain_target(
     return {aim: (delta[aim].detach(), before[aim]) for aim in aims}
 
 
-def _stops(objective: Objective, loss: float, prob: float, kl: float, argmax: bool) -> bool:
+def _stops(objective: Numbers, loss: float, prob: float, kl: float, argmax: bool) -> bool:
     if objective.stop_prob is not None:
         return prob >= objective.stop_prob
     return loss < objective.stop_loss or (objective.argmax_discount and argmax and kl <= 0.01)

@@ -115,8 +115,9 @@ def check() -> int:
     from trace_speed import random_gpt2
 
     import kt
-    from kt.editing.closed_form.aims import Objective, TargetSite
+    from kt.editing.closed_form.aims import TargetSite
     from kt.editing.closed_form.contexts import Contexts
+    from kt.editing.closed_form.objective import NLL, ClampNorm, Objective, WeightDecay
     from kt.editing.closed_form.targets import find_targets
     from kt.facts.corpus import Corpus
     from kt.model.sites import Kind, Site
@@ -126,7 +127,7 @@ def check() -> int:
     model, s = random_gpt2(layers, width, vocabulary), Shape(layers, width, 4 * width, width, 2, vocabulary)
     fact = kt.Fact("a{}efghij-", "bcdx", answer="q", foil="z", target="x")
     contexts, aim = Contexts((("{}",),)), TargetSite(Site(Kind.RESID, 2))
-    objective = Objective(v_num_grad_steps=5, stop_loss=0.0, kl_factor=0.0)
+    objective = Objective((NLL(), WeightDecay(), ClampNorm()), steps=5)
     found = {
         "trace": (
             trace_operations(s, 12, 1, 10, 2),

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 import torch
 from measure import Cost, Row, command, counted, measured, product_rate
-from plain_targets import plain_target
+from plain_targets import Numbers, plain_target
 from trace_speed import random_gpt2
 
 import kt
-from kt.editing.closed_form.aims import Objective, TargetSite
+from kt.editing.closed_form.aims import TargetSite
 from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.targets import find_targets
 from kt.model.sites import Kind, Site
@@ -47,10 +47,10 @@ def rows(small: bool) -> Iterator[Row]:
     layers, width, layer, number, steps, done = (4, 128, 1, 4, 4, 4) if small else (12, 768, 5, 32, 25, 4)
     torch.set_num_threads(1)
     model, facts = random_gpt2(layers, width), requests(number)
-    aim, objective = TargetSite(Site(Kind.RESID, layer)), Objective(v_num_grad_steps=steps, stop_loss=0.0)
-    plain_target(model, facts[0], [aim], CONTEXTS.flat, Objective(v_num_grad_steps=1))  # what only a first call costs
-    find_targets(model, facts[:1], [aim], CONTEXTS, Objective(v_num_grad_steps=1))
-    found, ours = measured(lambda: find_targets(model, facts, [aim], CONTEXTS, objective))
+    aim, objective = TargetSite(Site(Kind.RESID, layer)), Numbers(v_num_grad_steps=steps, stop_loss=0.0)
+    plain_target(model, facts[0], [aim], CONTEXTS.flat, Numbers(v_num_grad_steps=1))  # what only a first call costs
+    find_targets(model, facts[:1], [aim], CONTEXTS, Numbers(v_num_grad_steps=1).objective)
+    found, ours = measured(lambda: find_targets(model, facts, [aim], CONTEXTS, objective.objective))
     loop, theirs = measured(
         lambda: [plain_target(model, fact, [aim], CONTEXTS.flat, objective)[aim] for fact in facts[:done]]
     )
@@ -81,7 +81,11 @@ def rows(small: bool) -> Iterator[Row]:
 def work(model: kt.TracedModel, facts: list[kt.Fact], aim: TargetSite, steps: int) -> int:
     """Operations of the search: every step after the first costs the same, so three say what all cost."""
     two, three = (
-        counted(lambda n=n: find_targets(model, facts, [aim], CONTEXTS, Objective(v_num_grad_steps=n, stop_loss=0.0)))
+        counted(
+            lambda n=n: find_targets(
+                model, facts, [aim], CONTEXTS, Numbers(v_num_grad_steps=n, stop_loss=0.0).objective
+            )
+        )
         for n in (2, 3)
     )
     return three + (steps - 3) * (three - two)

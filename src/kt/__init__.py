@@ -57,7 +57,7 @@ _HOMES = {
     "Probe": ".probing",
     "residual_fact": ".residual",
     "Residual": ".residual",
-    "edit": ".editing",
+    "edit": ".editing.session",
     "Edit": ".editing",
     "EditSession": ".editing",
     "EditStack": ".editing.stack",

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from editing_help import ATTENTION, FAST, REQUESTS, statistics
+from editing_help import ATTENTION, FAST, REQUESTS, plan_of, statistics
 from families import tiny_model
 
 import kt
@@ -12,12 +12,14 @@ from kt.editing import METHODS
 from kt.editing.closed_form.aims import Position
 from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.keys import fact_values
+from kt.editing.resolve import configure
 from kt.errors import BadFact, KtError
 from kt.model.sites import Kind, Site
 from kt.probing.stages import no_stages
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|alpha of their own)")
-TARGETED = [name for name in METHODS if name not in ("ft", "ft-l", "ft-wd", "lora", "ultraedit")]
+TARGETED = [name for name in METHODS if plan_of(name).has_targets]
+FAST_SETTINGS = {name: value for name, value in FAST.items() if name != "context_templates"}
 KEEPING = ("memit", "intattn", "alphaedit", "emmet", "pmet", "jeep")
 
 
@@ -191,7 +193,7 @@ def test_a_projector_that_does_not_fit_is_refused_before_any_work(setting, monke
 def test_jeeps_regions_come_from_the_stages_of_recall_when_nobody_gives_them(setting, monkeypatch):
     probed = no_stages("none")._replace(layers_low=(1,), layers_high=(2,))
     asked = []
-    monkeypatch.setattr("kt.editing.session.probe_stages", lambda model, facts: asked.append(facts) or probed)
+    monkeypatch.setattr("kt.editing.resolve.probe_stages", lambda model, facts: asked.append(facts) or probed)
     with pytest.warns(UserWarning, match="layers_mlp 1 as probed, layers_high 2 as probed"):
         edit = session(setting, "jeep", layers_mlp=None, layers_high=None).solve(REQUESTS)
     assert edit.names == ("model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight")
@@ -206,7 +208,7 @@ class TestBalance:
 
     def test_each_facts_column_is_scaled_by_its_own(self, setting, monkeypatch):
         traced = SimpleNamespace(alpha=0.5, layers={}, per_fact=[SimpleNamespace(id="a", alpha=0.25)])
-        monkeypatch.setattr("kt.editing.session.trace_balance", lambda *a: traced)
+        monkeypatch.setattr("kt.editing.resolve.trace_balance", lambda *a: traced)
         named = [request | {"id": name} for request, name in zip(REQUESTS, "ab", strict=True)]
         with pytest.warns(UserWarning, match=r"1 of 2 requests have no alpha of their own .*Space Needle.* 0\.500"):
             mixed = session(setting, alpha="per-fact").solve(named)
@@ -251,6 +253,17 @@ def test_each_family_of_methods_draws_its_own_contexts(setting):
     assert [len(g) for g in rome.groups] == [21] and len(set(rome.weights)) == 1
     for same, again, other in found.values():
         assert same == again != other
+
+
+def test_a_configuration_and_its_name_with_options_give_the_same_edit(setting):
+    model, corpus, cache = setting
+    config = configure(model, "memit", **FAST_SETTINGS)
+    given = {"statistics": statistics(model, corpus, cache), "context_templates": FAST["context_templates"]}
+    named, made = session(setting, "memit").solve(REQUESTS), kt.edit(model, REQUESTS, config, **given)
+    assert named.manifest["hyper_parameters"] == made.manifest["hyper_parameters"]
+    assert all(torch.equal(named.delta(name), made.delta(name)) for name in named.names)
+    with pytest.raises(KtError, match="v_lr belongs into the configuration"):
+        kt.edit(model, REQUESTS, config, v_lr=0.1, **given)
 
 
 def test_layers_that_nobody_gave_are_said_to_be_guessed(setting):

@@ -11,7 +11,6 @@ from families import byte_level_tokenizer, tiny_module
 from ndif_server import Server, connect
 
 import kt
-import kt.model.load
 from kt.cli import main
 from kt.errors import KtError, UnknownModel, UnknownSite, WorkFailed
 from kt.model.load import load

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +11,11 @@ from transformers import GPT2Config, GPTJConfig, LlamaConfig, MistralConfig, Qwe
 
 import kt
 from kt.cli import main
+from kt.editing.config import setting_fields
+from kt.editing.methods import METHODS, all_settings
+from kt.editing.presets import lineage, path_of
 from kt.errors import BadFile
-from kt.presets import METHOD_NAMES, SYMBOLS, named, preset_for, presets
-from kt.presets.reading import lineage, path_of
+from kt.presets import named, preset_for, presets
 
 BASES = {"base", "originals", "easyedit"}
 SEVEN_B = dict(num_hidden_layers=32, hidden_size=4096, num_attention_heads=32)
@@ -134,23 +135,23 @@ def test_the_values_are_those_of_the_papers_and_repositories(name, method, varia
 
 @pytest.mark.parametrize("name", sorted({*CONFIGS, "demo", *BASES}))
 def test_every_value_is_a_hyper_parameter_with_symbol_and_source(name):
-    from kt.editing.config import HyperParameters
-
     preset = presets()[name]
     for variant in (None, *preset.variants):
         for value in preset.explain(None, variant):
-            assert value.symbol == SYMBOLS[value.name].symbol
+            assert value.symbol == all_settings()[value.name].symbol
             assert len(value.source) > 10
-        for method in (None, *METHOD_NAMES):
-            HyperParameters(**preset.values(method, variant)).checked()
+        for method, config in METHODS.items():
+            values = preset.values(method, variant)
+            assert set(values) <= set(config.settings()), "a value of another method"
+            config(**values)
+            config.of(preset.values(None, variant))
 
 
-def test_the_tables_of_names_are_those_of_the_methods():
-    from kt.editing.config import HyperParameters
-    from kt.editing.methods import METHODS
-
-    assert set(SYMBOLS) == {field.name for field in fields(HyperParameters)}
-    assert set(METHODS) <= set(METHOD_NAMES)
+def test_every_setting_of_every_method_has_a_symbol_a_sentence_and_a_source():
+    for name, config in METHODS.items():
+        for field in setting_fields(config):
+            about = field.metadata["setting"]
+            assert about.symbol and len(about.about) > 5 and len(about.source) > 5, (name, field.name)
 
 
 @pytest.mark.parametrize("name", sorted({*CONFIGS, "demo", *BASES}))
@@ -162,13 +163,11 @@ def test_no_file_repeats_what_it_inherits(name):
 
 def test_a_methods_own_default_never_hides_a_value_of_its_paper():
     """Merged, a method's built-in default comes over the shared value: where they differ, the preset has its own."""
-    from kt.editing.methods import METHODS
-
     for name in CONFIGS:
         preset = presets()[name]
         for method, built_in in METHODS.items():
             shared, own = preset.values(), preset.values(method)
-            hidden = {k for k, v in built_in.defaults if k in shared and shared[k] != v and k not in own}
+            hidden = {k for k, v in built_in.own_defaults().items() if k in shared and shared[k] != v and k not in own}
             assert (name, method, hidden) == (name, method, set())
 
 

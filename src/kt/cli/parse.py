@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import KtError
 from .command import BadOption
 
 KINDS = ("mlp", "attn", "hidden", "hidden-no-mlp", "hidden-no-attn")
@@ -31,12 +32,12 @@ def layers(text: str | None, flag: str) -> tuple[int, ...] | None:
 
 def alpha(text: str) -> float | str:
     """`auto` or `per-fact` (measured by tracing), or a number from 0 (MLP only) to 1 (attention only)."""
-    if text in ("auto", "per-fact"):
-        return text
-    value = _number(text)
-    if value is None or not 0 <= value <= 1:
-        raise BadOption(f"--alpha {text!r}: write auto, per-fact, or a number from 0 (MLP only) to 1 (attention only)")
-    return value
+    from ..editing.closed_form.config import check_alpha
+
+    try:
+        return check_alpha(text, "--alpha")
+    except KtError as error:
+        raise BadOption(str(error)) from None
 
 
 def noise(text: str) -> float:

@@ -63,11 +63,12 @@ def presets(options: PresetOptions) -> None:
 
 def rows(values: list[Value], sources: list[str]) -> list[list[Any]]:
     """A row a value; methods that take a value from the same place share the row."""
-    from ..presets import SYMBOLS
+    from ..editing.methods import all_settings
 
+    settings = all_settings()
     methods_of: dict[tuple[Any, ...], list[str]] = {}
     for value in values:
-        about = fill(SYMBOLS[value.name].text, WIDEST["what it is"])
+        about = fill(settings[value.name].text, WIDEST["what it is"])
         key = (value.name, written(value.value), value.symbol, about, sources.index(value.source) + 1)
         methods_of.setdefault((value.method is None, *key), []).append(value.method or "all")
     return [[fill(", ".join(methods), WIDEST["for"]), *key[1:]] for key, methods in methods_of.items()]
@@ -89,8 +90,9 @@ def layer_ranges(layers: tuple[int, ...]) -> str:
 
 
 def as_json(preset: Preset, values: list[Value], options: PresetOptions) -> dict[str, Any]:
-    from ..presets import SYMBOLS
+    from ..editing.methods import all_settings
 
+    settings = all_settings()
     return {
         "preset": preset.name,
         "summary": preset.summary,
@@ -98,7 +100,7 @@ def as_json(preset: Preset, values: list[Value], options: PresetOptions) -> dict
         "variants": list(preset.variants),
         "method": options.method,
         "variant": options.variant,
-        "values": [asdict(value) | {"about": SYMBOLS[value.name].text} for value in values],
+        "values": [asdict(value) | {"about": settings[value.name].text} for value in values],
     }
 
 

@@ -180,13 +180,13 @@ def _alpha(
 
 
 def fixed_alpha(model: TracedModel, method: str, options: SweepOptions, given: Mapping[str, Any]) -> float | None:
-    from ..editing.resolve import MethodRequest
+    from ..editing.resolve import configure
 
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
     if alpha == "per-fact":
         raise BadOption("--alpha per-fact: a sweep takes one α for all facts; write auto or a number")
     names = {n: v for n, v in given.items() if n not in ("preset", "variant")}
-    return MethodRequest.of(model, method, alpha, options.preset, options.variant, names).fixed_alpha()
+    return configure(model, method, alpha, options.preset, options.variant, **names).fixed_alpha
 
 
 DEMO_REQUESTS = 20

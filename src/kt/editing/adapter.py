@@ -101,7 +101,7 @@ def low_rank(layer: Any) -> LowRank:
 
 
 def take_out(module: nn.Module, projections: dict[str, nn.Module]) -> None:
-    """What peft's `unload` does, but also of an injection that broke off half way."""
+    """Put the projections back, as peft's `unload` does, also after an injection that broke off half way."""
     for path, projection in projections.items():
         parent, _, name = path.rpartition(".")
         setattr(module.get_submodule(parent), name, projection)

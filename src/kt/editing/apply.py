@@ -24,7 +24,7 @@ FileState = Literal["base", "applied", "other"]
 
 
 class MatchedWeights(NamedTuple):
-    """What `apply_` keeps of a model: the weights' bytes from before, and their fingerprints with the edit in them."""
+    """A model's weights before `apply_` wrote an edit: their bytes, and their fingerprints with the edit in them."""
 
     before: dict[str, Tensor]
     after: dict[str, str]
@@ -74,7 +74,7 @@ def states(edit: Applicable, model: TracedModel) -> dict[str, FileState]:
 
 
 def refuse_other_shapes(edit: Applicable, model: TracedModel) -> None:
-    """What no force can write.
+    """Refuse an edit that no force can write.
 
     Raises:
         UnknownSite: the model has no weight of that name.
@@ -95,11 +95,11 @@ def refuse_other_shapes(edit: Applicable, model: TracedModel) -> None:
 
 def difference(edit: Applicable, model: TracedModel) -> Difference | None:
     """Why the model's weights are not those that the edit was solved for; None where they are."""
-    found = states(edit, model)
+    now = states(edit, model)
     base, after = edit.manifest.get("fingerprints", {}), edit.manifest.get("fingerprints_after", {})
-    # What rounding left as it was is the same weight before and after.
-    telling = [n for n in found if n not in base or base[n] != after.get(n)]
-    applied, other = ([n for n in found if found[n] == state] for state in ("applied", "other"))
+    # A weight that rounding left unchanged is the same before and after, and tells nothing.
+    telling = [n for n in now if n not in base or base[n] != after.get(n)]
+    applied, other = ([n for n in now if now[n] == state] for state in ("applied", "other"))
     if not applied and not other:
         return None
     if applied and set(applied) == set(telling):
@@ -107,13 +107,13 @@ def difference(edit: Applicable, model: TracedModel) -> Difference | None:
         return Difference(what, f"revert it first, or load {_base(edit)} anew")
     if applied:
         rest = [n for n in telling if n not in applied]
-        what = f"the edit is partly applied to {model.name}: {_some(applied, found)} hold it, {_named(rest)} not"
+        what = f"the edit is partly applied to {model.name}: {_some(applied, now)} hold it, {_named(rest)} not"
         return Difference(what, f"load {_base(edit)} anew")
-    dtype, own = edit.manifest.get("dtype"), str(model.dtype).removeprefix("torch.")
-    if dtype is not None and dtype != own:
-        what = f"the edit was solved in {dtype}, and {model.name} is loaded in {own}"
+    dtype, loaded = edit.manifest.get("dtype"), str(model.dtype).removeprefix("torch.")
+    if dtype is not None and dtype != loaded:
+        what = f"the edit was solved in {dtype}, and {model.name} is loaded in {loaded}"
         return Difference(what, f"load it with --dtype {dtype}")
-    what = f"{_some(other, found)} in {model.name} are not the weights that the edit was solved for"
+    what = f"{_some(other, now)} in {model.name} are not the weights that the edit was solved for"
     return Difference(what, f"load the model it names, {_base(edit)}")
 
 
@@ -124,13 +124,13 @@ def admit(edit: Applicable, model: TracedModel, force: bool) -> Difference | Non
         UnknownSite, KtError: see `refuse_other_shapes`; or, without force, the weights are not the edit's.
     """
     refuse_other_shapes(edit, model)
-    found = difference(edit, model)
-    if found is None:
+    misfit = difference(edit, model)
+    if misfit is None:
         return None
     if not force:
-        raise KtError(f"{found.what}; {found.remedy}, or write it all the same with force=True (--force)")
-    warnings.warn(f"forced: {found.what}; what it does there was not measured", stacklevel=4)
-    return found
+        raise KtError(f"{misfit.what}; {misfit.remedy}, or write it all the same with force=True (--force)")
+    warnings.warn(f"forced: {misfit.what}; what it does there was not measured", stacklevel=4)
+    return misfit
 
 
 def write_checked(edit: Applicable, model: TracedModel) -> None:

@@ -1,107 +1,238 @@
-"""Hyper-parameters of all methods, under the names that users of ROME and MEMIT know."""
+"""The configuration of a method: frozen settings, each with its symbol and source, and the plan that follows from them.
+
+A method is one file in `methods/`: a subclass of `Config` under one `@method` line. Reading configurations, their names
+and their settings imports no torch, so that presets, `kt --help` and `kt ls methods` stay fast.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field, dataclass, field, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from ..errors import KtError
-from .closed_form.aims import SPREADS, Objective, Position, Spread
-from .closed_form.plan import Share
-from .closed_form.solvers import LeastSquares
+from .closed_form.contexts import Contexts, memit_contexts
+
+if TYPE_CHECKING:
+    from ..model.model import TracedModel
+    from .plan import Plan
 
 _TYPES = {"float": float, "int": int, "bool": bool, "str": str, "tuple": tuple}
 
 
-@dataclass(frozen=True)
-class HyperParameters:
-    """What users of ROME and MEMIT know by these names, and the joint edits' own.
+class Setting(NamedTuple):
+    """A setting's description, beside its default.
 
-    Defaults are EasyEdit's MEMIT for 7B models; a method may bring its own (`Method.defaults`).
+    Attributes:
+        symbol: its symbol in the paper that `source` names; – for none.
+        about: what it is, in one sentence.
+        source: paper and section or equation, or the file of the authors' code.
+        unit: what it is counted in.
+        own: the method's default comes before a value that a preset shares among all methods. So does every default
+            of a setting that the method takes over from its base.
+        least: the smallest number; None where the configuration checks the value itself.
     """
 
-    layers_mlp: tuple[int, ...] = ()
-    layers_attn: tuple[int, ...] = ()
-    layers_high: tuple[int, ...] = ()
-    alpha: Share = 0.0  # one number, or one a request
-    v_lr: float = 0.5
-    v_num_grad_steps: int = 25
-    v_weight_decay: float = 1e-3
-    kl_factor: float = 0.0625
-    clamp_norm_factor: float = 4.0
-    mom2_update_weight: float = 15000.0
-    mom2_update_weight_attn: float | None = None  # None: the same λ for both modules
-    mom2_update_weight_high: float | None = None
-    mom2_adjustment: bool = True
-    fact_token: str = Position.SUBJECT_LAST.value
-    spread: str = "even"
-    attn_aim: str = "hidden"  # what attention is to produce: residual stream, or `attn` (the output of W_o)
-    joint_targets: bool = False
-    coupled: bool = False
-    modules: str = "mlp"  # `mlp`, `both` (W_o too: PMET, fine-tuning, LoRA), `block` (fine-tuning: every weight of it)
-    nullspace_threshold: float = 2e-2
-    L2: float = 10.0
-    clamp_norm_factor_high: float = 0.25
-    v_weight_decay_high: float = 0.5
-    min_loss: float = 0.9  # JEEP: a probability, despite its name in the original
-    region: str = "both"  # JEEP's ablations: `both`, `low`, `high`, `joint-low`, `joint-high`
-    separate_targets: bool = False  # JEEP's ablation: each region's δ searched for alone
-    high_module: str = "mlp"  # JEEP's ablation `w/ MHSA in Step3`: `attn`
-    emmet_lambda: float = 0.1
-    shared_normaliser: bool = True  # UltraEdit: one for all weights of a shape, as its code has it
-    num_steps: int = 25  # fine-tuning and LoRA, from here on
-    lr: float = 5e-4
-    weight_decay: float = 0.0
-    norm_constraint: float | None = None  # FT-L: how far any weight may move
-    objective_optimization: str = "prompt_last"  # or `target_new`: usual teacher forcing (FT-M)
-    batch_size: int = 8
-    stop_loss: float = 1e-2
-    rank: int = 8
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
+    symbol: str
+    about: str
+    source: str
+    unit: str = ""
+    own: bool = False
+    least: float | None = 0
 
-    def checked(self) -> HyperParameters:
-        """Itself, or KtError where a value is of the wrong type or sign."""
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            wanted = next((t for word, t in _TYPES.items() if str(spec.type).startswith(word)), None)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if spec.name == "alpha" or (value is None and "None" in str(spec.type)):
-                continue
-            if wanted is not None and not (number if wanted is float else isinstance(value, wanted)):
-                raise KtError(f"{spec.name} {value!r} is no {wanted.__name__}; see kt.editing.hyper_parameters")
-            if number and not (math.isfinite(value) and value >= 0):
-                raise KtError(f"{spec.name} {value!r} must be zero or more")
-        for name in ("v_num_grad_steps", "num_steps", "batch_size", "rank"):
-            if getattr(self, name) < 1:
-                raise KtError(f"{name} must be at least 1")
-        return self
+    @property
+    def text(self) -> str:
+        return f"{self.about} ({self.unit})" if self.unit else self.about
+
+
+def setting(default: Any, *, source: str, about: str = "", symbol: str = "–", **more: Any) -> Any:
+    """A field of a `Config`; see `Setting` for the arguments. Without `about`, a new default of the base's setting."""
+    return field(default=default, metadata={"setting": Setting(symbol, about, source, **more)})
+
+
+class NotGiven(tuple[int, ...]):
+    """Layers that nobody gave: `resolve` takes them from a trace, a probe or the model's depth."""
+
+
+LATER = NotGiven()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of every method's configuration.
+
+    Raises:
+        KtError: a value is of the wrong type or sign.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    place: ClassVar[int]
+    writes_attention: ClassVar[bool] = False
+    keeps_history: ClassVar[bool] = False  # by default, between the edits of a session
+
+    layers_mlp: tuple[int, ...] = setting(
+        LATER,
+        symbol="R_mlp; l′..L′",
+        about="layers whose MLP output projection is written",
+        unit="from 0",
+        source="IntAttn-Edit section 5.1; JEEP D.7",
+    )
+
+    unused: Mapping[str, Any] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+    """Values given for settings of other methods, as presets share them: without effect, kept in the manifest."""
+
+    def __init_subclass__(cls) -> None:
+        """Complete the settings that only give a base's setting another default and source."""
+        for name, spec in vars(cls).items():
+            if isinstance(spec, Field) and "setting" in spec.metadata and not spec.metadata["setting"].about:
+                known = next(
+                    fs for base in cls.__mro__[1:] if name in (fs := vars(base).get("__dataclass_fields__", {}))
+                )
+                mine = known[name].metadata["setting"]._replace(source=spec.metadata["setting"].source, own=True)
+                spec.metadata = MappingProxyType({"setting": mine})
+
+    def __post_init__(self) -> None:
+        for spec in setting_fields(type(self)):
+            check_value(spec.name, type_of(spec), getattr(self, spec.name), spec.metadata["setting"].least)
+
+    @staticmethod
+    def contexts(model: TracedModel, seed: int) -> Contexts:
+        """The context templates that a session lets the model write where none are given."""
+        return memit_contexts(model, seed)
+
+    def plan(self) -> Plan:
+        """How the method edits; of a configuration with all layers and α."""
+        raise NotImplementedError
+
+    @property
+    def missing_layers(self) -> list[str]:
+        """The layer settings that nobody gave."""
+        return [spec.name for spec in setting_fields(type(self)) if isinstance(getattr(self, spec.name), NotGiven)]
+
+    @property
+    def traces_alpha(self) -> bool:
+        """Whether attention's share of the update is to come from a trace."""
+        return False
+
+    @property
+    def fixed_alpha(self) -> float | None:
+        """Attention's share of the update where it is one number that is known; else None."""
+        return 0.0
 
     @property
     def mean_alpha(self) -> float:
-        return sum(self.alpha) / len(self.alpha) if isinstance(self.alpha, tuple) else self.alpha
+        """Attention's share of the update, as a mean over requests."""
+        return 0.0
 
-    @property
-    def mlp_share(self) -> Share:
-        """1 - α (eq. 13)."""
-        return tuple(1 - a for a in self.alpha) if isinstance(self.alpha, tuple) else 1 - self.alpha
+    def as_dict(self) -> dict[str, Any]:
+        """The settings by name, as a manifest keeps them: those of `FORMAT_1` in every file, then the method's own."""
+        layers = {name: tuple(sorted(set(value))) for name, value in self.unused.items() if name.startswith("layers")}
+        own = {spec.name: getattr(self, spec.name) for spec in setting_fields(type(self))}
+        return FORMAT_1 | dict(self.unused) | layers | own
 
-    @property
-    def objective(self) -> Objective:
-        return Objective(self.v_num_grad_steps, self.v_lr, self.v_weight_decay, self.kl_factor, self.clamp_norm_factor)
+    @classmethod
+    def settings(cls) -> dict[str, Setting]:
+        return {spec.name: spec.metadata["setting"] for spec in setting_fields(cls)}
 
-    @property
-    def position(self) -> Position:
-        return Position(one_of(self.fact_token, [p.value for p in Position], "fact_token"))
+    @classmethod
+    def own_defaults(cls) -> dict[str, Any]:
+        """Defaults that come before a preset's shared values."""
+        return {spec.name: spec.default for spec in setting_fields(cls) if spec.metadata["setting"].own}
 
-    @property
-    def spread_rule(self) -> Spread:
-        return SPREADS[one_of(self.spread, SPREADS, "spread")]
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Config:
+        """From values by name; those of other methods are `unused`, and layers may come as lists."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        known = {name: values.pop(name) for name in cls.settings() if name in values}
+        return cls(**known, unused=values)
 
-    @property
-    def held(self) -> LeastSquares:
-        return LeastSquares(self.mom2_update_weight)
+
+def setting_fields(config: type[Config]) -> list[Field[Any]]:
+    """The fields that are settings."""
+    return [spec for spec in fields(config) if "setting" in spec.metadata]
+
+
+FORMAT_1: dict[str, Any] = {
+    "layers_mlp": (), "layers_attn": (), "layers_high": (), "alpha": 0.0, "v_lr": 0.5, "v_num_grad_steps": 25,
+    "v_weight_decay": 1e-3, "kl_factor": 0.0625, "clamp_norm_factor": 4.0, "mom2_update_weight": 15000.0,
+    "mom2_update_weight_attn": None, "mom2_update_weight_high": None, "mom2_adjustment": True,
+    "fact_token": "subject_last", "spread": "even", "attn_aim": "hidden", "joint_targets": False, "coupled": False,
+    "modules": "mlp", "nullspace_threshold": 2e-2, "L2": 10.0, "clamp_norm_factor_high": 0.25,
+    "v_weight_decay_high": 0.5, "min_loss": 0.9, "region": "both", "separate_targets": False, "high_module": "mlp",
+    "emmet_lambda": 0.1, "shared_normaliser": True, "num_steps": 25, "lr": 5e-4, "weight_decay": 0.0,
+    "norm_constraint": None, "objective_optimization": "prompt_last", "batch_size": 8, "stop_loss": 1e-2, "rank": 8,
+    "lora_alpha": 32.0, "lora_dropout": 0.0,
+}  # fmt: skip
+"""The settings that every edit file lists, of whichever method it is, so that files of all versions compare equal. A
+new method's settings are listed in its own files only; nothing is to be added here."""
+
+
+Chosen = TypeVar("Chosen", bound=type[Config])
+REGISTERED: dict[str, type[Config]] = {}
+
+
+def method(name: str, summary: str, place: int = 1000) -> Callable[[Chosen], Chosen]:
+    """Register a configuration as the method `name`.
+
+    Args:
+        summary: one line for `kt ls methods`.
+        place: orders the lists of methods; equal places are ordered by name.
+    """
+
+    def register(config: Chosen) -> Chosen:
+        config.name, config.summary, config.place = name, summary, place
+        REGISTERED[name] = config
+        return config
+
+    return register
+
+
+def type_of(spec: Field[Any]) -> str:
+    """A field's type as it is written, with or without postponed annotations."""
+    return spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", str(spec.type))
+
+
+def check_value(name: str, annotation: str, value: Any, least: float | None = 0) -> None:
+    """Refuse a value that is not of the annotated type, or a number below `least` (None: any value).
+
+    Raises:
+        KtError: it is not.
+    """
+    if least is None or (value is None and "None" in annotation):
+        return
+    wanted = next(kind for word, kind in _TYPES.items() if annotation.startswith(word))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number if wanted is float else isinstance(value, wanted)):
+        raise KtError(f"{name} {value!r} is no {wanted.__name__}; see docs/methods.md")
+    if number and not (math.isfinite(value) and value >= 0):
+        raise KtError(f"{name} {value!r} must be zero or more")
+    if number and value < least:
+        raise KtError(f"{name} must be at least {least:g}")
+
+
+WRITTEN = "weights of a layer that are written: mlp, attn, both, block, or linear maps, as mlp.gate_proj,mlp.up_proj"
+MAPS = {"mlp": ("mlp",), "attn": ("attn",), "both": ("attn", "mlp")}
+
+
+def linear_maps(modules: str, others: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The linear maps that `modules` names, as `Site` takes them.
+
+    Args:
+        modules: `mlp` (down_proj), `attn` (W_o), `both`, or maps by role or module name, such as
+            `mlp.gate_proj,mlp.up_proj`.
+        others: other words that the method knows, for the message.
+
+    Raises:
+        KtError: neither.
+    """
+    names = MAPS.get(modules) or tuple(part.strip() for part in modules.split(","))
+    if modules not in MAPS and not all(name.partition(".")[0] in ("mlp", "attn") and "." in name for name in names):
+        known = ", ".join((*MAPS, *others))
+        raise KtError(f"modules {modules!r} is unknown; choose among {known}, or name linear maps, as mlp.up_proj")
+    return names
 
 
 def one_of(value: str, known: Collection[str], name: str) -> str:

@@ -1,4 +1,4 @@
-"""What new requests would do to earlier edits, said before anything is solved.
+"""Conflicts of new requests with earlier edits, found before anything is solved.
 
 Two questions, of every request of an earlier edit and every new one:
 
@@ -30,7 +30,6 @@ from .closed_form.aims import Position
 from .closed_form.contexts import Contexts
 from .closed_form.keys import fact_keys
 from .closed_form.plan import LocateThenEdit
-from .config import HyperParameters
 from .edit import Edit
 from .methods import METHODS
 from .resolve import read_requests
@@ -44,7 +43,7 @@ OVERLAP = 0.5
 """The least overlap that is shown. On the demo model fewer than 2 in 1000 pairs of facts of other relations reach it,
 and more than 9 in 10 pairs with one subject, in two wordings or two relations (docs/data/stacks.md)."""
 COSINE = 0.6
-"""The same for the cosine of keys, found in the same way."""
+"""The least cosine of keys that is shown, measured in the same way."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def conflicts(
     """
     new = read_requests(model, requests)
     least = {"overlap": overlap, "cosine": cosine}
-    found = []
+    met = []
     for number, edit in enumerate(edits, start=1):
         old = facts_of([edit])
         read = overlaps(model, new, edit)
@@ -105,8 +104,8 @@ def conflicts(
                 close = read is not None and value is not None and abs(value) >= least[read.measure]
                 if (what := same_fact(fact, earlier) or ("keys" if close else None)) is not None:
                     measure = None if read is None else read.measure
-                    found.append(Conflict(what, *_side(fact), number, *_side(earlier), value, measure))
-    return found
+                    met.append(Conflict(what, *_side(fact), number, *_side(earlier), value, measure))
+    return met
 
 
 def same_fact(new: Fact, old: Fact) -> str | None:
@@ -126,41 +125,39 @@ def same_fact(new: Fact, old: Fact) -> str | None:
 def overlaps(model: TracedModel, new: Sequence[Fact], edit: Edit) -> Overlaps | None:
     """How much of each request of an edit each new one reads; None for an edit without keys (fine-tuning has none)."""
     old = facts_of([edit])
-    places = positions(model, edit)
-    if not places:
+    tokens = positions(model, edit)
+    if not tokens:
         return None
     contexts = Contexts.of(edit.manifest.get("context_templates") or [["{}"]])
-    columns = all(edit.updates[name].rank == len(old) and isinstance(edit.updates[name], LowRank) for name in places)
+    columns = all(edit.updates[name].rank == len(old) and isinstance(edit.updates[name], LowRank) for name in tokens)
     total = torch.zeros(len(new), len(old), dtype=torch.float64)
-    for name, position in places.items():
+    for name, position in tokens.items():
         keys = fact_keys(model, [*new, *old], contexts, model.site_of(name), position).cpu()
-        asked, own = keys[:, : len(new)], keys[:, len(new) :]
+        new_keys, old_keys = keys[:, : len(new)], keys[:, len(new) :]
         update = edit.updates[name]
         if columns and isinstance(update, LowRank):
-            total += _shares(update.right.double().cpu(), asked, own)
+            total += _shares(update.right.double().cpu(), new_keys, old_keys)
         else:
             unit = torch.nn.functional.normalize
-            total += unit(asked, dim=0).T @ unit(own, dim=0)
-    return Overlaps(total / len(places), "overlap" if columns else "cosine")
+            total += unit(new_keys, dim=0).T @ unit(old_keys, dim=0)
+    return Overlaps(total / len(tokens), "overlap" if columns else "cosine")
 
 
 def _shares(
-    directions: Float[Tensor, "old d_in"], asked: Float[Tensor, "d_in new"], own: Float[Tensor, "d_in old"]
+    directions: Float[Tensor, "old d_in"], new_keys: Float[Tensor, "d_in new"], old_keys: Float[Tensor, "d_in old"]
 ) -> Float[Tensor, "new old"]:
     """u_jᵀ k_i / u_jᵀ k_j; a fact whose own key reads nothing of its part has no share to give."""
-    written = (directions * own.T).sum(1)
-    return torch.where(written != 0, (directions @ asked).T / written, torch.zeros(()))
+    written = (directions * old_keys.T).sum(1)
+    return torch.where(written != 0, (directions @ new_keys).T / written, torch.zeros(()))
 
 
 def positions(model: TracedModel, edit: Edit) -> dict[str, Position]:
     """By weight that has keys, the token at which the edit's method reads them."""
     read: dict[str, Position] = {}
-    known, held = METHODS.get(str(edit.manifest.get("method"))), edit.manifest.get("hyper_parameters", {})
-    if known is not None:
+    config, settings = METHODS.get(str(edit.manifest.get("method"))), edit.manifest.get("hyper_parameters", {})
+    if config is not None:
         try:
-            values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in held.items()}
-            hp = HyperParameters(**values)
-            plan = known.recipe(hp.checked())
+            plan = config.of(settings).plan()
             paths = plan.live if isinstance(plan, LocateThenEdit) else []
             read = {model.weight_name(site): path.aim.position for path in paths for site in path.sites}
         except (TypeError, ValueError, LookupError, KtError):

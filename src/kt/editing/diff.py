@@ -48,7 +48,7 @@ class RequestDiff(NamedTuple):
 
 @dataclass(frozen=True)
 class EditDiff(Shown):
-    """What `diff` finds. `same_base`: the weights that both write were the same when they were solved."""
+    """Differences of two edits. `same_base`: the weights that both write were the same when they were solved."""
 
     settings: dict[str, tuple[Any, Any]]
     requests: tuple[RequestDiff, ...]
@@ -129,15 +129,15 @@ def _settings(first: Edit, second: Edit) -> dict[str, tuple[Any, Any]]:
 
 
 def _requests(first: Edit, second: Edit) -> tuple[RequestDiff, ...]:
-    theirs = dict(enumerate(facts_of([second])))
-    found = []
+    unmatched = dict(enumerate(facts_of([second])))
+    pairs = []
     for fact in facts_of([first]):
-        match = next((i for i, other in theirs.items() if same_fact(fact, other)), None)
+        match = next((i for i, other in unmatched.items() if same_fact(fact, other)), None)
         # One target in other capitals or with a full stop is the same target.
-        other = None if match is None else theirs.pop(match)
+        other = None if match is None else unmatched.pop(match)
         target = None if other is None else fact.target if same_fact(fact, other) == "same" else other.target
-        found.append(RequestDiff(fact.prompt, (fact.target, target)))
-    return (*found, *(RequestDiff(other.prompt, (None, other.target)) for other in theirs.values()))
+        pairs.append(RequestDiff(fact.prompt, (fact.target, target)))
+    return (*pairs, *(RequestDiff(other.prompt, (None, other.target)) for other in unmatched.values()))
 
 
 def _weight(name: str, first: Update | None, second: Update | None) -> WeightDiff:
@@ -230,7 +230,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _header_kind(path: Path) -> Any:
-    """What kt's metadata calls the file; its header alone is read, and the tensors after it may be missing."""
+    """The kind that kt's metadata names, from the file's header alone; the tensors after it may be missing."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= LONGEST_HEADER else b""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 OF_THE_WHOLE = ("fingerprints_after", "norm_ratios", "value_change", "rounding", "lost_to_rounding")
-"""What a manifest says of all updates written together, which is not so of a part of them."""
+"""Fields of a manifest that hold for all updates together and not for a part of them."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Edit(Shown):
         return self.updates[name].to(torch.float64).dense().float()
 
     def control(self) -> Edit | None:
-        """What every result of a joint edit is to be held against: its MLP part alone, scaled by 1 - α as in the edit.
+        """The control of a joint edit: its MLP part alone, scaled by 1 - α as in the edit.
 
         None for an edit that is not of both modules.
         """
@@ -174,7 +174,7 @@ class Edit(Shown):
         del self._taken[model.module]
 
     def taken(self, model: TracedModel) -> MatchedWeights | None:
-        """What `apply_` kept of this model, while the edit is in it."""
+        """The weights that `apply_` kept of this model, while the edit is in it."""
         return self._taken.get(model.module)
 
     def write(self, model: TracedModel) -> None:

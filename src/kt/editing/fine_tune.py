@@ -37,25 +37,20 @@ from ..model.sites import Kind, Site
 from ..model.tokens import Batch, encode_ids, pad_id, prompt_gap, target_ids, token_ids
 from ..model.update import Dense, Update
 from .adapter import Adapter, adapted
-from .plan import SolveContext, SolveResult, WeightUpdate
+from .config import linear_maps
+from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-MODULES: Mapping[str, tuple[Kind, ...]] = {
-    "mlp": (Kind.MLP,),
-    "attn": (Kind.ATTN,),
-    "both": (Kind.ATTN, Kind.MLP),
-    "block": (Kind.RESID,),
-}
 OBJECTIVES = ("prompt_last", "target_new")
 
 
 @dataclass(frozen=True)
 class FineTune:
     """A plan of gradient steps; `modules` says what is trained at each of `layers`: `mlp` (down_proj), `attn` (W_o),
-    `both`, or `block` (every parameter of it)."""
+    `both`, linear maps by name (`attn.q_proj,attn.v_proj`), or `block` (every parameter of it)."""
 
     layers: tuple[int, ...]
     modules: str = "mlp"
@@ -69,12 +64,10 @@ class FineTune:
     adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("modules", self.modules, tuple(MODULES)),
-            ("objective", self.objective, OBJECTIVES),
-        ):
-            if value not in known:
-                raise KtError(f"{name} {value!r} is unknown; choose among {', '.join(known)}")
+        if self.modules != "block":
+            linear_maps(self.modules, ("block",))
+        if self.objective not in OBJECTIVES:
+            raise KtError(f"objective {self.objective!r} is unknown; choose among {', '.join(OBJECTIVES)}")
         if self.adapter and self.modules == "block":
             raise KtError("an adapter stands on projections, not on a whole block; choose modules mlp, attn or both")
         if self.adapter and self.norm_constraint is not None:
@@ -94,17 +87,23 @@ class FineTune:
 
     @property
     def sites(self) -> list[Site]:
-        return [Site(kind, layer) for layer in self.layers for kind in MODULES[self.modules]]
+        return [Site(name, layer) for layer in self.layers for name in linear_maps(self.modules)]
 
     def require_room(self, model: TracedModel) -> None:
         """Nothing beyond what a backward pass takes."""
+
+    def describe(self) -> PlanText:
+        rank = "" if self.adapter is None else f" of an adapter of rank {self.adapter.rank}"
+        box = "" if self.norm_constraint is None else f", each weight within {self.norm_constraint:g}"
+        decay = f", weight decay {self.weight_decay:g}" if self.weight_decay else ""
+        return PlanText("no search", self.modules, f"Adam on the weights{rank}{box}{decay}", self.objective)
 
     def names(self, model: TracedModel) -> list[str]:
         if self.modules == "block":
             return [name for layer in self.layers for name in model.block_weights(layer)]
         return [model.weight_name(site) for site in self.sites]
 
-    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         """Train, take the update, put everything back.
 
         Notes: `loss`, the mean over the last epoch (before its last step), `losses` of all epochs, `steps` made.
@@ -113,30 +112,30 @@ class FineTune:
             WorkFailed: the loss is not finite.
             KtError: an adapter is asked for and peft is not installed.
         """
-        held, notes = setting.journal.take("descent", self._solve, setting, facts, progress)
-        return SolveResult({name: WeightUpdate.of(part) for name, part in held.items()}, notes=notes)
+        updates, notes = context.journal.take("descent", self._solve, context, facts, progress)
+        return SolveResult({name: WeightUpdate.of(part) for name, part in updates.items()}, notes=notes)
 
-    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
+    def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """Nothing."""
 
     def _solve(
-        self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None
+        self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Updates and notes, as a journal keeps them."""
-        lessons = self._lessons(setting.model, facts)
-        with self._training(setting) as training:
-            losses, steps = self._descend(setting.model, lessons, training.weights, progress)
+        lessons = self._lessons(context.model, facts)
+        with self._training(context) as training:
+            losses, steps = self._descend(context.model, lessons, training.weights, progress)
             written = {name: WeightUpdate(update).as_dict() for name, update in training.updates().items()}
         return written, {"loss": losses[-1], "losses": losses, "steps": steps}
 
     @contextmanager
-    def _training(self, setting: SolveContext) -> Iterator[Training]:
-        model = setting.model
+    def _training(self, context: SolveContext) -> Iterator[Training]:
+        model = context.model
         if self.adapter is None:
             with unfrozen(model, self.names(model), self.norm_constraint) as training:
                 yield training
         else:
-            with adapted(model, self.sites, self.adapter, setting.seed) as (parameters, updates):
+            with adapted(model, self.sites, self.adapter, context.seed) as (parameters, updates):
                 yield Training(Weights(parameters), updates)
 
     def _descend(

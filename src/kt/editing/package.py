@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from ..stats import bootstrap_mean
 from .apply import fingerprints
 from .closed_form.contexts import Contexts
 from .closed_form.keys import fact_values
-from .config import HyperParameters
+from .config import Config
 from .edit import Edit
 from .plan import Plan, SolveContext, SolveResult
 from .rounding import Reading, about_rounding, is_narrow, readings, report, warn_of_rounding
@@ -27,24 +26,22 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-def package(
-    setting: SolveContext, facts: Sequence[Fact], method: str, hp: HyperParameters, plan: Plan, solved: SolveResult
-) -> Edit:
+def package(context: SolveContext, facts: Sequence[Fact], config: Config, plan: Plan, solved: SolveResult) -> Edit:
     """The edit with its manifest, read back from the model while it is written in."""
-    model = setting.model
+    model, alpha = context.model, getattr(config, "alpha", None)
     updates = {name: written.update.to(torch.float32) for name, written in solved.written.items()}
     manifest = {
-        "method": method,
-        "alpha": hp.mean_alpha,
-        "alphas": list(hp.alpha) if isinstance(hp.alpha, tuple) else None,
-        "hyper_parameters": asdict(hp),
+        "method": config.name,
+        "alpha": config.mean_alpha,
+        "alphas": list(alpha) if isinstance(alpha, tuple) else None,
+        "hyper_parameters": config.as_dict(),
         "aims": sorted(map(str, solved.targets)),
         "conditions": {n: w.condition for n, w in solved.written.items() if w.condition is not None},
-        "context_templates": [list(g) for g in setting.contexts.groups],
-        "statistics": about_statistics(setting, plan, solved),
-        "norm_guard": setting.original is not None,
-        "past_keys": max((k.shape[1] for k in setting.state.keys.values()), default=0) if plan.keeps_keys else 0,
-        "seed": setting.seed,
+        "context_templates": [list(g) for g in context.contexts.groups],
+        "statistics": about_statistics(context, plan, solved),
+        "norm_guard": context.original is not None,
+        "past_keys": max((k.shape[1] for k in context.state.keys.values()), default=0) if plan.keeps_keys else 0,
+        "seed": context.seed,
         **solved.notes,
     }
     edit = Edit(
@@ -60,10 +57,10 @@ def package(
     return edit
 
 
-def about_statistics(setting: SolveContext, plan: Plan, solved: SolveResult) -> dict[str, Any]:
+def about_statistics(context: SolveContext, plan: Plan, solved: SolveResult) -> dict[str, Any]:
     """Which second moments the solve used: by module, the SHA-256 of the matrix's bytes as stored."""
-    moments = setting.statistics
-    used = [name for name in map(setting.model.weight_name, plan.moment_sites) if name in solved.written]
+    moments = context.statistics
+    used = [name for name in map(context.model.weight_name, plan.moment_sites) if name in solved.written]
     return {
         "corpus": moments.corpus,
         "n_tokens": moments.n_tokens,
@@ -111,12 +108,12 @@ def read_back(
         if solved is not None:
             edit.manifest["value_change"] = value_change(model, facts, solved)
     control = edit.control()
-    held: list[Reading] | None = None
+    under_control: list[Reading] | None = None
     if control is not None:
         with control.applied(model):
-            held = readings(model, list(facts))
-    beside: list[Reading | None] = [*held] if held else [None] * len(facts)
-    edit.report = tuple(report(f, b, a, c) for f, b, a, c in zip(facts, before, after, beside, strict=True))
+            under_control = readings(model, list(facts))
+    control_readings: list[Reading | None] = [*under_control] if under_control else [None] * len(facts)
+    edit.report = tuple(report(f, b, a, c) for f, b, a, c in zip(facts, before, after, control_readings, strict=True))
     if not all(torch.isfinite(torch.tensor(r.target_prob)).all() for r in edit.report):
         raise WorkFailed("the edited model's probabilities are not finite; the edit was not kept")
     warn_of_rounding(edit, model.dtype)
@@ -126,25 +123,25 @@ def value_change(model: TracedModel, facts: Sequence[Fact], solved: SolveResult)
     """By aim, over facts: `came_through`, the change's length along the wanted one (1: all of it), and `left`, what is
     still missing, relative to what was wanted. Read on the bare prompts with the edit, scaled as it is, written in. A
     request for which nothing was to change has neither."""
-    found = {}
+    changes = {}
     for aim, search in solved.search.items():
         before, wanted = search.before[aim].double().cpu(), search.wanted[aim].double().cpu()
         now = fact_values(model, facts, Contexts(), aim.site, aim.position).T.cpu()
-        asked = wanted - before
-        length = asked.norm(dim=-1)
-        some = length > 0
-        through = (((now - before) * asked).sum(-1) / length**2)[some]
-        left = ((wanted - now).norm(dim=-1) / length)[some]
-        found[str(aim)] = {
+        wanted_change = wanted - before
+        length = wanted_change.norm(dim=-1)
+        nonzero = length > 0
+        through = (((now - before) * wanted_change).sum(-1) / length**2)[nonzero]
+        left = ((wanted - now).norm(dim=-1) / length)[nonzero]
+        changes[str(aim)] = {
             "came_through": bootstrap_mean(through.tolist()).as_dict(),
             "left": bootstrap_mean(left.tolist()).as_dict(),
         }
-    return found
+    return changes
 
 
 def warn_of_weak_targets(facts: Sequence[Fact], solved: SolveResult) -> None:
-    for aim, found in solved.search.items():
-        weak = [f.subject for f, p in zip(facts, found.prob.tolist(), strict=True) if p < 0.5]
+    for aim, targets in solved.search.items():
+        weak = [f.subject for f, p in zip(facts, targets.prob.tolist(), strict=True) if p < 0.5]
         if weak:
             shown = ", ".join(repr(w) for w in weak[:3])
             warnings.warn(
@@ -156,8 +153,8 @@ def warn_of_weak_targets(facts: Sequence[Fact], solved: SolveResult) -> None:
 
 def _warn_of_weak_writes(edit: Edit) -> None:
     """λ is in units of keys: what holds a 7B model back moves a small one not at all."""
-    found = [change["came_through"] for change in edit.manifest["value_change"].values()]
-    through = [mean["mean"] for mean in found if mean["n"]]
+    means = [change["came_through"] for change in edit.manifest["value_change"].values()]
+    through = [mean["mean"] for mean in means if mean["n"]]
     if through and max(through) < 0.1:
         warnings.warn(
             f"only {max(through):.0%} of the wanted change came through the write; a smaller mom2_update_weight "

@@ -1,7 +1,7 @@
-"""What a method comes down to: a plan that, in a setting, turns facts into updates of weights.
+"""A method comes down to a plan, which turns facts into updates of weights.
 
-Three kinds of plan share it: `recipe.Recipe` (locate, then edit: targets and a closed form), `descent.Descent`
-(gradient steps on the weights themselves) and `lifelong.OnePass` (one backward pass and a closed form).
+Three kinds of plan share it: `LocateThenEdit` (targets and a closed form), `FineTune` (gradient steps on the weights
+themselves) and `UltraEdit` (one backward pass and a closed form).
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class WeightUpdate(NamedTuple):
     residual_norm: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As a journal keeps it."""
+        """The fields as a journal keeps them."""
         return self._asdict() | {"update": vars(self.update)}
 
     @classmethod
-    def of(cls, held: Mapping[str, Any]) -> WeightUpdate:
-        """From what `as_dict` gave."""
-        parts = held["update"]
-        return cls(**{**held, "update": LowRank(**parts) if "left" in parts else Dense(**parts)})
+    def of(cls, fields: Mapping[str, Any]) -> WeightUpdate:
+        """The update whose `as_dict` gave these fields."""
+        parts = fields["update"]
+        return cls(**{**fields, "update": LowRank(**parts) if "left" in parts else Dense(**parts)})
 
 
 class SolveResult(NamedTuple):
-    """What a plan gives: updates by weight name, wanted values by aim, how the search for them ended, and numbers of
+    """A plan's result: updates by weight name, wanted values by aim, how the search for them ended, and numbers of
     the plan's own for the manifest (`loss`: the last one of a descent)."""
 
     written: dict[str, WeightUpdate]
@@ -60,7 +60,7 @@ class SolveResult(NamedTuple):
 
 
 class EditHistory:
-    """What a session remembers of the edits it made. Never shared between sessions.
+    """A session's memory of the edits it made. Never shared between sessions.
 
     `keys`: by weight name, the keys that earlier edits wrote and later ones are to leave alone (AlphaEdit's cache).
     `running`: by weight name, the running mean and variance that UltraEdit normalises with.
@@ -77,7 +77,7 @@ class EditHistory:
 
 @dataclass(frozen=True)
 class SolveContext:
-    """What every solve of a session has in common.
+    """Everything that the solves of a session have in common.
 
     `original`, where given, is a context in which the model holds the weights it had before the session's first edit;
     wanted values are then rescaled to the norm that the same site has there (the norm guard). `journal` keeps what a
@@ -93,8 +93,17 @@ class SolveContext:
     journal: Journal = field(default_factory=Journal)
 
     def within(self, part: str) -> SolveContext:
-        """The setting of a part of the work, whose phases have names of their own."""
+        """The same for a part of the work, whose phases have names of their own."""
         return replace(self, journal=self.journal.within(part))
+
+
+class PlanText(NamedTuple):
+    """A plan in words: where targets are searched for, what is written, by which formula, in which order."""
+
+    searched: str
+    written: str
+    solver: str
+    order: str
 
 
 class Plan(Protocol):
@@ -112,13 +121,16 @@ class Plan(Protocol):
     def has_targets(self) -> bool:
         """Whether it searches for wanted values, which a norm guard can rescale."""
 
+    def describe(self) -> PlanText:
+        """The plan in words."""
+
     def names(self, model: TracedModel) -> list[str]:
         """The weights that it writes."""
 
     def require_room(self, model: TracedModel) -> None:
         """Refuse, before any work, what this machine's memory cannot hold."""
 
-    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult: ...
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult: ...
 
-    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
+    def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """After the write: what the next solve of the session has to know of these facts."""

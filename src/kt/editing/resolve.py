@@ -1,11 +1,15 @@
-"""From what a user asks to what a solve needs: requests, hyper-parameters, α and layers, second moments."""
+"""The inputs of a solve from a user's: requests, a configuration with all layers and α, second moments.
+
+`configure` makes a method's configuration of the user's values and the preset's; `resolve` fills in what neither gives,
+and is the only part of editing that traces or probes.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +19,11 @@ from ..facts.fact import Fact
 from ..facts.load import facts_from
 from ..model.sites import Site
 from ..model.tokens import template_span
-from ..presets import Preset, preset_for
+from .closed_form.config import check_alpha
 from .closed_form.second_moment import Statistics, key_statistics
-from .config import HyperParameters
-from .methods import Method, default_layers, method_named
+from .config import Config, check_value
+from .methods import method_named, setting_types
+from .presets import preset_for
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -49,8 +54,8 @@ def refuse_contradictions(facts: Sequence[Fact]) -> None:
     """Two targets for one prompt cannot both be written; one prompt and target twice would count twice."""
     seen: dict[str, tuple[int, Fact]] = {}
     for number, fact in enumerate(facts, start=1):
-        asked = " ".join(fact.prompt.split()).casefold()
-        earlier, other = seen.setdefault(asked, (number, fact))
+        prompt = " ".join(fact.prompt.split()).casefold()
+        earlier, other = seen.setdefault(prompt, (number, fact))
         if earlier == number:
             continue
         if other.target != fact.target:
@@ -72,140 +77,182 @@ def refuse_contradictions(facts: Sequence[Fact]) -> None:
             )
 
 
+def configure(
+    model: TracedModel,
+    method: str = "intattn",
+    alpha: float | str | None = None,
+    preset: str | None = None,
+    variant: str | None = None,
+    **given: Any,
+) -> Config:
+    """A method's configuration: the preset's shared values, then the method's own defaults, then the preset's values
+    for this method, then the user's.
+
+    Args:
+        alpha: attention's share; None takes the preset's, and `auto` where there is none.
+        preset: hyper-parameters by name, or a TOML file; None finds the one that matches the model.
+        variant: the preset's values for one data set.
+        given: hyper-parameters by name; None counts as not given, and those of other methods have no effect.
+
+    Returns:
+        The configuration. Layers that nobody gave, and an α that is to be traced, are left to `resolve`.
+
+    Raises:
+        KtError: an unknown method, preset, variant or name, or a value of the wrong type, sign or range.
+    """
+    chosen, known = method_named(method), preset_for(model, preset)
+    if variant is not None and known is None:
+        raise KtError(f"no preset matches {model.name}, so there is no variant {variant!r}; give --preset")
+    given = _renamed(given)
+    types = setting_types()
+    if unknown := sorted(set(given) - (set(types) - {"alpha"})):
+        names = ", ".join(sorted(set(types) - {"alpha"}))
+        raise KtError(f"hyper-parameter {unknown[0]!r} is unknown; known are {names}")
+    for name, value in given.items():
+        check_value(name, types[name], tuple(value) if isinstance(value, list | range | set) else value)
+    if not chosen.writes_attention and alpha not in (None, 0, 0.0):
+        raise KtError(f"alpha {alpha!r} was given to a method that leaves attention alone; use intattn, or no alpha")
+    shared = {} if known is None else known.values(None, variant)
+    own = {} if known is None else known.values(method, variant)
+    values = shared | chosen.own_defaults() | own | given
+    for name in [name for name in values if name.startswith("layers")]:
+        if not values[name] and name not in given:
+            del values[name]
+        else:
+            values[name] = tuple(int(layer) for layer in values[name])
+    values["alpha"] = check_alpha(values.get("alpha", "auto") if alpha is None else alpha)
+    if not chosen.writes_attention:
+        del values["alpha"]
+    return chosen.of(values)
+
+
+def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Other spellings of names and values: `layers`, JEEP's `_low` for its low region, EasyEdit's false for none."""
+    named = {name.removesuffix("_low"): value for name, value in given.items() if value is not None}
+    if "layers" in named:
+        named["layers_mlp"] = named.pop("layers")
+    if named.get("norm_constraint") is False:
+        named["norm_constraint"] = None
+    return named
+
+
 @dataclass(frozen=True)
-class MethodRequest:
-    """A method with what was given for it: by the user, by a preset, or by neither."""
+class Evidence:
+    """A trace (α and layers) and a probe (stages of recall) of facts on the unedited model."""
 
-    name: str
-    method: Method
-    preset: Preset | None
-    variant: str | None
-    given: Mapping[str, Any]
-    alpha: float | str | None
+    balance: Balance | None = None
+    stages: Stages | None = None
 
-    @classmethod
-    def of(
-        cls,
-        model: TracedModel,
-        method: str,
-        alpha: float | str | None,
-        preset: str | None,
-        variant: str | None,
-        given: Mapping[str, Any],
-    ) -> MethodRequest:
-        chosen, known = method_named(method), preset_for(model, preset)
-        if variant is not None and known is None:
-            raise KtError(f"no preset matches {model.name}, so there is no variant {variant!r}; give --preset")
-        # JEEP's files name its low region so; the other methods have no suffix for the same things.
-        given = {k.removesuffix("_low"): v for k, v in given.items() if v is not None}
-        if "layers" in given:
-            given["layers_mlp"] = given.pop("layers")
-        if given.get("norm_constraint") is False:  # EasyEdit's files write "none" so
-            given["norm_constraint"] = None
-        names = {f.name for f in fields(HyperParameters)} - {"alpha"}
-        if unknown := sorted(set(given) - names):
-            raise KtError(f"hyper-parameter {unknown[0]!r} is unknown; known are {', '.join(sorted(names))}")
-        if not chosen.writes_attention and alpha not in (None, 0, 0.0):
-            raise KtError(
-                f"alpha {alpha!r} was given to a method that leaves attention alone; use intattn, or no alpha"
-            )
-        asked = cls(method, chosen, known, variant, given, alpha)
-        asked.fixed_alpha()  # a wrong number fails now
-        return asked
 
-    def chosen(self) -> dict[str, Any]:
-        """The preset's shared values, then the method's, then the preset's for this method, then the user's."""
-        own: dict[str, Any] = {}
-        shared: dict[str, Any] = {}
-        if self.preset is not None:
-            shared, own = self.preset.values(None, self.variant), self.preset.values(self.name, self.variant)
-        return shared | dict(self.method.defaults) | own | dict(self.given)
+def needs_evidence(config: Config) -> bool:
+    """Whether layers or α are to come from a trace or a probe."""
+    return bool(config.missing_layers) or config.traces_alpha
 
-    def fixed_alpha(self) -> float | None:
-        """α where it is a number: the user's or the preset's; None where it is to be traced."""
-        if not self.method.writes_attention:
-            return 0.0
-        alpha = self.chosen().get("alpha", "auto") if self.alpha is None else self.alpha
-        if alpha in ("auto", "per-fact"):
-            return None
-        try:
-            value = float(alpha)
-        except (TypeError, ValueError):
-            value = float("nan")
-        if not 0 <= value <= 1:
-            raise KtError(f"alpha {alpha!r} must be auto, per-fact, or lie between 0 (MLP only) and 1 (attention only)")
-        return value
 
-    def missing_layers(self) -> list[str]:
-        """The layer sets that the method needs and that neither the user nor a preset gives."""
-        chosen = self.chosen()
-        return [name for name in self.method.needs if not chosen.get(name) and name not in self.given]
+def resolve(
+    config: Config,
+    model: TracedModel,
+    facts: Sequence[Fact],
+    *,
+    known: Evidence = Evidence(),
+    seed: int = 0,
+    journal: Journal | None = None,
+) -> tuple[Config, Evidence]:
+    """The configuration with every layer and α a number, from a trace or a probe of `facts` where nobody gave them.
 
-    @property
-    def needs_probe(self) -> bool:
-        """Whether layers are to come from the stages of recall: JEEP's regions, when nobody gave the high one."""
-        return "layers_high" in self.missing_layers()
+    JEEP's regions come from the stages of recall, other layers from the trace that also gives α; where neither says
+    anything, layers go by relative depth, and a warning says so.
 
-    @property
-    def needs_trace(self) -> bool:
-        traced = {"layers_mlp", "layers_attn"} & set(self.missing_layers())
-        return self.fixed_alpha() is None or (bool(traced) and not self.needs_probe)
+    Args:
+        config: what `configure` gave, or a method's configuration made by hand.
+        facts: at most MOST_TRACED of them are traced, except for an α of each fact's own.
+        known: what was found before, which is not asked for again.
+        journal: keeps the trace.
 
-    def resolve(self, model: TracedModel, balance: Balance | None, stages: Stages | None = None) -> HyperParameters:
-        """Every value, with layers and α from the trace or the probe where they are to come from it."""
-        chosen = {k: v for k, v in self.chosen().items() if k != "alpha"}
-        chosen |= self._guessed(model, balance, stages)
-        for name in ("layers_mlp", "layers_attn", "layers_high"):
-            chosen[name] = tuple(sorted({model.checked(int(i)) for i in chosen.get(name, ())}))
-            if name in self.method.needs and name != "layers_attn" and not chosen[name]:
-                raise KtError(f"{name} is empty; give at least one layer")
-        alpha = self.fixed_alpha()
-        if alpha is None:
-            assert balance is not None, "needs_trace said so"
-            alpha = balance.alpha
-        known = {f.name for f in fields(HyperParameters)}
-        return HyperParameters(**{k: v for k, v in chosen.items() if k in known}, alpha=alpha).checked()
+    Returns:
+        The configuration, and the evidence for it.
 
-    def _guessed(
-        self, model: TracedModel, balance: Balance | None, stages: Stages | None
-    ) -> dict[str, tuple[int, ...]]:
-        """Layers that nobody gave: those that tracing or the probe's stages propose, else by relative depth."""
-        missing = self.missing_layers()
-        if not missing:
-            return {}
-        by_depth = default_layers(model)
-        traced = {} if balance is None else {f"layers_{kind}": v for kind, v in balance.layers.items() if v}
-        probed = {} if stages is None else {"layers_mlp": stages.layers_low, "layers_high": stages.layers_high}
-        found, said = {}, []
-        for name in missing:
-            named = {"as traced": traced.get(name), "as probed": probed.get(name), "by relative depth": by_depth[name]}
-            way, found[name] = next((way, layers) for way, layers in named.items() if layers is not None)
-            said.append(f"{name} {_listed(found[name])} {way}")
-        unsure = any("by relative depth" in each for each in said)
-        why = "; kt alpha and kt probe on facts that the model knows propose layers" if unsure else ""
+    Raises:
+        UnknownSite: a layer that the model does not have.
+        KtError: no MLP layer, or an α that cannot be traced on these facts.
+    """
+    missing = config.missing_layers
+    probed = "layers_high" in missing
+    balance, stages = known.balance, known.stages
+    if (config.traces_alpha or (missing and not probed)) and balance is None:
+        balance = trace_balance(model, facts, config, seed, journal)
+    if probed and stages is None:
+        stages = probe_stages(model, facts)
+    values: dict[str, Any] = dict(_guessed_layers(model, missing, balance, stages))
+    for name in [name for name in config.settings() if name.startswith("layers")]:
+        layers = values.get(name, getattr(config, name))
+        values[name] = tuple(sorted({model.checked(int(i)) for i in layers}))
+        if name != "layers_attn" and not values[name]:
+            raise KtError(f"{name} is empty; give at least one layer")
+    if config.traces_alpha:
+        assert balance is not None, "trace_balance gives one or raises"
+        values["alpha"] = balance.alpha
+    return replace(config, **values), Evidence(balance, stages)
+
+
+def with_alphas(config: Config, facts: Sequence[Fact], balance: Balance) -> Config:
+    """The configuration with each fact's own α; a fact that the trace left out gets that of all."""
+    own = {f.id: f.alpha for f in balance.per_fact if f.alpha is not None}
+    lacking = [f.subject for f in facts if f.id not in own]
+    if lacking:
         warnings.warn(
-            f"no preset and no layers given for {model.name}: writing {', '.join(said)}{why}; the rest are defaults",
+            f"{len(lacking)} of {len(facts)} requests have no alpha of their own (the first: {lacking[0]!r}); "
+            f"they get that of all, {balance.alpha:.3f}",
             stacklevel=4,
         )
-        return found
+    values: dict[str, Any] = {"alpha": tuple(own.get(f.id, balance.alpha) for f in facts)}
+    return replace(config, **values)
 
-    def alphas(self, facts: Sequence[Fact], balance: Balance | None) -> tuple[float, ...] | None:
-        """Each fact's own α (`per-fact`); one that the trace left out gets that of all."""
-        if self.alpha != "per-fact" or balance is None:
-            return None
-        own = {f.id: f.alpha for f in balance.per_fact if f.alpha is not None}
-        lacking = [f.subject for f in facts if f.id not in own]
-        if lacking:
-            warnings.warn(
-                f"{len(lacking)} of {len(facts)} requests have no alpha of their own (the first: {lacking[0]!r}); "
-                f"they get that of all, {balance.alpha:.3f}",
-                stacklevel=4,
-            )
-        return tuple(own.get(f.id, balance.alpha) for f in facts)
+
+def _guessed_layers(
+    model: TracedModel, missing: Sequence[str], balance: Balance | None, stages: Stages | None
+) -> dict[str, tuple[int, ...]]:
+    """Layers that nobody gave: those that tracing or the probe's stages propose, else by relative depth."""
+    if not missing:
+        return {}
+    traced = {} if balance is None else {f"layers_{kind}": v for kind, v in balance.layers.items() if v}
+    probed = {} if stages is None else {"layers_mlp": stages.layers_low, "layers_high": stages.layers_high}
+    layers, ways = {}, []
+    for name in missing:
+        sources = {
+            "as traced": traced.get(name),
+            "as probed": probed.get(name),
+            "by relative depth": layers_by_depth(model, name),
+        }
+        way, layers[name] = next((way, found) for way, found in sources.items() if found is not None)
+        ways.append(f"{name} {','.join(map(str, layers[name])) or 'none'} {way}")
+    unsure = any("by relative depth" in each for each in ways)
+    why = "; kt alpha and kt probe on facts that the model knows propose layers" if unsure else ""
+    warnings.warn(
+        f"no preset and no layers given for {model.name}: writing {', '.join(ways)}{why}; the rest are defaults",
+        stacklevel=4,
+    )
+    return layers
+
+
+DEPTHS = {"layers_mlp": (4, 8, 27), "layers_attn": (2, 4, 27), "layers_high": (22, 24, 31)}
+"""First, last and the model's last layer: Qwen2.5-7B (IntAttn-Edit) and, for the high region, LLaMA-7B (JEEP)."""
+
+
+def layers_by_depth(model: TracedModel, name: str) -> tuple[int, ...]:
+    """Layers by relative depth: those of the papers' models carried over to this one."""
+    first, last, of = DEPTHS[name]
+    top = model.n_layers - 1
+    return tuple(range(round(first * top / of), round(last * top / of) + 1))
+
+
+def is_per_fact(config: Config) -> bool:
+    """Whether every fact is to have an α of its own."""
+    return getattr(config, "alpha", None) == "per-fact"
 
 
 def trace_balance(
-    model: TracedModel, facts: Sequence[Fact], asked: MethodRequest, seed: int, journal: Journal | None = None
+    model: TracedModel, facts: Sequence[Fact], config: Config, seed: int, journal: Journal | None = None
 ) -> Balance | None:
     """The balance of these facts; None where they cannot be traced and only layers were to come of it.
 
@@ -214,13 +261,13 @@ def trace_balance(
     """
     from ..tracing import balance_factor, causal_trace
 
-    if asked.alpha != "per-fact" and len(facts) > MOST_TRACED:
+    if not is_per_fact(config) and len(facts) > MOST_TRACED:
         facts = [facts[i * len(facts) // MOST_TRACED] for i in range(MOST_TRACED)]
     try:
         trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed, journal=journal)
         return balance_factor(trace, seed=seed)
     except KtError as error:
-        if asked.fixed_alpha() is not None:
+        if not config.traces_alpha:
             return None
         raise type(error)(
             f"alpha cannot be traced on these facts ({error}); give it as a number, such as 0.3, or facts that the "
@@ -262,7 +309,3 @@ def take_statistics(
             stacklevel=4,
         )
     return key_statistics(model, sites, corpus, max_tokens, progress=progress)
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return ",".join(map(str, layers)) or "none"

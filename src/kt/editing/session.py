@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -31,79 +31,107 @@ from ..model.update import Update
 from ..runs.journal import Journal
 from .closed_form.contexts import Contexts
 from .closed_form.second_moment import Statistics
+from .config import Config
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
 from .plan import EditHistory, Plan, SolveContext
-from .resolve import MethodRequest, probe_stages, read_requests, refuse_contradictions, take_statistics, trace_balance
+from .resolve import (
+    Evidence,
+    configure,
+    is_per_fact,
+    needs_evidence,
+    read_requests,
+    refuse_contradictions,
+    resolve,
+    take_statistics,
+    with_alphas,
+)
 from .rounding import readings
 from .stack import EditStack
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
-    from ..probing import Stages
-    from ..tracing import Balance
 
 
 History = Mapping[str, Float[Tensor, "d_in d_in"]] | Sequence[Edit]
 """Keys that earlier edits wrote: those edits themselves, or by weight name the sum of k kᵀ over their keys."""
 
 
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session treats the edits before and beside the one that it solves.
+
+    Attributes:
+        history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
+        keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
+        norm_guard: rescale every wanted value to the norm that its site has before the session's first edit.
+        alpha_facts: facts that α and layers are traced on; None: the first requests that are edited.
+        corpus, max_tokens: the text that second moments are taken over, where none are given.
+    """
+
+    history: History | None = None
+    keep_history: bool | None = None
+    norm_guard: bool = False
+    alpha_facts: Sequence[Fact] | None = None
+    corpus: str = "demo"
+    max_tokens: int = 100_000
+
+
 class EditSession:
     """See the module.
 
     Args:
-        method: see `kt ls methods`.
-        alpha: attention's share (eq. 13): a number, `auto` (traced), `per-fact` (each request's own, its column of ΔW
-            scaled by it), or None for the preset's, and `auto` where there is no preset.
+        model: the model that is edited.
+        config: a method's configuration, or a method's name (see `kt ls methods`), which `options` then configure.
         statistics: second moments by module name; None takes them over `corpus` and caches them. The factors of a
             `Statistics` object are computed once for every edit that it is given to.
         context_templates: flat list or list of groups; None lets the model write the method's prefixes from `seed`.
-        preset: hyper-parameters by name, or a TOML file; None finds the one that matches the model.
-        variant: the preset's values for one data set (`zsre`, `mcf`).
-        history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
-        alpha_facts: facts that `alpha="auto"` is traced on; None: the first requests that are edited.
-        keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
-        norm_guard: rescale every wanted value to the norm that its site has before the session's first edit.
+        seed: of every random draw.
         journal: keeps every finished phase (templates, traced α, targets, each layer's update), so that the same
             session over the same journal goes on where it was cut off, with the same bytes.
-        hyper_parameters: `layers` (or `layers_mlp`), `layers_attn`, `v_lr`, `v_num_grad_steps`, `v_weight_decay`,
-            `kl_factor`, `clamp_norm_factor`, `mom2_update_weight`, `mom2_update_weight_attn`, `fact_token`, ...
+        progress: called with what is done and what there is to do.
+        options: the fields of `SessionOptions`. With a method's name also `alpha` (attention's share, eq. 13: a number,
+            `auto` for a traced one, `per-fact` for each request's own, by which its column of ΔW is scaled; None for
+            the preset's, and `auto` where there is none), `preset` (by name, or a TOML file; None finds the one that
+            matches the model), `variant` (its values for one data set: `zsre`, `mcf`) and hyper-parameters by name:
+            `layers` (or `layers_mlp`), `layers_attn`, `v_lr`, `mom2_update_weight`, ... `method` is another word for
+            `config`.
+
+    Raises:
+        KtError: an unknown method or name, or a value that cannot be.
     """
 
     def __init__(
         self,
         model: TracedModel,
-        method: str = "intattn",
+        config: Config | str = "intattn",
         alpha: float | str | None = None,
+        *,
         statistics: Statistics | str | Path | None = None,
         context_templates: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        preset: str | None = None,
-        variant: str | None = None,
         seed: int = 0,
-        corpus: str = "demo",
-        max_tokens: int = 100_000,
-        progress: Progress | None = None,
-        history: History | None = None,
-        alpha_facts: Sequence[Fact] | None = None,
-        keep_history: bool | None = None,
-        norm_guard: bool = False,
         journal: Journal | None = None,
-        **hyper_parameters: Any,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> None:
+        own = {spec.name: options.pop(spec.name) for spec in fields(SessionOptions) if spec.name in options}
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
-        self.asked = MethodRequest.of(model, method, alpha, preset, variant, hyper_parameters)
-        self._history = _keys_of(history)
+        self.options = SessionOptions(**own)
+        config = options.pop("method", config)
+        if isinstance(config, str):
+            config = configure(model, config, alpha, **options)
+        elif options or alpha is not None:
+            raise KtError(f"{next(iter([*options, 'alpha']))} belongs into the configuration; make it with its value")
+        self.config = config
+        self._history = _keys_of(self.options.history)
         self.state = EditHistory(self._history)
-        self.keep_history, self.norm_guard = keep_history, norm_guard
         self.steps: list[Edit] = []
         self._requests: list[Fact] = []
-        self._alpha_facts = alpha_facts
-        self._given = (statistics, corpus, max_tokens)
+        self._given_statistics = statistics
         self._statistics: Statistics | None = None
         self._contexts = Contexts.of(context_templates) if context_templates else None
-        self._balance: Balance | None = None
-        self._stages: Stages | None = None
+        self._evidence = Evidence()
         self._original: dict[str, Tensor] = {}
 
     # One edit ---------------------------------------------------------------------------------------------------
@@ -118,12 +146,12 @@ class EditSession:
     def edit(self, requests: Sequence[Fact | Mapping[str, Any]]) -> Edit:
         """Solve, write, remember what the next edit has to know. A failure leaves model and session as they were."""
         running = dict(self.state.running)
-        result, plan, setting, facts = self._solve(requests)
+        result, plan, context, facts = self._solve(requests)
         before = self.model.copies(result.names)
         try:
             result.write(self.model)
             if self.keeps_history:
-                plan.update_history(setting, facts)
+                plan.update_history(context, facts)
         except BaseException:
             self.model.put_back(before)
             self.state.running = running
@@ -138,19 +166,32 @@ class EditSession:
         self._solves += 1
         facts = read_requests(self.model, requests)
         refuse_contradictions(facts)
-        balance = self._trace(facts) if self.asked.needs_trace else None
-        hp = self.asked.resolve(self.model, balance, self._probe(facts) if self.asked.needs_probe else None)
-        own = self.asked.alphas(facts, balance)
-        hp = hp if own is None else replace(hp, alpha=own)
-        plan = self.asked.method.recipe(hp)
+        config = self._resolve(facts)
+        plan = config.plan()
         self._refuse(plan)
-        setting = self._setting(plan)
-        solved = plan.solve(setting, facts, self.progress)
-        return package(setting, facts, self.asked.name, hp, plan, solved), plan, setting, facts
+        context = self._context(plan)
+        solved = plan.solve(context, facts, self.progress)
+        return package(context, facts, config, plan, solved), plan, context, facts
+
+    def _resolve(self, facts: Sequence[Fact]) -> Config:
+        """The configuration with layers and α from the unedited model: of the first batch, an α of each fact's own of
+        every batch."""
+        per_fact = is_per_fact(self.config)
+        if not needs_evidence(self.config):
+            return resolve(self.config, self.model, facts)[0]
+        journal = self.journal.within(f"solve-{self._solves:05d}-trace")
+        chosen = list(facts) if per_fact else list(self.options.alpha_facts or facts)
+        known = Evidence() if per_fact else self._evidence
+        with self.unedited():
+            config, evidence = resolve(self.config, self.model, chosen, known=known, seed=self.seed, journal=journal)
+        self._evidence = evidence
+        if per_fact and evidence.balance is not None:
+            config = with_alphas(config, facts, evidence.balance)
+        return config
 
     def _refuse(self, plan: Plan) -> None:
-        """What cannot be done with this method, before any work."""
-        name = self.asked.name
+        """Refuse, before any work, what this method cannot do."""
+        name = self.config.name
         written = plan.names(self.model)
         for weight in written:
             self.model.own(weight)  # there, on a device, and not quantised
@@ -158,9 +199,9 @@ class EditSession:
             raise KtError(
                 "the edit would write nothing: no layers for a module whose share is above zero; check alpha and layers"
             )
-        if self.norm_guard and not plan.has_targets:
+        if self.options.norm_guard and not plan.has_targets:
             raise KtError(f"norm_guard rescales the values that are aimed at, and {name} has none; leave it out")
-        if (self.keep_history or self._history) and not plan.keeps_keys:
+        if (self.options.keep_history or self._history) and not plan.keeps_keys:
             raise KtError(f"{name} has no place for earlier edits' keys; leave keep_history and history out")
         for weight, keys in self._history.items():
             width = self.model.weight(weight).shape[-1]
@@ -174,41 +215,26 @@ class EditSession:
     @property
     def keeps_history(self) -> bool:
         """Whether later edits leave the keys of earlier ones alone."""
-        return self.asked.method.keeps_history if self.keep_history is None else self.keep_history
+        kept = self.options.keep_history
+        return self.config.keeps_history if kept is None else kept
 
-    def _setting(self, plan: Plan) -> SolveContext:
+    def _context(self, plan: Plan) -> SolveContext:
         """Texts and second moments are the original model's, taken once."""
         with self.unedited():
             if self._contexts is None:
-                make = self.asked.method.contexts
-                self._contexts = Contexts(self.journal.take("contexts", lambda: make(self.model, self.seed).groups))
+                write = self.config.contexts
+                self._contexts = Contexts(self.journal.take("contexts", lambda: write(self.model, self.seed).groups))
             if self._statistics is None:
-                self._statistics = take_statistics(self.model, plan.moment_sites, *self._given, self.progress)
+                given, options = self._given_statistics, self.options
+                self._statistics = take_statistics(
+                    self.model, plan.moment_sites, given, options.corpus, options.max_tokens, self.progress
+                )
         original = None
-        if self.norm_guard:
+        if self.options.norm_guard:
             self._original = self.model.copies(plan.names(self.model)) | self._original
             original = self.unedited
         journal = self.journal.within(f"solve-{self._solves:05d}")
         return SolveContext(self.model, self._statistics, self._contexts, self.state, original, self.seed, journal)
-
-    def _trace(self, facts: list[Fact]) -> Balance | None:
-        """What α and layers come from: of each batch for an α a fact, else of the first one, on the original model."""
-        if self._balance is not None and self.asked.alpha != "per-fact":
-            return self._balance
-        with self.unedited():
-            own = self.asked.alpha == "per-fact" or not self._alpha_facts
-            chosen = list(facts if own else self._alpha_facts or ())
-            journal = self.journal.within(f"solve-{self._solves:05d}-trace")
-            balance = trace_balance(self.model, chosen, self.asked, self.seed, journal)
-        self._balance = balance
-        return balance
-
-    def _probe(self, facts: list[Fact]) -> Stages | None:
-        """What JEEP's regions come from: the first batch, on the original model."""
-        if self._stages is None:
-            with self.unedited():
-                self._stages = probe_stages(self.model, self._alpha_facts or facts)
-        return self._stages
 
     # All of them ------------------------------------------------------------------------------------------------
     @contextmanager
@@ -302,7 +328,7 @@ def _columns(name: str, gram: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in
 
 # Editing on top of earlier edits: they stand in the model while the new one is solved, and their keys are held.
 #
-# What belongs to the model rather than to its state (context templates, second moments, the trace that gives α) is
+# Context templates, second moments and the trace that gives α belong to the model rather than to its state, and are
 # taken from the base, before the earlier edits are written in: with the same seed it is what the first edit had.
 
 
@@ -310,7 +336,7 @@ class SessionOnEdits(EditSession):
     """An `EditSession` on a model that `below` is written into; the base's exact bytes are back on exit.
 
     Args:
-        below: the earlier edits, in order. What is solved names them (`stands_on` in its manifest).
+        below: the earlier edits, in order. The new edit names them (`stands_on` in its manifest).
         requests: facts that a trace for α or a probe for layers is made of, where `alpha_facts` names none. (An α of
             each fact's own is traced batch by batch, on the model as the earlier edits leave it.)
         options: those of `EditSession`; `keep_history=False` leaves the earlier keys free, which any method can.
@@ -333,11 +359,9 @@ class SessionOnEdits(EditSession):
 
     def __enter__(self) -> SessionOnEdits:
         self.below.grounds(self.model)  # fails before any work
-        balance = self._trace(self._first) if self.asked.needs_trace else None
-        hp = self.asked.resolve(self.model, balance, self._probe(self._first) if self.asked.needs_probe else None)
-        plan = self.asked.method.recipe(hp)
+        plan = self._resolve(self._first).plan()
         self._refuse(plan)
-        self._setting(plan)
+        self._context(plan)
         self._original = {}  # a norm guard holds to the state that this session starts from
         self._around.enter_context(self.below.applied(self.model))
         return self
@@ -379,7 +403,7 @@ def warn_of_keyless(below: EditStack) -> None:
 def edit(
     model: TracedModel,
     requests: Sequence[Fact | Mapping[str, Any]],
-    method: str = "intattn",
+    method: Config | str = "intattn",
     alpha: float | str | None = None,
     **options: Any,
 ) -> Edit:
@@ -387,7 +411,7 @@ def edit(
 
     Args:
         requests: facts with a target (or a foil, which then is the target), or dicts as ROME and MEMIT write them.
-        method: see `kt ls methods`.
+        method: a method's name (see `kt ls methods`), or its configuration.
         alpha: attention's share (eq. 13); see `EditSession`.
         options: all other arguments of `EditSession`: statistics, context_templates, preset, variant, seed, corpus,
             history, norm_guard, ..., and hyper-parameters by name.

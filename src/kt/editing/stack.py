@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # Edits on top of each other: what one of them is in a stack, and how they are written in order.
 
 Ground = Literal["base", "below", "forced"]
-"""What an edit of a stack was solved for: the base's weights, those that the edits below leave, or neither."""
+"""The weights that an edit of a stack was solved for: the base's, those that the edits below leave, or neither."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """What messages call it: its file, else its method and its digest."""
+        """Its name in messages: its file, else its method and its digest."""
         return str(self.file) if self.file else f"{self.edit.manifest.get('method', 'edit')} {self.digest[:12]}"
 
 
@@ -103,15 +103,15 @@ def write_in_order(model: TracedModel, layers: Sequence[Layer], force: bool = Fa
     return grounds
 
 
-def _solved_for(edit: Edit, held: dict[str, str]) -> bool:
+def _solved_for(edit: Edit, digests: dict[str, str]) -> bool:
     """An edit made by hand knows no fingerprints, and fits everywhere."""
     known = edit.manifest.get("fingerprints", {})
-    return all(known.get(name, held[name]) == held[name] for name in edit.names)
+    return all(known.get(name, digests[name]) == digests[name] for name in edit.names)
 
 
 def _misfit(model: TracedModel, layer: Layer) -> str:
-    found = difference(layer.edit, model)
-    what = found.what if found else "some of its weights are the base's, others what the edits below it leave"
+    misfit = difference(layer.edit, model)
+    what = misfit.what if misfit else "some of its weights are the base's, others what the edits below it leave"
     return f"{layer.name} fits neither {model.name} nor the edits below it: {what}"
 
 
@@ -152,7 +152,7 @@ class EditStack(Shown):
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What an edit's manifest would say, as far as a stack has it."""
+        """The fields of an edit's manifest, as far as a stack has them."""
         methods = dict.fromkeys(str(edit.manifest.get("method")) for edit in self.edits)
         model = self.edits[0].manifest.get("model") if self.edits else None
         digests = [layer.digest for layer in self._layers]
@@ -309,7 +309,7 @@ class EditStack(Shown):
         self._live = None
 
     def grounds(self, model: TracedModel, force: bool = False) -> list[Ground]:
-        """What each edit was solved for; the model is left as it was.
+        """The ground that each edit was solved for; the model is left as it was.
 
         Raises:
             KtError: as `applied`.
@@ -387,7 +387,7 @@ class EditStack(Shown):
 
 
 AnyEdit = Edit | EditStack
-"""What commands write into a model for a while, and judge: `applied`, `control`, `requests`."""
+"""An edit or a stack, which commands write into a model for a while and judge."""
 
 
 # A stack as JSON beside its edit files, and whatever `--edit` may name: an edit file or a stack.
@@ -422,12 +422,12 @@ def load_stack(path: str | Path) -> EditStack:
     """Read the JSON and every edit that it names; see `EditStack.load`."""
     path = Path(path)
     try:
-        held = read_json(path)
+        contents = read_json(path)
     except RecursionError:
         raise BadFile(f"{path}: not a stack (it is nested too deeply); is it the right file?") from None
-    if held.get("kind") != KIND:
-        raise BadFile(f"{path}: holds {held.get('kind') or 'JSON of another program'}, expected {KIND}")
-    entries = held.get("edits")
+    if contents.get("kind") != KIND:
+        raise BadFile(f"{path}: holds {contents.get('kind') or 'JSON of another program'}, expected {KIND}")
+    entries = contents.get("edits")
     if not isinstance(entries, list):
         raise BadFile(f"{path}: 'edits' is no list; write the stack again with kt edits stack")
     stack = EditStack()
@@ -459,8 +459,8 @@ def _is_json(path: Path) -> bool:
 
 
 def _layer(path: Path, place: int, entry: Any) -> Layer:
-    held = entry if isinstance(entry, dict) else {}
-    file, digest, forced = (held.get(name) for name in ("file", "digest", "forced"))
+    values = entry if isinstance(entry, dict) else {}
+    file, digest, forced = (values.get(name) for name in ("file", "digest", "forced"))
     if not (isinstance(file, str) and isinstance(digest, str) and isinstance(forced, bool)):
         raise BadFile(f"{path}: edit {place} needs file, digest and forced; write the stack again with kt edits stack")
     where = _inside(path, place, file)

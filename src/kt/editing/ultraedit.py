@@ -35,11 +35,11 @@ from .._util.progress import Progress
 from ..errors import WorkFailed
 from ..facts.fact import Fact
 from ..model.memory import require_memory
-from ..model.sites import Kind, Site
+from ..model.sites import Site
 from ..model.tokens import Batch, pad_id, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
 from .closed_form.keys import Rows
-from .plan import SolveContext, SolveResult, WeightUpdate
+from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -75,7 +75,7 @@ class Running:
 
 
 class Pairs(NamedTuple):
-    """What a projection read where an answer's token is predicted, and the gradient at what it gave; on the CPU."""
+    """A linear map's inputs where an answer's token is predicted, and the gradients at its outputs; on the CPU."""
 
     keys: Float[Tensor, "pair d_in"]
     gradients: Float[Tensor, "pair d_out"]
@@ -95,7 +95,7 @@ class UltraEdit:
     """
 
     layers: tuple[int, ...]
-    kinds: tuple[Kind, ...] = (Kind.MLP,)
+    maps: tuple[str, ...] = ("mlp",)
     lr: float = 1e-6
     ridge: float = 1.0
     shared: bool = False
@@ -110,9 +110,11 @@ class UltraEdit:
 
     @property
     def sites(self) -> list[Site]:
-        """In the order in which a forward passes them."""
-        order = (Kind.ATTN, Kind.MLP)
-        return [Site(kind, layer) for layer in sorted(set(self.layers)) for kind in order if kind in self.kinds]
+        return [Site(name, layer) for layer in sorted(set(self.layers)) for name in sorted(set(self.maps))]
+
+    def describe(self) -> PlanText:
+        solver = "V Hᵀ(HHᵀ + ridge·I)⁻¹, V the normalised gradient"
+        return PlanText("no search: one backward pass", ", ".join(self.maps), solver, "all at once")
 
     def names(self, model: TracedModel) -> list[str]:
         return [model.weight_name(site) for site in self.sites]
@@ -120,11 +122,11 @@ class UltraEdit:
     def require_room(self, model: TracedModel) -> None:
         """Nothing yet: the need grows with the answers' tokens, and `solve` asks once it has counted them."""
 
-    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
-        model, sites = setting.model, self.sites
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
+        model, sites = context.model, self.sites
         answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "") for fact in facts]
         self._require_memory(model, sum(map(len, answers)))
-        if len(facts) == 1 and not setting.state.running:
+        if len(facts) == 1 and not context.state.running:
             warnings.warn(
                 "UltraEdit takes away what the pairs of a session have in common, and one request alone has little "
                 "else: its target may not rise; edit several requests at once, or use another method",
@@ -134,7 +136,7 @@ class UltraEdit:
         groups = {site: self._group(model, site) for site in sites}
         running: dict[str, Running] = {}
         for site, group in groups.items():
-            before = running.get(group, setting.state.running.get(group))
+            before = running.get(group, context.state.running.get(group))
             here = Running.of(pairs[site].features)
             running[group] = before.merged(here) if before else here
         written = {}
@@ -145,10 +147,10 @@ class UltraEdit:
             if not update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; lower lr or raise ridge")
             written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()))
-        setting.state.running.update(running)  # last of all: an edit that failed has not been seen
+        context.state.running.update(running)  # last of all: an edit that failed has not been seen
         return SolveResult(written)
 
-    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
+    def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """Nothing more: a solve takes its pairs into the running statistics itself."""
 
     def _require_memory(self, model: TracedModel, count: int) -> None:
@@ -185,11 +187,11 @@ def answer_pairs(
         if progress:
             progress(len(done), len(facts))
     order = torch.tensor([number for number in done for _ in answers[number]]).argsort(stable=True)
-    found = {s: Pairs(*(torch.cat(each)[order] for each in zip(*(p[s] for p in parts), strict=True))) for s in sites}
-    for site, pairs in found.items():
+    pairs_at = {s: Pairs(*(torch.cat(each)[order] for each in zip(*(p[s] for p in parts), strict=True))) for s in sites}
+    for site, pairs in pairs_at.items():
         if not all(bool(torch.isfinite(each).all()) for each in pairs):
             raise WorkFailed(f"keys or gradients at {site} are not finite; load the model in bfloat16 or float32")
-    return found
+    return pairs_at
 
 
 def _forward_and_back(

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..editing.closed_form.config import check_alpha
 from ..errors import KtError
 
 KINDS = ("alpha", "layers", "edits", "clamp", "modules")
@@ -53,8 +54,8 @@ def alpha_points(grid: Sequence[float] = ALPHAS, method: str = "intattn", **opti
     Raises:
         KtError: a share outside [0, 1], or one named twice.
     """
-    if wrong := [a for a in grid if not 0 <= a <= 1]:
-        raise KtError(f"alpha {wrong[0]:g} must lie between 0 (MLP only) and 1 (attention only)")
+    for alpha in grid:
+        check_alpha(alpha, words=())
     return _checked([Point(f"{a:g}", a, {"method": method, **options, "alpha": a}, method) for a in grid])
 
 

@@ -328,11 +328,11 @@ def run_edits(
             judge.score_before(kl)
         result = run(editor, groups, judge, evaluate, stage)
         about = {
-            "label": label or editor.asked.name,
-            "method": editor.asked.name,
+            "label": label or editor.config.name,
+            "method": editor.config.name,
             "step_size": size,
             "keep_history": editor.keeps_history,
-            "norm_guard": editor.norm_guard,
+            "norm_guard": editor.options.norm_guard,
             "seed": editor.seed,
         }
     return EditRun(

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.data import to_json
 from .._util.progress import Progress
-from ..editing import Edit, Statistics, edit
+from ..editing import Edit, Statistics
 from ..editing.closed_form.plan import LocateThenEdit
 from ..editing.edit import OF_THE_WHOLE
 from ..editing.plan import Plan
-from ..editing.resolve import MethodRequest, take_statistics
+from ..editing.resolve import configure, needs_evidence, resolve, take_statistics
+from ..editing.session import edit
 from ..facts.fact import Fact
 
 if TYPE_CHECKING:
@@ -30,10 +31,8 @@ OF_ATTENTION = ("layers_attn", "attn_aim", "mom2_update_weight_attn")
 OF_MLP = ("layers", "layers_mlp")
 """Settings of one path, which the other's solve does not depend on."""
 
-NO_HYPER_PARAMETERS = (
-    *("method", "alpha", "preset", "variant", "context_templates", "history", "keep_history", "norm_guard"),
-    *("alpha_facts", "statistics"),
-)
+OF_THE_SESSION = ("context_templates", "history", "keep_history", "norm_guard", "alpha_facts", "statistics")
+"""Arguments of `kt.edit` that are no part of a method's configuration."""
 
 
 class Solver:
@@ -90,16 +89,12 @@ class Solver:
         return edit(self.model, facts, **(shared | dict(options)))
 
     def _plan(self, options: Mapping[str, Any]) -> Plan | None:
-        """The plan of an edit with these options; None where it depends on a trace or a probe."""
-        method, alpha = options.get("method", "intattn"), options.get("alpha")
-        preset, variant = options.get("preset"), options.get("variant")
-        given = {name: value for name, value in options.items() if name not in NO_HYPER_PARAMETERS}
+        """What an edit with these options does; None where a trace or a probe has yet to say."""
+        given = {name: value for name, value in options.items() if name not in OF_THE_SESSION}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solve itself says it once more
-            request = MethodRequest.of(self.model, method, alpha, preset, variant, given)
-            if request.needs_trace or request.needs_probe:
-                return None
-            return request.method.recipe(request.resolve(self.model, None))
+            config = configure(self.model, **given)
+            return None if needs_evidence(config) else resolve(config, self.model, [])[0].plan()
 
     def _moments(self, progress: Progress | None) -> Statistics | str | Path | None:
         """One object for all, where it is known what all need; its factors are then computed once."""

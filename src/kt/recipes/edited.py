@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from ..editing.methods import METHODS
 from ..errors import BadFile, KtError
 from ..facts.fact import Fact
-from ..presets.reading import METHOD_NAMES
 from .base import How, Keys, PaperRecipe, facts_of
 
 Shown = TypeVar("Shown")
@@ -76,8 +76,6 @@ class EditedRecipe(PaperRecipe):
 
     def options_of(self, line: Line[Any], smoke: bool) -> dict[str, Any]:
         """What `kt.edit` is given for a row that has a method."""
-        from ..editing import METHODS
-
         options = dict(line.options)
         if self.variant is not None:
             options["variant"] = self.variant
@@ -118,8 +116,8 @@ def read_rows(
     rows = []
     for row in content["rows"]:
         label, method = str(row["label"]), row.get("method")
-        if method is not None and method not in METHOD_NAMES:
-            raise BadFile(f"{path}: row {label!r}: no method {method!r}; there are {', '.join(METHOD_NAMES)}")
+        if method is not None and method not in METHODS:
+            raise BadFile(f"{path}: row {label!r}: no method {method!r}; there are {', '.join(METHODS)}")
         cited = {}
         for key, entries in row.get("paper", {}).items():
             model, _, at = key.partition("/")

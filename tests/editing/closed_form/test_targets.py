@@ -12,7 +12,7 @@ import kt
 from kt.editing.closed_form import target_forward as target_suffix
 from kt.editing.closed_form import targets as target_batches
 from kt.editing.closed_form import targets as values
-from kt.editing.closed_form.aims import Objective, Position, TargetSite
+from kt.editing.closed_form.aims import Position, TargetSite
 from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.target_forward import NOWHERE, split_rows, target_rows
 from kt.editing.closed_form.targets import find_targets, worth_of_a_run
@@ -20,7 +20,7 @@ from kt.model.sites import Kind, Site
 from kt.runs.journal import Journal
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks" / "speed"))
-from plain_targets import plain_target
+from plain_targets import Numbers, plain_target
 
 BOUND = 1e-5
 """Of ‖δ‖. Models are float64: where a gradient's coordinate is near zero, Adam's step is the sign of its rounding."""
@@ -34,7 +34,7 @@ FACTS = (
 )
 HIDDEN, MLP, ATTN = TargetSite(Site(Kind.RESID, 1)), TargetSite(Site(Kind.MLP, 1)), TargetSite(Site(Kind.ATTN, 1))
 LAST = TargetSite(Site(Kind.MLP, 1), Position.PROMPT_LAST)
-QUICK = Objective(v_num_grad_steps=5, v_lr=0.2, stop_loss=0.0)
+QUICK = Numbers(v_num_grad_steps=5, v_lr=0.2, stop_loss=0.0)
 
 
 def exact(family, **changes):
@@ -50,7 +50,7 @@ def exact(family, **changes):
 
 def distance(model, aims, objective=QUICK, facts=FACTS, contexts=CONTEXTS, **options):
     """The largest of ‖δ - the loop's δ‖ / ‖the loop's δ‖ over requests and aims, and the search itself."""
-    found = find_targets(model, facts, aims, contexts, objective, **options)
+    found = find_targets(model, facts, aims, contexts, objective.objective, **options)
     apart = []
     for place, fact in enumerate(facts):
         for aim, (delta, before) in plain_target(model, fact, aims, contexts.flat, objective).items():
@@ -122,7 +122,7 @@ def test_requests_that_stop_leave_the_batch_with_the_loops_delta(stop, monkeypat
     monkeypatch.setattr(
         values, "suffix_logits", lambda m, s, d: (ran.append(len(s.rows.fact.unique())), run(m, s, d))[1]
     )
-    apart, found = distance(exact("qwen2"), [HIDDEN], Objective(**LONG, **stop))
+    apart, found = distance(exact("qwen2"), [HIDDEN], Numbers(**LONG, **stop))
     assert apart < BOUND
     assert 0 < int(found.steps.min()) < int(found.steps.max()) == 11, "all stopped together"
     assert min(ran) < max(ran) == len(FACTS), "finished requests were run on"
@@ -138,11 +138,11 @@ def test_the_argmax_rule_stops_or_discounts_as_in_the_loop(sharp, steps):
         kt.Fact("The city of the {}", "Space Needle", target="in"),
         FACTS[0],
     ]
-    objective, aims = Objective(**LONG, stop_loss=0.0), [TargetSite(Site(Kind.RESID, 2), Position.PROMPT_LAST), HIDDEN]
+    objective, aims = Numbers(**LONG, stop_loss=0.0), [TargetSite(Site(Kind.RESID, 2), Position.PROMPT_LAST), HIDDEN]
     ruled = replace(objective, argmax_discount=True)
     apart, found = distance(model, aims, ruled, facts)
     assert apart < BOUND and found.steps.tolist() == steps
-    plain = find_targets(model, facts, aims, CONTEXTS, objective)
+    plain = find_targets(model, facts, aims, CONTEXTS, objective.objective)
     assert not torch.allclose(plain.wanted[HIDDEN][:2], found.wanted[HIDDEN][:2], rtol=1e-3)
     torch.testing.assert_close(plain.wanted[HIDDEN][2], found.wanted[HIDDEN][2])
 
@@ -150,7 +150,7 @@ def test_the_argmax_rule_stops_or_discounts_as_in_the_loop(sharp, steps):
 def test_a_clamped_search_without_kl_runs_no_essence_rows(monkeypatch):
     groups, split = [], values.split_rows
     monkeypatch.setattr(values, "split_rows", lambda *a: groups.append(split(*a)) or groups[-1])
-    tight = Objective(v_num_grad_steps=6, v_lr=0.3, clamp_norm_factor=0.3, stop_loss=0.0, kl_factor=0.0)
+    tight = Numbers(v_num_grad_steps=6, v_lr=0.3, clamp_norm_factor=0.3, stop_loss=0.0, kl_factor=0.0)
     assert distance(exact("qwen2"), [HIDDEN], tight)[0] < BOUND
     assert not any(group.essence.any() for made in groups for group in made)
 
@@ -159,8 +159,8 @@ def test_half_precision_falls_within_its_rounding():
     wide = tiny_model("qwen2")
     half = kt.load(tiny_model("qwen2").module.to(torch.bfloat16), tokenizer=wide.tokenizer)
     apart, _ = distance(half, [HIDDEN])
-    exact = find_targets(wide, FACTS, [HIDDEN], CONTEXTS, QUICK)
-    rounded = find_targets(half, FACTS, [HIDDEN], CONTEXTS, QUICK)
+    exact = find_targets(wide, FACTS, [HIDDEN], CONTEXTS, QUICK.objective)
+    rounded = find_targets(half, FACTS, [HIDDEN], CONTEXTS, QUICK.objective)
     off = [(r.wanted[HIDDEN] - r.before[HIDDEN]) for r in (exact, rounded)]
     assert apart < 3 * float(((off[0] - off[1]).norm(dim=-1) / off[0].norm(dim=-1)).max())
 
@@ -189,9 +189,9 @@ def test_without_that_run_a_spoilt_prefix_would_pass(monkeypatch):
 
 def test_the_order_and_company_of_requests_change_nothing_but_rounding():
     model = tiny_model("llama")
-    together = find_targets(model, FACTS, [HIDDEN], CONTEXTS, QUICK)
-    turned = find_targets(model, FACTS[::-1], [HIDDEN], CONTEXTS, QUICK)
-    apart = find_targets(model, FACTS, [HIDDEN], CONTEXTS, QUICK, batch_size=1)
+    together = find_targets(model, FACTS, [HIDDEN], CONTEXTS, QUICK.objective)
+    turned = find_targets(model, FACTS[::-1], [HIDDEN], CONTEXTS, QUICK.objective)
+    apart = find_targets(model, FACTS, [HIDDEN], CONTEXTS, QUICK.objective, batch_size=1)
     for other, order in ((turned, slice(None, None, -1)), (apart, slice(None))):
         values_there = torch.stack(list(other.wanted[HIDDEN]))[range(4)[order]]
         torch.testing.assert_close(together.wanted[HIDDEN], values_there, atol=1e-5, rtol=1e-5)
@@ -224,11 +224,11 @@ class TestBatches:
     def test_a_kept_batch_is_not_taken_for_another(self, tmp_path, monkeypatch):
         model = tiny_model("gpt2")
         journal = Journal.begin(tmp_path / "run", {}, resume=False)
-        first = find_targets(model, FACTS, [HIDDEN], CONTEXTS, QUICK, journal=journal)
-        again = find_targets(model, FACTS, [HIDDEN], CONTEXTS, QUICK, journal=journal, batch_size=1)
+        first = find_targets(model, FACTS, [HIDDEN], CONTEXTS, QUICK.objective, journal=journal)
+        again = find_targets(model, FACTS, [HIDDEN], CONTEXTS, QUICK.objective, journal=journal, batch_size=1)
         torch.testing.assert_close(first.wanted[HIDDEN], again.wanted[HIDDEN], atol=1e-5, rtol=1e-5)
         monkeypatch.setattr(values, "_find_batch", lambda *a: pytest.fail("work was done again"))
-        kept = find_targets(model, FACTS, [HIDDEN], CONTEXTS, QUICK, journal=journal)
+        kept = find_targets(model, FACTS, [HIDDEN], CONTEXTS, QUICK.objective, journal=journal)
         assert torch.equal(first.wanted[HIDDEN], kept.wanted[HIDDEN]) and torch.equal(first.steps, kept.steps)
         journal.release()
 

@@ -1,4 +1,4 @@
-"""What a target is searched for: a site, a position, and how far δ may go there."""
+"""Targets: at which site and token a value is searched for, how far it may move, how its residual is spread."""
 
 from __future__ import annotations
 
@@ -31,31 +31,14 @@ class TargetSite:
         return str(self.site) if self.position is Position.SUBJECT_LAST else f"{self.site}@{self.position.value}"
 
 
-@dataclass(frozen=True)
-class Objective:
-    """How targets are searched for. The names are ROME's and MEMIT's.
-
-    A request stops at a loss below `stop_loss`, or (JEEP) when the target's mean probability over contexts reaches
-    `stop_prob`. `argmax_discount` (PMET): while every target token is the argmax in every context, the likelihood
-    counts a tenth in the next step, and the search ends when the weighted KL is at most 0.01.
-    """
-
-    v_num_grad_steps: int = 25
-    v_lr: float = 0.5
-    v_weight_decay: float = 1e-3
-    kl_factor: float = 0.0625
-    clamp_norm_factor: float = 4.0
-    stop_loss: float = 5e-2
-    stop_prob: float | None = None
-    argmax_discount: bool = False
-
-
 # How a path's residual is shared between its layers.
 #
 # A spread gives the share of the residual *as it is read at that layer* (after the layers below were written), for the
 # layer at `index` of `count`.
 
 Spread = Callable[[int, int], float]
+Share = float | tuple[float, ...]
+"""How much of a path's update is written: one number, or one a fact (then each fact's column is scaled by its own)."""
 
 
 def even(index: int, count: int) -> float:

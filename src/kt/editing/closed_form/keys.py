@@ -63,8 +63,8 @@ def read_rows(model: TracedModel, rows: Rows, site: Site, end: str) -> Float[Ten
     out: list[Tensor | None] = [None] * len(rows.ids)
     for numbers, batch, columns in rows.batches(pad_id(model.tokenizer)):
         batch = batch.to(model.device)
-        found = model.read(batch, [site], end, at=columns)[site].float()  # type: ignore[arg-type]
-        for number, vector in zip(numbers, found, strict=True):
+        vectors = model.read(batch, [site], end, at=columns)[site].float()  # type: ignore[arg-type]
+        for number, vector in zip(numbers, vectors, strict=True):
             out[number] = vector
     return torch.stack([v for v in out if v is not None])
 
@@ -79,7 +79,7 @@ def fact_keys(
 def fact_values(
     model: TracedModel, facts: Sequence[Fact], contexts: Contexts, site: Site, position: Position
 ) -> Float[Tensor, "d_out fact"]:
-    """What a site gives now, as a mean over contexts (`Contexts()`: the bare prompts), float64."""
+    """One value a fact: the site's output now, as a mean over contexts (`Contexts()`: the bare prompts), float64."""
     return _means(model, facts, contexts, site, position, "value")
 
 

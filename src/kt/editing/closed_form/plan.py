@@ -25,11 +25,12 @@ from ...errors import KtError, WorkFailed
 from ...facts.fact import Fact
 from ...model.sites import Kind, Site
 from ...model.update import LowRank, Update
-from ..plan import SolveContext, SolveResult, WeightUpdate
-from .aims import Objective, Spread, TargetSite, even
+from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
+from .aims import SPREADS, Share, Spread, TargetSite, even
 from .contexts import Contexts
 from .factor import Moment
 from .keys import fact_keys, fact_values
+from .objective import Objective
 from .solvers import LeastSquares, Solution, Solver, System
 from .targets import Targets, find_targets, join_targets
 
@@ -37,15 +38,14 @@ if TYPE_CHECKING:
     from ...model.model import TracedModel
 
 
-Share = float | tuple[float, ...]
-"""How much of a path's update is written: one number, or one a fact (then each fact's column is scaled by its own)."""
-
-
 @dataclass(frozen=True)
 class Write:
-    """One module kind over some layers, written so that `aim` takes its wanted value; `scale` of it is kept."""
+    """One linear map over some layers, written so that `aim` takes its wanted value; `scale` of it is kept.
 
-    kind: Kind
+    `kind` names the map: W_o or down_proj by its kind, another one that writes the residual stream by its role.
+    """
+
+    kind: Kind | str
     layers: tuple[int, ...]
     aim: TargetSite
     solver: Solver = field(default_factory=LeastSquares)
@@ -92,6 +92,20 @@ class LocateThenEdit:
     def has_targets(self) -> bool:
         return True
 
+    def describe(self) -> PlanText:
+        searched = [str(target) for target in dict.fromkeys([path.aim for path in self.live] + list(self.also))]
+        together = " together" if self.joint and len(searched) > 1 else ""
+        names = {rule: name for name, rule in SPREADS.items()}
+        spread = ", ".join(dict.fromkeys(names[path.spread] for path in self.live if len(path.layers) > 1))
+        order = ["fact by fact"] * self.one_by_one + [f"spread {spread}"] * bool(spread)
+        order += ["each write on the ones before"] * self.coupled
+        return PlanText(
+            ", ".join(searched) + together,
+            ", ".join(f"{path.kind} ({'one layer' if len(path.layers) == 1 else 'layers'})" for path in self.live),
+            "; ".join(dict.fromkeys(path.solver.formula for path in self.live)),
+            ", ".join(order) or "–",
+        )
+
     def names(self, model: TracedModel) -> list[str]:
         return [model.weight_name(s) for path in self.live for s in path.sites]
 
@@ -100,23 +114,23 @@ class LocateThenEdit:
             for site in path.sites:
                 path.solver.require_room(model.weight_name(site), model.key_size(site))
 
-    def update_history(self, setting: SolveContext, facts: Sequence[Fact]) -> None:
+    def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """Keep the facts' keys as the edited model has them, every layer written (AlphaEdit's cache)."""
         for path in self.live:
             for site in path.sites if path.solver.keeps_keys else ():
-                keys = fact_keys(setting.model, facts, setting.contexts, site, path.aim.position)
-                setting.state.add_keys(setting.model.weight_name(site), keys)
+                keys = fact_keys(context.model, facts, context.contexts, site, path.aim.position)
+                context.state.add_keys(context.model.weight_name(site), keys)
 
-    def solve(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         """Search, then write layer by layer. The model's weights are the same bytes afterwards, also after an
         exception."""
         if not self.one_by_one:
-            return self._solve_batch(setting, facts, progress)
-        model = setting.model
+            return self._solve_batch(context, facts, progress)
+        model = context.model
         parts: list[SolveResult] = []
         with model.restored(self.names(model)):
             for index, fact in enumerate(facts):
-                parts.append(self._only(index)._solve_batch(setting.within(f"fact-{index:05d}"), [fact], None))
+                parts.append(self._only(index)._solve_batch(context.within(f"fact-{index:05d}"), [fact], None))
                 for name, written in parts[-1].written.items():
                     model.write(name, written.update)
                 if progress:
@@ -128,16 +142,16 @@ class LocateThenEdit:
         paths = (replace(p, scale=(p.scale[index],)) if isinstance(p.scale, tuple) else p for p in self.paths)
         return replace(self, paths=tuple(paths))
 
-    def _solve_batch(self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None) -> SolveResult:
-        model = setting.model
-        search = self._search(setting, facts, progress)
+    def _solve_batch(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None) -> SolveResult:
+        model = context.model
+        search = self._search(context, facts, progress)
         written: dict[str, WeightUpdate] = {}
         with ExitStack() as around:
             for number, path in enumerate(self.live):
                 if self.coupled:
                     around.enter_context(model.restored(path.sites))
                 with ExitStack() if self.coupled else model.restored(path.sites):
-                    solved = _walk(setting.within(f"path-{number}"), facts, path, search[path.aim].wanted[path.aim])
+                    solved = _walk(context.within(f"path-{number}"), facts, path, search[path.aim].wanted[path.aim])
                 scaled = {n: w._replace(update=_scaled(w.update, path.scale)) for n, w in solved.items()}
                 if self.coupled and path.scale != 1:
                     for name, full in solved.items():  # from full strength to the path's scale, for the paths after it
@@ -147,38 +161,38 @@ class LocateThenEdit:
         return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search)
 
     def _search(
-        self, setting: SolveContext, facts: Sequence[Fact], progress: Progress | None
+        self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
     ) -> dict[TargetSite, Targets]:
         aims = list(dict.fromkeys([p.aim for p in self.live] + list(self.also)))
-        found: dict[TargetSite, Targets] = {}
+        targets_by_site: dict[TargetSite, Targets] = {}
         for group in [aims] if self.joint else [[a] for a in aims]:
             targets = find_targets(
-                setting.model,
+                context.model,
                 facts,
                 group,
-                setting.contexts,
+                context.contexts,
                 self.objective,
                 progress=progress,
-                journal=setting.journal,
+                journal=context.journal,
             )
-            found |= dict.fromkeys(group, _guarded(setting, facts, targets))
-        return found
+            targets_by_site |= dict.fromkeys(group, _guarded(context, facts, targets))
+        return targets_by_site
 
 
-def _guarded(setting: SolveContext, facts: Sequence[Fact], targets: Targets) -> Targets:
+def _guarded(context: SolveContext, facts: Sequence[Fact], targets: Targets) -> Targets:
     """Wanted values at the norm that their sites had before the session's first edit, where a norm guard is set."""
-    if setting.original is None:
+    if context.original is None:
         return targets
     wanted = {}
-    with setting.original():
+    with context.original():
         for aim, value in targets.wanted.items():
-            norm = fact_values(setting.model, facts, Contexts(), aim.site, aim.position).norm(dim=0)
+            norm = fact_values(context.model, facts, Contexts(), aim.site, aim.position).norm(dim=0)
             wanted[aim] = value * (norm.to(value) / value.norm(dim=-1))[:, None]
     return targets._replace(wanted=wanted)
 
 
 def _walk(
-    setting: SolveContext, facts: Sequence[Fact], path: Write, wanted: Float[Tensor, "fact d_model"]
+    context: SolveContext, facts: Sequence[Fact], path: Write, wanted: Float[Tensor, "fact d_model"]
 ) -> dict[str, WeightUpdate]:
     """Solve and write layer by layer, each a phase; keys and residuals are read again after a write, as MEMIT does."""
     solved: dict[str, WeightUpdate] = {}
@@ -186,16 +200,16 @@ def _walk(
         share = path.spread(index, len(path.sites))
         if share == 0:
             continue
-        name = setting.model.weight_name(site)
+        name = context.model.weight_name(site)
         solved[name] = WeightUpdate.of(
-            setting.journal.take(name, _solve_site, setting, facts, path, wanted, site, share)
+            context.journal.take(name, _solve_site, context, facts, path, wanted, site, share)
         )
-        setting.model.write(site, solved[name].update)
+        context.model.write(site, solved[name].update)
     return solved
 
 
 def _solve_site(
-    setting: SolveContext,
+    context: SolveContext,
     facts: Sequence[Fact],
     path: Write,
     wanted: Float[Tensor, "fact d_model"],
@@ -203,7 +217,7 @@ def _solve_site(
     share: float,
 ) -> dict[str, Any]:
     """One weight's update, in full strength, on the model as the layers before left it; as a journal keeps it."""
-    model, contexts, bare = setting.model, setting.contexts, Contexts()
+    model, contexts, bare = context.model, context.contexts, Contexts()
     name = model.weight_name(site)
     keys = fact_keys(model, facts, contexts, site, path.aim.position).cpu()
     now = fact_values(model, facts, contexts if path.mean_value else bare, path.aim.site, path.aim.position)
@@ -212,16 +226,16 @@ def _solve_site(
         (residuals * share).cpu(),
         keys,
         fact_keys(model, facts, bare, site, path.aim.position).cpu() if path.solver.needs_bare else None,
-        _moment(setting, name, keys) if path.solver.needs_moment else None,
-        setting.state.keys.get(name) if path.solver.keeps_keys else None,
+        _moment(context, name, keys) if path.solver.needs_moment else None,
+        context.state.keys.get(name) if path.solver.keeps_keys else None,
     )
     solution = path.solver(system)
     _check(name, solution)
     return WeightUpdate(solution.update, solution.condition, keys, float(residuals.norm())).as_dict()
 
 
-def _moment(setting: SolveContext, name: str, keys: Float[Tensor, "d_in fact"]) -> Moment:
-    moment = setting.statistics.moment_of(name)
+def _moment(context: SolveContext, name: str, keys: Float[Tensor, "d_in fact"]) -> Moment:
+    moment = context.statistics.moment_of(name)
     if moment.size != keys.shape[0]:
         raise KtError(
             f"the second moment of {name} has size {moment.size}, its keys {keys.shape[0]}; "

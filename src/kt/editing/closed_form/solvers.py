@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class Solution(NamedTuple):
 
 
 class System(NamedTuple):
-    """What a solver is given: all float64 on the CPU.
+    """The input of a solver: all float64 on the CPU.
 
     `keys` are means over contexts, `bare` those of the bare prompts; `past` holds the keys that earlier edits of the
     session wrote, or None.
@@ -49,7 +49,9 @@ class System(NamedTuple):
 
 class Solver(Protocol):
     """From a system to an update. `needs_moment` and `needs_bare` say what must be filled in, `keeps_keys` whether
-    `past` counts."""
+    `past` counts; `formula` is for people."""
+
+    formula: ClassVar[str]
 
     @property
     def needs_moment(self) -> bool: ...
@@ -141,6 +143,8 @@ class ThroughFactor:
 class LeastSquares(ThroughFactor):
     """R Kᵀ (λC + H + K Kᵀ)⁻¹ (IntAttn-Edit eq. 6; MEMIT eq. 14, with K0 K0ᵀ = λC), H the earlier edits' keys."""
 
+    formula: ClassVar[str] = "R Kᵀ(λC + H + KKᵀ)⁻¹"
+
     weight: float = 15000.0
     needs_moment: bool = True
     needs_bare: bool = False
@@ -160,6 +164,8 @@ class Equality(ThroughFactor):
     one fact, keeps near-equal keys from demanding the impossible; 0 is the paper's formula. With it, the constraint is
     no longer exact: by the push-through identity the update is R Kᵀ(ρH + K Kᵀ)⁻¹, `LeastSquares` with ρλ for its λ.
     """
+
+    formula: ClassVar[str] = "R(KᵀD⁻¹K + ρI)⁻¹KᵀD⁻¹, D = λC + H"
 
     weight: float = 1.0
     ridge: float = 0.0
@@ -185,9 +191,11 @@ class Equality(ThroughFactor):
 class NullSpace:
     """R Kᵀ P ((K Kᵀ + H) P + L2 · I)⁻¹ (AlphaEdit), P the projector onto directions of C below `threshold`.
 
-    What it maps onto lies in P's range, where the matrix is the symmetric L2 · I + P(K Kᵀ + H)P: solved as such. The
+    Its result lies in P's range, where the matrix is the symmetric L2 · I + P(K Kᵀ + H)P: solved as such. The
     threshold is absolute, as in the original code: it depends on the scale of the keys.
     """
+
+    formula: ClassVar[str] = "R KᵀP((KKᵀ + H)P + L2·I)⁻¹"
 
     threshold: float = 2e-2
     l2: float = 10.0
@@ -220,6 +228,8 @@ class NullSpace:
 class RankOne(ThroughFactor):
     """r uᵀ / (uᵀ k), u = C⁻¹ k̄ (ROME eq. 2). ROME's code takes k of the bare prompt and k̄ over contexts;
     R-ROME takes k̄ in both places. Without `mom2_adjustment`, C = I (all of EasyEdit's ROME files)."""
+
+    formula: ClassVar[str] = "r uᵀ/(uᵀk), u = C⁻¹k̄"
 
     mom2_adjustment: bool = True
     same_key: bool = False

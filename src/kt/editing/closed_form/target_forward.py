@@ -1,4 +1,4 @@
-"""What δ can change, and nothing else, run again at every step of a target search.
+"""The part of a forward that depends on δ, run again at every step of a target search.
 
 δ enters at the lowest aim's block and, in each row, at the subject's last token (or the prompt's). Blocks below and
 tokens before give the same at every step. So the rows are run whole once; a step runs their last columns through the

@@ -6,7 +6,7 @@ For every request a δ per aim is found, all aims of a search together, that min
 
 where the KL is read at the subject's last token of the essence prompt "{} is a" and v is the value before. Adam; after
 each step δ is pulled back to ‖δ‖ ≤ clamp · ‖v‖; a request stops by the objective's rule. N steps are N forwards and
-N-1 updates. What δ cannot change runs once: blocks below the lowest aim, tokens before δ's (target_suffix.py).
+N-1 updates. Blocks below the lowest aim and tokens before δ's do not depend on δ, and run once (target_forward.py).
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from ...model.sites import Kind
 from ...model.tokens import target_ids, template_span, token_ids
 from ...runs import parallel as ranks
 from ...runs.journal import Journal
-from .aims import Objective, Position, TargetSite
+from .aims import Position, TargetSite
 from .contexts import Contexts
+from .objective import Objective, SearchStep
 from .target_forward import Suffix, TargetRows, lowest_block, run_whole, split_rows, suffix_logits, target_rows
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ DISPATCH = {"cpu": 5e8, "cuda": 4e12}
 
 
 class _Length(NamedTuple):
-    """What a request runs: columns from δ's first place on, target tokens, tokens of the bare prompt and target."""
+    """A request's lengths in tokens: from δ's first column on, of the target, of the bare prompt with the target."""
 
     suffix: int
     target: int
@@ -59,7 +60,7 @@ class _Length(NamedTuple):
 def target_batches(
     model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, size: int
 ) -> list[list[int]]:
-    """Places of the facts, batch by batch: at most `size`, or fewer where half the free memory would not hold them.
+    """Indices of the facts, batch by batch: at most `size`, or fewer where half the free memory would not hold them.
 
     With memory enough the batches follow from the facts, the aims and the model alone.
     """
@@ -116,7 +117,7 @@ def _block(model: TracedModel, layer: int) -> torch.nn.Module:
     return model.module.get_submodule(model.layout.path(Kind.RESID, layer))
 
 
-# What a step's logits say of every request: how likely its target is, and the words after the essence prompt.
+# Every request's loss from a step's logits: how likely its target is, and the words after the essence prompt.
 
 
 class TargetLoss(NamedTuple):
@@ -130,24 +131,17 @@ class TargetLoss(NamedTuple):
 
 def read_rows(logits: Sequence[Float[Tensor, "read vocab"]], groups: Sequence[TargetRows]) -> TargetLoss:
     """From the logits of groups of rows; the first holds all context rows, and all or none of the essence rows."""
-    said, rows, essence = logits[0], groups[0], None
+    at_reads, rows, essence = logits[0], groups[0], None
     if len(groups) == 2:
         essence = logits[1].log_softmax(-1)
     elif bool(rows.essence.any()):
         at_essence = rows.essence[_row_of_each_read(rows)]
-        essence = said[at_essence].log_softmax(-1)
-        said, rows = said[~at_essence], rows.of(~rows.essence)
-    nll, argmax = _of_targets(said, rows)
+        essence = at_reads[at_essence].log_softmax(-1)
+        at_reads, rows = at_reads[~at_essence], rows.of(~rows.essence)
+    nll, argmax = _of_targets(at_reads, rows)
     facts = len(rows.fact.unique())
     nll, argmax = (rearrange(v, "(fact context) -> fact context", fact=facts) for v in (nll, argmax))
     return TargetLoss(nll, essence, argmax.all(-1))
-
-
-def divergence(now: Tensor | None, before: Tensor | None, like: Tensor) -> Float[Tensor, " fact"]:
-    """KL(now ‖ before) of log-probabilities; zero where there are none."""
-    if now is None or before is None:
-        return torch.zeros_like(like)
-    return (now.exp() * (now - before)).sum(-1)
 
 
 def _of_targets(
@@ -190,34 +184,34 @@ def find_targets(
     Several processes share the batches.
     """
     # Of several processes, the one with the least memory free decides: all have to have the same batches.
-    found = ranks.all_gather("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
-    batches = max(found, key=len)
+    choices = ranks.all_gather("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
+    batches = max(choices, key=len)
     ends = list(accumulate(map(len, batches)))
     # Batches stand in one order: the place where one begins and its size say which requests are in it.
     what = f"targets-{'+'.join(map(str, aims))}"
     names = [f"{what}-{end - len(batch):05d}-{len(batch)}" for batch, end in zip(batches, ends, strict=True)]
-    asked = [(model, [facts[i] for i in batch], aims, contexts, objective) for batch in batches]
+    arguments = [(model, [facts[i] for i in batch], aims, contexts, objective) for batch in batches]
     parts = (journal or Journal()).take_each(
         what,
         _find_batch,
-        dict(zip(names, asked, strict=True)),
+        dict(zip(names, arguments, strict=True)),
         None if progress is None else lambda done: progress(ends[done - 1], len(facts)),
     )
     targets = join_targets([_targets(part, aims, model.device) for part in parts])
     return _in_order(targets, [i for batch in batches for i in batch])
 
 
-def _targets(held: Mapping[str, Any], aims: Sequence[TargetSite], device: torch.device) -> Targets:
-    """From what `_find_batch` gave, with values by the aim's place."""
-    wanted, before = ({a: v.to(device) for a, v in zip(aims, held[part], strict=True)} for part in ("wanted", "before"))
-    return Targets(wanted, before, *(held[part].to(device) for part in ("loss", "prob", "steps")))
+def _targets(values: Mapping[str, Any], aims: Sequence[TargetSite], device: torch.device) -> Targets:
+    """`Targets` from the fields that `_find_batch` gave, on `device`."""
+    wanted, before = (dict(zip(aims, (v.to(device) for v in values[p]), strict=True)) for p in ("wanted", "before"))
+    return Targets(wanted, before, *(values[part].to(device) for part in ("loss", "prob", "steps")))
 
 
-def _in_order(found: Targets, places: Sequence[int]) -> Targets:
-    """Requests as they were given, from the order in which they were searched."""
-    back = torch.tensor(places, device=found.loss.device).argsort()
-    wanted, before = ({a: v[back] for a, v in part.items()} for part in (found.wanted, found.before))
-    return Targets(wanted, before, found.loss[back], found.prob[back], found.steps[back])
+def _in_order(targets: Targets, places: Sequence[int]) -> Targets:
+    """The targets in the order in which the requests were given."""
+    back = torch.tensor(places, device=targets.loss.device).argsort()
+    wanted, before = ({a: v[back] for a, v in part.items()} for part in (targets.wanted, targets.before))
+    return Targets(wanted, before, targets.loss[back], targets.prob[back], targets.steps[back])
 
 
 def join_targets(parts: Sequence[Targets]) -> Targets:
@@ -235,45 +229,52 @@ def _find_batch(
     model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, objective: Objective
 ) -> dict[str, Any]:
     """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
-    suffixes, now = _begun(model, facts, aims, contexts, objective)
-    delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in now.items()}
-    optimizer = torch.optim.Adam(delta.values(), lr=objective.v_lr)
+    suffixes, before = _begun(model, facts, aims, contexts, objective)
+    delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in before.items()}
+    optimizer = torch.optim.Adam(delta.values(), lr=objective.lr)
     active = torch.ones(len(facts), dtype=torch.bool, device=model.device)
+    was_argmax = torch.zeros_like(active)
     steps = torch.zeros(len(facts), dtype=torch.long, device=model.device)
-    weight, loss, prob = (torch.ones(len(facts), device=model.device) for _ in range(3))
+    loss, prob = (torch.ones(len(facts), device=model.device) for _ in range(2))
     unedited: Tensor | None = None
-    for step in range(objective.v_num_grad_steps):
+    for number in range(objective.steps):
         on = active.nonzero()[:, 0]
         with torch.enable_grad():
             read = read_rows([suffix_logits(model, s, delta) for s in suffixes], [s.rows for s in suffixes])
-            if step == 0 and read.essence is not None:
+            if number == 0 and read.essence is not None:
                 unedited = read.essence.detach()
-            kl = objective.kl_factor * divergence(read.essence, None if unedited is None else unedited[on], weight[on])
-            decay = sum(_decay(a, objective) * _relative(delta[a][on], now[a][on]) for a in aims)
-            losses = weight[on] * read.nll.mean(-1) + kl + decay
-        loss[on], prob[on] = losses.detach(), (-read.nll).exp().mean(-1).detach()
-        done = _done(read, loss[on], prob[on], kl.detach(), objective)
+            step = SearchStep(
+                read.nll,
+                read.essence,
+                None if unedited is None else unedited[on],
+                read.all_argmax,
+                was_argmax[on],
+                {aim: delta[aim][on] for aim in aims},
+                {aim: before[aim][on] for aim in aims},
+            )
+            losses = objective.loss(step)
+        loss[on], prob[on] = losses.detach(), step.prob.detach()
+        done = objective.done(step, loss[on])
         active[on] = ~done
-        if objective.argmax_discount:
-            weight[on] = torch.where(read.all_argmax, 0.1, 1.0)
-        if step == objective.v_num_grad_steps - 1 or not bool(active.any()):
+        was_argmax[on] = read.all_argmax
+        if number == objective.steps - 1 or not bool(active.any()):
             break
         optimizer.zero_grad()
         losses[~done].sum().backward()
-        _step(optimizer, delta, now, active, objective)
+        _step(optimizer, delta, before, active, objective)
         steps += active
         if bool(done.any()):
             suffixes = [s.of(active) for s in suffixes]
-    wanted = [(now[a] + delta[a]).detach() for a in aims]
-    return {"wanted": wanted, "before": [now[a] for a in aims], "loss": loss, "prob": prob, "steps": steps}
+    wanted = [(before[a] + delta[a]).detach() for a in aims]
+    return {"wanted": wanted, "before": [before[a] for a in aims], "loss": loss, "prob": prob, "steps": steps}
 
 
 def _begun(
     model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, objective: Objective
 ) -> tuple[list[Suffix], dict[TargetSite, Float[Tensor, "fact d_model"]]]:
-    """What steps start from, and each aim's value in the first (bare) context row."""
+    """The forwards that every step repeats, and each target site's value in the first (bare) context row."""
     # Without δ in the essence row, or without weight on it, the KL is zero.
-    essence = objective.kl_factor != 0 and any(a.position is Position.SUBJECT_LAST for a in aims)
+    essence = objective.reads_essence and any(a.position is Position.SUBJECT_LAST for a in aims)
     groups = split_rows(target_rows(model, facts, contexts), aims, essence, worth_of_a_run(model, aims))
     runs = [run_whole(model, rows, aims) for rows in groups]
     values = runs[0][1]
@@ -281,37 +282,16 @@ def _begun(
     return [suffix for suffix, _ in runs], {a: v[bare.to(v.device)].to(model.device) for a, v in values.items()}
 
 
-def _done(read: TargetLoss, loss: Tensor, prob: Tensor, kl: Tensor, objective: Objective) -> Bool[Tensor, " fact"]:
-    if objective.stop_prob is not None:
-        return prob >= objective.stop_prob
-    done = loss < objective.stop_loss
-    if objective.argmax_discount:
-        done = done | (read.all_argmax & (kl <= 0.01))
-    return done
-
-
-def _decay(aim: TargetSite, objective: Objective) -> float:
-    return objective.v_weight_decay if aim.decay is None else aim.decay
-
-
-def _relative(delta: Float[Tensor, "fact d"], now: Float[Tensor, "fact d"]) -> Float[Tensor, " fact"]:
-    return delta.norm(dim=-1) / now.norm(dim=-1) ** 2
-
-
 @torch.no_grad()
 def _step(
     optimizer: torch.optim.Optimizer,
     delta: dict[TargetSite, Tensor],
-    now: dict[TargetSite, Tensor],
+    before: dict[TargetSite, Tensor],
     active: Bool[Tensor, " fact"],
     objective: Objective,
 ) -> None:
-    """One Adam step for the active requests, each δ pulled back into its ball; the others stay as they are."""
+    """One Adam step for the active requests, each δ pulled back by the objective's bounds; the others stay."""
     kept = {a: d.detach().clone() for a, d in delta.items()}
     optimizer.step()
     for aim, d in delta.items():
-        longest = (objective.clamp_norm_factor if aim.clamp is None else aim.clamp) * now[aim].norm(
-            dim=-1, keepdim=True
-        )
-        d.mul_((longest / d.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1))
-        d.copy_(torch.where(active[:, None], d, kept[aim]))
+        d.copy_(torch.where(active[:, None], objective.bounded(aim, d, before[aim]), kept[aim]))

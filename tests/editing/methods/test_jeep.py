@@ -4,8 +4,7 @@ import pytest
 import torch
 from editing_help import FAST, solve
 
-from kt.editing.config import HyperParameters
-from kt.editing.methods import REGIONS, jeep
+from kt.editing.methods.jeep import JEEP, REGIONS
 from kt.errors import KtError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|of the wanted change)")
@@ -72,5 +71,5 @@ def test_the_value_of_the_region_that_is_not_written_does_not_come_through(setti
 )
 def test_what_cannot_be_is_one_line(changes, words):
     with pytest.raises(KtError, match=words) as error:
-        jeep(HyperParameters(layers_mlp=(0, 1), layers_high=(2,), **changes))
+        JEEP(layers_mlp=(0, 1), layers_high=(2,), **changes).plan()
     assert "\n" not in str(error.value)

@@ -1,0 +1,170 @@
+"""Settings that the locate-then-edit methods share: the search for targets, the spread of the residual, α."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import KtError
+from ..config import LATER, Config, one_of, setting
+from .aims import SPREADS, Position, Share, Spread
+
+if TYPE_CHECKING:
+    from .objective import Objective, Term
+
+EASYEDIT = "EasyEdit hparams/MEMIT, 7B models"
+WORDS = ("auto", "per-fact")
+"""α that a trace is to give: one of all requests, or each request its own."""
+
+
+@dataclass(frozen=True)
+class TargetSearch(Config):
+    """Settings of the search for δ, under the names that users of ROME and MEMIT know."""
+
+    v_lr: float = setting(
+        0.5, about="Adam's learning rate in the search for δ", source=f"ROME section 3.1, step 2; {EASYEDIT}"
+    )
+    v_num_grad_steps: int = setting(
+        25,
+        about="forward passes in the search for δ, one more than updates",
+        source=f"ROME section 3.1, step 2; {EASYEDIT}",
+        least=1,
+    )
+    v_weight_decay: float = setting(
+        1e-3,
+        symbol="β (JEEP eq. 11)",
+        about="weight of ‖δ‖ in the search",
+        unit="of ‖δ‖/‖v‖², as the code has it",
+        source=f"JEEP eq. 11; {EASYEDIT}",
+    )
+    kl_factor: float = setting(
+        0.0625,
+        symbol="α′ (JEEP eq. 11)",
+        about="weight of the KL divergence at the subject's last token",
+        source="ROME eq. 4; JEEP eq. 11",
+    )
+    clamp_norm_factor: float = setting(
+        4.0, symbol="γ (JEEP eq. 12)", about="largest ‖δ‖", unit="times ‖v‖", source=f"JEEP eq. 12; {EASYEDIT}"
+    )
+
+    @property
+    def objective(self) -> Objective:
+        """The search's terms: likelihood, KL and decay, a bound on ‖δ‖, and the loss at which a request stops."""
+        from .objective import NLL, StopBelow
+
+        return self.searching(NLL(), StopBelow())
+
+    def searching(self, *own: Term) -> Objective:
+        """The search's objective from a method's own terms (a likelihood first) and those that all methods share."""
+        from .objective import KL, ClampNorm, Objective, WeightDecay
+
+        likelihood, *rest = own
+        shared = (KL(self.kl_factor), WeightDecay(self.v_weight_decay), ClampNorm(self.clamp_norm_factor))
+        return Objective((likelihood, *shared, *rest), self.v_num_grad_steps, self.v_lr)
+
+
+@dataclass(frozen=True)
+class AtToken(TargetSearch):
+    """The token at which facts are read and written."""
+
+    fact_token: str = setting(
+        Position.SUBJECT_LAST.value,
+        symbol="i′",
+        about="token whose keys and values are edited",
+        source="ROME section 3.1, step 1; MEMIT eq. 19",
+    )
+
+    @property
+    def position(self) -> Position:
+        return Position(one_of(self.fact_token, [p.value for p in Position], "fact_token"))
+
+
+@dataclass(frozen=True)
+class Spreading(Config):
+    """How a residual is divided among several layers."""
+
+    spread: str = setting(
+        "even",
+        symbol="1/(L-l+1)",
+        about="how the residual is divided among layers",
+        source="MEMIT eq. 20; IntAttn-Edit eq. 7",
+    )
+
+    @property
+    def spread_rule(self) -> Spread:
+        return SPREADS[one_of(self.spread, SPREADS, "spread")]
+
+
+@dataclass(frozen=True)
+class AttentionShare(Config):
+    """An edit of W_o beside the MLP's, the two scaled α and 1 - α (IntAttn-Edit eq. 13)."""
+
+    writes_attention = True
+
+    layers_attn: tuple[int, ...] = setting(
+        LATER,
+        symbol="R_attn",
+        about="layers whose attention output projection is written",
+        unit="from 0",
+        source="IntAttn-Edit section 5.1",
+    )
+    alpha: float | str | tuple[float, ...] = setting(
+        "auto",
+        symbol="α (eq. 12)",
+        about="IntAttn-Edit: attention's share of the update; the MLP's is 1 - α",
+        source="IntAttn-Edit eq. 12, 13",
+        least=None,
+    )
+    joint_targets: bool = setting(
+        False, about="IntAttn-Edit: search for both paths' values together", source="IntAttn-Edit leaves it open"
+    )
+    coupled: bool = setting(
+        False, about="IntAttn-Edit: let the MLP path see the attention's write", source="IntAttn-Edit leaves it open"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for share in self.alpha if isinstance(self.alpha, tuple) else (self.alpha,):
+            check_alpha(share)
+
+    @property
+    def traces_alpha(self) -> bool:
+        return self.alpha in WORDS
+
+    @property
+    def fixed_alpha(self) -> float | None:
+        return None if self.traces_alpha or isinstance(self.alpha, tuple) else float(self.alpha)
+
+    @property
+    def mean_alpha(self) -> float:
+        return sum(self.share) / len(self.share) if isinstance(self.share, tuple) else self.share
+
+    @property
+    def share(self) -> Share:
+        """α, which `resolve` has made a number."""
+        if self.alpha in WORDS:
+            raise KtError(f"alpha is still {self.alpha!r}; resolve the configuration first")
+        return float(self.alpha) if isinstance(self.alpha, str) else self.alpha
+
+    @property
+    def mlp_share(self) -> Share:
+        """1 - α (eq. 13)."""
+        return tuple(1 - a for a in self.share) if isinstance(self.share, tuple) else 1 - self.share
+
+
+def check_alpha(alpha: Any, name: str = "alpha", words: tuple[str, ...] = WORDS) -> float | str:
+    """α as a number, or as one of `words`.
+
+    Raises:
+        KtError: it is neither, or lies outside [0, 1].
+    """
+    if alpha in words:
+        return str(alpha)
+    try:
+        value = float(alpha)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0 <= value <= 1:
+        others = f"be {', '.join(words)}, or " if words else ""
+        raise KtError(f"{name} {alpha!r} must {others}lie between 0 (MLP only) and 1 (attention only)")
+    return value

@@ -1,0 +1,196 @@
+"""The objective of a target search: a tuple of terms, each one small class, and the optimiser's steps.
+
+    loss = -log p(target) + kl_factor · KL(now ‖ before) + Σ decay · ‖δ‖ / ‖v‖²
+
+A term may add to the loss, end a request's search, or pull δ back after a step. A new one is a subclass of `Term` with
+the one method that it needs, listed in a method's `objective`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .aims import TargetSite
+
+
+class SearchStep(NamedTuple):
+    """One step of the search: its readings of the requests that are still searched for.
+
+    Attributes:
+        nll: mean -log p of the target's tokens, by context.
+        essence: log-probabilities after the essence prompt; None where no essence rows were run.
+        unedited: the same without δ.
+        all_argmax: every target token is the likeliest in every context.
+        was_argmax: the same at the step before; false at the first.
+        delta, before: δ and the value that it is added to, by target site.
+    """
+
+    nll: Float[Tensor, "fact context"]
+    essence: Float[Tensor, "fact vocab"] | None
+    unedited: Float[Tensor, "fact vocab"] | None
+    all_argmax: Bool[Tensor, " fact"]
+    was_argmax: Bool[Tensor, " fact"]
+    delta: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
+    before: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
+
+    @property
+    def prob(self) -> Float[Tensor, " fact"]:
+        """The target's probability, a token's on average, as a mean over contexts."""
+        return (-self.nll).exp().mean(-1)
+
+    @property
+    def divergence(self) -> Float[Tensor, " fact"]:
+        """KL(now ‖ unedited) after the essence prompt, in nats; zero where no essence rows were run."""
+        if self.essence is None or self.unedited is None:
+            return torch.zeros_like(self.nll[:, 0])
+        return (self.essence.exp() * (self.essence - self.unedited)).sum(-1)
+
+
+class Term:
+    """One part of an objective. A subclass overrides what it has a say in."""
+
+    @property
+    def reads_essence(self) -> bool:
+        """Whether it needs the essence rows."""
+        return False
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
+        """The term's part of each request's loss; None where it has none."""
+
+    def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"] | None:
+        """Which requests' searches end here; None where it ends none."""
+
+    def bounded(
+        self, target: TargetSite, delta: Float[Tensor, "fact d_model"], before: Float[Tensor, "fact d_model"]
+    ) -> Float[Tensor, "fact d_model"]:
+        """δ after a step of the optimiser."""
+        return delta
+
+
+@dataclass(frozen=True)
+class NLL(Term):
+    """-log p(target), a mean over its tokens and over contexts (ROME eq. 4; MEMIT eq. 16)."""
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"]:
+        return step.nll.mean(-1)
+
+
+@dataclass(frozen=True)
+class DiscountedNLL(Term):
+    """The same, counted `factor` times after a step at which every target token was the likeliest (PMET's code)."""
+
+    factor: float = 0.1
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"]:
+        nll = step.nll.mean(-1)
+        return torch.where(step.was_argmax, self.factor, 1.0) * nll
+
+
+@dataclass(frozen=True)
+class KL(Term):
+    """factor · KL(now ‖ unedited) of the words after "{subject} is a" (ROME eq. 4, JEEP eq. 11)."""
+
+    factor: float = 0.0625
+
+    @property
+    def reads_essence(self) -> bool:
+        return self.factor != 0
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"]:
+        return self.factor * step.divergence
+
+
+@dataclass(frozen=True)
+class WeightDecay(Term):
+    """Σ over targets of factor · ‖δ‖ / ‖v‖² (ROME's code); a target site's own decay comes first."""
+
+    factor: float = 1e-3
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
+        parts = []
+        for target, delta in step.delta.items():
+            factor = self.factor if target.decay is None else target.decay
+            parts.append(factor * (delta.norm(dim=-1) / step.before[target].norm(dim=-1) ** 2))
+        return sum(parts[1:], parts[0])
+
+
+@dataclass(frozen=True)
+class ClampNorm(Term):
+    """‖δ‖ ≤ factor · ‖v‖ after each step (JEEP eq. 12); a target site's own bound comes first."""
+
+    factor: float = 4.0
+
+    def bounded(
+        self, target: TargetSite, delta: Float[Tensor, "fact d_model"], before: Float[Tensor, "fact d_model"]
+    ) -> Float[Tensor, "fact d_model"]:
+        longest = (self.factor if target.clamp is None else target.clamp) * before.norm(dim=-1, keepdim=True)
+        return delta * (longest / delta.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+
+
+@dataclass(frozen=True)
+class StopBelow(Term):
+    """A request stops at a loss below `loss_bound` (0.05 in ROME's and MEMIT's code)."""
+
+    loss_bound: float = 5e-2
+
+    def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"]:
+        return loss < self.loss_bound
+
+
+@dataclass(frozen=True)
+class StopAtProbability(Term):
+    """A request stops when its target's mean probability over contexts reaches `prob` (JEEP's `min_loss`)."""
+
+    prob: float = 0.9
+
+    def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"]:
+        return step.prob >= self.prob
+
+
+@dataclass(frozen=True)
+class StopAtArgmax(Term):
+    """A request stops once every target token is the likeliest and the weighted KL is at most 0.01 (PMET's code)."""
+
+    kl_factor: float = 0.0625
+    most: float = 0.01
+
+    def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"]:
+        return step.all_argmax & (self.kl_factor * step.divergence <= self.most)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How targets are searched for: Adam over `terms`, `steps` forwards and one update fewer, at rate `lr`."""
+
+    terms: tuple[Term, ...] = (NLL(), KL(), WeightDecay(), ClampNorm(), StopBelow())
+    steps: int = 25
+    lr: float = 0.5
+
+    @property
+    def reads_essence(self) -> bool:
+        return any(term.reads_essence for term in self.terms)
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"]:
+        parts = [part for term in self.terms if (part := term.loss(step)) is not None]
+        return sum(parts[1:], parts[0])
+
+    @torch.no_grad()
+    def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"]:
+        ended = torch.zeros_like(step.all_argmax)
+        for term in self.terms:
+            if (done := term.done(step, loss)) is not None:
+                ended = ended | done
+        return ended
+
+    def bounded(
+        self, target: TargetSite, delta: Float[Tensor, "fact d_model"], before: Float[Tensor, "fact d_model"]
+    ) -> Float[Tensor, "fact d_model"]:
+        for term in self.terms:
+            delta = term.bounded(target, delta, before)
+        return delta

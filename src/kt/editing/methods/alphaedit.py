@@ -1,0 +1,34 @@
+"""AlphaEdit (Fang et al. 2025, arXiv 2410.02355): MEMIT's targets, written into the null space of the second moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...model.sites import Kind, Site
+from .. import closed_form as cf
+from ..closed_form.config import AtToken, Spreading
+from ..config import method, setting
+
+
+@method("alphaedit", "AlphaEdit: MEMIT inside the null space of the second moment", place=7)
+@dataclass(frozen=True)
+class AlphaEdit(Spreading, AtToken):
+    """R KᵀP (K KᵀP + Kp KpᵀP + I)⁻¹, Kp the keys of earlier edits, which a session keeps."""
+
+    keeps_history = True
+
+    nullspace_threshold: float = setting(
+        2e-2,
+        symbol="P",
+        about="AlphaEdit: singular values of C below it span what P leaves free",
+        source="AlphaEdit hparams/AlphaEdit",
+    )
+    L2: float = setting(
+        10.0, symbol="I", about="AlphaEdit, UltraEdit: factor of I in the solve", source="AlphaEdit hparams/AlphaEdit"
+    )
+
+    def plan(self) -> cf.LocateThenEdit:
+        target = cf.TargetSite(Site(Kind.RESID, self.layers_mlp[-1]), self.position)
+        solver = cf.NullSpace(self.nullspace_threshold, self.L2)
+        write = cf.Write(Kind.MLP, self.layers_mlp, target, solver, spread=self.spread_rule)
+        return cf.LocateThenEdit((write,), self.objective)

@@ -1,0 +1,103 @@
+"""JEEP (arXiv 2412.17872): MLP outputs of a low and a high region of layers, searched for together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...errors import KtError
+from ...model.sites import Kind, Site
+from .. import closed_form as cf
+from ..closed_form.config import Spreading, TargetSearch
+from ..config import LATER, method, one_of, setting
+
+REGIONS = ("both", "low", "high", "joint-low", "joint-high")
+"""Both regions, and the ablations: one region alone, or both searched together and one of them written."""
+
+
+@method("jeep", "JEEP: low and high MLP regions, targets together", place=9)
+@dataclass(frozen=True)
+class JEEP(Spreading, TargetSearch):
+    """Eq. 8-12: targets at the low region's subject and at the high region's last prompt token; low is written first,
+    with its residual spread by square roots, then high, evenly.
+
+    The original code hooks the high δ at the attention's output but takes the residual at the MLP's; both are the MLP's
+    here. Its stop rule is a probability.
+
+    Of Table 4's ablations, `region` has four: `low` and `high` search for one value and write it (w/o δ* & Step3, w/o
+    δ' & Step2); `joint-low` and `joint-high` search for both together and write one (w/o Step3, w/o Step2).
+    """
+
+    layers_high: tuple[int, ...] = setting(
+        LATER, symbol="l*..L*", about="JEEP's high region", unit="from 0", source="JEEP D.7"
+    )
+    spread: str = setting("sqrt", source="JEEP eq. 8-12")
+    v_weight_decay: float = setting(0.5, source="JEEP D.7")
+    v_num_grad_steps: int = setting(30, source="JEEP D.7")
+    mom2_update_weight: float = setting(
+        15000.0,
+        symbol="λ",
+        about="weight of what the layer already knows, C₀ = λ E[kkᵀ]",
+        unit="keys",
+        source="JEEP D.7, by model and data set",
+    )
+    mom2_update_weight_high: float | None = setting(
+        None, symbol="λ*", about="JEEP: λ in the high region", unit="keys", source="JEEP D.7"
+    )
+    clamp_norm_factor_high: float = setting(
+        0.25,
+        symbol="γ* (JEEP eq. 12)",
+        about="JEEP: largest ‖δ‖ in the high region",
+        unit="times ‖v‖",
+        source="JEEP eq. 12, D.7",
+    )
+    v_weight_decay_high: float = setting(
+        0.5,
+        symbol="β* (JEEP eq. 11)",
+        about="JEEP: the same in the high region",
+        unit="of ‖δ‖/‖v‖²",
+        source="JEEP eq. 11, D.7",
+    )
+    min_loss: float = setting(
+        0.9, about="JEEP: the search stops at this probability, despite the name", source="JEEP hparams/JEEP"
+    )
+    region: str = setting(
+        "both", about="JEEP's ablation: both, low, high, joint-low, joint-high", source="JEEP table 4"
+    )
+    separate_targets: bool = setting(
+        False, about="JEEP's ablation: each region's δ searched for alone", source="JEEP table 4"
+    )
+    high_module: str = setting(
+        "mlp", about="JEEP's ablation: mlp or attn in the high region", source="JEEP table 4, w/ MHSA in Step3"
+    )
+
+    @property
+    def objective(self) -> cf.Objective:
+        return self.searching(cf.NLL(), cf.StopAtProbability(self.min_loss))
+
+    def plan(self) -> cf.LocateThenEdit:
+        """The two regions' writes.
+
+        Raises:
+            KtError: an unknown region or high module, or a joint region with `separate_targets`.
+        """
+        high_kind = Kind.ATTN if one_of(self.high_module, ("mlp", "attn"), "high_module") == "attn" else Kind.MLP
+        low = cf.TargetSite(Site(Kind.MLP, self.layers_mlp[-1]), cf.Position.SUBJECT_LAST)
+        high = cf.TargetSite(
+            Site(high_kind, self.layers_high[-1]),
+            cf.Position.PROMPT_LAST,
+            self.clamp_norm_factor_high,
+            self.v_weight_decay_high,
+        )
+        weight = self.mom2_update_weight
+        weight_high = weight if self.mom2_update_weight_high is None else self.mom2_update_weight_high
+        writes = {
+            "low": cf.Write(Kind.MLP, self.layers_mlp, low, cf.LeastSquares(weight), spread=self.spread_rule),
+            "high": cf.Write(high_kind, self.layers_high, high, cf.LeastSquares(weight_high)),
+        }
+        region = one_of(self.region, REGIONS, "region")
+        written = region.removeprefix("joint-")
+        if written != region and self.separate_targets:
+            raise KtError(f"region {region} searches for both together; leave separate_targets out, or use {written}")
+        chosen = tuple(write for name, write in writes.items() if written in ("both", name))
+        also = tuple(write.aim for name, write in writes.items() if written != region and name != written)
+        return cf.LocateThenEdit(chosen, self.objective, joint=not self.separate_targets, also=also, coupled=True)

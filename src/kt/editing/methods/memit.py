@@ -1,0 +1,37 @@
+"""MEMIT (Meng et al. 2023, arXiv 2210.07229): W += R Kᵀ (λC + K Kᵀ)⁻¹, the residual spread over several layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...model.sites import Kind, Site
+from .. import closed_form as cf
+from ..closed_form.config import EASYEDIT, AtToken, Spreading
+from ..config import method, setting
+
+
+@method("memit", "MEMIT: down_proj over several layers, closed form", place=2)
+@dataclass(frozen=True)
+class MEMIT(Spreading, AtToken):
+    """Eq. 14-20: aims at the residual stream after the last layer, writes every down_proj."""
+
+    mom2_update_weight: float = setting(
+        15000.0,
+        symbol="λ",
+        about="weight of what the layer already knows, C₀ = λ E[kkᵀ]",
+        unit="keys",
+        source=f"MEMIT eq. 14, 15; {EASYEDIT}",
+    )
+
+    @property
+    def target(self) -> cf.TargetSite:
+        """The residual stream after the last layer."""
+        return cf.TargetSite(Site(Kind.RESID, self.layers_mlp[-1]), self.position)
+
+    @property
+    def solver(self) -> cf.LeastSquares:
+        return cf.LeastSquares(self.mom2_update_weight)
+
+    def plan(self) -> cf.LocateThenEdit:
+        write = cf.Write(Kind.MLP, self.layers_mlp, self.target, self.solver, spread=self.spread_rule)
+        return cf.LocateThenEdit((write,), self.objective)

@@ -1,0 +1,33 @@
+"""PMET (Li et al. 2024, arXiv 2308.08742): δ at the outputs of attention and MLP, searched together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...model.sites import Kind, Site
+from .. import closed_form as cf
+from ..config import method, one_of, setting
+from .memit import MEMIT
+
+
+@method("pmet", "PMET: attention and MLP targets together, down_proj written", place=6)
+@dataclass(frozen=True)
+class PMET(MEMIT):
+    """Both δ stand in the last layer. Only the MLP is written; `modules="both"` writes both, as its code can."""
+
+    spread: str = setting("sqrt", source="PMET's code")
+    v_weight_decay: float = setting(0.5, source="PMET hparams/PMET")
+    modules: str = setting(
+        "mlp", about="weights of a layer that are written: mlp, both", source="PMET's code, which can write W_o"
+    )
+
+    @property
+    def objective(self) -> cf.Objective:
+        return self.searching(cf.DiscountedNLL(), cf.StopBelow(), cf.StopAtArgmax(self.kl_factor))
+
+    def plan(self) -> cf.LocateThenEdit:
+        mlp, attn = (cf.TargetSite(Site(kind, self.layers_mlp[-1]), self.position) for kind in (Kind.MLP, Kind.ATTN))
+        both = one_of(self.modules, ("mlp", "both"), "modules") == "both"
+        written = [(Kind.MLP, mlp)] + [(Kind.ATTN, attn)] * both
+        writes = tuple(cf.Write(k, self.layers_mlp, t, self.solver, spread=self.spread_rule) for k, t in written)
+        return cf.LocateThenEdit(writes, self.objective, joint=True, also=() if both else (attn,))

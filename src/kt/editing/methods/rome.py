@@ -1,0 +1,44 @@
+"""ROME (Meng et al. 2022, arXiv 2202.05262): one layer, rank one, fact by fact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...model.sites import Kind, Site
+from .. import closed_form as cf
+from ..closed_form.config import AtToken
+from ..closed_form.contexts import Contexts, rome_contexts
+from ..config import method, setting
+
+if TYPE_CHECKING:
+    from ...model.model import TracedModel
+
+
+@method("rome", "ROME: rank one on one down_proj, fact by fact", place=3)
+@dataclass(frozen=True)
+class ROME(AtToken):
+    """Eq. 2. The direction takes the mean key over contexts, the denominator the bare prompt's, as the code does."""
+
+    mom2_adjustment: bool = setting(
+        True,
+        symbol="C⁻¹ (ROME eq. 2)",
+        about="ROME: whether the second moment enters the direction u = C⁻¹k",
+        source="ROME eq. 2; false in EasyEdit hparams/ROME",
+    )
+
+    @staticmethod
+    def contexts(model: TracedModel, seed: int) -> Contexts:
+        return rome_contexts(model, seed)
+
+    @property
+    def solver(self) -> cf.RankOne:
+        return cf.RankOne(self.mom2_adjustment)
+
+    def plan(self) -> cf.LocateThenEdit:
+        return cf.LocateThenEdit((self.write_mlp(),), self.objective, one_by_one=True)
+
+    def write_mlp(self) -> cf.Write:
+        """The write of the last layer's down_proj, which aims at its own output."""
+        layer = self.layers_mlp[-1]
+        return cf.Write(Kind.MLP, (layer,), cf.TargetSite(Site(Kind.MLP, layer), self.position), self.solver)

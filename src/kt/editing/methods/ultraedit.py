@@ -1,0 +1,32 @@
+"""UltraEdit (Gu et al. 2025, arXiv 2505.14679): one backward pass and a ridge solve, normalised over the session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config import WRITTEN, Config, linear_maps, method, setting
+
+if TYPE_CHECKING:
+    from ..ultraedit import UltraEdit
+
+
+@method("ultraedit", "UltraEdit: no search; one backward pass and a ridge solve, normalised over the session", place=10)
+@dataclass(frozen=True)
+class UltraEditConfig(Config):
+    """See kt.editing.ultraedit for the formulas."""
+
+    lr: float = setting(1e-6, about="UltraEdit: step of the gradient", source="EasyEdit hparams/UltraEdit", own=True)
+    L2: float = setting(
+        1.0, symbol="I", about="AlphaEdit, UltraEdit: factor of I in the solve", source="UltraEdit's code", own=True
+    )
+    modules: str = setting("mlp", about=WRITTEN, source="the original writes gate and up")
+    shared_normaliser: bool = setting(
+        True, about="UltraEdit: normalise all weights of a shape together", source="UltraEdit's code"
+    )
+
+    def plan(self) -> UltraEdit:
+        from ..ultraedit import UltraEdit
+
+        maps = linear_maps(self.modules)
+        return UltraEdit(self.layers_mlp, maps, lr=self.lr, ridge=self.L2, shared=self.shared_normaliser)

@@ -1,0 +1,300 @@
+"""Presets: hyper-parameters as data, one TOML file a model family, found by the model's shape, each value sourced.
+
+A file of `src/kt/presets/` holds only what differs from the one it `inherits`. Values are shared by all methods
+(`[hyper_parameters]`) or for one method (`[methods.NAME]`); a variant (`[variants.NAME]`) is what the authors set for
+one data set, and wins. Every key is checked against the methods' settings when the file is read, so that a misspelt one
+is an error and not a value that is never used. docs/presets.md says how to write one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import BadFile
+from .methods import METHODS, all_settings
+
+if TYPE_CHECKING:
+    from ..model.model import TracedModel
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parents[1] / "presets"
+SUFFIX = ".toml"
+TOP = ("summary", "source", "inherits", "match", "hyper_parameters", "methods", "variants")
+VARIANT = ("summary", "source", "hyper_parameters", "methods")
+ABOUT = ("source", "sources")  # keys of a table of values that are no values
+
+
+class Entry(NamedTuple):
+    """One value: for a method (None: for all), in a variant (None: in all)."""
+
+    method: str | None
+    variant: str | None
+    name: str
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A file's own part of a preset, and which presets come before it."""
+
+    summary: str
+    source: str
+    inherits: str | None
+    match: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+    like: Mapping[str, str]
+    variants: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One hyper-parameter of a preset: for which method (None: for all), its symbol in the papers, its source."""
+
+    method: str | None
+    name: str
+    value: Any
+    symbol: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Hyper-parameters for editing one model; see `values` and `explain`."""
+
+    name: str
+    summary: str
+    source: str
+    match: Mapping[str, Any]
+    variants: tuple[str, ...] = ()
+    entries: tuple[Entry, ...] = ()
+    like: tuple[tuple[str, str], ...] = ()
+
+    def values(self, method: str | None = None, variant: str | None = None) -> dict[str, Any]:
+        """The values that all methods share, or with `method` only those of this method's own, as they stand in a
+        variant.
+
+        Raises:
+            BadFile: no such variant.
+        """
+        return {name: entry.value for name, entry in self._entries(method, variant).items()}
+
+    def explain(self, method: str | None = None, variant: str | None = None) -> list[Value]:
+        """Every value with symbol and source: the shared ones first, then each method's own.
+
+        With `method`, only what this method uses: a shared value that the method overrides is left out.
+        """
+        shared = self._entries(None, variant)
+        if method is not None:
+            own = self._entries(method, variant)
+            shared = {name: entry for name, entry in shared.items() if name not in own}
+        values = [_value(None, entry) for entry in shared.values()]
+        for each in METHODS if method is None else (method,):
+            values += [_value(each, entry) for entry in self._entries(each, variant).values()]
+        return values
+
+    def matches(self, model: TracedModel) -> bool:
+        """Whether it is for this model. One without `[match]`, which others build on, is for none."""
+        config = model.module.config.get_text_config()
+        wanted = dict(self.match)
+        if not wanted or wanted.pop("name", model.name) != model.name:
+            return False
+        return all(getattr(config, key, None) == value for key, value in wanted.items())
+
+    def _entries(self, method: str | None, variant: str | None) -> dict[str, Entry]:
+        if variant is not None and variant not in self.variants:
+            has = f"it has {', '.join(self.variants)}" if self.variants else "it has none"
+            raise BadFile(f"preset {self.name} has no variant {variant!r}; {has}")
+        if method is not None and method not in METHODS:
+            raise BadFile(f"no method {method!r}; there are {', '.join(METHODS)}")
+        model = dict(self.like).get(method or "")
+        entries = self._entries(model, variant) if model else {}
+        for chosen in (None,) if variant is None else (None, variant):
+            entries |= {e.name: e for e in self.entries if e.method == method and e.variant == chosen}
+        return entries
+
+
+def _value(method: str | None, entry: Entry) -> Value:
+    return Value(method, entry.name, entry.value, all_settings()[entry.name].symbol, entry.source)
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """The presets that are shipped, by name."""
+    return {name: read_preset(path_of(name)) for name in names()}
+
+
+def read_preset(path: Path) -> Preset:
+    """A preset from its file, with all that it inherits.
+
+    Raises:
+        BadFile: not TOML, an unknown key or method, or a preset that is not there or inherits itself.
+    """
+    family = lineage(path)
+    last = family[-1]
+    like = {method: model for contents in family for method, model in contents.like.items()}
+    if stray := [model for model in like.values() if model not in METHODS or model in like]:
+        raise BadFile(f"{path}: like = {stray[0]!r} must name a method that is not itself like another")
+    return Preset(
+        path.stem,
+        last.summary,
+        last.source,
+        last.match,
+        tuple(dict.fromkeys(variant for contents in family for variant in contents.variants)),
+        tuple(entry for contents in family for entry in contents.entries),
+        tuple(like.items()),
+    )
+
+
+def named(name: str) -> Preset:
+    """A shipped preset by its name, or one from a file that ends in .toml.
+
+    Raises:
+        BadFile: neither.
+    """
+    path = path_of(name)
+    return read_preset(path) if name.endswith(SUFFIX) else presets()[name]
+
+
+def preset_for(model: TracedModel, name: str | None = None) -> Preset | None:
+    """The named preset, or the first that matches the model; None where none does."""
+    if name is not None:
+        return named(name)
+    return next((preset for preset in presets().values() if preset.matches(model)), None)
+
+
+# From a TOML file to its entries.
+
+
+def names() -> list[str]:
+    """The presets that are shipped."""
+    return sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}"))
+
+
+def path_of(name: str, beside: Path = Path()) -> Path:
+    """The file of a preset: a shipped name, or the path of a TOML file (from the file that inherits it)."""
+    if name.endswith(SUFFIX):
+        return beside / name
+    if name not in names():
+        raise BadFile(f"no preset {name!r}; there are {', '.join(names())}, or name a file that ends in {SUFFIX}")
+    return FOLDER / f"{name}{SUFFIX}"
+
+
+def lineage(path: Path) -> list[Contents]:
+    """The file's contents after those of every preset that it builds on."""
+    seen: list[Path] = []
+    contents: list[Contents] = []
+    while True:
+        if path.resolve() in seen:
+            raise BadFile(f"{path}: inherits itself ({' -> '.join(p.stem for p in [*seen, path])})")
+        seen.append(path.resolve())
+        contents.append(read(path))
+        above = contents[-1].inherits
+        if above is None:
+            return contents[::-1]
+        path = _above(path, above)
+
+
+def _above(path: Path, name: str) -> Path:
+    try:
+        above = path_of(name, path.parent)
+    except BadFile as error:
+        raise BadFile(f"{path}: inherits: {error}") from None
+    if not above.is_file():
+        raise BadFile(f"{path}: inherits {name!r}, and there is no file {above}")
+    return above
+
+
+def read(path: Path) -> Contents:
+    """One file, checked."""
+    table = _toml(path)
+    _only(path, "", table, TOP)
+    source = _text(path, table, "source") or path.name
+    inherits = _text(path, table, "inherits")
+    variants = _table(path, "", table, "variants")
+    entries = list(_entries(path, "", table, None, source))
+    for name in variants:
+        where = f"variants.{name}"
+        variant = _table(path, "variants", variants, name)
+        _only(path, where, variant, VARIANT)
+        entries += _entries(path, where, variant, name, _text(path, variant, "source") or source)
+    methods = _table(path, "", table, "methods")
+    like = {method: model for method, values in methods.items() if (model := _text(path, values, "like"))}
+    match = _table(path, "", table, "match")
+    summary = _text(path, table, "summary") or ""
+    return Contents(summary, source, inherits, match, tuple(entries), like, tuple(variants))
+
+
+def _entries(path: Path, where: str, table: Mapping[str, Any], variant: str | None, source: str) -> Iterator[Entry]:
+    """The values of a file, or of one of its variants."""
+    dot = f"{where}." if where else ""
+    shared = _table(path, where, table, "hyper_parameters")
+    yield from _values(path, f"{dot}hyper_parameters", shared, None, variant, source, ABOUT)
+    methods = _table(path, where, table, "methods")
+    for method in methods:
+        if method not in METHODS:
+            raise BadFile(f"{path}: [{dot}methods.{method}] is no method of kt; known are {', '.join(METHODS)}")
+        values = _table(path, f"{dot}methods", methods, method)
+        about = ABOUT if variant else (*ABOUT, "like")
+        yield from _values(path, f"{dot}methods.{method}", values, method, variant, source, about)
+
+
+def _values(
+    path: Path,
+    where: str,
+    table: Mapping[str, Any],
+    method: str | None,
+    variant: str | None,
+    source: str,
+    about: tuple[str, ...],
+) -> Iterator[Entry]:
+    _only(path, where, table, (*about, *all_settings()))
+    source = _text(path, table, "source") or source
+    sources = _table(path, where, table, "sources")
+    _only(path, f"{where}.sources", sources, tuple(name for name in table if name not in about))
+    for name, value in table.items():
+        if name not in about:
+            value = tuple(value) if isinstance(value, list) else value
+            yield Entry(method, variant, name, value, str(sources.get(name, source)))
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise BadFile(f"{path}: not TOML ({' '.join(str(error).split())})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not a text file"
+        raise BadFile(f"cannot read the preset {path}: {why}") from None
+
+
+def _only(path: Path, where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise BadFile(f"{path}: unknown key {key!r}{f' in [{where}]' if where else ''}; {hint}")
+
+
+def _table(path: Path, where: str, table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, Mapping):
+        raise BadFile(f"{path}: {f'{where}.' if where else ''}{key} must be a table")
+    return value
+
+
+def _text(path: Path, table: Mapping[str, Any], key: str) -> str | None:
+    value = table.get(key)
+    if value is not None and not isinstance(value, str):
+        raise BadFile(f"{path}: {key} {value!r} must be a text")
+    return value

@@ -1,0 +1,23 @@
+"""FT and its variants as configurations: which plan follows; the training itself is tested in test_fine_tune.py."""
+
+import pytest
+
+from kt.editing.adapter import Adapter
+from kt.editing.fine_tune import FineTune
+from kt.editing.methods import METHODS
+
+PLANS = {
+    "ft": FineTune((1,)),
+    "ft-l": FineTune((1,), norm_constraint=5e-4),
+    "ft-wd": FineTune((1,), "block", "target_new", lr=5e-5, weight_decay=1e-3),
+    "lora": FineTune((1,), "mlp", "target_new", num_steps=30, lr=5e-3, stop_loss=0.0, adapter=Adapter(8, 32.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize("method", PLANS)
+def test_the_plan_of_the_defaults(method):
+    assert METHODS[method](layers_mlp=(1,)).plan() == PLANS[method]
+
+
+def test_lora_has_no_norm_constraint_whatever_is_given():
+    assert METHODS["lora"](layers_mlp=(1,), norm_constraint=0.1).plan().norm_constraint is None
