@@ -19,7 +19,7 @@ from kt.model.scoring import answer_row, teacher_force
 from kt.model.tokens import template_span
 from kt.tracing.capabilities import shortcuts
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "speed"))
 from plain_loop import plain_trace
 
 KINDS = ("mlp", "attn", "hidden")
