@@ -24,6 +24,7 @@ ITSELF = {
     "qaedit.json": "qaedit",
     "knowedit.json": "knowedit",
     "easyedit.json": "easyedit",
+    "wikibio.json": "wikibio",
     "rome.json": "kt",  # a plain request has no mark of its own, and our reader takes it
     "kt.jsonl": "kt",
     "kt.csv": "kt",
@@ -347,3 +348,19 @@ def test_what_users_write_themselves_is_refused_not_skipped():
 
 def load_with(format, **change):
     return facts_from([{**records("rome.json")[0], **change}], format)
+
+
+def test_wikibio_edits_the_sentence_after_the_passage():
+    (ada, mary), skips = load("wikibio.json")
+    assert not skips.total and ada.subject == "ada lovelace" and ada.answer is None
+    assert ada.prompt.endswith("Ada Lovelace was an English writer.")
+    assert ada.target == "She wrote on Charles Babbage's Analytical Engine."
+    assert ada.neighbours == (
+        Prompt("The field of work of ada lovelace is", "mathematics", None, "Relation_Specificity", ()),
+    )
+    assert mary.neighbours == ()
+
+
+def test_wikibio_names_its_own_key_in_an_error():
+    with pytest.raises(BadFact, match="'labels'"):
+        read_record({"text": "About ada.", "concept": "ada", "labels": 3}, "a.json, record 1")

@@ -50,6 +50,13 @@ def test_lre_relations():
     assert sum(not f.rephrasings for f in facts) == 38  # the two relations with the same template twice
 
 
+def test_wikibio():
+    facts, skips = whole(DATA / "knowedit" / "benchmark_WikiBio_wikibio-test-all.json", "wikibio")
+    assert len(facts) == 306 and not skips.total
+    assert all(f.target and f.answer is None for f in facts)
+    assert facts[0].subject == "john russell reynolds" and facts[0].target.startswith("He received general education")
+
+
 def test_the_golden_requests():
     facts, _ = whole(SHARED / "golden" / "edit" / "requests.json", "easyedit")
     assert len(facts) > 1 and all(f.target for f in facts)

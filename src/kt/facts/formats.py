@@ -19,6 +19,7 @@ from .readers.mquake import read_mquake
 from .readers.own import read_own, read_rome
 from .readers.qaedit import read_qaedit
 from .readers.ripple import read_ripple
+from .readers.wikibio import read_wikibio
 from .readers.zsre import read_zsre
 from .record import Choices, Junk, Record, kind, names
 
@@ -184,10 +185,16 @@ FORMATS: dict[str, Format] = {
         lambda r: r.has("rephrase", "target"),
         read_qaedit,
     ),
+    "wikibio": Format(
+        "KnowEdit's WikiBio: biographies that go on with an invented sentence",
+        "text, concept, labels, locality {Relation_Specificity}",
+        lambda r: r.has("text", "concept", "labels"),
+        read_wikibio,
+    ),
     "knowedit": Format(
         "KnowEdit: ZsRE, wiki_counterfact, wiki_recent",
         "prompt, subject, target_new, portability {Reasoning, ...}, locality {Relation_Specificity, ...}",
-        is_knowedit,
+        lambda r: is_knowedit(r) and not r.has("concept"),
         read_easyedit,
         family="easyedit",
     ),

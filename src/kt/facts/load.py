@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadFact, BadFile, KtError
+from ..errors import BadFact, BadFile, KtError, install_hint
 from .fact import Fact
 from .files import ENDINGS, Located, demo_records, file_records
 from .formats import Schema, as_record, named, read_record, read_records
