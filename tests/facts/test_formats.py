@@ -81,7 +81,7 @@ def test_forcing_a_format_reads_or_gives_one_line(name, format):
         assert len(same) == 1 or same <= prompt_subject_target
 
 
-@pytest.mark.parametrize("name", [n for n in ITSELF if n not in ("lre.json", "ripple.json", "kt.csv")])
+@pytest.mark.parametrize("name", [n for n in ITSELF if n not in ("lre.json", "ripple.json", "wikibio.json", "kt.csv")])
 def test_a_record_without_its_subject_is_refused(name):
     record = records(name)[0]
     holder = record.get("requested_rewrite", record)
@@ -364,3 +364,10 @@ def test_wikibio_edits_the_sentence_after_the_passage():
 def test_wikibio_names_its_own_key_in_an_error():
     with pytest.raises(BadFact, match="'labels'"):
         read_record({"text": "About ada.", "concept": "ada", "labels": 3}, "a.json, record 1")
+
+
+def test_a_wikibio_record_without_its_concept_fits_no_format():
+    record = records("wikibio.json")[0]
+    record.pop("concept")
+    with pytest.raises(BadFact, match="fit no known format|'subject' is missing"):
+        facts_from([record])
