@@ -1,4 +1,4 @@
-"""GGUF files: which file is meant, whether it is whole and of a known architecture, and the model in it, dequantised."""
+"""GGUF files: which file is meant, whether it is whole and of a known architecture, and its model, dequantised."""
 
 from __future__ import annotations
 
