@@ -16,6 +16,7 @@ from pathlib import Path
 import real_models
 
 FACTS = Path(__file__).with_name("real_facts.jsonl")
+EDIT = "--method memit --layers-mlp 4-8 --set mom2_update_weight=1500 --max-tokens 20000 --evaluate end".split()
 
 
 def commands(model: Path, folder: Path) -> list[list[str]]:
@@ -25,8 +26,7 @@ def commands(model: Path, folder: Path) -> list[list[str]]:
         "trace": ["heatmap", *given, "--kind", "mlp,attn", "--limit", "6", "--samples", "3"],
         "alpha": ["alpha", *given, "--limit", "6", "--samples", "3"],
         "probe": ["probe", *given],
-        "edit": ["apply-edit", *given, "--limit", "10", "--method", "memit", "--layers-mlp", "4-8"]
-        + ["--set", "mom2_update_weight=1500", "--max-tokens", "20000", "--evaluate", "end"],
+        "edit": ["apply-edit", *given, "--limit", "10", *EDIT],
     }
     runs = [[*words, "-o", str(folder / name)] for name, words in stages.items()]
     return [*runs, ["report", *(str(folder / name) for name in stages), "-o", str(folder / "report.html")]]

@@ -72,6 +72,7 @@ def write(path, module, architecture="llama", quantised=(), without=(), tokenize
         writer.add_token_types([3 if token in ("<s>", "</s>", "<pad>") else 1 for token in tokens])
         writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in core["merges"]])
         writer.add_bos_token_id(0)
+        writer.add_add_bos_token(False)
         writer.add_eos_token_id(1)
         writer.add_pad_token_id(2)
     for key, value in values:

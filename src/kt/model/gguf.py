@@ -228,7 +228,7 @@ def load_gguf(path: Path, options: Mapping[str, Any], tokenizer: Any = None) -> 
     try:
         with _no_bar():
             if tokenizer is None:
-                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+                tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **_begins(header))
             module, about = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, output_loading_info=True, **_dequantise(path), **options
             )
@@ -244,6 +244,13 @@ def load_gguf(path: Path, options: Mapping[str, Any], tokenizer: Any = None) -> 
             "among them; take another GGUF file of the model"
         )
     return _as_ordinary(module, path), tokenizer
+
+
+def _begins(header: Header) -> dict[str, bool]:
+    """Whether a text begins with BOS, which old versions of transformers do not read: they always add it for Llama."""
+    key = "add_bos_token"
+    value = header.metadata.get(f"tokenizer.ggml.{key}")
+    return {} if value is None else {key: bool(value)}
 
 
 def _dequantise(path: Path) -> dict[str, Any]:
