@@ -16,7 +16,18 @@ from pathlib import Path
 import real_models
 
 FACTS = Path(__file__).with_name("real_facts.jsonl")
-EDIT = "--method memit --layers-mlp 4-8 --set mom2_update_weight=1500 --max-tokens 20000 --evaluate end".split()
+EDIT = [
+    "--method",
+    "memit",
+    "--layers-mlp",
+    "4-8",
+    "--set",
+    "mom2_update_weight=1500",
+    "--max-tokens",
+    "20000",
+    "--evaluate",
+    "end",
+]
 
 
 def commands(model: Path, folder: Path) -> list[list[str]]:

@@ -229,7 +229,7 @@ def load_gguf(path: Path, options: Mapping[str, Any], tokenizer: Any = None) -> 
         with _no_bar():
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **_begins(header))
-            module, about = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, output_loading_info=True, **_dequantise(path), **options
             )
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ImportError, RuntimeError) as error:
@@ -237,6 +237,7 @@ def load_gguf(path: Path, options: Mapping[str, Any], tokenizer: Any = None) -> 
         raise UnknownModel(
             f"cannot load {path}: transformers does not read this GGUF file ({header.architecture}): {reason}"
         ) from error
+    module, about = loaded
     missing = sorted(about["missing_keys"])
     if missing:
         raise UnknownModel(
