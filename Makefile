@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 # Small models on few cores are many times faster with one thread per process.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo test test-slow test-versions lint format bench clean
+.PHONY: help demo demo-real test test-real test-real-ci test-slow test-versions real-models lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -22,6 +22,19 @@ test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 
 test-versions: $(VENV)/.installed-dev  ## The tests on the oldest and the newest transformers and nnsight that kt allows
 	$(TEST_ENV) $(PY) tools/test_versions.py
+
+real-models: $(VENV)/.installed-dev  ## Fetch two small pretrained models (330 MB) into kt's cache
+	$(PY) tools/real_models.py
+
+test-real: real-models  ## The tests on those models
+	$(TEST_ENV) $(PY) -m pytest -m real tests/real
+
+test-real-ci: $(VENV)/.installed-dev  ## The part of them, on SmolLM2, that takes two CPU minutes
+	$(PY) tools/real_models.py smollm2
+	$(TEST_ENV) $(PY) -m pytest -m real_ci tests/real
+
+demo-real: $(VENV)/.installed-dev  ## The loop on SmolLM2 and facts that it knows (one HTML report)
+	OMP_NUM_THREADS=1 $(PY) tools/demo_real.py
 
 lint: $(VENV)/.installed-dev  ## Style and types only
 	$(PY) -m ruff check .

@@ -156,7 +156,7 @@ def test_only_the_written_module_leaves_the_offload():
 def test_a_weight_that_does_not_fit_is_refused_before_anything_is_solved(pair, monkeypatch):
     _, spread = pair
     monkeypatch.setattr("kt.model.devices.free_on", lambda device: 100)
-    monkeypatch.setattr(EditSession, "_setting", lambda *_: pytest.fail("it came to solving"))
+    monkeypatch.setattr(EditSession, "_context", lambda *_: pytest.fail("it came to solving"))
     with pytest.raises(KtError, match=r"offloaded.*needs.*device_map") as caught:
         kt.edit(spread, FACTS, method="memit", layers=[1])
     assert "\n" not in str(caught.value)

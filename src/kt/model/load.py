@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import KtError, UnknownModel
 from .devices import checked_device, read_device_map
+from .gguf import find_gguf, load_gguf
 from .hub import load_tokenizer, one_line, split_revision
 from .model import TracedModel
 
@@ -41,17 +42,20 @@ def load(
     """Wrap a causal language model.
 
     Args:
-        model: `demo` (the embedded model), a Hub id (`repo@revision` allowed), a local folder, or a loaded module
-            (then pass its `tokenizer`).
-        dtype: `auto` keeps the checkpoint's dtype (the demo model, stored in bf16, computes in float32).
-        device: `auto` takes CUDA or MPS if available.
+        model: `demo` (the embedded model), a Hub id (`repo@revision` allowed), a local folder, a GGUF file or a folder
+            with one and no other weights, or a loaded module (then pass its `tokenizer`).
+        dtype: `auto` keeps the checkpoint's dtype (the demo model, stored in bf16, computes in float32). The weights
+            of a GGUF file are dequantised, by `auto` to float32, as transformers does: a narrower dtype would round
+            what the file holds.
+        device: `auto` takes CUDA or MPS where there is one.
         device_map: `auto`, `balanced` or `sequential` spread the model over devices, CPU memory and files through
             accelerate; so does a mapping from module paths to devices, or a JSON file of one. `device` is then ignored.
         remote: keep the weights at NDIF and send traces there (see ndif.py); `local` is nnsight's simulation of NDIF.
 
     Raises:
-        UnknownModel: there is no such model, it has no tokenizer, or kt cannot read its structure.
-        KtError: an argument is unknown, or the device is not available.
+        UnknownModel: nothing of that name, no tokenizer beside it, a GGUF file that is broken or of an architecture
+            that transformers does not read, or a structure that kt cannot read.
+        KtError: an argument that is not one of these, a device that is not here, or a folder of several GGUF files.
     """
     if remote:
         from .ndif import load_remote, simulated
@@ -72,31 +76,34 @@ def load(
         return TracedModel(model, tokenizer, name=type(model).__name__)
     name, revision = split_revision(model, revision)
     source = DEMO if name == "demo" else name
-    target, parsed_map = checked_device(device), read_device_map(device_map)
-    options: dict[str, Any] = {
-        "dtype": _dtype(dtype, demo=name == "demo"),
-        "trust_remote_code": trust_remote_code,
-        "revision": revision,
-    }
-    if parsed_map is not None:
-        options["device_map"] = parsed_map
+    gguf = find_gguf(source)
+    kind = _dtype(dtype, float32=name == "demo" or gguf is not None)
+    target, spread = checked_device(device), read_device_map(device_map)
+    options: dict[str, Any] = {"dtype": kind, "trust_remote_code": trust_remote_code, "revision": revision}
+    if spread is not None:
+        options["device_map"] = spread
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    with one_line(name), no_bars():
-        from transformers import AutoModelForCausalLM
+    module: Any
+    if gguf is not None:
+        with no_bars():
+            module, tokenizer = load_gguf(gguf, options, tokenizer)
+    else:
+        with one_line(name), no_bars():
+            from transformers import AutoModelForCausalLM
 
-        module: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-    if parsed_map is None:
+            module = AutoModelForCausalLM.from_pretrained(source, **options)
+    if spread is None:
         module = module.to(target)
     tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)
     return TracedModel(module, tokenizer, name=name, revision=revision)
 
 
-def _dtype(dtype: str | torch.dtype, demo: bool) -> str | torch.dtype:
+def _dtype(dtype: str | torch.dtype, float32: bool) -> str | torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        return torch.float32 if demo else "auto"
+        return torch.float32 if float32 else "auto"
     if dtype not in DTYPES:
         raise KtError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
