@@ -28,6 +28,7 @@ from .presets import preset_for
 if TYPE_CHECKING:
     from ..model.model import TracedModel
     from ..probing import Stages
+    from ..runs.journal import Journal
     from ..tracing import Balance
 
 

@@ -240,7 +240,7 @@ def mean_visibility(rank: Int[ndarray, "*cell token"], vocab: int) -> Float[ndar
     return np.divide(np.where(there, seen, 0.0).sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
-def advantage(rank: Int[ndarray, "fact *cell token"], vocab: int) -> Float[ndarray, fact * cell]:
+def advantage(rank: Int[ndarray, "fact *cell token"], vocab: int) -> Float[ndarray, " fact *cell"]:
     """a for every fact and cell; NaN for a fact without controls."""
     return visibility(rank[..., OLD], vocab) - mean_visibility(rank[..., CONTROLS], vocab)
 
@@ -254,7 +254,7 @@ def in_top(rank: Int[ndarray, "fact position kind layer token"]) -> Float[ndarra
     return np.stack([reached[..., OLD], reached[..., NEW], share], -1, dtype=np.float64)
 
 
-def leading(before: Float[ndarray, fact * cell], n_boot: int = 2000, seed: int = 0) -> Bool[ndarray, "*cell"]:
+def leading(before: Float[ndarray, " fact *cell"], n_boot: int = 2000, seed: int = 0) -> Bool[ndarray, "*cell"]:
     """The cells where the unedited model's mean advantage has a 95% interval above 0.
 
     A single fact has no interval: its cells are those with an advantage above 0, and its score is to be read so.
@@ -265,8 +265,8 @@ def leading(before: Float[ndarray, fact * cell], n_boot: int = 2000, seed: int =
 
 
 def remainder(
-    before: Float[ndarray, fact * cell],
-    after: Float[ndarray, fact * cell],
+    before: Float[ndarray, " fact *cell"],
+    after: Float[ndarray, " fact *cell"],
     chosen: Bool[ndarray, "*cell"],
     names: tuple[tuple[str, int], ...],
     n_boot: int = 2000,
