@@ -96,8 +96,8 @@ class Preset:
         """
         shared = self._entries(None, variant)
         if method is not None:
-            own = self._entries(method, variant)
-            shared = {name: entry for name, entry in shared.items() if name not in own}
+            overridden = self._entries(method, variant)
+            shared = {name: entry for name, entry in shared.items() if name not in overridden}
         values = [_value(None, entry) for entry in shared.values()]
         for each in METHODS if method is None else (method,):
             values += [_value(each, entry) for entry in self._entries(each, variant).values()]

@@ -137,8 +137,8 @@ class UltraEdit:
         running: dict[str, Running] = {}
         for site, group in groups.items():
             before = running.get(group, context.state.running.get(group))
-            here = Running.of(pairs[site].features)
-            running[group] = before.merged(here) if before else here
+            current = Running.of(pairs[site].features)
+            running[group] = before.merged(current) if before else current
         written = {}
         for site, group in groups.items():
             name = model.weight_name(site)

@@ -160,9 +160,9 @@ def case_study(
     replies = {
         name: tuple(
             Reply(text, _right(question, text, old))
-            for question, text, old in zip(questions, said, texts[UNEDITED], strict=True)
+            for question, text, old in zip(questions, answers, texts[UNEDITED], strict=True)
         )
-        for name, said in texts.items()
+        for name, answers in texts.items()
     }
     return CaseStudy(model.name, fact.id, questions, replies)
 

@@ -89,7 +89,7 @@ class Solver:
         return edit(self.model, facts, **(shared | dict(options)))
 
     def _plan(self, options: Mapping[str, Any]) -> Plan | None:
-        """What an edit with these options does; None where a trace or a probe has yet to say."""
+        """The plan of an edit with these options; None if it depends on a trace or a probe still to come."""
         given = {name: value for name, value in options.items() if name not in OF_THE_SESSION}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solve itself says it once more

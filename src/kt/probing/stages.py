@@ -100,8 +100,8 @@ def find_stages(
     promoted = np.diff(prob.astype(np.float64), axis=2)
     n_layers = risen.shape[2]
 
-    own = risen[:, subject, :, original]
-    ahead = own - risen[:, subject, :, target]
+    rise = risen[:, subject, :, original]
+    ahead = rise - risen[:, subject, :, target]
     both = [risen[:, prediction, :, a] for a in (original, target)]
     lead = promoted[:, prediction, :, original] - promoted[:, prediction, :, target]
 
@@ -109,7 +109,7 @@ def find_stages(
         return _stage(name, gains, among, n_boot, seed)
 
     enrichment = stage("enrichment", range((n_layers + 1) // 2), ahead)
-    if enrichment.found and not bootstrap_mean(own[:, list(enrichment.layers)].sum(1), n_boot, seed).low > 0:
+    if enrichment.found and not bootstrap_mean(rise[:, list(enrichment.layers)].sum(1), n_boot, seed).low > 0:
         reason = "the original's own rise is not told apart from zero"
         enrichment = enrichment._replace(start=None, stop=None, reason=reason)
     extraction = stage("extraction", range(n_layers), *both)
@@ -137,15 +137,15 @@ def _stage(name: str, gains: Sequence[Float[ndarray, "fact layer"]], among: rang
 
 def _least(gains: Sequence[Float[ndarray, "fact layer"]]) -> Float[ndarray, " layer"]:
     """The mean gain of the answer that gains less."""
-    found: Float[ndarray, " layer"] = np.min([gain.mean(0) for gain in gains], axis=0)
-    return found
+    least: Float[ndarray, " layer"] = np.min([gain.mean(0) for gain in gains], axis=0)
+    return least
 
 
 def chance(gains: Sequence[Float[ndarray, "fact layer"]], run: tuple[int, int], among: range, seed: int = 0) -> float:
     """How often some run within `among` stands out as much as this one when the facts' signs are drawn at random.
 
-    What is compared is mean / root mean square over facts, which flips leave alone in its denominator, so that layers
-    where facts differ widely do not hide small gains elsewhere; of several answers the one that gains less.
+    The statistic is mean / root mean square over facts; flips leave the denominator alone, so that layers where facts
+    differ widely do not hide small gains elsewhere. Of several answers it is that of the one that gains less.
     """
     runs = [(a, b) for a in among for b in range(a + 1, among.stop + 1)]
     starts, stops = np.array(runs).T
@@ -160,13 +160,13 @@ def chance(gains: Sequence[Float[ndarray, "fact layer"]], run: tuple[int, int], 
         least: Float[ndarray, "draw run"] = np.min(parts, axis=0)
         return least
 
-    found = standing([total.mean(0)[None] for total in totals])[0, runs.index(run)]
+    observed = standing([total.mean(0)[None] for total in totals])[0, runs.index(run)]
     n, rng, as_much = len(gains[0]), np.random.default_rng(seed), 0
     block = max(1, _MAX_NUMBERS // max(n, len(runs)))
     for start in range(0, _FLIPS, block):
         signs = rng.choice([-1.0, 1.0], (min(block, _FLIPS - start), n))
         best = standing([signs @ total / n for total in totals]).max(1)
-        as_much += int((best >= found - 1e-12).sum())
+        as_much += int((best >= observed - 1e-12).sum())
     return (1 + as_much) / (1 + _FLIPS)
 
 
@@ -214,7 +214,7 @@ TOP = 10
 
 
 class Remainder(NamedTuple):
-    """What an edit left of the old answer's advantage in some cells.
+    """The part of the old answer's advantage that an edit left, in some cells.
 
     `score` is after / before; `before` and `after` are the mean advantage over those cells (units of visibility), and
     `cells` are the (position, layer) that count. Without cells there is nothing to lose: all are NaN.
@@ -235,9 +235,9 @@ def visibility(rank: Int[ndarray, "*cell"], vocab: int) -> Float[ndarray, "*cell
 def mean_visibility(rank: Int[ndarray, "*cell token"], vocab: int) -> Float[ndarray, "*cell"]:
     """The mean over the tokens that there are; NaN where there is none."""
     seen = visibility(rank, vocab)
-    there = ~np.isnan(seen)
-    n = there.sum(-1)
-    return np.divide(np.where(there, seen, 0.0).sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
+    present = ~np.isnan(seen)
+    n = present.sum(-1)
+    return np.divide(np.where(present, seen, 0.0).sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
 def advantage(rank: Int[ndarray, "fact *cell token"], vocab: int) -> Float[ndarray, " fact *cell"]:
@@ -247,9 +247,9 @@ def advantage(rank: Int[ndarray, "fact *cell token"], vocab: int) -> Float[ndarr
 
 def in_top(rank: Int[ndarray, "fact position kind layer token"]) -> Float[ndarray, "fact position kind answer"]:
     """Whether the old and the new answer are among the best `TOP` tokens in any layer, and the share of controls."""
-    there: ndarray = np.any(rank >= 0, axis=3)
+    present: ndarray = np.any(rank >= 0, axis=3)
     reached: ndarray = np.any((rank >= 0) & (rank < TOP), axis=3)
-    n = there[..., CONTROLS].sum(-1)
+    n = present[..., CONTROLS].sum(-1)
     share = np.divide(reached[..., CONTROLS].sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
     return np.stack([reached[..., OLD], reached[..., NEW], share], -1, dtype=np.float64)
 

@@ -23,10 +23,10 @@ from ..._util.data import load_arrays, save_arrays
 from ...errors import KtError, WorkFailed
 from ...model.memory import free_memory, require_memory
 
-# What costs O(d³) and follows from a second moment alone, kept on disk for the next process that edits the model.
+# Factors and eigenvectors cost O(d³) and depend on the second moment alone: they are kept on disk for later processes.
 #
-# A file is named by the hash of the matrix that it belongs to, and is believed only if it reproduces that matrix on a
-# drawn vector, which costs O(d²). Whatever goes wrong here costs time, never an edit: it is said in a warning.
+# A file is named by the hash of its matrix, and used only if it reproduces that matrix on a random vector, in O(d²).
+# A failure costs time, never an edit, and is a warning.
 
 LEAST_SIZE = 2048
 """Below, a factor is computed again sooner than its matrix is hashed and the file read."""
@@ -200,10 +200,10 @@ class Moment:
             return None
         with safe_open(path, "pt") as file:
             values = file.get_tensor("values")
-            here = self._null_range(values, threshold)
-            rows = file.get_slice("rows")[here.start : here.stop]
-        mixed = check_vector(self.size)[here]
-        if agrees(rows.mT @ (values[here] * mixed), times(self._read().cpu(), rows.mT @ mixed)):
+            null_range = self._null_range(values, threshold)
+            rows = file.get_slice("rows")[null_range.start : null_range.stop]
+        mixed = check_vector(self.size)[null_range]
+        if agrees(rows.mT @ (values[null_range] * mixed), times(self._read().cpu(), rows.mT @ mixed)):
             return rows.mT.contiguous()
         discard(path)
         return None

@@ -32,7 +32,7 @@ from ...model.memory import require_memory
 from ...model.sites import Site
 from ...model.tokens import encode_ids, pad_id, token_ids
 from ...report import Column, Shown, Table
-from ...runs import parallel as ranks
+from ...runs import parallel
 from .factor import Moment, Store
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ class Sums:
         try:
             with safe_open(path, "pt") as file:
                 state: dict[str, Any] = json.loads((file.metadata() or {}).get("kt", "{}"))
-                held = set(file.keys())
+                names = set(file.keys())
                 return cls(
                     {s: file.get_tensor(f"total {s}") for s in sites},
                     int(state["n_tokens"]),
                     int(state["forwards"]),
-                    {s: file.get_tensor(f"sketch {s}") for s in sites if f"sketch {s}" in held},
+                    {s: file.get_tensor(f"sketch {s}") for s in sites if f"sketch {s}" in names},
                     [(int(tokens), {s: float(by[str(s)]) for s in sites}) for tokens, by in state["changes"]],
                 )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
@@ -113,7 +113,7 @@ class Sums:
 
     def only_mains(self) -> None:
         """Of several processes, rank 0 goes on from the sums; the others count what they add."""
-        if not ranks.is_main():
+        if not parallel.is_main():
             for total in self.totals.values():
                 total.zero_()
 
@@ -148,7 +148,7 @@ def take_sums(
         WorkFailed: the corpus holds no tokens.
     """
     sums = Sums.resume(checkpoint, model, sites)
-    ranks.assert_equal_on_ranks({"second moments so far (tokens, forwards)": [sums.n_tokens, sums.forwards]})
+    parallel.assert_equal_on_ranks({"second moments so far (tokens, forwards)": [sums.n_tokens, sums.forwards]})
     sums.only_mains()
     kept = sums.forwards
     for block in blocks(model, corpus, max_tokens):
@@ -157,14 +157,14 @@ def take_sums(
         if block.stop <= sums.forwards:
             continue
         tick = _ticker(sums.n_tokens, block, max_tokens, progress)
-        ranks.map_over_ranks("keys of a corpus", block.forwards, lambda rows: _add(model, sums, rows), tick)
-        totals = ranks.summed("second moments", list(sums.totals.values()))
+        parallel.map_over_ranks("keys of a corpus", block.forwards, lambda rows: _add(model, sums, rows), tick)
+        totals = parallel.summed("second moments", list(sums.totals.values()))
         sums.totals = dict(zip(sums.totals, totals, strict=True))
         sums.n_tokens += sum(_tokens(rows) for rows in block.forwards)
         sums.forwards = block.stop
         if block.marked:
             sums.mark()
-        if ranks.is_main() and sums.forwards >= kept + FORWARDS_PER_CHECKPOINT:
+        if parallel.is_main() and sums.forwards >= kept + FORWARDS_PER_CHECKPOINT:
             sums.save(checkpoint)
             kept = sums.forwards
         sums.only_mains()
@@ -326,8 +326,8 @@ class Statistics(Shown):
 
     def tables(self) -> Sequence[Table]:
         """A row a module."""
-        change = Column("change", lambda found: "–" if found is None else f"{found:.3f}")
-        last = {name: found[-1][1] if (found := self.changes.get(name)) else None for name in self.files}
+        change = Column("change", lambda value: "–" if value is None else f"{value:.3f}")
+        last = {name: changes[-1][1] if (changes := self.changes.get(name)) else None for name in self.files}
         rows = [[name, last[name], str(path)] for name, path in self.files.items()]
         note = "change: of the moment's norm over the last doubling of the tokens"
         return [Table(["module", change, "file"], rows, f"second moments over {self.n_tokens} tokens", note)]
@@ -341,8 +341,8 @@ class Statistics(Shown):
                 names = list(file.keys())
                 header = (file.metadata() or {}).get("kt", "{}")
         except (OSError, SafetensorError, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise BadFile(f"{path} is no readable safetensors file of second moments: {said}") from None
+            reason = " ".join(str(error).split())
+            raise BadFile(f"{path} is no readable safetensors file of second moments: {reason}") from None
         with complete_file(path, "file of second moments", "run kt cov again"):
             metadata = json.loads(header)
             tokens = metadata.get("n_tokens")
@@ -376,8 +376,8 @@ class Statistics(Shown):
 
 
 def _stored(file: Path, name: str) -> Float[Tensor, "d_in d_in"]:
-    with safe_open(file, "pt") as held:
-        moment = held.get_tensor(name)
+    with safe_open(file, "pt") as tensors:
+        moment = tensors.get_tensor(name)
     if moment.dim() != 2 or moment.shape[0] != moment.shape[1]:
         raise BadFile(f"{file}: {name} is {tuple(moment.shape)}, not a square second moment")
     return moment
@@ -416,8 +416,8 @@ def key_statistics(
         for s in sorted(set(sites))
     }
     work = f"{fingerprint} {corpus.sha256} {max_tokens} {until}"
-    with ExitStack() as held:
-        missing = ranks.on_rank_zero("looking for second moments", _claimed, held, folder, files, work)
+    with ExitStack() as locks:
+        missing = parallel.on_rank_zero("looking for second moments", _claimed, locks, folder, files, work)
         if missing:
             _compute(model, {s: files[s] for s in missing}, corpus, max_tokens, until, progress)
     opened = {s: Statistics.open(f) for s, f in files.items()}
@@ -433,14 +433,14 @@ def key_statistics(
     )
 
 
-def _claimed(held: ExitStack, folder: Path, files: Mapping[Site, Path], work: str) -> list[Site]:
-    """The sites whose files are not there; for as long as `held`, no other run makes them."""
+def _claimed(locks: ExitStack, folder: Path, files: Mapping[Site, Path], work: str) -> list[Site]:
+    """The sites whose files are missing; until `locks` is closed, no other run computes them."""
     if all(file.exists() for file in files.values()):
         return []
     lock = folder / f"cov-{hashlib.sha256(work.encode()).hexdigest()[:40]}.lock"
     with writing(lock):
         folder.mkdir(parents=True, exist_ok=True)
-        held.enter_context(exclusive(lock, "takes the same second moments"))
+        locks.enter_context(exclusive(lock, "takes the same second moments"))
     return [site for site, file in files.items() if not file.exists()]  # another may just have made some
 
 
@@ -475,11 +475,11 @@ def _compute(
     checkpoint = (
         next(iter(files.values())).parent / f"partial-{hashlib.sha256(pending.encode()).hexdigest()[:40]}.safetensors"
     )
-    if ranks.is_main():
+    if parallel.is_main():
         for file in (checkpoint, *files.values()):
             clear_temporaries(file.parent, file.name)
     sums = take_sums(model, sites, corpus, max_tokens, until, checkpoint, progress)
-    ranks.on_rank_zero("keeping second moments", _keep, model, files, sums, corpus, checkpoint)
+    parallel.on_rank_zero("keeping second moments", _keep, model, files, sums, corpus, checkpoint)
 
 
 def _keep(model: TracedModel, files: Mapping[Site, Path], sums: Sums, corpus: Corpus, checkpoint: Path) -> None:
