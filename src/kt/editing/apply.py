@@ -1,4 +1,4 @@
-"""Writing an edit into a model and taking it back: into the weights that it was solved for, and to the last byte.
+"""Writing an edit into the weights that it was solved for, and restoring their exact bytes.
 
 A weight is in one of three states, by its SHA-256: `base`, as when the edit was solved; `applied`, as the edit leaves
 it; `other`. Only an edit whose weights are all `base` is written, unless by force, which says what differs.
@@ -134,12 +134,12 @@ def admit(edit: Applicable, model: TracedModel, force: bool) -> Difference | Non
 
 
 def write_checked(edit: Applicable, model: TracedModel) -> None:
-    """Add every update to its weight, and look at what that made of it. The caller puts the bytes back on a failure.
+    """Add every update to its weight, and check the result. The caller puts the bytes back on a failure.
 
     Raises:
         WorkFailed: an update or a written weight is not finite, or the updates are not zero and no weight changed.
     """
-    nonzero, changed = False, "control" in edit.manifest  # that a control changes nothing is a finding
+    nonzero, changed = False, "control" in edit.manifest  # a control may change nothing: that is a result
     for name in edit.names:
         weight, delta = model.own(name), edit.delta(name)
         if not bool(torch.isfinite(delta).all()):
@@ -160,7 +160,7 @@ def write_checked(edit: Applicable, model: TracedModel) -> None:
 
 
 def changed_since(taken: MatchedWeights, model: TracedModel) -> list[str]:
-    """The weights that hold neither what `apply_` left nor the bytes from before it: somebody else's work."""
+    """The weights that hold neither what `apply_` left nor the bytes from before it: another program changed them."""
     now = fingerprints(model, list(taken.before))
     moved = [name for name in taken.before if now[name] != taken.after[name]]
     return [name for name in moved if not torch.equal(model.own(name), taken.before[name])]

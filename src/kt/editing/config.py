@@ -167,7 +167,7 @@ FORMAT_1: dict[str, Any] = {
     "lora_alpha": 32.0, "lora_dropout": 0.0,
 }  # fmt: skip
 """The settings that every edit file lists, of whichever method it is, so that files of all versions compare equal. A
-new method's settings are listed in its own files only; nothing is to be added here."""
+new method's settings are listed in its own files only; add nothing here."""
 
 
 Chosen = TypeVar("Chosen", bound=type[Config])

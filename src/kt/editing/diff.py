@@ -16,10 +16,10 @@ from ..errors import BadFile
 from ..model.update import LowRank, Update
 from ..report import Shown, Table
 from ..report.table import setting, shown
-from . import stack as stack_file
 from .conflicts import same_fact
 from .edit import Edit
 from .edit_io import KIND
+from .stack import KIND as STACK_KIND
 from .stack import EditStack, facts_of
 
 COMPARED = (
@@ -223,7 +223,7 @@ def _kind(path: Path) -> str | None:
     try:
         if path.suffix == ".json":
             small = path.stat().st_size <= LARGEST_STACK
-            return "stack" if small and f'"{stack_file.KIND}"'.encode() in path.read_bytes() else None
+            return "stack" if small and f'"{STACK_KIND}"'.encode() in path.read_bytes() else None
         return "edit" if _header_kind(path) == KIND else None
     except (OSError, ValueError, AttributeError, RecursionError):
         return "edit"

@@ -240,7 +240,7 @@ class Edit(Shown):
         return pd.DataFrame(rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: what each weight gets, what each request gains."""
+        """For `--json`: the update of each weight, the probabilities of each request."""
         known: list[str] = [name for name in ("method", "alpha", "model") if name in self.manifest]
         known += [name for name in ("alphas", "value_change", "lost_to_rounding") if self.manifest.get(name)]
         requests = [_request(request) for request in self.report]
@@ -252,7 +252,7 @@ class Edit(Shown):
         return f"Edit: {self.manifest.get('method')}"
 
     def headline(self) -> Sequence[Card]:
-        """How many facts."""
+        """The number of facts."""
         return [Card("facts edited", len(self.report))]
 
     def tables(self) -> Sequence[Table]:

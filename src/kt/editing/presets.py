@@ -104,7 +104,7 @@ class Preset:
         return values
 
     def matches(self, model: TracedModel) -> bool:
-        """Whether it is for this model. One without `[match]`, which others build on, is for none."""
+        """Whether the preset is for this model. A base preset, without `[match]`, matches none."""
         config = model.module.config.get_text_config()
         wanted = dict(self.match)
         if not wanted or wanted.pop("name", model.name) != model.name:

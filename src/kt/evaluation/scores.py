@@ -280,14 +280,14 @@ class Comparison(Shown):
 
     @classmethod
     def load(cls, path: str | Path) -> Scores | Comparison:
-        """Scores, with those that stand beside them in a run folder (`before.json`, `control.json`) as a comparison."""
+        """Scores; a comparison if `before.json` or `control.json` lies in the same run folder."""
         after, beside = Scores.load(path), [Path(path).with_name(FILES[name]) for name in ("before", "control")]
         before, control = (Scores.load(each) if each.exists() else None for each in beside)
         return after if before is None else cls(before, after, control)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Of the edited model's scores."""
+        """The metadata of the edited model's scores."""
         return self.after.metadata
 
     def as_dict(self) -> dict[str, Any]:

@@ -234,7 +234,7 @@ class EditRun(Shown):
         return self.steps.figures() if self.steps.mode == "sequential" else ()
 
     def save(self, folder: str | Path, shown: str | Path | None = None) -> Path:
-        """Files that their own classes read: the edit (in single mode a folder of them), the course, the scores.
+        """Write files for the classes' own `load`: the edit (in single mode a folder of them), the course, the scores.
 
         Returns where the edit is, as if the folder were called `shown`.
         """

@@ -107,7 +107,7 @@ class Sweep(Shown):
         return differences
 
     def differences(self) -> dict[str, dict[str, Interval]]:
-        """In a sweep of modules, what the joint edit is more than each part; nothing in other sweeps."""
+        """In a sweep of modules, the joint edit less each of its parts; empty in other sweeps."""
         if self.kind != "modules":
             return {}
         others = [row.label for row in self.rows if row.label != JOINT]
@@ -181,7 +181,7 @@ class Sweep(Shown):
         )
 
     def as_dict(self, whole: bool = False) -> dict[str, Any]:
-        """For `--json`: `rows`, and what they are to be read beside."""
+        """For `--json`: `rows`, the settings, the unedited model's metrics, the balance and the differences."""
         return {
             **plain(dict(self.about)),
             "rows": [row.as_dict(whole) for row in self.rows],
@@ -269,7 +269,7 @@ class Kept:
         write_json(self._path(number, point), row.as_dict(whole=True))
 
     def done(self, points: Sequence[Point]) -> int:
-        """How many points are finished."""
+        """The number of finished points."""
         return sum(self.folder is not None and self._path(i, p).exists() for i, p in enumerate(points))
 
     def _path(self, number: int, point: Point) -> Path:

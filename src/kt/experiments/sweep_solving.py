@@ -97,7 +97,7 @@ class Solver:
             return None if needs_evidence(config) else resolve(config, self.model, [])[0].plan()
 
     def _moments(self, progress: Progress | None) -> Statistics | str | Path | None:
-        """One object for all, where it is known what all need; its factors are then computed once."""
+        """One object for all points, if their needs are known, so that its factors are computed once."""
         if self._all_known and not isinstance(self._statistics, Statistics):
             given = self._statistics
             more = (self.corpus, self.max_tokens, progress)

@@ -30,7 +30,7 @@ class Control(NamedTuple):
 
 
 class ControlPrompt(NamedTuple):
-    """The fact's prompt about another subject, of whom the old answer was never said; `token` begins the true one."""
+    """The fact's prompt about another subject, whose answer is not the old one; `token` begins its true answer."""
 
     prompt: str
     subject: str

@@ -38,7 +38,7 @@ _FLIPS = 2000
 _MAX_NUMBERS = 2_000_000  # of the signs held at once
 
 LOW_SHARE, HIGH_SHARE = 0.2, 0.1
-"""Of all layers, how many are proposed. JEEP edits 6 low and 3 high of 32 layers (LLaMA-7B), 6 and 2 of 28 (GPT-J)."""
+"""Proposed shares of all layers. JEEP edits 6 low and 3 high of 32 layers (LLaMA-7B), 6 and 2 of 28 (GPT-J)."""
 
 _NOTHING = Interval(float("nan"), float("nan"), float("nan"), 0)
 
@@ -184,7 +184,7 @@ def shortest_run(gain: Float[ndarray, " layer"], among: range) -> tuple[int, int
 
 
 def _proposed(layers: tuple[int, ...], gain: Float[ndarray, " layer"], share: float) -> tuple[int, ...] | None:
-    """Of consecutive layers, the share of all layers that gains most together; the lowest of several."""
+    """The consecutive layers, `share` of all layers in number, with the largest summed gain; the lowest of equals."""
     if not layers:
         return None
     width = min(len(layers), max(1, round(share * len(gain))))
@@ -192,22 +192,19 @@ def _proposed(layers: tuple[int, ...], gain: Float[ndarray, " layer"], share: fl
     return max(windows, key=lambda some: (round(float(gain[list(some)].sum()), 12), -some[0]))
 
 
-# How far an answer stands out in the logit lens from other answers of its relation, and how much of that an edit left.
+# The lead of an answer over other answers of its relation in the logit lens, and the part of it that an edit leaves.
 #
 # visibility   v = 1 - ln(1 + rank) / ln(V): 1 at the top of the vocabulary, 0 at its bottom
 # advantage    a = v(old answer) - mean over controls v(control); controls are other answers of the same relation, so
-# an
-#              answer that is visible only because every answer of its relation is has none
+#              an answer that is visible only because every answer of its relation is has none
 # score        sum over cells of mean_facts a after the edit / the same sum before it, over the cells (position, layer)
 #              where the unedited model gives the old answer an advantage
 #
-# The cells are chosen on the unedited model alone, so that no edit can choose its own yardstick. They are those whose
-# mean has a 95% interval above 0, each tested by itself: one that is there by chance weighs little, as its advantage
-# is
-# small.
+# The cells are chosen on the unedited model alone, so that they are the same for every edit: those whose mean has a 95%
+# interval above 0, each tested by itself. A cell chosen by chance weighs little, because its advantage is small.
 
 OLD, NEW, CONTROLS = 0, 1, slice(2, None)
-"""The places of the answers on the axis `token`."""
+"""The indices of the answers on the axis `token`."""
 
 TOP = 10
 """Candidates that the head projection attack takes from each layer."""
@@ -257,7 +254,7 @@ def in_top(rank: Int[ndarray, "fact position kind layer token"]) -> Float[ndarra
 def leading(before: Float[ndarray, " fact *cell"], n_boot: int = 2000, seed: int = 0) -> Bool[ndarray, "*cell"]:
     """The cells where the unedited model's mean advantage has a 95% interval above 0.
 
-    A single fact has no interval: its cells are those with an advantage above 0, and its score is to be read so.
+    A single fact has no interval: its cells are those with an advantage above 0, untested.
     """
     grid = bootstrap_mean_grid(before, n_boot, seed)
     bound = np.where(grid.n > 1, grid.low, grid.mean)

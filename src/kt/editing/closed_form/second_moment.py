@@ -1,4 +1,7 @@
-"""The pass that takes second moments: forwards up to the last key that is asked for, and sums of their products.
+"""Second moments C = E[k kᵀ] of the keys of linear maps over a corpus, which an edit should preserve.
+
+Uncentred, over all real tokens, first ones included (MEMIT's K0 K0ᵀ is λ C). One forward reads the keys of all wanted
+weights and stops after the last of them.
 
 Only the lower triangle is computed, strip by strip: k kᵀ is symmetric, so that is half of the work. Products are
 float32, their sum over forwards float64. Documents of like length share a forward; which ones is a matter of speed
@@ -84,7 +87,7 @@ class Sums:
 
     @classmethod
     def resume(cls, path: Path, model: TracedModel, sites: Sequence[Site]) -> Sums:
-        """From a checkpoint, if there is one."""
+        """The sums of the checkpoint; zero without one."""
         if not path.exists():
             return cls.zero(model, sites)
         try:
@@ -112,7 +115,7 @@ class Sums:
         return moment
 
     def only_mains(self) -> None:
-        """Of several processes, rank 0 goes on from the sums; the others count what they add."""
+        """Keep the sums on rank 0; the other ranks start from zero and count only their own forwards."""
         if not parallel.is_main():
             for total in self.totals.values():
                 total.zero_()
@@ -288,11 +291,6 @@ def _sketch(total: Float[Tensor, "d d"]) -> Float[Tensor, "d direction"]:
     return product
 
 
-# Second moments C = E[k kᵀ] of the keys of W_o and down_proj over a corpus: what an edit should leave alone.
-#
-# Uncentred, over all real tokens, first ones included (MEMIT's K0 K0ᵀ is λ C). Keys are read in one forward for all
-# asked weights, which stops after the last of them: see second_moments.py.
-
 Changes = tuple[tuple[int, float], ...]
 """(tokens, ‖C - C_half‖ / ‖C‖) for every doubling of the tokens, in Frobenius norms taken on random directions."""
 
@@ -356,7 +354,7 @@ class Statistics(Shown):
             )
 
     def moment_of(self, name: str) -> Moment:
-        """C of a module with its factor and null space, which are computed once for all who ask."""
+        """C of a module with its factor and null space, which are computed once and shared."""
         if name not in self._moments:
             store, read = None if self.cache is None else Store(self.cache), self._reader(name)
             self._moments[name] = Moment(name, len(read()), read, store)
@@ -367,7 +365,7 @@ class Statistics(Shown):
         return self._reader(name)()
 
     def _reader(self, name: str) -> Callable[[], Float[Tensor, "d_in d_in"]]:
-        """Reads C again at each call; it knows nothing of this object, which would otherwise outlive its use."""
+        """A function that reads C at each call, without a reference to this object, which would keep it alive."""
         name = name.removesuffix(".weight")
         if name not in self.files:
             have = ", ".join(sorted(self.files)[:4]) or "nothing"
@@ -483,7 +481,7 @@ def _compute(
 
 
 def _keep(model: TracedModel, files: Mapping[Site, Path], sums: Sums, corpus: Corpus, checkpoint: Path) -> None:
-    """One file a weight, and no checkpoint any more."""
+    """Write one file a weight, and delete the checkpoint."""
     for site, file in files.items():
         moment = sums.mean(site)
         if not bool(torch.isfinite(moment).all()):

@@ -248,7 +248,7 @@ def suffix_logits(model: TracedModel, suffix: Suffix, delta: Deltas) -> Float[Te
 
 
 def _arrives_the_same(model: TracedModel, suffix: Suffix, whole: Tensor | None) -> bool:
-    """Whether the first and the last request's rows come to the head as they did in the whole run."""
+    """Whether the suffix gives the first and the last request the same states at the head as the whole run."""
     rows = suffix.rows
     some = torch.zeros(int(rows.fact.max()) + 1, dtype=torch.bool, device=rows.fact.device)
     some[[int(rows.fact.min()), int(rows.fact.max())]] = True
@@ -350,7 +350,7 @@ class _Shift:
         return cls((rows, columns - suffix.cut), delta[suffix.rows.fact[rows]])
 
     def places(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the value is: blocks may lie on several devices."""
+        """Rows and columns on the device of `value`: blocks may lie on several devices."""
         rows, columns = self.where
         return rows.to(value.device), columns.to(value.device)
 

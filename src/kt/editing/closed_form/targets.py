@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ...model.model import TracedModel
 
 
-# Which requests a target search runs together: of like length, so that few columns are run for nothing.
+# Batches of a target search hold requests of like length, so that few columns are wasted.
 #
 # A batch runs as many columns as its longest request needs from δ's first place on, so a shorter one wastes the
 # difference in each of its rows. A batch of its own costs another pass over the weights instead: about as much as some
