@@ -49,6 +49,26 @@ def test_the_linter_sees_every_source():
     assert {str(path) for path in SOURCES} <= set(seen)
 
 
+LINT = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise"]
+
+
+def test_no_name_is_undefined():
+    """mypy's name-defined is off, for shape strings, and an import does not reach the names inside functions."""
+    result = subprocess.run([*LINT, "--select", "F821", "."], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout.strip()) == (0, "All checks passed!")
+
+
+def test_the_linter_reports_an_undefined_name_beside_shape_strings():
+    planted = (
+        '"""Planted."""\n\nfrom jaxtyping import Float\nfrom torch import Tensor\n\n\n'
+        'def planted(x: Float[Tensor, " d"], y: Float[Tensor, "fact layer"]) -> Tensor:\n    return x + y + nowhere\n'
+    )
+    command = [*LINT, "--stdin-filename", "src/kt/planted.py", "-"]
+    result = subprocess.run(command, cwd=ROOT, input=planted, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert re.findall(r"(\w+) Undefined name `(\w+)`", result.stdout) == [("F821", "nowhere")]
+
+
 HEAVY = ("torch", "nnsight", "transformers", "plotly", "pandas", "numpy", "rich")
 
 

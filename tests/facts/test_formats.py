@@ -369,5 +369,5 @@ def test_wikibio_names_its_own_key_in_an_error():
 def test_a_wikibio_record_without_its_concept_fits_no_format():
     record = records("wikibio.json")[0]
     record.pop("concept")
-    with pytest.raises(BadFact, match="fit no known format|'subject' is missing"):
+    with pytest.raises(BadFact, match=r"fit no known format|'subject' is missing"):
         facts_from([record])

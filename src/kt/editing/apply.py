@@ -1,4 +1,4 @@
-"""Writing an edit into a model and taking it back: into the weights that it was solved for, and to the last byte.
+"""Writing an edit into the weights that it was solved for, and restoring their exact bytes.
 
 A weight is in one of three states, by its SHA-256: `base`, as when the edit was solved; `applied`, as the edit leaves
 it; `other`. Only an edit whose weights are all `base` is written, unless by force, which says what differs.
@@ -61,12 +61,12 @@ def states(edit: Applicable, model: TracedModel) -> dict[str, FileState]:
     now = fingerprints(model, edit.names)
     base, after = edit.manifest.get("fingerprints", {}), edit.manifest.get("fingerprints_after", {})
     taken = edit.taken(model)
-    here = {} if taken is None else taken.after
+    written = {} if taken is None else taken.after
 
     def state(name: str) -> FileState:
         if now[name] == base.get(name):
             return "base"
-        if now[name] in (after.get(name), here.get(name)):
+        if now[name] in (after.get(name), written.get(name)):
             return "applied"
         return "other" if name in base else "base"
 
@@ -134,12 +134,12 @@ def admit(edit: Applicable, model: TracedModel, force: bool) -> Difference | Non
 
 
 def write_checked(edit: Applicable, model: TracedModel) -> None:
-    """Add every update to its weight, and look at what that made of it. The caller puts the bytes back on a failure.
+    """Add every update to its weight, and check the result. The caller puts the bytes back on a failure.
 
     Raises:
         WorkFailed: an update or a written weight is not finite, or the updates are not zero and no weight changed.
     """
-    asked, changed = False, "control" in edit.manifest  # that a control changes nothing is a finding
+    nonzero, changed = False, "control" in edit.manifest  # a control may change nothing: that is a result
     for name in edit.names:
         weight, delta = model.own(name), edit.delta(name)
         if not bool(torch.isfinite(delta).all()):
@@ -151,8 +151,8 @@ def write_checked(edit: Applicable, model: TracedModel) -> None:
                 f"{name} is not finite with the edit in it (in {_dtype(weight)}); nothing was written; "
                 "load the model with --dtype float32"
             )
-        asked, changed = asked or bool(delta.any()), changed or not torch.equal(weight, before)
-    if asked and not changed:
+        nonzero, changed = nonzero or bool(delta.any()), changed or not torch.equal(weight, before)
+    if nonzero and not changed:
         raise WorkFailed(
             f"the edit changed no weight: every update is lost in rounding to {_dtype(weight)}; nothing was written; "
             "load the model with --dtype float32, or solve a larger edit"
@@ -160,7 +160,7 @@ def write_checked(edit: Applicable, model: TracedModel) -> None:
 
 
 def changed_since(taken: MatchedWeights, model: TracedModel) -> list[str]:
-    """The weights that hold neither what `apply_` left nor the bytes from before it: somebody else's work."""
+    """The weights that hold neither what `apply_` left nor the bytes from before it: another program changed them."""
     now = fingerprints(model, list(taken.before))
     moved = [name for name in taken.before if now[name] != taken.after[name]]
     return [name for name in moved if not torch.equal(model.own(name), taken.before[name])]
@@ -171,8 +171,8 @@ def _base(edit: Applicable) -> str:
     return "the unedited model" if name is None else f"{name}@{revision}" if revision else str(name)
 
 
-def _some(chosen: Sequence[str], found: dict[str, FileState]) -> str:
-    return f"{len(chosen)} of {len(found)} weights ({_named(chosen)})"
+def _some(chosen: Sequence[str], known: dict[str, FileState]) -> str:
+    return f"{len(chosen)} of {len(known)} weights ({_named(chosen)})"
 
 
 def _named(names: Sequence[str]) -> str:

@@ -130,8 +130,8 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """The settings by name, as a manifest keeps them: those of `FORMAT_1` in every file, then the method's own."""
         layers = {name: tuple(sorted(set(value))) for name, value in self.unused.items() if name.startswith("layers")}
-        own = {spec.name: getattr(self, spec.name) for spec in setting_fields(type(self))}
-        return FORMAT_1 | dict(self.unused) | layers | own
+        values = {spec.name: getattr(self, spec.name) for spec in setting_fields(type(self))}
+        return FORMAT_1 | dict(self.unused) | layers | values
 
     @classmethod
     def settings(cls) -> dict[str, Setting]:
@@ -167,7 +167,7 @@ FORMAT_1: dict[str, Any] = {
     "lora_alpha": 32.0, "lora_dropout": 0.0,
 }  # fmt: skip
 """The settings that every edit file lists, of whichever method it is, so that files of all versions compare equal. A
-new method's settings are listed in its own files only; nothing is to be added here."""
+new method's settings are listed in its own files only; add nothing here."""
 
 
 Chosen = TypeVar("Chosen", bound=type[Config])

@@ -16,10 +16,10 @@ from ..errors import BadFile
 from ..model.update import LowRank, Update
 from ..report import Shown, Table
 from ..report.table import setting, shown
-from . import stack as stack_file
 from .conflicts import same_fact
 from .edit import Edit
 from .edit_io import KIND
+from .stack import KIND as STACK_KIND
 from .stack import EditStack, facts_of
 
 COMPARED = (
@@ -99,7 +99,7 @@ class EditDiff(Shown):
         }
         return {
             "settings": {name: list(pair) for name, pair in self.settings.items()},
-            "requests": {name: [r._asdict() for r in found] for name, found in names.items()},
+            "requests": {name: [r._asdict() for r in requests] for name, requests in names.items()},
             "weights": [weight._asdict() for weight in self.weights],
             "same_base": self.same_base,
         }
@@ -196,21 +196,21 @@ def stored(places: Sequence[str | Path] = (".",)) -> list[Stored]:
     Raises:
         BadFile: a place that is not there.
     """
-    found: dict[Path, Stored] = {}
-    for place in map(Path, places):
-        if not place.exists():
-            raise BadFile(f"{place}: no such file or folder; name one that holds edits")
-        for path in sorted(_files(place)):
+    by_path: dict[Path, Stored] = {}
+    for root in map(Path, places):
+        if not root.exists():
+            raise BadFile(f"{root}: no such file or folder; name one that holds edits")
+        for path in sorted(_files(root)):
             kind = _kind(path)
-            if kind is not None and path not in found:
-                found[path] = _read(path, kind)
-    return list(found.values())
+            if kind is not None and path not in by_path:
+                by_path[path] = _read(path, kind)
+    return list(by_path.values())
 
 
-def _files(place: Path) -> Iterator[Path]:
-    if place.is_file():
-        yield place
-    for folder, inner, names in os.walk(place):
+def _files(root: Path) -> Iterator[Path]:
+    if root.is_file():
+        yield root
+    for folder, inner, names in os.walk(root):
         inner[:] = [name for name in inner if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
@@ -223,7 +223,7 @@ def _kind(path: Path) -> str | None:
     try:
         if path.suffix == ".json":
             small = path.stat().st_size <= LARGEST_STACK
-            return "stack" if small and f'"{stack_file.KIND}"'.encode() in path.read_bytes() else None
+            return "stack" if small and f'"{STACK_KIND}"'.encode() in path.read_bytes() else None
         return "edit" if _header_kind(path) == KIND else None
     except (OSError, ValueError, AttributeError, RecursionError):
         return "edit"
@@ -242,19 +242,19 @@ def _read(path: Path, kind: str) -> Stored:
     about = path.stat()
     modified = datetime.fromtimestamp(about.st_mtime, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     try:
-        found: Edit | EditStack = Edit.load(path) if kind == "edit" else EditStack.load(path)
+        edit: Edit | EditStack = Edit.load(path) if kind == "edit" else EditStack.load(path)
     except BadFile as error:
         return Stored(path, kind, about.st_size, modified, error=str(error).removeprefix(f"{path}: "))
-    files = [e.file for e in found.layers if e.file] if isinstance(found, EditStack) else []
+    files = [e.file for e in edit.layers if e.file] if isinstance(edit, EditStack) else []
     return Stored(
         path,
         kind,
         about.st_size + sum(file.stat().st_size for file in files),
         modified,
-        found.manifest.get("method"),
-        len(found.requests),
-        found.alpha,
-        len(found.names),
-        found.manifest.get("model"),
-        found.digest if isinstance(found, Edit) else None,
+        edit.manifest.get("method"),
+        len(edit.requests),
+        edit.alpha,
+        len(edit.names),
+        edit.manifest.get("model"),
+        edit.digest if isinstance(edit, Edit) else None,
     )

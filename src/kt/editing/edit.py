@@ -18,8 +18,7 @@ from ..model.update import Dense, Update
 from ..report import Card, Column, Figure, Shown, Table
 from ..report.table import before_after, cell_text
 from ..stats import Interval
-from . import apply as applying
-from . import edit_io
+from . import apply, edit_io
 from .apply import FileState, MatchedWeights
 from .request_report import RequestReport
 
@@ -128,8 +127,8 @@ class Edit(Shown):
     # Writing ----------------------------------------------------------------------------------------------------
     def state_of(self, model: TracedModel) -> dict[str, FileState]:
         """Every weight's state in a model: `base` (as it was solved for), `applied` or `other`, by fingerprints."""
-        applying.refuse_other_shapes(self, model)
-        return applying.states(self, model)
+        apply.refuse_other_shapes(self, model)
+        return apply.states(self, model)
 
     @contextmanager
     def applied(self, model: TracedModel, force: bool = False) -> Iterator[TracedModel]:
@@ -141,7 +140,7 @@ class Edit(Shown):
         """
         self._admit(model, force)
         with model.restored(self.names):
-            applying.write_checked(self, model)
+            apply.write_checked(self, model)
             yield model
 
     def apply_(self, model: TracedModel, force: bool = False) -> None:
@@ -149,8 +148,8 @@ class Edit(Shown):
         self._admit(model, force)
         before = model.copies(self.names)
         try:
-            applying.write_checked(self, model)
-            self._taken[model.module] = MatchedWeights(before, applying.fingerprints(model, self.names))
+            apply.write_checked(self, model)
+            self._taken[model.module] = MatchedWeights(before, apply.fingerprints(model, self.names))
         except BaseException:
             model.put_back(before)
             raise
@@ -164,7 +163,7 @@ class Edit(Shown):
         kept = self.taken(model)
         if kept is None:
             raise KtError("this edit was not applied to this model with apply_; there is nothing to revert")
-        changed = [] if force else applying.changed_since(kept, model)
+        changed = [] if force else apply.changed_since(kept, model)
         if changed:
             raise KtError(
                 f"{len(changed)} of {len(kept.before)} weights ({', '.join(changed[:3])}) were changed after apply_; "
@@ -190,17 +189,17 @@ class Edit(Shown):
             WorkFailed: it changes nothing (see `check`).
         """
         self.check()
-        found = applying.admit(self, model, force)
-        if found is None:
+        mismatch = apply.admit(self, model, force)
+        if mismatch is None:
             return self
         manifest = {name: value for name, value in self.manifest.items() if name not in OF_THE_WHOLE}
-        manifest |= {"fingerprints": applying.fingerprints(model, self.names), "forced": found.what}
+        manifest |= {"fingerprints": apply.fingerprints(model, self.names), "forced": mismatch.what}
         return Edit(self.updates, manifest, self.report, self.targets, self.keys)
 
     def _admit(self, model: TracedModel, force: bool) -> None:
         if self.taken(model) is not None:
             raise KtError(f"the edit is already applied to {model.name}; revert_ it first")
-        applying.admit(self, model, force)
+        apply.admit(self, model, force)
 
     # Keeping ----------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:
@@ -241,7 +240,7 @@ class Edit(Shown):
         return pd.DataFrame(rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: what each weight gets, what each request gains."""
+        """For `--json`: the update of each weight, the probabilities of each request."""
         known: list[str] = [name for name in ("method", "alpha", "model") if name in self.manifest]
         known += [name for name in ("alphas", "value_change", "lost_to_rounding") if self.manifest.get(name)]
         requests = [_request(request) for request in self.report]
@@ -253,7 +252,7 @@ class Edit(Shown):
         return f"Edit: {self.manifest.get('method')}"
 
     def headline(self) -> Sequence[Card]:
-        """How many facts."""
+        """The number of facts."""
         return [Card("facts edited", len(self.report))]
 
     def tables(self) -> Sequence[Table]:
@@ -326,15 +325,15 @@ def requests_table(edits: Sequence[Edit]) -> Table:
 
 def _request(report: RequestReport) -> dict[str, Any]:
     """For `--json`: texts, and {before, after} of what was measured (None where it was not)."""
-    found: dict[str, Any] = {name: getattr(report, name) for name in ("id", "prompt", "subject", "target", "answer")}
+    values: dict[str, Any] = {name: getattr(report, name) for name in ("id", "prompt", "subject", "target", "answer")}
     for name in ("target_prob", "target_rank", "answer_prob", "answer_rank"):
         pair = getattr(report, name)
-        found[name] = None if pair is None else {"before": pair[0], "after": pair[1]}
-    return found | {"control_prob": report.control_prob}
+        values[name] = None if pair is None else {"before": pair[0], "after": pair[1]}
+    return values | {"control_prob": report.control_prob}
 
 
 def _rounding_note(edit: Edit) -> str:
-    """What the two columns of a rounded edit are, and which requests rounding cost."""
+    """The note on the two columns of a rounded edit, with the requests that rounding cost."""
     what = "survived, error: of each update after rounding to 16 bits, relative to it"
     lost = edit.manifest.get("lost_to_rounding")
     if lost is None:

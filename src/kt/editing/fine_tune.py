@@ -90,7 +90,7 @@ class FineTune:
         return [Site(name, layer) for layer in self.layers for name in linear_maps(self.modules)]
 
     def require_room(self, model: TracedModel) -> None:
-        """Nothing beyond what a backward pass takes."""
+        """No check: only a backward pass needs memory."""
 
     def describe(self) -> PlanText:
         rank = "" if self.adapter is None else f" of an adapter of rank {self.adapter.rank}"
@@ -104,7 +104,7 @@ class FineTune:
         return [model.weight_name(site) for site in self.sites]
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
-        """Train, take the update, put everything back.
+        """Train, compute the update, restore the weights.
 
         Notes: `loss`, the mean over the last epoch (before its last step), `losses` of all epochs, `steps` made.
 
@@ -116,7 +116,7 @@ class FineTune:
         return SolveResult({name: WeightUpdate.of(part) for name, part in updates.items()}, notes=notes)
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
-        """Nothing."""
+        """No history: fine-tuning has no keys."""
 
     def _solve(
         self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
@@ -284,5 +284,5 @@ def _updates(model: TracedModel, names: Sequence[str], weights: Weights) -> dict
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    """Itself in float32 or wider, a float32 copy of a narrower one."""
+    """The tensor itself in float32 or wider, else a float32 copy."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

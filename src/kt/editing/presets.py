@@ -96,15 +96,15 @@ class Preset:
         """
         shared = self._entries(None, variant)
         if method is not None:
-            own = self._entries(method, variant)
-            shared = {name: entry for name, entry in shared.items() if name not in own}
+            overridden = self._entries(method, variant)
+            shared = {name: entry for name, entry in shared.items() if name not in overridden}
         values = [_value(None, entry) for entry in shared.values()]
         for each in METHODS if method is None else (method,):
             values += [_value(each, entry) for entry in self._entries(each, variant).values()]
         return values
 
     def matches(self, model: TracedModel) -> bool:
-        """Whether it is for this model. One without `[match]`, which others build on, is for none."""
+        """Whether the preset is for this model. A base preset, without `[match]`, matches none."""
         config = model.module.config.get_text_config()
         wanted = dict(self.match)
         if not wanted or wanted.pop("name", model.name) != model.name:

@@ -28,6 +28,7 @@ from .presets import preset_for
 if TYPE_CHECKING:
     from ..model.model import TracedModel
     from ..probing import Stages
+    from ..runs.journal import Journal
     from ..tracing import Balance
 
 
@@ -113,8 +114,8 @@ def configure(
     if not chosen.writes_attention and alpha not in (None, 0, 0.0):
         raise KtError(f"alpha {alpha!r} was given to a method that leaves attention alone; use intattn, or no alpha")
     shared = {} if known is None else known.values(None, variant)
-    own = {} if known is None else known.values(method, variant)
-    values = shared | chosen.own_defaults() | own | given
+    method_values = {} if known is None else known.values(method, variant)
+    values = shared | chosen.own_defaults() | method_values | given
     for name in [name for name in values if name.startswith("layers")]:
         if not values[name] and name not in given:
             del values[name]
@@ -197,15 +198,15 @@ def resolve(
 
 def with_alphas(config: Config, facts: Sequence[Fact], balance: Balance) -> Config:
     """The configuration with each fact's own α; a fact that the trace left out gets that of all."""
-    own = {f.id: f.alpha for f in balance.per_fact if f.alpha is not None}
-    lacking = [f.subject for f in facts if f.id not in own]
+    alphas = {f.id: f.alpha for f in balance.per_fact if f.alpha is not None}
+    lacking = [f.subject for f in facts if f.id not in alphas]
     if lacking:
         warnings.warn(
             f"{len(lacking)} of {len(facts)} requests have no alpha of their own (the first: {lacking[0]!r}); "
             f"they get that of all, {balance.alpha:.3f}",
             stacklevel=4,
         )
-    values: dict[str, Any] = {"alpha": tuple(own.get(f.id, balance.alpha) for f in facts)}
+    values: dict[str, Any] = {"alpha": tuple(alphas.get(f.id, balance.alpha) for f in facts)}
     return replace(config, **values)
 
 
@@ -224,7 +225,7 @@ def _guessed_layers(
             "as probed": probed.get(name),
             "by relative depth": layers_by_depth(model, name),
         }
-        way, layers[name] = next((way, found) for way, found in sources.items() if found is not None)
+        way, layers[name] = next((way, proposed) for way, proposed in sources.items() if proposed is not None)
         ways.append(f"{name} {','.join(map(str, layers[name])) or 'none'} {way}")
     unsure = any("by relative depth" in each for each in ways)
     why = "; kt alpha and kt probe on facts that the model knows propose layers" if unsure else ""

@@ -92,7 +92,7 @@ class Rounded:
 
 
 def is_narrow(weight: Tensor) -> bool:
-    """Of 16 bits or fewer: an update is rounded when it is written."""
+    """Whether the weight has 16 bits or fewer, so that an update is rounded when it is written."""
     return weight.element_size() < 4
 
 
@@ -135,7 +135,7 @@ def logits_given_back(
 
 
 def says_targets(model: TracedModel, facts: Sequence[Fact], rounded: Mapping[Site, Rounded]) -> list[bool]:
-    """Whether every token of a fact's target is the argmax where it is due; see `logits_given_back`."""
+    """Whether every token of a fact's target is the argmax at its position; see `logits_given_back`."""
     questions = [(fact.prompt, fact.target or "") for fact in facts]
     scores = _scores(model, questions, lambda batch, keep: logits_given_back(model, batch, keep, rounded))
     return [bool(scores[question].is_greedy) for question in questions]

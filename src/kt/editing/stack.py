@@ -91,7 +91,7 @@ def write_in_order(model: TracedModel, layers: Sequence[Layer], force: bool = Fa
     grounds: list[Ground] = []
     for layer in layers:
         fits: dict[Ground, dict[str, str]] = {"base": base, "below": now}
-        ground: Ground = next((g for g, held in fits.items() if _solved_for(layer.edit, held)), "forced")
+        ground: Ground = next((g for g, digests in fits.items() if _solved_for(layer.edit, digests)), "forced")
         if ground == "forced":
             why = _misfit(model, layer)
             if not (force or layer.forced):
@@ -126,7 +126,7 @@ class EditStack(Shown):
         for edit in edits:
             self.push(edit)
 
-    # What it is -------------------------------------------------------------------------------------------------
+    # Contents ---------------------------------------------------------------------------------------------------
     @property
     def layers(self) -> tuple[Layer, ...]:
         return self._layers
@@ -147,8 +147,8 @@ class EditStack(Shown):
     @property
     def alpha(self) -> float | None:
         """The edits' α where they share one."""
-        found = {edit.alpha for edit in self.edits}
-        return found.pop() if len(found) == 1 else None
+        alphas = {edit.alpha for edit in self.edits}
+        return alphas.pop() if len(alphas) == 1 else None
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -329,7 +329,7 @@ class EditStack(Shown):
         marked = (replace(e, forced=e.forced or g == "forced") for e, g in zip(self._layers, grounds, strict=True))
         return self._of(marked)
 
-    # As one -----------------------------------------------------------------------------------------------------
+    # As one edit ------------------------------------------------------------------------------------------------
     def control(self) -> EditStack | None:
         """The stack with every joint edit's control in its place; None where there is no joint edit."""
         controls = [edit.control() for edit in self.edits]
@@ -340,9 +340,9 @@ class EditStack(Shown):
 
     @classmethod
     def _of(cls, layers: Iterable[Layer]) -> EditStack:
-        found = cls()
-        found._layers = tuple(layers)
-        return found
+        stack = cls()
+        stack._layers = tuple(layers)
+        return stack
 
     def as_sum(self) -> Edit:
         """The updates added up, apart from any model: to look at and to compare, not to write (see `total`)."""

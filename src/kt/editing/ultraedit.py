@@ -5,7 +5,7 @@ forced, gives a pair at the position that predicts it: h, the input of an edited
 answers' -log p with respect to its output. With μ and σ over all pairs of the session so far, this edit's included,
 
     ẑ = (z - μ) / (σ + ε),  z = [h, g]         lifelong normalisation
-    v = -lr · ‖ĥ‖² · ĝ                         what the projection is to give more where it reads h
+    v = -lr · ‖ĥ‖² · ĝ                         the wanted change of the projection's output for input h
     ΔW = V Hᵀ (H Hᵀ + ridge · I)⁻¹             on the h as they are; the authors' ridge is 1
 
 All weights are solved on the model as it is, from the same pass. ẑ is centred: what all pairs share is taken away, so a
@@ -120,7 +120,7 @@ class UltraEdit:
         return [model.weight_name(site) for site in self.sites]
 
     def require_room(self, model: TracedModel) -> None:
-        """Nothing yet: the need grows with the answers' tokens, and `solve` asks once it has counted them."""
+        """No check yet: memory grows with the answers' tokens, and `solve` checks it after counting them."""
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         model, sites = context.model, self.sites
@@ -137,8 +137,8 @@ class UltraEdit:
         running: dict[str, Running] = {}
         for site, group in groups.items():
             before = running.get(group, context.state.running.get(group))
-            here = Running.of(pairs[site].features)
-            running[group] = before.merged(here) if before else here
+            current = Running.of(pairs[site].features)
+            running[group] = before.merged(current) if before else current
         written = {}
         for site, group in groups.items():
             name = model.weight_name(site)
@@ -151,7 +151,7 @@ class UltraEdit:
         return SolveResult(written)
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
-        """Nothing more: a solve takes its pairs into the running statistics itself."""
+        """No work: `solve` adds its pairs to the running statistics itself."""
 
     def _require_memory(self, model: TracedModel, count: int) -> None:
         """For every site's pairs and, of one site at a time, four float64 copies of them and three of its system."""

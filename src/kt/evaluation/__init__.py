@@ -1,4 +1,4 @@
-"""How well an edit holds, reaches further, and leaves the rest alone."""
+"""Evaluation of edits: efficacy, generalisation, portability, locality and fluency."""
 
 from .cached import evaluate_cached
 from .distributions import Distributions, distributions

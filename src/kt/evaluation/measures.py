@@ -18,7 +18,7 @@ Score = Callable[[Sample, "Sample | None"], "float | None"]
 
 # Teacher forcing ------------------------------------------------------------------------------------------------------
 def tf_token(sample: Sample, old: Sample | None = None) -> float | None:
-    """Share of the answer's tokens that are the argmax where they are due (003, eq. 13-15)."""
+    """Share of the answer's tokens that are the argmax at their position (003, eq. 13-15)."""
     return _agreement(sample.predicted_ids, sample.target_ids)
 
 
@@ -74,7 +74,7 @@ def gen_contains(sample: Sample, old: Sample | None = None) -> float | None:
 
 
 def gen_same(sample: Sample, old: Sample | None) -> float | None:
-    """Whether the longer continuation is to the letter the unedited model's."""
+    """Whether the longer continuation equals the unedited model's exactly."""
     return None if old is None or sample.text is None or old.text is None else float(sample.text == old.text)
 
 

@@ -196,7 +196,7 @@ def base_of(name: str) -> tuple[str, str]:
 
 
 def says(name: str) -> str:
-    """What a metric means, in a sentence; "" for a name that is in no table."""
+    """The meaning of a metric, in a sentence; "" for a name that is in no table."""
     base, kind = base_of(name)
     if base not in METRICS:
         return ""

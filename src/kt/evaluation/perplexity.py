@@ -1,4 +1,4 @@
-"""Perplexity on held-out text: whether an edit has harmed the model where no fact is asked for.
+"""Perplexity on held-out text: the harm that an edit does to the model in general.
 
 Every document is read in windows of up to 1,024 tokens (or as many as the model has positions) that overlap by half:
 each token is predicted once, from all before it in the document or from at least half a window. A document's first
@@ -137,7 +137,7 @@ def _cut(ids: Sequence[int], window: int) -> Iterator[tuple[tuple[int, ...], tup
 
 
 def ppl_protocol(heldout: Heldout) -> str:
-    """The definition of the figure, in a sentence."""
+    """The definition of perplexity, in a sentence."""
     return (
         f"perplexity of {heldout.source}: exp of the mean -ln p a token over {len(heldout.nll)} documents "
         f"({sum(heldout.tokens)} tokens), windows of up to {WINDOW} tokens that overlap by half; n and interval are "

@@ -309,7 +309,7 @@ def _protocol(
     before: Scores | None,
     heldout: Heldout | None,
 ) -> dict[str, str]:
-    """One sentence for every metric that is there, and how all were measured."""
+    """One sentence for every metric present, and the protocol of all."""
     figures = {name: says(name) for name in values}
     figures |= {name: c.says for name, c in COMPOSITES.items() if set(c.parts) <= set(values)}
     if heldout is not None:

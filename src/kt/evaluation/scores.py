@@ -39,19 +39,19 @@ def differences(first: Scores, second: Scores, seed: int = 0) -> dict[str, Inter
     """
     _refuse_others(first, second)
     names = [name for name in first.values if name in second.values]
-    found: dict[str, Interval] = {}
+    intervals: dict[str, Interval] = {}
     if names:
         gap = columns(first.values, names, first.records) - columns(second.values, names, first.records)
         grid = bootstrap_mean_grid(gap, seed=seed)
         cells = zip(names, grid.mean, grid.low, grid.high, grid.n, strict=True)
-        found = {name: Interval(float(m), float(lo), float(hi), int(n)) for name, m, lo, hi, n in cells if n}
+        intervals = {name: Interval(float(m), float(lo), float(hi), int(n)) for name, m, lo, hi, n in cells if n}
     for name, (parts, _) in COMPOSITES.items():
         if set(parts) <= set(names):
             both = [columns(s.values, parts, first.records) for s in (first, second)]
-            found[name] = bootstrap_of_means(np.concatenate(both, axis=1), _harmonic_gap, seed=seed)
+            intervals[name] = bootstrap_of_means(np.concatenate(both, axis=1), _harmonic_gap, seed=seed)
     if first.heldout is not None and second.heldout is not None:
-        found["perplexity_heldout"] = first.heldout.difference(second.heldout, seed)
-    return found
+        intervals["perplexity_heldout"] = first.heldout.difference(second.heldout, seed)
+    return intervals
 
 
 def _harmonic_gap(means: Float[ndarray, "draw column"]) -> Float[ndarray, " draw"]:
@@ -67,9 +67,9 @@ def _refuse_others(first: Scores, second: Scores) -> None:
             f"scores of different records do not compare: {len(one - two)} of {len(one)} are only in the first, "
             f"{len(two - one)} of {len(two)} only in the second; score both on the same facts"
         )
-    asked, other = ({(s.record, *s.key) for s in scores.samples} for scores in (first, second))
-    if asked != other:
-        record = min(str(r[0]) for r in asked ^ other)
+    questions, other = ({(s.record, *s.key) for s in scores.samples} for scores in (first, second))
+    if questions != other:
+        record = min(str(r[0]) for r in questions ^ other)
         raise BadFact(
             f"the two scores ask different questions about the same records, {record!r} among them; "
             "score both on one facts file"
@@ -83,7 +83,7 @@ NO_SHARES = ("fluency_ngram_entropy_gen", "text_words_gen", "neighbourhood_kl", 
 
 @dataclass(frozen=True)
 class Scores(Shown):
-    """What `evaluate` returns.
+    """The result of `evaluate`.
 
     Args:
         model: the model's name.
@@ -119,10 +119,10 @@ class Scores(Shown):
 
         After the means come the harmonic Scores, functions of three of them, and perplexity, whose n counts documents.
         """
-        found = self._means() | composites(self.values, self.records, self.seed)
+        intervals = self._means() | composites(self.values, self.records, self.seed)
         if self.heldout is not None:
-            found["perplexity_heldout"] = self.heldout.perplexity(self.seed)
-        return found
+            intervals["perplexity_heldout"] = self.heldout.perplexity(self.seed)
+        return intervals
 
     def _means(self) -> dict[str, Interval]:
         if not self.values:
@@ -280,14 +280,14 @@ class Comparison(Shown):
 
     @classmethod
     def load(cls, path: str | Path) -> Scores | Comparison:
-        """Scores, with those that stand beside them in a run folder (`before.json`, `control.json`) as a comparison."""
+        """Scores; a comparison if `before.json` or `control.json` lies in the same run folder."""
         after, beside = Scores.load(path), [Path(path).with_name(FILES[name]) for name in ("before", "control")]
         before, control = (Scores.load(each) if each.exists() else None for each in beside)
         return after if before is None else cls(before, after, control)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Of the edited model's scores."""
+        """The metadata of the edited model's scores."""
         return self.after.metadata
 
     def as_dict(self) -> dict[str, Any]:

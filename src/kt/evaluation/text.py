@@ -144,9 +144,9 @@ def up_to_stop(text: str, chat: bool) -> str:
 
 def wild_protocol(tokenizer: Any, tokens: int) -> str:
     """How free answers are obtained, in a sentence."""
-    asked, stop = (
+    form, stop = (
         ("one user turn of the tokenizer's chat template", "the model's end of text")
         if has_chat(tokenizer)
         else ('questions as "Q: ... A:", other prompts as they are', "the model's end of text or the end of the line")
     )
-    return f"{asked}; greedy up to {stop}, at most {tokens} tokens; never cut to the answer's length"
+    return f"{form}; greedy up to {stop}, at most {tokens} tokens; never cut to the answer's length"

@@ -1,4 +1,4 @@
-"""One record under several edits: what each makes the model say (JEEP, Table 1).
+"""One record under several edits: the model's text under each (JEEP, Table 1).
 
 The edited prompt should give the new answer, an equivalent prompt (a paraphrase) too, an unrelated one (a neighbour)
 its own. Texts are greedy continuations; one is right when it holds the answer, or an alias of it, as whole words, and
@@ -36,7 +36,7 @@ TOKENS = 12
 
 
 class Question(NamedTuple):
-    """A prompt and what should be said after it; `role` is edited, equivalent or unrelated."""
+    """A prompt and its right continuations; `role` is edited, equivalent or unrelated."""
 
     role: str
     prompt: str
@@ -160,9 +160,9 @@ def case_study(
     replies = {
         name: tuple(
             Reply(text, _right(question, text, old))
-            for question, text, old in zip(questions, said, texts[UNEDITED], strict=True)
+            for question, text, old in zip(questions, answers, texts[UNEDITED], strict=True)
         )
-        for name, said in texts.items()
+        for name, answers in texts.items()
     }
     return CaseStudy(model.name, fact.id, questions, replies)
 

@@ -73,8 +73,8 @@ def layer_points(
         raise KtError("a set of layers is empty; name at least one layer in each")
     return _checked(
         [
-            Point(set_name(layers), place, {"method": method, **options, f"layers_{module}": tuple(layers)}, method)
-            for place, layers in enumerate(grid)
+            Point(set_name(layers), index, {"method": method, **options, f"layers_{module}": tuple(layers)}, method)
+            for index, layers in enumerate(grid)
         ]
     )
 
@@ -141,8 +141,8 @@ def module_points(alpha: float, method: str = "intattn", **options: Any) -> list
         raise KtError(f"alpha {alpha:g} leaves one module out; a comparison of modules needs one between 0 and 1")
     shares = {MLP_ONLY: 0.0, ATTN_ONLY: 1.0, JOINT: alpha, MLP_PART: alpha}
     return [
-        Point(name, place, {"method": method, **options, "alpha": share}, method, control=name == MLP_PART)
-        for place, (name, share) in enumerate(shares.items())
+        Point(name, index, {"method": method, **options, "alpha": share}, method, control=name == MLP_PART)
+        for index, (name, share) in enumerate(shares.items())
     ]
 
 

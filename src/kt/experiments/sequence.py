@@ -90,8 +90,8 @@ class Steps(Shown):
     def tables(self) -> Sequence[Table]:
         """A row a step: the metrics of the figure, and the largest norm ratio over the weights."""
         names = SHOWN | ASKED
-        there = {name for step in self.steps for name in step.metrics or {}}
-        shown = {name: title for name, title in names.items() if name in there}
+        measured = {name for step in self.steps for name in step.metrics or {}}
+        shown = {name: title for name, title in names.items() if name in measured}
         rows = [
             [step.number, step.edits, *(Interval.of((step.metrics or {}).get(name)) for name in shown), _largest(step)]
             for step in self.steps
@@ -115,12 +115,12 @@ class Steps(Shown):
 
         rows: list[dict[str, Any]] = []
         for step in self.steps:
-            place = {"step": step.number, "edits": step.edits}
+            common = {"step": step.number, "edits": step.edits}
             for name, value in (step.metrics or {}).items():
                 low, high = value["ci95"] or (None, None)
-                rows.append(place | {"metric": name, "mean": value["mean"], "low": low, "high": high, "n": value["n"]})
+                rows.append(common | {"metric": name, "mean": value["mean"], "low": low, "high": high, "n": value["n"]})
             for name, ratio in step.norm_ratios.items():
-                rows.append(place | {"metric": f"norm ratio of {name}", "mean": ratio})
+                rows.append(common | {"metric": f"norm ratio of {name}", "mean": ratio})
         return pd.DataFrame(rows, columns=["step", "edits", "metric", "mean", "low", "high", "n"])
 
     def as_dict(self) -> dict[str, Any]:
@@ -234,7 +234,7 @@ class EditRun(Shown):
         return self.steps.figures() if self.steps.mode == "sequential" else ()
 
     def save(self, folder: str | Path, shown: str | Path | None = None) -> Path:
-        """Files that their own classes read: the edit (in single mode a folder of them), the course, the scores.
+        """Write files for the classes' own `load`: the edit (in single mode a folder of them), the course, the scores.
 
         Returns where the edit is, as if the folder were called `shown`.
         """

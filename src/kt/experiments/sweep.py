@@ -189,7 +189,7 @@ def _mean_heldout(by_seed: Sequence[Heldout | None]) -> Heldout | None:
 def _protocol(
     model: TracedModel, facts: Sequence[Fact], before: Scores, arguments: Mapping[str, Any]
 ) -> Mapping[str, str]:
-    """The meaning of each metric; locality exists only beside an unedited model, so one fact is asked again."""
+    """The meaning of each metric; locality needs an unedited model, so one fact is scored again."""
     return evaluate(model, facts[:1], before=before, **arguments).protocol
 
 

@@ -51,10 +51,10 @@ class Row:
 
     def as_dict(self, whole: bool = False) -> dict[str, Any]:
         """For JSON; `whole` with the values by record."""
-        found: dict[str, Any] = plain(asdict(self))
+        values: dict[str, Any] = plain(asdict(self))
         if not whole:
-            found.pop("values")
-        return found | {"n": self.n}
+            values.pop("values")
+        return values | {"n": self.n}
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Row:
@@ -107,7 +107,7 @@ class Sweep(Shown):
         return differences
 
     def differences(self) -> dict[str, dict[str, Interval]]:
-        """In a sweep of modules, what the joint edit is more than each part; nothing in other sweeps."""
+        """In a sweep of modules, the joint edit less each of its parts; empty in other sweeps."""
         if self.kind != "modules":
             return {}
         others = [row.label for row in self.rows if row.label != JOINT]
@@ -119,11 +119,11 @@ class Sweep(Shown):
 
         lines = []
         for row in self.rows:
-            place = {"series": row.series, "point": row.label, "x": row.x, "edits": row.edits}
+            common = {"series": row.series, "point": row.label, "x": row.x, "edits": row.edits}
             for name, metric in row.metrics.items():
                 low, high = metric["ci95"] or (None, None)
                 lines.append(
-                    place | {"metric": name, "mean": metric["mean"], "low": low, "high": high, "n": metric["n"]}
+                    common | {"metric": name, "mean": metric["mean"], "low": low, "high": high, "n": metric["n"]}
                 )
         return pd.DataFrame(lines, columns=["series", "point", "x", "edits", "metric", "mean", "low", "high", "n"])
 
@@ -181,7 +181,7 @@ class Sweep(Shown):
         )
 
     def as_dict(self, whole: bool = False) -> dict[str, Any]:
-        """For `--json`: `rows`, and what they are to be read beside."""
+        """For `--json`: `rows`, the settings, the unedited model's metrics, the balance and the differences."""
         return {
             **plain(dict(self.about)),
             "rows": [row.as_dict(whole) for row in self.rows],
@@ -269,7 +269,7 @@ class Kept:
         write_json(self._path(number, point), row.as_dict(whole=True))
 
     def done(self, points: Sequence[Point]) -> int:
-        """How many points are finished."""
+        """The number of finished points."""
         return sum(self.folder is not None and self._path(i, p).exists() for i, p in enumerate(points))
 
     def _path(self, number: int, point: Point) -> Path:
@@ -323,14 +323,14 @@ def _how(shown: Mapping[str, str]) -> str:
 
 def columns(sweep: Sweep) -> dict[str, str]:
     """The panels that at least one row has something for."""
-    there = {name for row in sweep.rows for name, metric in row.metrics.items() if metric["n"]}
-    greedy = {} if SHOWN["edit success"] in there else GREEDY
-    return {panel: name for panel, name in (greedy | SHOWN | ASKED).items() if name in there}
+    measured = {name for row in sweep.rows for name, metric in row.metrics.items() if metric["n"]}
+    greedy = {} if SHOWN["edit success"] in measured else GREEDY
+    return {panel: name for panel, name in (greedy | SHOWN | ASKED).items() if name in measured}
 
 
 def _mean(row: Row, metric: str) -> Interval | None:
     """A metric's mean with its interval; None where the row has nothing for it."""
-    return Interval.of(found) if (found := row.metrics.get(metric)) else None
+    return Interval.of(value) if (value := row.metrics.get(metric)) else None
 
 
 def _by_series(sweep: Sweep) -> dict[str, dict[str, Series]]:

@@ -89,7 +89,7 @@ class Solver:
         return edit(self.model, facts, **(shared | dict(options)))
 
     def _plan(self, options: Mapping[str, Any]) -> Plan | None:
-        """What an edit with these options does; None where a trace or a probe has yet to say."""
+        """The plan of an edit with these options; None if it depends on a trace or a probe still to come."""
         given = {name: value for name, value in options.items() if name not in OF_THE_SESSION}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solve itself says it once more
@@ -97,7 +97,7 @@ class Solver:
             return None if needs_evidence(config) else resolve(config, self.model, [])[0].plan()
 
     def _moments(self, progress: Progress | None) -> Statistics | str | Path | None:
-        """One object for all, where it is known what all need; its factors are then computed once."""
+        """One object for all points, if their needs are known, so that its factors are computed once."""
         if self._all_known and not isinstance(self._statistics, Statistics):
             given = self._statistics
             more = (self.corpus, self.max_tokens, progress)

@@ -1,4 +1,4 @@
-"""The contrast probe: where in the model two answers part, read through the model's own unembedding."""
+"""The contrast probe: the layers where two answers diverge, read through the model's own unembedding."""
 
 from .contrast import contrast_probe
 from .lens import KINDS, POSITIONS, LensReading, read_lens

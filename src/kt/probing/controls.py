@@ -1,4 +1,4 @@
-"""What the old answer is held against: other answers of its relation, and other subjects in its prompt.
+"""The controls of the old answer: other answers of its relation, and other subjects in its prompt.
 
 Both are drawn by a hash of the seed and the texts, so the order of the facts and the numbers of a random generator
 decide nothing. Answers that no measured fact has as its old or new one come first: what the edit raises or lowers on
@@ -30,7 +30,7 @@ class Control(NamedTuple):
 
 
 class ControlPrompt(NamedTuple):
-    """The fact's prompt about another subject, of whom the old answer was never said; `token` begins the true one."""
+    """The fact's prompt about another subject, whose answer is not the old one; `token` begins its true answer."""
 
     prompt: str
     subject: str
@@ -67,8 +67,8 @@ class Relations:
         """Up to `most` answers of other subjects; no two begin alike, and none begins as the old or the new one."""
         name = relation(fact)
         touched, known = self.touched.get(name, frozenset()), self.known.get(name, ())
-        own = {answer for subject, answer in known if subject == fact.subject}
-        texts = sorted({answer for _, answer in known} - own)
+        own_answers = {answer for subject, answer in known if subject == fact.subject}
+        texts = sorted({answer for _, answer in known} - own_answers)
         texts.sort(key=lambda text: (text in touched, draw_key(seed, fact.prompt, text)))
         chosen: dict[int, Control] = {}
         for text in texts:
@@ -85,15 +85,15 @@ class Relations:
         """The prompt about up to `most` other subjects of the relation whose answer is neither the old nor the new."""
         others = [pair for pair in self.known.get(relation(fact), ()) if pair[0] != fact.subject]
         others.sort(key=lambda pair: draw_key(seed, fact.prompt, *pair))
-        found: dict[str, ControlPrompt] = {}
+        prompts: dict[str, ControlPrompt] = {}
         for subject, answer in others:
             prompt = fill(fact.template, subject)
             token = target_ids(tokenizer, prompt, answer)[0]
             if token not in (old, new):
-                found.setdefault(subject, ControlPrompt(prompt, subject, token))
-            if len(found) == most:
+                prompts.setdefault(subject, ControlPrompt(prompt, subject, token))
+            if len(prompts) == most:
                 break
-        return tuple(found.values())
+        return tuple(prompts.values())
 
 
 def relation(fact: Fact) -> str:
@@ -101,5 +101,5 @@ def relation(fact: Fact) -> str:
 
 
 def draw_key(seed: int, *texts: str) -> bytes:
-    """A place in a drawing of lots that depends on the seed and the texts alone."""
+    """Sort key of a deterministic shuffle."""
     return hashlib.sha256("\0".join((str(seed), *texts)).encode()).digest()

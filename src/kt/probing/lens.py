@@ -239,10 +239,10 @@ def _of_tokens(
     logits: Float[Tensor, "row vocab"], total: Float[Tensor, " row"], tokens: Int[Tensor, "row token"]
 ) -> tuple[Float[Tensor, "row token"], Int[Tensor, "row token"]]:
     """Probability, and how many logits are strictly larger: a count, no sort."""
-    own = logits.gather(1, tokens.clamp(min=0))
-    above = [(logits > own[:, t : t + 1]).sum(-1) for t in range(tokens.shape[1])]
+    token_logits = logits.gather(1, tokens.clamp(min=0))
+    above = [(logits > token_logits[:, t : t + 1]).sum(-1) for t in range(tokens.shape[1])]
     rank = torch.stack(above, 1) if above else tokens
-    prob = (own - total[:, None]).exp()
+    prob = (token_logits - total[:, None]).exp()
     return prob.masked_fill(tokens < 0, torch.nan), rank.masked_fill(tokens < 0, -1).int()
 
 

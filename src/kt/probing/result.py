@@ -52,7 +52,7 @@ class LensCurve(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Probe(Shown):
-    """What `contrast_probe` returns: the facts, their reading, the facts left out and why, and how it was done.
+    """The result of `contrast_probe`: the facts, their reading, the facts left out and why, and how it was done.
 
     The axes of `reading` are fact, position (`positions`), kind (`kinds`), layer (`layers`), answer (original, target).
     """
@@ -131,8 +131,8 @@ class Probe(Shown):
 
         Where no two answers can be told apart, all distinct facts.
         """
-        place = {fact.identity: i for i, fact in reversed(list(enumerate(self.facts)))}
-        first = np.array([place[fact.identity] == i for i, fact in enumerate(self.facts)])
+        first_index = {fact.identity: i for i, fact in reversed(list(enumerate(self.facts)))}
+        first = np.array([first_index[fact.identity] == i for i, fact in enumerate(self.facts)])
         told_apart = np.array([not fact.same_first_token for fact in self.facts])
         return first & told_apart if (first & told_apart).any() else first
 
@@ -202,7 +202,7 @@ class Probe(Shown):
             position: {answer: {m: by[m]["mean"]["mean"] for m in METRICS} for answer, by in answers.items()}
             for position, answers in kinds["resid"].items()
         }
-        found = {
+        values = {
             "model": self.metadata["model"],
             "final_norm": self.metadata["final_norm"],
             "n_facts": self.n_facts,
@@ -215,8 +215,8 @@ class Probe(Shown):
         }
         if self.set_names:
             sets = {p: {n: self.set_curve(n, "resid", p)._asdict() for n in self.set_names} for p in POSITIONS}
-            found["sets"] = sets
-        return found
+            values["sets"] = sets
+        return values
 
     def notes(self) -> Sequence[str]:
         """How many facts, and how they were read."""
@@ -255,14 +255,14 @@ class Probe(Shown):
     def figures(self, statistic: str = "mean") -> Sequence[Figure]:
         """Figure 2 of the residual stream, then of each module, then the word sets."""
         says = f"The residual stream: {statistic}s over facts with 95% intervals; stages shaded."
-        found = [Figure(self.figure("resid", statistic), says, name="residual-stream")]
+        figures = [Figure(self.figure("resid", statistic), says, name="residual-stream")]
         for kind, name in (("attn", "attention"), ("mlp", "mlp")):
             says = f"The {KIND_TITLES[kind]}: {statistic}s over facts with 95% intervals."
-            found.append(Figure(self.figure(kind, statistic), says, name=name, only="command"))
+            figures.append(Figure(self.figure(kind, statistic), says, name=name, only="command"))
         if self.set_names:
             says = "Mean probability of a token of each word set (JEEP, Figure 5)."
-            found.append(Figure(self.sets_figure(), says, name="word-sets"))
-        return found
+            figures.append(Figure(self.sets_figure(), says, name="word-sets"))
+        return figures
 
     def figure(self, kind: str = "resid", statistic: str = "mean") -> go.Figure:
         """Rank and probability of both answers by layer at both positions, stages shaded (Figure 2)."""
@@ -338,7 +338,7 @@ def _curve(layers: tuple[int, ...], values: Float[ndarray, "fact layer"], statis
 # Probes as files, and several probes as one.
 
 _SAME = ("model", "revision", "n_layers", "vocab", "final_norm")
-"""What probes must share before their facts are averaged together."""
+"""Metadata that probes must share before their facts are averaged together."""
 
 
 def save(probe: Probe, path: str | os.PathLike[str]) -> Path:
@@ -416,9 +416,9 @@ def merge(probes: Sequence[Probe]) -> Probe:
 def _must_match(first: Probe, other: Probe) -> None:
     pairs = [(name, first.metadata[name], other.metadata[name]) for name in _SAME]
     pairs += [("layers", first.layers, other.layers), ("word sets", first.set_names, other.set_names)]
-    for name, here, there in pairs:
-        if here != there:
-            raise BadFact(f"probes of {name} {here!r} and {there!r} do not merge; probe both the same way")
+    for name, value, other_value in pairs:
+        if value != other_value:
+            raise BadFact(f"probes of {name} {value!r} and {other_value!r} do not merge; probe both the same way")
 
 
 def _merged_metadata(probes: Sequence[Probe], n_given: int) -> dict[str, Any]:
@@ -436,7 +436,7 @@ def _merged_metadata(probes: Sequence[Probe], n_given: int) -> dict[str, Any]:
     }
 
 
-# What the figures of a probe draw.
+# Data of the figures.
 
 
 def _lines(probe: Probe, kind: str, position: str, metric: str, statistic: str) -> list[Any]:

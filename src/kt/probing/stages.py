@@ -38,7 +38,7 @@ _FLIPS = 2000
 _MAX_NUMBERS = 2_000_000  # of the signs held at once
 
 LOW_SHARE, HIGH_SHARE = 0.2, 0.1
-"""Of all layers, how many are proposed. JEEP edits 6 low and 3 high of 32 layers (LLaMA-7B), 6 and 2 of 28 (GPT-J)."""
+"""Proposed shares of all layers. JEEP edits 6 low and 3 high of 32 layers (LLaMA-7B), 6 and 2 of 28 (GPT-J)."""
 
 _NOTHING = Interval(float("nan"), float("nan"), float("nan"), 0)
 
@@ -100,8 +100,8 @@ def find_stages(
     promoted = np.diff(prob.astype(np.float64), axis=2)
     n_layers = risen.shape[2]
 
-    own = risen[:, subject, :, original]
-    ahead = own - risen[:, subject, :, target]
+    rise = risen[:, subject, :, original]
+    ahead = rise - risen[:, subject, :, target]
     both = [risen[:, prediction, :, a] for a in (original, target)]
     lead = promoted[:, prediction, :, original] - promoted[:, prediction, :, target]
 
@@ -109,7 +109,7 @@ def find_stages(
         return _stage(name, gains, among, n_boot, seed)
 
     enrichment = stage("enrichment", range((n_layers + 1) // 2), ahead)
-    if enrichment.found and not bootstrap_mean(own[:, list(enrichment.layers)].sum(1), n_boot, seed).low > 0:
+    if enrichment.found and not bootstrap_mean(rise[:, list(enrichment.layers)].sum(1), n_boot, seed).low > 0:
         reason = "the original's own rise is not told apart from zero"
         enrichment = enrichment._replace(start=None, stop=None, reason=reason)
     extraction = stage("extraction", range(n_layers), *both)
@@ -137,15 +137,15 @@ def _stage(name: str, gains: Sequence[Float[ndarray, "fact layer"]], among: rang
 
 def _least(gains: Sequence[Float[ndarray, "fact layer"]]) -> Float[ndarray, " layer"]:
     """The mean gain of the answer that gains less."""
-    found: Float[ndarray, " layer"] = np.min([gain.mean(0) for gain in gains], axis=0)
-    return found
+    least: Float[ndarray, " layer"] = np.min([gain.mean(0) for gain in gains], axis=0)
+    return least
 
 
 def chance(gains: Sequence[Float[ndarray, "fact layer"]], run: tuple[int, int], among: range, seed: int = 0) -> float:
     """How often some run within `among` stands out as much as this one when the facts' signs are drawn at random.
 
-    What is compared is mean / root mean square over facts, which flips leave alone in its denominator, so that layers
-    where facts differ widely do not hide small gains elsewhere; of several answers the one that gains less.
+    The statistic is mean / root mean square over facts; flips leave the denominator alone, so that layers where facts
+    differ widely do not hide small gains elsewhere. Of several answers it is that of the one that gains less.
     """
     runs = [(a, b) for a in among for b in range(a + 1, among.stop + 1)]
     starts, stops = np.array(runs).T
@@ -160,13 +160,13 @@ def chance(gains: Sequence[Float[ndarray, "fact layer"]], run: tuple[int, int], 
         least: Float[ndarray, "draw run"] = np.min(parts, axis=0)
         return least
 
-    found = standing([total.mean(0)[None] for total in totals])[0, runs.index(run)]
+    observed = standing([total.mean(0)[None] for total in totals])[0, runs.index(run)]
     n, rng, as_much = len(gains[0]), np.random.default_rng(seed), 0
     block = max(1, _MAX_NUMBERS // max(n, len(runs)))
     for start in range(0, _FLIPS, block):
         signs = rng.choice([-1.0, 1.0], (min(block, _FLIPS - start), n))
         best = standing([signs @ total / n for total in totals]).max(1)
-        as_much += int((best >= found - 1e-12).sum())
+        as_much += int((best >= observed - 1e-12).sum())
     return (1 + as_much) / (1 + _FLIPS)
 
 
@@ -184,7 +184,7 @@ def shortest_run(gain: Float[ndarray, " layer"], among: range) -> tuple[int, int
 
 
 def _proposed(layers: tuple[int, ...], gain: Float[ndarray, " layer"], share: float) -> tuple[int, ...] | None:
-    """Of consecutive layers, the share of all layers that gains most together; the lowest of several."""
+    """The consecutive layers, `share` of all layers in number, with the largest summed gain; the lowest of equals."""
     if not layers:
         return None
     width = min(len(layers), max(1, round(share * len(gain))))
@@ -192,29 +192,26 @@ def _proposed(layers: tuple[int, ...], gain: Float[ndarray, " layer"], share: fl
     return max(windows, key=lambda some: (round(float(gain[list(some)].sum()), 12), -some[0]))
 
 
-# How far an answer stands out in the logit lens from other answers of its relation, and how much of that an edit left.
+# The lead of an answer over other answers of its relation in the logit lens, and the part of it that an edit leaves.
 #
 # visibility   v = 1 - ln(1 + rank) / ln(V): 1 at the top of the vocabulary, 0 at its bottom
 # advantage    a = v(old answer) - mean over controls v(control); controls are other answers of the same relation, so
-# an
-#              answer that is visible only because every answer of its relation is has none
+#              an answer that is visible only because every answer of its relation is has none
 # score        sum over cells of mean_facts a after the edit / the same sum before it, over the cells (position, layer)
 #              where the unedited model gives the old answer an advantage
 #
-# The cells are chosen on the unedited model alone, so that no edit can choose its own yardstick. They are those whose
-# mean has a 95% interval above 0, each tested by itself: one that is there by chance weighs little, as its advantage
-# is
-# small.
+# The cells are chosen on the unedited model alone, so that they are the same for every edit: those whose mean has a 95%
+# interval above 0, each tested by itself. A cell chosen by chance weighs little, because its advantage is small.
 
 OLD, NEW, CONTROLS = 0, 1, slice(2, None)
-"""The places of the answers on the axis `token`."""
+"""The indices of the answers on the axis `token`."""
 
 TOP = 10
 """Candidates that the head projection attack takes from each layer."""
 
 
 class Remainder(NamedTuple):
-    """What an edit left of the old answer's advantage in some cells.
+    """The part of the old answer's advantage that an edit left, in some cells.
 
     `score` is after / before; `before` and `after` are the mean advantage over those cells (units of visibility), and
     `cells` are the (position, layer) that count. Without cells there is nothing to lose: all are NaN.
@@ -235,29 +232,29 @@ def visibility(rank: Int[ndarray, "*cell"], vocab: int) -> Float[ndarray, "*cell
 def mean_visibility(rank: Int[ndarray, "*cell token"], vocab: int) -> Float[ndarray, "*cell"]:
     """The mean over the tokens that there are; NaN where there is none."""
     seen = visibility(rank, vocab)
-    there = ~np.isnan(seen)
-    n = there.sum(-1)
-    return np.divide(np.where(there, seen, 0.0).sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
+    present = ~np.isnan(seen)
+    n = present.sum(-1)
+    return np.divide(np.where(present, seen, 0.0).sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
-def advantage(rank: Int[ndarray, "fact *cell token"], vocab: int) -> Float[ndarray, fact * cell]:
+def advantage(rank: Int[ndarray, "fact *cell token"], vocab: int) -> Float[ndarray, " fact *cell"]:
     """a for every fact and cell; NaN for a fact without controls."""
     return visibility(rank[..., OLD], vocab) - mean_visibility(rank[..., CONTROLS], vocab)
 
 
 def in_top(rank: Int[ndarray, "fact position kind layer token"]) -> Float[ndarray, "fact position kind answer"]:
     """Whether the old and the new answer are among the best `TOP` tokens in any layer, and the share of controls."""
-    there: ndarray = np.any(rank >= 0, axis=3)
+    present: ndarray = np.any(rank >= 0, axis=3)
     reached: ndarray = np.any((rank >= 0) & (rank < TOP), axis=3)
-    n = there[..., CONTROLS].sum(-1)
+    n = present[..., CONTROLS].sum(-1)
     share = np.divide(reached[..., CONTROLS].sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
     return np.stack([reached[..., OLD], reached[..., NEW], share], -1, dtype=np.float64)
 
 
-def leading(before: Float[ndarray, fact * cell], n_boot: int = 2000, seed: int = 0) -> Bool[ndarray, "*cell"]:
+def leading(before: Float[ndarray, " fact *cell"], n_boot: int = 2000, seed: int = 0) -> Bool[ndarray, "*cell"]:
     """The cells where the unedited model's mean advantage has a 95% interval above 0.
 
-    A single fact has no interval: its cells are those with an advantage above 0, and its score is to be read so.
+    A single fact has no interval: its cells are those with an advantage above 0, untested.
     """
     grid = bootstrap_mean_grid(before, n_boot, seed)
     bound = np.where(grid.n > 1, grid.low, grid.mean)
@@ -265,8 +262,8 @@ def leading(before: Float[ndarray, fact * cell], n_boot: int = 2000, seed: int =
 
 
 def remainder(
-    before: Float[ndarray, fact * cell],
-    after: Float[ndarray, fact * cell],
+    before: Float[ndarray, " fact *cell"],
+    after: Float[ndarray, " fact *cell"],
     chosen: Bool[ndarray, "*cell"],
     names: tuple[tuple[str, int], ...],
     n_boot: int = 2000,

@@ -123,12 +123,12 @@ class WordSets:
 
     def words(self, name: str, fact: Fact, original: str) -> Words:
         """A set's words for one fact, each once."""
-        found = self._listed(name, fact)
+        listed = self._listed(name, fact)
         if name not in _WITHOUT_ANSWER:
-            return found
+            return listed
         answer = {original.casefold(), *original.casefold().split()}
         out = {word.casefold() for word in self._taken_out(name, fact)} | answer
-        return tuple(word for word in found if word.casefold() not in out)
+        return tuple(word for word in listed if word.casefold() not in out)
 
     def _listed(self, name: str, fact: Fact) -> Words:
         if name not in self.given:
@@ -151,9 +151,9 @@ class WordSets:
         Raises:
             BadFile: there is such a set.
         """
-        there = {key for fact in facts for key in (fact.id, fact.subject, fact.relation)}
+        keys = {key for fact in facts for key in (fact.id, fact.subject, fact.relation)}
         for name, listed in self.given.items():
-            if isinstance(listed, Mapping) and there.isdisjoint(listed):
+            if isinstance(listed, Mapping) and keys.isdisjoint(listed):
                 self._refuse(name, "has no words for any fact; its keys must be fact ids, subjects or relations")
 
     def require_read(self, values: Float[ndarray, "fact position kind layer set"]) -> None:
@@ -187,10 +187,10 @@ class SetReader:
 
     def _set(self, name: str, row: Asked) -> Int[ndarray, " token"]:
         words = self.words.words(name, row.fact, row.original)
-        found = {token for word in words for token in self._ids(word)}
+        ids = {token for word in words for token in self._ids(word)}
         if name in _WITHOUT_ANSWER:
-            found -= set(row.answer_ids)
-        return np.array(sorted(found), dtype=np.int64)
+            ids -= set(row.answer_ids)
+        return np.array(sorted(ids), dtype=np.int64)
 
     def _ids(self, word: str) -> tuple[int, ...]:
         if word not in self.known:
@@ -202,8 +202,8 @@ def word_ids(tokenizer: Any, word: str) -> tuple[int, ...]:
     """The tokens that write a word after another one, each once and without special tokens."""
     gaps = (" ",) if any(c.isalnum() for c in word) else (" ", "")
     special = set(tokenizer.all_special_ids)
-    found = dict.fromkeys(token for gap in gaps for token in _after_a_word(tokenizer, gap, word))
-    return tuple(token for token in found if token not in special)
+    ids = dict.fromkeys(token for gap in gaps for token in _after_a_word(tokenizer, gap, word))
+    return tuple(token for token in ids if token not in special)
 
 
 def _after_a_word(tokenizer: Any, gap: str, word: str) -> list[int]:

@@ -75,7 +75,7 @@ class EditedRecipe(PaperRecipe):
         return replace(super().smoked(), seeds=self.seeds[:1], **small)  # type: ignore[arg-type]
 
     def options_of(self, line: Line[Any], smoke: bool) -> dict[str, Any]:
-        """What `kt.edit` is given for a row that has a method."""
+        """The arguments of `kt.edit` for a row that has a method."""
         options = dict(line.options)
         if self.variant is not None:
             options["variant"] = self.variant

@@ -115,7 +115,7 @@ class View(Generic[Found]):
 
 
 def figure_run(
-    asked: FigureRecipe, how: How, doing: str, measure: Callable[[TracedModel, Progress], Found], view: View[Found]
+    recipe: FigureRecipe, how: How, doing: str, measure: Callable[[TracedModel, Progress], Found], view: View[Found]
 ) -> FigureRun[Found]:
     """Measure on each model in turn, one in memory at a time; draw, and check the claims."""
     measured: dict[str, Found] = {}
@@ -123,13 +123,13 @@ def figure_run(
         with how.stage(f"{doing} {label}") as tick:
             measured[label] = measure(how.load(name), tick)
     return FigureRun(
-        recipe=asked,
+        recipe=recipe,
         smoke=how.smoke,
         found=measured,
         verdicts=tuple(
             Verdict(how.shown(label), claim, view.check(each, claim.check, claim.about), how.smoke)
             for label, each in measured.items()
-            for claim in asked.claims
+            for claim in recipe.claims
         ),
         file=view.file,
         drawn={

@@ -113,8 +113,10 @@ def _at(curve: LensCurve, layer: int) -> Interval:
 
 def _curves(probe: Probe) -> dict[str, Any]:
     answers = {
-        place: {a: {m: probe.curve("resid", place, a, m)._asdict() for m in ("rank", "prob")} for a in probe.answers}
-        for place in probe.positions
+        position: {
+            a: {m: probe.curve("resid", position, a, m)._asdict() for m in ("rank", "prob")} for a in probe.answers
+        }
+        for position in probe.positions
     }
     return {
         "n_facts": probe.n_facts,

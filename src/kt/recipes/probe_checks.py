@@ -70,7 +70,7 @@ def _run_of(probe: Probe, about: Mapping[str, Any]) -> Stage:
 
 
 def _gains(probe: Probe, about: Mapping[str, Any], answer: str) -> Float[ndarray, " fact"]:
-    """How far an answer rises in rank over a stage."""
+    """The rise of an answer's rank over a stage."""
     stage = _run_of(probe, about)
     rank = by_layer(probe, "rank", answer, POSITION[about["stage"]], start=True)
     return rank[:, stage.layers[0]] - rank[:, stage.layers[-1] + 1]

@@ -33,7 +33,7 @@ class RecipeRun(Shown, ABC):
     @property
     @abstractmethod
     def n_facts(self) -> int:
-        """How many facts went in."""
+        """The number of facts."""
 
     @abstractmethod
     def tables(self) -> Sequence[Table]:
@@ -44,7 +44,7 @@ class RecipeRun(Shown, ABC):
         """The kind's own part of the JSON."""
 
     def save(self, folder: Path) -> None:
-        """Write what the result rests on."""
+        """Write the measurements behind the result."""
 
     @property
     def title(self) -> str:

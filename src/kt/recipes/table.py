@@ -110,8 +110,8 @@ class TableRun(RecipeRun):
             grouped.setdefault((cell.model, cell.at, cell.row), []).append(cell)
         rows = []
         for (model, at, row), cells in grouped.items():
-            place = [f"{at:g}"] if at is not None else [MISSING] if self.recipe.axis else []
-            rows.append([model, *place, row, *map(str, cells), str(max(cell.n for cell in cells))])
+            label = [f"{at:g}"] if at is not None else [MISSING] if self.recipe.axis else []
+            rows.append([model, *label, row, *map(str, cells), str(max(cell.n for cell in cells))])
         return rows
 
     def tables(self) -> Sequence[Table]:

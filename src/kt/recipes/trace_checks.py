@@ -67,17 +67,17 @@ def _role(trace: Trace, about: Mapping[str, Any]) -> Finding:
     where = layers_of(about, trace.n_layers)
     metric = about.get("metric", "logit_diff")
     values = role_effects(trace, trace.checked(about["kind"], metric), metric)[:, :, where.start : where.stop].mean(2)
-    there = [r for r in range(len(ROLES)) if not np.isnan(values[:, r]).all()]
-    named = [i for i, r in enumerate(there) if ROLES[r] in about["roles"]]
-    others = [i for i in range(len(there)) if i not in named]
+    present = [r for r in range(len(ROLES)) if not np.isnan(values[:, r]).all()]
+    named = [i for i, r in enumerate(present) if ROLES[r] in about["roles"]]
+    others = [i for i in range(len(present)) if i not in named]
     rule = (
         f"{about['kind']}, {_words(about)}, mean of {where.words}: {' or '.join(about['roles'])} above every other role"
     )
     if not named or not others:
         return Finding(rule, NOTHING, reason="the facts have no such tokens")
-    lead = bootstrap_of_means(values[:, there], lambda means: means[:, named].max(1) - means[:, others].max(1))
-    means = np.nanmean(values[:, there], axis=0)
-    strongest = ROLES[there[int(means.argmax())]]
+    lead = bootstrap_of_means(values[:, present], lambda means: means[:, named].max(1) - means[:, others].max(1))
+    means = np.nanmean(values[:, present], axis=0)
+    strongest = ROLES[present[int(means.argmax())]]
     return Finding(rule, lead, 0.0, ours=f"strongest: {strongest}; lead {shown(lead)}")
 
 

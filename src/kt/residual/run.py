@@ -202,7 +202,7 @@ def residual_fact(
     )
 
 
-# What is asked ---------------------------------------------------------------------------------------------------
+# The plan of the questions ----------------------------------------------------------------------------------------
 def _plan(
     model: TracedModel, facts: Sequence[Fact], pool: Iterable[Fact] | None, seed: int, batch_size: BatchSize
 ) -> _Plan:

@@ -82,7 +82,7 @@ class Carrier(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Residual(Shown):
-    """What `residual_fact` returns.
+    """The result of `residual_fact`.
 
     Args:
         facts: the measured facts; `original` is the old answer, `target` the new one.
@@ -207,8 +207,8 @@ class Residual(Shown):
         grids = {s: bootstrap_mean_grid(in_top(ranks[s]), *self._draws) for s in STATES}
         return {
             kind: {
-                place: {s: {name: _cell(grids[s], (p, k, a)) for a, name in enumerate(ANSWERS)} for s in STATES}
-                for p, place in enumerate(POSITIONS)
+                position: {s: {name: _cell(grids[s], (p, k, a)) for a, name in enumerate(ANSWERS)} for s in STATES}
+                for p, position in enumerate(POSITIONS)
             }
             for k, kind in enumerate(KINDS)
         }
@@ -271,7 +271,7 @@ class Residual(Shown):
             "floor": self.floor.as_dict(),
             "above_floor": self.above_floor.as_dict(),
             "n_facts": len(self.facts),
-            "by_kind": {k: {p: _plain(found) for p, found in places.items()} for k, places in self.by_kind.items()},
+            "by_kind": {k: {p: _plain(cell) for p, cell in places.items()} for k, places in self.by_kind.items()},
             "carrier": None if self.carrier is None else _plain(self.carrier),
             "in_top": plain(self.in_top),
             "attacks": [_plain(row) for row in self.attacks.rows(self._draws[1], self._draws[0])],
@@ -338,13 +338,13 @@ class Residual(Shown):
             if given not in known:
                 raise BadFact(f"{given!r} is not drawn; choose among {', '.join(known)}")
         before, after = ({kind: _lines(self, s, kind, position, metric) for kind in KINDS} for s in STATES)
-        place = {"subject_last": "at the subject's last token", "prediction": "at the prediction position"}[position]
+        where = {"subject_last": "at the subject's last token", "prediction": "at the prediction position"}[position]
         floor = "" if np.isnan(self.floor.mean) else f"never learnt {self.floor.mean:.3f}"
         y_title = "rank, geometric mean" if metric == "rank" else "mean probability"
         return before_after_probe(
             before,
             after,
-            title=f"The old fact before and after the edit, {place}",
+            title=f"The old fact before and after the edit, {where}",
             subtitle=" · ".join(filter(None, (floor, _edit_words(self)))),
             score=self.score,
             metric=metric,
@@ -398,7 +398,7 @@ def _cell(grid: IntervalGrid, at: tuple[int, ...]) -> Interval:
 
 _ARRAYS = ("prob", "rank", "start_prob", "start_rank")
 _SAME = ("model", "revision", "n_layers", "vocab", "final_norm", "seed", "n_boot", "prefixes")
-"""What residuals must share before their facts are averaged together."""
+"""Metadata that residuals must share before their facts are averaged together."""
 
 
 def save(residual: Residual, path: str | os.PathLike[str]) -> Path:
@@ -438,9 +438,9 @@ def load(path: str | os.PathLike[str]) -> Residual:
         attacks = Attacks(tuple(header["attacks"]), *(arrays[f"{s}.attacks"] for s in STATES))
         left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
         layers, elsewhere = tuple(header["layers"]), arrays["elsewhere"]
-        found = Residual(facts, controls, layers, readings, elsewhere, attacks, left_out, header["run"])
-        _check_shapes(found)
-        return found
+        residual = Residual(facts, controls, layers, readings, elsewhere, attacks, left_out, header["run"])
+        _check_shapes(residual)
+        return residual
 
 
 def _reading(arrays: dict[str, ndarray]) -> LensReading:
@@ -503,7 +503,7 @@ def _refuse_unequal(parts: Sequence[Residual]) -> None:
         seen.add(fact.identity)
 
 
-# What the tables and figures of a residual draw.
+# Data of the tables and figures.
 
 
 def answers(residual: Residual, state: str, metric: str) -> Float[ndarray, "fact position kind layer answer"]:
@@ -511,9 +511,9 @@ def answers(residual: Residual, state: str, metric: str) -> Float[ndarray, "fact
     reading = residual.readings[state]
     if metric == "prob":
         prob = reading.prob.astype(np.float64)
-        there = ~np.isnan(prob[..., CONTROLS])
-        n = there.sum(-1)
-        total = np.where(there, prob[..., CONTROLS], 0.0).sum(-1)
+        present = ~np.isnan(prob[..., CONTROLS])
+        n = present.sum(-1)
+        total = np.where(present, prob[..., CONTROLS], 0.0).sum(-1)
         return np.stack([prob[..., OLD], prob[..., NEW], np.where(n > 0, total / np.maximum(n, 1), np.nan)], -1)
     return _ranks(np.stack(_visibilities(residual, state), -1), int(residual.metadata["vocab"]))
 
@@ -564,10 +564,10 @@ def _edited(residual: Residual) -> dict[str, list[Mark]]:
     """The stretches of layers whose weights the edit changed, in the row of their kind."""
     from ..figures import Mark
 
-    found = {}
+    marks = {}
     for kind, layers in residual.metadata.get("edited", {}).items():
-        found[kind] = [Mark("edited", float(start), float(stop)) for start, stop in _runs(sorted(layers))]
-    return found
+        marks[kind] = [Mark("edited", float(start), float(stop)) for start, stop in _runs(sorted(layers))]
+    return marks
 
 
 def _runs(layers: list[int]) -> Iterator[tuple[int, int]]:

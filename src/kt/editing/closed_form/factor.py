@@ -23,10 +23,10 @@ from ..._util.data import load_arrays, save_arrays
 from ...errors import KtError, WorkFailed
 from ...model.memory import free_memory, require_memory
 
-# What costs O(d³) and follows from a second moment alone, kept on disk for the next process that edits the model.
+# Factors and eigenvectors cost O(d³) and depend on the second moment alone: they are kept on disk for later processes.
 #
-# A file is named by the hash of the matrix that it belongs to, and is believed only if it reproduces that matrix on a
-# drawn vector, which costs O(d²). Whatever goes wrong here costs time, never an edit: it is said in a warning.
+# A file is named by the hash of its matrix, and used only if it reproduces that matrix on a random vector, in O(d²).
+# A failure costs time, never an edit, and is a warning.
 
 LEAST_SIZE = 2048
 """Below, a factor is computed again sooner than its matrix is hashed and the file read."""
@@ -35,7 +35,7 @@ SPARE = 4
 """A file is kept where the disk has room for this many of it."""
 
 CLOSE = 1e-6
-"""Relative error on a drawn vector up to which a file is believed; rounding stays below 1e-12."""
+"""Largest relative error on a random vector with which a file is used; rounding stays below 1e-12."""
 
 
 class Store(NamedTuple):
@@ -47,7 +47,7 @@ class Store(NamedTuple):
         return self.folder / f"{what}-{sha256[:40]}.safetensors"
 
     def put(self, path: Path, arrays: dict[str, Tensor], about: dict[str, float]) -> None:
-        """Keep the arrays, if the disk has room to spare; a run does not end because it has not."""
+        """Write the arrays if the disk has enough room; a full disk does not end a run."""
         size = sum(array.numel() * array.element_size() for array in arrays.values())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ class Store(NamedTuple):
 
 
 def opened(path: Path) -> bool:
-    """Whether a whole safetensors file stands there; one that is not is taken away with a warning."""
+    """Whether the path is a complete safetensors file; an incomplete one is deleted with a warning."""
     if not path.exists():
         return False
     try:
@@ -74,18 +74,18 @@ def opened(path: Path) -> bool:
 
 
 def discard(path: Path) -> None:
-    """Take away a file that does not hold what its name says."""
+    """Delete a file whose contents do not match its name."""
     warnings.warn(f"{path} is damaged; it is computed again", stacklevel=2)
     path.unlink(missing_ok=True)
 
 
 def agrees(ours: Float[Tensor, " d"], theirs: Float[Tensor, " d"]) -> bool:
-    """Whether two products with one drawn vector are the same up to rounding (a NaN is not)."""
+    """Whether two products with one random vector are the same up to rounding (a NaN is not)."""
     return bool((ours - theirs).norm() <= CLOSE * theirs.norm())
 
 
 def check_vector(size: int) -> Float[Tensor, " d"]:
-    """The vector that files are tried on."""
+    """The random vector that files are checked with."""
     return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
@@ -142,7 +142,7 @@ class Moment:
         return matrix
 
     def sha256(self) -> str:
-        """Of the matrix's bytes as it is stored, row by row; read once."""
+        """SHA-256 of the matrix's stored bytes, row by row; read once."""
         if self._sha256 is None:
             stored = self._read().detach().cpu().contiguous()
             self._sha256 = hashlib.sha256(stored.view(-1).view(torch.uint8).numpy().data).hexdigest()
@@ -195,15 +195,15 @@ class Moment:
         return kept
 
     def _kept_basis(self, threshold: float) -> Float[Tensor, "d null"] | None:
-        """Only the eigenvectors that are wanted are read."""
+        """The null space from the file, of which only the wanted eigenvectors are read; None without a usable file."""
         if self._store is None or not opened(path := self._store.path("eigen", self.sha256())):
             return None
         with safe_open(path, "pt") as file:
             values = file.get_tensor("values")
-            here = self._null_range(values, threshold)
-            rows = file.get_slice("rows")[here.start : here.stop]
-        mixed = check_vector(self.size)[here]
-        if agrees(rows.mT @ (values[here] * mixed), times(self._read().cpu(), rows.mT @ mixed)):
+            null_range = self._null_range(values, threshold)
+            rows = file.get_slice("rows")[null_range.start : null_range.stop]
+        mixed = check_vector(self.size)[null_range]
+        if agrees(rows.mT @ (values[null_range] * mixed), times(self._read().cpu(), rows.mT @ mixed)):
             return rows.mT.contiguous()
         discard(path)
         return None
@@ -245,7 +245,7 @@ def cholesky(matrix: Float[Tensor, "d d"], what: str) -> Factored:
 
 
 def require_room(what: str, size: int, copies: int) -> None:
-    """Refuse, with the figure, what would not fit; asked before any work is done."""
+    """Refuse what would not fit, with the estimate, before any work."""
     require_memory(
         copies * 8 * size * size,
         f"{what} (d_key {size:,}, {copies} float64 matrices at the peak)",

@@ -53,7 +53,7 @@ class SearchStep(NamedTuple):
 
 
 class Term:
-    """One part of an objective. A subclass overrides what it has a say in."""
+    """One part of an objective. A subclass overrides the methods that it needs."""
 
     @property
     def reads_essence(self) -> bool:
@@ -64,7 +64,7 @@ class Term:
         """The term's part of each request's loss; None where it has none."""
 
     def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"] | None:
-        """Which requests' searches end here; None where it ends none."""
+        """The requests whose searches end here, as a mask; None if the term ends none."""
 
     def bounded(
         self, target: TargetSite, delta: Float[Tensor, "fact d_model"], before: Float[Tensor, "fact d_model"]

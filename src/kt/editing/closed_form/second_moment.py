@@ -1,4 +1,7 @@
-"""The pass that takes second moments: forwards up to the last key that is asked for, and sums of their products.
+"""Second moments C = E[k kᵀ] of the keys of linear maps over a corpus, which an edit should preserve.
+
+Uncentred, over all real tokens, first ones included (MEMIT's K0 K0ᵀ is λ C). One forward reads the keys of all wanted
+weights and stops after the last of them.
 
 Only the lower triangle is computed, strip by strip: k kᵀ is symmetric, so that is half of the work. Products are
 float32, their sum over forwards float64. Documents of like length share a forward; which ones is a matter of speed
@@ -32,7 +35,7 @@ from ...model.memory import require_memory
 from ...model.sites import Site
 from ...model.tokens import encode_ids, pad_id, token_ids
 from ...report import Column, Shown, Table
-from ...runs import parallel as ranks
+from ...runs import parallel
 from .factor import Moment, Store
 
 if TYPE_CHECKING:
@@ -84,18 +87,18 @@ class Sums:
 
     @classmethod
     def resume(cls, path: Path, model: TracedModel, sites: Sequence[Site]) -> Sums:
-        """From a checkpoint, if there is one."""
+        """The sums of the checkpoint; zero without one."""
         if not path.exists():
             return cls.zero(model, sites)
         try:
             with safe_open(path, "pt") as file:
                 state: dict[str, Any] = json.loads((file.metadata() or {}).get("kt", "{}"))
-                held = set(file.keys())
+                names = set(file.keys())
                 return cls(
                     {s: file.get_tensor(f"total {s}") for s in sites},
                     int(state["n_tokens"]),
                     int(state["forwards"]),
-                    {s: file.get_tensor(f"sketch {s}") for s in sites if f"sketch {s}" in held},
+                    {s: file.get_tensor(f"sketch {s}") for s in sites if f"sketch {s}" in names},
                     [(int(tokens), {s: float(by[str(s)]) for s in sites}) for tokens, by in state["changes"]],
                 )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
@@ -112,8 +115,8 @@ class Sums:
         return moment
 
     def only_mains(self) -> None:
-        """Of several processes, rank 0 goes on from the sums; the others count what they add."""
-        if not ranks.is_main():
+        """Keep the sums on rank 0; the other ranks start from zero and count only their own forwards."""
+        if not parallel.is_main():
             for total in self.totals.values():
                 total.zero_()
 
@@ -148,7 +151,7 @@ def take_sums(
         WorkFailed: the corpus holds no tokens.
     """
     sums = Sums.resume(checkpoint, model, sites)
-    ranks.assert_equal_on_ranks({"second moments so far (tokens, forwards)": [sums.n_tokens, sums.forwards]})
+    parallel.assert_equal_on_ranks({"second moments so far (tokens, forwards)": [sums.n_tokens, sums.forwards]})
     sums.only_mains()
     kept = sums.forwards
     for block in blocks(model, corpus, max_tokens):
@@ -157,14 +160,14 @@ def take_sums(
         if block.stop <= sums.forwards:
             continue
         tick = _ticker(sums.n_tokens, block, max_tokens, progress)
-        ranks.map_over_ranks("keys of a corpus", block.forwards, lambda rows: _add(model, sums, rows), tick)
-        totals = ranks.summed("second moments", list(sums.totals.values()))
+        parallel.map_over_ranks("keys of a corpus", block.forwards, lambda rows: _add(model, sums, rows), tick)
+        totals = parallel.summed("second moments", list(sums.totals.values()))
         sums.totals = dict(zip(sums.totals, totals, strict=True))
         sums.n_tokens += sum(_tokens(rows) for rows in block.forwards)
         sums.forwards = block.stop
         if block.marked:
             sums.mark()
-        if ranks.is_main() and sums.forwards >= kept + FORWARDS_PER_CHECKPOINT:
+        if parallel.is_main() and sums.forwards >= kept + FORWARDS_PER_CHECKPOINT:
             sums.save(checkpoint)
             kept = sums.forwards
         sums.only_mains()
@@ -288,11 +291,6 @@ def _sketch(total: Float[Tensor, "d d"]) -> Float[Tensor, "d direction"]:
     return product
 
 
-# Second moments C = E[k kᵀ] of the keys of W_o and down_proj over a corpus: what an edit should leave alone.
-#
-# Uncentred, over all real tokens, first ones included (MEMIT's K0 K0ᵀ is λ C). Keys are read in one forward for all
-# asked weights, which stops after the last of them: see second_moments.py.
-
 Changes = tuple[tuple[int, float], ...]
 """(tokens, ‖C - C_half‖ / ‖C‖) for every doubling of the tokens, in Frobenius norms taken on random directions."""
 
@@ -326,8 +324,8 @@ class Statistics(Shown):
 
     def tables(self) -> Sequence[Table]:
         """A row a module."""
-        change = Column("change", lambda found: "–" if found is None else f"{found:.3f}")
-        last = {name: found[-1][1] if (found := self.changes.get(name)) else None for name in self.files}
+        change = Column("change", lambda value: "–" if value is None else f"{value:.3f}")
+        last = {name: changes[-1][1] if (changes := self.changes.get(name)) else None for name in self.files}
         rows = [[name, last[name], str(path)] for name, path in self.files.items()]
         note = "change: of the moment's norm over the last doubling of the tokens"
         return [Table(["module", change, "file"], rows, f"second moments over {self.n_tokens} tokens", note)]
@@ -341,8 +339,8 @@ class Statistics(Shown):
                 names = list(file.keys())
                 header = (file.metadata() or {}).get("kt", "{}")
         except (OSError, SafetensorError, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise BadFile(f"{path} is no readable safetensors file of second moments: {said}") from None
+            reason = " ".join(str(error).split())
+            raise BadFile(f"{path} is no readable safetensors file of second moments: {reason}") from None
         with complete_file(path, "file of second moments", "run kt cov again"):
             metadata = json.loads(header)
             tokens = metadata.get("n_tokens")
@@ -356,7 +354,7 @@ class Statistics(Shown):
             )
 
     def moment_of(self, name: str) -> Moment:
-        """C of a module with its factor and null space, which are computed once for all who ask."""
+        """C of a module with its factor and null space, which are computed once and shared."""
         if name not in self._moments:
             store, read = None if self.cache is None else Store(self.cache), self._reader(name)
             self._moments[name] = Moment(name, len(read()), read, store)
@@ -367,7 +365,7 @@ class Statistics(Shown):
         return self._reader(name)()
 
     def _reader(self, name: str) -> Callable[[], Float[Tensor, "d_in d_in"]]:
-        """Reads C again at each call; it knows nothing of this object, which would otherwise outlive its use."""
+        """A function that reads C at each call, without a reference to this object, which would keep it alive."""
         name = name.removesuffix(".weight")
         if name not in self.files:
             have = ", ".join(sorted(self.files)[:4]) or "nothing"
@@ -376,8 +374,8 @@ class Statistics(Shown):
 
 
 def _stored(file: Path, name: str) -> Float[Tensor, "d_in d_in"]:
-    with safe_open(file, "pt") as held:
-        moment = held.get_tensor(name)
+    with safe_open(file, "pt") as tensors:
+        moment = tensors.get_tensor(name)
     if moment.dim() != 2 or moment.shape[0] != moment.shape[1]:
         raise BadFile(f"{file}: {name} is {tuple(moment.shape)}, not a square second moment")
     return moment
@@ -416,8 +414,8 @@ def key_statistics(
         for s in sorted(set(sites))
     }
     work = f"{fingerprint} {corpus.sha256} {max_tokens} {until}"
-    with ExitStack() as held:
-        missing = ranks.on_rank_zero("looking for second moments", _claimed, held, folder, files, work)
+    with ExitStack() as locks:
+        missing = parallel.on_rank_zero("looking for second moments", _claimed, locks, folder, files, work)
         if missing:
             _compute(model, {s: files[s] for s in missing}, corpus, max_tokens, until, progress)
     opened = {s: Statistics.open(f) for s, f in files.items()}
@@ -433,14 +431,14 @@ def key_statistics(
     )
 
 
-def _claimed(held: ExitStack, folder: Path, files: Mapping[Site, Path], work: str) -> list[Site]:
-    """The sites whose files are not there; for as long as `held`, no other run makes them."""
+def _claimed(locks: ExitStack, folder: Path, files: Mapping[Site, Path], work: str) -> list[Site]:
+    """The sites whose files are missing; until `locks` is closed, no other run computes them."""
     if all(file.exists() for file in files.values()):
         return []
     lock = folder / f"cov-{hashlib.sha256(work.encode()).hexdigest()[:40]}.lock"
     with writing(lock):
         folder.mkdir(parents=True, exist_ok=True)
-        held.enter_context(exclusive(lock, "takes the same second moments"))
+        locks.enter_context(exclusive(lock, "takes the same second moments"))
     return [site for site, file in files.items() if not file.exists()]  # another may just have made some
 
 
@@ -475,15 +473,15 @@ def _compute(
     checkpoint = (
         next(iter(files.values())).parent / f"partial-{hashlib.sha256(pending.encode()).hexdigest()[:40]}.safetensors"
     )
-    if ranks.is_main():
+    if parallel.is_main():
         for file in (checkpoint, *files.values()):
             clear_temporaries(file.parent, file.name)
     sums = take_sums(model, sites, corpus, max_tokens, until, checkpoint, progress)
-    ranks.on_rank_zero("keeping second moments", _keep, model, files, sums, corpus, checkpoint)
+    parallel.on_rank_zero("keeping second moments", _keep, model, files, sums, corpus, checkpoint)
 
 
 def _keep(model: TracedModel, files: Mapping[Site, Path], sums: Sums, corpus: Corpus, checkpoint: Path) -> None:
-    """One file a weight, and no checkpoint any more."""
+    """Write one file a weight, and delete the checkpoint."""
     for site, file in files.items():
         moment = sums.mean(site)
         if not bool(torch.isfinite(moment).all()):

@@ -248,7 +248,7 @@ def suffix_logits(model: TracedModel, suffix: Suffix, delta: Deltas) -> Float[Te
 
 
 def _arrives_the_same(model: TracedModel, suffix: Suffix, whole: Tensor | None) -> bool:
-    """Whether the first and the last request's rows come to the head as they did in the whole run."""
+    """Whether the suffix gives the first and the last request the same states at the head as the whole run."""
     rows = suffix.rows
     some = torch.zeros(int(rows.fact.max()) + 1, dtype=torch.bool, device=rows.fact.device)
     some[[int(rows.fact.min()), int(rows.fact.max())]] = True
@@ -256,13 +256,13 @@ def _arrives_the_same(model: TracedModel, suffix: Suffix, whole: Tensor | None) 
     want = whole[some[rows.fact[rows.reads.nonzero()[:, 0]]].to(whole.device)].float()
     try:
         with torch.no_grad():
-            found = _run_suffix(model, suffix.of(some), {}, to_the_head=True).float()
+            recomputed = _run_suffix(model, suffix.of(some), {}, to_the_head=True).float()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, IndexError):  # a cache that the model does not take
         return False
     close = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-    return bool(((found - want).norm(dim=-1) <= close * want.norm(dim=-1)).all())
+    return bool(((recomputed - want).norm(dim=-1) <= close * want.norm(dim=-1)).all())
 
 
 def _run_suffix(model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: bool) -> Tensor:
@@ -328,8 +328,8 @@ def _arguments(model: TracedModel, suffix: Suffix) -> dict[str, Any]:
         return arguments
     cache = new_cache(model)
     for layer in range(model.n_layers):  # of a skipped block only the length counts, for the masks
-        held = model.device if layer < suffix.start else suffix.prefixes[layer - suffix.start][0].device
-        nothing = torch.zeros((1, 1, suffix.cut, 1), device=held, dtype=model.dtype)
+        device = model.device if layer < suffix.start else suffix.prefixes[layer - suffix.start][0].device
+        nothing = torch.zeros((1, 1, suffix.cut, 1), device=device, dtype=model.dtype)
         cache.update(nothing, nothing, layer)
         if layer >= suffix.start:  # put there, not added: no copy
             cache.layers[layer].keys, cache.layers[layer].values = suffix.prefixes[layer - suffix.start]
@@ -350,7 +350,7 @@ class _Shift:
         return cls((rows, columns - suffix.cut), delta[suffix.rows.fact[rows]])
 
     def places(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the value is: blocks may lie on several devices."""
+        """Rows and columns on the device of `value`: blocks may lie on several devices."""
         rows, columns = self.where
         return rows.to(value.device), columns.to(value.device)
 

@@ -25,7 +25,7 @@ from ...facts.fact import Fact, fill
 from ...model.memory import free_on
 from ...model.sites import Kind
 from ...model.tokens import target_ids, template_span, token_ids
-from ...runs import parallel as ranks
+from ...runs import parallel
 from ...runs.journal import Journal
 from .aims import Position, TargetSite
 from .contexts import Contexts
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ...model.model import TracedModel
 
 
-# Which requests a target search runs together: of like length, so that few columns are run for nothing.
+# Batches of a target search hold requests of like length, so that few columns are wasted.
 #
 # A batch runs as many columns as its longest request needs from δ's first place on, so a shorter one wastes the
 # difference in each of its rows. A batch of its own costs another pass over the weights instead: about as much as some
@@ -184,7 +184,7 @@ def find_targets(
     Several processes share the batches.
     """
     # Of several processes, the one with the least memory free decides: all have to have the same batches.
-    choices = ranks.all_gather("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
+    choices = parallel.all_gather("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
     batches = max(choices, key=len)
     ends = list(accumulate(map(len, batches)))
     # Batches stand in one order: the place where one begins and its size say which requests are in it.

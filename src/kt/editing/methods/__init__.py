@@ -35,8 +35,8 @@ def all_settings() -> dict[str, Setting]:
 
 def setting_types() -> dict[str, str]:
     """The type of every setting, as it is written in the first configuration that has it."""
-    found: dict[str, str] = {}
+    types: dict[str, str] = {}
     for config in METHODS.values():
         for spec in setting_fields(config):
-            found.setdefault(spec.name, type_of(spec))
-    return found
+            types.setdefault(spec.name, type_of(spec))
+    return types

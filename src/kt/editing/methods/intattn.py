@@ -41,8 +41,8 @@ class IntAttn(AttentionShare, MEMIT):
         if self.layers_attn and self.share != 0:
             kind = Kind(one_of(self.attn_aim, (Kind.ATTN.value, Kind.RESID.value), "attn_aim"))
             target = cf.TargetSite(Site(kind, self.layers_attn[-1]), self.position)
-            own = self.mom2_update_weight_attn
-            solver = cf.LeastSquares(self.mom2_update_weight if own is None else own)
+            weight = self.mom2_update_weight_attn
+            solver = cf.LeastSquares(self.mom2_update_weight if weight is None else weight)
             writes.append(cf.Write(Kind.ATTN, self.layers_attn, target, solver, self.share, self.spread_rule))
         if self.layers_mlp and self.share != 1:
             writes.append(replace(super().plan().paths[0], scale=self.mlp_share))
