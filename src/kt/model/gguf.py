@@ -79,7 +79,7 @@ def find_gguf(source: str | Path) -> Path | None:
 def read_header(path: Path) -> Header:
     """Read the metadata and the table of tensors; no weight is read.
 
-    Source: the format's description, docs/gguf.md of github.com/ggml-org/ggml.
+    Source: the description of GGUF in the documentation of ggml (github.com/ggml-org/ggml).
 
     Raises:
         UnknownModel: the file is empty, no GGUF file, or ends within its header.
