@@ -1,7 +1,7 @@
 """Every method on the demo model: 1, 10 and 100 edits, what they do and what they cost.
 
     python benchmarks/quality/methods.py  # all, an hour; goes on where docs/data/demo-methods.json ends
-    python benchmarks/quality/methods.py --table  # the table of docs/methods.md, from that file
+    python benchmarks/quality/methods.py --table  # the table of docs/data/demo-methods.md, from that file
 
 Settings are the winners of tune_methods.py, found on other facts. One edit at a time is the mean over
 `SINGLES` facts, each edited on the unedited model. Each row is its own process: CPU seconds are of solving alone (the

@@ -53,7 +53,7 @@ def setting(default: Any, *, source: str, about: str = "", symbol: str = "–", 
 
 
 class NotGiven(tuple[int, ...]):
-    """Layers that nobody gave: `resolve` takes them from a trace, a probe or the model's depth."""
+    """Layers that were not given: `resolve` takes them from a trace, a probe or the model's depth."""
 
 
 LATER = NotGiven()
@@ -104,22 +104,22 @@ class Config:
         return memit_contexts(model, seed)
 
     def plan(self) -> Plan:
-        """How the method edits; of a configuration with all layers and α."""
+        """The plan of the edit; needs a configuration with all layers and α."""
         raise NotImplementedError
 
     @property
     def missing_layers(self) -> list[str]:
-        """The layer settings that nobody gave."""
+        """The layer settings that were not given."""
         return [spec.name for spec in setting_fields(type(self)) if isinstance(getattr(self, spec.name), NotGiven)]
 
     @property
     def traces_alpha(self) -> bool:
-        """Whether attention's share of the update is to come from a trace."""
+        """Whether α comes from a trace."""
         return False
 
     @property
     def fixed_alpha(self) -> float | None:
-        """Attention's share of the update where it is one number that is known; else None."""
+        """α if it is one known number; else None."""
         return 0.0
 
     @property
@@ -236,7 +236,7 @@ def linear_maps(modules: str, others: tuple[str, ...] = ()) -> tuple[str, ...]:
 
 
 def one_of(value: str, known: Collection[str], name: str) -> str:
-    """The value, or KtError that lists what is known."""
+    """The value; a KtError that lists the known ones if it is none of them."""
     if value not in known:
         raise KtError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
     return value

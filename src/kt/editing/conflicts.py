@@ -68,7 +68,7 @@ class Conflict:
 
 
 class Overlaps(NamedTuple):
-    """How much of an earlier edit's requests new ones read, and whether that is an `overlap` or a `cosine`."""
+    """The share of an earlier edit's requests that new ones read, as an `overlap` or a `cosine`."""
 
     values: Float[Tensor, "new old"]
     measure: str
@@ -81,7 +81,7 @@ def conflicts(
     overlap: float = OVERLAP,
     cosine: float = COSINE,
 ) -> list[Conflict]:
-    """Where new requests and earlier edits meet, by edit, then by request. Nothing is written.
+    """Conflicts of new requests with earlier edits, by edit, then by request. Nothing is written.
 
     Args:
         edits: in the order in which they are applied.
@@ -109,7 +109,7 @@ def conflicts(
 
 
 def same_fact(new: Fact, old: Fact) -> str | None:
-    """`target` or `same` where two requests speak of one fact; None where they do not.
+    """`target` or `same` if two requests are about one fact; else None.
 
     One fact is one subject and one relation: by name where both have one, else the same template. Case, spaces and a
     question or full stop at the end do not count.
@@ -123,7 +123,7 @@ def same_fact(new: Fact, old: Fact) -> str | None:
 
 
 def overlaps(model: TracedModel, new: Sequence[Fact], edit: Edit) -> Overlaps | None:
-    """How much of each request of an edit each new one reads; None for an edit without keys (fine-tuning has none)."""
+    """The share of each request of an edit that each new one reads; None without keys (fine-tuning has none)."""
     old = facts_of([edit])
     tokens = positions(model, edit)
     if not tokens:

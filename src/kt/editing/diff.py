@@ -1,4 +1,4 @@
-"""Two edits side by side: settings that differ, requests, and how far their updates are apart."""
+"""Two edits side by side: differing settings, requests, and the distance of their updates."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ LARGEST_STACK = 1_000_000
 
 @dataclass(frozen=True)
 class Stored:
-    """A file that holds an edit or a stack, or should. `error`: why it cannot be opened; then nothing else is known.
+    """A file of an edit or a stack. `error`: why it cannot be opened; then no other field is known.
 
     `size` is in bytes (of a stack, with its edits' files), `modified` in UTC to the second.
     """
@@ -219,7 +219,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _kind(path: Path) -> str | None:
-    """`edit` or `stack`; `edit` too where a safetensors file is too broken to say what it is."""
+    """`edit` or `stack`; `edit` also for a safetensors file whose header cannot be read."""
     try:
         if path.suffix == ".json":
             small = path.stat().st_size <= LARGEST_STACK

@@ -1,4 +1,4 @@
-"""`Edit`: the deltas of one or more requests, apart from any model; written, taken back, saved and loaded."""
+"""The report of a request: its target and old answer before and after an edit."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class Evidence:
 
 
 def needs_evidence(config: Config) -> bool:
-    """Whether layers or α are to come from a trace or a probe."""
+    """Whether layers or α come from a trace or a probe."""
     return bool(config.missing_layers) or config.traces_alpha
 
 
@@ -213,7 +213,7 @@ def with_alphas(config: Config, facts: Sequence[Fact], balance: Balance) -> Conf
 def _guessed_layers(
     model: TracedModel, missing: Sequence[str], balance: Balance | None, stages: Stages | None
 ) -> dict[str, tuple[int, ...]]:
-    """Layers that nobody gave: those that tracing or the probe's stages propose, else by relative depth."""
+    """Layers that were not given: those that tracing or the probe's stages propose, else by relative depth."""
     if not missing:
         return {}
     traced = {} if balance is None else {f"layers_{kind}": v for kind, v in balance.layers.items() if v}
@@ -248,14 +248,14 @@ def layers_by_depth(model: TracedModel, name: str) -> tuple[int, ...]:
 
 
 def is_per_fact(config: Config) -> bool:
-    """Whether every fact is to have an α of its own."""
+    """Whether every fact has its own α."""
     return getattr(config, "alpha", None) == "per-fact"
 
 
 def trace_balance(
     model: TracedModel, facts: Sequence[Fact], config: Config, seed: int, journal: Journal | None = None
 ) -> Balance | None:
-    """The balance of these facts; None where they cannot be traced and only layers were to come of it.
+    """The balance of these facts; None if they cannot be traced and only layers are needed.
 
     Raises:
         KtError: α was to come of it.

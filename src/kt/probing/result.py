@@ -1,4 +1,4 @@
-"""`Probe`: how probable and how high in rank two answers are, by fact, position, kind and layer (JEEP, Figure 2)."""
+"""`Probe`: probability and rank of two answers, by fact, position, kind and layer (JEEP, Figure 2)."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ class Probe(Shown):
 
 
 def chosen_name(what: str, name: str, among: Sequence[str]) -> str:
-    """The name, once it is one of those."""
+    """The name, if it is a known one."""
     if name not in among:
         raise BadFact(f"{what} {name!r} is unknown; choose among {', '.join(among)}")
     return name

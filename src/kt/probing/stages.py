@@ -121,7 +121,7 @@ def find_stages(
 
 
 def _stage(name: str, gains: Sequence[Float[ndarray, "fact layer"]], among: range, n_boot: int, seed: int) -> Stage:
-    """The run of the rule, kept only where its gain lies above 0 and chance does not find as much."""
+    """The run of the rule, if its gain lies above 0 and random signs seldom reach it."""
     run = shortest_run(_least(gains), among)
     if run is None:
         return Stage(name, None, None, _NOTHING, "no layer gains")

@@ -42,7 +42,7 @@ Padded = tuple[Int[Tensor, "row token"], Bool[Tensor, "row token"]]
 
 
 def set_tokens(masks: SetTokens, facts: Sequence[int]) -> tuple[list[Padded], Padded | None]:
-    """The word sets of some rows, and what the last one stands outside of."""
+    """The word sets of some rows, and the tokens that the last one excludes."""
     sets = [_padded([masks.ids[i][s] for i in facts]) for s in range(len(masks.ids[0]))]
     return sets, None if masks.outside is None else _padded([masks.outside[i] for i in facts])
 
@@ -64,7 +64,7 @@ def of_sets(logits: Float[Tensor, "row vocab"], total: Float[Tensor, " row"], na
 
 
 def _padded(lists: Sequence[Int[ndarray, " token"]]) -> Padded:
-    """An entry that is not real repeats its row's first id."""
+    """Rows of one width: padding repeats the row's ids."""
     width = max((len(some) for some in lists), default=0) or 1
     index = np.stack([np.resize(some if len(some) else [0], width) for some in lists]).astype(np.int64)
     real = np.arange(width) < np.array([len(some) for some in lists])[:, None]
@@ -179,7 +179,7 @@ class SetReader:
     known: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def tokens(self, rows: Sequence[Asked]) -> SetTokens:
-        """The sets of some facts, the last one as what all of them leave over."""
+        """The sets of some facts; the last one is every token in none of them."""
         names = [name for name in self.words.names if name != REST]
         ids = [[self._set(name, row) for name in names] for row in rows]
         named = [[*some, np.array(row.answer_ids, dtype=np.int64)] for some, row in zip(ids, rows, strict=True)]

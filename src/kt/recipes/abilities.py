@@ -70,7 +70,7 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> A
 
 
 def run(recipe: AbilitiesRecipe, how: How) -> TableRun:
-    """The tasks once a row and model, and the paper's table from them."""
+    """Run the tasks once for each row and model, and make the paper's table."""
     from ..capability.tasks import choose, lm_eval_module
 
     lm_eval_module()  # before anything is fetched or loaded

@@ -1,4 +1,4 @@
-"""Tasks for a smoke run of abilities: demo facts as questions and as whole texts, in lm-eval's YAML, read from here.
+"""Tasks for a smoke run of abilities: demo facts as questions and as whole texts, in lm-eval's YAML.
 
 The tasks that papers report are fetched from the Hub; these need nothing, and take seconds.
 """

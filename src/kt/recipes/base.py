@@ -93,11 +93,11 @@ class How:
         return f"demo, not {label}" if self.smoke else label
 
     def place(self, label: str) -> Path | None:
-        """Where a model's finished parts are kept while the recipe runs."""
+        """The folder of a model's finished parts while the recipe runs."""
         return None if self.folder is None else self.folder / label
 
     def goes_on(self, label: str) -> bool:
-        """Whether there are parts of an interrupted run to go on with."""
+        """Whether an interrupted run can be resumed."""
         folder = self.place(label)
         return self.resume and folder is not None and (folder / "settings.json").exists()
 
@@ -117,7 +117,7 @@ SHARED = Keys(
 
 
 def refuse_untaken(recipe: PaperRecipe, **given: Any) -> None:
-    """Refuse an argument that this kind of recipe has no use for, before any work.
+    """Refuse an argument that this kind of recipe does not take, before any work.
 
     Raises:
         KtError: there is one.

@@ -70,7 +70,7 @@ class Verdict:
 
     @property
     def holds(self) -> bool | None:
-        """Whether our number lies where the text has it."""
+        """Whether our number lies in the text's range."""
         finding = self.finding
         if (
             self.smoke
@@ -170,7 +170,7 @@ def shown(mean: Interval) -> str:
 
 
 def peak_words(peak: Interval) -> str:
-    """`layer 3, the 4th from 1 [2, 5]`: both ways to count are said."""
+    """`layer 3, the 4th from 1 [2, 5]`: with both ways to count."""
     if math.isnan(peak.mean):
         return MISSING
     ends = "" if peak.ci95 is None else f" [{peak.low:.0f}, {peak.high:.0f}]"

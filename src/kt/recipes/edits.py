@@ -54,7 +54,7 @@ class EditsRun(TableRun):
     sweeps: Mapping[str, Sweep]
 
     def figures(self) -> Sequence[Figure]:
-        """Where the paper has an axis, the curves over it."""
+        """The curves over the paper's axis, if it has one."""
         return [Figure(s.figure(), name=label) for label, s in self.sweeps.items()] if self.recipe.axis else []
 
 

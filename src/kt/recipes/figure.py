@@ -47,13 +47,13 @@ class FigureRecipe(PaperRecipe):
     claims: tuple[Claim, ...]
 
     def few(self: Drawn, n: int) -> Drawn:
-        """On the demo model, and of few facts."""
+        """The recipe on the demo model with few facts."""
         return replace(self.smoked(), n_facts=n)
 
 
 @dataclass(frozen=True)
 class FigureRun(RecipeRun, Generic[Found]):
-    """A measurement a model, and what became of the claims."""
+    """A measurement for each model, and the verdicts on the claims."""
 
     found: Mapping[str, Found]
     verdicts: tuple[Verdict, ...]

@@ -95,7 +95,7 @@ def _figures(probe: Probe, recipe: ProbeRecipe) -> dict[str, go.Figure]:
 
 
 def _summary(model: str, probe: Probe) -> Table:
-    """Where each answer and set is most probable at the prediction position, and what the last layer leaves of it."""
+    """The peak layer of each answer and set at the prediction position, and the probability there and at the end."""
     curves = {f"{answer} answer": probe.curve("resid", "prediction", answer, "prob") for answer in probe.answers}
     curves |= {f"set {name}": probe.set_curve(name) for name in probe.set_names}
     lines = []

@@ -27,7 +27,7 @@ class RecipeRun(Shown, ABC):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Which recipe, and whether it ran in smoke mode."""
+        """The recipe, and whether it ran in smoke mode."""
         return {"recipe": self.recipe.name, "kind": self.recipe.kind, "smoke": self.smoke}
 
     @property
@@ -48,7 +48,7 @@ class RecipeRun(Shown, ABC):
 
     @property
     def title(self) -> str:
-        """Which paper, and where in it."""
+        """The paper, and the section in it."""
         return f"{self.recipe.paper}, {self.recipe.place}"
 
     def markdown(self) -> str:
@@ -63,7 +63,7 @@ class RecipeRun(Shown, ABC):
         return "\n".join(lines) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: what every kind has, then its own."""
+        """For `--json`: the fields of every kind, then the kind's own."""
         about = ("name", "kind", "summary", "paper", "place", "notes")
         content: dict[str, Any] = {name: getattr(self.recipe, name) for name in about}
         content |= {"smoke": self.smoke, "warning": SMOKE if self.smoke else None, "n_facts": self.n_facts}

@@ -1,4 +1,4 @@
-"""`run_recipe`: check what was given, then let the recipe's kind run it."""
+"""`run_recipe`: check the arguments, then run the recipe by its kind."""
 
 from __future__ import annotations
 

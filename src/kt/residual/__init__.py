@@ -1,4 +1,4 @@
-"""The residual check: how much of the old fact an edit leaves."""
+"""The residual check: the part of the old fact that an edit leaves."""
 
 from .run import residual_fact
 from .score import Residual

@@ -139,7 +139,7 @@ def residual_fact(
     n_boot: int = 2000,
     progress: Progress | None = None,
 ) -> Residual:
-    """The rest of the old facts after an edit: the contrast probe before and after, and attacks that bring them back.
+    """The rest of the old facts after an edit: the contrast probe before and after, and attacks.
 
     The model is restored to the byte, also after an error.
 
@@ -233,7 +233,7 @@ def _attack_prompt(fact: Fact, question: Question, controls: Sequence[Control]) 
 def _refuse_other(
     before: Residual, model: TracedModel, plan: _Plan, final_norm: bool, prefixes: Sequence[str], seed: int
 ) -> None:
-    """`before` must be what this run would have measured."""
+    """Refuse a `before` of other facts, controls or settings."""
     about = before.metadata
     same = (about["model"], about["final_norm"], tuple(about["prefixes"]), about["seed"])
     planned = tuple(q.fact for q in plan.questions), tuple(plan.controls)

@@ -1,4 +1,4 @@
-"""`Residual`: what an edit left of the old fact, in the logit lens and in what the edited model says.
+"""`Residual`: the rest of the old fact after an edit, in the logit lens and in the edited model's answers.
 
 IntAttn-Edit (001, section 1) says that edits of MLPs alone leave outdated knowledge in attention. `score` puts a number
 to what is left in the residual stream, `by_kind` to attention and MLP outputs, `attacks` to what it takes to make the
@@ -150,7 +150,7 @@ class Residual(Shown):
     # Results ----------------------------------------------------------------------------------------------------
     @cached_property
     def by_kind(self) -> dict[str, dict[str, Remainder]]:
-        """{kind: {position or "both": what is left}}."""
+        """{kind: {position or "both": remainder}}."""
         before, after = self.advantages["before"], self.advantages["after"]
         return {kind: {at: self._remainder(before, after, kind, at) for at in (*POSITIONS, BOTH)} for kind in KINDS}
 
@@ -169,7 +169,7 @@ class Residual(Shown):
 
     @cached_property
     def floor(self) -> Interval:
-        """The score of what was never learnt: the old answer's lead in prompts about other subjects, over its own lead.
+        """The score without memory: the old answer's lead in prompts about other subjects, over its own lead.
 
         An answer that is common in its relation leads everywhere, and no edit has to undo that.
         """
@@ -178,7 +178,7 @@ class Residual(Shown):
 
     @cached_property
     def above_floor(self) -> Interval:
-        """score - floor over the facts that have both, resampled together: what only memory of the fact explains."""
+        """score - floor over the facts that have both, resampled together: the part due to memory of the fact."""
         cells = self._cells("resid", BOTH)
         before, after = (self.advantages[s][:, cells].sum(-1) for s in STATES)
         return bootstrap_ratio(after - self.elsewhere[self.scored][:, cells].sum(-1), before, *self._draws)
@@ -291,7 +291,7 @@ class Residual(Shown):
         return [Card("residual score", self.score)]
 
     def tables(self) -> Sequence[Table]:
-        """Where it is left, the score beside its floor, and whether the old answer comes back."""
+        """The remainder by kind and position, the score beside its floor, and the attacks."""
         left = []
         for kind, places in self.by_kind.items():
             for at, r in places.items():
@@ -311,7 +311,7 @@ class Residual(Shown):
         ]
 
     def _attack_table(self) -> Table:
-        """How often an answer beats the new one on the edited model, and by what factor the old one leads."""
+        """The share of facts on which an answer beats the new one, and the factor by which the old one leads."""
         n_boot, seed = self._draws
         rows = []
         for name in self.attacks.names:
@@ -425,7 +425,7 @@ def save(residual: Residual, path: str | os.PathLike[str]) -> Path:
 
 
 def load(path: str | os.PathLike[str]) -> Residual:
-    """Read what `save` wrote; the results are worked out again from the arrays.
+    """Read what `save` wrote; the results are computed again from the arrays.
 
     Raises:
         BadFile: not there, not whole, or not a residual.
@@ -561,7 +561,7 @@ def _edit_words(residual: Residual) -> str:
 
 
 def _edited(residual: Residual) -> dict[str, list[Mark]]:
-    """The stretches of layers whose weights the edit changed, in the row of their kind."""
+    """Runs of layers whose weights the edit changed, by kind."""
     from ..figures import Mark
 
     marks = {}

@@ -61,7 +61,7 @@ class TargetRows:
 
     @property
     def keep(self) -> int:
-        """How many of the last columns hold all that is read."""
+        """The number of last columns that hold everything that is read."""
         return self.reads.shape[1]
 
     def where(self, position: Position) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
@@ -70,7 +70,7 @@ class TargetRows:
         return rows, self.columns[position][rows]
 
     def first_touched(self, aims: Iterable[TargetSite]) -> int:
-        """The first column that δ of any aim stands in: left of it, it changes nothing."""
+        """The first column that a δ is added to; δ changes nothing to the left of it."""
         places = [self.where(aim.position)[1] for aim in aims]
         return int(torch.cat([*places, torch.tensor([self.width - 1], device=self.fact.device)]).min())
 
@@ -90,7 +90,7 @@ class TargetRows:
         )
 
     def tight(self) -> TargetRows:
-        """The same rows without the columns that only pad them."""
+        """The same rows without columns of padding only."""
         spare = self.width - int(self.batch.lengths.max())
         keep = self.keep - int((~self.reads.any(0)).sum())
         return TargetRows(
@@ -321,7 +321,7 @@ def _read_states(model: TracedModel, rows: TargetRows) -> Any:
 
 
 def _arguments(model: TracedModel, suffix: Suffix) -> dict[str, Any]:
-    """One forward over the suffix's columns; a cache of its own, since a forward adds its keys to it."""
+    """Arguments of one forward over the suffix's columns, with a new cache, since a forward adds its keys to it."""
     batch = suffix.rows.batch
     arguments = model.inputs(batch, suffix.rows.keep)
     if not suffix.cut:

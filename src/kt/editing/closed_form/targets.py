@@ -1,4 +1,4 @@
-"""Targets: the value that, put at a site, makes the model say the new answer (MEMIT section 4.2, as its code does it).
+"""Target search: the value of a site with which the model says the new answer (MEMIT section 4.2 and its code).
 
 For every request a δ per aim is found, all aims of a search together, that minimises
 
@@ -86,7 +86,7 @@ def target_batches(
 
 
 def worth_of_a_run(model: TracedModel, aims: Sequence[TargetSite]) -> float:
-    """How many tokens more a step may run where that saves it a forward of its own."""
+    """The number of extra tokens that cost as much as one more forward."""
     start = min(lowest_block(aims), model.n_layers - 1)
     weights = sum(p.numel() for layer in range(start, model.n_layers) for p in _block(model, layer).parameters())
     device = model.device.type if model.device.type in WEIGHTS else "cuda"
@@ -105,7 +105,7 @@ def _length(model: TracedModel, fact: Fact, aims: Sequence[TargetSite]) -> _Leng
 
 
 def _bytes(model: TracedModel, aims: Sequence[TargetSite], length: _Length, rows: int, context: int) -> int:
-    """About what a request takes at the peak of a step: the graph, keys and values, logits."""
+    """Estimated bytes of a request at the peak of a step: the graph, keys and values, logits."""
     width, above = length.whole + context, model.n_layers - min(lowest_block(aims), model.n_layers - 1)
     graph = 48 * length.suffix * above * model.d_model
     cache = 6 * width * model.n_layers * model.d_model
@@ -215,7 +215,7 @@ def _in_order(targets: Targets, places: Sequence[int]) -> Targets:
 
 
 def join_targets(parts: Sequence[Targets]) -> Targets:
-    """Searches over some facts and then others as one."""
+    """Searches over two lists of facts as one."""
     return Targets(
         {a: torch.cat([p.wanted[a] for p in parts]) for a in parts[0].wanted},
         {a: torch.cat([p.before[a] for p in parts]) for a in parts[0].before},
