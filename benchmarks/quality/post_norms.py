@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import kt
 from kt.editing import key_statistics
@@ -27,6 +26,11 @@ COLUMNS = (
     "method", "edits", "λ", "P(new) before", "P(new)", "rank 0", "came through", "missing", "largest ‖ΔW‖/‖W‖",
     "neighbours kept", "perplexity",
 )  # fmt: skip
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def known(model: kt.TracedModel, path: Path, count: int) -> list[dict[str, Any]]:
@@ -76,16 +80,15 @@ def search_once() -> None:
     plan.find_targets = kept_search
 
 
-def rows(model: kt.TracedModel, options: argparse.Namespace) -> list[list[str]]:
+def measure(model: kt.TracedModel, options: argparse.Namespace) -> None:
     records = known(model, options.facts, max(options.edits))
     sites = [Site(Kind.MLP, layer) for layer in options.layers] + [Site(Kind.ATTN, i) for i in options.layers_attn]
     statistics = key_statistics(model, sites, options.corpus, max_tokens=options.tokens, cache_dir=options.cache)
     texts = [line for line in options.heldout.read_text().splitlines() if line.strip()][: options.documents]
     neighbours = [record["locality_prompt"] for record in records]
     before, said = perplexity(model, texts), likeliest(model, neighbours)
-    print(f"perplexity {before:.2f} unedited; facts: {[r['prompt'] for r in records]}", flush=True)
+    say(f"perplexity {before:.2f} unedited; facts: {[r['prompt'] for r in records]}")
     search_once()
-    out = []
     for count in options.edits:
         for method in options.methods:
             for weight in options.weights:
@@ -112,9 +115,7 @@ def rows(model: kt.TracedModel, options: argparse.Namespace) -> list[list[str]]:
                     f"{through['came_through']['mean']:.2f}", f"{through['left']['mean']:.2f}", f"{max(sizes):.2f}",
                     f"{kept} of {len(neighbours)}", f"{after:.2f}",
                 ]  # fmt: skip
-                print("| " + " | ".join(row) + " |", flush=True)
-                out.append(row)
-    return out
+                say("| " + " | ".join(row) + " |")
 
 
 def main() -> None:
@@ -137,8 +138,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     if options.plain:
         plan.change_of_output = lambda model, site, now, wanted: post_norm.OutputChange(wanted, wanted)
-    print("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
-    rows(kt.load(options.model), options)
+    say("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
+    measure(kt.load(options.model), options)
 
 
 if __name__ == "__main__":

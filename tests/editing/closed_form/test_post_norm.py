@@ -182,7 +182,7 @@ def test_in_a_model_the_stream_changes_by_what_is_wanted(family, kind):
     change = change_of_output(model, site, now, wanted)
 
     def stream():
-        """After the block for the MLP; for attention what enters the rest of the block: its input and the norm's value."""
+        """After the block for the MLP; for attention the norm's value, which is added to the block's input."""
         if kind is Kind.MLP:
             return model.read(batch, [Site(Kind.RESID, 1)], at=end)[Site(Kind.RESID, 1)].T
         seen = []

@@ -1,8 +1,8 @@
 """From a wanted change of the residual stream to the change of a projection's output that makes it.
 
-Gemma 2 and 3 and OLMo 2 put a norm N between W_o or down_proj and the residual stream, Granite a multiplier: there, an
-output o is added as s·N(o). With m the mean of o where N subtracts it (LayerNorm) and 0 where it does not (RMSNorm), and
-v = o - m,
+Gemma 2 and 3 and OLMo 2 put a norm N between W_o or down_proj and the residual stream, Granite a multiplier s: there,
+an output o is added as s·N(o). With m the mean of o where N subtracts it (LayerNorm) and 0 where it does not (RMSNorm),
+and v = o - m,
 
     N(o) = b + g ⊙ v / sqrt(mean(v²) + ε)
 
@@ -50,7 +50,7 @@ class OutputChange(NamedTuple):
     stream: Float[Tensor, "d fact"]
 
 
-DAMPING = 1e-2
+DAMPING = 0.01
 """κ of (1), relative to the median of h² over the gains that are not zero."""
 ROUNDS = 8
 """How often (1) is solved from its own solution."""
@@ -104,7 +104,16 @@ def on_sphere(
     damping: float = DAMPING,
     rounds: int = ROUNDS,
 ) -> Float[Tensor, "d fact"]:
-    """v′ of (1): of v's length (and mean zero, where v is `centred`), h ⊙ (v′ - v) as near to the wanted as κ lets it."""
+    """v′ of (1): of v's length (and mean zero, where v is `centred`), with h ⊙ (v′ - v) near the wanted change.
+
+    Args:
+        start: v.
+        slopes: h.
+        wanted: t.
+        centred: v′ is to have mean zero, as v has.
+        damping: κ over the median of h² of the gains that are not zero.
+        rounds: how often (1) is solved, each time from its own solution.
+    """
     squares = slopes.square()
     live = torch.where(squares > 0, squares, torch.nan).nanmedian(0).values.nan_to_num(1.0)
     weight = squares + damping * live
@@ -119,8 +128,8 @@ def _on_sphere(
 ) -> Float[Tensor, "d fact"]:
     """target / (weight + μ), with the μ above -min(weight) that gives it its length.
 
-    Its length falls with μ. The bracket: at the upper end no element is longer than `length`/sqrt(d) of its own, as
-    ‖target‖ / (min(weight) + μ) = length; the lower end is where the smallest weight vanishes.
+    Its length falls as μ grows. At the upper end of the bracket ‖target‖ / (min(weight) + μ) = length, at the lower end
+    the smallest weight vanishes. Where `centred`, the mean is taken out by a multiplier of its own.
     """
     least = weight.amin(0)
     low, high = torch.zeros_like(length), target.norm(dim=0) / length.clamp_min(torch.finfo(length.dtype).tiny)
@@ -138,7 +147,7 @@ def _on_sphere(
     return value * (length / value.norm(dim=0).clamp_min(torch.finfo(length.dtype).tiny))
 
 
-BISECTIONS = 100
+BISECTIONS = 64
 """Halvings of μ's bracket: to float64's last digit, also where the root is 1e-12 of the bracket."""
 
 
