@@ -1,5 +1,6 @@
 """A projection is asked for the output whose norm is the wanted change of the residual stream."""
 
+import accelerate
 import pytest
 import torch
 from editing_help import CONTEXTS, statistics
@@ -134,6 +135,22 @@ def test_dead_gains_ask_for_nothing():
     now, wanted = reachable(norm)
     dead = (now + through_norm(norm, now, wanted).output)[:5] / now[:5]
     torch.testing.assert_close(dead, dead[:1].expand(5, -1))
+
+
+def test_an_output_of_zero_is_left_alone():
+    norm, now = RMSNorm(gains()), normal(WIDTH, 2, seed=3)
+    now[:, 0] = 0
+    change = through_norm(norm, now, normal(WIDTH, 2, seed=5)).output
+    assert change[:, 0].abs().max() == 0 and change[:, 1].norm() > 0.1 and change.isfinite().all()
+
+
+def test_an_offloaded_norm_is_read():
+    norm = layer_norm(gains(), normal(WIDTH, seed=2))
+    here = read_norm(norm, WIDTH)
+    accelerate.cpu_offload(norm, execution_device=torch.device("cpu"))
+    assert norm.weight.is_meta
+    there = read_norm(norm, WIDTH)
+    assert there.centred and torch.equal(there.gain, here.gain) and torch.equal(there.bias, here.bias)
 
 
 @pytest.mark.parametrize("name", MODULES)

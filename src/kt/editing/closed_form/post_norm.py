@@ -144,7 +144,7 @@ def _on_sphere(
         long = at(middle).norm(dim=0) > length
         low, high = torch.where(long, middle, low), torch.where(long, high, middle)
     value = at(high)
-    return value * (length / value.norm(dim=0).clamp_min(torch.finfo(length.dtype).tiny))
+    return torch.where(length > 0, value * (length / value.norm(dim=0)), 0.0)  # an output of zero has no direction
 
 
 BISECTIONS = 64
@@ -157,10 +157,9 @@ def read_norm(norm: nn.Module, size: int) -> Norm:
     Raises:
         KtError: the numbers are not those of such a norm.
     """
-    like = next(norm.parameters(), torch.zeros(0))
-    signs = torch.ones(size, dtype=torch.float64, device=like.device)
+    signs = torch.ones(size, dtype=torch.float64)
     signs[1::2] = -1
-    probe = torch.linspace(1, 2, size, dtype=torch.float64, device=like.device) * signs
+    probe = torch.linspace(1, 2, size, dtype=torch.float64) * signs
     probe = probe - probe.mean()
     probe = LARGE * probe / probe.square().mean().sqrt()
     plus, minus, shifted = _evaluated(norm, torch.stack([probe, -probe, probe + LARGE]))
@@ -168,7 +167,7 @@ def read_norm(norm: nn.Module, size: int) -> Norm:
     gain = LARGE * (plus - bias) / probe
     centred = bool((shifted - plus).norm() <= (shifted - (bias + gain * (probe + LARGE) / (2**0.5 * LARGE))).norm())
     form = Norm(gain, bias, centred)
-    test = torch.randn(4, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(probe) + 0.5
+    test = torch.randn(4, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
     moved = LARGE * (test - test.mean(1, keepdim=True) if centred else test)
     expected = bias + gain * moved / moved.square().mean(1, keepdim=True).sqrt()
     if not (_evaluated(norm, LARGE * test) - expected).norm() <= 1e-3 * expected.norm():
@@ -186,7 +185,7 @@ LARGE = 1e4
 def _evaluated(norm: nn.Module, inputs: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
     """The module's output in float64 (as far as it computes in it itself)."""
     own = {name: tensor.double() for name, tensor in [*norm.named_parameters(), *norm.named_buffers()]}
-    device = next(iter(own.values())).device if own else inputs.device
+    device = next((tensor.device for tensor in own.values() if not tensor.is_meta), inputs.device)  # meta: offloaded
     return functional_call(norm, own, (inputs.double().to(device),)).double().to(inputs.device)
 
 
