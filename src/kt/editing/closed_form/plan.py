@@ -31,6 +31,7 @@ from .contexts import Contexts
 from .factor import Moment
 from .keys import fact_keys, fact_values
 from .objective import Objective
+from .post_norm import change_of_output
 from .solvers import LeastSquares, Solution, Solver, System
 from .targets import Targets, find_targets, join_targets
 
@@ -222,8 +223,12 @@ def _solve_site(
     keys = fact_keys(model, facts, contexts, site, path.aim.position).cpu()
     now = fact_values(model, facts, contexts if path.mean_value else bare, path.aim.site, path.aim.position)
     residuals = wanted.T.double() - now
+    change = residuals * share
+    if path.aim.site.kind is Kind.RESID and model.layout.has_post_norm:
+        output = fact_values(model, facts, bare, site, path.aim.position)
+        change = change_of_output(model, site, output, change).output
     system = System(
-        (residuals * share).cpu(),
+        change.cpu(),
         keys,
         fact_keys(model, facts, bare, site, path.aim.position).cpu() if path.solver.needs_bare else None,
         _moment(context, name, keys) if path.solver.needs_moment else None,
