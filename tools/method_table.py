@@ -16,7 +16,7 @@ from kt.editing.config import Config, setting_fields
 from kt.editing.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
-PAGE, MEASURED = ROOT / "docs" / "methods.md", ROOT / "docs" / "demo-methods.json"
+PAGE, MEASURED = ROOT / "docs" / "methods.md", ROOT / "docs" / "data" / "demo-methods.json"
 BEGIN, END = "<!-- tools/method_table.py writes from here -->", "<!-- to here -->"
 EXAMPLE = {"layers_mlp": (3, 4, 5), "layers_attn": (1, 2), "layers_high": (7, 8), "alpha": 0.3}
 """Layers and α of the plans in the table."""

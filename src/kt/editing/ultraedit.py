@@ -6,7 +6,7 @@ answers' -log p with respect to its output. With μ and σ over all pairs of the
 
     ẑ = (z - μ) / (σ + ε),  z = [h, g]         lifelong normalisation
     v = -lr · ‖ĥ‖² · ĝ                         what the projection is to give more where it reads h
-    ΔW = V Hᵀ (H Hᵀ + ridge · I)⁻¹             on the h as they are; the authors' ridge is 1
+    ΔW = V Hᵀ (H Hᵀ + ridge · I)⁻¹             on the h as they are; the authors' ridge is 1, ours by default `auto`
 
 All weights are solved on the model as it is, from the same pass. ẑ is centred: what all pairs share is taken away, so a
 lone pair moves nothing, and few say little.
@@ -22,7 +22,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from ..model.memory import require_memory
 from ..model.sites import Site
 from ..model.tokens import Batch, pad_id, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
+from .closed_form.auto_ridge import WANTED, Spectrum, auto_ridge
 from .closed_form.keys import Rows
 from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
@@ -97,7 +98,7 @@ class UltraEdit:
     layers: tuple[int, ...]
     maps: tuple[str, ...] = ("mlp",)
     lr: float = 1e-6
-    ridge: float = 1.0
+    ridge: float | Literal["auto"] = 1.0
     shared: bool = False
     tokens: int = 2048
 
@@ -143,10 +144,15 @@ class UltraEdit:
         for site, group in groups.items():
             name = model.weight_name(site)
             shifts = value_shifts(pairs[site], running[group], self.lr)
-            update, condition = ridge_fit(pairs[site].keys.double(), shifts, self.ridge)
+            keys, ridge, chosen = pairs[site].keys.double(), self.ridge, None
+            if ridge == "auto":
+                chosen = auto_ridge(Spectrum.of_keys(keys.T), WANTED, 1.0)
+                ridge = chosen.ridge
+            update, condition = ridge_fit(keys, shifts, ridge)
             if not update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; lower lr or raise ridge")
-            written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()))
+            about = chosen and chosen.as_dict()
+            written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()), chosen=about)
         context.state.running.update(running)  # last of all: an edit that failed has not been seen
         return SolveResult(written)
 

@@ -131,6 +131,8 @@ def combined(mlp: Edit, attn: Edit, alpha: float) -> Edit:
     for name in ("fingerprints", "weight_norms"):
         manifest[name] = {**mlp.manifest[name], **attn.manifest[name]}
     manifest["attention_weights"] = [*mlp.manifest["attention_weights"], *attn.manifest["attention_weights"]]
+    if chosen := mlp.manifest.get("chosen", {}) | attn.manifest.get("chosen", {}):
+        manifest["chosen"] = chosen
     whole = Edit(updates, manifest)
     whole.check()
     return whole
