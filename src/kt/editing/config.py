@@ -115,6 +115,12 @@ class Config:
         return [spec.name for spec in setting_fields(type(self)) if isinstance(getattr(self, spec.name), NotGiven)]
 
     @property
+    def follows_keys(self) -> bool:
+        """Whether λ or a ridge is to follow from the keys (`closed_form.auto_ridge`)."""
+        specs = [spec for spec in setting_fields(type(self)) if type_of(spec).startswith("float | Literal")]
+        return any(getattr(self, spec.name) == AUTO for spec in specs)
+
+    @property
     def traces_alpha(self) -> bool:
         """Whether attention's share of the update is to come from a trace."""
         return False

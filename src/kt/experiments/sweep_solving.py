@@ -16,6 +16,7 @@ from .._util.data import to_json
 from .._util.progress import Progress
 from ..editing import Edit, Statistics
 from ..editing.closed_form.plan import LocateThenEdit
+from ..editing.config import Config
 from ..editing.edit import OF_THE_WHOLE
 from ..editing.plan import Plan
 from ..editing.resolve import configure, needs_evidence, resolve, take_statistics
@@ -90,10 +91,9 @@ class Solver:
 
     def _plan(self, options: Mapping[str, Any]) -> Plan | None:
         """What an edit with these options does; None where a trace or a probe has yet to say."""
-        given = {name: value for name, value in options.items() if name not in OF_THE_SESSION}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solve itself says it once more
-            config = configure(self.model, **given)
+            config = config_of(self.model, options)
             return None if needs_evidence(config) else resolve(config, self.model, [])[0].plan()
 
     def _moments(self, progress: Progress | None) -> Statistics | str | Path | None:
@@ -112,6 +112,11 @@ class Solver:
         if (write, seed) not in self._contexts:
             self._contexts[write, seed] = [list(group) for group in write(self.model, seed).groups]
         return self._contexts[write, seed]
+
+
+def config_of(model: TracedModel, options: Mapping[str, Any]) -> Config:
+    """The configuration of a point's options."""
+    return configure(model, **{name: value for name, value in options.items() if name not in OF_THE_SESSION})
 
 
 def separable(plan: Plan | None) -> bool:
