@@ -161,7 +161,7 @@ def test_a_module_s_own_output_gets_one_layer_s_write_only():
 
 
 def test_the_papers_number_follows_at_the_papers_size():
-    """MEMIT's 15000 at d_key 18,944, with the x of twice d_key that SmolLM2's subjects have."""
+    """MEMIT's 15000 at d_key 18,944, of keys with twice the mean x."""
     share = layer_share([1 / 5, 1 / 4, 1 / 3, 1 / 2, 1])
     assert single_key_ridge(2 * 18_944, share) == pytest.approx(15_000, rel=0.05)
 
@@ -226,10 +226,12 @@ def test_presets_keep_the_papers_numbers():
             assert [name for name in AUTO if name in own and values[name] == "auto"] == [], (method, preset)
 
 
-def test_the_settings_take_auto_or_a_number():
+def test_the_settings_take_auto_or_a_number(tmp_path):
     assert parse.settings("mom2_update_weight=auto,L2=2") == {"mom2_update_weight": "auto", "L2": 2}
     demo = kt.load("demo")
     assert configure(demo, "jeep", mom2_update_weight_high="auto").as_dict()["mom2_update_weight_high"] == "auto"
+    (tmp_path / "mine.toml").write_text('inherits = "demo"\n[hyper_parameters]\nmom2_update_weight = "auto"\n')
+    assert configure(demo, "memit", preset=str(tmp_path / "mine.toml")).as_dict()["mom2_update_weight"] == "auto"
     with pytest.raises(KtError, match="is no float, nor auto"):
         configure(demo, "memit", mom2_update_weight="automatic")
     with pytest.raises(KtError, match="is no float; see"):

@@ -32,7 +32,7 @@ from torch import Tensor
 
 WANTED = 0.9
 """The share of the wanted change that comes through a path, where its ridges are automatic. At d_key 18,944, with keys
-of x = 2 d_key (SmolLM2's) and five layers, λ is then 15,400; the papers' files have 15,000."""
+of twice the mean x and five layers, λ is then 15,400; the papers' files have 15,000."""
 
 LEAST = 0.01
 """The smallest automatic ridge, beside that of a single key."""
