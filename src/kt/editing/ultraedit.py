@@ -6,7 +6,7 @@ answers' -log p with respect to its output. With μ and σ over all pairs of the
 
     ẑ = (z - μ) / (σ + ε),  z = [h, g]         lifelong normalisation
     v = -lr · ‖ĥ‖² · ĝ                         what the projection is to give more where it reads h
-    ΔW = V Hᵀ (H Hᵀ + ridge · I)⁻¹             on the h as they are; the authors' ridge is 1, ours by default `auto`
+    ΔW = V Hᵀ (H Hᵀ + ridge · I)⁻¹             on the h as they are; the authors' ridge is 1
 
 All weights are solved on the model as it is, from the same pass. ẑ is centred: what all pairs share is taken away, so a
 lone pair moves nothing, and few say little.
@@ -92,7 +92,7 @@ class UltraEdit:
 
     `shared`: modules of one shape have one normaliser between them, as in the authors' code, rather than one each.
     `tokens`: the most (padded) tokens of one forward and backward; it bounds memory, and moves the result
-    by rounding only.
+    by rounding only. `ridge`: a number, or `auto` for `closed_form.auto_ridge`'s of the h at hand.
     """
 
     layers: tuple[int, ...]
