@@ -255,6 +255,8 @@ class TestHostile:
             ("report", [ROW | {"target_rank": [4, 0, 1]}]),
             ("rounding", {DOWN: {"error": "large"}}),
             ("weight_norms", {DOWN: "large"}),
+            ("chosen", {DOWN: {"lambda": "auto", "x": 3.0, "share": 0.9}}),
+            ("chosen", {DOWN: {"lambda": 1.0}}),
             ("value_change", {"hidden.1": {}}),
             ("note", "\ud800"),
         ],

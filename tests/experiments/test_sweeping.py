@@ -74,6 +74,14 @@ def test_rescaled_paths_equal_a_solve_of_its_own(model, moments, alpha):
     assert (pair[0] is None) == (pair[1] is None) and (pair[0] is None or set(pair[0].names) == set(pair[1].names))
 
 
+def test_a_rescaled_joint_edit_says_what_was_chosen_for_both_paths(model, moments):
+    options = FAST | {"mom2_update_weight": "auto"}
+    (point,) = alpha_points((0.3,), **options)
+    got = Solver(model, [point.options], moments).edit(FACTS, point.options, 0, None)
+    want = kt.edit(model, FACTS, method="intattn", alpha=0.3, statistics=moments, **options)
+    assert got.manifest["chosen"] == want.manifest["chosen"] and set(got.manifest["chosen"]) == set(got.names)
+
+
 @pytest.mark.parametrize("changes", [{"coupled": True}, {"joint_targets": True}, {"method": "intattn-rome"}])
 def test_paths_that_see_each_other_are_solved_for_each_alpha(model, moments, changes):
     options = dict(method="intattn") | FAST | changes | {"alpha": 0.4}
@@ -228,6 +236,17 @@ def test_the_panels_are_those_of_the_protocols(model, moments, protocols, panels
     found = sweep(model, facts, point, protocols=protocols, statistics=moments)
     assert set(show.columns(found)) == panels
     assert ("teacher-forced" in found.figure().layout.title.text) == ("tf" in protocols or panels <= set(show.SHOWN))
+
+
+def test_points_solved_with_a_fixed_ridge_are_not_gone_on_with_under_an_automatic_one(model, moments, tmp_path):
+    given = {"points": alpha_points((0.0,), **FAST | {"mom2_update_weight": "auto"}), "folder": tmp_path / "run"}
+    first = swept(model, moments, **given)
+    assert swept(model, moments, **given, resume=True).rows == first.rows
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings.pop("ridges") == "auto"
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))  # as a kt without automatic ones wrote it
+    with pytest.raises(KtError, match="begun with ridges None, now it is auto"):
+        swept(model, moments, **given, resume=True)
 
 
 def test_protocols_are_settings_in_any_order_and_text_is_one_by_its_bytes(model, moments, tmp_path):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
     from .plan import Plan
 
+AUTO = "auto"
+"""A value that follows from the model and the requests."""
 _TYPES = {"float": float, "int": int, "bool": bool, "str": str, "tuple": tuple}
 
 
@@ -113,6 +115,12 @@ class Config:
         return [spec.name for spec in setting_fields(type(self)) if isinstance(getattr(self, spec.name), NotGiven)]
 
     @property
+    def follows_keys(self) -> bool:
+        """Whether λ or a ridge is to follow from the keys (`closed_form.auto_ridge`)."""
+        specs = [spec for spec in setting_fields(type(self)) if type_of(spec).startswith("float | Literal")]
+        return any(getattr(self, spec.name) == AUTO for spec in specs)
+
+    @property
     def traces_alpha(self) -> bool:
         """Whether α comes from a trace."""
         return False
@@ -201,12 +209,14 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0)
     Raises:
         KtError: it is not.
     """
-    if least is None or (value is None and "None" in annotation):
+    automatic = AUTO in annotation
+    if least is None or (value is None and "None" in annotation) or (automatic and value == AUTO):
         return
     wanted = next(kind for word, kind in _TYPES.items() if annotation.startswith(word))
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number if wanted is float else isinstance(value, wanted)):
-        raise KtError(f"{name} {value!r} is no {wanted.__name__}; see docs/methods.md")
+        others = f", nor {AUTO}" if automatic else ""
+        raise KtError(f"{name} {value!r} is no {wanted.__name__}{others}; see docs/methods.md")
     if number and not (math.isfinite(value) and value >= 0):
         raise KtError(f"{name} {value!r} must be zero or more")
     if number and value < least:

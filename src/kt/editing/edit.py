@@ -96,10 +96,11 @@ class Edit(Shown):
         return Edit(rest, manifest)
 
     def deltas(self, model: TracedModel | None = None) -> dict[str, dict[str, Any]]:
-        """Per weight: shape, rank, norm, the norm relative to the weight's own, and (weights of 16 bits) what of the
-        update rounding left: see `rounding`."""
+        """Per weight: shape, rank, norm, the norm relative to the weight's own, λ and x where λ was chosen (see
+        `closed_form.auto_ridge`), and (weights of 16 bits) what of the update rounding left: see `rounding`."""
         relative = self.manifest.get("weight_norms", {})
         rounded = self.manifest.get("rounding", {})
+        chosen = self.manifest.get("chosen", {})
         rows = {}
         for name, update in self.updates.items():
             norm = update.norm()
@@ -111,6 +112,8 @@ class Edit(Shown):
                 "relative_norm": norm / base if base else None,
                 "norm_ratio": self.manifest.get("norm_ratios", {}).get(name),
                 "condition": self.manifest.get("conditions", {}).get(name),
+                "lambda": chosen.get(name, {}).get("lambda"),
+                "x": chosen.get(name, {}).get("x"),
                 "survived": rounded.get(name, {}).get("survived"),
                 "rounding_error": rounded.get(name, {}).get("error"),
             }
@@ -268,11 +271,14 @@ class Edit(Shown):
     def _weights_table(self) -> Table:
         rounded = self.manifest.get("rounding") is not None
         names = ["shape", "rank", "norm", "relative_norm", "norm_ratio", "condition"]
+        chosen = self.manifest.get("chosen") is not None
+        names += ["lambda", "x"] if chosen else []
         names += ["survived", "rounding_error"] if rounded else []
         rows = [[name, *(delta[each] for each in names)] for name, delta in self.deltas().items()]
         shape = Column("shape", lambda sides: "x".join(map(str, sides)))
         condition = Column("condition", lambda value: "–" if value is None else f"{value:.0e}")
         columns: list[str | Column] = ["weight", shape, "rank", "norm", "relative", "new / old norm", condition]
+        columns += ["λ", "x"] if chosen else []
         columns += ["survived", "error"] if rounded else []
         return Table(columns, rows, "written weights", _rounding_note(self) if rounded else "")
 

@@ -89,6 +89,7 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     "weight_norms": (NUMBERS, "numbers by weight"),
     "norm_ratios": (NUMBERS, "numbers by weight"),
     "conditions": (NUMBERS, "numbers by weight"),
+    "chosen": ({...: {"lambda": float, "x": float, "share": float}}, "lambda, x and share by weight"),
     "rounding": ({...: {"survived": NUMBER, "error": NUMBER}}, "survived and error by weight"),
     "lost_to_rounding": (([str], None), "a list of requests' ids or null"),
     "requests": ([REQUEST], "a list of requests"),

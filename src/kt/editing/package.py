@@ -44,6 +44,8 @@ def package(context: SolveContext, facts: Sequence[Fact], config: Config, plan: 
         "seed": context.seed,
         **solved.notes,
     }
+    if chosen := {n: w.chosen for n, w in solved.written.items() if w.chosen is not None}:
+        manifest["chosen"] = chosen
     edit = Edit(
         updates,
         about_weights(model, updates) | about_requests(facts) | manifest,

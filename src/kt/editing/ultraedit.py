@@ -22,7 +22,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from ..model.memory import require_memory
 from ..model.sites import Site
 from ..model.tokens import Batch, pad_id, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
+from .closed_form.auto_ridge import WANTED, Spectrum, auto_ridge
 from .closed_form.keys import Rows
 from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
@@ -91,13 +92,13 @@ class UltraEdit:
 
     `shared`: modules of one shape have one normaliser between them, as in the authors' code, rather than one each.
     `tokens`: the most (padded) tokens of one forward and backward; it bounds memory, and moves the result
-    by rounding only.
+    by rounding only. `ridge`: a number, or `auto` for `closed_form.auto_ridge`'s of the h at hand.
     """
 
     layers: tuple[int, ...]
     maps: tuple[str, ...] = ("mlp",)
     lr: float = 1e-6
-    ridge: float = 1.0
+    ridge: float | Literal["auto"] = 1.0
     shared: bool = False
     tokens: int = 2048
 
@@ -143,10 +144,15 @@ class UltraEdit:
         for site, group in groups.items():
             name = model.weight_name(site)
             shifts = value_shifts(pairs[site], running[group], self.lr)
-            update, condition = ridge_fit(pairs[site].keys.double(), shifts, self.ridge)
+            keys, ridge, chosen = pairs[site].keys.double(), self.ridge, None
+            if ridge == "auto":
+                chosen = auto_ridge(Spectrum.of_keys(keys.T), WANTED, 1.0)
+                ridge = chosen.ridge
+            update, condition = ridge_fit(keys, shifts, ridge)
             if not update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; lower lr or raise ridge")
-            written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()))
+            about = chosen and chosen.as_dict()
+            written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()), chosen=about)
         context.state.running.update(running)  # last of all: an edit that failed has not been seen
         return SolveResult(written)
 

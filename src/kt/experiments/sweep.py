@@ -23,7 +23,7 @@ from ..evaluation.perplexity import Heldout, heldout_corpus
 from ..facts.fact import Fact, facts_digest
 from .grids import Point
 from .sweep_result import Kept, Row, Sweep
-from .sweep_solving import Solver
+from .sweep_solving import Solver, config_of
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -90,6 +90,8 @@ def sweep(
         "max_tokens": max_tokens,
         "statistics": None if statistics is None else str(getattr(statistics, "files", statistics)),
     }
+    if any(config_of(model, point.options).follows_keys for point in points):
+        settings["ridges"] = "auto"  # so that points of a kt with fixed ones are not gone on with
     kept = Kept(folder, settings, resume, {"balance": balance})
     arguments: dict[str, Any] = {"protocols": ways, "heldout": heldout, "batch_size": batch_size, "seed": seeds[0]}
     solver = Solver(model, [point.options for point in points], statistics, corpus, max_tokens)

@@ -16,6 +16,7 @@ from .._util.data import to_json
 from .._util.progress import Progress
 from ..editing import Edit, Statistics
 from ..editing.closed_form.plan import LocateThenEdit
+from ..editing.config import Config
 from ..editing.edit import OF_THE_WHOLE
 from ..editing.plan import Plan
 from ..editing.resolve import configure, needs_evidence, resolve, take_statistics
@@ -90,10 +91,9 @@ class Solver:
 
     def _plan(self, options: Mapping[str, Any]) -> Plan | None:
         """The plan of an edit with these options; None if it depends on a trace or a probe still to come."""
-        given = {name: value for name, value in options.items() if name not in OF_THE_SESSION}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solve itself says it once more
-            config = configure(self.model, **given)
+            config = config_of(self.model, options)
             return None if needs_evidence(config) else resolve(config, self.model, [])[0].plan()
 
     def _moments(self, progress: Progress | None) -> Statistics | str | Path | None:
@@ -114,6 +114,11 @@ class Solver:
         return self._contexts[write, seed]
 
 
+def config_of(model: TracedModel, options: Mapping[str, Any]) -> Config:
+    """The configuration of a point's options."""
+    return configure(model, **{name: value for name, value in options.items() if name not in OF_THE_SESSION})
+
+
 def separable(plan: Plan | None) -> bool:
     """Whether α only scales what is solved: the paths do not see each other's writes, nor share a search."""
     return (
@@ -131,6 +136,8 @@ def combined(mlp: Edit, attn: Edit, alpha: float) -> Edit:
     for name in ("fingerprints", "weight_norms"):
         manifest[name] = {**mlp.manifest[name], **attn.manifest[name]}
     manifest["attention_weights"] = [*mlp.manifest["attention_weights"], *attn.manifest["attention_weights"]]
+    if chosen := mlp.manifest.get("chosen", {}) | attn.manifest.get("chosen", {}):
+        manifest["chosen"] = chosen
     whole = Edit(updates, manifest)
     whole.check()
     return whole

@@ -27,6 +27,7 @@ from ...model.sites import Kind, Site
 from ...model.update import LowRank, Update
 from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
 from .aims import SPREADS, Share, Spread, TargetSite, even
+from .auto_ridge import WANTED, layer_share
 from .contexts import Contexts
 from .factor import Moment
 from .keys import fact_keys, fact_values
@@ -57,6 +58,14 @@ class Write:
     @property
     def sites(self) -> tuple[Site, ...]:
         return tuple(Site(self.kind, layer) for layer in self.layers)
+
+    @property
+    def layer_share(self) -> float:
+        """The share of every layer's residual that an automatic λ lets through. All layers add up in the residual
+        stream; the output of one module gets the write of its own layer only."""
+        if self.aim.site.kind is not Kind.RESID:
+            return WANTED
+        return layer_share([self.spread(index, len(self.layers)) for index in range(len(self.layers))])
 
 
 @dataclass(frozen=True)
@@ -205,6 +214,11 @@ def _walk(
         solved[name] = WeightUpdate.of(
             context.journal.take(name, _solve_site, context, facts, path, wanted, site, share)
         )
+        if path.solver.automatic and solved[name].chosen is None:
+            raise KtError(
+                f"this run was begun when λ and the ridges had fixed defaults (of {name} none is kept); begin it anew, "
+                "or resume it with the kt that began it"
+            )
         context.model.write(site, solved[name].update)
     return solved
 
@@ -233,10 +247,12 @@ def _solve_site(
         fact_keys(model, facts, bare, site, path.aim.position).cpu() if path.solver.needs_bare else None,
         _moment(context, name, keys) if path.solver.needs_moment else None,
         context.state.keys.get(name) if path.solver.keeps_keys else None,
+        path.layer_share,
     )
     solution = path.solver(system)
     _check(name, solution)
-    return WeightUpdate(solution.update, solution.condition, keys, float(residuals.norm())).as_dict()
+    chosen = solution.chosen and solution.chosen.as_dict()
+    return WeightUpdate(solution.update, solution.condition, keys, float(residuals.norm()), chosen).as_dict()
 
 
 def _moment(context: SolveContext, name: str, keys: Float[Tensor, "d_in fact"]) -> Moment:
@@ -278,6 +294,7 @@ def _sum(old: WeightUpdate, new: WeightUpdate) -> WeightUpdate:
         max(old.condition or 0, new.condition or 0),
         torch.cat([old.keys, new.keys], 1),
         ((old.residual_norm or 0) ** 2 + (new.residual_norm or 0) ** 2) ** 0.5,
+        new.chosen or old.chosen,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,24 +20,27 @@ from torch import Tensor
 
 from ...errors import KtError
 from ...model.update import LowRank
+from .auto_ridge import WANTED, AutoRidge, Spectrum, auto_ridge, single_key_ridge
 from .factor import FACTOR_COPIES, PROJECTOR_COPIES, Factored, Moment, cholesky, require_room
 
 Given = TypeVar("Given")
 
 
 class Solution(NamedTuple):
-    """An update, the condition number of the system that gave it, and the ridge it needed."""
+    """An update, the condition number of the system that gave it, the ridge that C's factor needed, and the λ (or L2,
+    or ρ) that the solver chose, where its own is `auto`."""
 
     update: LowRank
     condition: float
     ridge: float = 0.0
+    chosen: AutoRidge | None = None
 
 
 class System(NamedTuple):
     """The input of a solver: all float64 on the CPU.
 
     `keys` are means over contexts, `bare` those of the bare prompts; `past` holds the keys that earlier edits of the
-    session wrote, or None.
+    session wrote, or None. `share` is what an automatic ridge lets through of the residuals.
     """
 
     residuals: Float[Tensor, "d_out fact"]
@@ -45,11 +48,12 @@ class System(NamedTuple):
     bare: Float[Tensor, "d_in fact"] | None = None
     moment: Moment | None = None
     past: Float[Tensor, "d_in past"] | None = None
+    share: float = WANTED
 
 
 class Solver(Protocol):
     """From a system to an update. `needs_moment` and `needs_bare` say what must be filled in, `keeps_keys` whether
-    `past` counts; `formula` is for people."""
+    `past` counts, `automatic` whether the solution says what was chosen; `formula` is for people."""
 
     formula: ClassVar[str]
 
@@ -61,6 +65,9 @@ class Solver(Protocol):
 
     @property
     def keeps_keys(self) -> bool: ...
+
+    @property
+    def automatic(self) -> bool: ...
 
     def require_room(self, name: str, d_key: int) -> None: ...
 
@@ -141,19 +148,31 @@ class ThroughFactor:
 
 @dataclass(frozen=True)
 class LeastSquares(ThroughFactor):
-    """R Kᵀ (λC + H + K Kᵀ)⁻¹ (IntAttn-Edit eq. 6; MEMIT eq. 14, with K0 K0ᵀ = λC), H the earlier edits' keys."""
+    """R Kᵀ (λC + H + K Kᵀ)⁻¹ (IntAttn-Edit eq. 6; MEMIT eq. 14, with K0 K0ᵀ = λC), H the earlier edits' keys.
+
+    λ is `weight`, or chosen by `auto_ridge` for the keys at hand.
+    """
 
     formula: ClassVar[str] = "R Kᵀ(λC + H + KKᵀ)⁻¹"
 
-    weight: float = 15000.0
+    weight: float | Literal["auto"] = "auto"
     needs_moment: bool = True
     needs_bare: bool = False
     keeps_keys: bool = True
 
+    @property
+    def automatic(self) -> bool:
+        return self.weight == "auto"
+
     def __call__(self, system: System) -> Solution:
-        held = RegularisedGram(_given(system.moment), self.weight, _joined(system.keys, system.past))
-        spread = held.solve_own(system.keys.shape[1])
-        return Solution(LowRank(system.residuals, spread.T.contiguous()), held.condition(), held.ridge)
+        moment, keys, count = _given(system.moment), _joined(system.keys, system.past), system.keys.shape[1]
+        weight, chosen = self.weight, None
+        if weight == "auto":
+            chosen = auto_ridge(_through_factor(moment, keys, count), system.share, moment.size)
+            weight = chosen.ridge
+        held = RegularisedGram(moment, weight, keys)
+        update = LowRank(system.residuals, held.solve_own(count).T.contiguous())
+        return Solution(update, held.condition(), held.ridge, chosen)
 
 
 @dataclass(frozen=True)
@@ -163,28 +182,56 @@ class Equality(ThroughFactor):
     Of all updates that do, the one that moves the held directions least. `ridge` ρ, which the code adds for more than
     one fact, keeps near-equal keys from demanding the impossible; 0 is the paper's formula. With it, the constraint is
     no longer exact: by the push-through identity the update is R Kᵀ(ρH + K Kᵀ)⁻¹, `LeastSquares` with ρλ for its λ.
+
+    An automatic ρ is chosen by `auto_ridge` from KᵀH⁻¹K, and 0 for one fact. An automatic λ is the one whose product
+    with ρ is `LeastSquares`' automatic λ; where ρ is 0, λ weighs C against earlier keys only and follows d_key; where ρ
+    is automatic too, it is 1.
     """
 
     formula: ClassVar[str] = "R(KᵀD⁻¹K + ρI)⁻¹KᵀD⁻¹, D = λC + H"
 
-    weight: float = 1.0
-    ridge: float = 0.0
+    weight: float | Literal["auto"] = 1.0
+    ridge: float | Literal["auto"] = 0.0
     needs_moment: bool = True
     needs_bare: bool = False
     keeps_keys: bool = True
 
+    @property
+    def automatic(self) -> bool:
+        return "auto" in (self.weight, self.ridge)
+
     def __call__(self, system: System) -> Solution:
         moment, none = _given(system.moment), system.keys[:, :0]
-        held = RegularisedGram(moment, self.weight, none if system.past is None else system.past)
+        weight, chosen = self._weight(system)
+        held = RegularisedGram(moment, weight, none if system.past is None else system.past)
         through = held.solve(system.keys)
         gram = system.keys.T @ through
+        ridge = self.ridge
+        if ridge == "auto":
+            chosen = AutoRidge(0.0, float(gram[0, 0]), 1.0)
+            if gram.shape[0] > 1:
+                chosen = auto_ridge(Spectrum.of_gram(gram), system.share, moment.size / weight)
+            ridge = chosen.ridge
         if gram.shape[0] > 1:
-            gram.diagonal().add_(self.ridge)
+            gram.diagonal().add_(ridge)
         inner = cholesky(gram, "KᵀC⁻¹K (requests whose keys are the same?)")
         spread = inner.solve(through.T)
         return Solution(
-            LowRank(system.residuals, spread), float(torch.linalg.cond(gram, 2)), max(held.ridge, inner.ridge)
+            LowRank(system.residuals, spread), float(torch.linalg.cond(gram, 2)), max(held.ridge, inner.ridge), chosen
         )
+
+    def _weight(self, system: System) -> tuple[float, AutoRidge | None]:
+        """λ, and how it was chosen."""
+        if self.weight != "auto" or self.ridge == "auto":
+            return (1.0 if self.weight == "auto" else self.weight), None
+        moment, count = _given(system.moment), system.keys.shape[1]
+        if self.ridge == 0:
+            weight = single_key_ridge(moment.size, system.share)
+            return weight, AutoRidge(weight, float(_through_factor(moment, system.keys, count).x.median()), 1.0)
+        past = None if system.past is None else system.past * self.ridge**0.5
+        chosen = auto_ridge(_through_factor(moment, _joined(system.keys, past), count), system.share, moment.size)
+        chosen = chosen._replace(ridge=chosen.ridge / self.ridge)
+        return chosen.ridge, chosen
 
 
 @dataclass(frozen=True)
@@ -192,20 +239,24 @@ class NullSpace:
     """R Kᵀ P ((K Kᵀ + H) P + L2 · I)⁻¹ (AlphaEdit), P the projector onto directions of C below `threshold`.
 
     Its result lies in P's range, where the matrix is the symmetric L2 · I + P(K Kᵀ + H)P: solved as such. The
-    threshold is absolute, as in the original code: it depends on the scale of the keys.
+    threshold is absolute, as in the original code: it depends on the scale of the keys. `auto_ridge` may choose L2.
     """
 
     formula: ClassVar[str] = "R KᵀP((KKᵀ + H)P + L2·I)⁻¹"
 
     threshold: float = 2e-2
-    l2: float = 10.0
+    l2: float | Literal["auto"] = "auto"
     needs_moment: bool = True
     needs_bare: bool = False
     keeps_keys: bool = True
 
     def __post_init__(self) -> None:
-        if self.l2 <= 0:
+        if self.l2 != "auto" and self.l2 <= 0:
             raise KtError(f"L2 {self.l2:g} must be above zero")
+
+    @property
+    def automatic(self) -> bool:
+        return self.l2 == "auto"
 
     def require_room(self, name: str, d_key: int) -> None:
         require_room(f"AlphaEdit's projector for {name}", d_key, PROJECTOR_COPIES)
@@ -214,14 +265,18 @@ class NullSpace:
         basis = _given(system.moment).null_basis(self.threshold)
         inside = basis.T @ _joined(system.keys, system.past)  # in P's own coordinates
         count = system.keys.shape[1]
+        l2, chosen = self.l2, None
+        if l2 == "auto":
+            chosen = auto_ridge(Spectrum.of_keys(inside, count), system.share, 1.0)
+            l2 = chosen.ridge
         if inside.shape[1] < inside.shape[0]:
-            small = cholesky(inside.T @ inside + self.l2 * torch.eye(inside.shape[1], dtype=inside.dtype), "KᵀPK + L2")
+            small = cholesky(inside.T @ inside + l2 * torch.eye(inside.shape[1], dtype=inside.dtype), "KᵀPK + L2")
             spread = small.solve(inside.T).T[:, :count]
         else:
-            large = cholesky(inside @ inside.T + self.l2 * torch.eye(inside.shape[0], dtype=inside.dtype), "PKKᵀP + L2")
+            large = cholesky(inside @ inside.T + l2 * torch.eye(inside.shape[0], dtype=inside.dtype), "PKKᵀP + L2")
             spread = large.solve(inside[:, :count])
-        condition = 1 + float(torch.linalg.matrix_norm(inside, 2)) ** 2 / self.l2
-        return Solution(LowRank(system.residuals, (basis @ spread).T.contiguous()), condition)
+        condition = 1 + float(torch.linalg.matrix_norm(inside, 2)) ** 2 / l2
+        return Solution(LowRank(system.residuals, (basis @ spread).T.contiguous()), condition, chosen=chosen)
 
 
 @dataclass(frozen=True)
@@ -234,6 +289,7 @@ class RankOne(ThroughFactor):
     mom2_adjustment: bool = True
     same_key: bool = False
     keeps_keys: bool = False
+    automatic: ClassVar[bool] = False
 
     @property
     def needs_moment(self) -> bool:  # type: ignore[override]
@@ -252,6 +308,11 @@ class RankOne(ThroughFactor):
         met = system.keys if self.same_key else _given(system.bare)
         left = system.residuals / (direction * met).sum(0)
         return Solution(LowRank(left, direction.T.contiguous()), condition, ridge)
+
+
+def _through_factor(moment: Moment, keys: Float[Tensor, "d_in n"], count: int) -> Spectrum:
+    """Of K̃ = L⁻¹K, by the factor that the solve takes as well."""
+    return Spectrum.of_keys(torch.linalg.solve_triangular(moment.factor().factor, keys, upper=False), count)
 
 
 def _joined(keys: Float[Tensor, "d_in fact"], past: Float[Tensor, "d_in past"] | None) -> Float[Tensor, "d_in all"]:

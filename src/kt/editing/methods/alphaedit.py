@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ...model.sites import Kind, Site
 from .. import closed_form as cf
@@ -23,8 +24,11 @@ class AlphaEdit(Spreading, AtToken):
         about="AlphaEdit: singular values of C below it span what P leaves free",
         source="AlphaEdit hparams/AlphaEdit",
     )
-    L2: float = setting(
-        10.0, symbol="I", about="AlphaEdit, UltraEdit: factor of I in the solve", source="AlphaEdit hparams/AlphaEdit"
+    L2: float | Literal["auto"] = setting(
+        "auto",
+        symbol="I",
+        about="AlphaEdit, UltraEdit: factor of I in the solve",
+        source="AlphaEdit's code; the number: kt's own, closed_form.auto_ridge",
     )
 
     def plan(self) -> cf.LocateThenEdit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from .. import closed_form as cf
 from ..config import method, setting
@@ -19,12 +20,12 @@ class EMMET(MEMIT):
     λ = emmet_lambda · mom2_update_weight.
     """
 
-    mom2_update_weight: float = setting(1.0, source="EasyEdit hparams/EMMET")
-    emmet_lambda: float = setting(
-        0.1,
+    mom2_update_weight: float | Literal["auto"] = setting(1.0, source="EasyEdit hparams/EMMET")
+    emmet_lambda: float | Literal["auto"] = setting(
+        "auto",
         symbol="λ",
         about="EMMET: added to the diagonal of KᵀC⁻¹K; the paper has none",
-        source="EasyEdit hparams/EMMET",
+        source="EasyEdit hparams/EMMET; the number: kt's own, closed_form.auto_ridge",
     )
 
     def plan(self) -> cf.LocateThenEdit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ...model.sites import Kind, Site
 from .. import closed_form as cf
@@ -22,7 +23,7 @@ class IntAttn(AttentionShare, MEMIT):
     docs/demo-edits.md measures both.
     """
 
-    mom2_update_weight_attn: float | None = setting(
+    mom2_update_weight_attn: float | Literal["auto"] | None = setting(
         None,
         symbol="λ of W_o",
         about="IntAttn-Edit: λ of the attention path, where not the MLP's",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ...errors import KtError
 from ...model.sites import Kind, Site
@@ -33,14 +34,14 @@ class JEEP(Spreading, TargetSearch):
     spread: str = setting("sqrt", source="JEEP eq. 8-12")
     v_weight_decay: float = setting(0.5, source="JEEP D.7")
     v_num_grad_steps: int = setting(30, source="JEEP D.7")
-    mom2_update_weight: float = setting(
-        15000.0,
+    mom2_update_weight: float | Literal["auto"] = setting(
+        "auto",
         symbol="λ",
         about="weight of what the layer already knows, C₀ = λ E[kkᵀ]",
         unit="keys",
-        source="JEEP D.7, by model and data set",
+        source="JEEP eq. 8-12; the number: kt's own, closed_form.auto_ridge",
     )
-    mom2_update_weight_high: float | None = setting(
+    mom2_update_weight_high: float | Literal["auto"] | None = setting(
         None, symbol="λ*", about="JEEP: λ in the high region", unit="keys", source="JEEP D.7"
     )
     clamp_norm_factor_high: float = setting(

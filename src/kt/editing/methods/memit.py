@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ...model.sites import Kind, Site
 from .. import closed_form as cf
-from ..closed_form.config import EASYEDIT, AtToken, Spreading
+from ..closed_form.config import AtToken, Spreading
 from ..config import method, setting
 
 
@@ -15,12 +16,12 @@ from ..config import method, setting
 class MEMIT(Spreading, AtToken):
     """Eq. 14-20: aims at the residual stream after the last layer, writes every down_proj."""
 
-    mom2_update_weight: float = setting(
-        15000.0,
+    mom2_update_weight: float | Literal["auto"] = setting(
+        "auto",
         symbol="λ",
         about="weight of what the layer already knows, C₀ = λ E[kkᵀ]",
         unit="keys",
-        source=f"MEMIT eq. 14, 15; {EASYEDIT}",
+        source="MEMIT eq. 14, 15; the number: kt's own, closed_form.auto_ridge",
     )
 
     @property

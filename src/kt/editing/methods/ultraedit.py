@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..config import WRITTEN, Config, linear_maps, method, setting
 
@@ -17,8 +17,12 @@ class UltraEditConfig(Config):
     """See kt.editing.ultraedit for the formulas."""
 
     lr: float = setting(1e-6, about="UltraEdit: step of the gradient", source="EasyEdit hparams/UltraEdit", own=True)
-    L2: float = setting(
-        1.0, symbol="I", about="AlphaEdit, UltraEdit: factor of I in the solve", source="UltraEdit's code", own=True
+    L2: float | Literal["auto"] = setting(
+        "auto",
+        symbol="I",
+        about="AlphaEdit, UltraEdit: factor of I in the solve",
+        source="UltraEdit's code; the number: kt's own, closed_form.auto_ridge",
+        own=True,
     )
     modules: str = setting("mlp", about=WRITTEN, source="the original writes gate and up")
     shared_normaliser: bool = setting(
