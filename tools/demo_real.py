@@ -8,6 +8,7 @@ few edits take in a model whose keys have 1,536.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -55,4 +56,6 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs") / f"{now}-real"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs") / f"{now}-real", help="where the runs go")
+    sys.exit(main(parser.parse_args().folder))

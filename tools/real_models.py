@@ -10,6 +10,7 @@ on with the wheels that are there.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import shutil
 import subprocess
@@ -234,7 +235,9 @@ def main(names: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("model", nargs="*", help=f"{', '.join(MODELS)} [default: all]")
+        sys.exit(main(parser.parse_args().model))
     except KtError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)

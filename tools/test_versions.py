@@ -7,6 +7,7 @@ Each end has a virtual environment of its own beside `.venv`, so that a second r
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import venv
@@ -66,4 +67,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="an end (oldest or newest), then pytest's arguments"
+    )
+    raise SystemExit(main(parser.parse_args().arguments))

@@ -8,6 +8,7 @@ text. Tokens are counted by a hook on the embedding, padding included.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -53,6 +54,7 @@ def lines(model: kt.TracedModel) -> Iterator[str]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     sys.stdout.write("\n".join([HEAD, "|" + " --- |" * 7, *lines(kt.load("demo"))]) + "\n")
     return 0
