@@ -121,7 +121,8 @@ def test_every_variant_on_every_family(family, method):
     assert plan.moment_sites == [] and not plan.keeps_keys and not plan.has_targets
     others = {n: w.clone() for n, w in model.module.named_parameters() if n not in solved.written}
     for name, (update, *rest) in solved.written.items():
-        assert all(extra is None for extra in rest) and update.shape == tuple(model.weight(name).shape) and update.finite
+        assert all(extra is None for extra in rest)
+        assert update.shape == tuple(model.weight(name).shape) and update.finite
         assert isinstance(update, LowRank) == (method == "lora") and update.dense().dtype == torch.float32
     with model.restored(solved.written):
         for name, written in solved.written.items():
