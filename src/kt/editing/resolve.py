@@ -260,13 +260,8 @@ def trace_balance(
     Raises:
         KtError: α was to come of it.
     """
-    from ..tracing import balance_factor, causal_trace
-
-    if not is_per_fact(config) and len(facts) > MOST_TRACED:
-        facts = [facts[i * len(facts) // MOST_TRACED] for i in range(MOST_TRACED)]
     try:
-        trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed, journal=journal)
-        return balance_factor(trace, seed=seed)
+        return traced_balance(model, facts, seed, journal=journal, most=None if is_per_fact(config) else MOST_TRACED)
     except KtError as error:
         if not config.traces_alpha:
             return None
@@ -274,6 +269,28 @@ def trace_balance(
             f"alpha cannot be traced on these facts ({error}); give it as a number, such as 0.3, or facts that the "
             "model knows (--alpha-facts)"
         ) from None
+
+
+def traced_balance(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    journal: Journal | None = None,
+    most: int | None = MOST_TRACED,
+) -> Balance:
+    """Trace α (eq. 12) over at most `most` of the facts, evenly spaced; over all of them if it is None.
+
+    Raises:
+        KtError: the facts cannot be traced: the model does not know them, or they have no second answer.
+    """
+    from ..tracing import balance_factor, causal_trace
+
+    if most is not None and len(facts) > most:
+        facts = [facts[i * len(facts) // most] for i in range(most)]
+    trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed, progress=progress, journal=journal)
+    return balance_factor(trace, seed=seed)
 
 
 def probe_stages(model: TracedModel, facts: Sequence[Fact]) -> Stages | None:

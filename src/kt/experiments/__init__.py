@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .._util.lazy import attach
 
 if TYPE_CHECKING:
+    from ..editing.resolve import traced_balance
     from .grids import (
         ATTENTION_SETS,
         Point,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         layer_points,
         module_points,
     )
-    from .sweep import distinct, traced_balance
+    from .sweep import distinct
     from .sweep_result import Row, Sweep
 
 _HOMES = {
@@ -37,7 +38,7 @@ _HOMES = {
     "edit_points": ".grids",
     "layer_points": ".grids",
     "module_points": ".grids",
-    "traced_balance": ".sweep",
+    "traced_balance": "..editing.resolve",
 }
 
 __getattr__, __dir__ = attach(__name__, _HOMES)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._util.data import plain
-from .._util.progress import Progress, Stage
+from .._util.progress import Stage
 from ..editing import Statistics
 from ..editing.resolve import read_requests, refuse_contradictions
 from ..errors import KtError
@@ -27,7 +27,6 @@ from .sweep_solving import Solver, config_of
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
-    from ..tracing import Balance
 
 
 def sweep(
@@ -225,20 +224,3 @@ def distinct(facts: Sequence[Fact]) -> list[Fact]:
             "no record can be edited: none has a target that is not its old answer; give facts with a target or a foil"
         )
     return list(kept.values())
-
-
-def traced_balance(
-    model: TracedModel, facts: Sequence[Fact], seed: int = 0, progress: Progress | None = None
-) -> Balance:
-    """Trace α (eq. 12) over at most 100 of the facts, evenly, as `alpha="auto"` does.
-
-    Raises:
-        KtError: they cannot be traced: the model does not know them, or they have no second answer.
-    """
-    from ..editing.resolve import MOST_TRACED
-    from ..tracing import balance_factor, causal_trace
-
-    if len(facts) > MOST_TRACED:
-        facts = [facts[i * len(facts) // MOST_TRACED] for i in range(MOST_TRACED)]
-    trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed, progress=progress)
-    return balance_factor(trace, seed=seed)
