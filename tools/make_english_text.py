@@ -200,7 +200,7 @@ def address(package: Package, name: str) -> list[str]:
 def book(package: Package, name: str) -> list[str]:
     """The prose paragraphs of a book: no titles, no verse."""
     blocks = re.split(r"\n\s*\n", text_of(package, f"gutenberg/{name}.txt").replace("\r", ""))
-    prose = [block for block in blocks[1:] if not re.search(r"(?m)^ {3}", block)]
+    prose = [block for block in blocks[1:] if not re.search(r"\n {3}", block)]  # verse is indented whole
     return [line for block in prose if len(line := spaced(block.replace("_", ""))) > 60 and not line.isupper()]
 
 
