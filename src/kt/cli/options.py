@@ -139,7 +139,8 @@ class SolveOptions(Options):
     statistics: Annotated[
         Path | None, Opt("--statistics", help="A safetensors file of key second moments by module name.")
     ] = None
-    corpus: Annotated[str, Opt("--corpus", help="Text for the key moments: demo, a file, or hf:repo[/config].")] = (
-        "demo"
-    )
+    corpus: Annotated[
+        str,
+        Opt("--corpus", help="Text for the key moments: auto (english; demo for the demo model), a file, hf:repo."),
+    ] = "auto"
     max_tokens: Annotated[int, Opt("--max-tokens", min=1, help="Tokens of the corpus that are counted.")] = 100_000

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._util.data import SCHEMA_VERSION, plain, to_json
 from .._util.files import atomic_write, check_writable
 from ..errors import KtError
+from ..facts.corpus import corpus_for
 from ..runs import parallel
 from ..runs.folder import RunFolder, default_folder
 from ..runs.journal import Journal
@@ -228,7 +229,10 @@ NO_CONFIG = ("config", "json", "quiet", "no_progress", "command", "argv", "out",
 def option_values(options: Options) -> dict[str, Any]:
     """The options of a command that its results depend on, defaults included."""
     named = (field.name for field in fields(options))
-    return {name: plain(getattr(options, name)) for name in named if name not in NO_CONFIG}
+    values = {name: plain(getattr(options, name)) for name in named if name not in NO_CONFIG}
+    if isinstance(corpus := values.get("corpus"), str):
+        values["corpus"] = corpus_for(corpus, str(values.get("model")))  # a later kt may choose another text
+    return values
 
 
 def screen_for(options: Options) -> Screen:

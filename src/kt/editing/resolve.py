@@ -320,10 +320,4 @@ def take_statistics(
         return Statistics({})
     if given is not None:
         return Statistics.open(given)
-    if corpus == "demo" and model.name != "demo":
-        warnings.warn(
-            "second moments are taken over the small demo corpus, which is not this model's kind of text; "
-            "pass statistics= (kt cov --corpus) for results that count",
-            stacklevel=4,
-        )
     return key_statistics(model, sites, corpus, max_tokens, progress=progress)

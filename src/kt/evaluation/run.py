@@ -210,8 +210,8 @@ def evaluate(
         seed: of the sampled texts and of the bootstrap.
         progress: called with (done, total).
         protocols: ways to ask, among `PROTOCOLS`; None is tf and gen, or tf alone without `generate`.
-        heldout: text for the protocol ppl: a file with one document a line, or what `Corpus.open` takes; the demo
-            model has its own.
+        heldout: text for the protocol ppl: a file with one document a line, or what `Corpus.open` takes; None is
+            the text that ships with kt (docs/data.md).
         reference: what `distributions` returned for the unedited model; with it, neighbourhood_kl is there.
         judge: a `Judge`, or any function of cases; it reads the answers of the protocol wild.
         max_new_tokens: most tokens of an answer in the protocol wild.

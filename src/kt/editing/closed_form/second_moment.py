@@ -384,7 +384,7 @@ def _stored(file: Path, name: str) -> Float[Tensor, "d_in d_in"]:
 def key_statistics(
     model: TracedModel,
     sites: Sequence[Site],
-    corpus: Corpus | str = "demo",
+    corpus: Corpus | str = "auto",
     max_tokens: int = 100_000,
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,
@@ -406,7 +406,7 @@ def key_statistics(
     """
     if until is not None and not until > 0:
         raise BadFact(f"until {until:g} must be above zero; 0.05 stops when a doubling changes C by less than 5%")
-    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus, model.name)
     folder = Path(cache_dir) if cache_dir else default_cache()
     fingerprint = model.fingerprint()
     files = {
