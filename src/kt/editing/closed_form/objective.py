@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -164,13 +164,31 @@ class StopAtArgmax(Term):
         return step.all_argmax & (self.kl_factor * step.divergence <= self.most)
 
 
+STEP = 0.25
+"""An automatic rate over the standard deviation of v's elements. That is taken from their median: a few elements of a
+residual stream can be hundreds of times the others, and make nearly all of its norm."""
+NORMAL_MEDIAN = 0.6745
+"""Median of |x| over the standard deviation of x, of a normal x."""
+
+
 @dataclass(frozen=True)
 class Objective:
-    """How targets are searched for: Adam over `terms`, `steps` forwards and one update fewer, at rate `lr`."""
+    """How targets are searched for: Adam over `terms`, `steps` forwards and one update fewer, at rate `lr`.
+
+    Adam moves every element of δ by about `lr` a step. The automatic rate is `STEP` of a typical element of v, for each
+    request and target site, whatever the model's scale.
+    """
 
     terms: tuple[Term, ...] = (NLL(), KL(), WeightDecay(), ClampNorm(), StopBelow())
     steps: int = 25
-    lr: float = 0.5
+    lr: float | Literal["auto"] = 0.5
+
+    def rates(self, before: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact one"]:
+        """Adam's rate for each request."""
+        if self.lr != "auto":
+            return torch.full_like(before[:, :1], self.lr)
+        typical = before.abs().median(-1, keepdim=True).values / NORMAL_MEDIAN
+        return STEP * torch.where(typical > 0, typical, before.square().mean(-1, keepdim=True).sqrt())
 
     @property
     def reads_essence(self) -> bool:
