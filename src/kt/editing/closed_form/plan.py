@@ -182,7 +182,7 @@ class LocateThenEdit:
     def _result(self, written: dict[str, WeightUpdate], search: dict[TargetSite, Targets]) -> SolveResult:
         notes = {}
         if self.objective.lr == AUTO:
-            rates = {str(aim): self.objective.rates(targets.before[aim]) for aim, targets in search.items()}
+            rates = {str(aim): self.objective.rates(aim, targets.before[aim]) for aim, targets in search.items()}
             notes["v_lr"] = {aim: float(rate.median()) for aim, rate in rates.items()}
         return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search, notes)
 

@@ -231,7 +231,7 @@ def _find_batch(
     """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
     suffixes, before = _begun(model, facts, aims, contexts, objective)
     delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in before.items()}
-    rates = {a: objective.rates(v) for a, v in before.items()}
+    rates = {a: objective.rates(a, v) for a, v in before.items()}
     optimizer = torch.optim.Adam(delta.values(), lr=1.0 if objective.lr == "auto" else objective.lr)
     active = torch.ones(len(facts), dtype=torch.bool, device=model.device)
     was_argmax = torch.zeros_like(active)
