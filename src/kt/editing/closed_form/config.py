@@ -26,7 +26,7 @@ class TargetSearch(Config):
     v_lr: float | Literal["auto"] = setting(
         AUTO,
         about="Adam's learning rate in the search for δ",
-        source=f"ROME section 3.1, step 2; {EASYEDIT}; auto: kt's own, relative to the value's norm",
+        source=f"ROME section 3.1, step 2; {EASYEDIT}; auto: kt's own, from the value's elements",
     )
     v_num_grad_steps: int = setting(
         25,
