@@ -116,7 +116,8 @@ class Config:
 
     @property
     def follows_keys(self) -> bool:
-        """Whether λ or a ridge is to follow from the keys (`closed_form.auto_ridge`)."""
+        """Whether a number is to follow from the keys and values: λ, a ridge (`closed_form.auto_ridge`), the search's
+        rate."""
         specs = [spec for spec in setting_fields(type(self)) if type_of(spec).startswith("float | Literal")]
         return any(getattr(self, spec.name) == AUTO for spec in specs)
 
