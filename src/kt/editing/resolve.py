@@ -297,7 +297,8 @@ def traced_balance(
 
     if most is not None and len(facts) > most:
         facts = [facts[i * len(facts) // most] for i in range(most)]
-    trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed, progress=progress, journal=journal)
+    given: dict[str, Any] = {"kinds": ("mlp", "attn"), "tokens": "subject_last"}
+    trace = causal_trace(model, facts, seed=seed, progress=progress, journal=journal, **given)
     return balance_factor(trace, seed=seed)
 
 
