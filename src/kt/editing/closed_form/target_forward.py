@@ -299,8 +299,7 @@ def _run_suffix(model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: 
             result.append(saved(states))
             tracer.stop()
         else:
-            model.envoy(model.layout.unembed).input = states[:, None]
-            result.append(saved(model.nnsight.output.logits[:, 0]))
+            result.append(saved(model.head_logits(states[:, None])[:, 0]))
     return result[0]
 
 
