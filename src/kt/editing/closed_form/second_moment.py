@@ -374,7 +374,8 @@ class Statistics(Shown):
     def moment_of(self, name: str) -> Moment:
         """C of a module with its factor and null space, which are computed once and shared."""
         if name not in self._moments:
-            store, read = None if self.cache is None else Store(self.cache), self._reader(name)
+            read, file = self._reader(name), self.files[name.removesuffix(".weight")]
+            store = None if self.cache is None else Store(self.cache, file.stem)
             self._moments[name] = Moment(name, len(read()), read, store)
         return self._moments[name]
 
