@@ -85,7 +85,7 @@ def sweep(
         "points": list(points),
         "seeds": list(seeds),
         "protocols": ways,
-        "heldout": heldout_corpus(heldout, model.name).sha256 if "ppl" in ways else None,
+        "heldout": heldout_corpus(heldout, model.name).identity if "ppl" in ways else None,
         "corpus": corpus_for(corpus, model.name),
         "max_tokens": max_tokens,
         "statistics": None if statistics is None else str(getattr(statistics, "files", statistics)),

@@ -82,6 +82,11 @@ class Corpus:
         """Hash of the file's bytes, or of the name of a data set on the Hub."""
         return hashlib.sha256(self.name.encode()).hexdigest() if self.path is None else sha256_file(self.path)
 
+    @property
+    def identity(self) -> str:
+        """The hash, and how the bytes are read: as lines of text or of JSON."""
+        return self.sha256 + (" jsonl" if self.path is not None and self.path.suffix == ".jsonl" else "")
+
 
 def _record(line: str, path: Path, number: int) -> str:
     try:

@@ -39,9 +39,10 @@ CLOSE = 1e-6
 
 
 class Store(NamedTuple):
-    """A folder of kept results."""
+    """A folder of kept results; `of` names the file of the second moment that they come from."""
 
     folder: Path
+    of: str = ""
 
     def path(self, what: str, sha256: str) -> Path:
         return self.folder / f"{what}-{sha256[:40]}.safetensors"
@@ -56,7 +57,7 @@ class Store(NamedTuple):
                     f"{path} is not kept: the disk is nearly full; it is computed again each time", stacklevel=2
                 )
                 return
-            save_arrays(path, arrays, about)
+            save_arrays(path, arrays, {**about, "of": self.of})
         except (OSError, KtError) as error:
             warnings.warn(f"{path} is not kept: {error}", stacklevel=2)
 
