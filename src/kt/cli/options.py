@@ -82,6 +82,13 @@ class FactOptions(Options):
     known_to: Annotated[
         str | None, Opt("--known-to", help="Of known_1000, only the facts flagged as known to this model.")
     ] = None
+    join: Annotated[
+        str | None,
+        Opt(
+            "--join",
+            help='Text between prompt and answer: "" for none, "\\n" a line end [default: by script and brackets].',
+        ),
+    ] = None
     prompt: Annotated[str | None, Opt("--prompt", help='One fact by hand: "The capital of {} is".')] = None
     subject: Annotated[str | None, Opt("--subject", help="The subject of --prompt.")] = None
     answer: Annotated[str | None, Opt("--answer", help="What the model says to --prompt now.")] = None

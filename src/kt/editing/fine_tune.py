@@ -40,7 +40,7 @@ from .._util.progress import Progress
 from ..errors import KtError, WorkFailed
 from ..facts.fact import Fact
 from ..model.sites import Kind, Site
-from ..model.tokens import Batch, encode_ids, pad_id, prompt_gap, target_ids, token_ids
+from ..model.tokens import Batch, encode_ids, joint_text, pad_id, target_ids, token_ids
 from ..model.update import Dense, Update
 from .adapter import Adapter, adapted
 from .config import AUTO, linear_maps
@@ -239,8 +239,8 @@ def _lesson(model: TracedModel, facts: Sequence[Fact], last: bool, start: int) -
     rows, answers = [], []
     for fact in facts:
         target = fact.target or ""
-        answer = target_ids(tokenizer, fact.prompt, target)
-        joint = token_ids(tokenizer, fact.prompt.rstrip() + prompt_gap(fact.prompt, target) + target.lstrip())
+        answer = target_ids(tokenizer, fact.prompt, target, fact.target_prefix)
+        joint = token_ids(tokenizer, joint_text(fact.prompt, target, fact.target_prefix))
         rows.append(joint[: -len(answer)] if last else joint[:-1])
         answers.append(answer)
     batch, targets = encode_ids(rows, pad_id(tokenizer)), encode_ids(answers, 0)

@@ -143,7 +143,7 @@ class UltraEdit:
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         model, sites = context.model, self.sites
-        answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "") for fact in facts]
+        answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "", fact.target_prefix) for fact in facts]
         self._require_memory(model, sum(map(len, answers)))
         if len(facts) == 1 and not context.state.running:
             warnings.warn(

@@ -86,7 +86,7 @@ class Relations:
         texts.sort(key=lambda text: (text in touched, draw_key(seed, fact.prompt, text)))
         chosen: dict[int, Control] = {}
         for text in texts:
-            token = target_ids(tokenizer, fact.prompt, text)[0]
+            token = target_ids(tokenizer, fact.prompt, text, fact.target_prefix)[0]
             if token not in (old, new):
                 chosen.setdefault(token, Control(text, token))
             if len(chosen) == most:
@@ -102,7 +102,7 @@ class Relations:
         prompts: dict[str, ControlPrompt] = {}
         for subject, answer in others:
             prompt = fill(fact.template, subject)
-            token = target_ids(tokenizer, prompt, answer)[0]
+            token = target_ids(tokenizer, prompt, answer, fact.target_prefix)[0]
             if token not in (old, new):
                 prompts.setdefault(subject, ControlPrompt(prompt, subject, token))
             if len(prompts) == most:

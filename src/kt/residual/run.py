@@ -235,7 +235,8 @@ def _plan(
 
 def _attack_prompt(fact: Fact, question: Question, controls: Sequence[Control]) -> AttackPrompt:
     probed, distractors = question.fact, tuple(control.text for control in controls[:DISTRACTORS])
-    return AttackPrompt(probed.prompt, probed.subject, probed.original, probed.target, distractors, fact.paraphrases)
+    answers = probed.original, probed.target, distractors
+    return AttackPrompt(probed.prompt, probed.subject, *answers, fact.paraphrases, fact.target_prefix)
 
 
 def _refuse_other(

@@ -111,7 +111,7 @@ def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts) -
     owner: list[int] = []
     at: dict[Position, list[int]] = {position: [] for position in Position}
     for number, fact in enumerate(facts):
-        answer = target_ids(tokenizer, fact.prompt, fact.target or "")
+        answer = target_ids(tokenizer, fact.prompt, fact.target or "", fact.target_prefix)
         for template in contexts.templates(fact):
             prompt = token_ids(tokenizer, fill(template, fact.subject))
             at[Position.SUBJECT_LAST].append(template_span(tokenizer, template, fact.subject).last)

@@ -96,7 +96,7 @@ def worth_of_a_run(model: TracedModel, aims: Sequence[TargetSite]) -> float:
 def _length(model: TracedModel, fact: Fact, aims: Sequence[TargetSite]) -> _Length:
     tokenizer = model.tokenizer
     prompt = len(token_ids(tokenizer, fact.prompt))
-    target = len(target_ids(tokenizer, fact.prompt, fact.target or ""))
+    target = len(target_ids(tokenizer, fact.prompt, fact.target or "", fact.target_prefix))
     first = prompt - 1
     if any(aim.position is Position.SUBJECT_LAST for aim in aims):
         first = template_span(tokenizer, fact.template, fact.subject).last
