@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from post_norms import search_once
+
 import kt
 from kt.editing import Statistics, key_statistics
 from kt.model.sites import Kind, Site
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     facts = kt.load_facts(given.facts, limit=given.edits)
     asked = {"protocols": ("tf", "ppl")}
     before = kt.evaluate(model, facts, **asked)
+    search_once()  # δ does not depend on C
     say(["C over (tokens)", "‖C - C_100k‖ / ‖C_100k‖", *METRICS])
     say(["---"] * (2 + len(METRICS)))
     say(["unedited", "", *figures(before)])
