@@ -33,7 +33,7 @@ from .contexts import Contexts
 from .factor import Moment
 from .keys import fact_keys, fact_values
 from .objective import Objective
-from .post_norm import change_of_output
+from .post_norm import change_of_output, passes_norm
 from .solvers import LeastSquares, Solution, Solver, System
 from .targets import Targets, find_targets, join_targets
 
@@ -82,8 +82,8 @@ class LocateThenEdit:
 
     `joint`: one search over all aims (and over `also`, aims that are searched with the others but not written: PMET's
     attention, the other region in two of JEEP's ablations) instead of one an aim. `coupled`: a path sees what the paths
-    before it wrote (scaled); otherwise each is solved on the unedited model. `one_by_one`: a whole solve a fact, on the
-    model as the facts before left it (ROME).
+    before it wrote (scaled); otherwise each is solved on the unedited model, unless norms stand behind what it writes.
+    `one_by_one`: a whole solve a fact, on the model as the facts before left it (ROME).
     """
 
     paths: tuple[Write, ...]
@@ -163,16 +163,20 @@ class LocateThenEdit:
     def _solve_batch(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None) -> SolveResult:
         model = context.model
         search = self._search(context, facts, progress)
+        norms = any(path.aim.site.kind is Kind.RESID and passes_norm(model, path.sites[0]) for path in self.live)
+        coupled = self.coupled or norms
         written: dict[str, WeightUpdate] = {}
         with ExitStack() as around:
             for number, path in enumerate(self.live):
-                if self.coupled:
+                if coupled:
                     around.enter_context(model.restored(path.sites))
-                path, wanted = _scaled_aim(context, facts, path, search[path.aim].wanted[path.aim])
-                with ExitStack() if self.coupled else model.restored(path.sites):
+                wanted = search[path.aim].wanted[path.aim]
+                if norms and path.scale != 1:
+                    path, wanted = _scaled_aim(context, facts, path, wanted)
+                with ExitStack() if coupled else model.restored(path.sites):
                     solved = _walk(context.within(f"path-{number}"), facts, path, wanted)
                 scaled = {n: w._replace(update=_scaled(w.update, path.scale)) for n, w in solved.items()}
-                if self.coupled and path.scale != 1:
+                if coupled and path.scale != 1:
                     for name, full in solved.items():  # from full strength to the path's scale, for the paths after it
                         model.write(name, scaled[name].update.plus(full.update.scaled(-1.0)))
                 for name, part in scaled.items():
@@ -220,13 +224,11 @@ def _guarded(context: SolveContext, facts: Sequence[Fact], targets: Targets) -> 
 def _scaled_aim(
     context: SolveContext, facts: Sequence[Fact], path: Write, wanted: Float[Tensor, "fact d_model"]
 ) -> tuple[Write, Float[Tensor, "fact d_model"]]:
-    """The path, and the values that it is solved for: where a norm stands behind its maps, its part of them.
+    """The path at full scale, and its part of the wanted values, from the values as it finds them.
 
-    An update is linear in the change of the residual stream, and may be scaled after the solve, unless a norm stands
-    between: then the path itself aims at v + scale · (wanted - v), v the value as it finds it.
+    An output is linear in the change of the residual stream that it makes, and its update can be scaled after the
+    solve, unless a norm stands between.
     """
-    if path.scale == 1 or path.aim.site.kind is not Kind.RESID or not context.model.layout.has_post_norm:
-        return path, wanted
     now = fact_values(context.model, facts, Contexts(), path.aim.site, path.aim.position).T
     scale = torch.tensor(path.scale, dtype=now.dtype, device=now.device).reshape(-1, 1)
     return replace(path, scale=1.0), now + scale * (wanted - now)

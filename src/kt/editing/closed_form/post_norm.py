@@ -76,6 +76,11 @@ def change_of_output(
     return through_norm(norm, now, wanted, scale)
 
 
+def passes_norm(model: TracedModel, site: Site) -> bool:
+    """Whether a norm stands between a projection and the residual stream."""
+    return _behind(model, site)[1] is not None
+
+
 def through_norm(
     norm: nn.Module, now: Float[Tensor, "d fact"], wanted: Float[Tensor, "d fact"], scale: float = 1.0
 ) -> OutputChange:
