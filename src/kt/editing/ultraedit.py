@@ -8,11 +8,10 @@ answers' -log p with respect to its output. With μ and σ over all pairs of the
     v = -lr · ‖ĥ‖² · ĝ                         the wanted change of the projection's output for input h
     ΔW = V Hᵀ (H Hᵀ + ridge · I)⁻¹             on the h as they are; the authors' ridge is 1
 
-`lr="auto"` is Polyak's step on ΔW, all weights together: with ΔW₁ the updates of lr = 1 and to first order,
-
-    lr = REACH · mean(-log p) / mean(-Σ_weights g · ΔW₁ h)       means over the answers' tokens
-
-so that it follows the gradients' size, the number of weights and what the ridge lets through.
+`lr="auto"` is Polyak's step on ΔW, all weights together: with ΔW₁ the updates of lr = 1, token i of the answers reaches
+-log p = 0, to first order, at lr = f_i / d_i, f = -log p, d = -Σ_weights g · ΔW₁ h. The rate is the smallest at which
+`WANTED` of the tokens do, but at most `MOST` times mean(f) / mean(d): it follows the gradients' size, the number of
+weights and what the ridge lets through, and a few tokens that no rate moves do not make it endless.
 
 All weights are solved on the model as it is, from the same pass. ẑ is centred: what all pairs share is taken away, so a
 lone pair moves nothing, and few say little.
@@ -25,6 +24,7 @@ one mini-batch comes out the same in both, but for a factor (1 - 1/n)^1.5.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,9 +53,8 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-REACH = 3.0
-"""Of the mean -log p of an answer's token, how much an automatic rate takes away to first order. More than 1: log p
-rises ever more slowly, and facts of small gradients are to arrive too."""
+MOST = 5.0
+"""An automatic rate, at most: times the one that takes the tokens' mean -log p away."""
 
 EPSILON = float(np.finfo(np.float32).eps)
 """Added to σ, as in the authors' code: a number that never varies is normalised to zero."""
@@ -151,7 +150,7 @@ class UltraEdit:
                 "else: its target may not rise; edit several requests at once, or use another method",
                 stacklevel=2,
             )
-        pairs, loss = answer_pairs(model, facts, answers, sites, self.tokens, progress)
+        pairs, losses = answer_pairs(model, facts, answers, sites, self.tokens, progress)
         groups = {site: self._group(model, site) for site in sites}
         running: dict[str, Running] = {}
         for site, group in groups.items():
@@ -173,7 +172,7 @@ class UltraEdit:
             written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()), chosen=about)
         if self.lr == AUTO:
             falls = torch.stack([pairs[site].falls(written[model.weight_name(site)].update) for site in sites])
-            rate = automatic_rate(loss, falls)
+            rate = automatic_rate(losses, falls.sum(0))
             written = {name: _at_rate(each, rate) for name, each in written.items()}
         context.state.running.update(running)  # last of all: an edit that failed has not been seen
         return SolveResult(written)
@@ -203,14 +202,14 @@ def answer_pairs(
     sites: Sequence[Site],
     tokens: int,
     progress: Progress | None = None,
-) -> tuple[dict[Site, Pairs], float]:
-    """Keys and gradients at every site, one pair an answer token: facts in their order, tokens in theirs; and the mean
-    -log p of those tokens."""
+) -> tuple[dict[Site, Pairs], Float[Tensor, " pair"]]:
+    """Keys and gradients at every site, one pair an answer token: facts in their order, tokens in theirs; and -log p of
+    those tokens."""
     tokenizer = model.tokenizer
     ids = tuple((*token_ids(tokenizer, f.prompt), *answer[:-1]) for f, answer in zip(facts, answers, strict=True))
     parts: list[dict[Site, Pairs]] = []
     done: list[int] = []
-    losses: list[float] = []
+    losses: list[Tensor] = []
     for numbers, batch, _ in Rows(ids, tuple(len(row) - 1 for row in ids)).batches(pad_id(tokenizer), tokens):
         part, loss = _forward_and_back(model, batch, [answers[i] for i in numbers], sites)
         parts.append(part)
@@ -223,28 +222,26 @@ def answer_pairs(
     for site, pairs in pairs_at.items():
         if not all(bool(torch.isfinite(each).all()) for each in pairs):
             raise WorkFailed(f"keys or gradients at {site} are not finite; load the model in bfloat16 or float32")
-    return pairs_at, sum(losses) / len(order)
+    return pairs_at, torch.cat(losses)[order]
 
 
 def _forward_and_back(
     model: TracedModel, batch: Batch, answers: Sequence[Sequence[int]], sites: Sequence[Site]
-) -> tuple[dict[Site, Pairs], float]:
-    """Keys, and gradients of the answers' summed -log p, where the answers' tokens are predicted; and that sum."""
+) -> tuple[dict[Site, Pairs], Float[Tensor, " pair"]]:
+    """Keys, and gradients of the answers' summed -log p, where the answers' tokens are predicted; -log p of each."""
     width, keep = batch.ids.shape[1], max(map(len, answers))
     # Rows are padded on the left and end before their answer's last token, so the last columns predict the answers.
     places = [(row, keep - len(a) + i, token) for row, a in enumerate(answers) for i, token in enumerate(a)]
     row, column, token = torch.tensor(places).T
 
-    total = 0.0
+    losses: list[Tensor] = []
 
     def loss(logits: Float[Tensor, "row keep vocab"]) -> Float[Tensor, ""]:
-        nonlocal total
-        summed = -logits.log_softmax(-1)[row, column, token].sum()
-        total = float(summed.detach())
-        return summed
+        losses.append(-logits.log_softmax(-1)[row, column, token])
+        return losses[0].sum()
 
     read = model.linear_io(batch, sites, loss, keep, (row, column + width - keep))
-    return {site: Pairs(*both) for site, both in read.items()}, total
+    return {site: Pairs(*both) for site, both in read.items()}, losses[0].detach().double().cpu()
 
 
 def value_shifts(pairs: Pairs, running: Running, lr: float) -> Float[Tensor, "pair d_out"]:
@@ -262,20 +259,21 @@ def value_shifts(pairs: Pairs, running: Running, lr: float) -> Float[Tensor, "pa
     return einsum(-lr * keys.square().sum(1), gradients, "pair, pair d_out -> pair d_out")
 
 
-def automatic_rate(loss: float, falls: Float[Tensor, "weight pair"]) -> float:
+def automatic_rate(losses: Float[Tensor, " pair"], falls: Float[Tensor, " pair"]) -> float:
     """The module's automatic lr.
 
     Args:
-        loss: Mean -log p of the answers' tokens.
-        falls: What the updates of lr = 1 take away of each.
+        losses: -log p of the answers' tokens.
+        falls: What the updates of lr = 1 take away of it, to first order.
 
     Raises:
         WorkFailed: they take nothing away.
     """
-    fall = float(falls.sum(0).mean())
-    if not fall > 0:
+    if not float(falls.mean()) > 0:
         raise WorkFailed("to first order UltraEdit's update does not raise these answers; give lr a number")
-    return REACH * loss / fall
+    needed = torch.where(falls > 0, losses / falls, torch.inf)
+    enough = needed.kthvalue(math.ceil(WANTED * len(needed))).values
+    return min(float(enough), MOST * float(losses.mean() / falls.mean()))
 
 
 def _at_rate(written: WeightUpdate, rate: float) -> WeightUpdate:

@@ -7,10 +7,10 @@ from kt.editing.fine_tune import FineTune
 from kt.editing.methods import METHODS
 
 PLANS = {
-    "ft": FineTune((1,)),
-    "ft-l": FineTune((1,), norm_constraint=5e-4),
-    "ft-wd": FineTune((1,), "block", "target_new", lr=5e-5, weight_decay=1e-3),
-    "lora": FineTune((1,), "mlp", "target_new", num_steps=30, lr=5e-3, stop_loss=0.0, adapter=Adapter(8, 32.0, 0.0)),
+    "ft": FineTune((1,), lr="auto"),
+    "ft-l": FineTune((1,), lr="auto", norm_constraint="auto"),
+    "ft-wd": FineTune((1,), "block", "target_new", lr="auto", weight_decay=1e-3),
+    "lora": FineTune((1,), "mlp", "target_new", num_steps=30, lr="auto", stop_loss=0.0, adapter=Adapter(8, 32.0, 0.0)),
 }
 
 

@@ -355,31 +355,43 @@ def test_the_plan_says_what_it_needs(llama):
     assert not setting.state.running and not setting.state.keys
 
 
-def test_an_automatic_rate_is_polyaks_step_on_the_written_update(family):
+def test_an_automatic_rate_takes_most_tokens_to_certainty_to_first_order(family):
     model = tiny_model(family)
     state = EditHistory()
     auto = UltraEdit((0, 1, 2), lr="auto", ridge="auto").solve(setting_of(model, state), FACTS)
     (rate,) = {written.chosen["lr"] for written in auto.written.values()}
     given = UltraEdit((0, 1, 2), lr=rate, ridge="auto").solve(setting_of(model), FACTS)
     assert_same(dense(auto), dense(given), 1e-9)
-    falls = []
+    falls, losses = [], []
     for fact in FACTS:
+        fall = 0
         for site, (keys, gradients) in hooked(model, fact, MLP).items():
             update = auto.written[model.weight_name(site)].update.dense().to(keys)
-            falls.append(-float(((keys @ update.T) * gradients).sum()))
-    assert sum(falls) == pytest.approx(-lifelong.REACH * log_probs(model).sum(), rel=1e-3)
+            fall = fall - ((keys @ update.T) * gradients).sum(1)
+        ids, answer = row_of(model, fact)
+        logp = model.logits(encode_ids([ids], 0), len(answer))[0].log_softmax(-1)
+        losses += (-logp[range(len(answer)), list(answer)]).tolist()
+        falls += fall.tolist()
+    assert lifelong.automatic_rate(torch.tensor(losses), torch.tensor(falls)) == pytest.approx(1, rel=1e-2)
 
 
-def test_gradients_twice_as_large_take_half_the_rate(llama):
+def test_the_first_order_fall_is_the_same_in_factors_and_dense(llama):
     pairs = pairs_of(llama, FACTS, MLP)[MLP[0]]
     update = Dense(torch.randn(32, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     falls = pairs.falls(update)
     low = LowRank(update.matrix, torch.eye(48, dtype=torch.float64))
     torch.testing.assert_close(falls, pairs.falls(low))
-    falls = falls.abs()[None]
-    assert lifelong.automatic_rate(3.0, 2 * falls) == pytest.approx(lifelong.automatic_rate(3.0, falls) / 2)
+
+
+def test_the_rate_is_the_smallest_for_nine_tokens_of_ten_within_a_bound():
+    rate, losses = lifelong.automatic_rate, torch.full((10,), 6.0)
+    falls = torch.tensor([2.0, 3.0] + [4.0] * 8)
+    assert rate(losses, falls) == pytest.approx(2)  # 6 / 3: one token of ten is left behind
+    assert rate(losses, 2 * falls) == pytest.approx(1)
+    stuck = torch.tensor([-1.0, 0.0] + [4.0] * 8)
+    assert rate(losses, stuck) == pytest.approx(lifelong.MOST * 6 / 3.1)
     with pytest.raises(WorkFailed, match="give lr a number"):
-        lifelong.automatic_rate(3.0, -falls)
+        rate(losses, -falls)
 
 
 def test_without_a_preset_it_writes_late_layers_and_traces_nothing(llama, monkeypatch):
