@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
 import kt
-from kt.editing.resolve import traced_balance
+from kt.editing.evidence import traced_balance
 from kt.errors import ShortcutOff, shortcut_off
 from kt.evaluation import evaluate
 from kt.model.prefix import prefix_is_reusable

@@ -114,6 +114,11 @@ def test_an_edit_of_another_model_is_refused(corpus, tmp_path):
         kt.Edit.load(tmp_path / "cut")
 
 
-def test_alpha_that_cannot_be_traced_asks_for_a_number():
+@pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|small demo corpus)")
+def test_an_alpha_that_nobody_gave_and_no_fact_determines_is_the_papers_and_says_so(corpus, tmp_path):
+    named = [kt.Fact("The {} is", "France", answer="Rome", foil="Paris")]
     with pytest.raises(WorkFailed, match=r"such as 0\.3"):
-        kt.edit(tiny_model("gpt2"), REQUESTS, **(FAST | {"layers_attn": (0,), "alpha": "auto"}))
+        solve(tiny_model("gpt2"), corpus, tmp_path, "intattn", alpha="auto", alpha_facts=named)
+    with pytest.warns(UserWarning, match=r"no alpha given for GPT2LMHeadModel: writing alpha 0\.3 \(not traced"):
+        edit = solve(tiny_model("gpt2"), corpus, tmp_path, "intattn", alpha="auto")
+    assert edit.alpha == 0.3 and "the papers' 0.3" in edit.manifest["sources"]["alpha"]

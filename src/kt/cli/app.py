@@ -253,6 +253,7 @@ def datasets() -> list[tuple[str, str]]:
     known = [(name, f"{format.about}; records hold {format.keys}") for name, format in FORMATS.items()]
     return [
         ("demo", "the embedded facts, which the demo model knows"),
+        ("lre", "real facts for any model: triples of the LRE data set under prompts of our own"),
         ("FILE, FOLDER", "a .json, .jsonl, .csv or .tsv file, or a folder of them, in one of the formats below"),
         ("hf:OWNER/NAME[:FILE]", f"a data set on the Hugging Face Hub ({install_hint('data')})"),
         *known,

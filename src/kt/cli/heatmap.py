@@ -101,6 +101,11 @@ def alpha(options: AlphaOptions) -> None:
         balance = balance_factor(trace, seed=options.seed)
         balance.save(s.run.file(FILES["balance"]))
         s.keep(balance)
+        plain = (options.window, options.noise, options.corrupt, options.keep) == (1, "3s", "noise", "known")
+        if plain and options.prompt is None:
+            from ..editing.evidence import keep_balance
+
+            keep_balance(s.load_model(), balance)
         show_balance(s, balance, options.per_fact)
 
 

@@ -70,7 +70,8 @@ class ForceOptions(Options):
 @dataclass(frozen=True)
 class FactOptions(Options):
     facts: Annotated[
-        str, Opt("--facts", "-f", help="demo, a JSON, JSONL or CSV file or folder, or hf:repo[:file].")
+        str,
+        Opt("--facts", "-f", help="demo, lre (real facts), a JSON, JSONL or CSV file or folder, or hf:repo[:file]."),
     ] = "demo"
     limit: Annotated[str | None, Opt("--limit", help="Only the first N facts, or a range of them: 10-20.")] = None
     format: Annotated[

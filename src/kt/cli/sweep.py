@@ -295,8 +295,10 @@ def requests_of(s: Session, options: SweepOptions, kind: str) -> list[Fact]:
 def _balance(
     s: Session, model: TracedModel, facts: list[Fact], options: SweepOptions, kind: str, folder: Path
 ) -> Mapping[str, Any] | None:
-    """The traced α: to be marked on a sweep of it, or to be used where nobody set one. A resumed sweep has its own."""
+    """The traced α: of these facts, to be marked on a sweep of it, or the default one, where nobody set one. A resumed
+    sweep has its own."""
     from ..editing import METHODS
+    from ..editing.evidence import default_alpha
     from ..experiments import traced_balance
 
     given = fixed_settings(options)
@@ -309,12 +311,14 @@ def _balance(
         return None
     if options.resume is not None and (old := read_json(folder / "settings.json").get("balance")):
         return dict(old)
+    if kind != "alpha":
+        alpha = default_alpha(model, facts)
+        warnings.warn(f"alpha {alpha.value:.3g} for all points: {alpha.source}", stacklevel=1)
+        return {"alpha": alpha.value, "ci95": None, "n_facts": 0, "source": alpha.source}
     try:
         with s.progress("tracing α") as tick:
             balance = traced_balance(model, facts, options.seed, tick)
     except KtError as error:
-        if kind != "alpha":
-            raise type(error)(f"α cannot be traced on these facts ({error}); give --alpha as a number") from None
         warnings.warn(f"no α is marked: these facts cannot be traced ({error})", stacklevel=1)
         return None
     balance.save(s.run.file("balance.json"))

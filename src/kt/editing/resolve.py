@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +19,28 @@ from ..facts.fact import Fact
 from ..facts.load import facts_from
 from ..model.sites import Site
 from ..model.tokens import template_span
+from ..runs.journal import Journal
 from .closed_form.config import check_alpha
 from .closed_form.second_moment import Statistics, key_statistics
 from .config import Config, check_value
+from .evidence import (
+    NOTHING,
+    Alpha,
+    Evidence,
+    alpha_of,
+    default_alpha,
+    kept_balance,
+    kept_settings,
+    probe_stages,
+    trace_balance,
+)
 from .methods import method_named, setting_types
 from .presets import preset_for
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
     from ..probing import Stages
-    from ..runs.journal import Journal
     from ..tracing import Balance
-
-
-MOST_TRACED = 100
-"""Facts that a trace for α takes at most, evenly: its interval shrinks with their root, its time grows with them."""
 
 
 def read_requests(model: TracedModel, requests: Sequence[Fact | Mapping[str, Any]]) -> list[Fact]:
@@ -145,17 +152,9 @@ def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """A trace (α and layers) and a probe (stages of recall) of facts on the unedited model."""
-
-    balance: Balance | None = None
-    stages: Stages | None = None
-
-
 def needs_evidence(config: Config) -> bool:
-    """Whether layers or α come from a trace or a probe."""
-    return bool(config.missing_layers) or config.traces_alpha
+    """Whether α comes from a trace, or layers from a probe."""
+    return "layers_high" in config.missing_layers or config.traces_alpha
 
 
 def resolve(
@@ -163,45 +162,110 @@ def resolve(
     model: TracedModel,
     facts: Sequence[Fact],
     *,
-    known: Evidence = Evidence(),
+    alpha_facts: Sequence[Fact] | None = None,
+    known: Evidence = NOTHING,
     seed: int = 0,
     journal: Journal | None = None,
 ) -> tuple[Config, Evidence]:
-    """The configuration with every layer and α a number, from a trace or a probe of `facts` where nobody gave them.
+    """The configuration with every layer and α a number; a warning says where those come from that nobody gave.
 
-    JEEP's regions come from the stages of recall, other layers from the trace that also gives α; where neither says
-    anything, layers go by relative depth, and a warning says so.
+    Layers: those that `kt layers` found for this method and these weights; JEEP's regions from the stages of recall;
+    those that a trace proposes and its bootstrap confirms (`Balance.stable_layers`), where α was traced or a balance is
+    kept; else by relative depth. Nothing is traced for layers alone. α: see `default_alpha`.
 
     Args:
         config: what `configure` gave, or a method's configuration made by hand.
-        facts: at most MOST_TRACED of them are traced, except for an α of each fact's own.
-        known: what was found before, which is not asked for again.
-        journal: keeps the trace.
+        facts: the requests, which a probe and an α of each fact's own are of.
+        alpha_facts: facts named for α, of which at most MOST_TRACED are traced.
+        known: what was chosen before, which is not asked for again.
+        journal: keeps the trace, and which kept results there were.
 
     Returns:
         The configuration, and the evidence for it.
 
     Raises:
         UnknownSite: a layer that the model does not have.
-        KtError: no MLP layer, or an α that cannot be traced on these facts.
+        KtError: no MLP layer, or an α that cannot be traced on facts that were named for it.
     """
-    missing = config.missing_layers
-    probed = "layers_high" in missing
-    balance, stages = known.balance, known.stages
-    if (config.traces_alpha or (missing and not probed)) and balance is None:
-        balance = trace_balance(model, facts, config, seed, journal)
-    if probed and stages is None:
-        stages = probe_stages(model, facts)
-    values: dict[str, Any] = dict(_guessed_layers(model, missing, balance, stages))
+    evidence = known
+    if config.missing_layers or config.traces_alpha:
+        evidence = _evidence(config, model, facts, alpha_facts, known, seed, journal or Journal())
+    values: dict[str, Any] = {k: v for k, v in evidence.chosen.items() if k == "alpha" or k in config.missing_layers}
     for name in [name for name in config.settings() if name.startswith("layers")]:
         layers = values.get(name, getattr(config, name))
         values[name] = tuple(sorted({model.checked(int(i)) for i in layers}))
         if name != "layers_attn" and not values[name]:
             raise KtError(f"{name} is empty; give at least one layer")
-    if config.traces_alpha:
-        assert balance is not None, "trace_balance gives one or raises"
-        values["alpha"] = balance.alpha
-    return replace(config, **values), Evidence(balance, stages)
+    return replace(config, **values), evidence
+
+
+def _evidence(
+    config: Config,
+    model: TracedModel,
+    facts: Sequence[Fact],
+    alpha_facts: Sequence[Fact] | None,
+    known: Evidence,
+    seed: int,
+    journal: Journal,
+) -> Evidence:
+    """The settings that nobody gave, with where they come from; one warning for all of them."""
+    balance = None
+    if is_per_fact(config):
+        balance = trace_balance(model, facts, True, seed, journal)
+        known = replace(known, balance=balance, chosen={**known.chosen, "alpha": balance.alpha})
+    if known.sources:
+        return known
+    kept = journal.take("kept-layers", kept_settings, model, config.name)
+    chosen, sources = dict(known.chosen), {}
+    if config.traces_alpha and not is_per_fact(config):
+        if alpha_facts:
+            alpha = alpha_of(trace_balance(model, alpha_facts, False, seed, journal), "traced")
+        elif "alpha" in kept:
+            alpha = Alpha(*kept["alpha"], None)
+        else:
+            alpha = default_alpha(model, facts, journal)
+        chosen["alpha"], sources["alpha"], balance = alpha
+    missing = config.missing_layers
+    stages = probe_stages(model, alpha_facts or facts) if "layers_high" in missing else None
+    if missing and balance is None:
+        balance = kept_balance(model, journal)
+    for name in missing:
+        chosen[name], sources[name] = _layers(model, name, kept, stages, balance)
+    _say(model, chosen, sources, missing)
+    return Evidence(balance, stages, chosen, sources)
+
+
+def _layers(
+    model: TracedModel,
+    name: str,
+    kept: Mapping[str, tuple[Any, str]],
+    stages: Stages | None,
+    balance: Balance | None,
+) -> tuple[tuple[int, ...], str]:
+    """Layers for one setting, and where they come from."""
+    kind = name.removeprefix("layers_")
+    if name in kept:
+        return tuple(kept[name][0]), f"as kept ({kept[name][1]})"
+    probed = {} if stages is None else {"layers_mlp": stages.layers_low, "layers_high": stages.layers_high}
+    if (layers := probed.get(name)) is not None:
+        return layers, "as probed"
+    if balance is not None and (stable := balance.stable_layers.get(kind)):
+        return stable, f"as traced on {balance.n_facts} facts"
+    unstable = balance is not None and balance.layers.get(kind)
+    why = f" (traced {','.join(map(str, unstable))}, not stable over the facts)" if unstable else ""
+    return layers_by_depth(model, name), f"by relative depth{why}"
+
+
+def _say(model: TracedModel, chosen: Mapping[str, Any], sources: Mapping[str, str], missing: Sequence[str]) -> None:
+    """One line on what nobody gave."""
+    ways = [f"{name} {','.join(map(str, chosen[name])) or 'none'} {sources[name]}" for name in missing]
+    ways += [f"alpha {chosen['alpha']:.3g} ({sources['alpha']})"] if "alpha" in sources else []
+    unsure = any(source.startswith("by relative depth") for source in sources.values())
+    why = "; kt layers finds layers by editing, kt probe shows the stages of recall" if unsure else ""
+    lacking = "no preset and no layers" if missing else "no alpha"
+    rest = "; the rest are defaults" if missing else ""
+    if ways:
+        warnings.warn(f"{lacking} given for {model.name}: writing {', '.join(ways)}{why}{rest}", stacklevel=6)
 
 
 def with_alphas(config: Config, facts: Sequence[Fact], balance: Balance) -> Config:
@@ -218,32 +282,6 @@ def with_alphas(config: Config, facts: Sequence[Fact], balance: Balance) -> Conf
     return replace(config, **values)
 
 
-def _guessed_layers(
-    model: TracedModel, missing: Sequence[str], balance: Balance | None, stages: Stages | None
-) -> dict[str, tuple[int, ...]]:
-    """Layers that were not given: those that tracing or the probe's stages propose, else by relative depth."""
-    if not missing:
-        return {}
-    traced = {} if balance is None else {f"layers_{kind}": v for kind, v in balance.layers.items() if v}
-    probed = {} if stages is None else {"layers_mlp": stages.layers_low, "layers_high": stages.layers_high}
-    layers, ways = {}, []
-    for name in missing:
-        sources = {
-            "as traced": traced.get(name),
-            "as probed": probed.get(name),
-            "by relative depth": layers_by_depth(model, name),
-        }
-        way, layers[name] = next((way, proposed) for way, proposed in sources.items() if proposed is not None)
-        ways.append(f"{name} {','.join(map(str, layers[name])) or 'none'} {way}")
-    unsure = any("by relative depth" in each for each in ways)
-    why = "; kt alpha and kt probe on facts that the model knows propose layers" if unsure else ""
-    warnings.warn(
-        f"no preset and no layers given for {model.name}: writing {', '.join(ways)}{why}; the rest are defaults",
-        stacklevel=4,
-    )
-    return layers
-
-
 DEPTHS = {"layers_mlp": (4, 8, 27), "layers_attn": (2, 4, 27), "layers_high": (22, 24, 31)}
 """First, last and the model's last layer: Qwen2.5-7B (IntAttn-Edit) and, for the high region, LLaMA-7B (JEEP)."""
 
@@ -258,60 +296,6 @@ def layers_by_depth(model: TracedModel, name: str, depth: tuple[int, int, int] |
 def is_per_fact(config: Config) -> bool:
     """Whether every fact has its own α."""
     return getattr(config, "alpha", None) == "per-fact"
-
-
-def trace_balance(
-    model: TracedModel, facts: Sequence[Fact], config: Config, seed: int, journal: Journal | None = None
-) -> Balance | None:
-    """The balance of these facts; None if they cannot be traced and only layers are needed.
-
-    Raises:
-        KtError: α was to come of it.
-    """
-    try:
-        return traced_balance(model, facts, seed, journal=journal, most=None if is_per_fact(config) else MOST_TRACED)
-    except KtError as error:
-        if not config.traces_alpha:
-            return None
-        raise type(error)(
-            f"alpha cannot be traced on these facts ({error}); give it as a number, such as 0.3, or facts that the "
-            "model knows (--alpha-facts)"
-        ) from None
-
-
-def traced_balance(
-    model: TracedModel,
-    facts: Sequence[Fact],
-    seed: int = 0,
-    progress: Progress | None = None,
-    *,
-    journal: Journal | None = None,
-    most: int | None = MOST_TRACED,
-) -> Balance:
-    """Trace α (eq. 12) over at most `most` of the facts, evenly spaced; over all of them if it is None.
-
-    Raises:
-        KtError: the facts cannot be traced: the model does not know them, or they have no second answer.
-    """
-    from ..tracing import balance_factor, causal_trace
-
-    if most is not None and len(facts) > most:
-        facts = [facts[i * len(facts) // most] for i in range(most)]
-    given: dict[str, Any] = {"kinds": ("mlp", "attn"), "tokens": "subject_last"}
-    trace = causal_trace(model, facts, seed=seed, progress=progress, journal=journal, **given)
-    return balance_factor(trace, seed=seed)
-
-
-def probe_stages(model: TracedModel, facts: Sequence[Fact]) -> Stages | None:
-    """The stages of recall of these facts; None where they cannot be probed."""
-    from ..probing import contrast_probe
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of facts whose answers begin alike: the stages leave them out
-            return contrast_probe(model, facts).stages
-    except BadFact:  # not one request can be probed
-        return None
 
 
 def take_statistics(

@@ -39,7 +39,6 @@ from .resolve import (
     Evidence,
     configure,
     is_per_fact,
-    needs_evidence,
     read_requests,
     refuse_contradictions,
     resolve,
@@ -65,7 +64,8 @@ class SessionOptions:
         history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
         keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
         norm_guard: rescale every wanted value to the norm that its site has before the session's first edit.
-        alpha_facts: facts that α and layers are traced on; None: the first requests that are edited.
+        alpha_facts: facts that α is traced on; None takes a kept α, or traces it once (`evidence.default_alpha`).
+        requests: all requests to come, for a probe of the stages of recall; None: the first that are edited.
         corpus, max_tokens: the text that second moments are taken over, where none are given: `auto` (english, and for
             the demo model demo), or what `kt cov --corpus` takes.
     """
@@ -74,6 +74,7 @@ class SessionOptions:
     keep_history: bool | None = None
     norm_guard: bool = False
     alpha_facts: Sequence[Fact] | None = None
+    requests: Sequence[Fact] | None = None
     corpus: str = "auto"
     max_tokens: int = 100_000
 
@@ -172,23 +173,28 @@ class EditSession:
         self._refuse(plan)
         context = self._context(plan)
         solved = plan.solve(context, facts, self.progress)
-        return package(context, facts, config, plan, solved), plan, context, facts
+        return self._note_sources(package(context, facts, config, plan, solved)), plan, context, facts
 
     def _resolve(self, facts: Sequence[Fact]) -> Config:
-        """The configuration with layers and α from the unedited model: of the first batch, an α of each fact's own of
-        every batch."""
-        per_fact = is_per_fact(self.config)
-        if not needs_evidence(self.config):
+        """The configuration with layers and α from the unedited model, chosen once; an α of each fact's own is traced
+        for every batch."""
+        if not (self.config.missing_layers or self.config.traces_alpha):
             return resolve(self.config, self.model, facts)[0]
-        journal = self.journal.within(f"solve-{self._solves:05d}-trace")
-        chosen = list(facts) if per_fact else list(self.options.alpha_facts or facts)
-        known = Evidence() if per_fact else self._evidence
+        per_fact, named = is_per_fact(self.config), self.options.alpha_facts
+        known: dict[str, Any] = {"known": self._evidence, "seed": self.seed, "alpha_facts": named}
+        known["journal"] = self.journal.within(f"solve-{self._solves:05d}-trace")
+        asked = facts if per_fact else self.options.requests or facts
         with self.unedited():
-            config, evidence = resolve(self.config, self.model, chosen, known=known, seed=self.seed, journal=journal)
-        self._evidence = evidence
-        if per_fact and evidence.balance is not None:
-            config = with_alphas(config, facts, evidence.balance)
+            config, self._evidence = resolve(self.config, self.model, asked, **known)
+        if per_fact and self._evidence.balance is not None:
+            config = with_alphas(config, facts, self._evidence.balance)
         return config
+
+    def _note_sources(self, edit: Edit) -> Edit:
+        """Into the manifest: where the settings come from that nobody gave."""
+        if self._evidence.sources:
+            edit.manifest["sources"] = dict(self._evidence.sources)
+        return edit
 
     def _refuse(self, plan: Plan) -> None:
         """Refuse, before any work, what this method cannot do."""
@@ -291,7 +297,7 @@ class EditSession:
             }
             whole = Edit(updates, manifest, keys=keys)
             read_back(self.model, whole, self._requests, readings(self.model, self._requests))
-        return whole
+        return self._note_sources(whole)
 
     def revert(self) -> None:
         """The exact bytes from before the first edit; the session begins anew."""
@@ -338,8 +344,8 @@ class SessionOnEdits(EditSession):
 
     Args:
         below: the earlier edits, in order. The new edit names them (`stands_on` in its manifest).
-        requests: facts that a trace for α or a probe for layers is made of, where `alpha_facts` names none. (An α of
-            each fact's own is traced batch by batch, on the model as the earlier edits leave it.)
+        requests: facts that a probe for layers is made of, where `alpha_facts` names none. (An α of each fact's own is
+            traced batch by batch, on the model as the earlier edits leave it.)
         options: those of `EditSession`; `keep_history=False` leaves the earlier keys free, which any method can.
 
     Raises:

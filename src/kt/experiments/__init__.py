@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .._util.lazy import attach
 
 if TYPE_CHECKING:
-    from ..editing.resolve import traced_balance
+    from ..editing.evidence import traced_balance
     from .grids import (
         ATTENTION_SETS,
         Point,
@@ -38,7 +38,7 @@ _HOMES = {
     "edit_points": ".grids",
     "layer_points": ".grids",
     "module_points": ".grids",
-    "traced_balance": "..editing.resolve",
+    "traced_balance": "..editing.evidence",
 }
 
 __getattr__, __dir__ = attach(__name__, _HOMES)

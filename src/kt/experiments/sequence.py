@@ -320,7 +320,7 @@ def run_edits(
         refuse_contradictions(facts)
     size = {"batch": len(facts), "single": 1, "sequential": step_size}[mode]
     groups = [facts[i : i + size] for i in range(0, len(facts), size)]
-    session["alpha_facts"] = session.get("alpha_facts") or facts
+    session["requests"] = facts
     judge = _Judge(model, facts, session.get("seed", 0), generate, stage)
     run = _one_by_one if mode == "single" else _in_sequence
     with EditSession(model, **session) if below is None else SessionOnEdits(model, below, facts, **session) as editor:

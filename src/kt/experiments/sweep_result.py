@@ -138,7 +138,8 @@ class Sweep(Shown):
         if self.balance is not None:
             ends = self.balance.get("ci95")
             span = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
-            note = f"traced α {self.balance['alpha']:.3f}{span}, n = {self.balance['n_facts']}"
+            how = self.balance.get("source") or f"n = {self.balance['n_facts']}"
+            note = f"traced α {self.balance['alpha']:.3f}{span}, {how}"
         title = f"{self.about['model']}: {self.kind}, {self.about['n_facts']} facts"
         shown = list(columns(self).items())
         parts = [dict(shown[i : i + A_TABLE]) for i in range(0, max(1, len(shown)), A_TABLE)]

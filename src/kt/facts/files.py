@@ -112,7 +112,9 @@ def file_records(path: Path) -> Iterator[Located]:
             yield from file_records(file)
         return
     if path.suffix.lower() not in ENDINGS:
-        raise BadFile(f"{path}: facts are read from {', '.join(ENDINGS)} files, from `demo` or from hf:repo[:file]")
+        raise BadFile(
+            f"{path}: facts are read from {', '.join(ENDINGS)} files, from `demo`, `lre` or from hf:repo[:file]"
+        )
     if not path.is_file():
         raise BadFile(f"{path} does not exist; give the path of a file with one of the endings {', '.join(ENDINGS)}")
     try:
@@ -125,6 +127,24 @@ def demo_records() -> Iterator[Located]:
     """The embedded facts."""
     with resources.as_file(resources.files("kt") / "demo" / "facts.jsonl") as path:
         yield from _lines(path, "demo facts")
+
+
+def lre_records() -> Iterator[Located]:
+    """The shipped real facts: triples of the LRE data set (MIT, demo/LICENSE-LRE) under prompts of our own, one of each
+    relation in turn. The foil is another answer of the relation; neighbours are its next three subjects."""
+    text = (resources.files("kt") / "demo" / "lre.json").read_text(encoding="utf-8")
+    relations = json.loads(text)["relations"]
+    for number in range(max(len(relation["pairs"]) for relation in relations.values())):
+        for name, relation in relations.items():
+            pairs, (prompt, *others) = relation["pairs"], relation["prompts"]
+            if number >= len(pairs):
+                continue
+            subject, answer = pairs[number]
+            following = [*pairs[number + 1 :], *pairs[:number]]
+            near = [{"prompt": prompt.replace("{}", s), "answer": a} for s, a in following[:3]]
+            record = {"id": f"{name}/{number}", "relation": name, "prompt": prompt, "subject": subject}
+            record |= {"answer": answer, "foil": next(a for _, a in following if a != answer)}
+            yield Located(record | {"paraphrases": others, "neighbourhood": near}, f"lre, {name} {number + 1}")
 
 
 def _records(path: Path) -> Iterator[Located]:

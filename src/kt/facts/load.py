@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import BadFact, BadFile, KtError, install_hint
 from .fact import Fact, doubts
-from .files import ENDINGS, Located, demo_records, file_records
+from .files import ENDINGS, Located, demo_records, file_records, lre_records
 from .formats import Schema, as_record, named, read_record, read_records
 from .record import Choices, Junk
 
@@ -228,9 +228,11 @@ def _named(facts: list[Fact], index: int) -> Iterator[Fact]:
 
 def _records(source: str) -> Iterator[Located]:
     if not source.strip():  # `Path("")` is the current folder
-        raise BadFile(f"facts come from demo, hf:repo[:file], or {', '.join(ENDINGS)} files; give one of them")
+        raise BadFile(f"facts come from demo, lre, hf:repo[:file], or {', '.join(ENDINGS)} files; give one of them")
     if source == "demo":
         return demo_records()
+    if source == "lre":
+        return lre_records()
     return hub_records(source) if source.startswith("hf:") else file_records(Path(source))
 
 

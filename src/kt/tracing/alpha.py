@@ -245,22 +245,27 @@ class Balance(Shown):
         if fields.get("kind") != Balance.kind:
             raise BadFile(f"{path}: holds {fields.get('kind') or 'other JSON'}, expected a balance")
         with complete_file(path, "balance", "compute it again"):
-            names = ("alpha", "alpha_raw", "n_facts", "metric", "run")
-            return Balance(
-                **{name: fields[name] for name in names},
-                ci95=None if fields["ci95"] is None else tuple(fields["ci95"]),
-                per_layer={name: tuple(values) for name, values in fields["per_layer"].items()},
-                per_layer_ci95={
-                    name: None if pairs is None else tuple((low, high) for low, high in pairs)
-                    for name, pairs in fields["per_layer_ci95"].items()
-                },
-                layers={name: tuple(values) for name, values in fields["layers"].items()},
-                per_fact=tuple(FactBalance(**values) for values in fields["per_fact"]),
-                warnings=tuple(fields["warnings"]),
-                pooled=fields.get("pooled"),
-                pooled_ci95=None if fields.get("pooled_ci95") is None else tuple(fields["pooled_ci95"]),
-                layer_shares={name: tuple(values) for name, values in fields.get("layer_shares", {}).items()},
-            )
+            return Balance.of(fields)
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Balance:
+        """From the fields that `save` wrote."""
+        names = ("alpha", "alpha_raw", "n_facts", "metric", "run")
+        spans = {name: fields.get(name) for name in ("ci95", "pooled_ci95")}
+        return cls(
+            **{name: fields[name] for name in names},
+            **{name: None if span is None else tuple(span) for name, span in spans.items()},
+            per_layer={name: tuple(values) for name, values in fields["per_layer"].items()},
+            per_layer_ci95={
+                name: None if pairs is None else tuple((low, high) for low, high in pairs)
+                for name, pairs in fields["per_layer_ci95"].items()
+            },
+            layers={name: tuple(values) for name, values in fields["layers"].items()},
+            per_fact=tuple(FactBalance(**values) for values in fields["per_fact"]),
+            warnings=tuple(fields["warnings"]),
+            pooled=fields.get("pooled"),
+            layer_shares={name: tuple(values) for name, values in fields.get("layer_shares", {}).items()},
+        )
 
 
 def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> Balance:

@@ -28,6 +28,9 @@ from .trace import DIRECTIONS, METRICS, TOKENS, Trace, TracedFact
 
 METHODS = ("exact", "atp")
 
+SAMPLES = 10
+"""Noise draws a fact, by default."""
+
 MIN_GAP = 0.5
 """Logits. Below this |d_clean - mean_S d_corrupted| eq. 8 divides by a number near zero, and `keep="known"` leaves the
 fact out. Facts that a model recalls have gaps of 5 to 10."""
@@ -128,7 +131,7 @@ def causal_trace(
     facts: Fact | Sequence[Fact],
     kinds: Sequence[str] = ("mlp", "attn"),
     metrics: Sequence[str] = METRICS,
-    samples: int = 10,
+    samples: int = SAMPLES,
     window: int = 1,
     noise: Sequence[Any] | None = None,
     noise_scale: float = 3.0,

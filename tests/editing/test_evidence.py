@@ -1,0 +1,105 @@
+"""Layers and α that nobody gave: kept results first, one trace where α needs it, relative depth, always said."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+from editing_help import REQUESTS, solve
+from families import tiny_model
+
+import kt
+from kt.editing import evidence
+from kt.editing.evidence import default_alpha, facts_beside, keep_balance, kept_folder, known_facts
+from kt.editing.resolve import configure, resolve
+from kt.tracing.alpha import Balance
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KT_CACHE", str(tmp_path / "cache"))
+
+
+def balance(n=40, attn=(2, 3), shares=(0.0, 0.1, 0.9, 0.8), **more):
+    about = dict.fromkeys(("model", "window", "corrupt", "samples", "seed", "keep"), 0)
+    given = {"alpha": 0.4, "alpha_raw": 0.4, "ci95": (0.3, 0.5), "n_facts": n, "metric": "logit_diff", "run": about}
+    given |= {"per_layer": {}, "per_layer_ci95": {}, "per_fact": (), "warnings": ()}
+    return Balance(**given | {"layers": {"attn": attn, "mlp": (1,)}, "layer_shares": {"attn": shares}} | more)
+
+
+def resolved(model, method, **given):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        config, found = resolve(configure(model, method, **given), model, [])
+    return config, found, " ".join(str(w.message) for w in caught)
+
+
+def test_a_default_alpha_is_traced_once_on_facts_that_are_not_edited_and_kept(monkeypatch):
+    model, requests = kt.load("demo"), kt.load_facts("demo", limit=3)
+    traced = []
+    take = evidence.traced_balance
+    monkeypatch.setattr(evidence, "traced_balance", lambda m, facts, *a, **k: traced.append(facts) or take(m, facts))
+    with pytest.warns(UserWarning, match="no alpha given for demo: tracing it once on 12 facts that it knows, about"):
+        first = default_alpha(model, requests)
+    assert len(traced) == 1 and not {f.subject for f in traced[0]} & {f.subject for f in requests}
+    again = default_alpha(model, requests)
+    assert len(traced) == 1 and again.value == first.value and again.source.startswith("kept")
+    assert first.source.startswith("traced") and again.balance == first.balance
+    _, found, said = resolved(model, "intattn")
+    assert found.chosen["alpha"] == first.value and "writing alpha" in said and "kept" in found.sources["alpha"]
+
+
+def test_a_balance_of_more_facts_replaces_a_kept_one_and_no_other():
+    model = tiny_model("llama")
+    for n, kept in ((20, 20), (12, 20), (30, 30)):
+        keep_balance(model, balance(n))
+        assert default_alpha(model, []).balance.n_facts == kept
+    keep_balance(model, balance(40, ci95=(0.0, 0.9)))
+    alpha = default_alpha(model, [])
+    assert alpha.value == 0.3 and "0.40 [0.00, 0.90] of 40 facts is undetermined" in alpha.source
+    assert not evidence.kept_settings(tiny_model("llama", seed=1), "memit"), "of other weights nothing is kept"
+
+
+@pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
+def test_a_method_without_alpha_traces_nothing(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "traced_balance", lambda *a, **k: pytest.fail("traced"))
+    with pytest.warns(UserWarning, match=r"layers_mlp \S+ by relative depth; kt layers"):
+        edit = solve(tiny_model("llama"), corpus, tmp_path, "memit", layers_mlp=None)
+    assert edit.manifest["sources"]["layers_mlp"] == "by relative depth"
+    given = solve(tiny_model("llama"), corpus, tmp_path, "memit")
+    assert "sources" not in given.manifest and len(given.requests) == len(REQUESTS)
+
+
+def test_layers_of_a_kept_balance_are_taken_where_other_facts_would_give_them_too():
+    model = tiny_model("llama", num_hidden_layers=4)
+    keep_balance(model, balance())
+    config, found, said = resolved(model, "intattn")
+    assert (config.layers_attn, config.alpha) == ((2, 3), 0.4) and "layers_attn 2,3 as traced on 40 facts" in said
+    assert found.sources["layers_mlp"] == "by relative depth (traced 1, not stable over the facts)"
+    keep_balance(model, balance(shares=(0.0, 0.1, 0.9, 0.4)))
+    said = resolved(model, "intattn")[2]
+    assert re.search(r"layers_attn \S+ by relative depth \(traced 2,3, not stable", said)
+
+
+def test_layers_that_kt_layers_kept_come_before_a_trace():
+    model = tiny_model("llama", num_hidden_layers=4)
+    keep_balance(model, balance())
+    table = '[methods.intattn]\nlayers_mlp = [3]\nlayers_attn = [1]\nalpha = 0.2\nsource = "a sweep"\n'
+    (kept_folder(model) / "intattn.toml").write_text(table)
+    config, found, said = resolved(model, "intattn")
+    assert (config.layers_mlp, config.layers_attn, config.alpha) == ((3,), (1,), 0.2)
+    assert found.sources["layers_mlp"] == "as kept (a sweep)" and re.search(r"alpha 0\.2 \(a sweep\)", said)
+    assert resolved(model, "intattn", layers_mlp=(0,), alpha=0.5)[0].layers_mlp == (0,)
+
+
+def test_the_shipped_facts_are_real_and_cover_every_relation_in_turn():
+    facts = kt.load_facts("lre")
+    relations = list(dict.fromkeys(fact.relation for fact in facts))
+    assert len(facts) > 400 and [f.relation for f in facts[: len(relations)]] == relations
+    assert all(f.answer != f.foil and f.subject in f.prompt and len(f.neighbours) == 3 for f in facts)
+    assert not any("\\u" in text for f in facts for text in (f.subject, f.answer))
+    model = kt.load("demo")
+    beside = facts_beside(model, kt.load_facts("demo", limit=1))
+    known = known_facts(model, beside, 5)
+    assert len(known.facts) == 5 and known.seconds_a_token > 0
+    assert known.facts == [f for f in beside if f in known.facts] and np.isfinite(known.seconds_a_token)
