@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2LMHeadModel
 
 import kt
+from kt.editing.resolve import traced_balance
 from kt.errors import ShortcutOff, shortcut_off
 from kt.evaluation import evaluate
 from kt.model.prefix import prefix_is_reusable
@@ -102,6 +103,19 @@ def test_a_trace_takes_less_than_a_quarter_of_the_plain_loops_work(said):
     plain, _ = flop(lambda: plain_trace(model, *asked))
     whole, _ = flop(lambda: kt.causal_trace(model, [fact], **how, reuse_prefix=False))
     assert len(traced.ids) == 9 and plain > 4 * ours and plain < 3 * whole
+    assert said() == []
+
+
+def test_a_trace_for_alpha_patches_one_token(said):
+    """What α reads is one column of the map; the two runs that it starts from are the rest of the work."""
+    model, facts = kt.load("demo"), kt.load_facts("demo", limit=2)
+    how = {"kinds": ("mlp", "attn"), "samples": 4, "keep": "all"}
+    whole, _ = flop(lambda: kt.causal_trace(model, facts, **how))
+    column, trace = flop(lambda: kt.causal_trace(model, facts, **how, tokens="subject_last"))
+    patched = [len(fact.ids) - fact.span.start for fact in trace.facts]
+    assert min(patched) >= 4 and column < whole / 2
+    for made in (lambda: traced_balance(model, facts), lambda: traced_balance(model, facts, most=None)):
+        assert flop(made)[0] < 2.6 * column, "ten draws of the same column, not of the map"
     assert said() == []
 
 

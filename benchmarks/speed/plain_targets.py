@@ -65,15 +65,18 @@ def plain_target(
         ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
     places = {Position.SUBJECT_LAST: subjects, Position.PROMPT_LAST: prompts}
     delta = {aim: torch.zeros(model.d_model, requires_grad=True) for aim in aims}
-    before: dict[TargetSite, Tensor] = {}
+    first: dict[TargetSite, Tensor] = {}  # the values before, row by row
 
-    def adding(aim: TargetSite) -> Any:
+    def adding(aim: TargetSite, share: float) -> Any:
         def hook(module: Any, given: Any, output: Any) -> Any:
             value = output[0] if isinstance(output, tuple) else output
             shifted = value.view(len(rows), width, -1).clone()
-            before.setdefault(aim, shifted[0, places[aim.position][0]].detach().float().clone())
+            own = share == 1.0
+            if own:
+                first.setdefault(aim, shifted[range(len(rows)), places[aim.position]].detach().clone())
             for row, place in enumerate(places[aim.position]):
-                shifted[row, place] = shifted[row, place] + delta[aim].to(shifted.dtype)
+                start = first[aim][row] if own and aim.below is not None else shifted[row, place]
+                shifted[row, place] = start + share * delta[aim].to(shifted.dtype)
             shifted = shifted.view_as(value)
             return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
 
@@ -83,9 +86,11 @@ def plain_target(
     for step in range(objective.v_num_grad_steps):
         with ExitStack() as hooks:
             for aim in aims:
-                module = model.module.get_submodule(model.layout.path(aim.site.kind, aim.site.layer))
-                hooks.callback(module.register_forward_hook(adding(aim)).remove)
+                for layer, share in (*(aim.below or ()), (aim.site.layer, 1.0)):
+                    module = model.module.get_submodule(model.layout.path(aim.site.kind, layer))
+                    hooks.callback(module.register_forward_hook(adding(aim, share)).remove)
             logits = model.module(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        before = {aim: values[0].float() for aim, values in first.items()}
         log_p = logits.float().log_softmax(-1)
         said = torch.stack([log_p[i, p : p + len(answer)] for i, p in enumerate(prompts)])
         picked = said.gather(-1, answer[None, :, None].expand(len(said), -1, 1))[..., 0]

@@ -83,7 +83,6 @@ def test_the_default_is_teacher_forcing_and_greedy_text(scored):
         (("--protocol", "gen", "--no-generate"), "leaves no protocol"),
         (("--protocol", "tf,wild", "--no-generate"), "nothing for wild"),
         (("--heldout", "x.txt"), "add it to --protocol"),
-        (("--protocol", "ppl"), "--heldout FILE"),
         (("--protocol", "ppl", "--heldout", "none.txt"), "no corpus 'none.txt'"),
         (("--kl",), "give --edit"),
         (("--judge-url", "http://h/v1", "--judge-model", "m"), "a judge reads wild"),

@@ -78,7 +78,7 @@ def test_an_edit_is_probed_before_and_after_and_scored(probed, edit_file):
     before, after = (r["positions"]["prediction"]["target"]["prob"] for r in (result["before"], result))
     assert before != after
     assert Residual.load("run/residual.safetensors").score.n == result["residual_score"]["n"]
-    shown = probed("--edit", edit_file)
+    shown = probed("--edit", edit_file, "--pool", "demo")
     assert "what is left of the old answer" in shown.out and "is the old answer more probable" in shown.out
 
 
@@ -99,6 +99,8 @@ def test_a_report_shows_a_probe_and_a_residual(kt, probed, edit_file):
         (("--statistic", "mode"), "choose one of mean, median"),
         (("--sets", "missing.json"), "missing.json"),
         (("--edit", "missing.safetensors"), "missing.safetensors"),
+        (("--pool", "demo"), "no place without --edit"),
+        (("--edit", "missing.safetensors", "--pool", "nowhere.json"), "nowhere.json"),
         (("--edit", "missing.safetensors", "--layers", "1"), "--layers has no place with --edit"),
     ],
 )

@@ -130,7 +130,6 @@ def test_facts_without_what_is_asked_for_give_a_table_and_no_figure(kt, common, 
         (("alpha", "--protocol", "wild"), "--no-generate leaves nothing for wild"),
         (("alpha", "--protocol", "gen"), "leaves no protocol"),
         (("alpha", "--heldout", "x.txt"), "--heldout is read by ppl"),
-        (("alpha", "--protocol", "ppl"), "--heldout FILE"),
         (("alpha", "--protocol", "ppl", "--heldout", "none.txt"), "no corpus 'none.txt'"),
     ],
 )

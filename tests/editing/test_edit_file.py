@@ -257,6 +257,8 @@ class TestHostile:
             ("weight_norms", {DOWN: "large"}),
             ("chosen", {DOWN: {"lambda": "auto", "x": 3.0, "share": 0.9}}),
             ("chosen", {DOWN: {"lambda": 1.0}}),
+            ("chosen", {DOWN: {"lr": "auto"}}),
+            ("chosen", {DOWN: {"lr": 1e-3, "norm_constraint": None}}),
             ("value_change", {"hidden.1": {}}),
             ("note", "\ud800"),
         ],

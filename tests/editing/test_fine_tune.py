@@ -1,6 +1,7 @@
 """Fine-tuning as an edit: the original code's numbers, and what every variant keeps to on every family."""
 
 import json
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import kt
 from kt.editing.adapter import NAME, Adapter, adapted, low_rank
 from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.second_moment import Statistics
-from kt.editing.fine_tune import FineTune, Weights
+from kt.editing.fine_tune import BOX as BOX_OF_RMS
+from kt.editing.fine_tune import RATE, FineTune, Weights
 from kt.editing.plan import SolveContext
 from kt.errors import KtError, WorkFailed
 from kt.facts.formats import read_record
@@ -359,3 +361,42 @@ def test_settings_that_do_not_go_together_are_one_line():
         with pytest.raises(KtError, match=words) as caught:
             FineTune((0,), **changes)
         assert "\n" not in str(caught.value)
+
+
+def rms(tensor):
+    return float(tensor.double().square().mean().sqrt())
+
+
+def test_automatic_steps_and_boxes_follow_each_weights_own_size():
+    model = tiny_model("llama")
+    name = model.weight_name(Site(Kind.MLP, 1))
+    with torch.no_grad():
+        model.own(name).mul_(10)
+    plan = replace(PLANS["ft-l"], layers=(0, 1), lr="auto", norm_constraint="auto")
+    solved = solve(model, plan)
+    for each, written in solved.written.items():
+        size = rms(model.weight(each))
+        assert written.chosen == pytest.approx({"lr": RATE * size, "norm_constraint": BOX_OF_RMS * size}, rel=1e-6)
+        assert float(deltas(solved)[each].abs().max()) <= BOX_OF_RMS * size * 1.0001
+    given = replace(plan, layers=(1,), lr=RATE * rms(model.weight(name)), norm_constraint=None)
+    alone = solve(model, replace(plan, layers=(1,), norm_constraint=None))
+    assert relative(deltas(alone)[name], deltas(solve(model, given))[name]) < 1e-4
+    assert "norm_constraint" not in alone.written[name].chosen
+
+
+def test_gains_and_biases_take_the_typical_step_of_the_matrices():
+    model = tiny_model("gpt2")  # whose biases are zero and gains one
+    solved = solve(model, replace(PLANS["ft-wd"], lr="auto"))
+    sizes = [rms(model.weight(name)) for name in solved.written if model.weight(name).dim() > 1]
+    for name, written in solved.written.items():
+        own = rms(model.weight(name)) if model.weight(name).dim() > 1 else statistics.median(sizes)
+        assert written.chosen == pytest.approx({"lr": RATE * own}, rel=1e-6)
+        assert written.update.norm() > 0
+
+
+def test_an_adapters_first_automatic_step_is_as_large_as_one_on_the_weight():
+    model = tiny_model("llama")
+    for method in ("ft", "lora"):
+        first = solve(model, replace(PLANS[method], modules="mlp", layers=(0, 1), lr="auto", num_steps=1))
+        for name, delta in deltas(first).items():
+            assert rms(delta) == pytest.approx(RATE * rms(model.weight(name)), rel=0.1), (method, name)

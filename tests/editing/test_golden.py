@@ -41,6 +41,7 @@ METHODS = {
     "ft_l": "ft-l",
     "ft_m": "ft",
 }
+PUBLISHED = {name: {"searched": "published"} for name in ("pmet", "jeep_mlp")}  # where kt's default is another
 TOLERANCE = 1e-3  # the original code itself moves by up to 2e-4 between one thread and two
 log = logging.getLogger("golden")
 
@@ -49,7 +50,8 @@ def run(model, name, history=None, **changes):
     data = json.loads((GOLDEN / f"qwen2.{name}.json").read_text())
     hp = data["hparams"]
     regions = [f"{k}_{part}" for k in KEEP for part in ("low", "high")]  # JEEP's
-    arguments = {k: hp[k] for k in (*KEEP, *regions) if k in hp and k not in UNUSED} | changes
+    arguments = {k: hp[k] for k in (*KEEP, *regions) if k in hp and k not in UNUSED}
+    arguments |= PUBLISHED.get(name, {}) | changes
     edit = kt.edit(
         model, data["requests"], method=METHODS.get(name, name), statistics=GOLDEN / "second_moments.safetensors",
         context_templates=data["context_templates"], history=history, **arguments,

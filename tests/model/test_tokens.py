@@ -1,7 +1,10 @@
 """Tokens: spans from offsets, answers from the joint tokenisation, BOS once, padding on the left."""
 
+from copy import deepcopy
+
 import pytest
 from families import byte_level_tokenizer, sentencepiece_tokenizer
+from tokenizers import processors
 
 from kt.errors import BadFact, SubjectNotFound
 from kt.model.tokens import encode, subject_span, target_ids, template_span, token_ids
@@ -82,3 +85,39 @@ def test_padding_is_on_the_left_and_columns_follow_it(tokenizer):
     for row, text in enumerate(texts):
         ids = token_ids(tokenizer, text)
         assert batch.ids[row, batch.columns([0, 0])[row] :].tolist() == ids
+
+
+def closing(tokenizer, *added):
+    """The tokenizer with these tokens put around every text: before it and behind it."""
+    first, last = added
+    core = tokenizer._tokenizer
+    ids = [(token, core.token_to_id(token)) for token in {first, last}]
+    core.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=ids)
+    return tokenizer
+
+
+@pytest.mark.parametrize("around", [("</s>", "</s>"), ("</s>", "<pad>")], ids=["EOS that is BOS", "separator"])
+def test_a_closing_special_token_is_in_no_prompt_and_no_answer(around):
+    tokenizer = closing(deepcopy(byte_level_tokenizer()), *around)
+    opening = tokenizer.convert_tokens_to_ids(around[0])
+    plain = byte_level_tokenizer()
+    assert token_ids(tokenizer, "The capital is") == [opening, *token_ids(plain, "The capital is")]
+    assert target_ids(tokenizer, "The capital is", "Paris") == target_ids(plain, "The capital is", "Paris")
+    span, whole = (subject_span(t, "The Space Needle is", "Space Needle") for t in (tokenizer, plain))
+    assert span == (whole.start + 1, whole.stop + 1)
+    # The text's own end token is text.
+    assert token_ids(tokenizer, "Paris</s>")[-1] == tokenizer.convert_tokens_to_ids("</s>")
+
+
+@TOKENIZERS
+def test_a_line_end_is_kept_and_no_space_follows_it(tokenizer):
+    prompt = "user\nThe capital?\nassistant\n"
+    ids, answer = token_ids(tokenizer, prompt), target_ids(tokenizer, prompt, "Paris")
+    assert [*ids, *answer] == token_ids(tokenizer, prompt + "Paris")
+    assert tokenizer.decode(answer) == "Paris"
+
+
+@TOKENIZERS
+def test_a_join_of_the_facts_own_goes_before_kts(tokenizer):
+    assert target_ids(tokenizer, "(", "Paris", " ") == target_ids(tokenizer, "is", "Paris")
+    assert target_ids(tokenizer, "is", "Paris", "") == target_ids(tokenizer, "(", "Paris")

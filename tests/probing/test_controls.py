@@ -57,6 +57,17 @@ def test_facts_that_name_no_relation_share_one_by_their_template():
     assert {c.text for c in found} == {"Warsaw"}
 
 
+def test_a_fact_without_a_relation_has_that_of_its_template_where_the_pool_names_one():
+    tokenizer = tiny_model("qwen2").tokenizer
+    flat = kt.Fact("The  {} is", "France", answer="Paris", target="Rome")
+    others = [*facts_of(("Poland", "Warsaw", None), relation="P36"), kt.Fact("Of {}", "Curie", "Megan", relation="P36")]
+    assert {c.text for c in Relations.of([flat], others).controls(tokenizer, flat, -7, -8, 0)} == {"Warsaw", "Megan"}
+    fact, pool = others[0], [flat]  # and the other way round: the fact names it, the pool does not
+    assert {c.text for c in Relations.of([fact], pool).controls(tokenizer, fact, -7, -8, 0)} == {"Paris"}
+    two = [*others, *facts_of(("Nile", "Seattle", None), relation="river")]  # whose template says nothing
+    assert Relations.of([flat], two).controls(tokenizer, flat, -7, -8, 0) == ()
+
+
 def test_elsewhere_is_the_same_prompt_about_subjects_with_other_answers():
     tokenizer = tiny_model("qwen2").tokenizer
     old, new = (kt.model.tokens.target_ids(tokenizer, "The France is", t)[0] for t in ("Paris", "Rome"))

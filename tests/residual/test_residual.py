@@ -1,5 +1,6 @@
 """The residual score: its arithmetic on known ranks, and what it says of edits whose outcome is known."""
 
+import json
 import warnings
 from dataclasses import replace
 
@@ -413,6 +414,20 @@ def test_facts_that_say_nothing_are_counted_with_their_reason_and_said_in_one_li
     assert said == residual.metadata["warnings"]
     assert all("\n" not in text for text in said)
     assert [text.split()[0] for text in said] == ["1", "1", "2"]
+
+
+def test_flat_records_find_rivals_in_a_file_and_without_them_the_warning_says_how(tmp_path):
+    model = tiny_model("qwen2")
+    rows = [{"prompt": f.prompt, "subject": f.subject, "target_new": "Rome", "ground_truth": f.answer} for f in POOL]
+    pool = tmp_path / "all.json"
+    pool.write_text(json.dumps(rows))
+    flat = [replace(fact, relation="") for fact in CAPITALS[:1]]
+    options = dict(neutral=False, n_boot=50)
+    with pytest.warns(UserWarning, match=r"'The France is'.*--pool FILE, pool= in Python"):
+        assert np.isnan(residual_fact(model, nudge(model), flat, **options).score.mean)
+    with pytest.warns(UserWarning, match="single fact"):
+        found = residual_fact(model, nudge(model), flat, pool=pool, **options)
+    assert {c.text for c in found.controls[0]} == {f.answer for f in POOL}
 
 
 def replace_requests(edit, facts):

@@ -1,5 +1,7 @@
 """Eq. 12 on numbers made by hand: signs, clamping, intervals, proposed layers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -90,6 +92,40 @@ def test_balances_save_and_load(tmp_path):
     path.write_text("{}")
     with pytest.raises(BadFile, match="expected a balance"):
         kt.Balance.load(path)
+
+
+def drawn(n, low, high):
+    rng = np.random.default_rng(1)
+    return [{"attn": [float(a), 0.0], "mlp": [0.0, float(m)]} for a, m in rng.uniform(low, high, (n, 2))]
+
+
+def test_an_alpha_that_the_facts_do_not_determine_is_no_setting():
+    clear, few, wide = (kt.balance_factor(hand_made(*drawn(*how))) for how in ((40, 0.1, 1), (9, 0.1, 1), (12, -1, 1)))
+    assert clear.setting == (clear.alpha, clear.ci95, "eq. 12")
+    assert clear.stable_layers == {"attn": (0,), "mlp": (1,)} and clear.layer_shares["mlp"] == (0.0, 1.0)
+    for balance in (few, wide):
+        assert balance.setting is None and balance.as_dict()["setting"] is None
+        assert "α is undetermined" in " ".join(balance.notes()) and "undetermined" in str(balance.tables()[0].rows)
+    assert few.stable_layers == {"attn": (), "mlp": ()} and "kt layers" in " ".join(few.notes())
+    assert wide.ci95[1] - wide.ci95[0] > 0.5
+
+
+def test_facts_whose_own_alpha_says_nothing_are_counted():
+    still, mixed, plain = {"attn": [0.01], "mlp": [0.02]}, {"attn": [-0.3], "mlp": [0.4]}, {"attn": [0.3], "mlp": [0.4]}
+    balance = kt.balance_factor(hand_made(still, mixed, plain))
+    assert balance.unsteady == 2 and "2 of 3 facts" in " ".join(balance.notes())
+
+
+def test_the_pooled_alpha_counts_each_fact_by_its_gap():
+    trace = hand_made({"attn": [0.3], "mlp": [0.1]}, {"attn": [0.1], "mlp": [0.5]})
+    wide, narrow = trace.facts
+    corrupted = {"prob": np.zeros(2), "logit_diff": np.full(2, 8.0)}  # a gap of 2 beside one of 10
+    patched = {k: {"prob": v["prob"], "logit_diff": 8 + v["logit_diff"] / 5} for k, v in narrow.patched.items()}
+    trace = replace(trace, facts=(wide, replace(narrow, corrupted=corrupted, patched=patched)))
+    balance = kt.balance_factor(trace)
+    assert balance.alpha == pytest.approx(0.4 / 1.0), "eq. 12: eq. 8 divides by each fact's gap first"
+    assert balance.pooled == pytest.approx((0.3 * 10 + 0.1 * 2) / (0.4 * 10 + 0.6 * 2))
+    assert kt.balance_factor(trace, "prob").pooled == pytest.approx(kt.balance_factor(trace, "prob").alpha)
 
 
 def test_a_trace_of_one_module_has_no_balance():

@@ -282,3 +282,39 @@ def test_a_number_that_is_not_finite_never_hides(gpt2, facts):
     with gpt2.restored([kt.Site(Kind.MLP, 1)]), torch.no_grad(), pytest.raises(WorkFailed, match="not finite"):
         weight.fill_(torch.inf)
         kt.causal_trace(gpt2, facts, keep="all", samples=1)
+
+
+def test_one_token_gives_the_whole_maps_column_to_the_last_bit(tmp_path):
+    model, facts = kt.load("demo"), kt.load_facts("demo", limit=6)
+    how = {"kinds": ("mlp", "attn"), "samples": 3}
+    whole, column = kt.causal_trace(model, facts, **how), kt.causal_trace(model, facts, **how, tokens="subject_last")
+    mine, theirs = kt.balance_factor(column), kt.balance_factor(whole)
+    assert (mine.alpha, mine.ci95, mine.layers, mine.per_layer) == (
+        theirs.alpha, theirs.ci95, theirs.layers, theirs.per_layer
+    )  # fmt: skip
+    assert mine.per_fact == theirs.per_fact
+    for one, other in zip(column.facts, whole.facts, strict=True):
+        last = one.span.last
+        assert np.array_equal(one.patched["mlp"]["logit_diff"][:, last], other.patched["mlp"]["logit_diff"][:, last])
+        assert np.isnan(np.delete(one.patched["mlp"]["logit_diff"], last, 1)).all()
+    again = kt.Trace.load(column.save(tmp_path / "trace.safetensors"))
+    for trace in (column, again):
+        table = trace.to_dataframe()
+        assert trace.by_role("mlp").roles == ("subject_last",) and set(table["role"]) == {"subject_last"}
+        assert not table["value"].isna().any() and len(table) == len(trace.facts) * 2 * 2 * 8
+        assert trace.as_dict()["rows"] == ("subject_last",) and "Last subject token" in trace.figure().to_json()
+        assert trace.tables()[0].rows == whole.tables()[0].rows
+    with pytest.raises(BadFact, match="tokens 'all' and 'subject_last' do not merge"):
+        whole.merge(column)
+    with pytest.raises(BadFact, match="role 'last'; choose among subject_last"):
+        column.curve("mlp", at="last")
+
+
+def test_one_fact_traced_at_one_token_is_a_map_of_one_row():
+    model, (fact,) = kt.load("demo"), kt.load_facts("demo", limit=1)
+    trace = kt.causal_trace(model, fact, samples=2, keep="all", tokens="subject_last")
+    assert trace.as_dict()["rows"] == [trace.facts[0].tokens[trace.facts[0].span.last]]
+    assert trace.as_dict()["subject_rows"] == [0]
+    for wrong, words in (({"tokens": "first"}, "choose among all, subject_last"), ({"only": []}, "give one of them")):
+        with pytest.raises(BadFact, match=words):
+            kt.causal_trace(model, fact, **({"tokens": "subject_last"} | wrong))

@@ -32,6 +32,7 @@ COMMANDS = {
     "alpha": ("heatmap:alpha", "The balance factor between attention and MLP, and layers to edit."),
     "probe": ("probe:probe", "The old and the new answer through the layers; with --edit, before and after."),
     "cov": ("cov:cov", "Take the second moments of the keys over a corpus."),
+    "cache": ("cache:cache", "What is kept of earlier runs, with sizes; rm removes it."),
     "apply-edit": ("apply_edit:apply_edit", "Solve an edit for all requests and write it as a file."),
     "eval": ("eval:evaluate", "Score a model, or a model with an edit, on a facts file."),
     "abilities": ("abilities:abilities", "General abilities through lm-eval, before and after an edit."),

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 from . import parse
-from .command import BadOption
-from .options import ModelOptions, Opt, RunOptions
+from .command import BadOption, option_of
+from .options import ModelOptions, Opt, RunOptions, SolveOptions
 from .session import session
 
 
 @dataclass(frozen=True)
 class CovOptions(RunOptions, ModelOptions):
-    corpus: Annotated[str, Opt("--corpus", help="demo, a .txt or .jsonl file, or hf:repo.")] = "demo"
+    corpus: Annotated[str, option_of(SolveOptions, "corpus")] = SolveOptions.corpus
     layers_mlp: Annotated[str | None, Opt("--layers-mlp", help="Layers of down_proj: 4-8, none [default: all].")] = None
     layers_attn: Annotated[str | None, Opt("--layers-attn", help="Layers of W_o: 2-4, none [default: all].")] = None
     max_tokens: Annotated[int, Opt("--max-tokens", min=1, help="Tokens of the corpus that are counted.")] = 100_000

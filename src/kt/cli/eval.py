@@ -41,7 +41,7 @@ class EvalOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
     ] = False
     heldout: Annotated[
         str | None,
-        Opt("--heldout", help="Text for ppl: .txt or .jsonl, one document a line [default: the demo model's own]."),
+        Opt("--heldout", help="Text for ppl: .txt or .jsonl, one document a line [default: what ships with kt]."),
     ] = None
     no_cache: Annotated[bool, Opt("--no-cache", help="Score the unedited model anew, and keep its scores nowhere.")] = (
         False

@@ -97,16 +97,16 @@ def alpha(options: AlphaOptions) -> None:
     with session(options) as s:
         from ..tracing import balance_factor
 
-        trace = run_trace(s, ("mlp", "attn"), ("logit_diff", "prob"))
+        trace = run_trace(s, ("mlp", "attn"), ("logit_diff", "prob"), tokens="subject_last")
         balance = balance_factor(trace, seed=options.seed)
         balance.save(s.run.file(FILES["balance"]))
         s.keep(balance)
         show_balance(s, balance, options.per_fact)
 
 
-def run_trace(s: Session, kinds: tuple[str, ...], metrics: tuple[str, ...]) -> Trace:
+def run_trace(s: Session, kinds: tuple[str, ...], metrics: tuple[str, ...], **instead: Any) -> Trace:
     """Trace what the options name; the raw measurements go into the run folder."""
-    trace = measure(s, "tracing", kinds, metrics)
+    trace = measure(s, "tracing", kinds, metrics, **instead)
     trace.save(s.run.file(FILES["trace"]))
     s.run.manifest["trace"] = dict(trace.metadata)
     return trace
@@ -153,9 +153,9 @@ def show_heatmaps(s: Session, metric: str) -> None:
 
 
 def show_balance(s: Session, balance: Balance, per_fact: bool = False) -> None:
-    """α, the layers that it proposes, the warnings, and on request α of each fact."""
+    """α, the layers that it proposes, what is not determined, and on request α of each fact."""
     first, *rest = balance.tables(per_fact)
     s.screen.tables(first)
-    for warning in balance.warnings:
-        s.screen.say(f"kt: warning: {warning}")
+    for note in balance.notes():
+        s.screen.say(f"kt: warning: {note}")
     s.screen.tables(*rest)

@@ -82,6 +82,13 @@ class FactOptions(Options):
     known_to: Annotated[
         str | None, Opt("--known-to", help="Of known_1000, only the facts flagged as known to this model.")
     ] = None
+    join: Annotated[
+        str | None,
+        Opt(
+            "--join",
+            help='Text between prompt and answer: "" for none, "\\n" a line end [default: by script and brackets].',
+        ),
+    ] = None
     prompt: Annotated[str | None, Opt("--prompt", help='One fact by hand: "The capital of {} is".')] = None
     subject: Annotated[str | None, Opt("--subject", help="The subject of --prompt.")] = None
     answer: Annotated[str | None, Opt("--answer", help="What the model says to --prompt now.")] = None
@@ -139,7 +146,8 @@ class SolveOptions(Options):
     statistics: Annotated[
         Path | None, Opt("--statistics", help="A safetensors file of key second moments by module name.")
     ] = None
-    corpus: Annotated[str, Opt("--corpus", help="Text for the key moments: demo, a file, or hf:repo[/config].")] = (
-        "demo"
-    )
+    corpus: Annotated[
+        str,
+        Opt("--corpus", help="Text for the key moments: auto (english; demo for the demo model), a file, hf:repo."),
+    ] = "auto"
     max_tokens: Annotated[int, Opt("--max-tokens", min=1, help="Tokens of the corpus that are counted.")] = 100_000

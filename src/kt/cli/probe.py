@@ -21,6 +21,10 @@ class ProbeOptions(RunOptions, FigureOptions, ForceOptions, FactOptions, ModelOp
         Path | None,
         Opt("--edit", help="An edit (of kt apply-edit): probe before and after, and score what is left."),
     ] = None
+    pool: Annotated[
+        str | None,
+        Opt("--pool", help="With --edit: more facts of the same relations or templates, as rivals of the old answer."),
+    ] = None
     raw: Annotated[bool, Opt("--raw", help="Read states without the model's final norm, as JEEP's text writes it.")] = (
         False
     )
@@ -35,6 +39,8 @@ def probe(options: ProbeOptions) -> None:
     layers = parse.layers(options.layers, "--layers")
     if layers == ():
         raise BadOption("--layers none: there is nothing to probe; name layers, as 0-5")
+    if options.edit is None and options.pool is not None:
+        raise BadOption("--pool has rivals for what an edit left; it has no place without --edit")
     if options.edit is None:
         return probe_model(options, layers)
     for flag, given in (("--layers", layers), ("--sets", options.sets)):
@@ -65,12 +71,15 @@ def probe_edit(options: ProbeOptions) -> None:
     rows: Any = parse.batch_size(options.batch_size)
     with session(options) as s:
         assert options.edit is not None
-        s.load_facts()  # a wrong file is refused before a model loads
+        pool = [] if options.prompt is not None else s.load_facts()  # wrong files are refused before a model loads
+        if options.pool is not None:
+            from ..facts.load import read_facts
+
+            pool = [*pool, *read_facts(options.pool).facts]
         edit = open_edit(s, options.edit)
         facts, model = edited_facts(s, edit), s.load_model()
         from ..residual import residual_fact
 
-        pool = None if options.prompt is not None else s.load_facts()
         with s.progress("probing before and after the edit") as tick:
             residual = residual_fact(
                 model,

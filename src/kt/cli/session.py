@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._util.data import SCHEMA_VERSION, plain, to_json
 from .._util.files import atomic_write, check_writable
 from ..errors import KtError
+from ..facts.corpus import corpus_for
 from ..runs import parallel
 from ..runs.folder import RunFolder, default_folder
 from ..runs.journal import Journal
@@ -70,6 +71,8 @@ class Session:
             if skips.total:
                 self.run.manifest["data"] |= {"records": skips.records, "formats": dict(skips.formats)}
                 self.screen.say(f"kt: {skips}")
+            for note in skips.noted:
+                self.screen.say(f"kt: {note}")
             self._facts = loaded.facts
         return self._facts
 
@@ -228,7 +231,10 @@ NO_CONFIG = ("config", "json", "quiet", "no_progress", "command", "argv", "out",
 def option_values(options: Options) -> dict[str, Any]:
     """The options of a command that its results depend on, defaults included."""
     named = (field.name for field in fields(options))
-    return {name: plain(getattr(options, name)) for name in named if name not in NO_CONFIG}
+    values = {name: plain(getattr(options, name)) for name in named if name not in NO_CONFIG}
+    if isinstance(corpus := values.get("corpus"), str):
+        values["corpus"] = corpus_for(corpus, str(values.get("model")))  # a later kt may choose another text
+    return values
 
 
 def screen_for(options: Options) -> Screen:
@@ -266,17 +272,23 @@ def load_model(options: ModelOptions) -> TracedModel:
 
 def load_facts(options: FactOptions) -> Loaded:
     """The facts file with what was left out of it, or the one fact typed by hand."""
+    from ..facts.fact import doubts, joined_by
     from ..facts.load import Loaded, Skips, fact_by_hand, read_facts
 
+    join = None if options.join is None else options.join.replace("\\n", "\n").replace("\\t", "\t")
     if options.prompt is None:
         stray = [f for f in ("subject", "answer", "foil", "target") if getattr(options, f) is not None]
         if stray:
             raise BadOption(f"--{stray[0]} belongs to a fact by hand; give --prompt and --subject with it")
-        return read_facts(options.facts, options.limit, options.format, options.zsre_target, options.known_to)
+        choices = options.format, options.zsre_target, options.known_to, join
+        return read_facts(options.facts, options.limit, *choices)
     if options.subject is None:
         raise BadOption("--prompt needs --subject, the entity that stands for {} in the prompt")
     fact = fact_by_hand(options.prompt, options.subject, options.answer, options.foil, options.target)
-    return Loaded([fact], Skips())
+    skips = Skips()
+    for what in doubts(fact) if "{}" not in options.prompt else ():
+        skips.note(what, repr(fact.prompt))
+    return Loaded([joined_by(fact, join)], skips)
 
 
 def wanted_files(options: FigureOptions | Any) -> dict[str, Path]:

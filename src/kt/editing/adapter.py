@@ -35,6 +35,10 @@ class Adapter:
     alpha: float = 32.0
     dropout: float = 0.0
 
+    def first_step(self, d_in: int) -> float:
+        """The RMS of ΔW after one step of 1 in every number of B: peft draws A from ±1/√d_in, uniformly."""
+        return self.alpha / self.rank * (self.rank / (3 * d_in)) ** 0.5
+
 
 class Adapted(NamedTuple):
     """The adapter's own parameters, float32 or wider, and what they now add to each weight by its name."""

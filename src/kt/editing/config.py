@@ -74,6 +74,9 @@ class Config:
     place: ClassVar[int]
     writes_attention: ClassVar[bool] = False
     keeps_history: ClassVar[bool] = False  # by default, between the edits of a session
+    depth: ClassVar[tuple[int, int, int] | None] = None
+    """First and last MLP layer, and the model's last: a method's own, carried over to other models by relative depth.
+    None: those of a trace."""
 
     layers_mlp: tuple[int, ...] = setting(
         LATER,
@@ -116,7 +119,7 @@ class Config:
 
     @property
     def follows_keys(self) -> bool:
-        """Whether λ or a ridge is to follow from the keys (`closed_form.auto_ridge`)."""
+        """Whether a number is to follow from keys, values or weights: a ridge, a rate, a box."""
         specs = [spec for spec in setting_fields(type(self)) if type_of(spec).startswith("float | Literal")]
         return any(getattr(self, spec.name) == AUTO for spec in specs)
 

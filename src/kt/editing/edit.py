@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 OF_THE_WHOLE = ("fingerprints_after", "norm_ratios", "value_change", "rounding", "lost_to_rounding")
 """Fields of a manifest that hold for all updates together and not for a part of them."""
 
+CHOSEN = {"lambda": "λ", "x": "x", "lr": "lr", "norm_constraint": "ε"}
+"""Numbers by weight that followed from the model or the requests, and the heads of their columns."""
+
 
 @dataclass
 class Edit(Shown):
@@ -96,8 +99,8 @@ class Edit(Shown):
         return Edit(rest, manifest)
 
     def deltas(self, model: TracedModel | None = None) -> dict[str, dict[str, Any]]:
-        """Per weight: shape, rank, norm, the norm relative to the weight's own, λ and x where λ was chosen (see
-        `closed_form.auto_ridge`), and (weights of 16 bits) what of the update rounding left: see `rounding`."""
+        """Per weight: shape, rank, norm, the norm relative to the weight's own, the numbers that were chosen
+        (`CHOSEN`), and (weights of 16 bits) what of the update rounding left: see `rounding`."""
         relative = self.manifest.get("weight_norms", {})
         rounded = self.manifest.get("rounding", {})
         chosen = self.manifest.get("chosen", {})
@@ -112,8 +115,7 @@ class Edit(Shown):
                 "relative_norm": norm / base if base else None,
                 "norm_ratio": self.manifest.get("norm_ratios", {}).get(name),
                 "condition": self.manifest.get("conditions", {}).get(name),
-                "lambda": chosen.get(name, {}).get("lambda"),
-                "x": chosen.get(name, {}).get("x"),
+                **{each: chosen.get(name, {}).get(each) for each in CHOSEN},
                 "survived": rounded.get(name, {}).get("survived"),
                 "rounding_error": rounded.get(name, {}).get("error"),
             }
@@ -271,14 +273,15 @@ class Edit(Shown):
     def _weights_table(self) -> Table:
         rounded = self.manifest.get("rounding") is not None
         names = ["shape", "rank", "norm", "relative_norm", "norm_ratio", "condition"]
-        chosen = self.manifest.get("chosen") is not None
-        names += ["lambda", "x"] if chosen else []
+        known = self.manifest.get("chosen", {}).values()
+        chosen = [each for each in CHOSEN if any(each in numbers for numbers in known)]
+        names += chosen
         names += ["survived", "rounding_error"] if rounded else []
         rows = [[name, *(delta[each] for each in names)] for name, delta in self.deltas().items()]
         shape = Column("shape", lambda sides: "x".join(map(str, sides)))
         condition = Column("condition", lambda value: "–" if value is None else f"{value:.0e}")
         columns: list[str | Column] = ["weight", shape, "rank", "norm", "relative", "new / old norm", condition]
-        columns += ["λ", "x"] if chosen else []
+        columns += [CHOSEN[each] for each in chosen]
         columns += ["survived", "error"] if rounded else []
         return Table(columns, rows, "written weights", _rounding_note(self) if rounded else "")
 

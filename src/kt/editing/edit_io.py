@@ -42,6 +42,11 @@ TEXTS = {...: str}
 NUMBERS = {...: NUMBER}
 MEAN = {"mean": NUMBER, "ci95": ([float, float], None), "n": int}
 ANSWER = {"str": str}
+CHOSEN = (
+    {"lambda": float, "x": float, "share": float, ...: float},
+    {"lr": float, ...: float},
+    {"norm_constraint": float, ...: float},
+)
 REQUEST = {"id": str, "prompt": str, "subject": str, "target_new": ANSWER, "target_true": (ANSWER, None)}
 REPORT = {
     "id": str,
@@ -89,7 +94,7 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     "weight_norms": (NUMBERS, "numbers by weight"),
     "norm_ratios": (NUMBERS, "numbers by weight"),
     "conditions": (NUMBERS, "numbers by weight"),
-    "chosen": ({...: {"lambda": float, "x": float, "share": float}}, "lambda, x and share by weight"),
+    "chosen": ({...: CHOSEN}, "lambda, x and share, lr or norm_constraint by weight"),
     "rounding": ({...: {"survived": NUMBER, "error": NUMBER}}, "survived and error by weight"),
     "lost_to_rounding": (([str], None), "a list of requests' ids or null"),
     "requests": ([REQUEST], "a list of requests"),

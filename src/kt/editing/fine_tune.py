@@ -13,6 +13,11 @@ A request's loss is a mean over its target's tokens, a mini-batch's the mean ove
 Up to `num_steps` epochs over mini-batches in the requests' order. A mini-batch whose loss is below `stop_loss` makes no
 step; an epoch whose mean loss is below it is the last.
 
+**Automatic steps.** `lr="auto"` is `RATE` times the root mean square (RMS) of a weight's numbers, each weight its own,
+and `norm_constraint="auto"` is `BOX` times it. Of an adapter the first step, B's, changes the weight by as much:
+with A drawn of RMS 1/√(3 d_in), ΔW = scale · B A has RMS scale · lr · √(rank / (3 d_in)). A vector (gain, bias) takes
+the median rate of the matrices.
+
 **Precision.** bfloat16 and float16 weights are trained as float32 copies, which the optimiser moves, the box clamps and
 the update is taken from; after each step the model gets them rounded, and its gradients come in its own dtype. So steps
 far below a weight's rounding still add up. Weights in float32 or wider are trained themselves.
@@ -24,7 +29,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -34,10 +40,10 @@ from .._util.progress import Progress
 from ..errors import KtError, WorkFailed
 from ..facts.fact import Fact
 from ..model.sites import Kind, Site
-from ..model.tokens import Batch, encode_ids, pad_id, prompt_gap, target_ids, token_ids
+from ..model.tokens import Batch, encode_ids, joint_text, pad_id, target_ids, token_ids
 from ..model.update import Dense, Update
 from .adapter import Adapter, adapted
-from .config import linear_maps
+from .config import AUTO, linear_maps
 from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
@@ -45,6 +51,10 @@ if TYPE_CHECKING:
 
 
 OBJECTIVES = ("prompt_last", "target_new")
+RATE = 0.003
+"""An automatic learning rate, in RMS of the weight. The papers' 5e-4 is that on SmolLM2 (RMS 0.18)."""
+BOX = 0.02
+"""An automatic norm_constraint, in RMS of the weight."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +66,9 @@ class FineTune:
     modules: str = "mlp"
     objective: str = "prompt_last"
     num_steps: int = 25
-    lr: float = 5e-4
+    lr: float | Literal["auto"] = 5e-4
     weight_decay: float = 0.0
-    norm_constraint: float | None = None
+    norm_constraint: float | Literal["auto"] | None = None
     batch_size: int = 8
     stop_loss: float = 1e-2
     adapter: Adapter | None = None
@@ -94,7 +104,8 @@ class FineTune:
 
     def describe(self) -> PlanText:
         rank = "" if self.adapter is None else f" of an adapter of rank {self.adapter.rank}"
-        box = "" if self.norm_constraint is None else f", each weight within {self.norm_constraint:g}"
+        within = f"{BOX:g} of its RMS" if self.norm_constraint == AUTO else f"{self.norm_constraint or 0:g}"
+        box = "" if self.norm_constraint is None else f", each weight within {within}"
         decay = f", weight decay {self.weight_decay:g}" if self.weight_decay else ""
         return PlanText("no search", self.modules, f"Adam on the weights{rank}{box}{decay}", self.objective)
 
@@ -123,26 +134,47 @@ class FineTune:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Updates and notes, as a journal keeps them."""
         lessons = self._lessons(context.model, facts)
-        with self._training(context) as training:
+        strides = self._strides(context.model)
+        with self._training(context, list(strides.values())) as training:
             losses, steps = self._descend(context.model, lessons, training.weights, progress)
-            written = {name: WeightUpdate(update).as_dict() for name, update in training.updates().items()}
+            updates = training.updates()
+        chosen = {name: self._chosen(stride) for name, stride in strides.items()}
+        written = {name: WeightUpdate(update, chosen=chosen[name]).as_dict() for name, update in updates.items()}
         return written, {"loss": losses[-1], "losses": losses, "steps": steps}
 
+    def _strides(self, model: TracedModel) -> dict[str, Stride]:
+        """By weight name: Adam's learning rate and the box, the automatic ones from the weight as it is."""
+        weights = {name: model.weight(name) for name in self.names(model)}
+        rms = {name: float(w.float().square().mean().sqrt()) for name, w in weights.items()}
+        typical = median(rms[name] for name, w in weights.items() if w.dim() > 1)
+        strides = {}
+        for name, weight in weights.items():
+            scale = rms[name] if weight.dim() > 1 else typical
+            first_step = 1.0 if self.adapter is None else self.adapter.first_step(weight.shape[1])
+            lr = RATE * scale / first_step if self.lr == AUTO else self.lr
+            strides[name] = Stride(lr, BOX * scale if self.norm_constraint == AUTO else self.norm_constraint)
+        return strides
+
+    def _chosen(self, stride: Stride) -> dict[str, float] | None:
+        """For the manifest: the values that no setting gave."""
+        return {n: value for n, value in stride._asdict().items() if getattr(self, n) == AUTO} or None
+
     @contextmanager
-    def _training(self, context: SolveContext) -> Iterator[Training]:
+    def _training(self, context: SolveContext, strides: Sequence[Stride]) -> Iterator[Training]:
         model = context.model
         if self.adapter is None:
-            with unfrozen(model, self.names(model), self.norm_constraint) as training:
+            with unfrozen(model, self.names(model), strides) as training:
                 yield training
         else:
             with adapted(model, self.sites, self.adapter, context.seed) as (parameters, updates):
-                yield Training(Weights(parameters), updates)
+                yield Training(Weights(parameters, [stride for stride in strides for _ in ("A", "B")]), updates)
 
     def _descend(
         self, model: TracedModel, lessons: Sequence[Lesson], weights: Weights, progress: Progress | None
     ) -> tuple[list[float], int]:
         """Every epoch's mean loss and the number of steps."""
-        optimizer = torch.optim.Adam(weights.wide, lr=self.lr, weight_decay=self.weight_decay)
+        groups = [{"params": [w], "lr": stride.lr} for w, stride in zip(weights.wide, weights.strides, strict=True)]
+        optimizer = torch.optim.Adam(groups, weight_decay=self.weight_decay)
         requests = sum(len(lesson.batch) for lesson in lessons)
         losses: list[float] = []
         steps = 0
@@ -207,8 +239,8 @@ def _lesson(model: TracedModel, facts: Sequence[Fact], last: bool, start: int) -
     rows, answers = [], []
     for fact in facts:
         target = fact.target or ""
-        answer = target_ids(tokenizer, fact.prompt, target)
-        joint = token_ids(tokenizer, fact.prompt.rstrip() + prompt_gap(fact.prompt, target) + target.lstrip())
+        answer = target_ids(tokenizer, fact.prompt, target, fact.target_prefix)
+        joint = token_ids(tokenizer, joint_text(fact.prompt, target, fact.target_prefix))
         rows.append(joint[: -len(answer)] if last else joint[:-1])
         answers.append(answer)
     batch, targets = encode_ids(rows, pad_id(tokenizer)), encode_ids(answers, 0)
@@ -226,16 +258,22 @@ def _entering(model: TracedModel, batch: Batch, start: int) -> Float[Tensor, "ro
     return below.cpu()
 
 
+class Stride(NamedTuple):
+    """A weight's learning rate, and how far from its start any of its numbers may get."""
+
+    lr: float
+    norm_constraint: float | None = None
+
+
 class Weights:
     """The tensors that the forward reads (`live`), and those that Adam moves (`wide`): the same ones in float32 or
-    wider, float32 copies of narrower ones. `box`: how far from its start any number may get."""
+    wider, float32 copies of narrower ones. `strides`: one for each."""
 
     @torch.no_grad()
-    def __init__(self, live: Sequence[Tensor], box: float | None = None) -> None:
-        self.live = list(live)
+    def __init__(self, live: Sequence[Tensor], strides: Sequence[Stride]) -> None:
+        self.live, self.strides = list(live), list(strides)
         self.wide = [_widened(w) for w in self.live]
         self.start = [w.detach().clone() for w in self.wide]
-        self.box = box
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -246,9 +284,9 @@ class Weights:
             live.grad = None
         optimizer.step()
         optimizer.zero_grad()
-        if self.box is not None:
-            for wide, start in zip(self.wide, self.start, strict=True):
-                wide.clamp_(start - self.box, start + self.box)
+        for wide, start, (_, box) in zip(self.wide, self.start, self.strides, strict=True):
+            if box is not None:
+                wide.clamp_(start - box, start + box)
         for live, wide in copies:
             live.copy_(wide)
 
@@ -262,14 +300,14 @@ class Training(NamedTuple):
 
 
 @contextmanager
-def unfrozen(model: TracedModel, names: Sequence[str], box: float | None = None) -> Iterator[Training]:
+def unfrozen(model: TracedModel, names: Sequence[str], strides: Sequence[Stride]) -> Iterator[Training]:
     """The named weights open to training; on exit, also after an exception, the bytes and flags of before."""
     live = [model.own(name) for name in names]
     with model.restored(names):
         try:
             for weight in live:
                 weight.requires_grad_()
-            weights = Weights(live, box)
+            weights = Weights(live, strides)
             yield Training(weights, lambda: _updates(model, names, weights))
         finally:
             for weight in live:

@@ -54,7 +54,7 @@ def package(context: SolveContext, facts: Sequence[Fact], config: Config, plan: 
     )
     edit.check()
     warn_of_weak_targets(facts, solved)
-    read_back(model, edit, facts, readings(model, list(facts)), solved)
+    read_back(model, edit, facts, readings(model, list(facts), unedited=True), solved)
     _warn_of_weak_writes(edit)
     return edit
 
@@ -181,6 +181,7 @@ def _plain(fact: Fact) -> dict[str, Any]:
     return (
         keep
         | ({"relation": fact.relation} if fact.relation else {})
+        | ({} if fact.target_prefix is None else {"target_prefix": fact.target_prefix})
         | {
             "target_new": {"str": fact.target},
             "target_true": {"str": fact.answer} if fact.answer else None,

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 class WeightUpdate(NamedTuple):
     """One weight's update, scaled, and how it came about: the condition number of the system that was solved, the keys
-    and the norm of the residual that was to be written, and the λ that was chosen (`lambda`, `x`, `share`: see
-    closed_form.auto_ridge). None for what a plan does not have."""
+    and the norm of the residual that was to be written, and the numbers that were chosen (`lambda`, `x`, `share`:
+    see closed_form.auto_ridge; `lr`, `norm_constraint`). None for what a plan does not have."""
 
     update: Update
     condition: float | None = None

@@ -121,6 +121,14 @@ def configure(
             del values[name]
         else:
             values[name] = tuple(int(layer) for layer in values[name])
+    if chosen.depth and "layers_mlp" not in values:
+        values["layers_mlp"] = layers_by_depth(model, "layers_mlp", chosen.depth)
+        shown = ",".join(map(str, values["layers_mlp"]))
+        warnings.warn(
+            f"no preset and no layers given for {model.name}: writing layers_mlp {shown} by relative depth, those of "
+            f"{method}; the rest are defaults",
+            stacklevel=4,
+        )
     values["alpha"] = check_alpha(values.get("alpha", "auto") if alpha is None else alpha)
     if not chosen.writes_attention:
         del values["alpha"]
@@ -240,9 +248,9 @@ DEPTHS = {"layers_mlp": (4, 8, 27), "layers_attn": (2, 4, 27), "layers_high": (2
 """First, last and the model's last layer: Qwen2.5-7B (IntAttn-Edit) and, for the high region, LLaMA-7B (JEEP)."""
 
 
-def layers_by_depth(model: TracedModel, name: str) -> tuple[int, ...]:
-    """Layers by relative depth: those of the papers' models carried over to this one."""
-    first, last, of = DEPTHS[name]
+def layers_by_depth(model: TracedModel, name: str, depth: tuple[int, int, int] | None = None) -> tuple[int, ...]:
+    """Layers by relative depth: those of the papers' models, or a method's own `depth`, carried over to this one."""
+    first, last, of = depth or DEPTHS[name]
     top = model.n_layers - 1
     return tuple(range(round(first * top / of), round(last * top / of) + 1))
 
@@ -289,7 +297,8 @@ def traced_balance(
 
     if most is not None and len(facts) > most:
         facts = [facts[i * len(facts) // most] for i in range(most)]
-    trace = causal_trace(model, facts, kinds=("mlp", "attn"), seed=seed, progress=progress, journal=journal)
+    given: dict[str, Any] = {"kinds": ("mlp", "attn"), "tokens": "subject_last"}
+    trace = causal_trace(model, facts, seed=seed, progress=progress, journal=journal, **given)
     return balance_factor(trace, seed=seed)
 
 
@@ -320,10 +329,4 @@ def take_statistics(
         return Statistics({})
     if given is not None:
         return Statistics.open(given)
-    if corpus == "demo" and model.name != "demo":
-        warnings.warn(
-            "second moments are taken over the small demo corpus, which is not this model's kind of text; "
-            "pass statistics= (kt cov --corpus) for results that count",
-            stacklevel=4,
-        )
     return key_statistics(model, sites, corpus, max_tokens, progress=progress)

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ..errors import UnknownSite
 from ..facts.fact import Fact
-from ..model.scoring import Forward, Question, Row, TeacherForced, teacher_force
+from ..model.scoring import Forward, Question, TeacherForced, answer_row, log_ratios, teacher_force, warn_of_joins
 from ..model.sites import Site
-from ..model.tokens import Batch, target_ids, token_ids
+from ..model.tokens import Batch, token_ids
 from ..model.update import Dense, LowRank, Update
 from ..runs import parallel
 from .request_report import RequestReport
@@ -136,7 +136,7 @@ def logits_given_back(
 
 def says_targets(model: TracedModel, facts: Sequence[Fact], rounded: Mapping[Site, Rounded]) -> list[bool]:
     """Whether every token of a fact's target is the argmax at its position; see `logits_given_back`."""
-    questions = [(fact.prompt, fact.target or "") for fact in facts]
+    questions = [_asked(fact, fact.target or "") for fact in facts]
     scores = _scores(model, questions, lambda batch, keep: logits_given_back(model, batch, keep, rounded))
     return [bool(scores[question].is_greedy) for question in questions]
 
@@ -186,25 +186,35 @@ class Reading(NamedTuple):
     answer: AnswerProbs | None
 
 
-def readings(model: TracedModel, facts: Sequence[Fact]) -> list[Reading]:
-    """The probability and rank of every fact's target and, where it has one, of its old answer; NaN where those are."""
-    targets = [(fact.prompt, fact.target or "") for fact in facts]
-    answers = [(fact.prompt, fact.answer) if fact.answer else None for fact in facts]
+def readings(model: TracedModel, facts: Sequence[Fact], unedited: bool = False) -> list[Reading]:
+    """The probability and rank of every fact's target and, where it has one, of its old answer; NaN where those are.
+
+    An `unedited` model is also asked whether answers are joined to their prompts as it expects; a warning says if not.
+    """
+    targets = [_asked(fact, fact.target or "") for fact in facts]
+    answers = [_asked(fact, fact.answer) if fact.answer else None for fact in facts]
+    scored = _scores(model, [*targets, *(each for each in answers if each is not None)])
+    if unedited:
+        warn_of_joins(log_ratios(scored))
     scores = {
         question: AnswerProbs(math.exp(score.log_prob or 0.0), score.first_rank or 0)
-        for question, score in _scores(model, [*targets, *filter(None, answers)]).items()
+        for question, score in scored.items()
     }
     return [Reading(scores[t], scores[a] if a else None) for t, a in zip(targets, answers, strict=True)]
 
 
+def _asked(fact: Fact, answer: str) -> Question:
+    return (fact.prompt, answer) if fact.target_prefix is None else (fact.prompt, answer, fact.target_prefix)
+
+
 def _scores(
-    model: TracedModel, questions: Sequence[tuple[str, str]], forward: Forward | None = None
+    model: TracedModel, questions: Sequence[Question], forward: Forward | None = None
 ) -> dict[Question, TeacherForced]:
     """Scores of answers behind their prompts' own tokens. Every process of a run computes all of them."""
     rows = []
-    for prompt, answer in dict.fromkeys(questions):
-        target = target_ids(model.tokenizer, prompt, answer)
-        rows.append(Row((prompt, answer), (*token_ids(model.tokenizer, prompt), *target[:-1]), target))
+    for question in dict.fromkeys(questions):
+        row = answer_row(model, question)
+        rows.append(row._replace(read=(*token_ids(model.tokenizer, question[0]), *row.target[:-1])))
     with parallel.alone():
         # A second forward for shared prompts costs a small batch more than it saves.
         return teacher_force(model, rows, share_prefixes=len(rows) > SMALL, ranks=True, forward=forward, allow_nan=True)

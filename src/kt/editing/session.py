@@ -66,14 +66,15 @@ class SessionOptions:
         keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
         norm_guard: rescale every wanted value to the norm that its site has before the session's first edit.
         alpha_facts: facts that α and layers are traced on; None: the first requests that are edited.
-        corpus, max_tokens: the text that second moments are taken over, where none are given.
+        corpus, max_tokens: the text that second moments are taken over, where none are given: `auto` (english, and for
+            the demo model demo), or what `kt cov --corpus` takes.
     """
 
     history: History | None = None
     keep_history: bool | None = None
     norm_guard: bool = False
     alpha_facts: Sequence[Fact] | None = None
-    corpus: str = "demo"
+    corpus: str = "auto"
     max_tokens: int = 100_000
 
 

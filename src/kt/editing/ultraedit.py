@@ -8,6 +8,12 @@ answers' -log p with respect to its output. With μ and σ over all pairs of the
     v = -lr · ‖ĥ‖² · ĝ                         the wanted change of the projection's output for input h
     ΔW = V Hᵀ (H Hᵀ + ridge · I)⁻¹             on the h as they are; the authors' ridge is 1
 
+`lr="auto"` is Polyak's step on ΔW, all weights together: with ΔW₁ the updates of lr = 1 and to first order,
+
+    lr = REACH · mean(-log p) / mean(-Σ_weights g · ΔW₁ h)       means over the answers' tokens
+
+so that it follows the gradients' size, the number of weights and what the ridge lets through.
+
 All weights are solved on the model as it is, from the same pass. ẑ is centred: what all pairs share is taken away, so a
 lone pair moves nothing, and few say little.
 
@@ -40,11 +46,16 @@ from ..model.tokens import Batch, pad_id, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
 from .closed_form.auto_ridge import WANTED, Spectrum, auto_ridge
 from .closed_form.keys import Rows
+from .config import AUTO
 from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
 
+
+REACH = 3.0
+"""Of the mean -log p of an answer's token, how much an automatic rate takes away to first order. More than 1: log p
+rises ever more slowly, and facts of small gradients are to arrive too."""
 
 EPSILON = float(np.finfo(np.float32).eps)
 """Added to σ, as in the authors' code: a number that never varies is normalised to zero."""
@@ -81,6 +92,13 @@ class Pairs(NamedTuple):
     keys: Float[Tensor, "pair d_in"]
     gradients: Float[Tensor, "pair d_out"]
 
+    def falls(self, update: Update) -> Float[Tensor, " pair"]:
+        """-g · ΔW h of each pair: how far an update takes the loss down, to first order."""
+        keys, gradients = self.keys.double(), self.gradients.double()
+        if isinstance(update, LowRank):
+            return -((keys @ update.right.T) * (gradients @ update.left)).sum(1)
+        return -((keys @ update.dense().T) * gradients).sum(1)
+
     @property
     def features(self) -> Float[Tensor, "pair feature"]:
         return torch.cat(self, 1).double()
@@ -92,12 +110,12 @@ class UltraEdit:
 
     `shared`: modules of one shape have one normaliser between them, as in the authors' code, rather than one each.
     `tokens`: the most (padded) tokens of one forward and backward; it bounds memory, and moves the result
-    by rounding only. `ridge`: a number, or `auto` for `closed_form.auto_ridge`'s of the h at hand.
+    by rounding only. `ridge`: a number, or `auto` for `closed_form.auto_ridge`'s of the h at hand. `lr`: likewise.
     """
 
     layers: tuple[int, ...]
     maps: tuple[str, ...] = ("mlp",)
-    lr: float = 1e-6
+    lr: float | Literal["auto"] = 1e-6
     ridge: float | Literal["auto"] = 1.0
     shared: bool = False
     tokens: int = 2048
@@ -125,7 +143,7 @@ class UltraEdit:
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         model, sites = context.model, self.sites
-        answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "") for fact in facts]
+        answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "", fact.target_prefix) for fact in facts]
         self._require_memory(model, sum(map(len, answers)))
         if len(facts) == 1 and not context.state.running:
             warnings.warn(
@@ -133,7 +151,7 @@ class UltraEdit:
                 "else: its target may not rise; edit several requests at once, or use another method",
                 stacklevel=2,
             )
-        pairs = answer_pairs(model, facts, answers, sites, self.tokens, progress)
+        pairs, loss = answer_pairs(model, facts, answers, sites, self.tokens, progress)
         groups = {site: self._group(model, site) for site in sites}
         running: dict[str, Running] = {}
         for site, group in groups.items():
@@ -143,9 +161,9 @@ class UltraEdit:
         written = {}
         for site, group in groups.items():
             name = model.weight_name(site)
-            shifts = value_shifts(pairs[site], running[group], self.lr)
+            shifts = value_shifts(pairs[site], running[group], 1.0 if self.lr == AUTO else self.lr)
             keys, ridge, chosen = pairs[site].keys.double(), self.ridge, None
-            if ridge == "auto":
+            if ridge == AUTO:
                 chosen = auto_ridge(Spectrum.of_keys(keys.T), WANTED, 1.0)
                 ridge = chosen.ridge
             update, condition = ridge_fit(keys, shifts, ridge)
@@ -153,6 +171,10 @@ class UltraEdit:
                 raise WorkFailed(f"the update of {name} is not finite; lower lr or raise ridge")
             about = chosen and chosen.as_dict()
             written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()), chosen=about)
+        if self.lr == AUTO:
+            falls = torch.stack([pairs[site].falls(written[model.weight_name(site)].update) for site in sites])
+            rate = automatic_rate(loss, falls)
+            written = {name: _at_rate(each, rate) for name, each in written.items()}
         context.state.running.update(running)  # last of all: an edit that failed has not been seen
         return SolveResult(written)
 
@@ -181,14 +203,18 @@ def answer_pairs(
     sites: Sequence[Site],
     tokens: int,
     progress: Progress | None = None,
-) -> dict[Site, Pairs]:
-    """Keys and gradients at every site, one pair an answer token: facts in their order, tokens in theirs."""
+) -> tuple[dict[Site, Pairs], float]:
+    """Keys and gradients at every site, one pair an answer token: facts in their order, tokens in theirs; and the mean
+    -log p of those tokens."""
     tokenizer = model.tokenizer
     ids = tuple((*token_ids(tokenizer, f.prompt), *answer[:-1]) for f, answer in zip(facts, answers, strict=True))
     parts: list[dict[Site, Pairs]] = []
     done: list[int] = []
+    losses: list[float] = []
     for numbers, batch, _ in Rows(ids, tuple(len(row) - 1 for row in ids)).batches(pad_id(tokenizer), tokens):
-        parts.append(_forward_and_back(model, batch, [answers[i] for i in numbers], sites))
+        part, loss = _forward_and_back(model, batch, [answers[i] for i in numbers], sites)
+        parts.append(part)
+        losses.append(loss)
         done += numbers
         if progress:
             progress(len(done), len(facts))
@@ -197,23 +223,28 @@ def answer_pairs(
     for site, pairs in pairs_at.items():
         if not all(bool(torch.isfinite(each).all()) for each in pairs):
             raise WorkFailed(f"keys or gradients at {site} are not finite; load the model in bfloat16 or float32")
-    return pairs_at
+    return pairs_at, sum(losses) / len(order)
 
 
 def _forward_and_back(
     model: TracedModel, batch: Batch, answers: Sequence[Sequence[int]], sites: Sequence[Site]
-) -> dict[Site, Pairs]:
-    """Keys, and gradients of the answers' summed -log p, where the answers' tokens are predicted."""
+) -> tuple[dict[Site, Pairs], float]:
+    """Keys, and gradients of the answers' summed -log p, where the answers' tokens are predicted; and that sum."""
     width, keep = batch.ids.shape[1], max(map(len, answers))
     # Rows are padded on the left and end before their answer's last token, so the last columns predict the answers.
     places = [(row, keep - len(a) + i, token) for row, a in enumerate(answers) for i, token in enumerate(a)]
     row, column, token = torch.tensor(places).T
 
+    total = 0.0
+
     def loss(logits: Float[Tensor, "row keep vocab"]) -> Float[Tensor, ""]:
-        return -logits.log_softmax(-1)[row, column, token].sum()
+        nonlocal total
+        summed = -logits.log_softmax(-1)[row, column, token].sum()
+        total = float(summed.detach())
+        return summed
 
     read = model.linear_io(batch, sites, loss, keep, (row, column + width - keep))
-    return {site: Pairs(*both) for site, both in read.items()}
+    return {site: Pairs(*both) for site, both in read.items()}, total
 
 
 def value_shifts(pairs: Pairs, running: Running, lr: float) -> Float[Tensor, "pair d_out"]:
@@ -229,6 +260,31 @@ def value_shifts(pairs: Pairs, running: Running, lr: float) -> Float[Tensor, "pa
         )
     keys, gradients = running.normalised(pairs.features).split([p.shape[1] for p in pairs], 1)
     return einsum(-lr * keys.square().sum(1), gradients, "pair, pair d_out -> pair d_out")
+
+
+def automatic_rate(loss: float, falls: Float[Tensor, "weight pair"]) -> float:
+    """The module's automatic lr.
+
+    Args:
+        loss: Mean -log p of the answers' tokens.
+        falls: What the updates of lr = 1 take away of each.
+
+    Raises:
+        WorkFailed: they take nothing away.
+    """
+    fall = float(falls.sum(0).mean())
+    if not fall > 0:
+        raise WorkFailed("to first order UltraEdit's update does not raise these answers; give lr a number")
+    return REACH * loss / fall
+
+
+def _at_rate(written: WeightUpdate, rate: float) -> WeightUpdate:
+    """What was solved at lr = 1."""
+    return written._replace(
+        update=written.update.scaled(rate),
+        residual_norm=(written.residual_norm or 0.0) * rate,
+        chosen=(written.chosen or {}) | {"lr": rate},
+    )
 
 
 class Fit(NamedTuple):

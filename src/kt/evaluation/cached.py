@@ -20,6 +20,7 @@ from .._util.lock import exclusive
 from ..errors import KtError
 from ..facts.fact import Fact, facts_digest
 from ..facts.load import facts_from
+from ..model.identity import identity
 from ..model.model import TracedModel
 from ..runs import parallel
 from ..runs.provenance import versions
@@ -29,7 +30,7 @@ from .run import evaluate
 from .scores import Scores
 from .text import WILD_TOKENS
 
-SCORING = 1
+SCORING = 2
 """Increased whenever the same model gets other scores for the same facts than before."""
 
 
@@ -97,26 +98,16 @@ def _key(model: TracedModel, facts: Sequence[Fact], fingerprint: str, options: M
     inputs = {
         "scoring": SCORING,
         "versions": versions(),
-        "model": [model.name, fingerprint, str(model.dtype), model.device.type],
-        "config": model.module.config.to_dict(),
+        "model": [model.name, identity(model, fingerprint), model.device.type],
         "generation": model.module.generation_config.to_dict(),
-        "tokenizer": _tokenizer(model.tokenizer),
         "facts": facts_digest(facts),
         "protocols": None if protocols is None else sorted(set(protocols)),
         "generate": options.get("generate", True) if protocols is None else None,
         "seed": options.get("seed", 0),
         "tokens": [options.get("max_new_tokens", WILD_TOKENS), run.LONGER_TOKENS, run.TEXT_TOKENS, run.TEXT_TOP_K],
-        "heldout": heldout_corpus(heldout, model.name).sha256 if "ppl" in (protocols or ()) else None,
+        "heldout": heldout_corpus(heldout, model.name).identity if "ppl" in (protocols or ()) else None,
     }
     return hashlib.sha256(to_json(inputs).encode()).hexdigest()[:40]
-
-
-def _tokenizer(tokenizer: Any) -> list[str]:
-    """Everything that decides how a tokenizer encodes and decodes."""
-    core = getattr(tokenizer, "backend_tokenizer", None)
-    rules = core.to_str() if core is not None else to_json(tokenizer.get_vocab())
-    special = to_json(tokenizer.special_tokens_map)
-    return [type(tokenizer).__name__, rules, special, str(getattr(tokenizer, "chat_template", None))]
 
 
 def _read(file: Path) -> Scores | None:

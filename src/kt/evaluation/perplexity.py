@@ -26,7 +26,6 @@ WINDOW = 1024
 """Most tokens that the model reads at once."""
 MOST_TOKENS = 300_000
 """Documents are taken until this many tokens are reached (WikiText-2's test set has 283,000 of GPT-2's)."""
-DEMO = Path(__file__).parents[1] / "demo" / "heldout.txt"
 
 
 @dataclass(frozen=True)
@@ -90,15 +89,12 @@ class Windows(NamedTuple):
 
 
 def heldout_corpus(source: str | Path | None, model: str) -> Corpus:
-    """The named corpus; without a name the demo model's own held-out text.
+    """The named corpus; without a name the shipped held-out text of the model's kind.
 
     Raises:
-        BadFact: none was named for another model.
         BadFile: the file is not there.
     """
-    if source is None and model != "demo":
-        raise BadFact("perplexity needs held-out text: give heldout (--heldout FILE, one document a line)")
-    return Corpus("demo/heldout.txt", DEMO) if source is None else Corpus.open(source)
+    return Corpus.heldout(model) if source is None else Corpus.open(source, model)
 
 
 def windows(model: TracedModel, corpus: Corpus) -> Windows:

@@ -20,7 +20,7 @@ from ..facts.load import facts_from
 from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest, continuations
-from ..model.scoring import Question, Row, TeacherForced, answer_row, teacher_force
+from ..model.scoring import Question, Row, TeacherForced, answer_row, log_ratios, teacher_force, warn_of_joins
 from ..model.tokens import target_ids
 from ..runs import parallel
 from .distributions import Distributions, divergences, near_prompts
@@ -49,6 +49,7 @@ class Options(NamedTuple):
     seed: int
     batch_size: BatchSize
     corpus: Corpus | None
+    compared: bool
     reference: Distributions | None
 
 
@@ -100,8 +101,8 @@ class Responses(NamedTuple):
 def plan_questions(model: TracedModel, samples: Sequence[Sample], options: Options) -> Plan:
     """The questions of the samples under the chosen protocols."""
     protocols = options.protocols
-    questions = dict.fromkeys((s.prompt, s.answer) for s in samples if s.role != "generation")
-    rivals = dict.fromkeys((s.prompt, s.rival) for s in samples if s.rival is not None and "prob" in protocols)
+    questions = dict.fromkeys(s.question for s in samples if s.role != "generation")
+    rivals = dict.fromkeys(s.about(s.rival) for s in samples if s.rival is not None and "prob" in protocols)
     rows = {question: answer_row(model, question) for question in questions | rivals}
     forced = tuple(rows.values()) if {"tf", "prob"} & set(protocols) else ()
     answered = [s for s in samples if s.role in _ANSWERED]
@@ -109,7 +110,7 @@ def plan_questions(model: TracedModel, samples: Sequence[Sample], options: Optio
     sampled: dict[GenerationRequest, None] = {}
     if "gen" in protocols:
         for s in answered:
-            greedy |= dict.fromkeys(_continuations(model, s, len(rows[s.prompt, s.answer].target)))
+            greedy |= dict.fromkeys(_continuations(model, s, len(rows[s.question].target)))
         prompts = dict.fromkeys(s.prompt for s in samples if s.role == "generation")
         sampled = {(prompt, n): None for prompt in prompts if (n := room(model, prompt, TEXT_TOKENS))}
     wild: dict[str, GenerationRequest] = {}
@@ -129,7 +130,7 @@ def _continuations(model: TracedModel, sample: Sample, length: int) -> list[Gene
 
 
 def _alias_lengths(model: TracedModel, sample: Sample) -> list[int]:
-    return [len(target_ids(model.tokenizer, sample.prompt, alias)) for alias in sample.aliases]
+    return [len(target_ids(model.tokenizer, sample.prompt, alias, sample.join)) for alias in sample.aliases]
 
 
 def run_plan(model: TracedModel, plan: Plan, options: Options, progress: Progress | None) -> Responses:
@@ -139,6 +140,8 @@ def run_plan(model: TracedModel, plan: Plan, options: Options, progress: Progres
     """
     size, tick = options.batch_size, counter(progress, plan.total)
     forced = teacher_force(model, plan.forced, size, tick)
+    if not options.compared:
+        warn_of_joins(log_ratios(forced))
     written = continuations(model, plan.written, size, tick)
     texts = continuations(model, plan.sampled, size, tick, do_sample=True, top_k=TEXT_TOP_K, seed=options.seed)
     sampled = {prompt: text for (prompt, _), text in texts.items()}
@@ -156,7 +159,7 @@ def with_responses(model: TracedModel, samples: Sequence[Sample], plan: Plan, re
     def respond(s: Sample) -> Sample:
         if s.role == "generation":
             return replace(s, text=responses.sampled.get(s.prompt))
-        row = plan.rows[s.prompt, s.answer]
+        row = plan.rows[s.question]
         values = _answer_scores(s, plan, responses)
         if s.role in _ANSWERED:
             n = len(row.target)
@@ -176,9 +179,9 @@ def with_responses(model: TracedModel, samples: Sequence[Sample], plan: Plan, re
 def _answer_scores(sample: Sample, plan: Plan, responses: Responses) -> dict[str, Any]:
     """The teacher-forced scores of the answer and of its rival, where they were computed."""
     scores: dict[str, Any] = {}
-    if (forced := responses.forced.get((sample.prompt, sample.answer))) is not None:
+    if (forced := responses.forced.get(sample.question)) is not None:
         scores |= {"predicted_ids": forced.predicted, "log_prob": forced.log_prob}
-    rival = (sample.prompt, sample.rival)
+    rival = sample.about(sample.rival)
     if rival in plan.rivals:
         scores |= {"rival_ids": plan.rows[rival].target, "rival_log_prob": responses.forced[rival].log_prob}
     return scores
@@ -210,8 +213,8 @@ def evaluate(
         seed: of the sampled texts and of the bootstrap.
         progress: called with (done, total).
         protocols: ways to ask, among `PROTOCOLS`; None is tf and gen, or tf alone without `generate`.
-        heldout: text for the protocol ppl: a file with one document a line, or what `Corpus.open` takes; the demo
-            model has its own.
+        heldout: text for the protocol ppl: a file with one document a line, or what `Corpus.open` takes; None is
+            the text that ships with kt (docs/data.md).
         reference: what `distributions` returned for the unedited model; with it, neighbourhood_kl is there.
         judge: a `Judge`, or any function of cases; it reads the answers of the protocol wild.
         max_new_tokens: most tokens of an answer in the protocol wild.
@@ -233,7 +236,7 @@ def evaluate(
         raise BadFact("no requests to evaluate; give at least one fact")
     samples = samples_of(facts)
     corpus = heldout_corpus(heldout, model.name) if "ppl" in chosen else None
-    options = Options(chosen, max_new_tokens, seed, batch_size, corpus, reference)
+    options = Options(chosen, max_new_tokens, seed, batch_size, corpus, before is not None, reference)
     plan = plan_questions(model, samples, options)
     old = {} if before is None else _matching(before, samples, plan)
     responses = run_plan(model, plan, options, progress)
@@ -280,7 +283,7 @@ def _matching(before: Scores, samples: Sequence[Sample], plan: Plan) -> dict[Key
             f"`before` lacks {len(missing)} of {len(near)} neighbourhood prompts, the first "
             f"{missing[0].prompt!r}; evaluate the unedited model on the same facts"
         )
-    if any(plan.rows[s.prompt, s.answer].target != old[s.key].target_ids for s in near):
+    if any(plan.rows[s.question].target != old[s.key].target_ids for s in near):
         raise BadFact("`before` comes from a model with another tokenizer; evaluate the unedited model itself")
     return old
 

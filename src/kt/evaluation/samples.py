@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from ..facts.fact import Fact
+from ..model.scoring import Question
 
 Key = tuple[str, str, "str | None"]
 """Role, prompt, answer."""
@@ -39,6 +40,7 @@ class Sample:
         wild_text: the model's response to the prompt as a question, up to its natural stop.
         verdict: a judge's verdict on that text.
         kl: KL(unedited || edited) of the next token's distribution, in nats.
+        join: the text between prompt and answer, where the fact names one.
     """
 
     record: str
@@ -59,11 +61,21 @@ class Sample:
     wild_text: str | None = None
     verdict: bool | None = None
     kl: float | None = None
+    join: str | None = None
 
     @property
     def key(self) -> Key:
         """Identifies the same question before and after an edit."""
         return self.role, self.prompt, self.answer
+
+    @property
+    def question(self) -> Question:
+        """What the model is asked about the answer."""
+        return self.about(self.answer)
+
+    def about(self, answer: str | None) -> Question:
+        """The question about another answer after the same prompt."""
+        return (self.prompt, answer) if self.join is None else (self.prompt, answer, self.join)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: all fields but those at their default."""
@@ -89,7 +101,7 @@ def _samples_of_fact(fact: Fact) -> Iterator[Sample]:
 
     def sample(role: str, prompt: str, answer: str | None, aliases: Sequence[str] = (), **more: Any) -> Sample:
         others = tuple(alias for alias in dict.fromkeys(aliases) if alias.strip() and alias != answer)
-        return Sample(fact.id, role, prompt.rstrip(), answer, aliases=others, **more)
+        return Sample(fact.id, role, prompt, answer, aliases=others, **{"join": fact.target_prefix, **more})
 
     if fact.target is not None:
         for role, prompt in (("edit", fact.prompt), *(("paraphrase", p) for p in fact.paraphrases)):
@@ -98,9 +110,17 @@ def _samples_of_fact(fact: Fact) -> Iterator[Sample]:
         yield sample("answer", fact.prompt, fact.answer, fact.answer_aliases)
     for near in fact.neighbours:
         rival = near.answer and fact.target
-        yield sample("neighbourhood", near.prompt, near.answer, near.aliases, kind=near.kind, rival=rival)
+        yield sample(
+            "neighbourhood",
+            near.prompt,
+            near.answer,
+            near.aliases,
+            kind=near.kind,
+            rival=rival,
+            join=near.target_prefix,
+        )
     for hop in fact.hops:
         if hop.answer is not None:
-            yield sample("portability", hop.prompt, hop.answer, hop.aliases, kind=hop.kind)
+            yield sample("portability", hop.prompt, hop.answer, hop.aliases, kind=hop.kind, join=hop.target_prefix)
     for prompt in fact.generation or (fact.prompt,):
         yield sample("generation", prompt, None)

@@ -169,11 +169,11 @@ def case_study(
 
 def _questions(fact: Fact, each: int) -> Iterator[Question]:
     wanted = (str(fact.target), *fact.target_aliases)
-    yield Question("edited", fact.prompt.rstrip(), wanted)
+    yield Question("edited", fact.prompt, wanted)
     for prompt in fact.paraphrases[:each]:
-        yield Question("equivalent", prompt.rstrip(), wanted)
+        yield Question("equivalent", prompt, wanted)
     for near in fact.neighbours[:each]:
-        yield Question("unrelated", near.prompt.rstrip(), () if near.answer is None else (near.answer, *near.aliases))
+        yield Question("unrelated", near.prompt, () if near.answer is None else (near.answer, *near.aliases))
 
 
 def _texts(model: TracedModel, questions: Sequence[Question], tokens: int, edit: AnyEdit | None) -> list[str]:

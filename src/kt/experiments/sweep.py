@@ -20,6 +20,7 @@ from ..errors import KtError
 from ..evaluation import Scores, evaluate
 from ..evaluation.metrics import PROTOCOLS
 from ..evaluation.perplexity import Heldout, heldout_corpus
+from ..facts.corpus import corpus_for
 from ..facts.fact import Fact, facts_digest
 from .grids import Point
 from .sweep_result import Kept, Row, Sweep
@@ -42,7 +43,7 @@ def sweep(
     heldout: str | Path | None = None,
     seeds: Sequence[int] = (0,),
     statistics: Statistics | str | Path | None = None,
-    corpus: str = "demo",
+    corpus: str = "auto",
     max_tokens: int = 100_000,
     batch_size: int | str = "auto",
     balance: Mapping[str, Any] | None = None,
@@ -84,8 +85,8 @@ def sweep(
         "points": list(points),
         "seeds": list(seeds),
         "protocols": ways,
-        "heldout": heldout_corpus(heldout, model.name).sha256 if "ppl" in ways else None,
-        "corpus": corpus,
+        "heldout": heldout_corpus(heldout, model.name).identity if "ppl" in ways else None,
+        "corpus": corpus_for(corpus, model.name),
         "max_tokens": max_tokens,
         "statistics": None if statistics is None else str(getattr(statistics, "files", statistics)),
     }

@@ -49,7 +49,7 @@ class Solver:
         model: TracedModel,
         settings: Sequence[Mapping[str, Any]],
         statistics: Statistics | str | Path | None = None,
-        corpus: str = "demo",
+        corpus: str = "auto",
         max_tokens: int = 100_000,
     ) -> None:
         self.model, self.corpus, self.max_tokens = model, corpus, max_tokens

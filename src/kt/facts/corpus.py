@@ -1,4 +1,8 @@
-"""Text for statistics: the embedded corpus, a text or JSONL file, or a Hugging Face data set."""
+"""Text for statistics and perplexity: what ships with kt, a text or JSONL file, or a Hugging Face data set.
+
+`demo` is what the demo model was trained on; `english` is real prose of several kinds (texts/ENGLISH-SOURCES.md), the
+default for every other model. Each has a held-out text beside it, from other works.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,14 @@ from typing import Any
 from .._util.files import sha256_file
 from ..errors import BadFile, install_hint
 
-DEMO = Path(__file__).parents[1] / "demo" / "corpus.txt"
+_DEMO, _ENGLISH = Path(__file__).parents[1] / "demo", Path(__file__).parent / "texts"
+SHIPPED = {"demo": _DEMO / "corpus.txt", "english": _ENGLISH / "english.txt"}
+_HELDOUT = {"demo": _DEMO / "heldout.txt", "english": _ENGLISH / "english-heldout.txt"}
+
+
+def corpus_for(source: str, model: str) -> str:
+    """The source, or for `auto` the shipped corpus that is the model's kind of text: demo or english."""
+    return source if source != "auto" else "demo" if model == "demo" else "english"
 
 
 @dataclass(frozen=True)
@@ -24,21 +35,30 @@ class Corpus:
     path: Path | None = None
 
     @classmethod
-    def open(cls, source: str | Path) -> Corpus:
-        """The corpus of a source: `demo`, a path, or `hf:repo[/config][:split]`.
+    def open(cls, source: str | Path, model: str = "") -> Corpus:
+        """The corpus of a source: `auto`, `demo`, `english`, a path, or `hf:repo[/config][:split]`.
+
+        Args:
+            model: the name of the model that `auto` is for.
 
         Raises:
             BadFile: the file does not exist.
         """
-        text = str(source)
-        if text == "demo":
-            return cls("demo", DEMO)
+        text = corpus_for(str(source), model)
+        if text in SHIPPED:
+            return cls(text, SHIPPED[text])
         if text.startswith("hf:"):
             return cls(text)
         path = Path(text)
         if not path.is_file():
-            raise BadFile(f"no corpus {text!r}; give demo, a .txt or .jsonl file, or hf:repo")
+            raise BadFile(f"no corpus {text!r}; give demo, english, a .txt or .jsonl file, or hf:repo")
         return cls(path.name, path)
+
+    @classmethod
+    def heldout(cls, model: str) -> Corpus:
+        """The shipped text that is neither in a corpus of ours nor in the works that it is from."""
+        name = corpus_for("auto", model)
+        return cls(f"{name}/heldout.txt", _HELDOUT[name])
 
     def texts(self) -> Iterator[str]:
         """Yield the documents, without blank lines.
@@ -61,6 +81,11 @@ class Corpus:
     def sha256(self) -> str:
         """Hash of the file's bytes, or of the name of a data set on the Hub."""
         return hashlib.sha256(self.name.encode()).hexdigest() if self.path is None else sha256_file(self.path)
+
+    @property
+    def identity(self) -> str:
+        """The hash, and how the bytes are read: as lines of text or of JSON."""
+        return self.sha256 + (" jsonl" if self.path is not None and self.path.suffix == ".jsonl" else "")
 
 
 def _record(line: str, path: Path, number: int) -> str:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .._util.data import to_json
+from .._util.data import plain, to_json
 from ..errors import BadFact, SubjectNotFound
+
+_PLACE = re.compile(r"(?<!\{)\{\}(?!\})")
+_KEPT_ENDS = "\n\r\t\u3000"
+_INVISIBLE = "\u200b\u2060\ufeff"
+
+
+class BadPrompt(BadFact):
+    """A prompt that cannot be asked. `reason` names no text, so that records left out for it are counted together."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -16,6 +30,7 @@ class Prompt:
 
     `answer` is the right continuation (after the edit, for a consequence), `aliases` are other right spellings and
     answers, `original` is the answer before the edit. `kind` is the data set's name for such prompts ("Reasoning").
+    `target_prefix` is the text between prompt and answers, as in `Fact`.
     """
 
     prompt: str
@@ -23,15 +38,29 @@ class Prompt:
     original: str | None = None
     kind: str = ""
     aliases: tuple[str, ...] = ()
+    target_prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        _settle(self, {"prompt": prompt_text(self.prompt), **_stripped(self, ("answer", "original"), ("aliases",))})
 
 
 @dataclass(frozen=True)
 class Fact:
     """(subject, relation, object) as a prompt template, with an old answer and a new one.
 
-    `template` holds one `{}` for the subject; answers have no leading space. `foil` is a wrong answer of the same
-    relation, r' of eq. 8, which tracing contrasts with the answer; `target` is the answer that an edit should give.
+    `template` holds one `{}` for the subject (`{{}}` stands for braces of the text). `foil` is a wrong answer of the
+    same relation, r' of eq. 8, which tracing contrasts with the answer; `target` is what an edit should give.
     Aliases are other spellings that count as right in comparisons of text; tracing and editing use the first spelling.
+    `target_prefix` is the text between the prompt (or a paraphrase) and any answer; None lets
+    `kt.model.joining.prompt_gap` decide between a space and nothing.
+
+    White space is treated here, for facts from files and from Python: answers lose it at both ends, prompts lose it at
+    their start, and spaces at their end. A line end or a tab at a prompt's end stays, and no space follows it.
+    `{}` in a prompt of `neighbours`, `hops` or `generation` also stands for the subject.
+
+    Raises:
+        BadFact: the subject is empty, or a prompt is empty or ends in a character that no answer can follow.
+        SubjectNotFound: the template has no place for the subject, or a prompt has two.
     """
 
     template: str
@@ -47,14 +76,35 @@ class Fact:
     generation: tuple[str, ...] = ()
     answer_aliases: tuple[str, ...] = ()
     target_aliases: tuple[str, ...] = ()
+    target_prefix: str | None = None
 
     def __post_init__(self) -> None:
         if not self.subject.strip():
             raise BadFact(f"fact {self.id or self.template!r}: the subject is empty; give the entity's name")
-        if self.template.count("{}") != 1:
+        if n_places(self.template) != 1:
             raise SubjectNotFound(
-                f"{self.template!r} must mark the place of the subject {self.subject!r} with one {{}}"
+                f"{self.template!r} must mark the place of the subject {self.subject!r} with one {{}} "
+                "({{}} stands for braces of the text)"
             )
+        treated = {
+            "template": prompt_text(self.template),
+            "rephrasings": tuple(_one_place(prompt_text(text)) for text in self.rephrasings),
+            "generation": tuple(fill(_one_place(prompt_text(text)), self.subject) for text in self.generation),
+            "neighbours": tuple(self._about(near) for near in self.neighbours),
+            "hops": tuple(self._about(hop) for hop in self.hops),
+        }
+        aliases = ("answer_aliases", "target_aliases")
+        _settle(self, treated | _stripped(self, ("answer", "foil", "target"), aliases))
+
+    def _about(self, prompt: Prompt) -> Prompt:
+        """A neighbour or consequence with the subject in place of its `{}`."""
+        text = fill(_one_place(prompt.prompt), self.subject)
+        if text == prompt.prompt:
+            return prompt
+        if text == self.prompt:
+            message = f"{prompt.prompt!r} is the fact's own prompt; write another subject in place of its {{}}"
+            raise BadPrompt(message, "a neighbour is the fact's own prompt")
+        return replace(prompt, prompt=text)
 
     @property
     def prompt(self) -> str:
@@ -82,20 +132,134 @@ class Fact:
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:
-    """SHA-256 of the facts as JSON."""
-    return hashlib.sha256(to_json(list(facts)).encode()).hexdigest()
+    """SHA-256 of the facts as JSON; a `target_prefix` counts only where there is one, since older facts have none."""
+    return hashlib.sha256(to_json([_without_prefix(plain(fact)) for fact in facts]).encode()).hexdigest()
+
+
+def _without_prefix(value: dict[str, object]) -> dict[str, object]:
+    for key in ("neighbours", "hops"):
+        prompts = value.get(key)
+        if isinstance(prompts, list):
+            value[key] = [_without_prefix(prompt) for prompt in prompts]
+    return {k: v for k, v in value.items() if k != "target_prefix" or v is not None}
+
+
+def joined_by(fact: Fact, text: str | None) -> Fact:
+    """The fact with `text` between every prompt and its answers, where it names no `target_prefix` of its own."""
+    if text is None:
+        return fact
+
+    def joined(prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+        return tuple(p if p.target_prefix is not None else replace(p, target_prefix=text) for p in prompts)
+
+    prefix = text if fact.target_prefix is None else fact.target_prefix
+    return replace(fact, target_prefix=prefix, neighbours=joined(fact.neighbours), hops=joined(fact.hops))
+
+
+def prompt_text(text: str) -> str:
+    """A prompt as the model reads it: no white space before it and no spaces behind it.
+
+    The text between prompt and answer supplies the space. Line ends, tabs and an ideographic space at the end stay.
+
+    Raises:
+        BadPrompt: the prompt is empty, or ends in another white space or an invisible character (U+00A0, U+200B, ...).
+    """
+    kept = text.lstrip().rstrip(" ")
+    if not kept:
+        raise BadPrompt("a prompt is empty; write a text or leave the prompt out", "an empty prompt")
+    end = kept[-1]
+    if end in _INVISIBLE or (end.isspace() and end not in _KEPT_ENDS):
+        name = f"U+{ord(end):04X} ({unicodedata.name(end, 'a control character')})"
+        message = f"the prompt {text!r} ends in {name}, behind which no answer can be meant; take it out"
+        raise BadPrompt(message, f"a prompt ends in {name}")
+    return kept
+
+
+def n_places(template: str) -> int:
+    """How many `{}` the template has; `{{}}` is none."""
+    return len(_PLACE.findall(template))
+
+
+def split_template(template: str) -> tuple[str, str] | None:
+    """The texts before and after the first `{}`, each `{{}}` in them as `{}`; None without a place."""
+    if (place := _PLACE.search(template)) is None:
+        return None
+    return template[: place.start()].replace("{{}}", "{}"), template[place.end() :].replace("{{}}", "{}")
 
 
 def fill(template: str, subject: str) -> str:
-    """Put the subject into the template. `str.format` would fail on other braces in prompts."""
-    return template.replace("{}", subject, 1) if "{}" in template else template
+    """Put the subject in the place of the first `{}`. `str.format` would fail on other braces in prompts."""
+    parts = split_template(template)
+    return template.replace("{{}}", "{}") if parts is None else parts[0] + subject + parts[1]
 
 
-def template_of(prompt: str, subject: str) -> str:
-    """The template behind a full prompt: `{}` in place of the subject's last occurrence."""
-    if "{}" in prompt:
+def template_of(prompt: str, subject: str, filled: bool = False) -> str:
+    """The template behind a prompt: `{}` in place of the subject (see `subject_start`).
+
+    A prompt that has a `{}` is a template already, unless it is `filled`: then braces beside its subject are text.
+
+    Raises:
+        SubjectNotFound: the prompt has neither a `{}` nor the subject.
+    """
+    start = subject_start(prompt, subject)
+    if n_places(prompt) and not (filled and start >= 0):
         return prompt
-    start = prompt.rfind(subject)
-    if not subject or start < 0:
+    if start < 0:
+        other = unicodedata.normalize("NFC", subject) in unicodedata.normalize("NFC", prompt)
+        if subject and other:
+            raise SubjectNotFound(
+                f"{subject!r} is in {prompt!r} in another Unicode form (one is NFC, one NFD); save both in one form"
+            )
         raise SubjectNotFound(f"{subject!r} does not occur in {prompt!r}; mark its place in the prompt with {{}}")
-    return prompt[:start] + "{}" + prompt[start + len(subject) :]
+    before, after = prompt[:start], prompt[start + len(subject) :]
+    if filled:
+        before, after = (_PLACE.sub("{{}}", text) for text in (before, after))
+    return before + "{}" + after
+
+
+def subject_start(text: str, subject: str) -> int:
+    """Where the subject begins: its last occurrence as whole words, else its last inside one; -1 if it is absent.
+
+    >>> subject_start("i see how wide it is", "i"), subject_start("Paris Hilton likes Paris", "Paris")
+    (0, 19)
+    """
+    whole = words_at(text, subject)
+    return whole[-1] if whole else text.rfind(subject) if subject else -1
+
+
+def doubts(fact: Fact) -> list[str]:
+    """What the author of a fact may have meant otherwise: which of several occurrences the subject's place is."""
+    n_whole, n_inside = len(words_at(fact.prompt, fact.subject)), fact.prompt.count(fact.subject)
+    if n_whole > 1:
+        return ["the subject stands more than once in its prompt (the place marked by {} counts, else the last one)"]
+    if not n_whole and n_inside and not any(c >= "\u2e80" or "\u0e00" <= c <= "\u17ff" for c in fact.subject):
+        return ["the subject stands in its prompt only inside another word"]
+    return []
+
+
+def words_at(text: str, subject: str) -> list[int]:
+    """Where the subject occurs as whole words."""
+    if not subject:
+        return []
+    left, right = (r"(?<!\w)" if subject[0].isalnum() else "", r"(?!\w)" if subject[-1].isalnum() else "")
+    return [match.start() for match in re.finditer(f"{left}{re.escape(subject)}{right}", text)]
+
+
+def _stripped(record: object, texts: tuple[str, ...], lists: tuple[str, ...]) -> dict[str, object]:
+    """The answers without white space at their ends."""
+    single = {name: text.strip() for name in texts if (text := getattr(record, name)) is not None}
+    return single | {name: tuple(text.strip() for text in getattr(record, name)) for name in lists}
+
+
+def _settle(record: object, values: dict[str, object]) -> None:
+    """Set fields of a frozen record that differ from these values."""
+    for name, value in values.items():
+        if value != getattr(record, name):
+            object.__setattr__(record, name, value)
+
+
+def _one_place(prompt: str) -> str:
+    if n_places(prompt) > 1:
+        message = f"{prompt!r} has more than one {{}}; mark the subject once, and write braces of the text as {{{{}}}}"
+        raise BadPrompt(message, "a prompt with more than one {}")
+    return prompt

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import BadFact, KtError
-from .fact import Fact
+from .fact import BadPrompt, Fact, joined_by
 from .readers.counterfact import read_counterfact, read_tracing
 from .readers.easyedit import EASYEDIT_KEYS, is_knowedit, read_easyedit
 from .readers.known import read_known
@@ -61,9 +61,12 @@ def read_records(value: Any, where: str, format: str | None = None, choices: Cho
     if choices.known_to is not None and row.read is not read_known:
         raise record.bad("only known_1000 records say which model knows them; leave the model out (--known-to)")
     try:
-        return [_checked(fact, record, row) for fact in row.read(record, choices)]
+        facts = [joined_by(fact, record.prefix()) for fact in row.read(record, choices)]
+        return [_checked(joined_by(fact, choices.join), record, row) for fact in facts]
     except Junk:
         raise
+    except BadPrompt as error:
+        raise record.junk(error.reason) if row.published else record.bad(str(error)) from None
     except KtError as error:
         raise error if str(error).startswith(where) else type(error)(f"{where}: {error}") from None
 

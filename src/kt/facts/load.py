@@ -5,6 +5,7 @@ Records are read one by one, so `limit` also limits the work; only a JSON object
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadFact, BadFile, KtError, install_hint
-from .fact import Fact
+from .fact import Fact, doubts
 from .files import ENDINGS, Located, demo_records, file_records
 from .formats import Schema, as_record, named, read_record, read_records
 from .record import Choices, Junk
@@ -25,6 +26,7 @@ def load_facts(
     format: str | None = None,
     zsre_target: str = "answer",
     known_to: str | None = None,
+    join: str | None = None,
 ) -> list[Fact]:
     """Read facts; their ids become unique.
 
@@ -36,12 +38,14 @@ def load_facts(
         format: a name of `kt.facts.FORMATS`; without it the records' keys decide, and all must be of one data set.
         zsre_target: the edit target of a zsRE record: "answer" (ROME, MEMIT, JEEP) or "alt" (EasyEdit).
         known_to: read only the records of known_1000 that are flagged as known to this model.
+        join: the text between every prompt and its answers ("" for none), where a record has no `target_prefix`; by
+            default scripts and open brackets decide.
 
     Raises:
         BadFile: the source is missing, not text, not JSON or CSV, or without records.
         BadFact, SubjectNotFound: a record is not a fact; the message says which one and why.
     """
-    return read_facts(source, limit, format, zsre_target, known_to).facts
+    return read_facts(source, limit, format, zsre_target, known_to, join).facts
 
 
 def read_facts(
@@ -50,10 +54,11 @@ def read_facts(
     format: str | None = None,
     zsre_target: str = "answer",
     known_to: str | None = None,
+    join: str | None = None,
 ) -> Loaded:
     """`load_facts`, together with counts of the records that were left out, by reason."""
     skips = Skips()
-    facts = list(iter_facts(source, limit, format, zsre_target, known_to, skips))
+    facts = list(iter_facts(source, limit, format, zsre_target, known_to, skips, join))
     if not facts:
         start, _ = parse_limit(limit)
         problem = f"has no record {start + 1}" if start else "holds no facts"
@@ -69,13 +74,14 @@ def iter_facts(
     zsre_target: str = "answer",
     known_to: str | None = None,
     skips: Skips | None = None,
+    join: str | None = None,
 ) -> Iterator[Fact]:
     """`load_facts` one by one, with constant memory; `skips` is updated while the facts are consumed.
 
     Ids are the data set's own and may repeat (making them unique needs all of them). An empty source yields nothing.
     """
     start, stop = parse_limit(limit)
-    choices = Choices(zsre_target, known_to).checked()
+    choices = Choices(zsre_target, known_to, join).checked()
     if format is not None:
         named(format)
     facts = _facts(_records(str(source)), format, choices, Skips() if skips is None else skips)
@@ -95,6 +101,10 @@ def facts_from(
         record, where = item if isinstance(item, Located) else (item, f"record {index + 1}")
         read = [record] if isinstance(record, Fact) else read_records(record, where, format)
         facts.extend(_named(read, index))
+        if isinstance(record, Mapping) and "{}" not in str(record.get("prompt", "")):
+            for fact in read:
+                for what in doubts(fact):
+                    warnings.warn(f"{what}: {fact.prompt[:80]!r}", stacklevel=2)
     return with_unique_ids(facts)
 
 
@@ -148,6 +158,17 @@ class Skips:
     formats: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def note(self, what: str, where: str) -> None:
+        """Count something that was done with a record which its author may not have meant."""
+        self.notes[what] += 1
+        self.first.setdefault(what, where)
+
+    @property
+    def noted(self) -> list[str]:
+        """One line for each kind of note."""
+        return [f"{what}: {n:,} times (first: {self.first[what]})" for what, n in self.notes.most_common()]
 
     def add(self, reason: str, where: str) -> None:
         """Count a record that is left out."""
@@ -167,7 +188,10 @@ class Skips:
     def to_dict(self) -> dict[str, object]:
         """For results.json."""
         reasons = [{"reason": r, "n": n, "first": self.first[r]} for r, n in self.reasons.most_common()]
-        return {"records": self.records, "formats": dict(self.formats), "skipped": self.total, "reasons": reasons}
+        notes = {"notes": self.noted} if self.notes else {}
+        return {
+            "records": self.records, "formats": dict(self.formats), "skipped": self.total, "reasons": reasons
+        } | notes  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,6 +213,9 @@ def _facts(records: Iterable[Located], format: str | None, choices: Choices, ski
         except Junk as junk:
             skips.add(junk.reason, where)
             continue
+        for fact in facts:
+            for what in doubts(fact):
+                skips.note(what, where)
         yield from _named(facts, index)
 
 

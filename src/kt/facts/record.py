@@ -7,16 +7,23 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from ..errors import BadFact, SubjectNotFound
-from .fact import Prompt, template_of
+from .fact import Prompt, prompt_text, template_of
 
 ZsreTarget = Literal["answer", "alt"]
 
 
 class Choices(NamedTuple):
-    """A user's choices: the zsRE answer that is edited in, and the model whose known facts are read (None: all)."""
+    """A user's choices.
+
+    Args:
+        zsre_target: the zsRE answer that is edited in.
+        known_to: the model whose known facts are read; None for all.
+        join: the text between every prompt and its answer; None for what `prompt_gap` finds.
+    """
 
     zsre_target: str = "answer"
     known_to: str | None = None
+    join: str | None = None
 
     def checked(self) -> Choices:
         """Raise BadFact for an unknown zsRE target."""
@@ -67,6 +74,15 @@ class Record:
             raise self.missing(key)
         return text
 
+    def prompt(self, key: str) -> str:
+        """The required text of a prompt; a line end at its end stays. A blank one is junk in a published record."""
+        return self.as_prompt(key, self.filled(key))
+
+    def as_prompt(self, key: str, text: str) -> str:
+        """The prompt under a key whose stripped text is known."""
+        value = self.data.get(key)
+        return prompt_text(value) if isinstance(value, str) else text
+
     def filled(self, key: str) -> str:
         """The required text of a published record; a missing key is an error, a blank text is junk."""
         return self.filled_answers(key)[0]
@@ -101,13 +117,13 @@ class Record:
         return text or None
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts (or a single text) without blank ones."""
+        """A list of texts (or a single text) without blank ones; a line end at an end stays, as prompts may have it."""
         values = self.data.get(key)
         values = [] if values is None else values if isinstance(values, list) else [values]
         for value in values:
             if not isinstance(value, str):
                 raise self.bad(f"{key!r} holds {kind(value)}; it must be a text or a list of texts")
-        return tuple(t for t in (self.clean(key, v) for v in values) if t)
+        return tuple(v.lstrip() for v in values if self.clean(key, v))
 
     def answers(self, key: str) -> tuple[str, ...]:
         """Every accepted spelling once, the preferred one first, without blank ones.
@@ -148,6 +164,13 @@ class Record:
             raise self.bad(why) from None
         return value.strip()
 
+    def prefix(self) -> str | None:
+        """The record's `target_prefix`, as written (it may be blank or empty); None without one."""
+        value = self.data.get("target_prefix")
+        if value is not None and not isinstance(value, str):
+            raise self.bad(f"'target_prefix' is {kind(value)}; it must be the text between prompt and answer")
+        return value
+
     def id(self, *keys: str) -> str:
         """The id under the first key that is present; it may be a whole number. "" without one."""
         value = self.data.get(self.first(*keys))
@@ -155,12 +178,20 @@ class Record:
             raise self.bad(f"the id is {kind(value)}; it must be a text or a whole number")
         return "" if value is None else self.clean("id", str(value))
 
-    def template(self, prompt: str, subject: str) -> str:
-        """The template of a published prompt; a prompt without its subject is junk."""
+    def template(self, prompt: str, subject: str, filled: bool = True) -> str:
+        """The template of a published prompt; a prompt without its subject is junk.
+
+        Braces in a prompt that is `filled` with its subject are text.
+        """
         try:
-            return template_of(prompt, subject)
-        except SubjectNotFound:
-            raise self.junk("the subject is not in its prompt") from None
+            return template_of(prompt, subject, filled)
+        except SubjectNotFound as error:
+            other_form = "Unicode form" in str(error)
+            raise self.junk(
+                "the subject is in its prompt in another Unicode form (NFC, NFD)"
+                if other_form
+                else "the subject is not in its prompt"
+            ) from None
 
     def children(self, key: str) -> list[Record]:
         """A list of objects; a text alone stands for {"prompt": text}."""
@@ -178,9 +209,9 @@ class Record:
         return Record(value, f"{self.where}, {key}")
 
 
-def templates(texts: tuple[str, ...], subject: str) -> tuple[str, ...]:
+def templates(texts: tuple[str, ...], subject: str, filled: bool = True) -> tuple[str, ...]:
     """Turn full prompts that contain the subject into templates; other texts stay unchanged."""
-    return tuple(template_of(t, subject) if subject in t else t for t in texts)
+    return tuple(template_of(t, subject, filled) if subject in t else t for t in texts)
 
 
 def names(data: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .devices import execution_device, require_start
+from .head import is_widened, wide_linear
 from .layout import Layout, find_layout, unwrap_tuple, validate
 from .sampling import continue_greedily_or_sample
 from .sites import Kind, Site
@@ -190,21 +191,39 @@ class TracedModel(Weights):
     @torch.no_grad()
     def logits(self, batch: Batch, keep: int = 1) -> Float[Tensor, "row keep vocab"]:
         """Logits of the last `keep` positions of every row, float32."""
-        root, head = self.root, self.envoy(self.layout.unembed)
+        root, head, read = self.root, self.envoy(self.layout.unembed), self._read_head
         with root.trace(**self.inputs(batch, keep), backend=self.backend()):
-            head.input = head.input[:, -keep:].contiguous()  # see last_logits
+            states = head.input[:, -keep:].contiguous()  # see head_logits
+            if read is None:
+                head.input = states
+            else:
+                head.skip(read(states))
             out = root.output.logits[:, -keep:].save()
         return out.float()
 
     def last_logits(self, keep: int = 1) -> Any:
-        """Inside a trace: logits of the last `keep` positions, the only ones that the head is given.
+        """Inside a trace: logits of the last `keep` positions, the only ones that the head is given."""
+        return self.head_logits(self.envoy(self.layout.unembed).input[:, -keep:].contiguous())
 
-        As a dense matrix: on the strided view that `logits_to_keep` makes, torch multiplies row by row and reads the
-        whole head once for each.
+    def head_logits(self, states: Float[Tensor, "row pos d_model"]) -> Any:
+        """Inside a trace: the model's logits with these states in the place of the head's input.
+
+        They must be dense: on the strided view that `logits_to_keep` makes, torch multiplies row by row and reads the
+        whole head once for each. The head of a 16-bit model is read in float32, and so is what the model does with
+        the logits then (scales, soft-caps); see head.py.
         """
-        head = self.envoy(self.layout.unembed)
-        head.input = head.input[:, -keep:].contiguous()
-        return self.nnsight.output.logits[:, -keep:]
+        head, read = self.envoy(self.layout.unembed), self._read_head
+        if read is None:
+            head.input = states
+        else:
+            head.skip(read(states))
+        return self.nnsight.output.logits[:, -states.shape[1] :]
+
+    @property
+    def _read_head(self) -> Callable[[Tensor], Tensor] | None:
+        """What reads the head in float32; None where the model's own forward does as well, or runs elsewhere."""
+        head = self.module.get_output_embeddings()
+        return partial(wide_linear, head) if not self.remote and is_widened(head) else None
 
     @torch.no_grad()
     def read(
@@ -312,6 +331,7 @@ class TracedModel(Weights):
         """
         root, embed, blocks, rows, as_tuple = self.root, self.embed, self._blocks, hidden, self.layout.tuple_output
         norm = None if final_norm or self.layout.norm is None else self.envoy(self.layout.norm)
+        head, read = self.envoy(self.layout.unembed), self._read_head
         dummy = torch.zeros((len(rows), 1), dtype=torch.long, device=self.device)
         with root.trace(input_ids=dummy, use_cache=False, backend=self.backend()):
             like = embed.output
@@ -320,6 +340,8 @@ class TracedModel(Weights):
                 block.skip((stream, None) if as_tuple else stream)
             if norm is not None:
                 norm.output = norm.input.clone()
+            if read is not None:
+                head.skip(read(head.input))
             logits = root.output.logits[:, 0].float()
             found = logits if then is None else then(logits)
             found.save()

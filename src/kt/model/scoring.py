@@ -11,8 +11,10 @@ keys and values.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -22,23 +24,29 @@ from torch import Tensor
 
 from ..errors import WorkFailed
 from .batches import BatchSize, batches_by_length, fits_forward, map_batches
+from .joining import prompt_gap
 from .model import TracedModel
 from .prefix import cached_logits, new_cache, prefix_is_reusable
-from .tokens import Batch, encode_ids, pad_id, prompt_gap, target_ids, token_ids
+from .tokens import Batch, encode_ids, joint_text, other_first_id, pad_id, target_ids, token_ids
 
 Ids = tuple[int, ...]
-Question = tuple[str, str | None]
-"""A prompt and the answer that is scored after it, if there is one."""
+Question = tuple[str, str | None] | tuple[str, str | None, str]
+"""A prompt, the answer that is scored after it, if there is one, and the text between them, if a fact names one."""
+UNLIKELY = 0.01
+"""At most this share of the other form's probability makes a join doubtful."""
 Forward = Callable[[Batch, int], Float[Tensor, "row keep vocab"]]
 """A batch and a number of last positions -> their logits in float32, as `TracedModel.logits`."""
 
 
 class Row(NamedTuple):
-    """One row of a forward: the tokens that the model reads, and the answer's tokens, which its end predicts."""
+    """One row of a forward: the tokens that the model reads, and the answer's tokens, which its end predicts.
+
+    `other` is the answer's first token if it were joined to the prompt the other way."""
 
     question: Question
     read: Ids
     target: Ids
+    other: int | None = None
 
     @property
     def keep(self) -> int:
@@ -57,6 +65,7 @@ class TeacherForced(NamedTuple):
         first_rank: how many tokens are strictly more probable than the first where it is due; None unless ranks were
             asked for.
         is_greedy: whether no token is more probable than the answer's own, anywhere in it; None likewise.
+        other_log_prob: that of `Row.other` where the first token is due.
     """
 
     target: Ids
@@ -65,6 +74,7 @@ class TeacherForced(NamedTuple):
     token_log_probs: tuple[float, ...] = ()
     first_rank: int | None = None
     is_greedy: bool | None = None
+    other_log_prob: float | None = None
 
 
 class SharedPrefix(NamedTuple):
@@ -88,11 +98,12 @@ class SharedPrefix(NamedTuple):
 
 def answer_row(model: TracedModel, question: Question) -> Row:
     """The joint tokens of prompt and answer, without the last, whose prediction is not needed."""
-    prompt, answer = question
+    prompt, answer, join = question if len(question) == 3 else (*question, None)
     if answer is None:
         return Row(question, tuple(token_ids(model.tokenizer, prompt)), ())
-    joint = token_ids(model.tokenizer, prompt.rstrip() + prompt_gap(prompt, answer) + answer.lstrip())
-    return Row(question, tuple(joint[:-1]), target_ids(model.tokenizer, prompt, answer))
+    joint = token_ids(model.tokenizer, joint_text(prompt, answer, join))
+    other = other_first_id(model.tokenizer, prompt, answer) if join is None else None
+    return Row(question, tuple(joint[:-1]), target_ids(model.tokenizer, prompt, answer, join), other)
 
 
 def teacher_force(
@@ -147,13 +158,45 @@ def score(logits: Float[Tensor, "keep vocab"], row: Row, ranks: bool = False) ->
     if not target:
         return TeacherForced((), predicted)
     at_target = torch.arange(len(target)), list(target)
-    log_probs = logits.log_softmax(-1)[at_target]
-    scores = TeacherForced(target, predicted, log_probs.sum().item(), tuple(log_probs.tolist()))
+    all_log_probs = logits.log_softmax(-1)
+    log_probs = all_log_probs[at_target]
+    other = None if row.other is None else all_log_probs[0, row.other].item()
+    scores = TeacherForced(target, predicted, log_probs.sum().item(), tuple(log_probs.tolist()), other_log_prob=other)
     if not ranks:
         return scores
     # The answer may be greedy though the argmax is another token: in 16 bits several tokens tie for the maximum.
     own = logits[at_target]
     return scores._replace(first_rank=int((logits[0] > own[0]).sum()), is_greedy=bool((own >= logits.amax(-1)).all()))
+
+
+def warn_of_joins(log_ratios: Mapping[tuple[str, str], float]) -> None:
+    """Warn, in one line, of answers that the model would join to their prompts the other way.
+
+    Args:
+        log_ratios: by prompt and answer, the natural log of the first token's probability over that of the other
+            form's. A hundredth is doubtful.
+    """
+    doubtful = {question: log for question, log in log_ratios.items() if log <= math.log(UNLIKELY)}
+    if not doubtful:
+        return
+    (prompt, answer), log = min(doubtful.items(), key=lambda item: item[1])
+    gap = prompt_gap(prompt, answer)
+    warnings.warn(
+        f"{len(doubtful)} of {len(log_ratios)} answers may be joined to their prompts in the wrong way: after "
+        f"{prompt[-60:]!r} the model gives {gap + answer!r} {math.exp(log):.1g} times the probability of "
+        f"{('' if gap else ' ') + answer!r} (first tokens); name the text between them with "
+        '--join or "target_prefix"',
+        stacklevel=3,
+    )
+
+
+def log_ratios(scores: Mapping[Question, TeacherForced]) -> dict[tuple[str, str], float]:
+    """What `warn_of_joins` takes, of answers whose join was kt's choice."""
+    return {
+        (question[0], question[1]): score.token_log_probs[0] - score.other_log_prob if score.other_log_prob else 0.0
+        for question, score in scores.items()
+        if question[1] is not None and score.token_log_probs and len(question) == 2
+    }
 
 
 def batch_logits(

@@ -15,6 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import BadFact, SubjectNotFound, UnknownModel
+from ..facts.fact import fill, split_template, subject_start
+from .joining import prompt_gap
 
 
 class Span(NamedTuple):
@@ -60,8 +62,29 @@ class Batch:
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a prompt, with the tokenizer's BOS at most once and without an EOS at the end."""
-    return _clean(tokenizer, list(tokenizer(text)["input_ids"]))
+    """The ids of a prompt: the tokenizer's BOS at most once, and no special token that it puts at the end."""
+    start, stop, encoded = _bounds(tokenizer, text)
+    return list(encoded["input_ids"])[start:stop]
+
+
+def _bounds(tokenizer: Any, text: str, **options: bool) -> tuple[int, int, Any]:
+    """(start, stop, encoding): the tokens between a BOS that the text itself repeats and the closing special tokens.
+
+    A closing token (an EOS, which may be the BOS too, or a separator) would stand between prompt and answer. The
+    tokenizer tells those that it adds from those of the text.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer(text, **options)
+        ids, plain = list(encoded["input_ids"]), list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        front = next((i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain), 0)
+        added = [True] * front + [False] * len(plain) + [True] * (len(ids) - front - len(plain))
+    else:
+        encoded = tokenizer(text, return_special_tokens_mask=True, **options)
+        ids, added = list(encoded["input_ids"]), list(map(bool, encoded["special_tokens_mask"]))
+    front = added.index(False) if False in added else len(added)
+    closing = added[::-1].index(False) if False in added else 0
+    repeated = front > 0 and ids[front : 2 * front] == ids[:front]
+    return (front if repeated else 0), len(ids) - closing, encoded
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> Batch:
@@ -86,7 +109,7 @@ def pad_id(tokenizer: Any) -> int:
 
 
 def subject_span(tokenizer: Any, prompt: str, subject: str) -> Span:
-    """The tokens that overlap the subject's last occurrence in the prompt.
+    """The tokens that overlap the subject in the prompt: its last occurrence, as whole words where there are such.
 
     Of several occurrences the last has seen the most context. A template with `{}` names the occurrence (see
     `template_span`).
@@ -94,7 +117,7 @@ def subject_span(tokenizer: Any, prompt: str, subject: str) -> Span:
     Raises:
         SubjectNotFound: the subject does not occur in the prompt.
     """
-    start = prompt.rfind(subject) if subject else -1
+    start = subject_start(prompt, subject)
     if start < 0:
         raise SubjectNotFound(f"{subject!r} does not occur in {prompt!r}; write the template with {{}}")
     return char_span(tokenizer, prompt, start, start + len(subject))
@@ -102,10 +125,10 @@ def subject_span(tokenizer: Any, prompt: str, subject: str) -> Span:
 
 def template_span(tokenizer: Any, template: str, subject: str) -> Span:
     """The subject's tokens in the filled template; without `{}` in the template see `subject_span`."""
-    start = template.find("{}")
-    if start < 0:
-        return subject_span(tokenizer, template, subject)
-    return char_span(tokenizer, template.replace("{}", subject, 1), start, start + len(subject))
+    if (parts := split_template(template)) is None:
+        return subject_span(tokenizer, fill(template, subject), subject)
+    start = len(parts[0])
+    return char_span(tokenizer, fill(template, subject), start, start + len(subject))
 
 
 def char_span(tokenizer: Any, prompt: str, start: int, stop: int) -> Span:
@@ -120,44 +143,43 @@ def char_span(tokenizer: Any, prompt: str, start: int, stop: int) -> Span:
             f"{type(tokenizer).__name__} gives no character offsets, which subject spans need; "
             "install the fast tokenizer (tokenizer.json) of this model"
         )
-    encoded = tokenizer(prompt, return_offsets_mapping=True)
-    ids = list(encoded["input_ids"])
-    dropped = len(ids) - len(_clean(tokenizer, ids, keep_end=True))  # `token_ids` drops a second BOS
-    offsets = encoded["offset_mapping"][dropped:]
+    first, end, encoded = _bounds(tokenizer, prompt, return_offsets_mapping=True)
+    offsets = encoded["offset_mapping"][first:end]
     overlapping = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and b > a]
     if not overlapping:
         raise SubjectNotFound(f"{prompt[start:stop]!r} has no tokens of its own in {prompt!r}")
     return Span(overlapping[0], overlapping[-1] + 1)
 
 
-def target_ids(tokenizer: Any, prompt: str, answer: str) -> tuple[int, ...]:
+def target_ids(tokenizer: Any, prompt: str, answer: str, join: str | None = None) -> tuple[int, ...]:
     """The answer's ids: the suffix after the prompt's ids when prompt and answer are tokenised together.
 
-    `prompt_gap` joins the two. If a token spans the boundary, the suffix starts at the first token that holds a
-    character of the answer.
+    If a token spans the boundary, the suffix starts at the first token that holds a character of the answer.
+
+    Args:
+        join: the text between the two; None for what `prompt_gap` finds.
 
     Raises:
         BadFact: the answer is empty.
     """
     if not answer.strip():
         raise BadFact(f"the answer to {prompt!r} is empty; give at least one word")
-    head = prompt.rstrip()
-    joint = head + prompt_gap(prompt, answer) + answer.lstrip()
+    head, joint = prompt.rstrip(" "), joint_text(prompt, answer, join)
     before, both = token_ids(tokenizer, head), token_ids(tokenizer, joint)
     if both[: len(before)] == before and len(both) > len(before):
         return tuple(both[len(before) :])
     return tuple(both[char_span(tokenizer, joint, len(head), len(joint)).start :])
 
 
-def prompt_gap(prompt: str, answer: str) -> str:
-    """The text between prompt and answer: a space, or nothing after an opening bracket, quote, hyphen or slash."""
-    return "" if prompt.endswith(("(", "[", '"', "'", "“", "‘", "-", "/")) else " "
+def other_first_id(tokenizer: Any, prompt: str, answer: str) -> int | None:
+    """The answer's first id with the other join (nothing for a space, a space for nothing); None if it is the same."""
+    gap = prompt_gap(prompt, answer)
+    if prompt[-1:].isspace() and prompt[-1] != " ":
+        return None
+    first, other = (target_ids(tokenizer, prompt, answer, join)[0] for join in (gap, "" if gap else " "))
+    return None if first == other else other
 
 
-def _clean(tokenizer: Any, ids: list[int], keep_end: bool = False) -> list[int]:
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
-        ids = ids[1:]
-    if not keep_end and eos is not None and eos != bos and len(ids) > 1 and ids[-1] == eos:
-        ids = ids[:-1]
-    return ids
+def joint_text(prompt: str, answer: str, join: str | None = None) -> str:
+    """Prompt and answer with the text between them: `join`, or what `prompt_gap` finds."""
+    return prompt.rstrip(" ") + (prompt_gap(prompt, answer) if join is None else join) + answer.lstrip()

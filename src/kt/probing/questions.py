@@ -100,7 +100,7 @@ def ask(
 
 def _question(tokenizer: Any, index: int, fact: Fact, target: str) -> Question:
     prompt = fact.prompt
-    answer_ids = () if fact.answer is None else target_ids(tokenizer, prompt, fact.answer)
+    answer_ids = () if fact.answer is None else target_ids(tokenizer, prompt, fact.answer, fact.target_prefix)
     probed = ProbedFact(
         index=index,
         id=fact.id,
@@ -111,7 +111,7 @@ def _question(tokenizer: Any, index: int, fact: Fact, target: str) -> Question:
         original_id=answer_ids[0] if answer_ids else -1,
         original_source="given" if answer_ids else "model",
         target=target.strip(),
-        target_id=target_ids(tokenizer, prompt, target)[0],
+        target_id=target_ids(tokenizer, prompt, target, fact.target_prefix)[0],
         target_source="target" if fact.target is not None else "foil",
     )
     last = template_span(tokenizer, fact.template, fact.subject).last

@@ -104,6 +104,7 @@ def _model_rows(
     from ..experiments import Point
     from ..experiments.sweep_result import Kept
     from ..experiments.sweep_solving import Solver
+    from ..facts.corpus import corpus_for
     from ..facts.fact import facts_digest
 
     lines = [line for line in recipe.rows if line.method or line.unedited]
@@ -118,7 +119,7 @@ def _model_rows(
         "seeds": list(recipe.seeds),
         "tasks": list(recipe.tasks),
         "limit": recipe.limit,
-        "corpus": corpus,
+        "corpus": corpus_for(corpus, model.name),
         "max_tokens": recipe.max_tokens,
         "statistics": None if how.statistics is None else str(how.statistics),
     }

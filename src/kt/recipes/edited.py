@@ -93,7 +93,7 @@ def read_edited(content: Mapping[str, Any]) -> dict[str, Any]:
         "n_facts": int(data["edits"]),
         "seeds": tuple(int(seed) for seed in data.get("seeds", (0,))),
         "variant": data.get("variant"),
-        "corpus": statistics.get("corpus", "demo"),
+        "corpus": statistics.get("corpus", "auto"),
         "max_tokens": int(statistics.get("max_tokens", 100_000)),
     }
 

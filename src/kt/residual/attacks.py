@@ -54,6 +54,7 @@ class AttackPrompt(NamedTuple):
     new: str
     distractors: tuple[str, ...]
     paraphrases: tuple[str, ...]
+    join: str | None = None
 
 
 class Ask(NamedTuple):
@@ -65,6 +66,7 @@ class Ask(NamedTuple):
     prompt: str
     answer: str
     new: str
+    join: str | None = None
 
 
 class AttackRow(NamedTuple):
@@ -156,14 +158,14 @@ def _asks_of_fact(i: int, fact: AttackPrompt, prefixes: Sequence[str], neutral: 
     plain += [(NEUTRAL, fill(context, fact.prompt)) for context in neutral]
     for who, answer in enumerate(rivals):
         for attack, prompt in plain:
-            yield Ask(i, attack, who, prompt, answer, fact.new)
+            yield Ask(i, attack, who, prompt, answer, fact.new, fact.join)
         # A distractor in the old answer's place leaves its slot to the next of the rivals.
         other = rivals[who + 1] if who + 1 < len(rivals) else rivals[0]
         slots = {"old": answer, "new": fact.new, "third": other, "subject": fact.subject}
         for prefix in prefixes:
             if other == answer and "{third}" in prefix:
                 continue  # a fact without controls has no distractor
-            yield Ask(i, prefix, who, _filled(prefix, slots) + fact.prompt, answer, fact.new)
+            yield Ask(i, prefix, who, _filled(prefix, slots) + fact.prompt, answer, fact.new, fact.join)
 
 
 def _filled(prefix: str, slots: dict[str, str]) -> str:
@@ -190,7 +192,7 @@ def prepare(model: TracedModel, questions: Sequence[Ask]) -> Prepared:
     for q in questions:
         for text in (q.answer, q.new):
             if (q.prompt, text) not in known:
-                known[q.prompt, text] = target_ids(model.tokenizer, q.prompt, text)[0]
+                known[q.prompt, text] = target_ids(model.tokenizer, q.prompt, text, q.join)[0]
     pairs = [(known[q.prompt, q.answer], known[q.prompt, q.new]) for q in questions]
     prompts = dict.fromkeys(q.prompt for q in questions)
     rows = tuple(answer_row(model, (prompt, None)) for prompt in prompts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..editing.closed_form.contexts import memit_contexts
 from ..editing.stack import AnyEdit
 from ..errors import BadFact, UnknownSite
 from ..facts.fact import Fact
+from ..facts.load import read_facts
 from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
@@ -82,11 +84,13 @@ def remarks(facts: Sequence[ProbedFact], controls: Sequence[Sequence[Control]], 
             f"{len(same)} of {n} facts have an old and a new answer that begin with the same token "
             f"({same[0].prompt!r}: {same[0].original!r} and {same[0].target!r}); score and attacks leave them out"
         )
-    alone = sum(not some for some in controls)
+    nobody = [i for i, some in enumerate(controls) if not some]
+    alone = len(nobody)
     if alone:
         lines.append(
-            f"{alone} of {n} facts have {NO_CONTROLS}; the score leaves them out "
-            "(with pool=, give more facts of their relations)"
+            f"{alone} of {n} facts have {NO_CONTROLS}, such as {facts[nobody[0]].prompt!r}; the score leaves them out: "
+            "give more records of their relations or with their templates (--pool FILE, pool= in Python), such as the "
+            "whole data set"
         )
     if sum(bool(some) and not fact.same_first_token for fact, some in zip(facts, controls, strict=True)) == 1:
         lines.append("the score rests on a single fact: it has no interval, and its cells were chosen without one")
@@ -129,7 +133,7 @@ def residual_fact(
     edit: AnyEdit,
     facts: Fact | Sequence[Fact],
     *,
-    pool: Iterable[Fact] | None = None,
+    pool: Iterable[Fact] | str | Path | None = None,
     final_norm: bool = True,
     before: Residual | None = None,
     prefixes: Sequence[str] = PREFIXES,
@@ -147,7 +151,9 @@ def residual_fact(
         model: unedited.
         edit: solved for this model, and not written into it.
         facts: the edited facts; the old answer is a fact's `answer`, the new one its `target` or `foil`.
-        pool: further facts whose answers may serve as controls, such as the whole data set; `facts` alone by default.
+        pool: further facts whose answers may serve as controls, such as the whole data set, or a file of them;
+            `facts` alone by default. Controls of a fact are taken from its relation, or from its template where it
+            names none.
         final_norm: as in `contrast_probe`.
         before: an earlier result for the same facts and settings on the same unedited model, which is then not run
             again: for several edits of the same facts.
@@ -168,6 +174,8 @@ def residual_fact(
     """
     templates = checked_prefixes(prefixes)
     facts = [facts] if isinstance(facts, Fact) else list(facts)
+    if isinstance(pool, str | Path):
+        pool = read_facts(pool).facts
     plan = _plan(model, facts, pool, seed, batch_size)
     if before is not None:
         _refuse_other(before, model, plan, final_norm, templates, seed)
@@ -227,7 +235,8 @@ def _plan(
 
 def _attack_prompt(fact: Fact, question: Question, controls: Sequence[Control]) -> AttackPrompt:
     probed, distractors = question.fact, tuple(control.text for control in controls[:DISTRACTORS])
-    return AttackPrompt(probed.prompt, probed.subject, probed.original, probed.target, distractors, fact.paraphrases)
+    answers = probed.original, probed.target, distractors
+    return AttackPrompt(probed.prompt, probed.subject, *answers, fact.paraphrases, fact.target_prefix)
 
 
 def _refuse_other(

@@ -7,10 +7,17 @@ Eq. 12 does not keep α within [0, 1], since restoring a layer can make the answ
 unchanged, from signed sums. `alpha`, which edits use, counts a negative sum of a module as 0, so it lies in [0, 1].
 `warnings` reports a negative sum or an `alpha_raw` outside [0, 1]. The interval is of `alpha`, over resampled facts.
 
+`pooled` also sums over facts before eq. 8 divides by a fact's gap between clean and corrupted run: each fact counts by
+its gap, so those that the corruption hardly moves, whose LD is noisy, hardly count. Eq. 12 is the papers' definition
+and comes first: `setting` is α where it is determined (at least `FEW` facts, an interval at most `WIDEST` wide), else
+`pooled` where that is, else nothing.
+
 The critical layers R_attn and R_mlp follow one rule: of the contiguous runs of layers that contain the module's
 strongest layer, take the shortest whose positive effects reach `SHARE` of the module's total positive effect, at most
 a third of all layers wide; if none reaches it, the widest with the largest effect. Ties go to the lower layer. A
-module without any positive effect gets no layers.
+module without any positive effect gets no layers. `layer_shares` is the share of bootstrap draws of facts whose
+proposal holds each layer; `stable_layers` are proposals of at least `FEW` facts whose every layer is in at least half
+of the draws.
 
 At these layers restoring a state restores the answer. Hase et al. (2023), "Does Localization Inform Editing?", found
 that tracing does not tell which layer is best to edit: treat the proposal as a start and compare layers by editing.
@@ -21,7 +28,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +52,13 @@ if TYPE_CHECKING:
 
 
 SHARE = 0.5
+FEW = 10
+"""Facts below which a percentile bootstrap covers too little, so that nothing is proposed as a setting."""
+WIDEST = 0.5
+"""Width of α's interval above which it does not tell MLP from attention."""
+NEAR_ZERO = 0.05
+"""Of the answer: where both of a fact's sums restore less, their ratio is noise."""
+LAYER_DRAWS = 500
 MODULES = ("attn", "mlp")
 
 
@@ -58,6 +72,14 @@ class FactBalance(NamedTuple):
     mlp: float
     alpha_raw: float | None
     alpha: float | None
+
+
+class Setting(NamedTuple):
+    """An α to edit with: its value, its 95% interval, and the estimate (`eq. 12` or `pooled`)."""
+
+    alpha: float
+    ci95: tuple[float, float]
+    way: str
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,10 @@ class Balance(Shown):
     metric: str
     warnings: tuple[str, ...]
     run: Mapping[str, Any]
+    pooled: float | None = None
+    pooled_ci95: tuple[float, float] | None = None
+    layer_shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Empty in files from before they were taken."""
 
     def __repr__(self) -> str:
         interval = "no interval" if self.ci95 is None else f"95% interval {self.ci95[0]:.3f} to {self.ci95[1]:.3f}"
@@ -100,15 +126,60 @@ class Balance(Shown):
         """α with its 95% interval and the number of facts; NaN ends where there is no interval."""
         return Interval(self.alpha, *(self.ci95 or (math.nan, math.nan)), self.n_facts)
 
+    @property
+    def setting(self) -> Setting | None:
+        """α to edit with, and which estimate it is; None where neither is determined."""
+        for value, ci95, way in ((self.alpha, self.ci95, "eq. 12"), (self.pooled, self.pooled_ci95, "pooled")):
+            if value is not None and ci95 is not None and self.n_facts >= FEW and ci95[1] - ci95[0] <= WIDEST:
+                return Setting(value, ci95, way)
+        return None
+
+    @property
+    def stable_layers(self) -> dict[str, tuple[int, ...]]:
+        """By module, the proposed layers; none for a module whose proposal other facts might well change."""
+        shares = self.layer_shares
+        return {
+            kind: layers
+            if kind in shares and self.n_facts >= FEW and min(shares[kind][i] for i in layers) >= 0.5
+            else ()
+            for kind, layers in self.layers.items()
+            if layers
+        }
+
+    @property
+    def unsteady(self) -> int:
+        """Facts whose own α says nothing: sums of opposite signs, or both near zero."""
+        return sum(f.attn * f.mlp < 0 or abs(f.attn) + abs(f.mlp) < NEAR_ZERO for f in self.per_fact)
+
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: α (clamped and raw), its interval, and what each layer contributes."""
-        names = ("alpha", "alpha_raw", "ci95", "n_facts", "per_layer", "layers", "warnings")
+        """For `--json`: α (clamped, raw and pooled) with intervals, whether it is determined, and each layer's part."""
+        names = ("alpha", "alpha_raw", "ci95", "pooled", "pooled_ci95", "n_facts", "per_layer", "layers")
+        more = ("layer_shares", "stable_layers", "unsteady", "warnings")
+        setting = None if self.setting is None else self.setting._asdict()
         per_fact = self.to_dataframe().to_dict("records")
-        return {name: getattr(self, name) for name in names} | {"per_fact": per_fact}
+        return {name: getattr(self, name) for name in names + more} | {"setting": setting, "per_fact": per_fact}
 
     def notes(self) -> Sequence[str]:
-        """The warnings."""
-        return self.warnings
+        """The warnings, and what is not determined."""
+        notes = list(self.warnings)
+        if self.unsteady:
+            notes.append(
+                f"{self.unsteady} of {self.n_facts} facts have sums of opposite signs, or both below {NEAR_ZERO}: "
+                "the α of one such fact says nothing"
+            )
+        if self.setting is None:
+            notes.append(
+                f"α is undetermined: it needs {FEW} facts or more and an interval at most {WIDEST} wide; trace more "
+                "facts that the model knows, or give alpha as a number (0.3 is the papers')"
+            )
+        elif self.setting.way != "eq. 12":
+            notes.append(f"α by eq. 12 is undetermined (interval wider than {WIDEST}); the pooled one is the setting")
+        if unstable := [kind for kind, layers in self.layers.items() if layers and not self.stable_layers[kind]]:
+            notes.append(
+                f"the proposed layers of {', '.join(unstable)} are not stable: other facts might well give others; "
+                "kt layers compares layers by editing"
+            )
+        return notes
 
     def headline(self) -> Sequence[Card]:
         """α with its interval."""
@@ -117,12 +188,22 @@ class Balance(Shown):
     def tables(self, per_fact: bool = False) -> Sequence[Table]:
         """α and the layers that it proposes; the sums of eq. 12 by module; with `per_fact`, eq. 12 of every fact."""
         rows: list[tuple[str, Any]] = [("alpha", self.interval), ("facts", str(self.n_facts))]
-        rows += [(f"{kind} layers", layer_list(layers)) for kind, layers in self.layers.items()]
+        if self.pooled is not None:
+            pooled = Interval(self.pooled, *(self.pooled_ci95 or (math.nan, math.nan)), self.n_facts)
+            setting = "undetermined" if self.setting is None else f"{self.setting.alpha:.3f} ({self.setting.way})"
+            rows[1:1] = [("alpha, pooled", pooled), ("to edit with", setting)]
+        rows += [(f"{kind} layers", self._layers_text(kind)) for kind in self.layers]
         sums = [[name, sum(values), list(self.layers[name])] for name, values in self.per_layer.items()]
         columns = ["module", "sum of LD over layers", "proposed layers"]
         found = [pairs(rows, "balance factor (eq. 12)", only="command"), Table(columns, sums, only="page")]
         facts = [list(fact) for fact in self.per_fact]
         return [*found, *([Table(FactBalance._fields, facts, "by fact")] if per_fact else [])]
+
+    def _layers_text(self, kind: str) -> str:
+        """The proposed layers, and the least share of draws that propose one of them."""
+        layers, shares = self.layers[kind], self.layer_shares.get(kind)
+        least = f" (each in {min(shares[i] for i in layers):.0%} of draws or more)" if layers and shares else ""
+        return layer_list(layers) + least
 
     def figures(self) -> Sequence[Figure]:
         """LD by layer."""
@@ -149,7 +230,9 @@ class Balance(Shown):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write JSON."""
-        return write_json(path, {**asdict(self), "kind": self.kind})
+        fields = asdict(self)
+        older = () if self.layer_shares or self.pooled is not None else ("pooled", "pooled_ci95", "layer_shares")
+        return write_json(path, {k: v for k, v in fields.items() if k not in older} | {"kind": self.kind})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Balance:
@@ -174,6 +257,9 @@ class Balance(Shown):
                 layers={name: tuple(values) for name, values in fields["layers"].items()},
                 per_fact=tuple(FactBalance(**values) for values in fields["per_fact"]),
                 warnings=tuple(fields["warnings"]),
+                pooled=fields.get("pooled"),
+                pooled_ci95=None if fields.get("pooled_ci95") is None else tuple(fields["pooled_ci95"]),
+                layer_shares={name: tuple(values) for name, values in fields.get("layer_shares", {}).items()},
             )
 
 
@@ -200,6 +286,8 @@ def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000,
             "alpha has no value; trace facts that the model knows, or set alpha by hand"
         )
     ci95 = _interval(sums, n_boot, seed)
+    gaps = np.array([abs(f.ld_clean - f.ld_corrupt) if metric == "logit_diff" else 1.0 for f in trace.facts])
+    weighted = sums * (gaps / gaps.mean())[:, None]
     return Balance(
         alpha=alpha,
         alpha_raw=raw,
@@ -218,6 +306,9 @@ def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000,
         metric=metric,
         warnings=_warnings(attn, mlp, raw, ci95, trace),
         run={name: trace.metadata[name] for name in ("model", "window", "corrupt", "samples", "seed", "keep")},
+        pooled=clamped(*(float(v) for v in weighted.mean(0))),
+        pooled_ci95=_interval(weighted, n_boot, seed),
+        layer_shares={str(k): _shares(effects[k], seed) for k in MODULES} if trace.n_facts > 1 else {},
     )
 
 
@@ -245,6 +336,16 @@ def critical_layers(effects: Sequence[float] | Float[ndarray, " layer"], share: 
         if positive[start : start + width].sum() >= share * total:
             break
     return tuple(best)
+
+
+def _shares(effects: Float[ndarray, "fact layer"], seed: int) -> tuple[float, ...]:
+    """The share of bootstrap draws of facts whose critical layers hold each layer."""
+    n, layers = effects.shape
+    draws = np.random.default_rng(seed).integers(n, size=(LAYER_DRAWS, n))
+    counts = np.zeros(layers)
+    for draw in draws:
+        counts[list(critical_layers(effects[draw].mean(0)))] += 1
+    return tuple((counts / LAYER_DRAWS).tolist())
 
 
 def _interval(sums: Float[ndarray, "fact module"], n_boot: int, seed: int) -> tuple[float, float] | None:

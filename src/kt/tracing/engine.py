@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     min_gap: float
     shortcuts: Shortcuts
     direction: str = "denoise"
-    only: Sequence[Mapping[str, Bool[ndarray, "layer token"]]] | None = None
+    only: Sequence[Mapping[str, Bool[ndarray, "layer token"]]] | Mapping[int, Any] | None = None
     journal: Journal = NO_JOURNAL
 
     @property

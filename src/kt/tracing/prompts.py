@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..facts.fact import Fact
 from ..model.model import TracedModel
-from ..model.tokens import Span, target_ids, template_span, token_ids
+from ..model.scoring import warn_of_joins
+from ..model.tokens import Span, other_first_id, target_ids, template_span, token_ids
 from .patches import unpadded_batch
 
 SAME_TOKEN = "answer and foil begin with the same token"
@@ -79,16 +80,21 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
             relations[fact.relation].setdefault(answer.token, answer)
     cases: list[TracePrompt] = []
     left_out: list[LeftOut] = []
+    doubts: dict[tuple[str, str], float] = {}
     for rows in equal_lengths(encoded, max_rows):
         logits = model.logits(unpadded_batch(torch.tensor([encoded[i] for i in rows])))[:, -1]
         for i, row in zip(rows, logits, strict=True):
-            fact, best = facts[i], int(row.argmax())
+            fact, best, given = facts[i], int(row.argmax()), answers[i]
+            if given is not None and fact.target_prefix is None:
+                other = other_first_id(model.tokenizer, fact.prompt, given.text)
+                doubts[fact.prompt, given.text] = 0.0 if other is None else float(row[given.token] - row[other])
             answer = answers[i] or Choice(model.tokenizer.decode([best]).strip(), best, "model")
             foil = _foil(model.tokenizer, fact, answer, relations.get(fact.relation, {}), row)
             if foil.token == answer.token:
                 left_out.append(LeftOut(i, fact.id, SAME_TOKEN))
                 continue
             cases.append(TracePrompt(i, fact, encoded[i], spans[i], *answer, *foil, known=best == answer.token))
+    warn_of_joins(doubts)
     return sorted(cases, key=lambda c: c.index), sorted(left_out)
 
 
@@ -105,7 +111,7 @@ def equal_lengths(rows: Sequence[Sequence[Any]], size: int) -> Iterator[list[int
 def _choice(tokenizer: Any, fact: Fact, text: str | None, source: str) -> Choice | None:
     if text is None:
         return None
-    return Choice(text.strip(), target_ids(tokenizer, fact.prompt, text)[0], source)
+    return Choice(text.strip(), target_ids(tokenizer, fact.prompt, text, fact.target_prefix)[0], source)
 
 
 def _foil(

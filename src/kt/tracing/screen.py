@@ -223,7 +223,7 @@ def screen(
         raise BadFact(f"top is {top}; give at least 1")
     if metric not in METRICS:
         raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
-    if fixed := {"method", "only"} & set(options):
+    if fixed := {"method", "only", "tokens"} & set(options):
         raise BadFact(f"screen sets {', '.join(sorted(fixed))} itself; leave it out")
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     seconds: dict[str, float | None] = dict.fromkeys(("estimate", "exact_top", "exact"))

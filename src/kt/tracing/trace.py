@@ -39,10 +39,12 @@ if TYPE_CHECKING:
 
 METRICS = ("prob", "logit_diff")
 DIRECTIONS = ("denoise", "noise")
+TOKENS = ("all", "subject_last")
+"""Which tokens are patched: every one, or the subject's last alone."""
 FILE_KIND = "trace"
 OLDER = {"direction": "denoise", "method": "exact"}
 """Metadata of files written before these options existed."""
-_SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "method", "keep", "min_gap")
+_SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "method", "tokens", "keep", "min_gap")
 """Metadata that must agree before the facts of two traces are averaged together."""
 
 
@@ -70,6 +72,17 @@ class Trace(Shown):
     def metrics(self) -> tuple[str, ...]:
         """The metrics that tables and figures show."""
         return tuple(self.metadata["metrics"])
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the tokens that were patched."""
+        tokens = self.metadata.get("tokens", "all")
+        return ROLES if tokens == "all" else (tokens,)
+
+    def patched_tokens(self, fact: TracedFact) -> list[int]:
+        """The tokens of a fact that were patched."""
+        every = self.roles == ROLES
+        return [token for token, role in enumerate(fact.roles) if every or role in self.roles]
 
     def why_left_out(self) -> str:
         """Reasons with counts, for messages and manifests."""
@@ -99,7 +112,7 @@ class Trace(Shown):
         """
         effects = role_effects(self, self.checked(kind, metric), metric)
         # A role occurs if a fact has a token of it, even where all its cells are unmeasured.
-        n = np.array([[role in fact.roles for role in ROLES] for fact in self.facts]).sum(0)
+        n = np.array([[role in fact.roles and role in self.roles for role in ROLES] for fact in self.facts]).sum(0)
         occurring = np.flatnonzero(n)
         grid = bootstrap_mean_grid(effects[:, occurring], n_boot, seed)
         p, q = tested(effects[:, occurring], grid, seed)
@@ -255,8 +268,8 @@ class Trace(Shown):
         found = {head: kind for kind in self.kinds if (head := head_of(kind)) is not None}
         if not found:
             raise BadFact("this trace holds no single heads; trace again with kinds=('heads',)")
-        if at not in {role for fact in self.facts for role in fact.roles}:
-            raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(ROLES)}")
+        if at not in self.roles or at not in {role for fact in self.facts for role in fact.roles}:
+            raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(self.roles)}")
         numbers = sorted(found)
         records = np.stack([_records(self, self.checked(found[h], metric), metric, at) for h in numbers], -1)
         cells = bootstrap_mean_grid(records)
@@ -460,11 +473,9 @@ class Tested(NamedTuple):
 
 def _must_merge(first: Trace, other: Trace) -> None:
     for name in _SAME:
-        if other.metadata[name] != first.metadata[name]:
-            raise BadFact(
-                f"traces of {name} {first.metadata[name]!r} and {other.metadata[name]!r} do not merge; "
-                "trace both the same way"
-            )
+        mine, theirs = (trace.metadata.get(name, "all" if name == "tokens" else None) for trace in (first, other))
+        if theirs != mine:
+            raise BadFact(f"traces of {name} {mine!r} and {theirs!r} do not merge; trace both the same way")
     if set(other.kinds) != set(first.kinds):
         raise BadFact(
             f"traces of kinds {', '.join(first.kinds)} and {', '.join(other.kinds)} do not merge; "
@@ -505,7 +516,8 @@ def to_dataframe(trace: Trace) -> pd.DataFrame:
 
     parts = []
     for fact in trace.facts:
-        layers, tokens = np.meshgrid(np.arange(trace.n_layers), np.arange(len(fact.tokens)), indexing="ij")
+        patched = trace.patched_tokens(fact)
+        layers, tokens = np.meshgrid(np.arange(trace.n_layers), patched, indexing="ij")
         for kind in trace.kinds:
             for metric in trace.metrics:
                 parts.append(
@@ -516,7 +528,7 @@ def to_dataframe(trace: Trace) -> pd.DataFrame:
                         "token": tokens.ravel(),
                         "role": np.array(fact.roles, dtype=object)[tokens.ravel()],
                         "metric": np.full(layers.size, metric, dtype=object),
-                        "value": finite(fact, fact.effect(kind, metric)).ravel(),
+                        "value": finite(fact, fact.effect(kind, metric))[:, patched].ravel(),
                         "clean": np.full(layers.size, fact.clean[metric]),
                         "corrupted": np.full(layers.size, fact.corrupted[metric].mean(dtype=np.float64)),
                     }
@@ -611,7 +623,8 @@ def grid(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
             "over": _over(trace),
         }
     fact = trace.facts[0]
-    draws = np.moveaxis(finite(fact, fact.effects(kind, metric)), -1, 0)
+    patched = trace.patched_tokens(fact)
+    draws = np.moveaxis(finite(fact, fact.effects(kind, metric))[:, patched], -1, 0)
     cells = bootstrap_mean_grid(draws)
     p, q = tested(draws, cells)
     return {
@@ -621,8 +634,8 @@ def grid(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
         "p": p.T,
         "q": q.T,
         "n": len(draws) if (cells.n == len(draws)).all() else cells.n.T,
-        "rows": list(fact.tokens),
-        "subject_rows": list(range(*fact.span)),
+        "rows": [fact.tokens[token] for token in patched],
+        "subject_rows": [row for row, token in enumerate(patched) if token in range(*fact.span)],
         "row_word": "token",
         "over": _over(trace),
     }

@@ -1,6 +1,8 @@
 """Second moments: the plain formula, the cache's key, and a run that was cut."""
 
+import json
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +83,68 @@ def test_resumed_run_gives_the_same_bytes(corpus, tmp_path, monkeypatch):
     assert min(seen) > 200, "the resumed run began again from the start"
     for name in whole.files:
         assert whole.files[name].read_bytes() == again.files[name].read_bytes()
+
+
+def test_more_tokens_are_added_to_those_that_are_kept(family, corpus, tmp_path):
+    """The limit of the first pass falls inside a document, whose other tokens still see its beginning."""
+    fresh = key_statistics(tiny_model(family), SITES, corpus, max_tokens=600, cache_dir=tmp_path / "fresh")
+    key_statistics(tiny_model(family), SITES[:1], corpus, max_tokens=207, cache_dir=tmp_path)
+    key_statistics(tiny_model(family), SITES[1:], corpus, max_tokens=311, cache_dir=tmp_path)
+    seen = []
+    with pytest.warns(UserWarning, match="over 207 and 311 tokens are kept; the rest of 600 is added"):
+        more = key_statistics(
+            tiny_model(family), SITES, corpus, 600, tmp_path, progress=lambda done, total: seen.append(done)
+        )
+    assert min(seen) >= 207 and more.n_tokens == 600
+    for name in fresh.files:
+        torch.testing.assert_close(more.moment(name), fresh.moment(name), rtol=1e-5, atol=1e-7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = key_statistics(tiny_model(family), SITES, corpus, 600, tmp_path)
+    assert again.files == more.files
+
+
+def test_a_corpus_that_has_no_more_tokens_answers_every_higher_limit(corpus, tmp_path):
+    all_of_it = key_statistics(tiny_model("gpt2"), SITES, corpus, 50_000, tmp_path)
+    assert all_of_it.n_tokens < 50_000
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert key_statistics(tiny_model("gpt2"), SITES, corpus, 90_000, tmp_path).files == all_of_it.files
+
+
+def test_the_same_weights_and_bytes_are_not_the_same_model_and_text(tmp_path):
+    lines = "".join(json.dumps({"text": f"The capital of land {i} is Paris."}) + "\n" for i in range(20))
+    for name in ("text.txt", "text.jsonl"):
+        (tmp_path / name).write_text(lines)
+    bigger = tiny_model("llama", hidden_act="gelu")
+    assert bigger.fingerprint() == tiny_model("llama").fingerprint()
+    settings = [(tiny_model("llama"), "text.txt"), (bigger, "text.txt"), (tiny_model("llama"), "text.jsonl")]
+    taken = [key_statistics(model, SITES, tmp_path / name, 200, tmp_path / "c") for model, name in settings]
+    name = "model.layers.1.mlp.down_proj"
+    for other in taken[1:]:
+        assert other.files[name] != taken[0].files[name]
+        assert not torch.allclose(other.moment(name), taken[0].moment(name), rtol=0.01)
+
+
+def test_a_map_that_no_token_excites_has_a_second_moment_of_zero(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_MARK", 100)
+    model = tiny_model("llama")
+    model.module.model.layers[1].mlp.gate_proj.weight.data.zero_()
+    for _ in range(2):
+        stats = key_statistics(model, SITES, corpus, 600, tmp_path)
+        assert stats.moment("model.layers.1.mlp.down_proj").abs().max() == 0
+        assert {change for _, change in stats.changes["model.layers.1.mlp.down_proj"]} == {0.0}
+
+
+@pytest.mark.parametrize("broken", [b"", b"no", None])
+def test_a_kept_file_that_cannot_be_read_counts_as_absent(corpus, tmp_path, broken):
+    first = key_statistics(tiny_model("gpt2"), SITES, corpus, 200, tmp_path)
+    name, file = next(iter(first.files.items()))
+    before = file.read_bytes()
+    file.write_bytes(before[: len(before) // 2] if broken is None else broken)
+    with pytest.warns(UserWarning, match="damaged; it is computed again"):
+        again = key_statistics(tiny_model("gpt2"), SITES, corpus, 200, tmp_path)
+    assert again.files[name].read_bytes() == before
 
 
 def test_a_product_in_strips_is_the_whole_product():

@@ -73,6 +73,17 @@ def test_null_space_is_alphaedits_formula(past):
     assert got.condition == pytest.approx(float(torch.linalg.cond(inside, 2)), rel=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_an_automatic_null_space_does_not_depend_on_the_scale_of_the_keys(scale):
+    """Three quarters of C's directions, where the published threshold takes none or all of them."""
+    values, vectors = torch.linalg.eigh(C)
+    basis = vectors[:, :9]  # of D = 12
+    got = NullSpace(l2=0.3 * scale**2)(system(keys=scale * KEYS, moment=Moment.of(scale**2 * C))).update.dense()
+    published = NullSpace(float(values[8:10].mean()), 0.3)(system()).update.dense()
+    close(scale * got, published)
+    close(got @ basis @ basis.T, got)
+
+
 def test_null_space_refuses_what_has_no_solution():
     with pytest.raises(WorkFailed, match="below nullspace_threshold"):
         NullSpace(1e-9)(system())

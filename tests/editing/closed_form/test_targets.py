@@ -254,3 +254,22 @@ class TestRows:
             mine = rows.of(rows.essence == group.essence[0])
             for position in Position:
                 assert torch.equal(*(g.batch.ids[g.where(position)] for g in (mine, group)))
+
+
+@pytest.mark.parametrize(("aim", "step"), [(HIDDEN, 0.15), (MLP, 0.5)])
+def test_an_automatic_rate_is_a_part_of_a_typical_element_of_the_value(aim, step):
+    """Adam's first step moves every element by its rate; one element a thousand times the others changes none of it."""
+    found = find_targets(exact("qwen3"), FACTS, [aim], CONTEXTS, replace(QUICK.objective, steps=2, lr="auto"))
+    before, delta = found.before[aim], found.wanted[aim] - found.before[aim]
+    rate = step * before.abs().median(-1).values / 0.6745
+    torch.testing.assert_close(delta.abs().median(-1).values, rate, rtol=1e-3, atol=0)
+    wild = torch.where(before.abs() == before.abs().amax(-1, keepdim=True), 1000 * before, before)
+    torch.testing.assert_close(replace(QUICK.objective, lr="auto").rates(aim, wild)[:, 0], rate, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gptj"])
+def test_a_search_for_a_write_of_several_layers_adds_their_shares_and_sets_the_value_itself(family):
+    low = replace(MLP, below=((0, 0.5),))
+    assert distance(exact(family), [low])[0] < BOUND
+    both = [replace(ATTN, below=()), low]
+    assert distance(exact(family), both)[0] < BOUND

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but si
 
 
 def test_the_mlps_update_is_memits_formula_for_the_mlps_own_value(setting):
-    edit = solved(setting, "pmet", mom2_update_weight=0.05)
+    edit = solved(setting, "pmet", mom2_update_weight=0.05, searched="published")
     assert set(edit.targets) == {"mlp.1", "attn.1"} and len(edit.names) == 1
     close(delta(setting, edit), least_squares(given(setting, edit, "mlp.1"), 0.05), atol=1e-5, rtol=1e-4)
 
@@ -22,6 +22,12 @@ def test_both_modules_can_be_written(setting):
     for kind in (Kind.MLP, Kind.ATTN):
         parts = given(setting, edit, f"{kind}.1", kind)
         close(delta(setting, edit, kind), least_squares(parts, 0.05), atol=1e-5, rtol=1e-4)
+
+
+def test_by_default_only_what_is_written_is_searched_for(setting):
+    edit = solved(setting, "pmet", mom2_update_weight=0.05)
+    assert set(edit.targets) == {"mlp.1"}
+    close(delta(setting, edit), least_squares(given(setting, edit, "mlp.1"), 0.05), atol=1e-5, rtol=1e-4)
 
 
 def test_a_request_whose_target_was_the_likeliest_counts_a_tenth():

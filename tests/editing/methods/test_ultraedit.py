@@ -77,7 +77,7 @@ def assert_same(one, two, tolerance=1e-4):
 
 
 def pairs_of(model, facts, sites):
-    return answer_pairs(model, facts, [row_of(model, fact)[1] for fact in facts], sites, tokens=2048)
+    return answer_pairs(model, facts, [row_of(model, fact)[1] for fact in facts], sites, tokens=2048)[0]
 
 
 def hooked(model, fact, sites):
@@ -353,3 +353,40 @@ def test_the_plan_says_what_it_needs(llama):
     setting = setting_of(llama)
     plan.update_history(setting, FACTS)
     assert not setting.state.running and not setting.state.keys
+
+
+def test_an_automatic_rate_is_polyaks_step_on_the_written_update(family):
+    model = tiny_model(family)
+    state = EditHistory()
+    auto = UltraEdit((0, 1, 2), lr="auto", ridge="auto").solve(setting_of(model, state), FACTS)
+    (rate,) = {written.chosen["lr"] for written in auto.written.values()}
+    given = UltraEdit((0, 1, 2), lr=rate, ridge="auto").solve(setting_of(model), FACTS)
+    assert_same(dense(auto), dense(given), 1e-9)
+    falls = []
+    for fact in FACTS:
+        for site, (keys, gradients) in hooked(model, fact, MLP).items():
+            update = auto.written[model.weight_name(site)].update.dense().to(keys)
+            falls.append(-float(((keys @ update.T) * gradients).sum()))
+    assert sum(falls) == pytest.approx(-lifelong.REACH * log_probs(model).sum(), rel=1e-3)
+
+
+def test_gradients_twice_as_large_take_half_the_rate(llama):
+    pairs = pairs_of(llama, FACTS, MLP)[MLP[0]]
+    update = Dense(torch.randn(32, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    falls = pairs.falls(update)
+    low = LowRank(update.matrix, torch.eye(48, dtype=torch.float64))
+    torch.testing.assert_close(falls, pairs.falls(low))
+    falls = falls.abs()[None]
+    assert lifelong.automatic_rate(3.0, 2 * falls) == pytest.approx(lifelong.automatic_rate(3.0, falls) / 2)
+    with pytest.raises(WorkFailed, match="give lr a number"):
+        lifelong.automatic_rate(3.0, -falls)
+
+
+def test_without_a_preset_it_writes_late_layers_and_traces_nothing(llama, monkeypatch):
+    monkeypatch.setattr("kt.editing.resolve.trace_balance", lambda *_: pytest.fail("it was traced"))
+    with pytest.warns(UserWarning, match="layers_mlp 1,2 by relative depth"):
+        edit = kt.edit(llama, FACTS, method="ultraedit")
+    assert edit.names == tuple(llama.weight_name(site) for site in MLP[1:])
+    assert set(edit.manifest["chosen"]) == set(edit.names)
+    columns = [column.name for column in edit.tables()[1].heads]
+    assert {"λ", "x", "lr"} <= set(columns) and "ε" not in columns

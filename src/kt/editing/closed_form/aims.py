@@ -20,12 +20,29 @@ class Position(str, Enum):
 @dataclass(frozen=True)
 class TargetSite:
     """One δ: the value at `site` and `position`. JEEP bounds and decays its two regions apart; None takes the
-    objective's own."""
+    objective's own.
+
+    `below`: how the search stands in for a write of several modules' own outputs, by layer the share of δ that is added
+    to the same kind of output; at `site` itself the value is then set, as the write will set it, whatever the layers
+    below make of their shares. None: δ is added at `site` alone.
+    """
 
     site: Site
     position: Position = Position.SUBJECT_LAST
     clamp: float | None = None
     decay: float | None = None
+    below: tuple[tuple[int, float], ...] | None = None
+
+    def share_at(self, site: Site) -> float:
+        """The share of δ that the search adds to a site's value."""
+        if site == self.site:
+            return 1.0
+        lower = site.kind is self.site.kind and site.role == self.site.role
+        return dict(self.below or ()).get(site.layer, 0.0) if lower else 0.0
+
+    @property
+    def lowest_layer(self) -> int:
+        return min([self.site.layer, *(layer for layer, _ in self.below or ())])
 
     def __str__(self) -> str:
         return str(self.site) if self.position is Position.SUBJECT_LAST else f"{self.site}@{self.position.value}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import KtError
-from ..config import LATER, Config, one_of, setting
+from ..config import AUTO, LATER, Config, one_of, setting
 from .aims import SPREADS, Position, Share, Spread
 
 if TYPE_CHECKING:
     from .objective import Objective, Term
+    from .plan import Write
 
 EASYEDIT = "EasyEdit hparams/MEMIT, 7B models"
 WORDS = ("auto", "per-fact")
@@ -21,8 +23,10 @@ WORDS = ("auto", "per-fact")
 class TargetSearch(Config):
     """Settings of the search for δ, under the names that users of ROME and MEMIT know."""
 
-    v_lr: float = setting(
-        0.5, about="Adam's learning rate in the search for δ", source=f"ROME section 3.1, step 2; {EASYEDIT}"
+    v_lr: float | Literal["auto"] = setting(
+        AUTO,
+        about="Adam's learning rate in the search for δ",
+        source=f"ROME section 3.1, step 2; {EASYEDIT}; auto: kt's own, from the value's elements",
     )
     v_num_grad_steps: int = setting(
         25,
@@ -93,6 +97,26 @@ class Spreading(Config):
     @property
     def spread_rule(self) -> Spread:
         return SPREADS[one_of(self.spread, SPREADS, "spread")]
+
+
+@dataclass(frozen=True)
+class OwnOutputs(Config):
+    """A residual of one module's own output that several layers write: PMET's and JEEP's."""
+
+    searched: str = setting(
+        "written",
+        about="PMET, JEEP: where the search adds δ: written (wherever the write does, by its shares) or published (in "
+        "the last layer alone; PMET's to attention as well)",
+        source="PMET section 3 and JEEP eq. 8-12 have published; written: kt's own",
+    )
+
+    @property
+    def searches_written(self) -> bool:
+        return one_of(self.searched, ("written", "published"), "searched") == "written"
+
+    def searched_writes(self, writes: Iterable[Write]) -> tuple[Write, ...]:
+        """The writes, with target sites as the setting has them."""
+        return tuple(write.as_searched if self.searches_written else write for write in writes)
 
 
 @dataclass(frozen=True)

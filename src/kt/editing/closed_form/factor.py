@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -39,9 +39,10 @@ CLOSE = 1e-6
 
 
 class Store(NamedTuple):
-    """A folder of kept results."""
+    """A folder of kept results; `of` names the file of the second moment that they come from."""
 
     folder: Path
+    of: str = ""
 
     def path(self, what: str, sha256: str) -> Path:
         return self.folder / f"{what}-{sha256[:40]}.safetensors"
@@ -56,7 +57,7 @@ class Store(NamedTuple):
                     f"{path} is not kept: the disk is nearly full; it is computed again each time", stacklevel=2
                 )
                 return
-            save_arrays(path, arrays, about)
+            save_arrays(path, arrays, {**about, "of": self.of})
         except (OSError, KtError) as error:
             warnings.warn(f"{path} is not kept: {error}", stacklevel=2)
 
@@ -98,6 +99,10 @@ RIDGES = (0.0, 1e-8, 1e-7, 1e-6)
 """Tried in turn, times the largest diagonal entry. C is stored in float32, so its null space is only known to about
 1e-7 of its size; keys that no corpus token ever excites (GPT-J's layer 0 sees one key a token) live there."""
 
+NULL_SHARE = 0.75
+"""Of C's directions, the share that an automatic null space takes: AlphaEdit's threshold of 0.02 leaves 0.6 to 0.9 of
+them in the lower layers of two small models (d_key 1,536 and 2,048), and is absolute where keys have any scale."""
+
 FACTOR_COPIES, PROJECTOR_COPIES = 3, 6
 """Float64 matrices of C's size alive at the peak: C, a ridged copy and the factor; C, its eigenvectors, LAPACK's
 workspace of two more, the kept ones and what is stored."""
@@ -127,7 +132,7 @@ class Moment:
         self._read = read
         self._store = store if size >= LEAST_SIZE else None
         self._factor: Factored | None = None
-        self._null: dict[float, Tensor] = {}
+        self._null: dict[float | str, Tensor] = {}
         self._sha256: str | None = None
 
     @classmethod
@@ -175,8 +180,9 @@ class Moment:
         discard(path)
         return None
 
-    def null_basis(self, threshold: float) -> Float[Tensor, "d null"]:
-        """The eigenvectors of C whose eigenvalue lies below the threshold (AlphaEdit's U₀).
+    def null_basis(self, threshold: float | Literal["auto"]) -> Float[Tensor, "d null"]:
+        """The eigenvectors of C whose eigenvalue lies below the threshold (AlphaEdit's U₀); `auto`: the smallest
+        `NULL_SHARE` of them, whatever the scale of the keys.
 
         Raises:
             WorkFailed: there are none, so that nothing could be written.
@@ -194,7 +200,7 @@ class Moment:
             self._null[threshold] = kept
         return kept
 
-    def _kept_basis(self, threshold: float) -> Float[Tensor, "d null"] | None:
+    def _kept_basis(self, threshold: float | Literal["auto"]) -> Float[Tensor, "d null"] | None:
         """The null space from the file, of which only the wanted eigenvectors are read; None without a usable file."""
         if self._store is None or not opened(path := self._store.path("eigen", self.sha256())):
             return None
@@ -208,8 +214,10 @@ class Moment:
         discard(path)
         return None
 
-    def _null_range(self, values: Float[Tensor, " d"], threshold: float) -> slice:
+    def _null_range(self, values: Float[Tensor, " d"], threshold: float | Literal["auto"]) -> slice:
         """Which eigenvalues, in their ascending order, lie below the threshold."""
+        if threshold == "auto":
+            return slice(0, max(1, round(NULL_SHARE * len(values))))
         small = torch.nonzero(values.abs() < threshold)
         if not len(small):
             raise WorkFailed(

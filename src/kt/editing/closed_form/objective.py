@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ...model.sites import Kind
 from .aims import TargetSite
 
 
@@ -164,13 +165,33 @@ class StopAtArgmax(Term):
         return step.all_argmax & (self.kl_factor * step.divergence <= self.most)
 
 
+STREAM_STEP, OUTPUT_STEP = 0.15, 0.5
+"""An automatic rate over the standard deviation of v's elements, in the residual stream and at a module's own output,
+which is a small part of the stream that it has to change. The deviation is taken from the elements' median: a few
+elements of a stream can be hundreds of times the others, and make nearly all of its norm."""
+NORMAL_MEDIAN = 0.6745
+"""Median of |x| over the standard deviation of x, of a normal x."""
+
+
 @dataclass(frozen=True)
 class Objective:
-    """How targets are searched for: Adam over `terms`, `steps` forwards and one update fewer, at rate `lr`."""
+    """How targets are searched for: Adam over `terms`, `steps` forwards and one update fewer, at rate `lr`.
+
+    Adam moves every element of δ by about `lr` a step. The automatic rate follows from a typical element of v, for each
+    request and target site, whatever the model's scale.
+    """
 
     terms: tuple[Term, ...] = (NLL(), KL(), WeightDecay(), ClampNorm(), StopBelow())
     steps: int = 25
-    lr: float = 0.5
+    lr: float | Literal["auto"] = 0.5
+
+    def rates(self, target: TargetSite, before: Float[Tensor, "fact d_model"]) -> Float[Tensor, "fact one"]:
+        """Adam's rate for each request."""
+        if self.lr != "auto":
+            return torch.full_like(before[:, :1], self.lr)
+        typical = before.abs().median(-1, keepdim=True).values / NORMAL_MEDIAN
+        step = STREAM_STEP if target.site.kind is Kind.RESID else OUTPUT_STEP
+        return step * torch.where(typical > 0, typical, before.square().mean(-1, keepdim=True).sqrt())
 
     @property
     def reads_essence(self) -> bool:

@@ -25,6 +25,7 @@ from ...errors import KtError, WorkFailed
 from ...facts.fact import Fact
 from ...model.sites import Kind, Site
 from ...model.update import LowRank, Update
+from ..config import AUTO
 from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
 from .aims import SPREADS, Share, Spread, TargetSite, even
 from .auto_ridge import WANTED, layer_share
@@ -58,6 +59,13 @@ class Write:
     @property
     def sites(self) -> tuple[Site, ...]:
         return tuple(Site(self.kind, layer) for layer in self.layers)
+
+    @property
+    def as_searched(self) -> Write:
+        """The same write, its δ searched for where it is written: each layer's own output gets its share of it."""
+        count = len(self.layers)
+        below = tuple((layer, self.spread(index, count)) for index, layer in enumerate(self.layers[:-1]))
+        return replace(self, aim=replace(self.aim, below=below))
 
     @property
     def layer_share(self) -> float:
@@ -145,7 +153,7 @@ class LocateThenEdit:
                     model.write(name, written.update)
                 if progress:
                     progress(index + 1, len(facts))
-        return _joined(parts)
+        return self._result(*_joined(parts))
 
     def _only(self, index: int) -> LocateThenEdit:
         """The recipe for one of the facts."""
@@ -160,15 +168,23 @@ class LocateThenEdit:
             for number, path in enumerate(self.live):
                 if self.coupled:
                     around.enter_context(model.restored(path.sites))
+                path, wanted = _scaled_aim(context, facts, path, search[path.aim].wanted[path.aim])
                 with ExitStack() if self.coupled else model.restored(path.sites):
-                    solved = _walk(context.within(f"path-{number}"), facts, path, search[path.aim].wanted[path.aim])
+                    solved = _walk(context.within(f"path-{number}"), facts, path, wanted)
                 scaled = {n: w._replace(update=_scaled(w.update, path.scale)) for n, w in solved.items()}
                 if self.coupled and path.scale != 1:
                     for name, full in solved.items():  # from full strength to the path's scale, for the paths after it
                         model.write(name, scaled[name].update.plus(full.update.scaled(-1.0)))
                 for name, part in scaled.items():
                     written[name] = _sum(written[name], part) if name in written else part
-        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search)
+        return self._result(written, search)
+
+    def _result(self, written: dict[str, WeightUpdate], search: dict[TargetSite, Targets]) -> SolveResult:
+        notes = {}
+        if self.objective.lr == AUTO:
+            rates = {str(aim): self.objective.rates(aim, targets.before[aim]) for aim, targets in search.items()}
+            notes["v_lr"] = {aim: float(rate.median()) for aim, rate in rates.items()}
+        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search, notes)
 
     def _search(
         self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
@@ -199,6 +215,21 @@ def _guarded(context: SolveContext, facts: Sequence[Fact], targets: Targets) -> 
             norm = fact_values(context.model, facts, Contexts(), aim.site, aim.position).norm(dim=0)
             wanted[aim] = value * (norm.to(value) / value.norm(dim=-1))[:, None]
     return targets._replace(wanted=wanted)
+
+
+def _scaled_aim(
+    context: SolveContext, facts: Sequence[Fact], path: Write, wanted: Float[Tensor, "fact d_model"]
+) -> tuple[Write, Float[Tensor, "fact d_model"]]:
+    """The path, and the values that it is solved for: where a norm stands behind its maps, its part of them.
+
+    An update is linear in the change of the residual stream, and may be scaled after the solve, unless a norm stands
+    between: then the path itself aims at v + scale · (wanted - v), v the value as it finds it.
+    """
+    if path.scale == 1 or path.aim.site.kind is not Kind.RESID or not context.model.layout.has_post_norm:
+        return path, wanted
+    now = fact_values(context.model, facts, Contexts(), path.aim.site, path.aim.position).T
+    scale = torch.tensor(path.scale, dtype=now.dtype, device=now.device).reshape(-1, 1)
+    return replace(path, scale=1.0), now + scale * (wanted - now)
 
 
 def _walk(
@@ -276,15 +307,14 @@ def _check(name: str, solution: Solution) -> None:
         )
 
 
-def _joined(parts: Sequence[SolveResult]) -> SolveResult:
-    """Solves of one fact after the other as one: updates added up, the rest side by side."""
+def _joined(parts: Sequence[SolveResult]) -> tuple[dict[str, WeightUpdate], dict[TargetSite, Targets]]:
+    """Solves of one fact after the other as one: updates added up, searches side by side."""
     written: dict[str, WeightUpdate] = {}
     for part in parts:
         for name, new in part.written.items():
             written[name] = _sum(written[name], new) if name in written else new
     aims = dict.fromkeys(aim for part in parts for aim in part.search)
-    search = {aim: join_targets([p.search[aim] for p in parts if aim in p.search]) for aim in aims}
-    return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search)
+    return written, {aim: join_targets([p.search[aim] for p in parts if aim in p.search]) for aim in aims}
 
 
 def _sum(old: WeightUpdate, new: WeightUpdate) -> WeightUpdate:

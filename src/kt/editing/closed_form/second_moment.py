@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,17 +26,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..._util.data import complete_file, save_arrays
-from ..._util.files import clear_temporaries, writing
-from ..._util.lock import default_cache, exclusive
+from ..._util.files import clear_temporaries
+from ..._util.lock import default_cache
 from ..._util.progress import Progress
 from ...errors import BadFact, BadFile, WorkFailed
 from ...facts.corpus import Corpus
+from ...model.identity import identity
 from ...model.memory import require_memory
 from ...model.sites import Site
 from ...model.tokens import encode_ids, pad_id, token_ids
 from ...report import Column, Shown, Table
 from ...runs import parallel
 from .factor import Moment, Store
+from .kept_moments import Changes, Kept, look_up, read_header, stored
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -86,10 +88,16 @@ class Sums:
         save_arrays(path, arrays, {"n_tokens": self.n_tokens, "forwards": self.forwards, "changes": changes})
 
     @classmethod
-    def resume(cls, path: Path, model: TracedModel, sites: Sequence[Site]) -> Sums:
-        """The sums of the checkpoint; zero without one."""
+    def of_kept(cls, kept: Mapping[Site, Kept]) -> Sums:
+        """Those of second moments that are kept, all over the same tokens, up to the rounding of their float32."""
+        (n_tokens,) = {each.n_tokens for each in kept.values()}
+        return cls({s: stored(each.path, each.name).double() * n_tokens for s, each in kept.items()}, n_tokens)
+
+    @classmethod
+    def resume(cls, path: Path, sites: Sequence[Site], begin: Callable[[], Sums]) -> Sums:
+        """The sums of the checkpoint; without one those to begin with."""
         if not path.exists():
-            return cls.zero(model, sites)
+            return begin()
         try:
             with safe_open(path, "pt") as file:
                 state: dict[str, Any] = json.loads((file.metadata() or {}).get("kt", "{}"))
@@ -102,7 +110,7 @@ class Sums:
                     [(int(tokens), {s: float(by[str(s)]) for s in sites}) for tokens, by in state["changes"]],
                 )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
-            return cls.zero(model, sites)  # a checkpoint that cannot be read costs time, not correctness
+            return begin()  # a checkpoint that cannot be read costs time, not correctness
 
     def mean(self, site: Site) -> Float[Tensor, "d_key d_key"]:
         """C as it is stored: whole, float32."""
@@ -124,7 +132,7 @@ class Sums:
         """Note how C has changed since the last mark, on random directions."""
         now = {s: _sketch(t) / self.n_tokens for s, t in self.totals.items()}
         if self.sketches:
-            by = {s: float((now[s] - self.sketches[s]).norm() / now[s].norm()) for s in now}
+            by = {s: _share(now[s] - self.sketches[s], now[s]) for s in now}
             self.changes.append((self.n_tokens, by))
         self.sketches = now
 
@@ -132,6 +140,11 @@ class Sums:
     def change(self) -> float:
         """The largest relative change of any C over the last doubling; infinite before there was one."""
         return max(self.changes[-1][1].values()) if self.changes else float("inf")
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    """‖part‖ / ‖whole‖; 0 where both are zero, as they are for a map that no token ever excites."""
+    return float(part.norm() / size) if (size := whole.norm()) > 0 else 0.0
 
 
 def take_sums(
@@ -142,19 +155,23 @@ def take_sums(
     until: float | None,
     checkpoint: Path,
     progress: Progress | None,
+    kept: Mapping[Site, Kept] | None = None,
 ) -> Sums:
-    """The sums over the corpus' first `max_tokens` tokens, from the checkpoint on.
+    """The sums over the corpus' first `max_tokens` tokens, from the checkpoint or from `kept` ones on.
 
     With `until`, the pass ends at the first doubling that changed no C by more than that.
 
     Raises:
         WorkFailed: the corpus holds no tokens.
     """
-    sums = Sums.resume(checkpoint, model, sites)
+    start = next(iter(kept.values())).n_tokens if kept else 0
+    sums = Sums.resume(checkpoint, sites, lambda: Sums.of_kept(kept) if kept else Sums.zero(model, sites))
+    if start in _marks(max_tokens) and sums.n_tokens == start:
+        sums.mark()
     parallel.assert_equal_on_ranks({"second moments so far (tokens, forwards)": [sums.n_tokens, sums.forwards]})
     sums.only_mains()
-    kept = sums.forwards
-    for block in blocks(model, corpus, max_tokens):
+    saved = sums.forwards
+    for block in blocks(model, corpus, max_tokens, start):
         if until is not None and sums.change <= until:
             break
         if block.stop <= sums.forwards:
@@ -167,37 +184,46 @@ def take_sums(
         sums.forwards = block.stop
         if block.marked:
             sums.mark()
-        if parallel.is_main() and sums.forwards >= kept + FORWARDS_PER_CHECKPOINT:
+        if parallel.is_main() and sums.forwards >= saved + FORWARDS_PER_CHECKPOINT:
             sums.save(checkpoint)
-            kept = sums.forwards
+            saved = sums.forwards
         sums.only_mains()
     if sums.n_tokens == 0:
         raise WorkFailed(f"the corpus {corpus.name} holds no tokens; give one with text in it")
     return sums
 
 
+class Document(NamedTuple):
+    """A document's tokens, of which the first `seen` are in the sums already."""
+
+    ids: list[int]
+    seen: int = 0
+
+
 class Block(NamedTuple):
-    """The first documents that are left, as tokens: those of each forward.
+    """The first documents that are left: those of each forward.
 
     `stop` counts the forwards up to here, `marked` says that C is compared with what it was.
     """
 
-    forwards: list[list[list[int]]]
+    forwards: list[list[Document]]
     stop: int
     marked: bool
 
 
-def blocks(model: TracedModel, corpus: Corpus, max_tokens: int) -> Iterator[Block]:
-    """The corpus in blocks of documents that end at a mark or at FORWARDS_PER_SORT forwards, each sorted by length.
+def blocks(model: TracedModel, corpus: Corpus, max_tokens: int, start: int = 0) -> Iterator[Block]:
+    """The corpus behind its first `start` tokens in blocks of documents, each sorted by length.
+
+    A block ends at a mark or at FORWARDS_PER_SORT forwards.
 
     So the sums at the end of a block are those over the first documents, whatever their length.
     """
     marks, block = _marks(max_tokens), Block([], 0, False)
-    window: list[list[int]] = []
-    used = 0
-    for ids in _documents(model, corpus, max_tokens):
-        window.append(ids)
-        before, used = used, used + len(ids)
+    window: list[Document] = []
+    used = start
+    for document in _documents(model, corpus, max_tokens, start):
+        window.append(document)
+        before, used = used, used + _tokens([document])
         marked = any(before < mark <= used for mark in marks)
         if marked or _tokens(window) >= FORWARDS_PER_SORT * TOKENS_PER_FORWARD:
             groups = list(_grouped(window))
@@ -208,8 +234,9 @@ def blocks(model: TracedModel, corpus: Corpus, max_tokens: int) -> Iterator[Bloc
         yield Block(groups, block.stop + len(groups), False)
 
 
-def _tokens(rows: Iterable[list[int]]) -> int:
-    return sum(map(len, rows))
+def _tokens(documents: Iterable[Document]) -> int:
+    """How many are not in the sums yet."""
+    return sum(len(each.ids) - each.seen for each in documents)
 
 
 def _ticker(before: int, block: Block, max_tokens: int, progress: Progress | None) -> Callable[[int], None] | None:
@@ -228,39 +255,41 @@ def _marks(max_tokens: int) -> list[int]:
     return marks
 
 
-def _documents(model: TracedModel, corpus: Corpus, max_tokens: int) -> Iterator[list[int]]:
+def _documents(model: TracedModel, corpus: Corpus, max_tokens: int, start: int) -> Iterator[Document]:
     positions = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
     limit, used = min(LONGEST, int(positions or LONGEST)), 0
     for text in corpus.texts():
         ids = list(token_ids(model.tokenizer, text)[: min(limit, max_tokens - used)])
-        if ids:
-            yield ids
         used += len(ids)
+        if ids and used > start:
+            yield Document(ids, max(0, start - used + len(ids)))
         if used >= max_tokens:
             return
 
 
-def _grouped(documents: Iterable[list[int]]) -> Iterator[list[list[int]]]:
-    group: list[list[int]] = []
-    for ids in sorted(documents, key=len):
-        columns = (len(group) + 1) * len(ids)
-        wasteful = columns > WASTE * (_tokens(group) + len(ids)) and _tokens(group) >= LEAST_TOKENS
+def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    group: list[Document] = []
+    for document in sorted(documents, key=lambda each: len(each.ids)):
+        columns = (len(group) + 1) * len(document.ids)
+        wasteful = columns > WASTE * (_tokens(group) + len(document.ids)) and _tokens(group) >= LEAST_TOKENS
         if group and (wasteful or columns > TOKENS_PER_FORWARD):
             yield group
             group = []
-        group.append(ids)
+        group.append(document)
     if group:
         yield group
 
 
 @torch.no_grad()
-def _add(model: TracedModel, sums: Sums, rows: list[list[int]]) -> None:
-    batch = encode_ids(rows, pad_id(model.tokenizer)).to(model.device)
-    size, real = len(batch), batch.mask.bool()
+def _add(model: TracedModel, sums: Sums, documents: list[Document]) -> None:
+    batch = encode_ids([each.ids for each in documents], pad_id(model.tokenizer)).to(model.device)
+    size, new = len(batch), batch.mask.bool()
+    for row, (ids, seen) in zip(new, documents, strict=True):
+        row[len(row) - len(ids) :][:seen] = False
     with model.nnsight.trace(**model.inputs(batch)) as tracer:
         for site in model.in_order(sums.totals):
             full: Any = model.key(site, size)
-            keys = full[real.to(full.device)]
+            keys = full[new.to(full.device)]
             add_products(sums.totals[site], keys.float())
         tracer.stop()
 
@@ -289,10 +318,6 @@ def _sketch(total: Float[Tensor, "d d"]) -> Float[Tensor, "d direction"]:
         product[rows] += part @ directions[: rows.stop]
         product[: rows.start] += part[:, : rows.start].T @ directions[rows]
     return product
-
-
-Changes = tuple[tuple[int, float], ...]
-"""(tokens, ‖C - C_half‖ / ‖C‖) for every doubling of the tokens, in Frobenius norms taken on random directions."""
 
 
 @dataclass(frozen=True)
@@ -334,15 +359,8 @@ class Statistics(Shown):
     def open(cls, path: str | Path) -> Statistics:
         """A safetensors file with one (d_key, d_key) tensor per module name."""
         path = Path(path)
-        try:
-            with safe_open(path, "pt") as file:
-                names = list(file.keys())
-                header = (file.metadata() or {}).get("kt", "{}")
-        except (OSError, SafetensorError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise BadFile(f"{path} is no readable safetensors file of second moments: {reason}") from None
+        names, metadata = read_header(path)
         with complete_file(path, "file of second moments", "run kt cov again"):
-            metadata = json.loads(header)
             tokens = metadata.get("n_tokens")
             changes = tuple((int(tokens), float(change)) for tokens, change in metadata.get("changes", ()))
             return cls(
@@ -356,7 +374,8 @@ class Statistics(Shown):
     def moment_of(self, name: str) -> Moment:
         """C of a module with its factor and null space, which are computed once and shared."""
         if name not in self._moments:
-            store, read = None if self.cache is None else Store(self.cache), self._reader(name)
+            read, file = self._reader(name), self.files[name.removesuffix(".weight")]
+            store = None if self.cache is None else Store(self.cache, file.stem)
             self._moments[name] = Moment(name, len(read()), read, store)
         return self._moments[name]
 
@@ -370,21 +389,13 @@ class Statistics(Shown):
         if name not in self.files:
             have = ", ".join(sorted(self.files)[:4]) or "nothing"
             raise BadFile(f"no second moment of {name} (have {have}, ...); run kt cov for its layer and module")
-        return partial(_stored, self.files[name], name)
-
-
-def _stored(file: Path, name: str) -> Float[Tensor, "d_in d_in"]:
-    with safe_open(file, "pt") as tensors:
-        moment = tensors.get_tensor(name)
-    if moment.dim() != 2 or moment.shape[0] != moment.shape[1]:
-        raise BadFile(f"{file}: {name} is {tuple(moment.shape)}, not a square second moment")
-    return moment
+        return partial(stored, self.files[name], name)
 
 
 def key_statistics(
     model: TracedModel,
     sites: Sequence[Site],
-    corpus: Corpus | str = "demo",
+    corpus: Corpus | str = "auto",
     max_tokens: int = 100_000,
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,
@@ -392,9 +403,11 @@ def key_statistics(
 ) -> Statistics:
     """C of every site, from the cache where it is there.
 
-    One file a weight, named by the hash of the model's weights, the weight's name, the corpus and the token limit,
-    never by the model's name. An interrupted run goes on from its last checkpoint with the same result. Of several
-    processes that want the same, one computes and the others wait for its files.
+    One file a weight and number of tokens, named by what the model is (weights, config, tokenizer), the weight's name
+    and the corpus, never by the model's name. The same number of tokens is read from the cache; of a longer pass than
+    any kept one only the rest is taken, and a warning says so. So C hangs on the arguments alone, up to rounding. An
+    interrupted run goes on from its last checkpoint with the same result. Of several processes that want the same, one
+    computes and the others wait for its files.
 
     Args:
         until: stop before `max_tokens`, at the first doubling of the tokens that changed no C by more than this
@@ -406,40 +419,27 @@ def key_statistics(
     """
     if until is not None and not until > 0:
         raise BadFact(f"until {until:g} must be above zero; 0.05 stops when a doubling changes C by less than 5%")
-    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus, model.name)
     folder = Path(cache_dir) if cache_dir else default_cache()
-    fingerprint = model.fingerprint()
-    files = {
-        s: folder / f"{_cache_key(model, fingerprint, s, corpus, max_tokens, until)}.safetensors"
-        for s in sorted(set(sites))
-    }
-    work = f"{fingerprint} {corpus.sha256} {max_tokens} {until}"
+    model_is = identity(model)
+    keys = {s: _cache_key(model, model_is, s, corpus) for s in sorted(set(sites))}
+    names = {s: model.weight_name(s).removesuffix(".weight") for s in keys}
+    work = f"{model_is} {corpus.identity} {max_tokens} {until}"
     with ExitStack() as locks:
-        missing = parallel.on_rank_zero("looking for second moments", _claimed, locks, folder, files, work)
-        if missing:
-            _compute(model, {s: files[s] for s in missing}, corpus, max_tokens, until, progress)
-    opened = {s: Statistics.open(f) for s, f in files.items()}
-    names = {s: model.weight_name(s).removesuffix(".weight") for s in files}
-    tokens = {st.n_tokens for st in opened.values()}
+        looking = partial(look_up, locks, folder, {s: (keys[s], names[s]) for s in keys}, max_tokens, until)
+        files, missing = parallel.on_rank_zero("looking for second moments", looking, work)
+        for _, group in groupby(sorted(missing, key=lambda s: missing[s].n_tokens), lambda s: missing[s].n_tokens):
+            begin = {s: missing[s] for s in sorted(group)}
+            files |= _compute(model, folder, {s: keys[s] for s in begin}, begin, corpus, max_tokens, until, progress)
+    opened = {s: Statistics.open(files[s]) for s in keys}
     return Statistics(
-        {names[s]: f for s, f in files.items()},
-        tokens.pop() if tokens else None,
+        {names[s]: files[s] for s in keys},
+        max((st.n_tokens or 0 for st in opened.values()), default=None),
         corpus.name,
-        {names[s]: f.stem for s, f in files.items()},
+        {names[s]: files[s].stem for s in keys},
         {name: changes for o in opened.values() for name, changes in o.changes.items()},
         folder,
     )
-
-
-def _claimed(locks: ExitStack, folder: Path, files: Mapping[Site, Path], work: str) -> list[Site]:
-    """The sites whose files are missing; until `locks` is closed, no other run computes them."""
-    if all(file.exists() for file in files.values()):
-        return []
-    lock = folder / f"cov-{hashlib.sha256(work.encode()).hexdigest()[:40]}.lock"
-    with writing(lock):
-        folder.mkdir(parents=True, exist_ok=True)
-        locks.enter_context(exclusive(lock, "takes the same second moments"))
-    return [site for site, file in files.items() if not file.exists()]  # another may just have made some
 
 
 def memory_needed(model: TracedModel, sites: Sequence[Site]) -> int:
@@ -447,46 +447,56 @@ def memory_needed(model: TracedModel, sites: Sequence[Site]) -> int:
     return sum(8 * model.key_size(s) ** 2 for s in set(sites))
 
 
-def _cache_key(
-    model: TracedModel, fingerprint: str, site: Site, corpus: Corpus, max_tokens: int, until: float | None
-) -> str:
-    parts = [fingerprint, model.weight_name(site), corpus.sha256, str(max_tokens), str(LONGEST)]
-    parts += [] if until is None else [f"until {until!r}"]
+def _cache_key(model: TracedModel, model_is: str, site: Site, corpus: Corpus) -> str:
+    parts = [model_is, model.weight_name(site), corpus.identity, str(LONGEST)]
     return "cov-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
 
 
 def _compute(
     model: TracedModel,
-    files: dict[Site, Path],
+    folder: Path,
+    keys: Mapping[Site, str],
+    begin: Mapping[Site, Kept],
     corpus: Corpus,
     max_tokens: int,
     until: float | None,
     progress: Progress | None,
-) -> None:
-    sites = list(files)
+) -> dict[Site, Path]:
+    """Take and keep the second moments of these sites, whose passes begin from the same number of tokens."""
+    sites = list(keys)
     require_memory(
         memory_needed(model, sites) + 8 * max(map(model.key_size, sites)) ** 2,
         f"the sum of {len(sites)} second moments and one of them whole",
         "take fewer layers at a time (--layers-mlp, --layers-attn); the cache keeps each",
     )
-    pending = "+".join(f.stem for f in files.values())
-    checkpoint = (
-        next(iter(files.values())).parent / f"partial-{hashlib.sha256(pending.encode()).hexdigest()[:40]}.safetensors"
-    )
+    start = next(iter(begin.values())).n_tokens
+    pending = "+".join([*keys.values(), str(max_tokens), str(until), str(start)])
+    checkpoint = folder / f"partial-{hashlib.sha256(pending.encode()).hexdigest()[:40]}.safetensors"
     if parallel.is_main():
-        for file in (checkpoint, *files.values()):
-            clear_temporaries(file.parent, file.name)
-    sums = take_sums(model, sites, corpus, max_tokens, until, checkpoint, progress)
-    parallel.on_rank_zero("keeping second moments", _keep, model, files, sums, corpus, checkpoint)
+        for name in (checkpoint.name, *(f"{key}-{max_tokens}.safetensors" for key in keys.values())):
+            clear_temporaries(folder, name)
+    sums = take_sums(model, sites, corpus, max_tokens, until, checkpoint, progress, begin if start else None)
+    stopped = until is not None and sums.change <= until
+    about = {
+        "n_tokens": sums.n_tokens,
+        "whole": sums.n_tokens < max_tokens and not stopped,
+        "taken_from": start,
+        "corpus": corpus.name,
+        "corpus_sha256": corpus.sha256,
+        "model": Path(model.name).name if Path(model.name).is_absolute() else model.name,
+    }
+    files = {site: folder / f"{key}-{sums.n_tokens}.safetensors" for site, key in keys.items()}
+    parallel.on_rank_zero("keeping second moments", _keep, model, files, sums, about)
+    if parallel.is_main():
+        checkpoint.unlink(missing_ok=True)
+    return files
 
 
-def _keep(model: TracedModel, files: Mapping[Site, Path], sums: Sums, corpus: Corpus, checkpoint: Path) -> None:
-    """Write one file a weight, and delete the checkpoint."""
+def _keep(model: TracedModel, files: Mapping[Site, Path], sums: Sums, about: Mapping[str, Any]) -> None:
+    """Write one file a weight."""
     for site, file in files.items():
         moment = sums.mean(site)
         if not bool(torch.isfinite(moment).all()):
             raise WorkFailed(f"the second moment of {site} is not finite; check the model's weights or use float32")
         name = model.weight_name(site).removesuffix(".weight")
-        about = {"n_tokens": sums.n_tokens, "corpus": corpus.name, "corpus_sha256": corpus.sha256}
-        save_arrays(file, {name: moment}, about | {"changes": [[n, by[site]] for n, by in sums.changes]})
-    checkpoint.unlink(missing_ok=True)
+        save_arrays(file, {name: moment}, {**about, "changes": [[n, by[site]] for n, by in sums.changes]})

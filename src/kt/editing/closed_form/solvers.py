@@ -239,12 +239,13 @@ class NullSpace:
     """R Kᵀ P ((K Kᵀ + H) P + L2 · I)⁻¹ (AlphaEdit), P the projector onto directions of C below `threshold`.
 
     Its result lies in P's range, where the matrix is the symmetric L2 · I + P(K Kᵀ + H)P: solved as such. The
-    threshold is absolute, as in the original code: it depends on the scale of the keys. `auto_ridge` may choose L2.
+    threshold is absolute, as in the original code: it depends on the scale of the keys, where `auto` does not.
+    `auto_ridge` may choose L2.
     """
 
     formula: ClassVar[str] = "R KᵀP((KKᵀ + H)P + L2·I)⁻¹"
 
-    threshold: float = 2e-2
+    threshold: float | Literal["auto"] = "auto"
     l2: float | Literal["auto"] = "auto"
     needs_moment: bool = True
     needs_bare: bool = False

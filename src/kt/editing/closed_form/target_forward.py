@@ -111,7 +111,7 @@ def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts) -
     owner: list[int] = []
     at: dict[Position, list[int]] = {position: [] for position in Position}
     for number, fact in enumerate(facts):
-        answer = target_ids(tokenizer, fact.prompt, fact.target or "")
+        answer = target_ids(tokenizer, fact.prompt, fact.target or "", fact.target_prefix)
         for template in contexts.templates(fact):
             prompt = token_ids(tokenizer, fill(template, fact.subject))
             at[Position.SUBJECT_LAST].append(template_span(tokenizer, template, fact.subject).last)
@@ -175,25 +175,28 @@ Deltas = Mapping[TargetSite, Float[Tensor, "fact d_model"]]
 
 @dataclass(frozen=True)
 class Suffix:
-    """Rows from column `cut` on, as they enter block `start`; `prefixes` are the columns before, block by block."""
+    """Rows from column `cut` on, as they enter block `start`; `prefixes` are the columns before, block by block, and
+    `before` every target site's value in each row."""
 
     rows: TargetRows
     start: int
     cut: int
     entering: Float[Tensor, "row suffix d_model"]
     prefixes: Sequence[Prefix]
+    before: Mapping[TargetSite, Float[Tensor, "row d_model"]]
 
     def of(self, facts: Bool[Tensor, " fact"]) -> Suffix:
         """The rows of some of the requests."""
         kept = facts[self.rows.fact]
         prefixes = [(keys[kept.to(keys.device)], values[kept.to(keys.device)]) for keys, values in self.prefixes]
         entering = self.entering[kept.to(self.entering.device)]
-        return Suffix(self.rows.of(kept), self.start, self.cut, entering, prefixes)
+        before = {aim: value[kept.to(value.device)] for aim, value in self.before.items()}
+        return Suffix(self.rows.of(kept), self.start, self.cut, entering, prefixes, before)
 
 
 def lowest_block(aims: Sequence[TargetSite]) -> int:
     """The first block whose output depends on δ."""
-    return min(aim.site.layer + (aim.site.kind is Kind.RESID) for aim in aims)
+    return min(aim.lowest_layer + (aim.site.kind is Kind.RESID) for aim in aims)
 
 
 def run_whole(
@@ -205,11 +208,11 @@ def run_whole(
     entering, now, arriving = _first_run(model, rows, aims, start, cache)
     if cache is not None and (prefixes := stored(model, cache, rows.batch.ids)) is not None:
         before = [(keys[:, :, :cut], values[:, :, :cut]) for keys, values in prefixes[start:]]
-        short = Suffix(rows, start, cut, entering[:, cut:], before)
+        short = Suffix(rows, start, cut, entering[:, cut:], before, now)
         if _arrives_the_same(model, short, arriving):
             return short, now
         prefix_is_off(model, "rows read over kept keys and values did not reach the head as whole rows do")
-    return Suffix(rows, start, 0, entering, []), now
+    return Suffix(rows, start, 0, entering, [], now), now
 
 
 @torch.no_grad()
@@ -283,9 +286,12 @@ def _run_suffix(model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: 
         for layer in range(start, model.n_layers):
             for kind in ORDER:
                 for aim, shift in shifts.items():
-                    if aim.site == Site(kind, layer):
-                        value: Any = model.value(aim.site, size)
-                        value[shift.places(value)] += shift.by(value)
+                    if share := aim.share_at(Site(kind, layer)):
+                        value: Any = model.value(Site(kind, layer), size)
+                        if aim.below is not None and layer == aim.site.layer:
+                            value[shift.places(value)] = shift.put(value)
+                        else:
+                            value[shift.places(value)] += shift.by(value, share)
         if _narrows(model, suffix, delta):
             _mlp_of_read_columns(model, rows.keep)
         states = _read_states(model, rows)
@@ -293,8 +299,7 @@ def _run_suffix(model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: 
             result.append(saved(states))
             tracer.stop()
         else:
-            model.envoy(model.layout.unembed).input = states[:, None]
-            result.append(saved(model.nnsight.output.logits[:, 0]))
+            result.append(saved(model.head_logits(states[:, None])[:, 0]))
     return result[0]
 
 
@@ -343,16 +348,23 @@ class _Shift:
 
     where: tuple[Int[Tensor, " place"], Int[Tensor, " place"]]
     each: Float[Tensor, "place d_model"]
+    before: Float[Tensor, "place d_model"]
 
     @classmethod
     def of(cls, suffix: Suffix, aim: TargetSite, delta: Float[Tensor, "fact d_model"]) -> _Shift:
         rows, columns = suffix.rows.where(aim.position)
-        return cls((rows, columns - suffix.cut), delta[suffix.rows.fact[rows]])
+        before = suffix.before[aim]
+        return cls((rows, columns - suffix.cut), delta[suffix.rows.fact[rows]], before[rows.to(before.device)])
 
     def places(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns on the device of `value`: blocks may lie on several devices."""
         rows, columns = self.where
         return rows.to(value.device), columns.to(value.device)
 
-    def by(self, value: Tensor) -> Tensor:
-        return self.each.to(value.device, value.dtype)
+    def by(self, value: Tensor, share: float = 1.0) -> Tensor:
+        each = self.each.to(value.device, value.dtype)
+        return each if share == 1 else share * each
+
+    def put(self, value: Tensor) -> Tensor:
+        """The value from before and δ."""
+        return (self.before.to(self.each) + self.each).to(value.device, value.dtype)

@@ -96,7 +96,7 @@ def worth_of_a_run(model: TracedModel, aims: Sequence[TargetSite]) -> float:
 def _length(model: TracedModel, fact: Fact, aims: Sequence[TargetSite]) -> _Length:
     tokenizer = model.tokenizer
     prompt = len(token_ids(tokenizer, fact.prompt))
-    target = len(target_ids(tokenizer, fact.prompt, fact.target or ""))
+    target = len(target_ids(tokenizer, fact.prompt, fact.target or "", fact.target_prefix))
     first = prompt - 1
     if any(aim.position is Position.SUBJECT_LAST for aim in aims):
         first = template_span(tokenizer, fact.template, fact.subject).last
@@ -231,7 +231,8 @@ def _find_batch(
     """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
     suffixes, before = _begun(model, facts, aims, contexts, objective)
     delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in before.items()}
-    optimizer = torch.optim.Adam(delta.values(), lr=objective.lr)
+    rates = {a: objective.rates(a, v) for a, v in before.items()}
+    optimizer = torch.optim.Adam(delta.values(), lr=1.0 if objective.lr == "auto" else objective.lr)
     active = torch.ones(len(facts), dtype=torch.bool, device=model.device)
     was_argmax = torch.zeros_like(active)
     steps = torch.zeros(len(facts), dtype=torch.long, device=model.device)
@@ -261,7 +262,7 @@ def _find_batch(
             break
         optimizer.zero_grad()
         losses[~done].sum().backward()
-        _step(optimizer, delta, before, active, objective)
+        _step(optimizer, delta, before, rates, active, objective)
         steps += active
         if bool(done.any()):
             suffixes = [s.of(active) for s in suffixes]
@@ -287,6 +288,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     delta: dict[TargetSite, Tensor],
     before: dict[TargetSite, Tensor],
+    rates: dict[TargetSite, Tensor],
     active: Bool[Tensor, " fact"],
     objective: Objective,
 ) -> None:
@@ -294,4 +296,6 @@ def _step(
     kept = {a: d.detach().clone() for a, d in delta.items()}
     optimizer.step()
     for aim, d in delta.items():
+        if objective.lr == "auto":
+            d.copy_(kept[aim] + rates[aim] * (d - kept[aim]))  # Adam's step is proportional to its rate
         d.copy_(torch.where(active[:, None], objective.bounded(aim, d, before[aim]), kept[aim]))

@@ -18,11 +18,11 @@ class AlphaEdit(Spreading, AtToken):
 
     keeps_history = True
 
-    nullspace_threshold: float = setting(
-        2e-2,
+    nullspace_threshold: float | Literal["auto"] = setting(
+        "auto",
         symbol="P",
-        about="AlphaEdit: singular values of C below it span what P leaves free",
-        source="AlphaEdit hparams/AlphaEdit",
+        about="AlphaEdit: singular values of C below it span what P leaves free; auto: the smallest three quarters",
+        source="AlphaEdit hparams/AlphaEdit; auto: kt's own",
     )
     L2: float | Literal["auto"] = setting(
         "auto",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..config import WRITTEN, Config, method, setting
 
@@ -25,9 +25,11 @@ class FT(Config):
         source=EASYEDIT_FT,
     )
     num_steps: int = setting(25, about="fine-tuning: passes over the requests", source=EASYEDIT_FT, least=1)
-    lr: float = setting(5e-4, about="fine-tuning: Adam's learning rate", source=EASYEDIT_FT)
+    lr: float | Literal["auto"] = setting(
+        "auto", about="fine-tuning: Adam's learning rate", source="kt's own, fine_tune.RATE; the presets: EasyEdit's"
+    )
     weight_decay: float = setting(0.0, about="fine-tuning: Adam's weight decay", source=EASYEDIT_FT)
-    norm_constraint: float | None = setting(
+    norm_constraint: float | Literal["auto"] | None = setting(
         None,
         symbol="ε",
         about="FT-L: how far each weight may move, ‖ΔW‖∞ ≤ ε",

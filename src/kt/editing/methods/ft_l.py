@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..config import method, setting
 from .ft import FT
@@ -13,4 +14,6 @@ from .ft import FT
 class FTL(FT):
     """After each step every weight is put back into [w₀ - ε, w₀ + ε]."""
 
-    norm_constraint: float | None = setting(5e-4, source="Zhu et al. 2020; rome hparams/FT")
+    norm_constraint: float | Literal["auto"] | None = setting(
+        "auto", source="Zhu et al. 2020; the number: kt's own, fine_tune.BOX"
+    )

@@ -16,6 +16,5 @@ class FTWD(FT):
     """All parameters of one block, with weight decay in Adam and teacher forcing."""
 
     modules: str = setting("block", source=JEEP_D1)
-    lr: float = setting(5e-5, source=JEEP_D1)
     weight_decay: float = setting(1e-3, source="kt's own; JEEP's files give a power law that its code never applies")
     objective_optimization: str = setting("target_new", source=JEEP_D1)

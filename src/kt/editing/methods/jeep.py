@@ -8,7 +8,7 @@ from typing import Literal
 from ...errors import KtError
 from ...model.sites import Kind, Site
 from .. import closed_form as cf
-from ..closed_form.config import Spreading, TargetSearch
+from ..closed_form.config import OwnOutputs, Spreading, TargetSearch
 from ..config import LATER, method, one_of, setting
 
 REGIONS = ("both", "low", "high", "joint-low", "joint-high")
@@ -17,7 +17,7 @@ REGIONS = ("both", "low", "high", "joint-low", "joint-high")
 
 @method("jeep", "JEEP: low and high MLP regions, targets together", place=9)
 @dataclass(frozen=True)
-class JEEP(Spreading, TargetSearch):
+class JEEP(OwnOutputs, Spreading, TargetSearch):
     """Eq. 8-12: targets at the low region's subject and at the high region's last prompt token; low is written first,
     with its residual spread by square roots, then high, evenly.
 
@@ -95,6 +95,7 @@ class JEEP(Spreading, TargetSearch):
             "low": cf.Write(Kind.MLP, self.layers_mlp, low, cf.LeastSquares(weight), spread=self.spread_rule),
             "high": cf.Write(high_kind, self.layers_high, high, cf.LeastSquares(weight_high)),
         }
+        writes = dict(zip(writes, self.searched_writes(writes.values()), strict=True))
         region = one_of(self.region, REGIONS, "region")
         written = region.removeprefix("joint-")
         if written != region and self.separate_targets:

@@ -20,7 +20,6 @@ EASYEDIT_LORA = "EasyEdit hparams/LoRA"
 class LoRA(FT):
     """ΔW = (α / r) B A (section 4.1), trained with teacher forcing; `norm_constraint` has no meaning for it."""
 
-    lr: float = setting(5e-3, source=EASYEDIT_LORA)
     num_steps: int = setting(30, source="kt's own")
     stop_loss: float = setting(0.0, source="kt's own")
     objective_optimization: str = setting("target_new", source=EASYEDIT_LORA)

@@ -6,14 +6,20 @@ from dataclasses import dataclass
 
 from ...model.sites import Kind, Site
 from .. import closed_form as cf
+from ..closed_form.config import OwnOutputs
 from ..config import method, one_of, setting
 from .memit import MEMIT
 
 
 @method("pmet", "PMET: attention and MLP targets together, down_proj written", place=6)
 @dataclass(frozen=True)
-class PMET(MEMIT):
-    """Both δ stand in the last layer. Only the MLP is written; `modules="both"` writes both, as its code can."""
+class PMET(OwnOutputs, MEMIT):
+    """Both δ stand in the last layer. Only the MLP is written; `modules="both"` writes both, as its code can.
+
+    The paper searches for attention's δ as well and throws it away, adds the MLP's in the last layer where the write
+    adds its shares in all, and ends as soon as the target is the likeliest. What is written then need not give the
+    answer: without a preset the search adds what will be written, and goes on to MEMIT's loss.
+    """
 
     spread: str = setting("sqrt", source="PMET's code")
     v_weight_decay: float = setting(0.5, source="PMET hparams/PMET")
@@ -23,11 +29,14 @@ class PMET(MEMIT):
 
     @property
     def objective(self) -> cf.Objective:
+        if self.searches_written:
+            return self.searching(cf.NLL(), cf.StopBelow())
         return self.searching(cf.DiscountedNLL(), cf.StopBelow(), cf.StopAtArgmax(self.kl_factor))
 
     def plan(self) -> cf.LocateThenEdit:
         mlp, attn = (cf.TargetSite(Site(kind, self.layers_mlp[-1]), self.position) for kind in (Kind.MLP, Kind.ATTN))
         both = one_of(self.modules, ("mlp", "both"), "modules") == "both"
         written = [(Kind.MLP, mlp)] + [(Kind.ATTN, attn)] * both
-        writes = tuple(cf.Write(k, self.layers_mlp, t, self.solver, spread=self.spread_rule) for k, t in written)
-        return cf.LocateThenEdit(writes, self.objective, joint=True, also=() if both else (attn,))
+        writes = [cf.Write(k, self.layers_mlp, t, self.solver, spread=self.spread_rule) for k, t in written]
+        also = () if both or self.searches_written else (attn,)
+        return cf.LocateThenEdit(self.searched_writes(writes), self.objective, joint=True, also=also)

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from ...model.model import TracedModel
 
 
+def middle(layers: tuple[int, ...]) -> int:
+    """The middle layer, of an even number the lower one: the papers' choice within MEMIT's on GPT-J and LLaMA-7B."""
+    return layers[(len(layers) - 1) // 2]
+
+
 @method("rome", "ROME: rank one on one down_proj, fact by fact", place=3)
 @dataclass(frozen=True)
 class ROME(AtToken):
@@ -39,6 +44,7 @@ class ROME(AtToken):
         return cf.LocateThenEdit((self.write_mlp(),), self.objective, one_by_one=True)
 
     def write_mlp(self) -> cf.Write:
-        """The write of the last layer's down_proj, which aims at its own output."""
-        layer = self.layers_mlp[-1]
+        """The write of one down_proj, which aims at its own output: of several layers the middle one's, where a trace's
+        window has its peak."""
+        layer = middle(self.layers_mlp)
         return cf.Write(Kind.MLP, (layer,), cf.TargetSite(Site(Kind.MLP, layer), self.position), self.solver)

@@ -14,9 +14,17 @@ if TYPE_CHECKING:
 @method("ultraedit", "UltraEdit: no search; one backward pass and a ridge solve, normalised over the session", place=10)
 @dataclass(frozen=True)
 class UltraEditConfig(Config):
-    """See kt.editing.ultraedit for the formulas."""
+    """See kt.editing.ultraedit for the formulas.
 
-    lr: float = setting(1e-6, about="UltraEdit: step of the gradient", source="EasyEdit hparams/UltraEdit", own=True)
+    The pairs stand where an answer is predicted, and there only the later layers' inputs tell subjects apart: `depth`
+    is that of EasyEdit's file for GPT-J.
+    """
+
+    depth = (18, 26, 27)
+
+    lr: float | Literal["auto"] = setting(
+        "auto", about="UltraEdit: step of the gradient", source="kt's own, ultraedit.automatic_rate", own=True
+    )
     L2: float | Literal["auto"] = setting(
         "auto",
         symbol="I",

@@ -17,7 +17,7 @@ def read_counterfact(record: Record, choices: Choices) -> list[Fact]:
     target, *target_aliases = request.filled_answers("target_new")
     answer, answer_aliases = request.answer_and_aliases("target_true")
     fact = Fact(
-        request.template(request.filled("prompt"), subject),
+        request.template(request.prompt("prompt"), subject, filled=False),
         subject,
         answer=answer,
         target=target,
@@ -39,7 +39,7 @@ def read_tracing(record: Record, choices: Choices) -> list[Fact]:
     """
     subject = record.filled("subject")
     fact = Fact(
-        record.template(record.filled("prompt"), subject),
+        record.template(record.prompt("prompt"), subject),
         subject,
         answer=record.filled("target_true"),
         foil=record.filled("target_false"),

@@ -29,7 +29,7 @@ def read_easyedit(record: Record, choices: Choices) -> list[Fact]:
     target, *target_aliases = record.filled_answers("target_new")
     answer, answer_aliases = record.answer_and_aliases("ground_truth")
     fact = Fact(
-        record.template(record.filled("prompt"), subject),
+        record.template(record.prompt("prompt"), subject),
         subject,
         answer=answer,
         target=target,

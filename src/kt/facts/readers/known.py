@@ -16,7 +16,7 @@ def read_known(record: Record, choices: Choices) -> list[Fact]:
         raise record.junk(f"not known to {choices.known_to}")
     subject = record.filled("subject")
     fact = Fact(
-        record.template(record.filled("prompt"), subject),
+        record.template(record.prompt("prompt"), subject),
         subject,
         answer=record.filled("attribute"),
         id=record.id("known_id", "id"),

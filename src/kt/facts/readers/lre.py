@@ -6,7 +6,7 @@ from collections import defaultdict
 from hashlib import sha256
 
 from ...errors import SubjectNotFound
-from ..fact import Fact
+from ..fact import Fact, n_places
 from ..record import Choices, Record, kind
 
 
@@ -51,7 +51,7 @@ def _templates(record: Record) -> tuple[str, ...]:
     if not texts:
         raise record.missing("prompt_templates")
     for template in texts:
-        if template.count("{}") != 1:
+        if n_places(template) != 1:
             raise SubjectNotFound(f"{record.where}: the template {template!r} must hold one {{}} for the subject")
     return tuple(dict.fromkeys(texts))
 

@@ -25,7 +25,7 @@ def read_mquake(record: Record, choices: Choices) -> list[Fact]:
         target, *target_aliases = rewrite.filled_answers("target_new")
         answer, aliases = rewrite.answer_and_aliases("target_true")
         fact = Fact(
-            rewrite.template(rewrite.filled("prompt"), subject),
+            rewrite.template(rewrite.prompt("prompt"), subject, filled=False),
             subject,
             answer=answer,
             target=target,

@@ -11,7 +11,7 @@ from ..record import Choices, Record, templates
 OWN_KEYS = (
     "id", "case_id", "relation", "relation_id", "prompt", "subject", "answer", "target_true", "foil",
     "target", "target_new", "paraphrases", "neighbourhood", "portability", "generation",
-    "answer_aliases", "target_aliases",
+    "answer_aliases", "target_aliases", "target_prefix",
 )  # fmt: skip
 
 MEANT = {
@@ -31,14 +31,14 @@ def read_own(record: Record, choices: Choices) -> list[Fact]:
     _refuse_misspelt(record)
     subject = record.need("subject")
     fact = Fact(
-        template_of(record.need("prompt"), subject),
+        template_of(record.as_prompt("prompt", record.need("prompt")), subject),
         subject,
         answer=record.text(record.first("answer", "target_true")),
         foil=record.text("foil"),
         target=record.text(record.first("target", "target_new")),
         id=record.id("id", "case_id"),
         relation=record.text(record.first("relation", "relation_id")) or "",
-        rephrasings=templates(record.texts("paraphrases"), subject),
+        rephrasings=templates(record.texts("paraphrases"), subject, filled=False),
         neighbours=tuple(_prompt(c) for c in record.children("neighbourhood")),
         hops=tuple(_prompt(c) for c in record.children("portability")),
         generation=record.texts("generation"),
@@ -52,7 +52,7 @@ def read_rome(record: Record, choices: Choices) -> list[Fact]:
     """An edit request in the form of the ROME and MEMIT repositories."""
     subject = record.need("subject")
     fact = Fact(
-        template_of(record.need("prompt"), subject),
+        template_of(record.as_prompt("prompt", record.need("prompt")), subject),
         subject,
         answer=record.text("target_true"),
         target=record.need("target_new"),
@@ -64,11 +64,12 @@ def read_rome(record: Record, choices: Choices) -> list[Fact]:
 
 def _prompt(record: Record) -> Prompt:
     return Prompt(
-        record.need("prompt"),
+        record.as_prompt("prompt", record.need("prompt")),
         record.text("answer"),
         record.text("original"),
         record.text("kind", blank_is_none=True) or "",
         record.texts("aliases"),
+        record.prefix(),
     )
 
 

@@ -11,7 +11,7 @@ def read_qaedit(record: Record, choices: Choices) -> list[Fact]:
     subject = record.filled("subject")
     target, *aliases = record.filled_answers("target")
     fact = Fact(
-        record.template(record.filled("prompt"), subject),
+        record.template(record.prompt("prompt"), subject),
         subject,
         target=target,
         id=record.id("id", "case_id"),

@@ -23,7 +23,7 @@ def read_zsre(record: Record, choices: Choices) -> list[Fact]:
         target, *target_aliases = _first_filled(record)
         answer, answer_aliases = None, []
     fact = Fact(
-        record.template(record.filled("src"), subject),
+        record.template(record.prompt("src"), subject),
         subject,
         answer=answer,
         target=target,

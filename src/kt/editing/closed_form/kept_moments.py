@@ -1,0 +1,132 @@
+"""Kept second moments: a file a weight and number of tokens, named by what the model, the weight and the corpus are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..._util.data import complete_file
+from ..._util.files import writing
+from ..._util.lock import exclusive
+from ...errors import BadFile
+from ...model.sites import Site
+from .factor import discard
+
+Changes = tuple[tuple[int, float], ...]
+"""(tokens, ‖C - C_half‖ / ‖C‖) for every doubling of the tokens, in Frobenius norms taken on random directions."""
+
+
+class Header(NamedTuple):
+    names: list[str]
+    metadata: dict[str, Any]
+
+
+def read_header(path: Path) -> Header:
+    """The tensors' names and kt's metadata.
+
+    Raises:
+        BadFile: the file cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            names, header = list(file.keys()), (file.metadata() or {}).get("kt", "{}")
+    except (OSError, SafetensorError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BadFile(f"{path} is no readable safetensors file of second moments: {reason}") from None
+    with complete_file(path, "file of second moments", "run kt cov again"):
+        return Header(names, dict(json.loads(header)))
+
+
+def stored(file: Path, name: str) -> Float[Tensor, "d_in d_in"]:
+    with safe_open(file, "pt") as tensors:
+        moment = tensors.get_tensor(name)
+    if moment.dim() != 2 or moment.shape[0] != moment.shape[1]:
+        raise BadFile(f"{file}: {name} is {tuple(moment.shape)}, not a square second moment")
+    return moment
+
+
+class Kept(NamedTuple):
+    """Second moments in the cache, or none (0 tokens). `whole` says that their corpus has no more tokens."""
+
+    path: Path
+    name: str
+    n_tokens: int = 0
+    whole: bool = False
+    changes: Changes = ()
+
+    def answers(self, max_tokens: int) -> bool:
+        """Whether a pass over so many tokens would give this."""
+        return self.n_tokens == max_tokens or (self.whole and self.n_tokens < max_tokens)
+
+
+def kept_of(folder: Path, key: str, name: str) -> list[Kept]:
+    """What is kept of a weight, fewest tokens first. A file that cannot be opened is deleted: it counts as absent."""
+    found = []
+    for path in folder.glob(f"{key}-*.safetensors"):
+        try:
+            header = read_header(path)
+            _ = header.names.index(name)
+            about = header.metadata
+            changes = tuple((int(n), float(change)) for n, change in about["changes"])
+            found.append(Kept(path, name, int(about["n_tokens"]), bool(about["whole"]), changes))
+        except (BadFile, KeyError, TypeError, ValueError):
+            discard(path)
+    return sorted(found, key=lambda kept: kept.n_tokens)
+
+
+def look_up(
+    locks: ExitStack,
+    folder: Path,
+    wanted: Mapping[Site, tuple[str, str]],
+    max_tokens: int,
+    until: float | None,
+    work: str,
+) -> tuple[dict[Site, Path], dict[Site, Kept]]:
+    """The files that answer, and for every other site what its pass begins from.
+
+    Where some are missing no other run computes them until `locks` is closed.
+    """
+
+    def look() -> tuple[dict[Site, Path], dict[Site, Kept]]:
+        have = {site: kept_of(folder, *of) for site, of in wanted.items()}
+        if until is not None and (early := _converged(list(have.values()), max_tokens, until)):
+            have = {site: [each for each in kept if each.n_tokens == early] for site, kept in have.items()}
+            return {site: kept[0].path for site, kept in have.items()}, {}
+        files = {s: k.path for s, kept in have.items() for k in kept if k.answers(max_tokens)}
+        none = Kept(folder, "")
+        return files, {
+            site: max((k for k in kept if k.n_tokens < max_tokens), key=lambda k: k.n_tokens, default=none)
+            for site, kept in have.items()
+            if site not in files
+        }
+
+    files, missing = look()
+    if missing:
+        lock = folder / f"cov-{hashlib.sha256(work.encode()).hexdigest()[:40]}.lock"
+        with writing(lock):
+            folder.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(exclusive(lock, "takes the same second moments"))
+        files, missing = look()  # another may just have made some
+    if begun := {kept.n_tokens for kept in missing.values()} - {0}:
+        have = " and ".join(f"{tokens:,}" for tokens in sorted(begun))
+        warnings.warn(f"second moments over {have} tokens are kept; the rest of {max_tokens:,} is added", stacklevel=5)
+    return files, missing
+
+
+def _converged(have: Sequence[Sequence[Kept]], max_tokens: int, until: float) -> int | None:
+    """The fewest tokens, up to the limit, over which all are kept and had changed by no more than `until`."""
+
+    def still(kept: Kept) -> bool:
+        return any(tokens == kept.n_tokens and change <= until for tokens, change in kept.changes[-1:])
+
+    counts = [{each.n_tokens for each in kept if still(each)} for kept in have]
+    return min((n for n in set.intersection(*counts) if n <= max_tokens), default=None) if counts else None
