@@ -13,15 +13,13 @@ from kt.editing.resolve import layers_by_depth
 
 pytestmark = pytest.mark.real
 
-HARM = {"ultraedit": 1.05, "ft": 1.1, "ft-l": 1.1, "ft-wd": 1.1, "lora": 1.5}
+HARM = {"ultraedit": 1.05, "ft": 1.2, "ft-l": 1.2}
 """How many times as large the perplexity may become. Ten facts of fine-tuning are not free of charge."""
 
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3"])
 @pytest.mark.parametrize("method", HARM)
 def test_ten_facts_take_without_a_setting(request, facts, name, method):
-    if method == "lora":
-        pytest.importorskip("peft")
     model = request.getfixturevalue(name)
     before, fluent = model.fingerprint(), perplexity(model)
     layers = {} if method == "ultraedit" else {"layers_mlp": layers_by_depth(model, "layers_mlp")}
