@@ -1,12 +1,15 @@
 """A block adds its attention's and its MLP's values to the residual stream, and nothing else: or it is found out."""
 
+import re
+
 import pytest
 import torch
 from families import BASE, FUSED, GQA, SPECIAL, WIDE, byte_level_tokenizer, tiny_module
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import kt
-from kt.model.layout import explained
+from kt.errors import UnknownModel
+from kt.model.explained import explained
 from kt.model.ndif import simulated
 
 NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
@@ -50,13 +53,91 @@ def test_a_multiplier_on_the_residual_is_found():
         assert block.scales == pytest.approx((0.22, 0.22), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["qwen2_moe", "llama4_text", "granitemoeshared", "falcon_h1"])
-def test_experts_beside_a_shared_one_and_a_second_mixer_are_found_missing(name):
-    changes = {
-        "qwen2_moe": dict(num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16),
-        "llama4_text": dict(num_local_experts=2, head_dim=8, intermediate_size_mlp=48, interleave_moe_layer_step=1),
-        "granitemoeshared": dict(num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16),
-        "falcon_h1": dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8),
-    }
-    for block in explained(made(name, **changes[name])):
-        assert not block.whole and block.residual > 1000 * block.rounding
+REFUSED = {
+    "qwen2_moe": (
+        dict(num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16),
+        "a mixture of 4 experts (mlp.experts, with the router mlp.gate) beside mlp.shared_expert.down_proj",
+    ),
+    "llama4_text": (
+        dict(num_local_experts=2, head_dim=8, intermediate_size_mlp=48, interleave_moe_layer_step=1),
+        "a mixture of 2 experts (feed_forward.experts, with the router feed_forward.router)",
+    ),
+    "granitemoeshared": (
+        dict(num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16),
+        "a mixture of 4 experts",
+    ),
+    "falcon_h1": (
+        dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8),
+        "the block (FalconH1DecoderLayer) holds feed_forward (FalconH1MLP), mamba (FalconH1Mixer)",
+    ),
+    "opt": (
+        dict(ffn_dim=48, word_embed_proj_dim=32, do_layer_norm_before=False),
+        "the block (OPTDecoderLayer) holds self_attn (OPTAttention)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_block_that_adds_more_than_attention_and_mlp_is_refused_with_what_is_in_it(name):
+    changes, words = REFUSED[name]
+    with pytest.raises(UnknownModel, match=r"in 3 of 3 blocks .* do not make the whole change") as caught:
+        made(name, **changes)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    share = float(re.search(r"([\d.]+)% of it is not theirs", str(caught.value))[1])
+    assert 1 < share < 300
+    assert ("experts" in str(caught.value)) == ("moe" in name or "llama4" in name)
+
+
+def test_one_dense_block_does_not_hide_the_others():
+    changes = dict(num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16, mlp_only_layers=[0, 2])
+    with pytest.raises(UnknownModel, match=r"mlp.down_proj, which model.layers.0 has, in model.layers.1 .*4 experts"):
+        made("qwen2_moe", **changes)
+
+
+@pytest.mark.parametrize("name", ["mamba2", "mixtral"])
+def test_a_model_without_an_mlp_is_not_called_a_mixture_of_experts(name):
+    changes = {"mamba2": dict(num_heads=8, head_dim=8, n_groups=1, state_size=8), "mixtral": dict(num_local_experts=2)}
+    words = {"mamba2": "outside mixer no linear map", "mixtral": "a mixture of 2 experts (mlp.experts, with the router"}
+    with pytest.raises(UnknownModel, match=re.escape(words[name])) as caught:
+        made(name, **changes[name])
+    assert ("experts" in str(caught.value)) == (name == "mixtral")
+
+
+def test_falcon_has_no_norm_behind_and_granite_a_multiplier_alone():
+    falcon = made("falcon", num_kv_heads=4, parallel_attn=True)
+    assert falcon.layout.parallel and falcon.layout.direct and not falcon.layout.has_post_norm
+    granite = made("granite", residual_multiplier=0.22)
+    assert not granite.layout.direct and not granite.layout.has_post_norm
+    assert ", scaled)" in granite.layout.describe()
+
+
+def test_where_weights_are_not_here_the_check_is_left_out_with_a_reason():
+    real = kt.load(tiny_module("gemma2"), tokenizer=byte_level_tokenizer())
+    far = simulated(real)
+    assert far.layout.unchecked and far.layout.unchecked in far.layout.describe()
+    assert real.layout.unchecked is None
+    assert far.layout.has_post_norm == real.layout.has_post_norm
+    # numbers that are not finite prove nothing, and later work says so itself
+    module = tiny_module("llama")
+    with torch.no_grad():
+        module.model.layers[1].mlp.down_proj.weight.fill_(torch.nan)
+    assert not explained(kt.load(module, tokenizer=byte_level_tokenizer()))[1].is_finite
+
+
+def test_of_two_lists_of_blocks_that_beside_the_embedding_is_taken():
+    from transformers import AutoModelForImageTextToText
+
+    text = BASE | WIDE | GQA | SPECIAL | dict(model_type="llama")
+    vision = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, image_size=28)
+    config = CONFIG_MAPPING["llava"](text_config=text, vision_config=vision | dict(patch_size=14, projection_dim=32))
+    module = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    model = kt.load(module, tokenizer=byte_level_tokenizer())
+    assert model.layout.blocks == "model.language_model.layers"
+
+
+def test_several_residual_streams_are_refused_in_one_line():
+    changes = dict(num_kv_shared_layers=0, layer_types=["full_attention"] * 3, laurel_rank=8, head_dim=8)
+    changes |= dict(hidden_size_per_layer_input=8, vocab_size_per_layer_input=384)
+    with pytest.raises(UnknownModel, match=r"one residual stream: a block gets \(4, 1, 2, 32\)") as caught:
+        made("gemma3n_text", **changes, activation_sparsity_pattern=[0.0] * 3)
+    assert "\n" not in str(caught.value)

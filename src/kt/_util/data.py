@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,27 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadFile(f"{path}: expected a JSON object, found a {type(value).__name__}")
     return value
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Read a TOML file, or a JSON object from a file whose name ends in .json.
+
+    Raises:
+        BadFile: the file cannot be read, or is neither.
+    """
+    if path.suffix == ".json":
+        return read_json(path)
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise BadFile(f"{path}: not TOML ({_one_line(error)}); write name = value lines") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadFile(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
 
 
 def header_text(metadata: Mapping[str, Any]) -> str:

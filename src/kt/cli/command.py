@@ -17,7 +17,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
-from ..errors import BadFile, KtError
+from .._util.data import read_table
+from ..errors import KtError
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 Opts = TypeVar("Opts", bound="Options")
@@ -107,7 +108,7 @@ def config_defaults(path: Path, ctx: typer.Context) -> dict[str, Any]:
 
     A key at the top holds for every command that has that flag; a table named after a command only for that one.
     """
-    values = _read_toml(path)
+    values = read_table(path)
     group: Any = ctx.find_root().command
     commands = {name: group.get_command(ctx, name) for name in group.list_commands(ctx)}
     flags = {name: {p.name for p in c.params} - {"config", "help"} for name, c in commands.items()}
@@ -133,17 +134,3 @@ def _as_typed(value: Any) -> Any:
     if isinstance(value, list):
         return ",".join(str(item) for item in value)
     return value if isinstance(value, bool) else str(value)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise BadFile(f"{path}: not TOML ({' '.join(str(error).split())}); write flag = value lines") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error

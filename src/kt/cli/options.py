@@ -25,6 +25,9 @@ class ModelOptions(Options):
     trust_remote_code: Annotated[bool, Opt("--trust-remote-code", help="Run the code that a Hub repository ships.")] = (
         False
     )
+    layout: Annotated[
+        Path | None, Opt("--layout", help="A TOML or JSON file that names parts of a model that kt does not find.")
+    ] = None
     remote: Annotated[
         bool, Opt("--remote", help="Trace and probe on NDIF, which has the weights (needs NDIF_API_KEY).")
     ] = False

@@ -267,6 +267,7 @@ def load_model(options: ModelOptions) -> TracedModel:
         device_map=options.device_map,
         trust_remote_code=options.trust_remote_code,
         remote=getattr(options, "remote", False),
+        layout=getattr(options, "layout", None),
     )
 
 

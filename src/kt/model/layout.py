@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import takewhile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import UnknownModel, UnknownSite
+from .._util.data import read_table
+from ..errors import KtError, UnknownModel, UnknownSite
 from .devices import execution_device
 from .sites import OUTPUT, Kind, Site
 
@@ -49,8 +53,10 @@ class Layout:
     d_model: int
     transposed: bool = False  # Conv1D keeps its weight as (d_in, d_out)
     parallel: bool = False  # attention and MLP read the same input (GPT-J, NeoX, Phi)
+    direct: bool = True  # the values are added to the residual stream as they are, without a norm or a multiplier
     has_post_norm: bool = False  # a norm stands between a module's value and the residual stream
     tuple_output: bool = False
+    unchecked: str | None = None  # why the blocks were not checked by numbers
 
     @property
     def w_attn(self) -> str:
@@ -95,58 +101,145 @@ class Layout:
         hint = f"did you mean {near[0]}? " if near else ""
         raise UnknownSite(f"a block has no linear map {name!r}; {hint}It has {', '.join(self.linears)}")
 
+    def parts(self) -> dict[str, str]:
+        """The paths as `kt.load(layout=...)` takes them."""
+        names = dict(blocks=self.blocks, attn=self.attn, o_proj=self.w_attn, mlp=self.mlp, down_proj=self.w_mlp)
+        ends = dict(norm=self.norm, embed=self.embed, head=self.unembed)
+        return {part: path for part, path in (names | ends).items() if path}
+
     def describe(self) -> str:
         """One line that names what was found."""
         order = "parallel attention and MLP" if self.parallel else "attention, then MLP"
-        norm = ", a norm after each" if self.has_post_norm else ""
+        norm = ", a norm after each" if self.has_post_norm else "" if self.direct else ", scaled"
         return (
             f"{self.n_layers} blocks at {self.blocks} ({order}{norm}), W_o = {self.w_attn}, "
             f"down_proj = {self.w_mlp}, d_model {self.d_model}"
+            + (f"; not checked by numbers, since {self.unchecked}" if self.unchecked else "")
         )
 
 
-def find_layout(module: nn.Module) -> Layout:
+def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> Layout:
     """Locate blocks, linear maps, embedding, final norm and unembedding.
+
+    Args:
+        module: A causal language model.
+        given: Paths of parts that the caller names (see `read_layout`); the others are found.
 
     Returns:
         The layout by structure alone: of the linear maps only W_o and down_proj have their roles, the others their
         own names.
 
     Raises:
-        UnknownModel: a part is missing; the message lists what was looked for.
+        UnknownModel: a part is missing, or not where `given` says; the message names it and what was looked for.
     """
-    config = module.config.get_text_config()  # type: ignore[union-attr,operator]
-    n_layers, d_model = int(config.num_hidden_layers), int(config.hidden_size)
-    names = {id(m): name for name, m in module.named_modules()}
-    blocks_name, blocks = _blocks(module, n_layers)
+    given = given or {}
+    embed, head = (_end(module, given, part) for part in ("embed", "head"))
+    blocks_name, blocks = _blocks(module, given, embed)
     block = blocks[0]
-    attn = _attention(block) or _missing(module, "a block's attention: a child whose forward takes attention_mask")
-    w_attn = _last_linear(attn[1], d_model) or _missing(module, "W_o: a linear map onto d_model inside the attention")
-    outside = [(n, m) for n, m in _linears(block) if not n.startswith(attn[0] + ".")]
-    onto = [(n, m) for n, m in outside if linear_shape(m)[0] == d_model]
-    if not onto or any(part.isdigit() for part in onto[-1][0].split(".")):
-        _missing(
-            module,
-            "down_proj: one linear map onto d_model outside the attention (mixtures of experts have many)",
-        )
-    w_mlp_name, w_mlp = onto[-1]
-    embed, head = module.get_input_embeddings(), module.get_output_embeddings()  # type: ignore[operator]
-    if embed is None or head is None:
-        _missing(module, "token embedding and unembedding (get_input_embeddings, get_output_embeddings)")
+    config = module.config.get_text_config()  # type: ignore[union-attr,operator]
+    d_model = int(getattr(config, "hidden_size", 0) or linear_shape(_named(module, block, given, "o_proj"))[0])
+    if "o_proj" in given:
+        _named(module, block, given, "o_proj")
+        w_attn = given["o_proj"]
+        attn = given.get("attn", w_attn.rpartition(".")[0] or w_attn)
+    else:
+        found = _attention(block)
+        if found is None:
+            return _missing(module, "attn", f"an attention in {_held(blocks_name, block)}")
+        attn = found[0]
+        last = _last_linear(found[1], d_model)
+        if last is None:
+            return _missing(module, "o_proj", f"a linear map onto d_model ({d_model}) inside {blocks_name}.0.{attn}")
+        w_attn = f"{attn}.{last[0]}"
+    if "down_proj" in given:
+        _named(module, block, given, "down_proj")
+        w_mlp = given["down_proj"]
+    else:
+        w_mlp = _down_proj(module, blocks_name, block, attn, d_model)
     layout = Layout(
         blocks=blocks_name,
-        attn=attn[0],
-        mlp=w_mlp_name.rpartition(".")[0] or w_mlp_name,
-        linears={W_ATTN: f"{attn[0]}.{w_attn[0]}", W_MLP: w_mlp_name},
-        embed=names[id(embed)],
-        norm=_final_norm(module, blocks_name, d_model),
-        unembed=names[id(head)],
-        n_layers=n_layers,
+        attn=attn,
+        mlp=given.get("mlp", w_mlp.rpartition(".")[0] or w_mlp),
+        linears={W_ATTN: w_attn, W_MLP: w_mlp},
+        embed=embed,
+        norm=given.get("norm") or _final_norm(module, blocks_name, d_model),
+        unembed=head,
+        n_layers=len(blocks),
         d_model=d_model,
-        transposed=isinstance(w_mlp, Conv1D),
+        transposed=isinstance(block.get_submodule(w_mlp), Conv1D),
     )
     _same_in_every_block(module, blocks, layout)
-    return replace(layout, linears=_own_names(layout, [name for name, _ in _linears(block)]))
+    return replace(layout, linears=_own_names(layout, [name for name, _ in linear_maps(block)]))
+
+
+def _end(module: nn.Module, given: Mapping[str, str], part: str) -> str:
+    """Path of the token embedding or the unembedding."""
+    if part in given:
+        _named(module, module, given, part)
+        return given[part]
+    getter = getattr(module, "get_input_embeddings" if part == "embed" else "get_output_embeddings")
+    try:
+        found = getter()
+    except (AttributeError, NotImplementedError):
+        found = None
+    names = [name for name, child in module.named_modules() if child is found]
+    what = "token embedding (get_input_embeddings)" if part == "embed" else "unembedding (get_output_embeddings)"
+    return names[0] if found is not None and names else _missing(module, part, f"the {what}")
+
+
+def _named(module: nn.Module, owner: nn.Module, given: Mapping[str, str], part: str) -> nn.Module:
+    """The module that the caller names for a part.
+
+    Raises:
+        UnknownModel: there is none of that path, or it is no linear map where one is due.
+    """
+    path = given.get(part, "")
+    if not path:
+        _missing(module, part, f"{part} (config has no hidden_size)")
+    try:
+        found = owner.get_submodule(path)
+    except AttributeError:
+        near = get_close_matches(path, [name for name, _ in owner.named_modules()], 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        where = "in the model" if owner is module else "in a block"
+        raise UnknownModel(f"layout: {part} = {path!r} is no module {where}{hint}") from None
+    if part in ("o_proj", "down_proj") and not isinstance(found, nn.Linear | Conv1D):
+        raise UnknownModel(f"layout: {part} = {path!r} is {type(found).__name__}; name one linear map")
+    return found
+
+
+PARTS = {
+    "blocks": "the list of blocks",
+    "attn": "a block's attention (path inside the block)",
+    "o_proj": "the attention's output projection (path inside the block)",
+    "mlp": "a block's MLP (path inside the block)",
+    "down_proj": "the MLP's down projection (path inside the block)",
+    "norm": "the final norm",
+    "embed": "the token embedding",
+    "head": "the unembedding",
+}
+"""Names of the parts that a caller can give, and what each is."""
+
+
+def read_layout(source: Mapping[str, str] | str | Path | None) -> dict[str, str] | None:
+    """Paths of parts, from a mapping or a TOML or JSON file of one: `{"o_proj": "attn.out"}`; see `PARTS`.
+
+    Raises:
+        KtError: no such file, or an unknown part.
+    """
+    if source is None:
+        return None
+    where = "layout" if isinstance(source, Mapping) else f"layout {source}"
+    parts = source if isinstance(source, Mapping) else read_table(Path(source))
+    unknown = [key for key in parts if key not in PARTS]
+    if unknown or not parts:
+        near = get_close_matches(str(unknown[0]), PARTS, 1) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near else f"; choose among {', '.join(PARTS)}"
+        raise KtError(f"{where}: {repr(unknown[0]) + ' is no part' if unknown else 'it names no part'}{hint}")
+    wrong = [key for key, path in parts.items() if not isinstance(path, str) or not path]
+    if wrong:
+        raise KtError(f"{where}: {wrong[0]} must be a module's path, as text; see docs/reliability.md")
+    return dict(parts)
 
 
 def validate(model: Any) -> Layout:
@@ -156,7 +249,8 @@ def validate(model: Any) -> Layout:
         model: A TracedModel under construction.
 
     Returns:
-        The layout with `parallel`, `has_post_norm`, `tuple_output` and the roles of all linear maps set.
+        The layout with `parallel`, `direct`, `tuple_output` and the roles of all linear maps set. `has_post_norm` is a
+        first guess from `direct`, which `explained.settle` replaces.
 
     Raises:
         UnknownModel: a module's output is not that of the linear map found.
@@ -169,13 +263,15 @@ def validate(model: Any) -> Layout:
     w_attn, w_mlp = model.projection(Kind.ATTN, 0), model.projection(Kind.MLP, 0)
     with torch.no_grad():
         with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
-            seen: Any = {"in": block.input}
-            seen["a"] = w_attn.output
-            seen["attn"] = attn.output
-            seen["m_key"] = w_mlp.input
-            seen["m"] = w_mlp.output
+            seen: Any = {"in": block.input.clone()}  # clones, since a forward may add to its own tensors (Falcon)
+            seen["a"] = w_attn.output.clone()
+            whole = attn.output
+            seen["attn"] = (whole[0] if isinstance(whole, tuple | list) else whole).clone()
+            seen["m_key"] = w_mlp.input.clone()
+            seen["m"] = w_mlp.output.clone()
             if mlp is not None:
-                seen["mlp"] = mlp.output
+                whole = mlp.output
+                seen["mlp"] = (whole[0] if isinstance(whole, tuple | list) else whole).clone()
             seen["out"] = block.output
             seen.save()
             tracer.stop()
@@ -184,19 +280,49 @@ def validate(model: Any) -> Layout:
             key_cut: Any = w_mlp.input.save()
             tracer.stop()
     out = unwrap_tuple(seen["out"])
-    if not torch.equal(unwrap_tuple(seen["attn"]), seen["a"]):
-        _missing(model.module, f"an attention whose output is that of {layout.w_attn}")
-    if mlp is not None and not torch.equal(unwrap_tuple(seen["mlp"]), seen["m"].view_as(unwrap_tuple(seen["mlp"]))):
-        _missing(model.module, f"an MLP whose output is that of {layout.w_mlp}")
-    total = seen["in"] + seen["a"] + seen["m"].view_as(out)
+    stream = (*ids.shape, layout.d_model)
+    for name, tensor in (("gets", seen["in"]), ("gives", out)):
+        if tuple(tensor.shape) != stream:
+            _missing(model.module, None, f"one residual stream: a block {name} {tuple(tensor.shape)}, not {stream}")
+    if not same(seen["attn"], seen["a"]):
+        _missing(model.module, "attn", f"an attention whose output is that of {layout.w_attn}")
+    if mlp is not None and not same(seen["mlp"], seen["m"]):
+        _missing(model.module, "mlp", f"an MLP whose output is that of {layout.w_mlp}")
+    total = seen["in"] + seen["a"].view_as(out) + seen["m"].view_as(out)
     scale = float(out.float().abs().max()) + 1e-6
+    direct = bool((total - out).float().abs().max() <= 2e-2 * scale)
     return replace(
         layout,
         linears=_roles(model),
         parallel=torch.equal(seen["m_key"], key_cut),
-        has_post_norm=not bool((total - out).float().abs().max() <= 2e-2 * scale),
+        direct=direct,
+        has_post_norm=not direct,
         tuple_output=isinstance(seen["out"], tuple),
     )
+
+
+@contextmanager
+def understood(module: nn.Module) -> Iterator[None]:
+    """Say in one line that a model's own forward of two tokens fails.
+
+    Raises:
+        UnknownModel: it does.
+    """
+    try:
+        yield
+    except KtError:
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")[:200]
+        raise UnknownModel(
+            f"{type(module).__name__} is not a decoder that kt can read: a forward of two tokens fails "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """The same numbers, whatever the shapes: OPT's MLP works on flattened rows."""
+    return one.numel() == other.numel() and torch.equal(one, other.view_as(one))
 
 
 def _roles(model: Any) -> dict[str, str]:
@@ -285,15 +411,15 @@ def _forward_order(model: Any, layout: Layout) -> list[str]:
     once (unused ones, experts)."""
     block = model.module.get_submodule(f"{layout.blocks}.0")
     modules = {path: block.get_submodule(path) for path in layout.linears.values()}
-    return _call_order(model, modules, block)
+    return call_order(model, modules, block)
 
 
-def _call_order(model: Any, modules: Mapping[str, nn.Module], last: nn.Module) -> list[str]:
+def call_order(model: Any, modules: Mapping[str, nn.Module], last: nn.Module) -> list[str]:
     """Names of the modules that see each of two tokens once, in the order of a plain forward that ends at `last`.
 
     A structure without weights runs on the meta device. Where its mask cannot be made there, all names stay as given.
     """
-    device = execution_device(model.module.get_input_embeddings())
+    device = execution_device(model.embedding)
     ids = torch.ones((1, 2), dtype=torch.long, device=device)
     on_meta = device.type == "meta"
     for mask in [torch.zeros((1, 1, 2, 2), device=device), None] if on_meta else [torch.ones_like(ids)]:
@@ -322,100 +448,6 @@ def _call_order(model: Any, modules: Mapping[str, nn.Module], last: nn.Module) -
     return list(modules)
 
 
-class Explained(NamedTuple):
-    """How much of one block's change of the residual stream its attention and MLP explain.
-
-    Attributes:
-        residual: ‖(output - input) - (s_attn · f(attention) + s_mlp · g(MLP))‖ / ‖output - input‖, 0 where nothing is
-            missing; f and g are the norms found behind W_o and down_proj, or the identity.
-        rounding: The part of `residual` that rounding alone can leave: the dtype's eps times the largest norm of the
-            residual stream before, in and after the block, / ‖output - input‖. In bfloat16 a small missing part hides
-            below it; load the model in float32 for a sharp answer.
-        scales: s_attn and s_mlp, by least squares: 1 in most families, the residual multiplier in Granite.
-        norms: Paths of f and g inside the block; None for the identity.
-    """
-
-    residual: float
-    rounding: float
-    scales: tuple[float, float]
-    norms: tuple[str | None, str | None]
-
-    @property
-    def whole(self) -> bool:
-        """Nothing is missing but rounding."""
-        return self.residual <= 2 * self.rounding + 1e-12
-
-
-def explained(model: Any) -> list[Explained]:
-    """Check by running two tokens that each block adds to its input its attention's and its MLP's value, and no more.
-
-    Experts, a second mixer or a norm over the sum leave a residual: such a block is not what the layout takes it for.
-
-    Args:
-        model: A TracedModel.
-
-    Returns:
-        One result a block, first to last.
-    """
-    layout: Layout = model.layout
-    blocks = [model.module.get_submodule(layout.path(Kind.RESID, layer)) for layer in range(layout.n_layers)]
-    linear = {layout.w_attn, layout.w_mlp}
-    modules = {
-        f"{layout.blocks}.{layer}.{path}": module
-        for layer, block in enumerate(blocks)
-        for path, module in block.named_modules()
-        if path in linear or ("." not in path and not _linears(module) and not list(module.children()))
-    }
-    order = _call_order(model, modules, blocks[-1])
-    by_block = [
-        (model.block(layer), [model.envoy(p) for p in order if p.startswith(f"{layout.blocks}.{layer}.")])
-        for layer in range(layout.n_layers)
-    ]
-    ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
-    with torch.no_grad(), model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
-        seen: Any = []
-        for block, inner in by_block:
-            streams = [block.input.clone()]
-            around = [(envoy.input.clone(), envoy.output.clone()) for envoy in inner]
-            output = block.output
-            streams.append((output[0] if isinstance(output, tuple) else output).clone())
-            seen.append((streams, around))
-        seen.save()
-        tracer.stop()
-    found = []
-    for layer, (streams, around) in enumerate(seen):
-        prefix = f"{layout.blocks}.{layer}."
-        names = [p.removeprefix(prefix) for p in order if p.startswith(prefix)]
-        found.append(_explained_block(layout, streams, dict(zip(names, around, strict=True))))
-    return found
-
-
-def _explained_block(
-    layout: Layout, streams: Sequence[Float[Tensor, "1 2 d_model"]], around: Mapping[str, tuple[Tensor, Tensor]]
-) -> Explained:
-    """One block from its input and output, and the inputs and outputs of its projections, norms and dropouts."""
-    before, after = (stream.double().flatten() for stream in streams)
-    parts, norms = [], []
-    for path in (layout.w_attn, layout.w_mlp):
-        value, norm = around[path][1].double().flatten(), None
-        for name, (given, gives) in around.items():  # in the order of the forward: a dropout comes before its norm
-            if name not in (layout.w_attn, layout.w_mlp) and torch.equal(given.double().flatten(), value):
-                norm = norm if torch.equal(gives, given) else name
-                value = gives.double().flatten()
-        parts.append(value)
-        norms.append(norm)
-    change, columns = after - before, torch.stack(parts, 1)
-    scales = torch.linalg.lstsq(columns, change[:, None]).solution[:, 0]
-    size = float(change.norm()) + 1e-300
-    largest = max(float(stream.norm()) for stream in (before, before + columns[:, 0] * scales[0], after))
-    return Explained(
-        float((change - columns @ scales).norm()) / size,
-        torch.finfo(streams[0].dtype).eps * largest / size,
-        (float(scales[0]), float(scales[1])),
-        (norms[0], norms[1]),
-    )
-
-
 def _own_names(layout: Layout, paths: list[str]) -> dict[str, str]:
     """Role -> path with the modules' own names, W_o and down_proj apart; maps outside attention and MLP left out."""
     ends = {path: role for role, path in ((W_ATTN, layout.w_attn), (W_MLP, layout.w_mlp))}
@@ -438,8 +470,8 @@ def _own_name(layout: Layout, role: str, path: str) -> str:
 
 
 def unwrap_tuple(output: Any) -> Any:
-    """A module's tensor, whether it returns one or a tuple that begins with it."""
-    return output[0] if isinstance(output, tuple) else output
+    """A module's tensor, whether it returns one or a tuple (GPT: a list) that begins with it."""
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
@@ -449,16 +481,80 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
 
 
-def _blocks(module: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
-    for name, child in module.named_modules():
-        if isinstance(child, nn.ModuleList) and len(child) == n_layers and _attention(child[0]):
-            return name, child
-    return _missing(module, f"a list of {n_layers} blocks (config.num_hidden_layers) with an attention each")
+def _blocks(module: nn.Module, given: Mapping[str, str], embed: str) -> tuple[str, nn.ModuleList]:
+    """The list of blocks with an attention each; of several (a vision tower has one) that beside the embedding."""
+    if "blocks" in given:
+        found = _named(module, module, given, "blocks")
+        if not isinstance(found, nn.ModuleList) or not len(found):
+            raise UnknownModel(f"layout: blocks = {given['blocks']!r} is {type(found).__name__}; name the list of them")
+        return given["blocks"], found
+    n_layers = getattr(module.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[union-attr,operator]
+    lists = {name: child for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and len(child)}
+    right = {name: blocks for name, blocks in lists.items() if len(blocks) == n_layers}
+    with_attention = [name for name, blocks in right.items() if _attention(blocks[0]) is not None]
+    if with_attention or (right and "o_proj" in given):
+        name = max(with_attention or right, key=lambda name: _shared_path(name, embed))
+        return name, right[name]
+    if right:
+        name = max(right, key=lambda name: _shared_path(name, embed))
+        return _missing(module, "attn", f"an attention in {_held(name, right[name][0])}")
+    others = ", ".join(f"{name} ({len(blocks)})" for name, blocks in [*lists.items()][:4]) or "none"
+    return _missing(module, "blocks", f"a list of {n_layers} blocks (config.num_hidden_layers); lists: {others}")
+
+
+def _shared_path(one: str, other: str) -> int:
+    """Number of leading parts that two module paths share."""
+    return sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one.split("."), other.split("."), strict=False))
+    )
+
+
+def _held(blocks: str, block: nn.Module, index: int = 0) -> str:
+    """A block's class and children in words."""
+    children = ", ".join(f"{name} ({type(child).__name__})" for name, child in block.named_children())
+    return f"{blocks}.{index} ({type(block).__name__}), which holds {children or 'nothing'}"
+
+
+def _down_proj(module: nn.Module, blocks: str, block: nn.Module, attn: str, d_model: int) -> str:
+    """Path of the last linear map onto the residual stream outside the attention."""
+    outside = [(n, m) for n, m in linear_maps(block) if not n.startswith(attn + ".")]
+    onto = [n for n, m in outside if linear_shape(m)[0] == d_model]
+    if onto and not any(part.isdigit() for part in onto[-1].split(".")):
+        return onto[-1]
+    found = experts(block)
+    if found is not None:
+        return _missing(module, None, f"one down projection in {blocks}.0: it is {found}")
+    if onto:
+        return _missing(module, "down_proj", f"one down projection in {blocks}.0: {onto[-1]} is one of a list")
+    what = f"an MLP: outside {attn} no linear map onto d_model ({d_model}) in {_held(blocks, block)}"
+    return _missing(module, "down_proj", what)
+
+
+def experts(block: nn.Module) -> str | None:
+    """A mixture of experts in words, if a block has both experts and a router over as many; else None.
+
+    Experts are a list of modules of one class with linear maps, or a module that owns weights with an axis for them. A
+    router owns a matrix with a row (or a column) for each.
+    """
+    counts: dict[str, int] = {}
+    for name, child in block.named_modules():
+        if isinstance(child, nn.ModuleList) and len(child) > 1 and all(linear_maps(one) for one in child):
+            counts[name] = len(child)
+        of_conv = isinstance(child, nn.Conv1d)  # whose weight has three axes, too
+        stacked = [p for p in child.parameters(recurse=False) if p.dim() == 3 and not of_conv]
+        if stacked and name and len({p.shape[0] for p in stacked}) == 1 and stacked[0].shape[0] > 1:
+            counts[name] = int(stacked[0].shape[0])
+    for name, n in counts.items():
+        for path, child in block.named_modules():
+            matrices = [p for p in child.parameters(recurse=False) if p.dim() == 2]
+            if not path.startswith(name) and any(n in p.shape for p in matrices):
+                return f"a mixture of {n} experts ({name}, with the router {path})"
+    return None
 
 
 def _attention(block: nn.Module) -> tuple[str, nn.Module] | None:
     for name, child in block.named_modules():
-        if name and "attention_mask" in inspect.signature(child.forward).parameters and _linears(child):
+        if name and "attention_mask" in inspect.signature(child.forward).parameters and linear_maps(child):
             inner = [n for n, m in child.named_modules() if n and "attention_mask" in _parameters(m)]
             return (name, child) if not inner else (f"{name}.{inner[-1]}", child.get_submodule(inner[-1]))
     return None
@@ -468,12 +564,12 @@ def _parameters(module: nn.Module) -> Any:
     return inspect.signature(module.forward).parameters
 
 
-def _linears(module: nn.Module) -> list[tuple[str, nn.Module]]:
+def linear_maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D)]
 
 
 def _last_linear(module: nn.Module, d_out: int) -> tuple[str, nn.Module] | None:
-    onto = [(n, m) for n, m in _linears(module) if linear_shape(m)[0] == d_out]
+    onto = [(n, m) for n, m in linear_maps(module) if linear_shape(m)[0] == d_out]
     return onto[-1] if onto else None
 
 
@@ -489,15 +585,21 @@ def _final_norm(module: nn.Module, blocks: str, d_model: int) -> str | None:
 
 def _same_in_every_block(module: nn.Module, blocks: nn.ModuleList, layout: Layout) -> None:
     for index, block in enumerate(blocks):
-        present = {n for n, _ in _linears(block)}
-        for part in (layout.w_attn, layout.w_mlp):
-            if part not in present:
-                _missing(module, f"{part} in block {index} (blocks of different kinds are not supported)")
+        present = {n for n, _ in linear_maps(block)}
+        for path in (layout.w_attn, layout.w_mlp):
+            if path not in present:
+                inside = experts(block) or "blocks of different kinds are not supported"
+                held = _held(layout.blocks, block, index)
+                _missing(module, None, f"{path}, which {layout.blocks}.0 has, in {held}: {inside}")
 
 
-def _missing(module: nn.Module, what: str) -> Any:
+def _missing(module: nn.Module, part: str | None, what: str) -> Any:
+    """Refuse the model; `part` is the one to name where the model may have it under another name."""
+    hint = ""
+    if part is not None:
+        hint = f'. If it is there, name {PARTS[part]}: layout={{"{part}": "path"}} in kt.load, or --layout FILE'
     raise UnknownModel(
         f"{type(module).__name__} is not a decoder that kt can read: did not find {what}. Looked for: a list of "
-        "num_hidden_layers blocks; per block an attention with an output projection onto d_model and an MLP with "
-        "a down projection onto d_model; token embedding and unembedding"
+        "num_hidden_layers blocks; per block an attention with an output projection onto d_model and an MLP with a "
+        f"down projection onto d_model; token embedding and unembedding{hint}"
     )

@@ -14,6 +14,7 @@ from ..errors import KtError, UnknownModel
 from .devices import checked_device, read_device_map
 from .gguf import find_gguf, load_gguf
 from .hub import load_tokenizer, one_line, split_revision
+from .layout import read_layout
 from .model import TracedModel
 
 DEMO = Path(__file__).parents[1] / "demo" / "model"
@@ -38,6 +39,7 @@ def load(
     tokenizer: Any = None,
     attn_implementation: str | None = None,
     remote: bool | str = False,
+    layout: Mapping[str, str] | str | Path | None = None,
 ) -> TracedModel:
     """Wrap a causal language model.
 
@@ -50,6 +52,8 @@ def load(
         device: `auto` takes CUDA or MPS where there is one.
         device_map: `auto`, `balanced` or `sequential` spread the model over devices, CPU memory and files through
             accelerate; so does a mapping from module paths to devices, or a JSON file of one. `device` is then ignored.
+        layout: paths of parts that are not found by structure, or a TOML or JSON file of them (`PARTS` in layout.py):
+            `{"blocks": "net.h", "o_proj": "mixer.out"}`; proved by numbers as found ones are.
         remote: keep the weights at NDIF and send traces there (see ndif.py); `local` is nnsight's simulation of NDIF.
 
     Raises:
@@ -57,6 +61,7 @@ def load(
             that transformers does not read, or a structure that kt cannot read.
         KtError: an argument that is not one of these, a device that is not here, or a folder of several GGUF files.
     """
+    parts = read_layout(layout)
     if remote:
         from .ndif import load_remote, simulated
 
@@ -66,14 +71,19 @@ def load(
             )
         if remote == "local":
             real = load(
-                model, device="cpu", revision=revision, trust_remote_code=trust_remote_code, tokenizer=tokenizer
+                model,
+                device="cpu",
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                tokenizer=tokenizer,
+                layout=parts,
             )
-            return simulated(real, trust_remote_code)
-        return load_remote(model, remote, revision, trust_remote_code, tokenizer)
+            return simulated(real, trust_remote_code, parts)
+        return load_remote(model, remote, revision, trust_remote_code, tokenizer, parts)
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise UnknownModel("a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)")
-        return TracedModel(model, tokenizer, name=type(model).__name__)
+        return TracedModel(model, tokenizer, name=type(model).__name__, layout=parts)
     name, revision = split_revision(model, revision)
     source = DEMO if name == "demo" else name
     gguf = find_gguf(source)
@@ -96,7 +106,7 @@ def load(
     if spread is None:
         module = module.to(target)
     tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)
-    return TracedModel(module, tokenizer, name=name, revision=revision)
+    return TracedModel(module, tokenizer, name=name, revision=revision, layout=parts)
 
 
 def _dtype(dtype: str | torch.dtype, float32: bool) -> str | torch.dtype:

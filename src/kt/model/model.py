@@ -9,7 +9,8 @@ seen as (d_out, d_in).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial, reduce
 from typing import Any, Literal, NamedTuple
 
@@ -17,9 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..errors import UnknownModel
 from .devices import execution_device, require_start
+from .explained import settle
 from .head import is_widened, wide_linear
-from .layout import Layout, find_layout, unwrap_tuple, validate
+from .layout import Layout, find_layout, understood, unwrap_tuple, validate
 from .sampling import continue_greedily_or_sample
 from .sites import Kind, Site
 from .tokens import Batch, encode
@@ -44,17 +47,32 @@ class LinearIO(NamedTuple):
 class TracedModel(Weights):
     """An nnsight model plus named sites. Made by `kt.load`."""
 
-    def __init__(self, module: nn.Module, tokenizer: Any, name: str, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: Any,
+        name: str,
+        revision: str | None = None,
+        layout: Mapping[str, str] | None = None,
+    ) -> None:
         from nnsight import TransformersModel
 
         require_start(module)
+        if not getattr(module, "can_generate", lambda: False)():
+            raise UnknownModel(
+                f"{type(module).__name__} is no language model that generates (transformers' GenerationMixin); load "
+                "one with AutoModelForCausalLM"
+            )
         self.module: Any = module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
-        self.layout: Layout = find_layout(module)
-        self.root: Any = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
-        self.layout = validate(self)
+        self.layout: Layout = find_layout(module, layout)
+        with _only_critical():  # text generation with a multimodal wrapper works, and is called an error
+            self.root: Any = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
+        with understood(module):
+            self.layout = validate(self)
+            self.layout = settle(self)
 
     # Where it runs ----------------------------------------------------------------------------------------------
     remote = False
@@ -87,15 +105,25 @@ class TracedModel(Weights):
     @property
     def device(self) -> torch.device:
         """Where inputs go: with a device_map, where the embedding computes."""
-        return execution_device(self.module.get_input_embeddings())
+        return execution_device(self.embedding)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.module.get_input_embeddings().weight.dtype
+        return self.embedding.weight.dtype
 
     @property
     def vocab_size(self) -> int:
-        return int(self.module.get_output_embeddings().weight.shape[0])
+        return int(self.head.weight.shape[0])
+
+    @property
+    def embedding(self) -> Any:
+        """The token embedding's module."""
+        return self.module.get_submodule(self.layout.embed)
+
+    @property
+    def head(self) -> Any:
+        """The unembedding's module."""
+        return self.module.get_submodule(self.layout.unembed)
 
     def __repr__(self) -> str:
         return f"TracedModel({self.name}: {self.layout.describe()})"
@@ -222,8 +250,7 @@ class TracedModel(Weights):
     @property
     def _read_head(self) -> Callable[[Tensor], Tensor] | None:
         """What reads the head in float32; None where the model's own forward does as well, or runs elsewhere."""
-        head = self.module.get_output_embeddings()
-        return partial(wide_linear, head) if not self.remote and is_widened(head) else None
+        return partial(wide_linear, self.head) if not self.remote and is_widened(self.head) else None
 
     @torch.no_grad()
     def read(
@@ -314,7 +341,7 @@ class TracedModel(Weights):
     @torch.no_grad()
     def embedded(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_embed"]:
         """The embedding module's rows."""
-        return self.module.get_input_embeddings()(ids.to(self.device))
+        return self.embedding(ids.to(self.device))
 
     @torch.no_grad()
     def unembed(
@@ -360,6 +387,19 @@ class TracedModel(Weights):
 
     def encode(self, texts: Sequence[str]) -> Batch:
         return encode(self.tokenizer, texts).to(self.device)
+
+
+@contextmanager
+def _only_critical() -> Iterator[None]:
+    """Silence transformers' log but for critical messages."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _unflattened(tensor: Tensor, rows: int) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import KtError, UnknownModel, WorkFailed
-from .layout import find_layout, validate
+from .explained import settle
+from .layout import find_layout, understood, validate
 from .model import TracedModel
 from .tokens import Batch
 from .weights import Address
@@ -37,13 +38,22 @@ class RemoteModel(TracedModel):
     remote = True
 
     def __init__(
-        self, root: Any, module: nn.Module, tokenizer: Any, name: str, revision: str | None, model_key: str | None
+        self,
+        root: Any,
+        module: nn.Module,
+        tokenizer: Any,
+        name: str,
+        revision: str | None,
+        model_key: str | None,
+        layout: Mapping[str, str] | None = None,
     ) -> None:
         """`model_key` is NDIF's name of the model; None is the local simulation."""
         self.root, self.module, self.tokenizer = root, module, tokenizer
         self.name, self.revision, self.model_key = name, revision, model_key
-        self.layout = find_layout(module)
-        self.layout = validate(self)
+        self.layout = find_layout(module, layout)
+        with understood(module):
+            self.layout = validate(self)
+            self.layout = settle(self)
 
     @property
     def nnsight(self) -> Any:
@@ -103,6 +113,7 @@ def load_remote(
     revision: str | None,
     trust_remote_code: bool,
     tokenizer: Any,
+    layout: Mapping[str, str] | None = None,
 ) -> RemoteModel:
     """`kt.load` of a model at NDIF (`where` is True); see `simulated` for nnsight's local simulation.
 
@@ -126,16 +137,18 @@ def load_remote(
         options = {"trust_remote_code": True} if trust_remote_code else {}
         root = TransformersModel(name, revision=revision, tokenizer=tokenizer, task="text-generation", **options)
         key = root.to_model_key()
-    return RemoteModel(root, root._module, tokenizer, name, revision, key)
+    return RemoteModel(root, root._module, tokenizer, name, revision, key, layout)
 
 
-def simulated(real: TracedModel, trust_remote_code: bool = False) -> RemoteModel:
+def simulated(
+    real: TracedModel, trust_remote_code: bool = False, layout: Mapping[str, str] | None = None
+) -> RemoteModel:
     """A loaded model behind nnsight's local simulation of NDIF."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         structure = AutoModelForCausalLM.from_config(real.module.config, trust_remote_code=trust_remote_code)
-    return RemoteModel(real.root, structure.eval(), real.tokenizer, real.name, real.revision, None)
+    return RemoteModel(real.root, structure.eval(), real.tokenizer, real.name, real.revision, None, layout)
 
 
 def _require_key() -> None:

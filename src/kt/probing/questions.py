@@ -73,7 +73,7 @@ def described(model: TracedModel, final_norm: bool) -> dict[str, Any]:
         "n_layers": model.n_layers,
         "vocab": model.vocab_size,
         "final_norm": final_norm,
-        "direct": not model.layout.has_post_norm,
+        "direct": model.layout.direct,
     }
 
 

@@ -67,7 +67,7 @@ def with_noise(
     model: TracedModel, cases: Sequence[TracePrompt], level: float, samples: int, seed: int
 ) -> list[Corruption]:
     """Noise with standard deviation `level` for every prompt, `samples` draws each."""
-    width = model.module.get_input_embeddings().weight.shape[1]
+    width = model.embedding.weight.shape[1]
     corruptions = []
     for case in cases:
         draws = Draws(fact_seed(case.fact, seed), level, (samples, case.span.stop - case.span.start, width))
@@ -85,7 +85,7 @@ def given_noise(
     """
     if len(noise) != n_facts:
         raise BadFact(f"noise holds {len(noise)} tensors for {n_facts} facts; give one per fact")
-    width = model.module.get_input_embeddings().weight.shape[1]
+    width = model.embedding.weight.shape[1]
     corruptions = []
     for case in cases:
         draws = torch.as_tensor(noise[case.index])

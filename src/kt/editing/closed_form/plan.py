@@ -271,7 +271,7 @@ def _solve_site(
     now = fact_values(model, facts, contexts if path.mean_value else bare, path.aim.site, path.aim.position)
     residuals = wanted.T.double() - now
     change = residuals * share
-    if path.aim.site.kind is Kind.RESID and model.layout.has_post_norm:
+    if path.aim.site.kind is Kind.RESID and not model.layout.direct:
         output = fact_values(model, facts, bare, site, path.aim.position)
         change = change_of_output(model, site, output, change).output
     system = System(

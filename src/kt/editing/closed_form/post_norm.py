@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...errors import KtError
-from ...model.layout import explained
+from ...model.explained import explained
 from ...model.sites import Kind, Site
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _evaluated(norm: nn.Module, inputs: Float[Tensor, "row d"]) -> Float[Tensor,
 def _behind(model: TracedModel, site: Site) -> tuple[float, nn.Module | None]:
     """The factor and the norm that a projection's output passes on its way to the residual stream."""
     kinds = (Kind.ATTN, Kind.MLP)
-    if not model.layout.has_post_norm or site.role or site.kind not in kinds:
+    if model.layout.direct or site.role or site.kind not in kinds:
         return 1.0, None
     block = explained(model)[site.layer]
     index = kinds.index(site.kind)
