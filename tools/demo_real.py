@@ -36,7 +36,7 @@ def commands(model: Path, folder: Path) -> list[list[str]]:
     given = ["-m", str(model), "-f", str(FACTS)]
     stages = {
         "trace": ["heatmap", *given, "--kind", "mlp,attn", "--limit", "6", "--samples", "3"],
-        "alpha": ["alpha", *given, "--limit", "6", "--samples", "3"],
+        "alpha": ["alpha", *given, "--limit", "12", "--samples", "3"],
         "probe": ["probe", *given],
         "edit": ["apply-edit", *given, "--limit", "10", *EDIT],
     }

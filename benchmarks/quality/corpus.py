@@ -5,7 +5,8 @@
 C is taken over the first 25,000, 50,000 and 100,000 tokens of the English sample, and over another text where one is
 given. Printed, as Markdown: ‖C - C_100k‖ / ‖C_100k‖ in Frobenius norm (smallest and largest over the layers), and
 MEMIT's edit of the first facts with each C: the shares of tokens of the new answer that come first after the prompt
-and after a paraphrase, of neighbours that keep their first token, and perplexity of the held-out English text.
+and after a paraphrase, of neighbours that keep their first token, and perplexity of the held-out English text. δ is
+searched once, with no text before the prompt, which is twenty times faster and leaves the comparison as it is.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     facts = kt.load_facts(given.facts, limit=given.edits)
     asked = {"protocols": ("tf", "ppl")}
     before = kt.evaluate(model, facts, **asked)
-    search_once()  # δ does not depend on C
+    search_once()
     say(["C over (tokens)", "‖C - C_100k‖ / ‖C_100k‖", *METRICS])
     say(["---"] * (2 + len(METRICS)))
     say(["unedited", "", *figures(before)])
     whole = moments[f"English, {TOKENS[-1]:,}"]
     for name, taken in moments.items():
         away = [distance(taken, whole, model.weight_name(site)) for site in sites]
-        edit = kt.edit(model, facts, method="memit", layers_mlp=layers, statistics=taken)
+        edit = kt.edit(model, facts, method="memit", layers_mlp=layers, statistics=taken, context_templates=["{}"])
         with edit.applied(model):
             after = kt.evaluate(model, facts, before=before, **asked)
         say([name, f"{min(away):.3f} to {max(away):.3f}", *figures(after)])

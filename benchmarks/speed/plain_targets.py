@@ -71,10 +71,10 @@ def plain_target(
         def hook(module: Any, given: Any, output: Any) -> Any:
             value = output[0] if isinstance(output, tuple) else output
             shifted = value.view(len(rows), width, -1).clone()
-            own = share == 1.0
+            own, where = share == 1.0, places[aim.position]
             if own:
-                first.setdefault(aim, shifted[range(len(rows)), places[aim.position]].detach().clone())
-            for row, place in enumerate(places[aim.position]):
+                first.setdefault(aim, shifted[range(len(where)), where].detach().clone())
+            for row, place in enumerate(where):
                 start = first[aim][row] if own and aim.below is not None else shifted[row, place]
                 shifted[row, place] = start + share * delta[aim].to(shifted.dtype)
             shifted = shifted.view_as(value)

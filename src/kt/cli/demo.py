@@ -48,6 +48,7 @@ def demo(options: DemoOptions) -> None:
         s.run.results = results_of_loop(loop, s.path)
         write_report([s.run.folder], s.run.file(REPORT_FILE), title=f"kt demo: {model.name}")
         show_balance(s, loop.balance)
+        s.screen.say(f"kt: {loop.settings}")
         s.screen.tables(loop.probe.stages_table(), *loop.edit.tables())
         scores = Comparison(loop.before, loop.after, loop.control)
         s.screen.tables(*scores.tables(), *loop.residual.tables())
@@ -58,6 +59,7 @@ def results_of_loop(loop: Loop, folder: Path) -> dict[str, object]:
     """The figures of every stage, and where the report lies."""
     return {
         "alpha": loop.balance.alpha,
+        "settings": loop.settings,
         "before": loop.before.as_dict()["metrics"],
         "after": loop.after.as_dict()["metrics"],
         "control": None if loop.control is None else loop.control.as_dict()["metrics"],

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .._util.progress import Stage
-from ..editing import Edit
+from ..editing import METHODS, Edit, configure
+from ..editing.evidence import Alpha, alpha_of
+from ..editing.presets import preset_for
 from ..evaluation import Scores
 from ..experiments.sequence import run_edits
 from ..facts.fact import Fact
@@ -38,6 +41,8 @@ class Loop:
     residual: Residual
     control: Scores | None = None
     """The edit's MLP part alone, as scaled: what a joint edit is to be held against."""
+    settings: str = ""
+    """In one sentence, which layers and α the edit has, and why where they are not those that tracing just gave."""
 
     def save(self, folder: str | Path) -> None:
         """Each stage's result as a file that its own class reads; `kt report` draws from these."""
@@ -58,7 +63,8 @@ def run_loop(
     seed: int = 0,
     stage: Stage | None = None,
 ) -> Loop:
-    """Trace `n_trace` facts, probe `n_probe`, edit `n_edits` with the α that tracing gives, and score them.
+    """Trace `n_trace` facts, probe `n_probe`, edit `n_edits` with the α and layers that tracing gives, and score them.
+    Layers of a preset come first, and α that the trace does not determine is `evidence.ALPHA`.
 
     What is edited is not traced; probing looks at all facts that have two answers, the edited ones once more after.
 
@@ -73,6 +79,8 @@ def run_loop(
     with stage("tracing") as tick:
         trace = causal_trace(model, traced, kinds=("mlp", "attn", "hidden"), samples=samples, seed=seed, progress=tick)
     balance = balance_factor(trace, seed=seed)
+    alpha = alpha_of(balance, "traced")
+    given, settings = _settings(model, method, balance, alpha)
     with stage("probing") as tick:
         probe = contrast_probe(model, spread(contrasted, n_probe), progress=tick)
     run = run_edits(
@@ -83,14 +91,37 @@ def run_loop(
         generate=True,
         stage=stage,
         method=method,
-        alpha=balance.alpha,
         seed=seed,
         max_tokens=max_tokens,
+        **given,
     )
     assert run.edit is not None and run.before is not None and run.after is not None, "a batch, scored at the end"
     with stage("what is left of the old facts") as tick:
         residual = residual_fact(model, run.edit, requests, pool=facts, seed=seed, progress=tick)
-    return Loop(trace, balance, run.edit, run.before, run.after, probe, residual, run.control)
+    return Loop(trace, balance, run.edit, run.before, run.after, probe, residual, run.control, settings)
+
+
+def _settings(model: TracedModel, method: str, balance: Balance, alpha: Alpha) -> tuple[dict[str, Any], str]:
+    """The edit's α and layers from the trace, and the sentence that says so, or why not."""
+    given: dict[str, Any] = {"alpha": alpha.value} if METHODS[method].writes_attention else {}
+    parts = [f"α {alpha.value:.3f} ({alpha.source})"] if given else []
+    preset, names = preset_for(model), {"layers_mlp": "mlp", "layers_attn": "attn"}
+    config = configure(model, method, **given)
+    for name in [name for name in names if name in config.settings()]:
+        proposed, stable = balance.layers.get(names[name]), balance.stable_layers.get(names[name])
+        traced = f"{name} {','.join(map(str, proposed or ())) or 'none'}"
+        if name not in config.missing_layers:
+            used = ",".join(map(str, getattr(config, name)))
+            where = "the settings" if preset is None else f"the preset {preset.name}"
+            parts.append(
+                f"{name} {used} of {where}, not the traced {traced.split()[1]}: tracing does not find the best"
+            )
+        elif stable:
+            given[name] = stable
+            parts.append(f"{traced} as traced")
+        else:
+            parts.append(f"{name} by relative depth: the traced ones are not stable over the facts")
+    return given, f"the edit has {'; '.join(parts)}"
 
 
 def spread(facts: Sequence[Fact], n: int) -> list[Fact]:

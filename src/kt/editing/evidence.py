@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._util.data import complete_file, read_json
+from .._util.data import read_json
+from .._util.files import atomic_write
 from .._util.lock import default_cache
 from .._util.progress import Progress
 from ..errors import BadFact, KtError
@@ -91,8 +92,10 @@ def kept_balance(model: TracedModel, journal: Journal | None = None) -> Balance 
 def _kept_fields(model: TracedModel) -> dict[str, Any] | None:
     if not _any_kept(model) or not (path := kept_folder(model) / "balance.json").is_file():
         return None
-    with complete_file(path, "balance", "delete it, and it is traced again"):
-        return read_json(path)
+    from ..tracing import Balance
+
+    Balance.load(path)  # refused here, where the file is known
+    return read_json(path)
 
 
 def keep_balance(model: TracedModel, balance: Balance) -> None:
@@ -104,6 +107,14 @@ def keep_balance(model: TracedModel, balance: Balance) -> None:
         folder = kept_folder(model)
         folder.mkdir(parents=True, exist_ok=True)
         balance.save(folder / "balance.json")
+
+
+def keep_preset(model: TracedModel, method: str, text: str) -> None:
+    """Keep a method's layers for later edits of these weights, in place of those that were kept before."""
+    if parallel.is_main():
+        folder = kept_folder(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / f"{method}{SUFFIX}", text)
 
 
 # Facts that a model knows, and a trace of them.

@@ -43,7 +43,7 @@ from ..model.sites import Kind, Site
 from ..model.tokens import Batch, encode_ids, joint_text, pad_id, target_ids, token_ids
 from ..model.update import Dense, Update
 from .adapter import Adapter, adapted
-from .config import AUTO, linear_maps
+from .config import linear_maps
 from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class FineTune:
 
     def describe(self) -> PlanText:
         rank = "" if self.adapter is None else f" of an adapter of rank {self.adapter.rank}"
-        within = f"{BOX:g} of its RMS" if self.norm_constraint == AUTO else f"{self.norm_constraint or 0:g}"
+        within = f"{BOX:g} of its RMS" if self.norm_constraint == "auto" else f"{self.norm_constraint or 0:g}"
         box = "" if self.norm_constraint is None else f", each weight within {within}"
         decay = f", weight decay {self.weight_decay:g}" if self.weight_decay else ""
         return PlanText("no search", self.modules, f"Adam on the weights{rank}{box}{decay}", self.objective)
@@ -151,13 +151,13 @@ class FineTune:
         for name, weight in weights.items():
             scale = rms[name] if weight.dim() > 1 else typical
             first_step = 1.0 if self.adapter is None else self.adapter.first_step(weight.shape[1])
-            lr = RATE * scale / first_step if self.lr == AUTO else self.lr
-            strides[name] = Stride(lr, BOX * scale if self.norm_constraint == AUTO else self.norm_constraint)
+            lr = RATE * scale / first_step if self.lr == "auto" else self.lr
+            strides[name] = Stride(lr, BOX * scale if self.norm_constraint == "auto" else self.norm_constraint)
         return strides
 
     def _chosen(self, stride: Stride) -> dict[str, float] | None:
         """For the manifest: the values that no setting gave."""
-        return {n: value for n, value in stride._asdict().items() if getattr(self, n) == AUTO} or None
+        return {n: value for n, value in stride._asdict().items() if getattr(self, n) == "auto"} or None
 
     @contextmanager
     def _training(self, context: SolveContext, strides: Sequence[Stride]) -> Iterator[Training]:

@@ -46,7 +46,6 @@ from ..model.tokens import Batch, pad_id, target_ids, token_ids
 from ..model.update import Dense, LowRank, Update
 from .closed_form.auto_ridge import WANTED, Spectrum, auto_ridge
 from .closed_form.keys import Rows
-from .config import AUTO
 from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
 
 if TYPE_CHECKING:
@@ -160,9 +159,9 @@ class UltraEdit:
         written = {}
         for site, group in groups.items():
             name = model.weight_name(site)
-            shifts = value_shifts(pairs[site], running[group], 1.0 if self.lr == AUTO else self.lr)
+            shifts = value_shifts(pairs[site], running[group], 1.0 if self.lr == "auto" else self.lr)
             keys, ridge, chosen = pairs[site].keys.double(), self.ridge, None
-            if ridge == AUTO:
+            if ridge == "auto":
                 chosen = auto_ridge(Spectrum.of_keys(keys.T), WANTED, 1.0)
                 ridge = chosen.ridge
             update, condition = ridge_fit(keys, shifts, ridge)
@@ -170,7 +169,7 @@ class UltraEdit:
                 raise WorkFailed(f"the update of {name} is not finite; lower lr or raise ridge")
             about = chosen and chosen.as_dict()
             written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()), chosen=about)
-        if self.lr == AUTO:
+        if self.lr == "auto":
             falls = torch.stack([pairs[site].falls(written[model.weight_name(site)].update) for site in sites])
             rate = automatic_rate(losses, falls.sum(0))
             written = {name: _at_rate(each, rate) for name, each in written.items()}

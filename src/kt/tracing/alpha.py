@@ -16,8 +16,8 @@ The critical layers R_attn and R_mlp follow one rule: of the contiguous runs of 
 strongest layer, take the shortest whose positive effects reach `SHARE` of the module's total positive effect, at most
 a third of all layers wide; if none reaches it, the widest with the largest effect. Ties go to the lower layer. A
 module without any positive effect gets no layers. `layer_shares` is the share of bootstrap draws of facts whose
-proposal holds each layer; `stable_layers` are proposals of at least `FEW` facts whose every layer is in at least half
-of the draws.
+proposal holds each layer; `stable_layers` are proposals of at least `FEW` facts whose every layer is in at least
+`STABLE` of the draws.
 
 At these layers restoring a state restores the answer. Hase et al. (2023), "Does Localization Inform Editing?", found
 that tracing does not tell which layer is best to edit: treat the proposal as a start and compare layers by editing.
@@ -56,6 +56,8 @@ FEW = 10
 """Facts below which a percentile bootstrap covers too little, so that nothing is proposed as a setting."""
 WIDEST = 0.5
 """Width of α's interval above which it does not tell MLP from attention."""
+STABLE = 0.8
+"""Share of draws below which a layer is not proposed as a setting."""
 NEAR_ZERO = 0.05
 """Of the answer: where both of a fact's sums restore less, their ratio is noise."""
 LAYER_DRAWS = 500
@@ -140,7 +142,7 @@ class Balance(Shown):
         shares = self.layer_shares
         return {
             kind: layers
-            if kind in shares and self.n_facts >= FEW and min(shares[kind][i] for i in layers) >= 0.5
+            if kind in shares and self.n_facts >= FEW and min(shares[kind][i] for i in layers) >= STABLE
             else ()
             for kind, layers in self.layers.items()
             if layers

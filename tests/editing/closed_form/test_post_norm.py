@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 import kt
 from kt.editing.closed_form.aims import Position
 from kt.editing.closed_form.contexts import Contexts
-from kt.editing.closed_form.keys import fact_values
+from kt.editing.closed_form.keys import fact_keys, fact_values
 from kt.editing.closed_form.post_norm import change_of_output, on_sphere, read_norm, through_norm
 from kt.editing.resolve import read_requests
 from kt.errors import KtError
@@ -284,3 +284,25 @@ def test_an_edit_brings_the_stream_to_the_wanted_value(family, method, corpus, t
     assert change["came_through"]["mean"] == pytest.approx(through, abs=1e-4)
     assert change["left"]["mean"] == pytest.approx(float((stream - wanted).norm() / wanted.norm()), abs=1e-4)
     assert through > 0.9  # asked for the stream's change itself, the projection makes 4.9 (OLMo) and 7.5 times of it
+
+
+@pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
+@pytest.mark.parametrize("family", ["gemma3_text", "olmo2"])
+def test_each_path_of_a_joint_edit_asks_its_norm_for_its_share_of_the_streams_change(family, corpus, tmp_path):
+    """Attention first, on the unedited model; the MLP's share is of what attention's write left."""
+    model, given = exact_model(family), dict(layers_attn=(1,), layers_mlp=(1,), v_num_grad_steps=10, v_lr=0.1)
+    request = [dict(prompt="The mother tongue of {}", subject="Danielle Darrieux", target_new="Italy")]
+    given |= dict(statistics=statistics(model, corpus, tmp_path), context_templates=[["{}"]], mom2_update_weight=1e-9)
+    edit = kt.edit(model, request, method="intattn", alpha=0.3, **given)
+    apart = kt.edit(model, request, method="intattn", alpha=0.3, coupled=True, **given)
+    facts, bare = read_requests(model, edit.requests), Contexts()
+    for kind, share in ((Kind.ATTN, 0.3), (Kind.MLP, 0.7)):
+        site = Site(kind, 1)
+        now, output = (fact_values(model, facts, bare, s, Position.SUBJECT_LAST) for s in (Site(Kind.RESID, 1), site))
+        key = fact_keys(model, facts, bare, site, Position.SUBJECT_LAST)
+        wanted = share * (edit.targets["hidden.1"].T.double() - now)
+        name = model.weight_name(site)
+        asked = change_of_output(model, site, output, wanted).output
+        torch.testing.assert_close(edit.delta(name).double() @ key, asked, rtol=1e-3, atol=1e-4)
+        assert torch.equal(edit.delta(name), apart.delta(name))
+        model.write(name, edit.delta(name))

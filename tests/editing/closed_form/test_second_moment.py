@@ -104,6 +104,20 @@ def test_more_tokens_are_added_to_those_that_are_kept(family, corpus, tmp_path):
     assert again.files == more.files
 
 
+def test_where_a_pass_until_ends_does_not_hang_on_what_is_kept(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FIRST_MARK", 60)
+    empty = key_statistics(tiny_model("gpt2"), SITES, corpus, 600, tmp_path / "empty", until=0.5)
+    assert empty.n_tokens < 600
+    key_statistics(tiny_model("gpt2"), SITES, corpus, 207, tmp_path)
+    taken = key_statistics(tiny_model("gpt2"), SITES, corpus, 600, tmp_path, until=0.5)
+    assert taken.n_tokens == empty.n_tokens and taken.changes == empty.changes
+    before = set(tmp_path.iterdir())
+    assert key_statistics(tiny_model("gpt2"), SITES, corpus, 600, tmp_path, until=0.5).files == taken.files
+    with pytest.warns(UserWarning, match="the rest of 600 is added"):
+        assert key_statistics(tiny_model("gpt2"), SITES, corpus, 600, tmp_path).n_tokens == 600
+    assert before < set(tmp_path.iterdir())
+
+
 def test_a_corpus_that_has_no_more_tokens_answers_every_higher_limit(corpus, tmp_path):
     all_of_it = key_statistics(tiny_model("gpt2"), SITES, corpus, 50_000, tmp_path)
     assert all_of_it.n_tokens < 50_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,16 +55,21 @@ def stored(file: Path, name: str) -> Float[Tensor, "d_in d_in"]:
 
 
 class Kept(NamedTuple):
-    """Second moments in the cache, or none (0 tokens). `whole` says that their corpus has no more tokens."""
+    """A second moment in the cache, or none (0 tokens).
+
+    `whole`: its corpus has no more tokens. `until`: the share of change that ended its pass, and its most tokens.
+    """
 
     path: Path
     name: str
     n_tokens: int = 0
     whole: bool = False
-    changes: Changes = ()
+    until: tuple[float, int] | None = None
 
-    def answers(self, max_tokens: int) -> bool:
+    def answers(self, max_tokens: int, until: float | None) -> bool:
         """Whether a pass over so many tokens would give this."""
+        if until is not None:
+            return self.until == (until, max_tokens)
         return self.n_tokens == max_tokens or (self.whole and self.n_tokens < max_tokens)
 
 
@@ -73,11 +78,11 @@ def kept_of(folder: Path, key: str, name: str) -> list[Kept]:
     found = []
     for path in folder.glob(f"{key}-*.safetensors"):
         try:
-            header = read_header(path)
-            _ = header.names.index(name)
-            about = header.metadata
-            changes = tuple((int(n), float(change)) for n, change in about["changes"])
-            found.append(Kept(path, name, int(about["n_tokens"]), bool(about["whole"]), changes))
+            names, about = read_header(path)
+            if name not in names or not all(isinstance(change, float) for _, change in about["changes"]):
+                raise ValueError
+            until = tuple(about["until"]) if about["until"] else None
+            found.append(Kept(path, name, int(about["n_tokens"]), bool(about["whole"]), until))
         except (BadFile, KeyError, TypeError, ValueError):
             discard(path)
     return sorted(found, key=lambda kept: kept.n_tokens)
@@ -98,16 +103,10 @@ def look_up(
 
     def look() -> tuple[dict[Site, Path], dict[Site, Kept]]:
         have = {site: kept_of(folder, *of) for site, of in wanted.items()}
-        if until is not None and (early := _converged(list(have.values()), max_tokens, until)):
-            have = {site: [each for each in kept if each.n_tokens == early] for site, kept in have.items()}
-            return {site: kept[0].path for site, kept in have.items()}, {}
-        files = {s: k.path for s, kept in have.items() for k in kept if k.answers(max_tokens)}
-        none = Kept(folder, "")
-        return files, {
-            site: max((k for k in kept if k.n_tokens < max_tokens), key=lambda k: k.n_tokens, default=none)
-            for site, kept in have.items()
-            if site not in files
-        }
+        files = {s: k.path for s, kept in have.items() for k in kept if k.answers(max_tokens, until)}
+        most = 0 if until is not None else max_tokens  # where such a pass ends hangs on where it began
+        fewer = {s: [k for k in kept if k.n_tokens < most] for s, kept in have.items() if s not in files}
+        return files, {s: kept[-1] if kept else Kept(folder, "") for s, kept in fewer.items()}
 
     files, missing = look()
     if missing:
@@ -120,13 +119,3 @@ def look_up(
         have = " and ".join(f"{tokens:,}" for tokens in sorted(begun))
         warnings.warn(f"second moments over {have} tokens are kept; the rest of {max_tokens:,} is added", stacklevel=5)
     return files, missing
-
-
-def _converged(have: Sequence[Sequence[Kept]], max_tokens: int, until: float) -> int | None:
-    """The fewest tokens, up to the limit, over which all are kept and had changed by no more than `until`."""
-
-    def still(kept: Kept) -> bool:
-        return any(tokens == kept.n_tokens and change <= until for tokens, change in kept.changes[-1:])
-
-    counts = [{each.n_tokens for each in kept if still(each)} for kept in have]
-    return min((n for n in set.intersection(*counts) if n <= max_tokens), default=None) if counts else None

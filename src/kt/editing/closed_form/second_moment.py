@@ -481,6 +481,7 @@ def _compute(
         "n_tokens": sums.n_tokens,
         "whole": sums.n_tokens < max_tokens and not stopped,
         "taken_from": start,
+        "until": None if until is None else [until, max_tokens],
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
         "model": Path(model.name).name if Path(model.name).is_absolute() else model.name,
