@@ -15,6 +15,7 @@ import json
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from methods import cell
 from protocols import markdown
 from real_known import facts_of, folder_of
-from real_models import KEPT, METRICS, KeptTargets
+from real_models import KEPT, METRICS, KeptTargets, nothing_kept
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "data" / "real-alpha.json"
@@ -35,6 +36,7 @@ def measure(facts: str, edits: int, seed: int) -> dict[str, Any]:
     import torch
 
     import kt
+    from kt.editing.resolve import configure, resolve
     from kt.experiments.sweep_solving import combined
 
     warnings.simplefilter("ignore")
@@ -44,7 +46,10 @@ def measure(facts: str, edits: int, seed: int) -> dict[str, Any]:
     requests = facts_of("smollm2", facts)[:edits]
     before, start = kt.evaluate(model, requests, protocols=("tf",)), time.process_time()
     kept = KeptTargets(model.fingerprint())
-    mlp, attn = (kt.edit(model, requests, "intattn", alpha=share, seed=seed, journal=kept) for share in (0.0, 1.0))
+    with nothing_kept("alpha"):
+        layers = resolve(configure(model, "intattn", 0.5), model, requests)[0]
+    configs = [replace(layers, alpha=share) for share in (0.0, 1.0)]
+    mlp, attn = (kt.edit(model, requests, config, seed=seed, journal=kept) for config in configs)
     seconds = time.process_time() - start + kept.kept_seconds
     found: dict[str, Any] = {"joint": {}, "control": {}}
     for alpha in ALPHAS:

@@ -20,7 +20,9 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -147,7 +149,8 @@ def solve(
     from kt.editing.session import SessionOptions
 
     clock = time.process_time()
-    config = resolve(configure(model, **given), model, facts)[0]
+    with nothing_kept(f"{model.name}-{given['method']}-{given.get('alpha')}"):
+        config = resolve(configure(model, **given), model, facts)[0]
     traced, clock = time.process_time() - clock, time.process_time()
     sites, default = getattr(config.plan(), "moment_sites", []), SessionOptions()
     statistics = take_statistics(model, sites, None, default.corpus, default.max_tokens, None)
@@ -166,13 +169,25 @@ def solve(
     peaks: list[float] = []
     if factor is not None:
         auto = [chosen["lambda"] for chosen in solved(config, facts)[0].manifest["chosen"].values()]
-        given = {**given, "mom2_update_weight": factor * median(auto)}
-        config = resolve(configure(model, **given), model, facts)[0]
+        config = replace(config, mom2_update_weight=factor * median(auto))
     groups = [[fact] for fact in facts] if size == 1 else [facts]
     found = [solved(config, group) for group in groups]
     edits = [(edit, group) for (edit, _), group in zip(found, groups, strict=True)]
     seconds = {"edit": sum(s for _, s in found) / len(found), "resolve": traced, "second moments": moments}
     return edits, {"cpu_seconds": seconds, "peak_mib": max(peaks), "settings": settings_of(edits[0][0])} | holds(edits)
+
+
+@contextmanager
+def nothing_kept(label: str) -> Iterator[None]:
+    """Inside the block kt's cache is one of this method alone, so that layers and α do not depend on the order of rows:
+    they are those of a user who never traced this model."""
+    before = os.environ.get("KT_CACHE")
+    os.environ["KT_CACHE"] = str(KEPT / f"cache-{label}")
+    try:
+        yield
+    finally:
+        os.environ.pop("KT_CACHE")
+        os.environ.update({} if before is None else {"KT_CACHE": before})
 
 
 def settings_of(edit: Any) -> dict[str, Any]:
