@@ -178,7 +178,7 @@ BROKEN = {
     "identical target": ({**ROME, "target_new": "French"}, "target 'French' is the same as the old answer"),
     "identical foil": ({**OWN, "foil": "Paris "}, "foil 'Paris' is the same"),
     "no target": ({k: v for k, v in EASYEDIT.items() if k != "target_new"}, "'target_new' is missing"),
-    "number": ({**OWN, "answer": 5}, "'answer' is a number; it must be a text"),
+    "object for text": ({**OWN, "answer": {}}, "'answer' is an object; it must be a text"),
     "bool": ({**OWN, "subject": True}, "'subject' is true or false"),
     "number in list": ({**OWN, "paraphrases": ["a", 1]}, "'paraphrases' holds a number"),
     "object for list": ({**OWN, "neighbourhood": {"prompt": "x"}}, "must be a list of objects"),
@@ -188,7 +188,7 @@ BROKEN = {
     "misspelt": ({**OWN, "paraphrases": None, "paraphrase": ["x"]}, "did you mean 'paraphrases'"),
     "a Fact's own name": ({**OWN, "neighbourhood": None, "neighbours": []}, "did you mean 'neighbourhood'"),
     "the same in a request": ({**ROME, "rephrasings": ["x"]}, "did you mean 'paraphrases'"),
-    "unknown": ({"question": "a", "label": "b"}, "the keys 'question', 'label' fit no known format: counterfact ("),
+    "unknown": ({"question": "a", "label": "b"}, "the keys 'question', 'label' fit no known format; "),
     "no keys": ({}, "the keys (none) fit no known format"),
     "not an object": ("France", "a record must be an object"),
     "rewrite of text": ({"requested_rewrite": "x"}, "must be an object"),
@@ -206,9 +206,18 @@ def test_a_broken_record_is_named_with_its_place(tmp_path, case):
     fails(whole, words, f"{whole}, record 1", kind=(BadFact, SubjectNotFound))
 
 
-def test_every_format_is_named_when_none_fits(tmp_path):
-    message = fails(write(tmp_path, "a.json", '[{"question": "?"}]'), kind=BadFact)
-    assert all(f"{name} (" in message for name in FORMATS)
+def test_the_nearest_format_is_named_when_none_fits(tmp_path):
+    record = {"name": "r", "prompt_templates": ["{} is"], "pairs": []}
+    message = fails(write(tmp_path, "a.json", json.dumps([record])), kind=BadFact)
+    assert "the nearest is lre (name, prompt_templates, samples" in message and len(message) < 300
+    message = fails(write(tmp_path, "a.json", '[{"a": "?"}]'), kind=BadFact)
+    assert "ours has prompt and subject; kt ls datasets lists all" in message
+
+
+def test_the_format_that_was_guessed_is_named_in_an_error(tmp_path):
+    path = write(tmp_path, "a.json", json.dumps([{**EASYEDIT, "subject": True}]))
+    fails(path, "(read as easyedit; --format names another)")
+    assert "read as" not in fails(path, format="easyedit")
 
 
 def test_an_unknown_or_wrong_format_is_refused(tmp_path):
@@ -236,7 +245,7 @@ FILES = {
     "object.json": (b'{"a": []}', "top level is an object"),
     "deep.json": (b"[" * 100_000, "brackets too deep"),
     "long.json": (b"[" + b"9" * 10_000 + b"]", "number too long"),
-    "facts.xml": (b"<a/>", ".json, .jsonl, .csv, .tsv files"),
+    "facts.xml": (b"<a/>", ".json, .jsonl, .ndjson, .csv, .tsv, .parquet files"),
     "list.jsonl": (b"[1]", "line 1: a record must be an object"),
 }
 
@@ -252,7 +261,7 @@ def test_files_that_are_not_there(tmp_path):
     fails(tmp_path / "no.json", "does not exist", kind=BadFile)
     (tmp_path / "folder.json").mkdir()
     fails(tmp_path / "folder.json", "is a folder without .json", kind=BadFile)
-    fails("", ".json, .jsonl, .csv, .tsv files", kind=BadFile)
+    fails("", ".json, .jsonl, .ndjson, .csv, .tsv, .parquet files", kind=BadFile)
 
 
 def test_a_hub_source_without_the_datasets_package(monkeypatch):

@@ -160,11 +160,21 @@ def record_values(
         if metric.protocol in protocols:
             by_role[metric.role].append(name)
             scores[name] = defaultdict(lambda: defaultdict(list))
+    tests: dict[
+        tuple[str, str, str, str], int
+    ] = {}  # the position of the value of a test that any of its prompts passes
     for sample in samples:
         old = before.get(sample.key)
         for name in by_role[sample.role]:
-            if (value := METRICS[name].score(sample, old)) is not None:
-                scores[name][sample.record][sample.kind].append(value)
+            if (value := METRICS[name].score(sample, old)) is None:
+                continue
+            values = scores[name][sample.record][sample.kind]
+            test = (name, sample.record, sample.kind, sample.any_of)
+            if sample.any_of and METRICS[name].protocol != "kl" and test in tests:
+                values[tests[test]] = max(values[tests[test]], value)
+                continue
+            tests[test] = len(values)
+            values.append(value)
     return {n: values for name in scores for n, values in _of_metric(name, scores[name]).items() if values}
 
 

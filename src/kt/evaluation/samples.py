@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from ..facts.fact import Fact
+from ..facts.fact import Fact, Prompt
 from ..model.scoring import Question
 
 Key = tuple[str, str, "str | None"]
@@ -41,6 +41,7 @@ class Sample:
         verdict: a judge's verdict on that text.
         kl: KL(unedited || edited) of the next token's distribution, in nats.
         join: the text between prompt and answer, where the fact names one.
+        any_of: of a record's samples with the same name here, the best value counts, once.
     """
 
     record: str
@@ -62,6 +63,7 @@ class Sample:
     verdict: bool | None = None
     kl: float | None = None
     join: str | None = None
+    any_of: str = ""
 
     @property
     def key(self) -> Key:
@@ -110,17 +112,13 @@ def _samples_of_fact(fact: Fact) -> Iterator[Sample]:
         yield sample("answer", fact.prompt, fact.answer, fact.answer_aliases)
     for near in fact.neighbours:
         rival = near.answer and fact.target
-        yield sample(
-            "neighbourhood",
-            near.prompt,
-            near.answer,
-            near.aliases,
-            kind=near.kind,
-            rival=rival,
-            join=near.target_prefix,
-        )
+        yield sample("neighbourhood", near.prompt, near.answer, near.aliases, rival=rival, **_of_prompt(near))
     for hop in fact.hops:
         if hop.answer is not None:
-            yield sample("portability", hop.prompt, hop.answer, hop.aliases, kind=hop.kind, join=hop.target_prefix)
+            yield sample("portability", hop.prompt, hop.answer, hop.aliases, **_of_prompt(hop))
     for prompt in fact.generation or (fact.prompt,):
         yield sample("generation", prompt, None)
+
+
+def _of_prompt(prompt: Prompt) -> dict[str, Any]:
+    return {"kind": prompt.kind, "join": prompt.target_prefix, "any_of": prompt.any_of}

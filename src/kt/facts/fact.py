@@ -30,7 +30,8 @@ class Prompt:
 
     `answer` is the right continuation (after the edit, for a consequence), `aliases` are other right spellings and
     answers, `original` is the answer before the edit. `kind` is the data set's name for such prompts ("Reasoning").
-    `target_prefix` is the text between prompt and answers, as in `Fact`.
+    `target_prefix` is the text between prompt and answers, as in `Fact`. Of prompts of a fact with the same `any_of`,
+    the best answer counts, once.
     """
 
     prompt: str
@@ -39,6 +40,7 @@ class Prompt:
     kind: str = ""
     aliases: tuple[str, ...] = ()
     target_prefix: str | None = None
+    any_of: str = ""
 
     def __post_init__(self) -> None:
         _settle(self, {"prompt": prompt_text(self.prompt), **_stripped(self, ("answer", "original"), ("aliases",))})
@@ -132,16 +134,16 @@ class Fact:
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:
-    """SHA-256 of the facts as JSON; a `target_prefix` counts only where there is one, since older facts have none."""
-    return hashlib.sha256(to_json([_without_prefix(plain(fact)) for fact in facts]).encode()).hexdigest()
+    """SHA-256 of the facts as JSON; younger fields count only where they are set, since older runs have none."""
+    return hashlib.sha256(to_json([_as_older(plain(fact)) for fact in facts]).encode()).hexdigest()
 
 
-def _without_prefix(value: dict[str, object]) -> dict[str, object]:
+def _as_older(value: dict[str, object]) -> dict[str, object]:
     for key in ("neighbours", "hops"):
         prompts = value.get(key)
         if isinstance(prompts, list):
-            value[key] = [_without_prefix(prompt) for prompt in prompts]
-    return {k: v for k, v in value.items() if k != "target_prefix" or v is not None}
+            value[key] = [_as_older(prompt) for prompt in prompts]
+    return {k: v for k, v in value.items() if (k, v) not in (("target_prefix", None), ("any_of", ""))}
 
 
 def joined_by(fact: Fact, text: str | None) -> Fact:

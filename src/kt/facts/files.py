@@ -1,16 +1,20 @@
-"""Records from files, one by one: JSON lists, JSON lines, CSV, a folder of them, and the embedded facts."""
+"""Records from files, one by one: JSON lists, JSON lines, CSV, Parquet, also compressed, and folders of them."""
 
 from __future__ import annotations
 
+import ast
 import csv
+import io
 import json
+import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import BadFile
+from ..errors import BadFile, install_hint
 from . import json_stream
+from .opening import ENDINGS, damaged, ending_of, open_bytes, refuse_disguised
 from .readers.own import LIST_KEYS
 from .record import kind
 
@@ -21,14 +25,15 @@ FIELD_LIMIT = 1 << 24
 def csv_records(path: Path) -> Iterator[Located]:
     """The records of a CSV or TSV file: a row each, with the keys of a format as columns.
 
-    A blank cell is an absent key. A cell of a list column is a JSON list, or texts separated by `|`.
+    A blank cell is an absent key. A cell of a list column is a JSON list, or texts separated by `|`; any other cell
+    that is written as a list or object, as JSON or as Python writes it, is one (a prompt or a subject never is).
 
     Raises:
         BadFile: no header, a row of another length, not UTF-8, or a list column without a list.
     """
     csv.field_size_limit(FIELD_LIMIT)
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter="\t" if ending_of(path) == ".tsv" else ",", strict=True)
         header: list[str] = []
         while True:
             where = f"{path}, line {reader.line_num + 1}"
@@ -66,7 +71,24 @@ def _record(row: list[str], header: list[str], where: str) -> dict[str, Any]:
     if len(row) != len(header):
         raise BadFile(f"{where}: {len(row)} cells under {len(header)} columns; quote a cell that holds a comma")
     cells = {name: cell for name, cell in zip(header, row, strict=True) if name and cell.strip()}
-    return {name: _list(cell, name, where) if name in LIST_KEYS else cell for name, cell in cells.items()}
+    return {name: _list(cell, name, where) if name in LIST_KEYS else _value(cell, name) for name, cell in cells.items()}
+
+
+def _value(cell: str, name: str) -> Any:
+    """The list or object that a cell holds, else its text."""
+    text = cell.strip()
+    if name in TEXT_COLUMNS or text[:1] + text[-1:] not in ("[]", "{}"):
+        return cell
+    if "," not in text:
+        text = _ARRAY_GAP.sub(r"\1, \2", text)  # numpy writes ['a' 'b']
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list | dict):
+            return value
+    return cell
 
 
 def _list(cell: str, name: str, where: str) -> list[Any]:
@@ -79,13 +101,15 @@ def _list(cell: str, name: str, where: str) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+TEXT_COLUMNS = frozenset({"prompt", "subject", "question", "src", "text", "update"})
+"""Columns whose cells are text, whatever they look like."""
+_ARRAY_GAP = re.compile(r"""(['"])\s+(['"])""")
+
 RECORD_LIST_KEYS = ("data", "facts", "requests", "records")
 """Keys under which a JSON object may hold its list of records."""
 
-RECORD_KEYS = ("prompt", "requested_rewrite", "samples", "src", "edit")
+RECORD_KEYS = ("prompt", "requested_rewrite", "samples", "src", "edit", "question", "update", "edits")
 """Keys that show a JSON object to be one record itself."""
-
-ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
 
 
 class Located(NamedTuple):
@@ -102,7 +126,7 @@ def file_records(path: Path) -> Iterator[Located]:
         BadFile: the file is missing, not text, or not in the format of its ending.
     """
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and not p.is_dir())
+        files = sorted(p for p in path.rglob("*") if _is_data(p, path))
         for file in files:
             if not file.resolve().is_relative_to(path.resolve()):
                 raise BadFile(f"{file} is a link that leads out of its folder; give the file itself")
@@ -111,9 +135,10 @@ def file_records(path: Path) -> Iterator[Located]:
         for file in files:
             yield from file_records(file)
         return
-    if path.suffix.lower() not in ENDINGS:
+    if ending_of(path) not in ENDINGS:
         raise BadFile(
-            f"{path}: facts are read from {', '.join(ENDINGS)} files, from `demo`, `lre` or from hf:repo[:file]"
+            f"{path}: facts are read from {', '.join(ENDINGS)} files (the text ones also as .gz or .zst), from `demo`, "
+            "`lre` or from hf:repo[:file]"
         )
     if not path.is_file():
         raise BadFile(f"{path} does not exist; give the path of a file with one of the endings {', '.join(ENDINGS)}")
@@ -121,6 +146,13 @@ def file_records(path: Path) -> Iterator[Located]:
         yield from _records(path)
     except OSError as error:
         raise BadFile(f"{path} cannot be read: {error.strerror or error}") from error
+    except damaged() as error:
+        raise BadFile(f"{path} cannot be decompressed: {error or 'it is cut off'}; fetch it again") from error
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and ending_of(path) in ENDINGS and not path.is_dir()
 
 
 def demo_records() -> Iterator[Located]:
@@ -148,9 +180,11 @@ def lre_records() -> Iterator[Located]:
 
 
 def _records(path: Path) -> Iterator[Located]:
-    ending = path.suffix.lower()
-    if ending == ".jsonl":
+    ending = ending_of(path)
+    if ending in (".jsonl", ".ndjson"):
         yield from _lines(path, str(path))
+    elif ending == ".parquet":
+        yield from _parquet(path)
     elif ending != ".json":
         yield from csv_records(path)
     else:
@@ -161,17 +195,42 @@ def _records(path: Path) -> Iterator[Located]:
 
 def _lines(path: Path, name: str) -> Iterator[Located]:
     """One record per line; blank lines are skipped but count as lines."""
-    with path.open("rb") as stream:
+    begun = False
+    with open_bytes(path) as stream:
         for number, line in enumerate(stream, 1):
             where = f"{name}, line {number}"
             text = _decode(where, line)
             if text.strip():
+                whole = not begun and text.strip()[0] in "[{" and len(text.strip()) == 1
+                begun = True
+                if whole:
+                    raise BadFile(f"{where}: a JSON value of several lines, not one a line; it needs the ending .json")
                 yield Located(_parse(text, where, one_line=True), where)
+
+
+def _parquet(path: Path) -> Iterator[Located]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise BadFile(f"{path} needs the pyarrow package; install it with: {install_hint('data')}") from error
+    refuse_disguised(path)
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield Located(record, f"{path}, record {number}")
+    except OSError:
+        raise
+    except Exception as error:  # pyarrow raises errors of many types
+        raise BadFile(f"{path} is not Parquet after record {number}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _list_in_object(path: Path) -> list[Any]:
     """The list in a JSON object, or the object itself if it is a record."""
-    text = _decode(path, path.read_bytes())
+    with open_bytes(path) as stream:
+        text = _decode(path, stream.read())
     if not text.strip():
         raise BadFile(f"{path} is empty; give a JSON list of records")
     value = _parse(text, str(path))
@@ -202,6 +261,8 @@ def _parse(text: str, where: str, one_line: bool = False) -> Any:
     except json.JSONDecodeError as error:
         position = f"column {error.colno}" if one_line else f"line {error.lineno}, column {error.colno}"
         hint = json_stream.HINT if error.msg == "Extra data" and not one_line else ""
+        if one_line and text.lstrip().startswith("["):
+            hint = "; a JSON list needs the ending .json"
         raise BadFile(f"{where}: not JSON at {position}: {error.msg}{hint}") from error
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{where}: {json_stream.TOO_MUCH}") from error

@@ -6,6 +6,7 @@ in every error, and return its facts (one, except for LRE relations and MQuAKE's
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,10 +19,12 @@ from .readers.lre import read_lre
 from .readers.mquake import read_mquake
 from .readers.own import read_own, read_rome
 from .readers.qaedit import read_qaedit
-from .readers.ripple import read_ripple
+from .readers.ripple import is_edit_sentence, read_ripple
 from .readers.wikibio import read_wikibio
 from .readers.zsre import read_zsre
 from .record import Choices, Junk, Record, kind, names
+
+_KEY = re.compile(r"[a-z]\w+")
 
 
 class Format(NamedTuple):
@@ -45,30 +48,45 @@ class Format(NamedTuple):
 DEFAULT_CHOICES = Choices()
 
 
-def read_records(value: Any, where: str, format: str | None = None, choices: Choices = DEFAULT_CHOICES) -> list[Fact]:
+def read_records(
+    value: Any,
+    where: str,
+    format: str | None = None,
+    choices: Choices = DEFAULT_CHOICES,
+    notes: list[str] | None = None,
+    guessed: bool = False,
+) -> list[Fact]:
     """The facts of one JSON value.
 
     Args:
         where: the value's location, for error messages.
         format: a name of `FORMATS`; without it the record's keys decide.
+        notes: gets what was left out of the record or taken another way than it says.
+        guessed: whether `format` was found by the record's keys; errors then name it.
 
     Raises:
         Junk: a record of a published data set that cannot be edited.
         BadFact, SubjectNotFound: the value is not a record of the format.
     """
     record = as_record(value, where)
-    row = named(format or sniff(record))
+    name = format or sniff(record)
+    row = named(name)
     if choices.known_to is not None and row.read is not read_known:
         raise record.bad("only known_1000 records say which model knows them; leave the model out (--known-to)")
     try:
         facts = [joined_by(fact, record.prefix()) for fact in row.read(record, choices)]
-        return [_checked(joined_by(fact, choices.join), record, row) for fact in facts]
+        facts = [_checked(joined_by(fact, choices.join), record, row) for fact in facts]
     except Junk:
         raise
     except BadPrompt as error:
         raise record.junk(error.reason) if row.published else record.bad(str(error)) from None
     except KtError as error:
-        raise error if str(error).startswith(where) else type(error)(f"{where}: {error}") from None
+        message = str(error) if str(error).startswith(where) else f"{where}: {error}"
+        told = guessed or not format
+        raise type(error)(f"{message} (read as {name}; --format names another)" if told else message) from None
+    if notes is not None:
+        notes += record.notes
+    return facts
 
 
 def read_record(value: Any, where: str, format: str | None = None) -> Fact:
@@ -80,9 +98,12 @@ def read_record(value: Any, where: str, format: str | None = None) -> Fact:
 
 
 def as_record(value: Any, where: str) -> Record:
-    """The value as a record; BadFact unless it is a JSON object."""
+    """The value as a record; BadFact unless it is a JSON object, or the sentence of a RippleEdits edit."""
+    if isinstance(value, str) and is_edit_sentence(value):
+        value = {"edit": {"prompt": value}}
     if not isinstance(value, Mapping):
-        raise BadFact(f"{where}: a record must be an object with a prompt and a subject, not {kind(value)}")
+        remedy = "; a JSON list needs the ending .json" if isinstance(value, list) else ""
+        raise BadFact(f"{where}: a record must be an object with a prompt and a subject, not {kind(value)}{remedy}")
     return Record(value, where)
 
 
@@ -98,8 +119,11 @@ def sniff(record: Record) -> str:
     for name, row in FORMATS.items():
         if row.shows(record):
             return name
-    formats = "; ".join(f"{name} ({row.keys})" for name, row in FORMATS.items())
-    raise record.bad(f"the keys {names(record.data)} fit no known format: {formats}")
+    keys = {str(key).lower() for key in record.data}
+    shared = {name: len(keys & set(_KEY.findall(row.keys.lower()))) for name, row in FORMATS.items()}
+    nearest = max(shared, key=lambda name: shared[name])
+    near = f"the nearest is {nearest} ({FORMATS[nearest].keys})" if shared[nearest] else "ours has prompt and subject"
+    raise record.bad(f"the keys {names(record.data)} fit no known format; {near}; kt ls datasets lists all")
 
 
 class Schema:

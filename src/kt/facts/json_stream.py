@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import BadFile
+from .opening import open_bytes
 
 CHUNK = 1 << 18
 """Bytes read at a time; for a larger item the window grows to its size."""
@@ -104,7 +105,7 @@ def is_list(path: Path) -> bool:
         BadFile: it does not begin with UTF-8 text.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as stream:
+    with open_bytes(path) as stream:
         return Window(stream, path).peek() == "["
 
 
@@ -117,7 +118,7 @@ def items(path: Path) -> Iterator[Any]:
         BadFile: not UTF-8, not JSON (with line and column), or text behind the list.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as stream:
+    with open_bytes(path) as stream:
         window = Window(stream, path)
         window.peek()
         window.at += 1

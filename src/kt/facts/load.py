@@ -9,14 +9,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadFact, BadFile, KtError, install_hint
 from .fact import Fact, doubts
-from .files import ENDINGS, Located, demo_records, file_records, lre_records
+from .files import Located, demo_records, file_records, lre_records
 from .formats import Schema, as_record, named, read_record, read_records
+from .opening import ENDINGS
 from .record import Choices, Junk
 
 
@@ -31,8 +31,9 @@ def load_facts(
     """Read facts; their ids become unique.
 
     Args:
-        source: "demo" (the embedded facts), a .json, .jsonl, .csv or .tsv file, a folder of them, or "hf:repo[:file]"
-            (needs `datasets`).
+        source: "demo" (the embedded facts), a .json, .jsonl, .csv, .tsv or .parquet file (the first four also as .gz
+            or .zst), a folder of them, "hf:repo[:file]"
+            or "hf:repo:config:split" (needs `datasets`).
         limit: the first N facts, or "10-20" for the tenth to the twentieth (from 1, both included). Records that are
             left out do not count.
         format: a name of `kt.facts.FORMATS`; without it the records' keys decide, and all must be of one data set.
@@ -84,8 +85,8 @@ def iter_facts(
     choices = Choices(zsre_target, known_to, join).checked()
     if format is not None:
         named(format)
-    facts = _facts(_records(str(source)), format, choices, Skips() if skips is None else skips)
-    return islice(facts, start, stop)
+    skips = Skips() if skips is None else skips
+    return _limited(_facts(_records(str(source)), format, choices, skips), start, stop, skips)
 
 
 def facts_from(
@@ -202,21 +203,39 @@ class Loaded:
     skips: Skips
 
 
-def _facts(records: Iterable[Located], format: str | None, choices: Choices, skips: Skips) -> Iterator[Fact]:
+def _facts(
+    records: Iterable[Located], format: str | None, choices: Choices, skips: Skips
+) -> Iterator[tuple[list[Fact], str]]:
+    """The facts of each record, and its location."""
     schema = Schema()
     for index, (value, where) in enumerate(records):
         name = format or schema.format_of(as_record(value, where))
         skips.records += 1
         skips.formats[name] += 1
+        notes: list[str] = []
         try:
-            facts = read_records(value, where, name, choices)
+            facts = read_records(value, where, name, choices, notes, guessed=format is None)
         except Junk as junk:
             skips.add(junk.reason, where)
             continue
-        for fact in facts:
-            for what in doubts(fact):
-                skips.note(what, where)
-        yield from _named(facts, index)
+        for what in (*notes, *(doubt for fact in facts for doubt in doubts(fact))):
+            skips.note(what, where)
+        yield list(_named(facts, index)), where
+
+
+def _limited(records: Iterable[tuple[list[Fact], str]], start: int, stop: int | None, skips: Skips) -> Iterator[Fact]:
+    """The facts from `start` to `stop`. A chain of edits that this cuts loses its questions, which need all of it."""
+    at = 0
+    for facts, where in records:
+        kept = facts[max(0, start - at) : None if stop is None else max(0, stop - at)]
+        at += len(facts)
+        if len(kept) < len(facts) and any(hop.kind == "multi_hop" for fact in facts for hop in fact.hops):
+            if kept:
+                skips.note("a chain of edits that --limit cuts, so its multi-hop questions are left out", where)
+            kept = [replace(fact, hops=()) for fact in kept]
+        yield from kept
+        if stop is not None and at >= stop:
+            return
 
 
 def _named(facts: list[Fact], index: int) -> Iterator[Fact]:
@@ -237,22 +256,28 @@ def _records(source: str) -> Iterator[Located]:
 
 
 def hub_records(source: str) -> Iterator[Located]:
-    """The records of the first split of hf:repo[:file], streamed through `datasets`.
+    """The records of hf:repo[:file] or hf:repo:config[:split], streamed through `datasets`.
+
+    A last part with an ending is a file of the repository. Without a split the first one is read.
 
     Raises:
         BadFile: the `datasets` package is missing, the source names no data set, or reading it failed.
     """
-    repo, _, file = source.removeprefix("hf:").partition(":")
+    repo, *parts = source.removeprefix("hf:").split(":")
     try:
         import datasets
     except ImportError as error:
         raise BadFile(f"{source} needs the datasets package; install it with: {install_hint('data')}") from error
-    if not repo:
-        raise BadFile(f"{source!r} names no dataset; write hf:owner/name or hf:owner/name:file.json")
+    if not repo or len(parts) > 2:
+        raise BadFile(f"{source!r} names no dataset; write hf:owner/name, with :file.json or :config:split behind it")
+    file = parts[0] if len(parts) == 1 and "." in parts[0] else None
+    config, split = (None, None) if file else (*(part or None for part in parts), None, None)[:2]
     number = 0
     try:
-        splits = datasets.load_dataset(repo, data_files=file or None, streaming=True)
-        for number, record in enumerate(next(iter(splits.values())), 1):
+        splits = datasets.load_dataset(repo, config, data_files=file, streaming=True)
+        if split is not None and split not in splits:
+            raise BadFile(f"{source} has no split {split!r}; there are {', '.join(map(str, splits))}")
+        for number, record in enumerate(splits[split] if split else next(iter(splits.values())), 1):
             yield Located(record, f"{source}, record {number}")
     except KtError:
         raise

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from ..errors import BadFact, SubjectNotFound
 from .fact import Prompt, prompt_text, template_of
+
+NO_ANSWER = frozenset({"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "</s>", "<eos>", "<s>"})
+"""Special tokens that published files have where there is no answer."""
 
 ZsreTarget = Literal["answer", "alt"]
 
@@ -46,10 +50,19 @@ class Junk(BadFact):
 
 @dataclass(frozen=True)
 class Record:
-    """A JSON object and its location. Null values count as absent, since data frames write absent values as null."""
+    """A JSON object and its location.
+
+    Null and NaN count as absent, since data frames write absent values so. `notes` collects what is left out of the
+    record or taken another way than it says; nested records share it.
+    """
 
     data: Mapping[str, Any]
     where: str
+    notes: list[str] = field(default_factory=list, compare=False)
+
+    def __post_init__(self) -> None:
+        if any(isinstance(value, float) and math.isnan(value) for value in self.data.values()):
+            object.__setattr__(self, "data", {k: None if v != v else v for k, v in self.data.items()})
 
     def bad(self, why: str) -> BadFact:
         """The error to raise: location and reason."""
@@ -109,21 +122,38 @@ class Record:
             value = value[0]
         if value is None or (value == [] and blank_is_none):
             return None
-        if not isinstance(value, str):
-            raise self.bad(f"{key!r} is {kind(value)}; it must be a text")
-        text = self.clean(key, value)
+        text = self.clean(key, self._as_text(key, value, "is", "it must be a text"))
         if not text and not blank_is_none:
             raise self.bad(f"{key!r} is empty; write a text or leave the key out")
         return text or None
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts (or a single text) without blank ones; a line end at an end stays, as prompts may have it."""
+        """A list of texts (or a single text) without blank and null ones, which are noted.
+
+        A line end at a text's end stays, since prompts may have it.
+        """
         values = self.data.get(key)
         values = [] if values is None else values if isinstance(values, list) else [values]
         for value in values:
-            if not isinstance(value, str):
+            if not isinstance(value, str | None):
                 raise self.bad(f"{key!r} holds {kind(value)}; it must be a text or a list of texts")
-        return tuple(v.lstrip() for v in values if self.clean(key, v))
+        kept = tuple(v.lstrip() for v in values if v is not None and self.clean(key, v))
+        if isinstance(self.data.get(key), list):
+            self.left_out(key, len(values) - len(kept))
+        return kept
+
+    def left_out(self, key: str, n: int = 1) -> None:
+        """Note that `n` blank entries of a list are left out."""
+        self.notes.extend([f"blank or null in {key!r}, left out"] * n)
+
+    def _as_text(self, key: str, value: Any, verb: str, remedy: str) -> str:
+        """A text, or a number as it is written (5.0, which data frames make of 5, as "5")."""
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self.bad(f"{key!r} {verb} {kind(value)}; {remedy}")
+        if isinstance(value, str):
+            return value
+        self.notes.append(f"a number in {key!r}, read as text")
+        return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
 
     def answers(self, key: str) -> tuple[str, ...]:
         """Every accepted spelling once, the preferred one first, without blank ones.
@@ -135,15 +165,14 @@ class Record:
         stack = [self.data.get(key)]
         while stack:
             value = stack.pop()
-            if isinstance(value, str):
-                spellings[self.clean(key, value)] = None
-            elif isinstance(value, list):
+            if isinstance(value, list):
                 stack.extend(reversed(value))
             elif isinstance(value, Mapping) and ("str" in value or "value" in value):
                 stack.extend([value.get("aliases"), value.get("value"), value.get("str")])
-            elif value is not None:
-                raise self.bad(f"{key!r} holds {kind(value)}; it must be a text or a list of texts")
-        return tuple(text for text in spellings if text)
+            elif value is not None and value == value:
+                text = self._as_text(key, value, "holds", "it must be a text or a list of texts")
+                spellings[self.clean(key, text)] = None
+        return tuple(text for text in spellings if text and text not in NO_ANSWER)
 
     def answer_and_aliases(self, key: str) -> tuple[str | None, tuple[str, ...]]:
         """The preferred spelling (None without any) and the others."""
@@ -151,9 +180,27 @@ class Record:
         return answer, tuple(alias for alias in aliases if alias)
 
     def prompts(self, key: str, answer_key: str, kind: str) -> tuple[Prompt, ...]:
-        """A prompt for each text under `key`, all with the answers under `answer_key`."""
-        answer, aliases = self.answer_and_aliases(answer_key)
-        return tuple(Prompt(text, answer, None, kind, aliases) for text in self.texts(key))
+        """The prompts under `key` with the answers under `answer_key`; blank prompts are left out and noted.
+
+        The answers of several prompts are a list as long, or one text for all. All answers belong to a single prompt.
+        """
+        texts, truths = self.data.get(key), self.data.get(answer_key)
+        if texts is None:
+            return ()
+        texts = texts if isinstance(texts, list) else [texts]
+        if len(texts) == 1 or not isinstance(truths, list):
+            truths = [truths] * len(texts)
+        if len(truths) != len(texts):
+            raise self.bad(f"{len(texts)} prompts but {len(truths)} ground truths; give one for each")
+        prompts = []
+        for text, truth in zip(texts, truths, strict=True):
+            pair = Record({key: text, answer_key: truth}, self.where, self.notes)
+            answer, aliases = pair.answer_and_aliases(answer_key)
+            kept = pair.texts(key)
+            if not kept:
+                self.left_out(key)
+            prompts += [Prompt(prompt, answer, None, kind, aliases) for prompt in kept]
+        return tuple(prompts)
 
     def clean(self, key: str, value: str) -> str:
         """The stripped text; BadFact for half of a surrogate pair."""
@@ -174,8 +221,10 @@ class Record:
     def id(self, *keys: str) -> str:
         """The id under the first key that is present; it may be a whole number. "" without one."""
         value = self.data.get(self.first(*keys))
-        if isinstance(value, bool) or not isinstance(value, int | str | None):
-            raise self.bad(f"the id is {kind(value)}; it must be a text or a whole number")
+        if isinstance(value, bool) or not isinstance(value, int | float | str | None):
+            raise self.bad(f"the id is {kind(value)}; it must be a text or a number")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         return "" if value is None else self.clean("id", str(value))
 
     def template(self, prompt: str, subject: str, filled: bool = True) -> str:
@@ -194,19 +243,28 @@ class Record:
             ) from None
 
     def children(self, key: str) -> list[Record]:
-        """A list of objects; a text alone stands for {"prompt": text}."""
+        """A list of objects; a text alone stands for {"prompt": text}. Null and blank ones are left out and noted."""
         values = self.data.get(key)
         if values is None:
             return []
         if not isinstance(values, list):
             raise self.bad(f"{key!r} is {kind(values)}; it must be a list of objects with prompt and answer")
-        return [self.child(key, {"prompt": v} if isinstance(v, str) else v) for v in values]
+        objects = [self.child(key, {"prompt": v} if isinstance(v, str) else v) for v in values if v is not None]
+        kept = [entry for entry in objects if not _is_blank(entry.data)]
+        self.left_out(key, len(values) - len(kept))
+        return kept
 
     def child(self, key: str, value: Any) -> Record:
         """A nested object as a record."""
         if not isinstance(value, Mapping):
             raise self.bad(f"{key!r} holds {kind(value)}; it must be an object")
-        return Record(value, f"{self.where}, {key}")
+        return Record(value, f"{self.where}, {key}", self.notes)
+
+
+def _is_blank(entry: Mapping[str, Any]) -> bool:
+    """Whether the entry has a prompt and it is blank or null."""
+    prompt = entry.get("prompt", ...)
+    return prompt is None or (isinstance(prompt, str) and not prompt.strip())
 
 
 def templates(texts: tuple[str, ...], subject: str, filled: bool = True) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ..fact import Fact, Prompt
 from ..record import Choices, Record, templates
@@ -10,7 +10,9 @@ from ..record import Choices, Record, templates
 KNOWEDIT_NAMES = frozenset(
     {"Reasoning", "Subject_Aliasing", "Logical_Generalization", "Relation_Specificity", "Forgetfulness"}
 )
-EASYEDIT_KEYS = ("ground_truth", "rephrase_prompt", "locality", "locality_prompt", "portability_prompt")
+REPHRASED = ("rephrase_prompt", "rephrase", "ood_rephrase")
+"""Names of paraphrases; the last is WISE's, of a prompt in another style."""
+EASYEDIT_KEYS = ("ground_truth", "rephrase_prompt", "ood_rephrase", "locality", "locality_prompt", "portability_prompt")
 
 
 def is_knowedit(record: Record) -> bool:
@@ -35,9 +37,9 @@ def read_easyedit(record: Record, choices: Choices) -> list[Fact]:
         target=target,
         id=record.id("case_id", "id"),
         relation=record.text(record.first("relation", "relation_id"), blank_is_none=True) or "",
-        rephrasings=templates(record.texts("rephrase_prompt"), subject),
-        neighbours=(*_flat(record, "locality", "neighborhood"), *_groups(record, "locality")),
-        hops=tuple(p for p in (*_flat(record, "portability", ""), *_groups(record, "portability")) if p.answer),
+        rephrasings=templates(tuple(text for key in REPHRASED for text in record.texts(key)), subject),
+        neighbours=(*_flat(record, "locality", "neighborhood"), *groups(record, "locality")),
+        hops=answered(record, (*_flat(record, "portability", ""), *groups(record, "portability"))),
         answer_aliases=answer_aliases,
         target_aliases=tuple(target_aliases),
     )
@@ -49,7 +51,7 @@ def one_hop(record: Record) -> tuple[Prompt, ...]:
     if not record.has("portability"):
         return ()
     entry = record.child("portability", record.data["portability"])
-    return tuple(prompt for prompt in entry.prompts("New Question", "New Answer", "One_Hop") if prompt.answer)
+    return entry.prompts("New Question", "New Answer", "One_Hop")
 
 
 def _flat(record: Record, key: str, kind: str) -> tuple[Prompt, ...]:
@@ -57,10 +59,21 @@ def _flat(record: Record, key: str, kind: str) -> tuple[Prompt, ...]:
     return record.prompts(f"{key}_prompt", f"{key}_ground_truth", kind)
 
 
-def _groups(record: Record, key: str) -> tuple[Prompt, ...]:
+def answered(record: Record, prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
+    """The prompts that have an answer; the others cannot be scored, and are noted."""
+    every = tuple(prompts)
+    kept = tuple(prompt for prompt in every if prompt.answer)
+    record.notes.extend(["a portability prompt without an answer, left out"] * (len(every) - len(kept)))
+    return kept
+
+
+def groups(record: Record, key: str) -> tuple[Prompt, ...]:
+    """The prompts under `locality` or `portability`, by the names in it, or as a list of pairs."""
     value = record.data.get(key)
     if value is None:
         return ()
+    if isinstance(value, list):
+        return tuple(_group(record, key))
     group = record.child(key, value)
     if group.has("New Question"):
         return one_hop(record)
@@ -70,15 +83,7 @@ def _groups(record: Record, key: str) -> tuple[Prompt, ...]:
 def _group(groups: Record, name: str) -> list[Prompt]:
     """The prompts under one name: an entry or a list of entries, each with a text or parallel lists of texts."""
     value = groups.data[name]
-    prompts: list[Prompt] = []
-    for item in value if isinstance(value, list) else [value] if value is not None else []:
-        entry = groups.child(repr(str(name)[:40]), item)
-        texts, truths = entry.texts("prompt"), entry.data.get("ground_truth")
-        if not isinstance(truths, list) or len(texts) == 1:
-            truths = [truths] * len(texts)
-        if len(truths) != len(texts):
-            raise entry.bad(f"{len(texts)} prompts but {len(truths)} ground truths; give one for each")
-        for text, truth in zip(texts, truths, strict=True):
-            answer, aliases = Record({"ground_truth": truth}, entry.where).answer_and_aliases("ground_truth")
-            prompts.append(Prompt(text, answer, None, str(name), aliases))
-    return prompts
+    items = value if isinstance(value, list) else [value] if value is not None else []
+    groups.left_out(name, sum(item is None for item in items))
+    entries = [groups.child(repr(str(name)[:40]), item) for item in items if item is not None]
+    return [p for entry in entries for p in entry.prompts("prompt", entry.first("ground_truth", "answer"), str(name))]

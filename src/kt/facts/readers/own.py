@@ -9,10 +9,22 @@ from ..fact import Fact, Prompt, template_of
 from ..record import Choices, Record, templates
 
 OWN_KEYS = (
-    "id", "case_id", "relation", "relation_id", "prompt", "subject", "answer", "target_true", "foil",
-    "target", "target_new", "paraphrases", "neighbourhood", "portability", "generation",
-    "answer_aliases", "target_aliases", "target_prefix",
+    "id", "case_id", "relation", "relation_id", "prompt", "subject", "answer", "foil", "target",
+    "paraphrases", "neighbourhood", "portability", "generation", "answer_aliases", "target_aliases", "target_prefix",
 )  # fmt: skip
+
+NAMES = {
+    "id": ("id", "case_id"),
+    "relation": ("relation", "relation_id"),
+    "answer": ("answer", "target_true", "target_old", "object"),
+    "target": ("target", "target_new"),
+    "foil": ("foil", "target_false"),
+    "paraphrases": ("paraphrases", "paraphrase_prompts", "rephrase_prompt", "rephrase", "ood_rephrase"),
+    "neighbourhood": ("neighbourhood", "neighborhood", "neighborhood_prompts"),
+    "generation": ("generation", "generation_prompts"),
+}
+"""Our keys and other tools' names for them; of several in one record the first is read."""
+_OURS = {name: ours for ours, names in NAMES.items() for name in names}
 
 MEANT = {
     "rephrasings": "paraphrases",
@@ -27,23 +39,24 @@ LIST_KEYS = ("paraphrases", "neighbourhood", "portability", "generation", "answe
 
 
 def read_own(record: Record, choices: Choices) -> list[Fact]:
-    """kt's own records; `target_new` and `target_true` may stand for `target` and `answer`."""
-    _refuse_misspelt(record)
+    """kt's own records, also with other tools' keys (`NAMES`)."""
+    _check_keys(record)
+    key = {ours: record.first(*names) for ours, names in NAMES.items()}
     subject = record.need("subject")
     fact = Fact(
         template_of(record.as_prompt("prompt", record.need("prompt")), subject),
         subject,
-        answer=record.text(record.first("answer", "target_true")),
-        foil=record.text("foil"),
-        target=record.text(record.first("target", "target_new")),
-        id=record.id("id", "case_id"),
-        relation=record.text(record.first("relation", "relation_id")) or "",
-        rephrasings=templates(record.texts("paraphrases"), subject, filled=False),
-        neighbours=tuple(_prompt(c) for c in record.children("neighbourhood")),
+        answer=record.text(key["answer"]),
+        foil=record.text(key["foil"]),
+        target=record.text(key["target"]),
+        id=record.id(key["id"]),
+        relation=record.text(key["relation"]) or "",
+        rephrasings=templates(record.texts(key["paraphrases"]), subject, filled=False),
+        neighbours=tuple(_prompt(c) for c in record.children(key["neighbourhood"])),
         hops=tuple(_prompt(c) for c in record.children("portability")),
-        generation=record.texts("generation"),
-        answer_aliases=record.texts("answer_aliases"),
-        target_aliases=record.texts("target_aliases"),
+        generation=record.texts(key["generation"]),
+        answer_aliases=record.answers("answer_aliases"),
+        target_aliases=record.answers("target_aliases"),
     )
     return [fact]
 
@@ -73,12 +86,25 @@ def _prompt(record: Record) -> Prompt:
     )
 
 
-def _refuse_misspelt(record: Record) -> None:
-    """Refuse a key like "paraphrase", which would be ignored silently, so that its metric would be missing."""
+def _check_keys(record: Record) -> None:
+    """Refuse a key that looks misspelt or says what another one says, and note any other that is not read.
+
+    An ignored key would leave its metric out without a word.
+    """
+    seen: dict[str, str] = {}
     for key in record.data:
-        meant = None if key in OWN_KEYS else _meant(str(key))
+        if not record.has(key):
+            continue
+        ours = _OURS.get(key, key)
+        if ours in seen and ours not in ("id", "relation"):
+            raise record.bad(f"{seen[ours]!r} and {key!r} mean the same; leave one out")
+        seen[ours] = key
+        if ours in OWN_KEYS:
+            continue
+        meant = _meant(str(key))
         if meant is not None and not record.has(meant):
             raise record.bad(f"unknown key {key!r}; did you mean {meant!r}?")
+        record.notes.append(f"unknown key {str(key)[:40]!r}, which is not read")
 
 
 @lru_cache(maxsize=256)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..fact import Fact
+from ..fact import Fact, Prompt
 from ..record import Choices, Record, templates
-from .easyedit import one_hop
+from .easyedit import answered, groups
 
 
 def read_zsre(record: Record, choices: Choices) -> list[Fact]:
-    """A MEND record, with EasyEdit's one-hop portability question if present."""
+    """A MEND record, with EasyEdit's and Bi-ZsRE's portability questions if present.
+
+    Those follow from `alt` (919 of the 1,037 that EasyEdit publishes), so they are read only where `alt` is edited in.
+    """
     subject = record.filled("subject")
     if choices.zsre_target == "alt":
         target, *target_aliases = record.filled_answers("alt")
@@ -30,15 +33,26 @@ def read_zsre(record: Record, choices: Choices) -> list[Fact]:
         id=record.id("case_id", "id"),
         rephrasings=templates(record.texts("rephrase"), subject),
         # The unrelated question is written as "nq question: who ..." without its question mark.
-        neighbours=tuple(
-            replace(prompt, prompt=prompt.prompt if prompt.prompt.endswith("?") else f"{prompt.prompt}?")
-            for prompt in record.prompts("loc", "loc_ans", "nq_question")
+        neighbours=(
+            *(
+                replace(prompt, prompt=prompt.prompt if prompt.prompt.endswith("?") else f"{prompt.prompt}?")
+                for prompt in record.prompts("loc", "loc_ans", "nq_question")
+            ),
+            *groups(record, "locality"),
         ),
-        hops=one_hop(record),
+        hops=_hops(record, choices),
         answer_aliases=tuple(answer_aliases),
         target_aliases=tuple(target_aliases),
     )
     return [fact]
+
+
+def _hops(record: Record, choices: Choices) -> tuple[Prompt, ...]:
+    hops = answered(record, (*groups(record, "portability"), *record.prompts("port", "port_ans", "port")))
+    if hops and choices.zsre_target != "alt":
+        record.notes.append("portability that follows from `alt`, left out (--zsre-target alt keeps it)")
+        return ()
+    return hops
 
 
 def _first_filled(record: Record) -> tuple[str, ...]:

@@ -1,0 +1,82 @@
+"""Opening a file of records: its format by its name, decompressed, and refused where it is not what its name says."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ..errors import BadFile
+
+TEXT_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+ENDINGS = (*TEXT_ENDINGS, ".parquet")
+COMPRESSED = (".gz", ".zst")
+"""What may stand behind one of `TEXT_ENDINGS`."""
+DISGUISES = {
+    b"version https://git-lfs": (None, "a Git LFS pointer, not the data; fetch the file itself (git lfs pull)"),
+    b"<!doctype": (None, "an HTML page, not data; the download went wrong"),
+    b"<html": (None, "an HTML page, not data; the download went wrong"),
+    b"<?xml": (None, "XML, not data that kt reads; the download may have gone wrong"),
+    b"\x1f\x8b": (".gz", "compressed with gzip; let its name end in .gz"),
+    b"\x28\xb5\x2f\xfd": (".zst", "compressed with Zstandard; let its name end in .zst"),
+    b"par1": (".parquet", "Parquet; let its name end in .parquet"),
+    b"pk\x03\x04": (None, "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
+}
+"""How files begin (in lower case) that are something else than their name says, and the ending that would be right."""
+
+
+def ending_of(path: Path) -> str:
+    """The ending that tells the format, in lower case and without `.gz` or `.zst`."""
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return inner if suffix in COMPRESSED and inner in TEXT_ENDINGS else suffix
+
+
+def refuse_disguised(path: Path) -> None:
+    """Refuse a file that its first bytes show to be something else than its name says.
+
+    Raises:
+        BadFile: a Git LFS pointer, an HTML page, or a file with another format's ending.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(64).lstrip().lower()
+    for magic, (ending, what) in DISGUISES.items():
+        if start.startswith(magic) and path.suffix.lower() != ending:
+            raise BadFile(f"{path} is {what}")
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """The bytes of a file, decompressed if its name ends in `.gz` or `.zst`.
+
+    Raises:
+        BadFile: it is not what its name says, or Zstandard is not installed.
+        OSError: the file cannot be read.
+    """
+    refuse_disguised(path)
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return cast(BinaryIO, io.BufferedReader(_zstd().open(path, "rb"))) if suffix == ".zst" else path.open("rb")
+
+
+def _zstd() -> Any:
+    try:
+        from compression import zstd  # from Python 3.14 on
+    except ImportError:
+        try:
+            import zstandard as zstd
+        except ImportError as error:
+            raise BadFile(
+                "a .zst file needs Python 3.14 or the zstandard package; install it with: pip install zstandard"
+            ) from error
+    return zstd
+
+
+def damaged() -> tuple[type[Exception], ...]:
+    """The exceptions with which reading a damaged compressed file ends."""
+    loaded = [sys.modules[name] for name in ("compression.zstd", "zstandard") if sys.modules.get(name)]
+    return (EOFError, zlib.error, *(module.ZstdError for module in loaded))

@@ -1,0 +1,289 @@
+"""Files as they really come: what is read though it is written oddly, what is left out and counted, what is refused."""
+
+import csv
+import gzip
+import io
+import json
+
+import pytest
+
+from kt.errors import BadFact, BadFile, KtError
+from kt.evaluation.metrics import record_values
+from kt.evaluation.samples import samples_of
+from kt.facts import Prompt, facts_from, load_facts, read_facts
+
+OWN = {"prompt": "The capital of {} is", "subject": "France", "answer": "Paris", "target": "Lyon"}
+EASY = {"prompt": "The capital of France is", "subject": "France", "target_new": "Lyon", "ground_truth": "Paris"}
+ZSRE = {"subject": "Ost", "src": "Who rules Ost?", "rephrase": "Ost is ruled by", "alt": "Bo", "answers": ["Eva"]}
+
+
+def lines(path, *records):
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records))
+    return path
+
+
+def one(tmp_path, record, **options):
+    loaded = read_facts(lines(tmp_path / "a.jsonl", record), **options)
+    return loaded.facts[0], [note.partition(":")[0] for note in loaded.skips.noted]
+
+
+def fails(source, *words, **options):
+    with pytest.raises(KtError) as caught:
+        load_facts(source, **options)
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["x", "1", '{"a": 1}'])
+def test_numbers_are_read_as_they_are_written(tmp_path, value):
+    fact, notes = one(tmp_path, {**OWN, "answer": 1969, "target": 1970.0, "id": 7.0})
+    assert (fact.answer, fact.target, fact.id) == ("1969", "1970", "7")
+    assert notes == ["a number in 'answer', read as text", "a number in 'target', read as text"]
+    fact, _ = one(tmp_path, {**EASY, "target_new": 12.5, "ground_truth": [10, "ten"], "case_id": 3.5})
+    assert (fact.target, fact.answer, fact.answer_aliases, fact.id) == ("12.5", "10", ("ten",), "3.5")
+    fails(lines(tmp_path / "b.jsonl", {**OWN, "answer": True}), "'answer' is true or false")
+
+
+def test_blank_and_null_pairs_are_left_out_and_counted(tmp_path):
+    own = {**OWN, "paraphrases": [None, "{}'s capital is", " "], "neighbourhood": [None, {"prompt": ""}, "Rome is"]}
+    fact, notes = one(tmp_path, own)
+    assert len(fact.rephrasings) == len(fact.neighbours) == 1
+    assert notes == ["blank or null in 'paraphrases', left out", "blank or null in 'neighbourhood', left out"]
+    blank = {"prompt": ["", "Rome is in", "Oslo is in"], "ground_truth": ["x", "Italy", None]}
+    fact, notes = one(tmp_path, {**EASY, "locality": {"near": blank, "none": [None]}, "portability": {"far": blank}})
+    assert fact.neighbours == (Prompt("Rome is in", "Italy", kind="near"), Prompt("Oslo is in", kind="near"))
+    assert fact.hops == (Prompt("Rome is in", "Italy", kind="far"),)
+    assert "a portability prompt without an answer, left out" in notes
+    (fact,) = facts_from([{**OWN, "foil": float("nan"), "relation": float("nan")}])
+    assert fact.foil is None and fact.relation == ""
+
+
+def test_flat_parallel_lists_keep_each_prompt_with_its_own_answer(tmp_path):
+    flat = {"locality_prompt": ["a is", "b is"], "locality_ground_truth": ["1st", "2nd"],
+            "portability": {"New Question": ["c is", "d is"], "New Answer": ["3rd", ["4th", "fourth"]]}}  # fmt: skip
+    fact, _ = one(tmp_path, {**EASY, **flat})
+    assert [(p.prompt, p.answer) for p in fact.neighbours] == [("a is", "1st"), ("b is", "2nd")]
+    assert fact.hops == (
+        Prompt("c is", "3rd", kind="One_Hop"),
+        Prompt("d is", "4th", kind="One_Hop", aliases=("fourth",)),
+    )
+    fails(lines(tmp_path / "b.jsonl", {**EASY, "locality_prompt": ["a", "b", "c"], "locality_ground_truth": ["1", "2"]}),
+          "3 prompts but 2 ground truths")  # fmt: skip
+
+
+def test_end_of_text_is_no_answer(tmp_path):
+    fact, _ = one(tmp_path, {**EASY, "ground_truth": "<|endoftext|>"})
+    assert fact.answer is None
+    loaded = read_facts(lines(tmp_path / "b.jsonl", {**EASY, "target_new": "</s>"}, EASY))
+    assert len(loaded.facts) == 1 and loaded.skips.reasons == {"empty target_new": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "read"),
+    [
+        ("paraphrase_prompts", ["{}'s capital is"], lambda f: f.rephrasings == ("{}'s capital is",)),
+        ("rephrase", "{}'s capital is", lambda f: f.rephrasings == ("{}'s capital is",)),
+        ("neighborhood_prompts", ["Rome is"], lambda f: f.neighbours == (Prompt("Rome is"),)),
+        ("object", "Paris", lambda f: f.answer == "Paris"),
+        ("target_old", "Paris", lambda f: f.answer == "Paris"),
+        ("generation_prompts", ["France is"], lambda f: f.generation == ("France is",)),
+    ],
+)
+def test_other_tools_names_are_read_in_our_own_records(tmp_path, key, value, read):
+    fact, notes = one(tmp_path, {"prompt": OWN["prompt"], "subject": "France", "target_new": "Lyon", key: value})
+    assert read(fact) and fact.target == "Lyon" and notes == []
+
+
+def test_an_unknown_key_is_said_and_two_names_of_one_thing_are_refused(tmp_path):
+    _, notes = one(tmp_path, {**OWN, "note": "x", "source": "y"})
+    assert notes == ["unknown key 'note', which is not read", "unknown key 'source', which is not read"]
+    fails(lines(tmp_path / "b.jsonl", {**OWN, "target_old": "Rome"}), "'answer' and 'target_old' mean the same")
+    fails(lines(tmp_path / "b.jsonl", {**OWN, "portabilty": []}), "did you mean 'portability'")
+
+
+def test_keys_that_were_dropped_are_read(tmp_path):
+    fact, _ = one(tmp_path, {**EASY, "rephrase": "France's capital is", "ood_rephrase": "In France they rule from"})
+    assert fact.paraphrases == ("France's capital is", "In France they rule from")
+    near = {"prompt": "Rome is in", "ground_truth": "Italy"}
+    record = {**ZSRE, "loc": "who is that", "loc_ans": "Di", "locality": {"near": near}, "port": "Bo was born in",
+              "port_ans": "Aia"}  # fmt: skip
+    fact, _ = one(tmp_path, record, zsre_target="alt")
+    assert [p.kind for p in fact.neighbours] == ["nq_question", "near"]
+    assert fact.hops == (Prompt("Bo was born in", "Aia", kind="port"),)
+    assert one(tmp_path, record)[0].hops == ()
+
+
+CELLS = {
+    '["Mox", "Moxy"]': ("Mox", ("Moxy",)),
+    "['Mox', \"O'Mox\"]": ("Mox", ("O'Mox",)),
+    "['Mox' 'Moxy']": ("Mox", ("Moxy",)),
+    "[Mox]": ("[Mox]", ()),
+    '[["Mox", "Moxy"]]': ("Mox", ("Moxy",)),
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_that_is_a_list_is_one_in_published_formats(tmp_path, cell):
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["prompt", "subject", "target_new", "ground_truth", "locality"],
+                                      ["[i] Ada is", "Ada", "x", cell, "{'near': {'prompt': 'Bo is', 'ground_truth': 'y'}}"]])  # fmt: skip
+    (fact,) = load_facts(path)
+    assert (fact.answer, fact.answer_aliases) == CELLS[cell]
+    assert fact.prompt == "[i] Ada is" and fact.neighbours == (Prompt("Bo is", "y", kind="near"),)
+
+
+def chain(n, name):
+    edits = [
+        {"prompt": "{} is", "subject": f"s{i}", "target_new": {"str": "a"}, "target_true": {"str": "b"}}
+        for i in range(n)
+    ]
+    return {"case_id": name, "requested_rewrite": edits, "questions": ["who?"], "new_answer": "x", "answer": "y"}
+
+
+def test_a_chain_that_the_limit_cuts_has_no_multi_hop_questions(tmp_path):
+    path = lines(tmp_path / "a.jsonl", chain(2, 1), chain(2, 2))
+    assert [len(f.hops) for f in load_facts(path)] == [0, 1, 0, 1]
+    for limit, ids, hops in (("1", ["1-1"], [0]), ("2", ["1-1", "1-2"], [0, 1]), ("2-3", ["1-2", "2-1"], [0, 0])):
+        loaded = read_facts(path, limit=limit)
+        assert ([f.id for f in loaded.facts], [len(f.hops) for f in loaded.facts]) == (ids, hops)
+        assert any("--limit cuts" in note for note in loaded.skips.noted) == (limit != "2")
+
+
+def test_either_of_ripples_questions_passes_a_test_with_or():
+    asked = [{"prompt": f"q{i} is", "answers": [{"value": f"a{i}"}]} for i in range(2)]
+    tests = [{"test_queries": asked, "test_condition": "OR"}, {"test_queries": asked[:1], "test_condition": "OR"}]
+    (fact,) = facts_from([{"edit": {"prompt": "The gender of Bo is new."}, "Logical_Generalization": tests}])
+    assert [hop.any_of for hop in fact.hops] == ["Logical_Generalization 1"] * 2 + [""]
+    hops = [s for s in samples_of([fact]) if s.role == "portability"]
+    right = {0: (1,), 1: (2,), 2: (2,)}  # of the first test's two questions only the second is answered
+    from dataclasses import replace
+
+    given = [replace(s, target_ids=(2,), predicted_ids=right[i]) for i, s in enumerate(hops)]
+    values = record_values(given, {}, ("tf",))
+    assert values["portability_tf_exact"] == {fact.id: 1.0}
+    values = record_values([replace(s, any_of="") for s in given], {}, ("tf",))
+    assert values["portability_tf_exact"][fact.id] == pytest.approx(2 / 3)
+
+
+def test_where_both_of_ripples_targets_begin_alike_the_answers_and_the_relation_tell():
+    sentence = "The name of the spouse of Bo is What is {}."
+    edit = {"prompt": sentence.format("new"), "original_fact": {"prompt": sentence.format("old")}, "relation": "SPOUSE"}
+    asked = {"prompt": "The name of the spouse of B. is", "answers": [{"value": "What is new"}]}
+    (fact,) = facts_from([{"edit": edit, "Subject_Aliasing": [{"test_queries": [asked]}]}])
+    assert (fact.subject, fact.answer, fact.target) == ("Bo", "What is old", "What is new")
+    follows = {
+        "prompt": "Song is followed by Who is he.",
+        "original_fact": {"prompt": "Song is followed by Who is she."},
+    }
+    (fact,) = facts_from([{"edit": {**follows, "relation": "FOLLOWED_BY"}}])
+    assert (fact.subject, fact.answer, fact.target) == ("Song", "Who is she", "Who is he")
+
+
+def compressed(path, data):
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(data))
+    else:
+        path.write_bytes(pytest.importorskip("zstandard").compress(data))
+    return path
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson", "a.csv", "object.json"])
+def test_compressed_files(tmp_path, name, ending):
+    text = {"a.json": json.dumps([OWN]), "object.json": json.dumps({"data": [OWN]}),
+            "a.csv": "prompt,subject,answer,target\nThe capital of {} is,France,Paris,Lyon\n"}.get(name, json.dumps(OWN))  # fmt: skip
+    path = compressed(tmp_path / (name + ending), text.encode())
+    (fact,) = load_facts(path)
+    assert (fact.subject, fact.answer, fact.target) == ("France", "Paris", "Lyon")
+    path.write_bytes(path.read_bytes()[:-6])
+    fails(path, str(path))
+    path.write_bytes(path.read_bytes()[:12] + b"\xff" * 30)
+    fails(path, str(path))
+
+
+def test_parquet(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    path = tmp_path / "a.parquet"
+    near = [{"prompt": "Rome is", "answer": "it"}]
+    parquet.write_table(pyarrow.Table.from_pylist([{**OWN, "neighbourhood": near, "foil": None}]), path)
+    (fact,) = load_facts(path)
+    assert fact.answer == "Paris" and fact.neighbours == (Prompt("Rome is", "it"),)
+    path.write_bytes(b"PAR1" + b"x" * 40)
+    fails(path, "is not Parquet after record 0")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    fails(path, "needs the pyarrow package", "pip install 'kt-interp[data]'")
+
+
+def test_a_zst_file_without_zstandard(tmp_path, monkeypatch):
+    import sys
+
+    path = tmp_path / "a.json.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd")
+    for name in ("zstandard", "compression", "compression.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
+    fails(path, "pip install zstandard")
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "words"),
+    [
+        ("a.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
+        ("a.csv", b"\n<!DOCTYPE html><html>", "an HTML page"),
+        ("a.jsonl", b"<html><body>404", "an HTML page"),
+        ("a.json", gzip.compress(b"[]"), "let its name end in .gz"),
+        ("a.csv", b"PAR1....", "let its name end in .parquet"),
+        ("a.csv", b"PK\x03\x04....", "a spreadsheet"),
+        ("a.jsonl", b"[\n{}\n]", "needs the ending .json"),
+        ("a.jsonl", b"{\n}\n", "needs the ending .json"),
+        ("a.jsonl", b'[{"a": 1},\n{"a": 2}]', "needs the ending .json"),
+        ("a.jsonl", b"[[]]", "needs the ending .json"),
+        ("a.json", b'{"a": 1}\n{"a": 2}', "needs the ending .jsonl"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_what_its_name_says_is_called_what_it_is(tmp_path, name, raw, words):
+    path = tmp_path / name
+    path.write_bytes(raw)
+    fails(path, words, str(path))
+
+
+def test_folders_are_read_in_depth_without_hidden_ones(tmp_path):
+    for name in ("b/x/1.jsonl", "a/2.ndjson", ".git/3.json", "0.json"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines(path, {**OWN, "id": name}) if name != "0.json" else path.write_text(json.dumps([{**OWN, "id": name}]))
+    (tmp_path / "b" / "README.md").write_text("x")
+    assert [f.id for f in load_facts(tmp_path)] == ["0.json", "a/2.ndjson", "b/x/1.jsonl"]
+
+
+def test_a_hub_source_names_a_configuration_and_a_split(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    for name in ("one", "two"):
+        lines(repo / f"{name}.jsonl", {**OWN, "id": name})
+    (repo / "README.md").write_text(
+        "---\nconfigs:\n- config_name: both\n  data_files:\n  - split: first\n    path: one.jsonl\n"
+        "  - split: second\n    path: two.jsonl\n---\n"
+    )
+    assert [f.id for f in load_facts(f"hf:{repo}:both:second")] == ["two"]
+    assert [f.id for f in load_facts(f"hf:{repo}:both")] == [f.id for f in load_facts(f"hf:{repo}")] == ["one"]
+    fails(f"hf:{repo}:both:third", "has no split 'third'; there are first, second")
+    fails("hf:a:b:c:d", "names no dataset")
+
+
+def test_the_first_bytes_are_looked_at_once_and_the_stream_is_whole(tmp_path):
+    from kt.facts.opening import open_bytes
+
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"x" * 100_000))
+    with open_bytes(path) as stream:
+        assert len(stream.read()) == 100_000 and isinstance(stream, io.IOBase)
+
+
+def test_what_is_not_a_record_is_refused():
+    with pytest.raises((BadFact, BadFile), match="a record must be an object"):
+        facts_from(["Paris is nice."])
