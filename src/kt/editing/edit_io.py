@@ -90,6 +90,11 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     "norm_ratios": (NUMBERS, "numbers by weight"),
     "conditions": (NUMBERS, "numbers by weight"),
     "chosen": ({...: {"lambda": float, "x": float, "share": float}}, "lambda, x and share by weight"),
+    "neighbours": ({"kept": int, "n": int}, "kept and n"),
+    "perplexity": (
+        {"before": NUMBER, "after": NUMBER, "text": str, "tokens": int},
+        "before, after, text and tokens",
+    ),
     "rounding": ({...: {"survived": NUMBER, "error": NUMBER}}, "survived and error by weight"),
     "lost_to_rounding": (([str], None), "a list of requests' ids or null"),
     "requests": ([REQUEST], "a list of requests"),

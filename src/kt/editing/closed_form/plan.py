@@ -31,6 +31,7 @@ from .auto_ridge import WANTED, layer_share
 from .contexts import Contexts
 from .factor import Moment
 from .keys import fact_keys, fact_values
+from .near_keys import check_keys
 from .objective import Objective
 from .post_norm import change_of_output
 from .solvers import LeastSquares, Solution, Solver, System
@@ -137,6 +138,7 @@ class LocateThenEdit:
         if not self.one_by_one:
             return self._solve_batch(context, facts, progress)
         model = context.model
+        check_keys(model, facts, context.contexts, self.live, in_turn=True)
         parts: list[SolveResult] = []
         with model.restored(self.names(model)):
             for index, fact in enumerate(facts):
@@ -154,6 +156,7 @@ class LocateThenEdit:
 
     def _solve_batch(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None) -> SolveResult:
         model = context.model
+        check_keys(model, facts, context.contexts, self.live)
         search = self._search(context, facts, progress)
         written: dict[str, WeightUpdate] = {}
         with ExitStack() as around:
@@ -168,7 +171,8 @@ class LocateThenEdit:
                         model.write(name, scaled[name].update.plus(full.update.scaled(-1.0)))
                 for name, part in scaled.items():
                     written[name] = _sum(written[name], part) if name in written else part
-        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search)
+        aims = {path.aim: search[path.aim] for path in self.live}  # what nothing is written for cannot come through
+        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, aims)
 
     def _search(
         self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
