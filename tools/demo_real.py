@@ -28,6 +28,7 @@ EDIT = [
     "20000",
     "--evaluate",
     "end",
+    "--force",
 ]
 
 

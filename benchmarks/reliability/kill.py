@@ -46,7 +46,7 @@ COMMANDS = (
     ),
     Command(
         "apply-edit",
-        ("apply-edit", "--limit", "4", "--alpha", "0.3", "--max-tokens", "5000", "-o", "run"),
+        ("apply-edit", "--limit", "4", "--alpha", "0.3", "--max-tokens", "5000", "--force", "-o", "run"),
         ("run/edit.safetensors",),
         True,
     ),

@@ -130,7 +130,9 @@ def test_cov_fills_the_cache_and_finds_it_again(kt, model_folder, corpus_file):
 @pytest.fixture
 def edited(kt, model_folder, facts_file, corpus_file):
     layers = ("--layers-mlp", "0-1", "--layers-attn", "1", "--alpha", "0.3", "--corpus", corpus_file)
-    return lambda *more: kt("apply-edit", "-m", model_folder, "--edits", facts_file, "--limit", 2, *layers, *more)
+    return lambda *more: kt(
+        "apply-edit", "-m", model_folder, "--edits", facts_file, "--limit", 2, *layers, "--force", *more
+    )
 
 
 def test_apply_edit_writes_the_edit_and_reports_each_request(edited):

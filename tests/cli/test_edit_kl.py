@@ -19,7 +19,7 @@ def edited(kt, model_folder, corpus_file, tmp_path):
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     solve = ("--method", "memit", "--layers-mlp", "0-1", "--corpus", corpus_file, "--max-tokens", 800, "--no-generate")
-    return lambda *more: kt("apply-edit", "-m", model_folder, "--edits", path, *solve, *more)
+    return lambda *more: kt("apply-edit", "-m", model_folder, "--edits", path, *solve, "--force", *more)
 
 
 def test_kl_joins_the_scores(edited):

@@ -24,7 +24,7 @@ def apply(kt, model_folder, facts_file, corpus_file, monkeypatch, solved):
 
     def run(*more, limit="1-2"):
         asked = ("-m", model_folder, "-f", facts_file, "--limit", limit, "--corpus", corpus_file)
-        return kt("apply-edit", *asked, *LAYERS, *more)
+        return kt("apply-edit", *asked, *LAYERS, "--force", *more)
 
     return run
 

@@ -185,7 +185,19 @@ def test_a_merge_that_fails_does_not_take_the_solved_edit_with_it(
 
     monkeypatch.setattr("kt.export.to_hf", full)
     solving = ("--layers-mlp", "0", "--layers-attn", "1", "--alpha", "0.3", "--corpus", corpus_file, "--limit", 1)
-    ran = kt("apply-edit", "-m", model_folder, "--edits", facts_file, *solving, "-o", "run", "--merge-to", "merged")
+    ran = kt(
+        "apply-edit",
+        "-m",
+        model_folder,
+        "--edits",
+        facts_file,
+        *solving,
+        "-o",
+        "run",
+        "--merge-to",
+        "merged",
+        "--force",
+    )
     assert ran.code == 2 and "the disk is full" in ran.err
     assert Edit.load("run/edit.safetensors").names
     assert "merged" not in json.loads(Path("run/results.json").read_text())

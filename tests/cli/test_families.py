@@ -20,7 +20,7 @@ def test_heatmap_apply_edit_and_eval_on_a_saved_folder(kt, family, facts_file, c
     quick = "v_num_grad_steps=8,v_lr=0.3,clamp_norm_factor=20,mom2_update_weight=0.1"
     layers = ("--layers-mlp", "0-1", "--layers-attn", "0-1")
     edited = kt(
-        "apply-edit", *shared, "--alpha", 0.3, *layers, "--set", quick,
+        "apply-edit", *shared, "--force", "--alpha", 0.3, *layers, "--set", quick,
         "--corpus", corpus_file, "-o", tmp_path / "run", "--merge-to", tmp_path / "merged",
     )  # fmt: skip
     assert edited.code == 0, edited.err

@@ -10,7 +10,7 @@ def edited(kt, model_folder, facts_file, corpus_file):
     solving = ("--method", "memit", "--layers-mlp", "0", "--set", "v_num_grad_steps=3,mom2_update_weight=0.01")
 
     def run(folder, *more):
-        return kt("apply-edit", *common, *solving, "-o", folder, *more)
+        return kt("apply-edit", *common, *solving, "-o", folder, "--force", *more)
 
     return run
 

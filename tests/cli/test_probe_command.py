@@ -20,7 +20,9 @@ def probed(kt, model_folder, facts_file):
 @pytest.fixture
 def edit_file(kt, model_folder, facts_file, corpus_file):
     solve = ("--set", "v_num_grad_steps=3", "--layers-mlp", "0-1", "--corpus", corpus_file, "--max-tokens", 600)
-    ran = kt("apply-edit", "-m", model_folder, "--edits", facts_file, "--method", "memit", *solve, "-o", "edited")
+    ran = kt(
+        "apply-edit", "-m", model_folder, "--edits", facts_file, "--method", "memit", *solve, "-o", "edited", "--force"
+    )
     assert ran.code == 0, ran.err
     return Path("edited/edit.safetensors")
 

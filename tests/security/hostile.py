@@ -137,9 +137,9 @@ def run_everything(
             "heatmap": ("heatmap", *traced, "--limit", 3, "--kind", "mlp", "--heads", "-o", "heatmap"),
             "screen": ("heatmap", *traced, "--limit", 1, "--kind", "mlp", "--method", "atp", "-o", "screen"),
             "alpha": ("alpha", *traced, "--seed", seed, "--per-fact", "-o", "alpha"),
-            "edit": ("apply-edit", "--edits", "facts.json", *solved, "-o", "edit"),
+            "edit": ("apply-edit", "--edits", "facts.json", *solved, "--force", "-o", "edit"),
             "steps": (
-                *("apply-edit", "--edits", "facts.json", "--limit", 2, *solved, "--mode", "sequential"),
+                *("apply-edit", "--edits", "facts.json", "--limit", 2, *solved, "--force", "--mode", "sequential"),
                 *("--evaluate", "step", "--no-generate", "-o", "steps"),
             ),
             "eval": ("eval", *on, *facts, "--edit", edit, "--no-generate", "-o", "eval"),

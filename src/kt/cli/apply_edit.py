@@ -20,6 +20,7 @@ from .session import Session, session
 
 if TYPE_CHECKING:
     from ..editing import Edit
+    from ..editing.verdict import Verdict
     from ..model.model import TracedModel
 
 
@@ -69,6 +70,10 @@ class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, Mode
         bool, Opt("--no-check", help="Do not load the merged folder to compare it, which takes as much memory again.")
     ] = False
     dry_run: Annotated[bool, Opt("--dry-run", help="Solve and report, but write no edit.")] = False
+    force: Annotated[
+        bool,
+        Opt("--force", help="Exit 0 and write --merge-to also where the edit fails its own check."),
+    ] = False
 
 
 def apply_edit(options: EditOptions) -> None:
@@ -131,9 +136,16 @@ def apply_edit(options: EditOptions) -> None:
         check_changed(run.edits)
         path = None if options.dry_run else str(run.save(s.run.folder, s.path))
         s.keep(run, edit=path, **met)
-        if options.merge_to is not None and run.edit is not None and not options.dry_run:
+        failed = None if options.force else failed_check(run.verdict)
+        if options.merge_to is not None and run.edit is not None and not options.dry_run and failed is None:
             refused = parallel.on_rank_zero("merging", merge, s, model, run.edit, options)
         s.screen.tables(*run.tables())
+    if failed is not None and options.merge_to is not None:
+        failed += f"; {options.merge_to} is not written"
+    if failed is not None and not options.dry_run:
+        failed += f"; the edit is kept in {s.path}"
+    if failed is not None:
+        raise WorkFailed(f"{failed} (--force accepts it)")
     if refused is not None:
         raise refused
 
@@ -158,6 +170,15 @@ def check_new(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadOption(f"--merge-to {folder} exists and is not empty; name a new folder")
     check_writable(folder / "config.json")
+
+
+def failed_check(verdict: Verdict | None) -> str | None:
+    """The number that an edit's own check failed in; None where it holds."""
+    if verdict is None or not verdict.warnings:
+        return None
+    first, *others = verdict.warnings
+    more = f" (and {len(others)} more warning{'s' * (len(others) > 1)})" if others else ""
+    return f"the edit failed its own check ({verdict.text}): {first}{more}"
 
 
 def check_changed(edits: Sequence[Edit]) -> None:

@@ -67,6 +67,7 @@ def evaluate(options: EvalOptions) -> None:
         from ..evaluation import distributions, evaluate
         from ..evaluation.perplexity import heldout_corpus
         from ..evaluation.scores import Comparison
+        from ..facts.load import facts_from
 
         if "ppl" in arguments["protocols"]:
             heldout_corpus(options.heldout, options.model)  # refused here, before a model loads
@@ -85,7 +86,7 @@ def evaluate(options: EvalOptions) -> None:
             log_samples(s, before, None, model)
             s.keep(before)
             return s.screen.tables(*before.tables())
-        arguments |= {"before": before, "reference": reference}
+        arguments |= {"before": before, "reference": reference, "edited": edit}
         control = None if options.no_control else edit.control()
         scores: dict[str, Scores] = {}
         for name, part in (("after", edit), ("control", control)):
@@ -93,6 +94,9 @@ def evaluate(options: EvalOptions) -> None:
                 with s.progress(f"{name} the edit" if name == "after" else "its control") as tick, part.applied(model):
                     scores[name] = evaluate(model, facts, progress=tick, **arguments)
                 scores[name].save(s.run.file(FILES[name]))
+        before = before.of_edited(facts, facts_from(edit.requests))
+        if before.edited is not None:
+            s.screen.say(f"kt: {before.about_records} by {options.edit}; success is that of these alone")
         before.save(s.run.file(FILES["before"]))
         log_samples(s, scores["after"], before, model)
         compared = Comparison(before, **scores)

@@ -83,6 +83,7 @@ class Session:
         from ..facts.fact import facts_digest
 
         typed = option_values(self.options) | {"command": self.options.command}
+        typed.pop("force", None)  # decides on an exit code, and no number
         self.load_model()
         weights = self.run.manifest["model"]["fingerprint"]  # of gigabytes: hashed once a command
         given = {"model weights": weights, "facts' content": facts_digest(self.load_facts())}

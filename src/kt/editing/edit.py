@@ -21,6 +21,7 @@ from ..stats import Interval
 from . import apply, edit_io
 from .apply import FileState, MatchedWeights
 from .request_report import RequestReport
+from .verdict import Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-OF_THE_WHOLE = ("fingerprints_after", "norm_ratios", "value_change", "rounding", "lost_to_rounding")
+OF_THE_WHOLE = (
+    *("fingerprints_after", "norm_ratios", "value_change", "neighbours", "perplexity"),
+    *("rounding", "lost_to_rounding"),
+)
 """Fields of a manifest that hold for all updates together and not for a part of them."""
 
 CHOSEN = {"lambda": "λ", "x": "x", "lr": "lr", "norm_constraint": "ε"}
@@ -68,6 +72,11 @@ class Edit(Shown):
     @property
     def alpha(self) -> float | None:
         return self.manifest.get("alpha")
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What came of it, and what it failed in; None where it was not read back (a part, or made by hand)."""
+        return Verdict.of(self.manifest, self.report)
 
     @property
     def digest(self) -> str:
@@ -249,7 +258,8 @@ class Edit(Shown):
         known: list[str] = [name for name in ("method", "alpha", "model") if name in self.manifest]
         known += [name for name in ("alphas", "value_change", "lost_to_rounding") if self.manifest.get(name)]
         requests = [_request(request) for request in self.report]
-        return {name: self.manifest[name] for name in known} | {"deltas": self.deltas(), "requests": requests}
+        found = {"deltas": self.deltas(), "requests": requests, "verdict": self.verdict and self.verdict.as_dict()}
+        return {name: self.manifest[name] for name in known} | found
 
     @property
     def heading(self) -> str:
@@ -261,14 +271,14 @@ class Edit(Shown):
         return [Card("facts edited", len(self.report))]
 
     def tables(self) -> Sequence[Table]:
-        """A row a request, a row a weight, a row an aim."""
+        """A row a request, a row a weight, a row an aim; the verdict."""
         changes = self.manifest.get("value_change") or {}
         parts = ("came_through", "left")
         rows = [[aim, *(Interval.of(change[part]) for part in parts)] for aim, change in changes.items()]
         columns = ["aim", "of the wanted change came through", "still missing, relative"]
         note = "mean [95%] over requests, with the edit as scaled"
         aims = [Table(columns, rows, "intended value change", note)] if rows else []
-        return [requests_table([self]), self._weights_table(), *aims]
+        return [requests_table([self]), self._weights_table(), *aims, *verdict_tables(self.verdict)]
 
     def _weights_table(self) -> Table:
         rounded = self.manifest.get("rounding") is not None
@@ -330,6 +340,14 @@ def requests_table(edits: Sequence[Edit]) -> Table:
     rows = [[getattr(request, name) for name in names] for request in reports]
     about = edits[-1].manifest
     return Table(columns, rows, f"{about.get('method')}, alpha {cell_text(about.get('alpha'))}")
+
+
+def verdict_tables(verdict: Verdict | None) -> list[Table]:
+    """The verdict in words, and on pages its warnings (a command says them on stderr); no table where there is none."""
+    if verdict is None:
+        return []
+    lines = [[line] for line in verdict.warnings]
+    return [Table(["verdict"], [[verdict.text]]), *([Table(["it failed in"], lines, only="page")] if lines else [])]
 
 
 def _request(report: RequestReport) -> dict[str, Any]:

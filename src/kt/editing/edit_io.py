@@ -95,6 +95,11 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     "norm_ratios": (NUMBERS, "numbers by weight"),
     "conditions": (NUMBERS, "numbers by weight"),
     "chosen": ({...: CHOSEN}, "lambda, x and share, lr or norm_constraint by weight"),
+    "neighbours": ({"kept": int, "n": int}, "kept and n"),
+    "perplexity": (
+        {"before": NUMBER, "after": NUMBER, "text": str, "tokens": int},
+        "before, after, text and tokens",
+    ),
     "rounding": ({...: {"survived": NUMBER, "error": NUMBER}}, "survived and error by weight"),
     "lost_to_rounding": (([str], None), "a list of requests' ids or null"),
     "requests": ([REQUEST], "a list of requests"),

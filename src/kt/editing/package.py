@@ -21,13 +21,22 @@ from .config import Config
 from .edit import Edit
 from .plan import Plan, SolveContext, SolveResult
 from .rounding import Reading, about_rounding, is_narrow, readings, report, warn_of_rounding
+from .verdict import TextReading, about_side_effects, side_effects
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-def package(context: SolveContext, facts: Sequence[Fact], config: Config, plan: Plan, solved: SolveResult) -> Edit:
-    """The edit with its manifest, read back from the model while it is written in."""
+def package(
+    context: SolveContext,
+    facts: Sequence[Fact],
+    config: Config,
+    plan: Plan,
+    solved: SolveResult,
+    check: bool = True,
+    text: TextReading | None = None,
+) -> Edit:
+    """The edit with its manifest, read back from the model while it is written in; `check` and `text`: `read_back`."""
     model, alpha = context.model, getattr(config, "alpha", None)
     updates = {name: written.update.to(torch.float32) for name, written in solved.written.items()}
     manifest = {
@@ -54,7 +63,7 @@ def package(context: SolveContext, facts: Sequence[Fact], config: Config, plan: 
     )
     edit.check()
     warn_of_weak_targets(facts, solved)
-    read_back(model, edit, facts, readings(model, list(facts), unedited=True), solved)
+    read_back(model, edit, facts, readings(model, list(facts), unedited=True), solved, check, text)
     _warn_of_weak_writes(edit)
     return edit
 
@@ -95,10 +104,22 @@ def about_requests(facts: Sequence[Fact]) -> dict[str, Any]:
 
 
 def read_back(
-    model: TracedModel, edit: Edit, facts: Sequence[Fact], before: list[Reading], solved: SolveResult | None = None
+    model: TracedModel,
+    edit: Edit,
+    facts: Sequence[Fact],
+    before: list[Reading],
+    solved: SolveResult | None = None,
+    check: bool = True,
+    text: TextReading | None = None,
 ) -> None:
     """Write the edit in for a moment: what the requests say now, what its control says, how much of each wanted value
-    came through, what rounding left, and how the weights' norms and fingerprints changed."""
+    came through, what rounding left, and how the weights' norms and fingerprints changed.
+
+    Args:
+        check: also read neighbours and perplexity, and warn of what the verdict found.
+        text: perplexity before the edit, if it is known.
+    """
+    beside = side_effects(model, facts, text) if check else None
     before_narrow = model.copies(name for name in edit.names if is_narrow(model.own(name)))
     with edit.applied(model):
         after = readings(model, list(facts))
@@ -109,6 +130,8 @@ def read_back(
         edit.manifest["norm_ratios"] = {n: v / old[n] for n, v in now.items() if old[n]}  # Gemma's gains begin at zero
         if solved is not None:
             edit.manifest["value_change"] = value_change(model, facts, solved)
+        if beside is not None:
+            edit.manifest |= about_side_effects(beside, side_effects(model, facts))
     control = edit.control()
     under_control: list[Reading] | None = None
     if control is not None:
@@ -119,6 +142,8 @@ def read_back(
     if not all(torch.isfinite(torch.tensor(r.target_prob)).all() for r in edit.report):
         raise WorkFailed("the edited model's probabilities are not finite; the edit was not kept")
     warn_of_rounding(edit, model.dtype)
+    if check and (verdict := edit.verdict) is not None:
+        verdict.warn()
 
 
 def value_change(model: TracedModel, facts: Sequence[Fact], solved: SolveResult) -> dict[str, Any]:

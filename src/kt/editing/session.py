@@ -47,6 +47,7 @@ from .resolve import (
 )
 from .rounding import readings
 from .stack import EditStack
+from .verdict import TextReading, text_reading
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -68,6 +69,8 @@ class SessionOptions:
         requests: all requests to come, for a probe of the stages of recall; None: the first that are edited.
         corpus, max_tokens: the text that second moments are taken over, where none are given: `auto` (english, and for
             the demo model demo), or what `kt cov --corpus` takes.
+        check: also read neighbours and perplexity before and after each edit, and warn of what its verdict found. A run
+            in steps, whose total is checked, and a sweep, which measures bad settings on purpose, leave it out.
     """
 
     history: History | None = None
@@ -77,6 +80,7 @@ class SessionOptions:
     requests: Sequence[Fact] | None = None
     corpus: str = "auto"
     max_tokens: int = 100_000
+    check: bool = True
 
 
 class EditSession:
@@ -135,6 +139,7 @@ class EditSession:
         self._contexts = Contexts.of(context_templates) if context_templates else None
         self._evidence = Evidence()
         self._original: dict[str, Tensor] = {}
+        self._texts: dict[int, TextReading | None] = {}  # by number of steps, so that none is read twice
 
     # One edit ---------------------------------------------------------------------------------------------------
     def solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> Edit:
@@ -160,6 +165,7 @@ class EditSession:
             raise
         self._original = before | self._original
         self.steps.append(result)
+        self._texts[len(self.steps)] = text_reading(result.manifest, "after")
         self._requests += facts
         return result
 
@@ -173,7 +179,10 @@ class EditSession:
         self._refuse(plan)
         context = self._context(plan)
         solved = plan.solve(context, facts, self.progress)
-        return self._note_sources(package(context, facts, config, plan, solved)), plan, context, facts
+        known = self._texts.get(len(self.steps))
+        result = package(context, facts, config, plan, solved, self.options.check, known)
+        self._texts[len(self.steps)] = text_reading(result.manifest, "before")
+        return self._note_sources(result), plan, context, facts
 
     def _resolve(self, facts: Sequence[Fact]) -> Config:
         """The configuration with layers and α from the unedited model, chosen once; an α of each fact's own is traced
@@ -296,13 +305,15 @@ class EditSession:
                 name: torch.cat([s.keys[name] for s in self.steps if name in s.keys]) for name in self.steps[-1].keys
             }
             whole = Edit(updates, manifest, keys=keys)
-            read_back(self.model, whole, self._requests, readings(self.model, self._requests))
+            before = readings(self.model, self._requests)
+            read_back(self.model, whole, self._requests, before, text=self._texts.get(0))
         return self._note_sources(whole)
 
     def revert(self) -> None:
         """The exact bytes from before the first edit; the session begins anew."""
         self.model.put_back(self._original)
         self._original, self.steps, self._requests = {}, [], []
+        self._texts = {0: self._texts.get(0)}
         self.state = EditHistory(self._history)
 
     def __enter__(self) -> EditSession:

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import BadFact, BadFile
 from ..facts.corpus import Corpus
 from ..model.model import TracedModel
-from ..model.scoring import Question, Row, TeacherForced
+from ..model.scoring import Question, Row, TeacherForced, teacher_force
 from ..model.tokens import token_ids
 from ..stats import Interval, bootstrap_of_means
 
@@ -26,6 +26,8 @@ WINDOW = 1024
 """Most tokens that the model reads at once."""
 MOST_TOKENS = 300_000
 """Documents are taken until this many tokens are reached (WikiText-2's test set has 283,000 of GPT-2's)."""
+CHECK_TOKENS, CHECK_WINDOW = 1_000, 256
+"""Tokens that every edit is checked on, and the window that they are read in: few, since each edit reads them twice."""
 
 
 @dataclass(frozen=True)
@@ -97,29 +99,41 @@ def heldout_corpus(source: str | Path | None, model: str) -> Corpus:
     return Corpus.heldout(model) if source is None else Corpus.open(source, model)
 
 
+def check_losses(model: TracedModel) -> Heldout | None:
+    """Losses on the small text that every edit is checked on; None where the tokenizer reads nothing of it."""
+    some = _windows(model, heldout_corpus(None, model.name), CHECK_TOKENS, CHECK_WINDOW)
+    return some.losses(teacher_force(model, some.rows, allow_nan=True)) if some.rows else None
+
+
 def windows(model: TracedModel, corpus: Corpus) -> Windows:
     """Cut the corpus' documents into rows for `teacher_force`, up to `MOST_TOKENS` tokens in all.
 
     Raises:
         BadFile: no document has a token to predict.
     """
-    longest = getattr(model.module.config.get_text_config(), "max_position_embeddings", None) or WINDOW
+    every = _windows(model, corpus, MOST_TOKENS, WINDOW)
+    if not every.rows:
+        raise BadFile(f"{corpus.name} has no text to predict; give one document a line, of two tokens or more")
+    return every
+
+
+def _windows(model: TracedModel, corpus: Corpus, most: int, window: int) -> Windows:
+    """The windows of documents, of up to `most` tokens each, until `most` tokens are reached."""
+    longest = getattr(model.module.config.get_text_config(), "max_position_embeddings", None) or window
     rows: list[Row] = []
     owner: list[int] = []
     total = 0
     for text in corpus.texts():
-        ids = token_ids(model.tokenizer, text)
+        ids = token_ids(model.tokenizer, text)[: most + 1]
         if len(ids) < 2:
             continue
         document = owner[-1] + 1 if owner else 0
-        for number, (read, target) in enumerate(_cut(ids, min(WINDOW, longest)), start=1):
+        for number, (read, target) in enumerate(_cut(ids, min(window, longest)), start=1):
             rows.append(Row((f"{corpus.name}, document {document + 1}, window {number}", ""), read, target))
             owner.append(document)
             total += len(target)
-        if total >= MOST_TOKENS:
+        if total >= most:
             break
-    if not rows:
-        raise BadFile(f"{corpus.name} has no text to predict; give one document a line, of two tokens or more")
     return Windows(corpus, tuple(rows), tuple(owner))
 
 

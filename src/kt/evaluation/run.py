@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from .._util.progress import Progress, counter
 from ..errors import BadFact
@@ -39,6 +39,14 @@ TEXT_TOP_K = 5
 
 _ANSWERED = ("edit", "paraphrase", "neighbourhood", "portability")
 """Roles whose answers the model may also give as text."""
+
+
+@runtime_checkable
+class Edited(Protocol):
+    """An edit or a stack: its requests, as dicts."""
+
+    @property
+    def requests(self) -> list[dict[str, Any]]: ...
 
 
 class Options(NamedTuple):
@@ -201,6 +209,7 @@ def evaluate(
     reference: Distributions | None = None,
     judge: Verdicts | None = None,
     max_new_tokens: int = WILD_TOKENS,
+    edited: Edited | Sequence[Fact | Mapping[str, Any]] | None = None,
 ) -> Scores:
     """Score the model as it stands now.
 
@@ -218,6 +227,8 @@ def evaluate(
         reference: what `distributions` returned for the unedited model; with it, neighbourhood_kl is there.
         judge: a `Judge`, or any function of cases; it reads the answers of the protocol wild.
         max_new_tokens: most tokens of an answer in the protocol wild.
+        edited: the edit (or stack) that is written in, or its requests. Success, paraphrase and portability are then
+            those of the records that it was asked for, and the scores say how many these are.
 
     Returns:
         Every metric with its mean and 95% interval over records, the values of each record, and the raw responses.
@@ -244,7 +255,7 @@ def evaluate(
     if judge is not None:
         samples = _judged(samples, judge)
     values = record_values(samples, old, {*chosen, "kl"})
-    return Scores(
+    scores = Scores(
         model=model.name,
         records=tuple(fact.id for fact in facts),
         samples=tuple(samples),
@@ -254,6 +265,9 @@ def evaluate(
         compared=before is not None,
         heldout=responses.heldout,
     )
+    if edited is None:
+        return scores
+    return scores.of_edited(facts, facts_from(edited.requests if isinstance(edited, Edited) else edited))
 
 
 def _judged(samples: Sequence[Sample], judge: Verdicts) -> list[Sample]:

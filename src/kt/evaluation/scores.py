@@ -17,13 +17,16 @@ from ..errors import BadFact, BadFile
 from ..report import Shown, Table
 from ..runs.folder import FILES
 from ..stats import Interval, bootstrap_mean_grid, bootstrap_of_means
-from .metrics import COMPOSITES, columns, composites, harmonic
+from .metrics import COMPOSITES, METRICS, base_of, columns, composites, harmonic
 from .perplexity import Heldout
 from .samples import Sample
+from .text import normalised
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+
+    from ..facts.fact import Fact
 
 
 # Two methods on the same records: paired bootstrap differences of every metric that both have.
@@ -77,6 +80,8 @@ def _refuse_others(first: Scores, second: Scores) -> None:
 
 
 KIND = "scores"
+OF_TARGET = ("edit", "answer", "paraphrase", "portability")
+"""Roles whose scores say whether an edit holds; of records that it was not asked for they would say nothing."""
 NO_SHARES = ("fluency_ngram_entropy_gen", "text_words_gen", "neighbourhood_kl", "perplexity_heldout")
 """Metrics that have a unit of their own (bits, words, nats); all others lie between 0 and 1."""
 
@@ -94,6 +99,8 @@ class Scores(Shown):
         seed: of the sampled texts and of the bootstrap.
         compared: whether locality was measured against another run; such scores cannot be a `before`.
         heldout: losses on held-out text, behind perplexity_heldout; None where it was not asked for.
+        edited: the records whose target the edit was asked for, which alone have success, paraphrase and portability;
+            None where all are, or nobody said.
     """
 
     model: str
@@ -104,6 +111,7 @@ class Scores(Shown):
     seed: int = 0
     compared: bool = False
     heldout: Heldout | None = None
+    edited: tuple[str, ...] | None = None
 
     kind = KIND
     heading = "Scores"
@@ -131,6 +139,29 @@ class Scores(Shown):
         grid = bootstrap_mean_grid(table, seed=self.seed)
         columns = zip(self.values, grid.mean, grid.low, grid.high, grid.n, strict=True)
         return {name: Interval(float(m), float(lo), float(hi), int(n)) for name, m, lo, hi, n in columns}
+
+    def of_edited(self, facts: Sequence[Fact], requests: Sequence[Fact]) -> Scores:
+        """The scores of a model with an edit in it: success, paraphrase and portability of the records it holds alone.
+
+        Args:
+            facts: the records' own, in their order.
+            requests: the edit's; it holds a record where one has the record's subject and target.
+        """
+        asked = {_request(request) for request in requests}
+        edited = tuple(fact.id for fact in facts if _request(fact) in asked)
+        if len(edited) == len(facts):
+            return self
+        values = {
+            name: {r: v for r, v in by_record.items() if r in edited or METRICS[base_of(name)[0]].role not in OF_TARGET}
+            for name, by_record in self.values.items()
+        }
+        return replace(self, values={name: by_record for name, by_record in values.items() if by_record}, edited=edited)
+
+    @property
+    def about_records(self) -> str:
+        """`8 records`, or, of an edit that does not hold all of them, `3 of 8 records edited`."""
+        edited, n = self.edited, len(self.records)
+        return f"{n} records" if edited is None else f"{len(edited)} of {n} records edited"
 
     def compare(self, other: Scores, seed: int | None = None) -> dict[str, Interval]:
         """This model less the other on the same records, metric by metric: paired bootstrap differences.
@@ -191,17 +222,18 @@ class Scores(Shown):
         changes = [Change(n, old, new) for n, old, new in pairs if old is not None and n not in NO_SHARES]
         if not changes:
             raise BadFact("no score is in both; score both models under the same protocols")
-        return before_after(changes, title=f"{self.model}: before and after", subtitle=f"{len(self.records)} records")
+        return before_after(changes, title=f"{self.model}: before and after", subtitle=self.about_records)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: metrics.<name> = {mean, ci95, n} and the protocol, without the raw samples."""
         metrics = {name: metric.as_dict() for name, metric in self.metrics.items()}
+        edited = {} if self.edited is None else {"n_edited": len(self.edited)}
         return {
             "model": self.model,
             "n_records": len(self.records),
             "metrics": metrics,
             "protocol": self.protocol,
-        }
+        } | edited
 
     def tables(self) -> Sequence[Table]:
         """Each metric with its interval and n; then what each means."""
@@ -222,7 +254,7 @@ class Scores(Shown):
             "values": self.values,
             "samples": [sample.as_dict() for sample in self.samples],
             "heldout": self.heldout.as_dict() if self.heldout is not None else None,
-        }
+        } | ({} if self.edited is None else {"edited": self.edited})
         return write_json(path, content)
 
     @classmethod
@@ -247,10 +279,15 @@ class Scores(Shown):
                 seed=data["seed"],
                 compared=data["compared"],
                 heldout=Heldout.from_dict(data["heldout"]) if data.get("heldout") else None,
+                edited=None if data.get("edited") is None else tuple(data["edited"]),
             )
 
     def __repr__(self) -> str:
-        return f"Scores({self.model}: {len(self.records)} records, {len(self.metrics)} metrics)"
+        return f"Scores({self.model}: {self.about_records}, {len(self.metrics)} metrics)"
+
+
+def _request(fact: Fact) -> tuple[str, str]:
+    return normalised(fact.subject), normalised(fact.target or fact.foil or "")
 
 
 def scores_table(scores: Mapping[str, Scores | None], after: str | None = None, note: str = "") -> Table:
@@ -264,7 +301,7 @@ def scores_table(scores: Mapping[str, Scores | None], after: str | None = None, 
     shown = {name: each for name, each in scores.items() if each is not None}
     main = shown[after or next(iter(shown))]
     rows = [[name, *(s.metrics.get(name) for s in shown.values()), m.n] for name, m in main.metrics.items()]
-    return Table(["metric", *shown, "n"], rows, f"{main.model}: {len(main.records)} records", note)
+    return Table(["metric", *shown, "n"], rows, f"{main.model}: {main.about_records}", note)
 
 
 @dataclass(frozen=True)
@@ -304,4 +341,4 @@ class Comparison(Shown):
         return [scores_table(columns, "after", note), self.after.protocol_table()]
 
     def __repr__(self) -> str:
-        return f"Comparison({self.after.model}: {len(self.after.records)} records, {len(self.after.metrics)} metrics)"
+        return f"Comparison({self.after.model}: {self.after.about_records}, {len(self.after.metrics)} metrics)"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..editing import Edit, EditSession
     from ..editing.stack import EditStack
+    from ..editing.verdict import Verdict
     from ..evaluation import Scores
     from ..evaluation.distributions import Distributions
     from ..facts.fact import Fact
@@ -204,12 +205,20 @@ class EditRun(Shown):
         """Method, step size, seed."""
         return self.steps.about
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """Of the model with all of it; in single mode of the edits side by side, with the worst perplexity."""
+        from ..editing.verdict import Verdict
+
+        return Verdict.joined([each.verdict for each in self.edits]) if self.edit is None else self.edit.verdict
+
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: the edit (in single mode its weights' means over the edits), the course, the scores."""
         content = (self.edit or self.edits[0]).as_dict()
         if self.edit is None:
             content["deltas"] = _mean_deltas([edit.deltas() for edit in self.edits])
             content["requests"] = [request for edit in self.edits for request in edit.as_dict()["requests"]]
+            content["verdict"] = self.verdict and self.verdict.as_dict()
         content["mode"] = self.steps.mode
         if len(self.steps.steps) > 1:
             content["steps"] = self.steps.as_dict()["steps"]
@@ -220,10 +229,12 @@ class EditRun(Shown):
 
     def tables(self) -> Sequence[Table]:
         """The edit's tables (in single mode the requests alone); the scores where they were asked for."""
-        from ..editing.edit import requests_table
+        from ..editing.edit import requests_table, verdict_tables
         from ..evaluation.scores import Comparison
 
-        shown = [requests_table(self.edits)] if self.edit is None else list(self.edit.tables())
+        shown = [requests_table(self.edits), *verdict_tables(self.verdict)]
+        if self.edit is not None:
+            shown = list(self.edit.tables())
         if self.after is None:
             return shown
         scores = self.after if self.before is None else Comparison(self.before, self.after, self.control)
@@ -321,6 +332,7 @@ def run_edits(
     size = {"batch": len(facts), "single": 1, "sequential": step_size}[mode]
     groups = [facts[i : i + size] for i in range(0, len(facts), size)]
     session["requests"] = facts
+    session["check"] = len(groups) == 1 or mode == "single"  # in steps, the total is checked
     judge = _Judge(model, facts, session.get("seed", 0), generate, stage)
     run = _one_by_one if mode == "single" else _in_sequence
     with EditSession(model, **session) if below is None else SessionOnEdits(model, below, facts, **session) as editor:

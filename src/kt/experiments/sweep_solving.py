@@ -86,6 +86,7 @@ class Solver:
             "max_tokens": self.max_tokens,
             "seed": seed,
             "progress": progress,
+            "check": False,  # a sweep measures bad settings on purpose
         }
         return edit(self.model, facts, **(shared | dict(options)))
 

@@ -32,6 +32,7 @@ from .auto_ridge import WANTED, layer_share
 from .contexts import Contexts
 from .factor import Moment
 from .keys import fact_keys, fact_values
+from .near_keys import check_keys
 from .objective import Objective
 from .post_norm import change_of_output, passes_norm
 from .solvers import LeastSquares, Solution, Solver, System
@@ -145,6 +146,7 @@ class LocateThenEdit:
         if not self.one_by_one:
             return self._solve_batch(context, facts, progress)
         model = context.model
+        check_keys(model, facts, context.contexts, self.live, in_turn=True)
         parts: list[SolveResult] = []
         with model.restored(self.names(model)):
             for index, fact in enumerate(facts):
@@ -162,6 +164,7 @@ class LocateThenEdit:
 
     def _solve_batch(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None) -> SolveResult:
         model = context.model
+        check_keys(model, facts, context.contexts, self.live)
         search = self._search(context, facts, progress)
         norms = any(path.aim.site.kind is Kind.RESID and passes_norm(model, path.sites[0]) for path in self.live)
         coupled = self.coupled or norms
@@ -188,7 +191,8 @@ class LocateThenEdit:
         if self.objective.lr == AUTO:
             rates = {str(aim): self.objective.rates(aim, targets.before[aim]) for aim, targets in search.items()}
             notes["v_lr"] = {aim: float(rate.median()) for aim, rate in rates.items()}
-        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search, notes)
+        aims = {path.aim: search[path.aim] for path in self.live}  # what nothing is written for cannot come through
+        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, aims, notes)
 
     def _search(
         self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...errors import KtError
 from ...model.update import LowRank
-from .auto_ridge import WANTED, AutoRidge, Spectrum, auto_ridge, single_key_ridge
+from .auto_ridge import LEAST, WANTED, AutoRidge, Spectrum, auto_ridge, single_key_ridge
 from .factor import FACTOR_COPIES, PROJECTOR_COPIES, Factored, Moment, cholesky, require_room
 
 Given = TypeVar("Given")
@@ -53,7 +53,8 @@ class System(NamedTuple):
 
 class Solver(Protocol):
     """From a system to an update. `needs_moment` and `needs_bare` say what must be filled in, `keeps_keys` whether
-    `past` counts, `automatic` whether the solution says what was chosen; `formula` is for people."""
+    `past` counts, `automatic` whether the solution says what was chosen, `exact` whether every key is to take its value
+    whatever that costs; `formula` is for people."""
 
     formula: ClassVar[str]
 
@@ -68,6 +69,8 @@ class Solver(Protocol):
 
     @property
     def automatic(self) -> bool: ...
+
+    def exact(self, d_key: int) -> bool: ...
 
     def require_room(self, name: str, d_key: int) -> None: ...
 
@@ -136,7 +139,14 @@ class RegularisedGram:
         return _one_norm(self.moment.size, self.times) * _one_norm(self.moment.size, self.solve)
 
 
-class ThroughFactor:
+class Ridged:
+    """A solver whose ridge (or, of one key, whose single column) gives nearly equal keys a mean of their values."""
+
+    def exact(self, d_key: int) -> bool:
+        return False
+
+
+class ThroughFactor(Ridged):
     """A solver that factors C, where it takes C at all."""
 
     needs_moment: bool
@@ -200,6 +210,13 @@ class Equality(ThroughFactor):
     def automatic(self) -> bool:
         return "auto" in (self.weight, self.ridge)
 
+    def exact(self, d_key: int) -> bool:
+        """A ridge below every automatic one, of keys of the mean x, is as good as none."""
+        if self.ridge == "auto":
+            return False
+        weight = 1.0 if self.weight == "auto" else self.weight
+        return self.ridge * weight < LEAST * single_key_ridge(d_key, WANTED)
+
     def __call__(self, system: System) -> Solution:
         moment, none = _given(system.moment), system.keys[:, :0]
         weight, chosen = self._weight(system)
@@ -235,7 +252,7 @@ class Equality(ThroughFactor):
 
 
 @dataclass(frozen=True)
-class NullSpace:
+class NullSpace(Ridged):
     """R Kᵀ P ((K Kᵀ + H) P + L2 · I)⁻¹ (AlphaEdit), P the projector onto directions of C below `threshold`.
 
     Its result lies in P's range, where the matrix is the symmetric L2 · I + P(K Kᵀ + H)P: solved as such. The

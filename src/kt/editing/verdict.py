@@ -1,0 +1,268 @@
+"""The verdict on an edit: what came of it, in numbers and in a line of words, and what it failed in.
+
+    10 of 10 changed; 98% of neighbours kept; perplexity 23.3 -> 23.4
+
+An edit can be finite, fit its keys and leave a wrecked model. So every solve is read back: the requests, their
+neighbours (the next token's argmax, before and after), and perplexity on a small text that has nothing to do with them.
+Each limit that is passed is a warning with the weight or request, the number and a remedy.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..evaluation.perplexity import check_losses
+from ..facts.fact import Fact
+from ..model.scoring import answer_row, teacher_force
+from ..runs import parallel
+from .request_report import RequestReport
+
+if TYPE_CHECKING:
+    from ..model.model import TracedModel
+
+
+MOST_RANK = 0
+"""The worst rank of a target's first token after the edit."""
+MOST_MISSING = 1.0
+"""The largest distance from the wanted value, relative to what was wanted: 1 is that of no edit at all."""
+MOST_NORM_RATIO = 1.5
+"""The largest ratio of a weight's norm to its norm before, or of before to after."""
+MOST_PERPLEXITY = 1.1
+"""The largest ratio of perplexity to that before."""
+MOST_NEIGHBOURS = 200
+"""Neighbours that are read, evenly over all of the requests'."""
+NAMED = 3
+"""Requests and weights that a warning names; it counts the others."""
+
+
+class TextReading(NamedTuple):
+    """Perplexity of the check's text, its name, and how many tokens it has."""
+
+    perplexity: float
+    text: str
+    tokens: int
+
+
+class SideEffects(NamedTuple):
+    """The model beside the requests: the next token's argmax behind neighbours' prompts, and a text that has nothing to
+    do with them (None where the tokenizer reads nothing of it)."""
+
+    neighbours: dict[str, int]
+    text: TextReading | None
+
+
+def side_effects(model: TracedModel, facts: Sequence[Fact], text: TextReading | None = None) -> SideEffects:
+    """Read what an edit of these facts should leave alone, from the model as it stands; `text` if it is known."""
+    prompts = list(dict.fromkeys(near.prompt.rstrip() for fact in facts for near in fact.neighbours))
+    prompts = prompts[:: math.ceil(len(prompts) / MOST_NEIGHBOURS) or 1]
+    with parallel.alone():
+        rows = [answer_row(model, (prompt, None)) for prompt in prompts]
+        scores = teacher_force(model, rows, allow_nan=True)
+        neighbours = {prompt: scores[prompt, None].predicted[0] for prompt in prompts}
+        return SideEffects(neighbours, text or read_text(model))
+
+
+def read_text(model: TracedModel) -> TextReading | None:
+    """Perplexity of the check's text; infinite where a float has no room for it."""
+    losses = check_losses(model)
+    if losses is None:
+        return None
+    mean = sum(losses.nll) / sum(losses.tokens)
+    return TextReading(math.exp(mean) if not mean > 700 else math.inf, losses.source, sum(losses.tokens))
+
+
+def about_side_effects(before: SideEffects, after: SideEffects) -> dict[str, Any]:
+    """The manifest's `neighbours` and `perplexity`, where they were read."""
+    about: dict[str, Any] = {}
+    if before.neighbours:
+        kept = sum(token == after.neighbours[prompt] for prompt, token in before.neighbours.items())
+        about["neighbours"] = {"kept": kept, "n": len(before.neighbours)}
+    if before.text is not None and after.text is not None:
+        values = {"before": before.text.perplexity, "after": after.text.perplexity}
+        about["perplexity"] = values | {"text": before.text.text, "tokens": before.text.tokens}
+    return about
+
+
+def text_reading(manifest: Mapping[str, Any], when: str) -> TextReading | None:
+    """The reading of a manifest's `perplexity` from `before` or `after` the edit."""
+    about = manifest.get("perplexity")
+    return None if about is None else TextReading(_number(about[when]), about["text"], about["tokens"])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of an edit.
+
+    Args:
+        requests: how many there were.
+        changed: how many targets' first tokens have rank 0 after it.
+        neighbours: how many neighbours' next tokens are as before, of how many; None where the requests have none.
+        perplexity: before and after, on the check's text (not finite: NaN); None where it was not read.
+        came_through: by aim, the share of the wanted change of its value that came through; mean over requests.
+        missing: by aim, what is still missing, relative to what was wanted.
+        norm_ratios: by weight, its norm over that before.
+        warnings: one line for each limit that was passed.
+    """
+
+    requests: int
+    changed: int
+    neighbours: tuple[int, int] | None = None
+    perplexity: tuple[float, float] | None = None
+    came_through: Mapping[str, float] = field(default_factory=dict)
+    missing: Mapping[str, float] = field(default_factory=dict)
+    norm_ratios: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any], report: Sequence[RequestReport]) -> Verdict | None:
+        """From what an edit's read-back left in it; None where it was not read back."""
+        if not report:
+            return None
+        near, text = manifest.get("neighbours"), manifest.get("perplexity")
+        change = manifest.get("value_change") or {}
+        means = [
+            {aim: part[name]["mean"] for aim, part in change.items() if part[name]["mean"] is not None}
+            for name in ("came_through", "left")
+        ]
+        numbers = cls(
+            requests=len(report),
+            changed=sum(_rank(request) <= MOST_RANK for request in report),
+            neighbours=None if near is None else (near["kept"], near["n"]),
+            perplexity=None if text is None else (_number(text["before"]), _number(text["after"])),
+            came_through=means[0],
+            missing=means[1],
+            norm_ratios={n: r for n, r in manifest.get("norm_ratios", {}).items() if r is not None},
+        )
+        return replace(numbers, warnings=tuple(numbers._warnings(report, Knobs.of(str(manifest.get("method"))))))
+
+    @classmethod
+    def joined(cls, verdicts: Sequence[Verdict | None]) -> Verdict | None:
+        """Of edits that are not in the model together: sums of counts, the worst perplexity; None where one is."""
+        known = [verdict for verdict in verdicts if verdict is not None]
+        if not known or len(known) < len(verdicts):
+            return None
+        near = [verdict.neighbours for verdict in known if verdict.neighbours is not None]
+        texts = [verdict.perplexity for verdict in known if verdict.perplexity is not None]
+        return cls(
+            sum(verdict.requests for verdict in known),
+            sum(verdict.changed for verdict in known),
+            (sum(kept for kept, _ in near), sum(n for _, n in near)) if near else None,
+            max(texts, key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1] / pair[0]) if texts else None,
+            warnings=tuple(dict.fromkeys(line for verdict in known for line in verdict.warnings)),
+        )
+
+    @property
+    def text(self) -> str:
+        """The numbers in a line."""
+        parts = [f"{self.changed} of {self.requests} changed"]
+        if self.neighbours is not None:
+            parts.append(f"{self.neighbours[0] / self.neighbours[1]:.0%} of neighbours kept")
+        if self.perplexity is not None:
+            parts.append("perplexity " + " -> ".join(map(_shown, self.perplexity)))
+        return "; ".join(parts)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        near, text = self.neighbours, self.perplexity
+        return {
+            "text": self.text,
+            "requests": self.requests,
+            "changed": self.changed,
+            "neighbours": None if near is None else {"kept": near[0], "n": near[1]},
+            "perplexity": None if text is None else {"before": text[0], "after": text[1]},
+            "came_through": dict(self.came_through),
+            "missing": dict(self.missing),
+            "norm_ratios": dict(self.norm_ratios),
+            "warnings": list(self.warnings),
+        }
+
+    def warn(self) -> None:
+        """Each warning as Python's."""
+        for line in self.warnings:
+            warnings.warn(line, stacklevel=5)
+
+    def _warnings(self, report: Sequence[RequestReport], knobs: Knobs) -> list[str]:
+        lines = []
+        if unchanged := [(_name(r), f"rank {_rank(r)}") for r in report if _rank(r) > MOST_RANK]:
+            through = max(self.came_through.values(), default=1.0)
+            verb = "does" if len(unchanged) == 1 else "do"
+            remedy = knobs.more if through >= 0.5 else f"{through:.0%} of the wanted change was written: {knobs.free}"
+            lines.append(f"{_counted(unchanged, len(report), 'request')} {verb} not give the target first; {remedy}")
+        if fell := [(_name(r), f"{r.target_prob[0]:.3g} -> {r.target_prob[1]:.3g}") for r in report if _fell(r)]:
+            verb = "is" if len(fell) == 1 else "are"
+            lines.append(f"{_counted(fell, len(report), 'target')} {verb} less likely than before; {APART}")
+        if far := [(aim, f"{share:.2f}") for aim, share in self.missing.items() if share > MOST_MISSING]:
+            lines.append(f"more is missing than was wanted at {_counted(far, len(self.missing), 'aim')}; {APART}")
+        if changed := [(n, f"x {r:.2f}") for n, r in self.norm_ratios.items() if not _within(r)]:
+            what = f"the norm of {_counted(changed, len(self.norm_ratios), 'weight')} changed too much"
+            lines.append(f"{what}; {knobs.less}, or write more layers")
+        if self.perplexity is not None and not self.perplexity[1] <= MOST_PERPLEXITY * self.perplexity[0]:
+            before, after = map(_shown, self.perplexity)
+            largest = max(self.norm_ratios.items(), key=lambda item: max(item[1], 1 / (item[1] or 1e-9)), default=None)
+            most = "" if largest is None else f" (the norm of {largest[0]} changed most: x {largest[1]:.2f})"
+            lines.append(
+                f"perplexity of unrelated text rose, {before} -> {after}{most}; {knobs.less}, or take other layers"
+            )
+        return lines
+
+
+APART = "requests of one batch pull apart, or the layers do not reach: edit fewer at once, or take other layers"
+
+
+class Knobs(NamedTuple):
+    """A method's own settings that make an edit stronger, smaller, or less held back, as remedies."""
+
+    more: str
+    less: str
+    free: str
+
+    @classmethod
+    def of(cls, method: str) -> Knobs:
+        """From the names of the method's settings."""
+        from .methods import METHODS
+
+        names = {each.name for each in fields(METHODS[method])} if method in METHODS else set()
+        ridges = " or ".join(n for n in ("mom2_update_weight", "L2", "emmet_lambda") if n in names)
+        reach = " or ".join(n for n in ("clamp_norm_factor", "v_num_grad_steps", "lr", "num_steps") if n in names)
+        raised, lowered = (f"raise {ridges}, " if ridges else ""), (f"lower {reach}" if reach else "")
+        more = f"raise {reach}, or take other layers" if reach else "take other layers"
+        return cls(more, f"{raised}{lowered or 'edit fewer facts'}", f"lower {ridges}" if ridges else more)
+
+
+def _rank(report: RequestReport) -> int:
+    return report.target_rank[1]
+
+
+def _fell(report: RequestReport) -> bool:
+    return report.target_prob[1] < report.target_prob[0]
+
+
+def _within(ratio: float) -> bool:
+    return 1 / MOST_NORM_RATIO <= ratio <= MOST_NORM_RATIO
+
+
+def _name(report: RequestReport) -> str:
+    return f"{report.subject!r} -> {report.target!r} ({report.id})"
+
+
+def _number(value: float | None) -> float:
+    """NaN for a null of JSON, and for what is not finite."""
+    return float(value) if value is not None and math.isfinite(value) else math.nan
+
+
+def _shown(value: float) -> str:
+    return "not a number" if math.isnan(value) else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _counted(values: Sequence[tuple[str, str]], total: int, noun: str) -> str:
+    """`4 of 10 requests ('A' -> 'x' (3): rank 4, ... and 1 more)`."""
+    some = ", ".join(f"{name}: {value}" for name, value in values[:NAMED])
+    more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
+    return f"{len(values)} of {total} {noun}{'s' * (total != 1)} ({some}{more})"
