@@ -1,8 +1,14 @@
 """`kt layers` as a user runs it: a trace, edits in windows, a preset file that an edit takes."""
 
+from dataclasses import replace
+
 import pytest
 
+import kt as kt_package
+from kt.editing.evidence import kept_settings
 from kt.editing.presets import read_preset
+from kt.errors import KtError
+from kt.experiments.layer_search import PERPLEXITY, score
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = ("--trace", 10, "--edits", 2, "--windows", 2, "--max-tokens", 1500, "--quiet")
@@ -44,3 +50,20 @@ def test_bad_input_of_layers_is_one_line_before_any_work(kt, tmp_path):
     ):
         ran = kt("layers", *arguments)
         assert ran.code in (1, 2) and words in ran.err.replace("\n", " "), ran.err
+
+
+def test_a_joint_method_has_both_modules_compared_and_its_alpha_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("KT_CACHE", str(tmp_path))
+    model = kt_package.load("demo")
+    small = {"n_trace": 12, "n_edits": 1, "windows": 1, "protocols": ("tf",)}
+    found = kt_package.find_layers(model, None, "intattn", max_tokens=4000, **small)
+    assert {row.series for row in found.sweep.rows} == {"intattn", "intattn, attention"}
+    last = [row for row in found.sweep.rows if row.series == "intattn, attention"]
+    assert all(row.settings["layers_mlp"] == list(found.chosen["layers_mlp"]) for row in last)
+    assert found.chosen["alpha"] == found.balance.setting.alpha and "of 1" in found.sources["alpha"]
+    assert set(kept_settings(model, "intattn")) >= {"layers_mlp", "layers_attn", "alpha"}
+    assert all(0 <= score(row, {}) <= 1 for row in found.sweep.rows)
+    worse = replace(last[0], metrics=dict(last[0].metrics) | {PERPLEXITY: {"mean": 4.0, "n": 3, "ci95": None}})
+    assert score(worse, {PERPLEXITY: {"mean": 2.0}}) == pytest.approx(score(last[0], {}) / 2)
+    with pytest.raises(KtError, match="knows 3 of 3 facts, and 10 are edited"):
+        kt_package.find_layers(model, kt_package.load_facts("demo", limit=3))

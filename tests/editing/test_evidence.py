@@ -39,7 +39,7 @@ def test_a_default_alpha_is_traced_once_on_facts_that_are_not_edited_and_kept(mo
     traced = []
     take = evidence.traced_balance
     monkeypatch.setattr(evidence, "traced_balance", lambda m, facts, *a, **k: traced.append(facts) or take(m, facts))
-    with pytest.warns(UserWarning, match="no alpha given for demo: tracing it once on 12 facts that it knows, about"):
+    with pytest.warns(UserWarning, match="no alpha given for demo: tracing it once on 16 facts that it knows, about"):
         first = default_alpha(model, requests)
     assert len(traced) == 1 and not {f.subject for f in traced[0]} & {f.subject for f in requests}
     again = default_alpha(model, requests)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 MOST_TRACED = 100
 """Facts that are named for α and traced, at most, evenly: its interval shrinks with their root, its time grows with
 them."""
-FEW_TRACED = 12
-"""Facts of the one trace that a default α takes: two more than `tracing.alpha.FEW`, as some turn out flat."""
+FEW_TRACED = 16
+"""Facts of the one trace that a default α takes: more than `tracing.alpha.FEW`, as some turn out flat."""
 BLOCK, GIVE_UP = 48, 4
 """Facts that are asked together for those that the model knows, and blocks without a single one that are asked."""
 ALPHA = 0.3
@@ -104,17 +104,22 @@ def keep_balance(model: TracedModel, balance: Balance) -> None:
         return
     kept = _kept_fields(model)
     if kept is None or kept["n_facts"] <= balance.n_facts:
-        folder = kept_folder(model)
-        folder.mkdir(parents=True, exist_ok=True)
-        balance.save(folder / "balance.json")
+        _keep(kept_folder(model) / "balance.json", balance.save)
 
 
 def keep_preset(model: TracedModel, method: str, text: str) -> None:
     """Keep a method's layers for later edits of these weights, in place of those that were kept before."""
     if parallel.is_main():
-        folder = kept_folder(model)
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / f"{method}{SUFFIX}", text)
+        _keep(kept_folder(model) / f"{method}{SUFFIX}", lambda path: atomic_write(path, text))
+
+
+def _keep(path: Path, write: Callable[[Path], object]) -> None:
+    """Write into the cache; a cache that cannot be written does not end a run."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except (OSError, KtError) as error:
+        warnings.warn(f"{path} is not kept: {error}", stacklevel=3)
 
 
 # Facts that a model knows, and a trace of them.
@@ -171,8 +176,10 @@ def default_alpha(model: TracedModel, requests: Sequence[Fact], journal: Journal
     """
     balance, how = kept_balance(model, journal), "kept"
     if balance is None:
+        from ..tracing.alpha import FEW
+
         facts, seconds = known_facts(model, facts_beside(model, requests), FEW_TRACED)
-        if len(facts) < FEW_TRACED:
+        if len(facts) < FEW:
             return Alpha(ALPHA, f"not traced: of the shipped facts the model knows {len(facts)}; the papers' 0.3", None)
         balance, how = _traced_once(model, facts, seconds, journal), "traced"
         if balance is None:
