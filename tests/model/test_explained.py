@@ -124,7 +124,7 @@ def test_where_weights_are_not_here_the_check_is_left_out_with_a_reason():
     assert not explained(kt.load(module, tokenizer=byte_level_tokenizer()))[1].is_finite
 
 
-def test_of_two_lists_of_blocks_that_beside_the_embedding_is_taken():
+def test_of_two_lists_of_blocks_that_beside_the_embedding_is_taken(tmp_path):
     from transformers import AutoModelForImageTextToText
 
     text = BASE | WIDE | GQA | SPECIAL | dict(model_type="llama")
@@ -133,6 +133,9 @@ def test_of_two_lists_of_blocks_that_beside_the_embedding_is_taken():
     module = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     model = kt.load(module, tokenizer=byte_level_tokenizer())
     assert model.layout.blocks == "model.language_model.layers"
+    module.save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    assert kt.load(tmp_path, device="cpu").fingerprint() == model.fingerprint()
 
 
 def test_several_residual_streams_are_refused_in_one_line():

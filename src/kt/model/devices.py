@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import KtError
+from ..errors import KtError, UnknownModel
 from ..runs import parallel
 from .memory import free_on, gib
 
@@ -155,6 +155,41 @@ def require_start(module: nn.Module) -> None:
         raise KtError(
             f"{name} comes first and has no content here; keep it on a device (device_map), the rest may be off"
         )
+
+
+PLAIN = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""The dtypes of weights that are read and written as they are."""
+
+
+def refuse_wrapped(module: nn.Module) -> None:
+    """Refuse weights that are not the whole of what a layer computes: adapters inside, quantised ones.
+
+    Raises:
+        UnknownModel: there are some; the message says what to do.
+    """
+    adapted = next((name for name, child in module.named_modules() if isinstance(_base_layer(child), nn.Module)), None)
+    if adapted is not None or hasattr(module, "get_base_model"):
+        where = f" (at {adapted})" if adapted else ""
+        raise UnknownModel(
+            f"{type(module).__name__} has a PEFT adapter inside{where}: merge it first (model.merge_and_unload(), or "
+            "unload() to leave it out) and load what that returns"
+        )
+    for name, weight in [*module.named_parameters(), *module.named_buffers()]:
+        if weight.dim() > 1 and weight.dtype not in PLAIN and name.rpartition(".")[2] in QUANTISED:
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise UnknownModel(
+                f"{type(module).__name__} has quantised weights ({name} is {kind}); load the model's 16-bit or 32-bit "
+                "checkpoint, or dequantise it first (model.dequantize() in transformers)"
+            )
+
+
+QUANTISED = ("weight", "qweight", "weight_packed")
+"""Names of a quantised layer's numbers (bitsandbytes and FP8; GPTQ and AWQ; compressed-tensors)."""
+
+
+def _base_layer(module: nn.Module) -> object:
+    """The layer that an adapter wraps, in peft's own name for it."""
+    return getattr(module, "base_layer", None)
 
 
 def require_none(module: nn.Module, what: str) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import KtError, UnknownModel
 from .devices import checked_device, read_device_map
 from .gguf import find_gguf, load_gguf
-from .hub import load_tokenizer, one_line, split_revision
+from .hub import load_tokenizer, one_line, refuse_adapter_folder, split_revision
 from .layout import read_layout
 from .model import TracedModel
 
@@ -85,6 +85,7 @@ def load(
             raise UnknownModel("a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)")
         return TracedModel(model, tokenizer, name=type(model).__name__, layout=parts)
     name, revision = split_revision(model, revision)
+    refuse_adapter_folder(name)
     source = DEMO if name == "demo" else name
     gguf = find_gguf(source)
     kind = _dtype(dtype, float32=name == "demo" or gguf is not None)
@@ -100,13 +101,26 @@ def load(
             module, tokenizer = load_gguf(gguf, options, tokenizer)
     else:
         with one_line(name), no_bars():
-            from transformers import AutoModelForCausalLM
-
-            module = AutoModelForCausalLM.from_pretrained(source, **options)
+            module = _from_pretrained(source, options)
     if spread is None:
         module = module.to(target)
     tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)
     return TracedModel(module, tokenizer, name=name, revision=revision, layout=parts)
+
+
+def _from_pretrained(source: str | Path, options: dict[str, Any]) -> Any:
+    """A causal language model, also where transformers has its kind only as the text part of a multimodal one."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        try:
+            return AutoModelForImageTextToText.from_pretrained(source, **options)
+        except ValueError:
+            raise ValueError("transformers has no causal language model of its kind") from error
 
 
 def _dtype(dtype: str | torch.dtype, float32: bool) -> str | torch.dtype:

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import UnknownModel
-from .devices import execution_device, require_start
+from ..errors import BadFact, UnknownModel
+from .devices import execution_device, refuse_wrapped, require_start
 from .explained import settle
 from .head import is_widened, wide_linear
 from .layout import Layout, find_layout, understood, unwrap_tuple, validate
@@ -58,6 +58,7 @@ class TracedModel(Weights):
         from nnsight import TransformersModel
 
         require_start(module)
+        refuse_wrapped(module)
         if not getattr(module, "can_generate", lambda: False)():
             raise UnknownModel(
                 f"{type(module).__name__} is no language model that generates (transformers' GenerationMixin); load "
@@ -183,8 +184,29 @@ class TracedModel(Weights):
         block.output = (hidden, *block.output[1:]) if self.layout.tuple_output else hidden
 
     # Running ----------------------------------------------------------------------------------------------------
+    def why_unreadable(self, ids: Sequence[int]) -> str | None:
+        """Why the model cannot read a row of tokens, with its count and the limit; None if it can."""
+        return self._too_long(len(ids)) or self._beyond(max(ids, default=0))
+
+    def _too_long(self, length: int) -> str | None:
+        limit = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
+        too_long = isinstance(limit, int) and 0 < limit < length
+        return f"the prompt has {length} tokens, and the model {limit} positions" if too_long else None
+
+    def _beyond(self, token: int) -> str | None:
+        rows = len(self.embedding.weight)
+        return f"the tokenizer gives token {token}, and the embedding has {rows} rows" if token >= rows else None
+
     def inputs(self, batch: Batch, keep: int | None = 1, cache: Any = None) -> dict[str, Any]:
-        """Keyword arguments of one forward: mask and the positions that follow from it, cache, few logits."""
+        """Keyword arguments of one forward: mask and the positions that follow from it, cache, few logits.
+
+        Raises:
+            BadFact: a row has more tokens than the model has positions, or a token that the embedding lacks.
+        """
+        read = batch.ids.numel() > 0
+        problem = read and (self._too_long(int(batch.lengths.max())) or self._beyond(int(batch.ids.max())))
+        if problem:
+            raise BadFact(f"{self.name}: {problem}; leave it out, or use the model's own tokenizer")
         batch = batch.to(self.device)
         arguments: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask}
         if "position_ids" in self._forward_parameters:

@@ -84,8 +84,9 @@ def ask(
     questions, left_out = [], []
     for index, fact in facts:
         target = fact.target if fact.target is not None else fact.foil
-        if target is None:
-            left_out.append(LeftOut(index, fact.id, NO_TARGET))
+        problem = NO_TARGET if target is None else model.why_unreadable(token_ids(model.tokenizer, fact.prompt))
+        if problem is not None or target is None:
+            left_out.append(LeftOut(index, fact.id, problem or NO_TARGET))
         else:
             questions.append(_question(model.tokenizer, index, fact, target))
     unanswered = {q.ids: Row((q.fact.prompt, None), q.ids, ()) for q in questions if q.fact.original_source == "model"}

@@ -59,6 +59,7 @@ class Corruption:
 def embedding_spread(model: TracedModel, facts: Sequence[Fact]) -> float:
     """Standard deviation over all entries of the embedding module's rows for all subjects' tokens."""
     ids = [t for fact in facts for t in model.tokenizer(fact.subject, add_special_tokens=False)["input_ids"]]
+    ids = [t for t in ids if model.why_unreadable([t]) is None]  # of facts that are left out
     # Sorted, so that the facts' order cannot change the sum's last digit.
     return float(model.embedded(torch.tensor([sorted(ids)])).cpu().double().std())
 

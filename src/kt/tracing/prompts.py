@@ -69,7 +69,8 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
     """Choose answer and foil of every fact; one forward of the model per `max_rows` prompts of equal length.
 
     Returns:
-        The prompts, in the order of the facts, and the facts left out because answer and foil share their first token.
+        The prompts, in the order of the facts, and the facts left out because answer and foil share their first token,
+        or because the model cannot read them (`TracedModel.why_unreadable`).
     """
     encoded = [tuple(token_ids(model.tokenizer, fact.prompt)) for fact in facts]
     spans = [template_span(model.tokenizer, fact.template, fact.subject) for fact in facts]
@@ -79,9 +80,12 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
         if fact.relation and answer is not None:
             relations[fact.relation].setdefault(answer.token, answer)
     cases: list[TracePrompt] = []
-    left_out: list[LeftOut] = []
     doubts: dict[tuple[str, str], float] = {}
-    for rows in equal_lengths(encoded, max_rows):
+    unread = {i: reason for i, ids in enumerate(encoded) if (reason := model.why_unreadable(ids))}
+    left_out = [LeftOut(i, facts[i].id, reason) for i, reason in unread.items()]
+    readable = [i for i in range(len(facts)) if i not in unread]
+    for places in equal_lengths([encoded[i] for i in readable], max_rows):
+        rows = [readable[place] for place in places]
         logits = model.logits(unpadded_batch(torch.tensor([encoded[i] for i in rows])))[:, -1]
         for i, row in zip(rows, logits, strict=True):
             fact, best, given = facts[i], int(row.argmax()), answers[i]
