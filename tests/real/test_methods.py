@@ -16,10 +16,11 @@ SHORT = ("smollm2", "jeep")
 """The pair that every commit can afford."""
 
 
-def entries():
-    for model in MODELS:
-        for method in CLOSED_FORMS:
-            yield pytest.param(model, method, marks=[pytest.mark.real_ci] * ((model, method) == SHORT))
+ENTRIES = [
+    pytest.param(model, method, marks=[pytest.mark.real_ci] * ((model, method) == SHORT))
+    for model in MODELS
+    for method in CLOSED_FORMS
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize(("name", "method"), entries())
+@pytest.mark.parametrize(("name", "method"), ENTRIES)
 def test_ten_edits_take_and_leave_the_text_as_it_was(name, method, request, facts, cache):
     model, chosen = request.getfixturevalue(name), METHODS[method]
     requests = [fact for fact in facts if first_probability(model, fact.prompt, fact.answer)[1]][:10]
