@@ -105,10 +105,10 @@ def edit(model, facts):
 
 def perplexity(model, most=1000):
     """By plain forwards, a document at a time."""
-    from kt.evaluation.perplexity import DEMO
+    from kt.facts.corpus import Corpus
 
     nll = count = 0
-    for line in DEMO.read_text(encoding="utf-8").splitlines():
+    for line in Corpus.heldout("demo").texts():
         ids = torch.tensor([model.tokenizer(line.strip())["input_ids"]])
         if ids.shape[1] < 2:
             continue
