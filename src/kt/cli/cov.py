@@ -17,7 +17,7 @@ class CovOptions(RunOptions, ModelOptions):
     corpus: Annotated[str, option_of(SolveOptions, "corpus")] = SolveOptions.corpus
     layers_mlp: Annotated[str | None, Opt("--layers-mlp", help="Layers of down_proj: 4-8, none [default: all].")] = None
     layers_attn: Annotated[str | None, Opt("--layers-attn", help="Layers of W_o: 2-4, none [default: all].")] = None
-    max_tokens: Annotated[int, Opt("--max-tokens", min=1, help="Tokens of the corpus that are counted.")] = 100_000
+    max_tokens: Annotated[int | None, option_of(SolveOptions, "max_tokens")] = SolveOptions.max_tokens
     until: Annotated[
         float | None,
         Opt("--until", help="Stop when doubling the tokens changes no moment by more than this share: 0.05."),

@@ -31,7 +31,7 @@ class LayersOptions(FigureOptions, RunOptions, FactOptions, ModelOptions):
     ] = None
     statistics: Annotated[Path | None, option_of(SolveOptions, "statistics")] = None
     corpus: Annotated[str, option_of(SolveOptions, "corpus")] = SolveOptions.corpus
-    max_tokens: Annotated[int, option_of(SolveOptions, "max_tokens")] = SolveOptions.max_tokens
+    max_tokens: Annotated[int | None, option_of(SolveOptions, "max_tokens")] = SolveOptions.max_tokens
     heldout: Annotated[str | None, option_of(EvalOptions, "heldout")] = None
 
 

@@ -154,4 +154,12 @@ class SolveOptions(Options):
         str,
         Opt("--corpus", help="Text for the key moments: auto (english; demo for the demo model), a file, hf:repo."),
     ] = "auto"
-    max_tokens: Annotated[int, Opt("--max-tokens", min=1, help="Tokens of the corpus that are counted.")] = 100_000
+    max_tokens: Annotated[
+        int | None,
+        Opt(
+            "--max-tokens",
+            min=1,
+            help="Tokens of the corpus that are counted [default: 100000; of english 25000, or 5 for each element of "
+            "down_proj's keys if more].",
+        ),
+    ] = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._util.data import SCHEMA_VERSION, plain, to_json
 from .._util.files import atomic_write, check_writable
 from ..errors import KtError
-from ..facts.corpus import corpus_for
+from ..facts.corpus import corpus_for, tokens_for
 from ..runs import parallel
 from ..runs.folder import RunFolder, default_folder
 from ..runs.journal import Journal
@@ -235,6 +235,8 @@ def option_values(options: Options) -> dict[str, Any]:
     values = {name: plain(getattr(options, name)) for name in named if name not in NO_CONFIG}
     if isinstance(corpus := values.get("corpus"), str):
         values["corpus"] = corpus_for(corpus, str(values.get("model")))  # a later kt may choose another text
+        if "max_tokens" in values:
+            values["max_tokens"] = tokens_for(values["corpus"], values["max_tokens"])
     return values
 
 

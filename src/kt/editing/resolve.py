@@ -303,7 +303,7 @@ def take_statistics(
     sites: list[Site],
     given: Statistics | str | Path | None,
     corpus: str,
-    max_tokens: int,
+    max_tokens: int | None,
     progress: Progress | None,
 ) -> Statistics:
     """The second moments that the sites need: given, from a file, or over the corpus."""

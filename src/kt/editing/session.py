@@ -79,7 +79,7 @@ class SessionOptions:
     alpha_facts: Sequence[Fact] | None = None
     requests: Sequence[Fact] | None = None
     corpus: str = "auto"
-    max_tokens: int = 100_000
+    max_tokens: int | None = None
     check: bool = True
 
 

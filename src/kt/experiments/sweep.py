@@ -20,7 +20,7 @@ from ..errors import KtError
 from ..evaluation import Scores, evaluate
 from ..evaluation.metrics import PROTOCOLS
 from ..evaluation.perplexity import Heldout, heldout_corpus
-from ..facts.corpus import corpus_for
+from ..facts.corpus import corpus_for, tokens_for
 from ..facts.fact import Fact, facts_digest
 from .grids import Point
 from .sweep_result import Kept, Row, Sweep
@@ -44,7 +44,7 @@ def sweep(
     seeds: Sequence[int] = (0,),
     statistics: Statistics | str | Path | None = None,
     corpus: str = "auto",
-    max_tokens: int = 100_000,
+    max_tokens: int | None = None,
     batch_size: int | str = "auto",
     balance: Mapping[str, Any] | None = None,
     stage: Stage | None = None,
@@ -87,7 +87,7 @@ def sweep(
         "protocols": ways,
         "heldout": heldout_corpus(heldout, model.name).identity if "ppl" in ways else None,
         "corpus": corpus_for(corpus, model.name),
-        "max_tokens": max_tokens,
+        "max_tokens": tokens_for(corpus_for(corpus, model.name), max_tokens),
         "statistics": None if statistics is None else str(getattr(statistics, "files", statistics)),
     }
     if any(config_of(model, point.options).follows_keys for point in points):

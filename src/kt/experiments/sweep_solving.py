@@ -50,7 +50,7 @@ class Solver:
         settings: Sequence[Mapping[str, Any]],
         statistics: Statistics | str | Path | None = None,
         corpus: str = "auto",
-        max_tokens: int = 100_000,
+        max_tokens: int | None = None,
     ) -> None:
         self.model, self.corpus, self.max_tokens = model, corpus, max_tokens
         self._plans = {to_json(options): self._plan(options) for options in settings}

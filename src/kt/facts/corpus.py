@@ -27,6 +27,15 @@ def corpus_for(source: str, model: str) -> str:
     return source if source != "auto" else "demo" if model == "demo" else "english"
 
 
+TOKENS = 100_000
+"""Tokens of a corpus that are counted where no number was given; of ours in English see `default_tokens`."""
+
+
+def tokens_for(corpus: str, max_tokens: int | None) -> int | None:
+    """The number that was given, TOKENS, or None where it follows from the model's keys; `corpus` as `corpus_for`."""
+    return TOKENS if max_tokens is None and corpus != "english" else max_tokens
+
+
 @dataclass(frozen=True)
 class Corpus:
     """One document per line (`.txt`), per record with a `text` (`.jsonl`), or per row of `hf:repo[/config][:split]`."""

@@ -30,10 +30,10 @@ from ..._util.files import clear_temporaries
 from ..._util.lock import default_cache
 from ..._util.progress import Progress
 from ...errors import BadFact, BadFile, WorkFailed
-from ...facts.corpus import Corpus
+from ...facts.corpus import TOKENS, Corpus, tokens_for
 from ...model.identity import identity
 from ...model.memory import require_memory
-from ...model.sites import Site
+from ...model.sites import Kind, Site
 from ...model.tokens import encode_ids, pad_id, token_ids
 from ...report import Column, Shown, Table
 from ...runs import parallel
@@ -392,11 +392,26 @@ class Statistics(Shown):
         return partial(stored, self.files[name], name)
 
 
+FEWEST, TOKENS_A_DIRECTION = 25_000, 5
+"""Of our English text: on SmolLM2 (d_key 1,536) ten edits come out the same with C over 25,000 tokens, 50,000 and
+100,000 (docs/data.md), and a pass over the text takes as long as the number says."""
+
+
+def default_tokens(model: TracedModel, corpus: str) -> int:
+    """Tokens that are counted where no number was given: TOKENS.
+
+    Of our English text TOKENS_A_DIRECTION for each element of down_proj's widest key, which C needs to have full rank
+    several times over, but from FEWEST to TOKENS.
+    """
+    widest = max(model.key_size(Site(Kind.MLP, layer)) for layer in range(model.n_layers))
+    return tokens_for(corpus, None) or min(TOKENS, max(FEWEST, TOKENS_A_DIRECTION * widest))
+
+
 def key_statistics(
     model: TracedModel,
     sites: Sequence[Site],
     corpus: Corpus | str = "auto",
-    max_tokens: int = 100_000,
+    max_tokens: int | None = None,
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,
     until: float | None = None,
@@ -410,6 +425,7 @@ def key_statistics(
     computes and the others wait for its files.
 
     Args:
+        max_tokens: None counts `default_tokens`.
         until: stop before `max_tokens`, at the first doubling of the tokens that changed no C by more than this
             share of its norm.
 
@@ -420,6 +436,8 @@ def key_statistics(
     if until is not None and not until > 0:
         raise BadFact(f"until {until:g} must be above zero; 0.05 stops when a doubling changes C by less than 5%")
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus, model.name)
+    if max_tokens is None:
+        max_tokens = TOKENS if until is not None else default_tokens(model, corpus.name)
     folder = Path(cache_dir) if cache_dir else default_cache()
     model_is = identity(model)
     keys = {s: _cache_key(model, model_is, s, corpus) for s in sorted(set(sites))}
