@@ -80,14 +80,16 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
             relations[fact.relation].setdefault(answer.token, answer)
     cases: list[TracePrompt] = []
     left_out: list[LeftOut] = []
-    doubts: dict[tuple[str, str], float] = {}
+    doubts: dict[tuple[str, str], tuple[float, float]] = {}
     for rows in equal_lengths(encoded, max_rows):
         logits = model.logits(unpadded_batch(torch.tensor([encoded[i] for i in rows])))[:, -1]
         for i, row in zip(rows, logits, strict=True):
             fact, best, given = facts[i], int(row.argmax()), answers[i]
             if given is not None and fact.target_prefix is None:
                 other = other_first_id(model.tokenizer, fact.prompt, given.text)
-                doubts[fact.prompt, given.text] = 0.0 if other is None else float(row[given.token] - row[other])
+                if other is not None:
+                    log_probs = row.log_softmax(-1)
+                    doubts[fact.prompt, given.text] = float(log_probs[given.token]), float(log_probs[other])
             answer = answers[i] or Choice(model.tokenizer.decode([best]).strip(), best, "model")
             foil = _foil(model.tokenizer, fact, answer, relations.get(fact.relation, {}), row)
             if foil.token == answer.token:
