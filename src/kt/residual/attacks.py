@@ -54,6 +54,7 @@ class AttackPrompt(NamedTuple):
     new: str
     distractors: tuple[str, ...]
     paraphrases: tuple[str, ...]
+    join: str | None = None
 
 
 class Ask(NamedTuple):
