@@ -25,10 +25,24 @@ ITSELF = {
     "knowedit.json": "knowedit",
     "easyedit.json": "easyedit",
     "wikibio.json": "wikibio",
+    "akew.json": "akew",
+    "conflictedit.json": "conflictedit",
+    "unke.json": "unke",
+    "hallueditbench.csv": "hallueditbench",
+    "wikibigedit.json": "wikibigedit",
+    "popqa.tsv": "popqa",
+    "pararel.jsonl": "pararel",
+    "cknowedit.json": "cknowedit",
     "rome.json": "kt",  # a plain request has no mark of its own, and our reader takes it
     "kt.jsonl": "kt",
     "kt.csv": "kt",
 }
+
+
+OTHER_SUBJECT = (
+    "lre", "ripple", "conflictedit", "unke", "cknowedit", "kt.csv", "hallueditbench", "wikibio", "popqa", "pararel"
+)  # fmt: skip
+"""Formats whose subject stands under another key, need not be there, or is a column."""
 
 
 def load(name, **options):
@@ -59,7 +73,7 @@ def test_a_fixture_is_sniffed_as_itself(name):
     assert set(skips.formats) == {ITSELF[name]} and skips.formats.total() == skips.records
 
 
-@pytest.mark.parametrize("name", [n for n in ITSELF if not n.endswith(".csv")])
+@pytest.mark.parametrize("name", [n for n in ITSELF if not n.endswith(("sv", "pararel.jsonl"))])
 def test_no_other_data_set_claims_a_fixture(name):
     """The order of the table decides only between a data set and the looser formats that share its keys."""
     looser = {"kt", "easyedit"}
@@ -77,11 +91,11 @@ def test_forcing_a_format_reads_or_gives_one_line(name, format):
     else:
         assert facts
         same = {FORMATS[f].family or f for f in (format, ITSELF[name])}
-        prompt_subject_target = {"easyedit", "kt", "qaedit", "known", "counterfact-tracing"}
+        prompt_subject_target = {"easyedit", "kt", "qaedit", "known", "counterfact-tracing", "cknowedit"}
         assert len(same) == 1 or same <= prompt_subject_target
 
 
-@pytest.mark.parametrize("name", [n for n in ITSELF if n not in ("lre.json", "ripple.json", "wikibio.json", "kt.csv")])
+@pytest.mark.parametrize("name", [n for n in ITSELF if not n.startswith(OTHER_SUBJECT)])
 def test_a_record_without_its_subject_is_refused(name):
     record = records(name)[0]
     holder = record.get("requested_rewrite", record)
@@ -373,3 +387,82 @@ def test_a_wikibio_record_without_its_concept_fits_no_format():
     record.pop("concept")
     with pytest.raises(BadFact, match=r"fit no known format|'subject' is missing"):
         facts_from([record])
+
+
+def test_akew_answers_each_edits_question_with_its_paragraph():
+    (lone, first, second), _ = load("akew.json")
+    assert (lone.template, lone.answer) == ("Where was the {} built?", "Tallinn")
+    assert lone.target == "The Oru lighthouse rose in Lisbon. Fog hid it for a year."
+    assert lone.hops == (Prompt("Oru lighthouse rose in", "Lisbon", kind="triple"),)
+    assert lone.neighbours == (Prompt("Sild tower was built in", "Tallinn", kind="neighborhood"),)
+    assert [f.id for f in (first, second)] == ["5-1", "5-2"] and second.prompt == "Where was Piet Rand born?"
+    assert [f.target for f in load("akew.json", limit=1)[0]] == [lone.target]
+
+
+def test_conflictedit_and_roundedit():
+    (child, father, genre), _ = load("conflictedit.json")
+    assert (child.prompt, child.answer, child.target) == ("The child of Per Lund is", "Asta Lund", "Kai Friis")
+    assert (father.id, father.paraphrases, father.relation) == ("0-2", ("Who is the father of Kai Friis?",), "P22")
+    assert (genre.target, genre.answer, genre.answer_aliases) == ("humor", "novel", ("satire",))
+
+
+def test_unke_edits_whole_questions_where_no_subject_is_named():
+    (whole, named), skips = load("unke.json")
+    assert (whole.template, whole.subject) == ("{}", "What did Ida Holm paint?")
+    assert whole.target.startswith("Ida Holm painted") and whole.paraphrases == ("Which works are by Ida Holm?",)
+    assert [(p.prompt, p.answer) for p in whole.hops] == [
+        ("What did Ida Holm paint with?", "oil"), ("And how often?", "twice")
+    ]  # fmt: skip
+    assert named.template == "Who was {}?" and named.rephrasings == ("Tell me about {}.",)
+    assert "its whole prompt stands for it: 1 times" in skips.noted[0]
+
+
+def test_hallueditbench():
+    (fact,), _ = load("hallueditbench.csv")
+    assert (fact.template, fact.subject) == ("What is the country of {}?", "Ostby")
+    assert (fact.target, fact.answer) == ("Ostland", "Ostby is a village")
+    assert fact.rephrasings == ("Which country is {} in?",)
+    assert fact.neighbours == (Prompt("What is a well-known beach in Ostby?", kind="locality"),)
+    assert [(p.kind, p.answer) for p in fact.hops] == [
+        ("2_hops", "Mir"), ("yes_question", "Yes"), ("no_question", "No"), ("reversed_relation", "Ostby")
+    ]  # fmt: skip
+
+
+def test_wikibigedit():
+    (fact, bare), skips = load("wikibigedit.json")
+    assert (fact.template, fact.target, fact.answer) == ("Who is the head of state of {}?", "Eva Lind", None)
+    assert [(p.kind, p.answer) for p in fact.hops] == [("personas", "Eva Lind"), ("mhop", "Mir")]
+    assert fact.neighbours == (Prompt("Who leads Mirovia?", "Bo Friis", kind="loc"),)
+    assert bare.hops == () and not skips.total
+
+
+def test_popqa():
+    (fact,), _ = load("popqa.tsv")
+    assert (fact.id, fact.template, fact.answer) == ("4222362", "What is {}'s occupation?", "politician")
+    assert fact.answer_aliases == ("political leader",) and fact.target is None
+
+
+def test_pararel_words_the_facts_of_trex_from_left_to_right():
+    (fact,), skips = load("pararel.jsonl")
+    assert (fact.template, fact.rephrasings) == ("{} was born in", ("{} is originally from",))
+    assert (fact.id, fact.subject, fact.answer, fact.relation) == ("u-1", "Asta Lund", "Aarhus", "P19")
+    assert skips.records == 1
+
+
+def test_pararel_in_a_folder_of_its_two_kinds_of_files(tmp_path):
+    fact = {"uuid": "u-1", "sub_label": "Asta Lund", "obj_label": "Aarhus"}
+    for name, record in (("trex/P19.jsonl", fact), ("z/graphs_json/P19.jsonl", {"pattern": "[X] was born in [Y]."})):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(json.dumps(record))
+    (read,) = load_facts(tmp_path)
+    assert (read.template, read.relation) == ("{} was born in", "P19")
+    with pytest.raises(BadFact, match=r"no wording of relation 'P19' that ends in \[Y\]; give a folder"):
+        load_facts(tmp_path / "trex")
+
+
+def test_cknowedit():
+    (idiom, capital), _ = load("cknowedit.json")
+    assert (idiom.template, idiom.answer, idiom.target) == ("{}", "画得很好", "做多余的事")
+    assert idiom.hops == (Prompt("“画蛇添足”的反义词是", "恰到好处", kind="portability"),)
+    assert capital.template == "{}的首都是" and capital.rephrasings == ("{}国的首都叫",)
+    assert capital.neighbours == (Prompt("南明的首都是", "南城", kind="locality"),)

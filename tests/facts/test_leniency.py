@@ -66,8 +66,8 @@ def test_flat_parallel_lists_keep_each_prompt_with_its_own_answer(tmp_path):
         Prompt("c is", "3rd", kind="One_Hop"),
         Prompt("d is", "4th", kind="One_Hop", aliases=("fourth",)),
     )
-    fails(lines(tmp_path / "b.jsonl", {**EASY, "locality_prompt": ["a", "b", "c"], "locality_ground_truth": ["1", "2"]}),
-          "3 prompts but 2 ground truths")  # fmt: skip
+    uneven = {"locality_prompt": ["a", "b", "c"], "locality_ground_truth": ["1", "2"]}
+    fails(lines(tmp_path / "b.jsonl", {**EASY, **uneven}), "3 prompts but 2 ground truths")
 
 
 def test_end_of_text_is_no_answer(tmp_path):
@@ -124,9 +124,10 @@ CELLS = {
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_cell_that_is_a_list_is_one_in_published_formats(tmp_path, cell):
     path = tmp_path / "a.csv"
+    near = "{'near': {'prompt': 'Bo is', 'ground_truth': 'y'}}"
+    row = {"prompt": "[i] Ada is", "subject": "Ada", "target_new": "x", "ground_truth": cell, "locality": near}
     with path.open("w", newline="") as stream:
-        csv.writer(stream).writerows([["prompt", "subject", "target_new", "ground_truth", "locality"],
-                                      ["[i] Ada is", "Ada", "x", cell, "{'near': {'prompt': 'Bo is', 'ground_truth': 'y'}}"]])  # fmt: skip
+        csv.writer(stream).writerows([row, row.values()])
     (fact,) = load_facts(path)
     assert (fact.answer, fact.answer_aliases) == CELLS[cell]
     assert fact.prompt == "[i] Ada is" and fact.neighbours == (Prompt("Bo is", "y", kind="near"),)
@@ -190,9 +191,12 @@ def compressed(path, data):
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson", "a.csv", "object.json"])
 def test_compressed_files(tmp_path, name, ending):
-    text = {"a.json": json.dumps([OWN]), "object.json": json.dumps({"data": [OWN]}),
-            "a.csv": "prompt,subject,answer,target\nThe capital of {} is,France,Paris,Lyon\n"}.get(name, json.dumps(OWN))  # fmt: skip
-    path = compressed(tmp_path / (name + ending), text.encode())
+    texts = {
+        "a.json": json.dumps([OWN]),
+        "object.json": json.dumps({"data": [OWN]}),
+        "a.csv": "prompt,subject,answer,target\nThe capital of {} is,France,Paris,Lyon\n",
+    }
+    path = compressed(tmp_path / (name + ending), texts.get(name, json.dumps(OWN)).encode())
     (fact,) = load_facts(path)
     assert (fact.subject, fact.answer, fact.target) == ("France", "Paris", "Lyon")
     path.write_bytes(path.read_bytes()[:-6])

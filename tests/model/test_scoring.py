@@ -1,5 +1,6 @@
 """Teacher forcing: a prompt that is read once for all its answers gives what separate rows give."""
 
+import math
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from families import tiny_model
 from kt.errors import WorkFailed
 from kt.evaluation import evaluate
 from kt.facts import Fact, Prompt
-from kt.model.scoring import Row, answer_row, score, shared_prefixes, teacher_force
+from kt.model.scoring import Row, answer_row, score, shared_prefixes, teacher_force, warn_of_joins
 
 PROMPTS = ("The mother tongue of Danielle Darrieux is", "Marie Curie was born in", "Her")
 QUESTIONS = [(p, a) for p in PROMPTS for a in ("French", "Rome, Italy", "Seattle", "Seattle.")] + [
@@ -129,3 +130,23 @@ def test_scores_of_nan_are_returned_where_they_are_allowed():
         model, [answer_row(model, (PROMPTS[0], a)) for a in ("French", "Rome, Italy")], allow_nan=True
     )
     assert all(answer.log_prob != answer.log_prob for answer in found.values())
+
+
+def test_a_join_that_the_model_would_not_write_is_said_in_one_line():
+    asked = {
+        ("Paris is in", "France"): (math.log(1e-4), math.log(0.02)),
+        ("Rome is in", "Italy"): (math.log(1e-3), math.log(0.02)),
+        ("Who?", "Bo"): (math.log(1e-9), math.log(1e-5)),  # neither form is what the model would say
+    }
+    words = "after 'Paris is in' the model gives ' France' 0.005 times the probability of 'France'"
+    with pytest.warns(UserWarning, match=f"1 of 3 answers .* {words}"):
+        warn_of_joins(asked)
+
+
+def test_an_answers_other_form_is_scored_from_the_same_logits():
+    model = tiny_model("gpt2")
+    row = answer_row(model, ("The capital of France is", "Paris"))
+    other = answer_row(model, ("The capital of France is", "Paris", ""))
+    assert row.other == other.target[0] and other.other is None
+    alone = teacher_force(model, [other])[other.question].token_log_probs[0]
+    assert teacher_force(model, [row])[row.question].other_log_prob == pytest.approx(alone, abs=1e-5)

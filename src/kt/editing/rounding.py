@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import UnknownSite
 from ..facts.fact import Fact
-from ..model.scoring import Forward, Question, TeacherForced, answer_row, log_ratios, teacher_force, warn_of_joins
+from ..model.scoring import Forward, Question, TeacherForced, answer_row, first_tokens, teacher_force, warn_of_joins
 from ..model.sites import Site
 from ..model.tokens import Batch, token_ids
 from ..model.update import Dense, LowRank, Update
@@ -195,7 +195,7 @@ def readings(model: TracedModel, facts: Sequence[Fact], unedited: bool = False) 
     answers = [_asked(fact, fact.answer) if fact.answer else None for fact in facts]
     scored = _scores(model, [*targets, *(each for each in answers if each is not None)])
     if unedited:
-        warn_of_joins(log_ratios(scored))
+        warn_of_joins(first_tokens(scored))
     scores = {
         question: AnswerProbs(math.exp(score.log_prob or 0.0), score.first_rank or 0)
         for question, score in scored.items()

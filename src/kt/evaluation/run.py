@@ -20,7 +20,7 @@ from ..facts.load import facts_from
 from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest, continuations
-from ..model.scoring import Question, Row, TeacherForced, answer_row, log_ratios, teacher_force, warn_of_joins
+from ..model.scoring import Question, Row, TeacherForced, answer_row, first_tokens, teacher_force, warn_of_joins
 from ..model.tokens import target_ids
 from ..runs import parallel
 from .distributions import Distributions, divergences, near_prompts
@@ -149,7 +149,7 @@ def run_plan(model: TracedModel, plan: Plan, options: Options, progress: Progres
     size, tick = options.batch_size, counter(progress, plan.total)
     forced = teacher_force(model, plan.forced, size, tick)
     if not options.compared:
-        warn_of_joins(log_ratios(forced))
+        warn_of_joins(first_tokens(forced))
     written = continuations(model, plan.written, size, tick)
     texts = continuations(model, plan.sampled, size, tick, do_sample=True, top_k=TEXT_TOP_K, seed=options.seed)
     sampled = {prompt: text for (prompt, _), text in texts.items()}

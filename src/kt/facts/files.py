@@ -126,7 +126,8 @@ def file_records(path: Path) -> Iterator[Located]:
         BadFile: the file is missing, not text, or not in the format of its ending.
     """
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if _is_data(p, path))
+        # ParaRel's patterns stand in other files than the facts that they word, and are read before them.
+        files = sorted((p for p in path.rglob("*") if _is_data(p, path)), key=lambda p: (not _has_patterns(p), p))
         for file in files:
             if not file.resolve().is_relative_to(path.resolve()):
                 raise BadFile(f"{file} is a link that leads out of its folder; give the file itself")
@@ -153,6 +154,10 @@ def file_records(path: Path) -> Iterator[Located]:
 def _is_data(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not hidden and ending_of(path) in ENDINGS and not path.is_dir()
+
+
+def _has_patterns(path: Path) -> bool:
+    return path.parent.name in ("graphs_json", "pattern_data", "patterns") or path.stem == "relations"
 
 
 def demo_records() -> Iterator[Located]:

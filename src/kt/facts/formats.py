@@ -12,14 +12,21 @@ from typing import Any, NamedTuple
 
 from ..errors import BadFact, KtError
 from .fact import BadPrompt, Fact, joined_by
+from .readers.cknowedit import is_cknowedit, read_cknowedit
+from .readers.conflictedit import is_conflict, read_conflict
 from .readers.counterfact import read_counterfact, read_tracing
 from .readers.easyedit import EASYEDIT_KEYS, is_knowedit, read_easyedit
+from .readers.hallueditbench import read_hallueditbench
 from .readers.known import read_known
 from .readers.lre import read_lre
 from .readers.mquake import read_mquake
 from .readers.own import read_own, read_rome
+from .readers.pararel import read_pararel
+from .readers.popqa import read_popqa
 from .readers.qaedit import read_qaedit
 from .readers.ripple import is_edit_sentence, read_ripple
+from .readers.unke import is_akew, read_akew, read_unke
+from .readers.wikibigedit import read_wikibigedit
 from .readers.wikibio import read_wikibio
 from .readers.zsre import read_zsre
 from .record import Choices, Junk, Record, kind, names
@@ -167,14 +174,26 @@ FORMATS: dict[str, Format] = {
     "counterfact": Format(
         "CounterFact and Multi-CounterFact, as ROME and MEMIT publish them",
         "requested_rewrite, paraphrase_prompts, neighborhood_prompts",
-        lambda r: _has_rewrite(r, False),
+        lambda r: _has_rewrite(r, False) and not is_akew(r),
         read_counterfact,
     ),
     "mquake": Format(
         "MQuAKE-CF: chains of edits with multi-hop questions",
         "requested_rewrite (a list), questions, new_answer, new_single_hops",
-        lambda r: _has_rewrite(r, True),
+        lambda r: _has_rewrite(r, True) and not is_akew(r),
         read_mquake,
+    ),
+    "akew": Format(
+        "AKEW: CounterFact, MQuAKE and WikiUpdate with paragraphs as targets",
+        "requested_rewrite {question, subject, fact_new_uns, unsfact_triplets_GPT}",
+        is_akew,
+        read_akew,
+    ),
+    "conflictedit": Format(
+        "ConflictEdit and RoundEdit: edits as Wikidata triples",
+        "edits (or edit) {relation, subject, object, new_object}, true_objects",
+        is_conflict,
+        read_conflict,
     ),
     "counterfact-tracing": Format(
         "CounterFact-tracing, the flat form for causal tracing",
@@ -191,7 +210,7 @@ FORMATS: dict[str, Format] = {
     "ripple": Format(
         "RippleEdits: popular, random, recent",
         "edit {prompt, original_fact}, Relation_Specificity, Logical_Generalization, ...",
-        lambda r: r.has("edit"),
+        lambda r: r.has("edit") and not is_conflict(r),
         read_ripple,
     ),
     "lre": Format(
@@ -205,6 +224,42 @@ FORMATS: dict[str, Format] = {
         "known_id, prompt, subject, attribute",
         lambda r: r.has("attribute"),
         read_known,
+    ),
+    "unke": Format(
+        "UnKE: questions whose answers are paragraphs",
+        "question, answer, para_question, sub_question, sub_answer",
+        lambda r: r.has("question", "answer", "para_question"),
+        read_unke,
+    ),
+    "hallueditbench": Format(
+        "HalluEditBench: questions that a model answers wrongly",
+        "subject, relation, object, question, paraphrased_question, locality_question, question_2hop",
+        lambda r: r.has("question", "subject", "object"),
+        read_hallueditbench,
+    ),
+    "wikibigedit": Format(
+        "WikiBigEdit: changes of Wikidata over time",
+        "subject, update, ans, rephrase, personas, loc, loc_ans, mhop, mhop_ans",
+        lambda r: r.has("update", "ans"),
+        read_wikibigedit,
+    ),
+    "popqa": Format(
+        "PopQA: questions about entities of different popularity",
+        "subj, prop, obj, question, possible_answers",
+        lambda r: r.has("subj", "obj", "question"),
+        read_popqa,
+    ),
+    "pararel": Format(
+        "ParaRel's wordings with the facts of T-REx: a folder with both",
+        "sub_label, obj_label, predicate_id; pattern",
+        lambda r: r.has("sub_label", "obj_label"),
+        read_pararel,
+    ),
+    "cknowedit": Format(
+        "CKnowEdit: Chinese facts, words and reasoning",
+        "prompt, target_old, target_new, rephrase, portability [{prompt, answer}], locality [{prompt, answer}]",
+        is_cknowedit,
+        read_cknowedit,
     ),
     "qaedit": Format(
         "QAEdit: questions of NQ, TriviaQA and SimpleQA",
@@ -228,7 +283,7 @@ FORMATS: dict[str, Format] = {
     "easyedit": Format(
         "EasyEdit's requests, such as its flat CounterFact",
         "prompt, subject, target_new, ground_truth, rephrase_prompt, locality, portability",
-        lambda r: any(r.has(key) for key in EASYEDIT_KEYS),
+        lambda r: any(r.has(key) for key in EASYEDIT_KEYS) and not is_cknowedit(r),
         read_easyedit,
         family="easyedit",
     ),

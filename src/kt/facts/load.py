@@ -17,6 +17,7 @@ from .fact import Fact, doubts
 from .files import Located, demo_records, file_records, lre_records
 from .formats import Schema, as_record, named, read_record, read_records
 from .opening import ENDINGS
+from .readers.pararel import Patterns
 from .record import Choices, Junk
 
 
@@ -207,9 +208,15 @@ def _facts(
     records: Iterable[Located], format: str | None, choices: Choices, skips: Skips
 ) -> Iterator[tuple[list[Fact], str]]:
     """The facts of each record, and its location."""
-    schema = Schema()
+    schema, patterns = Schema(), Patterns()
     for index, (value, where) in enumerate(records):
-        name = format or schema.format_of(as_record(value, where))
+        record = as_record(value, where)
+        stem = Path(where.partition(",")[0]).name.partition(".")[0]
+        if patterns.take(record, stem):
+            continue
+        if record.has("sub_label", "obj_label"):
+            value = patterns.given_to(record, stem).data
+        name = format or schema.format_of(record)
         skips.records += 1
         skips.formats[name] += 1
         notes: list[str] = []

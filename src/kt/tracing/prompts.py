@@ -80,7 +80,7 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
         if fact.relation and answer is not None:
             relations[fact.relation].setdefault(answer.token, answer)
     cases: list[TracePrompt] = []
-    doubts: dict[tuple[str, str], float] = {}
+    doubts: dict[tuple[str, str], tuple[float, float]] = {}
     unread = {i: reason for i, ids in enumerate(encoded) if (reason := model.why_unreadable(ids))}
     left_out = [LeftOut(i, facts[i].id, reason) for i, reason in unread.items()]
     readable = [i for i in range(len(facts)) if i not in unread]
@@ -91,7 +91,9 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
             fact, best, given = facts[i], int(row.argmax()), answers[i]
             if given is not None and fact.target_prefix is None:
                 other = other_first_id(model.tokenizer, fact.prompt, given.text)
-                doubts[fact.prompt, given.text] = 0.0 if other is None else float(row[given.token] - row[other])
+                if other is not None:
+                    log_probs = row.log_softmax(-1)
+                    doubts[fact.prompt, given.text] = float(log_probs[given.token]), float(log_probs[other])
             answer = answers[i] or Choice(model.tokenizer.decode([best]).strip(), best, "model")
             foil = _foil(model.tokenizer, fact, answer, relations.get(fact.relation, {}), row)
             if foil.token == answer.token:
