@@ -22,7 +22,7 @@ def test_layers_are_compared_by_editing_and_kept_as_a_preset(kt, corpus_file, tm
     ran = kt("layers", *SMALL, *given)
     assert ran.code == 0, ran.err
     windows = {row["label"]: row["settings"]["layers_mlp"] for row in ran.json["sweep"]["rows"]}
-    assert len(windows) >= 3 and [0, 1] in windows.values() and any("by relative depth" in name for name in windows)
+    assert len(windows) >= 3 and [0, 1] in windows.values() and any("by default" in name for name in windows)
     chosen, scores = ran.json["chosen"], ran.json["scores"]
     best = max(scores, key=scores.get)
     assert chosen["layers_mlp"] == windows[best.removeprefix("memit ")], scores

@@ -6,9 +6,9 @@
 1. Of the facts, those that the model knows; some are edited, the others traced (none is both).
 2. The trace gives α, the layers that it proposes and the share of bootstrap draws that propose each (`Balance`).
 3. Windows of layers are compared by editing, as a sweep: of the MLP, and where the method writes attention also of
-   attention, the other module's layers held fixed. A window is as wide as the method's layers by relative depth.
+   attention, the other module's layers held fixed. A window is as wide as the method's default layers.
 4. The best window has the highest score: the harmonic mean of edit success and locality, times the unedited model's
-   perplexity over the edited one's where that is worse. Ties go to layers by relative depth, then to the first layers.
+   perplexity over the edited one's where that is worse. Ties go to the default layers, then to the first ones.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .._util.files import atomic_write
 from .._util.progress import Stage
 from ..editing import METHODS
+from ..editing.config import Config
 from ..editing.evidence import (
     default_alpha,
     facts_beside,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 WINDOWS = 7
 """Windows of a module, evenly over the depth."""
 SUCCESS, LOCALITY, PERPLEXITY = "edit_success_tf_exact", "neighbourhood_same_argmax", "perplexity_heldout"
-DEPTH = "by relative depth"
+DEFAULT = "by default"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class FoundLayers(Shown):
         return content | {"balance": self.balance.as_dict(), "sweep": self.sweep.as_dict()}
 
     def notes(self) -> Sequence[str]:
-        """What the trace does not determine, and how far the best window is told apart from layers by depth."""
+        """What the trace does not determine, and how far the best window is told apart from the default layers."""
         return [*self.balance.notes(), *self._apart()]
 
     def headline(self) -> Sequence[Card]:
@@ -121,12 +122,12 @@ class FoundLayers(Shown):
         return [*self.sweep.figures(), *self.balance.figures()]
 
     def _apart(self) -> list[str]:
-        """For each module, whether the facts tell its best window apart from layers by relative depth."""
+        """For each module, whether the facts tell its best window apart from the default layers."""
         notes = []
         for series in dict.fromkeys(row.series for row in self.sweep.rows):
             rows = {row.label: row for row in self.sweep.rows if row.series == series}
             best = max(rows.values(), key=lambda row: score(row, self.sweep.before))
-            plain = next((row for label, row in rows.items() if label.endswith(f" {DEPTH}")), None)
+            plain = next((row for label, row in rows.items() if label.endswith(f" {DEFAULT}")), None)
             if plain is None or plain is best:
                 continue
             gaps = replace(self.sweep, rows=tuple(rows.values())).difference(best.label, plain.label)
@@ -178,7 +179,7 @@ def find_layers(
         method: whose layers; a method that writes attention has its windows compared too.
         n_trace, n_edits: facts that are traced, and others that are edited.
         alpha: attention's share in the edits; None takes the trace's (see `evidence.default_alpha`).
-        windows: windows of a module, beside those of the trace and by relative depth.
+        windows: windows of a module, beside the trace's and the default layers.
         solving: statistics, corpus, max_tokens, heldout, batch_size, as in `sweep`.
 
     Raises:
@@ -202,13 +203,13 @@ def find_layers(
     solving = {"protocols": ("tf", "ppl"), "seeds": (seed,), "stage": stage, "kind": "layers"} | solving
     found: Sweep | None = None
     for module in ("mlp", "attn") if METHODS[method].writes_attention else ("mlp",):
-        grid = _grid(model, module, balance, windows)
+        grid = _grid(model, config, module, balance, windows)
         points = [
             replace(p, label=f"{p.label}{f' {grid[layers]}' if grid[layers] else ''}", series=_series(method, module))
             for layers, p in zip(grid, layer_points(list(grid), module, method, **chosen), strict=True)
         ]
         part = sweep(model, edited, points, **solving)
-        best = max(part.rows, key=lambda row: (score(row, part.before), DEPTH in row.label, -row.x))
+        best = max(part.rows, key=lambda row: (score(row, part.before), DEFAULT in row.label, -row.x))
         name = f"layers_{module}"
         chosen[name], sources[name] = tuple(best.settings[name]), _why(best, part, len(edited))
         found = part if found is None else replace(found, rows=(*found.rows, *part.rows))
@@ -232,20 +233,27 @@ def _series(method: str, module: str) -> str:
     return method if module == "mlp" else f"{method}, attention"
 
 
-def _grid(model: TracedModel, module: str, balance: Balance, windows: int) -> dict[tuple[int, ...], str]:
-    """Windows from the first layers to the last but one, with names for those of the trace and by depth."""
-    depth = layers_by_depth(model, f"layers_{module}")
+def _grid(
+    model: TracedModel, config: Config, module: str, balance: Balance, windows: int
+) -> dict[tuple[int, ...], str]:
+    """Windows from the first layers to the last but one, with names for the trace's and the default one."""
+    depth = _default(model, config, f"layers_{module}")
     last = max(0, model.n_layers - 1 - len(depth))
     starts = sorted({round(i * last / max(1, windows - 1)) for i in range(windows)})
-    named = {depth: DEPTH}
+    named = {depth: DEFAULT}
     if proposed := balance.layers.get(module):
-        named[proposed] = "as traced" if proposed != depth else f"as traced and {DEPTH}"
+        named[proposed] = "as traced" if proposed != depth else f"as traced and {DEFAULT}"
     sets = {tuple(range(start, start + len(depth))): "" for start in starts}
     return dict(sorted((sets | named).items()))
 
 
+def _default(model: TracedModel, config: Config, name: str) -> tuple[int, ...]:
+    """The layers of an edit for which nobody gives layers and nothing is kept: the preset's, else by depth."""
+    return layers_by_depth(model, name) if name in config.missing_layers else tuple(getattr(config, name))
+
+
 def _fixed(
-    model: TracedModel, config: Any, method: str, balance: Balance, facts: Sequence[Fact], alpha: float | None
+    model: TracedModel, config: Config, method: str, balance: Balance, facts: Sequence[Fact], alpha: float | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The settings that all windows share: α, attention's layers while the MLP's are compared, JEEP's high region."""
     chosen: dict[str, Any] = {}
@@ -256,12 +264,12 @@ def _fixed(
         chosen["alpha"] = fixed if found is None else found.value
         sources["alpha"] = "given, or the preset's" if found is None else found.source
         stable = balance.stable_layers.get("attn")
-        chosen["layers_attn"] = stable or layers_by_depth(model, "layers_attn")
+        chosen["layers_attn"] = stable or _default(model, config, "layers_attn")
     if "layers_high" in config.missing_layers:
         stages = probe_stages(model, facts)
         probed = None if stages is None else stages.layers_high
         chosen["layers_high"] = probed or layers_by_depth(model, "layers_high")
-        sources["layers_high"] = "stages of recall" if probed else DEPTH
+        sources["layers_high"] = "stages of recall" if probed else "by relative depth"
     return chosen, sources
 
 
@@ -274,7 +282,7 @@ def _why(row: Row, part: Sweep, n: int) -> str:
     return f"best of {len(part.rows)} windows by edits of {n} facts: {', '.join(numbers)}"
 
 
-def _with_defaults(config: Any, chosen: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Any, Any]:
+def _with_defaults(config: Config, chosen: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Any, Any]:
     """Beside what was chosen, every other setting of the method as the edits had it."""
     values, froms = dict(chosen), dict(sources)
     for name, setting in config.settings().items():
