@@ -171,8 +171,7 @@ class LocateThenEdit:
                         model.write(name, scaled[name].update.plus(full.update.scaled(-1.0)))
                 for name, part in scaled.items():
                     written[name] = _sum(written[name], part) if name in written else part
-        aims = {path.aim: search[path.aim] for path in self.live}  # what nothing is written for cannot come through
-        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, aims)
+        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search)
 
     def _search(
         self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
