@@ -56,7 +56,7 @@ KEPT = {
 
 VARIES = ("versions", "seconds", "digest", "fingerprints_after")
 """Entries of a result that depend on the machine, or on every bit."""
-LATER = ("neighbours", "perplexity")
+LATER = ("neighbours", "perplexity", "written_aims")
 """Entries that edits have since: see tests/editing/test_verdict.py."""
 
 

@@ -63,6 +63,13 @@ def test_more_that_is_missing_than_was_wanted_names_the_aim():
     assert "1 of 2 aims (hidden.8: 1.30)" in line
 
 
+def test_an_aim_that_nothing_is_written_for_is_not_judged():
+    change = {"came_through": {"mean": -0.1, "n": 1}, "left": {"mean": 1.3, "n": 1}}
+    change = {"attn.8": change, **GOOD["value_change"]}
+    verdict = verdict_of(value_change=change, written_aims=["hidden.4"])
+    assert verdict.warnings == () and set(verdict.missing) == {"hidden.4"}
+
+
 def test_what_was_held_back_is_set_free_and_not_searched_for_longer():
     change = {"came_through": {"mean": 0.2, "n": 1}, "left": {"mean": 0.8, "n": 1}}
     (line,) = verdict_of(reported(rank=1), value_change={"hidden.8": change}).warnings

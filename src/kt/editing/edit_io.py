@@ -80,6 +80,7 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     "alphas": (([float], None), "a list of numbers or null"),
     "steps": ((int, [int]), "a whole number or a list of them"),
     "aims": ([str], "a list of texts"),
+    "written_aims": ([str], "a list of texts"),
     "attention_weights": ([str], "a list of names"),
     "stands_on": ([str], "a list of digests"),
     "context_templates": ([[str]], "lists of templates"),

@@ -45,6 +45,7 @@ def package(
         "alphas": list(alpha) if isinstance(alpha, tuple) else None,
         "hyper_parameters": config.as_dict(),
         "aims": sorted(map(str, solved.targets)),
+        "written_aims": sorted({str(path.aim) for path in getattr(plan, "live", ())}),
         "conditions": {n: w.condition for n, w in solved.written.items() if w.condition is not None},
         "context_templates": [list(g) for g in context.contexts.groups],
         "statistics": about_statistics(context, plan, solved),

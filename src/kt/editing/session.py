@@ -292,6 +292,7 @@ class EditSession:
                 "alpha",
                 "hyper_parameters",
                 "aims",
+                "written_aims",
                 "context_templates",
                 "statistics",
                 "norm_guard",

@@ -124,6 +124,8 @@ class Verdict:
             return None
         near, text = manifest.get("neighbours"), manifest.get("perplexity")
         change = manifest.get("value_change") or {}
+        written = manifest.get("written_aims", change)  # what nothing is written for cannot come through
+        change = {aim: part for aim, part in change.items() if aim in written}
         means = [
             {aim: part[name]["mean"] for aim, part in change.items() if part[name]["mean"] is not None}
             for name in ("came_through", "left")

@@ -191,8 +191,7 @@ class LocateThenEdit:
         if self.objective.lr == AUTO:
             rates = {str(aim): self.objective.rates(aim, targets.before[aim]) for aim, targets in search.items()}
             notes["v_lr"] = {aim: float(rate.median()) for aim, rate in rates.items()}
-        aims = {path.aim: search[path.aim] for path in self.live}  # what nothing is written for cannot come through
-        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, aims, notes)
+        return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search, notes)
 
     def _search(
         self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
