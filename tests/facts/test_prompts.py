@@ -112,3 +112,14 @@ def test_the_digest_of_facts_without_a_prefix_is_that_of_older_versions():
     facts = [Fact("{} is", "a", answer="b", neighbours=(Prompt("c is", "d"),))]
     assert facts_digest(facts) == "15523789777e57295b991cf40bb7d7beb1a4a0c46b52666b0f2a8976afe013c9"
     assert facts_digest(facts) != facts_digest([Fact("{} is", "a", answer="b", target_prefix="")])
+
+
+def test_join_on_the_command_line_is_for_a_fact_by_hand_and_for_files(tmp_path):
+    from kt.cli.options import FactOptions
+    from kt.cli.session import load_facts as load
+
+    by_hand = load(FactOptions(prompt="Paris likes Paris in", subject="Paris", join=r"\n"))
+    assert by_hand.facts[0].target_prefix == "\n" and "more than once" in by_hand.skips.noted[0]
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "{} is", "subject": "a"}')
+    assert [load(FactOptions(facts=str(path), join=j)).facts[0].target_prefix for j in ("", None)] == ["", None]
