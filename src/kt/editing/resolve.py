@@ -128,14 +128,6 @@ def configure(
             del values[name]
         else:
             values[name] = tuple(int(layer) for layer in values[name])
-    if chosen.depth and "layers_mlp" not in values:
-        values["layers_mlp"] = layers_by_depth(model, "layers_mlp", chosen.depth)
-        shown = ",".join(map(str, values["layers_mlp"]))
-        warnings.warn(
-            f"no preset and no layers given for {model.name}: writing layers_mlp {shown} by relative depth, those of "
-            f"{method}; the rest are defaults",
-            stacklevel=4,
-        )
     values["alpha"] = check_alpha(values.get("alpha", "auto") if alpha is None else alpha)
     if not chosen.writes_attention:
         del values["alpha"]
@@ -230,13 +222,14 @@ def _evidence(
     if missing and balance is None:
         balance = kept_balance(model, journal)
     for name in missing:
-        chosen[name], sources[name] = _layers(model, name, kept, stages, balance)
+        chosen[name], sources[name] = _layers(model, config, name, kept, stages, balance)
     _say(model, chosen, sources, missing)
     return Evidence(balance, stages, chosen, sources)
 
 
 def _layers(
     model: TracedModel,
+    config: Config,
     name: str,
     kept: Mapping[str, tuple[Any, str]],
     stages: Stages | None,
@@ -246,6 +239,8 @@ def _layers(
     kind = name.removeprefix("layers_")
     if name in kept:
         return tuple(kept[name][0]), f"as kept ({kept[name][1]})"
+    if name == "layers_mlp" and config.depth:
+        return layers_by_depth(model, name, config.depth), f"by relative depth, those of {config.name}"
     probed = {} if stages is None else {"layers_mlp": stages.layers_low, "layers_high": stages.layers_high}
     if (layers := probed.get(name)) is not None:
         return layers, "as probed"
