@@ -54,6 +54,17 @@ def test_ls_says_what_each_file_is(kt, filled):
     assert f"{len(found)} files" in kt("cache").out
 
 
+def test_kept_layers_and_alphas_are_listed_and_removed_by_the_name_that_ls_shows(kt, tmp_path):
+    kept = tmp_path / "cache" / "layers" / ("5" * 40)
+    kept.mkdir(parents=True)
+    for name in ("balance.json", "memit.toml", "notes.txt"):
+        (kept / name).write_text("{}" if name.endswith("json") else "")
+    assert sorted(f["kind"] for f in files(kt, "ls")) == ["balance", "layers"]
+    for short in ("layers/5555555555/balance", "layers/5555555555/memit.toml"):
+        assert len(files(kt, "rm", short)) == 1
+    assert [path.name for path in kept.iterdir()] == ["notes.txt"]
+
+
 def test_rm_takes_a_moment_with_its_factor_and_what_killed_runs_left(kt, filled):
     (factor_,) = of(files(kt, "ls"), "factor")
     gone = files(kt, "rm", factor_["origin"])

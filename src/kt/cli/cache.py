@@ -30,7 +30,8 @@ SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 class CacheOptions(Options):
     action: Annotated[str, typer.Argument(metavar="[ls|rm]")] = "ls"
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="rm: files, or how one file's name begins.")
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="rm: files, as ls names them, or how one file's name begins."),
     ] = None
     model: Annotated[str | None, Opt("--model", "-m", help="Only what is of this model, as ls names it.")] = None
     older_than: Annotated[str | None, Opt("--older-than", help="Only what was written before: 30d, 12h, 2w.")] = None
@@ -64,7 +65,7 @@ def cache(options: CacheOptions) -> None:
 def rows(found: Sequence[Entry]) -> list[list[str]]:
     return [
         [
-            entry.name,
+            entry.short,
             f"{entry.kind}, left by a killed run" if entry.stray else entry.kind,
             *map(shown, (entry.model or None, entry.weight or None, entry.corpus or None)),
             "–" if entry.n_tokens is None else f"{entry.n_tokens:,}",

@@ -1,4 +1,4 @@
-"""What lies in the cache: second moments, their factors, kept scores, checkpoints, and leftovers of killed runs.
+"""What lies in the cache: second moments, their factors, scores, layers and α, checkpoints, leftovers of killed runs.
 
 Only files that kt names so are listed or removed. Lock files (empty) stay: another process may hold one.
 """
@@ -27,6 +27,8 @@ KINDS = {
     r"\.tmp\w+|\.(cov|factor|eigen|scores|partial)-.*\.tmp-[0-9a-f]+": "temporary",
 }
 """File name -> what it is."""
+LAYERS = {r"balance\.json": "balance", r"[\w-]+\.toml": "layers"}
+"""The same in `layers/FINGERPRINT/`: α and layers of a model (`editing.evidence`)."""
 
 ABANDONED = 3600
 """Seconds after which nobody writes to a temporary file any more."""
@@ -55,7 +57,13 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return str(Path(*self.path.parts[-3:])) if self.path.parts[-3] == "layers" else self.path.name
+
+    @property
+    def short(self) -> str:
+        """The name without its ending, hashes cut to ten digits: what a person reads and types."""
+        name = self.name.removesuffix(".safetensors").removesuffix(".json")
+        return re.sub(r"([0-9a-f]{10})[0-9a-f]{30}", r"\1", name)
 
     @property
     def stray(self) -> bool:
@@ -70,8 +78,9 @@ class Entry:
 def entries(folder: Path) -> list[Entry]:
     """The cache's files, largest first; none where there is no such folder."""
     found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        kind = next((kind for pattern, kind in KINDS.items() if re.fullmatch(pattern, path.name)), None)
+    kept = [(path, KINDS) for path in folder.glob("*")] + [(path, LAYERS) for path in folder.glob("layers/*/*")]
+    for path, kinds in kept:
+        kind = next((kind for pattern, kind in kinds.items() if re.fullmatch(pattern, path.name)), None)
         if kind is not None and path.is_file() and not path.is_symlink():
             found.append(_entry(path, kind))
     of = {entry.path.stem: entry for entry in found}
@@ -133,7 +142,7 @@ def chosen(
     """The entries that are named, or that fit all other conditions; with their factors, and what killed runs left.
 
     Args:
-        names: file names, or beginnings that one file alone has.
+        names: file names, whole or short, or beginnings that one file alone has.
         older_than: seconds.
 
     Raises:
@@ -151,7 +160,7 @@ def chosen(
 
 
 def _named(found: Sequence[Entry], wanted: str) -> list[str]:
-    names = [entry.name for entry in found if entry.name == wanted] or [
+    names = [entry.name for entry in found if wanted in (entry.name, entry.short)] or [
         entry.name for entry in found if entry.name.startswith(wanted)
     ]
     if len(names) != 1:
