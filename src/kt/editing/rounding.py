@@ -193,7 +193,7 @@ def readings(model: TracedModel, facts: Sequence[Fact], unedited: bool = False) 
     """
     targets = [_asked(fact, fact.target or "") for fact in facts]
     answers: list[Question | None] = [_asked(fact, fact.answer) if fact.answer else None for fact in facts]
-    scored = _scores(model, [*targets, *filter(None, answers)])
+    scored = _scores(model, [*targets, *(asked for asked in answers if asked is not None)])
     if unedited:
         warn_of_joins(first_tokens(scored))
     scores = {
