@@ -192,8 +192,8 @@ def readings(model: TracedModel, facts: Sequence[Fact], unedited: bool = False) 
     An `unedited` model is also asked whether answers are joined to their prompts as it expects; a warning says if not.
     """
     targets = [_asked(fact, fact.target or "") for fact in facts]
-    answers = [_asked(fact, fact.answer) if fact.answer else None for fact in facts]
-    scored = _scores(model, [*targets, *(each for each in answers if each is not None)])
+    answers: list[Question | None] = [_asked(fact, fact.answer) if fact.answer else None for fact in facts]
+    scored = _scores(model, [*targets, *(asked for asked in answers if asked is not None)])
     if unedited:
         warn_of_joins(first_tokens(scored))
     scores = {
