@@ -147,6 +147,8 @@ def go_on(folder: Path, command: Command) -> tuple[int, str]:
     if command.resumes and (folder / "run.unfinished").exists():
         at = arguments.index("-o")
         arguments[at : at + 2] = ["--resume", "run"]
+    elif (folder / "run").exists():
+        arguments.append("--overwrite")
     return finish(start(folder, tuple(arguments)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -156,19 +157,53 @@ def test_a_failed_run_leaves_nothing_not_even_the_parent_folder(tmp_path):
 def test_a_run_replaces_a_run_only_when_it_is_complete(tmp_path):
     with RunFolder(tmp_path / "run", "alpha") as run:
         run.results = {"alpha": 1}
-    with pytest.raises(ValueError), RunFolder(tmp_path / "run", "alpha"):
+    with pytest.raises(ValueError), RunFolder(tmp_path / "run", "alpha", overwrite=True):
         raise ValueError
-    assert read_run(tmp_path / "run")[1]["alpha"] == 1
-    with RunFolder(tmp_path / "run", "alpha") as run:
+    assert listing(tmp_path) == ["run", "run/manifest.json", "run/results.json"]
+    with (
+        pytest.warns(UserWarning, match=r"is .*run\.replaced-1 now"),
+        RunFolder(tmp_path / "run", "alpha", overwrite=True) as run,
+    ):
         run.results = {"alpha": 2}
     assert read_run(tmp_path / "run")[1]["alpha"] == 2
-    assert listing(tmp_path) == ["run", "run/manifest.json", "run/results.json"]
+    assert read_run(tmp_path / "run.replaced-1")[1]["alpha"] == 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_is_not_replaced_unasked(tmp_path):
+    with RunFolder(tmp_path / "run", "alpha") as run:
+        run.results = {"alpha": 1}
+    with pytest.raises(NotWritable, match="--overwrite"), RunFolder(tmp_path / "run", "alpha"):
+        raise AssertionError
+    with RunFolder(tmp_path / "run", "alpha", keep=False):  # a dry run
+        pass
+    with (
+        pytest.warns(UserWarning, match="run-2"),
+        RunFolder(tmp_path / "new" / "run", "alpha") as late,
+        RunFolder(tmp_path / "new" / "run", "alpha"),
+    ):
+        late.results = {"alpha": 2}
+    assert late.path == tmp_path / "new" / "run-2" and read_run(late.path)[1]["alpha"] == 2
+
+
+def test_a_run_that_goes_on_replaces_its_earlier_state_but_never_an_edit(tmp_path):
+    for name in ("points", "edited"):
+        with RunFolder(tmp_path / name, "sweep") as run:
+            run.file("edit.safetensors" if name == "edited" else "points.json").write_text("x")
+        with warnings.catch_warnings(record=True) as said, RunFolder(tmp_path / name, "sweep", continues=True):
+            pass
+        assert len(said) == (name == "edited")
+    assert (tmp_path / "edited.replaced-1" / "edit.safetensors").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["edited", "edited.replaced-1", "points"]
 
 
 def test_a_failure_while_finishing_leaves_the_previous_run(tmp_path):
     with RunFolder(tmp_path / "run", "alpha") as run:
         run.results = {"alpha": 1}
-    with pytest.raises(NotWritable, match=r"run/arrays\.safetensors"), RunFolder(tmp_path / "run", "alpha") as run:
+    with (
+        pytest.raises(NotWritable, match=r"run/arrays\.safetensors"),
+        RunFolder(tmp_path / "run", "alpha", overwrite=True) as run,
+    ):
         run.results = {"alpha": 2}
         run.arrays = {"x": object()}
     assert read_run(tmp_path / "run")[1]["alpha"] == 1

@@ -13,6 +13,7 @@ import torch
 
 import kt as library
 from kt.cli import app
+from kt.runs.folder import RunFolder
 
 FACT = ("--prompt", "The mother tongue of {} is", "--subject", "Marie Curie")
 
@@ -110,6 +111,16 @@ def test_an_output_folder_of_something_else_is_left_alone(refused, facts_file, t
     assert "not a run of kt" in refused("heatmap", "-m", "never", "-f", facts_file, "-o", tmp_path / "thesis")
     line = refused("apply-edit", "-m", "never", "-f", facts_file, "--merge-to", tmp_path / "thesis")
     assert "not empty" in line
+
+
+def test_a_run_that_stands_there_is_left_alone(refused, facts_file):
+    with RunFolder(Path("e"), "apply-edit") as made:
+        made.file("edit.safetensors").write_text("x")
+    for command in (("heatmap",), ("eval", "--edit", "e/edit.safetensors"), ("apply-edit",), ("sweep",)):
+        line = refused(*command, "-m", "never", "-f", facts_file, "-o", "e")
+        assert "e holds a run already" in line and "--overwrite" in line
+    line = refused("edits", "stack", "e/edit.safetensors", "--to", "e/edit.safetensors")
+    assert "there already" in line
 
 
 def test_a_full_disk(refused, model_folder, facts_file, monkeypatch):

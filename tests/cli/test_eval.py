@@ -40,7 +40,8 @@ def edit_file(tmp_path_factory, model_folder, prompts_file):
 
 @pytest.fixture
 def scored(kt, model_folder, prompts_file):
-    return lambda *more: kt("eval", "-m", model_folder, "-f", prompts_file, "--json", "-", "-o", "run", *more)
+    asked = ("-m", model_folder, "-f", prompts_file, "--json", "-", "-o", "run", "--overwrite")
+    return lambda *more: kt("eval", *asked, *more)
 
 
 @pytest.fixture

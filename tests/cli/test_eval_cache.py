@@ -18,7 +18,18 @@ def prompts_file(tmp_path):
 @pytest.fixture
 def scored(kt, model_folder, prompts_file):
     return lambda *more: kt(
-        "eval", "-m", model_folder, "-f", prompts_file, "--no-generate", "--json", "-", "-o", "run", *more
+        "eval",
+        "-m",
+        model_folder,
+        "-f",
+        prompts_file,
+        "--no-generate",
+        "--json",
+        "-",
+        "-o",
+        "run",
+        "--overwrite",
+        *more,
     )
 
 

@@ -118,6 +118,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
         if path.exists() and not path.is_file():
             return
+        if path.exists() and path.suffix == ".safetensors":
+            raise NotWritable(f"{path} is there already, and may be an edit; name a new file")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         probe = folder / f".kt-{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)

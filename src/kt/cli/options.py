@@ -109,6 +109,9 @@ class RunOptions(Options):
     out: Annotated[Path | None, Opt("--out", "-o", help="Run folder [default: runs/<UTC time>-<command>-<model>].")] = (
         None
     )
+    overwrite: Annotated[
+        bool, Opt("--overwrite", help="Let a run that stands at --out move aside; its new name is said.")
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,8 @@ def _run(
         return model
 
     folder = s.path
+    if options.resume is None:
+        s.run.make_room()  # points are kept under the run's own name
     try:
         return run_recipe(
             recipe,

@@ -157,13 +157,20 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
     screen = screen_for(options)
     processes.meet(options, option_values(options))
     path = parallel.on_rank_zero("what was typed", _checked, options)
-    run = RunFolder(path, command=options.command, argv=options.argv)
+    resumes = getattr(options, "resume", None) is not None
+    run = RunFolder(
+        path,
+        command=options.command,
+        argv=options.argv,
+        keep=write,
+        overwrite=options.overwrite or (resumes and isinstance(options, LongRunOptions)),
+        continues=resumes and not isinstance(options, LongRunOptions),  # the points of a sweep lie in its folder
+    )
     current = Session(options, screen, run, path)
     try:
         with run:
             run.manifest["seed"] = options.seed
             run.manifest["config"] = option_values(options)
-            run.keep = write
             try:
                 yield current
             except BaseException as error:
@@ -182,7 +189,7 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
     current.write_asked_figures()
     write_result(options, run.results)
     if write:
-        screen.say(f"kt: written to {path}")
+        screen.say(f"kt: written to {run.path}")
 
 
 def _checked(options: RunOptions) -> Path:
@@ -225,7 +232,20 @@ def stamp(file: Path | str | None) -> list[int] | None:
     return [about.st_size, about.st_mtime_ns]
 
 
-NO_CONFIG = ("config", "json", "quiet", "no_progress", "command", "argv", "out", "html", "png", "svg", "resume")
+NO_CONFIG = (
+    "config",
+    "json",
+    "quiet",
+    "no_progress",
+    "command",
+    "argv",
+    "out",
+    "overwrite",
+    "html",
+    "png",
+    "svg",
+    "resume",
+)
 """Options that decide where results go, not their values."""
 
 

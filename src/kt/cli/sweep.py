@@ -208,6 +208,8 @@ def sweep(options: SweepOptions) -> None:
         balance = _balance(s, model, facts, options, kind, folder)
         points = points_of(grid or default_grid(kind, len(facts)), model, options, given, balance)
         try:
+            if options.resume is None:
+                s.run.make_room()  # points are kept under the run's own name
             result = run(
                 model,
                 facts,

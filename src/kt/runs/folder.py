@@ -1,7 +1,7 @@
 """A run folder: settings (`manifest.json`), results (`results.json`, `arrays.safetensors`) and figures.
 
-It is filled under a temporary name beside the final one and renamed when complete. Only then a previous `kt` run of the
-same name is replaced; anything else of that name is an error.
+It is filled under a temporary name beside the final one and renamed when complete. A run of that name is an error, or
+with `overwrite` moves aside then; anything else of that name is an error.
 
 With several processes (parallel.py) rank 0 fills the folder. The others run the same program and write too, into
 temporary folders that are deleted at the end.
@@ -15,6 +15,7 @@ import secrets
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -71,6 +72,8 @@ class RunFolder:
     arrays: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
     keep: bool = True  # False: a dry run, whose folder is deleted
+    overwrite: bool = False  # a finished run of this name moves aside
+    continues: bool = False  # the run of this name is an earlier state of this one, and all of it is carried over
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
@@ -93,6 +96,10 @@ class RunFolder:
             raise NotWritable(f"{self.path} is not empty and not a run of kt; name another folder with --out")
         if final == Path.cwd():
             raise NotWritable(f"{self.path} is the current folder; name a folder inside it with --out")
+        if self.keep and not (self.overwrite or self.continues) and is_finished(final):
+            raise NotWritable(
+                f"{self.path} holds a run already; name another folder with --out, or --overwrite moves that one aside"
+            )
         with writing(self.path):
             self._made = [p for p in final.parents if not p.exists()]
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -175,9 +182,34 @@ class RunFolder:
         write_json(self.file(MANIFEST), self.manifest)
         sync(self._temporary)
         with writing(self.path):
-            _swap(self._temporary, self.path.absolute())
+            self._take_name()
         if self._lock is not None:
             self._lock.release()
+
+    def _take_name(self) -> None:
+        final = self.path.absolute()
+        if is_finished(final) and not (self.overwrite or self.continues):
+            self.path = _free(self.path, "-", 2)
+            warnings.warn(f"another run has taken {final.name} meanwhile; this one is {self.path}", stacklevel=2)
+            self._temporary.rename(self.path)
+            return
+        old = None if self.continues and not holds_edit(final) else self.make_room()
+        try:
+            _swap(self._temporary, final)
+        except BaseException:
+            if old is not None and not final.exists():
+                old.rename(final)
+            raise
+
+    def make_room(self) -> Path | None:
+        """Move a finished run of this name, or a folder with an edit in it, aside now, and say where it is."""
+        final = self.path.absolute()
+        if not parallel.is_main() or not (is_finished(final) or holds_edit(final)):
+            return None
+        old = _free(self.path, ".replaced-", 1)
+        final.rename(old)
+        warnings.warn(f"the run that was {self.path} is {old} now", stacklevel=2)
+        return old
 
     def _rename_in(self, error: BaseException | None) -> None:
         """Replace the temporary folder by the user's folder in an error's message."""
@@ -193,8 +225,19 @@ class RunFolder:
                 folder.rmdir()
 
 
+def _free(path: Path, between: str, first: int) -> Path:
+    """The path with the first number behind its name that nothing has."""
+    names = (path.with_name(f"{path.name}{between}{n}") for n in range(first, 10_000))
+    return next(name for name in names if not name.exists())
+
+
+def holds_edit(folder: Path) -> bool:
+    """Whether an edit lies in the folder, at any depth."""
+    return any(folder.rglob("*edit*.safetensors"))
+
+
 def _swap(new: Path, final: Path) -> None:
-    """Replace `final` by `new`; a previous run is renamed first, and renamed back if that fails."""
+    """Replace `final` by `new`; an earlier state is renamed first, and renamed back if that fails."""
     if not final.exists():
         new.rename(final)
         return
@@ -239,6 +282,11 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
         manifest = read_json(Path(folder) / MANIFEST)
         return "schema_version" in manifest and "command_line" in manifest
     return False
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run of `kt`."""
+    return is_run(folder) and not read_json(folder / MANIFEST).get("unfinished")
 
 
 def read_run(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
