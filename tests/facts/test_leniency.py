@@ -237,7 +237,7 @@ def test_a_zst_file_without_zstandard(tmp_path, monkeypatch):
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
         ("a.csv", b"\n<!DOCTYPE html><html>", "an HTML page"),
         ("a.jsonl", b"<html><body>404", "an HTML page"),
-        ("a.json", gzip.compress(b"[]"), "let its name end in .gz"),
+        ("a.json", gzip.compress(b"[]", mtime=0), "let its name end in .gz"),
         ("a.csv", b"PAR1....", "let its name end in .parquet"),
         ("a.csv", b"PK\x03\x04....", "a spreadsheet"),
         ("a.jsonl", b"[\n{}\n]", "needs the ending .json"),
