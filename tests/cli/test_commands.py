@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,26 @@ def test_eval_scores_the_model_with_the_edit_against_the_one_without(kt, edited,
     assert ran.json["protocol"]["edit_success_tf_exact"]
     assert {"scores.json", "before.json", "control.json"} <= files("run")
     assert ran.json["control"]["edit_success_tf_exact"]["n"] == 2
+
+
+def test_a_table_that_nobody_reads_to_its_end_costs_no_run(kt, traced, monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with monkeypatch.context() as patched:
+        for name in ("stdout", "stderr"):
+            patched.setattr(sys, name, os.fdopen(os.dup(write), "w", buffering=1))
+        assert traced("heatmap", "--kind", "mlp", "-o", "run").code == 0
+        assert kt("ls", "presets").code == kt("ls", "presets", "--json", "-").code == kt("--help").code == 0
+    os.close(write)
+    assert "results.json" in files("run")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_files_come_before_tables(traced, monkeypatch):
+    with monkeypatch.context() as patched, Path("/dev/full").open("w") as full:
+        patched.setattr(sys, "stdout", full)
+        assert traced("heatmap", "--kind", "mlp", "-o", "run").code == 2
+    assert "results.json" in files("run")
 
 
 def test_report_rebuilds_one_page_from_run_folders(kt, traced, edited):

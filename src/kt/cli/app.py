@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +19,7 @@ from ..errors import KtError, install_hint
 from ..runs import parallel
 from . import interrupt, processes
 from .command import HELP_NAMES, BadOption, Options, as_click
-from .console import one_line_warnings
+from .console import broken, one_line_warnings
 from .session import screen_for, write_result
 
 EPILOG = (
@@ -110,8 +111,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
         if argv is None:  # the process is ours
+            _open_closed_streams()
             interrupt.end_soon_after_interrupt()
     code = _run(arguments)
+    broken(sys.stdout)  # else Python would fail to flush it at exit
     if argv is None:
         processes.end(code)
     return code
@@ -122,6 +125,7 @@ def _run(arguments: list[str]) -> int:
         with one_line_warnings(processes.say):
             command = typer.main.get_command(app)
             code = command.main(args=arguments, prog_name="kt", standalone_mode=False, obj=tuple(arguments))
+            sys.stdout.flush()
     except BaseException as error:
         code, line = _explained(error)
         if line:
@@ -148,9 +152,8 @@ def _explained(error: BaseException) -> tuple[int, str]:
             processes.say(interrupt.stopped())
             return 1, ""
         return error.code if isinstance(error.code, int) else 1, ""
-    if isinstance(error, BrokenPipeError):
-        _discard_stdout()
-        return 1, ""
+    if isinstance(error, BrokenPipeError) and broken(sys.stdout):
+        return 0, ""
     if isinstance(error, KeyboardInterrupt):
         processes.say(interrupt.message())
         return interrupt.INTERRUPTED, ""
@@ -177,9 +180,11 @@ def _line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def _discard_stdout() -> None:
-    """Python flushes stdout at exit once more; into a closed pipe that would print a second error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _open_closed_streams() -> None:
+    """Where a shell closed stdout or stderr (`>&-`), Python has none."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 -- for as long as the process lives
 
 
 # `kt ls` and `kt env`: what there is, and what is installed.

@@ -16,7 +16,7 @@ from .command import BadOption, option_of
 from .edits import open_stack, show_conflicts_with
 from .eval import EvalOptions
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
-from .session import Session, session
+from .session import Session, screen_for, session
 
 if TYPE_CHECKING:
     from ..editing import Edit
@@ -108,7 +108,7 @@ def apply_edit(options: EditOptions) -> None:
         requests = [fact.as_request() for fact in s.load_facts()]
         others = None if options.alpha_facts is None else load_facts(options.alpha_facts)
         model = s.load_model()
-        met = show_conflicts_with(s.screen, model, requests, below)
+        met = show_conflicts_with(screen_for(options), model, requests, below)
         run = run_edits(
             model,
             requests,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from .._util.text import visible
@@ -22,12 +24,25 @@ class Progress(Protocol):
 
 
 class Screen:
-    """Prints tables and messages as the options allow. Rich is imported with the first table, not before."""
+    """Prints tables and messages as the options allow. Rich is imported with the first table, not before.
+
+    After `hold` tables wait, with what is said behind the first of them, until `release`: files come first, so that no
+    fault of stdout costs a run.
+    """
 
     def __init__(self, quiet: bool = False, progress: bool = True, json_on_stdout: bool = False) -> None:
         self.shows_tables = not quiet and not json_on_stdout
         self.messages = not quiet
         self.progress_bars = progress and not quiet and sys.stderr.isatty()
+        self._waiting: list[Callable[[], None]] | None = None
+
+    def hold(self) -> None:
+        self._waiting = []
+
+    def release(self) -> None:
+        waiting, self._waiting = self._waiting or [], None
+        for show in waiting:
+            show()
 
     def tables(self, *tables: Table) -> None:
         """Print tables, but those that are for pages alone."""
@@ -41,12 +56,18 @@ class Screen:
 
     def draw(self, renderable: Any) -> None:
         """Print anything that rich can draw."""
-        if self.shows_tables:
-            console(sys.stdout).print(renderable)
+        if not self.shows_tables:
+            return
+        if self._waiting is None:
+            print_out(renderable)
+        else:
+            self._waiting.append(partial(print_out, renderable))
 
     def say(self, message: str) -> None:
         """One line for the user, on stderr."""
-        if self.messages:
+        if self.messages and self._waiting:
+            self._waiting.append(partial(say_line, message))
+        elif self.messages:
             say_line(message)
 
     @contextmanager
@@ -67,7 +88,39 @@ class Screen:
 
 def say_line(message: str) -> None:
     """One line on stderr; what it quotes from data cannot act on the terminal."""
-    sys.stderr.write(f"{visible(message)}\n")
+    try:
+        sys.stderr.write(f"{visible(message)}\n")
+    except BrokenPipeError:
+        discard(sys.stderr)
+
+
+def print_out(renderable: Any) -> None:
+    """Print text, or what rich can draw, on stdout; that nobody reads it (`| head`) is no failure."""
+    try:
+        if isinstance(renderable, str):
+            sys.stdout.write(renderable)
+            sys.stdout.flush()
+        else:
+            console(sys.stdout).print(renderable)
+    except BrokenPipeError:
+        discard(sys.stdout)
+
+
+def discard(stream: TextIO) -> None:
+    """Write what follows, and what Python still flushes at exit, nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def broken(stream: TextIO) -> bool:
+    """Whether nobody reads the stream any more; one that cannot be written is discarded."""
+    try:
+        stream.flush()
+    except OSError as error:
+        discard(stream)
+        return isinstance(error, BrokenPipeError)
+    return False
 
 
 def console(file: TextIO) -> Any:
@@ -75,7 +128,13 @@ def console(file: TextIO) -> Any:
     from rich.console import Console
 
     # A pipe has no width: without one rich would fold every table at 80 columns.
-    return Console(file=file, width=None if file.isatty() else 120, highlight=False)
+    made: Any = Console(file=file, width=None if file.isatty() else 120, highlight=False)
+    made.on_broken_pipe = _tell  # rich would end the program
+    return made
+
+
+def _tell() -> None:
+    raise BrokenPipeError
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from ..runs import parallel
 
@@ -76,5 +77,6 @@ def _watch(woken: socket.socket, wakes: socket.socket) -> None:
 def _end(message: str, code: int) -> None:
     time.sleep(GRACE)
     if parallel.started_as() == 0:
-        os.write(sys.stderr.fileno(), message.encode())
+        with suppress(OSError):  # nobody may read it any more
+            os.write(sys.stderr.fileno(), message.encode())
     os._exit(code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from ..runs.journal import Journal
 from ..runs.provenance import versions
 from . import interrupt, parse, processes
 from .command import BadOption, Options
-from .console import Screen
+from .console import Screen, print_out
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, RunOptions
 
 if TYPE_CHECKING:
@@ -167,6 +166,7 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
         continues=resumes and not isinstance(options, LongRunOptions),  # the points of a sweep lie in its folder
     )
     current = Session(options, screen, run, path)
+    screen.hold()
     try:
         with run:
             run.manifest["seed"] = options.seed
@@ -182,12 +182,15 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
     except BaseException as error:
         interrupt.undisturbed()
         current.end_journal(error)
+        if isinstance(error, Exception):
+            screen.release()
         raise
     current.end_journal()
     if not processes.speaks():
         return
     current.write_asked_figures()
     write_result(options, run.results)
+    screen.release()
     if write:
         screen.say(f"kt: written to {run.path}")
 
@@ -274,7 +277,7 @@ def write_result(options: Options, results: dict[str, Any]) -> None:
         return
     text = to_json({"schema_version": SCHEMA_VERSION, **results})
     if options.json == "-":
-        sys.stdout.write(text)
+        print_out(text)
     else:
         atomic_write(options.json, text)
 
