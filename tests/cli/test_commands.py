@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import subprocess
@@ -271,6 +272,13 @@ def test_the_manifest_says_what_made_the_result(traced, facts_file):
     assert manifest["dtype"] == "float32" and manifest["device"] == "cpu"
     assert manifest["data"]["source"] == str(facts_file) and len(manifest["data"]["sha256"]) == 64
     assert manifest["trace"]["noise_level"] > 0
+
+
+def test_pages_show_the_command_as_a_shell_takes_it(traced, kt):
+    assert traced("heatmap", "--kind", "mlp", "-o", "a run").code == 0
+    assert kt("report", "a run", "-o", "report.html").code == 0
+    for page in (Path("a run/figures.html"), Path("report.html")):
+        assert "-o 'a run'" in html.unescape(page.read_text(encoding="utf-8")), page
 
 
 def test_the_same_seed_gives_the_same_results_and_arrays(traced):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -129,7 +130,7 @@ class Session:
         from ..report import Figure, Section, render
 
         sections = [Section(name.replace("-", " "), [Figure(figure)]) for name, figure in self.figures.items()]
-        return render(f"kt {self.options.command}", sections, {"command": " ".join(["kt", *self.options.argv])})
+        return render(f"kt {self.options.command}", sections, {"command": shlex.join(["kt", *self.options.argv])})
 
     def write_asked_figures(self) -> None:
         """`--html` is the page; `--png` and `--svg` the first figure, with the others' names added to its own."""

@@ -6,6 +6,7 @@ imported when its file is there: the classes stand in higher layers.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -82,5 +83,5 @@ def _meta(folders: Sequence[Path]) -> dict[str, Any]:
         if (folder / MANIFEST).exists():
             manifest = read_json(folder / MANIFEST)
             with complete_file(folder / MANIFEST, "manifest", "run the command again"):
-                about[folder.name] = " ".join(manifest["command_line"])
+                about[folder.name] = shlex.join(manifest["command_line"])
     return about | {f"{name} version": version for name, version in versions().items()}
