@@ -11,7 +11,7 @@ from families import tiny_model
 import kt
 from kt.editing import evidence
 from kt.editing.evidence import default_alpha, facts_beside, keep_balance, kept_folder, known_facts
-from kt.editing.resolve import configure, resolve
+from kt.editing.resolve import configure, layers_by_depth, resolve
 from kt.tracing.alpha import Balance
 
 
@@ -103,3 +103,22 @@ def test_the_shipped_facts_are_real_and_cover_every_relation_in_turn():
     known = known_facts(model, beside, 5)
     assert len(known.facts) == 5 and known.seconds_a_token > 0
     assert known.facts == [f for f in beside if f in known.facts] and np.isfinite(known.seconds_a_token)
+
+
+def test_a_damaged_kept_result_counts_as_absent():
+    model = tiny_model("llama", num_hidden_layers=4)
+    keep_balance(model, balance())
+    kept = kept_folder(model) / "balance.json"
+    for damage in (kept.read_bytes()[:40], b"", b"[1]", b"\xff\xfe", b'{"kind": "balance"}'):
+        kept.write_bytes(damage)
+        assert "a kept result is damaged and is not used" in resolved(model, "memit")[2]
+        with pytest.warns(UserWarning, match="damaged"):
+            keep_balance(model, balance(12))
+        assert evidence.kept_balance(model).n_facts == 12
+    for values in ("layers_mlp = [1", 'layers_mlp = "ab"', "layers_mlp = [99]", "layers_mlp = [[1]]", "nothing = 1"):
+        (kept_folder(model) / "memit.toml").write_text(f"[methods.memit]\n{values}\n")
+        config, _, said = resolved(model, "memit")
+        assert "damaged" in said and config.layers_mlp == layers_by_depth(model, "layers_mlp")
+    (kept_folder(model) / "intattn.toml").write_text('[methods.intattn]\nalpha = "auto"\n')
+    config, _, said = resolved(model, "intattn")
+    assert "damaged" in said and config.alpha == 0.4

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
+from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -217,6 +218,8 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0)
         return
     wanted = next(kind for word, kind in _TYPES.items() if annotation.startswith(word))
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted is tuple and isinstance(value, tuple) and not all(_is_whole(part) for part in value):
+        raise KtError(f"{name} {list(value)!r} must be whole numbers, from 0")
     if not (number if wanted is float else isinstance(value, wanted)):
         others = f", nor {AUTO}" if automatic else ""
         raise KtError(f"{name} {value!r} is no {wanted.__name__}{others}; see docs/methods.md")
@@ -224,6 +227,10 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0)
         raise KtError(f"{name} {value!r} must be zero or more")
     if number and value < least:
         raise KtError(f"{name} must be at least {least:g}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 WRITTEN = "weights of a layer that are written: mlp, attn, both, block, or linear maps, as mlp.gate_proj,mlp.up_proj"

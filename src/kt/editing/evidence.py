@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .._util.data import read_json
 from .._util.files import atomic_write
@@ -23,6 +23,7 @@ from ..facts.fact import Fact
 from ..facts.load import load_facts
 from ..runs import parallel
 from ..runs.journal import Journal
+from .closed_form.config import check_alpha
 from .presets import SUFFIX, read_preset
 
 if TYPE_CHECKING:
@@ -76,9 +77,32 @@ def _any_kept(model: TracedModel) -> bool:
 
 def kept_settings(model: TracedModel, method: str) -> dict[str, tuple[Any, str]]:
     """What `kt layers` found for a method on these weights: values with their sources, by name."""
-    if not _any_kept(model) or not (path := kept_folder(model) / f"{method}{SUFFIX}").is_file():
-        return {}
-    return {value.name: (value.value, value.source) for value in read_preset(path).explain(method)}
+
+    def read(path: Path) -> dict[str, tuple[Any, str]]:
+        found = {value.name: (value.value, value.source) for value in read_preset(path).explain(method)}
+        for name, (value, _) in found.items():
+            if name == "alpha":
+                check_alpha(value, words=())
+            elif name.startswith("layers"):
+                for layer in value:
+                    model.checked(layer)
+        return found
+
+    return _read_kept(model, f"{method}{SUFFIX}", read) or {}
+
+
+Read = TypeVar("Read")
+
+
+def _read_kept(model: TracedModel, name: str, read: Callable[[Path], Read]) -> Read | None:
+    """A kept file of these weights; one that is damaged counts as absent, so that it is written anew."""
+    if not _any_kept(model) or not (path := kept_folder(model) / name).is_file():
+        return None
+    try:
+        return read(path)
+    except KtError as error:
+        warnings.warn(f"a kept result is damaged and is not used ({error})", stacklevel=5)
+        return None
 
 
 def kept_balance(model: TracedModel, journal: Journal | None = None) -> Balance | None:
@@ -90,12 +114,13 @@ def kept_balance(model: TracedModel, journal: Journal | None = None) -> Balance 
 
 
 def _kept_fields(model: TracedModel) -> dict[str, Any] | None:
-    if not _any_kept(model) or not (path := kept_folder(model) / "balance.json").is_file():
-        return None
     from ..tracing import Balance
 
-    Balance.load(path)  # refused here, where the file is known
-    return read_json(path)
+    def read(path: Path) -> dict[str, Any]:
+        Balance.load(path)  # refused here, where the file is known
+        return read_json(path)
+
+    return _read_kept(model, "balance.json", read)
 
 
 def keep_balance(model: TracedModel, balance: Balance) -> None:
@@ -178,7 +203,9 @@ def default_alpha(model: TracedModel, requests: Sequence[Fact], journal: Journal
     if balance is None:
         from ..tracing.alpha import FEW
 
-        facts, seconds = known_facts(model, facts_beside(model, requests), FEW_TRACED)
+        with warnings.catch_warnings():  # how shipped facts are joined is not the user's to mend
+            warnings.filterwarnings("ignore", r".* may be joined to their prompts")
+            facts, seconds = known_facts(model, facts_beside(model, requests), FEW_TRACED)
         if len(facts) < FEW:
             return Alpha(ALPHA, f"not traced: of the shipped facts the model knows {len(facts)}; the papers' 0.3", None)
         balance, how = _traced_once(model, facts, seconds, journal), "traced"

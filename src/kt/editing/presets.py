@@ -16,8 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import BadFile
-from .methods import METHODS, all_settings
+from ..errors import BadFile, KtError
+from .closed_form.config import check_alpha
+from .config import check_value
+from .methods import METHODS, all_settings, setting_types
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -262,9 +264,14 @@ def _values(
     source = _text(path, table, "source") or source
     sources = _table(path, where, table, "sources")
     _only(path, f"{where}.sources", sources, tuple(name for name in table if name not in about))
+    types = setting_types()
     for name, value in table.items():
         if name not in about:
             value = tuple(value) if isinstance(value, list) else value
+            try:
+                check_alpha(value) if name == "alpha" else check_value(name, types[name], value)
+            except KtError as error:
+                raise BadFile(f"{path}: [{where}]: {error}") from None
             yield Entry(method, variant, name, value, str(sources.get(name, source)))
 
 
