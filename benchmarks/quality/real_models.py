@@ -37,18 +37,18 @@ from kt.runs.journal import Journal
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "data" / "real-models.json"
 KEPT = Path(tempfile.gettempdir()) / "kt-real-models"
-SIZES, SINGLES, FLUENT = (10, 1, 50, 100), 5, 10
+SIZES, SINGLES, FLUENT = (10, 1, 50, 100), 5, 5
 SETTINGS: dict[str, dict[str, Any]] = {
     "unedited": {},
     "memit": {},
     "intattn": {},
-    "intattn, α = 0.1": {"method": "intattn", "alpha": 0.1},
-    "intattn, α = 0.3": {"method": "intattn", "alpha": 0.3},
+    "intattn α=0.1": {"method": "intattn", "alpha": 0.1},
+    "intattn α=0.3": {"method": "intattn", "alpha": 0.3},
     **{
         name: {} for name in ("rome", "r-rome", "pmet", "alphaedit", "emmet", "jeep", "ft-l", "ft", "lora", "ultraedit")
     },
 }
-LAMBDAS = {f"memit, λ × {factor:g}": factor for factor in (0.1, 0.3, 1.0, 3.0, 10.0)}
+LAMBDAS = {f"memit λ×{factor:g}": factor for factor in (0.1, 0.3, 1.0, 3.0, 10.0)}
 """A single λ for all weights: so many times the median of those that `auto` chose."""
 METRICS = {
     "success": "edit_success_tf_exact",
@@ -135,8 +135,9 @@ def row(label: str, size: int, facts: str) -> list[dict[str, Any]]:
         return [about | {"failed": str(error)}]
     after = []
     for edit, group in edits:
+        before = unedited(model, group)
         with edit.applied(model, force=True):
-            after.append(scored(model, group, unedited(model, group)))
+            after.append(scored(model, group, before))
     return [about | cost | (figures(*after[0]) if size > 1 else together(after))]
 
 
@@ -195,7 +196,7 @@ def settings_of(edit: Any) -> dict[str, Any]:
     used = edit.manifest["hyper_parameters"]
     names = [name for name in used if name.startswith("layers") and used[name]]
     found: dict[str, Any] = {name: list(used[name]) for name in names} | {"alpha": edit.alpha}
-    chosen = [value["lambda"] for value in edit.manifest.get("chosen", {}).values()]
+    chosen = [value["lambda"] for value in edit.manifest.get("chosen", {}).values() if "lambda" in value]
     found["lambda"] = median(chosen) if chosen else used.get("mom2_update_weight")
     return {name: value for name, value in found.items() if value is not None}
 
@@ -308,9 +309,8 @@ def lambda_rows(by_label: Mapping[tuple[str, int], dict[str, Any]]) -> list[list
             pairs = [[[_number(v) for v in r["values"][metric]] for r in (each, auto)] for metric in shown]
             gaps = ["–" if each is auto else cell(paired_bootstrap_difference(*pair).as_dict()) for pair in pairs]
             of = ratio(each, by_label)
-            value = (
-                f"{each['settings']['lambda']:.3g} ({'auto, median' if each is auto else method.partition('λ ')[2]})"
-            )
+            factor = method.partition("λ")[2]
+            value = f"{each['settings']['lambda']:.3g} ({'auto, median' if each is auto else factor})"
             lines.append([name, value, *(cell(each[m]) for m in shown), *gaps, "–" if of is None else f"{of:.3f}"])
     return lines
 
