@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,45 @@ def test_a_malformed_value_names_its_flag(refused, model_folder, facts_file, fla
     facts = () if command == "cov" else ("-f", facts_file)
     line = refused(command, "-m", model_folder, *facts, f"{flag}={value}")
     assert flag.lstrip("-").split("-")[0] in line
+
+
+EDIT = ("apply-edit", "--target", "French")
+BEFORE_LOADING = [
+    ((*EDIT, "--method", "memti"), "did you mean memit?"),
+    ((*EDIT, "--preset", "lama-2-7b"), "did you mean llama-2-7b?"),
+    ((*EDIT, "--set", "v_lrr=1"), "did you mean v_lr?"),
+    ((*EDIT, "--set", "lr=1"), "intattn does not use it"),
+    (("sweep", "alpha", "--set", "lr=1"), "intattn does not use it"),
+    ((*EDIT, "--statistics", "none.safetensors"), "no such file"),
+    ((*EDIT, "--layers-mlp", "70"), "has layers 0 to 2, not 70"),
+    ((*EDIT, "--set", "layers_high=70", "--method", "jeep"), "has layers 0 to 2, not 70"),
+    ((*EDIT, "--resume", "none"), "no run to go on with"),
+    (("probe", "--edit", "none.safetensors"), "no such file"),
+    (("heatmap", "--metric", "porb"), "did you mean prob?"),
+    (("heatmap", "--png", "figure.png"), "needs a browser"),
+    (("heatmap", "--device", "gpu"), "unknown"),
+]
+
+
+@pytest.mark.parametrize(("typed", "says"), BEFORE_LOADING)
+def test_what_needs_no_model_is_refused_before_one_loads(refused, failing, monkeypatch, model_folder, typed, says):
+    failing(AssertionError("a model loads"))
+    monkeypatch.setenv("BROWSER_PATH", "none")
+    command, *more = typed
+    line = refused(command, *more, "-m", model_folder, *FACT)
+    assert says in line and "is kept: go on" not in line
+
+
+def test_a_model_that_is_neither_here_nor_to_be_had(refused, monkeypatch):
+    for name in ("./nope", "/nope", "runs/nope/deep", "nope/"):
+        assert "no such folder" in refused("heatmap", "-m", name, *FACT)
+    assert "HF_HUB_OFFLINE is set" in refused("heatmap", "-m", "no/such-model", *FACT)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    line = refused("heatmap", "-m", "no/such-model", *FACT)
+    assert "http://127.0.0.1:9 does not answer" in line and "give the folder" in line
+    assert time.monotonic() - began < 8
 
 
 def test_an_unknown_flag_and_an_unknown_command(refused):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from ..errors import KtError
@@ -62,15 +63,23 @@ def names(text: str, known: Sequence[str], flag: str) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in chosen:
         if name not in known:
-            raise BadOption(f"{flag} {text!r}: {name!r} is unknown; choose among {', '.join(known)}")
+            raise BadOption(
+                f"{flag} {text!r}: {name!r} is unknown; choose among {', '.join(known)}{meant(name, known)}"
+            )
     return chosen
 
 
 def one(text: str, known: Sequence[str], flag: str) -> str:
     """One of the known words."""
     if text not in known:
-        raise BadOption(f"{flag} {text!r}: unknown; choose one of {', '.join(known)}")
+        raise BadOption(f"{flag} {text!r}: unknown; choose one of {', '.join(known)}{meant(text, known)}")
     return text
+
+
+def meant(text: str, known: Sequence[str]) -> str:
+    """The end of a refusal: the known word that was probably meant."""
+    near = get_close_matches(text.lower(), known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def settings(text: str | None) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.data import SCHEMA_VERSION, plain, to_json
 from .._util.files import atomic_write, check_writable
-from ..errors import KtError
+from ..errors import BadFact, KtError, SubjectNotFound, UnknownModel, UnknownSite
 from ..facts.corpus import corpus_for, tokens_for
 from ..runs import parallel
 from ..runs.folder import RunFolder, default_folder
-from ..runs.journal import Journal
+from ..runs.journal import Journal, claim
 from ..runs.provenance import versions
-from . import interrupt, parse, processes
+from . import checks, interrupt, parse, processes
 from .command import BadOption, Options
 from .console import Screen, print_out
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, RunOptions
@@ -104,12 +104,15 @@ class Session:
         if not parallel.is_main():
             return
         journal.release()
-        if error is None or not journal.done:
+        wrong = isinstance(error, WRONG_INPUT) and self.options.resume is None
+        if error is None or wrong or not journal.done:
             shutil.rmtree(unfinished(self.path), ignore_errors=True)
             interrupt.note()
-        elif isinstance(error, KtError):
+        elif isinstance(error, KtError) and not isinstance(error, WRONG_INPUT):
             error.args = (f"{error}; {self._kept()}",)
-        elif not isinstance(error, KeyboardInterrupt) and not (parallel.joined() and isinstance(error, SystemExit)):
+        elif not isinstance(error, KtError | KeyboardInterrupt) and not (
+            parallel.joined() and isinstance(error, SystemExit)
+        ):
             self.screen.say(f"kt: {self._kept()}")
 
     def _kept(self) -> str:
@@ -203,8 +206,12 @@ def _checked(options: RunOptions) -> Path:
         if file is not None:
             check_writable(file)
     parse.batch_size(options.batch_size)
+    checks.typed(options)
     slug = Path(getattr(options, "model", "demo").partition("@")[0]).name
-    return run_path(options) or default_folder(options.command, slug)
+    path = run_path(options) or default_folder(options.command, slug)
+    if isinstance(options, LongRunOptions) and not getattr(options, "dry_run", False):
+        claim(unfinished(path), {}, options.resume is not None)
+    return path
 
 
 def run_path(options: RunOptions) -> Path | None:
@@ -219,6 +226,8 @@ def run_path(options: RunOptions) -> Path | None:
 
 
 UNFINISHED = ".unfinished"
+WRONG_INPUT = (BadOption, BadFact, SubjectNotFound, UnknownModel, UnknownSite)
+"""Refusals that the same options meet again: there is nothing to go on with."""
 DATA_FILES = ("statistics", "corpus", "alpha_facts", "history")
 """Options that name files on whose content a result depends."""
 
@@ -285,6 +294,7 @@ def write_result(options: Options, results: dict[str, Any]) -> None:
 
 def load_model(options: ModelOptions) -> TracedModel:
     """`kt.load` with the shared model options."""
+    checks.model(options)
     from ..model.load import load
 
     return load(
@@ -356,6 +366,8 @@ def open_edit(s: Session, path: Path) -> AnyEdit:
 
 def open_edits(s: Session, paths: dict[str, Path]) -> dict[str, AnyEdit]:
     """Several, by the same names."""
+    for path in paths.values():
+        checks.edit_file(path)
     from ..editing.stack import open_edit as opened
 
     edits = {name: opened(path) for name, path in paths.items()}

@@ -188,7 +188,9 @@ def path_of(name: str, beside: Path = Path()) -> Path:
     if name.endswith(SUFFIX):
         return beside / name
     if name not in names():
-        raise BadFile(f"no preset {name!r}; there are {', '.join(names())}, or name a file that ends in {SUFFIX}")
+        near = get_close_matches(name.lower(), names(), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadFile(f"no preset {name!r}; there are {', '.join(names())}, or name a file that ends in {SUFFIX}{hint}")
     return FOLDER / f"{name}{SUFFIX}"
 
 

@@ -1,0 +1,170 @@
+"""What is refused before a model loads: names, values, files, layers, the browser. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from .._util.data import read_json
+from ..errors import KtError, UnknownModel, UnknownSite
+from . import parse
+from .command import BadOption
+
+DTYPES = ("auto", "float32", "fp32", "bfloat16", "bf16", "float16", "fp16", "float64")
+DEVICE = re.compile(r"(auto|cpu|cuda|mps|xpu|hpu|npu|meta)(:\d+)?")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""Names of the number of layers in a model's config."""
+ANSWERS_WITHIN = 5.0
+"""Seconds that the Hub has to answer before only what is cached is looked at."""
+
+
+def typed(options: Any) -> None:
+    """Everything that is known of the options alone."""
+    dtype, device = getattr(options, "dtype", "auto"), getattr(options, "device", "auto")
+    if dtype not in DTYPES:
+        raise KtError(f"dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}{parse.meant(dtype, DTYPES)}")
+    if not DEVICE.fullmatch(device):
+        raise KtError(f"device {device!r} is unknown; choose auto, cpu, cuda:0 or mps")
+    file = getattr(options, "statistics", None)
+    if file is not None and not Path(file).is_file():
+        raise BadOption(f"--statistics {file}: no such file; kt cov writes one")
+    if hasattr(options, "variant"):
+        solving(options)
+    for kind in ("png", "svg"):
+        if getattr(options, kind, None) is not None:
+            browser(f"--{kind}")
+
+
+def solving(options: Any) -> None:
+    """Method, preset, and settings of an edit: their names, and that the method has a use for them."""
+    from ..editing.methods import METHODS, all_settings
+    from ..editing.presets import named
+
+    usual = "jeep" if getattr(options, "kind", "") == "clamp" else "intattn"
+    methods = parse.names(options.method or usual, tuple(METHODS), "--method")
+    if options.preset is not None:
+        named(options.preset).values(methods[0], options.variant)
+    for name in parse.settings(options.set):
+        known = "layers_mlp" if name == "layers" else name.removesuffix("_low")
+        users = [method for method, config in METHODS.items() if known in config.settings()]
+        if not users:
+            raise BadOption(f"--set {name}: no such hyper-parameter{parse.meant(name, tuple(all_settings()))}")
+        if not set(users) & set(methods):
+            raise BadOption(f"--set {name}: {', '.join(methods)} does not use it ({', '.join(users)}); leave it out")
+
+
+def browser(flag: str) -> None:
+    """Chromium, that draws PNG and SVG."""
+    from choreographer.browsers.chromium import Chromium
+
+    path = os.environ.get("BROWSER_PATH") or Chromium.find_browser(skip_local=False)
+    if not path or not Path(path).is_file():
+        raise BadOption(f"{flag} needs a browser and none was found: install Chromium, or write --html instead")
+
+
+def edit_file(path: Path) -> None:
+    """That an edit is there, before what opens it is imported."""
+    if path.is_dir():
+        raise BadOption(f"{path} is a folder; name the edit in it: {path / 'edit.safetensors'}")
+    if not path.exists():
+        raise BadOption(f"{path}: no such file; kt apply-edit writes edits, kt edits ls finds them")
+
+
+def model(options: Any) -> None:
+    """That the model is there or can be fetched, and has the layers that the options name.
+
+    Raises:
+        UnknownModel: no such folder, or a Hub id that is not cached while the Hub does not answer.
+        UnknownSite: a layer that its config does not have.
+    """
+    if getattr(options, "remote", False):
+        return
+    name, _, revision = options.model.partition("@") if not Path(options.model).exists() else (options.model, "", "")
+    config = config_file(name, revision or None)
+    if config is not None:
+        held_layers(options, name, config)
+
+
+def config_file(name: str, revision: str | None) -> Path | None:
+    """The config.json of a model; None for a GGUF file, or where it is still to be fetched."""
+    folder = Path(__file__).parents[1] / "demo" / "model" if name == "demo" else Path(name)
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return folder / "config.json"
+        if not (folder / "adapter_config.json").exists() and not any(folder.glob("*.gguf")):
+            raise UnknownModel(
+                f"cannot load folder {name!r}: it holds no config.json; name one that save_pretrained wrote"
+            )
+        return None
+    if folder.exists():
+        return None
+    if name.startswith((".", "~", "/", "\\")) or name.endswith(("/", "\\")) or not HUB_ID.fullmatch(name):
+        raise UnknownModel(f"cannot load model {name!r}: no such folder here, and it is no Hub id")
+    return cached_config(name, revision)
+
+
+def cached_config(name: str, revision: str | None) -> Path | None:
+    """The cached config of a Hub id; None where the Hub has to be asked, and answers."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    silent = not offline and not answers(endpoint)
+    if silent:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub would try for a minute
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(file, str):
+        return Path(file)
+    if offline or silent:
+        why = f"{endpoint} does not answer" if silent else "HF_HUB_OFFLINE is set"
+        raise UnknownModel(
+            f"cannot load model {name!r}: no such folder here, it is not in the Hub's cache, and {why}; connect, or "
+            "download it elsewhere and give the folder"
+        )
+    return None
+
+
+def answers(endpoint: str, seconds: float = ANSWERS_WITHIN) -> bool:
+    """Whether a server answers at all, through whatever proxy is set."""
+    heard: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=seconds).close()
+        except urllib.error.HTTPError:
+            pass  # an answer too
+        except (OSError, ValueError) as error:
+            if not isinstance(getattr(error, "reason", error), ssl.SSLError):  # others may know its certificate
+                return
+        heard.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)  # looking up a name heeds no timeout
+    thread.start()
+    thread.join(seconds)
+    return bool(heard)
+
+
+def held_layers(options: Any, name: str, file: Path) -> None:
+    """Refuse layers that are beyond the depth in the config."""
+    config = read_json(file)
+    config = config.get("text_config") or config
+    depth = next((config[key] for key in DEPTH if isinstance(config.get(key), int)), None)
+    if depth is None:
+        return
+    asked = [
+        parse.layers(text, f"--{flag.replace('_', '-')}") or ()
+        for flag in ("layers_mlp", "layers_attn", "layers")
+        if isinstance(text := getattr(options, flag, None), str)
+    ]
+    settings = parse.settings(getattr(options, "set", None))
+    asked += [value or () for key, value in settings.items() if key.startswith("layers")]
+    beyond = sorted(layer for layers in asked for layer in layers if layer >= depth)
+    if beyond:
+        raise UnknownSite(f"{name} has layers 0 to {depth - 1}, not {beyond[0]}; choose among these")
