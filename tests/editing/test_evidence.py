@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from editing_help import REQUESTS, solve
 from families import tiny_model
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import kt
 from kt.editing import evidence
+from kt.editing.closed_form.contexts import memit_contexts
 from kt.editing.evidence import default_alpha, facts_beside, keep_balance, kept_folder, known_facts
 from kt.editing.resolve import configure, layers_by_depth, resolve
 from kt.tracing.alpha import Balance
@@ -122,3 +125,17 @@ def test_a_damaged_kept_result_counts_as_absent():
     (kept_folder(model) / "intattn.toml").write_text('[methods.intattn]\nalpha = "auto"\n')
     config, _, said = resolved(model, "intattn")
     assert "damaged" in said and config.alpha == 0.4
+
+
+@pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|do.* not give|changed too much|less likely)")
+def test_a_tokenizer_that_reads_no_english_edits_with_the_papers_alpha_and_no_contexts():
+    core = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<pad>": 2, "東京": 3, "は": 4, "京都": 5}, "<s>"))
+    core.normalizer = normalizers.Replace(Regex(r"[^東京都は\s]"), "")
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    reads_none = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="<pad>")
+    model = tiny_model("llama", tokenizer=reads_none)
+    alpha = default_alpha(model, [])
+    assert alpha.value == 0.3 and "of the shipped facts the model knows 0" in alpha.source
+    edit = kt.edit(model, [kt.Fact("{} は", "東京", target="京都")], "ft", layers_mlp=(1,))
+    assert edit.verdict.perplexity is None and edit.verdict.requests == 1
+    assert memit_contexts(model).flat == ("{}",)

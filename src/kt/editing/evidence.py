@@ -18,7 +18,7 @@ from .._util.data import read_json
 from .._util.files import atomic_write
 from .._util.lock import default_cache
 from .._util.progress import Progress
-from ..errors import BadFact, KtError
+from ..errors import BadFact, KtError, SubjectNotFound
 from ..facts.fact import Fact
 from ..facts.load import load_facts
 from ..runs import parallel
@@ -205,7 +205,10 @@ def default_alpha(model: TracedModel, requests: Sequence[Fact], journal: Journal
 
         with warnings.catch_warnings():  # how shipped facts are joined is not the user's to mend
             warnings.filterwarnings("ignore", r".* may be joined to their prompts")
-            facts, seconds = known_facts(model, facts_beside(model, requests), FEW_TRACED)
+            try:
+                facts, seconds = known_facts(model, facts_beside(model, requests), FEW_TRACED)
+            except (BadFact, SubjectNotFound):  # a tokenizer that reads nothing of a name in them
+                facts, seconds = [], 0.0
         if len(facts) < FEW:
             return Alpha(ALPHA, f"not traced: of the shipped facts the model knows {len(facts)}; the papers' 0.3", None)
         balance, how = _traced_once(model, facts, seconds, journal), "traced"

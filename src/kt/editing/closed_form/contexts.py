@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import BadFact
 from ...facts.fact import Fact, fill
+from ...model.tokens import token_ids
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -49,9 +50,11 @@ class Contexts:
 def memit_contexts(model: TracedModel, seed: int = 0, tokens: int = 10) -> Contexts:
     """MEMIT's: the bare prompt, and five short texts that the model itself writes.
 
-    `tokens` counts the start word. Braces and line ends are taken out, so that a template stays a template.
+    `tokens` counts the start word. Braces and line ends are taken out, so that a template stays a template. A model
+    whose tokenizer reads none of the English start words has the bare prompt alone.
     """
-    return Contexts((("{}",), _written(model, seed, tokens)))
+    written = _written(model, seed, tokens)
+    return Contexts((("{}",), written) if written else (("{}",),))
 
 
 def rome_contexts(model: TracedModel, seed: int = 0, lengths: tuple[int, ...] = (5, 10)) -> Contexts:
@@ -65,10 +68,11 @@ def rome_contexts(model: TracedModel, seed: int = 0, lengths: tuple[int, ...] = 
 
 
 def _written(model: TracedModel, seed: int, tokens: int) -> tuple[str, ...]:
-    """One template a start word."""
-    written = model.generate(STARTS, tokens - 1, do_sample=True, top_k=5, seed=seed)
+    """One template a start word of which the tokenizer reads something."""
+    starts = [start for start in STARTS if token_ids(model.tokenizer, start)]
+    written = model.generate(starts, tokens - 1, do_sample=True, top_k=5, seed=seed)
     prefixes = [
         " ".join((start + text).translate(str.maketrans("{}", "  ")).split())
-        for start, text in zip(STARTS, written, strict=True)
+        for start, text in zip(starts, written, strict=True)
     ]
     return tuple(f"{prefix}. {{}}" for prefix in prefixes)
