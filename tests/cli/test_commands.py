@@ -148,6 +148,7 @@ def test_apply_edit_writes_the_edit_and_reports_each_request(edited):
     assert set(result["requests"][0]["target_prob"]) == {"before", "after"}
     assert {"edit.safetensors", "manifest.json", "results.json"} == files("run")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files("merged")
+    assert "kt: the edited model is in merged; kt revert merged takes the edit out" in ran.err
 
 
 def test_a_run_that_was_cut_off_after_its_merge_goes_on_and_leaves_the_merged_folder(edited, monkeypatch):

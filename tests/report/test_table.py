@@ -11,7 +11,7 @@ from rich.console import Console
 
 from kt.report import Column, Result, Shown, Table
 from kt.report.result import notebook_table
-from kt.report.table import before_after
+from kt.report.table import before_after, cell_text
 from kt.report.terminal import rich_table
 from kt.runs.report import RESULTS
 from kt.stats import Interval
@@ -74,3 +74,8 @@ def test_every_result_has_the_interface(place):
     wanted = {"kind", "metadata", "tables", "figures", "as_dict"}
     assert {each for each in wanted if not hasattr(result, each) and each not in fields} == set()
     assert wanted <= set(dir(Result))
+
+
+def test_the_terminal_shows_an_interval_of_tiny_numbers_around_its_mean():
+    assert cell_text(Interval(1.4e-5, 1.2e-6, 2.6e-5, 2)) == "1.4e-05 [1.2e-06, 2.6e-05]"
+    assert cell_text(Interval(0.412, 0.0001, 0.43, 9)) == "0.412 [0.000, 0.430]"

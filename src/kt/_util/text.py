@@ -46,4 +46,6 @@ def interval(mean: float | None, ci95: Any) -> str:
         return "–"
     if ci95 is None or any(v is None or v != v for v in ci95):
         return cell(float(mean))
-    return f"{cell(float(mean))} [{ci95[0]:.3f}, {ci95[1]:.3f}]"
+    tiny = 0 < abs(mean) < 5e-4  # three decimals would show an interval of zeros, beside a mean outside it
+    low, high = (cell(float(end)) if tiny else f"{end:.3f}" for end in ci95)
+    return f"{cell(float(mean))} [{low}, {high}]"

@@ -140,6 +140,8 @@ def apply_edit(options: EditOptions) -> None:
         if options.merge_to is not None and run.edit is not None and not options.dry_run and failed is None:
             refused = parallel.on_rank_zero("merging", merge, s, model, run.edit, options)
         s.screen.tables(*run.tables())
+        if merged := s.run.results.get("merged"):
+            s.screen.say(f"kt: the edited model is in {merged}; kt revert {merged} takes the edit out")
     if failed is not None and options.merge_to is not None:
         failed += f"; {options.merge_to} is not written"
     if failed is not None and not options.dry_run:

@@ -300,7 +300,7 @@ class Residual(Shown):
         share = lambda value: "" if value is None else f"{value:.2f}"  # noqa: E731
         columns = ["kind", "position", "residual [95%]", "advantage before", "after"]
         tops = [Column("in a top ten before", share), Column("after", share)]
-        scores = [("residual score", self.score), ("of what was never learnt", self.floor)]
+        scores = [("residual score", self.score), ("floor, from prompts about other subjects", self.floor)]
         scores += [("difference", self.above_floor)]
         return [
             Table(
@@ -339,7 +339,7 @@ class Residual(Shown):
                 raise BadFact(f"{given!r} is not drawn; choose among {', '.join(known)}")
         before, after = ({kind: _lines(self, s, kind, position, metric) for kind in KINDS} for s in STATES)
         where = {"subject_last": "at the subject's last token", "prediction": "at the prediction position"}[position]
-        floor = "" if np.isnan(self.floor.mean) else f"never learnt {self.floor.mean:.3f}"
+        floor = "" if np.isnan(self.floor.mean) else f"floor {self.floor.mean:.3f}"
         y_title = "rank, geometric mean" if metric == "rank" else "mean probability"
         return before_after_probe(
             before,

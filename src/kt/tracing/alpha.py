@@ -204,7 +204,7 @@ class Balance(Shown):
     def _layers_text(self, kind: str) -> str:
         """The proposed layers, and the least share of draws that propose one of them."""
         layers, shares = self.layers[kind], self.layer_shares.get(kind)
-        least = f" (each in {min(shares[i] for i in layers):.0%} of draws or more)" if layers and shares else ""
+        least = f" (each in at least {min(shares[i] for i in layers):.0%} of draws)" if layers and shares else ""
         return layer_list(layers) + least
 
     def figures(self) -> Sequence[Figure]:
