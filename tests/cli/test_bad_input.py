@@ -208,6 +208,18 @@ def test_an_unknown_flag_and_an_unknown_command(refused):
     assert "nonsense" in refused("ls", "nonsense")
 
 
+def test_a_misspelt_variable(refused, kt, monkeypatch, facts_file):
+    monkeypatch.setenv("KT_LIMT", "3")
+    assert "KT_LIMT is set, and no flag has that name; did you mean KT_LIMIT?" in refused("heatmap", "-f", facts_file)
+    monkeypatch.delenv("KT_LIMT")
+    monkeypatch.setenv("KT_LIMIT", "3")  # of other commands
+    monkeypatch.setenv("KT_LOGISTICS_HOST", "somebody else's")
+    ran = kt("ls", "presets", "--quiet")
+    assert ran.code == 0 and ran.err == ""
+    ran = kt("ls", "presets", "--json", "-")
+    assert ran.code == 0 and ran.err == "kt: warning: KT_LOGISTICS_HOST is set, and is no variable of kt\n"
+
+
 def test_flags_of_a_fact_by_hand_come_together(refused, model_folder):
     assert "--subject" in refused("heatmap", "-m", model_folder, "--prompt", "{} is")
     assert "--prompt" in refused("heatmap", "-m", model_folder, "--subject", "Marie Curie")

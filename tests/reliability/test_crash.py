@@ -93,6 +93,36 @@ def test_ctrl_c_ends_within_two_seconds_and_leaves_a_run_that_goes_on(name, refe
     assert killing.results(place, command) == references[0][name]
 
 
+EARLY = """
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "kt.cli.app":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+"""
+LOADING = """
+import os, signal, sys
+import kt.cli.session
+from kt.errors import UnknownModel
+def load(options):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.getpid()
+    except KeyboardInterrupt:
+        raise UnknownModel("cannot load model")  # as libraries do
+kt.cli.session.load_model = load
+"""
+
+
+@pytest.mark.parametrize("moment", [EARLY, LOADING], ids=["at the start", "while a model loads"])
+def test_ctrl_c_is_one_line_and_130_at_any_moment(moment, tmp_path):
+    script = f"{moment}\nfrom kt.cli import main\nsys.argv = ['kt', 'heatmap', '--limit', '1']\nsys.exit(main())\n"
+    ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "kt: interrupted; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_ends_also_a_factorisation_that_takes_long():
     """Python would see the signal after it."""
     script = (

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point of `kt`."""
-    from .app import main as run
+    try:
+        from .app import main as run
 
-    return run(argv)
+        return run(argv)
+    except KeyboardInterrupt:  # before `run` catches it, or after
+        sys.stderr.write("kt: interrupted; nothing was written\n")
+        return 130

@@ -112,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminated)
         if argv is None:  # the process is ours
             _open_closed_streams()
+            interrupt.hear()
             interrupt.end_soon_after_interrupt()
     code = _run(arguments)
     broken(sys.stdout)  # else Python would fail to flush it at exit
@@ -127,7 +128,7 @@ def _run(arguments: list[str]) -> int:
             code = command.main(args=arguments, prog_name="kt", standalone_mode=False, obj=tuple(arguments))
             sys.stdout.flush()
     except BaseException as error:
-        code, line = _explained(error)
+        code, line = _explained(KeyboardInterrupt() if interrupt.heard() else error)
         if line:
             processes.last_word(line)
         return code

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from copy import copy
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -58,6 +61,7 @@ def as_click(name: str, function: Callable[[Opts], None]) -> Any:
     options_class = parameter.annotation
 
     def run(ctx: typer.Context, **values: Any) -> None:
+        check_variables(ctx)
         argv = ctx.obj if isinstance(ctx.obj, tuple) else tuple(sys.argv[1:])
         function(options_class(command=name, argv=argv, **values))
 
@@ -101,6 +105,28 @@ def option_of(command: type[Options], name: str) -> Any:
 def variable(name: str) -> str:
     """The environment variable of an option: `--batch-size` is `KT_BATCH_SIZE`."""
     return "KT_" + name.upper()
+
+
+OTHER_VARIABLES = ("KT_CACHE", "KT_DEBUG", "KT_JUDGE_KEY", "KT_PATIENCE")
+"""Variables of kt that are no flag's."""
+
+
+def check_variables(ctx: typer.Context) -> None:
+    """Refuse a `KT_` variable that is a flag's but for its spelling; another program's is only named.
+
+    One that is a flag of another command is left alone, as a key at the top of a config file is.
+    """
+    stray = [name for name in os.environ if name.startswith("KT_") and name not in OTHER_VARIABLES]
+    group: Any = ctx.find_root().command
+    if not set(stray) - {variable(p.name or "") for p in ctx.command.params} or not hasattr(group, "list_commands"):
+        return
+    known = {variable(p.name) for name in group.list_commands(ctx) for p in group.get_command(ctx, name).params}
+    for name in sorted(set(stray) - known):
+        near = get_close_matches(name, [*sorted(known), *OTHER_VARIABLES], 1, cutoff=0.8)
+        if near:
+            raise BadOption(f"{name} is set, and no flag has that name; did you mean {near[0]}?")
+        if not ctx.params.get("quiet"):
+            warnings.warn(f"{name} is set, and is no variable of kt", stacklevel=2)
 
 
 def config_defaults(path: Path, ctx: typer.Context) -> dict[str, Any]:

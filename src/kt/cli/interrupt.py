@@ -26,6 +26,7 @@ _NOTHING = "nothing was written"
 _note = [_NOTHING]
 _ending: list[bool] = []
 _told: list[bool] = []
+_heard: list[bool] = []
 
 
 def note(what: str = _NOTHING) -> None:
@@ -55,6 +56,24 @@ def told_to_end(seconds: float) -> bool:
     while not _told and time.monotonic() < end:
         time.sleep(0.02)
     return bool(_told)
+
+
+def hear() -> None:
+    """Remember an interrupt from now on: a library that loads may turn its exception into another, or swallow it."""
+    _heard.clear()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    if not _heard:  # a second one does not disturb the orderly end
+        _heard.append(True)
+        raise KeyboardInterrupt
+
+
+def heard() -> bool:
+    """Whether the user has interrupted the command."""
+    return bool(_heard)
 
 
 def end_soon_after_interrupt() -> None:

@@ -104,7 +104,7 @@ class Session:
         if not parallel.is_main():
             return
         journal.release()
-        wrong = isinstance(error, WRONG_INPUT) and self.options.resume is None
+        wrong = isinstance(error, WRONG_INPUT) and not interrupt.heard() and self.options.resume is None
         if error is None or wrong or not journal.done:
             shutil.rmtree(unfinished(self.path), ignore_errors=True)
             interrupt.note()
