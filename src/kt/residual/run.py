@@ -88,7 +88,7 @@ def remarks(facts: Sequence[ProbedFact], controls: Sequence[Sequence[Control]], 
     alone = len(nobody)
     if alone:
         lines.append(
-            f"{alone} of {n} facts have {NO_CONTROLS}, such as {facts[nobody[0]].prompt!r}; the score leaves them out: "
+            f"{alone} of {n} facts are left out of the score, such as {facts[nobody[0]].prompt!r}: {NO_CONTROLS}; "
             "give more records of their relations or with their templates (--pool FILE, pool= in Python), such as the "
             "whole data set"
         )
