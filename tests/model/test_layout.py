@@ -123,3 +123,20 @@ def test_a_named_part_of_a_known_model_changes_nothing():
     plain = kt.load(tiny_module("llama"), tokenizer=byte_level_tokenizer())
     named = kt.load(tiny_module("llama"), tokenizer=byte_level_tokenizer(), layout=plain.layout.parts())
     assert named.layout == plain.layout
+
+
+WRONG = {
+    "another map of the attention": ({"o_proj": "self_attn.q_proj"}, "self_attn.q_proj"),
+    "another map of the MLP": ({"down_proj": "mlp.up_proj"}, "mlp.up_proj"),
+    "a map for the attention": ({"attn": "self_attn.q_proj"}, "self_attn.q_proj"),
+    "no module for the attention": ({"attn": "forward"}, "'forward' is no module in a block"),
+    "no module for the MLP": ({"mlp": "ffn"}, "'ffn' is no module in a block"),
+    "no module for the norm": ({"norm": "model.layers.__class__"}, "is no module in the model"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_part_that_is_named_wrongly_is_refused_and_not_replaced_by_the_right_one(what):
+    layout, message = WRONG[what]
+    with pytest.raises(UnknownModel, match=message):
+        kt.load(tiny_module("llama"), tokenizer=byte_level_tokenizer(), layout=layout)

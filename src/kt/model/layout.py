@@ -138,19 +138,22 @@ def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> La
     block = blocks[0]
     config = module.config.get_text_config()  # type: ignore[union-attr,operator]
     d_model = int(getattr(config, "hidden_size", 0) or linear_shape(_named(module, block, given, "o_proj"))[0])
+    for part, owner in (("attn", block), ("mlp", block), ("norm", module)):
+        if part in given:
+            _named(module, owner, given, part)
     if "o_proj" in given:
         _named(module, block, given, "o_proj")
         w_attn = given["o_proj"]
         attn = given.get("attn", w_attn.rpartition(".")[0] or w_attn)
     else:
-        found = _attention(block)
+        found = (given["attn"], block.get_submodule(given["attn"])) if "attn" in given else _attention(block)
         if found is None:
             return _missing(module, "attn", f"an attention in {_held(blocks_name, block)}")
         attn = found[0]
         last = _last_linear(found[1], d_model)
         if last is None:
             return _missing(module, "o_proj", f"a linear map onto d_model ({d_model}) inside {blocks_name}.0.{attn}")
-        w_attn = f"{attn}.{last[0]}"
+        w_attn = f"{attn}.{last[0]}".rstrip(".")
     if "down_proj" in given:
         _named(module, block, given, "down_proj")
         w_mlp = given["down_proj"]
@@ -456,10 +459,11 @@ def _own_names(layout: Layout, paths: list[str]) -> dict[str, str]:
     for path in paths:
         if path in ends:
             found[ends[path]] = path
-        elif path.startswith(layout.attn + "."):
-            found[_own_name(layout, W_ATTN, path)] = path
-        elif whole or path.startswith(layout.mlp + "."):
-            found[_own_name(layout, W_MLP, path)] = path
+            continue
+        role = W_ATTN if path.startswith(layout.attn + ".") else W_MLP
+        if role == W_ATTN or whole or path.startswith(layout.mlp + "."):
+            own = _own_name(layout, role, path)
+            found[f"{role.partition('.')[0]}.{path}" if own in (W_ATTN, W_MLP) else own] = path  # a named part's stays
     return found
 
 
