@@ -1,7 +1,7 @@
 """Does a share for attention help on real weights? α from 0 to 1, beside the control of equal size.
 
-    python benchmarks/quality/real_alpha.py --facts counterfact-edit.json  # fills docs/data/real-alpha.json
-    python benchmarks/quality/real_alpha.py --table  # docs/data/real-alpha.md, from that file
+    python benchmarks/quality/real_alpha.py --facts counterfact-edit.json  # fills `OUT`
+    python benchmarks/quality/real_alpha.py --table  # the table, from that file
 
 One batch of edits of SmolLM2 with no setting given, for every seed (of the prefixes before each prompt). α scales the
 two paths after they are solved (eq. 13), so two solves a seed give every α. The control is the MLP's part alone, x

@@ -1,10 +1,12 @@
 """Where two pretrained models keep facts: α, the layers that a trace proposes, and whether attention comes early.
 
-python benchmarks/quality/real_known.py counterfact-edit.json --write known
-kt heatmap -m SMOLLM2 -f known/smollm2.json --limit 100 --samples 3 -o runs/smollm2-map
-kt heatmap -m GEMMA3 -f known/gemma3.json --limit 50 --samples 3 --kind mlp,attn -o runs/gemma3-map
-python benchmarks/quality/real_map.py smollm2=runs/smollm2-map gemma3=runs/gemma3-map  # docs/data/real-map.json
-python benchmarks/quality/real_map.py --table  # docs/data/real-map.md, from that file
+    python benchmarks/quality/real_known.py counterfact-edit.json --write known
+    kt alpha -m SMOLLM2 -f known/smollm2.json --limit 100 --samples 3 -o runs/smollm2-alpha
+    kt alpha -m GEMMA3 -f known/gemma3.json --limit 50 --samples 3 -o runs/gemma3-alpha
+    python benchmarks/quality/real_map.py smollm2=runs/smollm2-alpha gemma3=runs/gemma3-alpha  # fills `OUT`
+    python benchmarks/quality/real_map.py --table  # the tables, from that file
+
+Only effects at the subject's last token are read.
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ def tables(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", metavar="MODEL=FOLDER", help="run folders of kt heatmap")
+    parser.add_argument("runs", nargs="*", metavar="MODEL=FOLDER", help="run folders of kt alpha or kt heatmap")
     parser.add_argument("--table", action="store_true", help="print the file as tables, and stop")
     args = parser.parse_args()
     if args.table:

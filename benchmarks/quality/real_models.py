@@ -38,6 +38,8 @@ ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "data" / "real-models.json"
 KEPT = Path(tempfile.gettempdir()) / "kt-real-models"
 SIZES, SINGLES, FLUENT = (10, 1, 50, 100), 5, 5
+MAX_TOKENS = 100_000
+"""Of the shipped English text, for second moments; for keys of these sizes the default is 25,000."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "unedited": {},
     "memit": {},
@@ -154,7 +156,7 @@ def solve(
         config = resolve(configure(model, **given), model, facts)[0]
     traced, clock = time.process_time() - clock, time.process_time()
     sites, default = getattr(config.plan(), "moment_sites", []), SessionOptions()
-    statistics = take_statistics(model, sites, None, default.corpus, default.max_tokens, None)
+    statistics = take_statistics(model, sites, None, default.corpus, MAX_TOKENS, None)
     moments = time.process_time() - clock
     fingerprint = model.fingerprint()
 
@@ -197,7 +199,8 @@ def settings_of(edit: Any) -> dict[str, Any]:
     names = [name for name in used if name.startswith("layers") and used[name]]
     found: dict[str, Any] = {name: list(used[name]) for name in names} | {"alpha": edit.alpha}
     chosen = [value["lambda"] for value in edit.manifest.get("chosen", {}).values() if "lambda" in value]
-    found["lambda"] = median(chosen) if chosen else used.get("mom2_update_weight")
+    fixed = used.get("mom2_update_weight") if edit.manifest["method"] == "memit" else None
+    found["lambda"] = median(chosen) if chosen else fixed
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -262,7 +265,7 @@ def table(path: Path) -> str:
         for size, method in itertools.product(sorted(SIZES), SETTINGS):
             if (each := by_label.get((f"{name}: {method}", size))) is not None:
                 lines.append(line(each, method, by_label))
-        found.append(markdown(lines))
+        found.append(markdown([["model", *lines[0]], *([name, *each] for each in lines[1:])]))
     return "\n\n".join([*found, markdown(lambda_rows(by_label))]) + "\n"
 
 
