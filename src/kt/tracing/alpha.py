@@ -253,10 +253,11 @@ class Balance(Shown):
     def of(cls, fields: Mapping[str, Any]) -> Balance:
         """From the fields that `save` wrote."""
         names = ("alpha", "alpha_raw", "n_facts", "metric", "run")
-        spans = {name: fields.get(name) for name in ("ci95", "pooled_ci95")}
+        found = {name: fields.get(name) for name in ("ci95", "pooled_ci95")}
+        spans: dict[str, Any] = {name: None if span is None else tuple(span) for name, span in found.items()}
         return cls(
             **{name: fields[name] for name in names},
-            **{name: None if span is None else tuple(span) for name, span in spans.items()},
+            **spans,
             per_layer={name: tuple(values) for name, values in fields["per_layer"].items()},
             per_layer_ci95={
                 name: None if pairs is None else tuple((low, high) for low, high in pairs)
