@@ -54,8 +54,8 @@ KEPT = {
 }
 """The files of finished work in each unfinished run."""
 
-VARIES = ("versions", "seconds", "digest", "fingerprints_after")
-"""Entries of a result that depend on the machine, or on every bit."""
+VARIES = ("versions", "seconds", "digest", "fingerprints_after", "cache_keys")
+"""Entries of a result that depend on the machine, or on every bit, or on what a cache file is named by."""
 LATER = ("neighbours", "perplexity", "written_aims")
 """Entries that edits have since: see tests/editing/test_verdict.py."""
 

@@ -33,7 +33,9 @@ def test_layers_are_compared_by_editing_and_kept_as_a_preset(kt, corpus_file, tm
     explained = {value.name: value.source for value in preset.explain("memit") if value.method}
     assert set(explained) == set(chosen) and explained["layers_mlp"].startswith("best of")
     edit = ("--facts", "demo", "--limit", 1, "--method", "memit", "--corpus", corpus_file, "--max-tokens", 1500)
-    ran = kt("apply-edit", *edit, "--preset", mine, "--set", "v_num_grad_steps=2", "--out", "edit", "--json", "-")
+    ran = kt(
+        "apply-edit", *edit, "--preset", mine, "--set", "v_num_grad_steps=2", "--force", "--out", "edit", "--json", "-"
+    )
     written = [name.split(".layers.")[1].split(".")[0] for name in ran.json["deltas"]]
     assert ran.code == 0 and sorted(map(int, written)) == chosen["layers_mlp"]
 

@@ -167,7 +167,6 @@ def test_aliases_count_where_text_is_compared():
         ({"protocols": ()}, "no protocol"),
         ({"protocols": ("tf",), "judge": list}, "add wild"),
         ({"protocols": ("tf",), "max_new_tokens": 0}, "at least 1"),
-        ({"protocols": ("ppl",)}, "held-out text"),
     ],
 )
 def test_wrong_protocols(wrong, says):

@@ -366,7 +366,7 @@ class SessionOnEdits(EditSession):
 
     def __init__(self, model: TracedModel, below: EditStack, requests: Sequence[Fact], **options: Any) -> None:
         holds = options.get("keep_history") is not False
-        super().__init__(model, history=below.edits if holds else None, **options)
+        super().__init__(model, history=below.edits if holds else None, requests=requests, **options)
         self.below = below
         self._first = list(requests)
         # A run that goes on with other edits below must not take up what was found on top of these.

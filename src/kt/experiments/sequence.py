@@ -335,7 +335,7 @@ def run_edits(
     session["check"] = len(groups) == 1 or mode == "single"  # in steps, the total is checked
     judge = _Judge(model, facts, session.get("seed", 0), generate, stage)
     run = _one_by_one if mode == "single" else _in_sequence
-    with EditSession(model, **session) if below is None else SessionOnEdits(model, below, facts, **session) as editor:
+    with EditSession(model, **session) if below is None else SessionOnEdits(model, below, **session) as editor:
         if evaluate != "none":
             judge.score_before(kl)
         result = run(editor, groups, judge, evaluate, stage)
