@@ -83,7 +83,7 @@ class SolveContext:
 
     `original`, where given, is a context in which the model holds the weights it had before the session's first edit;
     wanted values are then rescaled to the norm that the same site has there (the norm guard). `journal` keeps what a
-    solve has finished.
+    solve has finished. `batch` has the keys of the facts that a solve fact by fact has written before.
     """
 
     model: TracedModel
@@ -93,6 +93,7 @@ class SolveContext:
     original: Callable[[], AbstractContextManager[Any]] | None = None
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
+    batch: EditHistory = field(default_factory=EditHistory)
 
     def within(self, part: str) -> SolveContext:
         """The same for a part of the work, whose phases have names of their own."""

@@ -5,6 +5,8 @@ import torch
 from editing_help import REQUESTS
 from one_layer import close, delta, given, solved
 
+import kt
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|of the wanted change)")
 
 
@@ -22,3 +24,21 @@ def test_facts_are_solved_one_after_the_other(setting):
     both = delta(setting, solved(setting, "rome"))
     apart = sum(delta(setting, solved(setting, "rome", [request])) for request in REQUESTS)
     assert float((both - apart).norm() / both.norm()) > 1e-3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_a_later_fact_holds_the_keys_of_the_facts_before_it(setting, share):
+    """u = (λC + kkᵀ)⁻¹ k̄ with the key k of the fact before, λ = d (1 - s)/s; s = 0 is the paper's u = C⁻¹k̄."""
+    both, first = (solved(setting, "rome", requests, held_share=share) for requests in (REQUESTS[:2], REQUESTS[:1]))
+    parts = given(setting, both, "mlp.1", requests=REQUESTS[:2])
+    before, now = parts.keys[:, :1], parts.keys[:, 1:]
+    held = parts.moment if share == 0 else len(before) * (1 - share) / share * parts.moment + before @ before.T
+    direction = torch.linalg.solve(held, now)[:, 0]
+    second = delta(setting, both) - delta(setting, first)
+    across = torch.linalg.svd(second).Vh[0]
+    close((across @ direction).abs() / direction.norm(), torch.ones((), dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+def test_a_share_that_holds_everything_is_refused(setting):
+    with pytest.raises(kt.KtError, match="held_share 1 must lie"):
+        solved(setting, "rome", held_share=1.0)

@@ -26,7 +26,7 @@ from ...facts.fact import Fact
 from ...model.sites import Kind, Site
 from ...model.update import LowRank, Update
 from ..config import AUTO
-from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
+from ..plan import EditHistory, PlanText, SolveContext, SolveResult, WeightUpdate
 from .aims import SPREADS, Share, Spread, TargetSite, even
 from .auto_ridge import WANTED, layer_share
 from .contexts import Contexts
@@ -148,11 +148,15 @@ class LocateThenEdit:
         model = context.model
         check_keys(model, facts, context.contexts, self.live, in_turn=True)
         parts: list[SolveResult] = []
+        batch = EditHistory()
         with model.restored(self.names(model)):
             for index, fact in enumerate(facts):
-                parts.append(self._only(index)._solve_batch(context.within(f"fact-{index:05d}"), [fact], None))
+                own = replace(context.within(f"fact-{index:05d}"), batch=batch)
+                parts.append(self._only(index)._solve_batch(own, [fact], None))
                 for name, written in parts[-1].written.items():
                     model.write(name, written.update)
+                    if written.keys is not None:
+                        batch.add_keys(name, written.keys)
                 if progress:
                     progress(index + 1, len(facts))
         return self._result(*_joined(parts))
@@ -282,13 +286,20 @@ def _solve_site(
         keys,
         fact_keys(model, facts, bare, site, path.aim.position).cpu() if path.solver.needs_bare else None,
         _moment(context, name, keys) if path.solver.needs_moment else None,
-        context.state.keys.get(name) if path.solver.keeps_keys else None,
+        _past(context, name, path.solver),
         path.layer_share,
     )
     solution = path.solver(system)
     _check(name, solution)
     chosen = solution.chosen and solution.chosen.as_dict()
     return WeightUpdate(solution.update, solution.condition, keys, float(residuals.norm()), chosen).as_dict()
+
+
+def _past(context: SolveContext, name: str, solver: Solver) -> Float[Tensor, "d_in past"] | None:
+    """Keys that the solve is to leave alone: of earlier edits, or of the facts before this one."""
+    if solver.holds_batch:
+        return context.batch.keys.get(name)
+    return context.state.keys.get(name) if solver.keeps_keys else None
 
 
 def _moment(context: SolveContext, name: str, keys: Float[Tensor, "d_in fact"]) -> Moment:

@@ -70,6 +70,10 @@ class Solver(Protocol):
     @property
     def automatic(self) -> bool: ...
 
+    @property
+    def holds_batch(self) -> bool:
+        """Whether, fact by fact, a fact's update leaves the keys of the batch's facts before it alone."""
+
     def exact(self, d_key: int) -> bool: ...
 
     def require_room(self, name: str, d_key: int) -> None: ...
@@ -141,6 +145,10 @@ class RegularisedGram:
 
 class Ridged:
     """A solver whose ridge (or, of one key, whose single column) gives nearly equal keys a mean of their values."""
+
+    @property
+    def holds_batch(self) -> bool:
+        return False
 
     def exact(self, d_key: int) -> bool:
         return False
@@ -300,14 +308,22 @@ class NullSpace(Ridged):
 @dataclass(frozen=True)
 class RankOne(ThroughFactor):
     """r uᵀ / (uᵀ k), u = C⁻¹ k̄ (ROME eq. 2). ROME's code takes k of the bare prompt and k̄ over contexts;
-    R-ROME takes k̄ in both places. Without `mom2_adjustment`, C = I (all of EasyEdit's ROME files)."""
+    R-ROME takes k̄ in both places. Without `mom2_adjustment`, C = I (all of EasyEdit's ROME files).
 
-    formula: ClassVar[str] = "r uᵀ/(uᵀk), u = C⁻¹k̄"
+    With `held_share` s above 0, u = (λC + H)⁻¹ k̄ behind the first of several facts: H is of the keys that were written
+    before, and λ = d_key (1 - s)/s lets 1 - s of what C⁻¹k̄ would do at one of them happen (see `auto_ridge`)."""
+
+    formula: ClassVar[str] = "r uᵀ/(uᵀk), u = (λC + H)⁻¹k̄"
 
     mom2_adjustment: bool = True
     same_key: bool = False
+    held_share: float = 0.0
     keeps_keys: bool = False
     automatic: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_share < 1:
+            raise KtError(f"held_share {self.held_share:g} must lie from 0 to below 1; 0 is ROME's own formula")
 
     @property
     def needs_moment(self) -> bool:  # type: ignore[override]
@@ -317,10 +333,17 @@ class RankOne(ThroughFactor):
     def needs_bare(self) -> bool:
         return not self.same_key
 
+    @property
+    def holds_batch(self) -> bool:
+        return self.mom2_adjustment and self.held_share > 0
+
     def __call__(self, system: System) -> Solution:
         direction, condition, ridge = system.keys, 1.0, 0.0
         if self.mom2_adjustment:
-            held = RegularisedGram(_given(system.moment), 1.0, system.keys[:, :0])
+            moment = _given(system.moment)
+            held = RegularisedGram(moment, 1.0, system.keys[:, :0])
+            if system.past is not None:
+                held = RegularisedGram(moment, single_key_ridge(moment.size, self.held_share), system.past)
             direction, condition, ridge = held.solve(system.keys), held.condition(), held.ridge
         direction = direction / direction.norm(dim=0)
         met = system.keys if self.same_key else _given(system.bare)

@@ -32,13 +32,19 @@ class ROME(AtToken):
         source="ROME eq. 2; false in EasyEdit hparams/ROME",
     )
 
+    held_share: float = setting(
+        0.9,
+        about="ROME: share that is held back of what a fact's update changes at keys that the batch wrote before it",
+        source="kt's own; 0 is ROME eq. 2",
+    )
+
     @staticmethod
     def contexts(model: TracedModel, seed: int) -> Contexts:
         return rome_contexts(model, seed)
 
     @property
     def solver(self) -> cf.RankOne:
-        return cf.RankOne(self.mom2_adjustment)
+        return cf.RankOne(self.mom2_adjustment, held_share=self.held_share)
 
     def plan(self) -> cf.LocateThenEdit:
         return cf.LocateThenEdit((self.write_mlp(),), self.objective, one_by_one=True)
