@@ -256,7 +256,7 @@ class TestRows:
                 assert torch.equal(*(g.batch.ids[g.where(position)] for g in (mine, group)))
 
 
-@pytest.mark.parametrize(("aim", "step"), [(HIDDEN, 0.15), (MLP, 0.5)])
+@pytest.mark.parametrize(("aim", "step"), [(HIDDEN, 0.25), (MLP, 0.5)])
 def test_an_automatic_rate_is_a_part_of_a_typical_element_of_the_value(aim, step):
     """Adam's first step moves every element by its rate; one element a thousand times the others changes none of it."""
     found = find_targets(exact("qwen3"), FACTS, [aim], CONTEXTS, replace(QUICK.objective, steps=2, lr="auto"))

@@ -165,7 +165,7 @@ class StopAtArgmax(Term):
         return step.all_argmax & (self.kl_factor * step.divergence <= self.most)
 
 
-STREAM_STEP, OUTPUT_STEP = 0.15, 0.5
+STREAM_STEP, OUTPUT_STEP = 0.25, 0.5
 """An automatic rate over the standard deviation of v's elements, in the residual stream and at a module's own output,
 which is a small part of the stream that it has to change. The deviation is taken from the elements' median: a few
 elements of a stream can be hundreds of times the others, and make nearly all of its norm."""
