@@ -74,7 +74,10 @@ class Kept(NamedTuple):
 
 
 def kept_of(folder: Path, key: str, name: str) -> list[Kept]:
-    """What is kept of a weight, fewest tokens first. A file that cannot be opened is deleted: it counts as absent."""
+    """What is kept of a weight, fewest tokens first.
+
+    A file that cannot be opened is deleted: it counts as absent. One of another kt, whose entries are others, is left.
+    """
     found = []
     for path in folder.glob(f"{key}-*.safetensors"):
         try:
@@ -83,7 +86,9 @@ def kept_of(folder: Path, key: str, name: str) -> list[Kept]:
                 raise ValueError
             until = tuple(about["until"]) if about["until"] else None
             found.append(Kept(path, name, int(about["n_tokens"]), bool(about["whole"]), until))
-        except (BadFile, KeyError, TypeError, ValueError):
+        except KeyError:
+            continue
+        except (BadFile, TypeError, ValueError):
             discard(path)
     return sorted(found, key=lambda kept: kept.n_tokens)
 

@@ -33,7 +33,7 @@ class ROME(AtToken):
     )
 
     held_share: float = setting(
-        0.9,
+        0.99,
         about="ROME: share that is held back of what a fact's update changes at keys that the batch wrote before it",
         source="kt's own; 0 is ROME eq. 2",
     )
