@@ -32,7 +32,7 @@ def edit_file(tmp_path_factory, model_folder, prompts_file):
         patch.chdir(folder)
         code = main([
             "apply-edit", "-m", str(model_folder), "--edits", str(prompts_file), "--method", "ft", "--set",
-            "v_num_grad_steps=2", "-o", "run", "--quiet", "--force",
+            "num_steps=10", "-o", "run", "--quiet", "--force",
         ])  # fmt: skip
     assert code == 0
     return folder / "run" / "edit.safetensors"

@@ -68,7 +68,7 @@ def test_a_damaged_file_costs_time_and_no_run(scored, tmp_path):
 
 def test_only_the_unedited_model_is_kept(kt, scored, model_folder, prompts_file, tmp_path):
     made = kt("apply-edit", "-m", model_folder, "--edits", prompts_file, "--method", "ft", "--set",
-              "v_num_grad_steps=2", "-o", "edit", "--evaluate", "none", "--quiet", "--force")  # fmt: skip
+              "num_steps=10", "-o", "edit", "--evaluate", "none", "--quiet", "--force")  # fmt: skip
     assert made.code == 0, made.err
     first, second = scored("--edit", "edit/edit.safetensors"), scored("--edit", "edit/edit.safetensors")
     assert first.code == 0 and second.json == first.json and len(cached(tmp_path)) == 1

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ...errors import BadFact
 from ...facts.fact import Fact, fill
-from ...model.tokens import token_ids
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -69,6 +68,8 @@ def rome_contexts(model: TracedModel, seed: int = 0, lengths: tuple[int, ...] = 
 
 def _written(model: TracedModel, seed: int, tokens: int) -> tuple[str, ...]:
     """One template a start word of which the tokenizer reads something."""
+    from ...model.tokens import token_ids  # not above: methods and presets are listed without torch
+
     starts = [start for start in STARTS if token_ids(model.tokenizer, start)]
     written = model.generate(starts, tokens - 1, do_sample=True, top_k=5, seed=seed)
     prefixes = [
