@@ -201,3 +201,15 @@ def test_python_is_warned_and_a_sweep_is_not(setting, tmp_path):
         point = solved(setting, **weak)
         swept = Solver(model, [point]).edit(REQUESTS, point, 0, None)
     assert "perplexity" not in swept.manifest
+
+
+
+def test_logits_that_are_not_numbers_are_no_success():
+    """Their rank is 0, since no logit is above them."""
+    verdict = verdict_of(reported(after=math.nan))
+    assert verdict.changed == 0 and any("less likely" in line and "nan" in line for line in verdict.warnings)
+
+
+def test_an_unedited_model_without_a_perplexity_is_not_blamed_on_the_edit():
+    (line,) = verdict_of(perplexity={"before": None, "after": None, "text": "t", "tokens": 9}).warnings
+    assert "already in the unedited model" in line and "float32" in line

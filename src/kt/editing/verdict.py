@@ -132,7 +132,7 @@ class Verdict:
         ]
         numbers = cls(
             requests=len(report),
-            changed=sum(_rank(request) <= MOST_RANK for request in report),
+            changed=sum(_took(request) for request in report),
             neighbours=None if near is None else (near["kept"], near["n"]),
             perplexity=None if text is None else (_number(text["before"]), _number(text["after"])),
             came_through=means[0],
@@ -192,7 +192,7 @@ class Verdict:
 
     def _warnings(self, report: Sequence[RequestReport], knobs: Knobs) -> list[str]:
         lines = []
-        if unchanged := [(_name(r), f"rank {_rank(r)}") for r in report if _rank(r) > MOST_RANK]:
+        if unchanged := [(_name(r), f"rank {r.target_rank[1]}") for r in report if not _took(r)]:
             through = max(self.came_through.values(), default=1.0)
             verb = "does" if len(unchanged) == 1 else "do"
             remedy = knobs.more if through >= 0.5 else f"{through:.0%} of the wanted change was written: {knobs.free}"
@@ -207,6 +207,8 @@ class Verdict:
             lines.append(f"{what}; {knobs.less}, or write more layers")
         if self.perplexity is not None and not self.perplexity[1] <= MOST_PERPLEXITY * self.perplexity[0]:
             before, after = map(_shown, self.perplexity)
+            if math.isnan(self.perplexity[0]):
+                return [*lines, f"perplexity of unrelated text is {before} already in the unedited model; {SOUND}"]
             largest = max(self.norm_ratios.items(), key=lambda item: max(item[1], 1 / (item[1] or 1e-9)), default=None)
             most = "" if largest is None else f" (the norm of {largest[0]} changed most: x {largest[1]:.2f})"
             lines.append(
@@ -216,6 +218,9 @@ class Verdict:
 
 
 APART = "requests of one batch pull apart, or the layers do not reach: edit fewer at once, or take other layers"
+
+
+SOUND = "check its weights, or load it in float32"
 
 
 class Knobs(NamedTuple):
@@ -238,12 +243,13 @@ class Knobs(NamedTuple):
         return cls(more, f"{raised}{lowered or 'edit fewer facts'}", f"lower {ridges}" if ridges else more)
 
 
-def _rank(report: RequestReport) -> int:
-    return report.target_rank[1]
+def _took(report: RequestReport) -> bool:
+    """Logits that are not numbers rank nothing."""
+    return report.target_rank[1] <= MOST_RANK and not math.isnan(report.target_prob[1])
 
 
 def _fell(report: RequestReport) -> bool:
-    return report.target_prob[1] < report.target_prob[0]
+    return not report.target_prob[1] >= report.target_prob[0]
 
 
 def _within(ratio: float) -> bool:
