@@ -240,7 +240,7 @@ def _layers(
     if name in kept:
         return tuple(kept[name][0]), f"as kept ({kept[name][1]})"
     if name == "layers_mlp" and config.depth:
-        return layers_by_depth(model, name, config.depth), f"by relative depth, those of {config.name}"
+        return default_layers(model, config, name), f"by relative depth, those of {config.name}"
     probed = {} if stages is None else {"layers_mlp": stages.layers_low, "layers_high": stages.layers_high}
     if (layers := probed.get(name)) is not None:
         return layers, "as probed"
@@ -248,7 +248,7 @@ def _layers(
         return stable, f"as traced on {balance.n_facts} facts"
     unstable = balance is not None and balance.layers.get(kind)
     why = f" (traced {','.join(map(str, unstable))}, not stable over the facts)" if unstable else ""
-    return layers_by_depth(model, name), f"by relative depth{why}"
+    return default_layers(model, config, name), f"by relative depth{why}"
 
 
 def _say(model: TracedModel, chosen: Mapping[str, Any], sources: Mapping[str, str], missing: Sequence[str]) -> None:
@@ -286,6 +286,11 @@ def layers_by_depth(model: TracedModel, name: str, depth: tuple[int, int, int] |
     first, last, of = depth or DEPTHS[name]
     top = model.n_layers - 1
     return tuple(range(round(first * top / of), round(last * top / of) + 1))
+
+
+def default_layers(model: TracedModel, config: Config, name: str) -> tuple[int, ...]:
+    """A layer setting by relative depth, of the method's own depth where it has one."""
+    return layers_by_depth(model, name, config.depth if name == "layers_mlp" else None)
 
 
 def is_per_fact(config: Config) -> bool:

@@ -34,7 +34,7 @@ from ..editing.evidence import (
     traced_balance,
 )
 from ..editing.presets import preset_for
-from ..editing.resolve import configure, layers_by_depth
+from ..editing.resolve import configure, default_layers
 from ..errors import KtError
 from ..facts.fact import Fact
 from ..report import Card, Figure, Shown, Table
@@ -249,7 +249,7 @@ def _grid(
 
 def _default(model: TracedModel, config: Config, name: str) -> tuple[int, ...]:
     """The layers of an edit for which nobody gives layers and nothing is kept: the preset's, else by depth."""
-    return layers_by_depth(model, name) if name in config.missing_layers else tuple(getattr(config, name))
+    return default_layers(model, config, name) if name in config.missing_layers else tuple(getattr(config, name))
 
 
 def _fixed(
@@ -268,7 +268,7 @@ def _fixed(
     if "layers_high" in config.missing_layers:
         stages = probe_stages(model, facts)
         probed = None if stages is None else stages.layers_high
-        chosen["layers_high"] = probed or layers_by_depth(model, "layers_high")
+        chosen["layers_high"] = probed or default_layers(model, config, "layers_high")
         sources["layers_high"] = "stages of recall" if probed else "by relative depth"
     return chosen, sources
 
