@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._util.progress import Progress
+from ..errors import KtError
 from ..facts.fact import Fact
 from ..model.sites import Site
 from ..model.update import Dense, LowRank, Update
@@ -26,6 +27,7 @@ from .closed_form.second_moment import Statistics
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
+    from .closed_form.factor import Moment
     from .closed_form.targets import Targets
 
 
@@ -94,6 +96,20 @@ class SolveContext:
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     batch: EditHistory = field(default_factory=EditHistory)
+
+    def moment(self, name: str, size: int) -> Moment:
+        """The second moment of a weight's keys.
+
+        Raises:
+            KtError: it is of keys of another size.
+        """
+        moment = self.statistics.moment_of(name)
+        if moment.size != size:
+            raise KtError(
+                f"the second moment of {name} has size {moment.size}, its keys {size}; "
+                "take the statistics of this model"
+            )
+        return moment
 
     def within(self, part: str) -> SolveContext:
         """The same for a part of the work, whose phases have names of their own."""

@@ -18,17 +18,18 @@ import torch
 from ...errors import KtError
 from ...facts.fact import Fact
 from .aims import Position
-from .contexts import Contexts
 from .keys import fact_keys
 
 if TYPE_CHECKING:
-    from ...model.model import TracedModel
+    from ..plan import SolveContext
     from .plan import Write
 
 
 NEAR = 0.95
-"""The least cosine that is named. 99 in 100 pairs of CounterFact's facts of different subjects stay below 0.2 (SmolLM2,
-down_proj of layer 4); two wordings about one subject reach 0.47 to 0.996."""
+"""The least cosine that is named. 99 in 100 pairs of CounterFact's facts of different subjects stay below 0.1 (SmolLM2,
+down_proj of layer 4) and 0.23 (Gemma 3); two wordings about one subject reach 0.47 to 0.98."""
+TIE = 1e-9
+"""Cosines nearer than this are equal, and the first pair is named."""
 ROWS = 1024
 """Facts that are compared with all others at once."""
 
@@ -42,17 +43,16 @@ class NearKeys(NamedTuple):
     pairs: int
 
 
-def check_keys(
-    model: TracedModel, facts: Sequence[Fact], contexts: Contexts, paths: Sequence[Write], in_turn: bool = False
-) -> None:
+def check_keys(context: SolveContext, facts: Sequence[Fact], paths: Sequence[Write], in_turn: bool = False) -> None:
     """Compare the requests' keys at the lowest layer that each path writes. `in_turn`: they are solved one by one.
 
     Raises:
         KtError: two are nearly equal, and the path's solver has (all but) an exact constraint. Others warn, once.
     """
+    model = context.model
     for path in sorted(paths, key=lambda path: not path.solver.exact(model.key_size(path.sites[0]))):
         site = path.sites[0]
-        near = nearest(model, facts, contexts, path)
+        near = nearest(context, facts, path)
         if near is None:
             continue
         names = " and ".join(f"{facts[i].prompt!r} -> {facts[i].target!r}" for i in (near.first, near.second))
@@ -71,18 +71,22 @@ def check_keys(
         return
 
 
-def nearest(model: TracedModel, facts: Sequence[Fact], contexts: Contexts, path: Write) -> NearKeys | None:
-    """The two requests whose keys are nearest at a path's lowest layer, if their cosine reaches `NEAR`."""
+def nearest(context: SolveContext, facts: Sequence[Fact], path: Write) -> NearKeys | None:
+    """The two requests whose keys are nearest at a path's lowest layer, if their cosine reaches `NEAR`.
+
+    Cosines are in the solve's own metric: what all keys of a layer have in common makes them look alike otherwise.
+    """
     if len(facts) < 2:
         return None
-    keys = fact_keys(model, facts, contexts, path.sites[0], path.aim.position)
-    unit = torch.nn.functional.normalize(keys, dim=0)
+    model, site, solver = context.model, path.sites[0], path.solver
+    keys = fact_keys(model, facts, context.contexts, site, path.aim.position).cpu()
+    moment = context.moment(model.weight_name(site), len(keys)) if solver.needs_moment else None
+    unit = torch.nn.functional.normalize(solver.in_metric(moment, keys), dim=0)
     best, pairs = (0, 0, -1.0), 0
     for start in range(0, len(facts), ROWS):
         cosines = (unit[:, start : start + ROWS].T @ unit).triu(diagonal=start + 1)
         pairs += int((cosines >= NEAR).sum())
-        place = int(cosines.argmax())
-        row, column = divmod(place, len(facts))
-        if float(cosines[row, column]) > best[2]:
+        row, column = (int(i) for i in (cosines >= cosines.max() - TIE).nonzero()[0])
+        if float(cosines[row, column]) > best[2] + TIE:
             best = (start + row, column, float(cosines[row, column]))
     return NearKeys(*best, pairs) if pairs else None

@@ -30,7 +30,6 @@ from ..plan import EditHistory, PlanText, SolveContext, SolveResult, WeightUpdat
 from .aims import SPREADS, Share, Spread, TargetSite, even
 from .auto_ridge import WANTED, layer_share
 from .contexts import Contexts
-from .factor import Moment
 from .keys import fact_keys, fact_values
 from .near_keys import check_keys
 from .objective import Objective
@@ -146,7 +145,7 @@ class LocateThenEdit:
         if not self.one_by_one:
             return self._solve_batch(context, facts, progress)
         model = context.model
-        check_keys(model, facts, context.contexts, self.live, in_turn=True)
+        check_keys(context, facts, self.live, in_turn=True)
         parts: list[SolveResult] = []
         batch = EditHistory()
         with model.restored(self.names(model)):
@@ -168,7 +167,7 @@ class LocateThenEdit:
 
     def _solve_batch(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None) -> SolveResult:
         model = context.model
-        check_keys(model, facts, context.contexts, self.live)
+        check_keys(context, facts, self.live)
         search = self._search(context, facts, progress)
         norms = any(path.aim.site.kind is Kind.RESID and passes_norm(model, path.sites[0]) for path in self.live)
         coupled = self.coupled or norms
@@ -285,7 +284,7 @@ def _solve_site(
         change.cpu(),
         keys,
         fact_keys(model, facts, bare, site, path.aim.position).cpu() if path.solver.needs_bare else None,
-        _moment(context, name, keys) if path.solver.needs_moment else None,
+        context.moment(name, len(keys)) if path.solver.needs_moment else None,
         _past(context, name, path.solver),
         path.layer_share,
     )
@@ -300,16 +299,6 @@ def _past(context: SolveContext, name: str, solver: Solver) -> Float[Tensor, "d_
     if solver.holds_batch:
         return context.batch.keys.get(name)
     return context.state.keys.get(name) if solver.keeps_keys else None
-
-
-def _moment(context: SolveContext, name: str, keys: Float[Tensor, "d_in fact"]) -> Moment:
-    moment = context.statistics.moment_of(name)
-    if moment.size != keys.shape[0]:
-        raise KtError(
-            f"the second moment of {name} has size {moment.size}, its keys {keys.shape[0]}; "
-            "take the statistics of this model"
-        )
-    return moment
 
 
 def _check(name: str, solution: Solution) -> None:

@@ -74,6 +74,8 @@ class Solver(Protocol):
     def holds_batch(self) -> bool:
         """Whether, fact by fact, a fact's update leaves the keys of the batch's facts before it alone."""
 
+    def in_metric(self, moment: Moment | None, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d n"]: ...
+
     def exact(self, d_key: int) -> bool: ...
 
     def require_room(self, name: str, d_key: int) -> None: ...
@@ -150,6 +152,10 @@ class Ridged:
     def holds_batch(self) -> bool:
         return False
 
+    def in_metric(self, moment: Moment | None, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d n"]:
+        """K̃ = L⁻¹K, C = L Lᵀ: keys whose inner products are those that the solve sees; K itself without C."""
+        return keys if moment is None else torch.linalg.solve_triangular(moment.factor().factor, keys, upper=False)
+
     def exact(self, d_key: int) -> bool:
         return False
 
@@ -186,7 +192,7 @@ class LeastSquares(ThroughFactor):
         moment, keys, count = _given(system.moment), _joined(system.keys, system.past), system.keys.shape[1]
         weight, chosen = self.weight, None
         if weight == "auto":
-            chosen = auto_ridge(_through_factor(moment, keys, count), system.share, moment.size)
+            chosen = auto_ridge(Spectrum.of_keys(self.in_metric(moment, keys), count), system.share, moment.size)
             weight = chosen.ridge
         held = RegularisedGram(moment, weight, keys)
         update = LowRank(system.residuals, held.solve_own(count).T.contiguous())
@@ -252,9 +258,11 @@ class Equality(ThroughFactor):
         moment, count = _given(system.moment), system.keys.shape[1]
         if self.ridge == 0:
             weight = single_key_ridge(moment.size, system.share)
-            return weight, AutoRidge(weight, float(_through_factor(moment, system.keys, count).x.median()), 1.0)
+            x = self.in_metric(moment, system.keys).square().sum(0)
+            return weight, AutoRidge(weight, float(x.median()), 1.0)
         past = None if system.past is None else system.past * self.ridge**0.5
-        chosen = auto_ridge(_through_factor(moment, _joined(system.keys, past), count), system.share, moment.size)
+        keys = self.in_metric(moment, _joined(system.keys, past))
+        chosen = auto_ridge(Spectrum.of_keys(keys, count), system.share, moment.size)
         chosen = chosen._replace(ridge=chosen.ridge / self.ridge)
         return chosen.ridge, chosen
 
@@ -284,12 +292,16 @@ class NullSpace(Ridged):
     def automatic(self) -> bool:
         return self.l2 == "auto"
 
+    def in_metric(self, moment: Moment | None, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d n"]:
+        """K̃ in P's own coordinates."""
+        return _given(moment).null_basis(self.threshold).T @ keys
+
     def require_room(self, name: str, d_key: int) -> None:
         require_room(f"AlphaEdit's projector for {name}", d_key, PROJECTOR_COPIES)
 
     def __call__(self, system: System) -> Solution:
         basis = _given(system.moment).null_basis(self.threshold)
-        inside = basis.T @ _joined(system.keys, system.past)  # in P's own coordinates
+        inside = self.in_metric(system.moment, _joined(system.keys, system.past))
         count = system.keys.shape[1]
         l2, chosen = self.l2, None
         if l2 == "auto":
@@ -349,11 +361,6 @@ class RankOne(ThroughFactor):
         met = system.keys if self.same_key else _given(system.bare)
         left = system.residuals / (direction * met).sum(0)
         return Solution(LowRank(left, direction.T.contiguous()), condition, ridge)
-
-
-def _through_factor(moment: Moment, keys: Float[Tensor, "d_in n"], count: int) -> Spectrum:
-    """Of K̃ = L⁻¹K, by the factor that the solve takes as well."""
-    return Spectrum.of_keys(torch.linalg.solve_triangular(moment.factor().factor, keys, upper=False), count)
 
 
 def _joined(keys: Float[Tensor, "d_in fact"], past: Float[Tensor, "d_in past"] | None) -> Float[Tensor, "d_in all"]:
