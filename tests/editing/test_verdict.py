@@ -203,7 +203,6 @@ def test_python_is_warned_and_a_sweep_is_not(setting, tmp_path):
     assert "perplexity" not in swept.manifest
 
 
-
 def test_logits_that_are_not_numbers_are_no_success():
     """Their rank is 0, since no logit is above them."""
     verdict = verdict_of(reported(after=math.nan))

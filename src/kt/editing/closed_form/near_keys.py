@@ -56,7 +56,7 @@ def check_keys(context: SolveContext, facts: Sequence[Fact], paths: Sequence[Wri
         if near is None:
             continue
         names = " and ".join(f"{facts[i].prompt!r} -> {facts[i].target!r}" for i in (near.first, near.second))
-        more = f" (and {near.pairs - 1} more such pairs)" if near.pairs > 1 else ""
+        more = f" (and {near.pairs - 1} more such pair{'s' * (near.pairs > 2)})" if near.pairs > 1 else ""
         what = (
             f"{names}{more} have all but one key at {site} (cosine {near.cosine:.4f}), which one weight gives one value"
         )
