@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UnknownModel
-from .layout import Layout, call_order, experts, linear_maps
+from .layout import Layout, experts, linear_maps
 from .sites import Kind
+from .validation import call_order
 
 
 def settle(model: Any) -> Layout:
