@@ -203,6 +203,10 @@ def _named(module: nn.Module, owner: nn.Module, given: Mapping[str, str], part: 
         raise UnknownModel(f"layout: {part} = {path!r} is no module {where}{hint}") from None
     if part in ("o_proj", "down_proj") and not isinstance(found, nn.Linear | Conv1D):
         raise UnknownModel(f"layout: {part} = {path!r} is {type(found).__name__}; name one linear map")
+    if part in ("embed", "head") and getattr(getattr(found, "weight", None), "ndim", 0) != 2:
+        raise UnknownModel(
+            f"layout: {part} = {path!r} is {type(found).__name__}; name a module with a row for each token"
+        )
     return found
 
 
@@ -227,6 +231,8 @@ def read_layout(source: Mapping[str, str] | str | Path | None) -> dict[str, str]
     """
     if source is None:
         return None
+    if not isinstance(source, Mapping | str | Path):
+        raise KtError(f"layout is {source!r}; give the parts' paths as a mapping, or the name of a file of them")
     where = "layout" if isinstance(source, Mapping) else f"layout {source}"
     parts = source if isinstance(source, Mapping) else read_table(Path(source))
     unknown = [key for key in parts if key not in PARTS]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import KtError, UnknownModel
@@ -75,6 +75,86 @@ def validate(model: Any) -> Layout:
         has_post_norm=not direct,
         tuple_output=isinstance(seen["out"], tuple),
     )
+
+
+def validate_ends(model: Any) -> None:
+    """Check by running two tokens what stands before the first block and behind the last.
+
+    The embedding takes the tokens, and no other module brings them to the first block; a multiplier, positions or a
+    norm may follow it. The final norm takes the last block's output, up to a multiplier, and changes it; the head's
+    input follows from its output alone, and the logits from the head's. Nothing is said of numbers that are not finite.
+
+    Args:
+        model: A TracedModel under construction, its weights here.
+
+    Raises:
+        UnknownModel: a part is not what the layout takes it for; the message names it.
+    """
+    layout: Layout = model.layout
+    first, last = f"{layout.blocks}.0", f"{layout.blocks}.{layout.n_layers - 1}"
+    # Rows 1 to 3 read other tokens than row 0, and get its output of one part: what follows from that part is row 0's.
+    parts = {"first": (first, None), "last": (last, None), "embed": (layout.embed, 1), "head": (layout.unembed, 2)}
+    parts |= {"norm": (layout.norm, 3)} if layout.norm else {}
+    ids = ordinary_tokens(model)
+    ids = torch.cat([ids, *[ids.flip(1)] * 3])
+    gets, gives = (dict.fromkeys(parts, torch.zeros(0)) for _ in range(2))
+
+    def note(part: str, row: int | None) -> Any:
+        def hook(_module: nn.Module, inputs: Any, arguments: Mapping[str, Any], output: Any) -> None:
+            whole = unwrap_tuple(output)
+            gets[part] = next(iter([*inputs, *arguments.values()])).to("cpu", copy=True)
+            gives[part] = whole.to("cpu", copy=True)
+            if row is not None and row < len(whole):  # GPT-2's positions are one row
+                whole[row] = whole[0]
+
+        return hook
+
+    handles = [
+        model.module.get_submodule(path).register_forward_hook(note(part, row), with_kwargs=True)
+        for part, (path, row) in parts.items()
+    ]
+    try:
+        with torch.no_grad():
+            logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.cpu()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not (gives["last"].isfinite().all() and logits.isfinite().all()):
+        return
+    if not same(gets["embed"], ids.cpu()) or not _close(gets["first"][1], gets["first"][0]):
+        what = f"a token embedding that takes the tokens and alone brings them to {first}, as {layout.embed} does not"
+        not_found(model.module, "embed", what)
+    if gives["head"].shape != logits.shape or not _close(logits[2], logits[0]):
+        what = f"an unembedding whose output alone gives the logits, as that of {layout.unembed} does not"
+        not_found(model.module, "head", what)
+    if layout.norm is None:
+        return
+    is_norm = _proportional(gets["norm"], gives["last"]) and not same(gives["norm"], gets["norm"])
+    if not is_norm or not _close(gets["head"][3], gets["head"][0]):
+        what = f"a final norm between {last} and {layout.unembed}, as {layout.norm} is not"
+        not_found(model.module, "norm", what)
+
+
+def ordinary_tokens(model: Any) -> Int[Tensor, "1 2"]:
+    """Two tokens from the middle of the vocabulary. The first ones are often special, and their states so long that the
+    rounding of bfloat16 exceeds what half of SmolLM2's blocks change in them.
+    """
+    n_tokens = min(model.vocab_size, len(model.embedding.weight))
+    return torch.tensor([[n_tokens // 3, n_tokens // 2]], device=model.device)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal up to rounding, in bfloat16 too."""
+    largest = other.double().abs().max()
+    return one.shape == other.shape and bool((one.double() - other.double()).abs().max() <= 2e-2 * largest)
+
+
+def _proportional(one: Tensor, other: Tensor) -> bool:
+    """The same numbers up to one factor, and rounding."""
+    if one.shape != other.shape:
+        return False
+    factor = (one.double() * other.double()).sum() / other.double().square().sum()
+    return _close(one.double(), factor * other.double())
 
 
 @contextmanager
