@@ -124,6 +124,19 @@ def test_where_weights_are_not_here_the_check_is_left_out_with_a_reason():
     assert not explained(kt.load(module, tokenizer=byte_level_tokenizer()))[1].is_finite
 
 
+def test_blocks_whose_change_is_below_the_rounding_of_the_dtype_are_said_to_be_unchecked():
+    def loaded(dtype):
+        module = tiny_module("llama")
+        with torch.no_grad():
+            module.model.embed_tokens.weight *= 1e4
+        return kt.load(module.to(dtype), tokenizer=byte_level_tokenizer()).layout
+
+    assert loaded(torch.float32).unchecked is None
+    coarse = loaded(torch.bfloat16)
+    assert coarse.unchecked == "the rounding of bfloat16 exceeds what 3 of 3 blocks change; load in float32"
+    assert coarse.unchecked in coarse.describe()
+
+
 def test_of_two_lists_of_blocks_that_beside_the_embedding_is_taken(tmp_path):
     from transformers import AutoModelForImageTextToText
 

@@ -111,6 +111,7 @@ def test_parts_come_from_a_mapping_or_a_file(tmp_path):
         ({"o_prj": "x"}, KtError, "did you mean o_proj"),
         ({}, KtError, "names no part"),
         ({"norm": 3}, KtError, "norm must be a module's path"),
+        (3, KtError, "layout is 3; give the parts' paths as a mapping"),
         (tmp_path / "nowhere.toml", BadFile, "cannot read"),
         (tmp_path / "bad.toml", BadFile, "not TOML"),
     ):
@@ -132,6 +133,13 @@ WRONG = {
     "no module for the attention": ({"attn": "forward"}, "'forward' is no module in a block"),
     "no module for the MLP": ({"mlp": "ffn"}, "'ffn' is no module in a block"),
     "no module for the norm": ({"norm": "model.layers.__class__"}, "is no module in the model"),
+    "a block's norm for the final one": ({"norm": "model.layers.2.post_attention_layernorm"}, "a final norm between"),
+    "the first block for the final norm": ({"norm": "model.layers.0"}, "a final norm between"),
+    "the head for the final norm": ({"norm": "lm_head"}, "a final norm between"),
+    "a map for the embedding": ({"embed": "model.layers.0.mlp.up_proj"}, "a token embedding that takes the tokens"),
+    "a norm for the embedding": ({"embed": "model.norm"}, "embed = 'model.norm' is LlamaRMSNorm; name a module"),
+    "the embedding for the head": ({"head": "model.embed_tokens"}, "an unembedding whose output alone"),
+    "a map for the head": ({"head": "model.layers.2.mlp.down_proj"}, "an unembedding whose output alone"),
 }
 
 
@@ -140,3 +148,15 @@ def test_a_part_that_is_named_wrongly_is_refused_and_not_replaced_by_the_right_o
     layout, message = WRONG[what]
     with pytest.raises(UnknownModel, match=message):
         kt.load(tiny_module("llama"), tokenizer=byte_level_tokenizer(), layout=layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [("gpt2", {"embed": "transformer.wpe"}), ("gpt2", {"norm": "transformer.drop"}), ("gemma2", {"embed": "lm_head"})],
+)
+def test_positions_a_dropout_or_a_tied_head_do_not_pass_for_embedding_and_norm(family, layout, dtype):
+    module = tiny_module(family).to(dtype)
+    (part,) = layout
+    with pytest.raises(UnknownModel, match=rf'as {layout[part]} (is|does) not.*layout={{"{part}": "path"}}'):
+        kt.load(module, tokenizer=byte_level_tokenizer(), layout=layout)

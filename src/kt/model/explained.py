@@ -16,20 +16,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UnknownModel
-from .layout import Layout, call_order, experts, linear_maps
+from .layout import Layout, experts, linear_maps
 from .sites import Kind
+from .validation import call_order, ordinary_tokens, validate_ends
 
 
 def settle(model: Any) -> Layout:
-    """The layout with the norms behind the projections, if every block is what the layout takes it for.
+    """The layout with the norms behind the projections, if blocks and ends are what it takes them for.
 
-    Where the weights are not all on devices here nothing is run, and `unchecked` says why.
+    Where the weights are not all on devices here nothing is run, and `unchecked` says why. It also says where rounding
+    alone may be as large as the whole change of a block, so that anything would pass.
 
     Args:
         model: A TracedModel under construction, its layout validated.
 
     Raises:
-        UnknownModel: a block's change of the residual stream is not explained; the message says what was found where.
+        UnknownModel: a block's change of the residual stream is not explained, or embedding, final norm or head is
+            another module; the message says what was found where.
     """
     layout: Layout = model.layout
     if model.remote:
@@ -40,7 +43,14 @@ def settle(model: Any) -> Layout:
     missing = {layer: block for layer, block in enumerate(blocks) if not block.whole and block.is_finite}
     if missing:
         raise UnknownModel(_unexplained(model, missing))
-    return replace(layout, has_post_norm=any(norm for block in blocks for norm in block.norms))
+    validate_ends(model)
+    layout = replace(layout, has_post_norm=any(norm for block in blocks for norm in block.norms))
+    blind = [layer for layer, block in enumerate(blocks) if 2 * block.sharpest >= 1]
+    if blind:
+        kind = str(model.dtype).removeprefix("torch.")
+        what = f"the rounding of {kind} exceeds what {len(blind)} of {len(blocks)} blocks change; load in float32"
+        return replace(layout, unchecked=what)
+    return layout
 
 
 def _unexplained(model: Any, missing: Mapping[int, Explained]) -> str:
@@ -73,12 +83,14 @@ class Explained(NamedTuple):
             below it; load the model in float32 for a sharp answer.
         scales: s_attn and s_mlp, by least squares: 1 in most families, the residual multiplier in Granite.
         norms: Paths of f and g inside the block; None for the identity.
+        sharpest: `rounding` of the token where it is least.
     """
 
     residual: float
     rounding: float
     scales: tuple[float, float]
     norms: tuple[str | None, str | None]
+    sharpest: float
 
     @property
     def is_finite(self) -> bool:
@@ -116,7 +128,7 @@ def explained(model: Any) -> list[Explained]:
         (model.block(layer), [model.envoy(p) for p in order if p.startswith(f"{layout.blocks}.{layer}.")])
         for layer in range(layout.n_layers)
     ]
-    ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
+    ids = ordinary_tokens(model)
     with torch.no_grad(), model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
         seen: Any = []
         for block, inner in by_block:
@@ -151,7 +163,7 @@ def _explained_block(
         norms.append(norm)
     change, columns = after - before, torch.stack(parts, -1)
     if not (change.isfinite().all() and columns.isfinite().all()):
-        return Explained(math.nan, math.nan, (math.nan, math.nan), (norms[0], norms[1]))
+        return Explained(math.nan, math.nan, (math.nan, math.nan), (norms[0], norms[1]), math.nan)
     # By token: a first token may be a thousand times as long as others, and its rounding would hide what they miss.
     largest = torch.stack([stream.norm(dim=-1) for stream in (before, before + parts[0], after)]).amax(0)
     noise = (torch.finfo(streams[0].dtype).eps * largest).clamp(min=1e-300)
@@ -164,4 +176,5 @@ def _explained_block(
         float(noise[worst] / size[worst]),
         (float(scales[0]), float(scales[1])),
         (norms[0], norms[1]),
+        float((noise / size).min()),
     )

@@ -2,30 +2,25 @@
 
 `find_layout` looks for a list of `num_hidden_layers` blocks; in every block one module that takes an attention mask
 and, inside it, the last linear map onto the residual stream (W_o); outside it, the last linear map onto the residual
-stream (down_proj). `validate` then runs two tokens through the model. It checks that the parts found are what they are
-taken for, and gives the other linear maps of attention and MLP their roles (see `_roles`).
+stream (down_proj). A caller may name parts (`read_layout`). validation.py and explained.py then prove all of them by
+running two tokens.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .._util.data import read_table
 from ..errors import KtError, UnknownModel, UnknownSite
-from .devices import execution_device
 from .sites import OUTPUT, Kind, Site
 
 W_ATTN, W_MLP = (f"{kind}.{role}" for kind, role in OUTPUT.items())
@@ -148,11 +143,11 @@ def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> La
     else:
         found = (given["attn"], block.get_submodule(given["attn"])) if "attn" in given else _attention(block)
         if found is None:
-            return _missing(module, "attn", f"an attention in {_held(blocks_name, block)}")
+            return not_found(module, "attn", f"an attention in {_held(blocks_name, block)}")
         attn = found[0]
         last = _last_linear(found[1], d_model)
         if last is None:
-            return _missing(module, "o_proj", f"a linear map onto d_model ({d_model}) inside {blocks_name}.0.{attn}")
+            return not_found(module, "o_proj", f"a linear map onto d_model ({d_model}) inside {blocks_name}.0.{attn}")
         w_attn = f"{attn}.{last[0]}".rstrip(".")
     if "down_proj" in given:
         _named(module, block, given, "down_proj")
@@ -172,7 +167,7 @@ def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> La
         transposed=isinstance(block.get_submodule(w_mlp), Conv1D),
     )
     _same_in_every_block(module, blocks, layout)
-    return replace(layout, linears=_own_names(layout, [name for name, _ in linear_maps(block)]))
+    return replace(layout, linears=own_names(layout, [name for name, _ in linear_maps(block)]))
 
 
 def _end(module: nn.Module, given: Mapping[str, str], part: str) -> str:
@@ -187,7 +182,7 @@ def _end(module: nn.Module, given: Mapping[str, str], part: str) -> str:
         found = None
     names = [name for name, child in module.named_modules() if child is found]
     what = "token embedding (get_input_embeddings)" if part == "embed" else "unembedding (get_output_embeddings)"
-    return names[0] if found is not None and names else _missing(module, part, f"the {what}")
+    return names[0] if found is not None and names else not_found(module, part, f"the {what}")
 
 
 def _named(module: nn.Module, owner: nn.Module, given: Mapping[str, str], part: str) -> nn.Module:
@@ -198,7 +193,7 @@ def _named(module: nn.Module, owner: nn.Module, given: Mapping[str, str], part: 
     """
     path = given.get(part, "")
     if not path:
-        _missing(module, part, f"{part} (config has no hidden_size)")
+        not_found(module, part, f"{part} (config has no hidden_size)")
     try:
         found = owner.get_submodule(path)
     except AttributeError:
@@ -208,6 +203,10 @@ def _named(module: nn.Module, owner: nn.Module, given: Mapping[str, str], part: 
         raise UnknownModel(f"layout: {part} = {path!r} is no module {where}{hint}") from None
     if part in ("o_proj", "down_proj") and not isinstance(found, nn.Linear | Conv1D):
         raise UnknownModel(f"layout: {part} = {path!r} is {type(found).__name__}; name one linear map")
+    if part in ("embed", "head") and getattr(getattr(found, "weight", None), "ndim", 0) != 2:
+        raise UnknownModel(
+            f"layout: {part} = {path!r} is {type(found).__name__}; name a module with a row for each token"
+        )
     return found
 
 
@@ -232,6 +231,8 @@ def read_layout(source: Mapping[str, str] | str | Path | None) -> dict[str, str]
     """
     if source is None:
         return None
+    if not isinstance(source, Mapping | str | Path):
+        raise KtError(f"layout is {source!r}; give the parts' paths as a mapping, or the name of a file of them")
     where = "layout" if isinstance(source, Mapping) else f"layout {source}"
     parts = source if isinstance(source, Mapping) else read_table(Path(source))
     unknown = [key for key in parts if key not in PARTS]
@@ -245,213 +246,7 @@ def read_layout(source: Mapping[str, str] | str | Path | None) -> dict[str, str]
     return dict(parts)
 
 
-def validate(model: Any) -> Layout:
-    """Check by running two tokens that W · key + b is each module's whole output, and see how a block is built.
-
-    Args:
-        model: A TracedModel under construction.
-
-    Returns:
-        The layout with `parallel`, `direct`, `tuple_output` and the roles of all linear maps set. `has_post_norm` is a
-        first guess from `direct`, which `explained.settle` replaces.
-
-    Raises:
-        UnknownModel: a module's output is not that of the linear map found.
-    """
-    layout: Layout = model.layout
-    ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
-    block, attn, mlp = model.block(0), model.envoy(f"{layout.blocks}.0.{layout.attn}"), None
-    if layout.mlp != layout.w_mlp:
-        mlp = model.envoy(f"{layout.blocks}.0.{layout.mlp}")
-    w_attn, w_mlp = model.projection(Kind.ATTN, 0), model.projection(Kind.MLP, 0)
-    with torch.no_grad():
-        with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
-            seen: Any = {"in": block.input.clone()}  # clones, since a forward may add to its own tensors (Falcon)
-            seen["a"] = w_attn.output.clone()
-            whole = attn.output
-            seen["attn"] = (whole[0] if isinstance(whole, tuple | list) else whole).clone()
-            seen["m_key"] = w_mlp.input.clone()
-            seen["m"] = w_mlp.output.clone()
-            if mlp is not None:
-                whole = mlp.output
-                seen["mlp"] = (whole[0] if isinstance(whole, tuple | list) else whole).clone()
-            seen["out"] = block.output
-            seen.save()
-            tracer.stop()
-        with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
-            w_attn.output[:] = 0
-            key_cut: Any = w_mlp.input.save()
-            tracer.stop()
-    out = unwrap_tuple(seen["out"])
-    stream = (*ids.shape, layout.d_model)
-    for name, tensor in (("gets", seen["in"]), ("gives", out)):
-        if tuple(tensor.shape) != stream:
-            _missing(model.module, None, f"one residual stream: a block {name} {tuple(tensor.shape)}, not {stream}")
-    if not same(seen["attn"], seen["a"]):
-        _missing(model.module, "attn", f"an attention whose output is that of {layout.w_attn}")
-    if mlp is not None and not same(seen["mlp"], seen["m"]):
-        _missing(model.module, "mlp", f"an MLP whose output is that of {layout.w_mlp}")
-    total = seen["in"] + seen["a"].view_as(out) + seen["m"].view_as(out)
-    scale = float(out.float().abs().max()) + 1e-6
-    direct = bool((total - out).float().abs().max() <= 2e-2 * scale)
-    return replace(
-        layout,
-        linears=_roles(model),
-        parallel=torch.equal(seen["m_key"], key_cut),
-        direct=direct,
-        has_post_norm=not direct,
-        tuple_output=isinstance(seen["out"], tuple),
-    )
-
-
-@contextmanager
-def understood(module: nn.Module) -> Iterator[None]:
-    """Say in one line that a model's own forward of two tokens fails.
-
-    Raises:
-        UnknownModel: it does.
-    """
-    try:
-        yield
-    except KtError:
-        raise
-    except Exception as error:
-        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")[:200]
-        raise UnknownModel(
-            f"{type(module).__name__} is not a decoder that kt can read: a forward of two tokens fails "
-            f"({type(error).__name__}: {reason})"
-        ) from error
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """The same numbers, whatever the shapes: OPT's MLP works on flattened rows."""
-    return one.numel() == other.numel() and torch.equal(one, other.view_as(one))
-
-
-def _roles(model: Any) -> dict[str, str]:
-    """Roles of the linear maps, by what each does to the key of W_o or down_proj.
-
-    One forward of two tokens, with a row for each map. In its row the map's output at the first token, where attention
-    sees that token alone, is multiplied by -8 (exact in floating point):
-
-        v_proj     the first key of W_o becomes -8 times itself: attention is linear in v
-        k_proj     the first key stays, the second changes: its query weighs the two tokens anew
-        q_proj     both keys stay: with one token to see there is nothing to weigh
-        up_proj    the first key of down_proj becomes -8 times itself: the product is linear in up
-        gate_proj  the other of two maps of the same width: its activation is not linear
-
-    A single map before down_proj is `up_proj`. Fused maps are wider than the key. Unless every map of a part (W_o and
-    down_proj apart) has a role of its own by these rules, all keep the names of their modules.
-    """
-    layout: Layout = model.layout
-    paths = _forward_order(model, layout)
-    ends = {layout.w_attn: Kind.ATTN, layout.w_mlp: Kind.MLP}
-    points = [(model.envoy(f"{layout.blocks}.0.{path}"), path in ends, row) for row, path in enumerate(paths, 1)]
-    ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
-    rows = len(paths) + 1
-    with torch.no_grad():
-        trace = model.root.trace(input_ids=ids.repeat(rows, 1), use_cache=False, backend=model.backend())
-        with trace as tracer:
-            keys: Any = []
-            for envoy, is_end, row in points:
-                if is_end:
-                    keys.append(envoy.input.reshape(rows, 2, -1).clone())
-                else:
-                    envoy.output.view(rows, 2, -1)[row, 0] *= -8
-            keys.save()
-            tracer.stop()
-    own, roles = _own_names(layout, paths), dict[str, str]()
-    block = model.module.get_submodule(f"{layout.blocks}.0")
-    for end, key in zip(filter(ends.__contains__, paths), keys, strict=True):
-        part = {path: role for role, path in own.items() if role.startswith(f"{ends[end]}.")}
-        effects = {
-            path: _Effect.of(key[0], key[row])
-            for row, path in enumerate(paths, 1)
-            if path in part and path != end and linear_shape(block.get_submodule(path))[0] <= key.shape[-1]
-        }
-        found = _attention_roles(effects) if ends[end] is Kind.ATTN else _mlp_roles(effects)
-        clear = len(set(found.values())) == len(part) - 1
-        roles |= part | ({path: f"{ends[end]}.{role}" for path, role in found.items()} if clear else {})
-    return {roles[path]: path for path in paths if path in roles}
-
-
-class _Effect(NamedTuple):
-    """Effect on the keys of two tokens of a change of a map at the first: which keys moved, and if the first one became
-    -8 times itself."""
-
-    first: bool
-    second: bool
-    scaled: bool
-
-    @classmethod
-    def of(cls, before: Float[Tensor, "2 d_key"], after: Float[Tensor, "2 d_key"]) -> _Effect:
-        tolerance = max(4 * torch.finfo(before.dtype).eps, 1e-4) * before.double().abs().amax(1)
-        first, second = ((after.double() - before.double()).abs().amax(1) > tolerance).tolist()
-        scaled = (after[0].double() + 8 * before[0].double()).abs().max() <= 8 * tolerance[0]
-        return cls(first, second, bool(scaled))
-
-
-def _attention_roles(effects: Mapping[str, _Effect]) -> dict[str, str]:
-    by_effect = {(True, True): "v_proj", (False, True): "k_proj", (False, False): "q_proj"}
-    found = {path: by_effect.get((e.first, e.second)) for path, e in effects.items() if e.scaled or not e.first}
-    return {path: role for path, role in found.items() if role}
-
-
-def _mlp_roles(effects: Mapping[str, _Effect]) -> dict[str, str]:
-    if len(effects) == 1:
-        return dict.fromkeys(effects, "up_proj")
-    if len(effects) == 2 and sum(e.scaled for e in effects.values()) == 1:
-        return {path: "up_proj" if e.scaled else "gate_proj" for path, e in effects.items()}
-    return {}
-
-
-class _Stop(Exception):
-    """Ends a forward pass after the first block."""
-
-
-def _forward_order(model: Any, layout: Layout) -> list[str]:
-    """Paths of the linear maps in the order in which a block runs them; left out are those that do not see every token
-    once (unused ones, experts)."""
-    block = model.module.get_submodule(f"{layout.blocks}.0")
-    modules = {path: block.get_submodule(path) for path in layout.linears.values()}
-    return call_order(model, modules, block)
-
-
-def call_order(model: Any, modules: Mapping[str, nn.Module], last: nn.Module) -> list[str]:
-    """Names of the modules that see each of two tokens once, in the order of a plain forward that ends at `last`.
-
-    A structure without weights runs on the meta device. Where its mask cannot be made there, all names stay as given.
-    """
-    device = execution_device(model.embedding)
-    ids = torch.ones((1, 2), dtype=torch.long, device=device)
-    on_meta = device.type == "meta"
-    for mask in [torch.zeros((1, 1, 2, 2), device=device), None] if on_meta else [torch.ones_like(ids)]:
-        seen: list[tuple[str, int]] = []
-
-        def note(name: str, seen: list[tuple[str, int]] = seen) -> Any:
-            return lambda _module, _inputs, output: seen.append((name, unwrap_tuple(output).shape[:-1].numel()))
-
-        def stop(*_: Any) -> None:
-            raise _Stop
-
-        handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
-        handles.append(last.register_forward_hook(stop))
-        try:
-            with torch.no_grad():
-                model.module(input_ids=ids, attention_mask=mask, use_cache=False)
-        except _Stop:
-            calls = Counter(name for name, _ in seen)
-            return [name for name, tokens in seen if tokens == ids.numel() and calls[name] == 1]
-        except (RuntimeError, ValueError):
-            if not on_meta:
-                raise
-        finally:
-            for handle in handles:
-                handle.remove()
-    return list(modules)
-
-
-def _own_names(layout: Layout, paths: list[str]) -> dict[str, str]:
+def own_names(layout: Layout, paths: list[str]) -> dict[str, str]:
     """Role -> path with the modules' own names, W_o and down_proj apart; maps outside attention and MLP left out."""
     ends = {path: role for role, path in ((W_ATTN, layout.w_attn), (W_MLP, layout.w_mlp))}
     whole = layout.mlp == layout.w_mlp  # OPT: fc1 and fc2 stand in the block itself
@@ -501,9 +296,9 @@ def _blocks(module: nn.Module, given: Mapping[str, str], embed: str) -> tuple[st
         return name, right[name]
     if right:
         name = max(right, key=lambda name: _shared_path(name, embed))
-        return _missing(module, "attn", f"an attention in {_held(name, right[name][0])}")
+        return not_found(module, "attn", f"an attention in {_held(name, right[name][0])}")
     others = ", ".join(f"{name} ({len(blocks)})" for name, blocks in [*lists.items()][:4]) or "none"
-    return _missing(module, "blocks", f"a list of {n_layers} blocks (config.num_hidden_layers); lists: {others}")
+    return not_found(module, "blocks", f"a list of {n_layers} blocks (config.num_hidden_layers); lists: {others}")
 
 
 def _shared_path(one: str, other: str) -> int:
@@ -527,11 +322,11 @@ def _down_proj(module: nn.Module, blocks: str, block: nn.Module, attn: str, d_mo
         return onto[-1]
     found = experts(block)
     if found is not None:
-        return _missing(module, None, f"one down projection in {blocks}.0: it is {found}")
+        return not_found(module, None, f"one down projection in {blocks}.0: it is {found}")
     if onto:
-        return _missing(module, "down_proj", f"one down projection in {blocks}.0: {onto[-1]} is one of a list")
+        return not_found(module, "down_proj", f"one down projection in {blocks}.0: {onto[-1]} is one of a list")
     what = f"an MLP: outside {attn} no linear map onto d_model ({d_model}) in {_held(blocks, block)}"
-    return _missing(module, "down_proj", what)
+    return not_found(module, "down_proj", what)
 
 
 def experts(block: nn.Module) -> str | None:
@@ -594,10 +389,10 @@ def _same_in_every_block(module: nn.Module, blocks: nn.ModuleList, layout: Layou
             if path not in present:
                 inside = experts(block) or "blocks of different kinds are not supported"
                 held = _held(layout.blocks, block, index)
-                _missing(module, None, f"{path}, which {layout.blocks}.0 has, in {held}: {inside}")
+                not_found(module, None, f"{path}, which {layout.blocks}.0 has, in {held}: {inside}")
 
 
-def _missing(module: nn.Module, part: str | None, what: str) -> Any:
+def not_found(module: nn.Module, part: str | None, what: str) -> Any:
     """Refuse the model; `part` is the one to name where the model may have it under another name."""
     hint = ""
     if part is not None:

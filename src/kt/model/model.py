@@ -22,10 +22,11 @@ from ..errors import BadFact, UnknownModel
 from .devices import execution_device, refuse_wrapped, require_start
 from .explained import settle
 from .head import is_widened, wide_linear
-from .layout import Layout, find_layout, understood, unwrap_tuple, validate
+from .layout import Layout, find_layout, unwrap_tuple
 from .sampling import continue_greedily_or_sample
 from .sites import Kind, Site
 from .tokens import Batch, encode
+from .validation import understood, validate
 from .weights import Weights
 
 __all__ = ["TracedModel"]

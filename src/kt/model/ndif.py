@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from ..errors import KtError, UnknownModel, WorkFailed
 from .explained import settle
-from .layout import find_layout, understood, validate
+from .layout import find_layout
 from .model import TracedModel
 from .tokens import Batch
+from .validation import understood, validate
 from .weights import Address
 
 REASON = "weights on NDIF are shared: they can be read by a trace and not written, trained on or generated with"

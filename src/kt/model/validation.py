@@ -1,0 +1,304 @@
+"""Prove by running two tokens that the parts found are what they are taken for, and give linear maps their roles."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..errors import KtError, UnknownModel
+from .devices import execution_device
+from .layout import Layout, linear_shape, not_found, own_names, unwrap_tuple
+from .sites import Kind
+
+
+def validate(model: Any) -> Layout:
+    """Check by running two tokens that W · key + b is each module's whole output, and see how a block is built.
+
+    Args:
+        model: A TracedModel under construction.
+
+    Returns:
+        The layout with `parallel`, `direct`, `tuple_output` and the roles of all linear maps set. `has_post_norm` is a
+        first guess from `direct`, which `explained.settle` replaces.
+
+    Raises:
+        UnknownModel: a module's output is not that of the linear map found.
+    """
+    layout: Layout = model.layout
+    ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
+    block, attn, mlp = model.block(0), model.envoy(f"{layout.blocks}.0.{layout.attn}"), None
+    if layout.mlp != layout.w_mlp:
+        mlp = model.envoy(f"{layout.blocks}.0.{layout.mlp}")
+    w_attn, w_mlp = model.projection(Kind.ATTN, 0), model.projection(Kind.MLP, 0)
+    with torch.no_grad():
+        with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
+            seen: Any = {"in": block.input.clone()}  # clones, since a forward may add to its own tensors (Falcon)
+            seen["a"] = w_attn.output.clone()
+            whole = attn.output
+            seen["attn"] = (whole[0] if isinstance(whole, tuple | list) else whole).clone()
+            seen["m_key"] = w_mlp.input.clone()
+            seen["m"] = w_mlp.output.clone()
+            if mlp is not None:
+                whole = mlp.output
+                seen["mlp"] = (whole[0] if isinstance(whole, tuple | list) else whole).clone()
+            seen["out"] = block.output
+            seen.save()
+            tracer.stop()
+        with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
+            w_attn.output[:] = 0
+            key_cut: Any = w_mlp.input.save()
+            tracer.stop()
+    out = unwrap_tuple(seen["out"])
+    stream = (*ids.shape, layout.d_model)
+    for name, tensor in (("gets", seen["in"]), ("gives", out)):
+        if tuple(tensor.shape) != stream:
+            not_found(model.module, None, f"one residual stream: a block {name} {tuple(tensor.shape)}, not {stream}")
+    if not same(seen["attn"], seen["a"]):
+        not_found(model.module, "attn", f"an attention whose output is that of {layout.w_attn}")
+    if mlp is not None and not same(seen["mlp"], seen["m"]):
+        not_found(model.module, "mlp", f"an MLP whose output is that of {layout.w_mlp}")
+    total = seen["in"] + seen["a"].view_as(out) + seen["m"].view_as(out)
+    scale = float(out.float().abs().max()) + 1e-6
+    direct = bool((total - out).float().abs().max() <= 2e-2 * scale)
+    return replace(
+        layout,
+        linears=_roles(model),
+        parallel=torch.equal(seen["m_key"], key_cut),
+        direct=direct,
+        has_post_norm=not direct,
+        tuple_output=isinstance(seen["out"], tuple),
+    )
+
+
+def validate_ends(model: Any) -> None:
+    """Check by running two tokens what stands before the first block and behind the last.
+
+    The embedding takes the tokens, and no other module brings them to the first block; a multiplier, positions or a
+    norm may follow it. The final norm takes the last block's output, up to a multiplier, and changes it; the head's
+    input follows from its output alone, and the logits from the head's. Nothing is said of numbers that are not finite.
+
+    Args:
+        model: A TracedModel under construction, its weights here.
+
+    Raises:
+        UnknownModel: a part is not what the layout takes it for; the message names it.
+    """
+    layout: Layout = model.layout
+    first, last = f"{layout.blocks}.0", f"{layout.blocks}.{layout.n_layers - 1}"
+    # Rows 1 to 3 read other tokens than row 0, and get its output of one part: what follows from that part is row 0's.
+    parts = {"first": (first, None), "last": (last, None), "embed": (layout.embed, 1), "head": (layout.unembed, 2)}
+    parts |= {"norm": (layout.norm, 3)} if layout.norm else {}
+    ids = ordinary_tokens(model)
+    ids = torch.cat([ids, *[ids.flip(1)] * 3])
+    gets, gives = (dict.fromkeys(parts, torch.zeros(0)) for _ in range(2))
+
+    def note(part: str, row: int | None) -> Any:
+        def hook(_module: nn.Module, inputs: Any, arguments: Mapping[str, Any], output: Any) -> None:
+            whole = unwrap_tuple(output)
+            gets[part] = next(iter([*inputs, *arguments.values()])).to("cpu", copy=True)
+            gives[part] = whole.to("cpu", copy=True)
+            if row is not None and row < len(whole):  # GPT-2's positions are one row
+                whole[row] = whole[0]
+
+        return hook
+
+    handles = [
+        model.module.get_submodule(path).register_forward_hook(note(part, row), with_kwargs=True)
+        for part, (path, row) in parts.items()
+    ]
+    try:
+        with torch.no_grad():
+            logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.cpu()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not (gives["last"].isfinite().all() and logits.isfinite().all()):
+        return
+    if not same(gets["embed"], ids.cpu()) or not _close(gets["first"][1], gets["first"][0]):
+        what = f"a token embedding that takes the tokens and alone brings them to {first}, as {layout.embed} does not"
+        not_found(model.module, "embed", what)
+    if gives["head"].shape != logits.shape or not _close(logits[2], logits[0]):
+        what = f"an unembedding whose output alone gives the logits, as that of {layout.unembed} does not"
+        not_found(model.module, "head", what)
+    if layout.norm is None:
+        return
+    is_norm = _proportional(gets["norm"], gives["last"]) and not same(gives["norm"], gets["norm"])
+    if not is_norm or not _close(gets["head"][3], gets["head"][0]):
+        what = f"a final norm between {last} and {layout.unembed}, as {layout.norm} is not"
+        not_found(model.module, "norm", what)
+
+
+def ordinary_tokens(model: Any) -> Int[Tensor, "1 2"]:
+    """Two tokens from the middle of the vocabulary. The first ones are often special, and their states so long that the
+    rounding of bfloat16 exceeds what half of SmolLM2's blocks change in them.
+    """
+    n_tokens = min(model.vocab_size, len(model.embedding.weight))
+    return torch.tensor([[n_tokens // 3, n_tokens // 2]], device=model.device)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Equal up to rounding, in bfloat16 too."""
+    largest = other.double().abs().max()
+    return one.shape == other.shape and bool((one.double() - other.double()).abs().max() <= 2e-2 * largest)
+
+
+def _proportional(one: Tensor, other: Tensor) -> bool:
+    """The same numbers up to one factor, and rounding."""
+    if one.shape != other.shape:
+        return False
+    factor = (one.double() * other.double()).sum() / other.double().square().sum()
+    return _close(one.double(), factor * other.double())
+
+
+@contextmanager
+def understood(module: nn.Module) -> Iterator[None]:
+    """Say in one line that a model's own forward of two tokens fails.
+
+    Raises:
+        UnknownModel: it does.
+    """
+    try:
+        yield
+    except KtError:
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")[:200]
+        raise UnknownModel(
+            f"{type(module).__name__} is not a decoder that kt can read: a forward of two tokens fails "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """The same numbers, whatever the shapes: OPT's MLP works on flattened rows."""
+    return one.numel() == other.numel() and torch.equal(one, other.view_as(one))
+
+
+def _roles(model: Any) -> dict[str, str]:
+    """Roles of the linear maps, by what each does to the key of W_o or down_proj.
+
+    One forward of two tokens, with a row for each map. In its row the map's output at the first token, where attention
+    sees that token alone, is multiplied by -8 (exact in floating point):
+
+        v_proj     the first key of W_o becomes -8 times itself: attention is linear in v
+        k_proj     the first key stays, the second changes: its query weighs the two tokens anew
+        q_proj     both keys stay: with one token to see there is nothing to weigh
+        up_proj    the first key of down_proj becomes -8 times itself: the product is linear in up
+        gate_proj  the other of two maps of the same width: its activation is not linear
+
+    A single map before down_proj is `up_proj`. Fused maps are wider than the key. Unless every map of a part (W_o and
+    down_proj apart) has a role of its own by these rules, all keep the names of their modules.
+    """
+    layout: Layout = model.layout
+    paths = _forward_order(model, layout)
+    ends = {layout.w_attn: Kind.ATTN, layout.w_mlp: Kind.MLP}
+    points = [(model.envoy(f"{layout.blocks}.0.{path}"), path in ends, row) for row, path in enumerate(paths, 1)]
+    ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
+    rows = len(paths) + 1
+    with torch.no_grad():
+        trace = model.root.trace(input_ids=ids.repeat(rows, 1), use_cache=False, backend=model.backend())
+        with trace as tracer:
+            keys: Any = []
+            for envoy, is_end, row in points:
+                if is_end:
+                    keys.append(envoy.input.reshape(rows, 2, -1).clone())
+                else:
+                    envoy.output.view(rows, 2, -1)[row, 0] *= -8
+            keys.save()
+            tracer.stop()
+    own, roles = own_names(layout, paths), dict[str, str]()
+    block = model.module.get_submodule(f"{layout.blocks}.0")
+    for end, key in zip(filter(ends.__contains__, paths), keys, strict=True):
+        part = {path: role for role, path in own.items() if role.startswith(f"{ends[end]}.")}
+        effects = {
+            path: _Effect.of(key[0], key[row])
+            for row, path in enumerate(paths, 1)
+            if path in part and path != end and linear_shape(block.get_submodule(path))[0] <= key.shape[-1]
+        }
+        found = _attention_roles(effects) if ends[end] is Kind.ATTN else _mlp_roles(effects)
+        clear = len(set(found.values())) == len(part) - 1
+        roles |= part | ({path: f"{ends[end]}.{role}" for path, role in found.items()} if clear else {})
+    return {roles[path]: path for path in paths if path in roles}
+
+
+class _Effect(NamedTuple):
+    """Effect on the keys of two tokens of a change of a map at the first: which keys moved, and if the first one became
+    -8 times itself."""
+
+    first: bool
+    second: bool
+    scaled: bool
+
+    @classmethod
+    def of(cls, before: Float[Tensor, "2 d_key"], after: Float[Tensor, "2 d_key"]) -> _Effect:
+        tolerance = max(4 * torch.finfo(before.dtype).eps, 1e-4) * before.double().abs().amax(1)
+        first, second = ((after.double() - before.double()).abs().amax(1) > tolerance).tolist()
+        scaled = (after[0].double() + 8 * before[0].double()).abs().max() <= 8 * tolerance[0]
+        return cls(first, second, bool(scaled))
+
+
+def _attention_roles(effects: Mapping[str, _Effect]) -> dict[str, str]:
+    by_effect = {(True, True): "v_proj", (False, True): "k_proj", (False, False): "q_proj"}
+    found = {path: by_effect.get((e.first, e.second)) for path, e in effects.items() if e.scaled or not e.first}
+    return {path: role for path, role in found.items() if role}
+
+
+def _mlp_roles(effects: Mapping[str, _Effect]) -> dict[str, str]:
+    if len(effects) == 1:
+        return dict.fromkeys(effects, "up_proj")
+    if len(effects) == 2 and sum(e.scaled for e in effects.values()) == 1:
+        return {path: "up_proj" if e.scaled else "gate_proj" for path, e in effects.items()}
+    return {}
+
+
+class _Stop(Exception):
+    """Ends a forward pass after the first block."""
+
+
+def _forward_order(model: Any, layout: Layout) -> list[str]:
+    """Paths of the linear maps in the order in which a block runs them; left out are those that do not see every token
+    once (unused ones, experts)."""
+    block = model.module.get_submodule(f"{layout.blocks}.0")
+    modules = {path: block.get_submodule(path) for path in layout.linears.values()}
+    return call_order(model, modules, block)
+
+
+def call_order(model: Any, modules: Mapping[str, nn.Module], last: nn.Module) -> list[str]:
+    """Names of the modules that see each of two tokens once, in the order of a plain forward that ends at `last`.
+
+    A structure without weights runs on the meta device. Where its mask cannot be made there, all names stay as given.
+    """
+    device = execution_device(model.embedding)
+    ids = torch.ones((1, 2), dtype=torch.long, device=device)
+    on_meta = device.type == "meta"
+    for mask in [torch.zeros((1, 1, 2, 2), device=device), None] if on_meta else [torch.ones_like(ids)]:
+        seen: list[tuple[str, int]] = []
+
+        def note(name: str, seen: list[tuple[str, int]] = seen) -> Any:
+            return lambda _module, _inputs, output: seen.append((name, unwrap_tuple(output).shape[:-1].numel()))
+
+        def stop(*_: Any) -> None:
+            raise _Stop
+
+        handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+        handles.append(last.register_forward_hook(stop))
+        try:
+            with torch.no_grad():
+                model.module(input_ids=ids, attention_mask=mask, use_cache=False)
+        except _Stop:
+            calls = Counter(name for name, _ in seen)
+            return [name for name, tokens in seen if tokens == ids.numel() and calls[name] == 1]
+        except (RuntimeError, ValueError):
+            if not on_meta:
+                raise
+        finally:
+            for handle in handles:
+                handle.remove()
+    return list(modules)
