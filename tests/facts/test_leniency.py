@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
+from dataclasses import replace
 
 import pytest
 
@@ -33,8 +35,7 @@ def fails(source, *words, **options):
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["x", "1", '{"a": 1}'])
-def test_numbers_are_read_as_they_are_written(tmp_path, value):
+def test_numbers_are_read_as_they_are_written(tmp_path):
     fact, notes = one(tmp_path, {**OWN, "answer": 1969, "target": 1970.0, "id": 7.0})
     assert (fact.answer, fact.target, fact.id) == ("1969", "1970", "7")
     assert notes == ["a number in 'answer', read as text", "a number in 'target', read as text"]
@@ -157,8 +158,6 @@ def test_either_of_ripples_questions_passes_a_test_with_or():
     assert [hop.any_of for hop in fact.hops] == ["Logical_Generalization 1"] * 2 + [""]
     hops = [s for s in samples_of([fact]) if s.role == "portability"]
     right = {0: (1,), 1: (2,), 2: (2,)}  # of the first test's two questions only the second is answered
-    from dataclasses import replace
-
     given = [replace(s, target_ids=(2,), predicted_ids=right[i]) for i, s in enumerate(hops)]
     values = record_values(given, {}, ("tf",))
     assert values["portability_tf_exact"] == {fact.id: 1.0}
@@ -203,6 +202,17 @@ def test_compressed_files(tmp_path, name, ending):
     fails(path, str(path))
     path.write_bytes(path.read_bytes()[:12] + b"\xff" * 30)
     fails(path, str(path))
+
+
+@pytest.mark.parametrize("name", ["a.json", "object.json", "a.jsonl", "a.csv"])
+def test_a_small_compressed_file_with_one_huge_record_is_refused_with_a_bound_on_memory(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("kt.facts.opening.LARGEST", 1 << 20)
+    start = {"a.json": '[{"prompt": "', "object.json": '{"data": [{"prompt": "'}.get(name, '{"prompt": "')
+    path = compressed(tmp_path / f"{name}.gz", start.encode() + b"x" * (1 << 26))
+    tracemalloc.start()
+    fails(path, "a record larger than 1 MiB; write one record a line")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
 
 
 def test_parquet(tmp_path, monkeypatch):
