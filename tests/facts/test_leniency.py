@@ -58,6 +58,52 @@ def test_blank_and_null_pairs_are_left_out_and_counted(tmp_path):
     assert fact.foil is None and fact.relation == ""
 
 
+ANSWERLESS = {
+    "unke": {"question": "Who?", "answer": "Bo", "para_question": "Who is it?", "sub_question": ["a?"],
+             "sub_answer": [""]},
+    "akew": {"requested_rewrite": {"question": "Who is Bo?", "subject": "Bo", "fact_new_uns": "Him.",
+             "unsfact_triplets_GPT": [{"prompt": "{} is", "subject": "Bo", "target": " "}]}},
+    "hallueditbench": {"question": "Who is Bo?", "subject": "Bo", "object": "x", "question_2hop": "a?",
+                       "answer_2hop": None},
+    "wikibigedit": {"subject": "Bo", "update": "Who is Bo?", "ans": "x", "mhop": "a?"},
+    "easyedit": {**EASY, "portability_prompt": "a?"},
+    "ripple": {"edit": {"prompt": "The gender of Bo is new."},
+               "Logical_Generalization": [{"test_queries": [{"prompt": "a?", "answers": []}]}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ANSWERLESS)
+def test_a_consequence_without_an_answer_is_left_out_and_counted_in_every_format(tmp_path, format):
+    path = lines(tmp_path / "a.jsonl", ANSWERLESS[format])
+    loaded = read_facts(path, format=format)
+    assert loaded.facts[0].hops == () and any("answer, left out: 1 times" in n for n in loaded.skips.noted)
+
+
+def test_one_blank_part_does_not_cost_the_record(tmp_path):
+    pairs = [
+        {"subject": "France", "object": " "},
+        {"subject": None, "object": "Rome"},
+        {"subject": "Peru", "object": "Lima"},
+    ]
+    fact, notes = one(tmp_path, {"name": "r", "prompt_templates": ["{} is"], "samples": pairs})
+    assert (fact.subject, fact.answer) == ("Peru", "Lima") and notes == ["blank or null in 'samples', left out"]
+    edit = {
+        "relation": {"prompt": "{} is"},
+        "subject": {"label": "Bo"},
+        "object": {"label": "a"},
+        "new_object": {"label": "b"},
+    }
+    fact, _ = one(tmp_path, {"edit": edit, "true_objects": [{"label": ""}, {"label": "c"}]})
+    assert fact.answer_aliases == ("c",)
+    bio = {"text": "About ada.", "concept": "ada", "labels": "x", "locality": {"near": [None]}}
+    assert one(tmp_path, bio)[1] == ["blank or null in 'near', left out"]
+
+
+def test_what_is_left_out_of_records_in_memory_is_said_once():
+    with pytest.warns(UserWarning, match=r"unknown key 'note', which is not read: 2 times \(first: record 1,"):
+        facts_from([{**OWN, "note": 1}, {**OWN, "note": 2}])
+
+
 def test_flat_parallel_lists_keep_each_prompt_with_its_own_answer(tmp_path):
     flat = {"locality_prompt": ["a is", "b is"], "locality_ground_truth": ["1st", "2nd"],
             "portability": {"New Question": ["c is", "d is"], "New Answer": ["3rd", ["4th", "fourth"]]}}  # fmt: skip
@@ -280,12 +326,12 @@ def test_a_hub_source_names_a_configuration_and_a_split(tmp_path, monkeypatch):
     for name in ("one", "two"):
         lines(repo / f"{name}.jsonl", {**OWN, "id": name})
     (repo / "README.md").write_text(
-        "---\nconfigs:\n- config_name: both\n  data_files:\n  - split: first\n    path: one.jsonl\n"
+        "---\nconfigs:\n- config_name: v1.en\n  data_files:\n  - split: first\n    path: one.jsonl\n"
         "  - split: second\n    path: two.jsonl\n---\n"
     )
-    assert [f.id for f in load_facts(f"hf:{repo}:both:second")] == ["two"]
-    assert [f.id for f in load_facts(f"hf:{repo}:both")] == [f.id for f in load_facts(f"hf:{repo}")] == ["one"]
-    fails(f"hf:{repo}:both:third", "has no split 'third'; there are first, second")
+    assert [f.id for f in load_facts(f"hf:{repo}:v1.en:second")] == ["two"]
+    assert [f.id for f in load_facts(f"hf:{repo}:v1.en")] == [f.id for f in load_facts(f"hf:{repo}")] == ["one"]
+    fails(f"hf:{repo}:v1.en:third", "has no split 'third'; there are first, second")
     fails("hf:a:b:c:d", "names no dataset")
 
 
