@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
+from dataclasses import replace
 
 import pytest
 
@@ -33,8 +35,7 @@ def fails(source, *words, **options):
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["x", "1", '{"a": 1}'])
-def test_numbers_are_read_as_they_are_written(tmp_path, value):
+def test_numbers_are_read_as_they_are_written(tmp_path):
     fact, notes = one(tmp_path, {**OWN, "answer": 1969, "target": 1970.0, "id": 7.0})
     assert (fact.answer, fact.target, fact.id) == ("1969", "1970", "7")
     assert notes == ["a number in 'answer', read as text", "a number in 'target', read as text"]
@@ -55,6 +56,52 @@ def test_blank_and_null_pairs_are_left_out_and_counted(tmp_path):
     assert "a portability prompt without an answer, left out" in notes
     (fact,) = facts_from([{**OWN, "foil": float("nan"), "relation": float("nan")}])
     assert fact.foil is None and fact.relation == ""
+
+
+ANSWERLESS = {
+    "unke": {"question": "Who?", "answer": "Bo", "para_question": "Who is it?", "sub_question": ["a?"],
+             "sub_answer": [""]},
+    "akew": {"requested_rewrite": {"question": "Who is Bo?", "subject": "Bo", "fact_new_uns": "Him.",
+             "unsfact_triplets_GPT": [{"prompt": "{} is", "subject": "Bo", "target": " "}]}},
+    "hallueditbench": {"question": "Who is Bo?", "subject": "Bo", "object": "x", "question_2hop": "a?",
+                       "answer_2hop": None},
+    "wikibigedit": {"subject": "Bo", "update": "Who is Bo?", "ans": "x", "mhop": "a?"},
+    "easyedit": {**EASY, "portability_prompt": "a?"},
+    "ripple": {"edit": {"prompt": "The gender of Bo is new."},
+               "Logical_Generalization": [{"test_queries": [{"prompt": "a?", "answers": []}]}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("format", ANSWERLESS)
+def test_a_consequence_without_an_answer_is_left_out_and_counted_in_every_format(tmp_path, format):
+    path = lines(tmp_path / "a.jsonl", ANSWERLESS[format])
+    loaded = read_facts(path, format=format)
+    assert loaded.facts[0].hops == () and any("answer, left out: 1 times" in n for n in loaded.skips.noted)
+
+
+def test_one_blank_part_does_not_cost_the_record(tmp_path):
+    pairs = [
+        {"subject": "France", "object": " "},
+        {"subject": None, "object": "Rome"},
+        {"subject": "Peru", "object": "Lima"},
+    ]
+    fact, notes = one(tmp_path, {"name": "r", "prompt_templates": ["{} is"], "samples": pairs})
+    assert (fact.subject, fact.answer) == ("Peru", "Lima") and notes == ["blank or null in 'samples', left out"]
+    edit = {
+        "relation": {"prompt": "{} is"},
+        "subject": {"label": "Bo"},
+        "object": {"label": "a"},
+        "new_object": {"label": "b"},
+    }
+    fact, _ = one(tmp_path, {"edit": edit, "true_objects": [{"label": ""}, {"label": "c"}]})
+    assert fact.answer_aliases == ("c",)
+    bio = {"text": "About ada.", "concept": "ada", "labels": "x", "locality": {"near": [None]}}
+    assert one(tmp_path, bio)[1] == ["blank or null in 'near', left out"]
+
+
+def test_what_is_left_out_of_records_in_memory_is_said_once():
+    with pytest.warns(UserWarning, match=r"unknown key 'note', which is not read: 2 times \(first: record 1,"):
+        facts_from([{**OWN, "note": 1}, {**OWN, "note": 2}])
 
 
 def test_flat_parallel_lists_keep_each_prompt_with_its_own_answer(tmp_path):
@@ -157,8 +204,6 @@ def test_either_of_ripples_questions_passes_a_test_with_or():
     assert [hop.any_of for hop in fact.hops] == ["Logical_Generalization 1"] * 2 + [""]
     hops = [s for s in samples_of([fact]) if s.role == "portability"]
     right = {0: (1,), 1: (2,), 2: (2,)}  # of the first test's two questions only the second is answered
-    from dataclasses import replace
-
     given = [replace(s, target_ids=(2,), predicted_ids=right[i]) for i, s in enumerate(hops)]
     values = record_values(given, {}, ("tf",))
     assert values["portability_tf_exact"] == {fact.id: 1.0}
@@ -203,6 +248,17 @@ def test_compressed_files(tmp_path, name, ending):
     fails(path, str(path))
     path.write_bytes(path.read_bytes()[:12] + b"\xff" * 30)
     fails(path, str(path))
+
+
+@pytest.mark.parametrize("name", ["a.json", "object.json", "a.jsonl", "a.csv"])
+def test_a_small_compressed_file_with_one_huge_record_is_refused_with_a_bound_on_memory(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("kt.facts.opening.LARGEST", 1 << 20)
+    start = {"a.json": '[{"prompt": "', "object.json": '{"data": [{"prompt": "'}.get(name, '{"prompt": "')
+    path = compressed(tmp_path / f"{name}.gz", start.encode() + b"x" * (1 << 26))
+    tracemalloc.start()
+    fails(path, "a record larger than 1 MiB; write one record a line")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
 
 
 def test_parquet(tmp_path, monkeypatch):
@@ -270,12 +326,12 @@ def test_a_hub_source_names_a_configuration_and_a_split(tmp_path, monkeypatch):
     for name in ("one", "two"):
         lines(repo / f"{name}.jsonl", {**OWN, "id": name})
     (repo / "README.md").write_text(
-        "---\nconfigs:\n- config_name: both\n  data_files:\n  - split: first\n    path: one.jsonl\n"
+        "---\nconfigs:\n- config_name: v1.en\n  data_files:\n  - split: first\n    path: one.jsonl\n"
         "  - split: second\n    path: two.jsonl\n---\n"
     )
-    assert [f.id for f in load_facts(f"hf:{repo}:both:second")] == ["two"]
-    assert [f.id for f in load_facts(f"hf:{repo}:both")] == [f.id for f in load_facts(f"hf:{repo}")] == ["one"]
-    fails(f"hf:{repo}:both:third", "has no split 'third'; there are first, second")
+    assert [f.id for f in load_facts(f"hf:{repo}:v1.en:second")] == ["two"]
+    assert [f.id for f in load_facts(f"hf:{repo}:v1.en")] == [f.id for f in load_facts(f"hf:{repo}")] == ["one"]
+    fails(f"hf:{repo}:v1.en:third", "has no split 'third'; there are first, second")
     fails("hf:a:b:c:d", "names no dataset")
 
 

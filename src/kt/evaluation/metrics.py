@@ -143,7 +143,7 @@ METRICS: dict[str, MetricSpec] = {
 _KEYED = ("portability", _NEAR)
 """Roles whose prompts a data set may file under keys."""
 _ByRecord = dict[str, dict[str, list[float]]]
-"""Record -> key -> the scores of its samples."""
+"""Record -> key -> the scores of its samples, or of its tests that the best of several samples decides."""
 _BY_KEY_OF = ("portability_tf_token", "neighbourhood_same_tf_token")
 
 
@@ -160,21 +160,17 @@ def record_values(
         if metric.protocol in protocols:
             by_role[metric.role].append(name)
             scores[name] = defaultdict(lambda: defaultdict(list))
-    tests: dict[
-        tuple[str, str, str, str], int
-    ] = {}  # the position of the value of a test that any of its prompts passes
+    place: dict[tuple[str, str, str, str], int] = {}  # of the value of a test that any of its samples passes
     for sample in samples:
         old = before.get(sample.key)
         for name in by_role[sample.role]:
             if (value := METRICS[name].score(sample, old)) is None:
                 continue
             values = scores[name][sample.record][sample.kind]
-            test = (name, sample.record, sample.kind, sample.any_of)
-            if sample.any_of and METRICS[name].protocol != "kl" and test in tests:
-                values[tests[test]] = max(values[tests[test]], value)
-                continue
-            tests[test] = len(values)
-            values.append(value)
+            at = len(values)
+            if sample.any_of and METRICS[name].protocol != "kl":
+                at = place.setdefault((name, sample.record, sample.kind, sample.any_of), at)
+            values[at : at + 1] = [max([value, *values[at : at + 1]])]
     return {n: values for name in scores for n, values in _of_metric(name, scores[name]).items() if values}
 
 

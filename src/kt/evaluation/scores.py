@@ -151,8 +151,9 @@ class Scores(Shown):
         edited = tuple(fact.id for fact in facts if _request(fact) in asked)
         if len(edited) == len(facts):
             return self
+        held = set(edited)
         values = {
-            name: {r: v for r, v in by_record.items() if r in edited or METRICS[base_of(name)[0]].role not in OF_TARGET}
+            name: {r: v for r, v in by_record.items() if r in held or METRICS[base_of(name)[0]].role not in OF_TARGET}
             for name, by_record in self.values.items()
         }
         return replace(self, values={name: by_record for name, by_record in values.items() if by_record}, edited=edited)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import BadFile, install_hint
 from . import json_stream
-from .opening import ENDINGS, damaged, ending_of, open_bytes, refuse_disguised
+from .opening import ENDINGS, damaged, ending_of, lines_of, open_bytes, refuse_disguised
 from .readers.own import LIST_KEYS
 from .record import kind
 
@@ -33,7 +33,7 @@ def csv_records(path: Path) -> Iterator[Located]:
     """
     csv.field_size_limit(FIELD_LIMIT)
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter="\t" if ending_of(path) == ".tsv" else ",", strict=True)
+        reader = csv.reader(lines_of(stream, path), delimiter="\t" if ending_of(path) == ".tsv" else ",", strict=True)
         header: list[str] = []
         while True:
             where = f"{path}, line {reader.line_num + 1}"
@@ -202,15 +202,15 @@ def _lines(path: Path, name: str) -> Iterator[Located]:
     """One record per line; blank lines are skipped but count as lines."""
     begun = False
     with open_bytes(path) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(lines_of(stream, path), 1):
             where = f"{name}, line {number}"
-            text = _decode(where, line)
+            text = _decode(line, where)
             if text.strip():
                 whole = not begun and text.strip()[0] in "[{" and len(text.strip()) == 1
                 begun = True
                 if whole:
                     raise BadFile(f"{where}: a JSON value of several lines, not one a line; it needs the ending .json")
-                yield Located(_parse(text, where, one_line=True), where)
+                yield Located(_parse(text, where), where)
 
 
 def _parquet(path: Path) -> Iterator[Located]:
@@ -234,11 +234,7 @@ def _parquet(path: Path) -> Iterator[Located]:
 
 def _list_in_object(path: Path) -> list[Any]:
     """The list in a JSON object, or the object itself if it is a record."""
-    with open_bytes(path) as stream:
-        text = _decode(path, stream.read())
-    if not text.strip():
-        raise BadFile(f"{path} is empty; give a JSON list of records")
-    value = _parse(text, str(path))
+    value = json_stream.lone_value(path)
     if isinstance(value, dict):
         for key in RECORD_LIST_KEYS:
             if isinstance(value.get(key), list):
@@ -251,7 +247,7 @@ def _list_in_object(path: Path) -> list[Any]:
     )
 
 
-def _decode(where: object, raw: bytes) -> str:
+def _decode(raw: bytes, where: str) -> str:
     if b"\0" in raw:
         raise BadFile(f"{where}: holds NUL bytes, so it is no text; give UTF-8 JSON")
     try:
@@ -260,14 +256,11 @@ def _decode(where: object, raw: bytes) -> str:
         raise BadFile(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
 
 
-def _parse(text: str, where: str, one_line: bool = False) -> Any:
+def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        position = f"column {error.colno}" if one_line else f"line {error.lineno}, column {error.colno}"
-        hint = json_stream.HINT if error.msg == "Extra data" and not one_line else ""
-        if one_line and text.lstrip().startswith("["):
-            hint = "; a JSON list needs the ending .json"
-        raise BadFile(f"{where}: not JSON at {position}: {error.msg}{hint}") from error
+        hint = "; a JSON list needs the ending .json" if text.lstrip().startswith("[") else ""
+        raise BadFile(f"{where}: not JSON at column {error.colno}: {error.msg}{hint}") from error
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{where}: {json_stream.TOO_MUCH}") from error

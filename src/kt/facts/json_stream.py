@@ -1,4 +1,4 @@
-"""The items of a JSON list, one at a time, from a file of any size.
+"""The items of a JSON list, one at a time, from a file of any size; and a file's only value.
 
 The standard library's decoder parses each item from a growing window on the file, so values, error messages and their
 lines and columns are those of `json.loads`.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import BadFile
-from .opening import open_bytes
+from .opening import open_bytes, refuse_large
 
 CHUNK = 1 << 18
 """Bytes read at a time; for a larger item the window grows to its size."""
@@ -46,6 +46,7 @@ class Window:
     def grow(self) -> None:
         """Drop the parsed part and at least double the rest, so that an item is parsed again only log n times."""
         self._drop_parsed()
+        refuse_large(self.text, self.path)
         raw = self.stream.read(max(CHUNK, len(self.text)))
         self.ended = not raw
         if b"\0" in raw:
@@ -90,6 +91,11 @@ class Window:
                     return value
             self.grow()
 
+    def end(self) -> None:
+        """Refuse text behind the value that was read last."""
+        if self.peek():
+            raise self.error(f"Extra data{HINT}")
+
     def _drop_parsed(self) -> None:
         parsed = self.text[: self.at]
         lines = parsed.count("\n")
@@ -109,13 +115,29 @@ def is_list(path: Path) -> bool:
         return Window(stream, path).peek() == "["
 
 
+def lone_value(path: Path) -> Any:
+    """The only value of a file.
+
+    Raises:
+        BadFile: as `items`, or the file is blank.
+        OSError: the file cannot be read.
+    """
+    with open_bytes(path) as stream:
+        window = Window(stream, path)
+        if not window.peek():
+            raise BadFile(f"{path} is empty; give a JSON list of records")
+        value = window.value()
+        window.end()
+        return value
+
+
 def items(path: Path) -> Iterator[Any]:
     """The items of the list in a file, of which `is_list` is true.
 
     Memory: one chunk or one item, whichever is larger.
 
     Raises:
-        BadFile: not UTF-8, not JSON (with line and column), or text behind the list.
+        BadFile: not UTF-8, not JSON (with line and column), text behind the list, or an item larger than LARGEST.
         OSError: the file cannot be read.
     """
     with open_bytes(path) as stream:
@@ -132,5 +154,4 @@ def items(path: Path) -> Iterator[Any]:
         if window.peek() != "]":
             raise window.error("Expecting ',' delimiter")
         window.at += 1
-        if window.peek():
-            raise window.error(f"Extra data{HINT}")
+        window.end()

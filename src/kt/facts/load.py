@@ -16,7 +16,7 @@ from ..errors import BadFact, BadFile, KtError, install_hint
 from .fact import Fact, doubts
 from .files import Located, demo_records, file_records, lre_records
 from .formats import Schema, as_record, named, read_record, read_records
-from .opening import ENDINGS
+from .opening import ENDINGS, ending_of
 from .readers.pararel import Patterns
 from .record import Choices, Junk
 
@@ -32,9 +32,8 @@ def load_facts(
     """Read facts; their ids become unique.
 
     Args:
-        source: "demo" (the embedded facts), a .json, .jsonl, .csv, .tsv or .parquet file (the first four also as .gz
-            or .zst), a folder of them, "hf:repo[:file]"
-            or "hf:repo:config:split" (needs `datasets`).
+        source: "demo" (the embedded facts), a .json, .jsonl, .ndjson, .csv, .tsv or .parquet file (all but the
+            last also as .gz or .zst), a folder of them, "hf:repo[:file]" or "hf:repo:config:split" (needs `datasets`).
         limit: the first N facts, or "10-20" for the tenth to the twentieth (from 1, both included). Records that are
             left out do not count.
         format: a name of `kt.facts.FORMATS`; without it the records' keys decide, and all must be of one data set.
@@ -96,17 +95,20 @@ def facts_from(
     """Facts from records in memory; a `Fact` passes through unchanged. Ids become unique.
 
     A record without an id gets its position, counted from `first`. Records that a file reader would leave out (`Junk`)
-    are errors here, because the caller chose every record.
+    are errors here, because the caller chose every record; what is left out of a record is said in a warning.
     """
-    facts: list[Fact] = []
+    facts, skips = list[Fact](), Skips()
     for index, item in enumerate(records, first):
         record, where = item if isinstance(item, Located) else (item, f"record {index + 1}")
-        read = [record] if isinstance(record, Fact) else read_records(record, where, format)
+        notes: list[str] = []
+        read = [record] if isinstance(record, Fact) else read_records(record, where, format, notes=notes)
         facts.extend(_named(read, index))
         if isinstance(record, Mapping) and "{}" not in str(record.get("prompt", "")):
-            for fact in read:
-                for what in doubts(fact):
-                    warnings.warn(f"{what}: {fact.prompt[:80]!r}", stacklevel=2)
+            notes += [doubt for fact in read for doubt in doubts(fact)]
+        for note in notes:
+            skips.note(note, ", ".join([where, *(repr(fact.prompt[:80]) for fact in read[:1])]))
+    for line in skips.noted:
+        warnings.warn(line, stacklevel=2)
     return with_unique_ids(facts)
 
 
@@ -211,7 +213,7 @@ def _facts(
     schema, patterns = Schema(), Patterns()
     for index, (value, where) in enumerate(records):
         record = as_record(value, where)
-        stem = Path(where.partition(",")[0]).name.partition(".")[0]
+        stem = Path(where.rpartition(",")[0]).name.partition(".")[0]
         if patterns.take(record, stem):
             continue
         if record.has("sub_label", "obj_label"):
@@ -265,7 +267,7 @@ def _records(source: str) -> Iterator[Located]:
 def hub_records(source: str) -> Iterator[Located]:
     """The records of hf:repo[:file] or hf:repo:config[:split], streamed through `datasets`.
 
-    A last part with an ending is a file of the repository. Without a split the first one is read.
+    A last part with one of `ENDINGS` is a file of the repository. Without a split the first one is read.
 
     Raises:
         BadFile: the `datasets` package is missing, the source names no data set, or reading it failed.
@@ -277,7 +279,7 @@ def hub_records(source: str) -> Iterator[Located]:
         raise BadFile(f"{source} needs the datasets package; install it with: {install_hint('data')}") from error
     if not repo or len(parts) > 2:
         raise BadFile(f"{source!r} names no dataset; write hf:owner/name, with :file.json or :config:split behind it")
-    file = parts[0] if len(parts) == 1 and "." in parts[0] else None
+    file = parts[0] if len(parts) == 1 and ending_of(Path(parts[0])) in ENDINGS else None
     config, split = (None, None) if file else (*(part or None for part in parts), None, None)[:2]
     number = 0
     try:

@@ -6,8 +6,9 @@ import gzip
 import io
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, AnyStr, BinaryIO, cast
 
 from ..errors import BadFile
 
@@ -15,6 +16,8 @@ TEXT_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 ENDINGS = (*TEXT_ENDINGS, ".parquet")
 COMPRESSED = (".gz", ".zst")
 """What may stand behind one of `TEXT_ENDINGS`."""
+LARGEST = 1 << 30
+"""Most bytes (or characters) of one record: a small compressed file may hold more than any memory."""
 DISGUISES = {
     b"version https://git-lfs": (None, "a Git LFS pointer, not the data; fetch the file itself (git lfs pull)"),
     b"<!doctype": (None, "an HTML page, not data; the download went wrong"),
@@ -61,6 +64,23 @@ def open_bytes(path: Path) -> BinaryIO:
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
     return cast(BinaryIO, io.BufferedReader(_zstd().open(path, "rb"))) if suffix == ".zst" else path.open("rb")
+
+
+def lines_of(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """The lines of a file.
+
+    Raises:
+        BadFile: a line is larger than LARGEST.
+    """
+    while line := stream.readline(LARGEST + 1):
+        refuse_large(line, path)
+        yield line
+
+
+def refuse_large(record: str | bytes, path: Path) -> None:
+    """Refuse a record that is larger than LARGEST."""
+    if len(record) > LARGEST:
+        raise BadFile(f"{path} holds a record larger than {LARGEST >> 20:,} MiB; write one record a line (.jsonl)")
 
 
 def _zstd() -> Any:

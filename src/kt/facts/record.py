@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -201,6 +201,13 @@ class Record:
                 self.left_out(key)
             prompts += [Prompt(prompt, answer, None, kind, aliases) for prompt in kept]
         return tuple(prompts)
+
+    def answered(self, prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
+        """The prompts that have an answer; the others cannot be scored, and are noted."""
+        every = tuple(prompts)
+        kept = tuple(prompt for prompt in every if prompt.answer)
+        self.notes.extend(["a portability prompt without an answer, left out"] * (len(every) - len(kept)))
+        return kept
 
     def clean(self, key: str, value: str) -> str:
         """The stripped text; BadFact for half of a surrogate pair."""

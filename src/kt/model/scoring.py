@@ -105,8 +105,9 @@ def answer_row(model: TracedModel, question: Question) -> Row:
     if answer is None:
         return Row(question, tuple(token_ids(model.tokenizer, prompt)), ())
     joint = token_ids(model.tokenizer, joint_text(prompt, answer, join))
-    other = other_first_id(model.tokenizer, prompt, answer) if join is None else None
-    return Row(question, tuple(joint[:-1]), target_ids(model.tokenizer, prompt, answer, join), other)
+    target = target_ids(model.tokenizer, prompt, answer, join)
+    other = other_first_id(model.tokenizer, prompt, answer, target[0]) if join is None else None
+    return Row(question, tuple(joint[:-1]), target, other)
 
 
 def teacher_force(

@@ -171,13 +171,12 @@ def target_ids(tokenizer: Any, prompt: str, answer: str, join: str | None = None
     return tuple(both[char_span(tokenizer, joint, len(head), len(joint)).start :])
 
 
-def other_first_id(tokenizer: Any, prompt: str, answer: str) -> int | None:
-    """The answer's first id with the other join (nothing for a space, a space for nothing); None if it is the same."""
-    gap = prompt_gap(prompt, answer)
+def other_first_id(tokenizer: Any, prompt: str, answer: str, first: int) -> int | None:
+    """The answer's first id with the other join (nothing for a space, a space for nothing); None if it is `first`."""
     if prompt[-1:].isspace() and prompt[-1] != " ":
         return None
-    first, other = (target_ids(tokenizer, prompt, answer, join)[0] for join in (gap, "" if gap else " "))
-    return None if first == other else other
+    other = target_ids(tokenizer, prompt, answer, "" if prompt_gap(prompt, answer) else " ")[0]
+    return None if other == first else other
 
 
 def joint_text(prompt: str, answer: str, join: str | None = None) -> str:

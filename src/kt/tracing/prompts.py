@@ -90,7 +90,7 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
         for i, row in zip(rows, logits, strict=True):
             fact, best, given = facts[i], int(row.argmax()), answers[i]
             if given is not None and fact.target_prefix is None:
-                other = other_first_id(model.tokenizer, fact.prompt, given.text)
+                other = other_first_id(model.tokenizer, fact.prompt, given.text, given.token)
                 if other is not None:
                     log_probs = row.log_softmax(-1)
                     doubts[fact.prompt, given.text] = float(log_probs[given.token]), float(log_probs[other])

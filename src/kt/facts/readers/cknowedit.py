@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..fact import Fact
 from ..record import Choices, Record, templates
-from .easyedit import answered, groups
+from .easyedit import groups
 from .unke import subject_or_whole
 
 
@@ -29,7 +29,7 @@ def read_cknowedit(record: Record, choices: Choices) -> list[Fact]:
         id=record.id("id", "case_id"),
         rephrasings=templates(record.texts("rephrase"), subject),
         neighbours=groups(record, "locality"),
-        hops=answered(record, groups(record, "portability")),
+        hops=record.answered(groups(record, "portability")),
         answer_aliases=answer_aliases,
         target_aliases=tuple(aliases),
     )

@@ -33,7 +33,7 @@ def read_conflict(record: Record, choices: Choices) -> list[Fact]:
 def _fact(record: Record, edit: Record, name: str) -> Fact:
     relation = edit.child("relation", edit.data.get("relation"))
     subject, answer, target = (_label(edit, key) for key in ("subject", "object", "new_object"))
-    others = [entry.filled("label") for entry in record.children("true_objects")]
+    others = [label for entry in record.children("true_objects") for label in entry.answers("label")]
     return Fact(
         relation.template(relation.prompt("prompt"), subject, filled=False),
         subject,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from ..fact import Fact, Prompt
 from ..record import Choices, Record, templates
@@ -39,7 +39,7 @@ def read_easyedit(record: Record, choices: Choices) -> list[Fact]:
         relation=record.text(record.first("relation", "relation_id"), blank_is_none=True) or "",
         rephrasings=templates(tuple(text for key in REPHRASED for text in record.texts(key)), subject),
         neighbours=(*_flat(record, "locality", "neighborhood"), *groups(record, "locality")),
-        hops=answered(record, (*_flat(record, "portability", ""), *groups(record, "portability"))),
+        hops=record.answered((*_flat(record, "portability", ""), *groups(record, "portability"))),
         answer_aliases=answer_aliases,
         target_aliases=tuple(target_aliases),
     )
@@ -57,14 +57,6 @@ def one_hop(record: Record) -> tuple[Prompt, ...]:
 def _flat(record: Record, key: str, kind: str) -> tuple[Prompt, ...]:
     """`locality_prompt` and `locality_ground_truth`, `portability_prompt` and `portability_ground_truth`."""
     return record.prompts(f"{key}_prompt", f"{key}_ground_truth", kind)
-
-
-def answered(record: Record, prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:
-    """The prompts that have an answer; the others cannot be scored, and are noted."""
-    every = tuple(prompts)
-    kept = tuple(prompt for prompt in every if prompt.answer)
-    record.notes.extend(["a portability prompt without an answer, left out"] * (len(every) - len(kept)))
-    return kept
 
 
 def groups(record: Record, key: str) -> tuple[Prompt, ...]:

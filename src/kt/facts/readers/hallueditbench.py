@@ -18,7 +18,7 @@ def read_hallueditbench(record: Record, choices: Choices) -> list[Fact]:
     target, *aliases = record.filled_answers("object")
     outputs = [key for key in record.data if str(key).startswith("output_")]
     answer = record.text(outputs[0], blank_is_none=True) if len(outputs) == 1 else None
-    hops = [p for n in N_HOPS for p in record.prompts(f"question_{n}hop", f"answer_{n}hop", f"{n}_hops") if p.answer]
+    hops = [p for n in N_HOPS for p in record.prompts(f"question_{n}hop", f"answer_{n}hop", f"{n}_hops")]
     hops += [Prompt(text, "Yes", kind="yes_question") for text in record.texts("yes_question")]
     hops += [Prompt(text, "No", kind="no_question") for text in record.texts("no_question")]
     hops += [Prompt(text, subject, kind="reversed_relation") for text in record.texts("reversed_relation_question")]
@@ -31,7 +31,7 @@ def read_hallueditbench(record: Record, choices: Choices) -> list[Fact]:
         relation=record.text("relation", blank_is_none=True) or "",
         rephrasings=templates(record.texts("paraphrased_question"), subject),
         neighbours=tuple(Prompt(text, kind="locality") for text in record.texts("locality_question")),
-        hops=tuple(hops),
+        hops=record.answered(hops),
         target_aliases=tuple(aliases),
     )
     return [fact]

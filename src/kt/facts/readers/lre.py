@@ -42,8 +42,16 @@ def _pairs(record: Record) -> list[tuple[str, str]]:
     samples = record.data.get("samples")
     if not isinstance(samples, list):
         raise record.bad(f"'samples' is {kind(samples)}; it must be a list of objects with subject and object")
-    records = (record.child(f"sample {number}", sample) for number, sample in enumerate(samples, 1))
-    return [(sample.need("subject"), sample.need("object")) for sample in records]
+    pairs = []
+    for number, value in enumerate(samples, 1):
+        sample = record.child(f"sample {number}", value)
+        for key in ("subject", "object"):
+            if key not in sample.data:
+                raise sample.missing(key)
+        subject, object = (sample.text(key, blank_is_none=True) for key in ("subject", "object"))
+        pairs += [(subject, object)] if subject and object else []
+    record.left_out("samples", len(samples) - len(pairs))
+    return pairs
 
 
 def _templates(record: Record) -> tuple[str, ...]:

@@ -93,6 +93,8 @@ def _queries(record: Record, kind: str) -> Iterator[Query]:
             if text and answers:
                 subject_id = query.text("subject_id", blank_is_none=True)
                 yield Query(text, answers, subject_id, f"{kind} {number}" if either else "")
+            else:
+                record.notes.append("a question without text or answer, left out")
 
 
 def _prompt(query: Query, kind: str) -> Prompt:

@@ -22,7 +22,7 @@ def read_unke(record: Record, choices: Choices) -> list[Fact]:
         target=target,
         id=record.id("id", "case_id"),
         rephrasings=templates(record.texts("para_question"), subject),
-        hops=tuple(p for p in record.prompts("sub_question", "sub_answer", "sub_question") if p.answer),
+        hops=record.answered(record.prompts("sub_question", "sub_answer", "sub_question")),
         target_aliases=tuple(aliases),
     )
     return [fact]
@@ -59,7 +59,6 @@ def read_akew(record: Record, choices: Choices) -> list[Fact]:
         subject = edit.filled("subject")
         template = edit.template(edit.prompt(edit.first("question", "prompt_full", "prompt")), subject, filled=False)
         answer, aliases = edit.answer_and_aliases("target_true")
-        triples = edit.children("unsfact_triplets_GPT")
         fact = Fact(
             template,
             subject,
@@ -69,7 +68,7 @@ def read_akew(record: Record, choices: Choices) -> list[Fact]:
             relation=edit.text("relation_id", blank_is_none=True) or "",
             rephrasings=templates(record.texts("paraphrase_prompts") if len(edits) == 1 else (), subject),
             neighbours=tuple(Prompt(p, answer, kind="neighborhood") for p in record.texts("neighborhood_prompts")),
-            hops=tuple(_triple(triple) for triple in triples if triple.has("prompt", "subject", "target")),
+            hops=_triples(edit),
             answer_aliases=aliases,
         )
         facts.append(fact)
@@ -78,6 +77,12 @@ def read_akew(record: Record, choices: Choices) -> list[Fact]:
     return facts
 
 
-def _triple(triple: Record) -> Prompt:
-    prompt = triple.filled("prompt").replace("{}", triple.filled("subject"))
-    return Prompt(prompt, triple.filled("target"), kind="triple")
+def _triples(edit: Record) -> tuple[Prompt, ...]:
+    key, prompts = "unsfact_triplets_GPT", []
+    for triple in edit.children(key):
+        prompt, subject, target = (triple.text(k, blank_is_none=True) for k in ("prompt", "subject", "target"))
+        if prompt and subject:
+            prompts.append(Prompt(prompt.replace("{}", subject), target, kind="triple"))
+        else:
+            edit.left_out(key)
+    return edit.answered(prompts)

@@ -19,7 +19,7 @@ def read_wikibigedit(record: Record, choices: Choices) -> list[Fact]:
         relation=record.text("relation", blank_is_none=True) or "",
         rephrasings=templates(record.texts("rephrase"), subject),
         neighbours=record.prompts("loc", "loc_ans", "loc"),
-        hops=(*personas, *(hop for hop in record.prompts("mhop", "mhop_ans", "mhop") if hop.answer)),
+        hops=(*personas, *record.answered(record.prompts("mhop", "mhop_ans", "mhop"))),
         target_aliases=tuple(aliases),
     )
     return [fact]

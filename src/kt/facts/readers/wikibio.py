@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..fact import Fact
 from ..record import Choices, Record
 from .easyedit import read_easyedit
@@ -13,7 +15,5 @@ KEYS = {"text": "prompt", "concept": "subject", "labels": "target_new"}
 def read_wikibio(record: Record, choices: Choices) -> list[Fact]:
     """The target is a sentence; the old answer is unknown, since the invented sentence is not in the file."""
     for key in KEYS:
-        record.filled(key)  # an error names the file's own key
-    return read_easyedit(
-        Record({KEYS.get(key, key): value for key, value in record.data.items()}, record.where), choices
-    )
+        replace(record, notes=[]).filled(key)  # an error names the file's own key
+    return read_easyedit(replace(record, data={KEYS.get(key, key): v for key, v in record.data.items()}), choices)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..fact import Fact, Prompt
 from ..record import Choices, Record, templates
-from .easyedit import answered, groups
+from .easyedit import groups
 
 
 def read_zsre(record: Record, choices: Choices) -> list[Fact]:
@@ -48,7 +48,7 @@ def read_zsre(record: Record, choices: Choices) -> list[Fact]:
 
 
 def _hops(record: Record, choices: Choices) -> tuple[Prompt, ...]:
-    hops = answered(record, (*groups(record, "portability"), *record.prompts("port", "port_ans", "port")))
+    hops = record.answered((*groups(record, "portability"), *record.prompts("port", "port_ans", "port")))
     if hops and choices.zsre_target != "alt":
         record.notes.append("portability that follows from `alt`, left out (--zsre-target alt keeps it)")
         return ()
