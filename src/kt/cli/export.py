@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import parse
+from ..errors import need_peft
+from . import checks, parse
 from .command import BadOption, Options
 from .console import Screen
 from .options import ForceOptions, ModelOptions, Opt
@@ -72,18 +73,18 @@ def export(options: ExportOptions) -> None:
     if format == "peft" and options.no_undo:
         raise BadOption("--no-undo belongs to --format hf; an adapter leaves the base model as it is")
     dtype = parse.one(options.adapter_dtype or DTYPES[0], DTYPES, "--adapter-dtype")
+    checks.edit_files(options.edit)
+    if format == "peft":
+        need_peft("an export for peft")
     settle_libraries()
     screen = screen_for(options)
     from ..editing import Edit
     from ..editing.stack import open_edit
     from ..export import to_hf, to_peft
-    from ..export.adapter import need_peft
     from ..export.shards import refuse_taken
     from ..model.load import DTYPES as KINDS
 
     refuse_taken(options.to)
-    if format == "peft":
-        need_peft()
     edit = open_edit(options.edit)
     model = load_model(options)
     if not isinstance(edit, Edit):
