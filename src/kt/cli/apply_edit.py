@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .._util.files import check_writable
-from ..errors import KtError, WorkFailed
+from ..errors import FailedCheck, KtError, WorkFailed
 from ..experiments.sequence import EVALUATE, MODES
 from ..runs import parallel
 from . import parse
@@ -105,6 +106,7 @@ def apply_edit(options: EditOptions) -> None:
         from ..experiments.sequence import run_edits
         from ..facts.load import load_facts
 
+        warnings.simplefilter("ignore", FailedCheck)  # said behind the edit's tables, or as the error
         requests = [fact.as_request() for fact in s.load_facts()]
         others = None if options.alpha_facts is None else load_facts(options.alpha_facts)
         model = s.load_model()
@@ -140,6 +142,8 @@ def apply_edit(options: EditOptions) -> None:
         if options.merge_to is not None and run.edit is not None and not options.dry_run and failed is None:
             refused = parallel.on_rank_zero("merging", merge, s, model, run.edit, options)
         s.screen.tables(*run.tables())
+        warned = run.verdict.warnings if run.verdict else ()
+        s.screen.warn(*(warned if failed is None else warned[1:]))
         if merged := s.run.results.get("merged"):
             s.screen.say(f"kt: the edited model is in {merged}; kt revert {merged} takes the edit out")
     if failed is not None and options.merge_to is not None:
@@ -175,7 +179,7 @@ def check_new(folder: Path) -> None:
 
 
 def failed_check(verdict: Verdict | None) -> str | None:
-    """The number that an edit's own check failed in; None where it holds."""
+    """The first number that an edit's own check failed in, the others being warnings; None where it holds."""
     if verdict is None or not verdict.warnings:
         return None
     first, *others = verdict.warnings

@@ -267,8 +267,12 @@ class Edit(Shown):
         return f"Edit: {self.manifest.get('method')}"
 
     def headline(self) -> Sequence[Card]:
-        """The number of facts."""
-        return [Card("facts edited", len(self.report))]
+        """The number of facts; the verdict."""
+        facts, verdict = Card("facts edited", len(self.report)), self.verdict
+        if verdict is None:
+            return [facts]
+        changed, _, rest = verdict.text.partition("; ")
+        return [facts, Card("verdict", changed, rest)]
 
     def tables(self) -> Sequence[Table]:
         """A row a request, a row a weight, a row an aim; the verdict."""

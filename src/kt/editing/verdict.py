@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import FailedCheck
 from ..evaluation.perplexity import check_losses
 from ..facts.fact import Fact
 from ..model.scoring import answer_row, teacher_force
@@ -188,7 +189,7 @@ class Verdict:
     def warn(self) -> None:
         """Each warning as Python's."""
         for line in self.warnings:
-            warnings.warn(line, stacklevel=5)
+            warnings.warn(line, FailedCheck, stacklevel=5)
 
     def _warnings(self, report: Sequence[RequestReport], knobs: Knobs) -> list[str]:
         lines = []
