@@ -210,10 +210,11 @@ def test_files_that_are_not_there_are_refused_without_torch():
     commands = [f"{command} --edit {edit}" for command in ("eval", "probe", "abilities --preset gsm8k-two-shot")]
     commands += [f"edits show {edit}", f"edits diff {edit} {edit}", f"edits stack {edit}", f"case --edits {edit}"]
     commands += [f"export {edit} --to x", f"apply-edit --history {edit}"]
+    commands += ["revert nope", f"revert . --edit {edit}", "apply-edit --alpha-facts nope.json"]
     commands += [f"{name} -f nope.json" for name in ("eval", "heatmap", "probe", "apply-edit", "sweep alpha", "case")]
     ran = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *commands], capture_output=True, text=True, check=False)
     assert ran.stdout.splitlines() == ["2 False"] * len(commands), ran.stderr
-    assert ran.stderr.count("no such file") == 9
+    assert ran.stderr.count("no such file") == 10
 
 
 def test_a_model_that_is_neither_here_nor_to_be_had(refused, monkeypatch):

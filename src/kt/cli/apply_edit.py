@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .._util.files import check_writable
+from .._util.text import count
 from ..errors import FailedCheck, KtError, WorkFailed
 from ..experiments.sequence import EVALUATE, MODES
 from ..runs import parallel
@@ -103,12 +104,13 @@ def apply_edit(options: EditOptions) -> None:
     below = None if options.history is None else open_stack(options.history.split(","))
     refused: KtError | None = None
     with session(options, write=not options.dry_run) as s:
-        from ..experiments.sequence import run_edits
         from ..facts.load import load_facts
+
+        others = None if options.alpha_facts is None else load_facts(options.alpha_facts)
+        from ..experiments.sequence import run_edits
 
         warnings.simplefilter("ignore", FailedCheck)  # said behind the edit's tables, or as the error
         requests = [fact.as_request() for fact in s.load_facts()]
-        others = None if options.alpha_facts is None else load_facts(options.alpha_facts)
         model = s.load_model()
         met = show_conflicts_with(screen_for(options), model, requests, below)
         run = run_edits(
@@ -183,7 +185,7 @@ def failed_check(verdict: Verdict | None) -> str | None:
     if verdict is None or not verdict.warnings:
         return None
     first, *others = verdict.warnings
-    more = f" (and {len(others)} more warning{'s' * (len(others) > 1)})" if others else ""
+    more = f" (and {count(len(others), 'more warning')})" if others else ""
     return f"the edit failed its own check ({verdict.text}): {first}{more}"
 
 

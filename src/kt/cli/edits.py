@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._util.files import check_writable
-from .._util.text import interval, visible
+from .._util.text import count, interval, visible
 from ..report import Column, Table
 from ..report.table import before_after, pairs, setting, shown
 from . import checks
@@ -57,7 +57,7 @@ def edits(options: EditsOptions) -> None:
     wanted = {"show": 1, "diff": 2}.get(options.action)
     files = options.files or []
     if wanted is not None and len(files) != wanted:
-        raise BadOption(f"kt edits {options.action} takes {wanted} file{'s' * (wanted > 1)}, not {len(files)}")
+        raise BadOption(f"kt edits {options.action} takes {count(wanted, 'file')}, not {len(files)}")
     if options.action != "stack" and (options.remove is not None or options.to is not None):
         raise BadOption("--remove and --to belong to kt edits stack")
     if options.action in ("ls", "diff") and options.model:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._util.text import count
 from ..errors import need_peft
 from . import checks, parse
 from .command import BadOption, Options
@@ -103,7 +104,7 @@ def show_export(screen: Screen, made: Exported) -> None:
     """The files, the tables, how near the result is to the edited model."""
     about = made.about
     if made.format == "hf":
-        files = f"{about['shards']} file{'s' if about['shards'] != 1 else ''} of weights in {made.dtype}"
+        files = f"{count(about['shards'], 'file')} of weights in {made.dtype}"
         source = about["source_shards"]
         if source is not None and source != about["shards"]:
             files += f" (the model came in {source})"
@@ -129,6 +130,9 @@ def revert(options: RevertOptions) -> None:
     """Take an edit out of a merged folder, or prove that it is out."""
     if options.folder is None:
         raise BadOption("kt revert needs a merged folder: kt revert FOLDER")
+    if not options.folder.is_dir():
+        raise BadOption(f"{options.folder}: no such folder; kt export writes merged ones")
+    checks.edit_files(*([] if options.edit is None else [options.edit]))
     settle_libraries()
     screen = screen_for(options)
     from ..export import revert_folder

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._util.text import count
 from ..errors import FailedCheck
 from ..evaluation.perplexity import check_losses
 from ..facts.fact import Fact
@@ -268,4 +269,4 @@ def _counted(values: Sequence[tuple[str, str]], total: int, noun: str) -> str:
     """`4 of 10 requests ('A' -> 'x' (3): rank 4, ... and 1 more)`."""
     some = ", ".join(f"{name}: {value}" for name, value in values[:NAMED])
     more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
-    return f"{len(values)} of {total} {noun}{'s' * (total != 1)} ({some}{more})"
+    return f"{len(values)} of {count(total, noun)} ({some}{more})"
