@@ -1,9 +1,10 @@
-"""Errors that users see: one line that says what is wrong, where, and what to do instead. And one warning."""
+"""Errors that users see: one line that says what is wrong, where, and what to do instead. And two warnings."""
 
 from __future__ import annotations
 
 import warnings
 from functools import cache
+from importlib.util import find_spec
 
 DISTRIBUTION = "kt-interp"
 """The name under which kt is installed. The name `kt` on the package index belongs to somebody else's project."""
@@ -16,6 +17,16 @@ def install_hint(extra: str) -> str:
         extra: a name from `[project.optional-dependencies]` of pyproject.toml, such as "lora".
     """
     return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def need_peft(purpose: str) -> None:
+    """Raise KtError unless peft is installed; imports nothing."""
+    if find_spec("peft") is None:
+        raise KtError(f"{purpose} needs peft; {install_hint('lora')}")
+
+
+class FailedCheck(UserWarning):
+    """A limit of its verdict that an edit passed."""
 
 
 class KtError(Exception):

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -122,6 +124,10 @@ def test_a_run_that_stands_there_is_left_alone(refused, facts_file):
         assert "e holds a run already" in line and "--overwrite" in line
     line = refused("edits", "stack", "e/edit.safetensors", "--to", "e/edit.safetensors")
     assert "there already" in line
+    for name in ("s.json", "page.html"):
+        Path(name).write_text("mine")
+    assert "s.json is there already" in refused("edits", "stack", "e/edit.safetensors", "--to", "s.json")
+    assert "page.html is there already" in refused("report", "e", "--out", "page.html")
 
 
 def test_a_full_disk(refused, model_folder, facts_file, monkeypatch):
@@ -188,6 +194,27 @@ def test_what_needs_no_model_is_refused_before_one_loads(refused, failing, monke
     command, *more = typed
     line = refused(command, *more, "-m", model_folder, *FACT)
     assert says in line and "is kept: go on" not in line
+
+
+WITHOUT_TORCH = """
+import sys
+from kt.cli import main
+for line in sys.argv[1:]:
+    print(main(line.split()), "torch" in sys.modules)
+"""
+
+
+def test_files_that_are_not_there_are_refused_without_torch():
+    """Which takes seconds to import."""
+    edit = "nope.safetensors"
+    commands = [f"{command} --edit {edit}" for command in ("eval", "probe", "abilities --preset gsm8k-two-shot")]
+    commands += [f"edits show {edit}", f"edits diff {edit} {edit}", f"edits stack {edit}", f"case --edits {edit}"]
+    commands += [f"export {edit} --to x", f"apply-edit --history {edit}"]
+    commands += ["revert nope", f"revert . --edit {edit}", "apply-edit --alpha-facts nope.json"]
+    commands += [f"{name} -f nope.json" for name in ("eval", "heatmap", "probe", "apply-edit", "sweep alpha", "case")]
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *commands], capture_output=True, text=True, check=False)
+    assert ran.stdout.splitlines() == ["2 False"] * len(commands), ran.stderr
+    assert ran.stderr.count("no such file") == 10
 
 
 def test_a_model_that_is_neither_here_nor_to_be_had(refused, monkeypatch):

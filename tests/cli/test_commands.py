@@ -248,6 +248,8 @@ def test_report_rebuilds_one_page_from_run_folders(kt, traced, edited):
     page = Path("page.html").read_text()
     assert "Balance factor" in page and "Warsaw" not in page and "Marie Curie" not in page
     assert "Danielle Darrieux" in page
+    assert kt("report", "first", "-o", "page.html").code == 2 and Path("page.html").read_text() == page
+    assert kt("report", "first", "-o", "page.html", "--overwrite").code == 0 and Path("page.html").read_text() != page
 
 
 @pytest.mark.parametrize("what", ["models", "methods", "presets", "datasets"])

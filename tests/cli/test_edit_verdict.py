@@ -23,6 +23,7 @@ def test_an_edit_that_fails_its_check_is_written_whole_and_exits_1(apply):
     error = ran.err.strip().splitlines()[-1]
     assert "failed its own check (0 of 2 changed; perplexity " in error
     assert "2 of 2 requests ('Danielle Darrieux' -> 'Italian' (0): rank " in error
+    assert ran.err.count("2 of 2 requests") == 1, "said once: as the error"
     assert "merged is not written" in error and "kept in run" in error and "--force" in error
     assert not Path("merged").exists()
     kept = library.Edit.load("run/edit.safetensors").verdict

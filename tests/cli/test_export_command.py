@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,14 +154,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(export, monkeypatch):
 
 
 def test_without_peft_the_refusal_comes_first(kt, edit_file, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.partition(".")[0] == "peft":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "peft", None)
     ran = kt("export", edit_file, "-m", "never-looked-at", "--format", "peft", "--to", "x")
     assert ran.code == 2 and "pip install 'kt-interp[lora]'" in ran.err
 

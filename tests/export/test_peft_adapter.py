@@ -1,7 +1,7 @@
 """An adapter that plain peft loads says what the edit says, and goes again without a trace."""
 
-import builtins
 import re
+import sys
 
 import pytest
 import torch
@@ -215,14 +215,7 @@ def test_an_adapter_that_says_something_else_is_not_kept(tiny, tmp_path, monkeyp
 
 
 def test_without_peft_one_line_says_what_to_install(tiny, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.partition(".")[0] == "peft":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(KtError, match=r"pip install 'kt-interp\[lora\]'"):
         to_peft(tiny, random_edit(tiny), tmp_path / "adapter")
     assert not list(tmp_path.iterdir())

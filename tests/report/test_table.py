@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from kt._util.text import count
 from kt.report import Column, Result, Shown, Table
 from kt.report.result import notebook_table
 from kt.report.table import before_after, cell_text
@@ -74,6 +75,10 @@ def test_every_result_has_the_interface(place):
     wanted = {"kind", "metadata", "tables", "figures", "as_dict"}
     assert {each for each in wanted if not hasattr(result, each) and each not in fields} == set()
     assert wanted <= set(dir(Result))
+
+
+def test_a_count_of_one_is_singular():
+    assert [count(n, "fact") for n in (0, 1, 2)] == ["0 facts", "1 fact", "2 facts"]
 
 
 def test_the_terminal_shows_an_interval_of_tiny_numbers_around_its_mean():

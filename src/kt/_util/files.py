@@ -106,11 +106,11 @@ def _write_special(path: Path, content: bytes | str | Callable[[Path], object]) 
     return path
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Check before the work that its output file can be written.
+def check_writable(path: str | os.PathLike[str], new: bool = False) -> None:
+    """Check before the work that its output file can be written; `new`: that it replaces none.
 
     Raises:
-        NotWritable: the file cannot be written.
+        NotWritable: the file cannot be written, or is there already.
     """
     path = Path(path)
     with writing(path):
@@ -118,8 +118,9 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
         if path.exists() and not path.is_file():
             return
-        if path.exists() and path.suffix == ".safetensors":
-            raise NotWritable(f"{path} is there already, and may be an edit; name a new file")
+        if path.exists() and (new or path.suffix == ".safetensors"):
+            edit = "" if new else ", and may be an edit"
+            raise NotWritable(f"{path} is there already{edit}; name a new file")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         probe = folder / f".kt-{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)

@@ -23,6 +23,11 @@ def visible(text: str) -> str:
     return _ACTS.sub(lambda found: _BREAKS.get(found[0]) or f"\\u{ord(found[0]):04x}", text)
 
 
+def count(n: int, noun: str) -> str:
+    """`1 fact`, `2 facts`."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
 def visible_lines(text: str) -> str:
     """The same with its line breaks kept."""
     return "\n".join(map(visible, text.split("\n")))

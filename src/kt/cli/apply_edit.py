@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .._util.files import check_writable
-from ..errors import KtError, WorkFailed
+from .._util.text import count
+from ..errors import FailedCheck, KtError, WorkFailed
 from ..experiments.sequence import EVALUATE, MODES
 from ..runs import parallel
 from . import parse
@@ -102,11 +104,13 @@ def apply_edit(options: EditOptions) -> None:
     below = None if options.history is None else open_stack(options.history.split(","))
     refused: KtError | None = None
     with session(options, write=not options.dry_run) as s:
-        from ..experiments.sequence import run_edits
         from ..facts.load import load_facts
 
-        requests = [fact.as_request() for fact in s.load_facts()]
         others = None if options.alpha_facts is None else load_facts(options.alpha_facts)
+        from ..experiments.sequence import run_edits
+
+        warnings.simplefilter("ignore", FailedCheck)  # said behind the edit's tables, or as the error
+        requests = [fact.as_request() for fact in s.load_facts()]
         model = s.load_model()
         met = show_conflicts_with(screen_for(options), model, requests, below)
         run = run_edits(
@@ -140,6 +144,8 @@ def apply_edit(options: EditOptions) -> None:
         if options.merge_to is not None and run.edit is not None and not options.dry_run and failed is None:
             refused = parallel.on_rank_zero("merging", merge, s, model, run.edit, options)
         s.screen.tables(*run.tables())
+        warned = run.verdict.warnings if run.verdict else ()
+        s.screen.warn(*(warned if failed is None else warned[1:]))
         if merged := s.run.results.get("merged"):
             s.screen.say(f"kt: the edited model is in {merged}; kt revert {merged} takes the edit out")
     if failed is not None and options.merge_to is not None:
@@ -175,11 +181,11 @@ def check_new(folder: Path) -> None:
 
 
 def failed_check(verdict: Verdict | None) -> str | None:
-    """The number that an edit's own check failed in; None where it holds."""
+    """The first number that an edit's own check failed in, the others being warnings; None where it holds."""
     if verdict is None or not verdict.warnings:
         return None
     first, *others = verdict.warnings
-    more = f" (and {len(others)} more warning{'s' * (len(others) > 1)})" if others else ""
+    more = f" (and {count(len(others), 'more warning')})" if others else ""
     return f"the edit failed its own check ({verdict.text}): {first}{more}"
 
 

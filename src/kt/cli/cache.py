@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .._util.lock import default_cache
+from .._util.text import count
 from ..report import Table
 from ..report.table import shown
 from .command import BadOption, Options, option_of
@@ -57,7 +58,7 @@ def cache(options: CacheOptions) -> None:
         found = chosen(found, names, options.model, age, options.all)
     size = remove(found) if options.action == "rm" else sum(entry.size for entry in found)
     done = "removed from" if options.action == "rm" else "in"
-    title = f"{len(found)} files, {_bytes(size)}, {done} {folder}"
+    title = f"{count(len(found), 'file')}, {_bytes(size)}, {done} {folder}"
     screen.tables(Table(COLUMNS, rows(found), title)) if found else screen.say(f"kt: {title}")
     write_result(options, {"folder": str(folder), "action": options.action, "files": [e.as_dict() for e in found]})
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from . import checks
 from .command import BadOption
 from .options import FactOptions, ForceOptions, ModelOptions, Opt, RunOptions
 from .session import open_edits, session
@@ -60,4 +61,5 @@ def edit_files(text: str) -> dict[str, Path]:
         if name in files:
             raise BadOption(f"--edits: two edits are called {name!r}; give each its own name, as {name}2={path}")
         files[name] = path
+    checks.edit_files(*files.values())
     return files

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.data import read_json
-from ..errors import KtError, UnknownModel, UnknownSite
+from ..errors import KtError, UnknownModel, UnknownSite, need_peft
 from . import parse
 from .command import BadOption
 
@@ -35,6 +35,8 @@ def typed(options: Any) -> None:
     file = getattr(options, "statistics", None)
     if file is not None and not Path(file).is_file():
         raise BadOption(f"--statistics {file}: no such file; kt cov writes one")
+    if isinstance(edit := getattr(options, "edit", None), Path):
+        edit_files(edit)
     if hasattr(options, "variant"):
         solving(options)
     for kind in ("png", "svg"):
@@ -49,6 +51,8 @@ def solving(options: Any) -> None:
 
     usual = "jeep" if getattr(options, "kind", "") == "clamp" else "intattn"
     methods = parse.names(options.method or usual, tuple(METHODS), "--method")
+    if "lora" in methods:
+        need_peft("method lora")
     if options.preset is not None:
         named(options.preset).values(methods[0], options.variant)
     for name in parse.settings(options.set):
@@ -69,12 +73,13 @@ def browser(flag: str) -> None:
         raise BadOption(f"{flag} needs a browser and none was found: install Chromium, or write --html instead")
 
 
-def edit_file(path: Path) -> None:
-    """That an edit is there, before what opens it is imported."""
-    if path.is_dir():
-        raise BadOption(f"{path} is a folder; name the edit in it: {path / 'edit.safetensors'}")
-    if not path.exists():
-        raise BadOption(f"{path}: no such file; kt apply-edit writes edits, kt edits ls finds them")
+def edit_files(*paths: Path) -> None:
+    """That edits are there, before what opens them is imported."""
+    for path in paths:
+        if path.is_dir():
+            raise BadOption(f"{path} is a folder; name the edit in it: {path / 'edit.safetensors'}")
+        if not path.exists():
+            raise BadOption(f"{path}: no such file; kt apply-edit writes edits, kt edits ls finds them")
 
 
 def model(options: Any) -> None:

@@ -70,6 +70,11 @@ class Screen:
         elif self.messages:
             say_line(message)
 
+    def warn(self, *lines: str) -> None:
+        """Warnings of a result, in their place among its tables."""
+        for line in lines:
+            self.say(f"kt: warning: {line}")
+
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
         """A progress bar on stderr, when it is a terminal."""

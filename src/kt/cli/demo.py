@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from ..errors import FailedCheck
 from ..runs.folder import FILES
 from .console import Clock
 from .heatmap import show_balance
@@ -35,6 +37,7 @@ def demo(options: DemoOptions) -> None:
         from ..evaluation.scores import Comparison
         from ..runs.report import write_report
 
+        warnings.simplefilter("ignore", FailedCheck)  # said behind the edit's tables
         loop = run_loop(
             model,
             facts,
@@ -48,8 +51,10 @@ def demo(options: DemoOptions) -> None:
         s.run.results = results_of_loop(loop, s.path)
         write_report([s.run.folder], s.run.file(REPORT_FILE), title=f"kt demo: {model.name}")
         show_balance(s, loop.balance)
+        s.screen.tables(loop.probe.stages_table())
         s.screen.say(f"kt: {loop.settings}")
-        s.screen.tables(loop.probe.stages_table(), *loop.edit.tables())
+        s.screen.tables(*loop.edit.tables())
+        s.screen.warn(*(loop.edit.verdict.warnings if loop.edit.verdict else ()))
         scores = Comparison(loop.before, loop.after, loop.control)
         s.screen.tables(*scores.tables(), *loop.residual.tables())
     s.screen.say(f"kt: done in {clock}; open {s.path / REPORT_FILE}")

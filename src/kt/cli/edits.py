@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._util.files import check_writable
-from .._util.text import interval, visible
+from .._util.text import count, interval, visible
 from ..report import Column, Table
 from ..report.table import before_after, pairs, setting, shown
+from . import checks
 from .command import BadOption
 from .console import Screen
 from .options import ForceOptions, ModelOptions, Opt
@@ -56,11 +57,13 @@ def edits(options: EditsOptions) -> None:
     wanted = {"show": 1, "diff": 2}.get(options.action)
     files = options.files or []
     if wanted is not None and len(files) != wanted:
-        raise BadOption(f"kt edits {options.action} takes {wanted} file{'s' * (wanted > 1)}, not {len(files)}")
+        raise BadOption(f"kt edits {options.action} takes {count(wanted, 'file')}, not {len(files)}")
     if options.action != "stack" and (options.remove is not None or options.to is not None):
         raise BadOption("--remove and --to belong to kt edits stack")
     if options.action in ("ls", "diff") and options.model:
         raise BadOption(f"kt edits {options.action} needs no model; leave --model out")
+    if options.action in ("show", "diff"):
+        checks.edit_files(*files)
     settle_libraries()
     {"ls": ls, "show": show, "diff": compare, "stack": stack}[options.action](options)
 
@@ -188,7 +191,7 @@ def stack(options: EditsOptions) -> None:
     if not options.files:
         raise BadOption("kt edits stack needs edit files: kt edits stack a.safetensors b.safetensors -m MODEL")
     if options.to is not None:
-        check_writable(options.to)
+        check_writable(options.to, new=True)
     layers = open_stack(options.files, options.force)
     for word in (options.remove or "").split(",") if options.remove is not None else []:
         layers.remove(place_of(layers, word.strip()), options.force)
@@ -215,10 +218,12 @@ def stack(options: EditsOptions) -> None:
 
 def open_stack(files: Iterable[str | Path], force: bool = False) -> EditStack:
     """Edit files and stacks, in order, as one stack."""
+    paths = [Path(file) for file in files]
+    checks.edit_files(*paths)
     from ..editing.stack import EditStack, open_edit
 
     stacked = EditStack()
-    for file in map(Path, files):
+    for file in paths:
         opened = open_edit(file)
         if isinstance(opened, EditStack):
             for layer in opened.layers:

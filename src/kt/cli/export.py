@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import parse
+from .._util.text import count
+from ..errors import need_peft
+from . import checks, parse
 from .command import BadOption, Options
 from .console import Screen
 from .options import ForceOptions, ModelOptions, Opt
@@ -72,18 +74,18 @@ def export(options: ExportOptions) -> None:
     if format == "peft" and options.no_undo:
         raise BadOption("--no-undo belongs to --format hf; an adapter leaves the base model as it is")
     dtype = parse.one(options.adapter_dtype or DTYPES[0], DTYPES, "--adapter-dtype")
+    checks.edit_files(options.edit)
+    if format == "peft":
+        need_peft("an export for peft")
     settle_libraries()
     screen = screen_for(options)
     from ..editing import Edit
     from ..editing.stack import open_edit
     from ..export import to_hf, to_peft
-    from ..export.adapter import need_peft
     from ..export.shards import refuse_taken
     from ..model.load import DTYPES as KINDS
 
     refuse_taken(options.to)
-    if format == "peft":
-        need_peft()
     edit = open_edit(options.edit)
     model = load_model(options)
     if not isinstance(edit, Edit):
@@ -102,7 +104,7 @@ def show_export(screen: Screen, made: Exported) -> None:
     """The files, the tables, how near the result is to the edited model."""
     about = made.about
     if made.format == "hf":
-        files = f"{about['shards']} file{'s' if about['shards'] != 1 else ''} of weights in {made.dtype}"
+        files = f"{count(about['shards'], 'file')} of weights in {made.dtype}"
         source = about["source_shards"]
         if source is not None and source != about["shards"]:
             files += f" (the model came in {source})"
@@ -128,6 +130,9 @@ def revert(options: RevertOptions) -> None:
     """Take an edit out of a merged folder, or prove that it is out."""
     if options.folder is None:
         raise BadOption("kt revert needs a merged folder: kt revert FOLDER")
+    if not options.folder.is_dir():
+        raise BadOption(f"{options.folder}: no such folder; kt export writes merged ones")
+    checks.edit_files(*([] if options.edit is None else [options.edit]))
     settle_libraries()
     screen = screen_for(options)
     from ..export import revert_folder

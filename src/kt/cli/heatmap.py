@@ -161,6 +161,5 @@ def show_balance(s: Session, balance: Balance, per_fact: bool = False) -> None:
     """α, the layers that it proposes, what is not determined, and on request α of each fact."""
     first, *rest = balance.tables(per_fact)
     s.screen.tables(first)
-    for note in balance.notes():
-        s.screen.say(f"kt: warning: {note}")
+    s.screen.warn(*balance.notes())
     s.screen.tables(*rest)

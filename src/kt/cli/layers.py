@@ -44,9 +44,9 @@ def layers(options: LayersOptions) -> None:
     if isinstance(alpha, str):
         raise BadOption(f"--alpha {alpha}: write a number, or leave it out for the traced one")
     if options.preset_to is not None:
-        if options.preset_to.suffix != ".toml" or options.preset_to.exists():
+        if options.preset_to.suffix != ".toml":
             raise BadOption(f"--preset-to {options.preset_to}: name a new file that ends in .toml")
-        check_writable(options.preset_to)
+        check_writable(options.preset_to, new=True)
     if options.facts == "default":
         options = replace(options, facts="demo" if options.model == "demo" else "lre")
     with session(options) as s:
@@ -77,7 +77,6 @@ def layers(options: LayersOptions) -> None:
                 found.save_preset(path)
         s.keep(found)
         s.screen.tables(*found.tables())
-        for note in found.notes():
-            s.screen.say(f"kt: warning: {note}")
+        s.screen.warn(*found.notes())
         where = options.preset_to or s.path / "preset.toml"
         s.screen.say(f"kt: kept for later edits of this model where no preset speaks; or give --preset {where}")

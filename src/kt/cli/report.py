@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .._util.files import check_writable
 from .command import BadOption, Options
 from .demo import REPORT_FILE
 from .options import Opt
@@ -18,6 +19,7 @@ from .session import screen_for, write_result
 class ReportOptions(Options):
     runs: Annotated[list[Path] | None, typer.Argument(metavar="RUN...", help="Run folders that kt wrote.")] = None
     out: Annotated[Path, Opt("--out", "-o", help="The page to write.")] = Path(REPORT_FILE)
+    overwrite: Annotated[bool, Opt("--overwrite", help="Replace a page that stands at --out.")] = False
 
 
 def report(options: ReportOptions) -> None:
@@ -27,6 +29,7 @@ def report(options: ReportOptions) -> None:
 
     if not options.runs:
         raise BadOption("kt report needs run folders: kt report runs/NAME ... --out report.html")
+    check_writable(options.out, new=not options.overwrite)
     for folder in options.runs:
         read_run(folder)
     path = write_report(options.runs, options.out, title="kt report")

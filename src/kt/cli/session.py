@@ -176,6 +176,8 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
             run.manifest["seed"] = options.seed
             run.manifest["config"] = option_values(options)
             try:
+                if isinstance(options, FactOptions):
+                    current.load_facts()  # refused before the command imports a library
                 yield current
             except BaseException as error:
                 interrupt.undisturbed()
@@ -366,8 +368,6 @@ def open_edit(s: Session, path: Path) -> AnyEdit:
 
 def open_edits(s: Session, paths: dict[str, Path]) -> dict[str, AnyEdit]:
     """Several, by the same names."""
-    for path in paths.values():
-        checks.edit_file(path)
     from ..editing.stack import open_edit as opened
 
     edits = {name: opened(path) for name, path in paths.items()}

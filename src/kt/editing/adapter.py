@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import KtError, install_hint
+from ..errors import need_peft
 from ..model.sites import Site
 from ..model.update import LowRank
 
@@ -55,10 +55,9 @@ def adapted(model: TracedModel, sites: Sequence[Site], adapter: Adapter, seed: i
     Raises:
         KtError: peft is not installed.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise KtError(f"method lora needs peft; {install_hint('lora')}") from None
+    need_peft("method lora")
+    from peft import LoraConfig, inject_adapter_in_model
+
     projections = {model.layout.path(s): model.linear(s) for s in sites}
     config = LoraConfig(
         r=adapter.rank,

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.text import count
 from ..errors import KtError, WorkFailed
 from ..model.update import Dense, Update
 from ..report import Card, Column, Figure, Shown, Table
@@ -267,8 +268,13 @@ class Edit(Shown):
         return f"Edit: {self.manifest.get('method')}"
 
     def headline(self) -> Sequence[Card]:
-        """The number of facts."""
-        return [Card("facts edited", len(self.report))]
+        """The number of facts; the verdict."""
+        facts, verdict = Card("facts edited", len(self.report)), self.verdict
+        if verdict is None:
+            return [facts]
+        changed, _, rest = verdict.text.partition("; ")
+        failed = f"; {count(len(verdict.warnings), 'warning')}" if verdict.warnings else ""
+        return [facts, Card("verdict", changed, rest + failed)]
 
     def tables(self) -> Sequence[Table]:
         """A row a request, a row a weight, a row an aim; the verdict."""
@@ -319,13 +325,13 @@ class Edit(Shown):
         alone = [(r.target_prob[0], r.control_prob) for r in self.report if r.control_prob is not None]
         rows = {"new answer": new, "new answer, MLP part alone": alone, "old answer": old}
         changes = [Change(n, *(bootstrap_mean(list(v)) for v in zip(*p, strict=True))) for n, p in rows.items() if p]
-        title = f"{self.manifest.get('method', 'edit')}: {len(self.report)} requests"
+        title = f"{self.manifest.get('method', 'edit')}: {count(len(self.report), 'request')}"
         return before_after(changes, title=title, subtitle="joint probability, teacher-forced", x_title="probability")
 
     def __repr__(self) -> str:
         method, alpha = self.manifest.get("method", "?"), self.alpha
         weights = ", ".join(f"{n} ({_form(u)})" for n, u in self.updates.items())
-        return f"Edit({method}, {len(self.requests)} requests, alpha={alpha}, {weights})"
+        return f"Edit({method}, {count(len(self.requests), 'request')}, alpha={alpha}, {weights})"
 
 
 def requests_table(edits: Sequence[Edit]) -> Table:

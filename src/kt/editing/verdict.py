@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._util.text import count
+from ..errors import FailedCheck
 from ..evaluation.perplexity import check_losses
 from ..facts.fact import Fact
 from ..model.scoring import answer_row, teacher_force
@@ -188,7 +190,7 @@ class Verdict:
     def warn(self) -> None:
         """Each warning as Python's."""
         for line in self.warnings:
-            warnings.warn(line, stacklevel=5)
+            warnings.warn(line, FailedCheck, stacklevel=5)
 
     def _warnings(self, report: Sequence[RequestReport], knobs: Knobs) -> list[str]:
         lines = []
@@ -273,4 +275,4 @@ def _counted(values: Sequence[tuple[str, str]], total: int, noun: str) -> str:
     """`4 of 10 requests ('A' -> 'x' (3): rank 4, ... and 1 more)`."""
     some = ", ".join(f"{name}: {value}" for name, value in values[:NAMED])
     more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
-    return f"{len(values)} of {total} {noun}{'s' * (total != 1)} ({some}{more})"
+    return f"{len(values)} of {count(total, noun)} ({some}{more})"

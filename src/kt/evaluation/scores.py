@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from .._util.data import complete_file, read_json, write_json
+from .._util.text import count
 from ..errors import BadFact, BadFile
 from ..report import Shown, Table
 from ..runs.folder import FILES
@@ -162,7 +163,7 @@ class Scores(Shown):
     def about_records(self) -> str:
         """`8 records`, or, of an edit that does not hold all of them, `3 of 8 records edited`."""
         edited, n = self.edited, len(self.records)
-        return f"{n} records" if edited is None else f"{len(edited)} of {n} records edited"
+        return count(n, "record") if edited is None else f"{len(edited)} of {count(n, 'record')} edited"
 
     def compare(self, other: Scores, seed: int | None = None) -> dict[str, Interval]:
         """This model less the other on the same records, metric by metric: paired bootstrap differences.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._util.data import complete_file, plain, read_json, write_json
+from .._util.text import count
 from ..errors import BadFile, KtError
 from ..report import Figure, Shown, Table
 from ..runs.journal import SETTINGS, claim
@@ -140,7 +141,7 @@ class Sweep(Shown):
             span = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
             how = self.balance.get("source") or f"n = {self.balance['n_facts']}"
             note = f"traced α {self.balance['alpha']:.3f}{span}, {how}"
-        title = f"{self.about['model']}: {self.kind}, {self.about['n_facts']} facts"
+        title = f"{self.about['model']}: {self.kind}, {count(self.about['n_facts'], 'fact')}"
         shown = list(columns(self).items())
         parts = [dict(shown[i : i + A_TABLE]) for i in range(0, max(1, len(shown)), A_TABLE)]
         tables = []
@@ -174,7 +175,7 @@ class Sweep(Shown):
         return sweep_figure(
             runs,
             title=f"{self.about['model']}: {AXES.get(self.kind, self.kind)}",
-            subtitle=f"{self.about['n_facts']} facts; means over records with 95% intervals{_how(shown)}",
+            subtitle=f"{count(self.about['n_facts'], 'fact')}; means over records with 95% intervals{_how(shown)}",
             x_title=AXES.get(self.kind, "point"),
             scale="log" if self.kind == "edits" else "linear",
             names=[row.label for row in self.rows] if named else (),
@@ -212,7 +213,7 @@ class Sweep(Shown):
             )
 
     def __repr__(self) -> str:
-        return f"Sweep({self.kind}: {len(self.rows)} points, {self.about.get('n_facts')} facts)"
+        return f"Sweep({self.kind}: {count(len(self.rows), 'point')}, {self.about.get('n_facts')} facts)"
 
 
 # The points of a sweep as files: each is written when it is done, so an interrupted sweep loses at most one.

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from .._util.data import read_json, to_json
 from .._util.files import atomic_write
 from ..editing.adapter import take_out
-from ..errors import KtError, WorkFailed, install_hint
+from ..errors import KtError, WorkFailed, need_peft
 from ..model.devices import require_none
 from ..model.update import Dense, LowRank, Update
 from .hf import OWN, Exported, keep_about, next_logits, prompts_of, public_name
@@ -139,7 +139,7 @@ def to_peft(
         NotWritable: the folder is not empty, or the disk is full or read-only.
         WorkFailed: the adapter's error exceeds `max_error`, or its logits are not the edit's.
     """
-    need_peft()
+    need_peft("an export for peft")
     if check:
         require_none(model.module, "the check of an adapter by peft (--no-check leaves it out)")
     refuse_taken(folder)
@@ -183,14 +183,6 @@ def patterns(ranks: Mapping[str, int]) -> dict[str, int]:
     peft allows any text before a pattern, and an unescaped dot matches any character.
     """
     return {f"^{re.escape(path)}": rank for path, rank in ranks.items()}
-
-
-def need_peft() -> None:
-    """Raise KtError unless peft is installed."""
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise KtError(f"an export for peft needs peft; {install_hint('lora')}") from None
 
 
 def _projections(model: TracedModel, edit: Edit) -> dict[str, nn.Module]:

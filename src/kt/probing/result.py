@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
+from .._util.text import count
 from ..errors import BadFact
 from ..report import Column, Figure, Shown, Table
 from ..report.table import layer_list
@@ -221,7 +222,8 @@ class Probe(Shown):
     def notes(self) -> Sequence[str]:
         """How many facts, and how they were read."""
         norm = "through the final norm" if self.metadata["final_norm"] else "without the final norm"
-        return [f"{self.n_facts} facts, read {norm}; {self.why_left_out()}. Rank 0 is the top of the vocabulary."]
+        facts = count(self.n_facts, "fact")
+        return [f"{facts}, read {norm}; {self.why_left_out()}. Rank 0 is the top of the vocabulary."]
 
     def tables(self, statistic: str = "mean") -> Sequence[Table]:
         """The residual stream by layer, then the stages of recall."""
@@ -233,7 +235,8 @@ class Probe(Shown):
         ]
         means = [[self.curve("resid", p, a, m, statistic).mean for m in METRICS] for p, a in cells]
         rows = [[str(layer), *((rank[i], prob[i]) for rank, prob in means)] for i, layer in enumerate(self.layers)]
-        title = f"residual stream of {self.metadata['model']}, {statistic}s over {int(self.counted.sum())} facts"
+        facts = count(int(self.counted.sum()), "fact")
+        title = f"residual stream of {self.metadata['model']}, {statistic}s over {facts}"
         note = "rank 0 is the top" + ("" if self.metadata["final_norm"] else "; read without the final norm")
         by_layer = Table(["layer", *heads], rows, title, f"{note}; {self.why_left_out()}", only="command")
         return [by_layer, self.stages_table(), self._last_ranks()]
@@ -466,7 +469,7 @@ def _marks(probe: Probe, position: str) -> list[Any]:
 
 def _subtitle(probe: Probe) -> str:
     n, same = int(probe.counted.sum()), len(probe.same_first_token)
-    parts = [f"{n} distinct fact{'' if n == 1 else 's'}, 95% intervals over facts"]
+    parts = [f"{count(n, 'distinct fact')}, 95% intervals over facts"]
     parts += ["raw: without the final norm"] * (not probe.metadata["final_norm"])
     parts += [f"{same} with one first token for both answers"] * bool(same)
     return " · ".join(parts)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._util.text import interval
+from .._util.text import count, interval
 from ..report import Table
 from ..runs.folder import FILES
 from . import trace_checks
@@ -88,7 +88,7 @@ def _summary(model: str, trace: Trace) -> Table:
             effect = interval(curve.mean[at], (curve.low[at], curve.high[at]))
             lines.append([kind, metric.replace("_", " "), peak_words(peak), effect, str(curve.n)])
     columns = ["module", "metric", "peak [95%]", "effect there [95%]", "n"]
-    left = f"{trace.n_facts} facts traced; {trace.why_left_out()}"
+    left = f"{count(trace.n_facts, 'fact')} traced; {trace.why_left_out()}"
     return Table(columns, lines, f"{model}: strongest layer at the last subject token", left)
 
 

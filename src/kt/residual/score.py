@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, plain, save_arrays
+from .._util.text import count
 from ..errors import BadFact
 from ..probing.controls import Control
 from ..probing.lens import KINDS, POSITIONS, LensReading
@@ -282,8 +283,8 @@ class Residual(Shown):
     def notes(self) -> Sequence[str]:
         """How many facts, and what the score is."""
         return [
-            f"{_edit_words(self)}: {len(self.facts)} facts; {self.why_left_out()}. The score is the share of the old "
-            "answer's lead over other answers of its relation that the edit left: 1 is all of it, 0 none."
+            f"{_edit_words(self)}: {count(len(self.facts), 'fact')}; {self.why_left_out()}. The score is the share of "
+            "the old answer's lead over other answers of its relation that the edit left: 1 is all of it, 0 none."
         ]
 
     def headline(self) -> Sequence[Card]:
@@ -385,9 +386,8 @@ class Residual(Shown):
 
     def __repr__(self) -> str:
         what = f"{self.metadata['model']}, {self.metadata.get('method') or 'edit'}"
-        return (
-            f"Residual({what}: score {self.score}, floor {self.floor}; {len(self.facts)} facts, {self.why_left_out()})"
-        )
+        facts = f"{count(len(self.facts), 'fact')}, {self.why_left_out()}"
+        return f"Residual({what}: score {self.score}, floor {self.floor}; {facts})"
 
 
 def _cell(grid: IntervalGrid, at: tuple[int, ...]) -> Interval:

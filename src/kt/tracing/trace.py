@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
+from .._util.text import count
 from ..errors import BadFact, BadFile, WorkFailed
 from ..model.tokens import Span
 from ..report import Card, Figure, Shown, Table
@@ -90,7 +91,7 @@ class Trace(Shown):
 
     def __repr__(self) -> str:
         kinds = ", ".join(self.kinds)
-        return f"Trace({self.metadata['model']}: {kinds} of {self.n_facts} fact(s); {self.why_left_out()})"
+        return f"Trace({self.metadata['model']}: {kinds} of {count(self.n_facts, 'fact')}; {self.why_left_out()})"
 
     # Tables and means -------------------------------------------------------------------------------------------
     def to_dataframe(self) -> pd.DataFrame:
@@ -174,7 +175,7 @@ class Trace(Shown):
     def notes(self) -> Sequence[str]:
         """How many facts, and what a cell is."""
         return [
-            f"{self.n_facts} facts traced; {self.why_left_out()}. Each cell restores one clean state in the "
+            f"{count(self.n_facts, 'fact')} traced; {self.why_left_out()}. Each cell restores one clean state in the "
             "corrupted run and shows how much of the answer comes back."
         ]
 
@@ -193,8 +194,8 @@ class Trace(Shown):
         modules = without_heads(self)
         heads = sorted((kind for kind in self.kinds if kind not in modules), key=lambda kind: -peaks[kind][1].mean)
         rows = [[kind, *peaks[kind]] for kind in (*modules, *heads[:5])]
-        title, note = "strongest layer at the last subject token", f"{self.n_facts} facts, {self.why_left_out()}"
-        return [Table(["kind", "layer", "effect [95%]"], rows, title, note)]
+        note = f"{count(self.n_facts, 'fact')}, {self.why_left_out()}"
+        return [Table(["kind", "layer", "effect [95%]"], rows, "strongest layer at the last subject token", note)]
 
     def figures(self, metrics: Sequence[str] | None = None) -> Sequence[Figure]:
         """Figure 1 for each metric in the order given, then single heads, then Figure 2."""
