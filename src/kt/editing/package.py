@@ -49,10 +49,11 @@ def package(
         "conditions": {n: w.condition for n, w in solved.written.items() if w.condition is not None},
         "context_templates": [list(g) for g in context.contexts.groups],
         "statistics": about_statistics(context, plan, solved),
-        "norm_guard": context.original is not None,
+        "norm_guard": False if context.guard is None else context.guard.name,
         "past_keys": max((k.shape[1] for k in context.state.keys.values()), default=0) if plan.keeps_keys else 0,
         "seed": context.seed,
         **solved.notes,
+        **({} if context.guard is None else context.guard.notes),
     }
     if chosen := {n: w.chosen for n, w in solved.written.items() if w.chosen is not None}:
         manifest["chosen"] = chosen

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,9 @@ from ..facts.fact import Fact
 from ..model.update import Update
 from ..runs.journal import Journal
 from .closed_form.contexts import Contexts
+from .closed_form.norm_guards import GUARDS, SAMPLE, NormAnchor, NormGuard, OwnNorm
 from .closed_form.second_moment import Statistics
-from .config import Config
+from .config import Config, one_of
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
 from .plan import EditHistory, Plan, SolveContext
@@ -64,7 +66,9 @@ class SessionOptions:
     Attributes:
         history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
         keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
-        norm_guard: rescale every wanted value to the norm that its site has before the session's first edit.
+        norm_guard: rescale every wanted value (closed_form.norm_guards): `own`, or true, to the norm that its site has
+            before the session's first edit; `nas` to NAS's anchor.
+        norm_facts: facts with targets that NAS's anchor is a mean over; None takes `requests`, or the first edit's.
         alpha_facts: facts that α is traced on; None takes a kept α, or traces it once (`evidence.default_alpha`).
         requests: all requests to come, for a probe of the stages of recall; None: the first that are edited.
         corpus, max_tokens: the text that second moments are taken over, where none are given: `auto` (english, and for
@@ -75,7 +79,8 @@ class SessionOptions:
 
     history: History | None = None
     keep_history: bool | None = None
-    norm_guard: bool = False
+    norm_guard: bool | str = False
+    norm_facts: Sequence[Fact | Mapping[str, Any]] | None = None
     alpha_facts: Sequence[Fact] | None = None
     requests: Sequence[Fact] | None = None
     corpus: str = "auto"
@@ -124,12 +129,19 @@ class EditSession:
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
         self.options = SessionOptions(**own)
+        if isinstance(self.options.norm_guard, str):
+            one_of(self.options.norm_guard, GUARDS, "norm_guard")
+        if self.options.norm_facts is not None and self.options.norm_guard != "nas":
+            raise KtError("norm_facts are those that NAS's anchor is taken from; give norm_guard='nas' with them")
         config = options.pop("method", config)
         if isinstance(config, str):
             config = configure(model, config, alpha, **options)
         elif options or alpha is not None:
             raise KtError(f"{next(iter([*options, 'alpha']))} belongs into the configuration; make it with its value")
+        if not self.journal.done:  # a run of an older version goes on under the names it was begun with
+            config.refuse_old_names()
         self.config = config
+        self._anchors: dict[str, float] = {}
         self._history = _keys_of(self.options.history)
         self.state = EditHistory(self._history)
         self.steps: list[Edit] = []
@@ -177,7 +189,7 @@ class EditSession:
         config = self._resolve(facts)
         plan = config.plan()
         self._refuse(plan)
-        context = self._context(plan)
+        context = self._context(plan, facts)
         solved = plan.solve(context, facts, self.progress)
         known = self._texts.get(len(self.steps))
         result = package(context, facts, config, plan, solved, self.options.check, known)
@@ -234,7 +246,7 @@ class EditSession:
         kept = self.options.keep_history
         return self.config.keeps_history if kept is None else kept
 
-    def _context(self, plan: Plan) -> SolveContext:
+    def _context(self, plan: Plan, facts: Sequence[Fact]) -> SolveContext:
         """Texts and second moments are the original model's, taken once."""
         with self.unedited():
             if self._contexts is None:
@@ -245,12 +257,22 @@ class EditSession:
                 self._statistics = take_statistics(
                     self.model, plan.moment_sites, given, options.corpus, options.max_tokens, self.progress
                 )
-        original = None
-        if self.options.norm_guard:
-            self._original = self.model.copies(plan.names(self.model)) | self._original
-            original = self.unedited
         journal = self.journal.within(f"solve-{self._solves:05d}")
-        return SolveContext(self.model, self._statistics, self._contexts, self.state, original, self.seed, journal)
+        guard = self._guard(plan, facts)
+        return SolveContext(self.model, self._statistics, self._contexts, self.state, guard, self.seed, journal)
+
+    def _guard(self, plan: Plan, facts: Sequence[Fact]) -> NormGuard | None:
+        """The norm guard of one edit; NAS's anchors are the session's."""
+        options = self.options
+        if not options.norm_guard:
+            return None
+        self._original = self.model.copies(plan.names(self.model)) | self._original
+        if options.norm_guard != "nas":
+            return OwnNorm(self.unedited)
+        given = options.norm_facts
+        sample = (options.requests or facts) if given is None else read_requests(self.model, given)
+        sample = sample[:: ceil(len(sample) / SAMPLE)]
+        return NormAnchor(self.unedited, sample, self.journal.within("nas"), self._anchors)
 
     # All of them ------------------------------------------------------------------------------------------------
     @contextmanager
@@ -301,6 +323,8 @@ class EditSession:
             manifest = {name: self.steps[-1].manifest[name] for name in kept} | {
                 "steps": [len(step.requests) for step in self.steps]
             }
+            if (skipped := [name for step in self.steps for name in step.manifest.get("skipped", ())]) or self._anchors:
+                manifest |= {"norm_anchors": dict(self._anchors), "skipped": skipped}
             manifest |= about_weights(self.model, updates) | about_requests(self._requests)
             keys = {
                 name: torch.cat([s.keys[name] for s in self.steps if name in s.keys]) for name in self.steps[-1].keys
