@@ -1,53 +1,23 @@
-"""How the wanted change comes to several layers: BLUE and Forward Replay as their papers mean them, and kt's own."""
-
-import copy
+"""MEMIT-BLUE: the first and the last layer, each to a target of its own; the rules that a spread can be."""
 
 import pytest
-import torch
-from editing_help import CONTEXTS, FAST, REQUESTS, statistics
+from editing_help import statistics
 from one_layer import close
+from several_layers import LAYERS, edited, formula, only
 
 import kt
-from kt.editing.closed_form.aims import Position
-from kt.editing.closed_form.contexts import Contexts
-from kt.editing.closed_form.keys import fact_keys, fact_values
-from kt.editing.resolve import read_requests
 from kt.errors import KtError
 from kt.model.sites import Kind, Site
-from kt.model.tokens import template_span, token_ids
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(targets stay below|all but singular|of the wanted change|changed too)"
 )
-LAYERS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
 def ready(setting):
     """The model, and second moments of it as it is unedited."""
     return setting[0], statistics(*setting)
-
-
-def edited(ready, method="memit", layers=LAYERS, **changes):
-    options = FAST | {"layers_mlp": layers, "mom2_update_weight": 0.05} | changes
-    return kt.edit(ready[0], REQUESTS, method=method, statistics=ready[1], **options)
-
-
-def formula(ready, layer, target, part=1.0):
-    """part · (z - h) Kᵀ (λC + K Kᵀ)⁻¹ at a layer of the model as it stands, z at the stream of `target`'s aim."""
-    model, moments = ready
-    aim, wanted = target
-    facts, site = read_requests(model, REQUESTS), Site(Kind.MLP, layer)
-    keys = fact_keys(model, facts, Contexts.of(CONTEXTS), site, Position.SUBJECT_LAST)
-    now = fact_values(model, facts, Contexts(), Site.parse(aim), Position.SUBJECT_LAST)
-    moment = moments.moment_of(model.weight_name(site)).matrix()
-    return part * (wanted.T.double() - now) @ keys.T @ torch.linalg.inv(0.05 * moment + keys @ keys.T)
-
-
-def only(edit, layer, model):
-    """The part of an edit that it writes at a layer."""
-    name = model.weight_name(Site(Kind.MLP, layer))
-    return kt.Edit({name: edit.updates[name]}, {})
 
 
 def test_blue_searches_at_the_first_and_last_layer_and_the_second_search_sees_the_first_write(ready):
@@ -72,43 +42,6 @@ def test_blue_searches_at_the_first_and_last_layer_and_the_second_search_sees_th
         again = edited(ready, layers=(2,))  # the second half is MEMIT of that layer, on the model with the first
     close(again.targets["hidden.2"], edit.targets["hidden.2"], atol=1e-4, rtol=1e-4)
     assert (edited(ready, layers=(2,)).targets["hidden.2"] - edit.targets["hidden.2"]).norm() > 1e-2
-
-
-def test_forward_replay_takes_each_layers_target_from_one_forward_with_the_first_layers_in_place(ready):
-    model = ready[0]
-    edit = edited(ready, "memit-fe")
-    assert list(edit.targets) == ["hidden.0", "hidden.1", "hidden.2"] and len(edit.names) == 3
-    close(edit.targets["hidden.0"], edited(ready, layers=(0,)).targets["hidden.0"], atol=1e-5, rtol=1e-5)
-    module = copy.deepcopy(model.module).double()
-    blocks = module.get_submodule(model.layout.blocks)
-    for number, fact in enumerate(read_requests(model, REQUESTS)):
-        last, seen = template_span(model.tokenizer, fact.template, fact.subject).last, {}
-
-        def stream(layer, last=last, number=number, seen=seen):
-            def hook(_, __, output):
-                hidden = (output[0] if isinstance(output, tuple) else output).clone()
-                if layer == 0:
-                    hidden[0, last] = edit.targets["hidden.0"][number].double()
-                seen[layer] = hidden[0, last]
-                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-            return hook
-
-        handles = [block.register_forward_hook(stream(layer)) for layer, block in enumerate(blocks)]
-        with torch.no_grad():
-            module(torch.tensor([token_ids(model.tokenizer, fact.prompt)]))
-        for handle in handles:
-            handle.remove()
-        for layer in LAYERS:
-            close(edit.targets[f"hidden.{layer}"][number].double(), seen[layer], atol=1e-5, rtol=1e-4)
-    parts = [only(edit, layer, model) for layer in LAYERS]
-    with parts[0].applied(model), parts[1].applied(model):  # each layer the whole of what it still misses
-        close(
-            parts[2].delta(parts[2].names[0]).double(),
-            formula(ready, 2, ("hidden.2", edit.targets["hidden.2"])),
-            atol=1e-5,
-            rtol=1e-4,
-        )
 
 
 def test_kts_own_rules_divide_one_residual_searched_at_the_last_layer(ready):
