@@ -13,7 +13,8 @@ answers reaches -log p = 0, to first order, at lr = f_i / d_i, f = -log p, d = -
 smallest rate at which `WANTED` of the tokens do, but at most `MOST` times mean(f) / mean(d): it follows the gradients'
 size, the number of weights and what the ridge lets through, and a few tokens that no rate moves do not make it endless.
 A token of -log p 17 does not fall in a straight line, though. So the edited model is asked: the rate is the first of
-the start times √2ᵏ at which `WANTED` of the tokens are the likeliest ones, and where none is, that with the most.
+the start times √2ᵏ at which it says `WANTED` of the answers, each token the likeliest one, and where none does, that
+with the most.
 
 All weights are solved on the model as it is, from the same pass. ẑ is centred: what all pairs share is taken away, so a
 lone pair moves nothing, and few say little.
@@ -290,7 +291,7 @@ def automatic_rate(losses: Float[Tensor, " pair"], falls: Float[Tensor, " pair"]
 def measured_rate(
     model: TracedModel, facts: Sequence[Fact], written: Mapping[str, WeightUpdate], start: float
 ) -> float:
-    """The first rate from `start` on, √2 apart, with which `WANTED` of the answers' tokens are the likeliest.
+    """The first rate from `start` on, √2 apart, with which every token of `WANTED` of the answers is the likeliest.
 
     Args:
         written: the updates of lr = 1.
@@ -300,9 +301,8 @@ def measured_rate(
         with model.restored(written):
             for name, each in written.items():
                 model.write(name, each.update.scaled(rate))
-            scores = target_scores(model, facts)
-        hits = [due == said for score in scores for due, said in zip(score.target, score.predicted, strict=True)]
-        if (share := sum(hits) / len(hits)) > most:
+            said = [bool(score.is_greedy) for score in target_scores(model, facts)]
+        if (share := sum(said) / len(said)) > most:
             best, most = rate, share
         if share >= WANTED:
             break
