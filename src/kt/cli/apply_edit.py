@@ -69,6 +69,9 @@ class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, Mode
         bool | None, Opt("--nas", help="NAS: rescale each solved value to the mean norm of --nas-facts' in that model.")
     ] = None
     nas_facts: Annotated[str | None, Opt("--nas-facts", help="Facts for --nas [default: the requests].")] = None
+    update_guard: Annotated[
+        str | None, Opt("--update-guard", help="What is done to solved updates before they are written: rect, prune.")
+    ] = None
     merge_to: Annotated[
         Path | None, Opt("--merge-to", help="Also write the edited model as a Hugging Face folder (as kt export does).")
     ] = None
@@ -94,6 +97,8 @@ def apply_edit(options: EditOptions) -> None:
         raise BadOption("--merge-to needs one edited model; --mode single gives one a request")
     if mode != "sequential" and (options.step_size != 1 or when == "step"):
         raise BadOption("--step-size and --evaluate step belong to --mode sequential")
+    if options.update_guard is not None:
+        parse.one(options.update_guard, ("rect", "prune"), "--update-guard")
     if options.nas and options.norm_guard:
         raise BadOption("--nas and --norm-guard both rescale the wanted values; give one of them")
     if options.nas_facts is not None and not options.nas:
@@ -143,6 +148,7 @@ def apply_edit(options: EditOptions) -> None:
             keep_history=options.keep_history,
             norm_guard="nas" if options.nas else options.norm_guard,
             norm_facts=anchors,
+            update_guard=options.update_guard,
             alpha_facts=others,
             journal=None if options.dry_run else s.journal(),
             **settings,

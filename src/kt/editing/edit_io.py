@@ -76,6 +76,7 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     "seed": (int, "a whole number"),
     "past_keys": (int, "a whole number"),
     "norm_guard": ((bool, str), "true, false or a guard's name"),
+    "update_guard": (str, "a text"),
     "norm_anchors": (NUMBERS, "numbers by target site"),
     "skipped": ([str], "a list of subjects"),
     "alpha": (NUMBER, "a number or null"),

@@ -36,7 +36,7 @@ from .closed_form.second_moment import Statistics
 from .config import Config, one_of
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
-from .plan import EditHistory, Plan, SolveContext
+from .plan import EditHistory, Plan, SolveContext, SolveResult
 from .resolve import (
     Evidence,
     configure,
@@ -49,6 +49,7 @@ from .resolve import (
 )
 from .rounding import readings
 from .stack import EditStack
+from .update_guards import UPDATE_GUARDS, added, prune, rect
 from .verdict import TextReading, text_reading
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class SessionOptions:
         keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
         norm_guard: rescale every wanted value (closed_form.norm_guards): `own`, or true, to the norm that its site has
             before the session's first edit; `nas` to NAS's anchor.
+        update_guard: what is done to solved updates before they are written (update_guards): `rect` or `prune`.
         norm_facts: facts with targets that NAS's anchor is a mean over; None takes `requests`, or the first edit's.
         alpha_facts: facts that α is traced on; None takes a kept α, or traces it once (`evidence.default_alpha`).
         requests: all requests to come, for a probe of the stages of recall; None: the first that are edited.
@@ -81,6 +83,7 @@ class SessionOptions:
     keep_history: bool | None = None
     norm_guard: bool | str = False
     norm_facts: Sequence[Fact | Mapping[str, Any]] | None = None
+    update_guard: str | None = None
     alpha_facts: Sequence[Fact] | None = None
     requests: Sequence[Fact] | None = None
     corpus: str = "auto"
@@ -131,6 +134,8 @@ class EditSession:
         self.options = SessionOptions(**own)
         if isinstance(self.options.norm_guard, str):
             one_of(self.options.norm_guard, GUARDS, "norm_guard")
+        if self.options.update_guard is not None:
+            one_of(self.options.update_guard, UPDATE_GUARDS, "update_guard")
         if self.options.norm_facts is not None and self.options.norm_guard != "nas":
             raise KtError("norm_facts are those that NAS's anchor is taken from; give norm_guard='nas' with them")
         config = options.pop("method", config)
@@ -142,6 +147,8 @@ class EditSession:
             config.refuse_old_names()
         self.config = config
         self._anchors: dict[str, float] = {}
+        self._solved: dict[str, Update] = {}  # PRUNE: the sums of what the steps solved, before it restrained them
+        self._solving: dict[str, Update] = {}
         self._history = _keys_of(self.options.history)
         self.state = EditHistory(self._history)
         self.steps: list[Edit] = []
@@ -177,6 +184,7 @@ class EditSession:
             raise
         self._original = before | self._original
         self.steps.append(result)
+        self._solved = self._solving
         self._texts[len(self.steps)] = text_reading(result.manifest, "after")
         self._requests += facts
         return result
@@ -190,11 +198,28 @@ class EditSession:
         plan = config.plan()
         self._refuse(plan)
         context = self._context(plan, facts)
-        solved = plan.solve(context, facts, self.progress)
+        solved = self._restrained(plan.solve(context, facts, self.progress))
         known = self._texts.get(len(self.steps))
         result = package(context, facts, config, plan, solved, self.options.check, known)
         self._texts[len(self.steps)] = text_reading(result.manifest, "before")
+        if self.options.update_guard is not None:
+            result.manifest["update_guard"] = self.options.update_guard
         return self._note_sources(result), plan, context, facts
+
+    def _restrained(self, solved: SolveResult) -> SolveResult:
+        """The solved updates as the update guard leaves them."""
+        updates = {name: written.update for name, written in solved.written.items()}
+        if self.options.update_guard == "rect":
+            updates = {name: rect(update, self.model.weight(name)) for name, update in updates.items()}
+        elif self.options.update_guard == "prune":
+            self._solving = added(self._solved, updates)
+            stands: dict[str, Update] = {}
+            for step in self.steps:
+                stands = added(stands, {n: u.to(torch.float64).scaled(-1.0) for n, u in step.updates.items()})
+            whole = {n: prune(self._solving[n], self._original.get(n, self.model.weight(n))) for n in updates}
+            updates = {n: update.plus(stands[n]) if n in stands else update for n, update in whole.items()}
+        written = {name: each._replace(update=updates[name]) for name, each in solved.written.items()}
+        return solved._replace(written=written)
 
     def _resolve(self, facts: Sequence[Fact]) -> Config:
         """The configuration with layers and α from the unedited model, chosen once; an α of each fact's own is traced
@@ -323,6 +348,8 @@ class EditSession:
             manifest = {name: self.steps[-1].manifest[name] for name in kept} | {
                 "steps": [len(step.requests) for step in self.steps]
             }
+            if self.options.update_guard is not None:
+                manifest["update_guard"] = self.options.update_guard
             if (skipped := [name for step in self.steps for name in step.manifest.get("skipped", ())]) or self._anchors:
                 manifest |= {"norm_anchors": dict(self._anchors), "skipped": skipped}
             manifest |= about_weights(self.model, updates) | about_requests(self._requests)
@@ -337,7 +364,7 @@ class EditSession:
     def revert(self) -> None:
         """The exact bytes from before the first edit; the session begins anew."""
         self.model.put_back(self._original)
-        self._original, self.steps, self._requests = {}, [], []
+        self._original, self.steps, self._requests, self._solved = {}, [], [], {}
         self._texts = {0: self._texts.get(0)}
         self.state = EditHistory(self._history)
 
