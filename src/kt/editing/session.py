@@ -431,7 +431,7 @@ class SessionOnEdits(EditSession):
         self.below.grounds(self.model)  # fails before any work
         plan = self._resolve(self._first).plan()
         self._refuse(plan)
-        self._context(plan)
+        self._context(plan, self._first)
         self._original = {}  # a norm guard holds to the state that this session starts from
         self._around.enter_context(self.below.applied(self.model))
         return self

@@ -13,8 +13,8 @@ answers reaches -log p = 0, to first order, at lr = f_i / d_i, f = -log p, d = -
 smallest rate at which `WANTED` of the tokens do, but at most `MOST` times mean(f) / mean(d): it follows the gradients'
 size, the number of weights and what the ridge lets through, and a few tokens that no rate moves do not make it endless.
 A token of -log p 17 does not fall in a straight line, though. So the edited model is asked: the rate is the first of
-the start times √2ᵏ at which it says `WANTED` of the answers, each token the likeliest one, and where none does, that
-with the most.
+the start times √2ᵏ at which it says `WANTED` of the answers, each token the likeliest one; where none does, that with
+the most, and of these the one that makes the answers likeliest.
 
 All weights are solved on the model as it is, from the same pass. ẑ is centred: what all pairs share is taken away, so a
 lone pair moves nothing, and few say little.
@@ -296,17 +296,18 @@ def measured_rate(
     Args:
         written: the updates of lr = 1.
     """
-    best, most = start, -1.0
+    found: list[tuple[float, float, float]] = []
     for rate in (start * 2 ** (number / 2) for number in range(RATES)):
         with model.restored(written):
             for name, each in written.items():
                 model.write(name, each.update.scaled(rate))
-            said = [bool(score.is_greedy) for score in target_scores(model, facts)]
-        if (share := sum(said) / len(said)) > most:
-            best, most = rate, share
-        if share >= WANTED:
+            scores = target_scores(model, facts)
+        said = sum(bool(score.is_greedy) for score in scores) / len(scores)
+        likely = sum(score.log_prob or 0.0 for score in scores)
+        found.append((said, -math.inf if math.isnan(likely) else likely, rate))
+        if said >= WANTED:
             break
-    return best
+    return max(found)[2]
 
 
 def _at_rate(written: WeightUpdate, rate: float) -> WeightUpdate:
