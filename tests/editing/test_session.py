@@ -110,7 +110,8 @@ def test_the_norm_guard_gives_wanted_values_the_original_norm(setting, method):
         second = s.edit(REQUESTS[1:])
         fact = s._requests[1]
         with s.unedited():
-            for aim, value in second.targets.items():
+            searched = {a: v for a, v in second.targets.items() if method != "memit-fe" or a == "hidden.0"}
+            for aim, value in searched.items():  # (Forward Replay's other targets follow from the first)
                 site, _, at = aim.partition("@")
                 position = Position(at) if at else Position.SUBJECT_LAST
                 old = fact_values(model, [fact], Contexts(), Site.parse(site), position)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
@@ -112,6 +113,13 @@ class Config:
     def plan(self) -> Plan:
         """The plan of the edit; needs a configuration with all layers and α."""
         raise NotImplementedError
+
+    def refuse_old_names(self) -> None:
+        """Refuse a name that only files of older versions may have.
+
+        Raises:
+            KtError: the message has today's.
+        """
 
     @property
     def missing_layers(self) -> list[str]:
@@ -258,5 +266,7 @@ def linear_maps(modules: str, others: tuple[str, ...] = ()) -> tuple[str, ...]:
 def one_of(value: str, known: Collection[str], name: str) -> str:
     """The value; a KtError that lists the known ones if it is none of them."""
     if value not in known:
-        raise KtError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+        near = get_close_matches(str(value).lower(), known, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise KtError(f"{name} {value!r} is unknown; {meant}choose one of {', '.join(known)}")
     return value

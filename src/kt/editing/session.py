@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,12 @@ from ..facts.fact import Fact
 from ..model.update import Update
 from ..runs.journal import Journal
 from .closed_form.contexts import Contexts
+from .closed_form.norm_guards import GUARDS, SAMPLE, NormAnchor, NormGuard, OwnNorm
 from .closed_form.second_moment import Statistics
-from .config import Config
+from .config import Config, one_of
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
-from .plan import EditHistory, Plan, SolveContext
+from .plan import EditHistory, Plan, SolveContext, SolveResult
 from .resolve import (
     Evidence,
     configure,
@@ -47,6 +49,7 @@ from .resolve import (
 )
 from .rounding import readings
 from .stack import EditStack
+from .update_guards import UPDATE_GUARDS, added, prune, rect
 from .verdict import TextReading, text_reading
 
 if TYPE_CHECKING:
@@ -64,7 +67,10 @@ class SessionOptions:
     Attributes:
         history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
         keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
-        norm_guard: rescale every wanted value to the norm that its site has before the session's first edit.
+        norm_guard: rescale every wanted value (closed_form.norm_guards): `own`, or true, to the norm that its site has
+            before the session's first edit; `nas` to NAS's anchor.
+        update_guard: what is done to solved updates before they are written (update_guards): `rect` or `prune`.
+        norm_facts: facts with targets that NAS's anchor is a mean over; None takes `requests`, or the first edit's.
         alpha_facts: facts that α is traced on; None takes a kept α, or traces it once (`evidence.default_alpha`).
         requests: all requests to come, for a probe of the stages of recall; None: the first that are edited.
         corpus, max_tokens: the text that second moments are taken over, where none are given: `auto` (english, and for
@@ -75,7 +81,9 @@ class SessionOptions:
 
     history: History | None = None
     keep_history: bool | None = None
-    norm_guard: bool = False
+    norm_guard: bool | str = False
+    norm_facts: Sequence[Fact | Mapping[str, Any]] | None = None
+    update_guard: str | None = None
     alpha_facts: Sequence[Fact] | None = None
     requests: Sequence[Fact] | None = None
     corpus: str = "auto"
@@ -124,12 +132,23 @@ class EditSession:
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
         self.options = SessionOptions(**own)
+        if isinstance(self.options.norm_guard, str):
+            one_of(self.options.norm_guard, GUARDS, "norm_guard")
+        if self.options.update_guard is not None:
+            one_of(self.options.update_guard, UPDATE_GUARDS, "update_guard")
+        if self.options.norm_facts is not None and self.options.norm_guard != "nas":
+            raise KtError("norm_facts are those that NAS's anchor is taken from; give norm_guard='nas' with them")
         config = options.pop("method", config)
         if isinstance(config, str):
             config = configure(model, config, alpha, **options)
         elif options or alpha is not None:
             raise KtError(f"{next(iter([*options, 'alpha']))} belongs into the configuration; make it with its value")
+        if not self.journal.done:  # a run of an older version goes on under the names it was begun with
+            config.refuse_old_names()
         self.config = config
+        self._anchors: dict[str, float] = {}
+        self._solved: dict[str, Update] = {}  # PRUNE: the sums of what the steps solved, before it restrained them
+        self._solving: dict[str, Update] = {}
         self._history = _keys_of(self.options.history)
         self.state = EditHistory(self._history)
         self.steps: list[Edit] = []
@@ -165,6 +184,7 @@ class EditSession:
             raise
         self._original = before | self._original
         self.steps.append(result)
+        self._solved = self._solving
         self._texts[len(self.steps)] = text_reading(result.manifest, "after")
         self._requests += facts
         return result
@@ -177,12 +197,29 @@ class EditSession:
         config = self._resolve(facts)
         plan = config.plan()
         self._refuse(plan)
-        context = self._context(plan)
-        solved = plan.solve(context, facts, self.progress)
+        context = self._context(plan, facts)
+        solved = self._restrained(plan.solve(context, facts, self.progress))
         known = self._texts.get(len(self.steps))
         result = package(context, facts, config, plan, solved, self.options.check, known)
         self._texts[len(self.steps)] = text_reading(result.manifest, "before")
+        if self.options.update_guard is not None:
+            result.manifest["update_guard"] = self.options.update_guard
         return self._note_sources(result), plan, context, facts
+
+    def _restrained(self, solved: SolveResult) -> SolveResult:
+        """The solved updates as the update guard leaves them."""
+        updates = {name: written.update for name, written in solved.written.items()}
+        if self.options.update_guard == "rect":
+            updates = {name: rect(update, self.model.weight(name)) for name, update in updates.items()}
+        elif self.options.update_guard == "prune":
+            self._solving = added(self._solved, updates)
+            stands: dict[str, Update] = {}
+            for step in self.steps:
+                stands = added(stands, {n: u.to(torch.float64).scaled(-1.0) for n, u in step.updates.items()})
+            whole = {n: prune(self._solving[n], self._original.get(n, self.model.weight(n))) for n in updates}
+            updates = {n: update.plus(stands[n]) if n in stands else update for n, update in whole.items()}
+        written = {name: each._replace(update=updates[name]) for name, each in solved.written.items()}
+        return solved._replace(written=written)
 
     def _resolve(self, facts: Sequence[Fact]) -> Config:
         """The configuration with layers and α from the unedited model, chosen once; an α of each fact's own is traced
@@ -234,7 +271,7 @@ class EditSession:
         kept = self.options.keep_history
         return self.config.keeps_history if kept is None else kept
 
-    def _context(self, plan: Plan) -> SolveContext:
+    def _context(self, plan: Plan, facts: Sequence[Fact]) -> SolveContext:
         """Texts and second moments are the original model's, taken once."""
         with self.unedited():
             if self._contexts is None:
@@ -245,12 +282,22 @@ class EditSession:
                 self._statistics = take_statistics(
                     self.model, plan.moment_sites, given, options.corpus, options.max_tokens, self.progress
                 )
-        original = None
-        if self.options.norm_guard:
-            self._original = self.model.copies(plan.names(self.model)) | self._original
-            original = self.unedited
         journal = self.journal.within(f"solve-{self._solves:05d}")
-        return SolveContext(self.model, self._statistics, self._contexts, self.state, original, self.seed, journal)
+        guard = self._guard(plan, facts)
+        return SolveContext(self.model, self._statistics, self._contexts, self.state, guard, self.seed, journal)
+
+    def _guard(self, plan: Plan, facts: Sequence[Fact]) -> NormGuard | None:
+        """The norm guard of one edit; NAS's anchors are the session's."""
+        options = self.options
+        if not options.norm_guard:
+            return None
+        self._original = self.model.copies(plan.names(self.model)) | self._original
+        if options.norm_guard != "nas":
+            return OwnNorm(self.unedited)
+        given = options.norm_facts
+        sample = (options.requests or facts) if given is None else read_requests(self.model, given)
+        sample = sample[:: ceil(len(sample) / SAMPLE)]
+        return NormAnchor(self.unedited, sample, self.journal.within("nas"), self._anchors)
 
     # All of them ------------------------------------------------------------------------------------------------
     @contextmanager
@@ -301,6 +348,10 @@ class EditSession:
             manifest = {name: self.steps[-1].manifest[name] for name in kept} | {
                 "steps": [len(step.requests) for step in self.steps]
             }
+            if self.options.update_guard is not None:
+                manifest["update_guard"] = self.options.update_guard
+            if (skipped := [name for step in self.steps for name in step.manifest.get("skipped", ())]) or self._anchors:
+                manifest |= {"norm_anchors": dict(self._anchors), "skipped": skipped}
             manifest |= about_weights(self.model, updates) | about_requests(self._requests)
             keys = {
                 name: torch.cat([s.keys[name] for s in self.steps if name in s.keys]) for name in self.steps[-1].keys
@@ -313,7 +364,7 @@ class EditSession:
     def revert(self) -> None:
         """The exact bytes from before the first edit; the session begins anew."""
         self.model.put_back(self._original)
-        self._original, self.steps, self._requests = {}, [], []
+        self._original, self.steps, self._requests, self._solved = {}, [], [], {}
         self._texts = {0: self._texts.get(0)}
         self.state = EditHistory(self._history)
 
@@ -380,7 +431,7 @@ class SessionOnEdits(EditSession):
         self.below.grounds(self.model)  # fails before any work
         plan = self._resolve(self._first).plan()
         self._refuse(plan)
-        self._context(plan)
+        self._context(plan, self._first)
         self._original = {}  # a norm guard holds to the state that this session starts from
         self._around.enter_context(self.below.applied(self.model))
         return self

@@ -8,10 +8,13 @@ answers' -log p with respect to its output. With μ and σ over all pairs of the
     v = -lr · ‖ĥ‖² · ĝ                         the wanted change of the projection's output for input h
     ΔW = V Hᵀ (H Hᵀ + ridge · I)⁻¹             on the h as they are; the authors' ridge is 1
 
-`lr="auto"` is Polyak's step on ΔW, all weights together: with ΔW₁ the updates of lr = 1, token i of the answers reaches
--log p = 0, to first order, at lr = f_i / d_i, f = -log p, d = -Σ_weights g · ΔW₁ h. The rate is the smallest at which
-`WANTED` of the tokens do, but at most `MOST` times mean(f) / mean(d): it follows the gradients' size, the number of
-weights and what the ridge lets through, and a few tokens that no rate moves do not make it endless.
+`lr="auto"` starts from Polyak's step on ΔW, all weights together: with ΔW₁ the updates of lr = 1, token i of the
+answers reaches -log p = 0, to first order, at lr = f_i / d_i, f = -log p, d = -Σ_weights g · ΔW₁ h. The start is the
+smallest rate at which `WANTED` of the tokens do, but at most `MOST` times mean(f) / mean(d): it follows the gradients'
+size, the number of weights and what the ridge lets through, and a few tokens that no rate moves do not make it endless.
+A token of -log p 17 does not fall in a straight line, though. So the edited model is asked: the rate is the first of
+the start times √2ᵏ at which it says `WANTED` of the answers, each token the likeliest one; where none does, that with
+the most, and of these the one that makes the answers likeliest.
 
 All weights are solved on the model as it is, from the same pass. ẑ is centred: what all pairs share is taken away, so a
 lone pair moves nothing, and few say little.
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -47,6 +50,7 @@ from ..model.update import Dense, LowRank, Update
 from .closed_form.auto_ridge import WANTED, Spectrum, auto_ridge
 from .closed_form.keys import Rows
 from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
+from .rounding import target_scores
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -54,6 +58,12 @@ if TYPE_CHECKING:
 
 MOST = 5.0
 """An automatic rate, at most: times the one that takes the tokens' mean -log p away."""
+
+RATES = 6
+"""Rates that an automatic one is chosen among, each √2 times the one before."""
+
+GATED = ("mlp.gate_proj", "mlp.up_proj")
+"""What the original writes in Llama-3, Qwen2.5 and Gemma 3; in GPT-J, Mistral and Phi-4 it writes down_proj."""
 
 EPSILON = float(np.finfo(np.float32).eps)
 """Added to σ, as in the authors' code: a number that never varies is normalised to zero."""
@@ -106,13 +116,14 @@ class Pairs(NamedTuple):
 class UltraEdit:
     """UltraEdit as a plan.
 
+    `maps`: the linear maps that are written; none: `GATED` where the model has both, else down_proj.
     `shared`: modules of one shape have one normaliser between them, as in the authors' code, rather than one each.
     `tokens`: the most (padded) tokens of one forward and backward; it bounds memory, and moves the result
     by rounding only. `ridge`: a number, or `auto` for `closed_form.auto_ridge`'s of the h at hand. `lr`: likewise.
     """
 
     layers: tuple[int, ...]
-    maps: tuple[str, ...] = ("mlp",)
+    maps: tuple[str, ...] = ()
     lr: float | Literal["auto"] = 1e-6
     ridge: float | Literal["auto"] = 1.0
     shared: bool = False
@@ -125,22 +136,23 @@ class UltraEdit:
     def moment_sites(self) -> list[Site]:
         return []
 
-    @property
-    def sites(self) -> list[Site]:
-        return [Site(name, layer) for layer in sorted(set(self.layers)) for name in sorted(set(self.maps))]
+    def sites(self, model: TracedModel) -> list[Site]:
+        maps = self.maps or (GATED if set(GATED) <= set(model.layout.linears) else ("mlp",))
+        return [Site(name, layer) for layer in sorted(set(self.layers)) for name in sorted(set(maps))]
 
     def describe(self) -> PlanText:
         solver = "V Hᵀ(HHᵀ + ridge·I)⁻¹, V the normalised gradient"
-        return PlanText("no search: one backward pass", ", ".join(self.maps), solver, "all at once")
+        maps = ", ".join(self.maps or GATED)
+        return PlanText("no search: one backward pass", maps, solver, "all at once")
 
     def names(self, model: TracedModel) -> list[str]:
-        return [model.weight_name(site) for site in self.sites]
+        return [model.weight_name(site) for site in self.sites(model)]
 
     def require_room(self, model: TracedModel) -> None:
         """No check yet: memory grows with the answers' tokens, and `solve` checks it after counting them."""
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
-        model, sites = context.model, self.sites
+        model, sites = context.model, self.sites(context.model)
         answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "", fact.target_prefix) for fact in facts]
         self._require_memory(model, sum(map(len, answers)))
         if len(facts) == 1 and not context.state.running:
@@ -171,7 +183,7 @@ class UltraEdit:
             written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()), chosen=about)
         if self.lr == "auto":
             falls = torch.stack([pairs[site].falls(written[model.weight_name(site)].update) for site in sites])
-            rate = automatic_rate(losses, falls.sum(0))
+            rate = measured_rate(model, facts, written, automatic_rate(losses, falls.sum(0)))
             written = {name: _at_rate(each, rate) for name, each in written.items()}
         context.state.running.update(running)  # last of all: an edit that failed has not been seen
         return SolveResult(written)
@@ -181,8 +193,9 @@ class UltraEdit:
 
     def _require_memory(self, model: TracedModel, count: int) -> None:
         """For every site's pairs and, of one site at a time, four float64 copies of them and three of its system."""
-        widths = [sum(model.weight(site).shape) for site in self.sites]
-        system = max(min(count, model.key_size(site)) for site in self.sites)
+        sites = self.sites(model)
+        widths = [sum(model.weight(site).shape) for site in sites]
+        system = max(min(count, model.key_size(site)) for site in sites)
         needed = count * sum(widths) * model.dtype.itemsize + 8 * (4 * count * max(widths) + 3 * system**2)
         advice = "edit fewer requests at a time, or fewer layers"
         require_memory(needed, f"an edit of {count:,} answer tokens at {len(widths)} weights", advice)
@@ -259,7 +272,7 @@ def value_shifts(pairs: Pairs, running: Running, lr: float) -> Float[Tensor, "pa
 
 
 def automatic_rate(losses: Float[Tensor, " pair"], falls: Float[Tensor, " pair"]) -> float:
-    """The module's automatic lr.
+    """The start of the module's automatic lr.
 
     Args:
         losses: -log p of the answers' tokens.
@@ -273,6 +286,28 @@ def automatic_rate(losses: Float[Tensor, " pair"], falls: Float[Tensor, " pair"]
     needed = torch.where(falls > 0, losses / falls, torch.inf)
     enough = needed.kthvalue(math.ceil(WANTED * len(needed))).values
     return min(float(enough), MOST * float(losses.mean() / falls.mean()))
+
+
+def measured_rate(
+    model: TracedModel, facts: Sequence[Fact], written: Mapping[str, WeightUpdate], start: float
+) -> float:
+    """The first rate from `start` on, √2 apart, with which every token of `WANTED` of the answers is the likeliest.
+
+    Args:
+        written: the updates of lr = 1.
+    """
+    found: list[tuple[float, float, float]] = []
+    for rate in (start * 2 ** (number / 2) for number in range(RATES)):
+        with model.restored(written):
+            for name, each in written.items():
+                model.write(name, each.update.scaled(rate))
+            scores = target_scores(model, facts)
+        said = sum(bool(score.is_greedy) for score in scores) / len(scores)
+        likely = sum(score.log_prob or 0.0 for score in scores)
+        found.append((said, -math.inf if math.isnan(likely) else likely, rate))
+        if said >= WANTED:
+            break
+    return max(found)[2]
 
 
 def _at_rate(written: WeightUpdate, rate: float) -> WeightUpdate:
