@@ -27,7 +27,7 @@ from .._util.text import visible
 from ..errors import BadFile, KtError
 from ..model.update import Update
 from ..report import Shown, Table
-from .apply import difference, fingerprints, refuse_other_shapes, write_checked
+from .apply import difference, fingerprints, other_model, refuse_other_shapes, write_checked
 from .edit import Edit
 
 if TYPE_CHECKING:
@@ -90,7 +90,9 @@ def write_in_order(model: TracedModel, layers: Sequence[Layer], force: bool = Fa
     now = dict(base)
     grounds: list[Ground] = []
     for layer in layers:
-        fits: dict[Ground, dict[str, str]] = {"base": base, "below": now}
+        fits: dict[Ground, dict[str, str]] = (
+            {"base": base, "below": now} if other_model(layer.edit, model) is None else {}
+        )
         ground: Ground = next((g for g, digests in fits.items() if _solved_for(layer.edit, digests)), "forced")
         if ground == "forced":
             why = _misfit(model, layer)
@@ -110,7 +112,7 @@ def _solved_for(edit: Edit, digests: dict[str, str]) -> bool:
 
 
 def _misfit(model: TracedModel, layer: Layer) -> str:
-    misfit = difference(layer.edit, model)
+    misfit = other_model(layer.edit, model) or difference(layer.edit, model)
     what = misfit.what if misfit else "some of its weights are the base's, others what the edits below it leave"
     return f"{layer.name} fits neither {model.name} nor the edits below it: {what}"
 
