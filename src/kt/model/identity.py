@@ -35,8 +35,10 @@ def about(model: TracedModel) -> dict[str, Any]:
 def of_a_run(model: TracedModel) -> dict[str, Any]:
     """The same by the names under which a run's settings keep it, with what counts as attention and MLP, and how the
     model and its tokenizer write texts."""
-    beside, rules = about(model), model.module.generation_config
-    texts = _flat(rules.to_dict()) | {"chat_template": plain(getattr(model.tokenizer, "chat_template", None))}
+    beside, rules = about(model), getattr(model.module, "generation_config", None)
+    texts = _flat(rules.to_dict() if rules else {}) | {
+        "chat_template": plain(getattr(model.tokenizer, "chat_template", None))
+    }
     parts = {"model parts": model.layout.parts(), "model's texts": texts}
     return {"model config": beside["config"], "model tokenizer": beside["tokenizer"]} | parts
 
