@@ -45,7 +45,8 @@ def load(
 
     Args:
         model: `demo` (the embedded model), a Hub id (`repo@revision` allowed), a local folder, a GGUF file or a folder
-            with one and no other weights, or a loaded module (then pass its `tokenizer`).
+            with one and no other weights, or a loaded module (then pass its `tokenizer`), which keeps its training
+            flags and its gradients' flags: kt sets them while it works.
         dtype: `auto` keeps the checkpoint's dtype (the demo model, stored in bf16, computes in float32). The weights
             of a GGUF file are dequantised, by `auto` to float32, as transformers does: a narrower dtype would round
             what the file holds.
@@ -107,7 +108,7 @@ def load(
     if spread is None:
         module = module.to(target)
     tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)
-    return TracedModel(module, tokenizer, name=name, revision=revision, layout=parts)
+    return TracedModel(module, tokenizer, name=name, revision=revision, layout=parts, borrowed=False)
 
 
 def _from_pretrained(source: str | Path, options: dict[str, Any]) -> Any:
