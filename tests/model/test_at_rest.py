@@ -119,7 +119,7 @@ def test_work_gives_the_same_bits_and_the_module_back_as_it_was(name, texts, tmp
 
 
 def test_a_module_trains_before_between_and_after():
-    module, tokenizer = tiny_module("llama").train(), byte_level_tokenizer()
+    module, tokenizer = tiny_module("llama").train().requires_grad_(), byte_level_tokenizer()
     batch = tokenizer("The city of Rome is", return_tensors="pt")
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     model = kt.load(module, tokenizer=tokenizer)

@@ -75,6 +75,11 @@ class RestingModel(TransformersModel):
         with at_rest(self._module):
             return super().interleave(*given, **named)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What travels to NDIF, or to its simulation, is nnsight's own class."""
+        _, _, *state = super().__reduce_ex__(protocol)
+        return (object.__new__, (TransformersModel,), *state)
+
 
 @contextmanager
 def padding_kept(tokenizer: Any) -> Iterator[None]:
