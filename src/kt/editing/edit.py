@@ -208,7 +208,8 @@ class Edit(Shown):
         if mismatch is None:
             return self
         manifest = {name: value for name, value in self.manifest.items() if name not in OF_THE_WHOLE}
-        manifest |= {"fingerprints": apply.fingerprints(model, self.names), "forced": mismatch.what}
+        manifest |= {"fingerprints": apply.fingerprints(model, self.names), "identity": apply.about(model)}
+        manifest["forced"] = mismatch.what
         return Edit(self.updates, manifest, self.report, self.targets, self.keys)
 
     def _admit(self, model: TracedModel, force: bool) -> None:

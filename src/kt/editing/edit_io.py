@@ -93,6 +93,7 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
         "corpus, n_tokens, cache_keys and sha256",
     ),
     "versions": (TEXTS, "texts by name"),
+    "identity": ({"config": {}, "tokenizer": str}, "config and tokenizer"),
     "fingerprints": (TEXTS, "texts by weight"),
     "fingerprints_after": (TEXTS, "texts by weight"),
     "weight_norms": (NUMBERS, "numbers by weight"),

@@ -301,17 +301,18 @@ class Training(NamedTuple):
 
 @contextmanager
 def unfrozen(model: TracedModel, names: Sequence[str], strides: Sequence[Stride]) -> Iterator[Training]:
-    """The named weights open to training; on exit, also after an exception, the bytes and flags of before."""
+    """The named weights open to training; on exit, also after an exception, bytes, flags and gradients of before."""
     live = [model.own(name) for name in names]
-    with model.restored(names):
+    gradients = [weight.grad for weight in live]
+    with model.at_rest(), model.restored(names):
         try:
             for weight in live:
-                weight.requires_grad_()
+                weight.requires_grad_().grad = None
             weights = Weights(live, strides)
             yield Training(weights, lambda: _updates(model, names, weights))
         finally:
-            for weight in live:
-                weight.requires_grad_(False).grad = None
+            for weight, gradient in zip(live, gradients, strict=True):
+                weight.requires_grad_(False).grad = gradient
 
 
 def _updates(model: TracedModel, names: Sequence[str], weights: Weights) -> dict[str, Dense]:

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import WorkFailed
 from ..facts.fact import Fact
+from ..model.identity import about
 from ..model.sites import Kind
 from ..model.update import Update
 from ..stats import bootstrap_mean
@@ -96,6 +97,7 @@ def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, A
         "revision": model.revision,
         "dtype": str(model.dtype).removeprefix("torch."),
         "fingerprints": fingerprints(model, list(updates)),
+        "identity": about(model),
         "weight_norms": {name: float(model.weight(name).float().norm()) for name in updates},
         "attention_weights": [n for n in updates if _is_attention(model, n)],
         "versions": versions(),

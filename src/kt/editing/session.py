@@ -194,13 +194,14 @@ class EditSession:
         self._solves += 1
         facts = read_requests(self.model, requests)
         refuse_contradictions(facts)
-        config = self._resolve(facts)
-        plan = config.plan()
-        self._refuse(plan)
-        context = self._context(plan, facts)
-        solved = self._restrained(plan.solve(context, facts, self.progress))
-        known = self._texts.get(len(self.steps))
-        result = package(context, facts, config, plan, solved, self.options.check, known)
+        with self.model.at_rest():
+            config = self._resolve(facts)
+            plan = config.plan()
+            self._refuse(plan)
+            context = self._context(plan, facts)
+            solved = self._restrained(plan.solve(context, facts, self.progress))
+            known = self._texts.get(len(self.steps))
+            result = package(context, facts, config, plan, solved, self.options.check, known)
         self._texts[len(self.steps)] = text_reading(result.manifest, "before")
         if self.options.update_guard is not None:
             result.manifest["update_guard"] = self.options.update_guard
@@ -313,7 +314,7 @@ class EditSession:
     def norm_ratios(self) -> dict[str, float]:
         """By weight, its Frobenius norm over the one it had before the first edit."""
         norms = {
-            name: (float(self.model.own(name).float().norm()), float(old.float().norm()))
+            name: (float(self.model.weight(name).float().norm()), float(old.float().norm()))
             for name, old in self._original.items()
         }
         return {name: now / before for name, (now, before) in norms.items() if before}

@@ -27,7 +27,7 @@ from .._util.text import visible
 from ..errors import BadFile, KtError
 from ..model.update import Update
 from ..report import Shown, Table
-from .apply import difference, fingerprints, refuse_other_shapes, write_checked
+from .apply import difference, fingerprints, other_model, refuse_other_shapes, write_checked
 from .edit import Edit
 
 if TYPE_CHECKING:
@@ -90,12 +90,13 @@ def write_in_order(model: TracedModel, layers: Sequence[Layer], force: bool = Fa
     now = dict(base)
     grounds: list[Ground] = []
     for layer in layers:
-        fits: dict[Ground, dict[str, str]] = {"base": base, "below": now}
+        other = other_model(layer.edit, model)
+        fits: dict[Ground, dict[str, str]] = {"base": base, "below": now} if other is None else {}
         ground: Ground = next((g for g, digests in fits.items() if _solved_for(layer.edit, digests)), "forced")
         if ground == "forced":
-            why = _misfit(model, layer)
+            why, remedy = _misfit(model, layer) if other is None else (f"{layer.name}: {other.what}", other.remedy)
             if not (force or layer.forced):
-                raise KtError(f"{why}; put it directly on the edits that it was solved on, or force it")
+                raise KtError(f"{why}; {remedy}, or force it")
             warnings.warn(f"forced: {why}; what it does there was not measured", stacklevel=3)
         write_checked(layer.edit, model)
         now |= fingerprints(model, layer.edit.names)
@@ -109,10 +110,11 @@ def _solved_for(edit: Edit, digests: dict[str, str]) -> bool:
     return all(known.get(name, digests[name]) == digests[name] for name in edit.names)
 
 
-def _misfit(model: TracedModel, layer: Layer) -> str:
+def _misfit(model: TracedModel, layer: Layer) -> tuple[str, str]:
     misfit = difference(layer.edit, model)
     what = misfit.what if misfit else "some of its weights are the base's, others what the edits below it leave"
-    return f"{layer.name} fits neither {model.name} nor the edits below it: {what}"
+    why = f"{layer.name} fits neither {model.name} nor the edits below it: {what}"
+    return why, "put it directly on the edits that it was solved on"
 
 
 class EditStack(Shown):

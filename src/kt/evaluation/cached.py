@@ -100,6 +100,7 @@ def _key(model: TracedModel, facts: Sequence[Fact], fingerprint: str, options: M
         "versions": versions(),
         "model": [model.name, identity(model, fingerprint), model.device.type],
         "generation": model.module.generation_config.to_dict(),
+        "chat": [getattr(model.tokenizer, "chat_template", None), model.tokenizer.special_tokens_map],
         "facts": facts_digest(facts),
         "protocols": None if protocols is None else sorted(set(protocols)),
         "generate": options.get("generate", True) if protocols is None else None,

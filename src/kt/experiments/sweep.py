@@ -22,6 +22,8 @@ from ..evaluation.metrics import PROTOCOLS
 from ..evaluation.perplexity import Heldout, heldout_corpus
 from ..facts.corpus import corpus_for, tokens_for
 from ..facts.fact import Fact, facts_digest
+from ..model.identity import of_a_run
+from ..runs.provenance import versions
 from .grids import Point
 from .sweep_result import Kept, Row, Sweep
 from .sweep_solving import Solver, config_of
@@ -81,6 +83,8 @@ def sweep(
     settings = {
         "kind": kind,
         "model": model.fingerprint(),
+        **of_a_run(model),
+        "versions": versions(),
         "facts": facts_digest(requests),
         "points": list(points),
         "seeds": list(seeds),

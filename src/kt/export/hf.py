@@ -131,7 +131,8 @@ def next_logits(
     """The logits after each prompt, from a plain forward without nnsight; float32, on the CPU."""
     forward = forward or model.module
     batches = [model.encode(prompts[start : start + ROWS]) for start in range(0, len(prompts), ROWS)]
-    return torch.cat([forward(**model.inputs(batch)).logits[:, -1].float().cpu() for batch in batches])
+    with model.at_rest():
+        return torch.cat([forward(**model.inputs(batch)).logits[:, -1].float().cpu() for batch in batches])
 
 
 def check_files(model: TracedModel, folder: Path, names: Sequence[str]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .._util.data import read_json
-from .._util.text import visible
+from .._util.text import count, visible
 from ..errors import UnknownModel
 
 
@@ -55,7 +57,7 @@ def one_line(name: str) -> Any:
     """Turn the errors of a checkpoint that fails to load into a one-line UnknownModel."""
     from safetensors import SafetensorError
 
-    expected = (OSError, ValueError, KeyError, ImportError, SafetensorError)
+    expected = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
     try:
         yield
     except Exception as error:
@@ -70,3 +72,38 @@ def one_line(name: str) -> Any:
             raise
         where = "folder" if Path(name).exists() else "model"
         raise UnknownModel(f"cannot load {where} {name!r}: {reason}") from error
+
+
+def require_whole(name: str, module: Any, about: Mapping[str, Any]) -> None:
+    """Refuse a module of which `from_pretrained` made up weights; name in a warning what of the checkpoint it left out.
+
+    Args:
+        about: its loading info. Tied weights, and buffers that it computes, are not missing there.
+
+    Raises:
+        UnknownModel: the checkpoint lacks weights, or has them in other shapes.
+    """
+    weights = {key for key, _ in module.named_parameters(remove_duplicate=False)}
+    missing, kind = sorted(about["missing_keys"]), type(module).__name__
+    if mismatched := sorted(about["mismatched_keys"]):
+        key, held, wanted = mismatched[0]
+        raise UnknownModel(
+            f"{name}: {len(mismatched)} of the checkpoint's weights have another shape than its config asks for "
+            f"({visible(key)} is {tuple(held)}, not {tuple(wanted)}); bring back the config that belongs to them"
+        )
+    if lacking := [key for key in missing if key in weights]:
+        raise UnknownModel(
+            f"{name}: the checkpoint lacks {len(lacking)} of the {len(weights)} weights of a {kind} "
+            f"({_first(lacking)}), which would be random numbers; give the whole checkpoint of a causal language "
+            "model, with the config that belongs to it"
+        )
+    if unused := sorted(about["unexpected_keys"]):
+        what = f"{count(len(unused), 'weight')} of the checkpoint not used, in no part of a {kind}: {_first(unused)}"
+        warnings.warn(f"{name}: {what}", stacklevel=3)
+    if missing:
+        what = f"{count(len(missing), 'buffer')} not in the checkpoint, taken as a {kind} begins: {_first(missing)}"
+        warnings.warn(f"{name}: {what}", stacklevel=3)
+
+
+def _first(keys: list[str], most: int = 4) -> str:
+    return visible(", ".join(keys[:most])) + (f" and {len(keys) - most} more" if len(keys) > most else "")

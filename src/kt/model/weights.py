@@ -107,8 +107,9 @@ class Weights:
         return [f"{block}.{name}" for name, _ in self.module.get_submodule(block).named_parameters()]
 
     def weight(self, address: Address) -> Float[Tensor, "*shape"]:
-        """The live weight: a linear map's as (d_out, d_in), a view, its orientation from the module's type."""
-        weight = self.own(address)
+        """The live weight: a linear map's as (d_out, d_in), a view, its orientation from the module's type. It takes no
+        gradient."""
+        weight = self.own(address).detach()
         owner = self.module.get_submodule(self.name_of(address).rpartition(".")[0])
         return weight.T if isinstance(owner, Conv1D) and weight.dim() == 2 else weight
 
