@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .._util.data import read_json
-from .._util.text import visible
 from ..errors import UnknownModel
 
 
@@ -15,21 +13,6 @@ def split_revision(model: str | Path, revision: str | None) -> tuple[str, str | 
     """Split `name@revision`, except for an existing path; `revision` takes precedence."""
     name, _, suffix = str(model).partition("@") if not Path(model).exists() else (str(model), "", "")
     return name, revision or suffix or None
-
-
-def refuse_adapter_folder(name: str) -> None:
-    """Refuse a PEFT folder: an adapter stands beside the weights, and what kt writes would miss it.
-
-    Raises:
-        UnknownModel: the folder holds an adapter_config.json.
-    """
-    config = Path(name) / "adapter_config.json"
-    if config.is_file():
-        base = read_json(config).get("base_model_name_or_path") or "the base model"
-        raise UnknownModel(
-            f"{name} is a PEFT adapter for {visible(str(base))[:200]}: merge it first (PeftModel.from_pretrained(base, "
-            "folder).merge_and_unload().save_pretrained(...)) and load that folder, or load the base model"
-        )
 
 
 def load_tokenizer(source: str | Path, name: str, revision: str | None, trust_remote_code: bool) -> Any:
