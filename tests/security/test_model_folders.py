@@ -93,3 +93,70 @@ def test_a_tokenizer_that_names_a_file_outside_is_refused(folder, tmp_path, name
     assert "is not in the folder" in refusal(folder)
     changed(folder / "tokenizer_config.json", **{name: [] if name.endswith("s") else "/home/someone/long/gone.json"})
     assert kt.load(folder, device="cpu").n_layers == 3
+
+
+# What asks for the absurd
+
+
+def replaced(text):
+    return {"type": "Replace", "pattern": {"String": text}, "content": 2 * text}
+
+
+def header(length):
+    return lambda path: path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
+SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size", "num_attention_heads")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_absurd_size_is_one_line(folder, size):
+    for value in (0, -1, 10**9, 10**12, 10**30, "12", float("nan"), 1.5, None, [1]):
+        changed(folder / "config.json", **{size: value})
+        refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", INDEX]
+)
+def test_a_file_of_absurd_json_is_one_line(folder, file):
+    for text in (DEEP, "[]", "", '{"a": ' + "9" * 5_000 + "}", '{"a": NaN' + " " * (201 << 20) + "}"):
+        (folder / file).write_text(text)
+        refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [replaced("a")] * 40}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 10**6}},
+        {"decoder": {"type": "Sequence", "decoders": [{"type": "Sequence", "decoders": [replaced("a")] * 20}] * 2}},
+        {"post_processor": {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}] * 10**4, "pair": []}},
+        {"padding": {"strategy": {"Fixed": 10**10}}},
+        {"padding": {"strategy": "BatchLongest", "pad_to_multiple_of": 10**10}},
+    ],
+)
+def test_a_tokenizer_that_multiplies_its_text_is_one_line(folder, field):
+    changed(folder / "tokenizer.json", **field)
+    assert "times as long" in (line := refusal(folder)) or "pads every text" in line
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"extra_special_tokens": [str(number) for number in range(30_000)]},
+        {"model_max_length": "x"},
+        {"eos_token": 3},
+        {"added_tokens_decoder": [1]},
+    ],
+)
+def test_an_absurd_setting_of_a_tokenizer_is_one_line(folder, field):
+    changed(folder / "tokenizer_config.json", **field)
+    refusal(folder)
+
+
+@pytest.mark.parametrize("length", [0, 1, 99_000_000, 2**60, 2**64 - 1])
+def test_an_absurd_header_of_weights_is_one_line(folder, length):
+    header(length)(next(folder.glob("model-*.safetensors")))
+    refusal(folder)

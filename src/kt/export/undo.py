@@ -157,7 +157,7 @@ def known_fingerprints(folder: Path, edit: Edit, named: bool = False) -> Fingerp
     if about and not of_this and (folder / OWN / EDIT).is_file():
         raise KtError(f"{folder} was written with another edit than the one named; leave out --edit")
     record: Mapping[str, Any] = about if of_this else edit.manifest
-    fingerprints = Fingerprints(*(record.get(key) or {} for key in ("fingerprints", "fingerprints_after")))
+    fingerprints = Fingerprints(record.get("fingerprints") or {}, record.get("fingerprints_after") or {})
     if not all(isinstance(part, Mapping) for part in fingerprints[:2]) or not all(
         isinstance(fingerprints.before.get(name), str) for name in edit.names
     ):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnknownModel
+from ..errors import KtError, UnknownModel
 
 
 def split_revision(model: str | Path, revision: str | None) -> tuple[str, str | None]:
@@ -30,26 +30,36 @@ def load_tokenizer(source: str | Path, name: str, revision: str | None, trust_re
             f"{name}: the folder holds no tokenizer ({', '.join(files[:3])}); save it there beside the model"
         )
     with one_line(name):
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer("The")  # some settings are believed until they are used
+        return tokenizer
 
 
 @contextmanager
 def one_line(name: str) -> Any:
-    """Turn the errors of a checkpoint that fails to load into a one-line UnknownModel."""
-    from safetensors import SafetensorError
+    """Turn the errors of a checkpoint that fails to load into a one-line UnknownModel.
 
-    expected = (OSError, ValueError, KeyError, ImportError, SafetensorError)
+    A stranger's files make transformers fail in any way, so no kind of error is left out but those of the machine.
+    """
     try:
         yield
-    except Exception as error:
+    except KtError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers, in Rust
+            raise
         message = " ".join(str(error).split())
         if "trust_remote_code" in message:
             reason = "it comes with code of its own, which is not run; read it, then give --trust-remote-code"
         elif type(error).__name__ == "UnpicklingError":  # compared by name, since kt never imports pickle
             reason = "its weights are a pickle that holds more than tensors; convert them to safetensors elsewhere"
-        elif isinstance(error, expected):
+        elif "ignore_mismatched_sizes" in message:
+            reason = "its config.json asks for weights of other sizes than its files hold; download it again"
+        elif type(error).__name__ == "OutOfMemoryError":  # a GPU's: its own line says more
+            raise
+        elif isinstance(error, (OSError, ValueError, ImportError)):
             reason = f"{message[:300] or type(error).__name__}; give demo, a local folder or a Hub id"
         else:
-            raise
+            reason = f"its files are not those of a model ({type(error).__name__}: {message[:300]}); download it again"
         where = "folder" if Path(name).exists() else "model"
         raise UnknownModel(f"cannot load {where} {name!r}: {reason}") from error

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import KtError, UnknownModel
 from .devices import checked_device, read_device_map
-from .folder import check_source
+from .folder import check_source, require_sizes
 from .gguf import find_gguf, load_gguf
 from .hub import load_tokenizer, one_line, split_revision
 from .layout import read_layout
@@ -102,6 +102,8 @@ def load(
             module, tokenizer = load_gguf(gguf, options, tokenizer)
     else:
         with one_line(name), no_bars():
+            if Path(source).is_dir() and not trust_remote_code:
+                require_sizes(Path(source))
             module = _from_pretrained(source, options)
     if spread is None:
         module = module.to(target)
