@@ -144,8 +144,12 @@ def revert(options: RevertOptions) -> None:
 
 def show_revert(screen: Screen, reverted: Reverted) -> None:
     """Print the state of each weight, and that the edit is out."""
+    from ..export.undo import RECORD
+
     screen.tables(*reverted.tables())
     done = (
         "the edit is already out; nothing to restore" if reverted.already else "every weight has its bytes from before"
     )
-    screen.say(f"kt: {done}; the model's fingerprint is {reverted.fingerprint}")
+    screen.say(f"kt: {done}, by {reverted.proof}; the model's fingerprint is {reverted.fingerprint}")
+    if reverted.proof == RECORD:
+        screen.say("kt: the proof rests on that record alone; name the model with --base (or the edit with --edit)")

@@ -173,15 +173,16 @@ class EditSession:
         """Solve, write, remember what the next edit has to know. A failure leaves model and session as they were."""
         running = dict(self.state.running)
         result, plan, context, facts = self._solve(requests)
-        before = self.model.copies(result.names)
-        try:
-            result.write(self.model)
-            if self.keeps_history:
-                plan.update_history(context, facts)
-        except BaseException:
-            self.model.put_back(before)
-            self.state.running = running
-            raise
+        with self.model.writing():
+            before = self.model.copies(result.names)
+            try:
+                result.write(self.model)
+                if self.keeps_history:
+                    plan.update_history(context, facts)
+            except BaseException:
+                self.model.put_back(before)
+                self.state.running = running
+                raise
         self._original = before | self._original
         self.steps.append(result)
         self._solved = self._solving
@@ -304,12 +305,9 @@ class EditSession:
     @contextmanager
     def unedited(self) -> Iterator[TracedModel]:
         """The weights from before the first edit, inside the block."""
-        now = self.model.copies(self._original)
-        self.model.put_back(self._original)
-        try:
+        with self.model.restored(self._original):
+            self.model.put_back(self._original)
             yield self.model
-        finally:
-            self.model.put_back(now)
 
     def norm_ratios(self) -> dict[str, float]:
         """By weight, its Frobenius norm over the one it had before the first edit."""

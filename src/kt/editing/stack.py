@@ -265,14 +265,15 @@ class EditStack(Shown):
         if self._live is not None:
             model, base = self._live
             touched = {name for layer in layers for name in layer.edit.names}
-            base |= model.copies(touched - set(base))
-            now = model.copies(base)
-            try:
-                model.put_back(base)
-                write_in_order(model, layers)
-            except BaseException:
-                model.put_back(now)
-                raise
+            with model.writing():
+                base |= model.copies(touched - set(base))
+                now = model.copies(base)
+                try:
+                    model.put_back(base)
+                    write_in_order(model, layers)
+                except BaseException:
+                    model.put_back(now)
+                    raise
         self._layers = layers
 
     # Writing ----------------------------------------------------------------------------------------------------
@@ -295,12 +296,13 @@ class EditStack(Shown):
         """
         if self._live is not None:
             raise KtError(f"the stack stands in {self._live[0].name} already; revert_ it first")
-        base = model.copies(self.names)
-        try:
-            write_in_order(model, self._layers, force)
-        except BaseException:
-            model.put_back(base)
-            raise
+        with model.writing():
+            base = model.copies(self.names)
+            try:
+                write_in_order(model, self._layers, force)
+            except BaseException:
+                model.put_back(base)
+                raise
         self._live = (model, base)
 
     def revert_(self, model: TracedModel) -> None:

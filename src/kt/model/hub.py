@@ -8,30 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .._util.data import read_json
 from .._util.text import count, visible
-from ..errors import UnknownModel
+from ..errors import KtError, UnknownModel
 
 
 def split_revision(model: str | Path, revision: str | None) -> tuple[str, str | None]:
     """Split `name@revision`, except for an existing path; `revision` takes precedence."""
     name, _, suffix = str(model).partition("@") if not Path(model).exists() else (str(model), "", "")
     return name, revision or suffix or None
-
-
-def refuse_adapter_folder(name: str) -> None:
-    """Refuse a PEFT folder: an adapter stands beside the weights, and what kt writes would miss it.
-
-    Raises:
-        UnknownModel: the folder holds an adapter_config.json.
-    """
-    config = Path(name) / "adapter_config.json"
-    if config.is_file():
-        base = read_json(config).get("base_model_name_or_path") or "the base model"
-        raise UnknownModel(
-            f"{name} is a PEFT adapter for {visible(str(base))[:200]}: merge it first (PeftModel.from_pretrained(base, "
-            "folder).merge_and_unload().save_pretrained(...)) and load that folder, or load the base model"
-        )
 
 
 def load_tokenizer(source: str | Path, name: str, revision: str | None, trust_remote_code: bool) -> Any:
@@ -49,27 +33,37 @@ def load_tokenizer(source: str | Path, name: str, revision: str | None, trust_re
             f"{name}: the folder holds no tokenizer ({', '.join(files[:3])}); save it there beside the model"
         )
     with one_line(name):
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer("The")  # some settings are believed until they are used
+        return tokenizer
 
 
 @contextmanager
 def one_line(name: str) -> Any:
-    """Turn the errors of a checkpoint that fails to load into a one-line UnknownModel."""
-    from safetensors import SafetensorError
+    """Turn the errors of a checkpoint that fails to load into a one-line UnknownModel.
 
-    expected = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+    A stranger's files make transformers fail in any way, so no kind of error is left out but those of the machine.
+    """
     try:
         yield
-    except Exception as error:
+    except KtError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers, in Rust
+            raise
         message = " ".join(str(error).split())
         if "trust_remote_code" in message:
             reason = "it comes with code of its own, which is not run; read it, then give --trust-remote-code"
         elif type(error).__name__ == "UnpicklingError":  # compared by name, since kt never imports pickle
             reason = "its weights are a pickle that holds more than tensors; convert them to safetensors elsewhere"
-        elif isinstance(error, expected):
+        elif "ignore_mismatched_sizes" in message:
+            reason = "its config.json asks for weights of other sizes than its files hold; download it again"
+        elif type(error).__name__ == "OutOfMemoryError":  # a GPU's: its own line says more
+            raise
+        elif isinstance(error, (OSError, ValueError, ImportError)):
             reason = f"{message[:300] or type(error).__name__}; give demo, a local folder or a Hub id"
         else:
-            raise
+            reason = f"its files are not those of a model ({type(error).__name__}: {message[:300]}); download it again"
         where = "folder" if Path(name).exists() else "model"
         raise UnknownModel(f"cannot load {where} {name!r}: {reason}") from error
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from ..errors import KtError, UnknownModel
 from .devices import checked_device, read_device_map
+from .folder import check_source, require_sizes
 from .gguf import find_gguf, load_gguf
-from .hub import load_tokenizer, one_line, refuse_adapter_folder, require_whole, split_revision
+from .hub import load_tokenizer, one_line, require_whole, split_revision
 from .layout import read_layout
 from .model import TracedModel
 
@@ -87,8 +88,8 @@ def load(
             raise UnknownModel("a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)")
         return TracedModel(model, tokenizer, name=type(model).__name__, layout=parts)
     name, revision = split_revision(model, revision)
-    refuse_adapter_folder(name)
     source = DEMO if name == "demo" else name
+    check_source(source, revision, trust_remote_code)
     gguf = find_gguf(source)
     kind = _dtype(dtype, float32=name == "demo" or gguf is not None)
     target, spread = checked_device(device), read_device_map(device_map)
@@ -103,6 +104,8 @@ def load(
             module, tokenizer = load_gguf(gguf, options, tokenizer)
     else:
         with one_line(name), no_bars():
+            if Path(source).is_dir() and not trust_remote_code:
+                require_sizes(Path(source))
             module, about = _from_pretrained(source, options)
         require_whole(name, module, about)
     if spread is None:

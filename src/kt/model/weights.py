@@ -6,7 +6,7 @@ An address is a site, for the weight of its linear map, or any parameter's name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .devices import bring_home, content, contents
 from .layout import Layout, linear_shape
 from .sites import Kind, Site
 from .update import Update, fingerprint_in_order, fingerprint_of
+from .writer import sole_writer
 
 Address = Site | str
 
@@ -129,27 +130,41 @@ class Weights:
         dense = update if isinstance(update, Tensor) else update.dense()
         if tuple(dense.shape) != tuple(weight.shape):
             raise KtError(f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
-        weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
+        with self.writing():
+            weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep other threads from writing these weights inside the block; they, and this one if late, get a KtError."""
+        return sole_writer(self.module, self.name)
 
     @contextmanager
     def restored(self, addresses: Iterable[Address]) -> Iterator[None]:
-        """On exit, also after an exception, the weights hold the exact bytes that they held on entry."""
-        kept = self.copies(addresses)
-        try:
-            yield
-        finally:
+        """On exit, also after an exception, the weights hold the exact bytes that they held on entry.
+
+        Raises:
+            KtError: another thread is writing them.
+        """
+        with self.writing():
+            kept = self.copies(addresses)
             try:
-                self.put_back(kept)
-            except BaseException:  # a second Ctrl-C must not leave half of it
-                self.put_back(kept)
-                raise
+                yield
+            finally:
+                try:
+                    self._copy_back(kept)
+                except BaseException:  # a second Ctrl-C must not leave half of it
+                    self._copy_back(kept)
+                    raise
 
     def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
         """The weights' bytes, by name, for `put_back`."""
         return {name: self.own(name).detach().clone() for name in dict.fromkeys(map(self.name_of, addresses))}
 
-    @torch.no_grad()
     def put_back(self, copies: Mapping[str, Tensor]) -> None:
+        with self.writing():
+            self._copy_back(copies)
+
+    @torch.no_grad()
+    def _copy_back(self, copies: Mapping[str, Tensor]) -> None:
         for name, weight in copies.items():
             self.own(name).copy_(weight)
 
