@@ -129,6 +129,7 @@ class EditSession:
             config = configure(model, config, alpha, **options)
         elif options or alpha is not None:
             raise KtError(f"{next(iter([*options, 'alpha']))} belongs into the configuration; make it with its value")
+        config.require(model)
         self.config = config
         self._history = _keys_of(self.options.history)
         self.state = EditHistory(self._history)
