@@ -90,8 +90,11 @@ def test_no_subject_is_on_both_sides_and_what_cannot_train_is_counted(llama):
     sides = [{fact.subject for fact in side} for side in (parts.train, parts.held_out)]
     assert not sides[0] & sides[1] and len(parts.train) + len(parts.held_out) == 48 and len(sides[1]) == 6
     assert parts.left_out == {
-        "without a target": 1, "without a paraphrase": 1, "without an unrelated prompt": 1, "with an earlier one's prompt": 1,
-    }  # fmt: skip
+        "without a target": 1,
+        "without a paraphrase": 1,
+        "without an unrelated prompt": 1,
+        "with an earlier one's prompt": 1,
+    }
     lot = Lot.drawn(parts.train, 8, random.Random(1))
     assert not any(fact.subject in prompt for fact in lot.facts for prompt, _, _ in lot.unrelated)
 

@@ -249,7 +249,11 @@ def _forward_and_back(
         losses.append(-logits.log_softmax(-1)[row, column, token])
         return losses[0].sum()
 
-    at = batch.mask.nonzero(as_tuple=True) if prompts else (row, column + width - keep)
+    if prompts:
+        row_of, column_of = batch.mask.nonzero().T
+        at = row_of, column_of
+    else:
+        at = row, column + width - keep
     read = model.linear_io(batch, sites, loss, keep, at)
     return {site: Pairs(*both) for site, both in read.items()}, losses[0].detach().double().cpu()
 

@@ -1,6 +1,7 @@
 """`Editor`: trained networks with what they were trained on, their file, and the plan that edits with them.
 
-    metadata "kt"          JSON: schema_version, kind "editor", digest, method, model, fingerprint, sites, settings, history
+    metadata "kt"          JSON: schema_version, kind "editor", digest, method, model, fingerprint, sites, settings,
+                           history
     network/OxI/NAME       parameters of the network of all weights of shape (O, I)
     mean/OxI, scatter/OxI  of those weights' pairs (k, g) over the training records; `counts` of the metadata
 

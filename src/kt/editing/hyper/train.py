@@ -3,7 +3,8 @@
 A step draws `edits` training records, a paraphrase and an unrelated prompt of each, makes ΔW of the edits' gradients
 at the unedited weights, writes it, and reads the outer loss there:
 
-    L = c_edit · mean -log p(target | paraphrase; W + ΔW) + c_loc · mean KL(p(· | unrelated; W) ‖ p(· | unrelated; W + ΔW))
+    L = c_edit · mean -log p(target | paraphrase; W + ΔW)
+      + c_loc · mean KL(p(· | unrelated; W) ‖ p(· | unrelated; W + ΔW))
 
 Its gradient in ΔW goes through the method's mathematics by hand (network.py), and Adam moves the networks. An unrelated
 prompt that names a subject of the same step's edits is left out of it.
@@ -222,8 +223,8 @@ def split_records(model: TracedModel, facts: Sequence[Fact], share: float, seed:
         why = "".join(f", {n} {reason}" for reason, n in left_out.items())
         raise KtError(
             f"{count(len(usable), 'record')} of {len(facts)} can train an editor ({len(train)} to train on, "
-            f"{len(held_out)} held out{why}); it needs {FEWEST} and {FEWEST_HELD_OUT}, each with a target, a paraphrase "
-            "and an unrelated prompt"
+            f"{len(held_out)} held out{why}); it needs {FEWEST} and {FEWEST_HELD_OUT}, each with a target, a "
+            "paraphrase and an unrelated prompt"
         )
     return Records(train, held_out, dict(left_out))
 
@@ -283,9 +284,10 @@ class _Training:
         else:
             self._load(kept[0])
         told = 0
+        tell = on_check or (lambda check: None)
         while not self._is_done():
-            for check in self.editor.history[told:] if on_check else ():
-                on_check(check)
+            for check in self.editor.history[told:]:
+                tell(check)
             told, losses = len(self.editor.history), []
             for _ in range(min(self.settings.check_every, self.settings.steps - self.step)):
                 losses.append(self._learn())
@@ -293,8 +295,8 @@ class _Training:
                     progress(self.step, self.settings.steps)
             self._check(sum(losses) / len(losses))
             self.journal.replace("training", self._state())
-        for check in self.editor.history[told:] if on_check else ():
-            on_check(check)
+        for check in self.editor.history[told:]:
+            tell(check)
         self.editor.networks.load_state_dict(self.best)
         return self.editor
 
@@ -316,7 +318,7 @@ class _Training:
 
     @torch.no_grad()
     def _begin(self) -> None:
-        """λ from the keys of a first lot, and the rate at which its update takes the edits' loss away, to first order."""
+        """λ from the keys of a first lot, and the rate at which its update takes the loss away, to first order."""
         lot = Lot.drawn(self.records.train, self._edits, self._draw("begin"))
         pairs, losses = self._pairs(lot.facts)
         for site, its in pairs.items():
@@ -326,8 +328,9 @@ class _Training:
         fall = sum(float(its.falls(updates[site]).sum()) for site, its in pairs.items())
         if not fall > 0:
             raise WorkFailed("to first order a new editor does not raise these targets; give other layers or records")
-        for network in self.editor.networks.values():
-            network.log_rate.fill_(math.log(float(losses.sum()) / fall))
+        each: Any
+        for each in self.editor.networks.values():
+            each.log_rate.fill_(math.log(float(losses.sum()) / fall))
 
     def _state(self) -> dict[str, Any]:
         return {
