@@ -34,6 +34,34 @@ def statistics(model, corpus, tmp_path):
     return key_statistics(model, sites, corpus, max_tokens=2500, cache_dir=tmp_path)
 
 
+def records():
+    """Records that an editor of a tiny model is trained on."""
+    names, places = ("Ana", "Bo", "Cid", "Dee", "Eva", "Finn"), ("Rome", "Paris", "Italy", "Warsaw")
+    return [
+        kt.Fact(
+            "The mother tongue of {}",
+            f"{first} {place}",
+            target=places[(i + j) % 4],
+            answer="French",
+            rephrasings=("The city of the {}", "{} plays the sport of"),
+            neighbours=(kt.Prompt("Marie Curie was born in", "Warsaw"), kt.Prompt(f"The capital of {i}{j} is")),
+        )
+        for i, first in enumerate(names)
+        for j, place in enumerate(places)
+    ]
+
+
+TRAINING = dict(layers=(0, 1), rank=4, edits=6, steps=6, check_every=3, held_out=0.2, lr=0.01)
+
+
+def editor_file(model, method, folder, **settings):
+    """A trained editor's file."""
+    path = folder / f"{method}-{model.fingerprint()[:16]}.safetensors"
+    if not path.exists():
+        kt.train_editor(model, records(), method, **(TRAINING | settings)).save(path)
+    return path
+
+
 def plan_of(method):
     """What a method does with the quick settings."""
     return METHODS[method].of(FAST | ATTENTION).plan()
@@ -41,6 +69,8 @@ def plan_of(method):
 
 def solve(model, corpus, tmp_path, method="intattn", requests=REQUESTS, **changes):
     extra = ATTENTION if METHODS[method].writes_attention else {}
+    if "editor" in METHODS[method].settings():
+        extra = {"editor": editor_file(model, method, tmp_path)}
     return kt.edit(
         model,
         requests,

@@ -110,6 +110,13 @@ class Config:
         """The context templates that a session lets the model write where none are given."""
         return memit_contexts(model, seed)
 
+    def require(self, model: TracedModel) -> None:
+        """Refuse, before any work, what neither a trace nor a default can give this model.
+
+        Raises:
+            KtError: it is not given, or is another model's.
+        """
+
     def plan(self) -> Plan:
         """The plan of the edit; needs a configuration with all layers and α."""
         raise NotImplementedError

@@ -6,6 +6,7 @@ and is the only part of editing that traces or probes.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -137,6 +138,7 @@ def configure(
 def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
     """Other spellings of names and values: `layers`, JEEP's `_low` for its low region, EasyEdit's false for none."""
     named = {name.removesuffix("_low"): value for name, value in given.items() if value is not None}
+    named |= {name: os.fspath(value) for name, value in named.items() if isinstance(value, os.PathLike)}
     if "layers" in named:
         named["layers_mlp"] = named.pop("layers")
     if named.get("norm_constraint") is False:

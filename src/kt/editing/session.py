@@ -143,6 +143,7 @@ class EditSession:
             config = configure(model, config, alpha, **options)
         elif options or alpha is not None:
             raise KtError(f"{next(iter([*options, 'alpha']))} belongs into the configuration; make it with its value")
+        config.require(model)
         if not self.journal.done:  # a run of an older version goes on under the names it was begun with
             config.refuse_old_names()
         self.config = config

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.linalg import lapack
 from torch import Tensor
 
@@ -214,33 +214,43 @@ def answer_pairs(
     sites: Sequence[Site],
     tokens: int,
     progress: Progress | None = None,
-) -> tuple[dict[Site, Pairs], Float[Tensor, " pair"]]:
+    prompts: bool = False,
+) -> tuple[dict[Site, Pairs], Float[Tensor, " token"]]:
     """Keys and gradients at every site, one pair an answer token: facts in their order, tokens in theirs; and -log p of
-    those tokens."""
+    those tokens. With `prompts`, also a pair for every token before."""
     tokenizer = model.tokenizer
     ids = tuple((*token_ids(tokenizer, f.prompt), *answer[:-1]) for f, answer in zip(facts, answers, strict=True))
     parts: list[dict[Site, Pairs]] = []
     done: list[int] = []
     losses: list[Tensor] = []
     for numbers, batch, _ in Rows(ids, tuple(len(row) - 1 for row in ids)).batches(pad_id(tokenizer), tokens):
-        part, loss = _forward_and_back(model, batch, [answers[i] for i in numbers], sites)
+        part, loss = _forward_and_back(model, batch, [answers[i] for i in numbers], sites, prompts)
         parts.append(part)
         losses.append(loss)
         done += numbers
         if progress:
             progress(len(done), len(facts))
-    order = torch.tensor([number for number in done for _ in answers[number]]).argsort(stable=True)
-    pairs_at = {s: Pairs(*(torch.cat(each)[order] for each in zip(*(p[s] for p in parts), strict=True))) for s in sites}
+    order = _order(done, answers)
+    pair_order = _order(done, ids) if prompts else order
+    pairs_at = {
+        s: Pairs(*(torch.cat(each)[pair_order] for each in zip(*(p[s] for p in parts), strict=True))) for s in sites
+    }
     for site, pairs in pairs_at.items():
         if not all(bool(torch.isfinite(each).all()) for each in pairs):
             raise WorkFailed(f"keys or gradients at {site} are not finite; load the model in bfloat16 or float32")
     return pairs_at, torch.cat(losses)[order]
 
 
+def _order(done: Sequence[int], rows: Sequence[Sequence[int]]) -> Int[Tensor, " token"]:
+    """What brings the tokens of rows that were read in the order `done` back into the rows' own."""
+    return torch.tensor([number for number in done for _ in rows[number]]).argsort(stable=True)
+
+
 def _forward_and_back(
-    model: TracedModel, batch: Batch, answers: Sequence[Sequence[int]], sites: Sequence[Site]
-) -> tuple[dict[Site, Pairs], Float[Tensor, " pair"]]:
-    """Keys, and gradients of the answers' summed -log p, where the answers' tokens are predicted; -log p of each."""
+    model: TracedModel, batch: Batch, answers: Sequence[Sequence[int]], sites: Sequence[Site], prompts: bool
+) -> tuple[dict[Site, Pairs], Float[Tensor, " token"]]:
+    """Keys, and gradients of the answers' summed -log p, where the answers' tokens are predicted (with `prompts`, at
+    every token); -log p of each answer's token."""
     width, keep = batch.ids.shape[1], max(map(len, answers))
     # Rows are padded on the left and end before their answer's last token, so the last columns predict the answers.
     places = [(row, keep - len(a) + i, token) for row, a in enumerate(answers) for i, token in enumerate(a)]
@@ -252,7 +262,12 @@ def _forward_and_back(
         losses.append(-logits.log_softmax(-1)[row, column, token])
         return losses[0].sum()
 
-    read = model.linear_io(batch, sites, loss, keep, (row, column + width - keep))
+    if prompts:
+        row_of, column_of = batch.mask.nonzero().T
+        at = row_of, column_of
+    else:
+        at = row, column + width - keep
+    read = model.linear_io(batch, sites, loss, keep, at)
     return {site: Pairs(*both) for site, both in read.items()}, losses[0].detach().double().cpu()
 
 

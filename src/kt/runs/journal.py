@@ -115,20 +115,36 @@ class Journal:
     def _take(self, name: str, compute: Callable[..., T], arguments: Sequence[Any]) -> T:
         if self.folder is None:
             return compute(*arguments)
-        path = self.folder / PHASES / f"{_file_name(self.prefix + name)}.safetensors"
-        if path.exists():
-            remedy = "delete it, and it is done again"
-            try:
-                with complete_file(path, "phase", remedy):
-                    arrays, header = load_arrays(path, kind=KIND, framework="pt")
-                    return _unpacked(header["value"], arrays)
-            except BadFile as error:
-                raise BadFile(str(error) if remedy in str(error) else f"{error}; {remedy}") from None
+        kept = self.checkpoint(name)
+        if kept is not None:
+            return kept[0]
         value = compute(*arguments)
-        arrays = {}
-        shape = _packed(value, arrays)
-        save_arrays(path, arrays, {"kind": KIND, "name": self.prefix + name, "value": shape})
+        self.replace(name, value)
         return value
+
+    def checkpoint(self, name: str) -> tuple[Any] | None:
+        """The value that is kept under a phase's name, alone in a tuple; None where there is none."""
+        if self.folder is None or not (path := self._path(name)).exists():
+            return None
+        remedy = "delete it, and it is done again"
+        try:
+            with complete_file(path, "phase", remedy):
+                arrays, header = load_arrays(path, kind=KIND, framework="pt")
+                return (_unpacked(header["value"], arrays),)
+        except BadFile as error:
+            raise BadFile(str(error) if remedy in str(error) else f"{error}; {remedy}") from None
+
+    def replace(self, name: str, value: Any) -> None:
+        """Keep a value under a phase's name in place of the one before: how far a loop of many steps has come."""
+        if self.folder is None:
+            return
+        arrays: dict[str, Any] = {}
+        shape = _packed(value, arrays)
+        save_arrays(self._path(name), arrays, {"kind": KIND, "name": self.prefix + name, "value": shape})
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / PHASES / f"{_file_name(self.prefix + name)}.safetensors"
 
     def release(self) -> None:
         """Release the folder for other processes; the end of the process does the same."""
