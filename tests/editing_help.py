@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import kt
 from kt.editing import METHODS, key_statistics
+from kt.editing.methods import used_by
 from kt.model.sites import Kind, Site
 
 REQUESTS = [
@@ -29,6 +30,11 @@ FAST = dict(
 ATTENTION = dict(layers_attn=(0, 1), alpha=0.4)
 
 
+def fast(method="intattn", **changes):
+    """The quick settings that a method has."""
+    return {"context_templates": CONTEXTS} | used_by(method, FAST) | changes
+
+
 def statistics(model, corpus, tmp_path):
     sites = [Site(k, layer) for k in (Kind.ATTN, Kind.MLP) for layer in range(model.n_layers)]
     return key_statistics(model, sites, corpus, max_tokens=2500, cache_dir=tmp_path)
@@ -46,5 +52,5 @@ def solve(model, corpus, tmp_path, method="intattn", requests=REQUESTS, **change
         requests,
         method=method,
         statistics=statistics(model, corpus, tmp_path),
-        **(FAST | extra | changes),
+        **fast(method, **(extra | changes)),
     )

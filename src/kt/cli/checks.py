@@ -46,7 +46,7 @@ def typed(options: Any) -> None:
 
 def solving(options: Any) -> None:
     """Method, preset, and settings of an edit: their names, and that the method has a use for them."""
-    from ..editing.methods import METHODS, all_settings
+    from ..editing.methods import METHODS, unused
     from ..editing.presets import named
 
     usual = "jeep" if getattr(options, "kind", "") == "clamp" else "intattn"
@@ -55,13 +55,11 @@ def solving(options: Any) -> None:
         need_peft("method lora")
     if options.preset is not None:
         named(options.preset).values(methods[0], options.variant)
-    for name in parse.settings(options.set):
-        known = "layers_mlp" if name == "layers" else name.removesuffix("_low")
-        users = [method for method, config in METHODS.items() if known in config.settings()]
-        if not users:
-            raise BadOption(f"--set {name}: no such hyper-parameter{parse.meant(name, tuple(all_settings()))}")
-        if not set(users) & set(methods):
-            raise BadOption(f"--set {name}: {', '.join(methods)} does not use it ({', '.join(users)}); leave it out")
+    if why := unused(parse.settings(options.set), methods):
+        raise BadOption(f"--set {why}")
+    flags = [name for name in ("layers_mlp", "layers_attn") if getattr(options, name) is not None]
+    if why := unused(flags, methods):
+        raise BadOption(f"--{why.replace('_', '-', 1)}")
 
 
 def browser(flag: str) -> None:
