@@ -48,7 +48,7 @@ def unused(names: Iterable[str], methods: Iterable[str], others: Iterable[str] =
             continue
         users = [method for method, config in METHODS.items() if plain_name(name) in config.settings()]
         near = get_close_matches(name, [*own, *others] if users else [*own, *others, *all_settings()], n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = f"; did you mean {near[0]}?" if near and not (users and name.startswith("layers")) else ""
         why = f"{', '.join(chosen)} does not use it ({', '.join(users)})" if users else "unknown hyper-parameter"
         return f"{name}: {why}{meant or ';'} {', '.join(chosen)} has {', '.join(own)}"
     return None
