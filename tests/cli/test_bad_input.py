@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import inspect
 import json
 import os
 import shutil
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 import kt as library
-from kt.cli import app
+from kt.cli import app, checks
 from kt.runs.folder import RunFolder
 
 FACT = ("--prompt", "The mother tongue of {} is", "--subject", "Marie Curie")
@@ -222,6 +224,19 @@ def test_an_option_that_has_no_use_is_refused(refused, failing, typed):
     flag = [word for word in more if word.startswith("--")][-1]
     line = refused(command, *more, *by_hand)
     assert flag in line and "has no use here" in line
+
+
+def test_options_as_they_come_have_a_use_and_no_row_names_one_that_its_command_lacks():
+    for name, (place, _) in app.COMMANDS.items():
+        module, _, function = place.partition(":")
+        command = getattr(importlib.import_module(f"kt.cli.{module}"), function)
+        (parameter,) = inspect.signature(command, eval_str=True).parameters.values()
+        options = parameter.annotation(command=name)
+        checks.idle(options)
+        for row in checks.IDLE:
+            if name in row.commands.split():
+                assert all(hasattr(options, each) for each in row.names.split())
+                row.used(options)
 
 
 WITHOUT_TORCH = """

@@ -36,8 +36,13 @@ class Idle(NamedTuple):
     why: str
 
 
+def by_hand(options: Any) -> bool:
+    """Whether the fact is typed."""
+    return getattr(options, "prompt", None) is not None
+
+
 IDLE = (
-    Idle("", "limit format zsre_target known_to", lambda o: o.prompt is None, "of files, and --prompt is one fact"),
+    Idle("", "limit format zsre_target known_to", lambda o: not by_hand(o), "of files, and --prompt is one fact"),
     Idle("heatmap", "top check", lambda o: o.method == "atp", "of estimates; add --method atp"),
     Idle("heatmap alpha", "noise samples", lambda o: o.corrupt == "noise", "of noise, and --corrupt is swap"),
     Idle("eval probe", "force", lambda o: o.edit is not None, "of an edit; give --edit"),
@@ -105,7 +110,8 @@ def solving(options: Any) -> None:
     if "lora" in methods:
         need_peft("method lora")
     writes = [method for method in methods if METHODS[method].writes_attention]
-    for flag in ("alpha", "alpha_facts"):
+    probed = any("layers_high" in METHODS[method].settings() for method in methods)
+    for flag in ("alpha",) if probed else ("alpha", "alpha_facts"):
         if not writes and getattr(options, flag, None) not in (None, "0", "0.0"):
             name = flag.replace("_", "-")
             raise BadOption(f"--{name} has no use here: {', '.join(methods)} leaves attention alone; use intattn")

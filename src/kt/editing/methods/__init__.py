@@ -27,7 +27,8 @@ def method_named(name: str) -> type[Config]:
 
 def plain_name(name: str) -> str:
     """A setting's own name: `layers` stands for `layers_mlp`, and JEEP's `_low` for the setting of its low region."""
-    return "layers_mlp" if name == "layers" else name.removesuffix("_low")
+    name = name.removesuffix("_low")
+    return "layers_mlp" if name == "layers" else name
 
 
 def used_by(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
