@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import kt
 from kt.editing import METHODS, key_statistics
+from kt.editing.methods import used_by
 from kt.model.sites import Kind, Site
 
 REQUESTS = [
@@ -27,6 +28,11 @@ FAST = dict(
     mom2_update_weight=0.01, L2=1e-4, nullspace_threshold=1.0, lr=0.01, norm_constraint=0.05,
 )  # fmt: skip
 ATTENTION = dict(layers_attn=(0, 1), alpha=0.4)
+
+
+def fast(method="intattn", **changes):
+    """The quick settings that a method has."""
+    return {"context_templates": CONTEXTS} | used_by(method, FAST) | changes
 
 
 def statistics(model, corpus, tmp_path):
@@ -76,5 +82,5 @@ def solve(model, corpus, tmp_path, method="intattn", requests=REQUESTS, **change
         requests,
         method=method,
         statistics=statistics(model, corpus, tmp_path),
-        **(FAST | extra | changes),
+        **fast(method, **(extra | changes)),
     )

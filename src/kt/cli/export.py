@@ -74,6 +74,7 @@ def export(options: ExportOptions) -> None:
     if format == "peft" and options.no_undo:
         raise BadOption("--no-undo belongs to --format hf; an adapter leaves the base model as it is")
     dtype = parse.one(options.adapter_dtype or DTYPES[0], DTYPES, "--adapter-dtype")
+    checks.typed(options)
     checks.edit_files(options.edit)
     if format == "peft":
         need_peft("an export for peft")

@@ -233,8 +233,9 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0)
         return
     wanted = next(kind for word, kind in _TYPES.items() if annotation.startswith(word))
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is tuple and isinstance(value, tuple) and not all(_is_whole(part) for part in value):
-        raise KtError(f"{name} {list(value)!r} must be whole numbers, from 0")
+    if wanted is tuple and not (isinstance(value, tuple) and all(_is_whole(part) for part in value)):
+        shown = f"{list(value)!r} must be" if isinstance(value, tuple) else f"{value!r} is no tuple of"
+        raise KtError(f"{name} {shown} whole numbers from 0, as [4, 5]")
     if not (number if wanted is float else isinstance(value, wanted)):
         others = f", nor {AUTO}" if automatic else ""
         raise KtError(f"{name} {value!r} is no {wanted.__name__}{others}; see docs/methods.md")

@@ -28,6 +28,7 @@ from torch import Tensor
 from .._util.progress import Progress
 from ..errors import KtError
 from ..facts.fact import Fact
+from ..facts.load import FactsLike, facts_from
 from ..model.update import Update
 from ..runs.journal import Journal
 from .closed_form.contexts import Contexts
@@ -41,6 +42,7 @@ from .resolve import (
     Evidence,
     configure,
     is_per_fact,
+    needs_evidence,
     read_requests,
     refuse_contradictions,
     resolve,
@@ -131,6 +133,8 @@ class EditSession:
         own = {spec.name: options.pop(spec.name) for spec in fields(SessionOptions) if spec.name in options}
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
+        for name in {"alpha_facts", "requests"} & own.keys():
+            own[name] = own[name] and facts_from(own[name])
         self.options = SessionOptions(**own)
         if isinstance(self.options.norm_guard, str):
             one_of(self.options.norm_guard, GUARDS, "norm_guard")
@@ -150,19 +154,23 @@ class EditSession:
         self._anchors: dict[str, float] = {}
         self._solved: dict[str, Update] = {}  # PRUNE: the sums of what the steps solved, before it restrained them
         self._solving: dict[str, Update] = {}
+        if self.options.alpha_facts and not needs_evidence(config):
+            raise KtError("alpha_facts are traced for alpha, and nothing is traced here; leave them out, or alpha")
         self._history = _keys_of(self.options.history)
         self.state = EditHistory(self._history)
         self.steps: list[Edit] = []
         self._requests: list[Fact] = []
         self._given_statistics = statistics
         self._statistics: Statistics | None = None
+        if isinstance(context_templates, str):
+            raise KtError(f"context_templates is the text {context_templates!r}; give a list of texts")
         self._contexts = Contexts.of(context_templates) if context_templates else None
         self._evidence = Evidence()
         self._original: dict[str, Tensor] = {}
         self._texts: dict[int, TextReading | None] = {}  # by number of steps, so that none is read twice
 
     # One edit ---------------------------------------------------------------------------------------------------
-    def solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> Edit:
+    def solve(self, requests: FactsLike) -> Edit:
         """An edit of the model as it stands; nothing is written or remembered."""
         running = dict(self.state.running)
         try:
@@ -170,7 +178,7 @@ class EditSession:
         finally:
             self.state.running = running
 
-    def edit(self, requests: Sequence[Fact | Mapping[str, Any]]) -> Edit:
+    def edit(self, requests: FactsLike) -> Edit:
         """Solve, write, remember what the next edit has to know. A failure leaves model and session as they were."""
         running = dict(self.state.running)
         result, plan, context, facts = self._solve(requests)
@@ -191,7 +199,7 @@ class EditSession:
         self._requests += facts
         return result
 
-    def _solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
+    def _solve(self, requests: FactsLike) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
         self.model.require_weights("an edit")
         self._solves += 1
         facts = read_requests(self.model, requests)
@@ -472,7 +480,7 @@ def warn_of_keyless(below: EditStack) -> None:
 
 def edit(
     model: TracedModel,
-    requests: Sequence[Fact | Mapping[str, Any]],
+    requests: FactsLike,
     method: Config | str = "intattn",
     alpha: float | str | None = None,
     **options: Any,
@@ -480,7 +488,8 @@ def edit(
     """Solve an edit for all requests in one batch. `EditSession` edits in steps, `run_edits` in a mode and with scores.
 
     Args:
-        requests: facts with a target (or a foil, which then is the target), or dicts as ROME and MEMIT write them.
+        requests: facts with a target (or a foil, which then is the target), one or many; dicts as ROME and MEMIT write
+            them; or what `load_facts` reads by name.
         method: a method's name (see `kt ls methods`), or its configuration.
         alpha: attention's share (eq. 13); see `EditSession`.
         options: all other arguments of `EditSession`: statistics, context_templates, preset, variant, seed, corpus,

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
-from .._util.text import count
+from .._util.text import count, words
 from ..errors import BadFact, BadFile, WorkFailed
 from ..model.tokens import Span
 from ..report import Card, Figure, Shown, Table
@@ -47,6 +47,22 @@ OLDER = {"direction": "denoise", "method": "exact"}
 """Metadata of files written before these options existed."""
 _SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "method", "tokens", "keep", "min_gap")
 """Metadata that must agree before the facts of two traces are averaged together."""
+
+
+def metric_name(metric: str) -> str:
+    """The metric, written with a hyphen (as in the command line) or with an underscore.
+
+    Raises:
+        BadFact: there is no such metric.
+    """
+    if (name := str(metric).replace("-", "_")) not in METRICS:
+        raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
+    return name
+
+
+def metric_names(metrics: str | Sequence[str]) -> tuple[str, ...]:
+    """One metric or several, each once."""
+    return tuple(dict.fromkeys(map(metric_name, words(metrics))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +154,7 @@ class Trace(Shown):
         """
         if str(kind) not in self.kinds:
             raise BadFact(f"this trace holds {', '.join(self.kinds)}, not {kind}; trace again with kinds=")
-        if metric not in METRICS:
-            raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
+        metric_name(metric)
         return str(kind)
 
     # Tables and figures -----------------------------------------------------------------------------------------
@@ -199,7 +214,7 @@ class Trace(Shown):
 
     def figures(self, metrics: Sequence[str] | None = None) -> Sequence[Figure]:
         """Figure 1 for each metric in the order given, then single heads, then Figure 2."""
-        metrics = metrics or self.metrics
+        metrics = metric_names(metrics or self.metrics)
         names = {"prob": "probability", "logit_diff": "logit difference"}
         found = []
         for metric in metrics:
@@ -415,6 +430,7 @@ class TracedFact:
 
     def effects(self, kind: str, metric: str) -> Float[ndarray, "layer token sample"]:
         """The effect of each draw; eq. 8's denominator is the mean over draws for all of them."""
+        metric = metric_name(metric)
         patched = self.patched[str(kind)][metric].astype(np.float64)
         gained = patched - self.corrupted[metric].astype(np.float64)
         if self.direction == "noise":
@@ -648,7 +664,7 @@ def _panel(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
 
 def _metric_title(trace: Trace, metric: str) -> str:
     """Denoising restores what noising takes away; see trace.py."""
-    return (NOISE_TITLES if trace.metadata.get("direction") == "noise" else METRIC_TITLES)[metric]
+    return (NOISE_TITLES if trace.metadata.get("direction") == "noise" else METRIC_TITLES)[metric_name(metric)]
 
 
 def _title(trace: Trace) -> str:

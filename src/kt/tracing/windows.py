@@ -21,7 +21,7 @@ from ..report.table import cell_text
 from ..stats import Interval, bootstrap_mean, bootstrap_ratio
 from .patch import window_layers
 from .prompts import ROLES
-from .trace import role_effects
+from .trace import metric_name, role_effects
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -60,6 +60,7 @@ def peak_inflation(
         BadFact: `single` has a window, the two were not traced alike, or they share no fact.
     """
     _must_be_alike(wide, single)
+    metric = metric_name(metric)
     inflations = []
     for kind in (k for k in wide.kinds if k in single.kinds):
         one, many = (_effects(t, single if t is wide else wide, kind, metric, at) for t in (single, wide))
