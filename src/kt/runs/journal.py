@@ -181,8 +181,8 @@ def claim(folder: Path, settings: Mapping[str, Any], resume: bool, what: str = "
                 stacklevel=2,
             )
         for name in sorted(set(new) - set(unnoted)):
-            if (what := first_difference(old.get(name), new[name])) is not None:
-                key, before, now = what
+            if (difference := first_difference(old.get(name), new[name])) is not None:
+                key, before, now = difference
                 raise KtError(
                     f"{folder} was begun with {name} {key}{_short(before)}, now it is {_short(now)}; "
                     "repeat the first settings, or begin anew in another folder"
