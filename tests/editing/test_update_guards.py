@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from editing_help import FAST, REQUESTS, statistics
+from editing_help import REQUESTS, fast, statistics
 
 import kt
 from kt.editing.update_guards import prune, rect
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 def solve(setting, method="memit", requests=REQUESTS, **changes):
     model, corpus, cache = setting
-    return kt.edit(model, requests, method=method, statistics=statistics(model, corpus, cache), **(FAST | changes))
+    return kt.edit(
+        model, requests, method=method, statistics=statistics(model, corpus, cache), **fast(method, **changes)
+    )
 
 
 def restrained(total, original):
@@ -40,7 +42,7 @@ def test_rect_writes_the_four_tenths_that_are_largest_beside_the_weight(setting,
 
 def test_prune_restrains_the_sum_of_a_sessions_updates(setting):
     model, corpus, cache = setting
-    options = FAST | {"statistics": statistics(model, corpus, cache), "layers_mlp": (1,)}
+    options = fast("memit", statistics=statistics(model, corpus, cache), layers_mlp=(1,))
     name = model.weight_name(kt.Site("mlp", 1))
     original = model.weight(name).double().numpy().copy()
     with kt.EditSession(model, "memit", update_guard="prune", **options) as session:

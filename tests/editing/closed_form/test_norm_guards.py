@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from editing_help import FAST, REQUESTS, statistics
+from editing_help import REQUESTS, fast, statistics
 from families import tiny_model
 
 import kt
@@ -41,7 +41,7 @@ def solved_value(model, edit, requests, aim="hidden.1"):
 
 
 def solve(ready, requests, **changes):
-    return kt.edit(ready[0], requests, method="memit", statistics=ready[1], **(FAST | changes))
+    return kt.edit(ready[0], requests, method="memit", statistics=ready[1], **fast("memit", **changes))
 
 
 def test_nas_gives_a_solved_value_the_mean_norm_of_a_samples(ready):
@@ -76,7 +76,7 @@ def test_a_session_takes_its_anchor_once_from_the_unedited_model(ready):
     model = ready[0]
     known = solve(ready, REQUESTS, norm_guard="nas", norm_facts=SAMPLE).manifest["norm_anchors"]
     with kt.EditSession(
-        model, "memit", statistics=ready[1], norm_guard="nas", requests=SAMPLE_FACTS, **FAST
+        model, "memit", statistics=ready[1], norm_guard="nas", requests=SAMPLE_FACTS, **fast("memit")
     ) as session:
         for request in REQUESTS:
             session.edit([request])

@@ -1,7 +1,7 @@
 """Edits of the stream over three layers, and the update that a layer's target asks for, in float64."""
 
 import torch
-from editing_help import CONTEXTS, FAST, REQUESTS
+from editing_help import CONTEXTS, REQUESTS, fast
 
 import kt
 from kt.editing.closed_form.aims import Position
@@ -14,7 +14,8 @@ LAYERS = (0, 1, 2)
 
 
 def edited(ready, method="memit", layers=LAYERS, **changes):
-    options = FAST | {"layers_mlp": layers, "mom2_update_weight": 0.05} | changes
+    weight = {"mom2_update_weight": 0.05} if method != "alphaedit" else {}
+    options = fast(method, layers_mlp=layers) | weight | changes
     return kt.edit(ready[0], REQUESTS, method=method, statistics=ready[1], **options)
 
 
