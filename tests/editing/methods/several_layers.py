@@ -1,5 +1,6 @@
 """Edits of the stream over three layers, and the update that a layer's target asks for, in float64."""
 
+import pytest
 import torch
 from editing_help import CONTEXTS, REQUESTS, fast
 
@@ -11,6 +12,7 @@ from kt.editing.resolve import read_requests
 from kt.model.sites import Kind, Site
 
 LAYERS = (0, 1, 2)
+QUIET = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|of the wanted change|changed too)")
 
 
 def edited(ready, method="memit", layers=LAYERS, **changes):

@@ -1,23 +1,14 @@
 """MEMIT-BLUE: the first and the last layer, each to a target of its own; the rules that a spread can be."""
 
 import pytest
-from editing_help import statistics
 from one_layer import close
-from several_layers import LAYERS, edited, formula, only
+from several_layers import LAYERS, QUIET, edited, formula, only
 
 import kt
 from kt.errors import KtError
 from kt.model.sites import Kind, Site
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(targets stay below|all but singular|of the wanted change|changed too)"
-)
-
-
-@pytest.fixture(scope="module")
-def ready(setting):
-    """The model, and second moments of it as it is unedited."""
-    return setting[0], statistics(*setting)
+pytestmark = QUIET
 
 
 def test_blue_searches_at_the_first_and_last_layer_and_the_second_search_sees_the_first_write(ready):

@@ -2,24 +2,15 @@
 
 import copy
 
-import pytest
 import torch
-from editing_help import REQUESTS, statistics
+from editing_help import REQUESTS
 from one_layer import close
-from several_layers import LAYERS, edited, formula, only
+from several_layers import LAYERS, QUIET, edited, formula, only
 
 from kt.editing.resolve import read_requests
 from kt.model.tokens import template_span, token_ids
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(targets stay below|all but singular|of the wanted change|changed too)"
-)
-
-
-@pytest.fixture(scope="module")
-def ready(setting):
-    """The model, and second moments of it as it is unedited."""
-    return setting[0], statistics(*setting)
+pytestmark = QUIET
 
 
 def test_forward_replay_takes_each_layers_target_from_one_forward_with_the_first_layers_in_place(ready):
