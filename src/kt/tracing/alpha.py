@@ -43,7 +43,8 @@ from ..report import Card, Figure, Shown, Table
 from ..report.table import layer_list, pairs
 from ..stats import Interval, bootstrap_mean_grid
 from .prompts import ROLES
-from .trace import KIND_TITLES, METRIC_TITLES, metric_name, role_effects
+from .trace import KIND_TITLES, METRIC_TITLES, role_effects
+from .traced_fact import metric_name
 
 if TYPE_CHECKING:
     import pandas as pd

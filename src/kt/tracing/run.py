@@ -25,7 +25,8 @@ from .corrupt import Corruption, embedding_spread, given_noise, swapped, with_no
 from .engine import Outcome, Plan, default_max_rows
 from .patches import EVERY_HEAD, KINDS, Patch, labels
 from .prompts import UNKNOWN, LeftOut, TracePrompt, prepare, token_roles
-from .trace import DIRECTIONS, METRICS, TOKENS, Trace, TracedFact, metric_names
+from .trace import DIRECTIONS, TOKENS, Trace
+from .traced_fact import METRICS, TracedFact, metric_names
 
 METHODS = ("exact", "atp")
 

@@ -30,7 +30,8 @@ from ..report.table import pairs
 from ..runs import parallel
 from ..stats import Interval, bootstrap_mean
 from .run import causal_trace
-from .trace import METRIC_TITLES, NOISE_TITLES, Trace, TracedFact, metric_name
+from .trace import METRIC_TITLES, NOISE_TITLES, Trace
+from .traced_fact import TracedFact, metric_name
 
 if TYPE_CHECKING:
     import pandas as pd

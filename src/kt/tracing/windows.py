@@ -21,7 +21,8 @@ from ..report.table import cell_text
 from ..stats import Interval, bootstrap_mean, bootstrap_ratio
 from .patch import window_layers
 from .prompts import ROLES
-from .trace import metric_name, role_effects
+from .trace import role_effects
+from .traced_fact import metric_name
 
 if TYPE_CHECKING:
     from .trace import Trace
