@@ -42,28 +42,28 @@ def by_hand(options: Any) -> bool:
 
 
 IDLE = (
-    Idle("", "limit format zsre_target known_to", lambda o: not by_hand(o), "of files, and --prompt is one fact"),
-    Idle("heatmap", "top check", lambda o: o.method == "atp", "of estimates; add --method atp"),
-    Idle("heatmap alpha", "noise samples", lambda o: o.corrupt == "noise", "of noise, and --corrupt is swap"),
-    Idle("eval probe", "force", lambda o: o.edit is not None, "of an edit; give --edit"),
-    Idle("abilities", "force", lambda o: o.edit is not None, "of an edit; give --edit"),
-    Idle("case", "force", lambda o: bool(o.edits), "of edits; give --edits"),
-    Idle("probe", "statistic", lambda o: o.edit is None, "of one model; with --edit tables show means"),
-    Idle("eval", "no_control", lambda o: o.edit is not None, "of an edit; give --edit"),
-    Idle("eval", "max_new_tokens", lambda o: "wild" in o.protocol, "of free answers; add wild to --protocol"),
-    Idle("apply-edit", "no_generate", lambda o: o.evaluate != "none", "of scores; add --evaluate end (or step)"),
-    Idle("apply-edit", "no_check", lambda o: o.merge_to is not None, "of a merged folder; give --merge-to"),
-    Idle("apply-edit", "html png svg", lambda o: o.mode == "sequential", "of steps; add --mode sequential"),
-    Idle("apply-edit", "resume", lambda o: not o.dry_run, "of a run that is kept, and --dry-run keeps none"),
-    Idle("apply-edit", "alpha_facts", lambda o: o.alpha in (None, "auto"), "traced for alpha, and --alpha is given"),
-    Idle("apply-edit sweep", "corpus max_tokens", lambda o: o.statistics is None, "of moments that --statistics has"),
-    Idle("layers", "corpus max_tokens", lambda o: o.statistics is None, "of moments that --statistics has"),
-    Idle("sweep", "module", lambda o: o.kind == "layers", "of a sweep of layers"),
-    Idle("sweep", "region", lambda o: o.kind == "clamp", "of a sweep of clamps"),
-    Idle("sweep", "no_trace", lambda o: o.kind == "alpha", "of a sweep of alpha"),
-    Idle("sweep", "alpha", lambda o: o.kind != "alpha", "what is swept; --grid names its values"),
-    Idle("edits", "force", lambda o: o.action == "stack", "of kt edits stack"),
-    Idle("edits", "dtype device device_map layout trust_remote_code", lambda o: bool(o.model), "of a model; give -m"),
+    Idle("", "limit format zsre_target known_to", lambda o: not by_hand(o), "for facts from a file only"),
+    Idle("heatmap", "top check", lambda o: o.method == "atp", "for estimates only; add --method atp"),
+    Idle("heatmap alpha", "noise samples", lambda o: o.corrupt == "noise", "for --corrupt noise only"),
+    Idle("eval probe", "force", lambda o: o.edit is not None, "for an edit only; give --edit"),
+    Idle("abilities", "force", lambda o: o.edit is not None, "for an edit only; give --edit"),
+    Idle("case", "force", lambda o: bool(o.edits), "for edits only; give --edits"),
+    Idle("probe", "statistic", lambda o: o.edit is None, "with --edit the tables show means"),
+    Idle("eval", "no_control", lambda o: o.edit is not None, "for an edit only; give --edit"),
+    Idle("eval", "max_new_tokens", lambda o: "wild" in o.protocol, "for free answers; add wild to --protocol"),
+    Idle("apply-edit", "no_generate", lambda o: o.evaluate != "none", "nothing is scored; add --evaluate end"),
+    Idle("apply-edit", "no_check", lambda o: o.merge_to is not None, "for a merged folder only; give --merge-to"),
+    Idle("apply-edit", "html png svg", lambda o: o.mode == "sequential", "it shows steps; add --mode sequential"),
+    Idle("apply-edit", "resume", lambda o: not o.dry_run, "--dry-run keeps no run to go on with"),
+    Idle("apply-edit", "alpha_facts", lambda o: o.alpha in (None, "auto"), "nothing is traced; leave --alpha out"),
+    Idle("apply-edit sweep", "corpus max_tokens", lambda o: o.statistics is None, "--statistics has the moments"),
+    Idle("layers", "corpus max_tokens", lambda o: o.statistics is None, "--statistics has the moments"),
+    Idle("sweep", "module", lambda o: o.kind == "layers", "for kt sweep layers only"),
+    Idle("sweep", "region", lambda o: o.kind == "clamp", "for kt sweep clamp only"),
+    Idle("sweep", "no_trace", lambda o: o.kind == "alpha", "for kt sweep alpha only"),
+    Idle("sweep", "alpha", lambda o: o.kind != "alpha", "alpha is what is swept; --grid names its values"),
+    Idle("edits", "force", lambda o: o.action == "stack", "for kt edits stack only"),
+    Idle("edits", "dtype device device_map layout trust_remote_code", lambda o: bool(o.model), "for a model; give -m"),
 )
 """By command (none: every one that has the options)."""
 
@@ -74,7 +74,7 @@ def idle(options: Any) -> None:
     for commands, names, used, why in IDLE:
         given = [n for n in names.split() if n in usual and getattr(options, n) != usual[n]]
         if given and options.command in (commands.split() or [options.command]) and not used(options):
-            raise BadOption(f"--{given[0].replace('_', '-')} has no use here: it is {why}")
+            raise BadOption(f"--{given[0].replace('_', '-')} has no use here: {why}")
 
 
 def typed(options: Any) -> None:

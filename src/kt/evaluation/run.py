@@ -317,7 +317,7 @@ def _chosen(
     if judge is not None and "wild" not in protocols:
         raise BadFact("a judge reads free answers; add wild to the protocols")
     if max_new_tokens != WILD_TOKENS and "wild" not in protocols:
-        raise BadFact("max_new_tokens is of free answers; add wild to the protocols, or leave it out")
+        raise BadFact("max_new_tokens is for free answers; add wild to the protocols, or leave it out")
     if heldout is not None and "ppl" not in protocols:
         raise BadFact("heldout is the text of ppl; add ppl to the protocols, or leave it out")
     if max_new_tokens < 1:

@@ -56,8 +56,6 @@ def one_line(name: str) -> Any:
             reason = "it comes with code of its own, which is not run; read it, then give --trust-remote-code"
         elif type(error).__name__ == "UnpicklingError":  # compared by name, since kt never imports pickle
             reason = "its weights are a pickle that holds more than tensors; convert them to safetensors elsewhere"
-        elif "ignore_mismatched_sizes" in message:
-            reason = "its config.json asks for weights of other sizes than its files hold; download it again"
         elif type(error).__name__ == "OutOfMemoryError":  # a GPU's: its own line says more
             raise
         elif isinstance(error, (OSError, ValueError, ImportError)):
