@@ -1,5 +1,6 @@
 """Edits one after the other: what a session keeps, writes and takes back."""
 
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -288,3 +289,10 @@ def test_a_weight_that_a_method_needs_and_cannot_have_is_one_line_before_any_wor
         assert "\n" not in str(caught.value)
     with pytest.raises(KtError, match="no weight called"):
         model.weight("transformer.h.0.mlp.gone.weight")
+
+
+def test_every_option_of_a_session_can_be_what_a_misspelt_one_meant():
+    from kt.editing.resolve import OPTIONS
+    from kt.editing.session import SessionOptions
+
+    assert {field.name for field in fields(SessionOptions)} <= set(OPTIONS)

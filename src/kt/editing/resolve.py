@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     "alpha", "preset", "variant", "method", "statistics", "context_templates", "seed", "journal", "progress", "history",
-    "keep_history", "norm_guard", "alpha_facts", "corpus", "max_tokens", "check",
+    "keep_history", "norm_guard", "norm_facts", "update_guard", "alpha_facts", "requests", "corpus", "max_tokens",
+    "check",
 )  # fmt: skip
 """What `kt.edit` takes beside a method's settings."""
 

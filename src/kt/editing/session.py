@@ -84,7 +84,7 @@ class SessionOptions:
     history: History | None = None
     keep_history: bool | None = None
     norm_guard: bool | str = False
-    norm_facts: Sequence[Fact | Mapping[str, Any]] | None = None
+    norm_facts: Sequence[Fact] | None = None
     update_guard: str | None = None
     alpha_facts: Sequence[Fact] | None = None
     requests: Sequence[Fact] | None = None
@@ -133,7 +133,7 @@ class EditSession:
         own = {spec.name: options.pop(spec.name) for spec in fields(SessionOptions) if spec.name in options}
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
-        for name in {"alpha_facts", "requests"} & own.keys():
+        for name in {"alpha_facts", "norm_facts", "requests"} & own.keys():
             own[name] = own[name] and facts_from(own[name])
         self.options = SessionOptions(**own)
         if isinstance(self.options.norm_guard, str):
