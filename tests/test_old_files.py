@@ -238,7 +238,8 @@ def test_an_unfinished_run_goes_on_to_the_bytes_of_an_uninterrupted_one(name, ol
     assert not Path(f"{name}.unfinished").exists()
     if name != "sweep-cut":
         assert f"{len(KEPT[name])} finished phases are taken from" in said
-    assert main([*command_line(Path(finished)), "--out", "today"]) == 0, capsys.readouterr().err
+    then = ["--no-norm-guard"] if name == "memit-cut" else []  # its steps held nothing: today's do
+    assert main([*command_line(Path(finished)), *then, "--out", "today"]) == 0, capsys.readouterr().err
 
     same_machine = True
     for file in files:

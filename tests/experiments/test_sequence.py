@@ -83,6 +83,19 @@ def test_sequential_edits_the_model_that_the_step_before_left(ready):
         assert found.after.values["target_prob_tf"][record] == pytest.approx(value, abs=1e-5)
 
 
+def test_steps_hold_history_and_norms_where_nothing_is_said_and_the_method_can(ready):
+    held = run(ready, "sequential", step_size=2, evaluate="none")
+    said = run(ready, "sequential", step_size=2, evaluate="none", keep_history=True, norm_guard=True)
+    assert all(torch.equal(held.edit.delta(n), said.edit.delta(n)) for n in said.edit.names)
+    assert (held.steps.about["keep_history"], held.steps.about["norm_guard"]) == (True, "own")
+    free = run(ready, "sequential", step_size=2, evaluate="none", norm_guard=False).steps.about
+    assert (free["keep_history"], free["norm_guard"]) == (False, False)
+    whole = run(ready, "sequential", step_size=3, evaluate="none").steps.about
+    assert (whole["keep_history"], whole["norm_guard"]) == (False, False), "one step is a batch"
+    tuned = run_edits(ready[0], THREE, "sequential", 2, "none", method="ft", **fast("ft")).steps.about
+    assert (tuned["keep_history"], tuned["norm_guard"]) == (False, False)
+
+
 def test_scores_come_when_asked_for(ready):
     nothing = run(ready, "sequential", step_size=2, evaluate="none")
     assert nothing.before is nothing.after is None and all(s.metrics is None for s in nothing.steps.steps)

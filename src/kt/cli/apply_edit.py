@@ -8,17 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from .._util.data import read_json
 from .._util.files import check_writable
 from .._util.text import count
 from ..errors import FailedCheck, KtError, WorkFailed
 from ..experiments.sequence import EVALUATE, MODES
 from ..runs import parallel
+from ..runs.journal import SETTINGS
 from . import parse
 from .command import BadOption, option_of
 from .edits import open_stack, show_conflicts_with
 from .eval import EvalOptions
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
-from .session import Session, screen_for, session
+from .session import UNFINISHED, Session, screen_for, session, unfinished
 
 if TYPE_CHECKING:
     from ..editing import Edit
@@ -56,15 +58,22 @@ class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, Mode
     kl: Annotated[bool, option_of(EvalOptions, "kl")] = False
     keep_history: Annotated[
         bool | None,
-        Opt("--keep-history/--no-keep-history", help="Later steps leave earlier keys alone [default: the method's]."),
+        Opt(
+            "--keep-history/--no-keep-history",
+            help="Later steps leave earlier keys alone [default: on in steps, unless a guard is named].",
+        ),
     ] = None
     history: Annotated[
         str | None,
         Opt("--history", metavar="FILE,...", help="Earlier edits or stacks, in order: solve on top, hold their keys."),
     ] = None
     norm_guard: Annotated[
-        bool, Opt("--norm-guard", help="kt's own: rescale each wanted value to its norm in the unedited model.")
-    ] = False
+        bool | None,
+        Opt(
+            "--norm-guard/--no-norm-guard",
+            help="kt's own: rescale each wanted value to its norm in the unedited model [default: as --keep-history].",
+        ),
+    ] = None
     nas: Annotated[
         bool | None, Opt("--nas", help="NAS: rescale each solved value to the mean norm of --nas-facts' in that model.")
     ] = None
@@ -97,6 +106,8 @@ def apply_edit(options: EditOptions) -> None:
         raise BadOption("--merge-to needs one edited model; --mode single gives one a request")
     if mode != "sequential" and (options.step_size != 1 or when == "step"):
         raise BadOption("--step-size and --evaluate step belong to --mode sequential")
+    if options.norm_guard is None and (mode != "sequential" or begun_before_steps_held(options.resume)):
+        options = replace(options, norm_guard=False)
     if options.update_guard is not None:
         parse.one(options.update_guard, ("rect", "prune"), "--update-guard")
     if options.nas and options.norm_guard:
@@ -125,6 +136,12 @@ def apply_edit(options: EditOptions) -> None:
 
         warnings.simplefilter("ignore", FailedCheck)  # said behind the edit's tables, or as the error
         requests = [fact.as_request() for fact in s.load_facts()]
+        said = (options.keep_history, options.norm_guard, options.nas)
+        if mode == "sequential" and len(requests) > options.step_size and said == (None, None, None):
+            s.screen.say(
+                "kt: where the method can, steps leave earlier edits' keys alone and keep the unedited norm "
+                "(--keep-history, --norm-guard; --no-norm-guard: the method alone)"
+            )
         model = s.load_model()
         met = show_conflicts_with(screen_for(options), model, requests, below)
         run = run_edits(
@@ -187,6 +204,14 @@ def merge(s: Session, model: TracedModel, edit: Edit, options: EditOptions) -> K
         return error
     s.run.results["merged"] = str(options.merge_to)
     return None
+
+
+def begun_before_steps_held(resume: Path | None) -> bool:
+    """Whether `resume` is of a kt whose steps held nothing unasked: it noted `norm_guard` false, not null."""
+    if resume is None:
+        return False
+    noted = unfinished(resume.with_name(resume.name.removesuffix(UNFINISHED))) / SETTINGS
+    return noted.is_file() and read_json(noted).get("norm_guard") is False
 
 
 def check_new(folder: Path) -> None:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 OPTIONS = (
     "alpha", "preset", "variant", "method", "statistics", "context_templates", "seed", "journal", "progress", "history",
     "keep_history", "norm_guard", "norm_facts", "update_guard", "alpha_facts", "requests", "corpus", "max_tokens",
-    "check",
+    "check", "hold",
 )  # fmt: skip
 """What `kt.edit` takes beside a method's settings."""
 

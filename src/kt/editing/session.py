@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -70,7 +70,8 @@ class SessionOptions:
         history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
         keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
         norm_guard: rescale every wanted value (closed_form.norm_guards): `own`, or true, to the norm that its site has
-            before the session's first edit; `nas` to NAS's anchor.
+            before the session's first edit; `nas` to NAS's anchor. None: none.
+        hold: keep_history and norm_guard=`own`, where the method has a place for each: what a long run in steps needs.
         update_guard: what is done to solved updates before they are written (update_guards): `rect` or `prune`.
         norm_facts: facts with targets that NAS's anchor is a mean over; None takes `requests`, or the first edit's.
         alpha_facts: facts that α is traced on; None takes a kept α, or traces it once (`evidence.default_alpha`).
@@ -83,7 +84,8 @@ class SessionOptions:
 
     history: History | None = None
     keep_history: bool | None = None
-    norm_guard: bool | str = False
+    norm_guard: bool | str | None = None
+    hold: bool = False
     norm_facts: Sequence[Fact] | None = None
     update_guard: str | None = None
     alpha_facts: Sequence[Fact] | None = None
@@ -207,6 +209,9 @@ class EditSession:
         with self.model.at_rest():
             config = self._resolve(facts)
             plan = config.plan()
+            if self.options.hold:
+                held = {"keep_history": plan.keeps_keys, "norm_guard": "own" if plan.has_targets else None}
+                self.options = replace(self.options, hold=False, **held)
             self._refuse(plan)
             context = self._context(plan, facts)
             solved = self._restrained(plan.solve(context, facts, self.progress))

@@ -305,7 +305,9 @@ def run_edits(
         kl: also neighbourhood_kl, nats: KL(unedited || edited) of the next token after the neighbourhood prompts. With
             `below`, "unedited" is the model with those edits in it, as it is for every score before and after.
         below: earlier edits that stand in the model while it is edited and scored, with their keys held.
-        session: the arguments of `kt.edit` and `kt.EditSession` (method, alpha, keep_history, norm_guard, ...).
+        session: the arguments of `kt.edit` and `kt.EditSession` (method, alpha, keep_history, norm_guard, ...). With
+            neither keep_history nor norm_guard, steps hold both where the method can, as 200 edits in sequence need
+            (docs/methods.md); `norm_guard=False` leaves them to the method.
 
     Returns:
         The edits, their course and their scores; the model holds its own bytes again.
@@ -332,6 +334,8 @@ def run_edits(
         refuse_contradictions(facts)
     size = {"batch": len(facts), "single": 1, "sequential": step_size}[mode]
     groups = [facts[i : i + size] for i in range(0, len(facts), size)]
+    if mode == "sequential" and all(session.get(name) is None for name in ("keep_history", "norm_guard")):
+        session["hold"] = len(groups) > 1
     session["requests"] = facts
     session["check"] = len(groups) == 1 or mode == "single"  # in steps, the total is checked
     judge = _Judge(model, facts, session.get("seed", 0), generate, stage)
@@ -345,7 +349,7 @@ def run_edits(
             "method": editor.config.name,
             "step_size": size,
             "keep_history": editor.keeps_history,
-            "norm_guard": editor.options.norm_guard,
+            "norm_guard": editor.options.norm_guard or False,
             "seed": editor.seed,
         }
     return EditRun(
