@@ -210,8 +210,8 @@ class EditSession:
             config = self._resolve(facts)
             plan = config.plan()
             if self.options.hold:
-                held = {"keep_history": plan.keeps_keys, "norm_guard": "own" if plan.has_targets else None}
-                self.options = replace(self.options, hold=False, **held)
+                guard = "own" if plan.has_targets else None
+                self.options = replace(self.options, hold=False, keep_history=plan.keeps_keys, norm_guard=guard)
             self._refuse(plan)
             context = self._context(plan, facts)
             solved = self._restrained(plan.solve(context, facts, self.progress))
