@@ -106,11 +106,12 @@ def show(options: EditsOptions) -> None:
     settings = edit.manifest.get("hyper_parameters") or {}
     weights = about_weights(edit, states)
     columns = ["weight", "shape", "rank", "norm", "relative", "before", "after", *(["now"] if states else [])]
+    written = Table(columns, weight_rows(weights), "weights") if edit.effect is None else edit.effect.table()
     screen.tables(
         pairs([[name, shown(value)] for name, value in about.items()], "edit"),
         Table(["name", "value"], [[shown(n), setting(v)] for n, v in settings.items()], "hyper-parameters"),
         requests_before_after(edit),
-        Table(columns, weight_rows(weights), "weights"),
+        written,
     )
     result = about | {"hyper_parameters": settings, "requests": [vars(r) for r in edit.report], "weights": weights}
     if model is not None and "other" in states.values() and edit.manifest.get("stands_on"):

@@ -18,7 +18,7 @@ from ..report import Shown, Table
 from ..report.table import setting, shown
 from .conflicts import same_fact
 from .edit import Edit
-from .edit_io import KIND
+from .edit_io import KINDS
 from .stack import KIND as STACK_KIND
 from .stack import EditStack, facts_of
 
@@ -224,7 +224,7 @@ def _kind(path: Path) -> str | None:
         if path.suffix == ".json":
             small = path.stat().st_size <= LARGEST_STACK
             return "stack" if small and f'"{STACK_KIND}"'.encode() in path.read_bytes() else None
-        return "edit" if _header_kind(path) == KIND else None
+        return "edit" if _header_kind(path) in KINDS else None
     except (OSError, ValueError, AttributeError, RecursionError):
         return "edit"
 

@@ -61,6 +61,7 @@ def package(
         about_weights(model, updates) | about_requests(facts) | manifest,
         targets={str(aim): t.float().cpu() for aim, t in solved.targets.items()},
         keys={n: w.keys.T.float().cpu().contiguous() for n, w in solved.written.items() if w.keys is not None},
+        effect=solved.effect,
     )
     edit.check()
     warn_of_weak_targets(facts, solved)

@@ -237,6 +237,9 @@ class Knobs(NamedTuple):
         """From the names of the method's settings."""
         from .methods import METHODS
 
+        if method in METHODS and METHODS[method].effect == "context":
+            more = "the model does not follow the text: take a larger model, or ike with more shots"
+            return cls(more, "edit fewer facts, or take scr", more)
         names = {each.name for each in fields(METHODS[method])} if method in METHODS else set()
         ridges = " or ".join(n for n in ("mom2_update_weight", "L2", "emmet_lambda") if n in names)
         reach = " or ".join(n for n in ("clamp_norm_factor", "v_num_grad_steps", "lr", "num_steps") if n in names)

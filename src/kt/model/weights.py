@@ -5,7 +5,7 @@ An address is a site, for the weight of its linear map, or any parameter's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import KtError, UnknownSite
 from .devices import bring_home, content, contents
+from .effects import Effect, effects_of
 from .layout import Layout, linear_shape
 from .sites import Kind, Site
 from .update import Update, fingerprint_in_order, fingerprint_of
@@ -29,6 +30,7 @@ class Weights:
     module: Any
     name: str
     layout: Layout
+    effects: Any  # TracedModel's, a tuple of `Effect`
 
     def checked(self, layer: int) -> int:
         """The layer, if the model has it."""
@@ -129,18 +131,20 @@ class Weights:
         if tuple(dense.shape) != tuple(weight.shape):
             raise KtError(f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
         weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
+        effects_of(self.module).prompts.clear()
 
     @contextmanager
     def restored(self, addresses: Iterable[Address]) -> Iterator[None]:
-        """On exit, also after an exception, the weights hold the exact bytes that they held on entry."""
-        kept = self.copies(addresses)
+        """On exit, also after an exception, the weights hold the exact bytes that they held on entry, and the model has
+        the effects that it had."""
+        kept, effects = self.copies(addresses), self.effects
         try:
             yield
         finally:
             try:
-                self.put_back(kept)
+                self.put_back(kept, effects)
             except BaseException:  # a second Ctrl-C must not leave half of it
-                self.put_back(kept)
+                self.put_back(kept, effects)
                 raise
 
     def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
@@ -148,9 +152,13 @@ class Weights:
         return {name: self.own(name).detach().clone() for name in dict.fromkeys(map(self.name_of, addresses))}
 
     @torch.no_grad()
-    def put_back(self, copies: Mapping[str, Tensor]) -> None:
+    def put_back(self, copies: Mapping[str, Tensor], effects: Sequence[Effect] | None = None) -> None:
+        """Weights by name, and the effects where they are given."""
         for name, weight in copies.items():
             self.own(name).copy_(weight)
+        if effects is not None and tuple(effects) != self.effects:
+            self.effects = effects
+        effects_of(self.module).prompts.clear()
 
     def name_of(self, address: Address) -> str:
         return address if isinstance(address, str) else self.weight_name(address)

@@ -172,6 +172,7 @@ def residual_fact(
         KtError: the edit is of another model, or is already written into this one.
         WorkFailed: a number is not finite.
     """
+    edit.require_updates("a residual, which reads bare prompts,", ("context",))
     templates = checked_prefixes(prefixes)
     facts = [facts] if isinstance(facts, Fact) else list(facts)
     if isinstance(pool, str | Path):

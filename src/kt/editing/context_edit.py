@@ -1,0 +1,227 @@
+"""Edits of kind `context`: the model's weights stay, and text about the facts is put before its prompts.
+
+    New Fact: {demonstration's fact}      demonstrations (IKE): the fact again (copy), in other words (update), or
+    Prompt: {question} {answer}           another fact that stays as it is (retain)
+    ...
+    New Fact: {the fact}                  of the request whose words are nearest to the prompt's (BM25)
+    Prompt: {the prompt}
+
+A prompt that shares no word with any fact is read as it is. SCR asks the model itself, of each of the nearest facts,
+whether it answers the prompt; where none does, the prompt too is read as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .._util.progress import Progress
+from ..errors import KtError
+from ..evaluation.text import normalised
+from ..facts.fact import Fact
+from ..facts.load import load_facts
+from ..model.effects import Rendered
+from ..model.scoring import Question, answer_row, teacher_force
+from ..model.tokens import joint_text, token_ids
+from ..report import Table
+from ..report.table import shown
+from ..runs import parallel
+from .plan import EffectPlan, PlanText, SolveContext, SolveResult
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..model.effects import Hook
+    from ..model.model import TracedModel
+
+TEMPLATE = "Prompt: {}"
+KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "retain")
+"""Kinds of demonstrations in turn: 1 to 3 to 4, the ratio of the IKE paper."""
+ROOM = 0.5
+"""The share of the model's positions that text before a prompt may take."""
+CONFIRM = (
+    "Fact: The capital of Peru is Cairo.\nQuestion: The capital city of Peru is called\nAnswered by the fact: yes\n\n"
+    "Fact: The capital of Peru is Cairo.\nQuestion: The capital of Spain is\nAnswered by the fact: no\n\n"
+    "Fact: Hamlet was written by Goethe.\nQuestion: The author of Hamlet is\nAnswered by the fact: yes\n\n"
+    "Fact: Hamlet was written by Goethe.\nQuestion: Hamlet is the prince of\nAnswered by the fact: no\n\n"
+    "Fact: {fact}.\nQuestion: {prompt}\nAnswered by the fact:"
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The effect: for each fact, what the retriever reads (`documents`) and what stands before the prompt (`contexts`).
+
+    `select`: how many of the nearest facts the model is asked about, the nearest first; 0 takes the nearest unasked.
+
+    Raises:
+        KtError: there is no fact.
+    """
+
+    documents: tuple[str, ...]
+    contexts: tuple[str, ...]
+    template: str = TEMPLATE
+    select: int = 0
+
+    kind = "context"
+    place = "prompt"
+
+    def __post_init__(self) -> None:
+        if not self.documents or len(self.documents) != len(self.contexts):
+            raise KtError("a retriever without facts finds nothing; give at least one request")
+
+    def plus(self, later: Context) -> Context:
+        documents, contexts = self.documents + later.documents, self.contexts + later.contexts
+        return replace(later, documents=documents, contexts=contexts)
+
+    def rendered(self, model: TracedModel, prompt: str) -> str:
+        nearest = self._retriever.nearest(prompt)
+        chosen = next(iter(nearest), None)
+        if self.select:
+            chosen = next((i for i in nearest[: self.select] if confirms(model, self.documents[i], prompt)), None)
+        return prompt if chosen is None else self.contexts[chosen] + self.template.replace("{}", prompt)
+
+    def hook(self, model: TracedModel) -> tuple[nn.Module, Hook] | None:
+        return None
+
+    def refuse(self, model: TracedModel) -> None:
+        """Text fits every model."""
+
+    def misfit(self, model: TracedModel) -> str | None:
+        return None
+
+    def overlaps(self, model: TracedModel, facts: Sequence[Fact]) -> None:
+        """Facts compete by their words alone."""
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {}
+
+    def fields(self) -> dict[str, Any]:
+        texts = {"documents": list(self.documents), "contexts": list(self.contexts)}
+        return {**texts, "template": self.template, "select": self.select}
+
+    FORM: ClassVar[dict[str, Any]] = {"documents": [str], "contexts": [str], "template": str, "select": int}
+
+    @classmethod
+    def of(cls, fields: dict[str, Any], arrays: dict[str, Tensor]) -> Context:
+        """The inverse of `fields` and `arrays`."""
+        lists = {name: tuple(fields[name]) for name in ("documents", "contexts")}
+        return cls(**lists, template=fields["template"], select=fields["select"])
+
+    def table(self) -> Table:
+        sizes = [len(context.split()) for context in self.contexts]
+        rows = [[shown(document), size] for document, size in zip(self.documents, sizes, strict=True)]
+        return Table(["fact", "words before the prompt"], rows, "text put before prompts")
+
+    @cached_property
+    def _retriever(self) -> BM25:
+        return BM25(self.documents)
+
+
+class BM25:
+    """Okapi BM25 over words (k1 1.2, b 0.75; Robertson and Zaragoza 2009), idf as ln(1 + (N - n + 0.5) / (n + 0.5))."""
+
+    def __init__(self, documents: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
+        counts = [Counter(normalised(document).split()) for document in documents]
+        mean = sum(c.total() for c in counts) / len(counts)
+        among = Counter(word for c in counts for word in c)
+        idf = {word: math.log1p((len(counts) - n + 0.5) / (n + 0.5)) for word, n in among.items()}
+        self.weights = [
+            {w: idf[w] * n * (k1 + 1) / (n + k1 * (1 - b + b * c.total() / mean)) for w, n in c.items()} for c in counts
+        ]
+
+    def nearest(self, query: str) -> list[int]:
+        """The documents that share a word with the query, the nearest first; of equal ones the later."""
+        words = normalised(query).split()
+        scores = [sum(weights.get(word, 0.0) for word in words) for weights in self.weights]
+        return sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: (-scores[i], -i))
+
+
+def confirms(model: TracedModel, fact: str, prompt: str) -> bool:
+    """Whether the model, shown four examples, finds yes likelier than no: the fact answers the prompt."""
+    asked = Rendered(CONFIRM.format(fact=fact, prompt=prompt))
+    questions: list[Question] = [(asked, "yes"), (asked, "no")]
+    with parallel.alone():
+        scores = teacher_force(model, [answer_row(model, q) for q in questions], allow_nan=True)
+    yes, no = (scores[question].log_prob or -math.inf for question in questions)
+    return yes > no
+
+
+@dataclass(frozen=True)
+class InContext(EffectPlan):
+    """A plan without a solve: `shots` demonstrations a fact from the records in `pool`, the nearest last."""
+
+    shots: int = 0
+    pool: str = "auto"
+    select: int = 0
+
+    def describe(self) -> PlanText:
+        shown = f"{self.shots} demonstrations and the fact" if self.shots else "the fact"
+        order = f"the nearest of {self.select} that the model confirms" if self.select else "the nearest fact"
+        return PlanText("no search", "nothing: text before the prompt", f"none: {shown}", order)
+
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
+        """The texts before each fact's prompts, as many demonstrations as the model has room for.
+
+        Raises:
+            KtError: no demonstrations are left once those about the requests' own subjects are out.
+        """
+        documents = [said(fact) for fact in facts]
+        shown = self._demonstrations(context.model, facts) if self.shots else [()] * len(facts)
+        contexts = [
+            fitting(context.model, each, f"New Fact: {document}\n")
+            for each, document in zip(shown, documents, strict=True)
+        ]
+        return SolveResult({}, effect=Context(tuple(documents), tuple(contexts), select=self.select))
+
+    def _demonstrations(self, model: TracedModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
+        """Texts for each fact, the nearest last."""
+        subjects = {fact.subject.casefold() for fact in facts}
+        records = [f.as_request() for f in demonstrations(self.pool, model.name) if f.target or f.foil]
+        records = [record for record in records if record.subject.casefold() not in subjects]
+        if not records:
+            raise KtError(f"no demonstrations in {self.pool!r} about other subjects; name a file with demonstrations=")
+        retriever = BM25([said(record) for record in records])
+        shown = []
+        for fact in facts:
+            nearest = retriever.nearest(said(fact))
+            nearest += [i for i in range(len(records)) if i not in set(nearest)]
+            some = [demonstration(records[i], KINDS[n % len(KINDS)]) for n, i in enumerate(nearest[: self.shots])]
+            shown.append(tuple(reversed(some)))
+        return shown
+
+
+def said(fact: Fact) -> str:
+    """The fact as a sentence, with its target."""
+    return joint_text(fact.prompt, fact.target or "", fact.target_prefix)
+
+
+def demonstration(record: Fact, kind: str) -> str:
+    """A record as one demonstration of a kind; a record that lacks what the kind needs is copied."""
+    line = said(record)
+    if kind == "update" and record.paraphrases:
+        line = joint_text(record.paraphrases[0], record.target or "", record.target_prefix)
+    elif kind == "retain" and (near := next((n for n in record.neighbours if n.answer), None)) is not None:
+        line = joint_text(near.prompt, near.answer or "", near.target_prefix)
+    return f"New Fact: {said(record)}\n{TEMPLATE.replace('{}', line)}\n\n"
+
+
+def demonstrations(pool: str, model: str) -> list[Fact]:
+    """Records to show: `auto` is the demo model's own facts for it, and 16 that ship with kt for all others."""
+    if pool != "auto":
+        return load_facts(pool)
+    return load_facts("demo" if model == "demo" else Path(__file__).with_name("demonstrations.jsonl"))
+
+
+def fitting(model: TracedModel, shown: Sequence[str], fact: str) -> str:
+    """Demonstrations and the fact's own line, without the farthest ones that a model has no room for."""
+    most = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
+    texts = list(shown)
+    while texts and most is not None and len(token_ids(model.tokenizer, "".join(texts) + fact)) > ROOM * most:
+        texts.pop(0)
+    return "".join(texts) + fact

@@ -1,0 +1,176 @@
+"""Edits that leave the weights alone: what every one keeps to, alone, in a file, in a session and in a stack."""
+
+import warnings
+
+import pytest
+import torch
+from editing_help import FAST, REQUESTS
+from families import tiny_model
+
+import kt
+from kt.editing import METHODS
+from kt.editing.stack import facts_of
+from kt.errors import BadFile, KtError
+from kt.export import to_hf, to_peft
+from kt.model.effects import Rendered, rendered
+from kt.model.scoring import answer_row, teacher_force
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|give the target first|less likely|perplexity)")
+EFFECTS = [name for name in METHODS if METHODS[name].effect]
+LONG = ["ike", "scr"]
+"""These read more tokens than most tiny models have positions."""
+POOL = [
+    {"prompt": "The mother tongue of {}", "subject": name, "target_new": word, "target_true": "French"}
+    for name, word in (("Leo Tolstoy", "Danish"), ("Dante", "Welsh"))
+]
+
+
+@pytest.fixture
+def options(tmp_path):
+    import json
+
+    pool = tmp_path / "pool.json"
+    pool.write_text(json.dumps(POOL))
+    return FAST | {"layers_mlp": (1,), "demonstrations": str(pool), "shots": 1, "eps": 0.1}
+
+
+def log_prob(model, prompt, answer):
+    row = answer_row(model, (prompt, answer))
+    return teacher_force(model, [row])[row.question].log_prob
+
+
+@pytest.mark.parametrize("method", [name for name in EFFECTS if name not in LONG])
+def test_weights_stay_the_model_changes_and_is_as_before_on_every_family(family, method, options, tmp_path):
+    weights_stay(tiny_model(family), method, options, tmp_path)
+
+
+@pytest.mark.parametrize("method", LONG)
+def test_weights_stay_where_long_texts_are_read(method, options, tmp_path):
+    weights_stay(tiny_model("llama", max_position_embeddings=4096), method, options, tmp_path)
+
+
+def weights_stay(model, method, options, tmp_path):
+    base = model.fingerprint()
+    edit = kt.edit(model, REQUESTS, method, **options)
+    assert model.effects == () and not edit.updates
+    prompt, target = edit.report[0].prompt, edit.report[0].target
+    old = log_prob(model, prompt, target)
+    loaded = kt.Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    assert (loaded.digest, loaded.report) == (edit.digest, edit.report)
+    with loaded.applied(model):
+        assert model.fingerprint() == base, "a weight was written"
+        assert log_prob(model, prompt, target) == pytest.approx(
+            torch.tensor(edit.report[0].target_prob[1]).log().item(), abs=1e-4
+        )
+        assert log_prob(model, prompt, target) != old
+    assert log_prob(model, prompt, target) == old
+    edit.apply_(model)
+    with pytest.raises(KtError, match="already applied"):
+        loaded.apply_(model)
+    edit.revert_(model)
+    assert model.effects == () and log_prob(model, prompt, target) == old
+    with pytest.raises(ZeroDivisionError), edit.applied(model):
+        _ = 1 / 0
+    assert model.effects == ()
+
+
+@pytest.mark.parametrize("method", EFFECTS)
+def test_the_same_seed_is_the_same_edit_and_steps_are_the_batch(method, options):
+    model = tiny_model("llama", max_position_embeddings=4096)
+    edit = kt.edit(model, REQUESTS, method, **options)
+    assert kt.edit(model, REQUESTS, method, **options).digest == edit.digest
+    run = kt.run_edits(model, REQUESTS, "sequential", method=method, evaluate="step", **options)
+    assert model.effects == () and len(run.edits) == 2
+    for name, array in edit.effect.arrays().items():
+        torch.testing.assert_close(run.edit.effect.arrays()[name], array, atol=1e-4, rtol=1e-4)
+    mine, theirs = (dict(each.effect.fields()) for each in (run.edit, edit))
+    assert {n: v for n, v in mine.items() if n != "radius"} == {n: v for n, v in theirs.items() if n != "radius"}
+    single = kt.run_edits(model, REQUESTS, "single", method=method, evaluate="end", **options)
+    assert model.effects == () and single.after is not None
+
+
+def test_a_stack_of_a_weight_edit_an_adapter_and_a_context_goes_on_and_off(options, tmp_path):
+    model = tiny_model("llama")
+    base = model.fingerprint()
+    edits = [kt.edit(model, REQUESTS[:1], each, **options) for each in ("ft", "grace", "ice")]
+    stack = kt.EditStack(edits)
+    stack.apply_(model)
+    assert model.fingerprint() != base and [each.kind for each in model.effects] == ["adapter", "context"]
+    stack.remove(2)
+    assert [each.kind for each in model.effects] == ["context"]
+    loaded = kt.EditStack.load(stack.save(tmp_path / "stack.json"))
+    stack.revert_(model)
+    assert model.fingerprint() == base and model.effects == ()
+    with loaded.applied(model):
+        assert [each.kind for each in model.effects] == ["context"]
+    with pytest.raises(KtError, match="keep them as a stack"):
+        loaded.total(model)
+
+
+def test_two_adapters_at_one_site_are_one_codebook_and_their_overlap_is_a_conflict(options):
+    from kt.editing.conflicts import conflicts
+
+    model = tiny_model("llama")
+    first, second = (kt.edit(model, [r], "grace", **options | {"eps": 5.0}) for r in REQUESTS)
+    assert [c.measure for c in conflicts(model, REQUESTS[1:], [first])] == ["radii"]
+    assert not conflicts(model, REQUESTS[1:], [kt.edit(model, REQUESTS[:1], "grace", **options | {"eps": 1e-4})])
+    both = kt.EditStack([first, second]).as_sum().effect
+    distance = float((both.keys[0] - both.keys[1]).norm())
+    torch.testing.assert_close(both.radii, torch.tensor([distance / 2] * 2), rtol=1e-4, atol=0)
+    with kt.EditStack([first, second]).applied(model):
+        linear = model.linear(both.site)
+        torch.testing.assert_close(linear(both.keys), torch.cat([first.effect.values, second.effect.values]))
+    assert not torch.allclose(linear(both.keys), both.values)
+
+
+@pytest.mark.parametrize("method", ["ice", "grace"])
+def test_what_cannot_hold_such_an_edit_says_so_in_a_line(method, options, tmp_path):
+    model = tiny_model("llama")
+    edit = kt.edit(model, REQUESTS, method, **options)
+    for export in (to_hf, to_peft):
+        with pytest.raises(KtError, match=f"cannot hold {method}, of kind"):
+            export(model, edit, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    facts = facts_of([edit])
+    if method == "ice":
+        with pytest.raises(KtError, match="reads bare prompts, cannot hold ice"):
+            kt.residual_fact(model, edit, facts)
+    else:
+        other = tiny_model("llama", seed=1)
+        with pytest.raises(KtError, match=r"mlp\.1 of .* has other weights"):
+            edit.apply_(other)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            edit.apply_(other, force=True)
+        assert any("forced" in str(each.message) for each in said) and len(other.effects) == 1
+        with pytest.raises(KtError, match=r"mlp\.1 of .* maps 64 numbers to 32"):
+            edit.apply_(tiny_model("llama", intermediate_size=64))
+
+
+def test_a_file_whose_entries_do_not_fit_each_other_is_refused(options, tmp_path):
+    model = tiny_model("llama")
+    edit = kt.edit(model, REQUESTS, "grace", **options)
+    good = edit.effect
+    edit.effect = kt.edit(model, REQUESTS, "ice", **options).effect
+    object.__setattr__(edit.effect, "documents", ())
+    with pytest.raises(BadFile, match="retriever without facts"):
+        kt.Edit.load(edit.save(tmp_path / "empty.safetensors"))
+    object.__setattr__(good, "radii", torch.zeros(len(good.labels)))
+    edit.effect = good
+    with pytest.raises(BadFile, match="radii must lie above 0"):
+        kt.Edit.load(edit.save(tmp_path / "zero.safetensors"))
+
+
+def test_prompts_are_rendered_once_and_free_text_is_not(options):
+    model = tiny_model("llama")
+    edit = kt.edit(model, REQUESTS, "ice", **options)
+    prompt = edit.report[0].prompt
+    with edit.applied(model):
+        text = rendered(model, prompt)
+        assert text == f"New Fact: {prompt} Italy\nPrompt: {prompt}" and rendered(model, text) is text
+        assert rendered(model, "Xyzzy plugh") == "Xyzzy plugh"
+        assert model.generate([prompt], 5) == model.generate([Rendered(text)], 5)
+        told = log_prob(model, prompt, "Italy")
+    assert told == log_prob(model, text, "Italy") and rendered(model, prompt) == prompt
+    before, after = edit.manifest["perplexity"]["before"], edit.manifest["perplexity"]["after"]
+    assert before == after
