@@ -44,12 +44,15 @@ KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "re
 """Kinds of demonstrations in turn: 1 to 3 to 4, the ratio of the IKE paper."""
 ROOM = 0.5
 """The share of the model's positions that text before a prompt may take."""
-CONFIRM = (
-    "Fact: The capital of Peru is Cairo.\nQuestion: The capital city of Peru is called\nAnswered by the fact: yes\n\n"
-    "Fact: The capital of Peru is Cairo.\nQuestion: The capital of Spain is\nAnswered by the fact: no\n\n"
-    "Fact: Hamlet was written by Goethe.\nQuestion: The author of Hamlet is\nAnswered by the fact: yes\n\n"
-    "Fact: Hamlet was written by Goethe.\nQuestion: Hamlet is the prince of\nAnswered by the fact: no\n\n"
-    "Fact: {fact}.\nQuestion: {prompt}\nAnswered by the fact:"
+CONFIRM = "Fact: {fact}.\nQuestion: {prompt}\nAnswered by the fact:"
+EXAMPLES = tuple(
+    CONFIRM.format(fact=fact, prompt=prompt) + f" {answer}\n\n"
+    for fact, prompt, answer in (
+        ("The capital of Peru is Cairo", "The capital city of Peru is called", "yes"),
+        ("The capital of Peru is Cairo", "The capital of Spain is", "no"),
+        ("Hamlet was written by Goethe", "The author of Hamlet is", "yes"),
+        ("Hamlet was written by Goethe", "Hamlet is the prince of", "no"),
+    )
 )
 
 
@@ -143,8 +146,8 @@ class BM25:
 
 
 def confirms(model: TracedModel, fact: str, prompt: str) -> bool:
-    """Whether the model, shown four examples, finds yes likelier than no: the fact answers the prompt."""
-    asked = Rendered(CONFIRM.format(fact=fact, prompt=prompt))
+    """Whether the model, shown examples, finds yes likelier than no: the fact answers the prompt."""
+    asked = Rendered(fitting(model, EXAMPLES, CONFIRM.format(fact=fact, prompt=prompt)))
     questions: list[Question] = [(asked, "yes"), (asked, "no")]
     with parallel.alone():
         scores = teacher_force(model, [answer_row(model, q) for q in questions], allow_nan=True)
@@ -218,10 +221,10 @@ def demonstrations(pool: str, model: str) -> list[Fact]:
     return load_facts("demo" if model == "demo" else Path(__file__).with_name("demonstrations.jsonl"))
 
 
-def fitting(model: TracedModel, shown: Sequence[str], fact: str) -> str:
-    """Demonstrations and the fact's own line, without the farthest ones that a model has no room for."""
+def fitting(model: TracedModel, shown: Sequence[str], last: str) -> str:
+    """Demonstrations and the text behind them, without the first ones that a model has no room for."""
     most = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
     texts = list(shown)
-    while texts and most is not None and len(token_ids(model.tokenizer, "".join(texts) + fact)) > ROOM * most:
+    while texts and most is not None and len(token_ids(model.tokenizer, "".join(texts) + last)) > ROOM * most:
         texts.pop(0)
-    return "".join(texts) + fact
+    return "".join(texts) + last
