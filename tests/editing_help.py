@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import kt
 from kt.editing import METHODS, key_statistics
+from kt.editing.methods import used_by
 from kt.model.sites import Kind, Site
 
 REQUESTS = [
@@ -29,9 +30,42 @@ FAST = dict(
 ATTENTION = dict(layers_attn=(0, 1), alpha=0.4)
 
 
+def fast(method="intattn", **changes):
+    """The quick settings that a method has."""
+    return {"context_templates": CONTEXTS} | used_by(method, FAST) | changes
+
+
 def statistics(model, corpus, tmp_path):
     sites = [Site(k, layer) for k in (Kind.ATTN, Kind.MLP) for layer in range(model.n_layers)]
     return key_statistics(model, sites, corpus, max_tokens=2500, cache_dir=tmp_path)
+
+
+def records():
+    """Records that an editor of a tiny model is trained on."""
+    names, places = ("Ana", "Bo", "Cid", "Dee", "Eva", "Finn"), ("Rome", "Paris", "Italy", "Warsaw")
+    return [
+        kt.Fact(
+            "The mother tongue of {}",
+            f"{first} {place}",
+            target=places[(i + j) % 4],
+            answer="French",
+            rephrasings=("The city of the {}", "{} plays the sport of"),
+            neighbours=(kt.Prompt("Marie Curie was born in", "Warsaw"), kt.Prompt(f"The capital of {i}{j} is")),
+        )
+        for i, first in enumerate(names)
+        for j, place in enumerate(places)
+    ]
+
+
+TRAINING = dict(layers=(0, 1), rank=4, edits=6, steps=6, check_every=3, held_out=0.2, lr=0.01)
+
+
+def editor_file(model, method, folder, **settings):
+    """A trained editor's file."""
+    path = folder / f"{method}-{model.fingerprint()[:16]}.safetensors"
+    if not path.exists():
+        kt.train_editor(model, records(), method, **(TRAINING | settings)).save(path)
+    return path
 
 
 def plan_of(method):
@@ -41,10 +75,12 @@ def plan_of(method):
 
 def solve(model, corpus, tmp_path, method="intattn", requests=REQUESTS, **changes):
     extra = ATTENTION if METHODS[method].writes_attention else {}
+    if "editor" in METHODS[method].settings():
+        extra = {"editor": editor_file(model, method, tmp_path)}
     return kt.edit(
         model,
         requests,
         method=method,
         statistics=statistics(model, corpus, tmp_path),
-        **(FAST | extra | changes),
+        **fast(method, **(extra | changes)),
     )

@@ -93,7 +93,7 @@ def tiny_module(family: str, seed: int = 0, **changes: Any) -> Any:
                 weight.normal_(0, 0.5 if embeds else 0.5 / weight.shape[-1] ** 0.5)
             elif "bias" in name:
                 weight.normal_(0, 0.1)
-    return module
+    return module.requires_grad_(False)
 
 
 def tiny_model(family: str, seed: int = 0, tokenizer: Any = None, **changes: Any) -> kt.TracedModel:

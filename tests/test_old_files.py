@@ -56,8 +56,8 @@ KEPT = {
 
 VARIES = ("versions", "seconds", "digest", "fingerprints_after", "cache_keys")
 """Entries of a result that depend on the machine, or on every bit, or on what a cache file is named by."""
-LATER = ("neighbours", "perplexity", "written_aims")
-"""Entries that edits have since: see tests/editing/test_verdict.py."""
+LATER = ("neighbours", "perplexity", "written_aims", "identity")
+"""Entries that edits have since: see tests/editing/test_verdict.py, test_admission.py."""
 
 
 @pytest.fixture(scope="module")

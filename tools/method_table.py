@@ -60,7 +60,7 @@ def default_of(config: type[Config], name: str) -> str:
     """A default as a user types it; – where the preset, a trace or the model's depth gives it."""
     default = next(spec.default for spec in setting_fields(config) if spec.name == name)
     assert default is not MISSING
-    if default is None or default == ():
+    if default in (None, (), ""):
         return "–"
     return f"{default:g}" if isinstance(default, float) else str(default).lower()
 

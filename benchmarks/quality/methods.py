@@ -131,7 +131,8 @@ def all_methods() -> list[str]:
     from kt.editing.methods import METHODS
 
     first = ("memit", "intattn", "alphaedit", "emmet", "pmet", "jeep")
-    return list(dict.fromkeys(("unedited", *first, *METHODS)))
+    learned = [name for name, config in METHODS.items() if "editor" in config.settings()]  # editors.py measures them
+    return [name for name in dict.fromkeys(("unedited", *first, *METHODS)) if name not in learned]
 
 
 def shown(each: dict[str, Any], size: int) -> str:

@@ -1,8 +1,8 @@
 """Where two pretrained models keep facts: α, the layers that a trace proposes, and whether attention comes early.
 
     python benchmarks/quality/real_known.py counterfact-edit.json --write known
-    kt alpha -m SMOLLM2 -f known/smollm2.json --limit 100 --samples 3 -o runs/smollm2-alpha
-    kt alpha -m GEMMA3 -f known/gemma3.json --limit 50 --samples 3 -o runs/gemma3-alpha
+    kt alpha -m SMOLLM2 -f known/smollm2.json --limit 100 -o runs/smollm2-alpha
+    kt alpha -m GEMMA3 -f known/gemma3.json --limit 50 -o runs/gemma3-alpha
     python benchmarks/quality/real_map.py smollm2=runs/smollm2-alpha gemma3=runs/gemma3-alpha  # fills `OUT`
     python benchmarks/quality/real_map.py --table  # the tables, from that file
 

@@ -1,4 +1,4 @@
-"""200 edits in steps of ten: what becomes of earlier edits, with and without history and norm guard.
+"""200 edits in steps of ten: what becomes of earlier edits, with and without history and a norm guard (kt's own, NAS).
 
     python benchmarks/quality/sequential.py  # all runs, an hour; goes on where docs/data/sequential.json ends
     python benchmarks/quality/sequential.py --figures  # a figure a method in docs, and the table
@@ -26,11 +26,13 @@ VARIANTS = {
     " + history": {"keep_history": True},
     " + norm guard": {"keep_history": False, "norm_guard": True},
     " + both": {"keep_history": True, "norm_guard": True},
+    " + NAS": {"keep_history": False, "norm_guard": "nas"},
+    " + history + NAS": {"keep_history": True, "norm_guard": "nas"},
 }
 METHODS = ("memit", "alphaedit", "intattn")
 
 
-def run(label: str) -> dict[str, object]:
+def run(label: str, edits: int = EDITS) -> dict[str, object]:
     import torch
     from methods import MAX_TOKENS, setting_of
     from tune_methods import usable
@@ -44,7 +46,7 @@ def run(label: str) -> dict[str, object]:
     method = label.split(" ")[0]
     options = VARIANTS[label.removeprefix(method)] | setting_of(method)
     found = run_edits(
-        kt.load("demo"), spread(usable(), EDITS), "sequential", STEP, "step", label=label, method=method,
+        kt.load("demo"), spread(usable(), EDITS)[:edits], "sequential", STEP, "step", label=label, method=method,
         max_tokens=MAX_TOKENS, **options,
     )  # fmt: skip
     held = found.steps.as_dict()
@@ -96,6 +98,8 @@ def table(path: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="as the labels have them, such as ' + NAS'")
+    parser.add_argument("--edits", type=int, default=EDITS, help="stop after so many of the 200")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--figures", action="store_true", help="draw and print the file, and stop")
     parser.add_argument("--table", action="store_true", help="print the file as a table, and stop")
@@ -107,10 +111,10 @@ def main() -> None:
         return
     from kt._util.files import atomic_write
 
-    for label in (method + variant for method in args.methods.split(",") for variant in VARIANTS):
+    for label in (method + variant for method in args.methods.split(",") for variant in args.variants.split(",")):
         if label in load(args.out):
             continue
-        steps = run(label)
+        steps = run(label, args.edits)
         atomic_write(args.out, json.dumps(load(args.out) | {label: steps}, ensure_ascii=False) + "\n")
         sys.stdout.write(f"{label} done\n")
         sys.stdout.flush()

@@ -16,6 +16,8 @@ from ._util.lazy import attach
 if TYPE_CHECKING:
     from .capability.run import Abilities, abilities
     from .editing import Edit, EditSession, key_statistics
+    from .editing.hyper.editor import Editor
+    from .editing.hyper.train import train_editor
     from .editing.session import edit
     from .editing.stack import EditStack
     from .errors import KtError
@@ -59,6 +61,8 @@ _HOMES = {
     "Residual": ".residual",
     "edit": ".editing.session",
     "Edit": ".editing",
+    "train_editor": ".editing.hyper.train",
+    "Editor": ".editing.hyper.editor",
     "EditSession": ".editing",
     "EditStack": ".editing.stack",
     "run_edits": ".experiments.sequence",
@@ -97,6 +101,8 @@ __all__ = [  # noqa: RUF022 -- in the order of use
     "key_statistics",
     "edit",
     "Edit",
+    "train_editor",
+    "Editor",
     "EditSession",
     "EditStack",
     "residual_fact",

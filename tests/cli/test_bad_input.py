@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import inspect
 import json
 import os
 import shutil
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 import kt as library
-from kt.cli import app
+from kt.cli import app, checks
 from kt.runs.folder import RunFolder
 
 FACT = ("--prompt", "The mother tongue of {} is", "--subject", "Marie Curie")
@@ -176,6 +178,8 @@ BEFORE_LOADING = [
     ((*EDIT, "--set", "v_lrr=1"), "did you mean v_lr?"),
     ((*EDIT, "--set", "lr=1"), "intattn does not use it"),
     (("sweep", "alpha", "--set", "lr=1"), "intattn does not use it"),
+    ((*EDIT, "--method", "memit", "--layers-attn", "1"), "--layers-attn: memit does not use it"),
+    (("layers", "--method", "magic"), "magic"),
     ((*EDIT, "--statistics", "none.safetensors"), "no such file"),
     ((*EDIT, "--layers-mlp", "70"), "has layers 0 to 2, not 70"),
     ((*EDIT, "--set", "layers_high=70", "--method", "jeep"), "has layers 0 to 2, not 70"),
@@ -194,6 +198,45 @@ def test_what_needs_no_model_is_refused_before_one_loads(refused, failing, monke
     command, *more = typed
     line = refused(command, *more, "-m", model_folder, *FACT)
     assert says in line and "is kept: go on" not in line
+
+
+IDLE = [
+    "heatmap --top 5", "heatmap --check", "heatmap --corrupt swap --samples 3", "alpha --corrupt swap --noise 2s",
+    "heatmap --limit 3", "eval --force", "eval --no-control", "eval --max-new-tokens 5", "probe --force",
+    "probe --edit e.safetensors --statistic median", "case --force", "abilities --preset gsm8k-two-shot --force",
+    "apply-edit --no-generate", "apply-edit --no-check", "apply-edit --png x.png", "apply-edit --dry-run --resume x",
+    "apply-edit --alpha 0.3 --alpha-facts demo", "apply-edit --statistics s.safetensors --max-tokens 9",
+    "apply-edit --method memit --alpha 0.3",
+    "apply-edit --method ft --corpus demo", "layers --alpha 0.3", "layers --statistics s.safetensors --max-tokens 9",
+    "sweep alpha --alpha 0.3", "sweep alpha --module mlp", "sweep alpha --region low", "sweep layers --no-trace",
+    "edits ls --force", "edits show e.safetensors --dtype bf16",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", IDLE)
+def test_an_option_that_has_no_use_is_refused(refused, failing, typed):
+    """By its name, the last one typed."""
+    failing(AssertionError("a model loads"))
+    for file in ("s.safetensors", "e.safetensors"):
+        Path(file).touch()
+    command, *more = typed.split()
+    by_hand = FACT if command in ("heatmap", "alpha") else ()
+    flag = [word for word in more if word.startswith("--")][-1]
+    line = refused(command, *more, *by_hand)
+    assert flag in line and "has no use here" in line
+
+
+def test_options_as_they_come_have_a_use_and_no_row_names_one_that_its_command_lacks():
+    for name, (place, _) in app.COMMANDS.items():
+        module, _, function = place.partition(":")
+        command = getattr(importlib.import_module(f"kt.cli.{module}"), function)
+        (parameter,) = inspect.signature(command, eval_str=True).parameters.values()
+        options = parameter.annotation(command=name)
+        checks.idle(options)
+        for row in checks.IDLE:
+            if name in row.commands.split():
+                assert all(hasattr(options, each) for each in row.names.split())
+                row.used(options)
 
 
 WITHOUT_TORCH = """

@@ -94,7 +94,7 @@ def test_the_default_is_teacher_forcing_and_greedy_text(scored):
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_one_line_before_a_model_loads(kt, typed, says):
-    ran = kt("eval", "-m", "nowhere", "-f", "none.json", *typed)
+    ran = kt("eval", "-m", "nowhere", "-f", "demo", *typed)
     assert ran.code == 2 and says in ran.err and ran.err.count("\n") == 1
     assert list(Path().iterdir()) == []
 

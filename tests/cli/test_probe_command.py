@@ -102,11 +102,12 @@ def test_a_report_shows_a_probe_and_a_residual(kt, probed, edit_file):
         (("--sets", "missing.json"), "missing.json"),
         (("--edit", "missing.safetensors"), "missing.safetensors"),
         (("--pool", "demo"), "no place without --edit"),
-        (("--edit", "missing.safetensors", "--pool", "nowhere.json"), "nowhere.json"),
+        (("--edit", "there.safetensors", "--pool", "nowhere.json"), "nowhere.json"),
         (("--edit", "missing.safetensors", "--layers", "1"), "--layers has no place with --edit"),
     ],
 )
 def test_bad_input_is_one_line(probed, arguments, words):
+    Path("there.safetensors").touch()
     ran = probed(*arguments)
     assert ran.code == 2 and words in ran.err and len(ran.err.strip().splitlines()) == 1, ran.err
     assert not Path("runs").exists() or not list(Path("runs").iterdir())

@@ -21,6 +21,12 @@ def common(model_folder, facts_file, corpus_file):
     )
 
 
+def of_mlp(common):
+    """The same for methods that leave attention alone."""
+    at = common.index("--layers-attn")
+    return (*common[:at], *common[at + 2 :])
+
+
 def test_alpha_is_swept_and_kept(kt, common):
     ran = kt("sweep", "alpha", "--grid", "0,0.5", "--no-trace", "--out", "run", "--json", "-", *common)
     assert ran.code == 0, ran.err
@@ -67,7 +73,7 @@ def test_modules_show_what_the_joint_edit_adds(kt, common):
 
 
 def test_edits_take_several_methods(kt, common):
-    ran = kt("sweep", "edits", "--grid", "1,3", "--method", "memit,emmet", "--json", "-", *common)
+    ran = kt("sweep", "edits", "--grid", "1,3", "--method", "memit,emmet", "--json", "-", *of_mlp(common))
     assert ran.code == 0, ran.err
     assert [(r["series"], r["edits"]) for r in ran.json["rows"]] == [
         ("memit", 1), ("memit", 3), ("emmet", 1), ("emmet", 3)
@@ -136,6 +142,6 @@ def test_facts_without_what_is_asked_for_give_a_table_and_no_figure(kt, common, 
 def test_bad_input_is_one_line_and_leaves_nothing(kt, common, arguments, words):
     from pathlib import Path
 
-    ran = kt("sweep", *arguments, *common)
+    ran = kt("sweep", *arguments, *(of_mlp(common) if "--method" in arguments else common))
     assert ran.code == 2 and words in ran.err and ran.err.count("\n") == 1, ran.err
     assert list(Path.cwd().iterdir()) in ([], [Path.cwd() / "runs"])

@@ -22,7 +22,8 @@ FACTS = [*REQUESTS, {"prompt": "{} plays the sport of", "subject": "Megan Rapino
 def test_the_maps_that_are_named_are_written_and_the_targets_rise(corpus, tmp_path, method, family, modules, names):
     model = tiny_model(family)
     before = model.fingerprint()
-    edit = solve(model, corpus, tmp_path, method, FACTS, modules=modules, layers_mlp=(1,), stop_loss=0.0)
+    more = {} if method == "ultraedit" else {"stop_loss": 0.0}
+    edit = solve(model, corpus, tmp_path, method, FACTS, modules=modules, layers_mlp=(1,), **more)
     assert model.fingerprint() == before
     assert {name.removesuffix(".weight").split(".1.", 1)[1] for name in edit.names} == names
     assert all(after > start for start, after in (r.target_prob for r in edit.report))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from editing_help import ATTENTION, FAST, REQUESTS, plan_of, solve, statistics
+from editing_help import ATTENTION, REQUESTS, fast, plan_of, solve, statistics
 from families import tiny_model
 
 import kt
@@ -54,7 +54,7 @@ def test_solving_leaves_the_model_alone_when_it_raises(corpus, tmp_path, monkeyp
     stats = statistics(model, corpus, tmp_path)
     broken = Statistics({n: f for n, f in stats.files.items() if "layers.1" not in n})
     with pytest.raises(BadFile, match="no second moment"):  # layer 0 is written before layer 1 is asked for
-        kt.edit(model, REQUESTS, method="memit", statistics=broken, **FAST)
+        kt.edit(model, REQUESTS, method="memit", statistics=broken, **fast("memit"))
     assert model.fingerprint() == before
 
 
@@ -80,7 +80,7 @@ def test_wrong_requests_are_one_line(corpus, tmp_path):
         ({"context_templates": ["no place"]}, BadFact, "no place"),
         ({"preset": "none-such"}, KtError, "none-such"),
     ):
-        arguments = {"requests": REQUESTS, "statistics": None} | FAST | ATTENTION | changes
+        arguments = {"requests": REQUESTS, "statistics": None} | fast() | ATTENTION | changes
         with pytest.raises(error, match=words) as caught:
             kt.edit(model, **arguments)
         assert "\n" not in str(caught.value)

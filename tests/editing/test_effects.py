@@ -9,6 +9,7 @@ from families import tiny_model
 
 import kt
 from kt.editing import METHODS
+from kt.editing.methods import used_by
 from kt.editing.stack import facts_of
 from kt.errors import BadFile, KtError
 from kt.export import to_hf, to_peft
@@ -31,7 +32,8 @@ def options(tmp_path):
 
     pool = tmp_path / "pool.json"
     pool.write_text(json.dumps(POOL))
-    return FAST | {"layers_mlp": (1,), "demonstrations": str(pool), "shots": 1, "eps": 0.1}
+    quick = FAST | {"layers_mlp": (1,), "demonstrations": str(pool), "shots": 1, "eps": 0.1}
+    return lambda method, **changes: used_by(method, quick | changes)
 
 
 def log_prob(model, prompt, answer):
@@ -51,7 +53,7 @@ def test_weights_stay_where_long_texts_are_read(method, options, tmp_path):
 
 def weights_stay(model, method, options, tmp_path):
     base = model.fingerprint()
-    edit = kt.edit(model, REQUESTS, method, **options)
+    edit = kt.edit(model, REQUESTS, method, **options(method))
     assert model.effects == () and not edit.updates
     prompt, target = edit.report[0].prompt, edit.report[0].target
     old = log_prob(model, prompt, target)
@@ -77,22 +79,22 @@ def weights_stay(model, method, options, tmp_path):
 @pytest.mark.parametrize("method", EFFECTS)
 def test_the_same_seed_is_the_same_edit_and_steps_are_the_batch(method, options):
     model = tiny_model("llama", max_position_embeddings=4096)
-    edit = kt.edit(model, REQUESTS, method, **options)
-    assert kt.edit(model, REQUESTS, method, **options).digest == edit.digest
-    run = kt.run_edits(model, REQUESTS, "sequential", method=method, evaluate="step", **options)
+    edit = kt.edit(model, REQUESTS, method, **options(method))
+    assert kt.edit(model, REQUESTS, method, **options(method)).digest == edit.digest
+    run = kt.run_edits(model, REQUESTS, "sequential", method=method, evaluate="step", **options(method))
     assert model.effects == () and len(run.edits) == 2
     for name, array in edit.effect.arrays().items():
         torch.testing.assert_close(run.edit.effect.arrays()[name], array, atol=1e-4, rtol=1e-4)
     mine, theirs = (dict(each.effect.fields()) for each in (run.edit, edit))
     assert {n: v for n, v in mine.items() if n != "radius"} == {n: v for n, v in theirs.items() if n != "radius"}
-    single = kt.run_edits(model, REQUESTS, "single", method=method, evaluate="end", **options)
+    single = kt.run_edits(model, REQUESTS, "single", method=method, evaluate="end", **options(method))
     assert model.effects == () and single.after is not None
 
 
 def test_a_stack_of_a_weight_edit_an_adapter_and_a_context_goes_on_and_off(options, tmp_path):
     model = tiny_model("llama")
     base = model.fingerprint()
-    edits = [kt.edit(model, REQUESTS[:1], each, **options) for each in ("ft", "grace", "ice")]
+    edits = [kt.edit(model, REQUESTS[:1], each, **options(each)) for each in ("ft", "grace", "ice")]
     stack = kt.EditStack(edits)
     stack.apply_(model)
     assert model.fingerprint() != base and [each.kind for each in model.effects] == ["adapter", "context"]
@@ -111,9 +113,9 @@ def test_two_adapters_at_one_site_are_one_codebook_and_their_overlap_is_a_confli
     from kt.editing.conflicts import conflicts
 
     model = tiny_model("llama")
-    first, second = (kt.edit(model, [r], "grace", **options | {"eps": 5.0}) for r in REQUESTS)
+    first, second = (kt.edit(model, [r], "grace", **options("grace", eps=5.0)) for r in REQUESTS)
     assert [c.measure for c in conflicts(model, REQUESTS[1:], [first])] == ["radii"]
-    assert not conflicts(model, REQUESTS[1:], [kt.edit(model, REQUESTS[:1], "grace", **options | {"eps": 1e-4})])
+    assert not conflicts(model, REQUESTS[1:], [kt.edit(model, REQUESTS[:1], "grace", **options("grace", eps=1e-4))])
     both = kt.EditStack([first, second]).as_sum().effect
     distance = float((both.keys[0] - both.keys[1]).norm())
     torch.testing.assert_close(both.radii, torch.tensor([distance / 2] * 2), rtol=1e-4, atol=0)
@@ -126,7 +128,7 @@ def test_two_adapters_at_one_site_are_one_codebook_and_their_overlap_is_a_confli
 @pytest.mark.parametrize("method", ["ice", "grace"])
 def test_what_cannot_hold_such_an_edit_says_so_in_a_line(method, options, tmp_path):
     model = tiny_model("llama")
-    edit = kt.edit(model, REQUESTS, method, **options)
+    edit = kt.edit(model, REQUESTS, method, **options(method))
     for export in (to_hf, to_peft):
         with pytest.raises(KtError, match=f"cannot hold {method}, of kind"):
             export(model, edit, tmp_path / "out")
@@ -149,9 +151,9 @@ def test_what_cannot_hold_such_an_edit_says_so_in_a_line(method, options, tmp_pa
 
 def test_a_file_whose_entries_do_not_fit_each_other_is_refused(options, tmp_path):
     model = tiny_model("llama")
-    edit = kt.edit(model, REQUESTS, "grace", **options)
+    edit = kt.edit(model, REQUESTS, "grace", **options("grace"))
     good = edit.effect
-    edit.effect = kt.edit(model, REQUESTS, "ice", **options).effect
+    edit.effect = kt.edit(model, REQUESTS, "ice").effect
     object.__setattr__(edit.effect, "documents", ())
     with pytest.raises(BadFile, match="retriever without facts"):
         kt.Edit.load(edit.save(tmp_path / "empty.safetensors"))
@@ -163,7 +165,7 @@ def test_a_file_whose_entries_do_not_fit_each_other_is_refused(options, tmp_path
 
 def test_prompts_are_rendered_once_and_free_text_is_not(options):
     model = tiny_model("llama")
-    edit = kt.edit(model, REQUESTS, "ice", **options)
+    edit = kt.edit(model, REQUESTS, "ice")
     prompt = edit.report[0].prompt
     with edit.applied(model):
         text = rendered(model, prompt)

@@ -225,7 +225,7 @@ def test_padding_and_company_do_not_matter(family, objective):
 
     def gradients(requests):
         (lesson,) = plan._lessons(model, facts_of(requests))
-        with model.restored(names), torch.enable_grad():
+        with model.at_rest(), model.restored(names), torch.enable_grad():
             live = [model.own(n).requires_grad_() for n in names]
             loss = lesson.loss(model)
             found = torch.autograd.grad(loss, live)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import kt
+from kt.editing.methods import used_by
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "edit"
 pytestmark = pytest.mark.skipif(not GOLDEN.exists(), reason="the reference results are not beside the checkout")
@@ -51,7 +52,7 @@ def run(model, name, history=None, **changes):
     hp = data["hparams"]
     regions = [f"{k}_{part}" for k in KEEP for part in ("low", "high")]  # JEEP's
     arguments = {k: hp[k] for k in (*KEEP, *regions) if k in hp and k not in UNUSED}
-    arguments |= PUBLISHED.get(name, {}) | changes
+    arguments = used_by(METHODS.get(name, name), arguments) | PUBLISHED.get(name, {}) | changes
     edit = kt.edit(
         model, data["requests"], method=METHODS.get(name, name), statistics=GOLDEN / "second_moments.safetensors",
         context_templates=data["context_templates"], history=history, **arguments,
@@ -114,7 +115,7 @@ def test_a_session_keeps_the_keys_that_alphaedit_keeps_and_lands_on_its_second_b
     hp = {k: batches[0]["hparams"][k] for k in KEEP if k in batches[0]["hparams"] and k != "batch_size"}
     with kt.EditSession(
         model, "alphaedit", statistics=GOLDEN / "second_moments.safetensors",
-        context_templates=batches[0]["context_templates"], **hp,
+        context_templates=batches[0]["context_templates"], **used_by("alphaedit", hp),
     ) as session:  # fmt: skip
         session.edit(batches[0]["requests"])
         for layer, cache in enumerate(want["cache_c_before"]):

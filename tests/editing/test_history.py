@@ -3,7 +3,7 @@
 from statistics import mean
 
 import pytest
-from editing_help import ATTENTION, FAST, REQUESTS, solve
+from editing_help import ATTENTION, REQUESTS, fast, solve
 from editing_help import statistics as moments
 
 import kt
@@ -23,7 +23,7 @@ def first(setting):
 
 def on_top(setting, below, requests=NEAR, method="memit", **changes):
     model, corpus, cache = setting
-    asked = FAST | {"statistics": moments(model, corpus, cache)} | changes
+    asked = fast(method) | {"statistics": moments(model, corpus, cache)} | changes
     stack, facts = kt.EditStack(below), read_requests(model, requests)
     with SessionOnEdits(model, stack, facts, method=method, **asked) as session:
         return session.edit(requests)
@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_bytes_and_the_base_is_back(setting, first)
             kt.EditStack([first]),
             read_requests(model, NEAR),
             method="memit",
-            **FAST,
+            **fast("memit"),
             statistics=moments(*setting),
         ) as session,
     ):
@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_bytes_and_the_base_is_back(setting, first)
 
 def test_templates_and_second_moments_are_the_bases(setting, first):
     model, corpus, _ = setting
-    free = {k: v for k, v in FAST.items() if k != "context_templates"}
+    free = {k: v for k, v in fast("memit").items() if k != "context_templates"}
     asked = {"method": "memit", "corpus": str(corpus.path), "max_tokens": 500, "seed": 3, **free}
     alone = kt.edit(model, NEAR, **asked)
     facts = read_requests(model, NEAR)
@@ -85,7 +85,7 @@ def test_templates_and_second_moments_are_the_bases(setting, first):
 
 def test_steps_on_top_add_up_to_an_edit_of_what_is_below(setting, first):
     model, corpus, cache = setting
-    stack, asked = kt.EditStack([first]), FAST | ATTENTION | {"statistics": moments(model, corpus, cache)}
+    stack, asked = kt.EditStack([first]), fast() | ATTENTION | {"statistics": moments(model, corpus, cache)}
     requests = [*NEAR, REQUESTS[1]]
     with SessionOnEdits(model, stack, read_requests(model, requests), method="intattn", norm_guard=True, **asked) as s:
         for request in requests:

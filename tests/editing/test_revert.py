@@ -1,6 +1,8 @@
 """Applying and taking back: exact bytes in every dtype, and never into weights that are not the edit's."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -241,3 +243,80 @@ class TestNothingBadIsWritten:
         with pytest.raises(WorkFailed, match=r"not finite with the edit in it .in float16.*float32"):
             large.apply_(model)
         assert sha(model) == before
+
+
+# Threads
+
+
+def in_thread(call):
+    """What a call in another thread raises, or None."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).exception()
+
+
+def enter(edit, model):
+    with edit.applied(model):
+        pass
+
+
+def test_a_second_thread_is_refused_in_one_line_and_the_base_comes_back():
+    model, edit = ready()
+    other, stack = random_edit(model, WEIGHTS["qwen3"], seed=3), kt.EditStack([edit])
+    applied = random_edit(model, (DOWN,), seed=4)
+    applied.apply_(model)
+    again = kt.load(model.module, tokenizer=model.tokenizer)  # another handle on the same module
+    before = sha(model)
+    calls = [
+        lambda: enter(other, model),
+        lambda: enter(other, again),
+        lambda: other.apply_(model),
+        lambda: applied.revert_(model),
+        lambda: enter(stack, model),
+        lambda: stack.apply_(again),
+        lambda: model.write(DOWN, other.delta(DOWN)),
+    ]
+    inside = random_edit(model, WEIGHTS["qwen3"], seed=5)
+    with inside.applied(model):
+        there = sha(model)
+        for call in calls:
+            error = in_thread(call)
+            assert isinstance(error, KtError) and "another thread is writing" in str(error) and "\n" not in str(error)
+        assert sha(model) == there
+        with random_edit(model, WEIGHTS["qwen3"], seed=6).applied(model):  # nested, by one thread
+            assert "another thread" in str(in_thread(calls[0]))
+        assert sha(model) == there
+    assert sha(model) == before
+    assert in_thread(lambda: applied.revert_(model)) is None
+    assert in_thread(lambda: enter(other.for_model(model, force=True), model)) is None
+
+
+def test_weights_that_two_modules_share_count_as_one_model():
+    one, two, third = (tiny_model("gemma2") for _ in range(3))
+    two.module.set_input_embeddings(one.module.get_input_embeddings())
+    edits = {m: random_edit(m, WEIGHTS["gemma2"]) for m in (two, third)}
+    with random_edit(one, WEIGHTS["gemma2"]).applied(one):
+        assert "tied to them" in str(in_thread(lambda: enter(edits[two], two)))
+        assert in_thread(lambda: enter(edits[third], third)) is None
+    assert in_thread(lambda: enter(edits[two].for_model(two, force=True), two)) is None
+
+
+def test_many_threads_at_once_leave_the_base():
+    model, _ = ready()
+    before, edits = sha(model), [random_edit(model, WEIGHTS["qwen3"], seed=seed) for seed in range(8)]
+
+    def go(edit):
+        for _ in range(20):
+            with suppress(KtError):
+                enter(edit, model)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(go, edits))
+    assert sha(model) == before
+
+
+def test_a_block_that_another_thread_leaves_still_gives_the_bytes_back():
+    model, edit = ready()
+    before, block = sha(model), edit.applied(model)
+    block.__enter__()
+    assert in_thread(lambda: block.__exit__(None, None, None)) is None
+    assert sha(model) == before and in_thread(lambda: enter(edit, model)) is None

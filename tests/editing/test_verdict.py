@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from editing_help import FAST, REQUESTS, solve, statistics
+from editing_help import REQUESTS, fast, solve, statistics
 
 import kt
 from kt.editing.request_report import RequestReport
@@ -160,7 +160,7 @@ def test_files_from_before_have_the_verdict_that_they_can_have():
 
 def solved(setting, **more):
     model, corpus, cache = setting
-    return {"method": "memit", "statistics": statistics(model, corpus, cache)} | FAST | more
+    return {"method": "memit", "statistics": statistics(model, corpus, cache)} | fast("memit") | more
 
 
 def test_a_run_in_steps_is_judged_by_its_last_model(setting):

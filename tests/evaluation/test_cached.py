@@ -85,7 +85,7 @@ def test_another_model_has_other_scores(model, tmp_path, change):
 
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 1}, {"protocols": ("tf", "gen", "prob")}, {"max_new_tokens": 5}, {"protocols": ("tf",)}],
+    [{"seed": 1}, {"protocols": ("tf", "wild", "prob")}, {"max_new_tokens": 5}, {"protocols": ("wild",)}],
     ids=str,
 )
 def test_other_questions_have_other_scores(model, tmp_path, other):

@@ -166,7 +166,8 @@ def test_aliases_count_where_text_is_compared():
         ({"protocols": ("tf", "guess")}, "'guess' is unknown; choose among tf, gen, prob, wild, ppl"),
         ({"protocols": ()}, "no protocol"),
         ({"protocols": ("tf",), "judge": list}, "add wild"),
-        ({"protocols": ("tf",), "max_new_tokens": 0}, "at least 1"),
+        ({"protocols": ("tf",), "max_new_tokens": 9}, "add wild"),
+        ({"protocols": ("wild",), "max_new_tokens": 0}, "at least 1"),
     ],
 )
 def test_wrong_protocols(wrong, says):

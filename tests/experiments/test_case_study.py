@@ -140,7 +140,11 @@ def test_bad_arguments_are_one_line(model, fact):
         case_study(model, Fact("{} is", "x", "y"), {})
 
 
-def test_edits_are_named_or_take_the_name_of_their_file():
+def test_edits_are_named_or_take_the_name_of_their_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for file in ("a.safetensors", "runs/b.safetensors", "x"):
+        (tmp_path / file).touch()
     assert {n: str(p) for n, p in edit_files("memit=a.safetensors, runs/b.safetensors,").items()} == {
         "memit": "a.safetensors",
         "b": "runs/b.safetensors",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from editing_help import FAST, REQUESTS, statistics
+from editing_help import REQUESTS, fast, statistics
 
 import kt
 from kt.errors import BadFile, KtError
@@ -31,7 +31,7 @@ NEAR = [
 @pytest.fixture(scope="module")
 def ready(setting):
     model, corpus, cache = setting
-    return model, dict(method="memit", statistics=statistics(model, corpus, cache), **FAST)
+    return model, dict(method="memit", statistics=statistics(model, corpus, cache), **fast("memit"))
 
 
 def run(ready, mode, requests=THREE, **more):

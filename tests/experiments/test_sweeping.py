@@ -11,7 +11,7 @@ import torch
 from families import TEXTS, tiny_model
 
 import kt
-from kt.editing import key_statistics
+from kt.editing import METHODS, key_statistics
 from kt.errors import BadFile, KtError
 from kt.experiments import Point, Sweep, alpha_points, edit_points, layer_points, module_points
 from kt.experiments import sweep as running
@@ -30,9 +30,10 @@ FACTS = [
     Fact("The profession of {}", "Marie Curie", "physicist", target="chemist", id="c", neighbours=NEAR),
 ]
 FAST = dict(
-    layers_mlp=(0, 1), layers_attn=(0, 1), layers_high=(2,), v_num_grad_steps=6, v_lr=0.3, clamp_norm_factor=20.0,
+    layers_mlp=(0, 1), layers_attn=(0, 1), v_num_grad_steps=6, v_lr=0.3, clamp_norm_factor=20.0,
     v_weight_decay=1e-4, mom2_update_weight=0.01,
 )  # fmt: skip
+OF_MLP = {name: value for name, value in FAST.items() if name != "layers_attn"}
 SOME = (0.0, 0.4, 1.0)
 
 
@@ -85,6 +86,7 @@ def test_a_rescaled_joint_edit_says_what_was_chosen_for_both_paths(model, moment
 @pytest.mark.parametrize("changes", [{"coupled": True}, {"joint_targets": True}, {"method": "intattn-rome"}])
 def test_paths_that_see_each_other_are_solved_for_each_alpha(model, moments, changes):
     options = dict(method="intattn") | FAST | changes | {"alpha": 0.4}
+    options = {n: v for n, v in options.items() if n in METHODS[options["method"]].settings() or n == "method"}
     solver = Solver(model, [options], moments)
     got = solver.edit(FACTS, options, 0, None)
     assert not solver._paths
@@ -93,7 +95,7 @@ def test_paths_that_see_each_other_are_solved_for_each_alpha(model, moments, cha
 
 
 def test_other_attention_layers_do_not_solve_the_mlp_again(model, moments):
-    points = layer_points(((0,), (1,), (0, 1)), alpha=0.5, **{k: v for k, v in FAST.items() if k != "layers_attn"})
+    points = layer_points(((0,), (1,), (0, 1)), alpha=0.5, **OF_MLP)
     solver = Solver(model, [p.options for p in points], moments)
     edits = [solver.edit(FACTS, p.options, 0, None) for p in points]
     assert len(solver._paths) == 4, "one MLP path and three of attention"
@@ -118,10 +120,10 @@ def test_a_row_is_the_score_of_its_edit(model, moments):
 
 
 def test_a_point_takes_the_first_facts_only(model, moments):
-    found = swept(model, moments, edit_points((1, 3), ["memit"], FAST), kind="edits")
+    found = swept(model, moments, edit_points((1, 3), ["memit"], OF_MLP), kind="edits")
     assert [list(row.values["target_prob_tf"]) for row in found.rows] == [["a"], ["a", "b", "c"]]
     with pytest.raises(KtError, match="edits 9 facts, and there are 3"):
-        swept(model, moments, edit_points((9,), ["memit"], FAST))
+        swept(model, moments, edit_points((9,), ["memit"], OF_MLP))
 
 
 def test_an_interrupted_sweep_goes_on_to_the_same_rows(model, moments, tmp_path, monkeypatch):
@@ -187,7 +189,7 @@ def test_a_sweep_that_fails_at_once_leaves_nothing(model, moments, tmp_path):
 
 
 def test_seeds_are_averaged_within_records(model, moments):
-    point = [Point("x", 0, {"method": "memit", **FAST}, "memit")]
+    point = [Point("x", 0, {"method": "memit", **OF_MLP}, "memit")]
     one, two = (swept(model, moments, point, seeds=(seed,)).rows[0] for seed in (0, 1))
     both = swept(model, moments, point, seeds=(0, 1)).rows[0]
     name = "target_prob_tf"
@@ -204,7 +206,7 @@ ALL = ("tf", "gen", "prob", "wild", "ppl")
 def test_a_sweep_asks_under_the_protocols_that_it_is_given(model, moments, tmp_path):
     text = tmp_path / "heldout.txt"
     text.write_text("The capital of Italy is Rome.\nMarie Curie was a physicist.\n")
-    point = [Point("x", 0, {"method": "memit", **FAST}, "memit")]
+    point = [Point("x", 0, {"method": "memit", **OF_MLP}, "memit")]
     found = swept(model, moments, point, protocols=ALL, heldout=text)
     shown = show.columns(found)
     assert set(shown) >= {"edit success", "P(new) > P(old)", "free answer", "perplexity", "fluency (bits)"}
@@ -232,7 +234,7 @@ def test_a_sweep_asks_under_the_protocols_that_it_is_given(model, moments, tmp_p
 )
 def test_the_panels_are_those_of_the_protocols(model, moments, protocols, panels):
     facts = [replace(fact, rephrasings=("They say of {} that",)) for fact in FACTS]
-    point = [Point("x", 0, {"method": "memit", **FAST}, "memit")]
+    point = [Point("x", 0, {"method": "memit", **OF_MLP}, "memit")]
     found = sweep(model, facts, point, protocols=protocols, statistics=moments)
     assert set(show.columns(found)) == panels
     assert ("teacher-forced" in found.figure().layout.title.text) == ("tf" in protocols or panels <= set(show.SHOWN))
@@ -272,7 +274,7 @@ def test_an_unknown_protocol_leaves_nothing(model, moments, tmp_path):
 def test_a_documents_loss_is_its_mean_over_seeds(model, moments, tmp_path):
     text = tmp_path / "heldout.txt"
     text.write_text("The capital of Italy is Rome.\n")
-    point = [Point("x", 0, {"method": "memit", **FAST}, "memit")]
+    point = [Point("x", 0, {"method": "memit", **OF_MLP}, "memit")]
     ask = {"protocols": ("ppl",), "heldout": text}
     means = [swept(model, moments, point, seeds=s, **ask).rows[0].metrics for s in ((0,), (1,), (0, 1))]
     one, two, both = (metrics["perplexity_heldout"]["mean"] for metrics in means)
@@ -290,7 +292,7 @@ def test_modules_carry_paired_differences_with_n(model, moments):
 
 
 def test_a_sweep_is_drawn_tabled_and_kept(model, moments, tmp_path):
-    points = edit_points((1, 3), ["memit", "jeep"], FAST)
+    points = edit_points((1, 3), ["memit", "jeep"], OF_MLP | {"layers_high": (2,)})
     found = swept(model, moments, points, kind="edits")
     again = Sweep.load(found.save(tmp_path / "sweep.json"))
     assert again.rows == found.rows and again.as_dict() == found.as_dict()

@@ -295,3 +295,78 @@ def test_the_states_are_told_by_fingerprints_alone():
     )
     found = [known.state("w", tensor) for tensor in (torch.zeros(2), torch.ones(2), -torch.zeros(2))]
     assert found == ["base", "applied", "other"]  # minus zero has another byte
+
+
+# What the user names decides
+
+
+def test_a_forged_record_proves_nothing_to_whoever_names_the_edit_or_the_base(merged, tiny, tmp_path):
+    edit = kt.Edit.load(merged / "kt" / "edit.safetensors")
+    edit.save(tmp_path / "edit.safetensors")
+    shards = Shards.open(merged)
+    touched, rest = edit.names[0], "model.norm.weight"
+    shards.write(shards.files[touched], {touched: shards.read(touched) * 2}, merged)
+    shards.write(shards.files[rest], {rest: shards.read(rest) + 1}, merged)
+    path = merged / "kt" / "export.json"
+    about = json.loads(path.read_text())
+    about["fingerprints"] = {name: fingerprint_of([(name, shards.read(name))]) for name in edit.names}
+    path.write_text(json.dumps(about))
+    before = sums(merged)
+    named, base = {"edit": tmp_path / "edit.safetensors"}, {"base": tmp_path / "base"}
+    for chosen in (named, base, named | base):
+        with pytest.raises(KtError, match=r"neither as before|as it was before|does not touch"):
+            revert_folder(merged, **{k: str(v) for k, v in chosen.items()})
+    assert sums(merged) == before
+    assert revert_folder(merged).proof == "the folder's own record"  # the forger's word, and called that
+
+
+def test_weights_that_the_edit_does_not_touch_are_compared_with_a_base_that_is_named(merged, tmp_path):
+    shards, rest = Shards.open(merged), "model.norm.weight"
+    shards.write(shards.files[rest], {rest: shards.read(rest) + 1}, merged)
+    with pytest.raises(KtError, match=r"does not touch are not the base model's \(model\.norm\.weight\)"):
+        revert_folder(merged, base=str(tmp_path / "base"))
+
+
+def test_the_proof_says_whose_word_it_is(merged, tiny, tmp_path):
+    edit, base = merged / "kt" / "edit.safetensors", str(tmp_path / "base")
+    assert revert_folder(merged, to=tmp_path / "1").proof == "the folder's own record"
+    assert revert_folder(merged, edit=edit, to=tmp_path / "2").proof == "the edit that was named"
+    for chosen in ({}, {"edit": edit}):
+        found = revert_folder(merged, base=base, to=tmp_path / f"3{len(chosen)}", **chosen)
+        assert found.proof == "the base model" and found.fingerprint == tiny.fingerprint()
+    assert revert_folder(tmp_path / "1", base=tiny, edit=edit).already
+
+
+@pytest.mark.parametrize("place", ["notes.txt", "sub/notes.txt", "config.json", "sub"])
+def test_nothing_from_outside_is_copied(merged, tmp_path, place):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "key").write_text("secret")
+    link = merged / place
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(outside if place == "sub" else outside / "key")
+    with pytest.raises(BadFile, match="leads out of"):
+        revert_folder(merged, to=tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
+
+
+def test_a_pipe_is_not_copied(merged, tmp_path):
+    os.mkfifo(merged / "pipe")
+    with pytest.raises(BadFile, match="no regular file"):
+        revert_folder(merged, to=tmp_path / "plain")
+
+
+def test_a_hub_snapshots_links_into_its_own_blobs_are_copied_as_files(merged, tiny, tmp_path):
+    repository = tmp_path / "models--someone--merged"
+    snapshot, blobs = repository / "snapshots" / "1a2b", repository / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (snapshot / "kt").mkdir()
+    for number, path in enumerate(p for p in sorted(merged.rglob("*")) if p.is_file()):
+        path.rename(blobs / str(number))
+        (snapshot / path.relative_to(merged)).symlink_to(blobs / str(number))
+    kept = sums(blobs)
+    assert revert_folder(snapshot, to=tmp_path / "plain").fingerprint == tiny.fingerprint()
+    assert sums(blobs) == kept
+    assert not [path for path in (tmp_path / "plain").rglob("*") if path.is_symlink()]

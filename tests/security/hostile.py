@@ -130,8 +130,9 @@ def run_everything(
         Path("corpus.txt").write_text("\n".join(TEXTS.values()) + "Marie Curie was born in Warsaw.\n" * 9)
         on, facts = ("-m", model), ("-f", "facts.json")
         traced = (*on, *facts, "--keep", "all", "--samples", 1)
-        solved = (*on, "--layers-mlp", "0", "--layers-attn", "1", "--alpha", "0.3", "--corpus", "corpus.txt")
-        solved += ("--set", "v_num_grad_steps=3")
+        placed = (*on, "--layers-mlp", "0", "--layers-attn", "1", "--corpus", "corpus.txt")
+        placed += ("--set", "v_num_grad_steps=3")
+        solved = (*placed, "--alpha", "0.3")
         edit = "edit/edit.safetensors"
         commands: Mapping[str, tuple[object, ...]] = {
             "heatmap": ("heatmap", *traced, "--limit", 3, "--kind", "mlp", "--heads", "-o", "heatmap"),
@@ -147,7 +148,7 @@ def run_everything(
             "residual": ("probe", *on, *facts, "--edit", edit, "-o", "residual"),
             "case": ("case", *on, *facts, "--edits", f"{name}={edit}", "--tokens", 2, "-o", "case"),
             "sweep": (
-                *("sweep", "alpha", *facts, "--limit", 2, *solved, "--grid", "0,1", "--no-trace"),
+                *("sweep", "alpha", *facts, "--limit", 2, *placed, "--grid", "0,1", "--no-trace"),
                 *("--no-generate", "-o", "sweep"),
             ),
         }

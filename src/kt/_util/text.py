@@ -7,6 +7,7 @@ another. Nothing of `kt` is imported here, so that every room can.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _BREAKS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
@@ -26,6 +27,11 @@ def visible(text: str) -> str:
 def count(n: int, noun: str) -> str:
     """`1 fact`, `2 facts`."""
     return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def words(given: str | Iterable[str]) -> list[str]:
+    """Names as a list, or as one text with commas."""
+    return [part.strip() for part in given.split(",")] if isinstance(given, str) else [str(name) for name in given]
 
 
 def visible_lines(text: str) -> str:

@@ -75,7 +75,7 @@ def run_harness(model: TracedModel, chosen: Chosen, settings: Settings, progress
     lm_eval = lm_eval_module()
     if settings.apply_chat_template and not getattr(model.tokenizer, "chat_template", None):
         raise BadTask(f"{model.name} has no chat template; leave out --apply-chat-template")
-    with _quiet(progress), _random_states():
+    with model.at_rest(), _quiet(progress), _random_states():
         results = _simple_evaluate(lm_eval, _wrapped(model, settings), chosen, settings)
     _refuse_nan(results["samples"])
     return {name: results[name] for name in _KEPT if name in results} | {

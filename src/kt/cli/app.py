@@ -35,6 +35,7 @@ COMMANDS = {
     "probe": ("probe:probe", "The old and the new answer through the layers; with --edit, before and after."),
     "cov": ("cov:cov", "Take the second moments of the keys over a corpus."),
     "cache": ("cache:cache", "What is kept of earlier runs, with sizes; rm removes it."),
+    "train-editor": ("train_editor:train_editor", "Train an editor that learns (MALMEN, MEND) for a model."),
     "apply-edit": ("apply_edit:apply_edit", "Solve an edit for all requests and write it as a file."),
     "eval": ("eval:evaluate", "Score a model, or a model with an edit, on a facts file."),
     "abilities": ("abilities:abilities", "General abilities through lm-eval, before and after an edit."),

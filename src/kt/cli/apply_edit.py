@@ -63,8 +63,15 @@ class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, Mode
         Opt("--history", metavar="FILE,...", help="Earlier edits or stacks, in order: solve on top, hold their keys."),
     ] = None
     norm_guard: Annotated[
-        bool, Opt("--norm-guard", help="Rescale each wanted value to the norm it has in the unedited model.")
+        bool, Opt("--norm-guard", help="kt's own: rescale each wanted value to its norm in the unedited model.")
     ] = False
+    nas: Annotated[
+        bool | None, Opt("--nas", help="NAS: rescale each solved value to the mean norm of --nas-facts' in that model.")
+    ] = None
+    nas_facts: Annotated[str | None, Opt("--nas-facts", help="Facts for --nas [default: the requests].")] = None
+    update_guard: Annotated[
+        str | None, Opt("--update-guard", help="What is done to solved updates before they are written: rect, prune.")
+    ] = None
     merge_to: Annotated[
         Path | None, Opt("--merge-to", help="Also write the edited model as a Hugging Face folder (as kt export does).")
     ] = None
@@ -92,6 +99,12 @@ def apply_edit(options: EditOptions) -> None:
         raise BadOption("--merge-to needs one edited model; --mode single gives one a request")
     if mode != "sequential" and (options.step_size != 1 or when == "step"):
         raise BadOption("--step-size and --evaluate step belong to --mode sequential")
+    if options.update_guard is not None:
+        parse.one(options.update_guard, ("rect", "prune"), "--update-guard")
+    if options.nas and options.norm_guard:
+        raise BadOption("--nas and --norm-guard both rescale the wanted values; give one of them")
+    if options.nas_facts is not None and not options.nas:
+        raise BadOption("--nas-facts is what --nas takes its anchor from; add --nas")
     if options.kl and when == "none":
         raise BadOption("--kl is a score, and nothing is scored; add --evaluate end (or step)")
     if options.merge_to is not None and options.method in METHODS and METHODS[options.method].effect:
@@ -115,6 +128,7 @@ def apply_edit(options: EditOptions) -> None:
         from ..facts.load import load_facts
 
         others = None if options.alpha_facts is None else load_facts(options.alpha_facts)
+        anchors = None if options.nas_facts is None else load_facts(options.nas_facts)
         from ..experiments.sequence import run_edits
 
         warnings.simplefilter("ignore", FailedCheck)  # said behind the edit's tables, or as the error
@@ -140,7 +154,9 @@ def apply_edit(options: EditOptions) -> None:
             corpus=options.corpus,
             max_tokens=options.max_tokens,
             keep_history=options.keep_history,
-            norm_guard=options.norm_guard,
+            norm_guard="nas" if options.nas else options.norm_guard,
+            norm_facts=anchors,
+            update_guard=options.update_guard,
             alpha_facts=others,
             journal=None if options.dry_run else s.journal(),
             **settings,

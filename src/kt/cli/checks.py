@@ -8,8 +8,10 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._util.data import read_json
 from ..errors import KtError, UnknownModel, UnknownSite, need_peft
@@ -25,8 +27,59 @@ ANSWERS_WITHIN = 5.0
 """Seconds that the Hub has to answer before only what is cached is looked at."""
 
 
+class Idle(NamedTuple):
+    """Options that a command does not use where `used` does not hold; `why` is then said."""
+
+    commands: str
+    names: str
+    used: Callable[[Any], bool]
+    why: str
+
+
+def by_hand(options: Any) -> bool:
+    """Whether the fact is typed."""
+    return getattr(options, "prompt", None) is not None
+
+
+IDLE = (
+    Idle("", "limit format zsre_target known_to", lambda o: not by_hand(o), "for facts from a file only"),
+    Idle("heatmap", "top check", lambda o: o.method == "atp", "for estimates only; add --method atp"),
+    Idle("heatmap alpha", "noise samples", lambda o: o.corrupt == "noise", "for --corrupt noise only"),
+    Idle("eval probe", "force", lambda o: o.edit is not None, "for an edit only; give --edit"),
+    Idle("abilities", "force", lambda o: o.edit is not None, "for an edit only; give --edit"),
+    Idle("case", "force", lambda o: bool(o.edits), "for edits only; give --edits"),
+    Idle("probe", "statistic", lambda o: o.edit is None, "with --edit the tables show means"),
+    Idle("eval", "no_control", lambda o: o.edit is not None, "for an edit only; give --edit"),
+    Idle("eval", "max_new_tokens", lambda o: "wild" in o.protocol, "for free answers; add wild to --protocol"),
+    Idle("apply-edit", "no_generate", lambda o: o.evaluate != "none", "nothing is scored; add --evaluate end"),
+    Idle("apply-edit", "no_check", lambda o: o.merge_to is not None, "for a merged folder only; give --merge-to"),
+    Idle("apply-edit", "html png svg", lambda o: o.mode == "sequential", "it shows steps; add --mode sequential"),
+    Idle("apply-edit", "resume", lambda o: not o.dry_run, "--dry-run keeps no run to go on with"),
+    Idle("apply-edit", "alpha_facts", lambda o: o.alpha in (None, "auto"), "nothing is traced; leave --alpha out"),
+    Idle("apply-edit sweep", "corpus max_tokens", lambda o: o.statistics is None, "--statistics has the moments"),
+    Idle("layers", "corpus max_tokens", lambda o: o.statistics is None, "--statistics has the moments"),
+    Idle("sweep", "module", lambda o: o.kind == "layers", "for kt sweep layers only"),
+    Idle("sweep", "region", lambda o: o.kind == "clamp", "for kt sweep clamp only"),
+    Idle("sweep", "no_trace", lambda o: o.kind == "alpha", "for kt sweep alpha only"),
+    Idle("sweep", "alpha", lambda o: o.kind != "alpha", "alpha is what is swept; --grid names its values"),
+    Idle("edits", "force", lambda o: o.action == "stack", "for kt edits stack only"),
+    Idle("edits", "dtype device device_map layout trust_remote_code", lambda o: bool(o.model), "for a model; give -m"),
+)
+"""By command (none: every one that has the options)."""
+
+
+def idle(options: Any) -> None:
+    """Refuse an option that the command would not use."""
+    usual = {field.name: field.default for field in fields(options)}
+    for commands, names, used, why in IDLE:
+        given = [n for n in names.split() if n in usual and getattr(options, n) != usual[n]]
+        if given and options.command in (commands.split() or [options.command]) and not used(options):
+            raise BadOption(f"--{given[0].replace('_', '-')} has no use here: {why}")
+
+
 def typed(options: Any) -> None:
     """Everything that is known of the options alone."""
+    idle(options)
     dtype, device = getattr(options, "dtype", "auto"), getattr(options, "device", "auto")
     if dtype not in DTYPES:
         raise KtError(f"dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}{parse.meant(dtype, DTYPES)}")
@@ -35,9 +88,12 @@ def typed(options: Any) -> None:
     file = getattr(options, "statistics", None)
     if file is not None and not Path(file).is_file():
         raise BadOption(f"--statistics {file}: no such file; kt cov writes one")
+    pool = getattr(options, "pool", None)
+    if pool not in (None, "demo", "lre") and not pool.startswith("hf:") and not Path(pool).exists():
+        raise BadOption(f"--pool {pool}: no such file; give a file of facts")
     if isinstance(edit := getattr(options, "edit", None), Path):
         edit_files(edit)
-    if hasattr(options, "variant"):
+    if hasattr(options, "method") and hasattr(options, "statistics"):
         solving(options)
     for kind in ("png", "svg"):
         if getattr(options, kind, None) is not None:
@@ -46,22 +102,31 @@ def typed(options: Any) -> None:
 
 def solving(options: Any) -> None:
     """Method, preset, and settings of an edit: their names, and that the method has a use for them."""
-    from ..editing.methods import METHODS, all_settings
+    from ..editing.methods import METHODS, unused
     from ..editing.presets import named
 
     usual = "jeep" if getattr(options, "kind", "") == "clamp" else "intattn"
     methods = parse.names(options.method or usual, tuple(METHODS), "--method")
     if "lora" in methods:
         need_peft("method lora")
-    if options.preset is not None:
-        named(options.preset).values(methods[0], options.variant)
-    for name in parse.settings(options.set):
-        known = "layers_mlp" if name == "layers" else name.removesuffix("_low")
-        users = [method for method, config in METHODS.items() if known in config.settings()]
-        if not users:
-            raise BadOption(f"--set {name}: no such hyper-parameter{parse.meant(name, tuple(all_settings()))}")
-        if not set(users) & set(methods):
-            raise BadOption(f"--set {name}: {', '.join(methods)} does not use it ({', '.join(users)}); leave it out")
+    writes = [method for method in methods if METHODS[method].writes_attention]
+    probed = any("layers_high" in METHODS[method].settings() for method in methods)
+    for flag in ("alpha",) if probed else ("alpha", "alpha_facts"):
+        if not writes and getattr(options, flag, None) not in (None, "0", "0.0"):
+            name = flag.replace("_", "-")
+            raise BadOption(f"--{name} has no use here: {', '.join(methods)} leaves attention alone; use intattn")
+    if not any("v_lr" in METHODS[method].settings() for method in methods):
+        for flag in ("statistics", "corpus", "max_tokens"):
+            if getattr(options, flag) not in (None, "auto"):
+                name = flag.replace("_", "-")
+                raise BadOption(f"--{name} has no use here: {', '.join(methods)} takes no second moments")
+    if (preset := getattr(options, "preset", None)) is not None:
+        named(preset).values(methods[0], options.variant)
+    if why := unused(parse.settings(getattr(options, "set", None)), methods):
+        raise BadOption(f"--set {why}")
+    flags = [name for name in ("layers_mlp", "layers_attn") if getattr(options, name, None) is not None]
+    if why := unused(flags, methods):
+        raise BadOption(f"--{why.replace('_', '-', 1)}")
 
 
 def browser(flag: str) -> None:

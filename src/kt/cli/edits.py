@@ -62,6 +62,7 @@ def edits(options: EditsOptions) -> None:
         raise BadOption("--remove and --to belong to kt edits stack")
     if options.action in ("ls", "diff") and options.model:
         raise BadOption(f"kt edits {options.action} needs no model; leave --model out")
+    checks.idle(options)
     if options.action in ("show", "diff"):
         checks.edit_files(*files)
     settle_libraries()

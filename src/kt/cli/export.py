@@ -74,6 +74,7 @@ def export(options: ExportOptions) -> None:
     if format == "peft" and options.no_undo:
         raise BadOption("--no-undo belongs to --format hf; an adapter leaves the base model as it is")
     dtype = parse.one(options.adapter_dtype or DTYPES[0], DTYPES, "--adapter-dtype")
+    checks.typed(options)
     checks.edit_files(options.edit)
     if format == "peft":
         need_peft("an export for peft")
@@ -144,8 +145,12 @@ def revert(options: RevertOptions) -> None:
 
 def show_revert(screen: Screen, reverted: Reverted) -> None:
     """Print the state of each weight, and that the edit is out."""
+    from ..export.undo import RECORD
+
     screen.tables(*reverted.tables())
     done = (
         "the edit is already out; nothing to restore" if reverted.already else "every weight has its bytes from before"
     )
-    screen.say(f"kt: {done}; the model's fingerprint is {reverted.fingerprint}")
+    screen.say(f"kt: {done}, by {reverted.proof}; the model's fingerprint is {reverted.fingerprint}")
+    if reverted.proof == RECORD:
+        screen.say("kt: the proof rests on that record alone; name the model with --base (or the edit with --edit)")

@@ -60,7 +60,7 @@ def batch_size(text: str) -> int | str:
 
 def names(text: str, known: Sequence[str], flag: str) -> tuple[str, ...]:
     """A comma-separated choice, each once, in the order typed."""
-    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    chosen = tuple(dict.fromkeys(_spelt(part.strip(), known) for part in text.split(",")))
     for name in chosen:
         if name not in known:
             raise BadOption(
@@ -71,9 +71,15 @@ def names(text: str, known: Sequence[str], flag: str) -> tuple[str, ...]:
 
 def one(text: str, known: Sequence[str], flag: str) -> str:
     """One of the known words."""
+    text = _spelt(text, known)
     if text not in known:
         raise BadOption(f"{flag} {text!r}: unknown; choose one of {', '.join(known)}{meant(text, known)}")
     return text
+
+
+def _spelt(word: str, known: Sequence[str]) -> str:
+    """The known word that differs at most in hyphens and underscores, else the word."""
+    return next((name for name in known if name.replace("_", "-") == word.replace("_", "-")), word)
 
 
 def meant(text: str, known: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from .console import say_line
 SHARED = ("heatmap", "alpha", "probe", "cov", "apply-edit", "eval")
 """Commands whose work is shared out. The others run in rank 0 alone."""
 
-LONG = ("demo", "abilities", "case", "sweep", "run")
+LONG = ("demo", "train-editor", "abilities", "case", "sweep", "run")
 """Long commands that do not; they say so."""
 
 LAST_WORD = 10.0

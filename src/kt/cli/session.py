@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._util.data import SCHEMA_VERSION, plain, to_json
 from .._util.files import atomic_write, check_writable
 from ..errors import BadFact, KtError, SubjectNotFound, UnknownModel, UnknownSite
-from ..facts.corpus import corpus_for, tokens_for
+from ..facts.corpus import Corpus, corpus_for, tokens_for
 from ..runs import parallel
 from ..runs.folder import RunFolder, default_folder
 from ..runs.journal import Journal, claim
@@ -50,10 +50,13 @@ class Session:
     def load_model(self) -> TracedModel:
         """The model that the options name, noted in the manifest; loaded once."""
         if self._model is None:
+            from ..model.identity import of_a_run
+
             self._model = load_model(self.options)
             self.run.describe_model(self._model)
             parallel.assert_equal_on_ranks(
                 {"model": self.run.manifest["model"]["fingerprint"], "dtype": self.run.manifest["dtype"]}
+                | (of_a_run(self._model) if parallel.joined() else {})
             )
         return self._model
 
@@ -81,13 +84,16 @@ class Session:
         if self._journal is not None:
             return self._journal
         from ..facts.fact import facts_digest
+        from ..model.identity import of_a_run
 
         typed = option_values(self.options) | {"command": self.options.command}
         typed.pop("force", None)  # decides on an exit code, and no number
-        self.load_model()
+        model = of_a_run(self.load_model())
         weights = self.run.manifest["model"]["fingerprint"]  # of gigabytes: hashed once a command
-        given = {"model weights": weights, "facts' content": facts_digest(self.load_facts())}
+        given = model | {"model weights": weights, "facts' content": facts_digest(self.load_facts())}
         files = {f"{name} file": stamp(getattr(self.options, name, None)) for name in DATA_FILES}
+        if (corpus := getattr(self.options, "corpus", None)) is not None:
+            given["corpus identity"] = Corpus.open(corpus, self.options.model).identity
         settings = typed | given | files | {"versions": versions()}
         folder, resume = unfinished(self.path), self.options.resume is not None
         self._journal = Journal.begin(folder, settings, resume, self.options.argv)
@@ -230,7 +236,7 @@ def run_path(options: RunOptions) -> Path | None:
 UNFINISHED = ".unfinished"
 WRONG_INPUT = (BadOption, BadFact, SubjectNotFound, UnknownModel, UnknownSite)
 """Refusals that the same options meet again: there is nothing to go on with."""
-DATA_FILES = ("statistics", "corpus", "alpha_facts", "history")
+DATA_FILES = ("statistics", "alpha_facts", "history", "preset")
 """Options that name files on whose content a result depends."""
 
 

@@ -124,18 +124,19 @@ def points_of(
     if kind == "alpha":
         return alpha_points(grid, method, **given)
     shares = {name: _alpha(model, name, options, given, balance) for name in methods}
-    fixed = {name: {**given, **({} if share is None else {"alpha": share})} for name, share in shares.items()}
+    of_alpha = {name: {} if share is None else {"alpha": share} for name, share in shares.items()}
+    fixed = {**given, **of_alpha[method]}
     if kind == "modules":
         if shares[method] is None:
             raise BadOption(f"--method {method} writes no attention; a sweep of modules needs intattn or intattn-rome")
         return module_points(float(shares[method] or 0), method, **given)
     if kind == "layers":
-        return layer_points(grid, options.module, method, **fixed[method])
+        return layer_points(grid, options.module, method, **fixed)
     if kind == "clamp":
         region = options.region or ("high" if method == "jeep" else "low")
-        return clamp_points(grid, method, region, **fixed[method])
-    counts = [int(number) for number in grid]
-    return [point for name in methods for point in edit_points(counts, [name], fixed[name])]
+        return clamp_points(grid, method, region, **fixed)
+    points = edit_points([int(number) for number in grid], methods, given)
+    return [replace(point, options={**point.options, **of_alpha[point.series]}) for point in points]
 
 
 def parse_grid(kind: str, text: str | None) -> Any:
@@ -180,12 +181,13 @@ def _alpha(
 
 
 def fixed_alpha(model: TracedModel, method: str, options: SweepOptions, given: Mapping[str, Any]) -> float | None:
+    from ..editing.methods import used_by
     from ..editing.resolve import configure
 
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
     if alpha == "per-fact":
         raise BadOption("--alpha per-fact: a sweep takes one α for all facts; write auto or a number")
-    names = {n: v for n, v in given.items() if n not in ("preset", "variant")}
+    names = used_by(method, given)
     return configure(model, method, alpha, options.preset, options.variant, **names).fixed_alpha
 
 

@@ -67,7 +67,7 @@ def adapted(model: TracedModel, sites: Sequence[Site], adapter: Adapter, seed: i
         target_modules="|".join(map(re.escape, projections)),
         fan_in_fan_out=any(isinstance(p, Conv1D) for p in projections.values()),
     )
-    with _seeded({model.own(site).device for site in sites}, seed):
+    with model.at_rest(), _seeded({model.own(site).device for site in sites}, seed):
         try:
             inject_adapter_in_model(config, model.module, NAME)
             layers: dict[str, Any] = {path: model.module.get_submodule(path) for path in projections}

@@ -1,20 +1,26 @@
 """Writing an edit into the weights that it was solved for, and restoring their exact bytes.
 
 A weight is in one of three states, by its SHA-256: `base`, as when the edit was solved; `applied`, as the edit leaves
-it; `other`. Only an edit whose weights are all `base` is written, unless by force, which says what differs.
+it; `other`. Only an edit whose weights are all `base`, in a model with the config and the tokenizer that it was solved
+with, is written, unless by force, which says what differs.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from .._util.text import visible
 from ..errors import KtError, WorkFailed
 from ..model.effects import Effect, same_effect
+from ..model.identity import about
+from ..runs.journal import first_difference
+from ..runs.provenance import version
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -98,7 +104,7 @@ def refuse_other_shapes(edit: Applicable, model: TracedModel) -> None:
 
 
 def difference(edit: Applicable, model: TracedModel) -> Difference | None:
-    """Why the model's weights are not those that the edit was solved for; None where they are."""
+    """Why the model is not the one that the edit was solved for; None where it is."""
     if edit.effect is not None:
         if any(same_effect(edit.effect, other) for other in model.effects):
             return Difference(f"the edit is already applied to {model.name}", "revert it first")
@@ -110,7 +116,7 @@ def difference(edit: Applicable, model: TracedModel) -> Difference | None:
     telling = [n for n in now if n not in base or base[n] != after.get(n)]
     applied, other = ([n for n in now if now[n] == state] for state in ("applied", "other"))
     if not applied and not other:
-        return None
+        return other_model(edit, model)
     if applied and set(applied) == set(telling):
         what = f"the edit is already applied to {model.name}: all its weights are as it leaves them"
         return Difference(what, f"revert it first, or load {_base(edit)} anew")
@@ -124,6 +130,41 @@ def difference(edit: Applicable, model: TracedModel) -> Difference | None:
         return Difference(what, f"load it with --dtype {dtype}")
     what = f"{_some(other, now)} in {model.name} are not the weights that the edit was solved for"
     return Difference(what, f"load the model it names, {_base(edit)}")
+
+
+def other_model(edit: Applicable, model: TracedModel) -> Difference | None:
+    """How config or tokenizer differ from those that the edit was solved with; None where they do not.
+
+    Of an edit of an older kt, which did not note them, a warning says so once. Keys of a config that one version of
+    transformers has and another has not tell nothing.
+    """
+    noted: Any = edit.manifest.get("identity")
+    if noted is None:
+        if edit.manifest.get("fingerprints"):
+            _say_unnoted(f"{edit.manifest.get('method')} edit of {_base(edit)}")
+        return None
+    now, solved = about(model), noted["config"]
+    name = "transformers"
+    if (edit.manifest.get("versions") or {}).get(name) != version(name):
+        now["config"] = {key: value for key, value in now["config"].items() if key in solved}
+        solved = {key: value for key, value in solved.items() if key in now["config"]}
+    if (found := first_difference(solved, now["config"])) is not None:
+        key, before, here = found
+        shown = visible(f"{key}{str(before)[:80]}")[:160]
+        what = f"the edit was solved with {shown}, and {model.name} has {str(here)[:80]}"
+    elif noted["tokenizer"] != now["tokenizer"]:
+        what = f"the edit was solved with another tokenizer than that of {model.name}, though on the same weights"
+    else:
+        return None
+    return Difference(what, f"load the model it names, {_base(edit)}")
+
+
+@cache
+def _say_unnoted(edit: str) -> None:
+    warnings.warn(
+        f"the {edit} is of an older kt, which did not note config and tokenizer: only its weights were compared",
+        stacklevel=2,
+    )
 
 
 def admit(edit: Applicable, model: TracedModel, force: bool) -> Difference | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
@@ -111,9 +112,23 @@ class Config:
         """The context templates that a session lets the model write where none are given."""
         return memit_contexts(model, seed)
 
+    def require(self, model: TracedModel) -> None:
+        """Refuse, before any work, what neither a trace nor a default can give this model.
+
+        Raises:
+            KtError: it is not given, or is another model's.
+        """
+
     def plan(self) -> Plan:
         """The plan of the edit; needs a configuration with all layers and α."""
         raise NotImplementedError
+
+    def refuse_old_names(self) -> None:
+        """Refuse a name that only files of older versions may have.
+
+        Raises:
+            KtError: the message has today's.
+        """
 
     @property
     def missing_layers(self) -> list[str]:
@@ -220,8 +235,9 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0)
         return
     wanted = next(kind for word, kind in _TYPES.items() if annotation.startswith(word))
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is tuple and isinstance(value, tuple) and not all(_is_whole(part) for part in value):
-        raise KtError(f"{name} {list(value)!r} must be whole numbers, from 0")
+    if wanted is tuple and not (isinstance(value, tuple) and all(_is_whole(part) for part in value)):
+        shown = f"{list(value)!r} must be" if isinstance(value, tuple) else f"{value!r} is no tuple of"
+        raise KtError(f"{name} {shown} whole numbers from 0, as [4, 5]")
     if not (number if wanted is float else isinstance(value, wanted)):
         others = f", nor {AUTO}" if automatic else ""
         raise KtError(f"{name} {value!r} is no {wanted.__name__}{others}; see docs/methods.md")
@@ -260,5 +276,7 @@ def linear_maps(modules: str, others: tuple[str, ...] = ()) -> tuple[str, ...]:
 def one_of(value: str, known: Collection[str], name: str) -> str:
     """The value; a KtError that lists the known ones if it is none of them."""
     if value not in known:
-        raise KtError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+        near = get_close_matches(str(value).lower(), known, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise KtError(f"{name} {value!r} is unknown; {meant}choose one of {', '.join(known)}")
     return value

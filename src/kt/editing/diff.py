@@ -110,6 +110,8 @@ def diff(first: Edit, second: Edit) -> EditDiff:
     fingerprints = [edit.manifest.get("fingerprints", {}) for edit in (first, second)]
     shared = set(first.names) & set(second.names)
     same = all(fingerprints[0].get(name) == fingerprints[1].get(name) for name in shared)
+    noted = [edit.manifest["identity"] for edit in (first, second) if "identity" in edit.manifest]
+    same = same and all(identity == noted[0] for identity in noted)
     names = dict.fromkeys((*first.names, *second.names))
     weights = tuple(_weight(name, first.updates.get(name), second.updates.get(name)) for name in names)
     return EditDiff(_settings(first, second), _requests(first, second), weights, same)

@@ -153,24 +153,27 @@ class Edit(Shown):
         """The edit written into the model inside the block; the exact bytes back on exit, also after an exception.
 
         Raises:
-            KtError: the weights are not those that it was solved for (`force` warns instead), or hold it already.
+            KtError: the weights are not those that it was solved for (`force` warns instead), hold it already, or are
+                being written by another thread.
             WorkFailed: a weight would not be finite, or none would change.
         """
-        self._admit(model, force)
-        with model.restored(self.names):
-            apply.write_checked(self, model)
-            yield model
+        with model.writing():
+            self._admit(model, force)
+            with model.restored(self.names):
+                apply.write_checked(self, model)
+                yield model
 
     def apply_(self, model: TracedModel, force: bool = False) -> None:
         """Write the edit for good, until `revert_`; the model is unchanged when this raises, what `applied` raises."""
-        self._admit(model, force)
-        before, effects = model.copies(self.names), model.effects
-        try:
-            apply.write_checked(self, model)
-            self._taken[model.module] = MatchedWeights(before, apply.fingerprints(model, self.names))
-        except BaseException:
-            model.put_back(before, effects)
-            raise
+        with model.writing():
+            self._admit(model, force)
+            before, effects = model.copies(self.names), model.effects
+            try:
+                apply.write_checked(self, model)
+                self._taken[model.module] = MatchedWeights(before, apply.fingerprints(model, self.names))
+            except BaseException:
+                model.put_back(before, effects)
+                raise
 
     def revert_(self, model: TracedModel, force: bool = False) -> None:
         """Bring back the bytes from before `apply_`.
@@ -181,14 +184,15 @@ class Edit(Shown):
         kept = self.taken(model)
         if kept is None:
             raise KtError("this edit was not applied to this model with apply_; there is nothing to revert")
-        changed = [] if force else apply.changed_since(kept, model)
-        if changed:
-            raise KtError(
-                f"{len(changed)} of {len(kept.before)} weights ({', '.join(changed[:3])}) were changed after apply_; "
-                "take that back first, or give it up with revert_(model, force=True)"
-            )
-        model.put_back(kept.before, [each for each in model.effects if each is not self.effect])
-        del self._taken[model.module]
+        with model.writing():
+            changed = [] if force else apply.changed_since(kept, model)
+            if changed:
+                raise KtError(
+                    f"{len(changed)} of {len(kept.before)} weights ({', '.join(changed[:3])}) were changed after "
+                    "apply_; take that back first, or give it up with revert_(model, force=True)"
+                )
+            model.put_back(kept.before, [each for each in model.effects if each is not self.effect])
+            del self._taken[model.module]
 
     def taken(self, model: TracedModel) -> MatchedWeights | None:
         """The weights that `apply_` kept of this model, while the edit is in it."""
@@ -228,7 +232,8 @@ class Edit(Shown):
         if mismatch is None:
             return self
         manifest = {name: value for name, value in self.manifest.items() if name not in OF_THE_WHOLE}
-        manifest |= {"fingerprints": apply.fingerprints(model, self.names), "forced": mismatch.what}
+        manifest |= {"fingerprints": apply.fingerprints(model, self.names), "identity": apply.about(model)}
+        manifest["forced"] = mismatch.what
         return Edit(self.updates, manifest, self.report, self.targets, self.keys, self.effect)
 
     def _admit(self, model: TracedModel, force: bool) -> None:

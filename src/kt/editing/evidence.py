@@ -1,6 +1,6 @@
 """Layers and α that nobody gave: kept results of the same model, a trace of facts that it knows, a probe.
 
-Kept results stand in the cache, in a folder by the model's fingerprint: `balance.json` (of `kt alpha`, or of the one
+Kept results stand in the cache, in a folder by the model's identity: `balance.json` (of `kt alpha`, or of the one
 trace that a default α takes) and METHOD.toml (of `kt layers`), a preset.
 """
 
@@ -21,6 +21,7 @@ from .._util.progress import Progress
 from ..errors import BadFact, KtError, SubjectNotFound
 from ..facts.fact import Fact
 from ..facts.load import load_facts
+from ..model.identity import identity
 from ..runs import parallel
 from ..runs.journal import Journal
 from .closed_form.config import check_alpha
@@ -66,8 +67,8 @@ NOTHING = Evidence()
 
 
 def kept_folder(model: TracedModel) -> Path:
-    """Where results that belong to these weights are kept."""
-    return default_cache() / "layers" / model.fingerprint()[:40]
+    """Where results that belong to this model (weights, config, tokenizer) are kept."""
+    return default_cache() / "layers" / identity(model)[:40]
 
 
 def _any_kept(model: TracedModel) -> bool:
@@ -76,7 +77,7 @@ def _any_kept(model: TracedModel) -> bool:
 
 
 def kept_settings(model: TracedModel, method: str) -> dict[str, tuple[Any, str]]:
-    """What `kt layers` found for a method on these weights: values with their sources, by name."""
+    """What `kt layers` found for a method on this model: values with their sources, by name."""
 
     def read(path: Path) -> dict[str, tuple[Any, str]]:
         found = {value.name: (value.value, value.source) for value in read_preset(path).explain(method)}
@@ -95,7 +96,7 @@ Read = TypeVar("Read")
 
 
 def _read_kept(model: TracedModel, name: str, read: Callable[[Path], Read]) -> Read | None:
-    """A kept file of these weights; one that is damaged counts as absent, so that it is written anew."""
+    """A kept file of this model; one that is damaged counts as absent, so that it is written anew."""
     if not _any_kept(model) or not (path := kept_folder(model) / name).is_file():
         return None
     try:
@@ -106,7 +107,7 @@ def _read_kept(model: TracedModel, name: str, read: Callable[[Path], Read]) -> R
 
 
 def kept_balance(model: TracedModel, journal: Journal | None = None) -> Balance | None:
-    """The balance that is kept for these weights; a run that goes on has the one it began with."""
+    """The balance that is kept for this model; a run that goes on has the one it began with."""
     from ..tracing import Balance
 
     fields = (journal or Journal()).take("kept-balance", _kept_fields, model)
@@ -124,7 +125,7 @@ def _kept_fields(model: TracedModel) -> dict[str, Any] | None:
 
 
 def keep_balance(model: TracedModel, balance: Balance) -> None:
-    """Keep a balance for later edits of these weights, unless one of more facts is kept already."""
+    """Keep a balance for later edits of this model, unless one of more facts is kept already."""
     if model.remote or not parallel.is_main():
         return
     kept = _kept_fields(model)
@@ -133,7 +134,7 @@ def keep_balance(model: TracedModel, balance: Balance) -> None:
 
 
 def keep_preset(model: TracedModel, method: str, text: str) -> None:
-    """Keep a method's layers for later edits of these weights, in place of those that were kept before."""
+    """Keep a method's layers for later edits of this model, in place of those that were kept before."""
     if parallel.is_main():
         _keep(kept_folder(model) / f"{method}{SUFFIX}", lambda path: atomic_write(path, text))
 
@@ -194,7 +195,7 @@ class Alpha(NamedTuple):
 
 
 def default_alpha(model: TracedModel, requests: Sequence[Fact], journal: Journal | None = None) -> Alpha:
-    """α where nobody gave one: the kept one of these weights, else traced once on FEW_TRACED facts and kept.
+    """α where nobody gave one: the kept one of this model, else traced once on FEW_TRACED facts and kept.
 
     A warning says what it is about to do. An α that is not determined, or a model that knows too few of the facts,
     gives ALPHA.

@@ -200,8 +200,13 @@ class FineTune:
 
     def _lessons(self, model: TracedModel, facts: Sequence[Fact]) -> list[Lesson]:
         size, last = self.batch_size, self.objective == "prompt_last"
-        batches = [facts[at : at + size] for at in range(0, len(facts), size)]
-        return [_lesson(model, batch, last, min(self.layers)) for batch in batches]
+        asked = [(fact.prompt, fact.target or "", fact.target_prefix) for fact in facts]
+        batches = [asked[at : at + size] for at in range(0, len(asked), size)]
+        return [lesson_of(model, batch, last, min(self.layers)) for batch in batches]
+
+
+Question = tuple[str, str, str | None]
+"""A prompt, the answer to predict, and the text between them (None: what `prompt_gap` finds)."""
 
 
 class Lesson(NamedTuple):
@@ -216,12 +221,21 @@ class Lesson(NamedTuple):
 
     def loss(self, model: TracedModel) -> Float[Tensor, ""]:
         """-log p(token): a mean over a target's tokens, then over requests."""
-        logp = self._logits(model).log_softmax(-1)
-        targets = self.targets.to(logp.device)
+        return self.mean(-self.picked(self.log_probs(model)))
+
+    def log_probs(self, model: TracedModel) -> Float[Tensor, "row token vocab"]:
+        """log p of every token where the targets' tokens are predicted."""
         # With prompt_last the one column that is kept predicts every token.
-        logp = logp.expand(-1, targets.ids.shape[1], -1)
-        picked = logp.gather(-1, targets.ids[..., None])[..., 0]
-        return (-(picked * targets.mask).sum(-1) / targets.lengths).mean()
+        return self._logits(model).log_softmax(-1).expand(-1, self.targets.ids.shape[1], -1)
+
+    def picked(self, log_probs: Float[Tensor, "row token vocab"]) -> Float[Tensor, "row token"]:
+        """Those of the targets' tokens."""
+        return log_probs.gather(-1, self.targets.ids.to(log_probs.device)[..., None])[..., 0]
+
+    def mean(self, numbers: Float[Tensor, "row token"]) -> Float[Tensor, ""]:
+        """A mean over a target's tokens, then over rows."""
+        targets = self.targets.to(numbers.device)
+        return ((numbers * targets.mask).sum(-1) / targets.lengths).mean()
 
     def _logits(self, model: TracedModel) -> Float[Tensor, "row keep vocab"]:
         with model.nnsight.trace(**model.inputs(self.batch, self.keep)):
@@ -234,13 +248,18 @@ class Lesson(NamedTuple):
         return _widened(logits)
 
 
-def _lesson(model: TracedModel, facts: Sequence[Fact], last: bool, start: int) -> Lesson:
+def lesson_of(model: TracedModel, questions: Sequence[Question], last: bool = False, start: int = 0) -> Lesson:
+    """The questions as rows.
+
+    Args:
+        last: predict all of an answer's tokens at the prompt's last one.
+        start: the first block whose weights are trained; 0 runs all blocks every time.
+    """
     tokenizer = model.tokenizer
     rows, answers = [], []
-    for fact in facts:
-        target = fact.target or ""
-        answer = target_ids(tokenizer, fact.prompt, target, fact.target_prefix)
-        joint = token_ids(tokenizer, joint_text(fact.prompt, target, fact.target_prefix))
+    for prompt, target, join in questions:
+        answer = target_ids(tokenizer, prompt, target, join)
+        joint = token_ids(tokenizer, joint_text(prompt, target, join))
         rows.append(joint[: -len(answer)] if last else joint[:-1])
         answers.append(answer)
     batch, targets = encode_ids(rows, pad_id(tokenizer)), encode_ids(answers, 0)
@@ -301,17 +320,18 @@ class Training(NamedTuple):
 
 @contextmanager
 def unfrozen(model: TracedModel, names: Sequence[str], strides: Sequence[Stride]) -> Iterator[Training]:
-    """The named weights open to training; on exit, also after an exception, the bytes and flags of before."""
+    """The named weights open to training; on exit, also after an exception, bytes, flags and gradients of before."""
     live = [model.own(name) for name in names]
-    with model.restored(names):
+    gradients = [weight.grad for weight in live]
+    with model.at_rest(), model.restored(names):
         try:
             for weight in live:
-                weight.requires_grad_()
+                weight.requires_grad_().grad = None
             weights = Weights(live, strides)
             yield Training(weights, lambda: _updates(model, names, weights))
         finally:
-            for weight in live:
-                weight.requires_grad_(False).grad = None
+            for weight, gradient in zip(live, gradients, strict=True):
+                weight.requires_grad_(False).grad = gradient
 
 
 def _updates(model: TracedModel, names: Sequence[str], weights: Weights) -> dict[str, Dense]:

@@ -6,8 +6,7 @@ themselves) and `UltraEdit` (one backward pass and a closed form).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from ..model.effects import Effect
     from ..model.model import TracedModel
     from .closed_form.factor import Moment
+    from .closed_form.norm_guards import NormGuard
     from .closed_form.targets import Targets
 
 
@@ -86,16 +86,15 @@ class EditHistory:
 class SolveContext:
     """Everything that the solves of a session have in common.
 
-    `original`, where given, is a context in which the model holds the weights it had before the session's first edit;
-    wanted values are then rescaled to the norm that the same site has there (the norm guard). `journal` keeps what a
-    solve has finished. `batch` has the keys of the facts that a solve fact by fact has written before.
+    `guard`, where given, rescales wanted values (closed_form.norm_guards). `journal` keeps what a solve has finished.
+    `batch` has the keys of the facts that a solve fact by fact has written before.
     """
 
     model: TracedModel
     statistics: Statistics
     contexts: Contexts
     state: EditHistory = field(default_factory=EditHistory)
-    original: Callable[[], AbstractContextManager[Any]] | None = None
+    guard: NormGuard | None = None
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     batch: EditHistory = field(default_factory=EditHistory)

@@ -6,6 +6,7 @@ and is the only part of editing that traces or probes.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .._util.progress import Progress
 from ..errors import BadFact, KtError
 from ..facts.fact import Fact
-from ..facts.load import facts_from
+from ..facts.load import FactsLike, facts_from
 from ..model.sites import Site
 from ..model.tokens import template_span
 from ..runs.journal import Journal
@@ -34,7 +35,7 @@ from .evidence import (
     probe_stages,
     trace_balance,
 )
-from .methods import method_named, setting_types
+from .methods import method_named, plain_name, setting_types, unused
 from .presets import preset_for
 
 if TYPE_CHECKING:
@@ -42,8 +43,15 @@ if TYPE_CHECKING:
     from ..probing import Stages
     from ..tracing import Balance
 
+OPTIONS = (
+    "alpha", "preset", "variant", "method", "statistics", "context_templates", "seed", "journal", "progress", "history",
+    "keep_history", "norm_guard", "norm_facts", "update_guard", "alpha_facts", "requests", "corpus", "max_tokens",
+    "check",
+)  # fmt: skip
+"""What `kt.edit` takes beside a method's settings."""
 
-def read_requests(model: TracedModel, requests: Sequence[Fact | Mapping[str, Any]]) -> list[Fact]:
+
+def read_requests(model: TracedModel, requests: FactsLike) -> list[Fact]:
     """Facts with a target each.
 
     Raises:
@@ -100,22 +108,21 @@ def configure(
         alpha: attention's share; None takes the preset's, and `auto` where there is none.
         preset: hyper-parameters by name, or a TOML file; None finds the one that matches the model.
         variant: the preset's values for one data set.
-        given: hyper-parameters by name; None counts as not given, and those of other methods have no effect.
+        given: hyper-parameters by name; None counts as not given.
 
     Returns:
         The configuration. Layers that nobody gave, and an α that is to be traced, are left to `resolve`.
 
     Raises:
-        KtError: an unknown method, preset, variant or name, or a value of the wrong type, sign or range.
+        KtError: an unknown method, preset or variant, a setting that the method does not have, or a value of the wrong
+            type, sign or range.
     """
     chosen, known = method_named(method), preset_for(model, preset)
     if variant is not None and known is None:
         raise KtError(f"no preset matches {model.name}, so there is no variant {variant!r}; give --preset")
-    given = _renamed(given)
-    types = setting_types()
-    if unknown := sorted(set(given) - (set(types) - {"alpha"})):
-        names = ", ".join(sorted(set(types) - {"alpha"}))
-        raise KtError(f"hyper-parameter {unknown[0]!r} is unknown; known are {names}")
+    if why := unused((name for name, value in given.items() if value is not None), [method], OPTIONS):
+        raise KtError(why)
+    given, types = _renamed(given), setting_types()
     for name, value in given.items():
         check_value(name, types[name], tuple(value) if isinstance(value, list | range | set) else value)
     if not chosen.writes_attention and alpha not in (None, 0, 0.0):
@@ -136,9 +143,8 @@ def configure(
 
 def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
     """Other spellings of names and values: `layers`, JEEP's `_low` for its low region, EasyEdit's false for none."""
-    named = {name.removesuffix("_low"): value for name, value in given.items() if value is not None}
-    if "layers" in named:
-        named["layers_mlp"] = named.pop("layers")
+    named = {plain_name(name): value for name, value in given.items() if value is not None}
+    named |= {name: os.fspath(value) for name, value in named.items() if isinstance(value, os.PathLike)}
     if named.get("norm_constraint") is False:
         named["norm_constraint"] = None
     return named

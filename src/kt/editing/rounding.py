@@ -137,9 +137,8 @@ def logits_given_back(
 
 def says_targets(model: TracedModel, facts: Sequence[Fact], rounded: Mapping[Site, Rounded]) -> list[bool]:
     """Whether every token of a fact's target is the argmax at its position; see `logits_given_back`."""
-    questions = [_asked(fact, fact.target or "") for fact in facts]
-    scores = _scores(model, questions, lambda batch, keep: logits_given_back(model, batch, keep, rounded))
-    return [bool(scores[question].is_greedy) for question in questions]
+    scores = target_scores(model, facts, lambda batch, keep: logits_given_back(model, batch, keep, rounded))
+    return [bool(score.is_greedy) for score in scores]
 
 
 def warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
@@ -206,6 +205,13 @@ def readings(model: TracedModel, facts: Sequence[Fact], unedited: bool = False) 
 
 def _asked(fact: Fact, answer: str) -> Question:
     return (fact.prompt, answer) if fact.target_prefix is None else (fact.prompt, answer, fact.target_prefix)
+
+
+def target_scores(model: TracedModel, facts: Sequence[Fact], forward: Forward | None = None) -> list[TeacherForced]:
+    """Every fact's target, teacher-forced; see `_scores`."""
+    questions = [_asked(fact, fact.target or "") for fact in facts]
+    scores = _scores(model, questions, forward)
+    return [scores[question] for question in questions]
 
 
 def _scores(

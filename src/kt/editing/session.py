@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,18 +28,21 @@ from torch import Tensor
 from .._util.progress import Progress
 from ..errors import KtError
 from ..facts.fact import Fact
+from ..facts.load import FactsLike, facts_from
 from ..model.update import Update
 from ..runs.journal import Journal
 from .closed_form.contexts import Contexts
+from .closed_form.norm_guards import GUARDS, SAMPLE, NormAnchor, NormGuard, OwnNorm
 from .closed_form.second_moment import Statistics
-from .config import Config
+from .config import Config, one_of
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
-from .plan import EditHistory, EffectPlan, Plan, SolveContext
+from .plan import EditHistory, EffectPlan, Plan, SolveContext, SolveResult
 from .resolve import (
     Evidence,
     configure,
     is_per_fact,
+    needs_evidence,
     read_requests,
     refuse_contradictions,
     resolve,
@@ -47,6 +51,7 @@ from .resolve import (
 )
 from .rounding import readings
 from .stack import EditStack, joined
+from .update_guards import UPDATE_GUARDS, added, prune, rect
 from .verdict import TextReading, text_reading
 
 if TYPE_CHECKING:
@@ -64,7 +69,10 @@ class SessionOptions:
     Attributes:
         history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
         keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
-        norm_guard: rescale every wanted value to the norm that its site has before the session's first edit.
+        norm_guard: rescale every wanted value (closed_form.norm_guards): `own`, or true, to the norm that its site has
+            before the session's first edit; `nas` to NAS's anchor.
+        update_guard: what is done to solved updates before they are written (update_guards): `rect` or `prune`.
+        norm_facts: facts with targets that NAS's anchor is a mean over; None takes `requests`, or the first edit's.
         alpha_facts: facts that α is traced on; None takes a kept α, or traces it once (`evidence.default_alpha`).
         requests: all requests to come, for a probe of the stages of recall; None: the first that are edited.
         corpus, max_tokens: the text that second moments are taken over, where none are given: `auto` (english, and for
@@ -75,7 +83,9 @@ class SessionOptions:
 
     history: History | None = None
     keep_history: bool | None = None
-    norm_guard: bool = False
+    norm_guard: bool | str = False
+    norm_facts: Sequence[Fact] | None = None
+    update_guard: str | None = None
     alpha_facts: Sequence[Fact] | None = None
     requests: Sequence[Fact] | None = None
     corpus: str = "auto"
@@ -123,19 +133,37 @@ class EditSession:
         own = {spec.name: options.pop(spec.name) for spec in fields(SessionOptions) if spec.name in options}
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
+        for name in {"alpha_facts", "norm_facts", "requests"} & own.keys():
+            own[name] = own[name] and facts_from(own[name])
         self.options = SessionOptions(**own)
+        if isinstance(self.options.norm_guard, str):
+            one_of(self.options.norm_guard, GUARDS, "norm_guard")
+        if self.options.update_guard is not None:
+            one_of(self.options.update_guard, UPDATE_GUARDS, "update_guard")
+        if self.options.norm_facts is not None and self.options.norm_guard != "nas":
+            raise KtError("norm_facts are those that NAS's anchor is taken from; give norm_guard='nas' with them")
         config = options.pop("method", config)
         if isinstance(config, str):
             config = configure(model, config, alpha, **options)
         elif options or alpha is not None:
             raise KtError(f"{next(iter([*options, 'alpha']))} belongs into the configuration; make it with its value")
+        config.require(model)
+        if not self.journal.done:  # a run of an older version goes on under the names it was begun with
+            config.refuse_old_names()
         self.config = config
+        self._anchors: dict[str, float] = {}
+        self._solved: dict[str, Update] = {}  # PRUNE: the sums of what the steps solved, before it restrained them
+        self._solving: dict[str, Update] = {}
+        if self.options.alpha_facts and not needs_evidence(config):
+            raise KtError("alpha_facts are traced for alpha, and nothing is traced here; leave them out, or alpha")
         self._history = _keys_of(self.options.history)
         self.state = EditHistory(self._history)
         self.steps: list[Edit] = []
         self._requests: list[Fact] = []
         self._given_statistics = statistics
         self._statistics: Statistics | None = None
+        if isinstance(context_templates, str):
+            raise KtError(f"context_templates is the text {context_templates!r}; give a list of texts")
         self._contexts = Contexts.of(context_templates) if context_templates else None
         self._evidence = Evidence()
         self._original: dict[str, Tensor] = {}
@@ -143,7 +171,7 @@ class EditSession:
         self._texts: dict[int, TextReading | None] = {}  # by number of steps, so that none is read twice
 
     # One edit ---------------------------------------------------------------------------------------------------
-    def solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> Edit:
+    def solve(self, requests: FactsLike) -> Edit:
         """An edit of the model as it stands; nothing is written or remembered."""
         running = dict(self.state.running)
         try:
@@ -151,39 +179,59 @@ class EditSession:
         finally:
             self.state.running = running
 
-    def edit(self, requests: Sequence[Fact | Mapping[str, Any]]) -> Edit:
+    def edit(self, requests: FactsLike) -> Edit:
         """Solve, write, remember what the next edit has to know. A failure leaves model and session as they were."""
         running = dict(self.state.running)
         result, plan, context, facts = self._solve(requests)
-        before, effects = self.model.copies(result.names), self.model.effects
-        try:
-            result.write(self.model)
-            if self.keeps_history:
-                plan.update_history(context, facts)
-        except BaseException:
-            self.model.put_back(before, effects)
-            self.state.running = running
-            raise
+        with self.model.writing():
+            before, effects = self.model.copies(result.names), self.model.effects
+            try:
+                result.write(self.model)
+                if self.keeps_history:
+                    plan.update_history(context, facts)
+            except BaseException:
+                self.model.put_back(before, effects)
+                self.state.running = running
+                raise
         self._original = before | self._original
         self.steps.append(result)
+        self._solved = self._solving
         self._texts[len(self.steps)] = text_reading(result.manifest, "after")
         self._requests += facts
         return result
 
-    def _solve(self, requests: Sequence[Fact | Mapping[str, Any]]) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
+    def _solve(self, requests: FactsLike) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
         self.model.require_weights("an edit")
         self._solves += 1
         facts = read_requests(self.model, requests)
         refuse_contradictions(facts)
-        config = self._resolve(facts)
-        plan = config.plan()
-        self._refuse(plan)
-        context = self._context(plan)
-        solved = plan.solve(context, facts, self.progress)
-        known = self._texts.get(len(self.steps))
-        result = package(context, facts, config, plan, solved, self.options.check, known)
+        with self.model.at_rest():
+            config = self._resolve(facts)
+            plan = config.plan()
+            self._refuse(plan)
+            context = self._context(plan, facts)
+            solved = self._restrained(plan.solve(context, facts, self.progress))
+            known = self._texts.get(len(self.steps))
+            result = package(context, facts, config, plan, solved, self.options.check, known)
         self._texts[len(self.steps)] = text_reading(result.manifest, "before")
+        if self.options.update_guard is not None:
+            result.manifest["update_guard"] = self.options.update_guard
         return self._note_sources(result), plan, context, facts
+
+    def _restrained(self, solved: SolveResult) -> SolveResult:
+        """The solved updates as the update guard leaves them."""
+        updates = {name: written.update for name, written in solved.written.items()}
+        if self.options.update_guard == "rect":
+            updates = {name: rect(update, self.model.weight(name)) for name, update in updates.items()}
+        elif self.options.update_guard == "prune":
+            self._solving = added(self._solved, updates)
+            stands: dict[str, Update] = {}
+            for step in self.steps:
+                stands = added(stands, {n: u.to(torch.float64).scaled(-1.0) for n, u in step.updates.items()})
+            whole = {n: prune(self._solving[n], self._original.get(n, self.model.weight(n))) for n in updates}
+            updates = {n: update.plus(stands[n]) if n in stands else update for n, update in whole.items()}
+        written = {name: each._replace(update=updates[name]) for name, each in solved.written.items()}
+        return solved._replace(written=written)
 
     def _resolve(self, facts: Sequence[Fact]) -> Config:
         """The configuration with layers and α from the unedited model, chosen once; an α of each fact's own is traced
@@ -235,7 +283,7 @@ class EditSession:
         kept = self.options.keep_history
         return self.config.keeps_history if kept is None else kept
 
-    def _context(self, plan: Plan) -> SolveContext:
+    def _context(self, plan: Plan, facts: Sequence[Fact]) -> SolveContext:
         """Texts and second moments are the original model's, taken once."""
         with self.unedited():
             if self._contexts is None:
@@ -246,28 +294,35 @@ class EditSession:
                 self._statistics = take_statistics(
                     self.model, plan.moment_sites, given, options.corpus, options.max_tokens, self.progress
                 )
-        original = None
-        if self.options.norm_guard:
-            self._original = self.model.copies(plan.names(self.model)) | self._original
-            original = self.unedited
         journal = self.journal.within(f"solve-{self._solves:05d}")
-        return SolveContext(self.model, self._statistics, self._contexts, self.state, original, self.seed, journal)
+        guard = self._guard(plan, facts)
+        return SolveContext(self.model, self._statistics, self._contexts, self.state, guard, self.seed, journal)
+
+    def _guard(self, plan: Plan, facts: Sequence[Fact]) -> NormGuard | None:
+        """The norm guard of one edit; NAS's anchors are the session's."""
+        options = self.options
+        if not options.norm_guard:
+            return None
+        self._original = self.model.copies(plan.names(self.model)) | self._original
+        if options.norm_guard != "nas":
+            return OwnNorm(self.unedited)
+        given = options.norm_facts
+        sample = (options.requests or facts) if given is None else read_requests(self.model, given)
+        sample = sample[:: ceil(len(sample) / SAMPLE)]
+        return NormAnchor(self.unedited, sample, self.journal.within("nas"), self._anchors)
 
     # All of them ------------------------------------------------------------------------------------------------
     @contextmanager
     def unedited(self) -> Iterator[TracedModel]:
         """The weights (and effects) from before the first edit, inside the block."""
-        now, effects = self.model.copies(self._original), self.model.effects
-        self.model.put_back(self._original, self._effects)
-        try:
+        with self.model.restored(self._original):
+            self.model.put_back(self._original, self._effects)
             yield self.model
-        finally:
-            self.model.put_back(now, effects)
 
     def norm_ratios(self) -> dict[str, float]:
         """By weight, its Frobenius norm over the one it had before the first edit."""
         norms = {
-            name: (float(self.model.own(name).float().norm()), float(old.float().norm()))
+            name: (float(self.model.weight(name).float().norm()), float(old.float().norm()))
             for name, old in self._original.items()
         }
         return {name: now / before for name, (now, before) in norms.items() if before}
@@ -302,6 +357,10 @@ class EditSession:
             manifest = {name: self.steps[-1].manifest[name] for name in kept} | {
                 "steps": [len(step.requests) for step in self.steps]
             }
+            if self.options.update_guard is not None:
+                manifest["update_guard"] = self.options.update_guard
+            if (skipped := [name for step in self.steps for name in step.manifest.get("skipped", ())]) or self._anchors:
+                manifest |= {"norm_anchors": dict(self._anchors), "skipped": skipped}
             manifest |= about_weights(self.model, updates) | about_requests(self._requests)
             keys = {
                 name: torch.cat([s.keys[name] for s in self.steps if name in s.keys]) for name in self.steps[-1].keys
@@ -314,7 +373,7 @@ class EditSession:
     def revert(self) -> None:
         """The exact bytes from before the first edit; the session begins anew."""
         self.model.put_back(self._original, self._effects)
-        self._original, self.steps, self._requests = {}, [], []
+        self._original, self.steps, self._requests, self._solved = {}, [], [], {}
         self._texts = {0: self._texts.get(0)}
         self.state = EditHistory(self._history)
 
@@ -381,7 +440,7 @@ class SessionOnEdits(EditSession):
         self.below.grounds(self.model)  # fails before any work
         plan = self._resolve(self._first).plan()
         self._refuse(plan)
-        self._context(plan)
+        self._context(plan, self._first)
         self._original = {}  # a norm guard holds to the state that this session starts from
         self._around.enter_context(self.below.applied(self.model))
         self._effects = self.model.effects
@@ -423,7 +482,7 @@ def warn_of_keyless(below: EditStack) -> None:
 
 def edit(
     model: TracedModel,
-    requests: Sequence[Fact | Mapping[str, Any]],
+    requests: FactsLike,
     method: Config | str = "intattn",
     alpha: float | str | None = None,
     **options: Any,
@@ -431,7 +490,8 @@ def edit(
     """Solve an edit for all requests in one batch. `EditSession` edits in steps, `run_edits` in a mode and with scores.
 
     Args:
-        requests: facts with a target (or a foil, which then is the target), or dicts as ROME and MEMIT write them.
+        requests: facts with a target (or a foil, which then is the target), one or many; dicts as ROME and MEMIT write
+            them; or what `load_facts` reads by name.
         method: a method's name (see `kt ls methods`), or its configuration.
         alpha: attention's share (eq. 13); see `EditSession`.
         options: all other arguments of `EditSession`: statistics, context_templates, preset, variant, seed, corpus,

@@ -29,7 +29,7 @@ from ..errors import BadFile, KtError
 from ..model.effects import Effect
 from ..model.update import Update
 from ..report import Shown, Table
-from .apply import difference, fingerprints, refuse_other_shapes, write_checked
+from .apply import difference, fingerprints, other_model, refuse_other_shapes, write_checked
 from .edit import Edit
 
 if TYPE_CHECKING:
@@ -109,14 +109,15 @@ def write_in_order(model: TracedModel, layers: Sequence[Layer], force: bool = Fa
     strange = [layer.digest for layer in layers if layer.edit.effect is not None and difference(layer.edit, model)]
     grounds: list[Ground] = []
     for layer in layers:
-        fits: dict[Ground, dict[str, str]] = {"base": base, "below": now}
+        other = other_model(layer.edit, model)
+        fits: dict[Ground, dict[str, str]] = {"base": base, "below": now} if other is None else {}
         ground: Ground = next((g for g, digests in fits.items() if _solved_for(layer.edit, digests)), "forced")
         if layer.digest in strange:  # an effect that does not fit the base
             ground = "forced" if difference(layer.edit, model) is not None else "below"
         if ground == "forced":
-            why = _misfit(model, layer)
+            why, remedy = _misfit(model, layer) if other is None else (f"{layer.name}: {other.what}", other.remedy)
             if not (force or layer.forced):
-                raise KtError(f"{why}; put it directly on the edits that it was solved on, or force it")
+                raise KtError(f"{why}; {remedy}, or force it")
             warnings.warn(f"forced: {why}; what it does there was not measured", stacklevel=3)
         write_checked(layer.edit, model)
         now |= fingerprints(model, layer.edit.names)
@@ -130,10 +131,11 @@ def _solved_for(edit: Edit, digests: dict[str, str]) -> bool:
     return all(known.get(name, digests[name]) == digests[name] for name in edit.names)
 
 
-def _misfit(model: TracedModel, layer: Layer) -> str:
+def _misfit(model: TracedModel, layer: Layer) -> tuple[str, str]:
     misfit = difference(layer.edit, model)
     what = misfit.what if misfit else "some of its weights are the base's, others what the edits below it leave"
-    return f"{layer.name} fits neither {model.name} nor the edits below it: {what}"
+    why = f"{layer.name} fits neither {model.name} nor the edits below it: {what}"
+    return why, "put it directly on the edits that it was solved on"
 
 
 class EditStack(Shown):
@@ -285,14 +287,15 @@ class EditStack(Shown):
         if self._live is not None:
             model, base = self._live
             touched = {name for layer in layers for name in layer.edit.names}
-            base |= model.copies(touched - set(base))
-            now, effects = model.copies(base), model.effects
-            try:
-                model.put_back(base, self._effects)
-                write_in_order(model, layers)
-            except BaseException:
-                model.put_back(now, effects)
-                raise
+            with model.writing():
+                base |= model.copies(touched - set(base))
+                now, effects = model.copies(base), model.effects
+                try:
+                    model.put_back(base, self._effects)
+                    write_in_order(model, layers)
+                except BaseException:
+                    model.put_back(now, effects)
+                    raise
         self._layers = layers
 
     # Writing ----------------------------------------------------------------------------------------------------
@@ -315,12 +318,13 @@ class EditStack(Shown):
         """
         if self._live is not None:
             raise KtError(f"the stack stands in {self._live[0].name} already; revert_ it first")
-        base, effects = model.copies(self.names), model.effects
-        try:
-            write_in_order(model, self._layers, force)
-        except BaseException:
-            model.put_back(base, effects)
-            raise
+        with model.writing():
+            base, effects = model.copies(self.names), model.effects
+            try:
+                write_in_order(model, self._layers, force)
+            except BaseException:
+                model.put_back(base, effects)
+                raise
         self._live, self._effects = (model, base), effects
 
     def revert_(self, model: TracedModel) -> None:

@@ -8,10 +8,13 @@ answers' -log p with respect to its output. With μ and σ over all pairs of the
     v = -lr · ‖ĥ‖² · ĝ                         the wanted change of the projection's output for input h
     ΔW = V Hᵀ (H Hᵀ + ridge · I)⁻¹             on the h as they are; the authors' ridge is 1
 
-`lr="auto"` is Polyak's step on ΔW, all weights together: with ΔW₁ the updates of lr = 1, token i of the answers reaches
--log p = 0, to first order, at lr = f_i / d_i, f = -log p, d = -Σ_weights g · ΔW₁ h. The rate is the smallest at which
-`WANTED` of the tokens do, but at most `MOST` times mean(f) / mean(d): it follows the gradients' size, the number of
-weights and what the ridge lets through, and a few tokens that no rate moves do not make it endless.
+`lr="auto"` starts from Polyak's step on ΔW, all weights together: with ΔW₁ the updates of lr = 1, token i of the
+answers reaches -log p = 0, to first order, at lr = f_i / d_i, f = -log p, d = -Σ_weights g · ΔW₁ h. The start is the
+smallest rate at which `WANTED` of the tokens do, but at most `MOST` times mean(f) / mean(d): it follows the gradients'
+size, the number of weights and what the ridge lets through, and a few tokens that no rate moves do not make it endless.
+A token of -log p 17 does not fall in a straight line, though. So the edited model is asked: the rate is the first of
+the start times √2ᵏ at which it says `WANTED` of the answers, each token the likeliest one; where none does, that with
+the most, and of these the one that makes the answers likeliest.
 
 All weights are solved on the model as it is, from the same pass. ẑ is centred: what all pairs share is taken away, so a
 lone pair moves nothing, and few say little.
@@ -26,14 +29,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.linalg import lapack
 from torch import Tensor
 
@@ -47,6 +50,7 @@ from ..model.update import Dense, LowRank, Update
 from .closed_form.auto_ridge import WANTED, Spectrum, auto_ridge
 from .closed_form.keys import Rows
 from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
+from .rounding import target_scores
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -54,6 +58,12 @@ if TYPE_CHECKING:
 
 MOST = 5.0
 """An automatic rate, at most: times the one that takes the tokens' mean -log p away."""
+
+RATES = 6
+"""Rates that an automatic one is chosen among, each √2 times the one before."""
+
+GATED = ("mlp.gate_proj", "mlp.up_proj")
+"""What the original writes in Llama-3, Qwen2.5 and Gemma 3; in GPT-J, Mistral and Phi-4 it writes down_proj."""
 
 EPSILON = float(np.finfo(np.float32).eps)
 """Added to σ, as in the authors' code: a number that never varies is normalised to zero."""
@@ -106,13 +116,14 @@ class Pairs(NamedTuple):
 class UltraEdit:
     """UltraEdit as a plan.
 
+    `maps`: the linear maps that are written; none: `GATED` where the model has both, else down_proj.
     `shared`: modules of one shape have one normaliser between them, as in the authors' code, rather than one each.
     `tokens`: the most (padded) tokens of one forward and backward; it bounds memory, and moves the result
     by rounding only. `ridge`: a number, or `auto` for `closed_form.auto_ridge`'s of the h at hand. `lr`: likewise.
     """
 
     layers: tuple[int, ...]
-    maps: tuple[str, ...] = ("mlp",)
+    maps: tuple[str, ...] = ()
     lr: float | Literal["auto"] = 1e-6
     ridge: float | Literal["auto"] = 1.0
     shared: bool = False
@@ -125,22 +136,23 @@ class UltraEdit:
     def moment_sites(self) -> list[Site]:
         return []
 
-    @property
-    def sites(self) -> list[Site]:
-        return [Site(name, layer) for layer in sorted(set(self.layers)) for name in sorted(set(self.maps))]
+    def sites(self, model: TracedModel) -> list[Site]:
+        maps = self.maps or (GATED if set(GATED) <= set(model.layout.linears) else ("mlp",))
+        return [Site(name, layer) for layer in sorted(set(self.layers)) for name in sorted(set(maps))]
 
     def describe(self) -> PlanText:
         solver = "V Hᵀ(HHᵀ + ridge·I)⁻¹, V the normalised gradient"
-        return PlanText("no search: one backward pass", ", ".join(self.maps), solver, "all at once")
+        maps = ", ".join(self.maps or GATED)
+        return PlanText("no search: one backward pass", maps, solver, "all at once")
 
     def names(self, model: TracedModel) -> list[str]:
-        return [model.weight_name(site) for site in self.sites]
+        return [model.weight_name(site) for site in self.sites(model)]
 
     def require_room(self, model: TracedModel) -> None:
         """No check yet: memory grows with the answers' tokens, and `solve` checks it after counting them."""
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
-        model, sites = context.model, self.sites
+        model, sites = context.model, self.sites(context.model)
         answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "", fact.target_prefix) for fact in facts]
         self._require_memory(model, sum(map(len, answers)))
         if len(facts) == 1 and not context.state.running:
@@ -171,7 +183,7 @@ class UltraEdit:
             written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()), chosen=about)
         if self.lr == "auto":
             falls = torch.stack([pairs[site].falls(written[model.weight_name(site)].update) for site in sites])
-            rate = automatic_rate(losses, falls.sum(0))
+            rate = measured_rate(model, facts, written, automatic_rate(losses, falls.sum(0)))
             written = {name: _at_rate(each, rate) for name, each in written.items()}
         context.state.running.update(running)  # last of all: an edit that failed has not been seen
         return SolveResult(written)
@@ -181,8 +193,9 @@ class UltraEdit:
 
     def _require_memory(self, model: TracedModel, count: int) -> None:
         """For every site's pairs and, of one site at a time, four float64 copies of them and three of its system."""
-        widths = [sum(model.weight(site).shape) for site in self.sites]
-        system = max(min(count, model.key_size(site)) for site in self.sites)
+        sites = self.sites(model)
+        widths = [sum(model.weight(site).shape) for site in sites]
+        system = max(min(count, model.key_size(site)) for site in sites)
         needed = count * sum(widths) * model.dtype.itemsize + 8 * (4 * count * max(widths) + 3 * system**2)
         advice = "edit fewer requests at a time, or fewer layers"
         require_memory(needed, f"an edit of {count:,} answer tokens at {len(widths)} weights", advice)
@@ -201,33 +214,43 @@ def answer_pairs(
     sites: Sequence[Site],
     tokens: int,
     progress: Progress | None = None,
-) -> tuple[dict[Site, Pairs], Float[Tensor, " pair"]]:
+    prompts: bool = False,
+) -> tuple[dict[Site, Pairs], Float[Tensor, " token"]]:
     """Keys and gradients at every site, one pair an answer token: facts in their order, tokens in theirs; and -log p of
-    those tokens."""
+    those tokens. With `prompts`, also a pair for every token before."""
     tokenizer = model.tokenizer
     ids = tuple((*token_ids(tokenizer, f.prompt), *answer[:-1]) for f, answer in zip(facts, answers, strict=True))
     parts: list[dict[Site, Pairs]] = []
     done: list[int] = []
     losses: list[Tensor] = []
     for numbers, batch, _ in Rows(ids, tuple(len(row) - 1 for row in ids)).batches(pad_id(tokenizer), tokens):
-        part, loss = _forward_and_back(model, batch, [answers[i] for i in numbers], sites)
+        part, loss = _forward_and_back(model, batch, [answers[i] for i in numbers], sites, prompts)
         parts.append(part)
         losses.append(loss)
         done += numbers
         if progress:
             progress(len(done), len(facts))
-    order = torch.tensor([number for number in done for _ in answers[number]]).argsort(stable=True)
-    pairs_at = {s: Pairs(*(torch.cat(each)[order] for each in zip(*(p[s] for p in parts), strict=True))) for s in sites}
+    order = _order(done, answers)
+    pair_order = _order(done, ids) if prompts else order
+    pairs_at = {
+        s: Pairs(*(torch.cat(each)[pair_order] for each in zip(*(p[s] for p in parts), strict=True))) for s in sites
+    }
     for site, pairs in pairs_at.items():
         if not all(bool(torch.isfinite(each).all()) for each in pairs):
             raise WorkFailed(f"keys or gradients at {site} are not finite; load the model in bfloat16 or float32")
     return pairs_at, torch.cat(losses)[order]
 
 
+def _order(done: Sequence[int], rows: Sequence[Sequence[int]]) -> Int[Tensor, " token"]:
+    """What brings the tokens of rows that were read in the order `done` back into the rows' own."""
+    return torch.tensor([number for number in done for _ in rows[number]]).argsort(stable=True)
+
+
 def _forward_and_back(
-    model: TracedModel, batch: Batch, answers: Sequence[Sequence[int]], sites: Sequence[Site]
-) -> tuple[dict[Site, Pairs], Float[Tensor, " pair"]]:
-    """Keys, and gradients of the answers' summed -log p, where the answers' tokens are predicted; -log p of each."""
+    model: TracedModel, batch: Batch, answers: Sequence[Sequence[int]], sites: Sequence[Site], prompts: bool
+) -> tuple[dict[Site, Pairs], Float[Tensor, " token"]]:
+    """Keys, and gradients of the answers' summed -log p, where the answers' tokens are predicted (with `prompts`, at
+    every token); -log p of each answer's token."""
     width, keep = batch.ids.shape[1], max(map(len, answers))
     # Rows are padded on the left and end before their answer's last token, so the last columns predict the answers.
     places = [(row, keep - len(a) + i, token) for row, a in enumerate(answers) for i, token in enumerate(a)]
@@ -239,7 +262,12 @@ def _forward_and_back(
         losses.append(-logits.log_softmax(-1)[row, column, token])
         return losses[0].sum()
 
-    read = model.linear_io(batch, sites, loss, keep, (row, column + width - keep))
+    if prompts:
+        row_of, column_of = batch.mask.nonzero().T
+        at = row_of, column_of
+    else:
+        at = row, column + width - keep
+    read = model.linear_io(batch, sites, loss, keep, at)
     return {site: Pairs(*both) for site, both in read.items()}, losses[0].detach().double().cpu()
 
 
@@ -259,7 +287,7 @@ def value_shifts(pairs: Pairs, running: Running, lr: float) -> Float[Tensor, "pa
 
 
 def automatic_rate(losses: Float[Tensor, " pair"], falls: Float[Tensor, " pair"]) -> float:
-    """The module's automatic lr.
+    """The start of the module's automatic lr.
 
     Args:
         losses: -log p of the answers' tokens.
@@ -273,6 +301,28 @@ def automatic_rate(losses: Float[Tensor, " pair"], falls: Float[Tensor, " pair"]
     needed = torch.where(falls > 0, losses / falls, torch.inf)
     enough = needed.kthvalue(math.ceil(WANTED * len(needed))).values
     return min(float(enough), MOST * float(losses.mean() / falls.mean()))
+
+
+def measured_rate(
+    model: TracedModel, facts: Sequence[Fact], written: Mapping[str, WeightUpdate], start: float
+) -> float:
+    """The first rate from `start` on, √2 apart, with which every token of `WANTED` of the answers is the likeliest.
+
+    Args:
+        written: the updates of lr = 1.
+    """
+    found: list[tuple[float, float, float]] = []
+    for rate in (start * 2 ** (number / 2) for number in range(RATES)):
+        with model.restored(written):
+            for name, each in written.items():
+                model.write(name, each.update.scaled(rate))
+            scores = target_scores(model, facts)
+        said = sum(bool(score.is_greedy) for score in scores) / len(scores)
+        likely = sum(score.log_prob or 0.0 for score in scores)
+        found.append((said, -math.inf if math.isnan(likely) else likely, rate))
+        if said >= WANTED:
+            break
+    return max(found)[2]
 
 
 def _at_rate(written: WeightUpdate, rate: float) -> WeightUpdate:

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 from .._util.data import to_json
 from .._util.files import clear_temporaries
 from .._util.lock import exclusive
+from .._util.text import words
 from ..errors import KtError
 from ..facts.fact import Fact, facts_digest
-from ..facts.load import facts_from
+from ..facts.load import FactsLike, facts_from
 from ..model.identity import identity
 from ..model.model import TracedModel
 from ..runs import parallel
@@ -43,7 +44,7 @@ class Cached(NamedTuple):
 
 def evaluate_cached(
     model: TracedModel,
-    requests: Sequence[Fact | Mapping[str, Any]],
+    requests: FactsLike,
     cache_dir: Path,
     fingerprint: str | None = None,
     **options: Any,
@@ -100,12 +101,13 @@ def _key(model: TracedModel, facts: Sequence[Fact], fingerprint: str, options: M
         "versions": versions(),
         "model": [model.name, identity(model, fingerprint), model.device.type],
         "generation": model.module.generation_config.to_dict(),
+        "chat": [getattr(model.tokenizer, "chat_template", None), model.tokenizer.special_tokens_map],
         "facts": facts_digest(facts),
-        "protocols": None if protocols is None else sorted(set(protocols)),
+        "protocols": None if protocols is None else sorted(set(words(protocols))),
         "generate": options.get("generate", True) if protocols is None else None,
         "seed": options.get("seed", 0),
         "tokens": [options.get("max_new_tokens", WILD_TOKENS), run.LONGER_TOKENS, run.TEXT_TOKENS, run.TEXT_TOP_K],
-        "heldout": heldout_corpus(heldout, model.name).identity if "ppl" in (protocols or ()) else None,
+        "heldout": heldout_corpus(heldout, model.name).identity if "ppl" in words(protocols or ()) else None,
     }
     return hashlib.sha256(to_json(inputs).encode()).hexdigest()[:40]
 

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from .._util.progress import Progress, counter
 from ..errors import BadFact
-from ..facts.fact import Fact
-from ..facts.load import facts_from
+from ..facts.load import FactsLike, facts_from
 from ..model.batches import BatchSize
 from ..model.memory import require_memory
 from ..model.model import TracedModel
@@ -46,7 +45,7 @@ class Distributions:
 
 def distributions(
     model: TracedModel,
-    requests: Sequence[Fact | Mapping[str, Any]],
+    requests: FactsLike,
     batch_size: BatchSize = "auto",
     progress: Progress | None = None,
 ) -> Distributions:

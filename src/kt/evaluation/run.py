@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from .._util.progress import Progress, counter
+from .._util.text import words
 from ..errors import BadFact
 from ..facts.corpus import Corpus
-from ..facts.fact import Fact
-from ..facts.load import facts_from
+from ..facts.load import FactsLike, facts_from
 from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest, continuations
@@ -197,7 +197,7 @@ def _answer_scores(sample: Sample, plan: Plan, responses: Responses) -> dict[str
 
 def evaluate(
     model: TracedModel,
-    requests: Sequence[Fact | Mapping[str, Any]],
+    requests: FactsLike,
     before: Scores | None = None,
     generate: bool = True,
     batch_size: BatchSize = "auto",
@@ -209,13 +209,14 @@ def evaluate(
     reference: Distributions | None = None,
     judge: Verdicts | None = None,
     max_new_tokens: int = WILD_TOKENS,
-    edited: Edited | Sequence[Fact | Mapping[str, Any]] | None = None,
+    edited: Edited | FactsLike | None = None,
 ) -> Scores:
     """Score the model as it stands now.
 
     Args:
         model: unedited, or with an edit written into it.
-        requests: facts with a target (else the foil is the target); one with neither is scored on its answer.
+        requests: facts with a target (else the foil is the target), one or many, as `Fact`s or dicts, or what
+            `load_facts` reads by name; one with neither is scored on its answer.
         before: what this function returned for the unedited model; without it, locality metrics are absent.
         generate: also generate text; without it the `gen` metrics are absent, and it is much faster.
         batch_size: rows per forward, or "auto" for a budget of tokens.
@@ -241,7 +242,7 @@ def evaluate(
     """
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise BadFact(f"batch size {batch_size!r} is not understood; give a number from 1, or auto")
-    chosen = _chosen(protocols, generate, judge, max_new_tokens)
+    chosen = _chosen(protocols, generate, judge, max_new_tokens, heldout)
     facts = facts_from(requests)
     if not facts:
         raise BadFact("no requests to evaluate; give at least one fact")
@@ -303,17 +304,22 @@ def _matching(before: Scores, samples: Sequence[Sample], plan: Plan) -> dict[Key
 
 
 def _chosen(
-    protocols: Sequence[str] | None, generate: bool, judge: Verdicts | None, max_new_tokens: int
+    protocols: Sequence[str] | None, generate: bool, judge: Verdicts | None, max_new_tokens: int, heldout: object
 ) -> tuple[str, ...]:
     """The protocols to ask under, in the order of their table."""
     if protocols is None:
         protocols = ("tf", "gen") if generate else ("tf",)
+    protocols = words(protocols)
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown or not protocols:
         named = f"protocol {unknown[0]!r} is unknown" if unknown else "no protocol is named"
         raise BadFact(f"{named}; choose among {', '.join(PROTOCOLS)}")
     if judge is not None and "wild" not in protocols:
         raise BadFact("a judge reads free answers; add wild to the protocols")
+    if max_new_tokens != WILD_TOKENS and "wild" not in protocols:
+        raise BadFact("max_new_tokens is for free answers; add wild to the protocols, or leave it out")
+    if heldout is not None and "ppl" not in protocols:
+        raise BadFact("heldout is the text of ppl; add ppl to the protocols, or leave it out")
     if max_new_tokens < 1:
         raise BadFact(f"max_new_tokens {max_new_tokens} must be at least 1")
     return tuple(name for name in PROTOCOLS if name in protocols)

@@ -19,6 +19,7 @@ from .._util.text import visible
 from ..errors import BadFact, BadFile
 from ..evaluation.text import contains
 from ..facts.fact import Fact
+from ..facts.load import FactsLike, facts_from
 from ..report import Column, Shown, Table
 
 if TYPE_CHECKING:
@@ -133,13 +134,13 @@ class CaseStudy(Shown):
 
 
 def case_study(
-    model: TracedModel, fact: Fact, edits: Mapping[str, AnyEdit], max_new_tokens: int = TOKENS, each: int = 1
+    model: TracedModel, fact: FactsLike, edits: Mapping[str, AnyEdit], max_new_tokens: int = TOKENS, each: int = 1
 ) -> CaseStudy:
     """Let the unedited model and every edit answer the fact's own prompts, greedily.
 
     Args:
         model: unedited; its weights are the same bytes afterwards.
-        fact: with a target (else the foil is the target).
+        fact: one, as `causal_trace` takes them, with a target (else the foil is the target).
         edits: name to show -> edit of this model that has the fact among its requests, or not.
         max_new_tokens: of each continuation; a longer answer gets as many as it has.
         each: paraphrases and neighbours to show, at most.
@@ -154,6 +155,9 @@ def case_study(
         raise BadFact(f"an edit cannot be called {UNEDITED!r}, the name of the column beside it; give it another")
     if min(max_new_tokens, each) < 1:
         raise BadFact(f"max_new_tokens {max_new_tokens} and each {each} must be at least 1")
+    fact, *others = facts_from(fact)
+    if others:
+        raise BadFact(f"a case is of one fact, and {1 + len(others)} were given; choose one")
     questions = tuple(_questions(fact.as_request(), each))
     texts = {UNEDITED: _texts(model, questions, max_new_tokens, None)}
     texts |= {name: _texts(model, questions, max_new_tokens, edit) for name, edit in edits.items()}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..editing.closed_form.config import check_alpha
+from ..editing.methods import used_by
 from ..errors import KtError
 
 KINDS = ("alpha", "layers", "edits", "clamp", "modules")
@@ -105,8 +106,14 @@ def edit_points(counts: Sequence[int], methods: Sequence[str], options: Mapping[
     """
     if wrong := [n for n in counts if n < 1]:
         raise KtError(f"{wrong[0]} edits cannot be made; give numbers from 1")
-    given = dict(options or {})
-    return _checked([Point(str(n), n, {**given, "method": m}, m, edits=n) for m in methods for n in counts])
+    given = {m: _of_method(m, methods, options or {}) for m in methods}
+    return _checked([Point(str(n), n, {**given[m], "method": m}, m, edits=n) for m in methods for n in counts])
+
+
+def _of_method(method: str, methods: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without the settings that only another of the methods has."""
+    foreign = {name for other in methods for name in used_by(other, options)} - used_by(method, options).keys()
+    return {name: value for name, value in options.items() if name not in foreign}
 
 
 def clamp_points(

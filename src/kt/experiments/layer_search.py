@@ -37,6 +37,7 @@ from ..editing.presets import preset_for
 from ..editing.resolve import configure, default_layers
 from ..errors import KtError
 from ..facts.fact import Fact
+from ..facts.load import FactsLike, facts_from
 from ..report import Card, Figure, Shown, Table
 from ..report.table import layer_list
 from ..stats import Interval
@@ -159,7 +160,7 @@ METRICS = (SUCCESS, LOCALITY, PERPLEXITY)
 
 def find_layers(
     model: TracedModel,
-    facts: Sequence[Fact] | None = None,
+    facts: FactsLike | None = None,
     method: str = "memit",
     *,
     n_trace: int = 50,
@@ -187,7 +188,7 @@ def find_layers(
     """
     stage = stage or (lambda what: nullcontext())
     config = configure(model, method, alpha)
-    asked = facts_beside(model, []) if facts is None else list(facts)
+    asked = facts_beside(model, []) if facts is None else facts_from(facts)
     with stage("facts that the model knows"):
         known = known_facts(model, distinct(asked), n_trace + n_edits).facts
     if len(known) < n_edits + 2:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..evaluation import Scores
     from ..evaluation.distributions import Distributions
     from ..facts.fact import Fact
+    from ..facts.load import FactsLike
     from ..model.model import TracedModel
 
 
@@ -278,7 +279,7 @@ def _mean_deltas(edits: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, 
 
 def run_edits(
     model: TracedModel,
-    requests: Sequence[Fact | Mapping[str, Any]],
+    requests: FactsLike,
     mode: str = "batch",
     step_size: int = 1,
     evaluate: str = "end",

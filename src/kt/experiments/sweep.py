@@ -14,6 +14,7 @@ import numpy as np
 
 from .._util.data import plain
 from .._util.progress import Stage
+from .._util.text import words
 from ..editing import Statistics
 from ..editing.resolve import read_requests, refuse_contradictions
 from ..errors import KtError
@@ -22,6 +23,9 @@ from ..evaluation.metrics import PROTOCOLS
 from ..evaluation.perplexity import Heldout, heldout_corpus
 from ..facts.corpus import corpus_for, tokens_for
 from ..facts.fact import Fact, facts_digest
+from ..facts.load import FactsLike
+from ..model.identity import of_a_run
+from ..runs.provenance import versions
 from .grids import Point
 from .sweep_result import Kept, Row, Sweep
 from .sweep_solving import Solver, config_of
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 def sweep(
     model: TracedModel,
-    facts: Sequence[Fact | Mapping[str, Any]],
+    facts: FactsLike,
     points: Sequence[Point],
     *,
     kind: str = "points",
@@ -81,6 +85,8 @@ def sweep(
     settings = {
         "kind": kind,
         "model": model.fingerprint(),
+        **of_a_run(model),
+        "versions": versions(),
         "facts": facts_digest(requests),
         "points": list(points),
         "seeds": list(seeds),
@@ -120,7 +126,7 @@ def _ways(protocols: Sequence[str] | None, generate: bool) -> list[str]:
     are left for `evaluate` to refuse."""
     if protocols is None:
         return ["tf", "gen"] if generate else ["tf"]
-    return sorted(dict.fromkeys(protocols), key=lambda name: (*PROTOCOLS, name).index(name))
+    return sorted(dict.fromkeys(words(protocols)), key=lambda name: (*PROTOCOLS, name).index(name))
 
 
 def _check(points: Sequence[Point], facts: Sequence[Fact], seeds: Sequence[int]) -> None:

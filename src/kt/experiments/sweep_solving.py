@@ -32,7 +32,8 @@ OF_ATTENTION = ("layers_attn", "attn_aim", "mom2_update_weight_attn")
 OF_MLP = ("layers", "layers_mlp")
 """Settings of one path, which the other's solve does not depend on."""
 
-OF_THE_SESSION = ("context_templates", "history", "keep_history", "norm_guard", "alpha_facts", "statistics")
+OF_THE_SESSION = ("context_templates", "history", "keep_history", "norm_guard", "norm_facts", "update_guard",
+                  "alpha_facts", "statistics")  # fmt: skip
 """Arguments of `kt.edit` that are no part of a method's configuration."""
 
 

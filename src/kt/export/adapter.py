@@ -266,10 +266,11 @@ def with_adapter(model: TracedModel, folder: Path) -> Iterator[Any]:
     require_none(model.module, "peft")  # peft would rename offloaded weights inside their files
     targets = read_json(folder / CONFIG)["target_modules"]
     before = {path: model.module.get_submodule(path) for path in targets}
-    try:
-        yield PeftModel.from_pretrained(model.module, str(folder)).eval()
-    finally:
-        take_out(model.module, before)
+    with model.at_rest():
+        try:
+            yield PeftModel.from_pretrained(model.module, str(folder)).eval()
+        finally:
+            take_out(model.module, before)
 
 
 def _too_far(parts: Mapping[str, Factors], error: float, limit: float, dtype: torch.dtype) -> str:

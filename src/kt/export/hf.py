@@ -131,7 +131,8 @@ def next_logits(
     """The logits after each prompt, from a plain forward without nnsight; float32, on the CPU."""
     forward = forward or model.module
     batches = [model.encode(prompts[start : start + ROWS]) for start in range(0, len(prompts), ROWS)]
-    return torch.cat([forward(**model.inputs(batch)).logits[:, -1].float().cpu() for batch in batches])
+    with model.at_rest():
+        return torch.cat([forward(**model.inputs(batch)).logits[:, -1].float().cpu() for batch in batches])
 
 
 def check_files(model: TracedModel, folder: Path, names: Sequence[str]) -> None:
@@ -145,7 +146,7 @@ def check_files(model: TracedModel, folder: Path, names: Sequence[str]) -> None:
     if absent:
         raise WorkFailed(f"{folder}: {absent[0]} was saved under another name; this model cannot be exported as hf")
     for name in shards.files:
-        if name in state and not _same(shards.read(name), content(model.module, name, state[name])):
+        if name in state and not same_bytes(shards.read(name), content(model.module, name, state[name])):
             raise WorkFailed(f"{folder}: {name} was written with other bytes than the model has; export again")
 
 
@@ -233,7 +234,8 @@ def _load_again(model: TracedModel, folder: Path) -> TracedModel:
         raise WorkFailed(f"the exported folder does not load again: {error}") from error
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and bytes."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     # Bytes, since NaN is not equal to itself, and 0 is equal to -0.

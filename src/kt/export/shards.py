@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from .._util.data import read_json
 from .._util.files import NotWritable, atomic_write, check_writable, why_not_written, writing
 from .._util.lock import FolderLock
 from ..errors import BadFile, KtError
+from ..model.folder import cached_file, check_index, inside
 from ..model.memory import gib
 from ..runs.folder import clear_leftovers, sync
 
@@ -47,9 +46,11 @@ class Shards:
         """
         folder = Path(folder)
         if (folder / INDEX).is_file():
-            return cls(folder, _index(folder / INDEX))
+            return cls(folder, check_index(folder / INDEX))
         if not (folder / SINGLE).is_file():
             raise BadFile(f"{folder} holds no {SINGLE} and no {INDEX}; name a folder of merged weights")
+        if not inside(folder / SINGLE, folder):
+            raise BadFile(f"{folder / SINGLE} is a link that leads out of the folder; copy the file there instead")
         with _opened(folder / SINGLE) as file:
             return cls(folder, dict.fromkeys(file.keys(), SINGLE))
 
@@ -104,7 +105,7 @@ def source_of(model: TracedModel) -> Source | None:
     for name in COUNTED:
         path = _local_file(source, name, model.revision)
         if path is not None:
-            files = _index(path) if name.endswith(".json") else {}
+            files = check_index(path) if name.endswith(".json") else {}
             return Source(len(set(files.values())) or 1, files)
     return None
 
@@ -159,25 +160,7 @@ def _local_file(source: str, name: str, revision: str | None) -> Path | None:
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(source, name, revision=revision)
-    except HFValidationError:  # not a valid name of a repository
-        return None
-    return Path(cached) if isinstance(cached, str) else None
-
-
-def _index(path: Path) -> dict[str, str]:
-    """The index's map from weights to files beside it."""
-    files = read_json(path).get("weight_map")
-    if not isinstance(files, dict) or not files:
-        raise BadFile(f"{path}: no weight_map in it; write the folder again")
-    for file in files.values():
-        if not isinstance(file, str) or not file or Path(file).name != file or "\\" in file:
-            raise BadFile(f"{path}: {json.dumps(file)[:80]} is no file of this folder; write the folder again")
-    return files
+    return cached_file(source, name, revision)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 A weight's fingerprint tells its state: `base` (before the edit), `applied` (with the edit), or `other`. The original
 bytes come from `kt/undo.safetensors` in the folder, or from the base model, and are used only if their fingerprints are
-those of the weights before the edit.
+those of the weights before the edit. Which these are, the base model or the edit that the user names decides; the
+folder's own record, which whoever wrote the folder could forge, decides only where neither is named.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from .._util.data import load_arrays, read_json
 from ..errors import BadFile, KtError, UnknownModel, WorkFailed
+from ..model.devices import content
+from ..model.folder import regular_files
 from ..model.update import fingerprint_of
 from ..report import Shown, Table
-from .hf import ABOUT, EDIT, OWN, UNDO
+from .hf import ABOUT, EDIT, OWN, UNDO, carries, same_bytes
 from .shards import Shards, whole_folder
 
 if TYPE_CHECKING:
@@ -28,27 +32,38 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
+RECORD = "the folder's own record"
+
+
 class Fingerprints(NamedTuple):
-    """Fingerprints by weight, before the edit and with it."""
+    """Fingerprints by weight, before the edit and with it; whose word they are, and the record's of the latter."""
 
     before: Mapping[str, str]
     after: Mapping[str, str]
+    source: str = RECORD
+    recorded: Mapping[str, str] = MappingProxyType({})
 
     def state(self, name: str, tensor: Tensor) -> str:
         """`base`, `applied` or `other`."""
         value = fingerprint_of([(name, tensor)])
-        return "base" if value == self.before[name] else "applied" if value == self.after.get(name) else "other"
+        if value == self.before[name]:
+            return "base"
+        return "applied" if value in (self.after.get(name), self.recorded.get(name)) else "other"
 
 
 @dataclass(frozen=True)
 class Reverted(Shown):
-    """The reverted folder: the previous state of each weight, and the fingerprint of the whole model at `path`."""
+    """The reverted folder: the previous state of each weight, and the fingerprint of the whole model at `path`.
+
+    `proof` says whose word the bytes from before are: the base model's, the named edit's, or the folder's own.
+    """
 
     path: Path
     restored: bool
     already: bool
     fingerprint: str
     weights: dict[str, str]
+    proof: str = RECORD
 
     kind = "revert"
 
@@ -80,33 +95,42 @@ def revert_folder(
     state before the edit or with it, and a second call finishes the work.
 
     Args:
-        edit: the edit to remove; by default the one in the folder.
-        base: the original model, by name or loaded; by default the bytes in the folder's `kt/undo.safetensors`.
+        edit: the edit to remove; by default the one in the folder. One that is named decides which bytes were before.
+        base: the original model, by name or loaded; by default the bytes in the folder's `kt/undo.safetensors`. One
+            that is named decides, also over all other weights.
         to: write a new folder, atomically, and leave the first one unchanged.
 
     Raises:
-        KtError: there is no edit or no original bytes, or a weight is neither as before the edit nor as with it.
-        BadFile: the folder or a file in it is broken or of another edit.
+        KtError: there is no edit or no original bytes, a weight is neither as before the edit nor as with it, or the
+            named edit and base contradict each other or the folder.
+        BadFile: the folder or a file in it is broken or of another edit, or a link in it leads elsewhere.
         NotWritable: the disk is full or read-only, or `to` is not empty.
         WorkFailed: the written weights do not have their original fingerprints.
     """
     folder = Path(folder)
     shards = Shards.open(folder)
-    edit = _edit(folder, edit)
-    fingerprints = known_fingerprints(folder, edit)
+    fingerprints, edit = known_fingerprints(folder, loaded := _edit(folder, edit), edit is not None), loaded
+    copied = [] if to is None else [p for p in regular_files(folder) if p.relative_to(folder).parts[0] != OWN]
+    if base is not None:
+        base = _base(base, shards, edit)
+        fingerprints = _by_base(folder, shards, edit, base, fingerprints)
     states = {name: fingerprints.state(name, shards.read(name)) for name in edit.names}
-    _refuse_other(folder, states)
+    _refuse_other(folder, states, edit)
     edited = [name for name, state in states.items() if state == "applied"]
-    originals = _originals(folder, shards, edit, edited, base, fingerprints) if edited else {}
+    originals = _originals(folder, edit, edited, base, fingerprints) if edited else {}
     with ExitStack() as stack:
         target = folder
         if to is not None:
             target = stack.enter_context(whole_folder(to))
-            _copy_rest(folder, target, {shards.files[name] for name in edited})
+            rewritten = {folder / shards.files[name] for name in edited}
+            for path in copied:
+                if path not in rewritten:
+                    (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(path, target / path.relative_to(folder))
         for file in sorted({shards.files[name] for name in edited}):
             shards.write(file, {n: t for n, t in originals.items() if shards.files[n] == file}, target)
-        fingerprint = _verify(target, edit, fingerprints)
-    return Reverted(Path(to or folder), True, not edited, fingerprint, states)
+        fingerprint = _verify(target, edit, fingerprints, base)
+    return Reverted(Path(to or folder), True, not edited, fingerprint, states, fingerprints.source)
 
 
 def _edit(folder: Path, edit: Edit | str | Path | None) -> Edit:
@@ -119,26 +143,62 @@ def _edit(folder: Path, edit: Edit | str | Path | None) -> Edit:
     return Edit.load(edit or folder / OWN / EDIT)
 
 
-def known_fingerprints(folder: Path, edit: Edit) -> Fingerprints:
-    """From the folder's record if it is of this edit (its dtype may not be the one of solving), else from the edit."""
-    record: Mapping[str, Any] = edit.manifest
-    if (folder / OWN / ABOUT).is_file():
-        about = read_json(folder / OWN / ABOUT)
-        if about.get("edit") == edit.digest:
-            record = about
-        elif (folder / OWN / EDIT).is_file():
-            raise KtError(f"{folder} was written with another edit than the one named; leave out --edit")
-    fingerprints = Fingerprints(*(record.get(key) or {} for key in ("fingerprints", "fingerprints_after")))
-    if not all(isinstance(part, Mapping) for part in fingerprints) or not all(
+def known_fingerprints(folder: Path, edit: Edit, named: bool = False) -> Fingerprints:
+    """From an edit that the user names; else from the folder's record if it is of this edit (its dtype may not be the
+    one of solving), else from the edit in the folder."""
+    about = read_json(folder / OWN / ABOUT) if (folder / OWN / ABOUT).is_file() else {}
+    of_this = about.get("edit") == edit.digest
+    own = edit.manifest.get("fingerprints")
+    if named and isinstance(own, Mapping) and all(isinstance(own.get(name), str) for name in edit.names):
+        after = edit.manifest.get("fingerprints_after") or {}
+        recorded = about.get("fingerprints_after") if of_this else {}
+        parts = [part if isinstance(part, Mapping) else {} for part in (after, recorded)]
+        return Fingerprints(own, parts[0], "the edit that was named", parts[1])
+    if about and not of_this and (folder / OWN / EDIT).is_file():
+        raise KtError(f"{folder} was written with another edit than the one named; leave out --edit")
+    record: Mapping[str, Any] = about if of_this else edit.manifest
+    fingerprints = Fingerprints(record.get("fingerprints") or {}, record.get("fingerprints_after") or {})
+    if not all(isinstance(part, Mapping) for part in fingerprints[:2]) or not all(
         isinstance(fingerprints.before.get(name), str) for name in edit.names
     ):
         raise BadFile(f"{folder}: no fingerprints from before the edit are known; export the edit again")
     return fingerprints
 
 
-def _refuse_other(folder: Path, states: Mapping[str, str]) -> None:
+def _base(base: TracedModel | str, shards: Shards, edit: Edit) -> TracedModel:
+    if not isinstance(base, str):
+        return base
+    from ..model.load import load
+
+    return load(base, dtype=shards.read(edit.names[0]).dtype, device="cpu")
+
+
+def _by_base(folder: Path, shards: Shards, edit: Edit, base: TracedModel, known: Fingerprints) -> Fingerprints:
+    """The fingerprints of the base model, which must agree with those that are known; every other weight is its too."""
+    before = {name: base.fingerprint([name]) for name in edit.names}
+    wrong = [name for name in edit.names if before[name] != known.before[name]]
+    if wrong:
+        raise BadFile(
+            f"the base model does not hold {wrong[0]} as it was before the edit, by {known.source}; "
+            "name the model, in its revision, that the edit was written into with --base"
+        )
+    own = dict(base.module.state_dict())
+    others = [name for name in shards.files if name in own and name not in before]
+    changed = [n for n in others if not same_bytes(shards.read(n), content(base.module, n, own[n]))]
+    if changed:
+        shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        raise KtError(
+            f"{folder}: {len(changed)} weights that the edit does not touch are not the base model's ({shown}); "
+            "nothing was written; export the edit from the base model again"
+        )
+    return known._replace(before=before, source="the base model")
+
+
+def _refuse_other(folder: Path, states: Mapping[str, str], edit: Edit) -> None:
     other = [name for name, state in states.items() if state == "other"]
     if other:
+        if (folder / OWN / ABOUT).is_file() and not carries(folder, edit):
+            raise KtError(f"{folder} was written with another edit than the one named; leave out --edit")
         shown = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
         raise KtError(
             f"{folder}: {len(other)} of {len(states)} weights are neither as before the edit nor as with it ({shown}); "
@@ -147,20 +207,11 @@ def _refuse_other(folder: Path, states: Mapping[str, str]) -> None:
 
 
 def _originals(
-    folder: Path,
-    shards: Shards,
-    edit: Edit,
-    names: list[str],
-    base: TracedModel | str | None,
-    fingerprints: Fingerprints,
+    folder: Path, edit: Edit, names: list[str], base: TracedModel | None, fingerprints: Fingerprints
 ) -> dict[str, Tensor]:
     """The original weights, verified by their fingerprints."""
     if base is not None:
         source = "the base model"
-        if isinstance(base, str):
-            from ..model.load import load
-
-            base = load(base, dtype=shards.read(names[0]).dtype, device="cpu")
         originals = {name: base.own(name).detach().cpu() for name in names}
     elif (folder / OWN / UNDO).is_file():
         source = f"{folder / OWN / UNDO}"
@@ -179,19 +230,8 @@ def _originals(
     return originals
 
 
-def _copy_rest(folder: Path, target: Path, rewritten: set[str]) -> None:
-    """Copy all files except the rewritten ones and kt's subfolder, since the new folder is without the edit."""
-    for path in sorted(folder.iterdir()):
-        if path.name == OWN or path.name in rewritten:
-            continue
-        if path.is_dir():
-            shutil.copytree(path, target / path.name)
-        else:
-            shutil.copy2(path, target / path.name)
-
-
-def _verify(target: Path, edit: Edit, fingerprints: Fingerprints) -> str:
-    """Check the edit's weights on disk, then load the whole model; its fingerprint."""
+def _verify(target: Path, edit: Edit, fingerprints: Fingerprints, base: TracedModel | None) -> str:
+    """Check the edit's weights on disk, then load the whole model; its fingerprint, which is the base model's."""
     from ..model.load import load
 
     shards = Shards.open(target)
@@ -199,6 +239,10 @@ def _verify(target: Path, edit: Edit, fingerprints: Fingerprints) -> str:
     if wrong:
         raise WorkFailed(f"{target}: {wrong[0]} does not have the fingerprint from before the edit; revert again")
     try:
-        return load(str(target.absolute()), device="cpu").fingerprint()
-    except UnknownModel as error:
+        kind = "auto" if base is None else base.dtype
+        found = load(str(target.absolute()), device="cpu", dtype=kind).fingerprint()
+    except (UnknownModel, BadFile) as error:
         raise WorkFailed(f"every weight is as before the edit, but the folder does not load: {error}") from error
+    if base is not None and found != base.fingerprint():
+        raise WorkFailed(f"every weight of the edit is as before it, but the model in {target} is not the base model")
+    return found

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .._util.data import plain, to_json
 from ..errors import BadFact, SubjectNotFound
@@ -43,10 +44,11 @@ class Prompt:
     any_of: str = ""
 
     def __post_init__(self) -> None:
+        _refuse_text(self, "aliases")
         _settle(self, {"prompt": prompt_text(self.prompt), **_stripped(self, ("answer", "original"), ("aliases",))})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Fact:
     """(subject, relation, object) as a prompt template, with an old answer and a new one.
 
@@ -60,27 +62,58 @@ class Fact:
     their start, and spaces at their end. A line end or a tab at a prompt's end stays, and no space follows it.
     `{}` in a prompt of `neighbours`, `hops` or `generation` also stands for the subject.
 
+    The keys of our own records are taken as well, with values as in a file: `prompt` (a template, or a text that
+    contains the subject) for `template`, `target_new`, `target_true`, `paraphrases`, `neighbourhood`, `portability`.
+
     Raises:
-        BadFact: the subject is empty, or a prompt is empty or ends in a character that no answer can follow.
+        BadFact: the subject is empty, a prompt is empty or ends in a character that no answer can follow, or a text
+            stands where several belong.
         SubjectNotFound: the template has no place for the subject, or a prompt has two.
     """
 
     template: str
     subject: str
-    answer: str | None = None
-    foil: str | None = None
-    target: str | None = None
-    id: str = ""
-    relation: str = ""
-    rephrasings: tuple[str, ...] = ()
-    neighbours: tuple[Prompt, ...] = ()
-    hops: tuple[Prompt, ...] = ()
-    generation: tuple[str, ...] = ()
-    answer_aliases: tuple[str, ...] = ()
-    target_aliases: tuple[str, ...] = ()
-    target_prefix: str | None = None
+    answer: str | None
+    foil: str | None
+    target: str | None
+    id: str
+    relation: str
+    rephrasings: tuple[str, ...]
+    neighbours: tuple[Prompt, ...]
+    hops: tuple[Prompt, ...]
+    generation: tuple[str, ...]
+    answer_aliases: tuple[str, ...]
+    target_aliases: tuple[str, ...]
+    target_prefix: str | None
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        template: str | None = None,
+        subject: str | None = None,
+        answer: str | None = None,
+        foil: str | None = None,
+        target: str | None = None,
+        id: str = "",
+        relation: str = "",
+        rephrasings: Sequence[str] = (),
+        neighbours: Sequence[Prompt] = (),
+        hops: Sequence[Prompt] = (),
+        generation: Sequence[str] = (),
+        answer_aliases: Sequence[str] = (),
+        target_aliases: Sequence[str] = (),
+        target_prefix: str | None = None,
+        **record: Any,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "record")}
+        if record or template is None or subject is None:
+            given = _from_record(given, record)
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse what cannot be asked, and treat white space."""
+        _refuse_text(self, *_LISTS)
         if not self.subject.strip():
             raise BadFact(f"fact {self.id or self.template!r}: the subject is empty; give the entity's name")
         if n_places(self.template) != 1:
@@ -131,6 +164,41 @@ class Fact:
         if self.answer is not None and target.strip() == self.answer.strip():
             raise BadFact(f"edit request {name!r}: the target {target!r} is the old answer; nothing to edit")
         return replace(self, target=target.strip())
+
+
+_LISTS = ("rephrasings", "neighbours", "hops", "generation", "answer_aliases", "target_aliases")
+_IN_RECORDS = {"template": "prompt", "rephrasings": "paraphrases", "neighbours": "neighbourhood", "hops": "portability"}
+"""Fields of a fact that records call by another name."""
+
+
+def _from_record(given: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a fact that is given by the keys of a record."""
+    from .formats import read_record
+    from .readers.own import unknown_key
+
+    values = {_IN_RECORDS.get(name, name): value for name, value in given.items() if value not in (None, "", ())}
+    for name in record:
+        if name in values:
+            raise BadFact(f"kt.Fact: {name!r} is given twice, also by the name of its field; leave one out")
+        if hint := unknown_key(name):
+            raise BadFact(f"kt.Fact: {hint}")
+    values |= record
+    prompts = {}  # those that are made already know more than a record does
+    for name in ("neighbours", "hops"):
+        listed = values.get(_IN_RECORDS[name]) or ()
+        if not isinstance(listed, str) and all(isinstance(prompt, Prompt) for prompt in listed):
+            prompts[name] = values.pop(_IN_RECORDS[name], ())
+    fact = read_record(plain(values), "kt.Fact", "kt")
+    return {name: getattr(fact, name) for name in given} | prompts
+
+
+def _refuse_text(record: object, *names: str) -> None:
+    """A text where several belong would be taken apart into its characters."""
+    for name in names:
+        if isinstance(value := getattr(record, name), str):
+            kind = type(record).__name__
+            raise BadFact(f"{name} of a {kind} is the text {value[:60]!r}; give a list of them, as [{value[:60]!r}]")
+        object.__setattr__(record, name, tuple(value))
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:

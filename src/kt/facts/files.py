@@ -139,7 +139,7 @@ def file_records(path: Path) -> Iterator[Located]:
     if ending_of(path) not in ENDINGS:
         raise BadFile(
             f"{path}: facts are read from {', '.join(ENDINGS)} files (the text ones also as .gz or .zst), from `demo`, "
-            "`lre` or from hf:repo[:file]"
+            "`lre` or from hf:repo[:file]; a prompt by hand has its subject beside it (--prompt, kt.Fact)"
         )
     if not path.is_file():
         raise BadFile(f"{path} does not exist; give the path of a file with one of the endings {', '.join(ENDINGS)}")

@@ -10,19 +10,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import BadFact, BadFile, KtError, install_hint
-from .fact import Fact, doubts
+from .fact import Fact, doubts, joined_by
 from .files import Located, demo_records, file_records, lre_records
 from .formats import Schema, as_record, named, read_record, read_records
 from .opening import ENDINGS, ending_of
 from .readers.pararel import Patterns
-from .record import Choices, Junk
+from .record import Choices, Junk, kind
+
+FactsLike: TypeAlias = Fact | Mapping[str, Any] | str | Path | Iterable[Fact | Mapping[str, Any]]
+"""One fact or many, as `Fact`s, dicts, or a source by name: what every function that takes facts accepts."""
 
 
 def load_facts(
-    source: str | Path = "demo",
+    source: FactsLike = "demo",
     limit: int | str | None = None,
     format: str | None = None,
     zsre_target: str = "answer",
@@ -33,7 +36,8 @@ def load_facts(
 
     Args:
         source: "demo" (the embedded facts), a .json, .jsonl, .ndjson, .csv, .tsv or .parquet file (all but the
-            last also as .gz or .zst), a folder of them, "hf:repo[:file]" or "hf:repo:config:split" (needs `datasets`).
+            last also as .gz or .zst), a folder of them, "hf:repo[:file]" or "hf:repo:config:split" (needs `datasets`);
+            or records in memory: a `Fact` or a dict, or several.
         limit: the first N facts, or "10-20" for the tenth to the twentieth (from 1, both included). Records that are
             left out do not count.
         format: a name of `kt.facts.FORMATS`; without it the records' keys decide, and all must be of one data set.
@@ -50,7 +54,7 @@ def load_facts(
 
 
 def read_facts(
-    source: str | Path = "demo",
+    source: FactsLike = "demo",
     limit: int | str | None = None,
     format: str | None = None,
     zsre_target: str = "answer",
@@ -64,12 +68,13 @@ def read_facts(
         start, _ = parse_limit(limit)
         problem = f"has no record {start + 1}" if start else "holds no facts"
         skipped = f" ({skips})" if skips.total else ""
-        raise BadFile(f"{source} {problem}{skipped}; give a file with at least one record (--limit counts from 1)")
+        what = source if isinstance(source, str | Path) else "the list given"
+        raise BadFile(f"{what} {problem}{skipped}; give a file with at least one record (--limit counts from 1)")
     return Loaded(with_unique_ids(facts), skips)
 
 
 def iter_facts(
-    source: str | Path = "demo",
+    source: FactsLike = "demo",
     limit: int | str | None = None,
     format: str | None = None,
     zsre_target: str = "answer",
@@ -86,19 +91,28 @@ def iter_facts(
     if format is not None:
         named(format)
     skips = Skips() if skips is None else skips
-    return _limited(_facts(_records(str(source)), format, choices, skips), start, stop, skips)
+    return _limited(_facts(_records(source), format, choices, skips), start, stop, skips)
 
 
-def facts_from(
-    records: Iterable[Fact | Mapping[str, Any] | Located], format: str | None = None, first: int = 0
-) -> list[Fact]:
-    """Facts from records in memory; a `Fact` passes through unchanged. Ids become unique.
+def facts_from(given: FactsLike, format: str | None = None, first: int = 0) -> list[Fact]:
+    """The facts that a function of kt is given; a `Fact` passes through unchanged. Ids become unique.
 
-    A record without an id gets its position, counted from `first`. Records that a file reader would leave out (`Junk`)
-    are errors here, because the caller chose every record; what is left out of a record is said in a warning.
+    A record without an id gets its position, counted from `first`. Of records in memory, those that a file reader
+    would leave out (`Junk`) are errors, because the caller chose every record; what is left out is said in a warning.
+
+    Args:
+        given: one fact or many, as `Fact`s or as dicts in any known format; or what `load_facts` reads by name.
+
+    Raises:
+        BadFile, BadFact, SubjectNotFound: it is none of these, or as `load_facts`.
     """
     facts, skips = list[Fact](), Skips()
-    for index, item in enumerate(records, first):
+    if isinstance(given, str | Path):
+        loaded = read_facts(given, format=format)
+        for line in (*([str(loaded.skips)] if loaded.skips.total else ()), *loaded.skips.noted):
+            warnings.warn(line, stacklevel=2)
+        return loaded.facts
+    for index, item in enumerate(one_or_many(given), first):
         record, where = item if isinstance(item, Located) else (item, f"record {index + 1}")
         notes: list[str] = []
         read = [record] if isinstance(record, Fact) else read_records(record, where, format, notes=notes)
@@ -110,6 +124,17 @@ def facts_from(
     for line in skips.noted:
         warnings.warn(line, stacklevel=2)
     return with_unique_ids(facts)
+
+
+def one_or_many(given: Any) -> Iterable[Any]:
+    """The records of a fact, a dict, what `read_facts` gave, or any iterable."""
+    if isinstance(given, Fact | Mapping):
+        return (given,)
+    if isinstance(given, Loaded):
+        return given.facts
+    if not isinstance(given, Iterable) or isinstance(given, bytes):
+        raise BadFact(f"facts are given as {kind(given)}; give a Fact, a dict, a list of them, or a file's name")
+    return given
 
 
 def fact_by_hand(
@@ -212,6 +237,9 @@ def _facts(
     """The facts of each record, and its location."""
     schema, patterns = Schema(), Patterns()
     for index, (value, where) in enumerate(records):
+        if isinstance(value, Fact):
+            yield list(_named([joined_by(value, choices.join)], index)), where
+            continue
         record = as_record(value, where)
         stem = Path(where.rpartition(",")[0]).name.partition(".")[0]
         if patterns.take(record, stem):
@@ -254,7 +282,10 @@ def _named(facts: list[Fact], index: int) -> Iterator[Fact]:
         yield fact if fact.id == name else replace(fact, id=name)
 
 
-def _records(source: str) -> Iterator[Located]:
+def _records(given: FactsLike) -> Iterator[Located]:
+    if not isinstance(given, str | Path):
+        return (Located(item, f"record {number}") for number, item in enumerate(one_or_many(given), 1))
+    source = str(given)
     if not source.strip():  # `Path("")` is the current folder
         raise BadFile(f"facts come from demo, lre, hf:repo[:file], or {', '.join(ENDINGS)} files; give one of them")
     if source == "demo":

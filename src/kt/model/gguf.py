@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import KtError, UnknownModel, install_hint
+from .hub import require_whole
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -230,7 +231,12 @@ def load_gguf(path: Path, options: Mapping[str, Any], tokenizer: Any = None) -> 
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **_begins(header))
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, output_loading_info=True, **_dequantise(path), **options
+                path.parent,
+                gguf_file=path.name,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **_dequantise(path),
+                **options,
             )
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -238,12 +244,7 @@ def load_gguf(path: Path, options: Mapping[str, Any], tokenizer: Any = None) -> 
             f"cannot load {path}: transformers does not read this GGUF file ({header.architecture}): {reason}"
         ) from error
     module, about = loaded
-    missing = sorted(about["missing_keys"])
-    if missing:
-        raise UnknownModel(
-            f"{path} ({header.architecture}) has no weights for {len(missing)} of the model's tensors, {missing[0]} "
-            "among them; take another GGUF file of the model"
-        )
+    require_whole(f"{path} ({header.architecture})", module, about)
     return _as_ordinary(module, path), tokenizer
 
 

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .._util.data import read_json
-from .._util.text import visible
-from ..errors import UnknownModel
+from .._util.text import count, visible
+from ..errors import KtError, UnknownModel
 
 
 def split_revision(model: str | Path, revision: str | None) -> tuple[str, str | None]:
     """Split `name@revision`, except for an existing path; `revision` takes precedence."""
     name, _, suffix = str(model).partition("@") if not Path(model).exists() else (str(model), "", "")
     return name, revision or suffix or None
-
-
-def refuse_adapter_folder(name: str) -> None:
-    """Refuse a PEFT folder: an adapter stands beside the weights, and what kt writes would miss it.
-
-    Raises:
-        UnknownModel: the folder holds an adapter_config.json.
-    """
-    config = Path(name) / "adapter_config.json"
-    if config.is_file():
-        base = read_json(config).get("base_model_name_or_path") or "the base model"
-        raise UnknownModel(
-            f"{name} is a PEFT adapter for {visible(str(base))[:200]}: merge it first (PeftModel.from_pretrained(base, "
-            "folder).merge_and_unload().save_pretrained(...)) and load that folder, or load the base model"
-        )
 
 
 def load_tokenizer(source: str | Path, name: str, revision: str | None, trust_remote_code: bool) -> Any:
@@ -47,26 +33,69 @@ def load_tokenizer(source: str | Path, name: str, revision: str | None, trust_re
             f"{name}: the folder holds no tokenizer ({', '.join(files[:3])}); save it there beside the model"
         )
     with one_line(name):
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer("The")  # some settings are believed until they are used
+        return tokenizer
 
 
 @contextmanager
 def one_line(name: str) -> Any:
-    """Turn the errors of a checkpoint that fails to load into a one-line UnknownModel."""
-    from safetensors import SafetensorError
+    """Turn the errors of a checkpoint that fails to load into a one-line UnknownModel.
 
-    expected = (OSError, ValueError, KeyError, ImportError, SafetensorError)
+    A stranger's files make transformers fail in any way, so no kind of error is left out but those of the machine.
+    """
     try:
         yield
-    except Exception as error:
+    except KtError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of tokenizers, in Rust
+            raise
         message = " ".join(str(error).split())
         if "trust_remote_code" in message:
             reason = "it comes with code of its own, which is not run; read it, then give --trust-remote-code"
         elif type(error).__name__ == "UnpicklingError":  # compared by name, since kt never imports pickle
             reason = "its weights are a pickle that holds more than tensors; convert them to safetensors elsewhere"
-        elif isinstance(error, expected):
+        elif type(error).__name__ == "OutOfMemoryError":  # a GPU's: its own line says more
+            raise
+        elif isinstance(error, (OSError, ValueError, ImportError)):
             reason = f"{message[:300] or type(error).__name__}; give demo, a local folder or a Hub id"
         else:
-            raise
+            reason = f"its files are not those of a model ({type(error).__name__}: {message[:300]}); download it again"
         where = "folder" if Path(name).exists() else "model"
         raise UnknownModel(f"cannot load {where} {name!r}: {reason}") from error
+
+
+def require_whole(name: str, module: Any, about: Mapping[str, Any]) -> None:
+    """Refuse a module of which `from_pretrained` made up weights; name in a warning what of the checkpoint it left out.
+
+    Args:
+        about: its loading info. Tied weights, and buffers that it computes, are not missing there.
+
+    Raises:
+        UnknownModel: the checkpoint lacks weights, or has them in other shapes.
+    """
+    weights = {key for key, _ in module.named_parameters(remove_duplicate=False)}
+    missing, kind = sorted(about["missing_keys"]), type(module).__name__
+    if mismatched := sorted(about["mismatched_keys"]):
+        key, held, wanted = mismatched[0]
+        raise UnknownModel(
+            f"{name}: {len(mismatched)} of the checkpoint's weights have another shape than its config asks for "
+            f"({visible(key)} is {tuple(held)}, not {tuple(wanted)}); bring back the config that belongs to them"
+        )
+    if lacking := [key for key in missing if key in weights]:
+        raise UnknownModel(
+            f"{name}: the checkpoint lacks {len(lacking)} of the {len(weights)} weights of a {kind} "
+            f"({_first(lacking)}), which would be random numbers; give the whole checkpoint of a causal language "
+            "model, with the config that belongs to it"
+        )
+    if unused := sorted(about["unexpected_keys"]):
+        what = f"{count(len(unused), 'weight')} of the checkpoint not used, in no part of a {kind}: {_first(unused)}"
+        warnings.warn(f"{name}: {what}", stacklevel=3)
+    if missing:
+        what = f"{count(len(missing), 'buffer')} not in the checkpoint, taken as a {kind} begins: {_first(missing)}"
+        warnings.warn(f"{name}: {what}", stacklevel=3)
+
+
+def _first(keys: list[str], most: int = 4) -> str:
+    return visible(", ".join(keys[:most])) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -178,7 +178,7 @@ def _end(module: nn.Module, given: Mapping[str, str], part: str) -> str:
     getter = getattr(module, "get_input_embeddings" if part == "embed" else "get_output_embeddings")
     try:
         found = getter()
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # transformers' own, where a model does not say which it is
         found = None
     names = [name for name, child in module.named_modules() if child is found]
     what = "token embedding (get_input_embeddings)" if part == "embed" else "unembedding (get_output_embeddings)"

@@ -12,8 +12,9 @@ from torch import nn
 
 from ..errors import KtError, UnknownModel
 from .devices import checked_device, read_device_map
+from .folder import check_source, require_sizes
 from .gguf import find_gguf, load_gguf
-from .hub import load_tokenizer, one_line, refuse_adapter_folder, split_revision
+from .hub import load_tokenizer, one_line, require_whole, split_revision
 from .layout import read_layout
 from .model import TracedModel
 
@@ -45,7 +46,8 @@ def load(
 
     Args:
         model: `demo` (the embedded model), a Hub id (`repo@revision` allowed), a local folder, a GGUF file or a folder
-            with one and no other weights, or a loaded module (then pass its `tokenizer`).
+            with one and no other weights, or a loaded module (then pass its `tokenizer`), which keeps its training
+            flags and its gradients' flags: kt sets them while it works.
         dtype: `auto` keeps the checkpoint's dtype (the demo model, stored in bf16, computes in float32). The weights
             of a GGUF file are dequantised, by `auto` to float32, as transformers does: a narrower dtype would round
             what the file holds.
@@ -57,8 +59,9 @@ def load(
         remote: keep the weights at NDIF and send traces there (see ndif.py); `local` is nnsight's simulation of NDIF.
 
     Raises:
-        UnknownModel: nothing of that name, no tokenizer beside it, a GGUF file that is broken or of an architecture
-            that transformers does not read, or a structure that kt cannot read.
+        UnknownModel: nothing of that name, no tokenizer beside it, a checkpoint without all of its model's weights, a
+            GGUF file that is broken or of an architecture that transformers does not read, or a structure that kt
+            cannot read.
         KtError: an argument that is not one of these, a device that is not here, or a folder of several GGUF files.
     """
     parts = read_layout(layout)
@@ -85,8 +88,8 @@ def load(
             raise UnknownModel("a model passed as a module needs its tokenizer: kt.load(module, tokenizer=tokenizer)")
         return TracedModel(model, tokenizer, name=type(model).__name__, layout=parts)
     name, revision = split_revision(model, revision)
-    refuse_adapter_folder(name)
     source = DEMO if name == "demo" else name
+    check_source(source, revision, trust_remote_code)
     gguf = find_gguf(source)
     kind = _dtype(dtype, float32=name == "demo" or gguf is not None)
     target, spread = checked_device(device), read_device_map(device_map)
@@ -101,17 +104,22 @@ def load(
             module, tokenizer = load_gguf(gguf, options, tokenizer)
     else:
         with one_line(name), no_bars():
-            module = _from_pretrained(source, options)
+            if Path(source).is_dir() and not trust_remote_code:
+                require_sizes(Path(source))
+            module, about = _from_pretrained(source, options)
+        require_whole(name, module, about)
     if spread is None:
         module = module.to(target)
     tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)
-    return TracedModel(module, tokenizer, name=name, revision=revision, layout=parts)
+    return TracedModel(module, tokenizer, name=name, revision=revision, layout=parts, borrowed=False)
 
 
 def _from_pretrained(source: str | Path, options: dict[str, Any]) -> Any:
-    """A causal language model, also where transformers has its kind only as the text part of a multimodal one."""
+    """A causal language model, also where transformers has its kind only as the text part of a multimodal one; and what
+    was missing in its files. (Of weights of another shape transformers alone says no name.)"""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         return AutoModelForCausalLM.from_pretrained(source, **options)
     except ValueError as error:
@@ -135,13 +143,16 @@ def _dtype(dtype: str | torch.dtype, float32: bool) -> str | torch.dtype:
 
 @contextmanager
 def no_bars() -> Any:
-    """Hide transformers' progress bars inside the context."""
+    """Hide transformers' progress bars and reports inside the context: what they have to say, kt says in one line."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled() if hasattr(logging, "is_progress_bar_enabled") else True
+    level = logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity(max(level, logging.ERROR))
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if enabled:
             logging.enable_progress_bar()

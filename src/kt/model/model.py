@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial, reduce
 from typing import Any, Literal, NamedTuple
 
@@ -56,9 +56,9 @@ class TracedModel(Weights):
         name: str,
         revision: str | None = None,
         layout: Mapping[str, str] | None = None,
+        borrowed: bool = True,
     ) -> None:
-        from nnsight import TransformersModel
-
+        """`borrowed`: the module is the caller's, who gets its training flags back; else it is at rest for good."""
         require_start(module)
         refuse_wrapped(module)
         if not getattr(module, "can_generate", lambda: False)():
@@ -66,19 +66,35 @@ class TracedModel(Weights):
                 f"{type(module).__name__} is no language model that generates (transformers' GenerationMixin); load "
                 "one with AutoModelForCausalLM"
             )
-        self.module: Any = module.eval().requires_grad_(False)
+        from nnsight import TransformersModel
+
+        from .at_rest import RestingModel, padding_kept
+
+        self.module: Any = module if borrowed else module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
-        self.layout: Layout = find_layout(module, layout)
-        with _only_critical():  # text generation with a multimodal wrapper works, and is called an error
-            self.root: Any = TransformersModel(module, tokenizer=tokenizer, task="text-generation")
-        with understood(module):
-            self.layout = validate(self)
-            self.layout = settle(self)
+        self.borrowed = borrowed
+        with self.at_rest(), padding_kept(tokenizer):
+            self.layout: Layout = find_layout(module, layout)
+            with _only_critical():  # text generation with a multimodal wrapper works, and is called an error
+                kind = RestingModel if borrowed else TransformersModel
+                self.root: Any = kind(module, tokenizer=tokenizer, task="text-generation")
+            with understood(module):
+                self.layout = validate(self)
+                self.layout = settle(self)
 
     # Where it runs ----------------------------------------------------------------------------------------------
     remote = False
+    borrowed = False
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """The module in evaluation mode, its weights without gradients, inside the block; see at_rest.py."""
+        from .at_rest import at_rest
+
+        with at_rest(self.module) if self.borrowed else nullcontext():
+            yield
 
     @property
     def nnsight(self) -> Any:
@@ -284,7 +300,9 @@ class TracedModel(Weights):
     @property
     def _read_head(self) -> Callable[[Tensor], Tensor] | None:
         """What reads the head in float32; None where the model's own forward does as well, or runs elsewhere."""
-        return partial(wide_linear, self.head) if not self.remote and is_widened(self.head) else None
+        with self.at_rest():  # only what is being trained takes gradients there
+            widened = not self.remote and is_widened(self.head)
+        return partial(wide_linear, self.head) if widened else None
 
     @torch.no_grad()
     def read(

@@ -6,7 +6,7 @@ An address is a site, for the weight of its linear map, or any parameter's name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from .effects import Effect, effects_of
 from .layout import Layout, linear_shape
 from .sites import Kind, Site
 from .update import Update, fingerprint_in_order, fingerprint_of
+from .writer import sole_writer
 
 Address = Site | str
 
@@ -109,8 +110,9 @@ class Weights:
         return [f"{block}.{name}" for name, _ in self.module.get_submodule(block).named_parameters()]
 
     def weight(self, address: Address) -> Float[Tensor, "*shape"]:
-        """The live weight: a linear map's as (d_out, d_in), a view, its orientation from the module's type."""
-        weight = self.own(address)
+        """The live weight: a linear map's as (d_out, d_in), a view, its orientation from the module's type. It takes no
+        gradient."""
+        weight = self.own(address).detach()
         owner = self.module.get_submodule(self.name_of(address).rpartition(".")[0])
         return weight.T if isinstance(owner, Conv1D) and weight.dim() == 2 else weight
 
@@ -130,30 +132,44 @@ class Weights:
         dense = update if isinstance(update, Tensor) else update.dense()
         if tuple(dense.shape) != tuple(weight.shape):
             raise KtError(f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
-        weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
-        effects_of(self.module).prompts.clear()
+        with self.writing():
+            weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
+            effects_of(self.module).prompts.clear()
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Keep other threads from writing these weights inside the block; they, and this one if late, get a KtError."""
+        return sole_writer(self.module, self.name)
 
     @contextmanager
     def restored(self, addresses: Iterable[Address]) -> Iterator[None]:
         """On exit, also after an exception, the weights hold the exact bytes that they held on entry, and the model has
-        the effects that it had."""
-        kept, effects = self.copies(addresses), self.effects
-        try:
-            yield
-        finally:
+        the effects that it had.
+
+        Raises:
+            KtError: another thread is writing them.
+        """
+        with self.writing():
+            kept, effects = self.copies(addresses), self.effects
             try:
-                self.put_back(kept, effects)
-            except BaseException:  # a second Ctrl-C must not leave half of it
-                self.put_back(kept, effects)
-                raise
+                yield
+            finally:
+                try:
+                    self._copy_back(kept, effects)
+                except BaseException:  # a second Ctrl-C must not leave half of it
+                    self._copy_back(kept, effects)
+                    raise
 
     def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
         """The weights' bytes, by name, for `put_back`."""
         return {name: self.own(name).detach().clone() for name in dict.fromkeys(map(self.name_of, addresses))}
 
-    @torch.no_grad()
     def put_back(self, copies: Mapping[str, Tensor], effects: Sequence[Effect] | None = None) -> None:
         """Weights by name, and the effects where they are given."""
+        with self.writing():
+            self._copy_back(copies, effects)
+
+    @torch.no_grad()
+    def _copy_back(self, copies: Mapping[str, Tensor], effects: Sequence[Effect] | None) -> None:
         for name, weight in copies.items():
             self.own(name).copy_(weight)
         if effects is not None and tuple(effects) != self.effects:

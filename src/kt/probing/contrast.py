@@ -13,6 +13,7 @@ import numpy as np
 from .._util.progress import Progress
 from ..errors import BadFact
 from ..facts.fact import Fact
+from ..facts.load import FactsLike, facts_from
 from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..runs import parallel
@@ -30,7 +31,7 @@ _BLOCK = 512
 
 def contrast_probe(
     model: TracedModel,
-    facts: Fact | Iterable[Fact],
+    facts: FactsLike,
     final_norm: bool = True,
     *,
     layers: Sequence[int] | None = None,
@@ -42,7 +43,7 @@ def contrast_probe(
 
     Args:
         model: read as it stands.
-        facts: any iterable; it is read in blocks, so a generator is never in memory whole.
+        facts: as for `causal_trace`; a generator is read in blocks, and is never in memory whole.
         final_norm: read values through the model's final norm, so that the last layer gives the model's own
             distribution. False is the formula of JEEP's text, W_lm(h), which skips the norm.
         layers: blocks to read, all by default. Stages need all.
@@ -59,13 +60,15 @@ def contrast_probe(
         BadFile: word sets that cannot be read, or that hold nothing for any fact.
         WorkFailed: a number is not finite.
     """
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
+        raise BadFact(f"layers {layers!r}: give a list of whole numbers, as [4, 5]")
     wanted = None if layers is None else tuple(sorted({model.checked(layer) for layer in layers}))
     words = None if sets is None else open_sets(sets)
     reader = None if words is None else SetReader(words, model.tokenizer)
-    facts = [facts] if isinstance(facts, Fact) else facts
-    if words is not None and isinstance(facts, Sequence):
+    facts = facts if isinstance(facts, Iterator) else facts_from(facts)
+    if words is not None and isinstance(facts, list):
         words.require_some(facts)
-    n_known = len(facts) if isinstance(facts, Sequence) else 0
+    n_known = len(facts) if isinstance(facts, list) else 0
     probed: list[ProbedFact] = []
     left_out: list[LeftOut] = []
     readings: list[LensReading] = []
@@ -93,10 +96,11 @@ def contrast_probe(
     return Probe(tuple(probed), wanted or tuple(range(model.n_layers)), reading, names, tuple(left_out), metadata)
 
 
-def _blocks(facts: Iterable[Fact]) -> Iterator[list[tuple[int, Fact]]]:
-    numbered = enumerate(facts)
-    while block := list(islice(numbered, _BLOCK)):
-        yield block
+def _blocks(records: Iterable[Fact | Mapping[str, Any]]) -> Iterator[list[tuple[int, Fact]]]:
+    records, done = iter(records), 0
+    while block := facts_from(islice(records, _BLOCK), first=done):
+        yield list(enumerate(block, done))
+        done += len(block)
 
 
 def _masks(reader: SetReader, block: Sequence[tuple[int, Fact]], questions: Sequence[Question]) -> SetTokens:

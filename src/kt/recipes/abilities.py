@@ -106,6 +106,8 @@ def _model_rows(
     from ..experiments.sweep_solving import Solver
     from ..facts.corpus import corpus_for
     from ..facts.fact import facts_digest
+    from ..model.identity import of_a_run
+    from ..runs.provenance import versions
 
     lines = [line for line in recipe.rows if line.method or line.unedited]
     options = [recipe.options_of(line, how.smoke) if line.method else {} for line in lines]
@@ -114,6 +116,8 @@ def _model_rows(
     settings = {
         "kind": recipe.kind,
         "model": model.fingerprint(),
+        **of_a_run(model),
+        "versions": versions(),
         "facts": facts_digest(facts),
         "points": points,
         "seeds": list(recipe.seeds),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from ..editing.methods import METHODS
+from ..editing.methods import METHODS, used_by
 from ..errors import BadFile, KtError
 from ..facts.fact import Fact
 from .base import How, Keys, PaperRecipe, facts_of
@@ -80,7 +80,8 @@ class EditedRecipe(PaperRecipe):
         if self.variant is not None:
             options["variant"] = self.variant
         if smoke:
-            options = {n: v for n, v in options.items() if not n.startswith(OF_SIZE)} | SMOKE_STEPS
+            options = {n: v for n, v in options.items() if not n.startswith(OF_SIZE)}
+            options |= used_by(str(line.method), SMOKE_STEPS)
             if METHODS[str(line.method)].writes_attention:
                 options.setdefault("alpha", 0.3)  # a trace of three facts would take longer than the rest
         return {"method": line.method, **options}

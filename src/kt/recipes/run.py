@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._util.progress import Stage
-from ..facts.fact import Fact
+from ..facts.load import FactsLike, facts_from
 from .base import How, PaperRecipe, refuse_untaken
 from .kinds import KINDS
 from .result import RecipeRun
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def run_recipe(
     recipe: PaperRecipe,
     load: Callable[[str], TracedModel],
-    facts: Sequence[Fact] | None = None,
+    facts: FactsLike | None = None,
     *,
     models: Mapping[str, str] | None = None,
     smoke: bool = False,
@@ -57,7 +57,7 @@ def run_recipe(
     shipped = recipe.smoked().models if smoke else recipe.models
     how = How(
         load=load,
-        facts=facts,
+        facts=None if facts is None else facts_from(facts),
         models=dict(shipped if models is None or smoke else models),
         smoke=smoke,
         folder=None if folder is None else Path(folder),

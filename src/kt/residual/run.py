@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..editing.closed_form.contexts import memit_contexts
 from ..editing.stack import AnyEdit
 from ..errors import BadFact, UnknownSite
 from ..facts.fact import Fact
-from ..facts.load import read_facts
+from ..facts.load import FactsLike, facts_from
 from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
@@ -131,9 +130,9 @@ class _Plan(NamedTuple):
 def residual_fact(
     model: TracedModel,
     edit: AnyEdit,
-    facts: Fact | Sequence[Fact],
+    facts: FactsLike,
     *,
-    pool: Iterable[Fact] | str | Path | None = None,
+    pool: FactsLike | None = None,
     final_norm: bool = True,
     before: Residual | None = None,
     prefixes: Sequence[str] = PREFIXES,
@@ -174,10 +173,8 @@ def residual_fact(
     """
     edit.require_updates("a residual, which reads bare prompts,", ("context",))
     templates = checked_prefixes(prefixes)
-    facts = [facts] if isinstance(facts, Fact) else list(facts)
-    if isinstance(pool, str | Path):
-        pool = read_facts(pool).facts
-    plan = _plan(model, facts, pool, seed, batch_size)
+    facts = facts_from(facts)
+    plan = _plan(model, facts, None if pool is None else facts_from(pool), seed, batch_size)
     if before is not None:
         _refuse_other(before, model, plan, final_norm, templates, seed)
         written = tuple(before.metadata["neutral"])

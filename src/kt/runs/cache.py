@@ -28,7 +28,7 @@ KINDS = {
 }
 """File name -> what it is."""
 LAYERS = {r"balance\.json": "balance", r"[\w-]+\.toml": "layers"}
-"""The same in `layers/FINGERPRINT/`: α and layers of a model (`editing.evidence`)."""
+"""The same in `layers/IDENTITY/`: α and layers of a model (`editing.evidence`)."""
 
 ABANDONED = 3600
 """Seconds after which nobody writes to a temporary file any more."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,16 @@ from .folder import MANIFEST
 
 T = TypeVar("T")
 SETTINGS, PHASES, KIND = "settings.json", "phases", "phase"
+SINCE = (
+    "model config",
+    "model tokenizer",
+    "model parts",
+    "model's texts",
+    "corpus identity",
+    "preset file",
+    "versions",
+)
+"""Settings that runs and sweeps of earlier versions did not note."""
 
 
 class Journal:
@@ -104,20 +115,36 @@ class Journal:
     def _take(self, name: str, compute: Callable[..., T], arguments: Sequence[Any]) -> T:
         if self.folder is None:
             return compute(*arguments)
-        path = self.folder / PHASES / f"{_file_name(self.prefix + name)}.safetensors"
-        if path.exists():
-            remedy = "delete it, and it is done again"
-            try:
-                with complete_file(path, "phase", remedy):
-                    arrays, header = load_arrays(path, kind=KIND, framework="pt")
-                    return _unpacked(header["value"], arrays)
-            except BadFile as error:
-                raise BadFile(str(error) if remedy in str(error) else f"{error}; {remedy}") from None
+        kept = self.checkpoint(name)
+        if kept is not None:
+            return kept[0]
         value = compute(*arguments)
-        arrays = {}
-        shape = _packed(value, arrays)
-        save_arrays(path, arrays, {"kind": KIND, "name": self.prefix + name, "value": shape})
+        self.replace(name, value)
         return value
+
+    def checkpoint(self, name: str) -> tuple[Any] | None:
+        """The value that is kept under a phase's name, alone in a tuple; None where there is none."""
+        if self.folder is None or not (path := self._path(name)).exists():
+            return None
+        remedy = "delete it, and it is done again"
+        try:
+            with complete_file(path, "phase", remedy):
+                arrays, header = load_arrays(path, kind=KIND, framework="pt")
+                return (_unpacked(header["value"], arrays),)
+        except BadFile as error:
+            raise BadFile(str(error) if remedy in str(error) else f"{error}; {remedy}") from None
+
+    def replace(self, name: str, value: Any) -> None:
+        """Keep a value under a phase's name in place of the one before: how far a loop of many steps has come."""
+        if self.folder is None:
+            return
+        arrays: dict[str, Any] = {}
+        shape = _packed(value, arrays)
+        save_arrays(self._path(name), arrays, {"kind": KIND, "name": self.prefix + name, "value": shape})
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / PHASES / f"{_file_name(self.prefix + name)}.safetensors"
 
     def release(self) -> None:
         """Release the folder for other processes; the end of the process does the same."""
@@ -133,6 +160,9 @@ class Journal:
 def claim(folder: Path, settings: Mapping[str, Any], resume: bool, what: str = "run") -> bool:
     """Whether `folder` holds a `what` (a run, a sweep) to resume; False if a new one may begin.
 
+    A run of an older kt goes on where it did not note a setting of `SINCE`: the folder was named by hand, its weights
+    are compared, and its parts took hours. A warning says what was not compared.
+
     Raises:
         KtError: `resume` without a run, or with other settings; or a run without `resume`.
     """
@@ -143,13 +173,29 @@ def claim(folder: Path, settings: Mapping[str, Any], resume: bool, what: str = "
         raise KtError(f"{folder} holds a {what} already; go on with --resume {folder}, or name another folder")
     if exists:
         old, new = read_json(folder / SETTINGS), plain(dict(settings))
-        for name in sorted(new):
-            if old.get(name) != new[name]:
+        unnoted = [name for name in sorted(new) if name in SINCE and name not in old]
+        if unnoted:
+            warnings.warn(
+                f"{folder} was begun by an older kt, which did not note its {', '.join(unnoted)}: they were not "
+                f"compared; are they others, begin anew in another folder",
+                stacklevel=2,
+            )
+        for name in sorted(set(new) - set(unnoted)):
+            if (difference := first_difference(old.get(name), new[name])) is not None:
+                key, before, now = difference
                 raise KtError(
-                    f"{folder} was begun with {name} {_short(old.get(name))}, now it is {_short(new[name])}; "
+                    f"{folder} was begun with {name} {key}{_short(before)}, now it is {_short(now)}; "
                     "repeat the first settings, or begin anew in another folder"
                 )
     return exists
+
+
+def first_difference(old: Any, new: Any) -> tuple[str, Any, Any] | None:
+    """Where two settings differ: the key, where both are flat objects, and the two values; None where they do not."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = (key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
+        return next(((f"{key} ", old.get(key), new.get(key)) for key in keys), None)
+    return None if old == new else ("", old, new)
 
 
 def _short(value: Any) -> str:

@@ -4,7 +4,8 @@ from .alpha import Balance, balance_factor
 from .prompts import ROLES
 from .run import MIN_GAP, causal_trace
 from .screen import Screen, screen
-from .trace import Curve, RoleGrid, Trace, TracedFact
+from .trace import Curve, RoleGrid, Trace
+from .traced_fact import TracedFact
 from .windows import Inflation, peak_inflation
 
 __all__ = [

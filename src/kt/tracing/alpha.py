@@ -44,6 +44,7 @@ from ..report.table import layer_list, pairs
 from ..stats import Interval, bootstrap_mean_grid
 from .prompts import ROLES
 from .trace import KIND_TITLES, METRIC_TITLES, role_effects
+from .traced_fact import metric_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -283,7 +284,7 @@ def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000,
         BadFact: the trace lacks a module.
         WorkFailed: neither module restores the answer, so α has no value.
     """
-    last = ROLES.index("subject_last")
+    last, metric = ROLES.index("subject_last"), metric_name(metric)
     effects = {k: role_effects(trace, trace.checked(k, metric), metric)[:, last] for k in MODULES}
     grids = {k: bootstrap_mean_grid(effect, n_boot, seed) for k, effect in effects.items()}
     sums = np.stack([effects[k].sum(1) for k in MODULES], 1)  # (fact, module)

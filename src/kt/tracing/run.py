@@ -12,8 +12,9 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from .._util.progress import Progress
+from .._util.text import words
 from ..errors import BadFact, WorkFailed
-from ..facts.fact import Fact
+from ..facts.load import FactsLike, facts_from
 from ..model.model import TracedModel
 from ..model.ndif import REASON
 from ..runs import parallel
@@ -24,7 +25,8 @@ from .corrupt import Corruption, embedding_spread, given_noise, swapped, with_no
 from .engine import Outcome, Plan, default_max_rows
 from .patches import EVERY_HEAD, KINDS, Patch, labels
 from .prompts import UNKNOWN, LeftOut, TracePrompt, prepare, token_roles
-from .trace import DIRECTIONS, METRICS, TOKENS, Trace, TracedFact
+from .trace import DIRECTIONS, TOKENS, Trace
+from .traced_fact import METRICS, TracedFact, metric_names
 
 METHODS = ("exact", "atp")
 
@@ -60,10 +62,8 @@ class Settings:
     tokens: str = "all"
 
     def __post_init__(self) -> None:
-        for name in ("kinds", "metrics"):
-            value = getattr(self, name)
-            words = [value] if isinstance(value, str) else value
-            object.__setattr__(self, name, tuple(dict.fromkeys(str(word) for word in words)))
+        object.__setattr__(self, "kinds", tuple(dict.fromkeys(words(self.kinds))))
+        object.__setattr__(self, "metrics", metric_names(self.metrics))
         for kind in self.kinds:
             if kind != EVERY_HEAD:
                 Patch.parse(kind)
@@ -74,7 +74,7 @@ class Settings:
     def _problems(self) -> list[tuple[bool, str]]:
         return [
             (not self.kinds, _choose("kinds", self.kinds, KINDS)),
-            (not self.metrics or not set(self.metrics) <= set(METRICS), _choose("metrics", self.metrics, METRICS)),
+            (not self.metrics, _choose("metrics", self.metrics, METRICS)),
             (self.samples < 1, f"samples is {self.samples}; give at least 1"),
             (self.window < 1, f"window is {self.window}; give at least 1"),
             (not self.noise_scale > 0, f"noise_scale is {self.noise_scale}; give a number above 0 (3 is usual)"),
@@ -128,7 +128,7 @@ def _choose(name: str, values: Sequence[str], among: Sequence[str]) -> str:
 
 def causal_trace(
     model: TracedModel,
-    facts: Fact | Sequence[Fact],
+    facts: FactsLike,
     kinds: Sequence[str] = ("mlp", "attn"),
     metrics: Sequence[str] = METRICS,
     samples: int = SAMPLES,
@@ -152,6 +152,7 @@ def causal_trace(
     Follows 001, sections 3.1 and 4.1 (Meng et al. 2022, ROME, section 2).
 
     Args:
+        facts: one or many, as `Fact`s or dicts, or what `load_facts` reads by name.
         kinds: `mlp` (output of down_proj), `attn` (output of W_o), `hidden` (residual stream after a block);
             `hidden-no-mlp`, `hidden-no-attn` (the same with a module severed); `attn.h3` or `heads`: see patches.py.
         metrics: which of `prob` and `logit_diff` the tables show; both are always measured.
@@ -201,7 +202,7 @@ def causal_trace(
     if only is not None and tokens != "all":
         raise BadFact(f"only and tokens={tokens!r} both choose the cells to patch; give one of them")
     patch_labels = labels(model, settings.kinds)
-    facts = [facts] if isinstance(facts, Fact) else list(facts)
+    facts = facts_from(facts)
     if not facts:
         raise BadFact("there are no facts to trace; give at least one")
     # All processes need the same groups: `rows` follows from the process with the least free memory, and rank 0 alone

@@ -22,6 +22,7 @@ from numpy import ndarray
 
 from ..errors import BadFact
 from ..facts.fact import Fact
+from ..facts.load import FactsLike, facts_from
 from ..model.model import TracedModel
 from ..model.tokens import token_ids
 from ..report import Figure, Shown, Table
@@ -29,7 +30,8 @@ from ..report.table import pairs
 from ..runs import parallel
 from ..stats import Interval, bootstrap_mean
 from .run import causal_trace
-from .trace import METRIC_TITLES, METRICS, NOISE_TITLES, Trace, TracedFact
+from .trace import METRIC_TITLES, NOISE_TITLES, Trace
+from .traced_fact import TracedFact, metric_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,7 +201,7 @@ class Screen(Shown):
 
 def screen(
     model: TracedModel,
-    facts: Fact | Sequence[Fact],
+    facts: FactsLike,
     kinds: Sequence[str] = ("mlp", "attn"),
     top: int = 20,
     metric: str = "logit_diff",
@@ -221,11 +223,10 @@ def screen(
     """
     if top < 1:
         raise BadFact(f"top is {top}; give at least 1")
-    if metric not in METRICS:
-        raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
+    metric = metric_name(metric)
     if fixed := {"method", "only", "tokens"} & set(options):
         raise BadFact(f"screen sets {', '.join(sorted(fixed))} itself; leave it out")
-    facts = [facts] if isinstance(facts, Fact) else list(facts)
+    facts = facts_from(facts)
     seconds: dict[str, float | None] = dict.fromkeys(("estimate", "exact_top", "exact"))
     estimate, seconds["estimate"] = _timed(model, facts, kinds=kinds, method="atp", **options)
     only = chosen_cells(model, facts, estimate, metric, top)

@@ -1,22 +1,10 @@
-"""`Trace`: the measurements of causal tracing, by fact, kind, layer, token and noise draw.
-
-A fact's two effects are computed from means over its S noise draws (001, section 4.1):
-
-prob        mean_S p_patched(r) - mean_S p_corrupted(r)
-logit_diff  (mean_S d_patched - mean_S d_corrupted) / (d_clean - mean_S d_corrupted), d = logit(r) - logit(r'); eq. 8
-
-These are the effects of denoising: a clean state in the corrupted run and how much it restores (which states suffice).
-In the noising direction a corrupted state stands in the clean run, and the effect is how much it takes away (which
-states are needed): p_clean - mean_S p_patched, and (d_clean - mean_S d_patched) over the same denominator. Both are 0
-where the patch does nothing and 1 where the logit difference goes all the way (Zhang & Nanda 2023, arXiv 2309.16042;
-Heimersheim & Nanda 2024).
-"""
+"""`Trace`: the measurements of causal tracing, by fact, kind, layer, token and noise draw."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,19 +14,18 @@ from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
 from .._util.text import count
-from ..errors import BadFact, BadFile, WorkFailed
-from ..model.tokens import Span
+from ..errors import BadFact, BadFile
 from ..report import Card, Figure, Shown, Table
 from ..stats import Interval, IntervalGrid, benjamini_hochberg, bootstrap_mean, bootstrap_mean_grid, sign_flip_test
 from .patches import Patch
 from .prompts import ROLES, TITLES, LeftOut, why
+from .traced_fact import METRICS, TracedFact, fact_from, fact_header, finite, metric_name, metric_names
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
 
-METRICS = ("prob", "logit_diff")
 DIRECTIONS = ("denoise", "noise")
 TOKENS = ("all", "subject_last")
 """Which tokens are patched: every one, or the subject's last alone."""
@@ -138,8 +125,7 @@ class Trace(Shown):
         """
         if str(kind) not in self.kinds:
             raise BadFact(f"this trace holds {', '.join(self.kinds)}, not {kind}; trace again with kinds=")
-        if metric not in METRICS:
-            raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
+        metric_name(metric)
         return str(kind)
 
     # Tables and figures -----------------------------------------------------------------------------------------
@@ -199,7 +185,7 @@ class Trace(Shown):
 
     def figures(self, metrics: Sequence[str] | None = None) -> Sequence[Figure]:
         """Figure 1 for each metric in the order given, then single heads, then Figure 2."""
-        metrics = metrics or self.metrics
+        metrics = metric_names(metrics or self.metrics)
         names = {"prob": "probability", "logit_diff": "logit difference"}
         found = []
         for metric in metrics:
@@ -312,7 +298,7 @@ class Trace(Shown):
         header = {
             "kind": FILE_KIND,
             "kinds": list(self.kinds),
-            "facts": [_fact_header(fact) for fact in self.facts],
+            "facts": [fact_header(fact) for fact in self.facts],
             "left_out": [fact._asdict() for fact in self.left_out],
             "run": dict(self.metadata),
         }
@@ -331,7 +317,7 @@ class Trace(Shown):
                 kinds = tuple(Patch.parse(kind).label for kind in header["kinds"])
             except BadFact as error:
                 raise BadFile(f"{path}: not a whole trace ({error}); trace again") from error
-            facts = tuple(_fact_from(fact, i, kinds, arrays) for i, fact in enumerate(header["facts"]))
+            facts = tuple(fact_from(fact, i, kinds, arrays) for i, fact in enumerate(header["facts"]))
             left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
             return Trace(facts, kinds, left_out, OLDER | header["run"])
 
@@ -357,81 +343,6 @@ class Trace(Shown):
             left_out += [one._replace(fact=one.fact + start) for one in trace.left_out]
             start += int(trace.metadata["n_given"])
         return Trace(tuple(facts), self.kinds, tuple(left_out), _merged_metadata(traces, start))
-
-
-@dataclass(frozen=True, eq=False)
-class TracedFact:
-    """One fact's measurements. `index` is its place in the caller's list.
-
-    `clean`, `corrupted` and `patched` are keyed by `prob`, p(r), and `logit_diff`, logit(r) - logit(r').
-    """
-
-    index: int
-    id: str
-    relation: str
-    prompt: str
-    subject: str
-    ids: tuple[int, ...]
-    tokens: tuple[str, ...]
-    span: Span
-    roles: tuple[str, ...]
-    answer: str
-    answer_id: int
-    answer_source: str
-    foil: str
-    foil_id: int
-    foil_source: str
-    known: bool
-    swapped_for: str | None
-    clean: Mapping[str, float]
-    corrupted: Mapping[str, Float[ndarray, " sample"]]
-    patched: Mapping[str, Mapping[str, Float[ndarray, "layer token sample"]]]
-    direction: str = "denoise"
-
-    @property
-    def question(self) -> tuple[str, str, int, int]:
-        """The traced question; two traces hold the same fact where these are equal."""
-        return self.prompt, self.subject, self.answer_id, self.foil_id
-
-    @property
-    def p_clean(self) -> float:
-        """p(r) in the clean run."""
-        return self.clean["prob"]
-
-    @property
-    def p_corrupt(self) -> float:
-        """Mean p(r) over the corrupted runs."""
-        return float(self.corrupted["prob"].mean(dtype=np.float64))
-
-    @property
-    def ld_clean(self) -> float:
-        """Logit difference in the clean run."""
-        return self.clean["logit_diff"]
-
-    @property
-    def ld_corrupt(self) -> float:
-        """Mean logit difference over the corrupted runs."""
-        return float(self.corrupted["logit_diff"].mean(dtype=np.float64))
-
-    def effects(self, kind: str, metric: str) -> Float[ndarray, "layer token sample"]:
-        """The effect of each draw; eq. 8's denominator is the mean over draws for all of them."""
-        patched = self.patched[str(kind)][metric].astype(np.float64)
-        gained = patched - self.corrupted[metric].astype(np.float64)
-        if self.direction == "noise":
-            gained = self.clean[metric] - patched
-        if metric == "prob":
-            return gained
-        gap = self.ld_clean - self.ld_corrupt
-        if gap == 0:
-            raise WorkFailed(
-                f"{self.prompt!r}: clean and corrupted logit difference are equal, so eq. 8 has no value; "
-                "use the prob metric or a stronger corruption"
-            )
-        return gained / gap
-
-    def effect(self, kind: str, metric: str) -> Float[ndarray, "layer token"]:
-        """P(r) or LD(r, r') of section 4.1: the mean over draws."""
-        return self.effects(kind, metric).mean(-1)
 
 
 class RoleGrid(NamedTuple):
@@ -498,19 +409,6 @@ def _merged_metadata(traces: Sequence[Trace], n_given: int) -> dict[str, Any]:
     return merged | {"n_given": n_given}
 
 
-def _fact_header(fact: TracedFact) -> dict[str, Any]:
-    plain = {f.name: getattr(fact, f.name) for f in fields(fact) if f.name not in ("corrupted", "patched")}
-    return plain | {"clean": dict(fact.clean), "span": list(fact.span)}
-
-
-def _fact_from(fact: dict[str, Any], i: int, kinds: Sequence[str], arrays: dict[str, ndarray]) -> TracedFact:
-    other: dict[str, Any] = {name: tuple(fact[name]) for name in ("ids", "tokens", "roles")}
-    other["span"] = Span(*fact["span"])
-    other["corrupted"] = {m: arrays[f"{i}.corrupted.{m}"] for m in METRICS}
-    other["patched"] = {k: {m: arrays[f"{i}.{k}.{m}"] for m in METRICS} for k in kinds}
-    return TracedFact(**fact | other)
-
-
 def to_dataframe(trace: Trace) -> pd.DataFrame:
     """See `Trace.to_dataframe`."""
     import pandas as pd
@@ -555,17 +453,6 @@ def tested(values: Float[ndarray, "n ..."], grid: IntervalGrid, seed: int = 0) -
     """Test whether the means of `grid` differ from zero; NaN where fewer than two records have the cell."""
     p = np.where(grid.n > 1, sign_flip_test(values, seed=seed), np.nan)
     return Tested(p, benjamini_hochberg(p))
-
-
-def finite(fact: TracedFact, values: ndarray) -> ndarray:
-    """Return the values; NaN means not measured.
-
-    Raises:
-        WorkFailed: a value is infinite.
-    """
-    if np.isinf(values).any():
-        raise WorkFailed(f"{fact.prompt!r} has effects that are infinite; trace it again")
-    return values
 
 
 # The figures of a trace: their words and their numbers.
@@ -648,7 +535,7 @@ def _panel(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
 
 def _metric_title(trace: Trace, metric: str) -> str:
     """Denoising restores what noising takes away; see trace.py."""
-    return (NOISE_TITLES if trace.metadata.get("direction") == "noise" else METRIC_TITLES)[metric]
+    return (NOISE_TITLES if trace.metadata.get("direction") == "noise" else METRIC_TITLES)[metric_name(metric)]
 
 
 def _title(trace: Trace) -> str:

@@ -22,6 +22,7 @@ from ..stats import Interval, bootstrap_mean, bootstrap_ratio
 from .patch import window_layers
 from .prompts import ROLES
 from .trace import role_effects
+from .traced_fact import metric_name
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -60,6 +61,7 @@ def peak_inflation(
         BadFact: `single` has a window, the two were not traced alike, or they share no fact.
     """
     _must_be_alike(wide, single)
+    metric = metric_name(metric)
     inflations = []
     for kind in (k for k in wide.kinds if k in single.kinds):
         one, many = (_effects(t, single if t is wide else wide, kind, metric, at) for t in (single, wide))

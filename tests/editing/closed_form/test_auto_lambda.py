@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from editing_help import FAST, REQUESTS, solve, statistics
+from editing_help import REQUESTS, fast, solve, statistics
 
 import kt
 from kt.cli import parse
@@ -180,7 +180,7 @@ def test_the_ridge_of_ultraedit_follows_its_keys():
 @pytest.mark.parametrize("method", ["intattn", "memit", "pmet", "alphaedit", "emmet", "jeep", "ultraedit"])
 def test_auto_is_the_default_where_no_preset_speaks_and_is_kept_in_the_file(method, setting, tmp_path):
     model, corpus, cache = setting
-    quick = {name: value for name, value in FAST.items() if name not in AUTO}
+    quick = {name: value for name, value in fast(method).items() if name not in AUTO}
     found = configure(model, method).as_dict()
     name = {"alphaedit": "L2", "ultraedit": "L2", "emmet": "emmet_lambda"}.get(method, "mom2_update_weight")
     assert found[name] == "auto"

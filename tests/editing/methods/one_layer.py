@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from editing_help import CONTEXTS, FAST, REQUESTS, statistics
+from editing_help import CONTEXTS, REQUESTS, fast, statistics
 
 import kt
 from kt.editing.closed_form.aims import Position
@@ -30,7 +30,7 @@ class Given(NamedTuple):
 def solved(setting, method, requests=REQUESTS, **changes):
     """An edit that writes layer 1 alone."""
     model, corpus, cache = setting
-    options = FAST | {"layers_mlp": (LAYER,)} | changes
+    options = fast(method, **({"layers_mlp": (LAYER,)} | changes))
     return kt.edit(model, requests, method=method, statistics=statistics(model, corpus, cache), **options)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from editing_help import FAST, REQUESTS
+from editing_help import REQUESTS, fast
 from families import tiny_model
 
 import kt
@@ -41,7 +41,7 @@ def test_far_keys_are_added_near_ones_of_another_target_share_the_way_and_of_the
 def test_the_output_is_the_value_where_the_nearest_key_lies_within_its_radius_whatever_the_padding():
     """‖x - k_i‖ ≤ ε_i: v_i, else W x; computed by hand in float64."""
     model, site = tiny_model("llama"), Site("mlp", 1)
-    edit = kt.edit(model, REQUESTS, "grace", **FAST | {"layers_mlp": (1,), "eps": 0.4})
+    edit = kt.edit(model, REQUESTS, "grace", **fast("grace", layers_mlp=(1,), eps=0.4))
     adapter, texts = edit.effect, [r.prompt for r in edit.report] + ["A much longer line of text about the city of the"]
     batch = model.encode(texts)
     keys, plain = (model.read(batch, [site], end)[site].double() for end in ("key", "value"))
@@ -60,14 +60,12 @@ def test_the_output_is_the_value_where_the_nearest_key_lies_within_its_radius_wh
 
 def test_the_radius_is_in_mean_distances_of_unrelated_keys_and_a_larger_model_scale_scales_it():
     model = tiny_model("llama")
-    relative = kt.edit(model, REQUESTS, "grace", **FAST | {"layers_mlp": (1,), "eps": 0.1}).effect
-    absolute = kt.edit(
-        model, REQUESTS, "grace", **FAST | {"layers_mlp": (1,), "eps": 0.1, "eps_unit": "absolute"}
-    ).effect
+    relative = kt.edit(model, REQUESTS, "grace", **fast("grace", layers_mlp=(1,), eps=0.1)).effect
+    absolute = kt.edit(model, REQUESTS, "grace", **fast("grace", layers_mlp=(1,), eps=0.1, eps_unit="absolute")).effect
     assert absolute.radius == pytest.approx(0.1)
     weight = model.own(Site("mlp.up_proj", 1))
     weight.data *= 3.0  # the keys of down_proj are three times as long
-    scaled = kt.edit(model, REQUESTS, "grace", **FAST | {"layers_mlp": (1,), "eps": 0.1}).effect
+    scaled = kt.edit(model, REQUESTS, "grace", **fast("grace", layers_mlp=(1,), eps=0.1)).effect
     assert scaled.radius == pytest.approx(3 * relative.radius, rel=1e-4)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import KtError
 from ..config import AUTO, LATER, Config, one_of, setting
-from .aims import SPREADS, Position, Share, Spread
+from .aims import OLD_SPREADS, SPREADS, Position, Share, Spread
 
 if TYPE_CHECKING:
     from .objective import Objective, Term
@@ -90,13 +90,22 @@ class Spreading(Config):
     spread: str = setting(
         "even",
         symbol="1/(L-l+1)",
-        about="how the residual is divided among layers",
+        about="how the wanted change comes to the layers: even, sqrt, ends, rest, blue (BLUE), replay (Forward Replay)",
         source="MEMIT eq. 20; IntAttn-Edit eq. 7",
     )
 
     @property
     def spread_rule(self) -> Spread:
-        return SPREADS[one_of(self.spread, SPREADS, "spread")]
+        name = OLD_SPREADS[self.spread][0].name if self.spread in OLD_SPREADS else self.spread
+        return SPREADS[one_of(name, SPREADS, "spread")]
+
+    def refuse_old_names(self) -> None:
+        if self.spread in OLD_SPREADS:
+            was, recalled = OLD_SPREADS[self.spread]
+            raise KtError(
+                f"spread {self.spread!r} is no longer a name; did you mean {was.name}, which it was ({was.about}), "
+                f"or {recalled.name} ({recalled.about})?"
+            )
 
 
 @dataclass(frozen=True)

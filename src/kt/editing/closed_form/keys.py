@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import einsum, rearrange
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...facts.fact import Fact
+from ...model.prefix import saved
 from ...model.sites import Site
 from ...model.tokens import Batch, encode_ids, pad_id, template_span, token_ids
 from .aims import Position
@@ -91,3 +92,31 @@ def _means(
     vectors = rearrange(vectors, "(fact context) d -> fact context d", fact=len(facts))
     weights = torch.tensor(contexts.weights, dtype=torch.float64, device=vectors.device)
     return einsum(vectors.double(), weights, "fact context d, context -> d fact")
+
+
+@torch.no_grad()
+def values_with(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    sites: Sequence[Site],
+    position: Position,
+    put: Float[Tensor, "fact d_out"] | None = None,
+) -> list[Float[Tensor, "fact d_out"]]:
+    """The values at sites, from low to high, of the bare prompts, float32; `put` is in place at the first of them."""
+    rows = prompt_rows(model, [(fact.template, fact.subject) for fact in facts], position)
+    found = [torch.zeros(len(facts), model.d_model, device=model.device) for _ in sites]
+    for numbers, batch, columns in rows.batches(pad_id(model.tokenizer)):
+        batch = batch.to(model.device)
+        size, every = len(numbers), torch.arange(len(numbers))
+        read: list[Tensor] = []
+        with model.nnsight.trace(**model.inputs(batch)) as tracer:
+            for number, site in enumerate(sites):
+                value: Any = model.value(site, size)
+                where = every.to(value.device), columns.to(value.device)
+                if put is not None and number == 0:
+                    value[where] = put[numbers].to(value.device, value.dtype)
+                read.append(saved(value[where].clone()))
+            tracer.stop()
+        for whole, part in zip(found, read, strict=True):
+            whole[numbers] = part.to(whole)
+    return found

@@ -5,7 +5,8 @@ with the layers below already written:
 
     K = keys of the facts,   R = (wanted value - value now) · spread,   ΔW = solver(R, K, C)        (eq. 6, 7)
 
-and after the solve every ΔW of the path is scaled (eq. 13: 1 - α for the MLP, α for attention).
+and after the solve every ΔW of the path is scaled (eq. 13: 1 - α for the MLP, α for attention). The wanted value is one
+target's, or each layer has its own (`Spread`).
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from ...model.sites import Kind, Site
 from ...model.update import LowRank, Update
 from ..config import AUTO
 from ..plan import EditHistory, PlanText, SolveContext, SolveResult, WeightUpdate
-from .aims import SPREADS, Share, Spread, TargetSite, even
+from .aims import Share, Spread, TargetSite, even
 from .auto_ridge import WANTED, layer_share
 from .contexts import Contexts
-from .keys import fact_keys, fact_values
+from .keys import fact_keys, fact_values, values_with
 from .near_keys import check_keys
 from .objective import Objective
 from .post_norm import change_of_output, passes_norm
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 class Write:
     """One linear map over some layers, written so that `aim` takes its wanted value; `scale` of it is kept.
 
+    `aim` is the last layer's target site; a spread whose layers have targets of their own moves it to each (`aim_at`).
     `kind` names the map: W_o or down_proj by its kind, another one that writes the residual stream by its role.
     """
 
@@ -58,22 +60,50 @@ class Write:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        return tuple(Site(self.kind, layer) for layer in self.layers)
+        """Those that are written: layers with a share."""
+        return tuple(Site(self.kind, layer) for layer, _ in self.shares)
+
+    @property
+    def shares(self) -> list[tuple[int, float]]:
+        """Each written layer with its share of the residual."""
+        count = len(self.layers)
+        parts = ((layer, self.spread(index, count)) for index, layer in enumerate(self.layers))
+        return [(layer, share) for layer, share in parts if share]
+
+    def aim_at(self, layer: int) -> TargetSite:
+        """The target site at another layer."""
+        return replace(self.aim, site=Site(self.aim.site.kind, layer, self.aim.site.role))
+
+    @property
+    def searched(self) -> list[TargetSite]:
+        """Where δ is searched for before anything is written."""
+        return [] if self.spread.own else self.aims
+
+    @property
+    def aims(self) -> list[TargetSite]:
+        """Where δ is searched for."""
+        if self.spread.own:
+            return [self.aim_at(layer) for layer, _ in self.shares]
+        return [self.aim_at(self.layers[0]) if self.spread.replay else self.aim]
 
     @property
     def as_searched(self) -> Write:
         """The same write, its δ searched for where it is written: each layer's own output gets its share of it."""
-        count = len(self.layers)
-        below = tuple((layer, self.spread(index, count)) for index, layer in enumerate(self.layers[:-1]))
+        below = () if self.own_targets else tuple(self.shares[:-1])
         return replace(self, aim=replace(self.aim, below=below))
 
     @property
     def layer_share(self) -> float:
         """The share of every layer's residual that an automatic λ lets through. All layers add up in the residual
         stream; the output of one module gets the write of its own layer only."""
-        if self.aim.site.kind is not Kind.RESID:
+        if self.aim.site.kind is not Kind.RESID or self.own_targets:
             return WANTED
-        return layer_share([self.spread(index, len(self.layers)) for index in range(len(self.layers))])
+        return layer_share([share for _, share in self.shares])
+
+    @property
+    def own_targets(self) -> bool:
+        """Whether every layer has a target of its own."""
+        return self.spread.own or self.spread.replay
 
 
 @dataclass(frozen=True)
@@ -93,6 +123,14 @@ class LocateThenEdit:
     coupled: bool = False
     one_by_one: bool = False
 
+    def __post_init__(self) -> None:
+        alone = [path.spread.name for path in self.live if path.own_targets]
+        if alone and self.joint and len(self.live) + len(self.also) > 1:
+            raise KtError(
+                f"spread {alone[0]} searches for one target after the other, and several are to be searched for "
+                "together; give joint_targets=False (JEEP: separate_targets=True, PMET: searched=written)"
+            )
+
     @property
     def live(self) -> list[Write]:
         """The paths that write something."""
@@ -111,10 +149,10 @@ class LocateThenEdit:
         return True
 
     def describe(self) -> PlanText:
-        searched = [str(target) for target in dict.fromkeys([path.aim for path in self.live] + list(self.also))]
+        aims = [aim for path in self.live for aim in path.aims]
+        searched = [str(target) for target in dict.fromkeys(aims + list(self.also))]
         together = " together" if self.joint and len(searched) > 1 else ""
-        names = {rule: name for name, rule in SPREADS.items()}
-        spread = ", ".join(dict.fromkeys(names[path.spread] for path in self.live if len(path.layers) > 1))
+        spread = ", ".join(dict.fromkeys(path.spread.name for path in self.live if len(path.layers) > 1))
         order = ["fact by fact"] * self.one_by_one + [f"spread {spread}"] * bool(spread)
         order += ["each write on the ones before"] * self.coupled
         return PlanText(
@@ -176,11 +214,11 @@ class LocateThenEdit:
             for number, path in enumerate(self.live):
                 if coupled:
                     around.enter_context(model.restored(path.sites))
-                wanted = search[path.aim].wanted[path.aim]
+                share: Share = 1.0
                 if norms and path.scale != 1:
-                    path, wanted = _scaled_aim(context, facts, path, wanted)
+                    path, share = replace(path, scale=1.0), path.scale
                 with ExitStack() if coupled else model.restored(path.sites):
-                    solved = _walk(context.within(f"path-{number}"), facts, path, wanted)
+                    solved = self._walk(context.within(f"path-{number}"), facts, path, search, share)
                 scaled = {n: w._replace(update=_scaled(w.update, path.scale)) for n, w in solved.items()}
                 if coupled and path.scale != 1:
                     for name, full in solved.items():  # from full strength to the path's scale, for the paths after it
@@ -188,6 +226,42 @@ class LocateThenEdit:
                 for name, part in scaled.items():
                     written[name] = _sum(written[name], part) if name in written else part
         return self._result(written, search)
+
+    def _walk(
+        self,
+        context: SolveContext,
+        facts: Sequence[Fact],
+        path: Write,
+        search: dict[TargetSite, Targets],
+        share: Share,
+    ) -> dict[str, WeightUpdate]:
+        """Solve and write layer by layer, each a phase; keys and residuals are read again after a write, as MEMIT does.
+
+        Args:
+            search: the searches so far; those that the path makes itself join them.
+            share: what the path is to make of the wanted change, where its update cannot be scaled after the solve.
+        """
+        if path.spread.replay:
+            search |= _replayed(context, facts, path, search[path.searched[0]])
+        wanted: dict[TargetSite, Float[Tensor, "fact d_model"]] = {}
+        solved: dict[str, WeightUpdate] = {}
+        for layer, part in path.shares:
+            site, aim = Site(path.kind, layer), path.aim_at(layer) if path.own_targets else path.aim
+            if path.spread.own:
+                search |= self._find(context, facts, [aim])
+            if aim not in wanted:
+                wanted[aim] = _shared(context, facts, aim, search[aim].wanted[aim], share)
+            name = context.model.weight_name(site)
+            solved[name] = WeightUpdate.of(
+                context.journal.take(name, _solve_site, context, facts, replace(path, aim=aim), wanted[aim], site, part)
+            )
+            if path.solver.automatic and solved[name].chosen is None:
+                raise KtError(
+                    f"this run was begun when λ and the ridges had fixed defaults (of {name} none is kept); begin it "
+                    "anew, or resume it with the kt that began it"
+                )
+            context.model.write(site, solved[name].update)
+        return solved
 
     def _result(self, written: dict[str, WeightUpdate], search: dict[TargetSite, Targets]) -> SolveResult:
         notes = {}
@@ -199,67 +273,50 @@ class LocateThenEdit:
     def _search(
         self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
     ) -> dict[TargetSite, Targets]:
-        aims = list(dict.fromkeys([p.aim for p in self.live] + list(self.also)))
+        aims = list(dict.fromkeys([aim for p in self.live for aim in p.searched] + list(self.also)))
         targets_by_site: dict[TargetSite, Targets] = {}
-        for group in [aims] if self.joint else [[a] for a in aims]:
-            targets = find_targets(
-                context.model,
-                facts,
-                group,
-                context.contexts,
-                self.objective,
-                progress=progress,
-                journal=context.journal,
-            )
-            targets_by_site |= dict.fromkeys(group, _guarded(context, facts, targets))
+        for group in [aims] if self.joint and aims else [[a] for a in aims]:
+            targets_by_site |= self._find(context, facts, group, progress)
         return targets_by_site
 
+    def _find(
+        self, context: SolveContext, facts: Sequence[Fact], aims: list[TargetSite], progress: Progress | None = None
+    ) -> dict[TargetSite, Targets]:
+        """One search, on the model as it stands, its wanted values as the session's norm guard leaves them."""
+        targets = find_targets(
+            context.model, facts, aims, context.contexts, self.objective, progress=progress, journal=context.journal
+        )
+        if context.guard is not None:
+            modules = {aim: path.kind for path in self.live for aim in path.aims}
+            targets = context.guard(context, facts, targets, self.objective, modules)
+        return dict.fromkeys(aims, targets)
 
-def _guarded(context: SolveContext, facts: Sequence[Fact], targets: Targets) -> Targets:
-    """Wanted values at the norm that their sites had before the session's first edit, where a norm guard is set."""
-    if context.original is None:
-        return targets
-    wanted = {}
-    with context.original():
-        for aim, value in targets.wanted.items():
-            norm = fact_values(context.model, facts, Contexts(), aim.site, aim.position).norm(dim=0)
-            wanted[aim] = value * (norm.to(value) / value.norm(dim=-1))[:, None]
-    return targets._replace(wanted=wanted)
+
+def _replayed(context: SolveContext, facts: Sequence[Fact], path: Write, first: Targets) -> dict[TargetSite, Targets]:
+    """Every layer's target: what stands there once the first layer's value is put in place (Forward Replay)."""
+    aims = [path.aim_at(layer) for layer, _ in path.shares]
+    model, wanted = context.model, first.wanted[aims[0]]
+    sites, position = [aim.site for aim in aims], path.aim.position
+    before = values_with(model, facts, sites, position)
+    after = values_with(model, facts, sites, position, wanted)
+    return {
+        aim: first._replace(wanted={aim: wanted if aim == aims[0] else new.to(wanted)}, before={aim: old.to(wanted)})
+        for aim, old, new in zip(aims, before, after, strict=True)
+    }
 
 
-def _scaled_aim(
-    context: SolveContext, facts: Sequence[Fact], path: Write, wanted: Float[Tensor, "fact d_model"]
-) -> tuple[Write, Float[Tensor, "fact d_model"]]:
-    """The path at full scale, and its part of the wanted values, from the values as it finds them.
+def _shared(
+    context: SolveContext, facts: Sequence[Fact], aim: TargetSite, wanted: Float[Tensor, "fact d_model"], share: Share
+) -> Float[Tensor, "fact d_model"]:
+    """A share of the way to the wanted values, from the values as they stand.
 
     An output is linear in the change of the residual stream that it makes, and its update can be scaled after the
     solve, unless a norm stands between.
     """
-    now = fact_values(context.model, facts, Contexts(), path.aim.site, path.aim.position).T
-    scale = torch.tensor(path.scale, dtype=now.dtype, device=now.device).reshape(-1, 1)
-    return replace(path, scale=1.0), now + scale * (wanted - now)
-
-
-def _walk(
-    context: SolveContext, facts: Sequence[Fact], path: Write, wanted: Float[Tensor, "fact d_model"]
-) -> dict[str, WeightUpdate]:
-    """Solve and write layer by layer, each a phase; keys and residuals are read again after a write, as MEMIT does."""
-    solved: dict[str, WeightUpdate] = {}
-    for index, site in enumerate(path.sites):
-        share = path.spread(index, len(path.sites))
-        if share == 0:
-            continue
-        name = context.model.weight_name(site)
-        solved[name] = WeightUpdate.of(
-            context.journal.take(name, _solve_site, context, facts, path, wanted, site, share)
-        )
-        if path.solver.automatic and solved[name].chosen is None:
-            raise KtError(
-                f"this run was begun when λ and the ridges had fixed defaults (of {name} none is kept); begin it anew, "
-                "or resume it with the kt that began it"
-            )
-        context.model.write(site, solved[name].update)
-    return solved
+    if share == 1:
+        return wanted
+    now = fact_values(context.model, facts, Contexts(), aim.site, aim.position).T
+    return now + torch.tensor(share, dtype=now.dtype, device=now.device).reshape(-1, 1) * (wanted - now)
 
 
 def _solve_site(

@@ -76,6 +76,12 @@ def change_of_output(
     return through_norm(norm, now, wanted, scale)
 
 
+def added(model: TracedModel, site: Site, output: Float[Tensor, "d fact"]) -> Float[Tensor, "d fact"]:
+    """What the block adds to the residual stream for an output of the projection."""
+    scale, norm = _behind(model, site)
+    return scale * (output if norm is None else _evaluated(norm, output.T).T)
+
+
 def passes_norm(model: TracedModel, site: Site) -> bool:
     """Whether a norm stands between a projection and the residual stream."""
     return _behind(model, site)[1] is not None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
 from ..config import REGISTERED, Config, Setting, one_of, setting_fields, type_of
 
@@ -20,6 +23,36 @@ def method_named(name: str) -> type[Config]:
         KtError: no such method; the message lists those that are known.
     """
     return METHODS[one_of(name, METHODS, "method")]
+
+
+def plain_name(name: str) -> str:
+    """A setting's own name: `layers` stands for `layers_mlp`, and JEEP's `_low` for the setting of its low region."""
+    name = name.removesuffix("_low")
+    return "layers_mlp" if name == "layers" else name
+
+
+def used_by(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of settings that several methods share, those that one has."""
+    return {name: value for name, value in values.items() if plain_name(name) in METHODS[method].settings()}
+
+
+def unused(names: Iterable[str], methods: Iterable[str], others: Iterable[str] = ()) -> str | None:
+    """Why none of the methods uses one of these settings, in a line; None where each has a user.
+
+    Args:
+        others: arguments beside the settings, for the guess at what was meant.
+    """
+    chosen = list(methods)
+    own = list(dict.fromkeys(name for method in chosen for name in METHODS[method].settings()))
+    for name in names:
+        if plain_name(name) in own:
+            continue
+        users = [method for method, config in METHODS.items() if plain_name(name) in config.settings()]
+        near = get_close_matches(name, [*own, *others] if users else [*own, *others, *all_settings()], n=1)
+        meant = f"; did you mean {near[0]}?" if near and not (users and name.startswith("layers")) else ""
+        why = f"{', '.join(chosen)} does not use it ({', '.join(users)})" if users else "unknown hyper-parameter"
+        return f"{name}: {why}{meant or ';'} {', '.join(chosen)} has {', '.join(own)}"
+    return None
 
 
 def all_settings() -> dict[str, Setting]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..config import WRITTEN, Config, linear_maps, method, setting
+from ..config import AUTO, WRITTEN, Config, linear_maps, method, setting
 
 if TYPE_CHECKING:
     from ..ultraedit import UltraEdit
@@ -32,7 +32,11 @@ class UltraEditConfig(Config):
         source="UltraEdit's code; the number: kt's own, closed_form.auto_ridge",
         own=True,
     )
-    modules: str = setting("mlp", about=WRITTEN, source="the original writes gate and up")
+    modules: str = setting(
+        "auto",
+        about=f"{WRITTEN}; auto: gate_proj and up_proj where the model has both, else mlp",
+        source="UltraEdit's run.sh: gate and up in Llama-3, Qwen2.5, Gemma 3; down in GPT-J, Mistral, Phi-4",
+    )
     shared_normaliser: bool = setting(
         True, about="UltraEdit: normalise all weights of a shape together", source="UltraEdit's code"
     )
@@ -40,5 +44,5 @@ class UltraEditConfig(Config):
     def plan(self) -> UltraEdit:
         from ..ultraedit import UltraEdit
 
-        maps = linear_maps(self.modules)
+        maps = () if self.modules == AUTO else linear_maps(self.modules, (AUTO,))
         return UltraEdit(self.layers_mlp, maps, lr=self.lr, ridge=self.L2, shared=self.shared_normaliser)

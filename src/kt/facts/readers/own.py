@@ -107,6 +107,14 @@ def _check_keys(record: Record) -> None:
         record.notes.append(f"unknown key {str(key)[:40]!r}, which is not read")
 
 
+def unknown_key(name: str) -> str | None:
+    """What to say of a keyword that is no key of a record; None for one that is."""
+    if name in OWN_KEYS or name in _OURS:
+        return None
+    near = MEANT.get(name) or next(iter(get_close_matches(name, [*OWN_KEYS, *_OURS], n=1)), None)
+    return f"unknown key {name!r}; " + (f"did you mean {near!r}?" if near else f"there are {', '.join(OWN_KEYS)}")
+
+
 @lru_cache(maxsize=256)
 def _meant(key: str) -> str | None:
     """The key that the user may have meant. Cached, since every record has the same keys and the search is slow."""

@@ -1,0 +1,58 @@
+"""`kt train-editor`: train MEND's or MALMEN's networks for a model; the file is what kt apply-edit edits with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from . import parse
+from .command import option_of
+from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
+from .session import session
+
+
+@dataclass(frozen=True)
+class TrainOptions(FigureOptions, LongRunOptions, FactOptions, ModelOptions):
+    method: Annotated[str, Opt("--method", help="malmen or mend.")] = "malmen"
+    layers_mlp: Annotated[str | None, option_of(SolveOptions, "layers_mlp")] = None
+    modules: Annotated[
+        str | None,
+        Opt("--modules", help="Linear maps that are written [default: malmen mlp (down_proj), mend all of the MLP's]."),
+    ] = None
+    set: Annotated[
+        str | None, Opt("--set", help="Training settings: steps=300,edits=32,lr=0.002,rank=64 (docs/train-editor.md).")
+    ] = None
+
+
+def train_editor(options: TrainOptions) -> None:
+    """Train an editor (MALMEN, MEND) on records with a target, a paraphrase and an unrelated prompt each."""
+    parse.one(options.method, ("malmen", "mend"), "--method")
+    settings = parse.settings(options.set)
+    layers = parse.layers(options.layers_mlp, "--layers-mlp")
+    with session(options) as s:
+        from ..editing.hyper.train import train_editor as train
+
+        def told(check: dict[str, Any]) -> None:
+            scores = ", ".join(f"{n} {check[n]['mean']:.2f}" for n in ("success", "paraphrase", "locality"))
+            s.screen.say(
+                f"kt: step {check['step']}: loss {check['loss']:.3f}, held out {check['held_out_loss']:.3f} ({scores})"
+            )
+
+        facts, model = s.load_facts(), s.load_model()
+        with s.progress("training steps") as tick:
+            editor = train(
+                model,
+                facts,
+                options.method,
+                layers,
+                options.modules,
+                seed=options.seed,
+                journal=s.journal(),
+                progress=tick,
+                on_check=told,
+                **settings,
+            )
+        path = editor.save(s.run.file("editor.safetensors"))
+        s.keep(editor)
+        s.screen.tables(*editor.tables())
+        s.screen.say(f"kt: edit with --method {options.method} --set editor={s.path / path.name}")

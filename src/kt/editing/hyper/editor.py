@@ -1,0 +1,333 @@
+"""`Editor`: trained networks with what they were trained on, their file, and the plan that edits with them.
+
+    metadata "kt"          JSON: schema_version, kind "editor", digest, method, model, fingerprint, sites, settings,
+                           history
+    network/OxI/NAME       parameters of the network of all weights of shape (O, I)
+    mean/OxI, scatter/OxI  of those weights' pairs (k, g) over the training records; `counts` of the metadata
+
+The digest is an edit file's. Reading runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..._util.data import SCHEMA_VERSION, complete_file, read_arrays, save_arrays
+from ..._util.progress import Progress
+from ...errors import BadFile, KtError, WorkFailed
+from ...facts.fact import Fact
+from ...model.memory import require_memory
+from ...model.sites import Site
+from ...model.tokens import target_ids, token_ids
+from ...model.update import Update
+from ...report import Figure, Shown, Table
+from ...stats import Interval
+from ..edit_io import MEAN, digest_of, fits
+from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
+from ..ultraedit import Pairs, Running, answer_pairs
+from .malmen import Malmen
+from .mend import Mend
+from .network import EditorNetwork
+
+if TYPE_CHECKING:
+    from ...model.model import TracedModel
+
+
+NETWORKS: dict[str, type[EditorNetwork]] = {"malmen": Malmen, "mend": Mend}
+KIND = "editor"
+AGAIN = "take it again from where it came, or train it again"
+GIVE = "give the editor.safetensors of a kt train-editor run"
+FORM = {
+    "method": str, "model": str, "revision": (str, None), "dtype": str, "fingerprint": str, "digest": str,
+    "sites": [str], "shapes": [str], "counts": {...: int}, "settings": {"rank": int, "layers": int},
+    "n_train": int, "n_held_out": int, "best_step": int,
+    "history": [{"step": int, "loss": float, "held_out_loss": float, "success": MEAN, "paraphrase": MEAN,
+                 "locality": MEAN}],
+}  # fmt: skip
+TOKENS = 2048
+"""The most (padded) tokens of one forward and backward; it bounds memory, and moves the result by rounding only."""
+
+
+@dataclass
+class Editor(Shown):
+    """Networks by the shape of the weights that they write, and the statistics that their inputs are normalised by.
+
+    `manifest`: the metadata of its file, without kind and digest.
+    """
+
+    networks: nn.ModuleDict
+    running: dict[str, Running]
+    manifest: dict[str, Any]
+
+    kind: ClassVar[str] = KIND
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(Site.parse(text) for text in self.manifest["sites"])
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The manifest."""
+        return self.manifest
+
+    @property
+    def network(self) -> type[EditorNetwork]:
+        return NETWORKS[self.manifest["method"]]
+
+    # What it does -----------------------------------------------------------------------------------------------
+    def pairs(
+        self, model: TracedModel, facts: Sequence[Fact], progress: Progress | None = None
+    ) -> tuple[dict[Site, Pairs], Float[Tensor, " token"]]:
+        """Inputs and output-gradients of the facts' tokens at every site, and -log p of the answers' tokens."""
+        return site_pairs(model, facts, self.sites, self.network.recipe.prompts, progress)
+
+    def features(self, site: Site, pairs: Pairs) -> tuple[EditorNetwork, Float[Tensor, "pair size"], int]:
+        """The site's network, its input, and the site's number among those that share the network."""
+        shape = shape_of(pairs)
+        network: Any = self.networks[shape]
+        z = self.running[shape].normalised(pairs.features).to(next(network.parameters()).dtype)
+        same = [text for text, its in zip(self.manifest["sites"], self.manifest["shapes"], strict=True) if its == shape]
+        return network, z, same.index(str(site))
+
+    def updates(self, pairs: Mapping[Site, Pairs]) -> dict[Site, Update]:
+        """ΔW of every site, in float64."""
+        found = {}
+        for site, its in pairs.items():
+            network, z, weight = self.features(site, its)
+            found[site] = network.update(its, z, weight)
+        return found
+
+    def surrogate(self, pairs: Mapping[Site, Pairs], gradients: Mapping[Site, Tensor]) -> Float[Tensor, ""]:
+        """See `EditorNetwork.surrogate`; the sum over sites."""
+        total = torch.zeros(())
+        for site, its in pairs.items():
+            network, z, weight = self.features(site, its)
+            total = total + network.surrogate(its, z, weight, gradients[site].cpu())
+        return total
+
+    # Keeping ----------------------------------------------------------------------------------------------------
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what its file holds: the editor's identity."""
+        return digest_of(*self._contents())
+
+    def _contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        arrays = {f"network/{n.replace('.', '/', 1)}": p.detach() for n, p in self.networks.state_dict().items()}
+        arrays |= {f"mean/{shape}": its.mean for shape, its in self.running.items()}
+        arrays |= {f"scatter/{shape}": its.scatter for shape, its in self.running.items()}
+        counts = {shape: its.count for shape, its in self.running.items()}
+        return arrays, self.manifest | {"kind": KIND, "counts": counts}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file: the same editor is the same bytes.
+
+        Raises:
+            WorkFailed: a number is not finite; nothing was written.
+        """
+        arrays, metadata = self._contents()
+        for name, array in arrays.items():
+            if not bool(torch.isfinite(array).all()):
+                raise WorkFailed(f"{name} is not finite; the editor was not saved; train it with a smaller lr")
+        return save_arrays(path, arrays, metadata | {"digest": digest_of(arrays, metadata)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Editor:
+        """Read an editor's file.
+
+        Raises:
+            BadFile: not there, cut short, changed since it was written, of a newer kt, or not an editor.
+        """
+        manifest = read_header(path)
+        arrays, _ = read_arrays(path, framework="pt")
+        with complete_file(path, KIND, AGAIN):
+            expected = manifest.pop("digest")
+            if digest_of(arrays, manifest | {"kind": KIND}) != expected:
+                raise BadFile(f"{path}: was changed after it was written (its digest does not fit); {AGAIN}")
+            counts, settings = manifest.pop("counts"), manifest["settings"]
+            with torch.device("meta"):  # nothing is allocated on the word of a file
+                networks = new_networks(manifest["method"], manifest["shapes"], settings["rank"], settings["layers"])
+            prefix = "network/"
+            state = {n.removeprefix(prefix).replace("/", ".", 1): a for n, a in arrays.items() if n.startswith(prefix)}
+            try:
+                networks.load_state_dict(state, assign=True)
+            except RuntimeError as error:
+                raise ValueError(str(error)) from error
+            running = {s: Running(count, arrays[f"mean/{s}"], arrays[f"scatter/{s}"]) for s, count in counts.items()}
+            if any(not bool(torch.isfinite(array).all()) for array in arrays.values()):
+                raise BadFile(f"{path}: a number is not finite; {AGAIN}")
+        return cls(networks, running, manifest)
+
+    # Looking ----------------------------------------------------------------------------------------------------
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One entry a check: step, losses, and the scores on held-out records."""
+        return self.manifest["history"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return self.manifest | {"digest": self.digest}
+
+    def tables(self) -> Sequence[Table]:
+        """A row a check."""
+        scores = ("success", "paraphrase", "locality")
+        rows = [
+            [c["step"], c["loss"], c["held_out_loss"], *(Interval.of(c[score]) for score in scores)]
+            for c in self.history
+        ]
+        told = self.manifest
+        caption = (
+            f"{told['n_train']} records to train on, {told['n_held_out']} of other subjects held out; kept: step "
+            f"{told['best_step']}. Scores: share of a held-out answer's tokens that are greedy, or (locality) stay"
+        )
+        columns = ["step", "loss", "held-out loss", "success", "paraphrases", "locality"]
+        return [Table(columns, rows, f"{told['method']}: training", caption)]
+
+    def figures(self) -> Sequence[Figure]:
+        """Scores on held-out records by step."""
+        from ...figures.curves import Series, steps_figure
+
+        x = [check["step"] for check in self.history]
+        panels = {score: _series(Series, x, self.history, score) for score in ("success", "paraphrase", "locality")}
+        title = f"{self.manifest['method']}: held-out records"
+        return [Figure(steps_figure({"held out": panels}, title=title, x_title="step"), name="training")]
+
+
+def _series(series: Any, x: list[int], history: list[dict[str, Any]], score: str) -> Any:
+    means = [Interval.of(check[score]) for check in history]
+    return series(score, x, [m.mean for m in means], [m.low for m in means], [m.high for m in means])
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The metadata of an editor's file, without kind and version; its tensors are not read.
+
+    Raises:
+        BadFile: the file is missing, cut short, of a newer kt, or not an editor.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise BadFile(f"cannot read {path}: no such file; {GIVE}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("kt", "{}")
+    except (SafetensorError, OSError) as error:
+        raise BadFile(f"{path}: is no whole editor ({' '.join(str(error).split())}); {GIVE}") from error
+    with complete_file(path, KIND, AGAIN):
+        header = json.loads(text)
+        kind, version = header.pop("kind", None), header.pop("schema_version", None)
+        if kind != KIND:
+            held = f"a {kind[:40]} of kt" if isinstance(kind, str) else "tensors of another program"
+            raise BadFile(f"{path}: holds {held}, expected {KIND}; {GIVE}")
+        if version != SCHEMA_VERSION:
+            raise BadFile(f"{path}: schema_version {str(version)[:20]}, but this kt reads {SCHEMA_VERSION}; {AGAIN}")
+        wrong = [name for name, form in FORM.items() if not fits(header.get(name), form)]
+        if wrong or header["method"] not in NETWORKS or len(header["sites"]) != len(header["shapes"]):
+            raise BadFile(f"{path}: its field {(wrong or ['method'])[0]!r} is not as kt writes it; {AGAIN}")
+    return header
+
+
+def shape_of(pairs: Pairs) -> str:
+    return f"{pairs.gradients.shape[1]}x{pairs.keys.shape[1]}"
+
+
+def new_networks(method: str, shapes: Sequence[str], rank: int, layers: int) -> nn.ModuleDict:
+    """A network for each distinct shape, for as many weights as have it."""
+    made = nn.ModuleDict()
+    for shape in dict.fromkeys(shapes):
+        d_out, d_in = map(int, shape.split("x"))
+        made[shape] = NETWORKS[method](d_in, d_out, list(shapes).count(shape), rank, layers)
+    return made
+
+
+def site_pairs(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    sites: Sequence[Site],
+    prompts: bool,
+    progress: Progress | None = None,
+) -> tuple[dict[Site, Pairs], Float[Tensor, " token"]]:
+    """`answer_pairs` of facts, in the order of `sites`; with `prompts` those tokens that the loss does not reach are
+    left out (of a late layer's, all before the last)."""
+    answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "", fact.target_prefix) for fact in facts]
+    tokens = sum(map(len, answers))
+    tokens += sum(len(token_ids(model.tokenizer, fact.prompt)) for fact in facts) if prompts else 0
+    widths = [sum(model.weight(site).shape) for site in sites]
+    needed = tokens * (sum(widths) * model.dtype.itemsize + 32 * max(widths))
+    advice = "edit fewer requests at a time"
+    require_memory(needed, f"an edit of {tokens:,} tokens at {len(widths)} weights", advice)
+    found, losses = answer_pairs(model, facts, answers, sites, TOKENS, progress, prompts)
+    if prompts:
+        reached = {site: its.gradients.ne(0).any(1) for site, its in found.items()}
+        found = {site: Pairs(*(part[reached[site]] for part in its)) for site, its in found.items()}
+    return {site: found[site] for site in sites}, losses
+
+
+@dataclass(frozen=True)
+class Learned:
+    """An edit by a trained editor: one backward pass, and its networks.
+
+    `sites`: those of the file, as text; of a configuration without one, those of its layers.
+    """
+
+    method: str
+    editor: str
+    sites: tuple[str, ...]
+
+    keeps_keys: ClassVar[bool] = False
+    has_targets: ClassVar[bool] = False
+
+    @property
+    def moment_sites(self) -> list[Site]:
+        return []
+
+    def describe(self) -> PlanText:
+        solver = {"malmen": "V Hᵀ(HHᵀ + e^λ I)⁻¹, V from a trained network", "mend": "-η Σ δ̃ũᵀ from a trained network"}
+        written = "the maps that the editor was trained for"
+        return PlanText("no search: one backward pass", written, solver[self.method], "all at once")
+
+    def names(self, model: TracedModel) -> list[str]:
+        return [model.weight_name(Site.parse(text)) for text in self.sites]
+
+    def require_room(self, model: TracedModel) -> None:
+        """No check yet: memory grows with the requests' tokens, and `solve` checks it after counting them."""
+
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
+        """Notes: `editor`, the digest of the editor's file.
+
+        Raises:
+            WorkFailed: an update is not finite.
+        """
+        editor, model = Editor.load(self.editor), context.model
+        pairs, _ = editor.pairs(model, facts, progress)
+        written = {model.weight_name(site): WeightUpdate(update) for site, update in editor.updates(pairs).items()}
+        for name, update in written.items():
+            if not update.update.finite:
+                raise WorkFailed(f"the update of {name} is not finite; train the editor on records like these")
+        return SolveResult(written, notes={"editor": editor.digest})
+
+    def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
+        """No history: an editor remembers nothing of its edits."""
+
+
+def refuse_other_model(header: Mapping[str, Any], model: TracedModel, path: str) -> None:
+    """Refuse an editor of other weights.
+
+    Raises:
+        KtError: they are.
+    """
+    if model.fingerprint() == header["fingerprint"]:
+        return
+    here = f"{model.name} ({str(model.dtype).removeprefix('torch.')})"
+    raise KtError(
+        f"{path} was trained on {header['model']} ({header['dtype']}), and {here} has other weights; train one for "
+        "this model with kt train-editor, or edit the model that it was trained on"
+    )

@@ -1,0 +1,455 @@
+"""`kt.train_editor`: train MEND's or MALMEN's networks on records of an edit, its paraphrases and unrelated prompts.
+
+A step draws `edits` training records, a paraphrase and an unrelated prompt of each, makes ΔW of the edits' gradients
+at the unedited weights, writes it, and reads the outer loss there:
+
+    L = c_edit · mean -log p(target | paraphrase; W + ΔW)
+      + c_loc · mean KL(p(· | unrelated; W) ‖ p(· | unrelated; W + ΔW))
+
+Its gradient in ΔW goes through the method's mathematics by hand (network.py), and Adam moves the networks. An unrelated
+prompt that names a subject of the same step's edits is left out of it.
+
+Every `check_every` steps the same is read for held-out records, of other subjects, with what greedy decoding gives. The
+networks of the check with the least held-out loss are kept. A resumed run gives the same bytes: a step's draw depends
+on the seed and its number alone.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..._util.progress import Progress
+from ..._util.text import count
+from ...errors import BadFact, KtError, WorkFailed
+from ...facts.fact import Fact
+from ...facts.load import facts_from
+from ...model.sites import Site
+from ...model.tokens import joint_text, token_ids
+from ...runs.journal import Journal
+from ...stats import bootstrap_mean
+from ..config import check_value, linear_maps, one_of, type_of
+from ..fine_tune import Lesson, Question, lesson_of, unfrozen
+from ..methods import method_named
+from ..resolve import default_layers
+from ..ultraedit import Running
+from .editor import NETWORKS, Editor, new_networks, shape_of, site_pairs
+
+if TYPE_CHECKING:
+    from ...model.model import TracedModel
+
+
+FEWEST, FEWEST_HELD_OUT = 16, 4
+"""Records to train on, and held out, at least."""
+STATISTICS = 1024
+"""Training records whose pairs the inputs are normalised by, at most."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How an editor is trained.
+
+    Attributes:
+        rank: of the networks' layers (the papers: 1,920 for GPT-J).
+        layers: of each network; the papers' two.
+        edits: records of a step, edited together; None is the method's (MALMEN 64, of the paper's 512; MEND 8).
+        lr: Adam's, of the networks.
+        c_edit: weight of the paraphrases' loss; None is the paper's (MALMEN 1, MEND 0.1).
+        c_loc: weight of the unrelated prompts' KL divergence.
+        clip: the largest norm of a step's gradient; None is the paper's (MALMEN 1, MEND 100).
+        steps: at most.
+        check_every: steps between checks on held-out records.
+        patience: checks without a smaller held-out loss before training stops.
+        held_out: share of the subjects that are not trained on.
+        rows: prompts of one forward.
+    """
+
+    rank: int = 64
+    layers: int = 2
+    edits: int | None = None
+    lr: float = 1e-3
+    c_edit: float | None = None
+    c_loc: float = 1.0
+    clip: float | None = None
+    steps: int = 500
+    check_every: int = 25
+    patience: int = 8
+    held_out: float = 0.1
+    rows: int = 64
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            check_value(spec.name, type_of(spec), getattr(self, spec.name), 1 if "int" in type_of(spec) else 0)
+        if not 0 < self.held_out < 1:
+            raise KtError(f"held_out {self.held_out:g} must be a share between 0 and 1")
+
+    @classmethod
+    def of(cls, method: str, values: Mapping[str, Any]) -> TrainingSettings:
+        """Of values by name, with the method's own for those that nobody gave."""
+        known, recipe = [spec.name for spec in fields(cls)], NETWORKS[method].recipe
+        for name in values:
+            one_of(name, known, "training setting")
+        own = {"edits": recipe.edits, "c_edit": recipe.efficacy, "clip": recipe.clip}
+        return cls(**own | {name: value for name, value in values.items() if value is not None})
+
+
+class Records(NamedTuple):
+    """Records to train on and records of other subjects; how many were left out, by reason."""
+
+    train: list[Fact]
+    held_out: list[Fact]
+    left_out: dict[str, int]
+
+
+class Lot(NamedTuple):
+    """The records of a step with what was drawn for each."""
+
+    facts: list[Fact]
+    paraphrases: list[Question]
+    unrelated: list[Question]
+
+    @classmethod
+    def drawn(cls, records: Sequence[Fact], size: int, draw: random.Random) -> Lot:
+        facts = draw.sample(list(records), min(size, len(records)))
+        alike: list[Question] = [(draw.choice(f.paraphrases), f.target or "", f.target_prefix) for f in facts]
+        names = [fact.subject for fact in facts]
+        near: list[Question] = []
+        for fact in facts:
+            prompt = draw.choice(fact.neighbours)
+            if not any(name in prompt.prompt for name in names):
+                near.append((prompt.prompt, prompt.answer or fact.answer or fact.target or "", prompt.target_prefix))
+        return cls(facts, alike, near)
+
+
+class Reading(NamedTuple):
+    """What an edit of a lot did: the outer loss; for each record or prompt, the share of the answer's tokens that are
+    greedy (or stay so); and the loss's gradient in each site's ΔW."""
+
+    loss: float
+    success: list[float]
+    paraphrase: list[float]
+    locality: list[float]
+    gradients: dict[Site, Tensor]
+
+
+def train_editor(
+    model: TracedModel,
+    facts: Sequence[Fact | Mapping[str, Any]],
+    method: str = "malmen",
+    layers: Sequence[int] | None = None,
+    modules: str | None = None,
+    *,
+    seed: int = 0,
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+    on_check: Callable[[dict[str, Any]], Any] | None = None,
+    **settings: Any,
+) -> Editor:
+    """Train an editor for a model.
+
+    Args:
+        facts: records with a target (or a foil), a paraphrase and an unrelated prompt (a neighbour) at least.
+        method: `malmen` or `mend`.
+        layers: whose maps it will write; None: the authors' last blocks of GPT-J, by relative depth.
+        modules: those maps, as in `Site`; None: down_proj (MALMEN), all maps of the MLP (MEND).
+        journal: keeps the last check, from which an interrupted training goes on.
+        on_check: called with each check's numbers.
+        settings: fields of `TrainingSettings`.
+
+    Returns:
+        The editor; `save` writes its file, which `kt.edit(model, facts, method, editor=FILE)` takes.
+
+    Raises:
+        KtError: an unknown method or setting, or too few records.
+        UnknownSite: a layer or a map that the model does not have.
+        WorkFailed: the loss is not finite.
+    """
+    one_of(method, NETWORKS, "method that learns")
+    model.require_weights("training an editor")
+    chosen = TrainingSettings.of(method, settings)
+    sites = _sites(model, method, layers, modules)
+    records = split_records(model, facts_from(facts), chosen.held_out, seed)
+    return _Training(model, method, sites, records, chosen, seed, journal or Journal()).run(progress, on_check)
+
+
+def _sites(model: TracedModel, method: str, layers: Sequence[int] | None, modules: str | None) -> list[Site]:
+    modules = modules or NETWORKS[method].recipe.modules
+    maps = (
+        [name for name in model.layout.linears if name.startswith("mlp.")] if modules is None else linear_maps(modules)
+    )
+    if layers is None:
+        layers = default_layers(model, method_named(method)(), "layers_mlp")
+    if not layers:
+        raise KtError("no layers to write; give at least one")
+    return model.in_order(model.site(name, layer) for name in maps for layer in layers)
+
+
+def split_records(model: TracedModel, facts: Sequence[Fact], share: float, seed: int) -> Records:
+    """The records that have all parts, split by subject.
+
+    Raises:
+        KtError: too few.
+    """
+    usable: dict[str, Fact] = {}
+    left_out: Counter[str] = Counter()
+    for fact in facts:
+        try:
+            request = fact.as_request()
+        except BadFact:
+            left_out["without a target"] += 1
+            continue
+        if not request.paraphrases or not request.neighbours:
+            left_out["without a paraphrase" if not request.paraphrases else "without an unrelated prompt"] += 1
+        elif request.prompt in usable:
+            left_out["with an earlier one's prompt"] += 1
+        elif _too_long(model, request):
+            left_out["longer than the model reads"] += 1
+        else:
+            usable[request.prompt] = request
+    subjects = sorted({fact.subject.casefold() for fact in usable.values()})
+    random.Random(f"{seed}-split").shuffle(subjects)
+    held = set(subjects[: round(share * len(subjects))])
+    train = [fact for fact in usable.values() if fact.subject.casefold() not in held]
+    held_out = [fact for fact in usable.values() if fact.subject.casefold() in held]
+    if len(train) < FEWEST or len(held_out) < FEWEST_HELD_OUT:
+        why = "".join(f", {n} {reason}" for reason, n in left_out.items())
+        raise KtError(
+            f"{count(len(usable), 'record')} of {len(facts)} can train an editor ({len(train)} to train on, "
+            f"{len(held_out)} held out{why}); it needs {FEWEST} and {FEWEST_HELD_OUT}, each with a target, a "
+            "paraphrase and an unrelated prompt"
+        )
+    return Records(train, held_out, dict(left_out))
+
+
+def _too_long(model: TracedModel, fact: Fact) -> bool:
+    texts = [joint_text(prompt, fact.target or "", fact.target_prefix) for prompt in (fact.prompt, *fact.paraphrases)]
+    texts += [joint_text(near.prompt, near.answer or fact.answer or "", near.target_prefix) for near in fact.neighbours]
+    return any(model.why_unreadable(token_ids(model.tokenizer, text)) for text in texts)
+
+
+class _Training:
+    """One training: the networks and Adam, and how far they have come."""
+
+    def __init__(
+        self,
+        model: TracedModel,
+        method: str,
+        sites: Sequence[Site],
+        records: Records,
+        settings: TrainingSettings,
+        seed: int,
+        journal: Journal,
+    ) -> None:
+        self.model, self.records, self.settings, self.seed, self.journal = model, records, settings, seed, journal
+        shapes = ["x".join(map(str, model.weight(site).shape)) for site in sites]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            networks = new_networks(method, shapes, settings.rank, settings.layers)
+        manifest = {
+            "method": method,
+            "model": model.name,
+            "revision": model.revision,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "fingerprint": model.fingerprint(),
+            "sites": [str(site) for site in sites],
+            "shapes": shapes,
+            "settings": asdict(settings),
+            "seed": seed,
+            "n_train": len(records.train),
+            "n_held_out": len(records.held_out),
+            "left_out": records.left_out,
+            "history": [],
+            "best_step": 0,
+        }
+        self.editor = Editor(networks, {}, manifest)
+        self.adam = torch.optim.Adam(networks.parameters(), lr=settings.lr)
+        self.step = 0
+        self.best: dict[str, Tensor] = {}
+
+    def run(self, progress: Progress | None, on_check: Callable[[dict[str, Any]], Any] | None) -> Editor:
+        statistics = self.journal.take("statistics", self._statistics)
+        self.editor.running = {shape: Running(**its) for shape, its in statistics.items()}
+        kept = self.journal.checkpoint("training")
+        if kept is None:
+            self._begin()
+            self._check(math.nan)
+        else:
+            self._load(kept[0])
+        told = 0
+        tell = on_check or (lambda check: None)
+        while not self._is_done():
+            for check in self.editor.history[told:]:
+                tell(check)
+            told, losses = len(self.editor.history), []
+            for _ in range(min(self.settings.check_every, self.settings.steps - self.step)):
+                losses.append(self._learn())
+                if progress:
+                    progress(self.step, self.settings.steps)
+            self._check(sum(losses) / len(losses))
+            self.journal.replace("training", self._state())
+        for check in self.editor.history[told:]:
+            tell(check)
+        self.editor.networks.load_state_dict(self.best)
+        return self.editor
+
+    def _is_done(self) -> bool:
+        since = sum(check["step"] > self.editor.manifest["best_step"] for check in self.editor.history)
+        return self.step >= self.settings.steps or since >= self.settings.patience
+
+    # How far it has come ----------------------------------------------------------------------------------------
+    def _statistics(self) -> dict[str, dict[str, Any]]:
+        """Mean and scatter of the training records' pairs, by shape."""
+        running: dict[str, Running] = {}
+        some = self._draw("statistics").sample(self.records.train, min(STATISTICS, len(self.records.train)))
+        for at in range(0, len(some), self.settings.rows):
+            pairs, _ = self._pairs(some[at : at + self.settings.rows])
+            for its in pairs.values():
+                seen = Running.of(its.features)
+                running[shape_of(its)] = running[shape_of(its)].merged(seen) if shape_of(its) in running else seen
+        return {shape: vars(its) for shape, its in running.items()}
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """λ from the keys of a first lot, and the rate at which its update takes the loss away, to first order."""
+        lot = Lot.drawn(self.records.train, self._edits, self._draw("begin"))
+        pairs, losses = self._pairs(lot.facts)
+        for site, its in pairs.items():
+            network, _, weight = self.editor.features(site, its)
+            network.begin(its, weight)
+        updates = self.editor.updates(pairs)
+        fall = sum(float(its.falls(updates[site]).sum()) for site, its in pairs.items())
+        if not fall > 0:
+            raise WorkFailed("to first order a new editor does not raise these targets; give other layers or records")
+        each: Any
+        for each in self.editor.networks.values():
+            each.log_rate.fill_(math.log(float(losses.sum()) / fall))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "networks": dict(self.editor.networks.state_dict()),
+            "best": self.best,
+            "adam": {str(n): its for n, its in self.adam.state_dict()["state"].items()},
+            "history": self.editor.history,
+            "best_step": self.editor.manifest["best_step"],
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.step, self.best = state["step"], state["best"]
+        self.editor.networks.load_state_dict(state["networks"])
+        adam = {int(n): its for n, its in state["adam"].items()}
+        self.adam.load_state_dict({**self.adam.state_dict(), "state": adam})
+        self.editor.manifest |= {"history": state["history"], "best_step": state["best_step"]}
+
+    # Steps and checks -------------------------------------------------------------------------------------------
+    @property
+    def _edits(self) -> int:
+        assert self.settings.edits is not None
+        return self.settings.edits
+
+    def _draw(self, what: object) -> random.Random:
+        return random.Random(f"{self.seed}-{what}")
+
+    def _pairs(self, facts: Sequence[Fact]) -> Any:
+        return site_pairs(self.model, facts, self.editor.sites, self.editor.network.recipe.prompts)
+
+    def _learn(self) -> float:
+        """One step; the outer loss before it."""
+        self.step += 1
+        lot = Lot.drawn(self.records.train, self._edits, self._draw(self.step))
+        pairs, _ = self._pairs(lot.facts)
+        reading = self._read(lot, pairs, learns=True)
+        self.adam.zero_grad()
+        with torch.enable_grad():
+            self.editor.surrogate(pairs, reading.gradients).backward()
+        torch.nn.utils.clip_grad_norm_(self.editor.networks.parameters(), self.settings.clip or math.inf)
+        self.adam.step()
+        return reading.loss
+
+    def _check(self, loss: float) -> None:
+        """Read the held-out records, and keep the networks if no check was better."""
+        draw, held_out = self._draw("check"), list(self.records.held_out)
+        draw.shuffle(held_out)
+        held_out = held_out[: max(self._edits, self.settings.rows)]
+        readings = []
+        for at in range(0, len(held_out), self._edits):
+            lot = Lot.drawn(held_out[at : at + self._edits], self._edits, draw)
+            readings.append((len(lot.facts), self._read(lot, self._pairs(lot.facts)[0], learns=False)))
+        found = sum(n * reading.loss for n, reading in readings) / len(held_out)
+        scores = {
+            score: bootstrap_mean([x for _, reading in readings for x in getattr(reading, score)]).as_dict()
+            for score in ("success", "paraphrase", "locality")
+        }
+        history = self.editor.history
+        check = {"step": self.step, "loss": found if math.isnan(loss) else loss, "held_out_loss": found, **scores}
+        if all(found < earlier["held_out_loss"] for earlier in history):
+            self.editor.manifest["best_step"] = self.step
+            self.best = {name: value.clone() for name, value in self.editor.networks.state_dict().items()}
+        history.append(check)
+
+    def _read(self, lot: Lot, pairs: Any, learns: bool) -> Reading:
+        """Edit a lot, and read what came of it; the model's bytes are back afterwards."""
+        model, settings = self.model, self.settings
+        names = {site: model.weight_name(site) for site in pairs}
+        with torch.no_grad():
+            near = list(self._lessons(lot.unrelated))
+            before = [lesson.log_probs(model) for lesson in near]
+            updates = self.editor.updates(pairs)
+        total, success, paraphrase, locality = 0.0, [], [], []
+        with unfrozen(model, list(names.values()), []), torch.set_grad_enabled(learns):
+            for site, update in updates.items():
+                model.write(names[site], update)
+            for lesson in self._lessons(lot.paraphrases):
+                logp = lesson.log_probs(model)
+                loss = lesson.mean(-lesson.picked(logp)) * (
+                    (settings.c_edit or 0.0) * len(lesson.batch) / len(lot.paraphrases)
+                )
+                paraphrase += _greedy(lesson, logp.argmax(-1), lesson.targets.ids)
+                total += self._went(loss, learns)
+            for lesson, old in zip(near, before, strict=True):
+                logp = lesson.log_probs(model)
+                apart = (old.exp() * (old - logp)).sum(-1)
+                loss = lesson.mean(apart) * (settings.c_loc * len(lesson.batch) / len(lot.unrelated))
+                locality += _greedy(lesson, logp.argmax(-1), old.argmax(-1))
+                total += self._went(loss, learns)
+            if learns:
+                gradients = {site: self._gradient(name) for site, name in names.items()}
+            else:
+                gradients = {}
+                asked: list[Question] = [(f.prompt, f.target or "", f.target_prefix) for f in lot.facts]
+                for lesson in self._lessons(asked):
+                    success += _greedy(lesson, lesson.log_probs(model).argmax(-1), lesson.targets.ids)
+        return Reading(total, success, paraphrase, locality, gradients)
+
+    def _went(self, loss: Float[Tensor, ""], learns: bool) -> float:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise WorkFailed(f"the loss is not finite at step {self.step} of the training; try a smaller lr")
+        if learns:
+            loss.backward()
+        return value
+
+    def _gradient(self, name: str) -> Float[Tensor, "d_out d_in"]:
+        weight, view = self.model.own(name), self.model.weight(name)
+        assert weight.grad is not None
+        return weight.grad.as_strided(view.shape, view.stride())
+
+    def _lessons(self, questions: Sequence[Question]) -> Iterator[Lesson]:
+        start = min(site.layer for site in self.editor.sites)
+        for at in range(0, len(questions), self.settings.rows):
+            yield lesson_of(self.model, questions[at : at + self.settings.rows], start=start)
+
+
+def _greedy(lesson: Lesson, found: Tensor, wanted: Tensor) -> list[float]:
+    """By row, the share of the answer's tokens at which two rows of tokens agree."""
+    targets = lesson.targets.to(found.device)
+    same = (found == wanted.to(found.device)) * targets.mask
+    return (same.sum(-1) / targets.lengths).tolist()

@@ -1,0 +1,145 @@
+"""`TracedFact`: what was measured of one fact, and its two effects.
+
+A fact's two effects are computed from means over its S noise draws (001, section 4.1):
+
+prob        mean_S p_patched(r) - mean_S p_corrupted(r)
+logit_diff  (mean_S d_patched - mean_S d_corrupted) / (d_clean - mean_S d_corrupted), d = logit(r) - logit(r'); eq. 8
+
+These are the effects of denoising: a clean state in the corrupted run and how much it restores (which states suffice).
+In the noising direction a corrupted state stands in the clean run, and the effect is how much it takes away (which
+states are needed): p_clean - mean_S p_patched, and (d_clean - mean_S d_patched) over the same denominator. Both are 0
+where the patch does nothing and 1 where the logit difference goes all the way (Zhang & Nanda 2023, arXiv 2309.16042;
+Heimersheim & Nanda 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from .._util.text import words
+from ..errors import BadFact, WorkFailed
+from ..model.tokens import Span
+
+METRICS = ("prob", "logit_diff")
+
+
+def metric_name(metric: str) -> str:
+    """The metric, written with a hyphen (as in the command line) or with an underscore.
+
+    Raises:
+        BadFact: there is no such metric.
+    """
+    if (name := str(metric).replace("-", "_")) not in METRICS:
+        raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
+    return name
+
+
+def metric_names(metrics: str | Sequence[str]) -> tuple[str, ...]:
+    """One metric or several, each once."""
+    return tuple(dict.fromkeys(map(metric_name, words(metrics))))
+
+
+@dataclass(frozen=True, eq=False)
+class TracedFact:
+    """One fact's measurements. `index` is its place in the caller's list.
+
+    `clean`, `corrupted` and `patched` are keyed by `prob`, p(r), and `logit_diff`, logit(r) - logit(r').
+    """
+
+    index: int
+    id: str
+    relation: str
+    prompt: str
+    subject: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    span: Span
+    roles: tuple[str, ...]
+    answer: str
+    answer_id: int
+    answer_source: str
+    foil: str
+    foil_id: int
+    foil_source: str
+    known: bool
+    swapped_for: str | None
+    clean: Mapping[str, float]
+    corrupted: Mapping[str, Float[ndarray, " sample"]]
+    patched: Mapping[str, Mapping[str, Float[ndarray, "layer token sample"]]]
+    direction: str = "denoise"
+
+    @property
+    def question(self) -> tuple[str, str, int, int]:
+        """The traced question; two traces hold the same fact where these are equal."""
+        return self.prompt, self.subject, self.answer_id, self.foil_id
+
+    @property
+    def p_clean(self) -> float:
+        """p(r) in the clean run."""
+        return self.clean["prob"]
+
+    @property
+    def p_corrupt(self) -> float:
+        """Mean p(r) over the corrupted runs."""
+        return float(self.corrupted["prob"].mean(dtype=np.float64))
+
+    @property
+    def ld_clean(self) -> float:
+        """Logit difference in the clean run."""
+        return self.clean["logit_diff"]
+
+    @property
+    def ld_corrupt(self) -> float:
+        """Mean logit difference over the corrupted runs."""
+        return float(self.corrupted["logit_diff"].mean(dtype=np.float64))
+
+    def effects(self, kind: str, metric: str) -> Float[ndarray, "layer token sample"]:
+        """The effect of each draw; eq. 8's denominator is the mean over draws for all of them."""
+        metric = metric_name(metric)
+        patched = self.patched[str(kind)][metric].astype(np.float64)
+        gained = patched - self.corrupted[metric].astype(np.float64)
+        if self.direction == "noise":
+            gained = self.clean[metric] - patched
+        if metric == "prob":
+            return gained
+        gap = self.ld_clean - self.ld_corrupt
+        if gap == 0:
+            raise WorkFailed(
+                f"{self.prompt!r}: clean and corrupted logit difference are equal, so eq. 8 has no value; "
+                "use the prob metric or a stronger corruption"
+            )
+        return gained / gap
+
+    def effect(self, kind: str, metric: str) -> Float[ndarray, "layer token"]:
+        """P(r) or LD(r, r') of section 4.1: the mean over draws."""
+        return self.effects(kind, metric).mean(-1)
+
+
+def fact_header(fact: TracedFact) -> dict[str, Any]:
+    plain = {f.name: getattr(fact, f.name) for f in fields(fact) if f.name not in ("corrupted", "patched")}
+    return plain | {"clean": dict(fact.clean), "span": list(fact.span)}
+
+
+def fact_from(fact: dict[str, Any], i: int, kinds: Sequence[str], arrays: dict[str, ndarray]) -> TracedFact:
+    other: dict[str, Any] = {name: tuple(fact[name]) for name in ("ids", "tokens", "roles")}
+    other["span"] = Span(*fact["span"])
+    other["corrupted"] = {m: arrays[f"{i}.corrupted.{m}"] for m in METRICS}
+    other["patched"] = {k: {m: arrays[f"{i}.{k}.{m}"] for m in METRICS} for k in kinds}
+    return TracedFact(**fact | other)
+
+
+def finite(fact: TracedFact, values: ndarray) -> ndarray:
+    """Return the values; NaN means not measured.
+
+    Raises:
+        WorkFailed: a value is infinite.
+    """
+    if np.isinf(values).any():
+        raise WorkFailed(f"{fact.prompt!r} has effects that are infinite; trace it again")
+    return values

@@ -1,0 +1,157 @@
+"""Training an editor: its gradient through the model, its bytes, its file, and what is refused."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from editing_help import REQUESTS, TRAINING, editor_file, records
+from families import tiny_model
+
+import kt
+from kt.editing.hyper.train import Lot, Records, TrainingSettings, _sites, _Training, split_records
+from kt.editing.ultraedit import Running
+from kt.errors import BadFile, KtError
+from kt.runs.journal import Journal
+
+METHODS = ("malmen", "mend")
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny_model("llama")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_networks_gradient_is_that_of_the_outer_loss_through_the_edited_model(method):
+    tiny = tiny_model("gpt2")  # others normalise in float32 whatever their dtype
+    double = kt.load(tiny.module.double(), tokenizer=tiny.tokenizer)
+    settings = TrainingSettings.of(method, {"rank": 3, "edits": 5, "c_edit": 1.0})
+    parts = Records(records(), [], {})
+    training = _Training(double, method, _sites(double, method, (1, 2), None), parts, settings, 0, Journal())
+    editor = training.editor
+    for parameter in editor.networks.double().parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    editor.running = {shape: Running(**its) for shape, its in training._statistics().items()}
+    lot = Lot.drawn(records(), 5, random.Random(0))
+    pairs, _ = training._pairs(lot.facts)
+    before = double.fingerprint()
+    reading = training._read(lot, pairs, learns=True)
+    editor.surrogate(pairs, reading.gradients).backward()
+    assert double.fingerprint() == before and not any(p.requires_grad for p in double.module.parameters())
+    for name, parameter in editor.networks.named_parameters():
+        place = int(parameter.grad.abs().argmax())
+        flat, losses = parameter.data.view(-1), []
+        middle, step = float(flat[place]), 1e-5
+        for sign in (1, -1):
+            flat[place] = middle + sign * step
+            losses.append(training._read(lot, pairs, learns=False).loss)
+        flat[place] = middle
+        found = float(parameter.grad.view(-1)[place])
+        assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(found, rel=1e-6, abs=1e-9), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_helps_held_out_records_and_a_resumed_one_gives_the_same_bytes(llama, method, tmp_path):
+    before = llama.fingerprint()
+    made = TRAINING | {"steps": 12}
+    whole = kt.train_editor(llama, records(), method, **made)
+    assert llama.fingerprint() == before
+    assert [check["step"] for check in whole.history] == [0, 3, 6, 9, 12]
+    assert min(check["held_out_loss"] for check in whole.history[1:]) < whole.history[0]["held_out_loss"]
+    told = []
+
+    def cut(check):
+        told.append(check["step"])
+        if check["step"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kt.train_editor(llama, records(), method, journal=Journal(tmp_path), on_check=cut, **made)
+    resumed = kt.train_editor(
+        llama, records(), method, journal=Journal(tmp_path), on_check=lambda c: told.append(c["step"]), **made
+    )
+    assert told == [0, 3, 6, 0, 3, 6, 9, 12]
+    one, two = whole.save(tmp_path / "one"), resumed.save(tmp_path / "two")
+    assert one.read_bytes() == two.read_bytes() and whole.digest == resumed.digest
+    other = kt.train_editor(llama, records(), method, seed=1, **TRAINING)
+    assert other.digest != whole.digest
+
+
+def test_training_stops_when_held_out_records_gain_nothing(llama):
+    editor = kt.train_editor(llama, records(), "malmen", **(TRAINING | {"lr": 0.0, "steps": 60, "patience": 2}))
+    assert [check["step"] for check in editor.history] == [0, 3, 6] and editor.manifest["best_step"] == 0
+
+
+def test_no_subject_is_on_both_sides_and_what_cannot_train_is_counted(llama):
+    twice = [replace(fact, template="The capital of {} is") for fact in records()]
+    spoilt = [replace(records()[0], target=None), replace(twice[0], rephrasings=()), replace(twice[1], neighbours=())]
+    parts = split_records(llama, [*records(), *twice, *spoilt, records()[3]], 0.25, seed=0)
+    sides = [{fact.subject for fact in side} for side in (parts.train, parts.held_out)]
+    assert not sides[0] & sides[1] and len(parts.train) + len(parts.held_out) == 48 and len(sides[1]) == 6
+    assert parts.left_out == {
+        "without a target": 1,
+        "without a paraphrase": 1,
+        "without an unrelated prompt": 1,
+        "with an earlier one's prompt": 1,
+    }
+    lot = Lot.drawn(parts.train, 8, random.Random(1))
+    assert not any(fact.subject in prompt for fact in lot.facts for prompt, _, _ in lot.unrelated)
+
+
+def test_the_file_is_read_whole_or_refused(llama, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path)
+    editor = kt.Editor.load(path)
+    assert editor.save(tmp_path / "again").read_bytes() == path.read_bytes()
+    assert [str(site) for site in editor.sites] == ["mlp.0", "mlp.1"]
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    (tmp_path / "changed").write_bytes(content)
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "text").write_text("{}")
+    edit = kt.edit(llama, REQUESTS, "malmen", editor=path)
+    edit.save(tmp_path / "edit")
+    for name, words in (
+        ("changed", "digest"),
+        ("cut", "no whole"),
+        ("text", "no whole"),
+        ("edit", "edit of kt"),
+        ("none", "no such file"),
+    ):
+        with pytest.raises(BadFile, match=words) as caught:
+            kt.edit(llama, REQUESTS, "malmen", editor=tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_edit_by_an_editor_is_an_ordinary_edit_in_factors(llama, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path)
+    edit = kt.edit(llama, REQUESTS, "malmen", editor=path)
+    assert all(0 < update.rank < 32 for update in edit.updates.values())
+    assert edit.manifest["editor"] == kt.Editor.load(path).digest
+    assert edit.manifest["hyper_parameters"]["editor"] == path.name
+    with kt.EditSession(llama, "malmen", editor=path) as session:
+        for request in REQUESTS:
+            session.edit([request])
+        assert session.total().names == edit.names
+
+
+def test_what_does_not_fit_is_one_line(llama, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path)
+    other = tiny_model("llama", seed=1)
+    for change, words in (
+        (lambda: kt.edit(llama, REQUESTS, "malmen"), "needs an editor"),
+        (lambda: kt.edit(llama, REQUESTS, "mend", editor=path), "editor of malmen"),
+        (lambda: kt.edit(other, REQUESTS, "malmen", editor=path), "other weights"),
+        (lambda: kt.edit(llama, REQUESTS, "malmen", editor=path, layers=(2,)), "layers 0,1"),
+        (lambda: kt.train_editor(llama, records()[:9], "malmen"), "9 records of 9 can train"),
+        (lambda: kt.train_editor(llama, REQUESTS, "malmen"), "2 without a paraphrase"),
+        (lambda: kt.train_editor(llama, records(), "memit"), "malmen, mend"),
+        (lambda: kt.train_editor(llama, records(), rnak=3), "rnak"),
+        (lambda: kt.train_editor(llama, records(), steps=0), "steps"),
+        (lambda: kt.train_editor(llama, records(), held_out=1.0), "held_out"),
+        (lambda: kt.train_editor(llama, records(), layers=(9,)), "layers 0 to 2"),
+        (lambda: kt.train_editor(llama, records(), modules="mlp.nothing"), "nothing"),
+    ):
+        with pytest.raises(KtError, match=words) as caught:
+            change()
+        assert "\n" not in str(caught.value) and caught.value.exit_code == 2, words

@@ -1,0 +1,76 @@
+"""RECT and PRUNE against their formulas in float64, with any method, in one edit and in sequence."""
+
+import numpy as np
+import pytest
+import torch
+from editing_help import REQUESTS, fast, statistics
+
+import kt
+from kt.editing.update_guards import prune, rect
+from kt.errors import KtError
+from kt.model.update import Dense, LowRank
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(targets stay below|all but singular|too much|of the wanted|requests)"
+)
+
+
+def solve(setting, method="memit", requests=REQUESTS, **changes):
+    model, corpus, cache = setting
+    return kt.edit(
+        model, requests, method=method, statistics=statistics(model, corpus, cache), **fast(method, **changes)
+    )
+
+
+def restrained(total, original):
+    u, values, v = np.linalg.svd(total, full_matrices=False)
+    most = np.linalg.svd(original, compute_uv=False)[0]
+    return (u * np.where(values > most, np.log(values) - np.log(most) + most, values)) @ v, (values > most).sum()
+
+
+@pytest.mark.parametrize("method", ["memit", "alphaedit", "ultraedit"])
+def test_rect_writes_the_four_tenths_that_are_largest_beside_the_weight(setting, method):
+    free, kept = solve(setting, method), solve(setting, method, update_guard="rect")
+    assert kept.manifest["update_guard"] == "rect" and "update_guard" not in free.manifest
+    for name in free.names:
+        whole, weight = free.delta(name).double().numpy(), setting[0].weight(name).double().numpy()
+        ratio = np.abs(whole / (weight + 1e-8))
+        wanted = np.where(ratio >= np.sort(ratio, axis=None)[int(0.6 * ratio.size) - 1], whole, 0)
+        np.testing.assert_allclose(kept.delta(name).numpy(), wanted, atol=1e-6, rtol=1e-5)
+        assert np.count_nonzero(kept.delta(name)) == pytest.approx(0.4 * ratio.size, rel=0.01)
+
+
+def test_prune_restrains_the_sum_of_a_sessions_updates(setting):
+    model, corpus, cache = setting
+    options = fast("memit", statistics=statistics(model, corpus, cache), layers_mlp=(1,))
+    name = model.weight_name(kt.Site("mlp", 1))
+    original = model.weight(name).double().numpy().copy()
+    with kt.EditSession(model, "memit", update_guard="prune", **options) as session:
+        solved, cut = 0.0, 0
+        for request in REQUESTS:
+            with kt.EditSession(model, "memit", **options) as free:  # what this step solves, before it is restrained
+                solved = solved + free.solve([request]).delta(name).double().numpy()
+            session.edit([request])
+            wanted, above = restrained(solved, original)
+            cut += above
+            np.testing.assert_allclose(model.weight(name).double().numpy() - original, wanted, atol=1e-4, rtol=1e-3)
+        assert cut, "no singular value was large enough to be restrained"
+        assert session.total().manifest["update_guard"] == "prune"
+
+
+def test_a_low_rank_sum_is_restrained_as_its_product_is():
+    random = torch.Generator().manual_seed(0)
+    left, right, weight = (torch.randn(*shape, generator=random).double() for shape in ((8, 3), (3, 6), (8, 6)))
+    low, dense = prune(LowRank(5 * left, right), weight), prune(Dense(5 * left @ right), weight)
+    assert low.rank == 3
+    wanted, cut = restrained((5 * left @ right).numpy(), weight.numpy())
+    assert cut
+    np.testing.assert_allclose(low.dense(), wanted, atol=1e-9)
+    np.testing.assert_allclose(dense.dense(), wanted, atol=1e-9)
+    gain = Dense(torch.ones(4))
+    assert prune(gain, torch.ones(4)) is gain and rect(gain, torch.arange(1.0, 5)).matrix.tolist() == [1, 1, 1, 0]
+
+
+def test_a_guard_that_there_is_not_is_one_line(setting):
+    with pytest.raises(KtError, match=r"update_guard 'prun' is unknown; did you mean prune\?"):
+        solve(setting, update_guard="prun")
