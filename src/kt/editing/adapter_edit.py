@@ -150,10 +150,10 @@ class Adapter:
 
     def hook(self, model: TracedModel) -> tuple[nn.Module, Hook]:
         linear = model.linear(self.site)
-        device = next(linear.parameters()).device
-        keys, radii, values = (each.to(device).float() for each in (self.keys, self.radii, self.values))
+        entries = tuple(each.float() for each in (self.keys, self.radii, self.values))
 
         def deferred(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            keys, radii, values = (each.to(inputs[0].device) for each in entries)
             distance, nearest = torch.cdist(inputs[0].float().flatten(0, -2), keys, compute_mode=EXACT).min(-1)
             met = (distance <= radii[nearest]).view(output.shape[:-1])
             if not bool(met.any()):

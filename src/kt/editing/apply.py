@@ -109,7 +109,7 @@ def difference(edit: Applicable, model: TracedModel) -> Difference | None:
         if any(same_effect(edit.effect, other) for other in model.effects):
             return Difference(f"the edit is already applied to {model.name}", "revert it first")
         what = edit.effect.misfit(model)
-        return None if what is None else Difference(what, f"load the model it names, {_base(edit)}")
+        return other_model(edit, model) if what is None else Difference(what, f"load the model it names, {_base(edit)}")
     now = states(edit, model)
     base, after = edit.manifest.get("fingerprints", {}), edit.manifest.get("fingerprints_after", {})
     # A weight that rounding left unchanged is the same before and after, and tells nothing.

@@ -61,6 +61,7 @@ class Context:
     """The effect: for each fact, what the retriever reads (`documents`) and what stands before the prompt (`contexts`).
 
     `select`: how many of the nearest facts the model is asked about, the nearest first; 0 takes the nearest unasked.
+    `fingerprint`: SHA-256 of the token embedding of the model that it was made on; nothing where that is not known.
 
     Raises:
         KtError: there is no fact.
@@ -70,6 +71,7 @@ class Context:
     contexts: tuple[str, ...]
     template: str = TEMPLATE
     select: int = 0
+    fingerprint: str = ""
 
     kind = "context"
     place = "prompt"
@@ -96,7 +98,8 @@ class Context:
         """Text fits every model."""
 
     def misfit(self, model: TracedModel) -> str | None:
-        return None
+        same = not self.fingerprint or embedding_of(model) == self.fingerprint
+        return None if same else f"the token embedding of {model.name} is not that of the model the text was made for"
 
     def overlaps(self, model: TracedModel, facts: Sequence[Fact]) -> None:
         """Facts compete by their words alone."""
@@ -106,15 +109,21 @@ class Context:
 
     def fields(self) -> dict[str, Any]:
         texts = {"documents": list(self.documents), "contexts": list(self.contexts)}
-        return {**texts, "template": self.template, "select": self.select}
+        return {**texts, "template": self.template, "select": self.select, "fingerprint": self.fingerprint}
 
-    FORM: ClassVar[dict[str, Any]] = {"documents": [str], "contexts": [str], "template": str, "select": int}
+    FORM: ClassVar[dict[str, Any]] = {
+        "documents": [str],
+        "contexts": [str],
+        "template": str,
+        "select": int,
+        "fingerprint": str,
+    }
 
     @classmethod
     def of(cls, fields: dict[str, Any], arrays: dict[str, Tensor]) -> Context:
         """The inverse of `fields` and `arrays`."""
-        lists = {name: tuple(fields[name]) for name in ("documents", "contexts")}
-        return cls(**lists, template=fields["template"], select=fields["select"])
+        known = {name: fields[name] for name in cls.FORM}
+        return cls(**known | {name: tuple(fields[name]) for name in ("documents", "contexts")})
 
     def table(self) -> Table:
         sizes = [len(context.split()) for context in self.contexts]
@@ -180,7 +189,8 @@ class InContext(EffectPlan):
             fitting(context.model, each, f"New Fact: {document}\n")
             for each, document in zip(shown, documents, strict=True)
         ]
-        return SolveResult({}, effect=Context(tuple(documents), tuple(contexts), select=self.select))
+        texts, fingerprint = (tuple(documents), tuple(contexts)), embedding_of(context.model)
+        return SolveResult({}, effect=Context(*texts, select=self.select, fingerprint=fingerprint))
 
     def _demonstrations(self, model: TracedModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
         """Texts for each fact, the nearest last."""
@@ -197,6 +207,11 @@ class InContext(EffectPlan):
             some = [demonstration(records[i], KINDS[n % len(KINDS)]) for n, i in enumerate(nearest[: self.shots])]
             shown.append(tuple(reversed(some)))
         return shown
+
+
+def embedding_of(model: TracedModel) -> str:
+    """SHA-256 of the token embedding, which tells models of one config and tokenizer apart."""
+    return model.fingerprint([f"{model.layout.embed}.weight"])
 
 
 def said(fact: Fact) -> str:

@@ -377,7 +377,8 @@ def requests_table(edits: Sequence[Edit]) -> Table:
     columns += ["old answer", prob, rank]
     rows = [[getattr(request, name) for name in names] for request in reports]
     about = edits[-1].manifest
-    return Table(columns, rows, f"{about.get('method')}, alpha {cell_text(about.get('alpha'))}")
+    share = "" if all(edit.effect is not None for edit in edits) else f", alpha {cell_text(about.get('alpha'))}"
+    return Table(columns, rows, f"{about.get('method')}{share}")
 
 
 def verdict_tables(verdict: Verdict | None) -> list[Table]:
