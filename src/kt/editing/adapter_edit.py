@@ -9,7 +9,10 @@ A new key at distance d from the nearest earlier one i, with a radius of ε at f
 
     d > ε_i + ε                    it is added, with radius ε
     another target, d ≤ ε_i + ε    it is added, and the two share the way: ε_new = min(ε, d / 2), ε_i no more than d / 2
-    the same target                it is not added; ε_i grows to d where that is more
+    the same target                ε_i grows to d where that is more; it is added too, with radius ε
+
+The paper does not add the last one. A later key of another target can then lie nearer to its request than key i does,
+with a radius that does not reach it, and the request is lost; with a key of its own it never is.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ class Adapter:
         fingerprint: SHA-256 of its weight, which no adapter changes.
         radius: of a key that is added to it later, in the keys' own unit.
         keys, values, radii: an entry a row.
-        labels: by entry, the target; equal ones share an entry where their keys are near.
+        labels: by entry, the target.
         entries: by request, its entry.
 
     Raises:
@@ -126,14 +129,14 @@ class Adapter:
         apart = (self.keys.double() - key.double()).norm(dim=-1)
         nearest = int(apart.argmin())
         d, held, radii = float(apart[nearest]), float(self.radii[nearest]), self.radii.clone()
-        if d <= held + radius and label == self.labels[nearest]:
-            radii[nearest] = max(held, d)
-            return replace(self, radii=radii, entries=(*self.entries, nearest))
         if d <= APART * radius:
             values, labels = self.values.clone(), list(self.labels)
-            values[nearest], labels[nearest] = value[0], label
+            if label != labels[nearest]:
+                values[nearest], labels[nearest] = value[0], label
             return replace(self, values=values, labels=tuple(labels), entries=(*self.entries, nearest))
-        if d <= held + radius:
+        if d <= held + radius and label == self.labels[nearest]:
+            radii[nearest] = max(held, d)
+        elif d <= held + radius:
             radii[nearest] = min(held, d / 2 * (1 - APART))
             radius = min(radius, d / 2)
         return replace(

@@ -31,7 +31,10 @@ def test_far_keys_are_added_near_ones_of_another_target_share_the_way_and_of_the
     split = book((0, "a"), (1, "b"))
     assert split.radii.tolist() == pytest.approx([0.5, 0.5], rel=1e-4) and split.radii[0] < 0.5
     grown = book((0, "a"), (1.5, "a"))
-    assert (len(grown.labels), grown.radii.tolist(), grown.entries) == (1, [1.5], (0, 0))
+    assert (grown.labels, grown.radii.tolist(), grown.entries) == (("a", "a"), [1.5, 1], (0, 1))
+    kept = book((0, "a"), (1.5, "a"), (2.4, "b"))  # "b" lies nearer to 1.5 than 0 does, and 1.5 keeps its target
+    nearest = (kept.keys[:, 0] - 1.5).abs().argmin()
+    assert kept.labels[nearest] == "a" and kept.radii[nearest] > 0
     again = book((0, "a"), (0, "b"))
     assert (again.labels, again.values.tolist(), again.radii.tolist()) == (("b",), [[1.0]], [1.0])
     cut = book((0, "a"), (0.2, "b"), (1.1, "c"))  # a radius that was halved does not grow back over another target
