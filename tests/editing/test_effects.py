@@ -9,12 +9,14 @@ from families import tiny_model
 
 import kt
 from kt.editing import METHODS
+from kt.editing.diff import diff, stored
 from kt.editing.methods import used_by
 from kt.editing.stack import facts_of
 from kt.errors import BadFile, KtError
 from kt.export import to_hf, to_peft
 from kt.model.effects import Rendered, rendered
 from kt.model.scoring import answer_row, teacher_force
+from kt.model.tokens import encode_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|give the target first|less likely|perplexity)")
 EFFECTS = [name for name in METHODS if METHODS[name].effect]
@@ -176,3 +178,58 @@ def test_prompts_are_rendered_once_and_free_text_is_not(options):
     assert told == log_prob(model, text, "Italy") and rendered(model, prompt) == prompt
     before, after = edit.manifest["perplexity"]["before"], edit.manifest["perplexity"]["after"]
     assert before == after
+
+
+@pytest.mark.parametrize("method", EFFECTS)
+def test_neither_a_batch_nor_kept_prefixes_nor_a_cache_changes_what_is_read(method, options):
+    model = tiny_model("llama", max_position_embeddings=4096)
+    edit = kt.edit(model, REQUESTS, method, **options(method))
+    prompts = [edit.report[0].prompt, edit.report[1].prompt, "The old and the new city of the Space Needle is in"]
+    questions = [(prompt, answer) for prompt in prompts for answer in ("Italy", "Warsaw and Rome", "Paris")]
+
+    def scores(some, **how):
+        found = teacher_force(model, [answer_row(model, question) for question in some], **how)
+        return torch.tensor([found[question].log_prob for question in some])
+
+    before = scores(questions)
+    with edit.applied(model):
+        alone = torch.cat([scores([question]) for question in questions])
+        for how in ({"share_prefixes": True}, {"share_prefixes": False}, {"share_prefixes": False, "batch_size": 2}):
+            torch.testing.assert_close(scores(questions, **how), alone, atol=1e-4, rtol=1e-4)
+        written = model.generate(prompts, 6)
+        assert written == [text for prompt in prompts for text in model.generate([prompt], 6)]
+        ids = model.encode([rendered(model, prompts[0])]).ids[0].tolist()
+        read = len(ids)
+        for _ in range(6):  # greedy, every token from a forward over the whole text
+            ids.append(int(model.logits(encode_ids([tuple(ids)], 0))[0, -1].argmax()))
+        assert model.tokenizer.decode(ids[read:], skip_special_tokens=True) == written[0]
+    assert float((alone - before).abs()[:3].min()) > 1e-3, "the effect reaches every answer to a prompt"
+
+
+@pytest.mark.parametrize("method", ["ice", "grace"])
+def test_an_effect_of_another_model_is_refused_alone_and_in_a_stack(method, options):
+    edit = kt.edit(tiny_model("llama"), REQUESTS, method, **options(method))
+    for other, words in (
+        (tiny_model("llama", seed=1), "is not that of the model|has other weights"),
+        (tiny_model("llama", rope_theta=500.0), "rope_theta"),
+    ):
+        with pytest.raises(KtError, match=words) as caught:
+            edit.apply_(other)
+        assert "\n" not in str(caught.value) and other.effects == ()
+        with pytest.raises(KtError, match=words):
+            kt.EditStack([edit]).apply_(other)
+        with pytest.warns(UserWarning, match="forced"), edit.applied(other, force=True):
+            assert len(other.effects) == 1
+        assert other.effects == ()
+
+
+def test_a_difference_lists_the_entries_and_a_page_and_a_list_of_files_show_the_kind(options, tmp_path):
+    model = tiny_model("llama")
+    both, one = (kt.edit(model, some, "ice") for some in (REQUESTS, REQUESTS[:1]))
+    found = diff(both, one)
+    assert [entry.among for entry in found.entries] == ["both", "A"] and found.same_base
+    assert "Danielle Darrieux" in found.entries[0].entry and "entries" in found.as_dict()
+    other = diff(both, kt.edit(model, REQUESTS, "grace", **options("grace")))
+    assert {entry.among for entry in other.entries} == {"A", "B"} and other.same_base
+    both.save(tmp_path / "edit.safetensors")
+    assert [each.kind for each in stored([tmp_path])] == ["context"]

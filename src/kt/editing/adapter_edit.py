@@ -151,6 +151,9 @@ class Adapter:
     def rendered(self, model: TracedModel, prompt: str) -> str:
         return prompt
 
+    def recall(self, text: str) -> None:
+        """Its keys are of states, not of words."""
+
     def hook(self, model: TracedModel) -> tuple[nn.Module, Hook]:
         linear = model.linear(self.site)
         entries = tuple(each.float() for each in (self.keys, self.radii, self.values))

@@ -7,7 +7,8 @@
     Prompt: {the prompt}
 
 A prompt that shares no word with any fact is read as it is. SCR asks the model itself, of each of the nearest facts,
-whether it answers the prompt; where none does, the prompt too is read as it is.
+whether it answers the prompt (a fact that begins with the prompt does, unasked); where none does, the prompt too is
+read as it is.
 """
 
 from __future__ import annotations
@@ -88,8 +89,16 @@ class Context:
         nearest = self._retriever.nearest(prompt)
         chosen = next(iter(nearest), None)
         if self.select:
-            chosen = next((i for i in nearest[: self.select] if confirms(model, self.documents[i], prompt)), None)
+            asked = nearest[: self.select]
+            # A request's own prompt needs no answer of the model, which may be too small to give one.
+            own = (i for i in asked if self.documents[i].startswith(prompt.rstrip()))
+            chosen = next(own, None)
+            if chosen is None:
+                chosen = next((i for i in asked if confirms(model, self.documents[i], prompt)), None)
         return prompt if chosen is None else self.contexts[chosen] + self.template.replace("{}", prompt)
+
+    def recall(self, text: str) -> str | None:
+        return next((self.documents[i] for i in self._retriever.nearest(text)), None)
 
     def hook(self, model: TracedModel) -> tuple[nn.Module, Hook] | None:
         return None

@@ -26,6 +26,9 @@ def test_the_model_is_asked_about_the_nearest_facts_and_where_it_confirms_none_t
         with edit.applied(model):
             assert rendered(model, prompt) == rendered(model, prompt) == text
     assert asked == ["Bob speaks Welsh", "Ann speaks Welsh"] * 2, "asked once a prompt, the nearest first"
+    with edit.applied(model):
+        assert rendered(model, "Ann speaks") == "New Fact: Ann speaks Welsh\nPrompt: Ann speaks"
+    assert len(asked) == 4, "a request's own prompt is not asked about"
 
 
 def test_a_model_confirms_by_yes_against_no():
