@@ -189,6 +189,8 @@ def abilities(
         WorkFailed: lm-eval stopped, or the model answers with NaN.
         KtError: lm-eval is not installed.
     """
+    if edit is not None:
+        edit.require_updates("lm-eval, which reads its own prompts,", ("context",))
     settings = Settings(num_fewshot, limit, seed=seed, **options)
     chosen = tasks if isinstance(tasks, Chosen) else choose(tasks, include_path)
     runs: Runs = {"before": run_harness(model, chosen, settings, progress)}

@@ -96,6 +96,8 @@ class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, Mode
 
 def apply_edit(options: EditOptions) -> None:
     """Solve edits for all requests, in one batch or in steps, and write them as files."""
+    from ..editing.methods import METHODS
+
     mode = parse.one(options.mode, MODES, "--mode")
     when = parse.one(options.evaluate, EVALUATE, "--evaluate")
     if options.edits is not None and (options.prompt is not None or options.facts not in ("demo", options.edits)):
@@ -116,6 +118,12 @@ def apply_edit(options: EditOptions) -> None:
         raise BadOption("--nas-facts is what --nas takes its anchor from; add --nas")
     if options.kl and when == "none":
         raise BadOption("--kl is a score, and nothing is scored; add --evaluate end (or step)")
+    if options.merge_to is not None and options.method in METHODS and METHODS[options.method].effect:
+        kind = METHODS[options.method].effect
+        raise BadOption(
+            f"--merge-to writes changed weights, and {options.method} changes none (its edits are of kind {kind}); "
+            "leave it out, and apply the edit file with kt"
+        )
     settings = parse.settings(options.set) | {
         "layers_mlp": parse.layers(options.layers_mlp, "--layers-mlp"),
         "layers_attn": parse.layers(options.layers_attn, "--layers-attn"),
@@ -232,7 +240,8 @@ def failed_check(verdict: Verdict | None) -> str | None:
 
 def check_changed(edits: Sequence[Edit]) -> None:
     """An update can be finite, not zero, and still vanish in the rounding of a 16-bit weight."""
-    if all(r.target_prob[0] == r.target_prob[1] for edit in edits for r in edit.report):
+    written = [edit for edit in edits if edit.effect is None]
+    if written and all(r.target_prob[0] == r.target_prob[1] for edit in written for r in edit.report):
         raise WorkFailed(
             "the edit is solved, but no target's probability changed: the update is lost in the weights' rounding; "
             "load the model with --dtype float32"

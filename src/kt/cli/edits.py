@@ -94,6 +94,7 @@ def ls(options: EditsOptions) -> None:
 def show(options: EditsOptions) -> None:
     """Print the content of a file; with a model, whether its weights are the edit's."""
     from ..editing import Edit
+    from ..editing.apply import difference
     from ..editing.stack import open_edit
 
     path = (options.files or [])[0]
@@ -106,14 +107,19 @@ def show(options: EditsOptions) -> None:
     about = about_edit(path, edit)
     settings = edit.manifest.get("hyper_parameters") or {}
     weights = about_weights(edit, states)
+    if edit.effect is not None and model is not None:
+        about["now"] = "fits" if (differs := difference(edit, model)) is None else differs.what
     columns = ["weight", "shape", "rank", "norm", "relative", "before", "after", *(["now"] if states else [])]
+    written = Table(columns, weight_rows(weights), "weights") if edit.effect is None else edit.effect.table()
     screen.tables(
         pairs([[name, shown(value)] for name, value in about.items()], "edit"),
         Table(["name", "value"], [[shown(n), setting(v)] for n, v in settings.items()], "hyper-parameters"),
         requests_before_after(edit),
-        Table(columns, weight_rows(weights), "weights"),
+        written,
     )
     result = about | {"hyper_parameters": settings, "requests": [vars(r) for r in edit.report], "weights": weights}
+    if edit.effect is not None:
+        result["effect"] = {"kind": edit.effect.kind, "place": edit.effect.place, **edit.effect.fields()}
     if model is not None and "other" in states.values() and edit.manifest.get("stands_on"):
         screen.say("kt: the edit stands on earlier ones (stands_on); hold the stack of them against the model")
     write_result(options, result)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 
-PROTOCOLS = ("tf", "gen", "prob", "wild", "ppl")
+PROTOCOLS = ("tf", "gen", "prob", "wild", "mello", "ppl")
 JUDGE_KEY = "KT_JUDGE_KEY"
 VERDICTS = "judge.jsonl"
 
@@ -32,7 +32,7 @@ class EvalOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
         Opt(
             "--protocol",
             help="Ways to ask: tf (teacher forcing), gen (greedy), prob (new against old answer), "
-            "wild (free answers), ppl (held-out perplexity).",
+            "wild (free answers), mello (multi-hop questions in steps), ppl (held-out perplexity).",
         ),
     ] = "tf,gen"
     no_generate: Annotated[bool, Opt("--no-generate", help="Leave out what needs generated text: faster.")] = False

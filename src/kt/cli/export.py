@@ -88,6 +88,7 @@ def export(options: ExportOptions) -> None:
 
     refuse_taken(options.to)
     edit = open_edit(options.edit)
+    edit.require_updates("a merged folder" if format == "hf" else "a PEFT adapter")  # before a model loads
     model = load_model(options)
     if not isinstance(edit, Edit):
         edit = edit.total(model, options.force)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .._util.text import visible
 from ..errors import KtError, WorkFailed
+from ..model.effects import Effect, same_effect
 from ..model.identity import about
 from ..runs.journal import first_difference
 from ..runs.provenance import version
@@ -41,6 +42,7 @@ class Applicable(Protocol):
 
     updates: dict[str, Update]
     manifest: dict[str, Any]
+    effect: Effect | None
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -86,6 +88,8 @@ def refuse_other_shapes(edit: Applicable, model: TracedModel) -> None:
         UnknownSite: the model has no weight of that name.
         KtError: a weight is offloaded, quantised, of another shape, or one that two names of the edit stand for.
     """
+    if edit.effect is not None:
+        edit.effect.refuse(model)
     seen: dict[int, str] = {}
     for name in edit.names:
         weight, shape = model.weight(name), edit.updates[name].shape
@@ -101,6 +105,11 @@ def refuse_other_shapes(edit: Applicable, model: TracedModel) -> None:
 
 def difference(edit: Applicable, model: TracedModel) -> Difference | None:
     """Why the model is not the one that the edit was solved for; None where it is."""
+    if edit.effect is not None:
+        if any(same_effect(edit.effect, other) for other in model.effects):
+            return Difference(f"the edit is already applied to {model.name}", "revert it first")
+        what = edit.effect.misfit(model)
+        return other_model(edit, model) if what is None else Difference(what, f"load the model it names, {_base(edit)}")
     now = states(edit, model)
     base, after = edit.manifest.get("fingerprints", {}), edit.manifest.get("fingerprints_after", {})
     # A weight that rounding left unchanged is the same before and after, and tells nothing.
@@ -181,6 +190,8 @@ def write_checked(edit: Applicable, model: TracedModel) -> None:
         WorkFailed: an update or a written weight is not finite, or the updates are not zero and no weight changed.
     """
     nonzero, changed = False, "control" in edit.manifest  # a control may change nothing: that is a result
+    if edit.effect is not None:
+        model.effects = (*model.effects, edit.effect)
     for name in edit.names:
         weight, delta = model.own(name), edit.delta(name)
         if not bool(torch.isfinite(delta).all()):

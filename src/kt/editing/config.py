@@ -76,6 +76,8 @@ class Config:
     place: ClassVar[int]
     writes_attention: ClassVar[bool] = False
     keeps_history: ClassVar[bool] = False  # by default, between the edits of a session
+    effect: ClassVar[str] = ""
+    """The kind of its edits where they leave the weights alone: `context` or `adapter`."""
     depth: ClassVar[tuple[int, int, int] | None] = None
     """First and last MLP layer, and the model's last: a method's own, carried over to other models by relative depth.
     None: those of a trace."""

@@ -68,7 +68,8 @@ class Conflict:
 
 
 class Overlaps(NamedTuple):
-    """The share of an earlier edit's requests that new ones read, as an `overlap` or a `cosine`."""
+    """The share of an earlier edit's requests that new ones read, as an `overlap` or a `cosine`; of an adapter `radii`,
+    the sum of two radii over the distance of their keys, from 1 on."""
 
     values: Float[Tensor, "new old"]
     measure: str
@@ -93,7 +94,7 @@ def conflicts(
         UnknownSite: an edit writes a weight that the model does not have.
     """
     new = read_requests(model, requests)
-    least = {"overlap": overlap, "cosine": cosine}
+    least = {"overlap": overlap, "cosine": cosine, "radii": 1.0}
     met = []
     for number, edit in enumerate(edits, start=1):
         old = facts_of([edit])
@@ -125,6 +126,9 @@ def same_fact(new: Fact, old: Fact) -> str | None:
 def overlaps(model: TracedModel, new: Sequence[Fact], edit: Edit) -> Overlaps | None:
     """The share of each request of an edit that each new one reads; None without keys (fine-tuning has none)."""
     old = facts_of([edit])
+    if edit.effect is not None:
+        reach = edit.effect.overlaps(model, new)
+        return None if reach is None else Overlaps(reach, "radii")
     tokens = positions(model, edit)
     if not tokens:
         return None

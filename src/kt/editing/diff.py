@@ -18,7 +18,7 @@ from ..report import Shown, Table
 from ..report.table import setting, shown
 from .conflicts import same_fact
 from .edit import Edit
-from .edit_io import KIND
+from .edit_io import KINDS
 from .stack import KIND as STACK_KIND
 from .stack import EditStack, facts_of
 
@@ -39,6 +39,13 @@ class WeightDiff(NamedTuple):
     difference: float | None
 
 
+class EntryDiff(NamedTuple):
+    """An entry of an effect (a text, or a key with its radius), and which of the edits has it: A, B or both."""
+
+    entry: str
+    among: str
+
+
 class RequestDiff(NamedTuple):
     """A fact that an edit was asked for: its target in each, None where an edit was not asked for it."""
 
@@ -54,6 +61,7 @@ class EditDiff(Shown):
     requests: tuple[RequestDiff, ...]
     weights: tuple[WeightDiff, ...]
     same_base: bool
+    entries: tuple[EntryDiff, ...] = ()
 
     kind = "edit difference"
 
@@ -83,10 +91,12 @@ class EditDiff(Shown):
         requests = [[word, shown(r.prompt), *map(shown, r.targets)] for word, some in words.items() for r in some]
         counts = ", ".join(f"{word} {len(some)}" for word, some in words.items())
         weights = [[shown(w.name), *w.norms, w.cosine, w.difference] for w in self.weights]
+        entries = [[each.among, each.entry] for each in self.entries]
         return [
             Table(["name", "A", "B"], settings, "settings that differ"),
             Table(["in", "prompt", "A's target", "B's target"], requests, "requests", counts),
             Table(["weight", "|A|", "|B|", "cosine", "|A - B| / |A|"], weights, "weights"),
+            *([Table(["in", "entry"], entries, "entries of edits that leave the weights alone")] if entries else []),
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,6 +112,7 @@ class EditDiff(Shown):
             "requests": {name: [r._asdict() for r in requests] for name, requests in names.items()},
             "weights": [weight._asdict() for weight in self.weights],
             "same_base": self.same_base,
+            "entries": [entry._asdict() for entry in self.entries],
         }
 
 
@@ -112,9 +123,22 @@ def diff(first: Edit, second: Edit) -> EditDiff:
     same = all(fingerprints[0].get(name) == fingerprints[1].get(name) for name in shared)
     noted = [edit.manifest["identity"] for edit in (first, second) if "identity" in edit.manifest]
     same = same and all(identity == noted[0] for identity in noted)
+    made_on = {(e.effect.place, e.effect.fields()["fingerprint"]) for e in (first, second) if e.effect is not None}
+    same = same and len(made_on) == len({place for place, _ in made_on})
     names = dict.fromkeys((*first.names, *second.names))
     weights = tuple(_weight(name, first.updates.get(name), second.updates.get(name)) for name in names)
-    return EditDiff(_settings(first, second), _requests(first, second), weights, same)
+    return EditDiff(_settings(first, second), _requests(first, second), weights, same, _entries(first, second))
+
+
+def _entries(first: Edit, second: Edit) -> tuple[EntryDiff, ...]:
+    """The lines of both effects' tables, each once."""
+    lines = []
+    for edit in (first, second):
+        table = None if edit.effect is None else edit.effect.table()
+        heads, rows = (table.headers, table.texts()) if table else ([], [])
+        lines.append(["; ".join(f"{head} {text}" for head, text in zip(heads, row, strict=True)) for row in rows])
+    among = {(True, True): "both", (True, False): "A", (False, True): "B"}
+    return tuple(EntryDiff(e, among[e in lines[0], e in lines[1]]) for e in dict.fromkeys([*lines[0], *lines[1]]))
 
 
 def _settings(first: Edit, second: Edit) -> dict[str, tuple[Any, Any]]:
@@ -226,7 +250,7 @@ def _kind(path: Path) -> str | None:
         if path.suffix == ".json":
             small = path.stat().st_size <= LARGEST_STACK
             return "stack" if small and f'"{STACK_KIND}"'.encode() in path.read_bytes() else None
-        return "edit" if _header_kind(path) == KIND else None
+        return "edit" if _header_kind(path) in KINDS else None
     except (OSError, ValueError, AttributeError, RecursionError):
         return "edit"
 
@@ -244,7 +268,9 @@ def _read(path: Path, kind: str) -> Stored:
     about = path.stat()
     modified = datetime.fromtimestamp(about.st_mtime, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     try:
-        edit: Edit | EditStack = Edit.load(path) if kind == "edit" else EditStack.load(path)
+        edit: Edit | EditStack = EditStack.load(path) if kind == "stack" else Edit.load(path)
+        if isinstance(edit, Edit) and edit.effect is not None:
+            kind = edit.effect.kind
     except BadFile as error:
         return Stored(path, kind, about.st_size, modified, error=str(error).removeprefix(f"{path}: "))
     files = [e.file for e in edit.layers if e.file] if isinstance(edit, EditStack) else []

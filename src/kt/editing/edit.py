@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._util.text import count
 from ..errors import KtError, WorkFailed
+from ..model.effects import Effect
 from ..model.update import Dense, Update
 from ..report import Card, Column, Figure, Shown, Table
 from ..report.table import before_after, cell_text
@@ -46,6 +47,7 @@ class Edit(Shown):
     """Updates by weight name (low-rank factors where a closed form gave them), and where they came from.
 
     `targets` and `keys` hold what was solved for: wanted values by aim (`hidden.4`), keys by weight name, (fact, d).
+    `effect` is what the edit adds to a model in the place of updates: text before prompts, or values at one site.
     """
 
     updates: dict[str, Update]
@@ -53,6 +55,7 @@ class Edit(Shown):
     report: tuple[RequestReport, ...] = ()
     targets: dict[str, Float[Tensor, "fact d_model"]] = field(default_factory=dict)
     keys: dict[str, Float[Tensor, "fact d_in"]] = field(default_factory=dict)
+    effect: Effect | None = None
     _taken: WeakKeyDictionary[Any, MatchedWeights] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
     kind = edit_io.KIND
@@ -86,7 +89,7 @@ class Edit(Shown):
 
     @property
     def _parts(self) -> edit_io.EditParts:
-        return edit_io.EditParts(self.updates, self.manifest, self.report, self.targets, self.keys)
+        return edit_io.EditParts(self.updates, self.manifest, self.report, self.targets, self.keys, self.effect)
 
     def delta(self, name: str) -> Float[Tensor, "d_out d_in"]:
         """The dense update of a weight, (d_out, d_in) float32 whatever the module's own layout."""
@@ -136,7 +139,7 @@ class Edit(Shown):
         for name, update in self.updates.items():
             if not update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; nothing was written")
-        if not any(update.norm() > 0 for update in self.updates.values()):
+        if self.effect is None and not any(update.norm() > 0 for update in self.updates.values()):
             raise WorkFailed("the edit changes nothing: every update is zero; check alpha, layers and targets")
 
     # Writing ----------------------------------------------------------------------------------------------------
@@ -164,12 +167,12 @@ class Edit(Shown):
         """Write the edit for good, until `revert_`; the model is unchanged when this raises, what `applied` raises."""
         with model.writing():
             self._admit(model, force)
-            before = model.copies(self.names)
+            before, effects = model.copies(self.names), model.effects
             try:
                 apply.write_checked(self, model)
                 self._taken[model.module] = MatchedWeights(before, apply.fingerprints(model, self.names))
             except BaseException:
-                model.put_back(before)
+                model.put_back(before, effects)
                 raise
 
     def revert_(self, model: TracedModel, force: bool = False) -> None:
@@ -188,7 +191,7 @@ class Edit(Shown):
                     f"{len(changed)} of {len(kept.before)} weights ({', '.join(changed[:3])}) were changed after "
                     "apply_; take that back first, or give it up with revert_(model, force=True)"
                 )
-            model.put_back(kept.before)
+            model.put_back(kept.before, [each for each in model.effects if each is not self.effect])
             del self._taken[model.module]
 
     def taken(self, model: TracedModel) -> MatchedWeights | None:
@@ -196,9 +199,26 @@ class Edit(Shown):
         return self._taken.get(model.module)
 
     def write(self, model: TracedModel) -> None:
-        """Add the updates to the weights, unchecked: `applied` and `apply_` are for use, this is for a session."""
+        """Add the updates to the weights, or the effect to the model, unchecked: `applied` and `apply_` are for use,
+        this is for a session."""
         for name in self.names:
             model.write(name, self.delta(name))
+        if self.effect is not None:
+            model.effects = (*model.effects, self.effect)
+
+    def require_updates(self, what: str, kinds: Sequence[str] = ("context", "adapter")) -> None:
+        """Refuse, before any work, what an edit of one of these kinds cannot be used for.
+
+        Raises:
+            KtError: with the reason.
+        """
+        if self.effect is not None and self.effect.kind in kinds:
+            why = {
+                "context": "it is text that is put before prompts, and changes neither weights nor states",
+                "adapter": "it sets values while the model runs, and changes no weight",
+            }
+            method, kind = self.manifest.get("method", "this edit"), self.effect.kind
+            raise KtError(f"{what} cannot hold {method}, of kind {kind}: {why[kind]}; apply the edit file with kt")
 
     def for_model(self, model: TracedModel, force: bool = False) -> Edit:
         """Itself where it fits the model; by force, with a warning, the same updates as an edit of its weights.
@@ -214,7 +234,7 @@ class Edit(Shown):
         manifest = {name: value for name, value in self.manifest.items() if name not in OF_THE_WHOLE}
         manifest |= {"fingerprints": apply.fingerprints(model, self.names), "identity": apply.about(model)}
         manifest["forced"] = mismatch.what
-        return Edit(self.updates, manifest, self.report, self.targets, self.keys)
+        return Edit(self.updates, manifest, self.report, self.targets, self.keys, self.effect)
 
     def _admit(self, model: TracedModel, force: bool) -> None:
         if self.taken(model) is not None:
@@ -262,10 +282,11 @@ class Edit(Shown):
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: the update of each weight, the probabilities of each request."""
         known: list[str] = [name for name in ("method", "alpha", "model") if name in self.manifest]
+        effect = {} if self.effect is None else {"effect": {"kind": self.effect.kind, "place": self.effect.place}}
         known += [name for name in ("alphas", "value_change", "lost_to_rounding") if self.manifest.get(name)]
         requests = [_request(request) for request in self.report]
         found = {"deltas": self.deltas(), "requests": requests, "verdict": self.verdict and self.verdict.as_dict()}
-        return {name: self.manifest[name] for name in known} | found
+        return {name: self.manifest[name] for name in known} | effect | found
 
     @property
     def heading(self) -> str:
@@ -289,7 +310,8 @@ class Edit(Shown):
         columns = ["aim", "of the wanted change came through", "still missing, relative"]
         note = "mean [95%] over requests, with the edit as scaled"
         aims = [Table(columns, rows, "intended value change", note)] if rows else []
-        return [requests_table([self]), self._weights_table(), *aims, *verdict_tables(self.verdict)]
+        written = self._weights_table() if self.effect is None else self.effect.table()
+        return [requests_table([self]), written, *aims, *verdict_tables(self.verdict)]
 
     def _weights_table(self) -> Table:
         rounded = self.manifest.get("rounding") is not None
@@ -308,8 +330,11 @@ class Edit(Shown):
 
     def figures(self) -> Sequence[Figure]:
         """Target and old answer, before and after; the size of each weight's update."""
+        answers = Figure(self.figure(), "Means over requests with 95% intervals.", name="edit")
+        if self.effect is not None:
+            return [answers]
         return [
-            Figure(self.figure(), "Means over requests with 95% intervals.", name="edit"),
+            answers,
             Figure(self.sizes_figure(), "How large each update is beside the weight it is added to.", name="sizes"),
         ]
 
@@ -335,6 +360,8 @@ class Edit(Shown):
 
     def __repr__(self) -> str:
         method, alpha = self.manifest.get("method", "?"), self.alpha
+        if self.effect is not None:
+            return f"Edit({method}, {count(len(self.requests), 'request')}, {self.effect.kind} at {self.effect.place})"
         weights = ", ".join(f"{n} ({_form(u)})" for n, u in self.updates.items())
         return f"Edit({method}, {count(len(self.requests), 'request')}, alpha={alpha}, {weights})"
 
@@ -350,7 +377,8 @@ def requests_table(edits: Sequence[Edit]) -> Table:
     columns += ["old answer", prob, rank]
     rows = [[getattr(request, name) for name in names] for request in reports]
     about = edits[-1].manifest
-    return Table(columns, rows, f"{about.get('method')}, alpha {cell_text(about.get('alpha'))}")
+    share = "" if all(edit.effect is not None for edit in edits) else f", alpha {cell_text(about.get('alpha'))}"
+    return Table(columns, rows, f"{about.get('method')}{share}")
 
 
 def verdict_tables(verdict: Verdict | None) -> list[Table]:

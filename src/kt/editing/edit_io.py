@@ -4,6 +4,8 @@
     left/W, right/W      the factors of a weight's update, where they are smaller than their product
     dense/W              their product elsewhere
     target/SITE, key/W   the targets and keys that were solved for, (fact, d)
+    entry/NAME           the tensors of an effect (see adapter_edit.py); the kind is then "adapter" or "context", and
+                         "effect" in the metadata has its other fields
 
 The digest is SHA-256 over the other metadata and over every tensor's name, dtype, shape and bytes. The metadata has
 one form only (sorted keys, ASCII), so every flipped bit is found. Reading runs no code. Field types and tensor shapes
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from .._util.data import SCHEMA_VERSION, header_text, read_arrays, save_arrays
 from ..errors import BadFile, KtError, WorkFailed
+from ..model.effects import Effect
 from ..model.update import Dense, LowRank, Update
 from .request_report import RequestReport
 
@@ -163,10 +166,13 @@ class EditParts(NamedTuple):
     report: tuple[RequestReport, ...]
     targets: dict[str, Tensor]
     keys: dict[str, Tensor]
+    effect: Effect | None = None
 
 
 KIND = "edit"
-PREFIXES = ("left", "right", "dense", "target", "key")
+KINDS = (KIND, "context", "adapter")
+"""Kinds of file: updates of weights, or an effect on prompts or on values."""
+PREFIXES = ("left", "right", "dense", "target", "key", "entry")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 AGAIN = "take it again from where it came, or solve it again"
 MAKE = "give the edit.safetensors of a kt apply-edit run"
@@ -204,7 +210,10 @@ def contents(edit: EditParts) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 update.matrix if isinstance(update, Dense) else update.to(torch.float64).dense().float()
             )
     arrays |= {f"target/{n}": t for n, t in edit.targets.items()} | {f"key/{n}": k for n, k in edit.keys.items()}
-    metadata = {"kind": KIND, "weights": list(edit.updates), "report": edit.report}
+    metadata: dict[str, Any] = {"kind": KIND, "weights": list(edit.updates), "report": edit.report}
+    if edit.effect is not None:
+        arrays |= {f"entry/{name}": array for name, array in edit.effect.arrays().items()}
+        metadata |= {"kind": edit.effect.kind, "effect": edit.effect.fields()}
     return {name: array.detach().cpu().contiguous() for name, array in arrays.items()}, edit.manifest | metadata
 
 
@@ -233,7 +242,7 @@ def load(path: str | Path) -> EditParts:
     except BadFile as error:
         other = _other_format(Path(path))
         raise BadFile(f"{path}: is {other}, expected edit; {MAKE}") if other else error from None
-    manifest = _manifest(path, arrays, text)
+    kind, manifest = _manifest(path, arrays, text)
     weights, report = manifest.pop("weights"), manifest.pop("report")
     if (problem := next(_misfits(arrays, weights), None)) is not None:
         raise BadFile(f"{path}: {problem}; {AGAIN}")
@@ -247,11 +256,27 @@ def load(path: str | Path) -> EditParts:
     }
     blank = dict.fromkeys(f.name for f in fields(RequestReport))  # fields that may be null may be missing
     rows = tuple(RequestReport(**blank | {k: _pair(v) for k, v in row.items()}) for row in report)
-    return EditParts(updates, manifest, rows, parts["target"], parts["key"])
+    effect = None if kind == KIND else _effect(path, kind, manifest.pop("effect", None), parts["entry"])
+    return EditParts(updates, manifest, rows, parts["target"], parts["key"], effect)
 
 
-def _manifest(path: str | Path, arrays: Mapping[str, Tensor], text: str) -> dict[str, Any]:
-    """The metadata without kind, version and digest, after these and the fields' forms were checked."""
+def _effect(path: str | Path, kind: str, fields: Any, arrays: dict[str, Tensor]) -> Effect:
+    """The effect that a file holds."""
+    from .adapter_edit import Adapter
+    from .context_edit import Context
+
+    effects: dict[str, Any] = {each.kind: each for each in (Context, Adapter)}
+    try:
+        if not fits(fields, effects[kind].FORM):
+            raise KtError(f"its entries are not those of a {kind}")
+        effect: Effect = effects[kind].of(fields, arrays)
+    except KtError as error:
+        raise BadFile(f"{path}: {error}; {AGAIN}") from None
+    return effect
+
+
+def _manifest(path: str | Path, arrays: Mapping[str, Tensor], text: str) -> tuple[str, dict[str, Any]]:
+    """The kind, and the metadata without kind, version and digest, after these and the fields' forms were checked."""
     try:
         metadata = json.loads(text)
         one_form = json.dumps(metadata, sort_keys=True, allow_nan=False) == text
@@ -259,7 +284,7 @@ def _manifest(path: str | Path, arrays: Mapping[str, Tensor], text: str) -> dict
     except (ValueError, RecursionError):
         raise BadFile(f"{path}: its manifest is not JSON as kt writes it; {AGAIN}") from None
     kind = metadata.pop("kind", None) if isinstance(metadata, dict) else None
-    if kind != KIND:
+    if kind not in KINDS:
         content = f"a {kind[:40]} of kt" if isinstance(kind, str) else "tensors of another program"
         raise BadFile(f"{path}: holds {content}, expected edit; {MAKE}")
     version = metadata.pop("schema_version", None)
@@ -272,14 +297,14 @@ def _manifest(path: str | Path, arrays: Mapping[str, Tensor], text: str) -> dict
     if expected is None:
         raise BadFile(f"{path}: has no digest (an early kt wrote it, or it was put together by hand); solve it again")
     try:
-        same = one_form and digest_of(arrays, metadata | {"kind": KIND}) == expected
+        same = one_form and digest_of(arrays, metadata | {"kind": kind}) == expected
     except RecursionError:
         same = False
     if not same:
         raise BadFile(f"{path}: was changed after it was written (its digest does not fit); {AGAIN}")
     if (problem := wrong_field(metadata)) is not None:
         raise BadFile(f"{path}: its manifest's {problem}; {AGAIN}")
-    return metadata
+    return kind, metadata
 
 
 def _misfits(arrays: Mapping[str, Tensor], weights: list[str]) -> Iterator[str]:
@@ -300,7 +325,7 @@ def _misfits(arrays: Mapping[str, Tensor], weights: list[str]) -> Iterator[str]:
                 return
     for name, array in arrays.items():
         prefix, _, rest = name.partition("/")
-        if name not in known and prefix not in ("target", "key"):
+        if name not in known and prefix not in ("target", "key", "entry"):
             yield f"its tensor {name!r} belongs to no weight"
         elif prefix in ("target", "key") and array.dim() != 2:
             yield f"its tensor {name!r} is {tuple(array.shape)}, not (fact, d)"

@@ -63,6 +63,7 @@ def package(
         about_weights(model, updates) | about_requests(facts) | manifest,
         targets={str(aim): t.float().cpu() for aim, t in solved.targets.items()},
         keys={n: w.keys.T.float().cpu().contiguous() for n, w in solved.written.items() if w.keys is not None},
+        effect=solved.effect,
     )
     if len(manifest.get("skipped", ())) < len(facts):  # where a norm guard leaves all of them alone, zero is right
         edit.check()

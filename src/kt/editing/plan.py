@@ -25,6 +25,7 @@ from .closed_form.contexts import Contexts
 from .closed_form.second_moment import Statistics
 
 if TYPE_CHECKING:
+    from ..model.effects import Effect
     from ..model.model import TracedModel
     from .closed_form.factor import Moment
     from .closed_form.norm_guards import NormGuard
@@ -61,6 +62,8 @@ class SolveResult(NamedTuple):
     targets: dict[TargetSite, Float[Tensor, "fact d_model"]] = {}  # noqa: RUF012 -- nobody writes into a result
     search: dict[TargetSite, Targets] = {}  # noqa: RUF012
     notes: dict[str, Any] = {}  # noqa: RUF012
+    effect: Effect | None = None
+    """What is added to the model instead of an update."""
 
 
 class EditHistory:
@@ -152,3 +155,20 @@ class Plan(Protocol):
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """After the write: what the next solve of the session has to know of these facts."""
+
+
+class EffectPlan:
+    """Base of the plans that leave every weight alone: they write none, and their result is an effect."""
+
+    moment_sites: list[Site] = []  # noqa: RUF012 -- nobody adds to it
+    keeps_keys = False
+    has_targets = False
+
+    def names(self, model: TracedModel) -> list[str]:
+        return []
+
+    def require_room(self, model: TracedModel) -> None:
+        """Nothing large is computed."""
+
+    def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
+        """Entries of one place act as one (`Effect.plus`), so the next solve has nothing to know."""

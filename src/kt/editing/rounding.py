@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import UnknownSite
 from ..facts.fact import Fact
+from ..model.effects import rendered
 from ..model.scoring import Forward, Question, TeacherForced, answer_row, first_tokens, teacher_force, warn_of_joins
 from ..model.sites import Site
 from ..model.tokens import Batch, token_ids
@@ -220,7 +221,7 @@ def _scores(
     rows = []
     for question in dict.fromkeys(questions):
         row = answer_row(model, question)
-        rows.append(row._replace(read=(*token_ids(model.tokenizer, question[0]), *row.target[:-1])))
+        rows.append(row._replace(read=(*token_ids(model.tokenizer, rendered(model, question[0])), *row.target[:-1])))
     with parallel.alone():
         # A second forward for shared prompts costs a small batch more than it saves.
         return teacher_force(model, rows, share_prefixes=len(rows) > SMALL, ranks=True, forward=forward, allow_nan=True)

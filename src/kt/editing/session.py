@@ -37,7 +37,7 @@ from .closed_form.second_moment import Statistics
 from .config import Config, one_of
 from .edit import Edit
 from .package import about_requests, about_weights, package, read_back
-from .plan import EditHistory, Plan, SolveContext, SolveResult
+from .plan import EditHistory, EffectPlan, Plan, SolveContext, SolveResult
 from .resolve import (
     Evidence,
     configure,
@@ -50,7 +50,7 @@ from .resolve import (
     with_alphas,
 )
 from .rounding import readings
-from .stack import EditStack
+from .stack import EditStack, joined
 from .update_guards import UPDATE_GUARDS, added, prune, rect
 from .verdict import TextReading, text_reading
 
@@ -169,6 +169,7 @@ class EditSession:
         self._contexts = Contexts.of(context_templates) if context_templates else None
         self._evidence = Evidence()
         self._original: dict[str, Tensor] = {}
+        self._effects = model.effects
         self._texts: dict[int, TextReading | None] = {}  # by number of steps, so that none is read twice
 
     # One edit ---------------------------------------------------------------------------------------------------
@@ -185,13 +186,13 @@ class EditSession:
         running = dict(self.state.running)
         result, plan, context, facts = self._solve(requests)
         with self.model.writing():
-            before = self.model.copies(result.names)
+            before, effects = self.model.copies(result.names), self.model.effects
             try:
                 result.write(self.model)
                 if self.keeps_history:
                     plan.update_history(context, facts)
             except BaseException:
-                self.model.put_back(before)
+                self.model.put_back(before, effects)
                 self.state.running = running
                 raise
         self._original = before | self._original
@@ -264,7 +265,7 @@ class EditSession:
         written = plan.names(self.model)
         for weight in written:
             self.model.own(weight)  # there, on a device, and not quantised
-        if not written:
+        if not written and not isinstance(plan, EffectPlan):
             raise KtError(
                 "the edit would write nothing: no layers for a module whose share is above zero; check alpha and layers"
             )
@@ -318,9 +319,9 @@ class EditSession:
     # All of them ------------------------------------------------------------------------------------------------
     @contextmanager
     def unedited(self) -> Iterator[TracedModel]:
-        """The weights from before the first edit, inside the block."""
+        """The weights (and effects) from before the first edit, inside the block."""
         with self.model.restored(self._original):
-            self.model.put_back(self._original)
+            self.model.put_back(self._original, self._effects)
             yield self.model
 
     def norm_ratios(self) -> dict[str, float]:
@@ -369,14 +370,14 @@ class EditSession:
             keys = {
                 name: torch.cat([s.keys[name] for s in self.steps if name in s.keys]) for name in self.steps[-1].keys
             }
-            whole = Edit(updates, manifest, keys=keys)
+            whole = Edit(updates, manifest, keys=keys, effect=joined(self.steps))
             before = readings(self.model, self._requests)
             read_back(self.model, whole, self._requests, before, text=self._texts.get(0))
         return self._note_sources(whole)
 
     def revert(self) -> None:
         """The exact bytes from before the first edit; the session begins anew."""
-        self.model.put_back(self._original)
+        self.model.put_back(self._original, self._effects)
         self._original, self.steps, self._requests, self._solved = {}, [], [], {}
         self._texts = {0: self._texts.get(0)}
         self.state = EditHistory(self._history)
@@ -387,7 +388,7 @@ class EditSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.model.put_back(self._original)
+        self.model.put_back(self._original, self._effects)
 
 
 def _keys_of(history: History | None) -> dict[str, Float[Tensor, "d_in past"]]:
@@ -447,6 +448,7 @@ class SessionOnEdits(EditSession):
         self._context(plan, self._first)
         self._original = {}  # a norm guard holds to the state that this session starts from
         self._around.enter_context(self.below.applied(self.model))
+        self._effects = self.model.effects
         return self
 
     def __exit__(

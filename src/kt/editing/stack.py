@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ from .._util.data import read_json, write_json
 from .._util.files import check_writable
 from .._util.text import visible
 from ..errors import BadFile, KtError
+from ..model.effects import Effect
 from ..model.update import Update
 from ..report import Shown, Table
 from .apply import difference, fingerprints, other_model, refuse_other_shapes, write_checked
@@ -68,6 +70,22 @@ def summed(edits: Sequence[Edit]) -> tuple[dict[str, Update], dict[str, Float[Te
     return updates, keys
 
 
+def joined(edits: Sequence[Edit]) -> Effect | None:
+    """The edits' effects as one; None where they have none.
+
+    Raises:
+        KtError: they are of several kinds or places, or some have updates beside.
+    """
+    effects = [edit.effect for edit in edits]
+    known = [effect for effect in effects if effect is not None]
+    if known and len({effect.place for effect in known} | {"" for effect in effects if effect is None}) > 1:
+        raise KtError(
+            "edits of weights, of values and of prompts do not add up to one edit; keep them as a stack "
+            "(kt edits stack)"
+        )
+    return reduce(lambda one, later: one.plus(later), known[1:], known[0]) if known else None
+
+
 def facts_of(edits: Sequence[Edit]) -> list[Fact]:
     """The edits' requests, in order, as facts."""
     from ..facts.load import facts_from
@@ -88,11 +106,14 @@ def write_in_order(model: TracedModel, layers: Sequence[Layer], force: bool = Fa
         refuse_other_shapes(layer.edit, model)
     base = fingerprints(model, list(names))
     now = dict(base)
+    strange = [layer.digest for layer in layers if layer.edit.effect is not None and difference(layer.edit, model)]
     grounds: list[Ground] = []
     for layer in layers:
         other = other_model(layer.edit, model)
         fits: dict[Ground, dict[str, str]] = {"base": base, "below": now} if other is None else {}
         ground: Ground = next((g for g, digests in fits.items() if _solved_for(layer.edit, digests)), "forced")
+        if layer.digest in strange:  # an effect that does not fit the base
+            ground = "forced" if difference(layer.edit, model) is not None else "below"
         if ground == "forced":
             why, remedy = _misfit(model, layer) if other is None else (f"{layer.name}: {other.what}", other.remedy)
             if not (force or layer.forced):
@@ -125,6 +146,7 @@ class EditStack(Shown):
     def __init__(self, edits: Iterable[Edit] = ()) -> None:
         self._layers: tuple[Layer, ...] = ()
         self._live: tuple[TracedModel, dict[str, Tensor]] | None = None
+        self._effects: tuple[Effect, ...] = ()
         for edit in edits:
             self.push(edit)
 
@@ -267,12 +289,12 @@ class EditStack(Shown):
             touched = {name for layer in layers for name in layer.edit.names}
             with model.writing():
                 base |= model.copies(touched - set(base))
-                now = model.copies(base)
+                now, effects = model.copies(base), model.effects
                 try:
-                    model.put_back(base)
+                    model.put_back(base, self._effects)
                     write_in_order(model, layers)
                 except BaseException:
-                    model.put_back(now)
+                    model.put_back(now, effects)
                     raise
         self._layers = layers
 
@@ -297,19 +319,19 @@ class EditStack(Shown):
         if self._live is not None:
             raise KtError(f"the stack stands in {self._live[0].name} already; revert_ it first")
         with model.writing():
-            base = model.copies(self.names)
+            base, effects = model.copies(self.names), model.effects
             try:
                 write_in_order(model, self._layers, force)
             except BaseException:
-                model.put_back(base)
+                model.put_back(base, effects)
                 raise
-        self._live = (model, base)
+        self._live, self._effects = (model, base), effects
 
     def revert_(self, model: TracedModel) -> None:
         """Bring back the base's exact bytes."""
         if self._live is None or self._live[0].module is not model.module:
             raise KtError("this stack was not applied to this model with apply_; there is nothing to revert")
-        model.put_back(self._live[1])
+        model.put_back(self._live[1], self._effects)
         self._live = None
 
     def grounds(self, model: TracedModel, force: bool = False) -> list[Ground]:
@@ -333,6 +355,11 @@ class EditStack(Shown):
         marked = (replace(e, forced=e.forced or g == "forced") for e, g in zip(self._layers, grounds, strict=True))
         return self._of(marked)
 
+    def require_updates(self, what: str, kinds: Sequence[str] = ("context", "adapter")) -> None:
+        """See `Edit.require_updates`."""
+        for edit in self.edits:
+            edit.require_updates(what, kinds)
+
     # As one edit ------------------------------------------------------------------------------------------------
     def control(self) -> EditStack | None:
         """The stack with every joint edit's control in its place; None where there is no joint edit."""
@@ -351,7 +378,7 @@ class EditStack(Shown):
     def as_sum(self) -> Edit:
         """The updates added up, apart from any model: to look at and to compare, not to write (see `total`)."""
         updates, keys = summed(self.edits)
-        return Edit(updates, self.manifest | {"alpha": self.alpha}, keys=keys)
+        return Edit(updates, self.manifest | {"alpha": self.alpha}, keys=keys, effect=joined(self.edits))
 
     def total(self, model: TracedModel, force: bool = False) -> Edit:
         """The stack as one edit of the base's weights. Where weights have 16 bits, a stack is rounded once an edit,

@@ -201,7 +201,7 @@ class Verdict:
             lines.append(f"{_counted(unchanged, len(report), 'request')} {verb} not give the target first; {remedy}")
         if fell := [(_name(r), f"{r.target_prob[0]:.3g} -> {r.target_prob[1]:.3g}") for r in report if _fell(r)]:
             verb = "is" if len(fell) == 1 else "are"
-            lines.append(f"{_counted(fell, len(report), 'target')} {verb} less likely than before; {APART}")
+            lines.append(f"{_counted(fell, len(report), 'target')} {verb} less likely than before; {knobs.apart}")
         if far := [(aim, f"{share:.2f}") for aim, share in self.missing.items() if share > MOST_MISSING]:
             lines.append(f"more is missing than was wanted at {_counted(far, len(self.missing), 'aim')}; {APART}")
         if changed := [(n, f"x {r:.2f}") for n, r in self.norm_ratios.items() if not _within(r)]:
@@ -231,12 +231,16 @@ class Knobs(NamedTuple):
     more: str
     less: str
     free: str
+    apart: str = APART
 
     @classmethod
     def of(cls, method: str) -> Knobs:
         """From the names of the method's settings."""
         from .methods import METHODS
 
+        if method in METHODS and METHODS[method].effect == "context":
+            more = "the model does not follow the text: take a larger model, or ike with more shots"
+            return cls(more, "edit fewer facts, or take scr", more, more)
         names = {each.name for each in fields(METHODS[method])} if method in METHODS else set()
         ridges = " or ".join(n for n in ("mom2_update_weight", "L2", "emmet_lambda") if n in names)
         reach = " or ".join(n for n in ("clamp_norm_factor", "v_num_grad_steps", "lr", "num_steps") if n in names)

@@ -63,7 +63,7 @@ def evaluate_cached(
     Raises:
         BadFact, WorkFailed: as `evaluate`.
     """
-    if any(options.get(name) is not None for name in ("judge", "before", "reference")):
+    if model.effects or any(options.get(name) is not None for name in ("judge", "before", "reference")):
         return Cached(evaluate(model, requests, **options), None)
     facts = facts_from(requests)
     key = _key(model, facts, fingerprint or model.fingerprint(), options)

@@ -90,6 +90,11 @@ def wild_contains(sample: Sample, old: Sample | None = None) -> float | None:
     return _holds(sample.wild_text, sample)
 
 
+def mello_contains(sample: Sample, old: Sample | None = None) -> float | None:
+    """Whether the final answer after all steps holds the answer or an alias as whole words."""
+    return _holds(sample.mello_text, sample)
+
+
 def wild_judge(sample: Sample, old: Sample | None = None) -> float | None:
     """The judge's verdict."""
     return None if sample.verdict is None else float(sample.verdict)

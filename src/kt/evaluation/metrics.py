@@ -1,10 +1,11 @@
 """The metrics: a table from a name, which contains the protocol, to a role and the score of one sample.
 
 In names, `tf` is teacher forcing (the model reads the right answer while its tokens are scored), `prob` compares the
-probabilities of two answers, `gen` is greedy text cut to the answer's length, `wild` text up to the model's own stop;
-`token` is the share of right tokens, `exact` all of them. A record's value is the mean over its samples, a metric the
-mean over records. `portability_tf_exact[Reasoning]` is the same over the prompts that the data set files under
-"Reasoning", and `..._by_key` averages a record's keys with equal weight.
+probabilities of two answers, `gen` is greedy text cut to the answer's length, `wild` text up to the model's own stop,
+`mello` the final answer to a multi-hop question that is asked in steps (mello.py); `token` is the share of right
+tokens, `exact` all of them. A record's value is the mean over its samples, a metric the mean over records.
+`portability_tf_exact[Reasoning]` is the same over the prompts that the data set files under "Reasoning", and
+`..._by_key` averages a record's keys with equal weight.
 
 001 is the paper of IntAttn-Edit (section 5.1), 003 that of JEEP (appendix C).
 """
@@ -24,7 +25,7 @@ from . import measures
 from .measures import Score
 from .samples import Key, Sample
 
-PROTOCOLS = ("tf", "gen", "prob", "wild", "ppl")
+PROTOCOLS = ("tf", "gen", "prob", "wild", "mello", "ppl")
 """The choices of `evaluate(protocols=...)` and `kt eval --protocol`."""
 
 
@@ -125,6 +126,13 @@ METRICS: dict[str, MetricSpec] = {
         "prob",
     ),
     **_ways("portability", "portability", "the consequence", "after a prompt needing the edit (001, eq. 15)"),
+    "portability_mello_contains": MetricSpec(
+        "portability",
+        "whether the final answer to a multi-hop question, in subquestions held against the memory (MeLLo), holds the "
+        "consequence or an alias as whole words",
+        measures.mello_contains,
+        "mello",
+    ),
     "fluency_ngram_entropy_gen": MetricSpec(
         "generation",
         "(H2 + 2 H3) / 3 of the entropies in bits of a text's bigrams and trigrams of words (001, eq. 17, its "

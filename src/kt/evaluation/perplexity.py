@@ -105,6 +105,11 @@ def check_losses(model: TracedModel) -> Heldout | None:
     return some.losses(teacher_force(model, some.rows, allow_nan=True)) if some.rows else None
 
 
+def check_rows(model: TracedModel, tokens: int) -> list[tuple[int, ...]]:
+    """The first `tokens` tokens of that text, a document a row."""
+    return [row.read for row in _windows(model, heldout_corpus(None, model.name), tokens, tokens).rows]
+
+
 def windows(model: TracedModel, corpus: Corpus) -> Windows:
     """Cut the corpus' documents into rows for `teacher_force`, up to `MOST_TOKENS` tokens in all.
 

@@ -18,11 +18,13 @@ from ..errors import BadFact
 from ..facts.corpus import Corpus
 from ..facts.load import FactsLike, facts_from
 from ..model.batches import BatchSize
+from ..model.effects import Rendered
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest, continuations
 from ..model.scoring import Question, Row, TeacherForced, answer_row, first_tokens, teacher_force, warn_of_joins
-from ..model.tokens import target_ids
+from ..model.tokens import target_ids, token_ids
 from ..runs import parallel
+from . import mello
 from .distributions import Distributions, divergences, near_prompts
 from .judge import JudgedAnswer, Verdicts
 from .metrics import COMPOSITES, PROTOCOLS, record_values, says
@@ -71,6 +73,7 @@ class Plan(NamedTuple):
         greedy: the greedy continuations of the protocol gen.
         sampled: the sampled texts of the protocol gen.
         wild: prompt -> the free answer of the protocol wild.
+        steps: the multi-hop questions that the protocol mello asks in steps.
         near: the prompts whose next-token distribution is compared with the unedited model's.
         heldout: the windows of the held-out text.
     """
@@ -81,6 +84,7 @@ class Plan(NamedTuple):
     greedy: dict[GenerationRequest, None]
     sampled: dict[GenerationRequest, None]
     wild: dict[str, GenerationRequest]
+    steps: tuple[str, ...]
     near: tuple[str, ...]
     heldout: Windows | None
 
@@ -93,7 +97,7 @@ class Plan(NamedTuple):
     def total(self) -> int:
         """Units of progress."""
         windows = self.heldout.rows if self.heldout else ()
-        return sum(map(len, (self.forced, self.written, self.sampled, self.near, windows)))
+        return sum(map(len, (self.forced, self.written, self.sampled, self.steps, self.near, windows)))
 
 
 class Responses(NamedTuple):
@@ -102,6 +106,7 @@ class Responses(NamedTuple):
     forced: dict[Question, TeacherForced]
     written: dict[GenerationRequest, str]
     sampled: dict[str, str]
+    steps: dict[str, str]
     kl: dict[str, float]
     heldout: Heldout | None
 
@@ -126,9 +131,11 @@ def plan_questions(model: TracedModel, samples: Sequence[Sample], options: Optio
         prompts = dict.fromkeys(s.prompt for s in answered if s.answer is not None)
         requests = {prompt: wild_request(model, prompt, options.wild_tokens) for prompt in prompts}
         wild = {prompt: request for prompt, request in requests.items() if request[1]}
+    hops = dict.fromkeys(s.prompt for s in samples if s.role == "portability" and s.kind == "multi_hop")
+    steps = tuple(hops) if "mello" in protocols else ()
     near = tuple(near_prompts(samples)) if options.reference is not None else ()
     heldout = windows(model, options.corpus) if options.corpus is not None else None
-    return Plan(rows, frozenset(rivals), forced, greedy, sampled, wild, near, heldout)
+    return Plan(rows, frozenset(rivals), forced, greedy, sampled, wild, steps, near, heldout)
 
 
 def _continuations(model: TracedModel, sample: Sample, length: int) -> list[GenerationRequest]:
@@ -153,11 +160,27 @@ def run_plan(model: TracedModel, plan: Plan, options: Options, progress: Progres
     written = continuations(model, plan.written, size, tick)
     texts = continuations(model, plan.sampled, size, tick, do_sample=True, top_k=TEXT_TOP_K, seed=options.seed)
     sampled = {prompt: text for (prompt, _), text in texts.items()}
+    steps = in_steps(model, plan.steps, size)
+    tick(len(steps))
     kl = divergences(model, options.reference, plan.near, size, tick) if options.reference is not None else {}
     heldout = None
     if plan.heldout is not None:
         heldout = plan.heldout.losses(teacher_force(model, plan.heldout.rows, size, tick))
-    return Responses(forced, written, sampled, kl, heldout)
+    return Responses(forced, written, sampled, steps, kl, heldout)
+
+
+def in_steps(model: TracedModel, questions: Sequence[str], batch_size: BatchSize) -> dict[str, str]:
+    """The final answers of the protocol mello; its texts are continued as they are, the memory is theirs alone."""
+
+    def write(texts: Sequence[str]) -> dict[str, str]:
+        requests: dict[str, GenerationRequest] = {}
+        for text in texts:
+            asked = Rendered(text)
+            requests[text] = (asked, room(model, asked, len(token_ids(model.tokenizer, text)) + mello.TOKENS))
+        written = continuations(model, [request for request in requests.values() if request[1]], batch_size)
+        return {text: written.get(request, "") for text, request in requests.items()}
+
+    return mello.answers(questions, mello.memory_of(model), write) if questions else {}
 
 
 def with_responses(model: TracedModel, samples: Sequence[Sample], plan: Plan, responses: Responses) -> list[Sample]:
@@ -177,6 +200,8 @@ def with_responses(model: TracedModel, samples: Sequence[Sample], plan: Plan, re
                 values["alias_texts"] = tuple(responses.written[s.prompt, m] for m in _alias_lengths(model, s))
             if s.answer is not None and s.prompt in plan.wild:
                 values["wild_text"] = up_to_stop(responses.written[plan.wild[s.prompt]], chat)
+        if s.role == "portability" and s.prompt in responses.steps:
+            values["mello_text"] = responses.steps[s.prompt]
         if s.role == "neighbourhood":
             values["kl"] = responses.kl.get(s.prompt)
         return replace(s, target_ids=row.target, **values)
@@ -359,4 +384,6 @@ def _protocol(
         )
     if "wild" in options.protocols:
         settings["wild"] = wild_protocol(model.tokenizer, options.wild_tokens)
+    if "mello" in options.protocols:
+        settings["mello"] = f"greedy, two worked examples, up to {mello.HOPS} subquestions, BM25 over the edit's facts"
     return figures | settings

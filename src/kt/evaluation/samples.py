@@ -38,6 +38,7 @@ class Sample:
         rival_ids: its tokens.
         rival_log_prob: its joint natural-log probability.
         wild_text: the model's response to the prompt as a question, up to its natural stop.
+        mello_text: the final answer to a multi-hop question that is asked in steps.
         verdict: a judge's verdict on that text.
         kl: KL(unedited || edited) of the next token's distribution, in nats.
         join: the text between prompt and answer, where the fact names one.
@@ -60,6 +61,7 @@ class Sample:
     rival_ids: tuple[int, ...] = ()
     rival_log_prob: float | None = None
     wild_text: str | None = None
+    mello_text: str | None = None
     verdict: bool | None = None
     kl: float | None = None
     join: str | None = None

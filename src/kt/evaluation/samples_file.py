@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FORMATS = ("jsonl", "parquet")
 """The values of `--log-samples`."""
 
-_TEXTS = ("record", "role", "kind", "prompt", "answer", "predicted", "exact_text", "text", "wild_text")
+_TEXTS = ("record", "role", "kind", "prompt", "answer", "predicted", "exact_text", "text", "wild_text", "mello_text")
 _NUMBERS = ("log_prob", "kl")
 _BLOCK = 4096
 """Rows of a Parquet row group, which are in memory at once."""
@@ -31,8 +31,8 @@ def sample_rows(
     """A row for every sample, in their order.
 
     Columns: record (the fact's id), role, kind (the data set's own key), prompt, answer, predicted (the teacher-forced
-    argmax tokens as text, with `decode`), exact_text, text and wild_text (what the model wrote), log_prob (joint,
-    natural log), kl (nats), and scores: metric -> this sample's value.
+    argmax tokens as text, with `decode`), exact_text, text, wild_text and mello_text (what the model wrote),
+    log_prob (joint, natural log), kl (nats), and scores: metric -> this sample's value.
 
     Args:
         scores: of `evaluate`.

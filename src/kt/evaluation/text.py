@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import WorkFailed
+from ..model.effects import Rendered, rendered
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest
 from ..model.tokens import token_ids
@@ -118,7 +119,10 @@ def as_question(tokenizer: Any, prompt: str) -> str:
 
 def wild_request(model: TracedModel, prompt: str, tokens: int) -> GenerationRequest:
     """The question that is continued for a prompt, and `tokens`, or fewer where the model has no more positions."""
-    question = as_question(model.tokenizer, prompt)
+    if has_chat(model.tokenizer):  # what an effect puts before a prompt belongs into the user's turn
+        question: str = Rendered(as_question(model.tokenizer, rendered(model, prompt)))
+    else:
+        question = as_question(model.tokenizer, prompt)
     return question, _free_positions(model, question, tokens)
 
 
@@ -133,8 +137,8 @@ def room(model: TracedModel, prompt: str, total: int) -> int:
 def _free_positions(model: TracedModel, prompt: str, tokens: int) -> int:
     """At most `tokens` positions behind the prompt; fewer where the model has no more."""
     longest = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
-    free = tokens if longest is None else min(tokens, longest - len(token_ids(model.tokenizer, prompt)))
-    return max(0, free)
+    read = token_ids(model.tokenizer, rendered(model, prompt))
+    return max(0, tokens if longest is None else min(tokens, longest - len(read)))
 
 
 def up_to_stop(text: str, chat: bool) -> str:

@@ -139,6 +139,7 @@ def to_peft(
         NotWritable: the folder is not empty, or the disk is full or read-only.
         WorkFailed: the adapter's error exceeds `max_error`, or its logits are not the edit's.
     """
+    edit.require_updates("a PEFT adapter")
     need_peft("an export for peft")
     if check:
         require_none(model.module, "the check of an adapter by peft (--no-check leaves it out)")

@@ -268,6 +268,7 @@ def to_hf(
         NotEnoughMemory: no room for the check's second copy of the model.
         WorkFailed: the written folder is not the edited model.
     """
+    edit.require_updates("a merged folder")
     refuse_taken(folder)
     refuse_full(folder, size_of(model.module.state_dict()))
     source = source_of(model)

@@ -137,10 +137,11 @@ def _edit(folder: Path, edit: Edit | str | Path | None) -> Edit:
     from ..editing import Edit
 
     if isinstance(edit, Edit):
+        edit.require_updates("a merged folder")
         return edit
     if edit is None and not (folder / OWN / EDIT).is_file():
         raise KtError(f"{folder} carries no edit ({OWN}/{EDIT}); name the edit file that was merged with --edit")
-    return Edit.load(edit or folder / OWN / EDIT)
+    return _edit(folder, Edit.load(edit or folder / OWN / EDIT))
 
 
 def known_fingerprints(folder: Path, edit: Edit, named: bool = False) -> Fingerprints:

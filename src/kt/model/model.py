@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import BadFact, UnknownModel
 from .devices import execution_device, refuse_wrapped, require_start
+from .effects import Effect, effects_of
 from .explained import settle
 from .head import is_widened, wide_linear
 from .layout import Layout, find_layout, unwrap_tuple
@@ -145,6 +146,16 @@ class TracedModel(Weights):
 
     def __repr__(self) -> str:
         return f"TracedModel({self.name}: {self.layout.describe()})"
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """What the edits that are applied add beside the weights, in order; setting it puts hooks on and takes them
+        off."""
+        return effects_of(self.module).applied
+
+    @effects.setter
+    def effects(self, effects: Sequence[Effect]) -> None:
+        effects_of(self.module).become(self, effects)
 
     # Where things are (envoys: use inside a trace) --------------------------------------------------------------
     def envoy(self, path: str) -> Any:

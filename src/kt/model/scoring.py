@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import WorkFailed
 from .batches import BatchSize, batches_by_length, fits_forward, map_batches
+from .effects import rendered
 from .joining import prompt_gap
 from .model import TracedModel
 from .prefix import cached_logits, new_cache, prefix_is_reusable
@@ -100,8 +101,10 @@ class SharedPrefix(NamedTuple):
 
 
 def answer_row(model: TracedModel, question: Question) -> Row:
-    """The joint tokens of prompt and answer, without the last, whose prediction is not needed."""
+    """The joint tokens of prompt (with what an effect puts before it) and answer, without the last, whose prediction is
+    not needed."""
     prompt, answer, join = question if len(question) == 3 else (*question, None)
+    prompt = rendered(model, prompt)
     if answer is None:
         return Row(question, tuple(token_ids(model.tokenizer, prompt)), ())
     joint = token_ids(model.tokenizer, joint_text(prompt, answer, join))

@@ -5,7 +5,7 @@ An address is a site, for the weight of its linear map, or any parameter's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import KtError, UnknownSite
 from .devices import bring_home, content, contents
+from .effects import Effect, effects_of
 from .layout import Layout, linear_shape
 from .sites import Kind, Site
 from .update import Update, fingerprint_in_order, fingerprint_of
@@ -30,6 +31,7 @@ class Weights:
     module: Any
     name: str
     layout: Layout
+    effects: Any  # TracedModel's, a tuple of `Effect`
 
     def checked(self, layer: int) -> int:
         """The layer, if the model has it."""
@@ -132,6 +134,7 @@ class Weights:
             raise KtError(f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
         with self.writing():
             weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
+            effects_of(self.module).prompts.clear()
 
     def writing(self) -> AbstractContextManager[None]:
         """Keep other threads from writing these weights inside the block; they, and this one if late, get a KtError."""
@@ -139,34 +142,39 @@ class Weights:
 
     @contextmanager
     def restored(self, addresses: Iterable[Address]) -> Iterator[None]:
-        """On exit, also after an exception, the weights hold the exact bytes that they held on entry.
+        """On exit, also after an exception, the weights hold the exact bytes that they held on entry, and the model has
+        the effects that it had.
 
         Raises:
             KtError: another thread is writing them.
         """
         with self.writing():
-            kept = self.copies(addresses)
+            kept, effects = self.copies(addresses), self.effects
             try:
                 yield
             finally:
                 try:
-                    self._copy_back(kept)
+                    self._copy_back(kept, effects)
                 except BaseException:  # a second Ctrl-C must not leave half of it
-                    self._copy_back(kept)
+                    self._copy_back(kept, effects)
                     raise
 
     def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
         """The weights' bytes, by name, for `put_back`."""
         return {name: self.own(name).detach().clone() for name in dict.fromkeys(map(self.name_of, addresses))}
 
-    def put_back(self, copies: Mapping[str, Tensor]) -> None:
+    def put_back(self, copies: Mapping[str, Tensor], effects: Sequence[Effect] | None = None) -> None:
+        """Weights by name, and the effects where they are given."""
         with self.writing():
-            self._copy_back(copies)
+            self._copy_back(copies, effects)
 
     @torch.no_grad()
-    def _copy_back(self, copies: Mapping[str, Tensor]) -> None:
+    def _copy_back(self, copies: Mapping[str, Tensor], effects: Sequence[Effect] | None) -> None:
         for name, weight in copies.items():
             self.own(name).copy_(weight)
+        if effects is not None and tuple(effects) != self.effects:
+            self.effects = effects
+        effects_of(self.module).prompts.clear()
 
     def name_of(self, address: Address) -> str:
         return address if isinstance(address, str) else self.weight_name(address)

@@ -171,6 +171,7 @@ def residual_fact(
         KtError: the edit is of another model, or is already written into this one.
         WorkFailed: a number is not finite.
     """
+    edit.require_updates("a residual, which reads bare prompts,", ("context",))
     templates = checked_prefixes(prefixes)
     facts = facts_from(facts)
     plan = _plan(model, facts, None if pool is None else facts_from(pool), seed, batch_size)

@@ -1,0 +1,267 @@
+"""Edits of kind `adapter`: keys, values and radii at one linear map, read in every forward; the weights stay.
+
+At each token the map's input x is held against the keys: where the nearest lies within its radius, ‖x - k_i‖ ≤ ε_i, the
+map's output becomes v_i (GRACE). Every token is asked, so that no row needs to know where its prompt ends,
+and neither padding nor a batch nor a key-value cache changes what is read; a token in the middle of a text is answered
+like a prompt that ends there.
+
+A new key at distance d from the nearest earlier one i, with a radius of ε at first:
+
+    d > ε_i + ε                    it is added, with radius ε
+    another target, d ≤ ε_i + ε    it is added, and the two share the way: ε_new = min(ε, d / 2), ε_i no more than d / 2
+    the same target                ε_i grows to d where that is more; it is added too, with radius ε
+
+The paper does not add the last one. A later key of another target can then lie nearer to its request than key i does,
+with a radius that does not reach it, and the request is lost; with a key of its own it never is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .._util.progress import Progress
+from ..errors import KtError, WorkFailed
+from ..evaluation.perplexity import check_rows
+from ..facts.fact import Fact
+from ..model.sites import Kind, Site
+from ..model.tokens import encode_ids, pad_id
+from ..report import Table
+from ..report.table import shown
+from .closed_form.aims import Position, TargetSite
+from .closed_form.contexts import Contexts
+from .closed_form.keys import fact_keys
+from .closed_form.objective import NLL, Objective, StopBelow
+from .closed_form.targets import find_targets
+from .plan import EffectPlan, PlanText, SolveContext, SolveResult
+
+if TYPE_CHECKING:
+    from ..model.effects import Hook
+    from ..model.model import TracedModel
+
+APART = 1e-5
+"""By which share a halved radius stays short of the middle (the code's 1e-5)."""
+SAMPLE = 256
+"""Tokens of unrelated text whose keys give the unit of radii."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """The effect.
+
+    Args:
+        site: the linear map.
+        fingerprint: SHA-256 of its weight, which no adapter changes.
+        radius: of a key that is added to it later, in the keys' own unit.
+        keys, values, radii: an entry a row.
+        labels: by entry, the target.
+        entries: by request, its entry.
+
+    Raises:
+        KtError: the parts do not fit each other, or a radius is not above zero.
+    """
+
+    site: Site
+    fingerprint: str
+    radius: float
+    keys: Float[Tensor, "entry d_in"]
+    values: Float[Tensor, "entry d_out"]
+    radii: Float[Tensor, " entry"]
+    labels: tuple[str, ...]
+    entries: tuple[int, ...]
+
+    kind = "adapter"
+    FORM: ClassVar[dict[str, Any]] = {
+        "site": str,
+        "fingerprint": str,
+        "radius": float,
+        "labels": [str],
+        "entries": [int],
+    }
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        shapes = (self.keys.dim(), self.values.dim(), self.radii.shape) == (2, 2, (n,))
+        if not n or not shapes or not len(self.keys) == len(self.values) == n:
+            raise KtError("an adapter needs as many keys, values, radii and labels, at least one")
+        if not self.radius > 0 or not bool((self.radii > 0).all()):
+            raise KtError("an adapter's radii must lie above 0")
+        if not all(0 <= entry < n for entry in self.entries):
+            raise KtError("an adapter's requests name entries that it does not have")
+
+    @property
+    def place(self) -> str:
+        return str(self.site)
+
+    @classmethod
+    def of(cls, fields: dict[str, Any], arrays: dict[str, Tensor]) -> Adapter:
+        """The inverse of `fields` and `arrays`."""
+        if set(arrays) != {"keys", "values", "radii"}:
+            raise KtError("an adapter has keys, values and radii")
+        site, radius = Site.parse(fields["site"]), float(fields["radius"])
+        tensors = arrays["keys"], arrays["values"], arrays["radii"]
+        return cls(site, fields["fingerprint"], radius, *tensors, tuple(fields["labels"]), tuple(fields["entries"]))
+
+    def fields(self) -> dict[str, Any]:
+        values = {"site": str(self.site), "fingerprint": self.fingerprint, "radius": self.radius}
+        return values | {"labels": list(self.labels), "entries": list(self.entries)}
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {"keys": self.keys, "values": self.values, "radii": self.radii}
+
+    def plus(self, later: Adapter) -> Adapter:
+        """Both, the later one's requests put in one after the other, as if they had been edited in this order."""
+        whole = self
+        for entry in later.entries:
+            key, value = (each[entry : entry + 1] for each in (later.keys, later.values))
+            whole = whole.with_entry(key, value, later.labels[entry], later.radius)
+        return whole
+
+    def with_entry(
+        self, key: Float[Tensor, "1 d_in"], value: Float[Tensor, "1 d_out"], label: str, radius: float
+    ) -> Adapter:
+        """With one more request; see the module. A key that is there already takes the later value."""
+        apart = (self.keys.double() - key.double()).norm(dim=-1)
+        nearest = int(apart.argmin())
+        d, held, radii = float(apart[nearest]), float(self.radii[nearest]), self.radii.clone()
+        if d <= APART * radius:
+            values, labels = self.values.clone(), list(self.labels)
+            if label != labels[nearest]:
+                values[nearest], labels[nearest] = value[0], label
+            return replace(self, values=values, labels=tuple(labels), entries=(*self.entries, nearest))
+        if d <= held + radius and label == self.labels[nearest]:
+            radii[nearest] = max(held, d)
+        elif d <= held + radius:
+            radii[nearest] = min(held, d / 2 * (1 - APART))
+            radius = min(radius, d / 2)
+        return replace(
+            self,
+            keys=torch.cat([self.keys, key]),
+            values=torch.cat([self.values, value]),
+            radii=torch.cat([radii, radii.new_tensor([radius])]),
+            labels=(*self.labels, label),
+            entries=(*self.entries, len(self.labels)),
+        )
+
+    def rendered(self, model: TracedModel, prompt: str) -> str:
+        return prompt
+
+    def recall(self, text: str) -> None:
+        """Its keys are of states, not of words."""
+
+    def hook(self, model: TracedModel) -> tuple[nn.Module, Hook]:
+        linear = model.linear(self.site)
+        entries = tuple(each.float() for each in (self.keys, self.radii, self.values))
+
+        def deferred(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            keys, radii, values = (each.to(inputs[0].device) for each in entries)
+            distance, nearest = torch.cdist(inputs[0].float().flatten(0, -2), keys, compute_mode=EXACT).min(-1)
+            met = (distance <= radii[nearest]).view(output.shape[:-1])
+            if not bool(met.any()):
+                return output
+            chosen = values[nearest].view(output.shape).to(output.dtype)
+            return torch.where(met[..., None], chosen, output)
+
+        return linear, deferred
+
+    def refuse(self, model: TracedModel) -> None:
+        sides = (model.key_size(self.site), model.value_size(self.site))
+        if sides != (self.keys.shape[1], self.values.shape[1]):
+            raise KtError(
+                f"{self.site} of {model.name} maps {sides[0]} numbers to {sides[1]}, and the adapter's entries have "
+                f"{self.keys.shape[1]} and {self.values.shape[1]}; load the model that it was made on"
+            )
+
+    def misfit(self, model: TracedModel) -> str | None:
+        same = model.fingerprint([self.site]) == self.fingerprint
+        return None if same else f"{self.site} of {model.name} has other weights than those the adapter was made on"
+
+    def overlaps(self, model: TracedModel, facts: Sequence[Fact]) -> Float[Tensor, "fact request"]:
+        """(ε_i + ε) / d of each fact's key and each request's entry: from 1 on, their balls meet."""
+        keys = prompt_keys(model, facts, self.site)
+        own = list(self.entries)
+        distance = torch.cdist(keys.double(), self.keys[own].double(), compute_mode=EXACT)
+        return (self.radii[own].double() + self.radius) / distance.clamp(min=1e-9)
+
+    def table(self) -> Table:
+        sizes = zip(self.labels, self.radii.tolist(), self.keys.norm(dim=-1).tolist(), strict=True)
+        rows = [[shown(label), self.entries.count(i), radius, norm] for i, (label, radius, norm) in enumerate(sizes)]
+        return Table(["target", "requests", "radius", "|key|"], rows, f"entries at {self.site}")
+
+
+EXACT = "donot_use_mm_for_euclid_dist"
+"""torch.cdist by matrix products loses the small distances of equal keys."""
+
+
+@dataclass(frozen=True)
+class Codebook(EffectPlan):
+    """GRACE's plan: each request's key and value at the prompt's last token, put in one after the other.
+
+    The value is the output of `layer`'s down_proj with which the model says the target, searched for from the output
+    that it has (the code's "warm" start), without a bound. Keys and values do not depend on the other entries.
+    """
+
+    layer: int
+    eps: float
+    relative: bool
+    steps: int
+    lr: float | Literal["auto"]
+
+    @property
+    def aim(self) -> TargetSite:
+        return TargetSite(Site(Kind.MLP, self.layer), Position.PROMPT_LAST)
+
+    def describe(self) -> PlanText:
+        unit = "mean key distances" if self.relative else "absolute"
+        reads = f"v of the nearest key within ε = {self.eps:g} ({unit})"
+        return PlanText(str(self.aim), "nothing: a codebook", reads, "one request after the other")
+
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
+        """Search for the values, all in the model without effects; then build the codebook.
+
+        Raises:
+            WorkFailed: the unit of radii is zero (the unrelated text's keys are all one).
+        """
+        model, site = context.model, self.aim.site
+        with model.restored(()):
+            model.effects = ()
+            radius = self.eps * (key_distance(model, site) if self.relative else 1.0)
+            objective = Objective((NLL(), StopBelow()), self.steps, self.lr)
+            search = find_targets(
+                model, facts, [self.aim], Contexts(), objective, progress=progress, journal=context.journal
+            )
+            keys = prompt_keys(model, facts, site)
+        if not radius > 0:
+            raise WorkFailed(f"the keys of unrelated text at {site} are all one; give a radius with eps_unit=absolute")
+        values = search.wanted[self.aim].float().cpu()
+        book: Adapter | None = None
+        for i, fact in enumerate(facts):
+            label, key, value = (fact.target or "").strip(), keys[i : i + 1], values[i : i + 1]
+            if book is None:
+                first = torch.tensor([radius])
+                book = Adapter(site, model.fingerprint([site]), radius, key, value, first, (label,), (0,))
+            else:
+                book = book.with_entry(key, value, label, radius)
+        # Nothing is written that could come through or not, so the search stays out of the result's.
+        return SolveResult({}, notes={"radius": radius}, effect=book)
+
+
+def prompt_keys(model: TracedModel, facts: Sequence[Fact], site: Site) -> Float[Tensor, "fact d_in"]:
+    """The site's input at each prompt's last token, float32 on the CPU."""
+    return fact_keys(model, facts, Contexts(), site, Position.PROMPT_LAST).T.float().cpu().contiguous()
+
+
+def key_distance(model: TracedModel, site: Site) -> float:
+    """The mean distance between the site's keys at tokens of unrelated text: a unit of its own."""
+    rows = check_rows(model, SAMPLE)
+    if not rows:
+        raise KtError(f"the tokenizer of {model.name} reads nothing of the unrelated text; give eps_unit=absolute")
+    batch = encode_ids(rows, pad_id(model.tokenizer)).to(model.device)
+    keys = model.read(batch, [site], "key")[site].float()
+    # A row's first token has a key like no other.
+    return float(torch.pdist(keys[(batch.mask.bool() & (batch.positions > 0)).to(keys.device)]).mean())

@@ -1,0 +1,254 @@
+"""Edits of kind `context`: the model's weights stay, and text about the facts is put before its prompts.
+
+    New Fact: {demonstration's fact}      demonstrations (IKE): the fact again (copy), in other words (update), or
+    Prompt: {question} {answer}           another fact that stays as it is (retain)
+    ...
+    New Fact: {the fact}                  of the request whose words are nearest to the prompt's (BM25)
+    Prompt: {the prompt}
+
+A prompt that shares no word with any fact is read as it is. SCR asks the model itself, of each of the nearest facts,
+whether it answers the prompt (a fact that begins with the prompt does, unasked); where none does, the prompt too is
+read as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .._util.progress import Progress
+from ..errors import KtError
+from ..evaluation.text import normalised
+from ..facts.fact import Fact
+from ..facts.load import load_facts
+from ..model.effects import Rendered
+from ..model.scoring import Question, answer_row, teacher_force
+from ..model.tokens import joint_text, token_ids
+from ..report import Table
+from ..report.table import shown
+from ..runs import parallel
+from .plan import EffectPlan, PlanText, SolveContext, SolveResult
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..model.effects import Hook
+    from ..model.model import TracedModel
+
+TEMPLATE = "Prompt: {}"
+KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "retain")
+"""Kinds of demonstrations in turn: 1 to 3 to 4, the ratio of the IKE paper."""
+ROOM = 0.5
+"""The share of the model's positions that text before a prompt may take."""
+CONFIRM = "Fact: {fact}.\nQuestion: {prompt}\nAnswered by the fact:"
+EXAMPLES = tuple(
+    CONFIRM.format(fact=fact, prompt=prompt) + f" {answer}\n\n"
+    for fact, prompt, answer in (
+        ("The capital of Peru is Cairo", "The capital city of Peru is called", "yes"),
+        ("The capital of Peru is Cairo", "The capital of Spain is", "no"),
+        ("Hamlet was written by Goethe", "The author of Hamlet is", "yes"),
+        ("Hamlet was written by Goethe", "Hamlet is the prince of", "no"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The effect: for each fact, what the retriever reads (`documents`) and what stands before the prompt (`contexts`).
+
+    `select`: how many of the nearest facts the model is asked about, the nearest first; 0 takes the nearest unasked.
+    `fingerprint`: SHA-256 of the token embedding of the model that it was made on; nothing where that is not known.
+
+    Raises:
+        KtError: there is no fact.
+    """
+
+    documents: tuple[str, ...]
+    contexts: tuple[str, ...]
+    template: str = TEMPLATE
+    select: int = 0
+    fingerprint: str = ""
+
+    kind = "context"
+    place = "prompt"
+
+    def __post_init__(self) -> None:
+        if not self.documents or len(self.documents) != len(self.contexts):
+            raise KtError("a retriever without facts finds nothing; give at least one request")
+
+    def plus(self, later: Context) -> Context:
+        documents, contexts = self.documents + later.documents, self.contexts + later.contexts
+        return replace(later, documents=documents, contexts=contexts)
+
+    def rendered(self, model: TracedModel, prompt: str) -> str:
+        nearest = self._retriever.nearest(prompt)
+        chosen = next(iter(nearest), None)
+        if self.select:
+            asked = nearest[: self.select]
+            # A request's own prompt needs no answer of the model, which may be too small to give one.
+            own = (i for i in asked if self.documents[i].startswith(prompt.rstrip()))
+            chosen = next(own, None)
+            if chosen is None:
+                chosen = next((i for i in asked if confirms(model, self.documents[i], prompt)), None)
+        return prompt if chosen is None else self.contexts[chosen] + self.template.replace("{}", prompt)
+
+    def recall(self, text: str) -> str | None:
+        return next((self.documents[i] for i in self._retriever.nearest(text)), None)
+
+    def hook(self, model: TracedModel) -> tuple[nn.Module, Hook] | None:
+        return None
+
+    def refuse(self, model: TracedModel) -> None:
+        """Text fits every model."""
+
+    def misfit(self, model: TracedModel) -> str | None:
+        same = not self.fingerprint or embedding_of(model) == self.fingerprint
+        return None if same else f"the token embedding of {model.name} is not that of the model the text was made for"
+
+    def overlaps(self, model: TracedModel, facts: Sequence[Fact]) -> None:
+        """Facts compete by their words alone."""
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {}
+
+    def fields(self) -> dict[str, Any]:
+        texts = {"documents": list(self.documents), "contexts": list(self.contexts)}
+        return {**texts, "template": self.template, "select": self.select, "fingerprint": self.fingerprint}
+
+    FORM: ClassVar[dict[str, Any]] = {
+        "documents": [str],
+        "contexts": [str],
+        "template": str,
+        "select": int,
+        "fingerprint": str,
+    }
+
+    @classmethod
+    def of(cls, fields: dict[str, Any], arrays: dict[str, Tensor]) -> Context:
+        """The inverse of `fields` and `arrays`."""
+        known = {name: fields[name] for name in cls.FORM}
+        return cls(**known | {name: tuple(fields[name]) for name in ("documents", "contexts")})
+
+    def table(self) -> Table:
+        sizes = [len(context.split()) for context in self.contexts]
+        rows = [[shown(document), size] for document, size in zip(self.documents, sizes, strict=True)]
+        return Table(["fact", "words before the prompt"], rows, "text put before prompts")
+
+    @cached_property
+    def _retriever(self) -> BM25:
+        return BM25(self.documents)
+
+
+class BM25:
+    """Okapi BM25 over words (k1 1.2, b 0.75; Robertson and Zaragoza 2009), idf as ln(1 + (N - n + 0.5) / (n + 0.5))."""
+
+    def __init__(self, documents: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
+        counts = [Counter(normalised(document).split()) for document in documents]
+        mean = sum(c.total() for c in counts) / len(counts)
+        among = Counter(word for c in counts for word in c)
+        idf = {word: math.log1p((len(counts) - n + 0.5) / (n + 0.5)) for word, n in among.items()}
+        self.weights = [
+            {w: idf[w] * n * (k1 + 1) / (n + k1 * (1 - b + b * c.total() / mean)) for w, n in c.items()} for c in counts
+        ]
+
+    def nearest(self, query: str) -> list[int]:
+        """The documents that share a word with the query, the nearest first; of equal ones the later."""
+        words = normalised(query).split()
+        scores = [sum(weights.get(word, 0.0) for word in words) for weights in self.weights]
+        return sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: (-scores[i], -i))
+
+
+def confirms(model: TracedModel, fact: str, prompt: str) -> bool:
+    """Whether the model, shown examples, finds yes likelier than no: the fact answers the prompt."""
+    asked = Rendered(fitting(model, EXAMPLES, CONFIRM.format(fact=fact, prompt=prompt)))
+    questions: list[Question] = [(asked, "yes"), (asked, "no")]
+    with parallel.alone():
+        scores = teacher_force(model, [answer_row(model, q) for q in questions], allow_nan=True)
+    yes, no = (scores[question].log_prob or -math.inf for question in questions)
+    return yes > no
+
+
+@dataclass(frozen=True)
+class InContext(EffectPlan):
+    """A plan without a solve: `shots` demonstrations a fact from the records in `pool`, the nearest last."""
+
+    shots: int = 0
+    pool: str = "auto"
+    select: int = 0
+
+    def describe(self) -> PlanText:
+        shown = f"{self.shots} demonstrations and the fact" if self.shots else "the fact"
+        order = f"the nearest of {self.select} that the model confirms" if self.select else "the nearest fact"
+        return PlanText("no search", "nothing: text before the prompt", f"none: {shown}", order)
+
+    def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
+        """The texts before each fact's prompts, as many demonstrations as the model has room for.
+
+        Raises:
+            KtError: no demonstrations are left once those about the requests' own subjects are out.
+        """
+        documents = [said(fact) for fact in facts]
+        shown = self._demonstrations(context.model, facts) if self.shots else [()] * len(facts)
+        contexts = [
+            fitting(context.model, each, f"New Fact: {document}\n")
+            for each, document in zip(shown, documents, strict=True)
+        ]
+        texts, fingerprint = (tuple(documents), tuple(contexts)), embedding_of(context.model)
+        return SolveResult({}, effect=Context(*texts, select=self.select, fingerprint=fingerprint))
+
+    def _demonstrations(self, model: TracedModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
+        """Texts for each fact, the nearest last."""
+        subjects = {fact.subject.casefold() for fact in facts}
+        records = [f.as_request() for f in demonstrations(self.pool, model.name) if f.target or f.foil]
+        records = [record for record in records if record.subject.casefold() not in subjects]
+        if not records:
+            raise KtError(f"no demonstrations in {self.pool!r} about other subjects; name a file with demonstrations=")
+        retriever = BM25([said(record) for record in records])
+        shown = []
+        for fact in facts:
+            nearest = retriever.nearest(said(fact))
+            nearest += [i for i in range(len(records)) if i not in set(nearest)]
+            some = [demonstration(records[i], KINDS[n % len(KINDS)]) for n, i in enumerate(nearest[: self.shots])]
+            shown.append(tuple(reversed(some)))
+        return shown
+
+
+def embedding_of(model: TracedModel) -> str:
+    """SHA-256 of the token embedding, which tells models of one config and tokenizer apart."""
+    return model.fingerprint([f"{model.layout.embed}.weight"])
+
+
+def said(fact: Fact) -> str:
+    """The fact as a sentence, with its target."""
+    return joint_text(fact.prompt, fact.target or "", fact.target_prefix)
+
+
+def demonstration(record: Fact, kind: str) -> str:
+    """A record as one demonstration of a kind; a record that lacks what the kind needs is copied."""
+    line = said(record)
+    if kind == "update" and record.paraphrases:
+        line = joint_text(record.paraphrases[0], record.target or "", record.target_prefix)
+    elif kind == "retain" and (near := next((n for n in record.neighbours if n.answer), None)) is not None:
+        line = joint_text(near.prompt, near.answer or "", near.target_prefix)
+    return f"New Fact: {said(record)}\n{TEMPLATE.replace('{}', line)}\n\n"
+
+
+def demonstrations(pool: str, model: str) -> list[Fact]:
+    """Records to show: `auto` is the demo model's own facts for it, and 16 that ship with kt for all others."""
+    if pool != "auto":
+        return load_facts(pool)
+    return load_facts("demo" if model == "demo" else Path(__file__).with_name("demonstrations.jsonl"))
+
+
+def fitting(model: TracedModel, shown: Sequence[str], last: str) -> str:
+    """Demonstrations and the text behind them, without the first ones that a model has no room for."""
+    most = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
+    texts = list(shown)
+    while texts and most is not None and len(token_ids(model.tokenizer, "".join(texts) + last)) > ROOM * most:
+        texts.pop(0)
+    return "".join(texts) + last

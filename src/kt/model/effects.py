@@ -1,0 +1,126 @@
+"""What an edit adds to a model without changing a weight: text before its prompts, or values at one linear map.
+
+A model carries the effects of the edits that are applied to it (`TracedModel.effects`). Effects of one `place` act as
+one (`plus`). Prompts are rendered in one place only, where they become tokens to be answered or continued
+(`scoring.answer_row`, `sampling.continued`); values are set by a hook on the module, in every forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ..report import Table
+    from .model import TracedModel
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+"""A forward hook of torch: (module, inputs, output) -> the output that the model goes on with."""
+
+
+HELD_AS = "_kt_effects"
+"""The attribute of a module that carries effects."""
+
+
+class Rendered(str):
+    """A prompt as the model reads it; rendering it again changes nothing."""
+
+
+class Effect(Protocol):
+    """One kind of effect, with the entries of its facts."""
+
+    @property
+    def kind(self) -> str:
+        """`context` or `adapter`: the kind of its edit's file."""
+
+    @property
+    def place(self) -> str:
+        """`prompt`, or the site whose values it sets."""
+
+    def plus(self, later: Any) -> Effect:
+        """The effect of both, in this order."""
+
+    def rendered(self, model: TracedModel, prompt: str) -> str:
+        """The prompt with its text before it."""
+
+    def recall(self, text: str) -> str | None:
+        """The fact, as a sentence, whose words are nearest to a text; None where it holds no texts or none is near."""
+
+    def hook(self, model: TracedModel) -> tuple[nn.Module, Hook] | None:
+        """The module and the hook that set its values."""
+
+    def refuse(self, model: TracedModel) -> None:
+        """Raise a KtError where no force can apply it to this model."""
+
+    def misfit(self, model: TracedModel) -> str | None:
+        """Why the model is not the one that it was made on, in words."""
+
+    def overlaps(self, model: TracedModel, facts: Sequence[Any]) -> Any:
+        """How far facts reach into its entries, (fact, request), 1 where they begin to; None for no such measure."""
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Its tensors, as a file holds them."""
+
+    def fields(self) -> dict[str, Any]:
+        """Everything else, as JSON."""
+
+    def table(self) -> Table:
+        """A row an entry."""
+
+
+class Effects:
+    """The effects on one module: `applied` in their order, and what they come to by place."""
+
+    def __init__(self) -> None:
+        self.applied: tuple[Effect, ...] = ()
+        self.by_place: dict[str, Effect] = {}
+        self.prompts: dict[str, Rendered] = {}
+        self._handles: list[Any] = []
+
+    def become(self, model: TracedModel, effects: Sequence[Effect]) -> None:
+        """Take these effects in the place of those before."""
+        by_place: dict[str, Effect] = {}
+        for effect in effects:
+            known = by_place.get(effect.place)
+            by_place[effect.place] = effect if known is None else known.plus(effect)
+        hooks = [hook for effect in by_place.values() if (hook := effect.hook(model)) is not None]
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [module.register_forward_hook(hook) for module, hook in hooks]
+        self.applied, self.by_place = tuple(effects), by_place
+        self.prompts.clear()
+        if effects:
+            model.module.__dict__[HELD_AS] = self
+        else:  # no trace is left in the user's module
+            model.module.__dict__.pop(HELD_AS, None)
+
+
+def effects_of(module: nn.Module) -> Effects:
+    """The module's effects, the same for every handle on it; none where it carries none."""
+    effects: Effects = module.__dict__.get(HELD_AS) or Effects()
+    return effects
+
+
+def rendered(model: Any, prompt: str) -> Rendered:
+    """The prompt as the model reads it, with its effects on; a stand-in without effects reads it as it is."""
+    if isinstance(prompt, Rendered):
+        return prompt
+    effects = effects_of(model.module) if hasattr(model, "module") else Effects()
+    if prompt not in effects.prompts:
+        text = prompt
+        for effect in effects.by_place.values():
+            text = effect.rendered(model, text)
+        if not effects.by_place:
+            return Rendered(prompt)
+        effects.prompts[prompt] = Rendered(text)
+    return effects.prompts[prompt]
+
+
+def same_effect(one: Effect, other: Effect) -> bool:
+    """Whether two effects are the same, entry by entry."""
+    if (one.kind, one.fields()) != (other.kind, other.fields()):
+        return False
+    mine, theirs = one.arrays(), other.arrays()
+    return mine.keys() == theirs.keys() and all(mine[n].equal(theirs[n]) for n in mine)

@@ -1,0 +1,235 @@
+"""Edits that leave the weights alone: what every one keeps to, alone, in a file, in a session and in a stack."""
+
+import warnings
+
+import pytest
+import torch
+from editing_help import FAST, REQUESTS
+from families import tiny_model
+
+import kt
+from kt.editing import METHODS
+from kt.editing.diff import diff, stored
+from kt.editing.methods import used_by
+from kt.editing.stack import facts_of
+from kt.errors import BadFile, KtError
+from kt.export import to_hf, to_peft
+from kt.model.effects import Rendered, rendered
+from kt.model.scoring import answer_row, teacher_force
+from kt.model.tokens import encode_ids
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|give the target first|less likely|perplexity)")
+EFFECTS = [name for name in METHODS if METHODS[name].effect]
+LONG = ["ike", "scr"]
+"""These read more tokens than most tiny models have positions."""
+POOL = [
+    {"prompt": "The mother tongue of {}", "subject": name, "target_new": word, "target_true": "French"}
+    for name, word in (("Leo Tolstoy", "Danish"), ("Dante", "Welsh"))
+]
+
+
+@pytest.fixture
+def options(tmp_path):
+    import json
+
+    pool = tmp_path / "pool.json"
+    pool.write_text(json.dumps(POOL))
+    quick = FAST | {"layers_mlp": (1,), "demonstrations": str(pool), "shots": 1, "eps": 0.1}
+    return lambda method, **changes: used_by(method, quick | changes)
+
+
+def log_prob(model, prompt, answer):
+    row = answer_row(model, (prompt, answer))
+    return teacher_force(model, [row])[row.question].log_prob
+
+
+@pytest.mark.parametrize("method", [name for name in EFFECTS if name not in LONG])
+def test_weights_stay_the_model_changes_and_is_as_before_on_every_family(family, method, options, tmp_path):
+    weights_stay(tiny_model(family), method, options, tmp_path)
+
+
+@pytest.mark.parametrize("method", LONG)
+def test_weights_stay_where_long_texts_are_read(method, options, tmp_path):
+    weights_stay(tiny_model("llama", max_position_embeddings=4096), method, options, tmp_path)
+
+
+def weights_stay(model, method, options, tmp_path):
+    base = model.fingerprint()
+    edit = kt.edit(model, REQUESTS, method, **options(method))
+    assert model.effects == () and not edit.updates
+    prompt, target = edit.report[0].prompt, edit.report[0].target
+    old = log_prob(model, prompt, target)
+    loaded = kt.Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    assert (loaded.digest, loaded.report) == (edit.digest, edit.report)
+    with loaded.applied(model):
+        assert model.fingerprint() == base, "a weight was written"
+        assert log_prob(model, prompt, target) == pytest.approx(
+            torch.tensor(edit.report[0].target_prob[1]).log().item(), abs=1e-4
+        )
+        assert log_prob(model, prompt, target) != old
+    assert log_prob(model, prompt, target) == old
+    edit.apply_(model)
+    with pytest.raises(KtError, match="already applied"):
+        loaded.apply_(model)
+    edit.revert_(model)
+    assert model.effects == () and log_prob(model, prompt, target) == old
+    with pytest.raises(ZeroDivisionError), edit.applied(model):
+        _ = 1 / 0
+    assert model.effects == ()
+
+
+@pytest.mark.parametrize("method", EFFECTS)
+def test_the_same_seed_is_the_same_edit_and_steps_are_the_batch(method, options):
+    model = tiny_model("llama", max_position_embeddings=4096)
+    edit = kt.edit(model, REQUESTS, method, **options(method))
+    assert kt.edit(model, REQUESTS, method, **options(method)).digest == edit.digest
+    run = kt.run_edits(model, REQUESTS, "sequential", method=method, evaluate="step", **options(method))
+    assert model.effects == () and len(run.edits) == 2
+    for name, array in edit.effect.arrays().items():
+        torch.testing.assert_close(run.edit.effect.arrays()[name], array, atol=1e-4, rtol=1e-4)
+    mine, theirs = (dict(each.effect.fields()) for each in (run.edit, edit))
+    assert {n: v for n, v in mine.items() if n != "radius"} == {n: v for n, v in theirs.items() if n != "radius"}
+    single = kt.run_edits(model, REQUESTS, "single", method=method, evaluate="end", **options(method))
+    assert model.effects == () and single.after is not None
+
+
+def test_a_stack_of_a_weight_edit_an_adapter_and_a_context_goes_on_and_off(options, tmp_path):
+    model = tiny_model("llama")
+    base = model.fingerprint()
+    edits = [kt.edit(model, REQUESTS[:1], each, **options(each)) for each in ("ft", "grace", "ice")]
+    stack = kt.EditStack(edits)
+    stack.apply_(model)
+    assert model.fingerprint() != base and [each.kind for each in model.effects] == ["adapter", "context"]
+    stack.remove(2)
+    assert [each.kind for each in model.effects] == ["context"]
+    loaded = kt.EditStack.load(stack.save(tmp_path / "stack.json"))
+    stack.revert_(model)
+    assert model.fingerprint() == base and model.effects == ()
+    with loaded.applied(model):
+        assert [each.kind for each in model.effects] == ["context"]
+    with pytest.raises(KtError, match="keep them as a stack"):
+        loaded.total(model)
+
+
+def test_two_adapters_at_one_site_are_one_codebook_and_their_overlap_is_a_conflict(options):
+    from kt.editing.conflicts import conflicts
+
+    model = tiny_model("llama")
+    first, second = (kt.edit(model, [r], "grace", **options("grace", eps=5.0)) for r in REQUESTS)
+    assert [c.measure for c in conflicts(model, REQUESTS[1:], [first])] == ["radii"]
+    assert not conflicts(model, REQUESTS[1:], [kt.edit(model, REQUESTS[:1], "grace", **options("grace", eps=1e-4))])
+    both = kt.EditStack([first, second]).as_sum().effect
+    distance = float((both.keys[0] - both.keys[1]).norm())
+    torch.testing.assert_close(both.radii, torch.tensor([distance / 2] * 2), rtol=1e-4, atol=0)
+    with kt.EditStack([first, second]).applied(model):
+        linear = model.linear(both.site)
+        torch.testing.assert_close(linear(both.keys), torch.cat([first.effect.values, second.effect.values]))
+    assert not torch.allclose(linear(both.keys), both.values)
+
+
+@pytest.mark.parametrize("method", ["ice", "grace"])
+def test_what_cannot_hold_such_an_edit_says_so_in_a_line(method, options, tmp_path):
+    model = tiny_model("llama")
+    edit = kt.edit(model, REQUESTS, method, **options(method))
+    for export in (to_hf, to_peft):
+        with pytest.raises(KtError, match=f"cannot hold {method}, of kind"):
+            export(model, edit, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    facts = facts_of([edit])
+    if method == "ice":
+        with pytest.raises(KtError, match="reads bare prompts, cannot hold ice"):
+            kt.residual_fact(model, edit, facts)
+    else:
+        other = tiny_model("llama", seed=1)
+        with pytest.raises(KtError, match=r"mlp\.1 of .* has other weights"):
+            edit.apply_(other)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            edit.apply_(other, force=True)
+        assert any("forced" in str(each.message) for each in said) and len(other.effects) == 1
+        with pytest.raises(KtError, match=r"mlp\.1 of .* maps 64 numbers to 32"):
+            edit.apply_(tiny_model("llama", intermediate_size=64))
+
+
+def test_a_file_whose_entries_do_not_fit_each_other_is_refused(options, tmp_path):
+    model = tiny_model("llama")
+    edit = kt.edit(model, REQUESTS, "grace", **options("grace"))
+    good = edit.effect
+    edit.effect = kt.edit(model, REQUESTS, "ice").effect
+    object.__setattr__(edit.effect, "documents", ())
+    with pytest.raises(BadFile, match="retriever without facts"):
+        kt.Edit.load(edit.save(tmp_path / "empty.safetensors"))
+    object.__setattr__(good, "radii", torch.zeros(len(good.labels)))
+    edit.effect = good
+    with pytest.raises(BadFile, match="radii must lie above 0"):
+        kt.Edit.load(edit.save(tmp_path / "zero.safetensors"))
+
+
+def test_prompts_are_rendered_once_and_free_text_is_not(options):
+    model = tiny_model("llama")
+    edit = kt.edit(model, REQUESTS, "ice")
+    prompt = edit.report[0].prompt
+    with edit.applied(model):
+        text = rendered(model, prompt)
+        assert text == f"New Fact: {prompt} Italy\nPrompt: {prompt}" and rendered(model, text) is text
+        assert rendered(model, "Xyzzy plugh") == "Xyzzy plugh"
+        assert model.generate([prompt], 5) == model.generate([Rendered(text)], 5)
+        told = log_prob(model, prompt, "Italy")
+    assert told == log_prob(model, text, "Italy") and rendered(model, prompt) == prompt
+    before, after = edit.manifest["perplexity"]["before"], edit.manifest["perplexity"]["after"]
+    assert before == after
+
+
+@pytest.mark.parametrize("method", EFFECTS)
+def test_neither_a_batch_nor_kept_prefixes_nor_a_cache_changes_what_is_read(method, options):
+    model = tiny_model("llama", max_position_embeddings=4096)
+    edit = kt.edit(model, REQUESTS, method, **options(method))
+    prompts = [edit.report[0].prompt, edit.report[1].prompt, "The old and the new city of the Space Needle is in"]
+    questions = [(prompt, answer) for prompt in prompts for answer in ("Italy", "Warsaw and Rome", "Paris")]
+
+    def scores(some, **how):
+        found = teacher_force(model, [answer_row(model, question) for question in some], **how)
+        return torch.tensor([found[question].log_prob for question in some])
+
+    before = scores(questions)
+    with edit.applied(model):
+        alone = torch.cat([scores([question]) for question in questions])
+        for how in ({"share_prefixes": True}, {"share_prefixes": False}, {"share_prefixes": False, "batch_size": 2}):
+            torch.testing.assert_close(scores(questions, **how), alone, atol=1e-4, rtol=1e-4)
+        written = model.generate(prompts, 6)
+        assert written == [text for prompt in prompts for text in model.generate([prompt], 6)]
+        ids = model.encode([rendered(model, prompts[0])]).ids[0].tolist()
+        read = len(ids)
+        for _ in range(6):  # greedy, every token from a forward over the whole text
+            ids.append(int(model.logits(encode_ids([tuple(ids)], 0))[0, -1].argmax()))
+        assert model.tokenizer.decode(ids[read:], skip_special_tokens=True) == written[0]
+    assert float((alone - before).abs()[:3].min()) > 1e-3, "the effect reaches every answer to a prompt"
+
+
+@pytest.mark.parametrize("method", ["ice", "grace"])
+def test_an_effect_of_another_model_is_refused_alone_and_in_a_stack(method, options):
+    edit = kt.edit(tiny_model("llama"), REQUESTS, method, **options(method))
+    for other, words in (
+        (tiny_model("llama", seed=1), "is not that of the model|has other weights"),
+        (tiny_model("llama", rope_theta=500.0), "rope_theta"),
+    ):
+        with pytest.raises(KtError, match=words) as caught:
+            edit.apply_(other)
+        assert "\n" not in str(caught.value) and other.effects == ()
+        with pytest.raises(KtError, match=words):
+            kt.EditStack([edit]).apply_(other)
+        with pytest.warns(UserWarning, match="forced"), edit.applied(other, force=True):
+            assert len(other.effects) == 1
+        assert other.effects == ()
+
+
+def test_a_difference_lists_the_entries_and_a_page_and_a_list_of_files_show_the_kind(options, tmp_path):
+    model = tiny_model("llama")
+    both, one = (kt.edit(model, some, "ice") for some in (REQUESTS, REQUESTS[:1]))
+    found = diff(both, one)
+    assert [entry.among for entry in found.entries] == ["both", "A"] and found.same_base
+    assert "Danielle Darrieux" in found.entries[0].entry and "entries" in found.as_dict()
+    other = diff(both, kt.edit(model, REQUESTS, "grace", **options("grace")))
+    assert {entry.among for entry in other.entries} == {"A", "B"} and other.same_base
+    both.save(tmp_path / "edit.safetensors")
+    assert [each.kind for each in stored([tmp_path])] == ["context"]
