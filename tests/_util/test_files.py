@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 import warnings
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import pytest
 import torch
 
 from kt._util import files as artifacts
-from kt._util.data import load_arrays, read_json, save_arrays, to_json, write_json
+from kt._util.data import load_arrays, read_json, read_toml, save_arrays, to_json, write_json
 from kt._util.files import NotWritable, atomic_write
 from kt.errors import BadFile
+from kt.model.layout import read_layout
+from kt.presets import read_preset
+from kt.recipes import read_recipe
 from kt.runs.folder import RunFolder, default_folder, is_run, read_run
 
 
@@ -236,3 +240,42 @@ def test_runs_of_one_second_get_different_folders(tmp_path):
     second = default_folder("alpha", "org/Model B@v1", root=tmp_path)
     assert first != second
     assert first.name.endswith("-alpha-org-Model-B-v1")
+
+
+ABSURD = {
+    "a key of 100,000 names": ".".join(["a"] * 100_000) + " = 1",
+    "a key of 100,000 names in a value": "x = {" + ".".join(["a"] * 100_000) + " = 1}",
+    "a table of 100,000 names": "[" + ".".join(["a"] * 100_000) + "]",
+    "200,000 keys": "".join(f"a.k{i} = 1\n" for i in range(200_000)),
+    "lists in lists": "a = " + "[" * 100_000,
+    "lists in lists by the line": "a = " + "[\n" * 100_000,
+    "tables in tables": "a = " + "{b = " * 30_000,
+    "a long number": f"a = {'1' * 5_000}",
+    "a text without its end": 'a = "' + '\\"' * 100_000,
+    "a long text without its end": 'a = """' + '"' * 100_001,
+    "a gigabyte": 1 << 30,
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_toml_is_refused_in_one_line_and_at_once(tmp_path, name):
+    path, content = tmp_path / "a.toml", ABSURD[name]
+    if content is None:
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(content) if isinstance(content, int) else file.write(content.encode())
+    began = time.process_time()
+    for read in (read_preset, read_recipe, read_layout) if content is not None else (read_preset, read_layout):
+        with pytest.raises(BadFile, match=r"nested|not TOML|too many|cannot read") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+    assert time.process_time() - began < 5
+
+
+def test_brackets_and_dots_in_texts_are_no_nesting(tmp_path):
+    texts = ("[" * 99, "." * 99, "it's {{{", "a # [", '"""')
+    path = tmp_path / "a.toml"
+    path.write_text("".join(f"k{i} = {json.dumps(text)}\n" for i, text in enumerate(texts)) + "# it's [[[\n")
+    assert list(read_toml(path).values()) == list(texts)

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -87,25 +88,60 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
-def read_table(path: Path) -> dict[str, Any]:
-    """Read a TOML file, or a JSON object from a file whose name ends in .json.
+TOML_BYTES, TOML_DEPTH = 256 << 10, 32
+"""The most bytes of a TOML file, and the most names in one key or brackets in each other: the parser takes the square
+of a key's names, and calls itself for each bracket."""
+QUOTED = re.compile(
+    r'"""(?:[^\\]|\\.)*?(?:"""|\Z)|"(?:[^"\\\n]|\\.)*"?'
+    r"|'''.*?(?:'''|\Z)|'[^'\n]*'?|#[^\n]*",
+    re.DOTALL,
+)
+"""A text or a comment of a TOML file."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
 
     Raises:
-        BadFile: the file cannot be read, or is neither.
+        BadFile: the file cannot be read, is no TOML, or is larger or more deeply nested than any settings are.
     """
-    if path.suffix == ".json":
-        return read_json(path)
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise BadFile(f"{path}: not TOML ({_one_line(error)}); write name = value lines") from error
+        with path.open("rb") as file:
+            raw = file.read(TOML_BYTES + 1)
+        if len(raw) > TOML_BYTES:
+            raise BadFile(f"{path}: has more than {TOML_BYTES:,} bytes, too many for settings; is it the right file?")
+        text = raw.decode()
+        if _toml_depth(text) > TOML_DEPTH:
+            raise BadFile(f"{path}: a key or value is nested more than {TOML_DEPTH} deep; is it the right file?")
+        return tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise BadFile(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
+        raise BadFile(f"{path}: not TOML ({_one_line(error)}); write name = value lines") from error
+
+
+def _toml_depth(text: str) -> int:
+    """The most names in a key, or brackets in each other, of a TOML text."""
+    bare = QUOTED.sub("", text)
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", bare):
+        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    return max(deepest, *(piece.count(".") for piece in re.split(r"[=,\[\]{}\n]", bare)))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Read a TOML file, or a JSON object from a file whose name ends in .json.
+
+    Raises:
+        BadFile: the file cannot be read, or is neither.
+    """
+    return read_json(path) if path.suffix == ".json" else read_toml(path)
 
 
 def header_text(metadata: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ is an error and not a value that is never used. docs/presets.md says how to writ
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._util.data import read_toml
 from ..errors import BadFile, KtError
 from .closed_form.config import check_alpha
 from .config import check_value
@@ -23,11 +23,6 @@ from .methods import METHODS, all_settings, setting_types
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FOLDER = Path(__file__).parents[1] / "presets"
 SUFFIX = ".toml"
@@ -221,7 +216,7 @@ def _above(path: Path, name: str) -> Path:
 
 def read(path: Path) -> Contents:
     """One file, checked."""
-    table = _toml(path)
+    table = read_toml(path)
     _only(path, "", table, TOP)
     source = _text(path, table, "source") or path.name
     inherits = _text(path, table, "inherits")
@@ -275,16 +270,6 @@ def _values(
             except KtError as error:
                 raise BadFile(f"{path}: [{where}]: {error}") from None
             yield Entry(method, variant, name, value, str(sources.get(name, source)))
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise BadFile(f"{path}: not TOML ({' '.join(str(error).split())})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not a text file"
-        raise BadFile(f"cannot read the preset {path}: {why}") from None
 
 
 def _only(path: Path, where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -7,19 +7,14 @@ for every column.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._util.data import read_toml
 from ..errors import BadFile
 from .base import SHARED, Keys, Kind, PaperRecipe
 from .kinds import DEFAULT, KINDS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "toml"
 SUFFIX = ".toml"
@@ -47,12 +42,7 @@ def read_recipe(name: str | Path) -> PaperRecipe:
     path = Path(name) if str(name).endswith(SUFFIX) else FOLDER / f"{name}{SUFFIX}"
     if not path.is_file():
         raise BadFile(f"no recipe {str(name)!r}; there are {', '.join(names())}, or name a file that ends in {SUFFIX}")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadFile(
-            f"{path}: not TOML ({' '.join(str(error).split())}); write it as docs/recipes.md shows"
-        ) from error
+    content = read_toml(path)
     kind = KINDS.get(str(content.get("kind", DEFAULT)))
     if kind is None:
         raise BadFile(f"{path}: no kind of recipe {str(content['kind'])[:40]!r}; there are {', '.join(KINDS)}")
