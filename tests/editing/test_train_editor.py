@@ -27,7 +27,7 @@ def test_the_networks_gradient_is_that_of_the_outer_loss_through_the_edited_mode
     tiny = tiny_model("gpt2")  # others normalise in float32 whatever their dtype
     double = kt.load(tiny.module.double(), tokenizer=tiny.tokenizer)
     settings = TrainingSettings.of(method, {"rank": 3, "edits": 5, "c_edit": 1.0})
-    parts = Records(records(), [], {})
+    parts = Records(records(), [], [], {})
     training = _Training(double, method, _sites(double, method, (1, 2), None), parts, settings, 0, Journal())
     editor = training.editor
     for parameter in editor.networks.double().parameters():

@@ -11,6 +11,7 @@ The digest is an edit file's. Reading runs no code.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from ..._util.data import SCHEMA_VERSION, complete_file, read_arrays, save_arrays
 from ..._util.progress import Progress
+from ..._util.text import count
 from ...errors import BadFile, KtError, WorkFailed
 from ...facts.fact import Fact
 from ...model.memory import require_memory
@@ -52,6 +54,7 @@ FORM = {
     "n_train": int, "n_held_out": int, "best_step": int,
     "history": [{"step": int, "loss": float, "held_out_loss": float, "success": MEAN, "paraphrase": MEAN,
                  "locality": MEAN}],
+    "subjects": ({"train": [str], "held_out": [str], "test": [str]}, None),
 }  # fmt: skip
 TOKENS = 2048
 """The most (padded) tokens of one forward and backward; it bounds memory, and moves the result by rounding only."""
@@ -113,6 +116,17 @@ class Editor(Shown):
             network, z, weight = self.features(site, its)
             total = total + network.surrogate(its, z, weight, gradients[site].cpu())
         return total
+
+    def seen(self, facts: Sequence[Fact]) -> dict[str, int] | None:
+        """How many of the facts' subjects it was trained on, and how many chose its settings and its last step; None
+        for a file that does not say."""
+        known = self.manifest.get("subjects")
+        if known is None:
+            return None
+        names = {subject_of(fact) for fact in facts}
+        return {"subjects": len(names)} | {
+            side: len(names.intersection(known[side])) for side in ("train", "held_out", "test")
+        }
 
     # Keeping ----------------------------------------------------------------------------------------------------
     @property
@@ -185,7 +199,8 @@ class Editor(Shown):
         ]
         told = self.manifest
         caption = (
-            f"{told['n_train']} records to train on, {told['n_held_out']} of other subjects held out; kept: step "
+            f"{told['n_train']} records to train on, {told['n_held_out']} of other subjects held out, "
+            f"{told.get('n_test', 0)} of others again left alone for a test; kept: step "
             f"{told['best_step']}. Scores: share of a held-out answer's tokens that are greedy, or (locality) stay"
         )
         columns = ["step", "loss", "held-out loss", "success", "paraphrases", "locality"]
@@ -233,6 +248,11 @@ def read_header(path: str | Path) -> dict[str, Any]:
         if wrong or header["method"] not in NETWORKS or len(header["sites"]) != len(header["shapes"]):
             raise BadFile(f"{path}: its field {(wrong or ['method'])[0]!r} is not as kt writes it; {AGAIN}")
     return header
+
+
+def subject_of(fact: Fact) -> str:
+    """A subject as the split compares it."""
+    return fact.subject.casefold()
 
 
 def shape_of(pairs: Pairs) -> str:
@@ -301,7 +321,9 @@ class Learned:
         """No check yet: memory grows with the requests' tokens, and `solve` checks it after counting them."""
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
-        """Notes: `editor`, the digest of the editor's file.
+        """Notes: `editor`, the digest of the editor's file, and `editor_seen`, its `Editor.seen` of the facts.
+
+        Warns if the editor was trained on one of the subjects.
 
         Raises:
             WorkFailed: an update is not finite.
@@ -312,7 +334,14 @@ class Learned:
         for name, update in written.items():
             if not update.update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; train the editor on records like these")
-        return SolveResult(written, notes={"editor": editor.digest})
+        seen = editor.seen(facts)
+        if seen and (known := seen["train"] + seen["held_out"]):
+            warnings.warn(
+                f"{known} of {count(seen['subjects'], 'subject')} {'was' if known == 1 else 'were'} in the training of "
+                f"{self.editor}: how well it edits them is no measure of how it edits others",
+                stacklevel=2,
+            )
+        return SolveResult(written, notes={"editor": editor.digest, "editor_seen": seen})
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """No history: an editor remembers nothing of its edits."""
