@@ -167,6 +167,8 @@ class Editor(Shown):
             if digest_of(arrays, manifest | {"kind": KIND}) != expected:
                 raise BadFile(f"{path}: was changed after it was written (its digest does not fit); {AGAIN}")
             counts, settings = manifest.pop("counts"), manifest["settings"]
+            if counts.keys() != set(manifest["shapes"]) or not 0 < settings["layers"] <= len(arrays):
+                raise ValueError("its networks are not those of its weights")
             with torch.device("meta"):  # nothing is allocated on the word of a file
                 networks = new_networks(manifest["method"], manifest["shapes"], settings["rank"], settings["layers"])
             prefix = "network/"
@@ -176,6 +178,9 @@ class Editor(Shown):
             except RuntimeError as error:
                 raise ValueError(str(error)) from error
             running = {s: Running(count, arrays[f"mean/{s}"], arrays[f"scatter/{s}"]) for s, count in counts.items()}
+            for shape, its in running.items():
+                if not its.mean.shape == its.scatter.shape == (sum(map(int, shape.split("x"))),):
+                    raise ValueError(f"its mean and scatter are not those of {shape} weights")
             if any(not bool(torch.isfinite(array).all()) for array in arrays.values()):
                 raise BadFile(f"{path}: a number is not finite; {AGAIN}")
         return cls(networks, running, manifest)
@@ -244,10 +249,24 @@ def read_header(path: str | Path) -> dict[str, Any]:
             raise BadFile(f"{path}: holds {held}, expected {KIND}; {GIVE}")
         if version != SCHEMA_VERSION:
             raise BadFile(f"{path}: schema_version {str(version)[:20]}, but this kt reads {SCHEMA_VERSION}; {AGAIN}")
+        list(map(Site.parse, header["sites"] if fits(header.get("sites"), [str]) else ()))
         wrong = [name for name, form in FORM.items() if not fits(header.get(name), form)]
         if wrong or header["method"] not in NETWORKS or len(header["sites"]) != len(header["shapes"]):
             raise BadFile(f"{path}: its field {(wrong or ['method'])[0]!r} is not as kt writes it; {AGAIN}")
     return header
+
+
+def known_words(seen: Any) -> str | None:
+    """How many subjects of an edit its editor knew, from `Editor.seen` as the edit's manifest keeps it; None: none."""
+    if not fits(seen, {"subjects": int, "train": int, "held_out": int}):
+        return None
+    if not (known := seen["train"] + seen["held_out"]):
+        return None
+    verb = "was" if known == 1 else "were"
+    return (
+        f"{known} of {count(seen['subjects'], 'subject')} {verb} in the training of the editor that made this edit "
+        f"({seen['held_out']} of them in its checks only): scores on these say little about other subjects"
+    )
 
 
 def subject_of(fact: Fact) -> str:
@@ -335,12 +354,8 @@ class Learned:
             if not update.update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; train the editor on records like these")
         seen = editor.seen(facts)
-        if seen and (known := seen["train"] + seen["held_out"]):
-            warnings.warn(
-                f"{known} of {count(seen['subjects'], 'subject')} {'was' if known == 1 else 'were'} in the training of "
-                f"{self.editor}: how well it edits them is no measure of how it edits others",
-                stacklevel=2,
-            )
+        if known := known_words(seen):
+            warnings.warn(known, stacklevel=2)
         return SolveResult(written, notes={"editor": editor.digest, "editor_seen": seen})
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:

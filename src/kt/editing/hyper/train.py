@@ -106,7 +106,8 @@ class TrainingSettings:
         for spec in fields(self):
             check_value(spec.name, type_of(spec), getattr(self, spec.name), 1 if "int" in type_of(spec) else 0)
         if not 0 < self.held_out <= self.held_out + self.test < 1:
-            raise KtError(f"held_out {self.held_out:g} and test {self.test:g} must be shares whose sum is below 1, the first above 0")
+            given = f"held_out {self.held_out:g} and test {self.test:g}"
+            raise KtError(f"{given} must be shares whose sum is below 1, the first above 0")
         if self.variety > 1:
             raise KtError(f"variety {self.variety:g} must be a share between 0 and 1")
 
@@ -485,9 +486,7 @@ class _Training:
                 model.write(names[site], update)
             for lesson in self._lessons(lot.paraphrases):
                 logp = lesson.log_probs(model)
-                loss = lesson.mean(-lesson.picked(logp)) * (
-                    settings.c_edit * len(lesson.batch) / len(lot.paraphrases)
-                )
+                loss = lesson.mean(-lesson.picked(logp)) * (settings.c_edit * len(lesson.batch) / len(lot.paraphrases))
                 paraphrase += _greedy(lesson, logp.argmax(-1), lesson.targets.ids)
                 total += self._went(loss, learns)
             for lesson, old in zip(near, before, strict=True):
