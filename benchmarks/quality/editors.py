@@ -3,11 +3,12 @@
     python benchmarks/quality/editors.py malmen=RUN mend=RUN
     python benchmarks/quality/editors.py malmen=RUN --model FOLDER --facts FILE --sizes 1,10 --beside ft,memit
 
-RUN is a folder that holds an editor.safetensors. The facts are those whose subjects are in the test share of every
-editor given. A size is measured on `--count` facts (one group if it is larger), each group edited together on the
-unedited model. Prints a row a method and size: mean [95%] over facts, CPU seconds of a group; then each editor less
-each of the others on the same facts (`Scores.compare`, paired bootstrap). Facts edited together are not independent: an
-interval at a size with one group says how far another choice of facts would move the mean, not another group.
+RUN is a folder that holds an editor.safetensors. The facts are those of whose subjects no editor given saw a record, in
+training or in a check. A size is measured on `--count` facts (one group if it is larger), each group edited together
+on the unedited model. Prints a row a method and size: mean [95%] over facts, CPU seconds of a group; then each editor
+less each of the others on the same facts (`Scores.compare`, paired bootstrap). Facts edited together are not
+independent: an interval at a size with one group says how far another choice of facts would move the mean, not another
+group.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def test_facts(editors: list[Path], source: str) -> list[Any]:
     facts, found = [fact.as_request() for fact in kt.load_facts(source)], []
     random.Random(0).shuffle(facts)
     for fact in facts:
-        if all((editor.seen([fact]) or {}).get("test") for editor in known):
+        seen = [editor.seen([fact]) or {"train": 1} for editor in known]
+        if not any(each["train"] or each["held_out"] for each in seen):
             found.append(fact)
     return found
 

@@ -15,9 +15,9 @@ subjects, the test, is left alone altogether. A resumed run gives the same bytes
 its number alone.
 
 A record keeps its one target and prompt however often it is drawn, and a network could learn them by heart. So
-`variety` of the draws take the target of another training record of the same relation, and as many change the prompt
-with a paraphrase. The number of records of a step is spread evenly over its logarithm: a network that has seen only
-large steps edits a lone request badly, and the other way round.
+`variety` of the draws take the target of another training record of the same relation (or template), and as many change
+the prompt with a paraphrase. The number of records of a step is spread evenly over its logarithm: a network that has
+seen only large steps edits a lone request badly, and the other way round.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class TrainingSettings:
         variety: share of the draws with another record's target, and share with a paraphrase as the prompt.
         lr: Adam's, of the networks, at the first step; it falls to zero in a line over `steps`.
         c_edit: weight of the paraphrases' loss (MEND's code: 0.1, for 100,000 steps).
-        c_loc: weight of the unrelated prompts' KL divergence.
+        c_loc: weight of the unrelated prompts' KL divergence (the papers: 1).
         clip: the largest norm of a step's gradient; None is the paper's (MALMEN 1, MEND 100).
         steps: at most.
         check_every: steps between checks on held-out records.
@@ -93,7 +93,7 @@ class TrainingSettings:
     variety: float = 0.5
     lr: float = 1e-3
     c_edit: float = 1.0
-    c_loc: float = 1.0
+    c_loc: float = 2.0
     clip: float | None = None
     steps: int = 500
     check_every: int = 25
@@ -250,7 +250,8 @@ def split_records(
         except BadFact:
             left_out["without a target"] += 1
             continue
-        if not request.paraphrases or not request.neighbours:
+        apart = [near for near in request.neighbours if request.subject not in near.prompt]
+        if not request.paraphrases or not apart:
             left_out["without a paraphrase" if not request.paraphrases else "without an unrelated prompt"] += 1
         elif subject_of(request) in never:
             left_out["of an excluded subject"] += 1
@@ -259,7 +260,7 @@ def split_records(
         elif _too_long(model, request):
             left_out["longer than the model reads"] += 1
         else:
-            usable[request.prompt] = request
+            usable[request.prompt] = replace(request, neighbours=tuple(apart))
     subjects = sorted({subject_of(fact) for fact in usable.values()})
     random.Random(f"{seed}-split").shuffle(subjects)
     first, last = round(held_out * len(subjects)), round((held_out + test) * len(subjects))
@@ -326,7 +327,7 @@ class _Training:
         self.adam = torch.optim.Adam([{"params": others, "times": 1.0}, {"params": rates, "times": RATES}])
         self.targets: dict[str, list[str]] = {}
         for fact in records.train:
-            self.targets.setdefault(fact.relation, []).append(fact.target or "")
+            self.targets.setdefault(fact.relation or fact.template, []).append(fact.target or "")
         self.step = 0
         self.best: dict[str, Tensor] = {}
 
@@ -417,13 +418,14 @@ class _Training:
 
     def _varied(self, fact: Fact, draw: random.Random) -> Fact:
         """The record, or one with another prompt or target."""
+        peers = self.targets[fact.relation or fact.template]
         others = [n for n, text in enumerate(fact.rephrasings) if n_places(text) == 1]
         if others and draw.random() < self.settings.variety:
             texts, n = list(fact.rephrasings), draw.choice(others)
             template, texts[n] = texts[n], fact.template
             fact = replace(fact, template=template, rephrasings=tuple(texts))
-        if fact.relation and draw.random() < self.settings.variety:
-            target = draw.choice(self.targets[fact.relation])
+        if draw.random() < self.settings.variety:
+            target = draw.choice(peers)
             fact = replace(fact, target=fact.target if target == fact.answer else target, target_aliases=())
         return fact
 
