@@ -1,67 +1,110 @@
-"""Trained editors on the demo model's held-out facts: 1, 10 and 100 edits at once, beside fine-tuning and MEMIT.
+"""Trained editors on subjects that their training never saw: 1, 10, 100, … edits at once, beside other methods.
 
-    python benchmarks/quality/editors.py malmen=RUN mend=RUN  # folders that hold an editor.safetensors; prints rows
+    python benchmarks/quality/editors.py malmen=RUN mend=RUN
+    python benchmarks/quality/editors.py malmen=RUN --model FOLDER --facts FILE --sizes 1,10 --beside ft,memit
 
-Facts are those whose subjects the editors were not trained on (their seed and share; all editors need the same). The
-checks that choose when a training stops read some of the same facts. One edit at a time is the mean over `SINGLES`
-facts, each edited on the unedited model.
+RUN is a folder that holds an editor.safetensors. The facts are those of whose subjects no editor given saw a record, in
+training or in a check. A size is measured on `--count` facts (one group if it is larger), each group edited together
+on the unedited model. Prints a row a method and size: mean [95%] over facts, CPU seconds of a group; then each editor
+less each of the others on the same facts (`Scores.compare`, paired bootstrap). Facts edited together are not
+independent: an interval at a size with one group says how far another choice of facts would move the mean, not another
+group.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-SIZES, SINGLES, MAX_TOKENS = (1, 10, 100), 20, 40_000
 METRICS = {
     "success": "edit_success_tf_exact",
     "paraphrase": "paraphrase_tf_exact",
     "locality": "neighbourhood_same_argmax",
+    "score": "score_tf_token",
 }
-BESIDE: dict[str, dict[str, Any]] = {"ft": {}, "ft-m": {}, "memit": {"max_tokens": MAX_TOKENS}}
+MAX_TOKENS = 40_000
+OPTIONS: dict[str, dict[str, Any]] = {"memit": {"max_tokens": MAX_TOKENS}}
 
 
-def measured(given: dict[str, str]) -> None:
-    """Print a row a method and number of edits."""
+def measured(options: argparse.Namespace) -> None:
+    """Print the tables."""
     import kt
-    from kt.editing.hyper.train import split_records
     from kt.evaluation import Scores
 
     warnings.simplefilter("ignore")
-    model = kt.load("demo")
-    methods = dict(BESIDE)
-    for name, run in given.items():
-        path = Path(run) / "editor.safetensors"
-        methods[name] = {"editor": path}
-        told = kt.Editor.load(path).manifest
-    facts = split_records(model, kt.load_facts("demo"), told["settings"]["held_out"], told["seed"]).held_out
-    for size in SIZES:
-        count = SINGLES if size == 1 else size
-        some = facts[:: len(facts) // count][:count]
-        groups = [[fact] for fact in some] if size == 1 else [some]
+    editors = {name: Path(run) / "editor.safetensors" for name, run in (part.split("=", 1) for part in options.editors)}
+    methods = {name: OPTIONS.get(name, {}) for name in options.beside.split(",")}
+    methods |= {name: {"editor": path} for name, path in editors.items()}
+    model, facts = kt.load(options.model), test_facts(list(editors.values()), options.facts)
+    say(f"{options.model}: {len(facts)} facts of subjects that no editor was trained on or chosen by")
+    say(f"| edits | n | method | {' | '.join(METRICS)} | s |\n|{' --- |' * (len(METRICS) + 4)}")
+    gaps: list[str] = []
+    for size in (int(text) for text in options.sizes.split(",")):
+        if size > len(facts):
+            say(f"(no {size} edits: too few facts)")
+            continue
+        groups = [facts[at : at + size] for at in range(0, max(options.count // size, 1) * size, size)]
+        some = [fact for group in groups for fact in group]
         before = kt.evaluate(model, some, protocols=("tf",))
-        for method, options in methods.items():
-            seconds, scores = 0.0, []
+        scores = {}
+        for method, settings in methods.items():
+            seconds, parts = 0.0, []
             for group in groups:
                 start = time.process_time()
-                edit = kt.edit(model, group, method, check=False, **options)
+                edit = kt.edit(model, group, method, check=False, **settings)
                 seconds += time.process_time() - start
                 with edit.applied(model):
-                    scores.append(kt.evaluate(model, group, protocols=("tf",), before=before))
-            metrics = Scores.joined(scores).metrics
-            found = {name: metrics[metric].as_dict() for name, metric in METRICS.items()}
-            row = {"method": method, "edits": size, "cpu_seconds": seconds / len(groups), **found}
-            sys.stdout.write(line(row) + "\n")
-            sys.stdout.flush()
+                    parts.append(kt.evaluate(model, group, protocols=("tf",), before=before))
+            scores[method] = Scores.joined(parts)
+            found = cells(scores[method].metrics)
+            say(f"| {size} | {len(some)} | `{method}` | {found} | {seconds / len(groups):.2f} |")
+        for editor in editors:
+            done = list(editors)[: list(editors).index(editor) + 1]
+            others = [name for name in scores if name not in done]
+            gaps += [
+                f"| {size} | {len(some)} | `{editor}` - `{name}` | {cells(scores[editor].compare(scores[name]), '+')} |"
+                for name in others
+            ]
+    say(f"\n| edits | n | difference | {' | '.join(METRICS)} |\n|{' --- |' * (len(METRICS) + 3)}")
+    say("\n".join(gaps))
 
 
-def line(row: dict[str, Any]) -> str:
-    cells = [f"{row[n]['mean']:.2f} [{row[n]['ci95'][0]:.2f}, {row[n]['ci95'][1]:.2f}]" for n in METRICS]
-    return f"| {row['edits']} | {row['method']} | " + " | ".join([*cells, f"{row['cpu_seconds']:.2f}"]) + " |"
+def test_facts(editors: list[Path], source: str) -> list[Any]:
+    """The facts whose subjects every editor left alone, in a drawn order."""
+    import random
+
+    import kt
+
+    known = [kt.Editor.load(path) for path in editors]
+    facts, found = [fact.as_request() for fact in kt.load_facts(source)], []
+    random.Random(0).shuffle(facts)
+    for fact in facts:
+        seen = [editor.seen([fact]) or {"train": 1} for editor in known]
+        if not any(each["train"] or each["held_out"] for each in seen):
+            found.append(fact)
+    return found
+
+
+def cells(intervals: Any, sign: str = "") -> str:
+    found = [intervals[metric] for metric in METRICS.values()]
+    return " | ".join(f"{i.mean:{sign}.2f} [{i.low:{sign}.2f}, {i.high:{sign}.2f}]" for i in found)
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    measured(dict(part.split("=", 1) for part in sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("editors", nargs="+")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--facts", default="demo")
+    parser.add_argument("--sizes", default="1,10,100,1000")
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--beside", default="ft,ft-m,ft-l,memit")
+    measured(parser.parse_args())

@@ -66,6 +66,7 @@ def test_bad_input_of_training_is_one_line(kt, model_folder, records_file, facts
     for arguments, words in (
         (("train-editor", *model, "--facts", facts_file), "of 4 can train an editor"),
         (("train-editor", *model, *facts, "--limit", 12), "12 records of 12 can train"),
+        (("train-editor", *model, *facts, "--exclude", records_file), "24 of an excluded subject"),
         (("train-editor", *model, *facts, "--method", "memit"), "malmen, mend"),
         (("train-editor", *model, *facts, "--set", "speed=3"), "speed"),
         (("train-editor", *model, *facts, "--layers-mlp", "9"), "layers 0 to 2"),

@@ -1,6 +1,7 @@
 """Training an editor: its gradient through the model, its bytes, its file, and what is refused."""
 
 import random
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -27,7 +28,7 @@ def test_the_networks_gradient_is_that_of_the_outer_loss_through_the_edited_mode
     tiny = tiny_model("gpt2")  # others normalise in float32 whatever their dtype
     double = kt.load(tiny.module.double(), tokenizer=tiny.tokenizer)
     settings = TrainingSettings.of(method, {"rank": 3, "edits": 5, "c_edit": 1.0})
-    parts = Records(records(), [], {})
+    parts = Records(records(), [], [], {})
     training = _Training(double, method, _sites(double, method, (1, 2), None), parts, settings, 0, Journal())
     editor = training.editor
     for parameter in editor.networks.double().parameters():
@@ -86,15 +87,20 @@ def test_training_stops_when_held_out_records_gain_nothing(llama):
 def test_no_subject_is_on_both_sides_and_what_cannot_train_is_counted(llama):
     twice = [replace(fact, template="The capital of {} is") for fact in records()]
     spoilt = [replace(records()[0], target=None), replace(twice[0], rephrasings=()), replace(twice[1], neighbours=())]
+    spoilt.append(replace(twice[2], neighbours=(kt.Prompt(f"The age of {twice[2].subject} is"),)))
     parts = split_records(llama, [*records(), *twice, *spoilt, records()[3]], 0.25, seed=0)
     sides = [{fact.subject for fact in side} for side in (parts.train, parts.held_out)]
     assert not sides[0] & sides[1] and len(parts.train) + len(parts.held_out) == 48 and len(sides[1]) == 6
     assert parts.left_out == {
         "without a target": 1,
         "without a paraphrase": 1,
-        "without an unrelated prompt": 1,
+        "without an unrelated prompt": 2,
         "with an earlier one's prompt": 1,
     }
+    third = split_records(llama, records(), 0.2, 0, 0.07, exclude=records()[:2])
+    names = third.subjects()
+    assert [len(side) for side in names.values()] == [16, 4, 2] and third.left_out == {"of an excluded subject": 2}
+    assert len(set().union(*names.values()) - {"ana rome", "ana paris"}) == 22
     lot = Lot.drawn(parts.train, 8, random.Random(1))
     assert not any(fact.subject in prompt for fact in lot.facts for prompt, _, _ in lot.unrelated)
 
@@ -123,6 +129,40 @@ def test_the_file_is_read_whole_or_refused(llama, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_an_edit_says_how_many_of_its_subjects_the_editor_knew(llama, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path)
+    editor = kt.Editor.load(path)
+    split = editor.manifest["subjects"].items()
+    sides = {side: [f for f in records() if f.subject.casefold() in names] for side, names in split}
+    for some, known, warned in ((sides["test"], 0, False), (sides["train"][:2] + sides["held_out"][:1], 3, True)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            edit = kt.edit(llama, some, "malmen", editor=path, check=False)
+        seen = edit.manifest["editor_seen"]
+        assert seen["subjects"] == len(some) and seen["train"] + seen["held_out"] == known
+        words = "3 of 3 subjects were in the training of the editor"
+        assert any(words in str(each.message) for each in caught) is warned
+    editor.manifest.pop("subjects")  # files of before say nothing
+    assert kt.Editor.load(editor.save(tmp_path / "old")).seen(records()) is None
+
+
+def test_a_step_varies_prompts_and_targets_within_a_relation(llama):
+    facts = [replace(fact, relation=fact.subject[0]) for fact in records()]
+    settings = TrainingSettings.of("malmen", {"variety": 1.0, "edits": 4, "min_edits": 2})
+    parts = Records(facts, [], [], {})
+    training = _Training(llama, "malmen", _sites(llama, "malmen", (1,), None), parts, settings, 0, Journal())
+    draw, targets = random.Random(0), {}
+    assert {training._size(draw) for _ in range(99)} == {2, 3, 4}
+    for fact in facts:
+        varied = training._varied(fact, draw)
+        assert varied.prompt in fact.paraphrases and fact.prompt in varied.paraphrases
+        targets.setdefault(fact.relation, set()).add(varied.target)
+        assert varied.target in {other.target for other in facts if other.relation == fact.relation}
+    assert any(len(each) > 1 for each in targets.values())
+    plain = training._varied(replace(facts[0], rephrasings=("no place",)), random.Random(1))
+    assert plain.prompt == facts[0].prompt
+
+
 def test_an_edit_by_an_editor_is_an_ordinary_edit_in_factors(llama, tmp_path):
     path = editor_file(llama, "malmen", tmp_path)
     edit = kt.edit(llama, REQUESTS, "malmen", editor=path)
@@ -149,6 +189,9 @@ def test_what_does_not_fit_is_one_line(llama, tmp_path):
         (lambda: kt.train_editor(llama, records(), rnak=3), "rnak"),
         (lambda: kt.train_editor(llama, records(), steps=0), "steps"),
         (lambda: kt.train_editor(llama, records(), held_out=1.0), "held_out"),
+        (lambda: kt.train_editor(llama, records(), held_out=0.5, test=0.5), "test 0.5"),
+        (lambda: kt.train_editor(llama, records(), variety=1.5), "variety"),
+        (lambda: kt.train_editor(llama, records(), exclude=records()), "24 of an excluded subject"),
         (lambda: kt.train_editor(llama, records(), layers=(9,)), "layers 0 to 2"),
         (lambda: kt.train_editor(llama, records(), modules="mlp.nothing"), "nothing"),
     ):

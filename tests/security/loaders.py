@@ -55,6 +55,7 @@ def result_loaders(runs: Path) -> list[Loader]:
     from kt.capability import Abilities
     from kt.editing import Edit
     from kt.editing.closed_form.second_moment import Statistics
+    from kt.editing.hyper.editor import Editor
     from kt.editing.stack import load_stack
     from kt.evaluation import Scores
     from kt.experiments import Point, Sweep
@@ -92,6 +93,7 @@ def result_loaders(runs: Path) -> list[Loader]:
     tensors, json_files = mutations.tensor_files, mutations.json_files
     return [
         Loader("edit", one("edit/edit.safetensors"), edit_files, Edit.load),
+        Loader("trained editor", one("editor.safetensors"), edit_files, Editor.load),
         stack._replace(load=stacked),
         Loader("statistics", one("cache/cov-*.safetensors", "cov.safetensors"), tensors, moments),
         Loader("trace", one("heatmap/arrays.safetensors"), tensors, Trace.load),
@@ -233,8 +235,8 @@ REPORTED = (
 
 
 NAMES = (
-    *("facts, JSON", "facts, JSON lines", "facts, CSV", "corpus", "edit", "stack of edits", "statistics"),
-    *("trace", "probe", "residual", "balance", "scores", "steps", "sweep", "case study", "abilities"),
+    *("facts, JSON", "facts, JSON lines", "facts, CSV", "corpus", "edit", "trained editor", "stack of edits"),
+    *("statistics", "trace", "probe", "residual", "balance", "scores", "steps", "sweep", "case study", "abilities"),
     *("sweep's point", "word sets", "preset", "recipe", "config", "journal phase", "journal settings"),
     *("run folder's manifest.json", "run folder's results.json"),
     *(f"report: {file} of {command}" for command, file in REPORTED),

@@ -31,6 +31,7 @@ def make_runs(folder: Path) -> Path:
     assert not failed, failed
     _add_stack(folder)
     _add_abilities(folder)
+    _add_editor(folder)
     _add_journal(folder)
     return folder
 
@@ -53,6 +54,22 @@ def _add_abilities(folder: Path) -> None:
     shutil.copytree(folder / "case", folder / "abilities")
     (folder / "abilities" / "case.json").unlink()
     found.save(folder / "abilities" / "abilities.json")
+
+
+def _add_editor(folder: Path) -> None:
+    import torch
+
+    from kt.editing.hyper.editor import Editor, new_networks
+    from kt.editing.ultraedit import Running
+
+    score = {"mean": 0.5, "ci95": [0.25, 0.75], "n": 4}
+    check = {"step": 0, "loss": 1.5, "held_out_loss": 1.25, "success": score, "paraphrase": score, "locality": score}
+    told = {"method": "malmen", "model": "tiny", "revision": None, "dtype": "float32", "fingerprint": "0" * 64}
+    told |= {"sites": ["mlp.0", "mlp.1"], "shapes": ["3x4", "3x4"], "settings": {"rank": 2, "layers": 1}}
+    told |= {"n_train": 16, "n_held_out": 4, "best_step": 0, "history": [check]}
+    told["subjects"] = {"train": ["ana"], "held_out": ["bo"], "test": []}
+    networks, running = new_networks("malmen", told["shapes"], 2, 1), Running.of(torch.arange(14.0).reshape(2, 7))
+    Editor(networks, {"3x4": running}, told).save(folder / "editor.safetensors")
 
 
 def _add_journal(folder: Path) -> None:

@@ -64,6 +64,7 @@ def evaluate(options: EvalOptions) -> None:
     """Score a model, or a model with an edit, on a facts file."""
     arguments = questions(options)
     with session(options) as s:
+        from ..editing.hyper.editor import known_words
         from ..evaluation import distributions, evaluate
         from ..evaluation.perplexity import heldout_corpus
         from ..evaluation.scores import Comparison
@@ -97,6 +98,8 @@ def evaluate(options: EvalOptions) -> None:
         before = before.of_edited(facts, facts_from(edit.requests))
         if before.edited is not None:
             s.screen.say(f"kt: {before.about_records} by {options.edit}; success is that of these alone")
+        if known := known_words(edit.manifest.get("editor_seen")):
+            s.screen.say(f"kt: {known}")
         before.save(s.run.file(FILES["before"]))
         log_samples(s, scores["after"], before, model)
         compared = Comparison(before, **scores)

@@ -19,6 +19,10 @@ class TrainOptions(FigureOptions, LongRunOptions, FactOptions, ModelOptions):
         str | None,
         Opt("--modules", help="Linear maps that are written [default: malmen mlp (down_proj), mend all of the MLP's]."),
     ] = None
+    exclude: Annotated[
+        str | None,
+        Opt("--exclude", help="Facts that you will edit: records of their subjects are not trained on, nor checked."),
+    ] = None
     set: Annotated[
         str | None, Opt("--set", help="Training settings: steps=300,edits=32,lr=0.002,rank=64 (docs/train-editor.md).")
     ] = None
@@ -31,6 +35,7 @@ def train_editor(options: TrainOptions) -> None:
     layers = parse.layers(options.layers_mlp, "--layers-mlp")
     with session(options) as s:
         from ..editing.hyper.train import train_editor as train
+        from ..facts.load import read_facts
 
         def told(check: dict[str, Any]) -> None:
             scores = ", ".join(f"{n} {check[n]['mean']:.2f}" for n in ("success", "paraphrase", "locality"))
@@ -38,7 +43,9 @@ def train_editor(options: TrainOptions) -> None:
                 f"kt: step {check['step']}: loss {check['loss']:.3f}, held out {check['held_out_loss']:.3f} ({scores})"
             )
 
-        facts, model = s.load_facts(), s.load_model()
+        facts = s.load_facts()
+        exclude = read_facts(options.exclude).facts if options.exclude else []
+        model = s.load_model()
         with s.progress("training steps") as tick:
             editor = train(
                 model,
@@ -50,6 +57,7 @@ def train_editor(options: TrainOptions) -> None:
                 journal=s.journal(),
                 progress=tick,
                 on_check=told,
+                exclude=exclude,
                 **settings,
             )
         path = editor.save(s.run.file("editor.safetensors"))

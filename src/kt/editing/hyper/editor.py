@@ -11,6 +11,7 @@ The digest is an edit file's. Reading runs no code.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from ..._util.data import SCHEMA_VERSION, complete_file, read_arrays, save_arrays
 from ..._util.progress import Progress
+from ..._util.text import count
 from ...errors import BadFile, KtError, WorkFailed
 from ...facts.fact import Fact
 from ...model.memory import require_memory
@@ -52,6 +54,7 @@ FORM = {
     "n_train": int, "n_held_out": int, "best_step": int,
     "history": [{"step": int, "loss": float, "held_out_loss": float, "success": MEAN, "paraphrase": MEAN,
                  "locality": MEAN}],
+    "subjects": ({"train": [str], "held_out": [str], "test": [str]}, None),
 }  # fmt: skip
 TOKENS = 2048
 """The most (padded) tokens of one forward and backward; it bounds memory, and moves the result by rounding only."""
@@ -114,6 +117,17 @@ class Editor(Shown):
             total = total + network.surrogate(its, z, weight, gradients[site].cpu())
         return total
 
+    def seen(self, facts: Sequence[Fact]) -> dict[str, int] | None:
+        """How many of the facts' subjects it was trained on, and how many chose its settings and its last step; None
+        for a file that does not say."""
+        known = self.manifest.get("subjects")
+        if known is None:
+            return None
+        names = {subject_of(fact) for fact in facts}
+        return {"subjects": len(names)} | {
+            side: len(names.intersection(known[side])) for side in ("train", "held_out", "test")
+        }
+
     # Keeping ----------------------------------------------------------------------------------------------------
     @property
     def digest(self) -> str:
@@ -153,6 +167,8 @@ class Editor(Shown):
             if digest_of(arrays, manifest | {"kind": KIND}) != expected:
                 raise BadFile(f"{path}: was changed after it was written (its digest does not fit); {AGAIN}")
             counts, settings = manifest.pop("counts"), manifest["settings"]
+            if counts.keys() != set(manifest["shapes"]) or not 0 < settings["layers"] <= len(arrays):
+                raise ValueError("its networks are not those of its weights")
             with torch.device("meta"):  # nothing is allocated on the word of a file
                 networks = new_networks(manifest["method"], manifest["shapes"], settings["rank"], settings["layers"])
             prefix = "network/"
@@ -162,6 +178,9 @@ class Editor(Shown):
             except RuntimeError as error:
                 raise ValueError(str(error)) from error
             running = {s: Running(count, arrays[f"mean/{s}"], arrays[f"scatter/{s}"]) for s, count in counts.items()}
+            for shape, its in running.items():
+                if not its.mean.shape == its.scatter.shape == (sum(map(int, shape.split("x"))),):
+                    raise ValueError(f"its mean and scatter are not those of {shape} weights")
             if any(not bool(torch.isfinite(array).all()) for array in arrays.values()):
                 raise BadFile(f"{path}: a number is not finite; {AGAIN}")
         return cls(networks, running, manifest)
@@ -185,7 +204,8 @@ class Editor(Shown):
         ]
         told = self.manifest
         caption = (
-            f"{told['n_train']} records to train on, {told['n_held_out']} of other subjects held out; kept: step "
+            f"{told['n_train']} records to train on, {told['n_held_out']} of other subjects held out, "
+            f"{told.get('n_test', 0)} of others again left alone for a test; kept: step "
             f"{told['best_step']}. Scores: share of a held-out answer's tokens that are greedy, or (locality) stay"
         )
         columns = ["step", "loss", "held-out loss", "success", "paraphrases", "locality"]
@@ -229,10 +249,29 @@ def read_header(path: str | Path) -> dict[str, Any]:
             raise BadFile(f"{path}: holds {held}, expected {KIND}; {GIVE}")
         if version != SCHEMA_VERSION:
             raise BadFile(f"{path}: schema_version {str(version)[:20]}, but this kt reads {SCHEMA_VERSION}; {AGAIN}")
+        list(map(Site.parse, header["sites"] if fits(header.get("sites"), [str]) else ()))
         wrong = [name for name, form in FORM.items() if not fits(header.get(name), form)]
         if wrong or header["method"] not in NETWORKS or len(header["sites"]) != len(header["shapes"]):
             raise BadFile(f"{path}: its field {(wrong or ['method'])[0]!r} is not as kt writes it; {AGAIN}")
     return header
+
+
+def known_words(seen: Any) -> str | None:
+    """How many subjects of an edit its editor knew, from `Editor.seen` as the edit's manifest keeps it; None: none."""
+    if not fits(seen, {"subjects": int, "train": int, "held_out": int}):
+        return None
+    if not (known := seen["train"] + seen["held_out"]):
+        return None
+    verb = "was" if known == 1 else "were"
+    return (
+        f"{known} of {count(seen['subjects'], 'subject')} {verb} in the training of the editor that made this edit "
+        f"({seen['held_out']} of them in its checks only): scores on these say little about other subjects"
+    )
+
+
+def subject_of(fact: Fact) -> str:
+    """A subject as the split compares it."""
+    return fact.subject.casefold()
 
 
 def shape_of(pairs: Pairs) -> str:
@@ -301,7 +340,9 @@ class Learned:
         """No check yet: memory grows with the requests' tokens, and `solve` checks it after counting them."""
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
-        """Notes: `editor`, the digest of the editor's file.
+        """Notes: `editor`, the digest of the editor's file, and `editor_seen`, its `Editor.seen` of the facts.
+
+        Warns if the editor was trained on one of the subjects.
 
         Raises:
             WorkFailed: an update is not finite.
@@ -312,7 +353,10 @@ class Learned:
         for name, update in written.items():
             if not update.update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; train the editor on records like these")
-        return SolveResult(written, notes={"editor": editor.digest})
+        seen = editor.seen(facts)
+        if known := known_words(seen):
+            warnings.warn(known, stacklevel=2)
+        return SolveResult(written, notes={"editor": editor.digest, "editor_seen": seen})
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """No history: an editor remembers nothing of its edits."""

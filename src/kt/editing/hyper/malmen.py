@@ -36,7 +36,7 @@ class Layer(Residual):
 
 class Malmen(EditorNetwork):
     layer = Layer
-    recipe = Recipe(edits=64, efficacy=1.0, clip=1.0, prompts=False, modules="mlp")
+    recipe = Recipe(edits=128, clip=1.0, prompts=False, modules="mlp")
 
     def __init__(self, d_in: int, d_out: int, weights: int, rank: int, layers: int) -> None:
         super().__init__(d_in, d_out, weights, rank, layers)

@@ -28,7 +28,7 @@ class Layer(Residual):
 
 class Mend(EditorNetwork):
     layer = Layer
-    recipe = Recipe(edits=8, efficacy=0.1, clip=100.0, prompts=True, modules=None)
+    recipe = Recipe(edits=32, clip=100.0, prompts=True, modules=None)
 
     @torch.no_grad()
     def update(self, pairs: Pairs, z: Float[Tensor, "pair size"], weight: int) -> Update:

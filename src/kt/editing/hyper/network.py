@@ -24,7 +24,6 @@ class Recipe(NamedTuple):
     """A method's defaults in training, from its paper's code where they carry over."""
 
     edits: int
-    efficacy: float
     clip: float
     prompts: bool
     modules: str | None

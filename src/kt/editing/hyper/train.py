@@ -1,7 +1,7 @@
 """`kt.train_editor`: train MEND's or MALMEN's networks on records of an edit, its paraphrases and unrelated prompts.
 
-A step draws `edits` training records, a paraphrase and an unrelated prompt of each, makes ΔW of the edits' gradients
-at the unedited weights, writes it, and reads the outer loss there:
+A step draws from `min_edits` to `edits` training records, a paraphrase and an unrelated prompt of each, makes ΔW of
+the edits' gradients at the unedited weights, writes it, and reads the outer loss there:
 
     L = c_edit · mean -log p(target | paraphrase; W + ΔW)
       + c_loc · mean KL(p(· | unrelated; W) ‖ p(· | unrelated; W + ΔW))
@@ -10,8 +10,14 @@ Its gradient in ΔW goes through the method's mathematics by hand (network.py), 
 prompt that names a subject of the same step's edits is left out of it.
 
 Every `check_every` steps the same is read for held-out records, of other subjects, with what greedy decoding gives. The
-networks of the check with the least held-out loss are kept. A resumed run gives the same bytes: a step's draw depends
-on the seed and its number alone.
+networks of the check with the least held-out loss are kept: they were chosen by these records, so a third share of the
+subjects, the test, is left alone altogether. A resumed run gives the same bytes: a step's draw depends on the seed and
+its number alone.
+
+A record keeps its one target and prompt however often it is drawn, and a network could learn them by heart. So
+`variety` of the draws take the target of another training record of the same relation (or template), and as many change
+the prompt with a paraphrase. The number of records of a step is spread evenly over its logarithm: a network that has
+seen only large steps edits a lone request badly, and the other way round.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -30,7 +36,7 @@ from torch import Tensor
 from ..._util.progress import Progress
 from ..._util.text import count
 from ...errors import BadFact, KtError, WorkFailed
-from ...facts.fact import Fact
+from ...facts.fact import Fact, n_places
 from ...facts.load import facts_from
 from ...model.sites import Site
 from ...model.tokens import joint_text, token_ids
@@ -41,7 +47,7 @@ from ..fine_tune import Lesson, Question, lesson_of, unfrozen
 from ..methods import method_named
 from ..resolve import default_layers
 from ..ultraedit import Running
-from .editor import NETWORKS, Editor, new_networks, shape_of, site_pairs
+from .editor import NETWORKS, Editor, new_networks, shape_of, site_pairs, subject_of
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -51,6 +57,10 @@ FEWEST, FEWEST_HELD_OUT = 16, 4
 """Records to train on, and held out, at least."""
 STATISTICS = 1024
 """Training records whose pairs the inputs are normalised by, at most."""
+BLOCKS = 3
+"""Blocks that are written unless others are given, at least; MEND's, and half of MALMEN's in GPT-J."""
+RATES = 10.0
+"""log η and log λ learn so many times faster than the networks: they have further to go (MEND's code: 100 times)."""
 
 
 @dataclass(frozen=True)
@@ -60,36 +70,46 @@ class TrainingSettings:
     Attributes:
         rank: of the networks' layers (the papers: 1,920 for GPT-J).
         layers: of each network; the papers' two.
-        edits: records of a step, edited together; None is the method's (MALMEN 64, of the paper's 512; MEND 8).
-        lr: Adam's, of the networks.
-        c_edit: weight of the paraphrases' loss; None is the paper's (MALMEN 1, MEND 0.1).
-        c_loc: weight of the unrelated prompts' KL divergence.
+        edits: records of a step, edited together, at most; None is the method's (MALMEN 128, of the paper's 512;
+            MEND 32).
+        min_edits: at least; the same as `edits` is the papers' fixed number.
+        variety: share of the draws with another record's target, and share with a paraphrase as the prompt.
+        lr: Adam's, of the networks, at the first step; it falls to zero in a line over `steps`.
+        c_edit: weight of the paraphrases' loss (MEND's code: 0.1, for 100,000 steps).
+        c_loc: weight of the unrelated prompts' KL divergence (the papers: 1).
         clip: the largest norm of a step's gradient; None is the paper's (MALMEN 1, MEND 100).
         steps: at most.
         check_every: steps between checks on held-out records.
         patience: checks without a smaller held-out loss before training stops.
-        held_out: share of the subjects that are not trained on.
+        held_out: share of the subjects that the checks read.
+        test: share of the subjects that neither training nor any check sees.
         rows: prompts of one forward.
     """
 
     rank: int = 64
     layers: int = 2
     edits: int | None = None
+    min_edits: int = 1
+    variety: float = 0.5
     lr: float = 1e-3
-    c_edit: float | None = None
-    c_loc: float = 1.0
+    c_edit: float = 1.0
+    c_loc: float = 2.0
     clip: float | None = None
     steps: int = 500
     check_every: int = 25
     patience: int = 8
     held_out: float = 0.1
+    test: float = 0.1
     rows: int = 64
 
     def __post_init__(self) -> None:
         for spec in fields(self):
             check_value(spec.name, type_of(spec), getattr(self, spec.name), 1 if "int" in type_of(spec) else 0)
-        if not 0 < self.held_out < 1:
-            raise KtError(f"held_out {self.held_out:g} must be a share between 0 and 1")
+        if not 0 < self.held_out <= self.held_out + self.test < 1:
+            given = f"held_out {self.held_out:g} and test {self.test:g}"
+            raise KtError(f"{given} must be shares whose sum is below 1, the first above 0")
+        if self.variety > 1:
+            raise KtError(f"variety {self.variety:g} must be a share between 0 and 1")
 
     @classmethod
     def of(cls, method: str, values: Mapping[str, Any]) -> TrainingSettings:
@@ -97,16 +117,22 @@ class TrainingSettings:
         known, recipe = [spec.name for spec in fields(cls)], NETWORKS[method].recipe
         for name in values:
             one_of(name, known, "training setting")
-        own = {"edits": recipe.edits, "c_edit": recipe.efficacy, "clip": recipe.clip}
+        own = {"edits": recipe.edits, "clip": recipe.clip}
         return cls(**own | {name: value for name, value in values.items() if value is not None})
 
 
 class Records(NamedTuple):
-    """Records to train on and records of other subjects; how many were left out, by reason."""
+    """Records to train on, and of other subjects to check with and to test on; how many were left out, by reason."""
 
     train: list[Fact]
     held_out: list[Fact]
+    test: list[Fact]
     left_out: dict[str, int]
+
+    def subjects(self) -> dict[str, list[str]]:
+        """Of each side, as `Editor.seen` compares them."""
+        sides = {"train": self.train, "held_out": self.held_out, "test": self.test}
+        return {side: sorted({subject_of(fact) for fact in facts}) for side, facts in sides.items()}
 
 
 class Lot(NamedTuple):
@@ -117,8 +143,14 @@ class Lot(NamedTuple):
     unrelated: list[Question]
 
     @classmethod
-    def drawn(cls, records: Sequence[Fact], size: int, draw: random.Random) -> Lot:
-        facts = draw.sample(list(records), min(size, len(records)))
+    def drawn(
+        cls,
+        records: Sequence[Fact],
+        size: int,
+        draw: random.Random,
+        vary: Callable[[Fact, random.Random], Fact] = lambda fact, draw: fact,
+    ) -> Lot:
+        facts = [vary(fact, draw) for fact in draw.sample(list(records), min(size, len(records)))]
         alike: list[Question] = [(draw.choice(f.paraphrases), f.target or "", f.target_prefix) for f in facts]
         names = [fact.subject for fact in facts]
         near: list[Question] = []
@@ -151,6 +183,7 @@ def train_editor(
     journal: Journal | None = None,
     progress: Progress | None = None,
     on_check: Callable[[dict[str, Any]], Any] | None = None,
+    exclude: Sequence[Fact | Mapping[str, Any]] = (),
     **settings: Any,
 ) -> Editor:
     """Train an editor for a model.
@@ -158,10 +191,11 @@ def train_editor(
     Args:
         facts: records with a target (or a foil), a paraphrase and an unrelated prompt (a neighbour) at least.
         method: `malmen` or `mend`.
-        layers: whose maps it will write; None: the authors' last blocks of GPT-J, by relative depth.
+        layers: whose maps it will write; None: the authors' last blocks of GPT-J, by relative depth, three at least.
         modules: those maps, as in `Site`; None: down_proj (MALMEN), all maps of the MLP (MEND).
         journal: keeps the last check, from which an interrupted training goes on.
         on_check: called with each check's numbers.
+        exclude: facts that will be edited; records of their subjects are left out of training and checks.
         settings: fields of `TrainingSettings`.
 
     Returns:
@@ -176,7 +210,7 @@ def train_editor(
     model.require_weights("training an editor")
     chosen = TrainingSettings.of(method, settings)
     sites = _sites(model, method, layers, modules)
-    records = split_records(model, facts_from(facts), chosen.held_out, seed)
+    records = split_records(model, facts_from(facts), chosen.held_out, seed, chosen.test, facts_from(exclude))
     return _Training(model, method, sites, records, chosen, seed, journal or Journal()).run(progress, on_check)
 
 
@@ -187,17 +221,27 @@ def _sites(model: TracedModel, method: str, layers: Sequence[int] | None, module
     )
     if layers is None:
         layers = default_layers(model, method_named(method)(), "layers_mlp")
+        last = layers[-1]
+        layers = range(max(0, min(layers[0], last + 1 - BLOCKS)), last + 1)
     if not layers:
         raise KtError("no layers to write; give at least one")
     return model.in_order(model.site(name, layer) for name in maps for layer in layers)
 
 
-def split_records(model: TracedModel, facts: Sequence[Fact], share: float, seed: int) -> Records:
-    """The records that have all parts, split by subject.
+def split_records(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    held_out: float,
+    seed: int,
+    test: float = 0.0,
+    exclude: Sequence[Fact] = (),
+) -> Records:
+    """The records that have all parts, split by subject; `held_out` and `test` are shares of the subjects.
 
     Raises:
         KtError: too few.
     """
+    never = {subject_of(fact) for fact in exclude}
     usable: dict[str, Fact] = {}
     left_out: Counter[str] = Counter()
     for fact in facts:
@@ -206,27 +250,32 @@ def split_records(model: TracedModel, facts: Sequence[Fact], share: float, seed:
         except BadFact:
             left_out["without a target"] += 1
             continue
-        if not request.paraphrases or not request.neighbours:
+        apart = [near for near in request.neighbours if request.subject not in near.prompt]
+        if not request.paraphrases or not apart:
             left_out["without a paraphrase" if not request.paraphrases else "without an unrelated prompt"] += 1
+        elif subject_of(request) in never:
+            left_out["of an excluded subject"] += 1
         elif request.prompt in usable:
             left_out["with an earlier one's prompt"] += 1
         elif _too_long(model, request):
             left_out["longer than the model reads"] += 1
         else:
-            usable[request.prompt] = request
-    subjects = sorted({fact.subject.casefold() for fact in usable.values()})
+            usable[request.prompt] = replace(request, neighbours=tuple(apart))
+    subjects = sorted({subject_of(fact) for fact in usable.values()})
     random.Random(f"{seed}-split").shuffle(subjects)
-    held = set(subjects[: round(share * len(subjects))])
-    train = [fact for fact in usable.values() if fact.subject.casefold() not in held]
-    held_out = [fact for fact in usable.values() if fact.subject.casefold() in held]
-    if len(train) < FEWEST or len(held_out) < FEWEST_HELD_OUT:
+    first, last = round(held_out * len(subjects)), round((held_out + test) * len(subjects))
+    sides = dict.fromkeys(subjects[:first], 1) | dict.fromkeys(subjects[first:last], 2)
+    train, checked, tested = (
+        [fact for fact in usable.values() if sides.get(subject_of(fact), 0) == side] for side in range(3)
+    )
+    if len(train) < FEWEST or len(checked) < FEWEST_HELD_OUT:
         why = "".join(f", {n} {reason}" for reason, n in left_out.items())
         raise KtError(
             f"{count(len(usable), 'record')} of {len(facts)} can train an editor ({len(train)} to train on, "
-            f"{len(held_out)} held out{why}); it needs {FEWEST} and {FEWEST_HELD_OUT}, each with a target, a "
+            f"{len(checked)} held out{why}); it needs {FEWEST} and {FEWEST_HELD_OUT}, each with a target, a "
             "paraphrase and an unrelated prompt"
         )
-    return Records(train, held_out, dict(left_out))
+    return Records(train, checked, tested, dict(left_out))
 
 
 def _too_long(model: TracedModel, fact: Fact) -> bool:
@@ -265,12 +314,20 @@ class _Training:
             "seed": seed,
             "n_train": len(records.train),
             "n_held_out": len(records.held_out),
+            "n_test": len(records.test),
+            "subjects": records.subjects(),
             "left_out": records.left_out,
             "history": [],
             "best_step": 0,
         }
         self.editor = Editor(networks, {}, manifest)
-        self.adam = torch.optim.Adam(networks.parameters(), lr=settings.lr)
+        named = list(networks.named_parameters())
+        rates = [p for name, p in named if name.rpartition(".")[2].startswith("log_")]
+        others = [p for name, p in named if not name.rpartition(".")[2].startswith("log_")]
+        self.adam = torch.optim.Adam([{"params": others, "times": 1.0}, {"params": rates, "times": RATES}])
+        self.targets: dict[str, list[str]] = {}
+        for fact in records.train:
+            self.targets.setdefault(fact.relation or fact.template, []).append(fact.target or "")
         self.step = 0
         self.best: dict[str, Tensor] = {}
 
@@ -355,6 +412,23 @@ class _Training:
         assert self.settings.edits is not None
         return self.settings.edits
 
+    def _size(self, draw: random.Random) -> int:
+        fewest = min(self.settings.min_edits, self._edits)
+        return round(math.exp(draw.uniform(math.log(fewest), math.log(self._edits))))
+
+    def _varied(self, fact: Fact, draw: random.Random) -> Fact:
+        """The record, or one with another prompt or target."""
+        peers = self.targets[fact.relation or fact.template]
+        others = [n for n, text in enumerate(fact.rephrasings) if n_places(text) == 1]
+        if others and draw.random() < self.settings.variety:
+            texts, n = list(fact.rephrasings), draw.choice(others)
+            template, texts[n] = texts[n], fact.template
+            fact = replace(fact, template=template, rephrasings=tuple(texts))
+        if draw.random() < self.settings.variety:
+            target = draw.choice(peers)
+            fact = replace(fact, target=fact.target if target == fact.answer else target, target_aliases=())
+        return fact
+
     def _draw(self, what: object) -> random.Random:
         return random.Random(f"{self.seed}-{what}")
 
@@ -364,13 +438,16 @@ class _Training:
     def _learn(self) -> float:
         """One step; the outer loss before it."""
         self.step += 1
-        lot = Lot.drawn(self.records.train, self._edits, self._draw(self.step))
+        draw = self._draw(self.step)
+        lot = Lot.drawn(self.records.train, self._size(draw), draw, self._varied)
         pairs, _ = self._pairs(lot.facts)
         reading = self._read(lot, pairs, learns=True)
         self.adam.zero_grad()
         with torch.enable_grad():
             self.editor.surrogate(pairs, reading.gradients).backward()
         torch.nn.utils.clip_grad_norm_(self.editor.networks.parameters(), self.settings.clip or math.inf)
+        for group in self.adam.param_groups:
+            group["lr"] = self.settings.lr * group["times"] * (1 - (self.step - 1) / self.settings.steps)
         self.adam.step()
         return reading.loss
 
@@ -379,9 +456,11 @@ class _Training:
         draw, held_out = self._draw("check"), list(self.records.held_out)
         draw.shuffle(held_out)
         held_out = held_out[: max(self._edits, self.settings.rows)]
-        readings = []
-        for at in range(0, len(held_out), self._edits):
-            lot = Lot.drawn(held_out[at : at + self._edits], self._edits, draw)
+        readings, at = [], 0
+        while at < len(held_out):
+            size = self._size(draw)
+            lot = Lot.drawn(held_out[at : at + size], size, draw)
+            at += size
             readings.append((len(lot.facts), self._read(lot, self._pairs(lot.facts)[0], learns=False)))
         found = sum(n * reading.loss for n, reading in readings) / len(held_out)
         scores = {
@@ -409,9 +488,7 @@ class _Training:
                 model.write(names[site], update)
             for lesson in self._lessons(lot.paraphrases):
                 logp = lesson.log_probs(model)
-                loss = lesson.mean(-lesson.picked(logp)) * (
-                    (settings.c_edit or 0.0) * len(lesson.batch) / len(lot.paraphrases)
-                )
+                loss = lesson.mean(-lesson.picked(logp)) * (settings.c_edit * len(lesson.batch) / len(lot.paraphrases))
                 paraphrase += _greedy(lesson, logp.argmax(-1), lesson.targets.ids)
                 total += self._went(loss, learns)
             for lesson, old in zip(near, before, strict=True):
