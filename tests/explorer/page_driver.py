@@ -31,7 +31,9 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    async def open(self, path: Path, width: int = 1400, dark: bool = False, address: str = "", height: int = 1000) -> None:
+    async def open(
+        self, path: Path, width: int = 1400, dark: bool = False, address: str = "", height: int = 1000
+    ) -> None:
         """Open a file at a width, and wait until the explorer has drawn itself."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         await self.send("Emulation.setEmulatedMedia", features=scheme)
@@ -40,7 +42,9 @@ class Page:
         )
         await self.send("Page.navigate", url="about:blank")
         await self.send("Page.navigate", url=path.resolve().as_uri() + address)
-        await self.until("document.readyState === 'complete' && document.querySelector('#kt-explorer')?.dataset.ready === ''")
+        await self.until(
+            "document.readyState === 'complete' && document.querySelector('#kt-explorer')?.dataset.ready === ''"
+        )
 
     async def until(self, condition: str, seconds: float = 20) -> None:
         """Wait until an expression is true."""
@@ -53,13 +57,11 @@ class Page:
     async def click(self, selector: str) -> None:
         """Press the mouse on the middle of the first element that the selector finds."""
         place = await self.js(
-            f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center'}});"
+            f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center', behavior: 'instant'}});"
             " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
-            await self.send(
-                "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1
-            )
+            await self.send("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
 
     async def press(self, *keys: str) -> None:
         """Type keys, one after another."""
@@ -68,9 +70,11 @@ class Page:
             await self.send("Input.dispatchKeyEvent", type="keyDown", key=key, **({"text": text} if text else {}))
             await self.send("Input.dispatchKeyEvent", type="keyUp", key=key)
 
-    async def picture(self, path: Path) -> Path:
-        """The whole page as PNG."""
-        shot = await self.send("Page.captureScreenshot", captureBeyondViewport=True, format="png")
+    async def picture(self, path: Path, top: int = 0, bottom: int | None = None) -> Path:
+        """The whole page as PNG, or the part from `top` to `bottom`."""
+        width, height = await self.js("[document.documentElement.clientWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": top, "width": width, "height": (bottom or height) - top, "scale": 1}
+        shot = await self.send("Page.captureScreenshot", captureBeyondViewport=True, format="png", clip=clip)
         path.write_bytes(base64.b64decode(shot["data"]))
         return path
 

@@ -32,7 +32,9 @@ def lens(named: Sequence[tuple[str, Probe | Residual]], rows: Rows) -> dict[str,
         if layers and probe.layers != layers:
             continue  # another model's; its figures are in the report
         layers = probe.layers
-        state = states.setdefault(name, {"name": name, "facts": {}, "mean": _mean(probe), "n": int(probe.counted.sum())})
+        state = states.setdefault(
+            name, {"name": name, "facts": {}, "mean": _mean(probe), "n": int(probe.counted.sum())}
+        )
         for i, fact in enumerate(probe.facts):
             state["facts"].setdefault(rows.index(fact), _fact(probe, i))
     if not states:

@@ -89,7 +89,7 @@ def _write(runs: Sequence[Run], out: str | Path, title: str, sections: bool) -> 
         title or f"kt {'report' if sections else 'explore'}: {_about(runs)}",
         chapters,
         out,
-        meta=meta | {f"{name} version": version for name, version in versions().items()},
+        meta=meta | {"versions": ", ".join(f"{name} {version}" for name, version in versions().items())},
         summary=found.cards,
         lead=found.words,
         tone=found.tone,
@@ -191,7 +191,9 @@ def _sweep(sweep: Sweep) -> dict[str, Any]:
         rows = sorted((row for row in sweep.rows if row.series == name), key=lambda row: row.x)
         points = []
         for row in rows:
-            found = {panel: Interval.of(row.metrics[metric]) for panel, metric in panels.items() if metric in row.metrics}
+            found = {
+                panel: Interval.of(row.metrics[metric]) for panel, metric in panels.items() if metric in row.metrics
+            }
             values = {panel: [*short([v.mean, v.low, v.high]), v.n] for panel, v in found.items()}
             points.append({"x": short(row.x), "label": visible(row.label), "metrics": values})
         series.append({"name": visible(name), "points": points})

@@ -16,7 +16,7 @@ from ..report import Card
 from ..residual import Residual
 from ..stats import Interval
 from ..tracing import Balance, Trace
-from ..tracing.trace import KIND_TITLES, without_heads
+from ..tracing.trace import without_heads
 
 HEADLINES = 4
 SUCCESS = {
@@ -25,7 +25,10 @@ SUCCESS = {
     "efficacy_prob_success": "new answer above the old one",
     "edit_success_wild_contains": "free answers",
 }
-TONES = ("good", "mixed", "bad", "")
+TONES = ("good", "mixed", "bad")
+ORDER = (Comparison, Edit, Residual, Scores, Balance, Trace, Probe)
+AFTER_EDITS = ORDER.index(Scores)
+"""Results from here on add sentences only where nothing was edited."""
 
 
 class Verdict(NamedTuple):
@@ -45,8 +48,9 @@ def verdict(results: Sequence[Any]) -> Verdict:
     tones: list[str] = []
     for result in sorted(results, key=_order):
         said, found = _of(result)
-        sentences += said
-        cards += [card for card in found if card.name not in {other.name for other in cards}]
+        if not (sentences and _order(result) >= AFTER_EDITS):
+            sentences += said
+        cards += [card for card in found if _about(card) not in map(_about, cards)]
         if isinstance(result, Edit) and result.verdict is not None:
             warnings += result.verdict.warnings
             share = result.verdict.changed / max(1, result.verdict.requests)
@@ -55,9 +59,17 @@ def verdict(results: Sequence[Any]) -> Verdict:
     return Verdict(" ".join(sentences), tone, tuple(warnings), tuple(cards[:HEADLINES]))
 
 
+NAMES = {"mlp": "MLP", "attn": "attention"}
+SAME = {"facts changed": "edit success", "neighbours kept": "locality"}
+"""Cards of an edit that say less than those of its scores."""
+
+
+def _about(card: Card) -> str:
+    return SAME.get(card.name, card.name)
+
+
 def _order(result: Any) -> int:
-    kinds = (Edit, Comparison, Scores, Residual, Balance, Trace, Probe)
-    return next((i for i, kind in enumerate(kinds) if isinstance(result, kind)), len(kinds))
+    return next((i for i, kind in enumerate(ORDER) if isinstance(result, kind)), len(ORDER))
 
 
 def _of(result: Any) -> tuple[list[str], list[Card]]:
@@ -69,7 +81,7 @@ def _of(result: Any) -> tuple[list[str], list[Card]]:
         lead = f"{result.score.mean:.0%} of the old answers' lead over other answers is left"
         known = math.isfinite(result.score.mean)
         return [lead + "."] if known else [], [Card("residual score", result.score, "0 is none, 1 all")]
-    if isinstance(result, Balance):
+    if isinstance(result, Balance) and math.isfinite(result.alpha):
         return [f"Attention does {result.alpha:.0%} of the recall (α {result.alpha:.3f})."], list(result.headline())
     if isinstance(result, Trace):
         return _trace(result)
@@ -103,29 +115,31 @@ def _scores(scores: Scores | Comparison) -> tuple[list[str], list[Card]]:
     after = scores.after if isinstance(scores, Comparison) else scores
     cards = []
     name = next((name for name in SUCCESS if name in after.metrics), None)
-    if name is not None and isinstance(scores, Comparison):
-        before = scores.before.metrics.get(name)
+    if name is not None:
+        before = scores.before.metrics.get(name) if isinstance(scores, Comparison) else None
         was = "" if before is None else f"; {before.mean:.3f} before"
         cards.append(Card("edit success", after.metrics[name], SUCCESS[name] + was))
-    for metric, title in (("neighbourhood_same_argmax", "locality"), ("paraphrase_tf_exact", "rephrased")):
+    for metric, title in (("neighbourhood_same_argmax", "locality"), ("perplexity_heldout", "perplexity")):
         if metric in after.metrics:
             cards.append(Card(title, after.metrics[metric]))
-    return [], cards
+    if isinstance(scores, Comparison) or name is None:
+        return [], cards
+    return [f"{after.about_records} scored: the new answer is given by {after.metrics[name].mean:.0%}."], cards
 
 
 def _trace(trace: Trace) -> tuple[list[str], list[Card]]:
     """Which module at which layer brings most back, at which token."""
     metric, parts, cards = trace.metrics[-1], [], []
-    for kind in [kind for kind in without_heads(trace) if kind in ("mlp", "attn")]:
+    for kind in [kind for kind in without_heads(trace) if kind in NAMES]:
         means = trace.by_role(kind, metric, n_boot=200)
         if np.isnan(means.mean).all():
             continue
         row, layer = np.unravel_index(int(np.nanargmax(means.mean)), means.mean.shape)
         top = Interval(*(float(part[row, layer]) for part in (means.mean, means.low, means.high)), int(means.n[row]))
-        role = means.roles[row].replace("_", " ")
-        parts.append(f"{KIND_TITLES[kind]} in layer {layer} at the {role} token ({top.mean:.2f})")
-        cards.append(Card(f"strongest {KIND_TITLES[kind]}", f"layer {layer}", f"{top.mean:.3f} at {role}"))
-    n = count(trace.n_facts, "fact")
-    what = "takes most away" if trace.metadata["direction"] == "noise" else "brings most of the answer back"
-    words = [f"Over {n} traced, {what}: {'; '.join(parts)}."] if parts else []
+        at = f"at the {means.roles[row].replace('_', ' ')} token"
+        parts.append(f"{NAMES[kind]} in layer {layer} {at} ({top.mean:.2f})")
+        cards.append(Card(f"strongest {NAMES[kind]}", f"layer {layer}", f"{top.mean:.3f} {at}"))
+    lost = trace.metadata["direction"] == "noise"
+    what = "Most of the answer is lost without" if lost else "Most of the answer comes back with"
+    words = [f"{count(trace.n_facts, 'fact')} traced. {what} {' and '.join(parts)}."] if parts else []
     return words, [*cards, Card("facts traced", trace.n_facts)]

@@ -39,10 +39,9 @@ function neighbours(fact) {
 }
 
 function weights(data, width) {
-  if (!data.edits.length) return null;
-  const c = palette(), colours = { mlp: c.new, attn: c.old };
+  const c = palette();
   return data.edits.map((edit, i) => {
-    const given = edit.weights.map((weight) => ({ name: weight.short, value: weight.relative, colour: colours[weight.kind] ?? c.muted }));
+    const given = edit.weights.map((weight) => ({ name: weight.short, value: weight.relative, colour: c.accent }));
     return h("section", { class: "x-card" }, figure({
       name: `weights-${i + 1}`, title: "Size of the update, ‖ΔW‖/‖W‖", note: `${edit.name}${edit.alpha === null ? "" : `, α ${number(edit.alpha)}`}`,
       svg: bars({ bars: given, width, aria: `Relative size of the update of ${count(given.length, "weight")}`, shown: (value) => number(value) }),
@@ -82,7 +81,8 @@ export function belowPanel(data) {
     const fact = data.facts[chosenFact()];
     const column = panel.clientWidth > 900 ? panel.clientWidth / 2 - 8 : panel.clientWidth || 640;
     const width = Math.min(640, Math.max(280, column - 34));
-    panel.replaceChildren(...[texts(fact), neighbours(fact), weights(data, width), sweeps(data, width), missing(data)].flat().filter(Boolean));
+    const columns = [[texts(fact), weights(data, width)], [neighbours(fact), sweeps(data, width), missing(data)]];
+    panel.replaceChildren(...columns.map((cards) => h("div", { class: "x-column" }, cards)));
   };
   return { panel, draw };
 }

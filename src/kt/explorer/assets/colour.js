@@ -1,9 +1,10 @@
-// Colours of cells. Viridis (van der Walt and Smith, CC0) is read by every kind of colour vision and falls evenly in
-// lightness; blue and orange stand for below and above zero. Zero is always the end that is nearest to the page.
+// Colours of cells. Viridis (van der Walt and Smith, CC0) is read by every kind of colour vision and changes evenly in
+// lightness; its first steps are replaced so that zero has nearly the colour of the page. Blue and orange stand for below
+// and above zero.
 
 import { isDark } from "./dom.js";
 
-const VIRIDIS = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+const DARK = ["#1f2330", "#32316a", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
 const PALE = ["#fbfbf0", "#e6f0c0", "#b5dd8f", "#6ec58a", "#35a58c", "#26828e", "#31688e", "#3e4989", "#482878", "#440154"];
 const BLUE = ["#d3e3f1", "#92bfe0", "#4a90c4", "#1f5f99", "#0b3566"];
 const ORANGE = ["#fbe3cc", "#f6b880", "#e5833a", "#b35806", "#6b3000"];
@@ -20,13 +21,13 @@ function between(colours, share) {
 
 /**
  * A scale for numbers: {colour(value), low, high, diverging}.
- * It diverges where asked to, or where a quarter of the top lies below zero.
+ * It diverges where asked to, or (without a `low` end) where a quarter of the top lies below zero.
  */
 export function scaleOf(numbers, { diverging = false, low = null, high = null } = {}) {
   const known = numbers.filter((value) => value !== null && Number.isFinite(value));
   const top = high ?? Math.max(1e-9, ...known), bottom = low ?? Math.min(0, ...known);
-  const [up, down, plain] = isDark() ? [ORANGE_DARK, BLUE_DARK, VIRIDIS] : [ORANGE, BLUE, PALE];
-  if (diverging || bottom < -0.25 * top) {
+  const [up, down, plain] = isDark() ? [ORANGE_DARK, BLUE_DARK, DARK] : [ORANGE, BLUE, PALE];
+  if (diverging || (low === null && bottom < -0.25 * top)) {
     const end = Math.max(Math.abs(top), Math.abs(bottom));
     const middle = isDark() ? "#20252d" : "#f7f7f5";
     const colour = (value) => value === 0 ? middle : between([middle, ...(value > 0 ? up : down)], Math.abs(value) / end);
@@ -34,6 +35,6 @@ export function scaleOf(numbers, { diverging = false, low = null, high = null } 
   }
   const start = low ?? 0;
   const below = bottom < start ? bottom : null; // small and negative: blue, in steps as large as above zero
-  const colour = (value) => value >= start ? between(plain, (value - start) / (top - start)) : between(down, -value / top);
+  const colour = (value) => value >= start ? between(plain, (value - start) / (top - start || 1)) : between([plain[0], ...down], -value / top);
   return { colour, low: start, high: top, below, diverging: false };
 }

@@ -5,7 +5,7 @@ import { get, set } from "./state.js";
 import { key, lines } from "./chart.js";
 import { choice, figure, menu } from "./figure.js";
 import { chosenFact } from "./facts.js";
-import { pinned } from "./map.js";
+import { pinned, strongest } from "./map.js";
 import { LENS, lensOf, metric, view } from "./views.js";
 
 const SITES = ["resid", "attn", "mlp"], POSITIONS = ["subject_last", "prediction"];
@@ -16,8 +16,7 @@ function pairs(list) {
 
 function cell(data, seen) {
   const pin = pinned(seen);
-  if (!pin) return h("p", { class: "x-note" }, "Click a cell of the map (or Enter on it) to pin it here.");
-  const [r, l] = pin, at = (values) => values?.[r]?.[l];
+  const [r, l] = pin ?? strongest(seen), at = (values) => values?.[r]?.[l];
   const spread = seen.low
     ? ["95% interval", at(seen.low) === null ? "–" : `${number(at(seen.low))} to ${number(at(seen.high))} over ${at(seen.n)} facts`]
     : seen.sd && ["± SD", `${number(at(seen.sd))} over ${seen.trace.draws} noise draws`];
@@ -32,7 +31,7 @@ function cell(data, seen) {
     h("p", { class: "x-pin" }, h("span", { class: "x-big" }, seen.shown(at(seen.values))), h("span", {}, `${seen.title}, layer ${seen.layers[l]}, ${seen.rowWord} “${seen.rows[r].trim()}”`)),
     h("p", { class: "x-note" }, seen.unit),
     pairs([spread, q !== null && q !== undefined && ["q (differs from 0)", number(q)], ...others.map(([label, value]) => [`${label}, same cell`, value])]),
-    h("button", { type: "button", onclick: () => set({ cell: "" }) }, "Unpin"),
+    pin ? h("button", { type: "button", onclick: () => set({ cell: "" }) }, "Unpin") : h("p", { class: "x-note" }, "Click a cell of the map, or press Enter on it, to see that one."),
   ];
 }
 
@@ -74,24 +73,15 @@ function lensPart(data, seen, width) {
     chart("rank", "Rank (0 is the top)", { scale: "rank" }), chart("prob", "Probability", { low: 0 }), here];
 }
 
-function outcome(fact) {
-  if (!fact?.prob) return null;
-  const c = [["new answer", fact.prob, "x-new"], ["old answer", fact.oldProb, "x-old"]].filter(([, pair]) => pair);
-  return h("table", { class: "x-small" }, h("caption", {}, "Probability of the whole answer"), h("thead", {}, h("tr", {}, ["", "before", "after"].map((name) => h("th", { scope: "col", class: name ? "number" : null }, name)))),
-    h("tbody", {}, c.map(([name, pair, kind]) => h("tr", {}, h("th", { scope: "row" }, h("span", { class: kind }, name)), pair.map((value) => h("td", { class: "number" }, number(value)))),
-    ), fact.rank ? h("tr", {}, h("th", { scope: "row" }, "new answer's rank"), fact.rank.map((value) => h("td", { class: "number" }, rank(value)))) : null));
-}
-
 export function detailPanel(data) {
   const panel = h("section", { class: "x-detail", "aria-label": "Pinned cell and answers by layer" });
   const draw = () => {
     const value = panel.contains(document.activeElement) && document.activeElement.dataset.value;
     const menuFocused = panel.contains(document.activeElement) && document.activeElement.tagName === "SELECT";
-    const seen = tabs(data) ? view(data) : null, fact = data.facts[chosenFact()];
+    const seen = tabs(data) ? view(data) : null;
     const width = Math.min(560, Math.max(280, (panel.clientWidth || 360) - 34));
     panel.replaceChildren(...[
-      outcome(fact),
-      seen ? [h("h3", {}, "Cell"), cell(data, seen)] : null,
+      seen ? [h("h3", {}, pinned(seen) ? "Pinned cell" : "Strongest cell"), cell(data, seen)] : null,
       data.lens ? [h("h3", {}, "Old and new answer through the layers"), lensPart(data, seen, width)] : null,
     ].flat(3).filter(Boolean));
     panel.hidden = !panel.children.length;

@@ -56,7 +56,7 @@ function heading(key, name, help) {
   const next = by === "ascending" ? "-" + key : by === "descending" ? "" : key;
   const arrow = by === "ascending" ? " ↑" : by === "descending" ? " ↓" : "";
   return h("th", { scope: "col", "aria-sort": by ?? "none", class: key === "fact" || key === "state" ? null : "number" },
-    h("button", { type: "button", title: help, onclick: () => set({ sort: next }) }, name + arrow));
+    h("button", { type: "button", title: help, "aria-label": name ? null : help, onclick: () => set({ sort: next }) }, name + arrow));
 }
 
 function row(index) {
@@ -96,6 +96,9 @@ function draw() {
   all.textContent = `Show ${hidden} more`;
   note.textContent = visible.length === data.facts.length ? data.about : `${visible.length} of ${count(data.facts.length, "fact")}`;
   if (focused) body.querySelector("[tabindex='0']").focus();
+  const chosen = body.querySelector("[aria-selected='true']"), list = body.closest(".x-list");
+  if (chosen && list && (chosen.offsetTop < list.scrollTop + head.offsetHeight || chosen.offsetTop + chosen.offsetHeight > list.scrollTop + list.clientHeight))
+    list.scrollTop = chosen.offsetTop - list.clientHeight / 3;
 }
 
 function move(event) {
@@ -121,7 +124,6 @@ export function step(by) {
   const order = [-1, ...visible], at = order.indexOf(chosenFact());
   const next = order[Math.min(order.length - 1, Math.max(0, at + by))];
   set({ fact: next === -1 ? "all" : next, cell: "" });
-  body.querySelector("[aria-selected='true']")?.scrollIntoView({ block: "nearest" });
 }
 
 /** Numbers as CSV: every fact, before and after. */
@@ -155,6 +157,5 @@ export function factsPanel(given) {
     h("div", { class: "x-bar" }, find, show, h("button", { type: "button", onclick: () => saveCsv("facts", csv()), "aria-label": "Facts as CSV" }, "CSV")),
     h("div", { class: "x-scroll x-list" }, h("table", { role: "grid", "aria-label": "Facts, one a row" }, head, body), all),
     note);
-  draw();
   return { panel, draw, find, sync: () => ((find.value = get("find")), (show.value = get("show"))) };
 }

@@ -82,5 +82,6 @@ new ResizeObserver(() => {
   wide = root.clientWidth;
   draw();
 }).observe(root);
+facts.draw();
 draw();
 root.dataset.ready = "";

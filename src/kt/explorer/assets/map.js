@@ -1,6 +1,6 @@
 // Tokens (or heads, or sites) down, layers across. A click or Enter pins a cell; arrow keys move.
 
-import { h, palette, s } from "./dom.js";
+import { h, number, palette, rank, s } from "./dom.js";
 import { get, set } from "./state.js";
 import { scaleOf } from "./colour.js";
 import { choice, figure } from "./figure.js";
@@ -13,6 +13,14 @@ const FONT = "Inter, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif";
 export function pinned(seen) {
   const [row, layer] = get("cell").split(".").map(Number);
   return get("cell") && seen && row < seen.rows.length && layer < seen.layers.length ? [row, layer] : null;
+}
+
+/** The cell with the largest value, which stands in for a pinned one. */
+export function strongest(seen) {
+  const cells = seen.values.flatMap((row, r) => row.map((value, l) => [r, l, value === null ? -1 : Math.abs((seen.paint ?? ((v) => v))(value))]));
+  const size = (cell) => (seen.kind === LENS && !seen.difference && metricIsRank(seen) ? -cell[2] : cell[2]);
+  const best = cells.reduce((one, other) => (size(other) > size(one) ? other : one), cells[0]);
+  return [best[0], best[1]];
 }
 
 function short(text, most) {
@@ -38,9 +46,9 @@ function drawing(seen, width, say) {
   const c = palette();
   const paint = seen.paint ?? ((value) => value);
   const painted = seen.scaled.filter((value) => value !== null).map(paint);
-  const scale = scaleOf(painted, { diverging: seen.difference, ...(metricIsRank(seen) ? { low: Math.min(...painted), high: Math.max(0, ...painted) } : {}) });
-  const most = width < 520 ? 14 : 24;
-  const labels = seen.rows.map((text) => short(text.replace(/^ /, "·").replaceAll("↵", "↵"), most));
+  const scale = scaleOf(painted, { diverging: seen.difference, ...(metricIsRank(seen) ? { low: Math.min(-1e-9, ...painted), high: 0 } : {}) });
+  const most = width < 380 ? 15 : 24;
+  const labels = seen.rows.map((text) => short(text.replace(/^ /, "·"), most));
   const left = Math.min(0.42 * width, 16 + 7.1 * Math.max(...labels.map((text) => [...text].length)));
   const across = Math.max(5, Math.min(46, (width - left - 8) / seen.layers.length));
   const down = seen.rows.length > 24 ? 15 : 24;
@@ -50,11 +58,14 @@ function drawing(seen, width, say) {
   const pin = pinned(seen);
   const text = (x, y, value, more) => s("text", { x, y, "font-family": FONT, "font-size": 12, fill: c.muted, ...more }, value);
   const parts = [];
-  for (const layer of seen.edited) {
-    const at = seen.layers.indexOf(layer);
-    if (at < 0) continue;
-    parts.push(s("path", { d: `M${left + at * across + across / 2 - 4.5} 6h9l-4.5 7z`, fill: c.mark }));
-    parts.push(s("rect", { x: left + at * across + gap / 2, y: top - 2, width: across - gap, height: down * seen.rows.length + 2, fill: "none", stroke: c.mark, "stroke-width": 1.5, "stroke-dasharray": "3 3", rx: 2, "pointer-events": "none" }));
+  const runs = []; // neighbouring edited layers stand in one frame
+  for (const at of seen.layers.map((_, l) => l).filter((l) => seen.edited.includes(seen.layers[l]))) {
+    if (runs.length && runs.at(-1)[1] === at - 1) runs.at(-1)[1] = at;
+    else runs.push([at, at]);
+  }
+  for (const [first, last] of runs) {
+    for (let at = first; at <= last; at += 1) parts.push(s("path", { d: `M${left + at * across + across / 2 - 4.5} 5h9l-4.5 7z`, fill: c.mark }));
+    parts.push(s("rect", { x: left + first * across - 1.5, y: top - 2.5, width: (last - first + 1) * across + 1.5, height: down * seen.rows.length + 3, fill: "none", stroke: c.mark, "stroke-width": 1.5, "stroke-dasharray": "4 3", rx: 3, "pointer-events": "none" }));
   }
   const rows = seen.rows.map((name, r) => {
     const inSubject = seen.subject.includes(r);
@@ -74,7 +85,7 @@ function drawing(seen, width, say) {
   const cursor = s("rect", { width: across - gap + 3, height: down - gap + 3, fill: "none", stroke: c.ink, "stroke-width": 2, rx: 3, visibility: "hidden", "pointer-events": "none" });
   const ring = pin && s("rect", { x: left + pin[1] * across - 2, y: top + pin[0] * down - 2, width: across - gap + 4, height: down - gap + 4, fill: "none", stroke: c.accent, "stroke-width": 3, rx: 4, "pointer-events": "none" });
   const svg = s("svg", { viewBox: `0 0 ${total.toFixed(1)} ${height}`, width: total.toFixed(1), height, tabindex: 0, role: "grid", "aria-label": `${seen.title}: ${seen.rowWord}s down, layers across. Arrow keys move, Enter pins a cell.` },
-    rows, s("g", { "aria-hidden": true }, axis, text(left + (across * seen.layers.length) / 2, height - 5, "layer", { "text-anchor": "middle" }), parts), ring, cursor);
+    rows, s("g", { "aria-hidden": true }, axis, text(left + (across * seen.layers.length) / 2, height - 5, "layer", { "text-anchor": "middle" }), parts), s("g", { "aria-hidden": true }, ring, cursor));
   let at = pin ?? [0, 0];
   const place = ([r, l]) => {
     at = [r, l];
@@ -154,11 +165,20 @@ export function mapPanel(data) {
       shape.querySelector(".x-draw").after(readout, legend(seen, scale));
       if (seen.edited.length) shape.querySelector(".x-legend").append(h("span", { class: "x-note" }, h("span", { class: "x-edited" }, "▼"), ` edited: layer ${seen.edited.join(", ")}`));
     }
-    panel.replaceChildren(title, strip, controls, h("div", { id: "x-map", role: "tabpanel", "aria-labelledby": `x-tab-${tab(data)}` }, inside));
+    inside.push(outcome(fact));
+    panel.replaceChildren(title, strip, controls, h("div", { id: "x-map", role: "tabpanel", "aria-labelledby": `x-tab-${tab(data)}` }, inside.filter(Boolean)));
     if (focused === "svg") panel.querySelector("svg[tabindex]")?.focus();
     else if (pressed) panel.querySelector(`[data-value="${CSS.escape(pressed)}"]`)?.focus();
   };
   return { panel, draw };
+}
+
+function outcome(fact) {
+  if (!fact?.prob) return null;
+  const answers = [["new answer", fact.prob, "x-new"], ["old answer", fact.oldProb, "x-old"]].filter(([, pair]) => pair);
+  return h("table", { class: "x-small" }, h("caption", {}, "Probability of the whole answer"), h("thead", {}, h("tr", {}, ["", "before", "after"].map((name) => h("th", { scope: "col", class: name ? "number" : null }, name)))),
+    h("tbody", {}, answers.map(([name, pair, kind]) => h("tr", {}, h("th", { scope: "row" }, h("span", { class: kind }, name)), pair.map((value) => h("td", { class: "number" }, number(value)))),
+    ), fact.rank ? h("tr", {}, h("th", { scope: "row" }, "new answer's rank"), fact.rank.map((value) => h("td", { class: "number" }, rank(value)))) : null));
 }
 
 function traceCommand(data, fact) {

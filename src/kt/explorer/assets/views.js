@@ -113,7 +113,7 @@ function headsAt(own) {
   return known.includes(get("at")) ? get("at") : known[0];
 }
 
-const POINTS = ["subject_last", "prediction"], SITES = ["resid", "attn", "mlp"];
+const POINTS = { subject_last: "subject", prediction: "last token" }, SITES = { resid: "residual", attn: "attention", mlp: "MLP" };
 
 /** rank or prob of an answer in a state of the lens: [position][kind][layer]. */
 export function lensOf(data, state, name, answer) {
@@ -134,7 +134,7 @@ function lensView(data) {
   const which = answer ? "new answer" : "old answer";
   return {
     kind: LENS, difference, values, layers: data.lens.layers, one: chosenFact() >= 0,
-    rows: POINTS.flatMap((position) => SITES.map((site) => `${data.lens.kinds[site]}, ${position === "prediction" ? "last token" : "subject"}`)),
+    rows: Object.values(POINTS).flatMap((position) => Object.values(SITES).map((site) => `${site}, ${position}`)),
     subject: [0, 1, 2], rowWord: "site", edited: [],
     paint: !difference && name === "rank" ? (value) => -Math.log10(1 + value) : (value) => value,
     scaled: values.flat(), unit: difference ? (name === "rank" ? "log₁₀ of 1 + rank, after less before" : "probability, after less before") : `${name === "rank" ? "rank (0 is the top)" : "probability"} of the ${which}`,
