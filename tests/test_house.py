@@ -194,6 +194,7 @@ LAYERS = [
     {"probing"},
     {"editing"},
     {"presets", "residual", "experiments", "capability", "export"},
+    {"explorer"},
     {"recipes", "demo"},
     {"cli"},
 ]

@@ -20,7 +20,12 @@ FLAGS = (
 LOOK = """
 const FRAMES = [...document.querySelectorAll("iframe")];
 const URLS = ["href", "xlink:href", "src", "srcset", "data", "action", "formaction", "poster", "background"];
-const ready = frame => frame.contentDocument.readyState === "complete"
+const OURS = ["kt-draw", "kt-data", "kt-app"];  // at most one element each counts as the page's own script
+function unfolded(page) {
+  for (const details of page.querySelectorAll("details")) details.open = true;
+  return true;
+}
+const ready = frame => frame.contentDocument.readyState === "complete" && unfolded(frame.contentDocument)
   && [...frame.contentDocument.querySelectorAll(".plotly-graph-div")].every(div => div.querySelector(".main-svg"));
 const hovered = FRAMES.map(() => 0);
 function hover(frame, number) {  // the labels of one trace a figure; they are drawn a moment later
@@ -41,7 +46,8 @@ function look(frame, place) {
     figures: page.querySelectorAll(".plotly-graph-div .main-svg").length,
     urls: attributes.filter(([, name]) => URLS.includes(name)),
     handlers: attributes.filter(([, name]) => name.startsWith("on")),
-    scripts: page.querySelectorAll("script").length, charts: page.querySelectorAll(".plotly-graph-div").length,
+    scripts: page.querySelectorAll("script").length - OURS.filter(id => page.getElementById(id)).length,
+    charts: page.querySelectorAll(".plotly-graph-div").length,
     fetched: frame.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name),
   };
 }

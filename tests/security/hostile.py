@@ -155,5 +155,5 @@ def run_everything(
         wanted = [name for name in commands if not only or name in only]
         ran = [run(*commands[name]) for name in wanted]
         made = [name for name in wanted if Path(name).is_dir()]
-        ran.append(run("report", *made, "-o", "report.html"))
+        ran += [run(page, *made, "-o", f"{page}.html") for page in ("report", "explore")]
     return Hostile(folder, tuple(ran))

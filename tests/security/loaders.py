@@ -197,7 +197,7 @@ def run_loaders(runs: Path) -> list[Loader]:
 
     def reported(command: str) -> Callable[[Path], object]:
         def write(path: Path) -> object:
-            from kt.runs.report import write_report
+            from kt.explorer import write_report
 
             for file in (runs / command).iterdir():
                 if file.is_file() and file.suffix != ".html" and not (path.parent / file.name).exists():

@@ -35,7 +35,8 @@ def demo(options: DemoOptions) -> None:
         facts, model = s.load_facts(), s.load_model()
         from ..demo.loop import run_loop
         from ..evaluation.scores import Comparison
-        from ..runs.report import write_report
+        from ..explorer import write_report
+        from ..runs.report import Run
 
         warnings.simplefilter("ignore", FailedCheck)  # said behind the edit's tables
         loop = run_loop(
@@ -49,7 +50,8 @@ def demo(options: DemoOptions) -> None:
         )
         loop.save(s.run.folder)
         s.run.results = results_of_loop(loop, s.path)
-        write_report([s.run.folder], s.run.file(REPORT_FILE), title=f"kt demo: {model.name}")
+        about = s.run.manifest | {"command_line": ["kt", *options.argv]}
+        write_report([Run(s.path, about, s.run.folder)], s.run.file(REPORT_FILE), title=f"kt demo: {model.name}")
         show_balance(s, loop.balance)
         s.screen.tables(loop.probe.stages_table())
         s.screen.say(f"kt: {loop.settings}")

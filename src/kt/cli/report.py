@@ -1,4 +1,4 @@
-"""`kt report`: one page from run folders."""
+"""`kt report` and `kt explore`: one page from run folders."""
 
 from __future__ import annotations
 
@@ -22,16 +22,32 @@ class ReportOptions(Options):
     overwrite: Annotated[bool, Opt("--overwrite", help="Replace a page that stands at --out.")] = False
 
 
+@dataclass(frozen=True)
+class ExploreOptions(ReportOptions):
+    out: Annotated[Path, Opt("--out", "-o", help="The page to write.")] = Path("explore.html")
+
+
 def report(options: ReportOptions) -> None:
-    """One HTML page from the files of one or more run folders."""
+    """One HTML page from one or more run folders: the verdict, the fact explorer, every result with its figures."""
+    write(options, "report")
+
+
+def explore(options: ExploreOptions) -> None:
+    """The fact explorer as one HTML page: every fact of the runs, its maps, answers by layer and texts."""
+    write(options, "explore")
+
+
+def write(options: ReportOptions, what: str) -> None:
+    """Check what was typed, then write the page."""
     from ..runs.folder import read_run
-    from ..runs.report import write_report
 
     if not options.runs:
-        raise BadOption("kt report needs run folders: kt report runs/NAME ... --out report.html")
+        raise BadOption(f"kt {what} needs run folders: kt {what} runs/NAME ... --out {what}.html")
     check_writable(options.out, new=not options.overwrite)
     for folder in options.runs:
         read_run(folder)
-    path = write_report(options.runs, options.out, title="kt report")
+    from ..explorer import explore, write_report
+
+    path = (write_report if what == "report" else explore)(options.runs, options.out)
     screen_for(options).say(f"kt: written to {path}")
-    write_result(options, {"report": str(path)})
+    write_result(options, {what: str(path)})

@@ -86,9 +86,10 @@ def write_figure(
     return written + [atomic_write(path, picture) for (_, path), picture in zip(targets, pictures, strict=True)]
 
 
-def figure_html(figure: go.Figure, div_id: str) -> str:
-    """The figure as an HTML fragment for a page that includes plotly.js."""
-    return figure.to_html(CONFIG, include_plotlyjs=False, full_html=False, div_id=div_id)
+def figure_html(figure: go.Figure, div_id: str, inert: bool = False) -> str:
+    """The figure as an HTML fragment for a page that includes plotly.js; `inert`: the page runs its script itself."""
+    html = figure.to_html(CONFIG, include_plotlyjs=False, full_html=False, div_id=div_id)
+    return html.replace("<script>", '<script type="text/plain">', 1) if inert else html
 
 
 def figure_page(figure: go.Figure, div_id: str = "kt-figure") -> str:

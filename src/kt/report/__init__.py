@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .html import Card, Figure, Section, Text, build, render
+from .html import App, Card, Figure, Section, Text, build, render
 from .result import Result, Shown
 from .table import Column, Table
 
-__all__ = ["Card", "Column", "Figure", "Result", "Section", "Shown", "Table", "Text", "build", "render"]
+__all__ = ["App", "Card", "Column", "Figure", "Result", "Section", "Shown", "Table", "Text", "build", "render"]

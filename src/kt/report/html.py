@@ -1,12 +1,15 @@
-"""Write a report: one HTML file that opens offline, with plotly.js in it once.
+"""Write a report: one HTML file that opens offline, with plotly.js in it once, which runs when a figure is first open.
 
 Everything that comes from models and data passes through jinja2 with autoescape on (text) or through plotly's JSON
 (figures), so that a prompt such as `<script>` is only ever read. A content security policy forbids the page every
-other source. The same blocks give the same bytes: pass the time in `meta` if it should be there.
+other source; without figures only the page's own script may run, by its hash. The same blocks give the same bytes: pass
+the time in `meta` if it should be there.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -79,24 +82,17 @@ class Section:
     blocks: Sequence[Block]
 
 
-def build(
-    title: str,
-    sections: Sequence[Section],
-    out: str | PathLike[str],
-    meta: Mapping[str, Any] | None = None,
-    *,
-    summary: Sequence[Card] = (),
-    lead: str = "",
-) -> Path:
-    """Write the report to `out`, whole or not at all.
+@dataclass(frozen=True)
+class App:
+    """A part of the page that its own script draws: its style, the script, and data as JSON without `<` in it."""
 
-    Args:
-        title: of the page.
-        sections: headings with their texts, tables and figures.
-        out: the file.
-        meta: the footer: versions, seed, command.
-        summary: key figures under the title.
-        lead: one sentence under the title.
+    style: str
+    script: str
+    data: str
+
+
+def build(title: str, sections: Sequence[Section], out: str | PathLike[str], *given: Any, **more: Any) -> Path:
+    """Write the report to `out`, whole or not at all; for the other arguments see `render`.
 
     Returns:
         The file's path.
@@ -104,7 +100,7 @@ def build(
     Raises:
         NotWritable: the file cannot be written.
     """
-    return atomic_write(Path(out), render(title, sections, meta, summary=summary, lead=lead))
+    return atomic_write(Path(out), render(title, sections, *given, **more))
 
 
 def render(
@@ -114,8 +110,24 @@ def render(
     *,
     summary: Sequence[Card] = (),
     lead: str = "",
+    tone: str = "",
+    warnings: Sequence[str] = (),
+    app: App | None = None,
+    fold: bool = False,
 ) -> str:
-    """The report as HTML text; for the arguments see `build`."""
+    """The report as HTML text.
+
+    Args:
+        title: of the page.
+        sections: headings with their texts, tables and figures.
+        meta: the footer: versions, seed, command.
+        summary: key figures under the title.
+        lead: a few sentences under the title.
+        tone: `good`, `mixed` or `bad` colours them.
+        warnings: a line each, below them.
+        app: a part of the page between the key figures and the sections that draws itself.
+        fold: sections are closed until they are clicked, and their figures are drawn then.
+    """
     from ..figures.save import POLICY, plotly_library
 
     chapters = list(_chapters(sections))
@@ -123,12 +135,22 @@ def render(
     return _template().render(
         title=title,
         lead=lead,
+        tone=tone,
+        warnings=warnings,
         cards=summary,
+        app=app,
+        fold=fold,
         sections=chapters,
         meta={name: show(value) for name, value in (meta or {}).items()},
-        policy=POLICY,
+        policy=POLICY if has_figures or app is None else policy_for(app.script),
         plotly=plotly_library() if has_figures else "",
     )
+
+
+def policy_for(script: str) -> str:
+    """A content security policy under which no other script runs, whatever a text brings into the page."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def _chapters(sections: Sequence[Section]) -> Iterator[dict[str, Any]]:
@@ -141,7 +163,7 @@ def _chapters(sections: Sequence[Section]) -> Iterator[dict[str, Any]]:
         for block in section.blocks:
             if isinstance(block, Figure):
                 count += 1
-                html = figure_html(block.figure, f"kt-figure-{count}")
+                html = figure_html(block.figure, f"kt-figure-{count}", inert=True)
                 alt = block.alt or block.caption or section.title
                 blocks.append({"kind": "figure", "html": html, "caption": block.caption, "alt": alt, "number": count})
             else:

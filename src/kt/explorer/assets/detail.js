@@ -1,0 +1,94 @@
+// Right: the pinned cell, and the two answers through the layers.
+
+import { h, number, palette, rank } from "./dom.js";
+import { get, set } from "./state.js";
+import { key, lines } from "./chart.js";
+import { choice, figure, menu } from "./figure.js";
+import { chosenFact } from "./facts.js";
+import { pinned, strongest } from "./map.js";
+import { LENS, lensOf, metric, view } from "./views.js";
+
+const SITES = ["resid", "attn", "mlp"], POSITIONS = ["subject_last", "prediction"];
+
+function pairs(list) {
+  return h("dl", { class: "x-pairs" }, list.filter(Boolean).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+}
+
+function cell(data, seen) {
+  const pin = pinned(seen);
+  const [r, l] = pin ?? strongest(seen), at = (values) => values?.[r]?.[l];
+  const spread = seen.low
+    ? ["95% interval", at(seen.low) === null ? "–" : `${number(at(seen.low))} to ${number(at(seen.high))} over ${at(seen.n)} facts`]
+    : seen.sd && ["± SD", `${number(at(seen.sd))} over ${seen.trace.draws} noise draws`];
+  const q = at(seen.q), others = [];
+  if (seen.own && seen.kind !== "heads" && !seen.difference) {
+    for (const [kind, label] of Object.entries(seen.trace.kinds)) {
+      const cells = seen.own.cells[kind]?.[metric(data)];
+      if (kind !== "heads" && kind !== seen.kind && cells) others.push([label, number(cells.v[r][l] === null ? null : cells.v[r][l] / 10_000)]);
+    }
+  }
+  return [
+    h("p", { class: "x-pin" }, h("span", { class: "x-big" }, seen.shown(at(seen.values))), h("span", {}, `${seen.title}, layer ${seen.layers[l]}, ${seen.rowWord} “${seen.rows[r].trim()}”`)),
+    h("p", { class: "x-note" }, seen.unit),
+    pairs([spread, q !== null && q !== undefined && ["q (differs from 0)", number(q)], ...others.map(([label, value]) => [`${label}, same cell`, value])]),
+    pin ? h("button", { type: "button", onclick: () => set({ cell: "" }) }, "Unpin") : h("p", { class: "x-note" }, "Click a cell of the map, or press Enter on it, to see that one."),
+  ];
+}
+
+/** Old and new answer before and after, as lines. */
+function curves(data, name) {
+  const c = palette(), p = POSITIONS.indexOf(get("site") && get("site").split(".")[0]), k = SITES.indexOf(get("site").split(".")[1]);
+  const position = p < 0 ? 1 : p, site = k < 0 ? 0 : k, states = data.lens.states;
+  const found = [];
+  states.forEach((state, i) => {
+    for (const [answer, word] of [[0, "old"], [1, "new"]]) {
+      const read = lensOf(data, i, name, answer);
+      if (read) found.push({ name: `${word} answer${states.length > 1 ? ", " + state.name : ""}`, values: read[position][site], colour: answer ? c.new : c.old, dash: state.name === "after" || states.length === 1 ? null : "5 4", hollow: state.name !== "after" && states.length > 1 });
+    }
+  });
+  return found;
+}
+
+function lensPart(data, seen, width) {
+  const [position, site] = get("site") ? get("site").split(".") : ["prediction", "resid"];
+  const found = curves(data, "rank");
+  if (!found.length) return [h("p", { class: "x-note" }, "The answers of this fact were not followed through the layers.")];
+  const pin = pinned(seen), layer = pin && seen.kind !== LENS ? seen.layers[pin[1]] : pin ? seen.layers[pin[1]] : null;
+  const layers = data.lens.layers, at = layers.includes(layer) ? layer : null;
+  const marks = site === "resid" ? [] : data.edited[site] ?? [];
+  const chart = (name, title, more) => {
+    const given = curves(data, name);
+    return figure({
+      name: `lens-${name}`, title, note: chosenFact() < 0 ? (name === "rank" ? "median over facts" : "mean over facts") : "",
+      svg: lines({ lines: given, xs: layers, width, marks, at, aria: `${title} by layer: ${given.map((line) => line.name).join(", ")}`, ...more }),
+      table: () => ({ columns: ["layer", ...given.map((line) => line.name)], rows: layers.map((each, i) => [each, ...given.map((line) => line.values[i])]) }),
+    });
+  };
+  const here = at === null ? null : h("p", { class: "x-note" }, `Layer ${at}: `, found.map((line, i) => [i ? "; " : "", `${line.name} rank ${rank(line.values[layers.indexOf(at)])}`]));
+  return [
+    h("div", { class: "x-bar" },
+      choice("Position", [["subject_last", "subject"], ["prediction", "last token"]], position, (value) => set({ site: `${value}.${site}` })),
+      menu("Where it is read", SITES.map((each) => [each, data.lens.kinds[each]]), site, (value) => set({ site: `${position}.${value}` }))),
+    h("ul", { class: "x-key" }, found.map((line, i) => h("li", {}, key([line])[0], line.name))),
+    chart("rank", "Rank (0 is the top)", { scale: "rank" }), chart("prob", "Probability", { low: 0 }), here];
+}
+
+export function detailPanel(data) {
+  const panel = h("section", { class: "x-detail", "aria-label": "Pinned cell and answers by layer" });
+  const draw = () => {
+    const value = panel.contains(document.activeElement) && document.activeElement.dataset.value;
+    const menuFocused = panel.contains(document.activeElement) && document.activeElement.tagName === "SELECT";
+    const seen = tabs(data) ? view(data) : null;
+    const width = Math.min(560, Math.max(280, (panel.clientWidth || 360) - 34));
+    panel.replaceChildren(...[
+      seen ? [h("h3", {}, pinned(seen) ? "Pinned cell" : "Strongest cell"), cell(data, seen)] : null,
+      data.lens ? [h("h3", {}, "Old and new answer through the layers"), lensPart(data, seen, width)] : null,
+    ].flat(3).filter(Boolean));
+    panel.hidden = !panel.children.length;
+    if (value) panel.querySelector(`[data-value="${CSS.escape(value)}"]`)?.focus();
+    else if (menuFocused) panel.querySelector("select")?.focus();
+  };
+  return { panel, draw };
+}
+
+const tabs = (data) => data.traces.length || data.lens;

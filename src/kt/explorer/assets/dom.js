@@ -1,0 +1,56 @@
+// Elements from data. Texts become text nodes and attributes only: no string is ever read as mark-up.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** An HTML element: h("p", {class: "note"}, "text", child, ...). */
+export function h(name, attributes, ...children) {
+  return fill(document.createElement(name), attributes, children);
+}
+
+/** An SVG element. */
+export function s(name, attributes, ...children) {
+  return fill(document.createElementNS(SVG, name), attributes, children);
+}
+
+/** The colours of the current theme, written into figures so that a saved one looks the same elsewhere. */
+export function palette() {
+  const style = getComputedStyle(document.documentElement);
+  const of = (name) => style.getPropertyValue("--" + name).trim();
+  const names = ["ink", "muted", "rule", "paper", "panel", "accent", "old", "new", "mark", "empty"];
+  return Object.fromEntries(names.map((name) => [name, of(name)]));
+}
+
+export function isDark() {
+  const set = document.documentElement.dataset.theme;
+  return set ? set === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+/** 0.1234 as 0.123; small numbers in e-notation; nothing as a dash. */
+export function number(value, digits = 3) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits) return value.toExponential(1);
+  return (Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : value.toFixed(digits)).replace("-", "−");
+}
+
+/** 0, 1 and 0.25 as 0%, 100% and 25%. */
+export function percent(value) {
+  return value === null || value === undefined ? "–" : `${Math.round(100 * value)}%`;
+}
+
+export function rank(value) {
+  return value === null || value === undefined ? "–" : Number.isInteger(value) ? value.toLocaleString("en") : number(value, 1);
+}
+
+export function count(n, noun) {
+  return `${n} ${noun}${n === 1 ? "" : "s"}`;
+}

@@ -1,0 +1,34 @@
+"""Numbers as the page keeps them: short, so that 200 facts stay under 5 MB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+UNIT = 10_000
+"""Effects are kept as whole ten-thousandths."""
+
+
+def whole(values: ndarray) -> Any:
+    """Nested lists of ten-thousandths; None where nothing was measured."""
+    scaled = np.round(np.asarray(values, dtype=np.float64) * UNIT)
+    return _listed(scaled, lambda value: int(value))
+
+
+def short(values: Any) -> Any:
+    """Four significant digits, nested as given; None for what is not finite."""
+    if values is None:
+        return None
+    if isinstance(values, tuple | list):
+        return [short(value) for value in values]
+    if isinstance(values, ndarray):
+        return _listed(np.asarray(values, dtype=np.float64), lambda value: float(f"{value:.4g}"))
+    return float(f"{float(values):.4g}") if np.isfinite(values) else None
+
+
+def _listed(values: ndarray, make: Any) -> Any:
+    if values.ndim == 0:
+        return make(values) if np.isfinite(values) else None
+    return [_listed(row, make) for row in values]

@@ -1,0 +1,250 @@
+"""The explorer as a page: data as JSON and the modules of assets/ in one file that opens without a server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .._util.data import complete_file
+from .._util.text import visible
+from ..editing import Edit
+from ..experiments import Sweep
+from ..experiments.sweep_result import AXES, NAMED
+from ..experiments.sweep_result import columns as sweep_columns
+from ..probing import Probe
+from ..report import App, Section, build
+from ..residual import Residual
+from ..runs.provenance import versions
+from ..runs.report import Run
+from ..stats import Interval
+from ..tracing import Trace
+from .lens import lens
+from .maps import trace_map
+from .missing import missing, trace_command
+from .numbers import short
+from .rows import Rows, about, columns
+from .verdict import verdict
+
+ASSETS = Path(__file__).parent / "assets"
+ENTRY = "main"
+IMPORT = re.compile(r'^import \{ ([^}]+) \} from "\./(\w+)\.js";\n', re.MULTILINE)
+EXPORT = re.compile(r"^export (?=(?:function|const|class) (\w+))", re.MULTILINE)
+
+
+def explore(folders: Sequence[str | Path], out: str | Path, title: str = "") -> Path:
+    """Write the facts of the runs as one page to explore: docs/explore.md.
+
+    Args:
+        folders: run folders, of any commands; facts are joined by their prompts.
+        out: the page to write.
+        title: of the page.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        BadFile: a file is not the result that its name says.
+        NotWritable: the page cannot be written.
+    """
+    return _write([Run.of(folder) for folder in folders], out, title, sections=False)
+
+
+def write_report(runs: Sequence[str | Path | Run], out: str | Path, title: str = "") -> Path:
+    """Write every result of the runs as one offline page: the verdict, the explorer, then each result, folded.
+
+    Args:
+        runs: run folders, or runs that are being written.
+        out: the page to write.
+        title: of the page.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        BadFile: a file is not the result that its name says.
+        NotWritable: the page cannot be written.
+    """
+    return _write([run if isinstance(run, Run) else Run.of(run) for run in runs], out, title, sections=True)
+
+
+def _write(runs: Sequence[Run], out: str | Path, title: str, sections: bool) -> Path:
+    results = [result for run in runs for _, result in run.results]
+    names = _names(runs)
+    with complete_file(runs[0].files, "run of results that kt can show", "run its command again"):
+        found = verdict(results)
+        data = page_data(runs)
+    chapters: list[Section] = []
+    for run, name in zip(runs, names, strict=True):
+        for path, result in run.results if sections else ():
+            with complete_file(path, "result of kt", "run its command again"):
+                section = result.section()
+            chapters.append(Section((f"{name}: " if len(runs) > 1 else "") + section.title, section.blocks))
+    meta = {name: run.command for run, name in zip(runs, names, strict=True) if run.command}
+    app = None if not data["facts"] and not data["sweeps"] else App(_style(), bundle(), embedded(data))
+    return build(
+        title or f"kt {'report' if sections else 'explore'}: {_about(runs)}",
+        chapters,
+        out,
+        meta=meta | {"versions": ", ".join(f"{name} {version}" for name, version in versions().items())},
+        summary=found.cards,
+        lead=found.words,
+        tone=found.tone,
+        warnings=found.warnings,
+        app=app,
+        fold=True,
+    )
+
+
+def _about(runs: Sequence[Run]) -> str:
+    """The models, as the runs name them."""
+    models = dict.fromkeys(str(run.manifest["model"]["id"]) for run in runs if "model" in run.manifest)
+    return ", ".join(Path(name).name or name for name in models) or ", ".join(run.folder.name for run in runs)
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """The folders' names, with their parents' where two are alike."""
+    names = [run.folder.name for run in runs]
+    return [n if names.count(n) == 1 else str(run.folder) for n, run in zip(names, runs, strict=True)]
+
+
+def page_data(runs: Sequence[Run]) -> dict[str, Any]:
+    """Everything that the page shows, as JSON has it: docs/explore.md lists the fields."""
+    named = [(name, result) for name, run in zip(_names(runs), runs, strict=True) for _, result in run.results]
+    table = Rows([result for _, result in named])
+    edits = [(name, result) for name, result in named if isinstance(result, Edit)]
+    traces = [(name, result) for name, result in named if isinstance(result, Trace) and result.facts]
+    probes = [(name, result) for name, result in named if isinstance(result, Residual | Probe)]
+    alone = sum(isinstance(result, Probe) for _, result in probes) == 1
+    probes.sort(key=lambda each: isinstance(each[1], Probe))  # readings of an edit first: they have both states
+    readings = [("before" if alone and isinstance(r, Probe) else name, r) for name, r in probes]
+    rows = table.rows
+    edited = [i for i, row in enumerate(rows) if "edited" in row.was]
+    several = len(rows) > 1
+    return {
+        "facts": [row.as_dict() for row in rows],
+        "columns": columns(rows),
+        "about": about(rows),
+        "first": 0 if edited or not several else -1,
+        "traces": [trace_map(trace, name, table) for name, trace in traces],
+        "lens": lens(readings, table),
+        "edited": _edited_layers([edit for _, edit in edits]),
+        "edits": [_weights(edit, name if len(edits) > 1 else "") for name, edit in edits],
+        "sweeps": [_sweep(result) for _, result in named if isinstance(result, Sweep)],
+        "missing": missing(runs),
+        "traceCommand": trace_command(runs[0] if runs else None),
+    }
+
+
+def _edited_layers(edits: Sequence[Edit]) -> dict[str, list[int]]:
+    """The layers whose weights the edits write, by kind of module."""
+    layers: dict[str, set[int]] = {}
+    for edit in edits:
+        for name in edit.names:
+            kind, layer = _site(edit, name)
+            if layer is not None:
+                layers.setdefault(kind, set()).add(layer)
+    return {kind: sorted(found) for kind, found in layers.items()}
+
+
+def _site(edit: Edit, name: str) -> tuple[str, int | None]:
+    """Kind and layer of a weight, by its name."""
+    attention = name in edit.manifest.get("attention_weights", ()) or re.search(r"attn|attention", name)
+    numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
+    return "attn" if attention else "mlp", int(numbers[0]) if numbers else None
+
+
+def _weights(edit: Edit, name: str) -> dict[str, Any]:
+    """The size of each update, and the method."""
+    rows = []
+    for weight, delta in edit.deltas().items():
+        kind, layer = _site(edit, weight)
+        label = {"attn": "attention", "mlp": "MLP"}[kind] + ("" if layer is None else f", layer {layer}")
+        rows.append(
+            {
+                "name": visible(weight),
+                "short": label,
+                "kind": kind,
+                "shape": "x".join(map(str, delta["shape"])),
+                "rank": delta["rank"],
+                "norm": short(delta["norm"]),
+                "relative": short(delta["relative_norm"]),
+                "ratio": short(delta["norm_ratio"]),
+            }
+        )
+    labels = [row["short"] for row in rows]
+    for row in rows:
+        if labels.count(row["short"]) > 1:
+            row["short"] = ".".join(row["name"].split(".")[-4:]).removesuffix(".weight")
+    about = ": ".join(filter(None, (visible(name), visible(str(edit.manifest.get("method"))))))
+    return {"name": about, "alpha": short(edit.alpha) if edit.alpha is not None else None, "weights": rows}
+
+
+def _sweep(sweep: Sweep) -> dict[str, Any]:
+    """Points by series; a metric is [mean, low, high, n]. `open` metrics have no upper end."""
+    panels = sweep_columns(sweep)
+    series = []
+    for name in dict.fromkeys(row.series for row in sweep.rows):
+        rows = sorted((row for row in sweep.rows if row.series == name), key=lambda row: row.x)
+        points = []
+        for row in rows:
+            found = {
+                panel: Interval.of(row.metrics[metric]) for panel, metric in panels.items() if metric in row.metrics
+            }
+            values = {panel: [*short([v.mean, v.low, v.high]), v.n] for panel, v in found.items()}
+            points.append({"x": short(row.x), "label": visible(row.label), "metrics": values})
+        series.append({"name": visible(name), "points": points})
+    traced = None
+    if sweep.balance is not None and sweep.kind == "alpha":
+        ci95 = sweep.balance.get("ci95")
+        traced = short([sweep.balance["alpha"], *(ci95 or ())])
+    unbounded = ("fluency (bits)", "perplexity")
+    return {
+        "x": AXES.get(sweep.kind, sweep.kind),
+        "named": sweep.kind in NAMED or sweep.kind not in AXES,
+        "facts": sweep.about["n_facts"],
+        "panels": [{"name": panel, "open": panel in unbounded} for panel in panels],
+        "series": series,
+        "traced": traced,
+    }
+
+
+# The file.
+
+
+@cache
+def _style() -> str:
+    return (ASSETS / "explorer.css").read_text(encoding="utf-8")
+
+
+def embedded(data: Mapping[str, Any]) -> str:
+    """JSON for a script element: nothing in it ends the element or opens another, and every character is ASCII."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"})
+
+
+@cache
+def bundle() -> str:
+    """The modules of assets/ as one script, each in a function of its own, in the order in which they import.
+
+    The page opens from a file, where browsers refuse to import modules from beside it.
+    """
+    parts: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        if name in parts:
+            return
+        parts[name] = ""
+        source = (ASSETS / f"{name}.js").read_text(encoding="utf-8")
+        for _, imported in IMPORT.findall(source):
+            add(imported)
+        exported = ", ".join(EXPORT.findall(source))
+        body = EXPORT.sub("", IMPORT.sub(r"const { \1 } = kt_\2;\n", source))
+        del parts[name]  # behind what it imports
+        parts[name] = f"const kt_{name} = (() => {{\n{body}\nreturn {{ {exported} }};\n}})();\n"
+
+    add(ENTRY)
+    return '"use strict";\n' + "".join(parts.values())

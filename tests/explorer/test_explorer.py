@@ -1,0 +1,235 @@
+"""The fact explorer: what goes into the page, and what a reader does with it in a real Chromium."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from page_driver import drive
+
+import kt
+from kt.cli import main
+from kt.demo.loop import run_loop
+from kt.explorer import explore, write_report
+from kt.explorer.numbers import UNIT
+from kt.explorer.page import bundle, embedded, page_data
+from kt.runs.report import Run
+from kt.tracing.trace import grid
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+AXE = os.environ.get("KT_AXE", "")
+"""A copy of axe-core's axe.min.js (`npm install axe-core`), which is not shipped."""
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+
+
+@pytest.fixture(scope="module")
+def loop():
+    """A small whole loop on the demo model."""
+    facts = kt.load_facts("demo", limit=400)
+    return run_loop(kt.load("demo"), facts, n_trace=3, n_edits=2, samples=2, n_probe=4, max_tokens=2000)
+
+
+@pytest.fixture(scope="module")
+def run(loop, tmp_path_factory):
+    """Its files, with a manifest as a command leaves one."""
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    folder.mkdir()
+    loop.save(folder)
+    config = {"model": "demo", "facts": "my facts.json", "limit": "3", "dtype": "auto"}
+    manifest = {"command_line": ["kt", "demo", "--out", str(folder)], "config": config, "model": {"id": "demo"}}
+    return Run(folder, manifest, folder)
+
+
+@pytest.fixture(scope="module")
+def data(run):
+    return json.loads(embedded(page_data([run])))
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return write_report([run], run.folder.parent / "report.html")
+
+
+def test_facts_are_joined_by_their_prompt_and_the_edited_ones_come_first(data, loop):
+    prompts = [fact["prompt"] for fact in data["facts"]]
+    assert len(prompts) == len(set(prompts))
+    assert {fact.prompt for fact in loop.trace.facts} | {r.prompt for r in loop.edit.report} <= set(prompts)
+    edited = [fact for fact in data["facts"] if "edited" in fact["was"]]
+    assert data["facts"][:2] == edited and all({"scored", "probed"} <= set(fact["was"]) for fact in edited)
+    request = next(r for r in loop.edit.report if r.prompt == edited[0]["prompt"])
+    assert (edited[0]["old"], edited[0]["new"]) == (request.answer, request.target)
+    assert edited[0]["rank"] == list(request.target_rank)
+    success = loop.after.values["edit_success_tf_exact"]
+    assert [f["scores"]["edit_success_tf_exact"][1] for f in edited] == [success[f["id"]] for f in edited]
+    assert [fact["state"] for fact in data["facts"]] == sorted(fact["state"] for fact in data["facts"])
+
+
+def test_a_map_holds_the_effects_that_were_measured(data, loop):
+    [trace] = data["traces"]
+    fact = loop.trace.facts[0]
+    [place] = [i for i, each in enumerate(data["facts"]) if each["prompt"] == fact.prompt]
+    shown = trace["facts"][str(place)]
+    assert shown["rows"] == [token for token in fact.tokens]
+    for kind in loop.trace.kinds:
+        cells = np.array(shown["cells"][kind]["logit_diff"]["v"]) / UNIT
+        np.testing.assert_allclose(cells, fact.effect(kind, "logit_diff").T, atol=0.51 / UNIT)
+    mean = np.array(trace["mean"]["cells"]["mlp"]["prob"]["v"]) / UNIT
+    np.testing.assert_allclose(mean, grid(loop.trace, "mlp", "prob")["values"], atol=0.51 / UNIT)
+    assert data["edited"]["mlp"] and data["edited"]["attn"]
+
+
+def test_the_lens_holds_ranks_before_and_after(data, loop):
+    states = {state["name"]: state for state in data["lens"]["states"]}
+    assert set(states) == {"before", "after"}
+    fact = loop.residual.facts[0]
+    [place] = [i for i, each in enumerate(data["facts"]) if each["prompt"] == fact.prompt]
+    for name, state in states.items():
+        rank = np.array(state["facts"][str(place)]["rank"])
+        assert (rank == loop.residual.readings[name].rank[0, ..., :2].transpose(0, 1, 3, 2)).all()
+
+
+def test_neighbours_that_changed_are_those_whose_next_token_did(data, loop):
+    before = {(s.record, *s.key): s for s in loop.before.samples}
+    near = [s for s in loop.after.samples if s.role == "neighbourhood"]
+    moved = sum(s.predicted_ids[0] != before[(s.record, *s.key)].predicted_ids[0] for s in near)
+    shown = [item for fact in data["facts"] for item in fact["near"]]
+    assert len(shown) == len(near) and sum(item["changed"] for item in shown) == moved
+
+
+def test_what_is_missing_is_named_with_a_command_that_can_be_pasted(data, run):
+    commands = {each["what"]: shlex.split(each["command"]) for each in data["missing"]}
+    assert commands["Success by α"] == ["kt", "sweep", "alpha", "-m", "demo", "-f", "my facts.json", "--limit", "3"]
+    merged = commands["Maps of the edited model"]
+    assert merged[:3] == ["kt", "export", str(run.folder / "edit.safetensors")] and "&&" in merged
+    assert not any("locality" in what for what in commands)
+
+
+def test_a_trace_alone_is_shown_with_what_it_lacks(loop, tmp_path):
+    loop.trace.save(tmp_path / "arrays.safetensors")
+    data = page_data([Run.of(tmp_path)])
+    assert data["lens"] is None and data["edits"] == [] and data["first"] == -1 and data["columns"] == []
+    assert {each["command"].split()[1] for each in data["missing"]} == {
+        *("heatmap", "apply-edit", "eval", "probe", "sweep")
+    }
+    assert explore([tmp_path], tmp_path / "page.html").stat().st_size < 200_000
+
+
+EVIL = "</script><!-- <script>\u2028\u2029<img src=x onerror=alert(1)> \ud800 \u202e{{7*7}}"
+
+
+def test_data_ends_no_script_and_starts_none():
+    text = embedded({EVIL: [EVIL]})
+    assert not re.search(r"[^\x20-\x7e]|[<>&]", text)
+    assert json.loads(text) == {EVIL: [EVIL]}
+
+
+def test_modules_stand_behind_what_they_import_and_the_page_runs_no_other_script(loop, tmp_path):
+    script = bundle()
+    assert "import {" not in script and "export " not in script
+    made = [script.index(f"const kt_{name} = ") for name in ("dom", "state", "facts", "views", "map", "main")]
+    assert made == sorted(made)
+    loop.trace.save(tmp_path / "arrays.safetensors")
+    html = explore([tmp_path], tmp_path / "page.html").read_text()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)[1]
+    assert "script-src &#39;sha256-" in policy and "script-src &#39;unsafe" not in policy
+    assert not re.search(r'(src|href)="(?!#|data:)', html)
+
+
+def test_explore_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["explore"]) == 2 and "run folders" in capsys.readouterr().err
+    (tmp_path / "page.html").write_text("mine")
+    assert main(["explore", ".", "-o", "page.html"]) == 2 and (tmp_path / "page.html").read_text() == "mine"
+
+
+@browser
+def test_keys_and_clicks_move_through_facts_and_cells_and_the_address_keeps_them(page, data):
+    async def visit(tab):
+        await tab.open(page)
+        assert await tab.js("document.querySelector('tr[aria-selected=true]').dataset.fact") == "0"
+        await tab.press("j")
+        assert await tab.js("location.hash") == "#fact=1"
+        await tab.click("[data-value=attn]")
+        await tab.click("[data-cell='1.2']")
+        assert await tab.js("location.hash") == "#fact=1&map=attn&cell=1.2"
+        assert "layer 2" in await tab.js("document.querySelector('.x-pin').innerText")
+        await tab.js("document.querySelector('.x-map svg[role=grid]').focus()")
+        await tab.press("ArrowDown", "ArrowRight", "Enter")
+        assert await tab.js("location.hash.split('cell=')[1]") == "2.3"
+        await tab.press("Escape")
+        assert "cell" not in await tab.js("location.hash")
+        await tab.press("/")
+        await tab.press(*"map")
+        shown = await tab.js("[...document.querySelectorAll('.x-list tbody .x-prompt')].map(e => e.innerText)")
+        named = [" ".join(str(fact[n]) for n in ("prompt", "old", "new", "id", "relation")) for fact in data["facts"]]
+        found = [fact["prompt"] for fact, text in zip(data["facts"], named, strict=True) if "map" in text.lower()]
+        assert shown == found and 0 < len(found) < len(data["facts"])
+        await tab.press("Escape", "?")
+        assert await tab.js("document.querySelector('dialog').open")
+        address = await tab.js("location.hash")
+        await tab.open(page, address="#fact=0&map=lens&state=diff&metric=prob&answer=new&cell=3.4&theme=dark")
+        seen = await tab.js("document.querySelector('.x-map').innerText")
+        assert "after less before" in seen and "new answer" in seen
+        assert await tab.js("getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 28)"
+        assert await tab.js("document.querySelector('[data-cell=\"3.4\"]').getAttribute('aria-selected')") == "true"
+        assert "find=map" in address
+
+    drive(visit)
+
+
+@browser
+def test_every_figure_has_a_table_and_saves_its_numbers(page):
+    async def visit(tab):
+        await tab.open(page)
+        figures = await tab.js("document.querySelectorAll('.x-figure').length")
+        assert figures >= 4
+        await tab.js("document.querySelectorAll('.x-figure .x-table').forEach(e => { e.open = true; })")
+        await tab.until(f"document.querySelectorAll('.x-figure table').length === {figures}")
+        await tab.js(
+            "window.saved = []; URL.createObjectURL = blob => { saved.push(blob); return '#'; };"
+            "document.querySelectorAll('.x-figure .x-save button').forEach(e => e.click())"
+        )
+        texts = await tab.js("Promise.all(saved.map(blob => blob.text()))")
+        tables = [list(csv.reader(io.StringIO(text.lstrip("\ufeff")))) for text in texts if "<svg" not in text]
+        assert len(tables) == figures and all(len(rows) > 1 and len({len(r) for r in rows}) == 1 for rows in tables)
+        assert all("var(" not in text and "<svg" in text[:200] for text in texts if "<svg" in text)
+        return texts
+
+    drive(visit)
+
+
+@browser
+@pytest.mark.parametrize(("width", "dark"), [(420, False), (420, True), (1400, False), (1400, True), (2000, False)])
+def test_nothing_is_wider_than_the_page_and_axe_finds_nothing_serious(page, tmp_path, width, dark):
+    async def visit(tab):
+        await tab.open(page, width, dark)
+        assert await tab.js("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        picture = await tab.picture(tmp_path / "page.png")
+        assert picture.stat().st_size > 50_000
+        if AXE:
+            await tab.js(Path(AXE).read_text(encoding="utf-8") + ";0")
+            found = await tab.js("axe.run().then(f => f.violations.map(v => [v.impact, v.id, v.nodes[0].html]))")
+            assert [each for each in found if each[0] in ("serious", "critical")] == []
+
+    drive(visit)
+
+
+@browser
+def test_a_folded_section_draws_its_figures_when_it_is_opened(page):
+    async def visit(tab):
+        await tab.open(page, 420)
+        assert await tab.js("typeof Plotly") == "undefined"
+        await tab.click("details.section > summary")
+        await tab.until("document.querySelectorAll('details[open] .main-svg').length > 0")
+        drawn = "[...document.querySelectorAll('details[open] .main-svg')]"
+        await tab.until(f"{drawn}.every(e => e.getBoundingClientRect().right <= 421)")
+
+    drive(visit)
