@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,10 +27,8 @@ WANTED, AT_ONCE = {"smollm2": 120, "gemma3": 60}, 16
 
 def folder_of(name: str) -> Path:
     """The folder of a model that `make real-models` fetched."""
-    sys.path.insert(0, str(ROOT / "tools"))
-    from real_models import MODELS
-
-    path: Path = MODELS[name].path
+    tool = runpy.run_path(str(ROOT / "tools" / "real_models.py"))  # a benchmark has the same name
+    path: Path = tool["MODELS"][name].path
     if not path.is_dir():
         sys.exit(f"{path.name} is not here; make real-models fetches it")
     return path
