@@ -80,7 +80,7 @@ def test_the_default_is_teacher_forcing_and_greedy_text(scored):
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        (("--protocol", "tf,guess"), "'guess' is unknown; choose among tf, gen, prob, wild, ppl"),
+        (("--protocol", "tf,guess"), "'guess' is unknown; choose among tf, gen, prob, wild, mello, ppl"),
         (("--protocol", "gen", "--no-generate"), "leaves no protocol"),
         (("--protocol", "tf,wild", "--no-generate"), "nothing for wild"),
         (("--heldout", "x.txt"), "add it to --protocol"),

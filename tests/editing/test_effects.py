@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from editing_help import FAST, REQUESTS
-from families import tiny_model
+from families import CONFIGS, FUSED, tiny_model
 
 import kt
 from kt.editing import METHODS
@@ -20,8 +20,6 @@ from kt.model.tokens import encode_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|give the target first|less likely|perplexity)")
 EFFECTS = [name for name in METHODS if METHODS[name].effect]
-LONG = ["ike", "scr"]
-"""These read more tokens than most tiny models have positions."""
 POOL = [
     {"prompt": "The mother tongue of {}", "subject": name, "target_new": word, "target_true": "French"}
     for name, word in (("Leo Tolstoy", "Danish"), ("Dante", "Welsh"))
@@ -43,17 +41,10 @@ def log_prob(model, prompt, answer):
     return teacher_force(model, [row])[row.question].log_prob
 
 
-@pytest.mark.parametrize("method", [name for name in EFFECTS if name not in LONG])
+@pytest.mark.parametrize("method", EFFECTS)
 def test_weights_stay_the_model_changes_and_is_as_before_on_every_family(family, method, options, tmp_path):
-    weights_stay(tiny_model(family), method, options, tmp_path)
-
-
-@pytest.mark.parametrize("method", LONG)
-def test_weights_stay_where_long_texts_are_read(method, options, tmp_path):
-    weights_stay(tiny_model("llama", max_position_embeddings=4096), method, options, tmp_path)
-
-
-def weights_stay(model, method, options, tmp_path):
+    positions = next(name for name in ("n_positions", "max_position_embeddings") if name in (CONFIGS | FUSED)[family])
+    model = tiny_model(family, **{positions: 1024})  # texts of ike and scr are long in bytes
     base = model.fingerprint()
     edit = kt.edit(model, REQUESTS, method, **options(method))
     assert model.effects == () and not edit.updates

@@ -163,7 +163,7 @@ def test_aliases_count_where_text_is_compared():
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"protocols": ("tf", "guess")}, "'guess' is unknown; choose among tf, gen, prob, wild, ppl"),
+        ({"protocols": ("tf", "guess")}, "'guess' is unknown; choose among tf, gen, prob, wild, mello, ppl"),
         ({"protocols": ()}, "no protocol"),
         ({"protocols": ("tf",), "judge": list}, "add wild"),
         ({"protocols": ("tf",), "max_new_tokens": 9}, "add wild"),

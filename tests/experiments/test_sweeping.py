@@ -266,7 +266,7 @@ def test_protocols_are_settings_in_any_order_and_text_is_one_by_its_bytes(model,
 
 def test_an_unknown_protocol_leaves_nothing(model, moments, tmp_path):
     for protocols in (("tf", "x"), ()):
-        with pytest.raises(KtError, match="choose among tf, gen, prob, wild, ppl"):
+        with pytest.raises(KtError, match="choose among tf, gen, prob, wild, mello, ppl"):
             swept(model, moments, alpha_points((0.0,), **FAST), protocols=protocols, folder=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
