@@ -119,8 +119,8 @@ def test_the_file_is_read_whole_or_refused(llama, tmp_path):
     edit.save(tmp_path / "edit")
     for name, words in (
         ("changed", "digest"),
-        ("cut", "no whole"),
-        ("text", "no whole"),
+        ("cut", "not a whole"),
+        ("text", "not a whole"),
         ("edit", "edit of kt"),
         ("none", "no such file"),
     ):

@@ -1,9 +1,11 @@
 """The judge: against a local server that speaks the API, well and badly."""
 
 import json
+import socketserver
 import threading
 import time
 import warnings
+from contextlib import suppress
 
 import pytest
 from judge_server import Server, reply
@@ -163,3 +165,51 @@ def test_an_address_that_cannot_be_a_judge_is_refused(url):
 def test_a_judge_has_a_name():
     with pytest.raises(BadJudge, match="--judge-model"):
         Judge("http://host/v1", " ")
+
+
+def dripped(start, piece):
+    """A server that sends `start` and then `piece` again and again."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 16)
+            with suppress(OSError):
+                self.request.sendall(start)
+                while not stop.wait(0.0 if len(piece) > 1 else 0.02):
+                    self.request.sendall(piece)
+
+    stop = threading.Event()
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    return server, stop
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+DRIPS = {
+    "a body by the byte": (HEAD + b"\r\n", b" "),
+    "a header by the byte": (HEAD + b"X: ", b"x"),
+    "headers without end": (HEAD, b"A: b\r\n"),
+    "a body without end": (HEAD + b"\r\n", b" " * 65536),
+    "a redirect to itself": (b"HTTP/1.1 307 Again\r\nLocation: /v1/chat/completions\r\n\r\n", b" "),
+    "chunks by the byte": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nff\r\n", b" "),
+}
+
+
+@pytest.mark.parametrize("name", DRIPS)
+def test_a_try_ends_with_its_deadline_however_the_server_sends(name):
+    server, stop = dripped(*DRIPS[name])
+    judge = Judge(f"http://127.0.0.1:{server.server_address[1]}/v1", "m", timeout=0.4, tries=1)
+    began = time.monotonic()
+    try:
+        if name == "a body without end":  # more bytes than a reply has are no verdict
+            with pytest.warns(UserWarning, match="held no verdict"):
+                assert judge(CASES[:1]) == [None]
+        else:
+            with pytest.raises(WorkFailed, match=r"did not answer \((TimeoutError|HTTP 307|LineTooLong|HTTPException)"):
+                judge(CASES[:1])
+    finally:
+        stop.set()
+        server.shutdown()
+        server.server_close()
+    assert time.monotonic() - began < 5

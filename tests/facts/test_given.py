@@ -119,3 +119,19 @@ def test_options_of_an_evaluation_that_have_no_place_are_one_line():
             kt.evaluate(tiny_model("gpt2"), RECORD, **given)
     with pytest.raises(BadFact, match="layers '1': give a list"):
         kt.contrast_probe(tiny_model("gpt2"), RECORD, layers="1")
+
+
+def test_copies_of_a_fact_are_counted_once_and_said():
+    model, spaced = tiny_model("gpt2"), dataclasses.replace(FACT, answer=" French ", id="spaced")
+    other = dataclasses.replace(FACT, target="Rome", foil="Rome", id="other")
+    given = [FACT, FACT, spaced, FACT, other]
+    counts = {
+        1: lambda: kt.causal_trace(model, given, keep="all", samples=1).n_facts,
+        2: lambda: len(kt.evaluate(model, given, generate=False).records),
+        3: lambda: len(kt.contrast_probe(model, iter(given)).facts),
+    }
+    for what, count in counts.items():
+        with pytest.warns(UserWarning, match=r"[34] of 5 facts are copies of others"):
+            assert count() == min(what, 2)  # to a trace another target is no other fact
+    scores = kt.evaluate(model, [FACT, other], generate=False)
+    assert scores.of_edited(given, [other]).edited == (scores.records[1],)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import struct
 from typing import Any
 
+from absurd_files import absurd, as_json, joined, parted
 from hypothesis import strategies as st
 
 HOSTILE = (
@@ -96,12 +96,6 @@ def mangled(draw: Any, seed: bytes) -> bytes:
     return bytes(raw)
 
 
-def as_json(value: Any) -> bytes:
-    """As Python writes it: NaN and halves of surrogate pairs too."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text.encode("utf-8", "surrogatepass")
-
-
 def json_files(seed: bytes) -> st.SearchStrategy[bytes]:
     """A JSON file: restructured, mangled, or something else entirely."""
     whole = json.loads(seed)
@@ -144,24 +138,15 @@ def toml_files(draw: Any, seed: bytes) -> bytes:
     return "\n".join(lines).encode()
 
 
-def parted(raw: bytes) -> tuple[dict[str, Any], bytes]:
-    """A safetensors file's header and its data."""
-    (size,) = struct.unpack("<Q", raw[:8])
-    return json.loads(raw[8 : 8 + size]), raw[8 + size :]
-
-
-def joined(header: Any, data: bytes) -> bytes:
-    text = as_json(header)
-    return struct.pack("<Q", len(text)) + text + data
-
-
 @st.composite
 def tensor_files(draw: Any, seed: bytes) -> bytes:
     """A safetensors file: kt's metadata restructured, the tensors' entries restructured, numbers or bytes mangled."""
     header, data = parted(seed)
-    how = draw(st.sampled_from(("metadata", "metadata", "metadata", "header", "types", "data", "bytes")))
+    how = draw(st.sampled_from(("metadata", "metadata", "metadata", "header", "types", "data", "bytes", "absurd")))
     if how == "bytes":
         return draw(mangled(seed))
+    if how == "absurd":
+        return draw(st.sampled_from(list(absurd(seed).values())))
     if how == "data":
         return joined(header, draw(mangled(data)).ljust(len(data), b"\xff")[: len(data)])
     if how == "header":

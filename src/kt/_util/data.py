@@ -19,6 +19,7 @@ from .files import _REASONS, NotWritable, atomic_write
 from .text import visible_lines
 
 SCHEMA_VERSION = 1
+JSON_BYTES = 1 << 30
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def complete_file(path: str | os.PathLike[str], what: str, remedy: str) -> Itera
         yield
     except KtError:
         raise
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {_one_line(error)[:200]}"
         raise BadFile(f"{path}: not a whole {what} ({reason}); {remedy}") from error
 
@@ -76,7 +77,11 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         BadFile: the file cannot be read, or is not a JSON object; the message names the line.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            raw = file.read(JSON_BYTES + 1)
+        if len(raw) > JSON_BYTES:
+            raise BadFile(f"{path}: has more than {JSON_BYTES:,} bytes, more than kt writes; is it the right file?")
+        value = json.loads(raw.decode())
     except json.JSONDecodeError as error:
         raise BadFile(f"{path}: not JSON (line {error.lineno}: {error.msg}); is it the right file?") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -194,12 +199,7 @@ def load_arrays(
         BadFile: the file is incomplete, or its metadata's `kind` is not `kind` (unless that is None).
     """
     arrays, header = read_arrays(path, framework)
-    try:
-        metadata = json.loads(header)
-    except (ValueError, RecursionError) as error:
-        raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
-    if not isinstance(metadata, dict):
-        raise BadFile(f"{path}: its metadata is a {type(metadata).__name__}, not an object; write it again")
+    metadata = _parsed(path, header)
     if kind is not None and metadata.get("kind") != kind:
         raise BadFile(f"{path}: holds {metadata.get('kind') or 'tensors of another program'}, expected {kind}")
     return arrays, metadata
@@ -211,17 +211,62 @@ def read_arrays(path: str | os.PathLike[str], framework: str = "numpy") -> tuple
     Raises:
         BadFile: the file is missing, incomplete, or not safetensors.
     """
+    with open_arrays(path, framework) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _metadata_text(path, file)  # noqa: SIM118
+
+
+def read_metadata(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arrays' names and kt's metadata, from the header alone.
+
+    Raises:
+        BadFile: as `read_arrays`, or the metadata are no JSON object.
+    """
+    with open_arrays(path, "pt") as file:
+        return list(file.keys()), _parsed(path, _metadata_text(path, file))
+
+
+@contextmanager
+def open_arrays(path: str | os.PathLike[str], framework: str = "pt") -> Iterator[Any]:
+    """An open safetensors file.
+
+    Raises:
+        BadFile: the file is missing, incomplete, or not safetensors, also where reading a tensor shows it.
+    """
     from safetensors import SafetensorError, safe_open
 
+    if not Path(path).is_file():
+        reason = "it is a folder" if Path(path).is_dir() else "no such file"
+        raise BadFile(f"cannot read {path}: {reason}")
     try:
         with safe_open(path, framework=framework) as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:  # the last two: a type numpy lacks
-        raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
+            yield file
+    except KtError:
+        raise
     except OSError as error:
         raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}") from error
-    return arrays, header.get("kt", "{}")
+    except (SafetensorError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # types numpy or torch lack
+        raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
+
+
+MOST_VALUES = 5_000_000
+"""Of kt's metadata in one file; those of an edit of 20,000 facts have a million."""
+
+
+def _metadata_text(path: str | os.PathLike[str], file: Any) -> str:
+    text = (file.metadata() or {}).get("kt", "{}")
+    if text.count(",") > MOST_VALUES:
+        raise BadFile(f"{path}: its metadata hold more than {MOST_VALUES:,} values; is it the right file?")
+    return text
+
+
+def _parsed(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
+    if not isinstance(metadata, dict):
+        raise BadFile(f"{path}: its metadata is a {type(metadata).__name__}, not an object; write it again")
+    return metadata
 
 
 def _one_line(error: Exception) -> str:

@@ -95,7 +95,7 @@ def _watch(woken: socket.socket, wakes: socket.socket) -> None:
 
 def _end(message: str, code: int) -> None:
     time.sleep(GRACE)
-    if parallel.started_as() == 0:
+    if parallel.started_as() == 0 or parallel.heir():
         with suppress(OSError):  # nobody may read it any more
             os.write(sys.stderr.fileno(), message.encode())
     os._exit(code)

@@ -59,17 +59,20 @@ def speaks() -> bool:
 
 def say(line: str) -> None:
     """One line on stderr, once for all processes."""
-    if speaks():
+    if speaks() or parallel.heir():
         say_line(line.rstrip("\n"))
 
 
 def last_word(line: str) -> None:
-    """Print the line that ended the command, or this process alone."""
+    """Print the line that ended the command, or this process alone; where rank 0 was killed, how to go on."""
     if speaks():
         say(line)
         return
     interrupt.undisturbed()
-    if not interrupt.told_to_end(LAST_WORD):  # the launcher tells, when it has seen another process end
+    told = interrupt.told_to_end(LAST_WORD)  # the launcher tells, when it has seen another process end
+    if parallel.heir():
+        say(interrupt.stopped())
+    elif not told:
         say_line(f"kt: process {parallel.started_as()}: {line.removeprefix('kt: ')}")
 
 

@@ -251,7 +251,7 @@ def _kind(path: Path) -> str | None:
             small = path.stat().st_size <= LARGEST_STACK
             return "stack" if small and f'"{STACK_KIND}"'.encode() in path.read_bytes() else None
         return "edit" if _header_kind(path) in KINDS else None
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return "edit"
 
 

@@ -20,7 +20,7 @@ from .._util.lock import exclusive
 from .._util.text import words
 from ..errors import KtError
 from ..facts.fact import Fact, facts_digest
-from ..facts.load import FactsLike, facts_from
+from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.identity import identity
 from ..model.model import TracedModel
 from ..runs import parallel
@@ -65,7 +65,7 @@ def evaluate_cached(
     """
     if model.effects or any(options.get(name) is not None for name in ("judge", "before", "reference")):
         return Cached(evaluate(model, requests, **options), None)
-    facts = facts_from(requests)
+    facts = distinct_facts(facts_from(requests))
     key = _key(model, facts, fingerprint or model.fingerprint(), options)
     file = Path(cache_dir) / f"scores-{key}.json"
     with ExitStack() as lock:

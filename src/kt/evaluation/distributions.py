@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._util.progress import Progress, counter
 from ..errors import BadFact
-from ..facts.load import FactsLike, facts_from
+from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
 from ..model.memory import require_memory
 from ..model.model import TracedModel
@@ -59,7 +59,7 @@ def distributions(
         BadFact: no request has a neighbourhood prompt.
         NotEnoughMemory: they would not fit; raised before any is computed.
     """
-    prompts = near_prompts(samples_of(facts_from(requests)))
+    prompts = near_prompts(samples_of(distinct_facts(facts_from(requests))))
     if not prompts:
         raise BadFact("no fact has a neighbourhood prompt to compare distributions on; give facts with neighbours")
     what = f"{len(prompts)} distributions over {model.vocab_size} tokens"

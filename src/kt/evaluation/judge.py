@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -68,7 +69,7 @@ class Judge:
         model: the model's name there.
         key: sent as a bearer token, and nowhere else.
         cache: JSONL file of verdicts; they are read from it, and new ones added as they come.
-        timeout: seconds for one try.
+        timeout: seconds for one try, from connecting to the reply's last byte.
         tries: at most so many for one case, with growing waits between.
         workers: requests at a time.
 
@@ -147,8 +148,7 @@ class Judge:
             time.sleep(wait)
             wait = min(LONGEST_WAIT, 0.5 * 2**attempt)
             try:
-                with opener.open(request, timeout=self.timeout) as reply:
-                    return bytes(reply.read(MOST_BYTES + 1))
+                return self._try(opener, request)
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}"
                 if error.code not in _PASSING:
@@ -162,6 +162,29 @@ class Judge:
             f"the judge at {self.endpoint} did not answer ({reason}, {attempt + 1} tries); "
             "check --judge-url, --judge-model and KT_JUDGE_KEY"
         )
+
+    def _try(self, opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> bytes:
+        """The reply to one try, of which `timeout` bounds the whole: a socket's time-out begins anew with each byte."""
+        end, ended = time.monotonic() + self.timeout, list[bytes | Exception]()
+
+        def ask() -> None:
+            content = b""
+            try:
+                with opener.open(request, timeout=self.timeout) as reply:
+                    while len(content) <= MOST_BYTES and time.monotonic() < end and (part := reply.read1(1 << 16)):
+                        content += part
+                ended.append(content)
+            except Exception as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)  # headers that drip in hold it until the server gives up
+        thread.start()
+        thread.join(self.timeout)
+        if not ended or time.monotonic() >= end:
+            raise TimeoutError(f"no whole reply within {self.timeout:g} s")
+        if isinstance(ended[0], Exception):
+            raise ended[0]
+        return ended[0]
 
     def _read_cache(self) -> dict[str, bool | None]:
         if self.cache is None or not self.cache.is_file():

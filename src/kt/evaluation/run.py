@@ -16,7 +16,7 @@ from .._util.progress import Progress, counter
 from .._util.text import words
 from ..errors import BadFact
 from ..facts.corpus import Corpus
-from ..facts.load import FactsLike, facts_from
+from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
 from ..model.effects import Rendered
 from ..model.model import TracedModel
@@ -268,7 +268,7 @@ def evaluate(
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise BadFact(f"batch size {batch_size!r} is not understood; give a number from 1, or auto")
     chosen = _chosen(protocols, generate, judge, max_new_tokens, heldout)
-    facts = facts_from(requests)
+    facts = distinct_facts(facts_from(requests))
     if not facts:
         raise BadFact("no requests to evaluate; give at least one fact")
     samples = samples_of(facts)

@@ -148,7 +148,8 @@ class Scores(Shown):
             facts: the records' own, in their order.
             requests: the edit's; it holds a record where one has the record's subject and target.
         """
-        asked = {_request(request) for request in requests}
+        asked, known = {_request(request) for request in requests}, {*self.records}
+        facts = [fact for fact in facts if fact.id in known]  # a copy of another fact has no scores
         edited = tuple(fact.id for fact in facts if _request(fact) in asked)
         if len(edited) == len(facts):
             return self

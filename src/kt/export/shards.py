@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from .._util.data import open_arrays
 from .._util.files import NotWritable, atomic_write, check_writable, why_not_written, writing
 from .._util.lock import FolderLock
 from ..errors import BadFile, KtError
@@ -166,15 +167,11 @@ def _local_file(source: str, name: str, revision: str | None) -> Path | None:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """An open safetensors file; errors of opening and reading become BadFile."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_arrays(path) as file:
             yield file
-    except (SafetensorError, ValueError) as error:
-        raise BadFile(f"{path}: not a whole safetensors file; write the folder again") from error
-    except OSError as error:
-        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}; write the folder again") from error
+    except BadFile as error:
+        raise BadFile(f"{str(error).removesuffix('; write it again')}; write the folder again") from error
 
 
 FULL = ("os error 28", "No space left on device")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -124,6 +124,31 @@ def facts_from(given: FactsLike, format: str | None = None, first: int = 0) -> l
     for line in skips.noted:
         warnings.warn(line, stacklevel=2)
     return with_unique_ids(facts)
+
+
+def distinct_facts(facts: Sequence[Fact], target: bool = True, seen: set[tuple[str, ...]] | None = None) -> list[Fact]:
+    """The facts without copies, which are no further evidence; a warning says how many were copies.
+
+    Copies agree in prompt, subject, answer and (with `target`) target, up to white space. A fact with several-hop
+    questions stays, since these belong to its own chain of edits.
+
+    Args:
+        seen: what earlier calls have seen, where facts come in parts; it grows.
+    """
+    seen, kept = set() if seen is None else seen, []
+    for fact in facts:
+        parts = (fact.prompt, fact.subject, fact.answer, fact.target if target else None)
+        key = tuple(" ".join((part or "").split()) for part in parts)
+        if key not in seen or fact.hops:
+            kept.append(fact)
+        seen.add(key)
+    if copies := len(facts) - len(kept):
+        warnings.warn(
+            f"{copies:,} of {len(facts):,} facts are copies of others (the same prompt, subject and answer"
+            f"{' and target' if target else ''}) and count once",
+            stacklevel=3,
+        )
+    return kept
 
 
 def one_or_many(given: Any) -> Iterable[Any]:

@@ -16,7 +16,7 @@ from ..editing.closed_form.contexts import memit_contexts
 from ..editing.stack import AnyEdit
 from ..errors import BadFact, UnknownSite
 from ..facts.fact import Fact
-from ..facts.load import FactsLike, facts_from
+from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
@@ -173,7 +173,7 @@ def residual_fact(
     """
     edit.require_updates("a residual, which reads bare prompts,", ("context",))
     templates = checked_prefixes(prefixes)
-    facts = facts_from(facts)
+    facts = distinct_facts(facts_from(facts))
     plan = _plan(model, facts, None if pool is None else facts_from(pool), seed, batch_size)
     if before is not None:
         _refuse_other(before, model, plan, final_norm, templates, seed)

@@ -5,7 +5,6 @@ Only files that kt names so are listed or removed. Lock files (empty) stay: anot
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .._util.data import read_json
+from .._util.data import read_json, read_metadata
 from .._util.files import writing
 from ..errors import BadFile, KtError
 
@@ -113,14 +112,8 @@ def _entry(path: Path, kind: str) -> Entry:
 
 def _header(path: Path) -> tuple[dict[str, Any], str]:
     """kt's metadata, and the weight where there is one tensor."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            names, about = list(file.keys()), json.loads((file.metadata() or {}).get("kt", "{}"))
-    except SafetensorError as error:
-        raise BadFile(f"{path}: not a whole safetensors file ({error})") from None
-    return (about if isinstance(about, dict) else {}), names[0] if path.name.startswith("cov-") and names else ""
+    names, about = read_metadata(path)
+    return about, names[0] if path.name.startswith("cov-") and names else ""
 
 
 def _with_origin(entry: Entry, of: dict[str, Entry]) -> Entry:

@@ -15,6 +15,7 @@ plain function calls.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -174,6 +175,20 @@ def joined() -> bool:
     return _group is not None
 
 
+def heir() -> bool:
+    """Whether this process speaks for the run, since rank 0, of the same machine, was killed (by a lack of memory)."""
+    if _group is None or _group.rank != 1 or os.name != "posix":
+        return False
+    pid, _, host = _group.main.partition(" ")
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return host == socket.gethostname()
+    except OSError:
+        pass
+    return False
+
+
 def count() -> int:
     """The number of processes that share the work; 1 before `join` and inside `alone`."""
     return 1 if _group is None or _alone_depth else _group.count
@@ -239,12 +254,16 @@ class Failure(NamedTuple):
 
 @dataclass
 class ProcessGroup:
-    """The processes of a run, seen from one of them. Values set in `store` are visible to all without synchronising."""
+    """The processes of a run, seen from one of them. Values set in `store` are visible to all without synchronising.
+
+    `main`: rank 0's process number and machine.
+    """
 
     rank: int
     count: int
     group: Any
     store: Any
+    main: str = ""
     n_synchronised: int = 0
     lost: bool = False
 
@@ -267,7 +286,9 @@ class ProcessGroup:
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise WorkFailed(f"the processes of this run cannot meet ({reason}); start them by torchrun") from None
-        return cls(state.process_index, state.num_processes, group, store)
+        if state.process_index == 0:
+            store.set("kt/main", f"{os.getpid()} {socket.gethostname()}")
+        return cls(state.process_index, state.num_processes, group, store, store.get("kt/main").decode())
 
     def close(self) -> None:
         """Disconnect after a successful run; the process of a failed run just ends."""

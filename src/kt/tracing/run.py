@@ -14,7 +14,7 @@ from numpy import ndarray
 from .._util.progress import Progress
 from .._util.text import words
 from ..errors import BadFact, WorkFailed
-from ..facts.load import FactsLike, facts_from
+from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.model import TracedModel
 from ..model.ndif import REASON
 from ..runs import parallel
@@ -202,7 +202,7 @@ def causal_trace(
     if only is not None and tokens != "all":
         raise BadFact(f"only and tokens={tokens!r} both choose the cells to patch; give one of them")
     patch_labels = labels(model, settings.kinds)
-    facts = facts_from(facts)
+    facts = distinct_facts(facts_from(facts), target=False)
     if not facts:
         raise BadFact("there are no facts to trace; give at least one")
     # All processes need the same groups: `rows` follows from the process with the least free memory, and rank 0 alone

@@ -22,7 +22,7 @@ from numpy import ndarray
 
 from ..errors import BadFact
 from ..facts.fact import Fact
-from ..facts.load import FactsLike, facts_from
+from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.model import TracedModel
 from ..model.tokens import token_ids
 from ..report import Figure, Shown, Table
@@ -226,7 +226,7 @@ def screen(
     metric = metric_name(metric)
     if fixed := {"method", "only", "tokens"} & set(options):
         raise BadFact(f"screen sets {', '.join(sorted(fixed))} itself; leave it out")
-    facts = facts_from(facts)
+    facts = distinct_facts(facts_from(facts), target=False)
     seconds: dict[str, float | None] = dict.fromkeys(("estimate", "exact_top", "exact"))
     estimate, seconds["estimate"] = _timed(model, facts, kinds=kinds, method="atp", **options)
     only = chosen_cells(model, facts, estimate, metric, top)

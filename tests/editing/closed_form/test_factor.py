@@ -1,7 +1,10 @@
 """Factors and eigenvectors of large second moments on disk: computed once, never believed when damaged."""
 
+import warnings
+
 import pytest
 import torch
+from absurd_files import absurd
 from safetensors.torch import load_file, save_file
 
 from kt.editing.closed_form import factor as kept
@@ -88,6 +91,25 @@ def test_a_damaged_file_is_said_and_made_again(store, what, how):
         again = result()
     torch.testing.assert_close(again, good, atol=1e-12, rtol=1e-10)
     assert result().shape == good.shape  # and no warning any more
+
+
+@pytest.mark.parametrize("what", ["factor", "eigen"])
+def test_a_kept_file_of_the_absurd_counts_as_absent(store, what):
+    def result():
+        made = moment(store)
+        return made.factor().factor if what == "factor" else made.null_basis("auto")
+
+    good = result()
+    (path,) = store.folder.iterdir()
+    for name, content in absurd(path.read_bytes()).items():
+        path.write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.testing.assert_close(result(), good, atol=1e-12, rtol=1e-10, msg=name)
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match="damaged"):
+        torch.testing.assert_close(result(), good, atol=1e-12, rtol=1e-10)
 
 
 def test_another_matrix_has_another_file(store):

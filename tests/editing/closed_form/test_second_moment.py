@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from absurd_files import absurd
 from families import tiny_model
 
 from kt.editing import Statistics, key_statistics
@@ -148,6 +149,26 @@ def test_a_map_that_no_token_excites_has_a_second_moment_of_zero(corpus, tmp_pat
         stats = key_statistics(model, SITES, corpus, 600, tmp_path)
         assert stats.moment("model.layers.1.mlp.down_proj").abs().max() == 0
         assert {change for _, change in stats.changes["model.layers.1.mlp.down_proj"]} == {0.0}
+
+
+def test_kept_files_and_checkpoints_of_the_absurd_count_as_absent(corpus, tmp_path):
+    model, name = tiny_model("gpt2"), "transformer.h.1.mlp.c_proj"
+    first = key_statistics(model, SITES, corpus, 200, tmp_path)
+    before, sums = first.files[name].read_bytes(), tmp_path / "sums.safetensors"
+    sizes = {SITES[0]: 4}
+    begun = module.Sums({SITES[0]: torch.eye(4, dtype=torch.float64)}, 7)
+    begun.save(sums)
+    checkpoint = sums.read_bytes()
+    for what in absurd(before):
+        first.files[name].write_bytes(absurd(before)[what])
+        sums.write_bytes(absurd(checkpoint)[what])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = key_statistics(model, SITES, corpus, 200, tmp_path)
+            resumed = module.Sums.resume(sums, sizes, lambda: begun)
+        good = what == "nothing but zeros"  # a map that no token excites
+        assert good or again.files[name].read_bytes() == before, what
+        assert (resumed is begun) != good, what
 
 
 @pytest.mark.parametrize("broken", [b"", b"no", None])

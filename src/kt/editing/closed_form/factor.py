@@ -11,16 +11,16 @@ import hashlib
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..._util.data import load_arrays, save_arrays
-from ...errors import KtError, WorkFailed
+from ..._util.data import complete_file, load_arrays, open_arrays, save_arrays
+from ...errors import BadFile, KtError, WorkFailed
 from ...model.memory import free_memory, require_memory
 
 # Factors and eigenvectors cost O(d³) and depend on the second moment alone: they are kept on disk for later processes.
@@ -62,22 +62,11 @@ class Store(NamedTuple):
             warnings.warn(f"{path} is not kept: {error}", stacklevel=2)
 
 
-def opened(path: Path) -> bool:
-    """Whether the path is a complete safetensors file; an incomplete one is deleted with a warning."""
-    if not path.exists():
-        return False
-    try:
-        with safe_open(path, "pt"):
-            return True
-    except (OSError, SafetensorError, ValueError):
-        discard(path)
-        return False
-
-
 def discard(path: Path) -> None:
-    """Delete a file whose contents do not match its name."""
+    """Delete a file whose contents do not match its name; a folder of that name moves aside."""
     warnings.warn(f"{path} is damaged; it is computed again", stacklevel=2)
-    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.rename(path.with_name(f"damaged-{path.name}")) if path.is_dir() else path.unlink()
 
 
 def agrees(ours: Float[Tensor, " d"], theirs: Float[Tensor, " d"]) -> bool:
@@ -169,14 +158,18 @@ class Moment:
         return factored
 
     def _kept_factor(self) -> Factored | None:
-        if self._store is None or not opened(path := self._store.path("factor", self.sha256())):
+        if self._store is None or not (path := self._store.path("factor", self.sha256())).exists():
             return None
-        arrays, about = load_arrays(path, framework="pt")
-        factor, ridge = arrays["transposed"].mT, float(about["ridge"])
-        stored, vector = self._read().cpu(), check_vector(self.size)
-        largest = float(stored.diagonal().max())
-        if agrees(factor @ (factor.mT @ vector), times(stored, vector) + ridge * largest * vector):
-            return Factored(factor, ridge)
+        try:
+            with complete_file(path, "factor", "it is computed again"):
+                arrays, about = load_arrays(path, framework="pt")
+                factor, ridge = arrays["transposed"].mT, float(about["ridge"])
+                stored, vector = self._read().cpu(), check_vector(self.size)
+                largest = float(stored.diagonal().max())
+                if agrees(factor @ (factor.mT @ vector), times(stored, vector) + ridge * largest * vector):
+                    return Factored(factor, ridge)
+        except BadFile:
+            pass
         discard(path)
         return None
 
@@ -202,15 +195,21 @@ class Moment:
 
     def _kept_basis(self, threshold: float | Literal["auto"]) -> Float[Tensor, "d null"] | None:
         """The null space from the file, of which only the wanted eigenvectors are read; None without a usable file."""
-        if self._store is None or not opened(path := self._store.path("eigen", self.sha256())):
+        if self._store is None or not (path := self._store.path("eigen", self.sha256())).exists():
             return None
-        with safe_open(path, "pt") as file:
-            values = file.get_tensor("values")
-            null_range = self._null_range(values, threshold)
-            rows = file.get_slice("rows")[null_range.start : null_range.stop]
-        mixed = check_vector(self.size)[null_range]
-        if agrees(rows.mT @ (values[null_range] * mixed), times(self._read().cpu(), rows.mT @ mixed)):
-            return rows.mT.contiguous()
+        try:
+            with complete_file(path, "list of eigenvectors", "it is computed again"), open_arrays(path) as file:
+                values, stored = file.get_tensor("values"), self._read().cpu()
+                if values.shape == (self.size,) and agrees(values.sum(), stored.diagonal().double().sum()):
+                    null_range = self._null_range(values, threshold)
+                    rows = file.get_slice("rows")[null_range.start : null_range.stop]
+                    mixed = check_vector(self.size)[null_range]
+                    product = rows.mT @ mixed  # as long as `mixed`, since the rows are orthonormal
+                    whole = agrees(product.norm(), mixed.norm())
+                    if whole and agrees(rows.mT @ (values[null_range] * mixed), times(stored, product)):
+                        return rows.mT.contiguous()
+        except BadFile:
+            pass
         discard(path)
         return None
 

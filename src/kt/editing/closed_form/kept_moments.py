@@ -3,54 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..._util.data import complete_file
+from ..._util.data import complete_file, open_arrays, read_metadata
 from ..._util.files import writing
 from ..._util.lock import exclusive
 from ...errors import BadFile
 from ...model.sites import Site
+from ..edit_io import DTYPES
 from .factor import discard
 
 Changes = tuple[tuple[int, float], ...]
 """(tokens, ‖C - C_half‖ / ‖C‖) for every doubling of the tokens, in Frobenius norms taken on random directions."""
 
 
-class Header(NamedTuple):
-    names: list[str]
-    metadata: dict[str, Any]
-
-
-def read_header(path: Path) -> Header:
-    """The tensors' names and kt's metadata.
+def stored(file: Path, name: str) -> Float[Tensor, "d_in d_in"]:
+    """A second moment as its file holds it.
 
     Raises:
-        BadFile: the file cannot be read.
+        BadFile: the file cannot be read, or holds no square matrix of floating point under that name.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            names, header = list(file.keys()), (file.metadata() or {}).get("kt", "{}")
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise BadFile(f"{path} is no readable safetensors file of second moments: {reason}") from None
-    with complete_file(path, "file of second moments", "run kt cov again"):
-        return Header(names, dict(json.loads(header)))
-
-
-def stored(file: Path, name: str) -> Float[Tensor, "d_in d_in"]:
-    with safe_open(file, "pt") as tensors:
+    with open_arrays(file) as tensors:
         moment = tensors.get_tensor(name)
-    if moment.dim() != 2 or moment.shape[0] != moment.shape[1]:
-        raise BadFile(f"{file}: {name} is {tuple(moment.shape)}, not a square second moment")
+    if moment.dim() != 2 or moment.shape[0] != moment.shape[1] or moment.dtype not in DTYPES:
+        dtype = str(moment.dtype).removeprefix("torch.")
+        raise BadFile(f"{file}: {name} is {tuple(moment.shape)} of {dtype}, not a square second moment")
     return moment
 
 
@@ -73,22 +59,28 @@ class Kept(NamedTuple):
         return self.n_tokens == max_tokens or (self.whole and self.n_tokens < max_tokens)
 
 
-def kept_of(folder: Path, key: str, name: str) -> list[Kept]:
-    """What is kept of a weight, fewest tokens first.
+def kept_of(folder: Path, key: str, name: str, size: int) -> list[Kept]:
+    """What is kept of a weight whose keys have `size` elements, fewest tokens first.
 
-    A file that cannot be opened is deleted: it counts as absent. One of another kt, whose entries are others, is left.
+    A file that does not read, or holds another thing, is deleted: it counts as absent. One of another kt, whose entries
+    are others, is left.
     """
     found = []
     for path in folder.glob(f"{key}-*.safetensors"):
         try:
-            names, about = read_header(path)
-            if name not in names or not all(isinstance(change, float) for _, change in about["changes"]):
-                raise ValueError
-            until = tuple(about["until"]) if about["until"] else None
-            found.append(Kept(path, name, int(about["n_tokens"]), bool(about["whole"]), until))
-        except KeyError:
-            continue
-        except (BadFile, TypeError, ValueError):
+            _, about = read_metadata(path)
+            if not {"n_tokens", "whole", "until", "changes"} <= {*about}:
+                continue
+            with complete_file(path, "second moment", "it is taken again"):
+                moment = stored(path, name)
+                finite = math.isfinite(moment.sum(dtype=torch.float64)) and all(
+                    isinstance(change, float) for _, change in about["changes"]
+                )
+                until = tuple(about["until"]) if about["until"] else None
+                if len(moment) != size or not finite or about["n_tokens"] < 1:
+                    raise ValueError("of another size, or not finite")
+                found.append(Kept(path, name, int(about["n_tokens"]), bool(about["whole"]), until))
+        except BadFile:
             discard(path)
     return sorted(found, key=lambda kept: kept.n_tokens)
 
@@ -96,7 +88,7 @@ def kept_of(folder: Path, key: str, name: str) -> list[Kept]:
 def look_up(
     locks: ExitStack,
     folder: Path,
-    wanted: Mapping[Site, tuple[str, str]],
+    wanted: Mapping[Site, tuple[str, str, int]],
     max_tokens: int,
     until: float | None,
     work: str,

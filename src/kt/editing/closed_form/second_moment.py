@@ -11,7 +11,7 @@ alone.
 from __future__ import annotations
 
 import hashlib
-import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..._util.data import complete_file, save_arrays
+from ..._util.data import complete_file, load_arrays, read_metadata, save_arrays
 from ..._util.files import clear_temporaries
 from ..._util.lock import default_cache
 from ..._util.progress import Progress
@@ -38,7 +37,7 @@ from ...model.tokens import encode_ids, pad_id, token_ids
 from ...report import Column, Shown, Table
 from ...runs import parallel
 from .factor import Moment, Store
-from .kept_moments import Changes, Kept, look_up, read_header, stored
+from .kept_moments import Changes, Kept, look_up, stored
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -94,23 +93,33 @@ class Sums:
         return cls({s: stored(each.path, each.name).double() * n_tokens for s, each in kept.items()}, n_tokens)
 
     @classmethod
-    def resume(cls, path: Path, sites: Sequence[Site], begin: Callable[[], Sums]) -> Sums:
-        """The sums of the checkpoint; without one those to begin with."""
+    def resume(cls, path: Path, sizes: Mapping[Site, int], begin: Callable[[], Sums]) -> Sums:
+        """The sums of the checkpoint; without one, or with one that does not read, those to begin with."""
         if not path.exists():
             return begin()
         try:
-            with safe_open(path, "pt") as file:
-                state: dict[str, Any] = json.loads((file.metadata() or {}).get("kt", "{}"))
-                names = set(file.keys())
-                return cls(
-                    {s: file.get_tensor(f"total {s}") for s in sites},
+            with complete_file(path, "checkpoint", "its tokens are read again"):
+                arrays, state = load_arrays(path, framework="pt")
+                sums = cls(
+                    {s: arrays[f"total {s}"] for s in sizes},
                     int(state["n_tokens"]),
                     int(state["forwards"]),
-                    {s: file.get_tensor(f"sketch {s}") for s in sites if f"sketch {s}" in names},
-                    [(int(tokens), {s: float(by[str(s)]) for s in sites}) for tokens, by in state["changes"]],
+                    {s: arrays[f"sketch {s}"] for s in sizes if f"sketch {s}" in arrays},
+                    [(int(tokens), {s: float(by[str(s)]) for s in sizes}) for tokens, by in state["changes"]],
                 )
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
-            return begin()  # a checkpoint that cannot be read costs time, not correctness
+                expected = all(
+                    total.shape == (size, size) and total.dtype == torch.float64 and bool(total.isfinite().all())
+                    for total, size in zip(sums.totals.values(), sizes.values(), strict=True)
+                ) and all(
+                    sketch.shape == (sizes[s], DIRECTIONS) and sketch.dtype == torch.float64
+                    for s, sketch in sums.sketches.items()
+                )
+                if not expected or min(sums.n_tokens, sums.forwards) < 0:
+                    raise ValueError("not running sums of these weights")
+                return sums
+        except BadFile as error:
+            warnings.warn(f"a pass over a corpus begins anew ({error})", stacklevel=2)
+            return begin()
 
     def mean(self, site: Site) -> Float[Tensor, "d_key d_key"]:
         """C as it is stored: whole, float32."""
@@ -165,7 +174,8 @@ def take_sums(
         WorkFailed: the corpus holds no tokens.
     """
     start = next(iter(kept.values())).n_tokens if kept else 0
-    sums = Sums.resume(checkpoint, sites, lambda: Sums.of_kept(kept) if kept else Sums.zero(model, sites))
+    sizes = {site: model.key_size(site) for site in sites}
+    sums = Sums.resume(checkpoint, sizes, lambda: Sums.of_kept(kept) if kept else Sums.zero(model, sites))
     if start in _marks(max_tokens) and sums.n_tokens == start:
         sums.mark()
     parallel.assert_equal_on_ranks({"second moments so far (tokens, forwards)": [sums.n_tokens, sums.forwards]})
@@ -359,7 +369,7 @@ class Statistics(Shown):
     def open(cls, path: str | Path) -> Statistics:
         """A safetensors file with one (d_key, d_key) tensor per module name."""
         path = Path(path)
-        names, metadata = read_header(path)
+        names, metadata = read_metadata(path)
         with complete_file(path, "file of second moments", "run kt cov again"):
             tokens = metadata.get("n_tokens")
             changes = tuple((int(tokens), float(change)) for tokens, change in metadata.get("changes", ()))
@@ -444,7 +454,8 @@ def key_statistics(
     names = {s: model.weight_name(s).removesuffix(".weight") for s in keys}
     work = f"{model_is} {corpus.identity} {max_tokens} {until}"
     with ExitStack() as locks:
-        looking = partial(look_up, locks, folder, {s: (keys[s], names[s]) for s in keys}, max_tokens, until)
+        wanted = {s: (keys[s], names[s], model.key_size(s)) for s in keys}
+        looking = partial(look_up, locks, folder, wanted, max_tokens, until)
         files, missing = parallel.on_rank_zero("looking for second moments", looking, work)
         for _, group in groupby(sorted(missing, key=lambda s: missing[s].n_tokens), lambda s: missing[s].n_tokens):
             begin = {s: missing[s] for s in sorted(group)}

@@ -10,7 +10,6 @@ The digest is an edit file's. Reading runs no code.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..._util.data import SCHEMA_VERSION, complete_file, read_arrays, save_arrays
+from ..._util.data import SCHEMA_VERSION, complete_file, read_arrays, read_metadata, save_arrays
 from ..._util.progress import Progress
 from ..._util.text import count
 from ...errors import BadFile, KtError, WorkFailed
@@ -33,7 +32,7 @@ from ...model.tokens import target_ids, token_ids
 from ...model.update import Update
 from ...report import Figure, Shown, Table
 from ...stats import Interval
-from ..edit_io import MEAN, digest_of, fits
+from ..edit_io import DTYPES, MEAN, digest_of, fits
 from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
 from ..ultraedit import Pairs, Running, answer_pairs
 from .malmen import Malmen
@@ -181,8 +180,8 @@ class Editor(Shown):
             for shape, its in running.items():
                 if not its.mean.shape == its.scatter.shape == (sum(map(int, shape.split("x"))),):
                     raise ValueError(f"its mean and scatter are not those of {shape} weights")
-            if any(not bool(torch.isfinite(array).all()) for array in arrays.values()):
-                raise BadFile(f"{path}: a number is not finite; {AGAIN}")
+            if any(a.dtype not in DTYPES or not bool(torch.isfinite(a).all()) for a in arrays.values()):
+                raise BadFile(f"{path}: holds what is no finite number of floating point; {AGAIN}")
         return cls(networks, running, manifest)
 
     # Looking ----------------------------------------------------------------------------------------------------
@@ -232,17 +231,11 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         BadFile: the file is missing, cut short, of a newer kt, or not an editor.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise BadFile(f"cannot read {path}: no such file; {GIVE}")
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("kt", "{}")
-    except (SafetensorError, OSError) as error:
-        raise BadFile(f"{path}: is no whole editor ({' '.join(str(error).split())}); {GIVE}") from error
+        _, header = read_metadata(path)
+    except BadFile as error:
+        raise BadFile(f"{error}; {GIVE}") from error
     with complete_file(path, KIND, AGAIN):
-        header = json.loads(text)
         kind, version = header.pop("kind", None), header.pop("schema_version", None)
         if kind != KIND:
             held = f"a {kind[:40]} of kt" if isinstance(kind, str) else "tensors of another program"

@@ -1,0 +1,23 @@
+"""`kt` in several processes, of which one is killed once a phase is kept; started by test_parallel.py under torchrun."""
+
+import os
+import signal
+import sys
+
+from kt.cli import main
+from kt.runs import parallel
+from kt.runs.journal import Journal
+
+rank, number, *arguments = sys.argv[1:]
+take = Journal.take_each
+
+
+def killed(self, *given, **named):
+    done = take(self, *given, **named)
+    if parallel.started_as() == int(rank):
+        os.kill(os.getpid(), int(number))
+    return done
+
+
+Journal.take_each = killed
+sys.exit(main(arguments))
