@@ -42,7 +42,6 @@ def measured(options: argparse.Namespace) -> None:
     model, facts = kt.load(options.model), test_facts(list(editors.values()), options.facts)
     say(f"{options.model}: {len(facts)} facts of subjects that no editor was trained on or chosen by")
     say(f"| edits | n | method | {' | '.join(METRICS)} | s |\n|{' --- |' * (len(METRICS) + 4)}")
-    gaps: list[str] = []
     for size in (int(text) for text in options.sizes.split(",")):
         if size > len(facts):
             say(f"(no {size} edits: too few facts)")
@@ -62,15 +61,10 @@ def measured(options: argparse.Namespace) -> None:
             scores[method] = Scores.joined(parts)
             found = cells(scores[method].metrics)
             say(f"| {size} | {len(some)} | `{method}` | {found} | {seconds / len(groups):.2f} |")
-        for editor in editors:
-            done = list(editors)[: list(editors).index(editor) + 1]
-            others = [name for name in scores if name not in done]
-            gaps += [
-                f"| {size} | {len(some)} | `{editor}` - `{name}` | {cells(scores[editor].compare(scores[name]), '+')} |"
-                for name in others
-            ]
-    say(f"\n| edits | n | difference | {' | '.join(METRICS)} |\n|{' --- |' * (len(METRICS) + 3)}")
-    say("\n".join(gaps))
+        for number, editor in enumerate(editors):
+            for name in [name for name in scores if name not in list(editors)[: number + 1]]:
+                gap = cells(scores[editor].compare(scores[name]), "+")
+                say(f"| {size} | {len(some)} | `{editor}` - `{name}` | {gap} | |")
 
 
 def test_facts(editors: list[Path], source: str) -> list[Any]:
