@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import zlib
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_a_map_holds_the_effects_that_were_measured(data, loop):
     fact = loop.trace.facts[0]
     [place] = [i for i, each in enumerate(data["facts"]) if each["prompt"] == fact.prompt]
     shown = trace["facts"][str(place)]
-    assert shown["rows"] == [token for token in fact.tokens]
+    assert shown["rows"] == list(fact.tokens)
     for kind in loop.trace.kinds:
         cells = np.array(shown["cells"][kind]["logit_diff"]["v"]) / UNIT
         np.testing.assert_allclose(cells, fact.effect(kind, "logit_diff").T, atol=0.51 / UNIT)
@@ -126,7 +127,7 @@ def test_a_trace_alone_is_shown_with_what_it_lacks(loop, tmp_path):
     assert {each["command"].split()[1] for each in data["missing"]} == {
         *("heatmap", "apply-edit", "eval", "probe", "sweep")
     }
-    assert explore([tmp_path], tmp_path / "page.html").stat().st_size < 200_000
+    assert explore([tmp_path]).save(tmp_path / "page.html").stat().st_size < 200_000
 
 
 EVIL = "</script><!-- <script>\u2028\u2029<img src=x onerror=alert(1)> \ud800 \u202e{{7*7}}"
@@ -144,10 +145,18 @@ def test_modules_stand_behind_what_they_import_and_the_page_runs_no_other_script
     made = [script.index(f"const kt_{name} = ") for name in ("dom", "state", "facts", "views", "map", "main")]
     assert made == sorted(made)
     loop.trace.save(tmp_path / "arrays.safetensors")
-    html = explore([tmp_path], tmp_path / "page.html").read_text()
+    html = explore(tmp_path).html
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)[1]
     assert "script-src &#39;sha256-" in policy and "script-src &#39;unsafe" not in policy
     assert not re.search(r'(src|href)="(?!#|data:)', html)
+
+
+def test_in_a_notebook_it_is_a_frame_in_which_nothing_leaves_the_page(loop, tmp_path):
+    loop.trace.save(tmp_path / "arrays.safetensors")
+    shown = explore(tmp_path)
+    frame = shown._repr_html_()
+    assert frame.startswith("<iframe") and frame.count("<") == 2 and unescape(frame).count(shown.html) == 1
+    assert repr(shown) == "Explorer()"
 
 
 def test_explore_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):
