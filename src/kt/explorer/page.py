@@ -16,8 +16,8 @@ from typing import Any
 from .._util.data import complete_file
 from .._util.files import atomic_write
 from .._util.text import visible
-from ..errors import BadFile
 from ..editing import Edit
+from ..errors import BadFile
 from ..experiments import Sweep
 from ..experiments.sweep_result import AXES, NAMED
 from ..experiments.sweep_result import columns as sweep_columns

@@ -16,7 +16,9 @@ const KEYS = [
 
 /** The data beside this script: JSON, deflated, as base64. */
 async function unpacked() {
-  const bytes = Uint8Array.from(atob(document.getElementById("kt-data").textContent.trim()), (letter) => letter.charCodeAt(0));
+  const letters = atob(document.getElementById("kt-data").textContent.trim());
+  const bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < bytes.length; i += 1) bytes[i] = letters.charCodeAt(i); // ten times as fast as Uint8Array.from
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
 }
 
@@ -41,6 +43,7 @@ const help = h("dialog", { class: "x-help", "aria-labelledby": "x-help-title" },
 
 async function start() {
   const data = await unpacked();
+  performance.mark("kt-data");
   theme();
   const facts = factsPanel(data);
   const panels = { map: mapPanel(data), detail: detailPanel(data), below: belowPanel(data) };
@@ -93,6 +96,7 @@ async function start() {
   facts.draw();
   draw();
   root.dataset.ready = "";
+  performance.mark("kt-drawn");
 }
 
 start();
