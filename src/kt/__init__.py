@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .experiments import Sweep
     from .experiments.case_study import CaseStudy, case_study
     from .experiments.sequence import run_edits
+    from .explorer import explore
     from .facts.fact import Fact, Prompt
     from .facts.load import iter_facts, load_facts, read_facts
     from .model.load import load
@@ -75,6 +76,7 @@ _HOMES = {
     "CaseStudy": ".experiments.case_study",
     "Scores": ".evaluation",
     "Sweep": ".experiments",
+    "explore": ".explorer",
     "run_recipe": ".recipes",
     "KtError": ".errors",
 }
@@ -112,6 +114,7 @@ __all__ = [  # noqa: RUF022 -- in the order of use
     "evaluate",
     "Scores",
     "Sweep",
+    "explore",
     "run_recipe",
     "abilities",
     "Abilities",

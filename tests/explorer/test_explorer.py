@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -9,6 +10,8 @@ import os
 import re
 import shlex
 import shutil
+import zlib
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from kt.cli import main
 from kt.demo.loop import run_loop
 from kt.explorer import explore, write_report
 from kt.explorer.numbers import UNIT
-from kt.explorer.page import bundle, embedded, page_data
+from kt.explorer.page import bundle, packed, page_data
 from kt.runs.report import Run
 from kt.tracing.trace import grid
 
@@ -48,9 +51,14 @@ def run(loop, tmp_path_factory):
     return Run(folder, manifest, folder)
 
 
+def unpacked(text):
+    """The data as the page's script reads it."""
+    return json.loads(zlib.decompress(base64.b64decode(text)))
+
+
 @pytest.fixture(scope="module")
 def data(run):
-    return json.loads(embedded(page_data([run])))
+    return unpacked(packed(page_data([run])))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,7 @@ def test_a_map_holds_the_effects_that_were_measured(data, loop):
     fact = loop.trace.facts[0]
     [place] = [i for i, each in enumerate(data["facts"]) if each["prompt"] == fact.prompt]
     shown = trace["facts"][str(place)]
-    assert shown["rows"] == [token for token in fact.tokens]
+    assert shown["rows"] == list(fact.tokens)
     for kind in loop.trace.kinds:
         cells = np.array(shown["cells"][kind]["logit_diff"]["v"]) / UNIT
         np.testing.assert_allclose(cells, fact.effect(kind, "logit_diff").T, atol=0.51 / UNIT)
@@ -119,16 +127,16 @@ def test_a_trace_alone_is_shown_with_what_it_lacks(loop, tmp_path):
     assert {each["command"].split()[1] for each in data["missing"]} == {
         *("heatmap", "apply-edit", "eval", "probe", "sweep")
     }
-    assert explore([tmp_path], tmp_path / "page.html").stat().st_size < 200_000
+    assert explore([tmp_path]).save(tmp_path / "page.html").stat().st_size < 200_000
 
 
 EVIL = "</script><!-- <script>\u2028\u2029<img src=x onerror=alert(1)> \ud800 \u202e{{7*7}}"
 
 
-def test_data_ends_no_script_and_starts_none():
-    text = embedded({EVIL: [EVIL]})
-    assert not re.search(r"[^\x20-\x7e]|[<>&]", text)
-    assert json.loads(text) == {EVIL: [EVIL]}
+def test_nothing_in_the_data_can_act_on_the_page():
+    text = packed({EVIL: [EVIL]})
+    assert re.fullmatch(r"[A-Za-z0-9+/=]+", text)
+    assert unpacked(text) == {EVIL: [EVIL]}
 
 
 def test_modules_stand_behind_what_they_import_and_the_page_runs_no_other_script(loop, tmp_path):
@@ -137,10 +145,18 @@ def test_modules_stand_behind_what_they_import_and_the_page_runs_no_other_script
     made = [script.index(f"const kt_{name} = ") for name in ("dom", "state", "facts", "views", "map", "main")]
     assert made == sorted(made)
     loop.trace.save(tmp_path / "arrays.safetensors")
-    html = explore([tmp_path], tmp_path / "page.html").read_text()
+    html = explore(tmp_path).html
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)[1]
     assert "script-src &#39;sha256-" in policy and "script-src &#39;unsafe" not in policy
     assert not re.search(r'(src|href)="(?!#|data:)', html)
+
+
+def test_in_a_notebook_it_is_a_frame_in_which_nothing_leaves_the_page(loop, tmp_path):
+    loop.trace.save(tmp_path / "arrays.safetensors")
+    shown = explore(tmp_path)
+    frame = shown._repr_html_()
+    assert frame.startswith("<iframe") and frame.count("<") == 2 and unescape(frame).count(shown.html) == 1
+    assert repr(shown) == "Explorer()"
 
 
 def test_explore_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):

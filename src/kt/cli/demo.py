@@ -51,7 +51,7 @@ def demo(options: DemoOptions) -> None:
         loop.save(s.run.folder)
         s.run.results = results_of_loop(loop, s.path)
         about = s.run.manifest | {"command_line": ["kt", *options.argv]}
-        write_report([Run(s.path, about, s.run.folder)], s.run.file(REPORT_FILE), title=f"kt demo: {model.name}")
+        write_report([Run(s.path, about, s.run.folder)], s.run.file(REPORT_FILE), title="kt demo")
         show_balance(s, loop.balance)
         s.screen.tables(loop.probe.stages_table())
         s.screen.say(f"kt: {loop.settings}")

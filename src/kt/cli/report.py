@@ -48,6 +48,6 @@ def write(options: ReportOptions, what: str) -> None:
         read_run(folder)
     from ..explorer import explore, write_report
 
-    path = (write_report if what == "report" else explore)(options.runs, options.out)
+    path = write_report(options.runs, options.out) if what == "report" else explore(options.runs).save(options.out)
     screen_for(options).say(f"kt: written to {path}")
     write_result(options, {what: str(path)})

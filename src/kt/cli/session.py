@@ -42,6 +42,7 @@ class Session:
     run: RunFolder
     path: Path
     figures: dict[str, Any] = field(default_factory=dict)
+    heading: str = ""
 
     _model: TracedModel | None = None
     _facts: list[Fact] | None = None
@@ -130,7 +131,7 @@ class Session:
 
     def keep(self, result: Result, figures: Sequence[Figure] | None = None, **more: Any) -> None:
         """Take a result as the run's: its JSON with `more`, and its figures (or `figures`) by name."""
-        self.run.results = result.as_dict() | more
+        self.run.results, self.heading = result.as_dict() | more, f": {getattr(result, 'heading', result.kind)}"
         figures = result.figures() if figures is None else figures
         self.figures = {figure.name: figure.figure for figure in figures if figure.only != "page"}
 
@@ -139,7 +140,9 @@ class Session:
         from ..report import Figure, Section, render
 
         sections = [Section(name.replace("-", " "), [Figure(figure)]) for name, figure in self.figures.items()]
-        return render(f"kt {self.options.command}", sections, {"command": shlex.join(["kt", *self.options.argv])})
+        return render(
+            f"kt {self.options.command}{self.heading}", sections, {"command": shlex.join(["kt", *self.options.argv])}
+        )
 
     def write_asked_figures(self) -> None:
         """`--html` is the page; `--png` and `--svg` the first figure, with the others' names added to its own."""

@@ -6,6 +6,6 @@ missing.py names what the runs do not hold with the command that makes it, page.
 
 from __future__ import annotations
 
-from .page import explore, write_report
+from .page import Explorer, explore, write_report
 
-__all__ = ["explore", "write_report"]
+__all__ = ["Explorer", "explore", "write_report"]

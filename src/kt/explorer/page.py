@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .._util.data import complete_file
+from .._util.files import atomic_write
 from .._util.text import visible
 from ..editing import Edit
+from ..errors import BadFile
 from ..experiments import Sweep
 from ..experiments.sweep_result import AXES, NAMED
 from ..experiments.sweep_result import columns as sweep_columns
 from ..probing import Probe
-from ..report import App, Section, build
+from ..report import App, Section, build, render
 from ..residual import Residual
 from ..runs.provenance import versions
 from ..runs.report import Run
@@ -35,22 +41,47 @@ IMPORT = re.compile(r'^import \{ ([^}]+) \} from "\./(\w+)\.js";\n', re.MULTILIN
 EXPORT = re.compile(r"^export (?=(?:function|const|class) (\w+))", re.MULTILINE)
 
 
-def explore(folders: Sequence[str | Path], out: str | Path, title: str = "") -> Path:
-    """Write the facts of the runs as one page to explore: docs/explore.md.
+@dataclass(frozen=True)
+class Explorer:
+    """The fact explorer of some runs: in a notebook it shows itself, `save` writes it as a page."""
+
+    html: str = field(repr=False)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page, whole or not at all.
+
+        Raises:
+            NotWritable: it cannot be written.
+        """
+        return atomic_write(path, self.html)
+
+    def _repr_html_(self) -> str:
+        """In a frame of its own: its style, keys and policy are those of the page."""
+        frame = 'style="width: 100%; height: 900px; border: 0" title="kt: fact explorer"'
+        return f'<iframe {frame} srcdoc="{html.escape(self.html)}"></iframe>'
+
+
+def explore(runs: str | Path | Sequence[str | Path], title: str = "") -> Explorer:
+    """The facts of runs as one page to explore: docs/explore.md.
+
+        kt.explore(["runs/edit", "runs/eval"]).save("explore.html")
 
     Args:
-        folders: run folders, of any commands; facts are joined by their prompts.
-        out: the page to write.
+        runs: a run folder or several, of any commands; facts are joined by their prompts.
         title: of the page.
 
     Returns:
-        The page's path.
+        The page; the last value of a notebook's cell shows it there.
 
     Raises:
-        BadFile: a file is not the result that its name says.
-        NotWritable: the page cannot be written.
+        BadFile: a file is not the result that its name says, or no run has results.
     """
-    return _write([Run.of(folder) for folder in folders], out, title, sections=False)
+    given = [Run.of(folder) for folder in ([runs] if isinstance(runs, str | Path) else runs)]
+    if not any(run.results for run in given):
+        named = ", ".join(str(run.folder) for run in given) or "nothing given"
+        raise BadFile(f"{named}: no results to explore; name run folders of heatmap, apply-edit, eval, probe or sweep")
+    title, chapters, more = _parts(given, title or "kt explore", [])
+    return Explorer(render(title, chapters, **more))
 
 
 def write_report(runs: Sequence[str | Path | Run], out: str | Path, title: str = "") -> Path:
@@ -68,35 +99,34 @@ def write_report(runs: Sequence[str | Path | Run], out: str | Path, title: str =
         BadFile: a file is not the result that its name says.
         NotWritable: the page cannot be written.
     """
-    return _write([run if isinstance(run, Run) else Run.of(run) for run in runs], out, title, sections=True)
-
-
-def _write(runs: Sequence[Run], out: str | Path, title: str, sections: bool) -> Path:
-    results = [result for run in runs for _, result in run.results]
-    names = _names(runs)
-    with complete_file(runs[0].files, "run of results that kt can show", "run its command again"):
-        found = verdict(results)
-        data = page_data(runs)
-    chapters: list[Section] = []
-    for run, name in zip(runs, names, strict=True):
-        for path, result in run.results if sections else ():
+    given = [run if isinstance(run, Run) else Run.of(run) for run in runs]
+    chapters = []
+    for run, name in zip(given, _names(given), strict=True):
+        for path, result in run.results:
             with complete_file(path, "result of kt", "run its command again"):
                 section = result.section()
-            chapters.append(Section((f"{name}: " if len(runs) > 1 else "") + section.title, section.blocks))
-    meta = {name: run.command for run, name in zip(runs, names, strict=True) if run.command}
-    app = None if not data["facts"] and not data["sweeps"] else App(_style(), bundle(), embedded(data))
-    return build(
-        title or f"kt {'report' if sections else 'explore'}: {_about(runs)}",
-        chapters,
-        out,
-        meta=meta | {"versions": ", ".join(f"{name} {version}" for name, version in versions().items())},
-        summary=found.cards,
-        lead=found.words,
-        tone=found.tone,
-        warnings=found.warnings,
-        app=app,
-        fold=True,
-    )
+            chapters.append(Section((f"{name}: " if len(given) > 1 else "") + section.title, section.blocks))
+    title, sections, more = _parts(given, title or "kt report", chapters)
+    return build(title, sections, out, **more)
+
+
+def _parts(runs: Sequence[Run], title: str, chapters: list[Section]) -> tuple[str, list[Section], dict[str, Any]]:
+    """The arguments of `render`: a title that says what is seen, the verdict, the explorer, the commands."""
+    with complete_file(runs[0].files, "run of results that kt can show", "run its command again"):
+        found = verdict([result for run in runs for _, result in run.results])
+        data = page_data(runs)
+    meta = {name: run.command for run, name in zip(runs, _names(runs), strict=True) if run.command}
+    meta["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
+    more = {
+        "meta": meta,
+        "summary": found.cards,
+        "lead": found.words,
+        "tone": found.tone,
+        "warnings": found.warnings,
+        "app": App(_style(), bundle(), packed(data)) if data["facts"] or data["sweeps"] else None,
+        "fold": True,
+    }
+    return f"{title}: {found.title} · {_about(runs)}", chapters, more
 
 
 def _about(runs: Sequence[Run]) -> str:
@@ -220,10 +250,10 @@ def _style() -> str:
     return (ASSETS / "explorer.css").read_text(encoding="utf-8")
 
 
-def embedded(data: Mapping[str, Any]) -> str:
-    """JSON for a script element: nothing in it ends the element or opens another, and every character is ASCII."""
+def packed(data: Mapping[str, Any]) -> str:
+    """JSON, deflated, as base64: a third of the size, and letters that nothing on a page can act on."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"})
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
 @cache

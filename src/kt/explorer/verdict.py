@@ -16,6 +16,7 @@ from ..report import Card
 from ..residual import Residual
 from ..stats import Interval
 from ..tracing import Balance, Trace
+from ..tracing.prompts import TITLES
 from ..tracing.trace import without_heads
 
 HEADLINES = 4
@@ -32,8 +33,9 @@ AFTER_EDITS = ORDER.index(Scores)
 
 
 class Verdict(NamedTuple):
-    """`words` in sentences; `tone` is one of `TONES`; `warnings` say what failed and what to do."""
+    """`title` and `words` in sentences; `tone` is one of `TONES`; `warnings` say what failed and what to do."""
 
+    title: str
     words: str
     tone: str
     warnings: tuple[str, ...]
@@ -46,9 +48,10 @@ def verdict(results: Sequence[Any]) -> Verdict:
     warnings: list[str] = []
     cards: list[Card] = []
     tones: list[str] = []
+    edited = any(isinstance(result, Edit) for result in results)
     for result in sorted(results, key=_order):
         said, found = _of(result)
-        if not (sentences and _order(result) >= AFTER_EDITS):
+        if not (isinstance(result, Comparison) and edited) and not (sentences and _order(result) >= AFTER_EDITS):
             sentences += said
         cards += [card for card in found if _about(card) not in map(_about, cards)]
         if isinstance(result, Edit) and result.verdict is not None:
@@ -56,7 +59,22 @@ def verdict(results: Sequence[Any]) -> Verdict:
             share = result.verdict.changed / max(1, result.verdict.requests)
             tones.append("bad" if share < 0.5 else "mixed" if result.verdict.warnings or share < 1 else "good")
     tone = max(tones, key=TONES.index) if tones else ""
-    return Verdict(" ".join(sentences), tone, tuple(warnings), tuple(cards[:HEADLINES]))
+    title = _title(results) if results else "no results"
+    return Verdict(title, " ".join(sentences), tone, tuple(warnings), tuple(cards[:HEADLINES]))
+
+
+def _title(results: Sequence[Any]) -> str:
+    """What the page is about, the edit first."""
+    for result in results:
+        if isinstance(result, Edit):
+            return f"{count(len(result.report), 'fact')} edited by {result.manifest.get('method')}"
+    for result in results:
+        if isinstance(result, Scores | Comparison):
+            return f"{(result.after if isinstance(result, Comparison) else result).about_records} scored"
+    for kind, what in ((Trace, "traced"), (Probe, "probed"), (Residual, "probed before and after an edit")):
+        if found := [result for result in results if isinstance(result, kind)]:
+            return f"{count(sum(len(result.facts) for result in found), 'fact')} {what}"
+    return str(min(results, key=_order).heading)
 
 
 NAMES = {"mlp": "MLP", "attn": "attention"}
@@ -78,9 +96,10 @@ def _of(result: Any) -> tuple[list[str], list[Card]]:
     if isinstance(result, Scores | Comparison):
         return _scores(result)
     if isinstance(result, Residual):
-        lead = f"{result.score.mean:.0%} of the old answers' lead over other answers is left"
-        known = math.isfinite(result.score.mean)
-        return [lead + "."] if known else [], [Card("residual score", result.score, "0 is none, 1 all")]
+        if not math.isfinite(result.score.mean):
+            return [], []
+        lead = f"{result.score.mean:.0%} of the old answers' lead over other answers is left."
+        return [lead], [Card("residual score", result.score, "0 is none, 1 all")]
     if isinstance(result, Balance) and math.isfinite(result.alpha):
         return [f"Attention does {result.alpha:.0%} of the recall (α {result.alpha:.3f})."], list(result.headline())
     if isinstance(result, Trace):
@@ -122,9 +141,11 @@ def _scores(scores: Scores | Comparison) -> tuple[list[str], list[Card]]:
     for metric, title in (("neighbourhood_same_argmax", "locality"), ("perplexity_heldout", "perplexity")):
         if metric in after.metrics:
             cards.append(Card(title, after.metrics[metric]))
-    if isinstance(scores, Comparison) or name is None:
-        return [], cards
-    return [f"{after.about_records} scored: the new answer is given by {after.metrics[name].mean:.0%}."], cards
+    if name is None:
+        return [f"{after.about_records} scored."], cards
+    near = after.metrics.get("neighbourhood_same_argmax")
+    kept = "" if near is None else f"; {near.mean:.0%} of the neighbours keep their next token"
+    return [f"{after.about_records} scored: {after.metrics[name].mean:.0%} give the new answer{kept}."], cards
 
 
 def _trace(trace: Trace) -> tuple[list[str], list[Card]]:
@@ -136,7 +157,7 @@ def _trace(trace: Trace) -> tuple[list[str], list[Card]]:
             continue
         row, layer = np.unravel_index(int(np.nanargmax(means.mean)), means.mean.shape)
         top = Interval(*(float(part[row, layer]) for part in (means.mean, means.low, means.high)), int(means.n[row]))
-        at = f"at the {means.roles[row].replace('_', ' ')} token"
+        at = f"at the {TITLES[means.roles[row]].lower()}"
         parts.append(f"{NAMES[kind]} in layer {layer} {at} ({top.mean:.2f})")
         cards.append(Card(f"strongest {NAMES[kind]}", f"layer {layer}", f"{top.mean:.3f} {at}"))
     lost = trace.metadata["direction"] == "noise"

@@ -84,7 +84,7 @@ class Section:
 
 @dataclass(frozen=True)
 class App:
-    """A part of the page that its own script draws: its style, the script, and data as JSON without `<` in it."""
+    """A part of the page that its own script draws: its style, the script, and its data as base64."""
 
     style: str
     script: str

@@ -33,7 +33,8 @@ function neighbours(fact) {
   if (!fact?.near.length) return null;
   const moved = fact.near.filter((item) => item.changed || item.rewritten), rest = fact.near.filter((item) => !moved.includes(item));
   const next = fact.near.filter((item) => item.changed).length;
-  return card("Neighbours", `${next} of ${fact.near.length} give another next token; ${moved.length - next} only go on differently.`,
+  const says = moved.length ? `${next} of ${fact.near.length} give another next token; ${moved.length - next} more go on differently later.` : "None changed.";
+  return card("Neighbours", says,
     moved.length ? compared(moved, "Neighbours that changed", "own answer") : null,
     rest.length ? h("details", { class: "x-table" }, h("summary", {}, count(rest.length, "neighbour") + " as before"), compared(rest, "Neighbours as before", "own answer")) : null);
 }

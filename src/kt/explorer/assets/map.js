@@ -37,7 +37,7 @@ function legend(seen, scale) {
     s("rect", { x: 0.5, y: 0.5, width: width - 1, height: 9.5, fill: "none", stroke: c.rule }));
   return h("div", { class: "x-legend" }, h("span", {}, seen.shown(ends[0])), svg, h("span", {}, seen.shown(ends[1])),
     h("span", { class: "x-note" }, seen.unit, seen.shared ? "; MLP and attention on one scale" : "",
-      scale.below !== null && scale.below !== undefined ? `; blue: below zero, down to ${seen.shown(scale.below)}` : ""));
+      scale.below !== null && scale.below !== undefined ? `; blue: below zero, down to ${seen.shown(scale.below)}` : "", seen.q ? "; struck through: not told apart from zero (q ≥ 0.05)" : ""));
 }
 
 const metricIsRank = (seen) => seen.unit.startsWith("rank");
@@ -49,7 +49,7 @@ function drawing(seen, width, say) {
   const scale = scaleOf(painted, { diverging: seen.difference, ...(metricIsRank(seen) ? { low: Math.min(-1e-9, ...painted), high: 0 } : {}) });
   const most = width < 380 ? 15 : 24;
   const labels = seen.rows.map((text) => short(text.replace(/^ /, "·"), most));
-  const left = Math.min(0.42 * width, 16 + 7.1 * Math.max(...labels.map((text) => [...text].length)));
+  const left = Math.min(0.42 * width, 16 + 6.6 * Math.max(...labels.map((text) => [...text].length)));
   const across = Math.max(5, Math.min(46, (width - left - 8) / seen.layers.length));
   const down = seen.rows.length > 24 ? 15 : 24;
   const top = 18, bottom = 36, gap = across > 9 ? 1.5 : 0.5;
@@ -77,9 +77,10 @@ function drawing(seen, width, say) {
         fill: value === null ? c.empty : scale.colour(paint(value)),
       }, s("title", {}, said));
     });
+    const struck = seen.q && across > 7 ? s("path", { "aria-hidden": true, "pointer-events": "none", stroke: c.muted, "stroke-opacity": 0.6, fill: "none", d: seen.q[r].map((q, l) => q < 0.05 && q !== null ? "" : `M${(left + l * across + 2).toFixed(1)} ${top + (r + 1) * down - gap - 3}l${(across - gap - 4).toFixed(1)} ${-(down - gap - 6)}`).join("") }) : null;
     return s("g", { role: "row", "aria-label": name },
       s("g", { role: "rowheader" }, text(left - 10, top + r * down + down / 2 + 4, labels[r], { "text-anchor": "end", fill: inSubject ? c.ink : c.muted, "font-weight": inSubject ? 650 : 400 })),
-      inSubject ? s("rect", { x: left - 6, y: top + r * down, width: 2.5, height: down - gap, fill: c.ink, "aria-hidden": true }) : null, cells);
+      inSubject ? s("rect", { x: left - 6, y: top + r * down, width: 2.5, height: down - gap, fill: c.ink, "aria-hidden": true }) : null, cells, struck);
   });
   const axis = seen.layers.flatMap((layer, l) => l % every ? [] : [text(left + l * across + across / 2, height - bottom + 15, layer, { "text-anchor": "middle" })]);
   const cursor = s("rect", { width: across - gap + 3, height: down - gap + 3, fill: "none", stroke: c.ink, "stroke-width": 2, rx: 3, visibility: "hidden", "pointer-events": "none" });
@@ -176,7 +177,7 @@ export function mapPanel(data) {
 function outcome(fact) {
   if (!fact?.prob) return null;
   const answers = [["new answer", fact.prob, "x-new"], ["old answer", fact.oldProb, "x-old"]].filter(([, pair]) => pair);
-  return h("table", { class: "x-small" }, h("caption", {}, "Probability of the whole answer"), h("thead", {}, h("tr", {}, ["", "before", "after"].map((name) => h("th", { scope: "col", class: name ? "number" : null }, name)))),
+  return h("table", { class: "x-small" }, h("caption", {}, "Probability of the whole answer"), h("thead", {}, h("tr", {}, ["answer", "before", "after"].map((name, i) => h("th", { scope: "col", class: i ? "number" : null }, name)))),
     h("tbody", {}, answers.map(([name, pair, kind]) => h("tr", {}, h("th", { scope: "row" }, h("span", { class: kind }, name)), pair.map((value) => h("td", { class: "number" }, number(value)))),
     ), fact.rank ? h("tr", {}, h("th", { scope: "row" }, "new answer's rank"), fact.rank.map((value) => h("td", { class: "number" }, rank(value)))) : null));
 }
