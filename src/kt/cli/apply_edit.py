@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .._util.files import check_writable
 from .._util.text import count
 from ..errors import FailedCheck, KtError, WorkFailed
 from ..experiments.sequence import EVALUATE, MODES
 from ..runs import parallel
-from . import parse
+from . import checks, parse
 from .command import BadOption, option_of
 from .edits import open_stack, show_conflicts_with
 from .eval import EvalOptions
@@ -111,7 +110,7 @@ def apply_edit(options: EditOptions) -> None:
     }
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
     if options.merge_to is not None and options.resume is None:  # a run that goes on may have been past its merge
-        check_new(options.merge_to)
+        checks.new_folder(options.merge_to, "--merge-to")
     if options.history is not None and options.merge_to is not None:
         raise BadOption("--merge-to writes one edit of the base; with --history, kt edits stack and kt export do")
     below = None if options.history is None else open_stack(options.history.split(","))
@@ -187,13 +186,6 @@ def merge(s: Session, model: TracedModel, edit: Edit, options: EditOptions) -> K
         return error
     s.run.results["merged"] = str(options.merge_to)
     return None
-
-
-def check_new(folder: Path) -> None:
-    """Refuse a `--merge-to` that is taken before solving, not after."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadOption(f"--merge-to {folder} exists and is not empty; name a new folder")
-    check_writable(folder / "config.json")
 
 
 def failed_check(verdict: Verdict | None) -> str | None:

@@ -13,7 +13,7 @@ from .._util.files import check_writable
 from .._util.text import count, interval, visible
 from ..report import Column, Table
 from ..report.table import before_after, pairs, setting, shown
-from . import checks
+from . import checks, parse
 from .command import BadOption
 from .console import Screen
 from .options import ForceOptions, ModelOptions, Opt
@@ -53,7 +53,8 @@ class EditsOptions(ForceOptions, ModelOptions):
 def edits(options: EditsOptions) -> None:
     """List edit files, show one, compare two, or stack several on one base."""
     if options.action not in ACTIONS:
-        raise BadOption(f"kt edits {options.action!r}: unknown; write kt edits {'|'.join(ACTIONS)}")
+        hint = parse.meant(options.action, ACTIONS)
+        raise BadOption(f"kt edits {options.action!r}: unknown; write kt edits {'|'.join(ACTIONS)}{hint}")
     wanted = {"show": 1, "diff": 2}.get(options.action)
     files = options.files or []
     if wanted is not None and len(files) != wanted:
@@ -71,6 +72,9 @@ def edits(options: EditsOptions) -> None:
 
 def ls(options: EditsOptions) -> None:
     """A row a file; broken ones say why."""
+    for root in options.files or ():
+        if not root.exists():
+            raise BadOption(f"{root}: no such file or folder; name one that holds edits")
     from ..editing.diff import stored
 
     files = stored(options.files or ["."])
