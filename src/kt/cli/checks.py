@@ -18,7 +18,7 @@ from .._util.data import read_json
 from .._util.files import check_writable
 from ..errors import KtError, UnknownModel, UnknownSite, need_peft
 from ..facts.corpus import Corpus
-from ..model.folder import refuse_adapter
+from ..model.folder import refuse_adapter, refuse_quantised
 from . import parse
 from .command import BadOption
 
@@ -272,6 +272,7 @@ def answers(endpoint: str, seconds: float = ANSWERS_WITHIN) -> bool:
 def held_layers(options: Any, name: str, file: Path) -> None:
     """Refuse layers that are beyond the depth in the config."""
     config = read_json(file)
+    refuse_quantised(name, config)
     config = config.get("text_config") or config
     depth = next((config[key] for key in DEPTH if isinstance(config.get(key), int)), None)
     if depth is None:
