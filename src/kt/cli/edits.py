@@ -109,11 +109,12 @@ def show(options: EditsOptions) -> None:
     states = edit.state_of(model) if model is not None else {}
     about = about_edit(path, edit)
     settings = edit.manifest.get("hyper_parameters") or {}
+    own = settings if edit.config_class is None else edit.config_class.settings()
     weights = about_weights(edit, states)
     columns = ["weight", "shape", "rank", "norm", "relative", "before", "after", *(["now"] if states else [])]
     screen.tables(
-        pairs([[name, shown(value)] for name, value in about.items()], "edit"),
-        Table(["name", "value"], [[shown(n), setting(v)] for n, v in settings.items()], "hyper-parameters"),
+        pairs([[n, shown(v)] for n, v in about.items() if n != "alpha" or edit.shared_alpha is not None], "edit"),
+        Table(["name", "value"], [[shown(n), setting(v)] for n, v in settings.items() if n in own], "hyper-parameters"),
         requests_before_after(edit),
         Table(columns, weight_rows(weights), "weights"),
     )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from ..model.model import TracedModel
+    from .config import Config
 
 
 OF_THE_WHOLE = (
@@ -333,6 +334,19 @@ class Edit(Shown):
         title = f"{self.manifest.get('method', 'edit')}: {count(len(self.report), 'request')}"
         return before_after(changes, title=title, subtitle="joint probability, teacher-forced", x_title="probability")
 
+    @property
+    def config_class(self) -> type[Config] | None:
+        """The configuration of its method; None for one that this kt does not have."""
+        from .methods import METHODS
+
+        return METHODS.get(str(self.manifest.get("method")))
+
+    @property
+    def shared_alpha(self) -> float | None:
+        """α where there is a share of attention: None for a method that leaves attention alone."""
+        config = self.config_class
+        return self.alpha if config is None or config.writes_attention else None
+
     def __repr__(self) -> str:
         method, alpha = self.manifest.get("method", "?"), self.alpha
         weights = ", ".join(f"{n} ({_form(u)})" for n, u in self.updates.items())
@@ -349,8 +363,9 @@ def requests_table(edits: Sequence[Edit]) -> Table:
     columns: list[str | Column] = ["prompt", "target", prob, *(["MLP alone"] if joint else []), rank]
     columns += ["old answer", prob, rank]
     rows = [[getattr(request, name) for name in names] for request in reports]
-    about = edits[-1].manifest
-    return Table(columns, rows, f"{about.get('method')}, alpha {cell_text(about.get('alpha'))}")
+    last = edits[-1]
+    alpha = "" if last.shared_alpha is None else f", alpha {cell_text(last.shared_alpha)}"
+    return Table(columns, rows, f"{last.manifest.get('method')}{alpha}")
 
 
 def verdict_tables(verdict: Verdict | None) -> list[Table]:
