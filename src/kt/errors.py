@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import cache
 from importlib.util import find_spec
@@ -68,4 +69,18 @@ class ShortcutOff(UserWarning):
 @cache
 def shortcut_off(text: str) -> None:
     """Warn that a shortcut is off: which one, why, and what that costs. Each text once in a process."""
-    warnings.warn(text, ShortcutOff, stacklevel=2)
+    warn_user(text, ShortcutOff)
+
+
+INSIDE = ("kt", "contextlib", "functools", "jaxtyping", "beartype", "torch")
+"""Packages whose frames lie between a user's line and a warning of ours."""
+
+
+def warn_user(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called kt, however deep inside kt the reason was found."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in INSIDE:
+        frame = frame.f_back
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    # The module is kt's own: by it the command line, and a user's filters, know these warnings.
+    warnings.warn_explicit(text, category, frame.f_code.co_filename, frame.f_lineno, "kt", registry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -72,3 +73,29 @@ def kt(tmp_path, monkeypatch, capsys):
         return Ran(code, said.out, said.err)
 
     return run
+
+
+@pytest.fixture
+def refused(kt, monkeypatch):
+    """Run a command that must be refused; gives its one line."""
+
+    def run(*arguments: object, code: int = 2) -> str:
+        before = sorted(Path().rglob("*"))
+        ran = kt(*arguments)
+        assert (ran.code, ran.out) == (code, ""), ran.err
+        assert ran.err.startswith("kt: error: ") and ran.err.count("\n") == 1, ran.err
+        assert sorted(Path().rglob("*")) == before
+        return ran.err
+
+    return run
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    def fail(error: BaseException) -> None:
+        def raise_it(*args: object, **kwargs: object) -> None:
+            raise error
+
+        monkeypatch.setattr("kt.model.load.load", raise_it)
+
+    return fail

@@ -23,21 +23,6 @@ from kt.runs.folder import RunFolder
 FACT = ("--prompt", "The mother tongue of {} is", "--subject", "Marie Curie")
 
 
-@pytest.fixture
-def refused(kt, monkeypatch):
-    """Run a command that must be refused; gives its one line."""
-
-    def run(*arguments: object, code: int = 2) -> str:
-        before = sorted(Path().rglob("*"))
-        ran = kt(*arguments)
-        assert (ran.code, ran.out) == (code, ""), ran.err
-        assert ran.err.startswith("kt: error: ") and ran.err.count("\n") == 1, ran.err
-        assert sorted(Path().rglob("*")) == before
-        return ran.err
-
-    return run
-
-
 def test_an_unknown_model(refused):
     assert "no/such-model" in refused("heatmap", "-m", "no/such-model", *FACT)
 
@@ -339,17 +324,6 @@ def test_report_without_runs_or_of_something_else(refused, tmp_path):
 
 
 # Failures that are nobody's input
-
-
-@pytest.fixture
-def failing(monkeypatch):
-    def fail(error: BaseException) -> None:
-        def raise_it(*args: object, **kwargs: object) -> None:
-            raise error
-
-        monkeypatch.setattr("kt.model.load.load", raise_it)
-
-    return fail
 
 
 def test_a_bug_is_one_line_and_a_traceback_only_on_request(refused, failing, kt, monkeypatch, facts_file):

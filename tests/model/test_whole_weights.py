@@ -1,11 +1,16 @@
 """Weights that are not the whole of a layer, and prompts that a model cannot read, are found before any work."""
 
+import json
+
 import pytest
 import torch
+from edits_by_hand import random_edit
 from families import byte_level_tokenizer, tiny_model, tiny_module
+from safetensors.torch import load_file, save_file
 
 import kt
 from kt.errors import BadFact, UnknownModel
+from kt.export import to_hf
 
 peft = pytest.importorskip("peft")
 
@@ -36,6 +41,43 @@ def test_quantised_weights_are_refused_at_load(dtype):
     layer.weight = torch.nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
     with pytest.raises(UnknownModel, match=r"quantised weights \(model.layers.1.mlp.down_proj.weight is (float8|int8)"):
         kt.load(module, tokenizer=byte_level_tokenizer())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_module("qwen2").save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def quantise(folder, about):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": about}))
+
+
+@pytest.mark.parametrize("kind", ["bitsandbytes", "gptq", "awq", "compressed-tensors", "hqq", "torchao"])
+def test_a_checkpoint_whose_weights_stay_packed_is_refused_for_what_it_is(folder, kind):
+    quantise(folder, {"quant_method": kind, "bits": 4})
+    with pytest.raises(UnknownModel, match=rf"quantised \({kind}\), .* load the checkpoint that it was made from"):
+        kt.load(folder)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would run float8 as it is")
+def test_a_checkpoint_in_float8_comes_dequantised_by_its_scales_and_is_exported_so(folder):
+    name = "model.layers.1.mlp.down_proj.weight"
+    weights = load_file(folder / "model.safetensors")
+    for each in [n for n in weights if n.endswith("proj.weight")]:
+        weights[each] = weights[each].to(torch.float8_e4m3fn)
+        weights[f"{each}_scale_inv"] = torch.full([-(-size // 16) for size in weights[each].shape], 0.5)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    quantise(folder, {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"})
+    model = kt.load(folder, device="cpu")
+    assert torch.equal(model.weight(name).float(), 0.5 * weights[name].float())
+    edit = random_edit(model, [name])
+    merged = to_hf(model, edit, folder.parent / "merged").path
+    assert "quantization_config" not in json.loads((merged / "config.json").read_text())
+    with edit.applied(model):
+        assert torch.equal(kt.load(merged).weight(name), model.weight(name))
 
 
 FACT = kt.Fact("The {} is in the city of", "Space Needle", answer="Paris", foil="Rome", target="Rome", id="short")

@@ -6,8 +6,10 @@ what they mean in lm-eval.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,11 +55,12 @@ def abilities(options: AbilityOptions) -> None:
     if (options.tasks is None) == (options.preset is None):
         raise BadOption("give either --tasks (as gsm8k,mmlu) or --preset (gsm8k-two-shot), one of them")
     with session(options) as s:
+        tasks = options.tasks or _preset(options.preset or "")
+        refuse_without_lm_eval()
         from ..capability import abilities as measure
         from ..capability.tasks import choose
         from ..evaluation.samples_file import write_samples
 
-        tasks = options.tasks or _preset(options.preset or "")
         chosen = choose(tasks, options.include_path)
         edit = open_edit(s, options.edit) if options.edit else None
         model = s.load_model()
@@ -82,9 +85,17 @@ def abilities(options: AbilityOptions) -> None:
         s.screen.tables(*result.tables())
 
 
+def refuse_without_lm_eval() -> None:
+    """Where it is not installed; importing it takes seconds."""
+    from ..capability.tasks import lm_eval_module
+
+    if "lm_eval" not in sys.modules and find_spec("lm_eval") is None:
+        lm_eval_module()
+
+
 def _preset(name: str) -> Sequence[Spec]:
     from ..capability import PRESETS
 
     if name not in PRESETS:
-        raise BadOption(f"--preset {name!r}: no such preset of abilities; choose {', '.join(PRESETS)}")
+        raise BadOption(f"--preset {name!r}: no such preset of abilities; choose {', '.join(PRESETS)}, or give --tasks")
     return PRESETS[name]

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from typer.core import TyperGroup
 
 from ..errors import KtError, install_hint
 from ..runs import parallel
-from . import interrupt, processes
+from . import interrupt, parse, processes
 from .command import HELP_NAMES, BadOption, Options, as_click
 from .console import broken, one_line_warnings
 from .session import screen_for, write_result
@@ -59,6 +60,12 @@ class Commands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            hint = parse.meant(args[0], tuple(COMMANDS))
+            raise BadOption(f"kt has no command {args[0]!r}{hint or '; kt --help lists them'}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
@@ -120,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     broken(sys.stdout)  # else Python would fail to flush it at exit
     if argv is None:
         processes.end(code)
+        interrupt.deaf()
     return code
 
 
@@ -162,12 +170,32 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return interrupt.INTERRUPTED, ""
     if isinstance(error, UsageError) and hasattr(error, "ctx"):
         path = error.ctx.command_path if error.ctx is not None else "kt"
-        return 2, f"kt: error: {_line(error.format_message())} (see {path} --help)"
+        return 2, f"kt: error: {_usage(error, path)} (see {path} --help)"
     known = _refusal(error) or error
     if isinstance(known, KtError):
         return known.exit_code, f"kt: error: {_line(known)}"
     what = f"{type(error).__name__}: {_line(error)[:300]}"
     return 1, f"kt: error: {what} (a bug? KT_DEBUG=1 shows the traceback)"
+
+
+def _usage(error: Any, path: str) -> str:
+    """A usage error of click, with what to write instead where that can be said."""
+    text = _line(error.format_message())
+    flag = getattr(error, "option_name", None)
+    if flag is not None and error.ctx is not None and hasattr(error, "possibilities"):
+        own = [name for p in error.ctx.command.params for name in p.opts]
+        if near := get_close_matches(flag.replace("_", "-"), own, 3, cutoff=0.7):
+            return f"{path} has no option {flag}; did you mean {' or '.join(near)}?"
+        others = [name for name in COMMANDS if flag in _flags(error.ctx, name)]
+        return f"{path} has no option {flag}" + (f"; kt {', kt '.join(others)} has it" if others else "")
+    if text.startswith("Got unexpected extra argument"):
+        text = f"{path} takes no such word: {text.partition('(s) ')[2].strip('()')}; -m names a model, -f a facts file"
+    return text
+
+
+def _flags(ctx: Any, name: str) -> set[str]:
+    group = ctx.find_root().command
+    return {flag for p in group.get_command(ctx, name).params for flag in p.opts}
 
 
 def _refusal(error: BaseException) -> KtError | None:
@@ -201,7 +229,8 @@ class ListOptions(Options):
 def ls(options: ListOptions) -> None:
     """List models, methods, presets or datasets."""
     if options.what not in LISTS:
-        raise BadOption(f"kt ls {options.what!r}: unknown; choose among {', '.join(LISTS)}")
+        hint = parse.meant(options.what, tuple(LISTS))
+        raise BadOption(f"kt ls {options.what!r}: unknown; choose among {', '.join(LISTS)}{hint}")
     from ..report import Table
 
     rows = LISTS[options.what]()

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .._util.data import read_json
-from .._util.files import check_writable
 from .._util.text import count
 from ..errors import FailedCheck, KtError, WorkFailed
 from ..experiments.sequence import EVALUATE, MODES
 from ..runs import parallel
 from ..runs.journal import SETTINGS
-from . import parse
+from . import checks, parse
 from .command import BadOption, option_of
 from .edits import open_stack, show_conflicts_with
 from .eval import EvalOptions
@@ -130,7 +129,7 @@ def apply_edit(options: EditOptions) -> None:
     }
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
     if options.merge_to is not None and options.resume is None:  # a run that goes on may have been past its merge
-        check_new(options.merge_to)
+        checks.new_folder(options.merge_to, "--merge-to")
     if options.history is not None and options.merge_to is not None:
         raise BadOption("--merge-to writes one edit of the base; with --history, kt edits stack and kt export do")
     below = None if options.history is None else open_stack(options.history.split(","))
@@ -220,13 +219,6 @@ def begun_before_steps_held(resume: Path | None) -> bool:
         return False
     noted = unfinished(resume.with_name(resume.name.removesuffix(UNFINISHED))) / SETTINGS
     return noted.is_file() and read_json(noted).get("norm_guard") is False
-
-
-def check_new(folder: Path) -> None:
-    """Refuse a `--merge-to` that is taken before solving, not after."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadOption(f"--merge-to {folder} exists and is not empty; name a new folder")
-    check_writable(folder / "config.json")
 
 
 def failed_check(verdict: Verdict | None) -> str | None:

@@ -10,11 +10,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._util.data import read_json
+from .._util.files import check_writable
 from ..errors import KtError, UnknownModel, UnknownSite, need_peft
+from ..facts.corpus import Corpus
+from ..model.folder import refuse_adapter, refuse_quantised
 from . import parse
 from .command import BadOption
 
@@ -84,13 +88,23 @@ def typed(options: Any) -> None:
     if dtype not in DTYPES:
         raise KtError(f"dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}{parse.meant(dtype, DTYPES)}")
     if not DEVICE.fullmatch(device):
-        raise KtError(f"device {device!r} is unknown; choose auto, cpu, cuda:0 or mps")
+        hint = (
+            "; did you mean cuda:" + device + "?" if device.isdigit() else parse.meant(device, ("cuda", "cpu", "mps"))
+        )
+        raise KtError(f"device {device!r} is unknown; choose auto, cpu, cuda:0 or mps{hint}")
+    if device.startswith("cuda") and cpu_only():
+        raise KtError(
+            f"device {device!r} was asked for, but this PyTorch is the one without CUDA; use --device cpu or auto"
+        )
     file = getattr(options, "statistics", None)
     if file is not None and not Path(file).is_file():
         raise BadOption(f"--statistics {file}: no such file; kt cov writes one")
     pool = getattr(options, "pool", None)
     if pool not in (None, "demo", "lre") and not pool.startswith("hf:") and not Path(pool).exists():
         raise BadOption(f"--pool {pool}: no such file; give a file of facts")
+    for flag in ("corpus", "heldout"):
+        if (text := getattr(options, flag, None)) is not None:
+            Corpus.open(text, getattr(options, "model", ""))
     if isinstance(edit := getattr(options, "edit", None), Path):
         edit_files(edit)
     if hasattr(options, "method") and hasattr(options, "statistics"):
@@ -102,8 +116,8 @@ def typed(options: Any) -> None:
 
 def solving(options: Any) -> None:
     """Method, preset, and settings of an edit: their names, and that the method has a use for them."""
-    from ..editing.methods import METHODS, unused
-    from ..editing.presets import named
+    from ..editing.methods import METHODS, unused, used_by
+    from ..editing.presets import configured, named
 
     usual = "jeep" if getattr(options, "kind", "") == "clamp" else "intattn"
     methods = parse.names(options.method or usual, tuple(METHODS), "--method")
@@ -120,10 +134,16 @@ def solving(options: Any) -> None:
             if getattr(options, flag) not in (None, "auto"):
                 name = flag.replace("_", "-")
                 raise BadOption(f"--{name} has no use here: {', '.join(methods)} takes no second moments")
-    if (preset := getattr(options, "preset", None)) is not None:
-        named(preset).values(methods[0], options.variant)
-    if why := unused(parse.settings(getattr(options, "set", None)), methods):
+    settings = parse.settings(getattr(options, "set", None))
+    if flags := [name for name in settings if hasattr(options, name)]:
+        raise BadOption(f"--set {flags[0]}: it has a flag of its own, --{flags[0].replace('_', '-')}")
+    if why := unused(settings, methods):
         raise BadOption(f"--set {why}")
+    alpha = None if getattr(options, "alpha", None) is None else parse.alpha(options.alpha)
+    preset = getattr(options, "preset", None) and named(options.preset)
+    for method in methods:
+        variant = options.variant if preset else None  # without a name the model's own preset has to be found first
+        configured(preset, method, alpha if method in writes else None, variant, **used_by(method, settings))
     flags = [name for name in ("layers_mlp", "layers_attn") if getattr(options, name, None) is not None]
     if why := unused(flags, methods):
         raise BadOption(f"--{why.replace('_', '-', 1)}")
@@ -138,13 +158,31 @@ def browser(flag: str) -> None:
         raise BadOption(f"{flag} needs a browser and none was found: install Chromium, or write --html instead")
 
 
+def cpu_only() -> bool:
+    """Whether the installed PyTorch was built without CUDA and ROCm, by its own file and without importing it."""
+    spec = find_spec("torch")
+    file = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else Path()
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return all(re.search(rf"^{kind}\b.*= None$", text, re.MULTILINE) for kind in ("cuda", "hip"))
+
+
 def edit_files(*paths: Path) -> None:
-    """That edits are there, before what opens them is imported."""
+    """That edits are there and are edits, before what opens them is imported."""
+    from ..editing.file_kind import refuse_other
+
     for path in paths:
         if path.is_dir():
             raise BadOption(f"{path} is a folder; name the edit in it: {path / 'edit.safetensors'}")
         if not path.exists():
             raise BadOption(f"{path}: no such file; kt apply-edit writes edits, kt edits ls finds them")
+        refuse_other(path)
+
+
+def new_folder(path: Path, flag: str) -> None:
+    """Refuse a folder to be written that is taken."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BadOption(f"{flag} {path} exists and is not empty; name a new folder")
+    check_writable(path / "config.json")
 
 
 def model(options: Any) -> None:
@@ -166,6 +204,7 @@ def config_file(name: str, revision: str | None) -> Path | None:
     """The config.json of a model; None for a GGUF file, or where it is still to be fetched."""
     folder = Path(__file__).parents[1] / "demo" / "model" if name == "demo" else Path(name)
     if folder.is_dir():
+        refuse_adapter(folder)
         if (folder / "config.json").is_file():
             return folder / "config.json"
         if not (folder / "adapter_config.json").exists() and not any(folder.glob("*.gguf")):
@@ -173,10 +212,18 @@ def config_file(name: str, revision: str | None) -> Path | None:
                 f"cannot load folder {name!r}: it holds no config.json; name one that save_pretrained wrote"
             )
         return None
+    if folder.is_file():
+        with folder.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise UnknownModel(
+                    f"cannot load model {name!r}: a file that is no GGUF; name the folder that save_pretrained wrote"
+                )
     if folder.exists():
         return None
     if name.startswith((".", "~", "/", "\\")) or name.endswith(("/", "\\")) or not HUB_ID.fullmatch(name):
-        raise UnknownModel(f"cannot load model {name!r}: no such folder here, and it is no Hub id")
+        hub = re.fullmatch(r"https?://huggingface\.co/(.+?)(/tree/.*)?/?", name)
+        hint = f"; did you mean {hub[1]}?" if hub else ", which is OWNER/NAME"
+        raise UnknownModel(f"cannot load model {name!r}: no such folder here, and it is no Hub id{hint}")
     return cached_config(name, revision)
 
 
@@ -194,9 +241,10 @@ def cached_config(name: str, revision: str | None) -> Path | None:
         return Path(file)
     if offline or silent:
         why = f"{endpoint} does not answer" if silent else "HF_HUB_OFFLINE is set"
+        id = "" if "/" in name else " (most Hub ids are OWNER/NAME)"
         raise UnknownModel(
-            f"cannot load model {name!r}: no such folder here, it is not in the Hub's cache, and {why}; connect, or "
-            "download it elsewhere and give the folder"
+            f"cannot load model {name!r}: no such folder here, it is not in the Hub's cache{id}, and {why}; connect, "
+            "or download it elsewhere and give the folder"
         )
     return None
 
@@ -224,6 +272,7 @@ def answers(endpoint: str, seconds: float = ANSWERS_WITHIN) -> bool:
 def held_layers(options: Any, name: str, file: Path) -> None:
     """Refuse layers that are beyond the depth in the config."""
     config = read_json(file)
+    refuse_quantised(name, config)
     config = config.get("text_config") or config
     depth = next((config[key] for key in DEPTH if isinstance(config.get(key), int)), None)
     if depth is None:

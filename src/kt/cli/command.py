@@ -149,7 +149,9 @@ def config_defaults(path: Path, ctx: typer.Context) -> dict[str, Any]:
                     raise BadOption(f"{path}: [{key}] is no command of kt; tables are named after commands")
             elif flag not in known:
                 where = f"kt {table} has no flag" if table else "no command of kt has a flag"
-                raise BadOption(f"{path}: unknown key {key!r}: {where} --{key.replace('_', '-')}")
+                near = get_close_matches(flag, sorted(known), 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise BadOption(f"{path}: unknown key {key!r}: {where} --{key.replace('_', '-')}{hint}")
             elif flag in mine and table in ("", ctx.info_name):
                 defaults[flag] = _as_typed(value)
     return defaults

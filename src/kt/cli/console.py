@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from ..report import Table
 
 
+EVERY = 10.0
+"""Seconds between two lines of progress."""
+
+
 class Progress(Protocol):
     """A callback of library functions: steps done, steps in all and (where there are stages) the stage's name."""
 
@@ -34,6 +38,8 @@ class Screen:
         self.shows_tables = not quiet and not json_on_stdout
         self.messages = not quiet
         self.progress_bars = progress and not quiet and sys.stderr.isatty()
+        self.progress_lines = progress and not quiet and not self.progress_bars
+        self._said = time.monotonic()
         self._waiting: list[Callable[[], None]] | None = None
 
     def hold(self) -> None:
@@ -77,9 +83,9 @@ class Screen:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
-        """A progress bar on stderr, when it is a terminal."""
+        """A progress bar on stderr; where that is no terminal, a line now and then."""
         if not self.progress_bars:
-            yield lambda done, total, what="": None
+            yield partial(self._line, what)
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
@@ -89,6 +95,12 @@ class Screen:
         with Bars(*columns, console=console(sys.stderr), transient=True) as bars:
             task = bars.add_task(visible(what), total=None)
             yield lambda done, total, what="": bars.update(task, completed=done, total=total)
+
+    def _line(self, stage: str, done: int, total: int, what: str = "") -> None:
+        """How far a stage is, once in `EVERY` seconds, so that a long run into a file or a pipe is not silent."""
+        if self.progress_lines and time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            say_line(f"kt: {what or stage}: {done:,} of {total:,}")
 
 
 def say_line(message: str) -> None:

@@ -13,7 +13,7 @@ from .._util.files import check_writable
 from .._util.text import count, interval, visible
 from ..report import Column, Table
 from ..report.table import before_after, pairs, setting, shown
-from . import checks
+from . import checks, parse
 from .command import BadOption
 from .console import Screen
 from .options import ForceOptions, ModelOptions, Opt
@@ -53,7 +53,8 @@ class EditsOptions(ForceOptions, ModelOptions):
 def edits(options: EditsOptions) -> None:
     """List edit files, show one, compare two, or stack several on one base."""
     if options.action not in ACTIONS:
-        raise BadOption(f"kt edits {options.action!r}: unknown; write kt edits {'|'.join(ACTIONS)}")
+        hint = parse.meant(options.action, ACTIONS)
+        raise BadOption(f"kt edits {options.action!r}: unknown; write kt edits {'|'.join(ACTIONS)}{hint}")
     wanted = {"show": 1, "diff": 2}.get(options.action)
     files = options.files or []
     if wanted is not None and len(files) != wanted:
@@ -71,6 +72,9 @@ def edits(options: EditsOptions) -> None:
 
 def ls(options: EditsOptions) -> None:
     """A row a file; broken ones say why."""
+    for root in options.files or ():
+        if not root.exists():
+            raise BadOption(f"{root}: no such file or folder; name one that holds edits")
     from ..editing.diff import stored
 
     files = stored(options.files or ["."])
@@ -106,14 +110,15 @@ def show(options: EditsOptions) -> None:
     states = edit.state_of(model) if model is not None else {}
     about = about_edit(path, edit)
     settings = edit.manifest.get("hyper_parameters") or {}
+    own = settings if edit.config_class is None else edit.config_class.settings()
     weights = about_weights(edit, states)
     if edit.effect is not None and model is not None:
         about["now"] = "fits" if (differs := difference(edit, model)) is None else differs.what
     columns = ["weight", "shape", "rank", "norm", "relative", "before", "after", *(["now"] if states else [])]
     written = Table(columns, weight_rows(weights), "weights") if edit.effect is None else edit.effect.table()
     screen.tables(
-        pairs([[name, shown(value)] for name, value in about.items()], "edit"),
-        Table(["name", "value"], [[shown(n), setting(v)] for n, v in settings.items()], "hyper-parameters"),
+        pairs([[n, shown(v)] for n, v in about.items() if n != "alpha" or edit.shared_alpha is not None], "edit"),
+        Table(["name", "value"], [[shown(n), setting(v)] for n, v in settings.items() if n in own], "hyper-parameters"),
         requests_before_after(edit),
         written,
     )

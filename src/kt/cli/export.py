@@ -76,17 +76,17 @@ def export(options: ExportOptions) -> None:
     dtype = parse.one(options.adapter_dtype or DTYPES[0], DTYPES, "--adapter-dtype")
     checks.typed(options)
     checks.edit_files(options.edit)
+    checks.new_folder(options.to, "--to")
     if format == "peft":
         need_peft("an export for peft")
+    checks.model(options)
     settle_libraries()
     screen = screen_for(options)
     from ..editing import Edit
     from ..editing.stack import open_edit
     from ..export import to_hf, to_peft
-    from ..export.shards import refuse_taken
     from ..model.load import DTYPES as KINDS
 
-    refuse_taken(options.to)
     edit = open_edit(options.edit)
     edit.require_updates("a merged folder" if format == "hf" else "a PEFT adapter")  # before a model loads
     model = load_model(options)
@@ -135,6 +135,8 @@ def revert(options: RevertOptions) -> None:
     if not options.folder.is_dir():
         raise BadOption(f"{options.folder}: no such folder; kt export writes merged ones")
     checks.edit_files(*([] if options.edit is None else [options.edit]))
+    if not any((options.folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
+        raise BadOption(f"{options.folder} holds no model.safetensors and no index of several; name a merged folder")
     settle_libraries()
     screen = screen_for(options)
     from ..export import revert_folder

@@ -71,6 +71,13 @@ def _interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
 
+def deaf() -> None:
+    """Ignore an interrupt from now on: all is done, and Python's own end takes a moment."""
+    if not _heard and threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def heard() -> bool:
     """Whether the user has interrupted the command."""
     return bool(_heard)

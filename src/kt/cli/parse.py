@@ -82,9 +82,25 @@ def _spelt(word: str, known: Sequence[str]) -> str:
     return next((name for name in known if name.replace("_", "-") == word.replace("_", "-")), word)
 
 
+OTHER_WORDS = {
+    "edit": "apply-edit", "rewrite": "apply-edit", "insert": "apply-edit", "trace": "heatmap", "tracing": "heatmap",
+    "causal-trace": "heatmap", "evaluate": "eval", "score": "eval", "test": "eval", "stats": "cov", "covariance": "cov",
+    "merge": "export", "save": "export", "undo": "revert", "restore": "revert", "lens": "probe",
+    "train": "train-editor",
+    "benchmark": "abilities", "recipe": "run", "models": "ls", "list": "ls", "version": "env", "half": "float16",
+    "float": "float32", "single": "float32", "double": "float64", "gpu": "cuda", "finetune": "ft", "fine-tune": "ft",
+    "probability": "prob", "p": "prob", "logits": "logit-diff", "logit": "logit-diff", "attention": "attn",
+    "residual": "hidden", "resid": "hidden", "ffn": "mlp", "huggingface": "hf", "merged": "hf", "lora": "peft",
+    "adapter": "peft", "lambda": "alpha", "layer": "layers",
+}  # fmt: skip
+"""Words of other tools, or of papers, for ours: people type them, and no spelling leads from one to the other."""
+
+
 def meant(text: str, known: Sequence[str]) -> str:
     """The end of a refusal: the known word that was probably meant."""
-    near = get_close_matches(text.lower(), known, 1)
+    word = text.lower().replace("_", "-").removeprefix("torch.")
+    other = OTHER_WORDS.get(word)
+    near = [other] if other in known else get_close_matches(word, known, 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -187,6 +187,8 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
             try:
                 if isinstance(options, FactOptions):
                     current.load_facts()  # refused before the command imports a library
+                if isinstance(options, ModelOptions):
+                    checks.model(options)
                 yield current
             except BaseException as error:
                 interrupt.undisturbed()

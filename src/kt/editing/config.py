@@ -82,6 +82,10 @@ class Config:
     """First and last MLP layer, and the model's last: a method's own, carried over to other models by relative depth.
     None: those of a trace."""
 
+    by_name: ClassVar[tuple[str, ...]] = ()
+    """Properties that read a setting which is one of some words: each class names its own, and all are read at once, so
+    that a wrong word is refused before any work."""
+
     layers_mlp: tuple[int, ...] = setting(
         LATER,
         symbol="R_mlp; l′..L′",
@@ -106,6 +110,8 @@ class Config:
     def __post_init__(self) -> None:
         for spec in setting_fields(type(self)):
             check_value(spec.name, type_of(spec), getattr(self, spec.name), spec.metadata["setting"].least)
+        for name in (name for base in type(self).__mro__ for name in vars(base).get("by_name", ())):
+            getattr(self, name)
 
     @staticmethod
     def contexts(model: TracedModel, seed: int) -> Contexts:

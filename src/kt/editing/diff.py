@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from ..report import Shown, Table
 from ..report.table import setting, shown
 from .conflicts import same_fact
 from .edit import Edit
-from .edit_io import KINDS
-from .stack import KIND as STACK_KIND
+from .file_kind import KINDS, STACK, header_kind
 from .stack import EditStack, facts_of
 
 COMPARED = (
@@ -186,8 +184,6 @@ def inner(first: Update, second: Update) -> float:
 
 # Which edits and stacks lie in a folder, broken ones with the reason.
 
-LONGEST_HEADER = 100_000_000
-"""Bytes; safetensors' own limit."""
 LARGEST_STACK = 1_000_000
 
 
@@ -249,19 +245,10 @@ def _kind(path: Path) -> str | None:
     try:
         if path.suffix == ".json":
             small = path.stat().st_size <= LARGEST_STACK
-            return "stack" if small and f'"{STACK_KIND}"'.encode() in path.read_bytes() else None
-        return "edit" if _header_kind(path) in KINDS else None
+            return "stack" if small and f'"{STACK}"'.encode() in path.read_bytes() else None
+        return "edit" if header_kind(path) in KINDS else None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return "edit"
-
-
-def _header_kind(path: Path) -> Any:
-    """The kind that kt's metadata names, from the file's header alone; the tensors after it may be missing."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= LONGEST_HEADER else b""
-    metadata = json.loads(header).get("__metadata__", {})
-    return json.loads(metadata.get("kt", "{}")).get("kind")
 
 
 def _read(path: Path, kind: str) -> Stored:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from ..model.model import TracedModel
+    from .config import Config
 
 
 OF_THE_WHOLE = (
@@ -58,7 +59,7 @@ class Edit(Shown):
     effect: Effect | None = None
     _taken: WeakKeyDictionary[Any, MatchedWeights] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
-    kind = edit_io.KIND
+    kind = edit_io.EDIT
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -358,6 +359,19 @@ class Edit(Shown):
         title = f"{self.manifest.get('method', 'edit')}: {count(len(self.report), 'request')}"
         return before_after(changes, title=title, subtitle="joint probability, teacher-forced", x_title="probability")
 
+    @property
+    def config_class(self) -> type[Config] | None:
+        """The configuration of its method; None for one that this kt does not have."""
+        from .methods import METHODS
+
+        return METHODS.get(str(self.manifest.get("method")))
+
+    @property
+    def shared_alpha(self) -> float | None:
+        """α where there is a share of attention: None for a method that leaves attention alone."""
+        config = self.config_class
+        return self.alpha if config is None or config.writes_attention else None
+
     def __repr__(self) -> str:
         method, alpha = self.manifest.get("method", "?"), self.alpha
         if self.effect is not None:
@@ -376,9 +390,9 @@ def requests_table(edits: Sequence[Edit]) -> Table:
     columns: list[str | Column] = ["prompt", "target", prob, *(["MLP alone"] if joint else []), rank]
     columns += ["old answer", prob, rank]
     rows = [[getattr(request, name) for name in names] for request in reports]
-    about = edits[-1].manifest
-    share = "" if all(edit.effect is not None for edit in edits) else f", alpha {cell_text(about.get('alpha'))}"
-    return Table(columns, rows, f"{about.get('method')}{share}")
+    last = edits[-1]
+    alpha = "" if last.shared_alpha is None else f", alpha {cell_text(last.shared_alpha)}"
+    return Table(columns, rows, f"{last.manifest.get('method')}{alpha}")
 
 
 def verdict_tables(verdict: Verdict | None) -> list[Table]:

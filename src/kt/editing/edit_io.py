@@ -29,6 +29,7 @@ from .._util.data import SCHEMA_VERSION, header_text, read_arrays, save_arrays
 from ..errors import BadFile, KtError, WorkFailed
 from ..model.effects import Effect
 from ..model.update import Dense, LowRank, Update
+from .file_kind import EDIT, KINDS, MAKE, not_an_edit, other_format
 from .request_report import RequestReport
 
 # The fields of an edit's manifest and their forms. Other fields may hold anything (a method's own notes); nothing reads
@@ -169,13 +170,9 @@ class EditParts(NamedTuple):
     effect: Effect | None = None
 
 
-KIND = "edit"
-KINDS = (KIND, "context", "adapter")
-"""Kinds of file: updates of weights, or an effect on prompts or on values."""
 PREFIXES = ("left", "right", "dense", "target", "key", "entry")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 AGAIN = "take it again from where it came, or solve it again"
-MAKE = "give the edit.safetensors of a kt apply-edit run"
 
 
 def save(edit: EditParts, path: str | Path) -> Path:
@@ -210,7 +207,7 @@ def contents(edit: EditParts) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 update.matrix if isinstance(update, Dense) else update.to(torch.float64).dense().float()
             )
     arrays |= {f"target/{n}": t for n, t in edit.targets.items()} | {f"key/{n}": k for n, k in edit.keys.items()}
-    metadata: dict[str, Any] = {"kind": KIND, "weights": list(edit.updates), "report": edit.report}
+    metadata: dict[str, Any] = {"kind": EDIT, "weights": list(edit.updates), "report": edit.report}
     if edit.effect is not None:
         arrays |= {f"entry/{name}": array for name, array in edit.effect.arrays().items()}
         metadata |= {"kind": edit.effect.kind, "effect": edit.effect.fields()}
@@ -240,7 +237,7 @@ def load(path: str | Path) -> EditParts:
     try:
         arrays, text = read_arrays(path, framework="pt")
     except BadFile as error:
-        other = _other_format(Path(path))
+        other = other_format(Path(path))
         raise BadFile(f"{path}: is {other}, expected edit; {MAKE}") if other else error from None
     kind, manifest = _manifest(path, arrays, text)
     weights, report = manifest.pop("weights"), manifest.pop("report")
@@ -256,7 +253,7 @@ def load(path: str | Path) -> EditParts:
     }
     blank = dict.fromkeys(f.name for f in fields(RequestReport))  # fields that may be null may be missing
     rows = tuple(RequestReport(**blank | {k: _pair(v) for k, v in row.items()}) for row in report)
-    effect = None if kind == KIND else _effect(path, kind, manifest.pop("effect", None), parts["entry"])
+    effect = None if kind == EDIT else _effect(path, kind, manifest.pop("effect", None), parts["entry"])
     return EditParts(updates, manifest, rows, parts["target"], parts["key"], effect)
 
 
@@ -285,8 +282,7 @@ def _manifest(path: str | Path, arrays: Mapping[str, Tensor], text: str) -> tupl
         raise BadFile(f"{path}: its manifest is not JSON as kt writes it; {AGAIN}") from None
     kind = metadata.pop("kind", None) if isinstance(metadata, dict) else None
     if kind not in KINDS:
-        content = f"a {kind[:40]} of kt" if isinstance(kind, str) else "tensors of another program"
-        raise BadFile(f"{path}: holds {content}, expected edit; {MAKE}")
+        raise not_an_edit(path, kind)
     version = metadata.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
@@ -348,23 +344,3 @@ def _width(arrays: Mapping[str, Tensor], weight: str) -> int | None:
 def _pair(value: Any) -> Any:
     """A JSON list as a tuple, with NaN for null; another value as it is."""
     return tuple(float("nan") if v is None else v for v in value) if isinstance(value, list) else value
-
-
-def _other_format(path: Path) -> str | None:
-    """The format of a file that is not safetensors, in words, by its first bytes; None if unknown."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError:
-        return None
-    if not start:
-        return "an empty file"
-    if start[4:9] == b"\0\0\0\0{":  # safetensors: the upper half of the header's length, and the header
-        return None
-    formats = {
-        b"{": "JSON or text",
-        b"[": "JSON or text",
-        b"PK": "a zip archive (a checkpoint of torch? kt opens no pickle)",
-        b"\x80": "a pickle, which kt does not open",
-    }
-    return next((words for first, words in formats.items() if start.lstrip().startswith(first)), None)

@@ -8,6 +8,7 @@ is an error and not a value that is never used. docs/presets.md says how to writ
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._util.data import read_toml
 from ..errors import BadFile, KtError
 from .closed_form.config import check_alpha
-from .config import check_value
-from .methods import METHODS, all_settings, setting_types
+from .config import Config, check_value
+from .methods import METHODS, all_settings, method_named, plain_name, setting_types, unused
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -168,6 +169,54 @@ def preset_for(model: TracedModel, name: str | None = None) -> Preset | None:
     if name is not None:
         return named(name)
     return next((preset for preset in presets().values() if preset.matches(model)), None)
+
+
+OPTIONS = (
+    "alpha", "preset", "variant", "method", "statistics", "context_templates", "seed", "journal", "progress", "history",
+    "keep_history", "norm_guard", "norm_facts", "update_guard", "alpha_facts", "requests", "corpus", "max_tokens",
+    "check", "hold",
+)  # fmt: skip
+"""What `kt.edit` takes beside a method's settings."""
+
+
+def configured(
+    known: Preset | None,
+    /,
+    method: str = "intattn",
+    alpha: float | str | None = None,
+    variant: str | None = None,
+    **given: Any,
+) -> Config:
+    """`resolve.configure` for a preset that is known; needs no model."""
+    chosen = method_named(method)
+    if why := unused((name for name, value in given.items() if value is not None), [method], OPTIONS):
+        raise KtError(why)
+    given, types = _renamed(given), setting_types()
+    for name, value in given.items():
+        check_value(name, types[name], tuple(value) if isinstance(value, list | range | set) else value)
+    if not chosen.writes_attention and alpha not in (None, 0, 0.0):
+        raise KtError(f"alpha {alpha!r} was given to a method that leaves attention alone; use intattn, or no alpha")
+    shared = {} if known is None else known.values(None, variant)
+    method_values = {} if known is None else known.values(method, variant)
+    values = shared | chosen.own_defaults() | method_values | given
+    for name in [name for name in values if name.startswith("layers")]:
+        if not values[name] and name not in given:
+            del values[name]
+        else:
+            values[name] = tuple(int(layer) for layer in values[name])
+    values["alpha"] = check_alpha(values.get("alpha", "auto") if alpha is None else alpha)
+    if not chosen.writes_attention:
+        del values["alpha"]
+    return chosen.of(values)
+
+
+def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Other spellings of names and values: `layers`, JEEP's `_low` for its low region, EasyEdit's false for none."""
+    named = {plain_name(name): value for name, value in given.items() if value is not None}
+    named |= {name: os.fspath(value) for name, value in named.items() if isinstance(value, os.PathLike)}
+    if named.get("norm_constraint") is False:
+        named["norm_constraint"] = None
+    return named
 
 
 # From a TOML file to its entries.

@@ -6,7 +6,6 @@ and is the only part of editing that traces or probes.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,12 @@ from .._util.progress import Progress
 from ..errors import BadFact, KtError
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
+from ..model.scoring import Question, readable
 from ..model.sites import Site
 from ..model.tokens import template_span
 from ..runs.journal import Journal
-from .closed_form.config import check_alpha
 from .closed_form.second_moment import Statistics, key_statistics
-from .config import Config, check_value
+from .config import Config
 from .evidence import (
     NOTHING,
     Alpha,
@@ -35,27 +34,21 @@ from .evidence import (
     probe_stages,
     trace_balance,
 )
-from .methods import method_named, plain_name, setting_types, unused
-from .presets import preset_for
+from .presets import configured, preset_for
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
     from ..probing import Stages
     from ..tracing import Balance
 
-OPTIONS = (
-    "alpha", "preset", "variant", "method", "statistics", "context_templates", "seed", "journal", "progress", "history",
-    "keep_history", "norm_guard", "norm_facts", "update_guard", "alpha_facts", "requests", "corpus", "max_tokens",
-    "check", "hold",
-)  # fmt: skip
-"""What `kt.edit` takes beside a method's settings."""
-
 
 def read_requests(model: TracedModel, requests: FactsLike) -> list[Fact]:
     """Facts with a target each.
 
+    Those that the model cannot read are left out, and counted in a warning.
+
     Raises:
-        BadFact: a target is empty or the old answer, or two requests contradict each other.
+        BadFact: a target is empty or the old answer, or the model can read no request.
         SubjectNotFound: a subject is not in its prompt.
     """
     facts = [fact.as_request() for fact in facts_from(requests)]
@@ -63,7 +56,13 @@ def read_requests(model: TracedModel, requests: FactsLike) -> list[Fact]:
         raise KtError("no requests to edit; give at least one")
     for fact in facts:
         template_span(model.tokenizer, fact.template, fact.subject)  # fails here, before any work, with its one line
-    return facts
+    return readable(model, facts, lambda fact: [_question(fact)])
+
+
+def _question(fact: Fact) -> Question:
+    """A request's prompt and target; kt.model.scoring has the form."""
+    join = fact.target_prefix
+    return (fact.prompt, fact.target) if join is None else (fact.prompt, fact.target, join)
 
 
 def refuse_contradictions(facts: Sequence[Fact]) -> None:
@@ -117,37 +116,10 @@ def configure(
         KtError: an unknown method, preset or variant, a setting that the method does not have, or a value of the wrong
             type, sign or range.
     """
-    chosen, known = method_named(method), preset_for(model, preset)
+    known = preset_for(model, preset)
     if variant is not None and known is None:
         raise KtError(f"no preset matches {model.name}, so there is no variant {variant!r}; give --preset")
-    if why := unused((name for name, value in given.items() if value is not None), [method], OPTIONS):
-        raise KtError(why)
-    given, types = _renamed(given), setting_types()
-    for name, value in given.items():
-        check_value(name, types[name], tuple(value) if isinstance(value, list | range | set) else value)
-    if not chosen.writes_attention and alpha not in (None, 0, 0.0):
-        raise KtError(f"alpha {alpha!r} was given to a method that leaves attention alone; use intattn, or no alpha")
-    shared = {} if known is None else known.values(None, variant)
-    method_values = {} if known is None else known.values(method, variant)
-    values = shared | chosen.own_defaults() | method_values | given
-    for name in [name for name in values if name.startswith("layers")]:
-        if not values[name] and name not in given:
-            del values[name]
-        else:
-            values[name] = tuple(int(layer) for layer in values[name])
-    values["alpha"] = check_alpha(values.get("alpha", "auto") if alpha is None else alpha)
-    if not chosen.writes_attention:
-        del values["alpha"]
-    return chosen.of(values)
-
-
-def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Other spellings of names and values: `layers`, JEEP's `_low` for its low region, EasyEdit's false for none."""
-    named = {plain_name(name): value for name, value in given.items() if value is not None}
-    named |= {name: os.fspath(value) for name, value in named.items() if isinstance(value, os.PathLike)}
-    if named.get("norm_constraint") is False:
-        named["norm_constraint"] = None
-    return named
+    return configured(known, method, alpha, variant, **given)
 
 
 def needs_evidence(config: Config) -> bool:

@@ -31,6 +31,7 @@ from ..model.update import Update
 from ..report import Shown, Table
 from .apply import difference, fingerprints, other_model, refuse_other_shapes, write_checked
 from .edit import Edit
+from .file_kind import STACK, is_json
 
 if TYPE_CHECKING:
     from ..facts.fact import Fact
@@ -141,7 +142,7 @@ def _misfit(model: TracedModel, layer: Layer) -> tuple[str, str]:
 class EditStack(Shown):
     """See the module. Places count from 1, the base's side first."""
 
-    kind = "edit-stack"
+    kind = STACK
 
     def __init__(self, edits: Iterable[Edit] = ()) -> None:
         self._layers: tuple[Layer, ...] = ()
@@ -428,8 +429,6 @@ AnyEdit = Edit | EditStack
 # Files are named relative to the JSON and lie in its folder or below: a stack moves with its folder, and reading one
 # cannot be led anywhere else.
 
-KIND = EditStack.kind
-
 
 def save_stack(stack: EditStack, path: str | Path) -> Path:
     """Write the JSON. An edit without a file in its folder is written there, named by its digest.
@@ -446,7 +445,7 @@ def save_stack(stack: EditStack, path: str | Path) -> Path:
             file = f"{layer.digest[:16]}.safetensors"
             layer.edit.save(path.parent / file)
         entries.append({"file": file, "digest": layer.digest, "forced": layer.forced})
-    return write_json(path, {"kind": KIND, "model": stack.manifest["model"], "edits": entries})
+    return write_json(path, {"kind": STACK, "model": stack.manifest["model"], "edits": entries})
 
 
 def load_stack(path: str | Path) -> EditStack:
@@ -456,8 +455,8 @@ def load_stack(path: str | Path) -> EditStack:
         contents = read_json(path)
     except RecursionError:
         raise BadFile(f"{path}: not a stack (it is nested too deeply); is it the right file?") from None
-    if contents.get("kind") != KIND:
-        raise BadFile(f"{path}: holds {contents.get('kind') or 'JSON of another program'}, expected {KIND}")
+    if contents.get("kind") != STACK:
+        raise BadFile(f"{path}: holds {contents.get('kind') or 'JSON of another program'}, expected {STACK}")
     entries = contents.get("edits")
     if not isinstance(entries, list):
         raise BadFile(f"{path}: 'edits' is no list; write the stack again with kt edits stack")
@@ -476,17 +475,7 @@ def open_edit(path: str | Path) -> Edit | EditStack:
     Raises:
         BadFile: neither of the two, or broken.
     """
-    return load_stack(path) if _is_json(Path(path)) else Edit.load(path)
-
-
-def _is_json(path: Path) -> bool:
-    """Safetensors begin with their header's length in eight bytes, the high ones zero; JSON is text."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}") from error
-    return head.lstrip()[:1] == b"{" and b"\0" not in head
+    return load_stack(path) if is_json(Path(path)) else Edit.load(path)
 
 
 def _layer(path: Path, place: int, entry: Any) -> Layer:

@@ -25,7 +25,7 @@ from ..model.batches import BatchSize
 from ..model.memory import require_memory
 from ..model.model import TracedModel
 from ..model.scoring import answer_row, batch_logits, refuse_nan, row_batches
-from .samples import samples_of
+from .samples import readable_facts, samples_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def distributions(
         BadFact: no request has a neighbourhood prompt.
         NotEnoughMemory: they would not fit; raised before any is computed.
     """
-    prompts = near_prompts(samples_of(distinct_facts(facts_from(requests))))
+    prompts = near_prompts(samples_of(readable_facts(model, distinct_facts(facts_from(requests)))))
     if not prompts:
         raise BadFact("no fact has a neighbourhood prompt to compare distributions on; give facts with neighbours")
     what = f"{len(prompts)} distributions over {model.vocab_size} tokens"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from .._util.progress import Progress, counter
-from .._util.text import words
+from .._util.text import count, words
 from ..errors import BadFact
 from ..facts.corpus import Corpus
 from ..facts.load import FactsLike, distinct_facts, facts_from
@@ -29,7 +29,7 @@ from .distributions import Distributions, divergences, near_prompts
 from .judge import JudgedAnswer, Verdicts
 from .metrics import COMPOSITES, PROTOCOLS, record_values, says
 from .perplexity import Heldout, Windows, heldout_corpus, ppl_protocol, windows
-from .samples import Key, Sample, samples_of
+from .samples import Key, Sample, readable_facts, samples_of
 from .scores import Scores
 from .text import WILD_TOKENS, has_chat, room, up_to_stop, wild_protocol, wild_request
 
@@ -271,6 +271,7 @@ def evaluate(
     facts = distinct_facts(facts_from(requests))
     if not facts:
         raise BadFact("no requests to evaluate; give at least one fact")
+    given, facts = len(facts), readable_facts(model, facts, LONGER_TOKENS if "gen" in chosen else 0)
     samples = samples_of(facts)
     corpus = heldout_corpus(heldout, model.name) if "ppl" in chosen else None
     options = Options(chosen, max_new_tokens, seed, batch_size, corpus, before is not None, reference)
@@ -286,7 +287,7 @@ def evaluate(
         records=tuple(fact.id for fact in facts),
         samples=tuple(samples),
         values=values,
-        protocol=_protocol(model, values, options, before, responses.heldout),
+        protocol=_protocol(model, values, options, before, responses.heldout, given - len(facts)),
         seed=seed,
         compared=before is not None,
         heldout=responses.heldout,
@@ -356,6 +357,7 @@ def _protocol(
     options: Options,
     before: Scores | None,
     heldout: Heldout | None,
+    unread: int,
 ) -> dict[str, str]:
     """One sentence for every metric present, and the protocol of all."""
     figures = {name: says(name) for name in values}
@@ -373,6 +375,8 @@ def _protocol(
         "locality": "absent: no scores of the unedited model were given",
         "generation": "off",
     }
+    if unread:
+        settings["left out"] = f"{count(unread, 'record')} with a question that the model cannot read"
     if before is not None:
         settings["locality"] = f"compared with the unedited model {before.model}"
     if "gen" in options.protocols:

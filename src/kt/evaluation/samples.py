@@ -7,7 +7,8 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from ..facts.fact import Fact, Prompt
-from ..model.scoring import Question
+from ..model.model import TracedModel
+from ..model.scoring import Question, readable
 
 Key = tuple[str, str, "str | None"]
 """Role, prompt, answer."""
@@ -96,6 +97,11 @@ class Sample:
 def samples_of(facts: Sequence[Fact]) -> list[Sample]:
     """The samples of a list of facts, without responses."""
     return [sample for fact in facts for sample in _samples_of_fact(fact)]
+
+
+def readable_facts(model: TracedModel, facts: Sequence[Fact], more: int = 0) -> list[Fact]:
+    """The facts of which the model can read every prompt with its answer; see `model.scoring.readable`."""
+    return readable(model, facts, lambda fact: [sample.question for sample in _samples_of_fact(fact)], more)
 
 
 def _samples_of_fact(fact: Fact) -> Iterator[Sample]:

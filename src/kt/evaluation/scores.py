@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -303,7 +304,15 @@ def scores_table(scores: Mapping[str, Scores | None], after: str | None = None, 
     """
     shown = {name: each for name, each in scores.items() if each is not None}
     main = shown[after or next(iter(shown))]
-    rows = [[name, *(s.metrics.get(name) for s in shown.values()), m.n] for name, m in main.metrics.items()]
+    from .metrics import base_of
+
+    keyed = Counter(base_of(name)[0] for name in main.metrics if name.endswith("]"))
+    rows = [
+        [name, *(s.metrics.get(name) for s in shown.values()), m.n]
+        for name, m in main.metrics.items()
+        # Where all prompts are filed under one key, its rows would repeat those of the metric.
+        if not (base_of(name)[1] and keyed[base := base_of(name)[0]] == 1 and main.values[name] == main.values[base])
+    ]
     return Table(["metric", *shown, "n"], rows, f"{main.model}: {main.about_records}", note)
 
 

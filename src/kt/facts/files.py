@@ -136,6 +136,8 @@ def file_records(path: Path) -> Iterator[Located]:
         for file in files:
             yield from file_records(file)
         return
+    if path.suffix == ".safetensors":
+        raise BadFile(f"{path}: holds tensors and no facts; an edit is given by --edit, a model's folder by --model")
     if ending_of(path) not in ENDINGS:
         raise BadFile(
             f"{path}: facts are read from {', '.join(ENDINGS)} files (the text ones also as .gz or .zst), from `demo`, "

@@ -147,6 +147,25 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
+DEQUANTISED = ("fp8", "mxfp4")
+"""Kinds of quantised checkpoints that transformers loads as ordinary weights where no kernel runs them."""
+
+
+def refuse_quantised(folder: Path | str, config: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose weights stay packed when it is loaded, before its own library is asked for.
+
+    Raises:
+        UnknownModel: the config names such a quantisation.
+    """
+    about = config.get("quantization_config")
+    kind = about.get("quant_method") if isinstance(about, dict) else None
+    if kind is not None and kind not in DEQUANTISED:
+        raise UnknownModel(
+            f"{folder}: its weights are quantised ({visible(str(kind))[:40]}), and kt edits 16-bit and 32-bit ones; load "
+            "the checkpoint that it was made from, or dequantise it first (model.dequantize() in transformers)"
+        )
+
+
 def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
@@ -209,6 +228,7 @@ def _refuse_long_header(path: Path) -> None:
 def _check_config(folder: Path) -> None:
     """Refuse sizes below one, and counts of layers and labels that would be made one by one."""
     path, config = folder / "config.json", _read(folder / "config.json")
+    refuse_quantised(folder, config)
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for name, value in part.items():

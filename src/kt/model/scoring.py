@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -22,7 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import WorkFailed
+from .._util.text import count
+from ..errors import BadFact, WorkFailed
+from ..facts.fact import Fact
 from .batches import BatchSize, batches_by_length, fits_forward, map_batches
 from .effects import rendered
 from .joining import prompt_gap
@@ -111,6 +113,36 @@ def answer_row(model: TracedModel, question: Question) -> Row:
     target = target_ids(model.tokenizer, prompt, answer, join)
     other = other_first_id(model.tokenizer, prompt, answer, target[0]) if join is None else None
     return Row(question, tuple(joint[:-1]), target, other)
+
+
+def readable(
+    model: TracedModel, facts: Sequence[Fact], questions: Callable[[Fact], Iterable[Question]], more: int = 0
+) -> list[Fact]:
+    """The facts of which the model can read every question; the others are counted in a warning that names the first.
+
+    Args:
+        questions: of a fact.
+        more: tokens that have to fit behind a prompt, where that is more than its answer has.
+
+    Raises:
+        BadFact: it can read none of them.
+    """
+    unread: dict[int, str] = {}
+    for place, fact in enumerate(facts):
+        for row in (answer_row(model, question) for question in questions(fact)):
+            reason = model.why_unreadable(row.read + (0,) * (more - max(0, len(row.target) - 1)))
+            if reason is not None:
+                unread[place] = f"{fact.id}: {reason}"
+                break
+    if unread:
+        first = next(iter(unread.values()))
+        if len(unread) == len(facts):
+            raise BadFact(f"{model.name} can read none of the {count(len(facts), 'record')} ({first}); give others")
+        warnings.warn(
+            f"{len(unread)} of {count(len(facts), 'record')} left out, which {model.name} cannot read ({first})",
+            stacklevel=3,
+        )
+    return [fact for place, fact in enumerate(facts) if place not in unread]
 
 
 def teacher_force(

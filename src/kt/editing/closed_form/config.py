@@ -78,6 +78,8 @@ class AtToken(TargetSearch):
         source="ROME section 3.1, step 1; MEMIT eq. 19",
     )
 
+    by_name = ("position",)
+
     @property
     def position(self) -> Position:
         return Position(one_of(self.fact_token, [p.value for p in Position], "fact_token"))
@@ -93,6 +95,8 @@ class Spreading(Config):
         about="how the wanted change comes to the layers: even, sqrt, ends, rest, blue (BLUE), replay (Forward Replay)",
         source="MEMIT eq. 20; IntAttn-Edit eq. 7",
     )
+
+    by_name = ("spread_rule",)
 
     @property
     def spread_rule(self) -> Spread:
@@ -118,6 +122,8 @@ class OwnOutputs(Config):
         "the last layer alone; PMET's to attention as well)",
         source="PMET section 3 and JEEP eq. 8-12 have published; written: kt's own",
     )
+
+    by_name = ("searches_written",)
 
     @property
     def searches_written(self) -> bool:

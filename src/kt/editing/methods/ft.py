@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..config import WRITTEN, Config, method, setting
+from ..config import WRITTEN, Config, linear_maps, method, one_of, setting
 
 if TYPE_CHECKING:
     from ..fine_tune import FineTune
@@ -40,13 +40,23 @@ class FT(Config):
         1e-2, about="fine-tuning: a mean loss below it ends the training", unit="nats", source="rome's FT code"
     )
 
+    by_name = ("maps", "objective")
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        return () if self.modules == "block" else linear_maps(self.modules, ("block",))
+
+    @property
+    def objective(self) -> str:
+        return one_of(self.objective_optimization, ("prompt_last", "target_new"), "objective_optimization")
+
     def plan(self) -> FineTune:
         from ..fine_tune import FineTune
 
         return FineTune(
             self.layers_mlp,
             self.modules,
-            self.objective_optimization,
+            self.objective,
             num_steps=self.num_steps,
             lr=self.lr,
             weight_decay=self.weight_decay,

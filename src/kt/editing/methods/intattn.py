@@ -37,11 +37,16 @@ class IntAttn(AttentionShare, MEMIT):
         source="IntAttn-Edit eq. 10",
     )
 
+    by_name = ("attn_kind",)
+
+    @property
+    def attn_kind(self) -> Kind:
+        return Kind(one_of(self.attn_aim, (Kind.ATTN.value, Kind.RESID.value), "attn_aim"))
+
     def plan(self) -> cf.LocateThenEdit:
         writes = []
         if self.layers_attn and self.share != 0:
-            kind = Kind(one_of(self.attn_aim, (Kind.ATTN.value, Kind.RESID.value), "attn_aim"))
-            target = cf.TargetSite(Site(kind, self.layers_attn[-1]), self.position)
+            target = cf.TargetSite(Site(self.attn_kind, self.layers_attn[-1]), self.position)
             weight = self.mom2_update_weight_attn
             solver = cf.LeastSquares(self.mom2_update_weight if weight is None else weight)
             writes.append(cf.Write(Kind.ATTN, self.layers_attn, target, solver, self.share, self.spread_rule))

@@ -71,6 +71,16 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
         "mlp", about="JEEP's ablation: mlp or attn in the high region", source="JEEP table 4, w/ MHSA in Step3"
     )
 
+    by_name = ("high_kind", "chosen_region")
+
+    @property
+    def high_kind(self) -> Kind:
+        return Kind.ATTN if one_of(self.high_module, ("mlp", "attn"), "high_module") == "attn" else Kind.MLP
+
+    @property
+    def chosen_region(self) -> str:
+        return one_of(self.region, REGIONS, "region")
+
     @property
     def objective(self) -> cf.Objective:
         return self.searching(cf.NLL(), cf.StopAtProbability(self.min_loss))
@@ -79,9 +89,9 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
         """The two regions' writes.
 
         Raises:
-            KtError: an unknown region or high module, or a joint region with `separate_targets`.
+            KtError: a joint region with `separate_targets`.
         """
-        high_kind = Kind.ATTN if one_of(self.high_module, ("mlp", "attn"), "high_module") == "attn" else Kind.MLP
+        high_kind = self.high_kind
         low = cf.TargetSite(Site(Kind.MLP, self.layers_mlp[-1]), cf.Position.SUBJECT_LAST)
         high = cf.TargetSite(
             Site(high_kind, self.layers_high[-1]),
@@ -96,7 +106,7 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
             "high": cf.Write(high_kind, self.layers_high, high, cf.LeastSquares(weight_high)),
         }
         writes = dict(zip(writes, self.searched_writes(writes.values()), strict=True))
-        region = one_of(self.region, REGIONS, "region")
+        region = self.chosen_region
         written = region.removeprefix("joint-")
         if written != region and self.separate_targets:
             raise KtError(f"region {region} searches for both together; leave separate_targets out, or use {written}")

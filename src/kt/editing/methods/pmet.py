@@ -27,6 +27,12 @@ class PMET(OwnOutputs, MEMIT):
         "mlp", about="weights of a layer that are written: mlp, both", source="PMET's code, which can write W_o"
     )
 
+    by_name = ("both_modules",)
+
+    @property
+    def both_modules(self) -> bool:
+        return one_of(self.modules, ("mlp", "both"), "modules") == "both"
+
     @property
     def objective(self) -> cf.Objective:
         if self.searches_written:
@@ -35,7 +41,7 @@ class PMET(OwnOutputs, MEMIT):
 
     def plan(self) -> cf.LocateThenEdit:
         mlp, attn = (cf.TargetSite(Site(kind, self.layers_mlp[-1]), self.position) for kind in (Kind.MLP, Kind.ATTN))
-        both = one_of(self.modules, ("mlp", "both"), "modules") == "both"
+        both = self.both_modules
         written = [(Kind.MLP, mlp)] + [(Kind.ATTN, attn)] * both
         writes = [cf.Write(k, self.layers_mlp, t, self.solver, spread=self.spread_rule) for k, t in written]
         also = () if both or self.searches_written else (attn,)

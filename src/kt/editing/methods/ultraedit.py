@@ -41,8 +41,13 @@ class UltraEditConfig(Config):
         True, about="UltraEdit: normalise all weights of a shape together", source="UltraEdit's code"
     )
 
+    by_name = ("maps",)
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        return () if self.modules == AUTO else linear_maps(self.modules, (AUTO,))
+
     def plan(self) -> UltraEdit:
         from ..ultraedit import UltraEdit
 
-        maps = () if self.modules == AUTO else linear_maps(self.modules, (AUTO,))
-        return UltraEdit(self.layers_mlp, maps, lr=self.lr, ridge=self.L2, shared=self.shared_normaliser)
+        return UltraEdit(self.layers_mlp, self.maps, lr=self.lr, ridge=self.L2, shared=self.shared_normaliser)

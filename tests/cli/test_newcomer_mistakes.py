@@ -1,0 +1,133 @@
+"""Mistakes of people who know transformers, lm-eval or nnsight: exit code 2 and one line that says what to write."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kt.editing.edit import Edit
+from kt.model.update import Dense
+
+BY_HAND = '--prompt "The mother tongue of {} is" --subject "Marie Curie"'
+EDIT = f"apply-edit {BY_HAND} --target French"
+RECORD = {"prompt": "The mother tongue of {} is", "subject": "Marie Curie", "answer": "Polish"}
+
+MISTAKES = {
+    # commands, options and values by the names that other tools and papers have
+    "edit": "did you mean apply-edit?",
+    "apply_edit": "did you mean apply-edit?",
+    "trace": "did you mean heatmap?",
+    "causal-trace": "did you mean heatmap?",
+    "evaluate": "did you mean eval?",
+    "ls model": "did you mean models?",
+    "edits list": "did you mean ls?",
+    f"{EDIT} --layers 1": "--layers; did you mean --layers-mlp or --layers-attn?",
+    f"{EDIT} --layer 1": "--layer; did you mean --layers-mlp",
+    f"heatmap {BY_HAND} --layers 1": "no option --layers; kt probe has it",
+    f"heatmap {BY_HAND} --batch_size 8": "did you mean --batch-size?",
+    "heatmap FOLDER": "takes no such word: FOLDER; -m names a model",
+    "heatmap --prompt": "requires an argument",
+    f"heatmap {BY_HAND} --device gpu": "did you mean cuda?",
+    f"heatmap {BY_HAND} --device 0": "did you mean cuda:0?",
+    f"heatmap {BY_HAND} --dtype half": "did you mean float16?",
+    f"heatmap {BY_HAND} --dtype torch.bfloat16": "did you mean bfloat16?",
+    f"heatmap {BY_HAND} --metric probability": "did you mean prob?",
+    f"heatmap {BY_HAND} --kind attention": "did you mean attn?",
+    f"{EDIT} --method finetune": "did you mean ft?",
+    f"{EDIT} --method ROME": "did you mean rome?",
+    f"{EDIT} --preset gpt2": "did you mean gpt2-xl?",
+    f"{EDIT} --preset meta-llama/Llama-2-7b": "did you mean llama-2-7b?",
+    "sweep lambda": "did you mean alpha?",
+    "heatmap --config typo.toml": "did you mean limit?",
+    "export e.safetensors --to x --format lora": "did you mean peft?",
+    # numbers and ranges as they are written elsewhere
+    f"{EDIT} --layers-mlp 1:2": "write 4-8",
+    f"{EDIT} --layers-mlp [1,2]": "write 4-8",
+    f"{EDIT} --layers-mlp all": "write 4-8",
+    f"{EDIT} --alpha 30%": "between 0 (MLP only) and 1",
+    f"{EDIT} --set v_lr:1": "write name=value",
+    f"{EDIT} --set v_lr=abc": "v_lr 'abc' is no float",
+    f"{EDIT} --method ft --set num_steps=-5": "must be zero or more",
+    f"{EDIT} --method ft --set learning_rate=1": "unknown hyper-parameter",
+    "sweep layers --alpha 2": "--alpha '2'",
+    "heatmap -f facts.jsonl --limit all": "give a number from 1",
+    "heatmap -f facts.jsonl --limit 100-200": "has no record 100",
+    # one file in the place of another
+    "eval -f e.safetensors": "an edit is given by --edit",
+    "eval -f facts.jsonl --edit facts.jsonl": "is JSON or text, expected edit",
+    "eval -f facts.jsonl --edit MODEL": "is a folder; name the edit in it",
+    "eval -f facts.jsonl --edit MODEL/model.safetensors": "tensors of another program, expected edit",
+    "case -f facts.jsonl --edits facts.jsonl": "expected edit",
+    "edits show facts.jsonl": "expected edit",
+    "edits ls nope": "no such file or folder",
+    "revert MODEL --edit facts.jsonl": "expected edit",
+    "revert peft": "holds no model.safetensors",
+    f"{EDIT} --history facts.jsonl": "expected edit",
+    "export e.safetensors --to MODEL": "exists and is not empty",
+    "cov --layers-mlp 0 --corpus wikipedia": "no corpus 'wikipedia'",
+    "abilities --preset mmlu": "choose gsm8k-two-shot, or give --tasks",
+    "report MODEL": "not a run folder of kt",
+    "run table-1": "no recipe 'table-1'",
+    # models
+    f"heatmap -m tokenizer {BY_HAND}": "holds no config.json",
+    f"heatmap -m peft {BY_HAND}": "is a PEFT adapter for",
+    f"heatmap -m MODEL/model.safetensors {BY_HAND}": "name the folder that save_pretrained wrote",
+    f"heatmap -m Qwen2.5-7B {BY_HAND}": "most Hub ids are OWNER/NAME",
+    f"heatmap -m https://huggingface.co/gpt2 {BY_HAND}": "did you mean gpt2?",
+    "export e.safetensors --to x -m tokenizer": "holds no config.json",
+    # facts
+    "heatmap -f other.csv": "'question', 'gold' fit no known format",
+    "heatmap -f apart.jsonl": "mark its place in the prompt with {}",
+    "heatmap -f bare.jsonl": "'subject' is missing",
+    "heatmap -f empty.jsonl": "holds no facts",
+    "heatmap -f counterfact": "facts are read from",
+    "heatmap -f facts.jsonl --format csv": "unknown format 'csv'",
+    "apply-edit -f equal.jsonl": "the same as the old answer",
+    f"apply-edit {BY_HAND}": "the target is empty; give target_new (or --target)",
+    'heatmap --prompt "The capital of [subject] is" --subject Italy': "mark its place in the prompt with {}",
+}
+
+
+@pytest.fixture
+def words(kt, model_folder):
+    """The files of a newcomer in the current folder, and a typed line as the words of the shell."""
+    bare = {name: value for name, value in RECORD.items() if name != "subject"}
+    apart, equal = RECORD | {"prompt": "Her mother tongue is"}, RECORD | {"target": "Polish"}
+    records = {"facts": RECORD, "bare": bare, "apart": apart, "equal": equal}
+    for name, record in records.items():
+        Path(f"{name}.jsonl").write_text(json.dumps(record) + "\n")
+    Path("empty.jsonl").touch()
+    Path("other.csv").write_text("question,gold\nWho is she?,Marie\n")
+    Path("typo.toml").write_text("limt = 3\n")
+    for folder in ("tokenizer", "peft"):
+        Path(folder).mkdir()
+    Path("tokenizer/tokenizer.json").write_bytes((model_folder / "tokenizer.json").read_bytes())
+    Path("peft/adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
+    Edit({"model.norm.weight": Dense(torch.ones(32))}, {}).save("e.safetensors")
+    return lambda typed: shlex.split(typed.replace("MODEL", str(model_folder)))
+
+
+@pytest.mark.parametrize("typed", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(refused, failing, words, typed):
+    failing(AssertionError("a model loads"))
+    assert MISTAKES[typed] in refused(*words(typed))
+
+
+ALONE = [f"heatmap {BY_HAND} --dtype half", "eval -f facts.jsonl --edit facts.jsonl", f"{EDIT} --set v_lr=abc"]
+
+
+def test_a_mistake_costs_no_import_of_torch(words):
+    """Each in a process of its own, as it is typed; a busy machine has seconds more."""
+    for typed in ALONE:
+        code = "import sys; from kt.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+        began = time.monotonic()
+        ran = subprocess.run([sys.executable, "-c", code, *words(typed)], capture_output=True, text=True, check=False)
+        assert ran.stdout == "2 False\n" and ran.stderr.startswith("kt: error: ") and ran.stderr.count("\n") == 1
+        assert time.monotonic() - began < 20
