@@ -169,6 +169,8 @@ def test_an_edit_by_an_editor_is_an_ordinary_edit_in_factors(llama, tmp_path):
     assert all(0 < update.rank < 32 for update in edit.updates.values())
     assert edit.manifest["editor"] == kt.Editor.load(path).digest
     assert edit.manifest["hyper_parameters"]["editor"] == path.name
+    remedies = [line.split("; ")[-1] for line in edit.verdict.warnings]
+    assert remedies and not any("layers" in remedy for remedy in remedies), "they are the editor's"
     with kt.EditSession(llama, "malmen", editor=path) as session:
         for request in REQUESTS:
             session.edit([request])

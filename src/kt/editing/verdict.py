@@ -206,7 +206,7 @@ class Verdict:
             lines.append(f"more is missing than was wanted at {_counted(far, len(self.missing), 'aim')}; {APART}")
         if changed := [(n, f"x {r:.2f}") for n, r in self.norm_ratios.items() if not _within(r)]:
             what = f"the norm of {_counted(changed, len(self.norm_ratios), 'weight')} changed too much"
-            lines.append(f"{what}; {knobs.less}, or write more layers")
+            lines.append(f"{what}; {knobs.less}" + ", or write more layers" * knobs.layers)
         if self.perplexity is not None and not self.perplexity[1] <= MOST_PERPLEXITY * self.perplexity[0]:
             before, after = map(_shown, self.perplexity)
             if math.isnan(self.perplexity[0]):
@@ -214,7 +214,8 @@ class Verdict:
             largest = max(self.norm_ratios.items(), key=lambda item: max(item[1], 1 / (item[1] or 1e-9)), default=None)
             most = "" if largest is None else f" (the norm of {largest[0]} changed most: x {largest[1]:.2f})"
             lines.append(
-                f"perplexity of unrelated text rose, {before} -> {after}{most}; {knobs.less}, or take other layers"
+                f"perplexity of unrelated text rose, {before} -> {after}{most}; {knobs.less}"
+                + ", or take other layers" * knobs.layers
             )
         return lines
 
@@ -226,12 +227,14 @@ SOUND = "check its weights, or load it in float32"
 
 
 class Knobs(NamedTuple):
-    """A method's own settings that make an edit stronger, smaller, or less held back, as remedies."""
+    """A method's own settings that make an edit stronger, smaller, or less held back, as remedies. `layers`: whether
+    the user chooses them."""
 
     more: str
     less: str
     free: str
     apart: str = APART
+    layers: bool = True
 
     @classmethod
     def of(cls, method: str) -> Knobs:
@@ -240,8 +243,11 @@ class Knobs(NamedTuple):
 
         if method in METHODS and METHODS[method].effect == "context":
             more = "the model does not follow the text: take a larger model, or ike with more shots"
-            return cls(more, "edit fewer facts, or take scr", more, more)
+            return cls(more, "edit fewer facts, or take scr", more, more, layers=False)
         names = {each.name for each in fields(METHODS[method])} if method in METHODS else set()
+        if "editor" in names:
+            more = "train its editor on more records like these, or for more steps"
+            return cls(more, "edit fewer facts, or train its editor with a larger c_loc", more, more, layers=False)
         ridges = " or ".join(n for n in ("mom2_update_weight", "L2", "emmet_lambda") if n in names)
         reach = " or ".join(n for n in ("clamp_norm_factor", "v_num_grad_steps", "lr", "num_steps") if n in names)
         raised, lowered = (f"raise {ridges}, " if ridges else ""), (f"lower {reach}" if reach else "")
