@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .._util.text import count, visible
 from ..errors import KtError, UnknownModel
 
@@ -114,6 +112,8 @@ def require_numbers(name: str, module: Any, folder: Path | None) -> None:
     Raises:
         UnknownModel: the first such weight, by name.
     """
+    import torch
+
     weights = dict(module.named_parameters(remove_duplicate=False))
     quantised = getattr(module.config, "quantization_config", None) is not None  # transformers knows what it means
     for path in () if folder is None or quantised else sorted(folder.glob("*.safetensors")):
