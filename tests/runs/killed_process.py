@@ -1,7 +1,6 @@
-"""`kt` in several processes, of which one is killed once a phase is kept; started by test_parallel.py under torchrun."""
+"""`kt` in several processes, of which one ends itself by a signal after a phase; started by test_parallel.py."""
 
 import os
-import signal
 import sys
 
 from kt.cli import main

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from families import byte_level_tokenizer, tiny_module
 
 import kt
@@ -160,3 +161,19 @@ def test_an_absurd_setting_of_a_tokenizer_is_one_line(folder, field):
 def test_an_absurd_header_of_weights_is_one_line(folder, length):
     header(length)(next(folder.glob("model-*.safetensors")))
     refusal(folder)
+
+
+@pytest.mark.parametrize("dtype", ["I32", "U8", "BOOL", "C64", "F8_E4M3", "NaN", "infinity"])
+def test_weights_that_are_no_floats_or_not_finite_are_refused_by_name(folder, dtype):
+    from safetensors.torch import load_file, save_file
+
+    name = "model.layers.1.mlp.down_proj.weight"
+    path = folder / json.loads((folder / INDEX).read_text())["weight_map"][name]
+    weights = load_file(path)
+    stored = {"I32": "int32", "U8": "uint8", "BOOL": "bool", "C64": "complex64", "F8_E4M3": "float8_e4m3fn"}
+    if dtype in stored:
+        weights[name] = weights[name].to(getattr(torch, stored[dtype]))
+    else:
+        weights[name][1, 2] = float(dtype[:3])
+    save_file(weights, path, metadata={"format": "pt"})
+    assert name in (line := refusal(folder)) and dtype in line

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import ssl
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import fields
 from importlib.util import find_spec
@@ -16,6 +12,7 @@ from typing import Any, NamedTuple
 
 from .._util.data import read_json
 from .._util.files import check_writable
+from .._util.online import unreachable
 from ..errors import KtError, UnknownModel, UnknownSite, need_peft
 from ..facts.corpus import Corpus
 from ..model.folder import refuse_adapter, refuse_quantised
@@ -27,8 +24,6 @@ DEVICE = re.compile(r"(auto|cpu|cuda|mps|xpu|hpu|npu|meta)(:\d+)?")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """Names of the number of layers in a model's config."""
-ANSWERS_WITHIN = 5.0
-"""Seconds that the Hub has to answer before only what is cached is looked at."""
 
 
 class Idle(NamedTuple):
@@ -229,44 +224,21 @@ def config_file(name: str, revision: str | None) -> Path | None:
 
 def cached_config(name: str, revision: str | None) -> Path | None:
     """The cached config of a Hub id; None where the Hub has to be asked, and answers."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    silent = not offline and not answers(endpoint)
-    if silent:
+    why = unreachable()
+    if why is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub would try for a minute
     from huggingface_hub import try_to_load_from_cache
 
     file = try_to_load_from_cache(name, "config.json", revision=revision)
     if isinstance(file, str):
         return Path(file)
-    if offline or silent:
-        why = f"{endpoint} does not answer" if silent else "HF_HUB_OFFLINE is set"
+    if why is not None:
         id = "" if "/" in name else " (most Hub ids are OWNER/NAME)"
         raise UnknownModel(
             f"cannot load model {name!r}: no such folder here, it is not in the Hub's cache{id}, and {why}; connect, "
             "or download it elsewhere and give the folder"
         )
     return None
-
-
-def answers(endpoint: str, seconds: float = ANSWERS_WITHIN) -> bool:
-    """Whether a server answers at all, through whatever proxy is set."""
-    heard: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=seconds).close()
-        except urllib.error.HTTPError:
-            pass  # an answer too
-        except (OSError, ValueError) as error:
-            if not isinstance(getattr(error, "reason", error), ssl.SSLError):  # others may know its certificate
-                return
-        heard.append(True)
-
-    thread = threading.Thread(target=ask, daemon=True)  # looking up a name heeds no timeout
-    thread.start()
-    thread.join(seconds)
-    return bool(heard)
 
 
 def held_layers(options: Any, name: str, file: Path) -> None:

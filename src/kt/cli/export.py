@@ -140,7 +140,10 @@ def revert(options: RevertOptions) -> None:
     settle_libraries()
     screen = screen_for(options)
     from ..export import revert_folder
+    from ..model.hub import split_revision
 
+    if options.base is not None:
+        checks.config_file(*split_revision(options.base, None))  # a Hub id that cannot be had is refused within seconds
     reverted = revert_folder(options.folder, options.edit, options.base, options.to)
     show_revert(screen, reverted)
     write_result(options, reverted.as_dict())

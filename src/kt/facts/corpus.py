@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.files import sha256_file
+from .._util.online import ELSEWHERE, refuse_unreachable, told_offline
 from ..errors import BadFile, install_hint
 
 _DEMO, _ENGLISH = Path(__file__).parents[1] / "demo", Path(__file__).parent / "texts"
@@ -111,9 +112,11 @@ def _hub_rows(name: str) -> Any:
         from datasets import load_dataset
     except ImportError:
         raise BadFile(f"{name} needs the package datasets; install it with: {install_hint('data')}") from None
+    refuse_unreachable(name)
     repo, _, split = name.removeprefix("hf:").partition(":")
     parts = repo.split("/", 2)  # owner/name, and the name of one of its configurations
     try:
         return load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train", streaming=True)
     except Exception as error:  # the Hub, the network and the file formats raise errors of many types
-        raise BadFile(f"cannot open {name}: {' '.join(str(error).split())[:200]}") from None
+        remedy = f"; {ELSEWHERE}" if told_offline() else ""
+        raise BadFile(f"cannot open {name}: {' '.join(str(error).split())[:200]}{remedy}") from None

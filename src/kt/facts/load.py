@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from .._util.online import ELSEWHERE, refuse_unreachable, told_offline
 from ..errors import BadFact, BadFile, KtError, install_hint
 from .fact import Fact, doubts, joined_by
 from .files import Located, demo_records, file_records, lre_records
@@ -338,6 +339,7 @@ def hub_records(source: str) -> Iterator[Located]:
     file = parts[0] if len(parts) == 1 and ending_of(Path(parts[0])) in ENDINGS else None
     config, split = (None, None) if file else (*(part or None for part in parts), None, None)[:2]
     number = 0
+    refuse_unreachable(source)
     try:
         splits = datasets.load_dataset(repo, config, data_files=file, streaming=True)
         if split is not None and split not in splits:
@@ -348,4 +350,5 @@ def hub_records(source: str) -> Iterator[Located]:
         raise
     except Exception as error:  # the Hub, the network and the file formats raise errors of many types
         message = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadFile(f"{source} cannot be read after record {number}: {message}") from error
+        remedy = f"; {ELSEWHERE}" if told_offline() else ""
+        raise BadFile(f"{source} cannot be read after record {number}: {message}{remedy}") from error

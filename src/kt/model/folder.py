@@ -62,6 +62,14 @@ def check_source(source: str | Path, revision: str | None, trust_remote_code: bo
         check_folder(cached.parent, trust_remote_code)
 
 
+def checkpoint_folder(source: str | Path, revision: str | None) -> Path | None:
+    """The folder that a model was loaded from: its own, or the Hub cache's."""
+    if Path(source).is_dir():
+        return Path(source)
+    cached = cached_file(str(source), "config.json", revision)
+    return None if cached is None else cached.parent
+
+
 def cached_file(repository: str, name: str, revision: str | None) -> Path | None:
     """A file of a Hub repository in the cache."""
     from huggingface_hub import try_to_load_from_cache

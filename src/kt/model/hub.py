@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -95,6 +96,42 @@ def require_whole(name: str, module: Any, about: Mapping[str, Any]) -> None:
     if missing:
         what = f"{count(len(missing), 'buffer')} not in the checkpoint, taken as a {kind} begins: {_first(missing)}"
         warnings.warn(f"{name}: {what}", stacklevel=3)
+
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def require_numbers(name: str, module: Any, folder: Path | None) -> None:
+    """Refuse weights whose file holds other than floating-point numbers, and weights that are not finite.
+
+    transformers would cast whole, complex and 8-bit numbers without a word. One sum reads each weight once.
+
+    Args:
+        folder: the checkpoint's, if it is known; only the headers of its safetensors files are read.
+
+    Raises:
+        UnknownModel: the first such weight, by name.
+    """
+    import torch
+
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    quantised = getattr(module.config, "quantization_config", None) is not None  # transformers knows what it means
+    for path in () if folder is None or quantised else sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for key, about in header.items():
+            if key == "__metadata__" or about["dtype"] in FLOATS:
+                continue
+            if any(weight == key or weight.endswith(f".{key}") for weight in weights):  # not a mask or positions
+                raise UnknownModel(
+                    f"{name}: {visible(key)} is stored as {about['dtype']}, and a weight is 16-, 32- or 64-bit "
+                    "floating point; download the model again, or its version in one of these"
+                )
+    for key, weight in weights.items():
+        if weight.is_meta or bool(torch.isfinite(weight.detach().sum(dtype=torch.float32))):
+            continue
+        if not bool(torch.isfinite(weight).all()):  # a sum of finite numbers may overflow
+            raise UnknownModel(f"{name}: {visible(key)} holds NaN or infinity; download the model again")
 
 
 def _first(keys: list[str], most: int = 4) -> str:

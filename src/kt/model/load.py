@@ -12,9 +12,9 @@ from torch import nn
 
 from ..errors import KtError, UnknownModel
 from .devices import checked_device, read_device_map
-from .folder import check_source, require_sizes
+from .folder import check_source, checkpoint_folder, require_sizes
 from .gguf import find_gguf, load_gguf
-from .hub import load_tokenizer, one_line, require_whole, split_revision
+from .hub import load_tokenizer, one_line, require_numbers, require_whole, split_revision
 from .layout import read_layout
 from .model import TracedModel
 
@@ -108,6 +108,8 @@ def load(
                 require_sizes(Path(source))
             module, about = _from_pretrained(source, options)
         require_whole(name, module, about)
+        with one_line(name):
+            require_numbers(name, module, checkpoint_folder(source, revision))
     if spread is None:
         module = module.to(target)
     tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)

@@ -13,7 +13,7 @@ import numpy as np
 from .._util.progress import Progress
 from ..errors import BadFact
 from ..facts.fact import Fact
-from ..facts.load import FactsLike, distinct_facts, facts_from
+from ..facts.load import FactsLike, facts_from
 from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..runs import parallel
@@ -97,10 +97,8 @@ def contrast_probe(
 
 
 def _blocks(records: Iterable[Fact | Mapping[str, Any]]) -> Iterator[list[tuple[int, Fact]]]:
-    records, read, done, seen = iter(records), 0, 0, set[tuple[str, ...]]()
-    while block := facts_from(islice(records, _BLOCK), first=read):
-        read += len(block)
-        block = distinct_facts(block, seen=seen)
+    records, done = iter(records), 0
+    while block := facts_from(islice(records, _BLOCK), first=done):
         yield list(enumerate(block, done))
         done += len(block)
 

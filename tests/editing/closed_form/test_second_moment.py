@@ -15,7 +15,7 @@ from kt.editing.closed_form import second_moment as module
 from kt.errors import BadFact, BadFile, KtError, WorkFailed
 from kt.facts.corpus import Corpus
 from kt.model.sites import Kind, Site
-from kt.model.tokens import encode
+from kt.model.tokens import Batch, encode, token_ids
 
 SITES = [Site(Kind.ATTN, 0), Site(Kind.MLP, 1)]
 
@@ -251,3 +251,19 @@ def test_a_corpus_on_the_hub_may_name_a_configuration_and_a_split(monkeypatch, s
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert list(Corpus.open(source).texts()) == ["one", "two"] and seen == [asked]
+
+
+def test_long_documents_are_read_in_windows_where_their_beginnings_are_too_few(tmp_path):
+    model, name = tiny_model("gpt2"), "transformer.h.1.mlp.c_proj"  # 128 positions
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join(" ".join(f"land {i} of {j}" for i in range(150)) for j in range(2)))
+    lengths = [len(token_ids(model.tokenizer, text)) for text in Corpus.open(path).texts()]
+    few, most = (key_statistics(model, SITES, path, n, tmp_path / "cache") for n in (256, 10_000))
+    assert (few.n_tokens, most.n_tokens) == (256, sum(lengths))
+    expected, documents = 0, [token_ids(model.tokenizer, text) for text in Corpus.open(path).texts()]
+    for ids in documents:
+        for at in range(0, len(ids), 128):
+            rows = torch.tensor([list(ids[at : at + 128])])
+            keys = model.read(Batch(rows, torch.ones_like(rows)), SITES, "key")[SITES[1]][0].double()
+            expected = expected + keys.T @ keys
+    torch.testing.assert_close(most.moment(name).double(), expected / sum(lengths), atol=1e-6, rtol=1e-4)

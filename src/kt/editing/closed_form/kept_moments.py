@@ -79,7 +79,8 @@ def kept_of(folder: Path, key: str, name: str, size: int) -> list[Kept]:
                 until = tuple(about["until"]) if about["until"] else None
                 if len(moment) != size or not finite or about["n_tokens"] < 1:
                     raise ValueError("of another size, or not finite")
-                found.append(Kept(path, name, int(about["n_tokens"]), bool(about["whole"]), until))
+                whole = bool(about["whole"] and about.get("windows"))  # an older kt cut long documents short
+                found.append(Kept(path, name, int(about["n_tokens"]), whole, until))
         except BadFile:
             discard(path)
     return sorted(found, key=lambda kept: kept.n_tokens)

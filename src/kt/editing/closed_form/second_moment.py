@@ -268,13 +268,27 @@ def _marks(max_tokens: int) -> list[int]:
 def _documents(model: TracedModel, corpus: Corpus, max_tokens: int, start: int) -> Iterator[Document]:
     positions = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
     limit, used = min(LONGEST, int(positions or LONGEST)), 0
-    for text in corpus.texts():
-        ids = list(token_ids(model.tokenizer, text)[: min(limit, max_tokens - used)])
+    for window in _windows(model, corpus, limit, max_tokens):
+        ids = window[: max_tokens - used]
         used += len(ids)
         if ids and used > start:
             yield Document(ids, max(0, start - used + len(ids)))
         if used >= max_tokens:
             return
+
+
+def _windows(model: TracedModel, corpus: Corpus, limit: int, max_tokens: int) -> Iterator[list[int]]:
+    """The first `limit` tokens of every document; then, where more are wanted, the rests, in windows as long."""
+    rests: list[list[int]] = []
+    waiting = 0
+    for text in corpus.texts():
+        ids = list(token_ids(model.tokenizer, text))
+        yield ids[:limit]
+        if len(ids) > limit and waiting < max_tokens:
+            rests.append(ids[limit : limit + max_tokens])
+            waiting += len(rests[-1])
+    for rest in rests:
+        yield from (rest[at : at + limit] for at in range(0, len(rest), limit))
 
 
 def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -509,6 +523,7 @@ def _compute(
     about = {
         "n_tokens": sums.n_tokens,
         "whole": sums.n_tokens < max_tokens and not stopped,
+        "windows": True,  # an older kt read the first of each document alone
         "taken_from": start,
         "until": None if until is None else [until, max_tokens],
         "corpus": corpus.name,
