@@ -5,14 +5,13 @@ Records are read one by one, so `limit` also limits the work; only a JSON object
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..errors import BadFact, BadFile, KtError, install_hint
+from ..errors import BadFact, BadFile, KtError, install_hint, warn_user
 from .fact import Fact, doubts, joined_by
 from .files import Located, demo_records, file_records, lre_records
 from .formats import Schema, as_record, named, read_record, read_records
@@ -110,7 +109,7 @@ def facts_from(given: FactsLike, format: str | None = None, first: int = 0) -> l
     if isinstance(given, str | Path):
         loaded = read_facts(given, format=format)
         for line in (*([str(loaded.skips)] if loaded.skips.total else ()), *loaded.skips.noted):
-            warnings.warn(line, stacklevel=2)
+            warn_user(line)
         return loaded.facts
     for index, item in enumerate(one_or_many(given), first):
         record, where = item if isinstance(item, Located) else (item, f"record {index + 1}")
@@ -122,7 +121,7 @@ def facts_from(given: FactsLike, format: str | None = None, first: int = 0) -> l
         for note in notes:
             skips.note(note, ", ".join([where, *(repr(fact.prompt[:80]) for fact in read[:1])]))
     for line in skips.noted:
-        warnings.warn(line, stacklevel=2)
+        warn_user(line)
     return with_unique_ids(facts)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..._util.data import load_arrays, save_arrays
-from ...errors import KtError, WorkFailed
+from ...errors import KtError, WorkFailed, warn_user
 from ...model.memory import free_memory, require_memory
 
 # Factors and eigenvectors cost O(d³) and depend on the second moment alone: they are kept on disk for later processes.
@@ -53,13 +52,11 @@ class Store(NamedTuple):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self.folder).free < SPARE * size:
-                warnings.warn(
-                    f"{path} is not kept: the disk is nearly full; it is computed again each time", stacklevel=2
-                )
+                warn_user(f"{path} is not kept: the disk is nearly full; it is computed again each time")
                 return
             save_arrays(path, arrays, {**about, "of": self.of})
         except (OSError, KtError) as error:
-            warnings.warn(f"{path} is not kept: {error}", stacklevel=2)
+            warn_user(f"{path} is not kept: {error}")
 
 
 def opened(path: Path) -> bool:
@@ -76,7 +73,7 @@ def opened(path: Path) -> bool:
 
 def discard(path: Path) -> None:
     """Delete a file whose contents do not match its name."""
-    warnings.warn(f"{path} is damaged; it is computed again", stacklevel=2)
+    warn_user(f"{path} is damaged; it is computed again")
     path.unlink(missing_ok=True)
 
 
