@@ -143,7 +143,8 @@ def solving(options: Any) -> None:
     preset = getattr(options, "preset", None) and named(options.preset)
     for method in methods:
         variant = options.variant if preset else None  # without a name the model's own preset has to be found first
-        configured(preset, method, alpha if method in writes else None, variant, **used_by(method, settings))
+        share = alpha if method in writes else None
+        configured(preset, method, share, variant, **used_by(method, settings)).refuse_old_names()
     flags = [name for name in ("layers_mlp", "layers_attn") if getattr(options, name, None) is not None]
     if why := unused(flags, methods):
         raise BadOption(f"--{why.replace('_', '-', 1)}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._util.text import without_folders
 from ..errors import WorkFailed, warn_user
 from ..facts.fact import Fact
 from ..model.identity import about
@@ -92,7 +92,7 @@ def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, A
     from ..runs.provenance import versions
 
     return {
-        "model": _without_folders(model.name),
+        "model": without_folders(model.name),
         "revision": model.revision,
         "dtype": str(model.dtype).removeprefix("torch."),
         "fingerprints": fingerprints(model, list(updates)),
@@ -194,13 +194,6 @@ def _warn_of_weak_writes(edit: Edit) -> None:
 
 def _is_attention(model: TracedModel, name: str) -> bool:
     return any(model.layout.path(Kind.ATTN, layer) + ".weight" == name for layer in range(model.n_layers))
-
-
-def _without_folders(name: str) -> str:
-    for kind in (PurePosixPath, PureWindowsPath):
-        if (path := kind(name)).is_absolute():
-            return path.name
-    return name
 
 
 def _plain(fact: Fact) -> dict[str, Any]:
