@@ -104,7 +104,7 @@ def test_a_run_of_an_older_kt_goes_on_and_says_what_was_not_compared(place, caps
 
 @pytest.mark.parametrize(("old", "now"), [("boundary", "ends"), ("forward", "rest")])
 def test_a_run_that_was_begun_with_a_spread_of_an_old_name_is_refused_with_todays(kt, model_folder, old, now):
-    """Repeated as it was begun, and with today's name: a line each, before the model loads and before a phase is read."""
+    """Repeated as it was begun, and with today's name: a line each, and what was kept stays."""
     by_hand = ("--prompt", "The mother tongue of {} is", "--subject", "Marie Curie", "--target", "French")
     typed = ("apply-edit", "-m", model_folder, *by_hand, "--method", "memit", "--layers-mlp", "0-1")
     journal.Journal.begin("run.unfinished", {"command": "apply-edit", "set": f"spread={old}"}, False).release()

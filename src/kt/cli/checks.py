@@ -102,6 +102,9 @@ def typed(options: Any) -> None:
     pool = getattr(options, "pool", None)
     if pool not in (None, "demo", "lre") and not pool.startswith("hf:") and not Path(pool).exists():
         raise BadOption(f"--pool {pool}: no such file; give a file of facts")
+    url = getattr(options, "judge_url", None)
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise BadOption(f"--judge-url {url!r} is no http(s) address; write it as http://host:8000/v1")
     for flag in ("corpus", "heldout"):
         if (text := getattr(options, flag, None)) is not None:
             Corpus.open(text, getattr(options, "model", ""))
