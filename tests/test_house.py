@@ -268,3 +268,8 @@ def test_no_two_test_files_share_a_name():
     """Without packages pytest knows a test file by its name alone, and a second one is an error."""
     names = [p.name for p in (ROOT / "tests").rglob("*.py") if p.name != "conftest.py"]
     assert sorted(set(names)) == sorted(names)
+
+
+def test_warnings_go_through_the_one_function_that_finds_the_users_line():
+    direct = [relative(p) for p in SOURCES if "warnings.warn(" in p.read_text(encoding="utf-8")]
+    assert direct == []

@@ -79,6 +79,7 @@ def test_show_holds_the_manifest_and_looks_at_a_model(kt, two, model_folder):
     weight = result["weights"]["model.layers.0.mlp.down_proj.weight"]
     assert weight["state"] == "base" and len(weight["before"]) == 64 and weight["rank"] == 2
     shown = kt("edits", "show", "a.safetensors")
+    assert "alpha" not in shown.out and "num_steps" not in shown.out  # MEMIT has neither
     assert (
         shown.code == 0 and "mother tongue" in shown.out and "0.01" in shown.out and weight["before"][:12] in shown.out
     )

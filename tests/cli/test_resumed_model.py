@@ -100,3 +100,16 @@ def test_a_run_of_an_older_kt_goes_on_and_says_what_was_not_compared(place, caps
     assert code == 0 and "1 finished phases are taken" in said, said
     line = next(line for line in said.splitlines() if "older kt" in line)
     assert "did not note its corpus identity, model config, model parts, model tokenizer" in line, said
+
+
+@pytest.mark.parametrize(("old", "now"), [("boundary", "ends"), ("forward", "rest")])
+def test_a_run_that_was_begun_with_a_spread_of_an_old_name_is_refused_with_todays(kt, model_folder, old, now):
+    """Repeated as it was begun, and with today's name: a line each, and what was kept stays."""
+    by_hand = ("--prompt", "The mother tongue of {} is", "--subject", "Marie Curie", "--target", "French")
+    typed = ("apply-edit", "-m", model_folder, *by_hand, "--method", "memit", "--layers-mlp", "0-1")
+    journal.Journal.begin("run.unfinished", {"command": "apply-edit", "set": f"spread={old}"}, False).release()
+    ran = kt(*typed, "--set", f"spread={old}", "--resume", "run")
+    assert ran.code == 2 and f"did you mean {now}, which it was" in ran.err and ran.err.count("\n") == 1
+    ran = kt(*typed, "--set", f"spread={now}", "--resume", "run")
+    assert ran.code == 2 and "begin anew in another folder" in ran.err and "Traceback" not in ran.err
+    assert Path("run.unfinished").is_dir()

@@ -22,17 +22,19 @@ def model():
 
 def test_scores_are_those_of_the_other_records(model):
     in_paraphrase = SHORT | {"id": "paraphrase", "paraphrase_prompts": [LONG["prompt"].format("Rome")]}
-    with pytest.warns(UserWarning, match=r"^2 of 3 records left out, .* \(long: the prompt has \d+ tokens, and the"):
+    says = r"^2 of 3 records left out, .* \(long: the prompt has \d+ tokens, and the"
+    with pytest.warns(UserWarning, match=says) as warned:
         scores = kt.evaluate(model, [SHORT, LONG, in_paraphrase])
+    assert [w.filename for w in warned] == [__file__]  # the user's line, not one of kt's
     assert len(scores.records) == 1 and scores.protocol["left out"].startswith("2 records")
     with pytest.raises(BadFact, match="can read none of the 1 record"):
         kt.evaluate(model, [LONG])
 
 
 def test_an_edit_is_of_the_other_requests(model):
-    with pytest.warns(UserWarning, match="^1 of 2 records left out"):
+    with pytest.warns(UserWarning, match="^1 of 2 records left out") as warned:
         edit = kt.edit(model, [LONG, SHORT], method="ft", **fast("ft", layers_mlp=[0]))
-    assert len(edit.requests) == 1
+    assert len(edit.requests) == 1 and {w.filename for w in warned} == {__file__}
 
 
 def test_room_for_the_text_behind_a_prompt_counts(model):

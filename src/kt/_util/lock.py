@@ -7,10 +7,11 @@ into place. `exclusive` lets one process compute what the others wait for.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ..errors import warn_user
 
 try:
     import fcntl
@@ -85,7 +86,7 @@ def exclusive(lock_file: Path, doing: str) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        warnings.warn(f"another process {doing}; waiting for it", stacklevel=4)
+        warn_user(f"another process {doing}; waiting for it")
         lock.acquire()
     try:
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 _BREAKS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
@@ -27,6 +28,17 @@ def visible(text: str) -> str:
 def count(n: int, noun: str) -> str:
     """`1 fact`, `2 facts`."""
     return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def without_folders(name: object) -> str:
+    """A model's name as it is shown and handed on: of an absolute path, or of one from a home or a folder above, only
+    the last part, which says nothing of the machine."""
+    text = str(name)
+    for kind in (PurePosixPath, PureWindowsPath):
+        path = kind(text)
+        if path.is_absolute() or path.parts[:1] in (("~",), ("..",)):
+            return path.name
+    return text
 
 
 def words(given: str | Iterable[str]) -> list[str]:

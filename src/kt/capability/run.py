@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, plain, read_json, write_json
+from .._util.text import without_folders
 from ..errors import BadFile
 from ..report import Column, Shown, Table
 from ..stats import Interval
@@ -124,7 +125,7 @@ class Abilities(Shown):
             [row.task, row.metric, row.higher_is_better, *(getattr(row, part) for part in parts), row.before.n]
             for row in self.rows
         ]
-        return [Table(columns, rows, f"{self.model}: lm-eval {self.versions['lm_eval']}")]
+        return [Table(columns, rows, f"{without_folders(self.model)}: lm-eval {self.versions['lm_eval']}")]
 
     def save(self, path: str | Path) -> Path:
         """Write one JSON file, whole or not at all; without the samples (see `sample_files`)."""

@@ -97,6 +97,9 @@ def typed(options: Any) -> None:
     pool = getattr(options, "pool", None)
     if pool not in (None, "demo", "lre") and not pool.startswith("hf:") and not Path(pool).exists():
         raise BadOption(f"--pool {pool}: no such file; give a file of facts")
+    url = getattr(options, "judge_url", None)
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise BadOption(f"--judge-url {url!r} is no http(s) address; write it as http://host:8000/v1")
     for flag in ("corpus", "heldout"):
         if (text := getattr(options, flag, None)) is not None:
             Corpus.open(text, getattr(options, "model", ""))
@@ -138,7 +141,8 @@ def solving(options: Any) -> None:
     preset = getattr(options, "preset", None) and named(options.preset)
     for method in methods:
         variant = options.variant if preset else None  # without a name the model's own preset has to be found first
-        configured(preset, method, alpha if method in writes else None, variant, **used_by(method, settings))
+        share = alpha if method in writes else None
+        configured(preset, method, share, variant, **used_by(method, settings)).refuse_old_names()
     flags = [name for name in ("layers_mlp", "layers_attn") if getattr(options, name, None) is not None]
     if why := unused(flags, methods):
         raise BadOption(f"--{why.replace('_', '-', 1)}")

@@ -11,7 +11,6 @@ import dataclasses
 import inspect
 import os
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from copy import copy
 from difflib import get_close_matches
@@ -21,7 +20,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import typer
 
 from .._util.data import read_table
-from ..errors import KtError
+from ..errors import KtError, warn_user
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 Opts = TypeVar("Opts", bound="Options")
@@ -126,7 +125,7 @@ def check_variables(ctx: typer.Context) -> None:
         if near:
             raise BadOption(f"{name} is set, and no flag has that name; did you mean {near[0]}?")
         if not ctx.params.get("quiet"):
-            warnings.warn(f"{name} is set, and is no variable of kt", stacklevel=2)
+            warn_user(f"{name} is set, and is no variable of kt")
 
 
 def config_defaults(path: Path, ctx: typer.Context) -> dict[str, Any]:

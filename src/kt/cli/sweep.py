@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._util.data import read_json, write_json
-from ..errors import KtError
+from ..errors import KtError, warn_user
 from ..runs.folder import MANIFEST, default_folder
 from . import parse
 from .command import BadOption, option_of
@@ -237,9 +236,7 @@ def sweep(options: SweepOptions) -> None:
         result.save(s.run.file("sweep.json"))
         s.keep(result)
         if not s.figures:
-            warnings.warn(
-                "no figure: these facts have none of its metrics; results.json has what there is", stacklevel=1
-            )
+            warn_user("no figure: these facts have none of its metrics; results.json has what there is")
         s.screen.tables(*result.tables())
 
 
@@ -317,13 +314,13 @@ def _balance(
         return dict(old)
     if kind != "alpha":
         alpha = default_alpha(model, facts)
-        warnings.warn(f"alpha {alpha.value:.3g} for all points: {alpha.source}", stacklevel=1)
+        warn_user(f"alpha {alpha.value:.3g} for all points: {alpha.source}")
         return {"alpha": alpha.value, "ci95": None, "n_facts": 0, "source": alpha.source}
     try:
         with s.progress("tracing α") as tick:
             balance = traced_balance(model, facts, options.seed, tick)
     except KtError as error:
-        warnings.warn(f"no α is marked: these facts cannot be traced ({error})", stacklevel=1)
+        warn_user(f"no α is marked: these facts cannot be traced ({error})")
         return None
     balance.save(s.run.file("balance.json"))
     return {"alpha": balance.alpha, "alpha_raw": balance.alpha_raw, "ci95": balance.ci95, "n_facts": balance.n_facts}

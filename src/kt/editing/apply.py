@@ -7,7 +7,6 @@ with, is written, unless by force, which says what differs.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._util.text import visible
-from ..errors import KtError, WorkFailed
+from ..errors import KtError, WorkFailed, warn_user
 from ..model.effects import Effect, same_effect
 from ..model.identity import about
 from ..runs.journal import first_difference
@@ -161,10 +160,7 @@ def other_model(edit: Applicable, model: TracedModel) -> Difference | None:
 
 @cache
 def _say_unnoted(edit: str) -> None:
-    warnings.warn(
-        f"the {edit} is of an older kt, which did not note config and tokenizer: only its weights were compared",
-        stacklevel=2,
-    )
+    warn_user(f"the {edit} is of an older kt, which did not note config and tokenizer: only its weights were compared")
 
 
 def admit(edit: Applicable, model: TracedModel, force: bool) -> Difference | None:
@@ -179,7 +175,7 @@ def admit(edit: Applicable, model: TracedModel, force: bool) -> Difference | Non
         return None
     if not force:
         raise KtError(f"{misfit.what}; {misfit.remedy}, or write it all the same with force=True (--force)")
-    warnings.warn(f"forced: {misfit.what}; what it does there was not measured", stacklevel=4)
+    warn_user(f"forced: {misfit.what}; what it does there was not measured")
     return misfit
 
 

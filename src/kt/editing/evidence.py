@@ -18,7 +18,7 @@ from .._util.data import read_json
 from .._util.files import atomic_write
 from .._util.lock import default_cache
 from .._util.progress import Progress
-from ..errors import BadFact, KtError, SubjectNotFound
+from ..errors import BadFact, KtError, SubjectNotFound, warn_user
 from ..facts.fact import Fact
 from ..facts.load import load_facts
 from ..model.identity import identity
@@ -102,7 +102,7 @@ def _read_kept(model: TracedModel, name: str, read: Callable[[Path], Read]) -> R
     try:
         return read(path)
     except KtError as error:
-        warnings.warn(f"a kept result is damaged and is not used ({error})", stacklevel=5)
+        warn_user(f"a kept result is damaged and is not used ({error})")
         return None
 
 
@@ -145,7 +145,7 @@ def _keep(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
     except (OSError, KtError) as error:
-        warnings.warn(f"{path} is not kept: {error}", stacklevel=3)
+        warn_user(f"{path} is not kept: {error}")
 
 
 # Facts that a model knows, and a trace of them.
@@ -240,10 +240,9 @@ def _traced_once(
     # Rows enter at their layer, so they cross half the model, with the tokens behind the subject's end.
     tokens = sum(len(model.tokenizer(fact.prompt)["input_ids"]) for fact in facts)
     seconds = seconds_a_token * tokens * SAMPLES * (1 + model.n_layers / 2)
-    warnings.warn(
+    warn_user(
         f"no alpha given for {model.name}: tracing it once on {len(facts)} facts that it knows, about "
-        f"{_rough(seconds)}; the result is kept. kt alpha traces your own facts; a number for alpha needs no trace",
-        stacklevel=5,
+        f"{_rough(seconds)}; the result is kept. kt alpha traces your own facts; a number for alpha needs no trace"
     )
     try:
         balance = traced_balance(model, facts, journal=journal)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import WorkFailed
+from .._util.text import without_folders
+from ..errors import WorkFailed, warn_user
 from ..facts.fact import Fact
 from ..model.identity import about
 from ..model.sites import Kind
@@ -94,7 +93,7 @@ def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, A
     from ..runs.provenance import versions
 
     return {
-        "model": _without_folders(model.name),
+        "model": without_folders(model.name),
         "revision": model.revision,
         "dtype": str(model.dtype).removeprefix("torch."),
         "fingerprints": fingerprints(model, list(updates)),
@@ -177,10 +176,9 @@ def warn_of_weak_targets(facts: Sequence[Fact], solved: SolveResult) -> None:
         weak = [f.subject for f, p in zip(facts, targets.prob.tolist(), strict=True) if p < 0.5]
         if weak:
             shown = ", ".join(repr(w) for w in weak[:3])
-            warnings.warn(
+            warn_user(
                 f"{len(weak)} of {len(facts)} targets stay below probability 0.5 even with their value put at {aim} "
-                f"({shown}); more v_num_grad_steps, a larger v_lr or clamp_norm_factor, or other layers may help",
-                stacklevel=5,
+                f"({shown}); more v_num_grad_steps, a larger v_lr or clamp_norm_factor, or other layers may help"
             )
 
 
@@ -189,22 +187,14 @@ def _warn_of_weak_writes(edit: Edit) -> None:
     means = [change["came_through"] for change in edit.manifest["value_change"].values()]
     through = [mean["mean"] for mean in means if mean["n"]]
     if through and max(through) < 0.1:
-        warnings.warn(
+        warn_user(
             f"only {max(through):.0%} of the wanted change came through the write; a smaller mom2_update_weight "
-            "(or L2, nullspace_threshold) holds less back",
-            stacklevel=5,
+            "(or L2, nullspace_threshold) holds less back"
         )
 
 
 def _is_attention(model: TracedModel, name: str) -> bool:
     return any(model.layout.path(Kind.ATTN, layer) + ".weight" == name for layer in range(model.n_layers))
-
-
-def _without_folders(name: str) -> str:
-    for kind in (PurePosixPath, PureWindowsPath):
-        if (path := kind(name)).is_absolute():
-            return path.name
-    return name
 
 
 def _plain(fact: Fact) -> dict[str, Any]:

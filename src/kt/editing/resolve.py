@@ -6,7 +6,6 @@ and is the only part of editing that traces or probes.
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.progress import Progress
-from ..errors import BadFact, KtError
+from ..errors import BadFact, KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
 from ..model.scoring import Question, readable
@@ -85,10 +84,9 @@ def refuse_contradictions(facts: Sequence[Fact]) -> None:
             same[fact.subject.casefold(), fact.relation].append(fact)
     for group in same.values():
         if len({f.target for f in group}) > 1:
-            warnings.warn(
+            warn_user(
                 f"{len(group)} requests give {group[0].subject!r} different targets of one relation "
-                f"({group[0].target!r}, {group[1].target!r}); they may undo each other",
-                stacklevel=4,
+                f"({group[0].target!r}, {group[1].target!r}); they may undo each other"
             )
 
 
@@ -238,7 +236,7 @@ def _say(model: TracedModel, chosen: Mapping[str, Any], sources: Mapping[str, st
     lacking = "no preset and no layers" if missing else "no alpha"
     rest = "; the rest are defaults" if missing else ""
     if ways:
-        warnings.warn(f"{lacking} given for {model.name}: writing {', '.join(ways)}{why}{rest}", stacklevel=6)
+        warn_user(f"{lacking} given for {model.name}: writing {', '.join(ways)}{why}{rest}")
 
 
 def with_alphas(config: Config, facts: Sequence[Fact], balance: Balance) -> Config:
@@ -246,10 +244,9 @@ def with_alphas(config: Config, facts: Sequence[Fact], balance: Balance) -> Conf
     alphas = {f.id: f.alpha for f in balance.per_fact if f.alpha is not None}
     lacking = [f.subject for f in facts if f.id not in alphas]
     if lacking:
-        warnings.warn(
+        warn_user(
             f"{len(lacking)} of {len(facts)} requests have no alpha of their own (the first: {lacking[0]!r}); "
-            f"they get that of all, {balance.alpha:.3f}",
-            stacklevel=4,
+            f"they get that of all, {balance.alpha:.3f}"
         )
     values: dict[str, Any] = {"alpha": tuple(alphas.get(f.id, balance.alpha) for f in facts)}
     return replace(config, **values)

@@ -13,7 +13,6 @@ gets (ΔW - (W' - W)) k added, in float32.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UnknownSite
+from ..errors import UnknownSite, warn_user
 from ..facts.fact import Fact
 from ..model.effects import rendered
 from ..model.scoring import Forward, Question, TeacherForced, answer_row, first_tokens, teacher_force, warn_of_joins
@@ -154,7 +153,7 @@ def warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
         losses.append(f"costs {len(lost)} of {len(edit.requests)} requests (ids {shown})")
     if losses:
         what = f"rounding to {str(dtype).removeprefix('torch.')}"
-        warnings.warn(f"{what} {' and '.join(losses)}; load the model with --dtype float32", stacklevel=5)
+        warn_user(f"{what} {' and '.join(losses)}; load the model with --dtype float32")
 
 
 def _rows(update: Update, rows: slice, shape: Sequence[int]) -> Float[Tensor, "row d_in"]:

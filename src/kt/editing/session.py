@@ -11,7 +11,6 @@ Nothing is shared between sessions, and nothing lives in a module.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -26,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._util.progress import Progress
-from ..errors import KtError
+from ..errors import KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
 from ..model.update import Update
@@ -475,10 +474,9 @@ def warn_of_keyless(below: EditStack) -> None:
     """Fine-tuning keeps no keys: such an edit is written in below, and nothing holds what it wrote."""
     for layer in below.layers:
         if not layer.edit.keys:
-            warnings.warn(
+            warn_user(
                 f"{layer.name} keeps no keys ({layer.edit.manifest.get('method')} has none): it is written in below, "
-                "but nothing makes the new edit leave it alone",
-                stacklevel=3,
+                "but nothing makes the new edit leave it alone"
             )
 
 

@@ -10,7 +10,6 @@ An edit fits where its weights are those that it was solved for: the base's, or 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from torch import Tensor
 from .._util.data import read_json, write_json
 from .._util.files import check_writable
 from .._util.text import visible
-from ..errors import BadFile, KtError
+from ..errors import BadFile, KtError, warn_user
 from ..model.effects import Effect
 from ..model.update import Update
 from ..report import Shown, Table
@@ -119,7 +118,7 @@ def write_in_order(model: TracedModel, layers: Sequence[Layer], force: bool = Fa
             why, remedy = _misfit(model, layer) if other is None else (f"{layer.name}: {other.what}", other.remedy)
             if not (force or layer.forced):
                 raise KtError(f"{why}; {remedy}, or force it")
-            warnings.warn(f"forced: {why}; what it does there was not measured", stacklevel=3)
+            warn_user(f"forced: {why}; what it does there was not measured")
         write_checked(layer.edit, model)
         now |= fingerprints(model, layer.edit.names)
         grounds.append(ground)

@@ -28,7 +28,6 @@ one mini-batch comes out the same in both, but for a factor (1 - 1/n)^1.5.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -41,7 +40,7 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from .._util.progress import Progress
-from ..errors import WorkFailed
+from ..errors import WorkFailed, warn_user
 from ..facts.fact import Fact
 from ..model.memory import require_memory
 from ..model.sites import Site
@@ -156,10 +155,9 @@ class UltraEdit:
         answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "", fact.target_prefix) for fact in facts]
         self._require_memory(model, sum(map(len, answers)))
         if len(facts) == 1 and not context.state.running:
-            warnings.warn(
+            warn_user(
                 "UltraEdit takes away what the pairs of a session have in common, and one request alone has little "
-                "else: its target may not rise; edit several requests at once, or use another method",
-                stacklevel=2,
+                "else: its target may not rise; edit several requests at once, or use another method"
             )
         pairs, losses = answer_pairs(model, facts, answers, sites, self.tokens, progress)
         groups = {site: self._group(model, site) for site in sites}

@@ -10,13 +10,12 @@ Each limit that is passed is a warning with the weight or request, the number an
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.text import count
-from ..errors import FailedCheck
+from ..errors import FailedCheck, warn_user
 from ..evaluation.perplexity import check_losses
 from ..facts.fact import Fact
 from ..model.scoring import answer_row, teacher_force
@@ -190,7 +189,7 @@ class Verdict:
     def warn(self) -> None:
         """Each warning as Python's."""
         for line in self.warnings:
-            warnings.warn(line, FailedCheck, stacklevel=5)
+            warn_user(line, FailedCheck)
 
     def _warnings(self, report: Sequence[RequestReport], knobs: Knobs) -> list[str]:
         lines = []

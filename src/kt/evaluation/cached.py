@@ -8,7 +8,6 @@ A file that cannot be read or written gives a warning, and the scores are comput
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from .._util.data import to_json
 from .._util.files import clear_temporaries
 from .._util.lock import exclusive
 from .._util.text import words
-from ..errors import KtError
+from ..errors import KtError, warn_user
 from ..facts.fact import Fact, facts_digest
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.identity import identity
@@ -90,7 +89,7 @@ def _write(scores: Scores, file: Path) -> None:
         clear_temporaries(file.parent, file.name)
         scores.save(file)
     except (KtError, OSError) as error:
-        warnings.warn(f"the unedited model's scores are not kept: {error}", stacklevel=2)
+        warn_user(f"the unedited model's scores are not kept: {error}")
 
 
 def _key(model: TracedModel, facts: Sequence[Fact], fingerprint: str, options: Mapping[str, Any]) -> str:
@@ -119,5 +118,5 @@ def _read(file: Path) -> Scores | None:
     try:
         return Scores.load(file)
     except KtError as error:
-        warnings.warn(f"the cached scores of the unedited model are computed again: {error}", stacklevel=3)
+        warn_user(f"the cached scores of the unedited model are computed again: {error}")
         return None

@@ -16,14 +16,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import KtError, WorkFailed
+from ..errors import KtError, WorkFailed, warn_user
 
 INSTRUCTION = (
     "You grade one answer to one question. You get a JSON object with the question, the accepted answers, and the "
@@ -113,9 +112,8 @@ class Judge:
                 raise
         verdicts = [known[self.digest(case)] for case in cases]
         if None in verdicts:
-            warnings.warn(
-                f"{verdicts.count(None)} of {len(verdicts)} answers went unjudged: the judge's reply held no verdict",
-                stacklevel=2,
+            warn_user(
+                f"{verdicts.count(None)} of {len(verdicts)} answers went unjudged: the judge's reply held no verdict"
             )
         return verdicts
 

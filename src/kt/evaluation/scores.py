@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from .._util.data import complete_file, read_json, write_json
-from .._util.text import count
+from .._util.text import count, without_folders
 from ..errors import BadFact, BadFile
 from ..report import Shown, Table
 from ..runs.folder import FILES
@@ -226,7 +226,9 @@ class Scores(Shown):
         changes = [Change(n, old, new) for n, old, new in pairs if old is not None and n not in NO_SHARES]
         if not changes:
             raise BadFact("no score is in both; score both models under the same protocols")
-        return before_after(changes, title=f"{self.model}: before and after", subtitle=self.about_records)
+        return before_after(
+            changes, title=f"{without_folders(self.model)}: before and after", subtitle=self.about_records
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: metrics.<name> = {mean, ci95, n} and the protocol, without the raw samples."""
@@ -313,7 +315,7 @@ def scores_table(scores: Mapping[str, Scores | None], after: str | None = None, 
         # Where all prompts are filed under one key, its rows would repeat those of the metric.
         if not (base_of(name)[1] and keyed[base := base_of(name)[0]] == 1 and main.values[name] == main.values[base])
     ]
-    return Table(["metric", *shown, "n"], rows, f"{main.model}: {main.about_records}", note)
+    return Table(["metric", *shown, "n"], rows, f"{without_folders(main.model)}: {main.about_records}", note)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, read_json, write_json
-from .._util.text import visible
+from .._util.text import visible, without_folders
 from ..errors import BadFact, BadFile
 from ..evaluation.text import contains
 from ..facts.fact import Fact
@@ -96,7 +96,7 @@ class CaseStudy(Shown):
         wrong = lambda reply: "red" if reply.right is False else ""  # noqa: E731
         methods = [Column(visible(name), _cell, wrong) for name in self.methods]
         texts = [Column(name, visible) for name in ("", "prompt", "expected")]
-        return [Table([*texts, *methods], rows, f"{self.model}: {self.record}")]
+        return [Table([*texts, *methods], rows, f"{without_folders(self.model)}: {self.record}")]
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.files import atomic_write
 from .._util.progress import Stage
+from .._util.text import without_folders
 from ..editing import METHODS
 from ..editing.config import Config
 from ..editing.evidence import (
@@ -115,7 +116,7 @@ class FoundLayers(Shown):
         return [
             Table(["layer", *shares], draws, title, "below 5% left out"),
             Table(columns, rows, f"{self.method}: {self.metadata['n_facts']} facts edited in each window", note),
-            Table(["setting", "value", "from"], chosen, f"{self.method} on {self.metadata['model']}"),
+            Table(["setting", "value", "from"], chosen, f"{self.method} on {without_folders(self.metadata['model'])}"),
         ]
 
     def figures(self) -> Sequence[Figure]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,7 +16,7 @@ from .._util.progress import Stage
 from .._util.text import words
 from ..editing import Statistics
 from ..editing.resolve import read_requests, refuse_contradictions
-from ..errors import KtError
+from ..errors import KtError, warn_user
 from ..evaluation import Scores, evaluate
 from ..evaluation.metrics import PROTOCOLS
 from ..evaluation.perplexity import Heldout, heldout_corpus
@@ -221,10 +220,9 @@ def distinct(facts: Sequence[Fact]) -> list[Fact]:
         twice += prompt in kept
         kept.setdefault(prompt, request)
     if nothing or twice:
-        warnings.warn(
+        warn_user(
             f"{nothing + twice} of {len(facts)} records are left out: {nothing} without a new target, {twice} with the "
-            "prompt of an earlier one",
-            stacklevel=2,
+            "prompt of an earlier one"
         )
     if not kept:
         raise KtError(

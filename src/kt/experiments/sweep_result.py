@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._util.data import complete_file, plain, read_json, write_json
-from .._util.text import count
+from .._util.text import count, without_folders
 from ..errors import BadFile, KtError
 from ..report import Figure, Shown, Table
 from ..runs.journal import SETTINGS, claim
@@ -141,7 +141,7 @@ class Sweep(Shown):
             span = "" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]"
             how = self.balance.get("source") or f"n = {self.balance['n_facts']}"
             note = f"traced α {self.balance['alpha']:.3f}{span}, {how}"
-        title = f"{self.about['model']}: {self.kind}, {count(self.about['n_facts'], 'fact')}"
+        title = f"{without_folders(self.about['model'])}: {self.kind}, {count(self.about['n_facts'], 'fact')}"
         shown = list(columns(self).items())
         parts = [dict(shown[i : i + A_TABLE]) for i in range(0, max(1, len(shown)), A_TABLE)]
         tables = []
@@ -174,7 +174,7 @@ class Sweep(Shown):
         runs = _by_point(self) if named else _by_series(self)
         return sweep_figure(
             runs,
-            title=f"{self.about['model']}: {AXES.get(self.kind, self.kind)}",
+            title=f"{without_folders(self.about['model'])}: {AXES.get(self.kind, self.kind)}",
             subtitle=f"{count(self.about['n_facts'], 'fact')}; means over records with 95% intervals{_how(shown)}",
             x_title=AXES.get(self.kind, "point"),
             scale="log" if self.kind == "edits" else "linear",

@@ -5,7 +5,6 @@ Records are read one by one, so `limit` also limits the work; only a JSON object
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .._util.online import ELSEWHERE, refuse_unreachable, told_offline
-from ..errors import BadFact, BadFile, KtError, install_hint
+from ..errors import BadFact, BadFile, KtError, install_hint, warn_user
 from .fact import Fact, doubts, joined_by
 from .files import Located, demo_records, file_records, lre_records
 from .formats import Schema, as_record, named, read_record, read_records
@@ -111,7 +110,7 @@ def facts_from(given: FactsLike, format: str | None = None, first: int = 0) -> l
     if isinstance(given, str | Path):
         loaded = read_facts(given, format=format)
         for line in (*([str(loaded.skips)] if loaded.skips.total else ()), *loaded.skips.noted):
-            warnings.warn(line, stacklevel=2)
+            warn_user(line)
         return loaded.facts
     for index, item in enumerate(one_or_many(given), first):
         record, where = item if isinstance(item, Located) else (item, f"record {index + 1}")
@@ -123,7 +122,7 @@ def facts_from(given: FactsLike, format: str | None = None, first: int = 0) -> l
         for note in notes:
             skips.note(note, ", ".join([where, *(repr(fact.prompt[:80]) for fact in read[:1])]))
     for line in skips.noted:
-        warnings.warn(line, stacklevel=2)
+        warn_user(line)
     return with_unique_ids(facts)
 
 
@@ -144,10 +143,9 @@ def distinct_facts(facts: Sequence[Fact], target: bool = True, seen: set[tuple[s
             kept.append(fact)
         seen.add(key)
     if copies := len(facts) - len(kept):
-        warnings.warn(
+        warn_user(
             f"{copies:,} of {len(facts):,} facts are copies of others (the same prompt, subject and answer"
-            f"{' and target' if target else ''}) and count once",
-            stacklevel=3,
+            f"{' and target' if target else ''}) and count once"
         )
     return kept
 

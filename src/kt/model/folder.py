@@ -169,8 +169,8 @@ def refuse_quantised(folder: Path | str, config: dict[str, Any]) -> None:
     kind = about.get("quant_method") if isinstance(about, dict) else None
     if kind is not None and kind not in DEQUANTISED:
         raise UnknownModel(
-            f"{folder}: its weights are quantised ({visible(str(kind))[:40]}), and kt edits 16-bit and 32-bit ones; load "
-            "the checkpoint that it was made from, or dequantise it first (model.dequantize() in transformers)"
+            f"{folder}: its weights are quantised ({visible(str(kind))[:40]}), and kt edits 16-bit and 32-bit ones; "
+            "load the checkpoint that it was made from, or dequantise it first (model.dequantize() in transformers)"
         )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .._util.text import count, visible
-from ..errors import KtError, UnknownModel
+from ..errors import KtError, UnknownModel, warn_user
 
 
 def split_revision(model: str | Path, revision: str | None) -> tuple[str, str | None]:
@@ -92,10 +91,10 @@ def require_whole(name: str, module: Any, about: Mapping[str, Any]) -> None:
         )
     if unused := sorted(about["unexpected_keys"]):
         what = f"{count(len(unused), 'weight')} of the checkpoint not used, in no part of a {kind}: {_first(unused)}"
-        warnings.warn(f"{name}: {what}", stacklevel=3)
+        warn_user(f"{name}: {what}")
     if missing:
         what = f"{count(len(missing), 'buffer')} not in the checkpoint, taken as a {kind} begins: {_first(missing)}"
-        warnings.warn(f"{name}: {what}", stacklevel=3)
+        warn_user(f"{name}: {what}")
 
 
 FLOATS = ("F64", "F32", "F16", "BF16")

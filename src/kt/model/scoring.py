@@ -12,7 +12,6 @@ keys and values.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -23,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._util.text import count
-from ..errors import BadFact, WorkFailed
+from ..errors import BadFact, WorkFailed, warn_user
 from ..facts.fact import Fact
 from .batches import BatchSize, batches_by_length, fits_forward, map_batches
 from .effects import rendered
@@ -138,10 +137,7 @@ def readable(
         first = next(iter(unread.values()))
         if len(unread) == len(facts):
             raise BadFact(f"{model.name} can read none of the {count(len(facts), 'record')} ({first}); give others")
-        warnings.warn(
-            f"{len(unread)} of {count(len(facts), 'record')} left out, which {model.name} cannot read ({first})",
-            stacklevel=3,
-        )
+        warn_user(f"{len(unread)} of {count(len(facts), 'record')} left out, which {model.name} cannot read ({first})")
     return [fact for place, fact in enumerate(facts) if place not in unread]
 
 
@@ -224,12 +220,11 @@ def warn_of_joins(first_tokens: Mapping[tuple[str, str], tuple[float, float]]) -
         return
     (prompt, answer), ratio = min(doubtful.items(), key=lambda item: item[1])
     gap = prompt_gap(prompt, answer)
-    warnings.warn(
+    warn_user(
         f"{len(doubtful)} of {len(first_tokens)} answers may be joined to their prompts in the wrong way: after "
         f"{prompt[-60:]!r} the model gives {gap + answer!r} {math.exp(ratio):.1g} times the probability of "
         f"{('' if gap else ' ') + answer!r} (first tokens); name the text between them with "
-        '--join or "target_prefix"',
-        stacklevel=3,
+        '--join or "target_prefix"'
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._util.progress import Progress
-from ..errors import BadFact
+from ..errors import BadFact, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
 from ..model.batches import BatchSize
@@ -154,5 +153,5 @@ def _warn(probed: Sequence[ProbedFact]) -> list[str]:
         f"({first.prompt!r}: {first.original!r} and {first.target!r}), so their ranks show no contrast; "
         f"{'means are over them all the same, and there are no stages' if len(same) == len(probed) else out}"
     )
-    warnings.warn(text, stacklevel=3)
+    warn_user(text)
     return [text]

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
-from .._util.text import count
+from .._util.text import count, without_folders
 from ..errors import BadFact
 from ..report import Column, Figure, Shown, Table
 from ..report.table import layer_list
@@ -236,7 +236,7 @@ class Probe(Shown):
         means = [[self.curve("resid", p, a, m, statistic).mean for m in METRICS] for p, a in cells]
         rows = [[str(layer), *((rank[i], prob[i]) for rank, prob in means)] for i, layer in enumerate(self.layers)]
         facts = count(int(self.counted.sum()), "fact")
-        title = f"residual stream of {self.metadata['model']}, {statistic}s over {facts}"
+        title = f"residual stream of {without_folders(self.metadata['model'])}, {statistic}s over {facts}"
         note = "rank 0 is the top" + ("" if self.metadata["final_norm"] else "; read without the final norm")
         by_layer = Table(["layer", *heads], rows, title, f"{note}; {self.why_left_out()}", only="command")
         return [by_layer, self.stages_table(), self._last_ranks()]
@@ -278,7 +278,7 @@ class Probe(Shown):
         }
         return probe_figure(
             panels,
-            title=f"Contrast probe of {self.metadata['model']}, {KIND_TITLES[kind]}",
+            title=f"Contrast probe of {without_folders(self.metadata['model'])}, {KIND_TITLES[kind]}",
             subtitle=_subtitle(self),
             stages={position: _marks(self, position) for position in POSITIONS} if kind == "resid" else None,
             metric_titles={"rank": f"{statistic} rank (0 is the top)", "prob": f"{statistic} probability"},
@@ -292,7 +292,9 @@ class Probe(Shown):
         self._place(kind, position)
         series = [_series(NAMES["original"], self.curve(kind, position, "original", "prob"), "original")]
         series += [_series(name, self.set_curve(name, kind, position), None) for name in self.set_names]
-        title = f"Word sets in {self.metadata['model']}, {KIND_TITLES[kind]}, {POSITION_TITLES[position]}"
+        title = (
+            f"Word sets in {without_folders(self.metadata['model'])}, {KIND_TITLES[kind]}, {POSITION_TITLES[position]}"
+        )
         return sets_figure(series, title=title, subtitle=_subtitle(self))
 
     # Files ------------------------------------------------------------------------------------------------------

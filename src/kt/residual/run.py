@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from numpy import ndarray
 from .._util.progress import Progress, counter
 from ..editing.closed_form.contexts import memit_contexts
 from ..editing.stack import AnyEdit
-from ..errors import BadFact, UnknownSite
+from ..errors import BadFact, UnknownSite, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
@@ -195,7 +194,7 @@ def residual_fact(
     about = described(model, edit, final_norm, seed, n_boot, templates, written) | {"n_given": len(facts)}
     about["warnings"] = remarks([q.fact for q in plan.questions], plan.controls, edit)
     for text in about["warnings"]:
-        warnings.warn(text, stacklevel=2)
+        warn_user(text)
     return Residual(
         tuple(q.fact for q in plan.questions),
         tuple(tuple(c) for c in plan.controls),

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, plain, save_arrays
-from .._util.text import count
+from .._util.text import count, without_folders
 from ..errors import BadFact
 from ..probing.controls import Control
 from ..probing.lens import KINDS, POSITIONS, LensReading
@@ -385,7 +385,7 @@ class Residual(Shown):
         return why(self.left_out)
 
     def __repr__(self) -> str:
-        what = f"{self.metadata['model']}, {self.metadata.get('method') or 'edit'}"
+        what = f"{without_folders(self.metadata['model'])}, {self.metadata.get('method') or 'edit'}"
         facts = f"{count(len(self.facts), 'fact')}, {self.why_left_out()}"
         return f"Residual({what}: score {self.score}, floor {self.floor}; {facts})"
 
@@ -557,7 +557,7 @@ def _edit_words(residual: Residual) -> str:
     about = residual.metadata
     alpha = about.get("alpha")
     share = f", α {alpha:.3g}" if isinstance(alpha, int | float) else ""
-    return f"{about['model']}, {about.get('method') or 'edit'}{share}"
+    return f"{without_folders(about['model'])}, {about.get('method') or 'edit'}{share}"
 
 
 def _edited(residual: Residual) -> dict[str, list[Mark]]:

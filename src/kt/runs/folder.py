@@ -15,7 +15,6 @@ import secrets
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from typing import Any
 from .._util.data import SCHEMA_VERSION, read_json, save_arrays, write_json
 from .._util.files import NotWritable, sha256_file, writing
 from .._util.lock import FolderLock, abandoned
-from ..errors import BadFile, KtError
+from ..errors import BadFile, KtError, warn_user
 from . import parallel, provenance
 from .provenance import envelope, git_describe
 
@@ -190,7 +189,7 @@ class RunFolder:
         final = self.path.absolute()
         if is_finished(final) and not (self.overwrite or self.continues):
             self.path = _free(self.path, "-", 2)
-            warnings.warn(f"another run has taken {final.name} meanwhile; this one is {self.path}", stacklevel=2)
+            warn_user(f"another run has taken {final.name} meanwhile; this one is {self.path}")
             self._temporary.rename(self.path)
             return
         old = None if self.continues and not holds_edit(final) else self.make_room()
@@ -208,7 +207,7 @@ class RunFolder:
             return None
         old = _free(self.path, ".replaced-", 1)
         final.rename(old)
-        warnings.warn(f"the run that was {self.path} is {old} now", stacklevel=2)
+        warn_user(f"the run that was {self.path} is {old} now")
         return old
 
     def _rename_in(self, error: BaseException | None) -> None:

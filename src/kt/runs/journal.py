@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ from typing import Any, TypeVar
 from .._util.data import complete_file, load_arrays, plain, read_json, save_arrays, write_json
 from .._util.files import clear_temporaries
 from .._util.lock import FolderLock
-from ..errors import BadFile, KtError
+from ..errors import BadFile, KtError, warn_user
 from . import parallel
 from .folder import MANIFEST
 
@@ -175,10 +174,9 @@ def claim(folder: Path, settings: Mapping[str, Any], resume: bool, what: str = "
         old, new = read_json(folder / SETTINGS), plain(dict(settings))
         unnoted = [name for name in sorted(new) if name in SINCE and name not in old]
         if unnoted:
-            warnings.warn(
+            warn_user(
                 f"{folder} was begun by an older kt, which did not note its {', '.join(unnoted)}: they were not "
-                f"compared; are they others, begin anew in another folder",
-                stacklevel=2,
+                f"compared; are they others, begin anew in another folder"
             )
         for name in sorted(set(new) - set(unnoted)):
             if (difference := first_difference(old.get(name), new[name])) is not None:

@@ -37,7 +37,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from .._util.data import complete_file, read_json, write_json
-from .._util.text import count
+from .._util.text import count, without_folders
 from ..errors import BadFile, WorkFailed
 from ..report import Card, Figure, Shown, Table
 from ..report.table import layer_list, pairs
@@ -226,7 +226,7 @@ class Balance(Shown):
         return balance_figure(
             series,
             self.interval,
-            title=f"Balance factor of {self.run['model']}",
+            title=f"Balance factor of {without_folders(self.run['model'])}",
             subtitle=f"Last subject token, {count(self.n_facts, 'fact')}",
             layers=self.layers,
             y_title=METRIC_TITLES[self.metric],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +12,7 @@ from numpy import ndarray
 
 from .._util.progress import Progress
 from .._util.text import words
-from ..errors import BadFact, WorkFailed
+from ..errors import BadFact, WorkFailed, warn_user
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.model import TracedModel
 from ..model.ndif import REASON
@@ -305,5 +304,5 @@ def _warn(unknown: Sequence[TracePrompt], traced: Sequence[TracedFact]) -> list[
             more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
             messages.append(f"traced all the same: {prompts[0]!r}{more}: {reason}")
     for message in messages:
-        warnings.warn(message, stacklevel=3)
+        warn_user(message)
     return messages

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from .._util.text import without_folders
 from ..errors import BadFact
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, distinct_facts, facts_from
@@ -181,7 +182,7 @@ class Screen(Shown):
                 f"{kind}, layer {layer}, fact {fact}, token {texts[fact][token]!r}"
                 for kind, layer, fact, token in table[["kind", "layer", "fact", "token"]].to_numpy().tolist()
             ],
-            title=f"Attribution patching beside exact patching: {self.estimate.metadata['model']}",
+            title=f"Attribution patching beside exact patching: {without_folders(self.estimate.metadata['model'])}",
             subtitle=self.summary(),
             axis=titles[self.metric],
         )

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
-from .._util.text import count
+from .._util.text import count, without_folders
 from ..errors import BadFact, BadFile
 from ..report import Card, Figure, Shown, Table
 from ..stats import Interval, IntervalGrid, benjamini_hochberg, bootstrap_mean, bootstrap_mean_grid, sign_flip_test
@@ -546,7 +546,7 @@ def _title(trace: Trace) -> str:
 
 def _subtitle(trace: Trace) -> str:
     window = int(trace.metadata["window"])
-    parts = [str(trace.metadata["model"]), f"window of {window} layers" if window > 1 else "single layers"]
+    parts = [without_folders(trace.metadata["model"]), f"window of {window} layers" if window > 1 else "single layers"]
     parts += ["corrupted states in the clean run"] * (trace.metadata.get("direction") == "noise")
     parts += ["estimated by attribution patching"] * (trace.metadata.get("method") == "atp")
     if trace.n_facts == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import KtError
 from ..config import AUTO, LATER, Config, one_of, setting
@@ -78,7 +78,7 @@ class AtToken(TargetSearch):
         source="ROME section 3.1, step 1; MEMIT eq. 19",
     )
 
-    by_name = ("position",)
+    by_name: ClassVar[tuple[str, ...]] = ("position",)
 
     @property
     def position(self) -> Position:
@@ -96,7 +96,7 @@ class Spreading(Config):
         source="MEMIT eq. 20; IntAttn-Edit eq. 7",
     )
 
-    by_name = ("spread_rule",)
+    by_name: ClassVar[tuple[str, ...]] = ("spread_rule",)
 
     @property
     def spread_rule(self) -> Spread:
@@ -123,7 +123,7 @@ class OwnOutputs(Config):
         source="PMET section 3 and JEEP eq. 8-12 have published; written: kt's own",
     )
 
-    by_name = ("searches_written",)
+    by_name: ClassVar[tuple[str, ...]] = ("searches_written",)
 
     @property
     def searches_written(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..._util.data import complete_file, load_arrays, open_arrays, save_arrays
-from ...errors import BadFile, KtError, WorkFailed
+from ...errors import BadFile, KtError, WorkFailed, warn_user
 from ...model.memory import free_memory, require_memory
 
 # Factors and eigenvectors cost O(d³) and depend on the second moment alone: they are kept on disk for later processes.
@@ -53,18 +52,16 @@ class Store(NamedTuple):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self.folder).free < SPARE * size:
-                warnings.warn(
-                    f"{path} is not kept: the disk is nearly full; it is computed again each time", stacklevel=2
-                )
+                warn_user(f"{path} is not kept: the disk is nearly full; it is computed again each time")
                 return
             save_arrays(path, arrays, {**about, "of": self.of})
         except (OSError, KtError) as error:
-            warnings.warn(f"{path} is not kept: {error}", stacklevel=2)
+            warn_user(f"{path} is not kept: {error}")
 
 
 def discard(path: Path) -> None:
     """Delete a file whose contents do not match its name; a folder of that name moves aside."""
-    warnings.warn(f"{path} is damaged; it is computed again", stacklevel=2)
+    warn_user(f"{path} is damaged; it is computed again")
     with suppress(OSError):
         path.rename(path.with_name(f"damaged-{path.name}")) if path.is_dir() else path.unlink()
 

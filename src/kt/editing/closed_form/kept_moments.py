@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from ..._util.data import complete_file, open_arrays, read_metadata
 from ..._util.files import writing
 from ..._util.lock import exclusive
-from ...errors import BadFile
+from ...errors import BadFile, warn_user
 from ...model.sites import Site
 from ..edit_io import DTYPES
 from .factor import discard
@@ -115,5 +114,5 @@ def look_up(
         files, missing = look()  # another may just have made some
     if begun := {kept.n_tokens for kept in missing.values()} - {0}:
         have = " and ".join(f"{tokens:,}" for tokens in sorted(begun))
-        warnings.warn(f"second moments over {have} tokens are kept; the rest of {max_tokens:,} is added", stacklevel=5)
+        warn_user(f"second moments over {have} tokens are kept; the rest of {max_tokens:,} is added")
     return files, missing

@@ -9,13 +9,12 @@ differ by rounding alone: more than the weight by orders of magnitude); a ridge 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ...errors import KtError
+from ...errors import KtError, warn_user
 from ...facts.fact import Fact
 from .aims import Position
 from .keys import fact_keys
@@ -67,7 +66,7 @@ def check_keys(context: SolveContext, facts: Sequence[Fact], paths: Sequence[Wri
         )
         if path.solver.exact(model.key_size(site)):
             raise KtError(f"{what}; an exact constraint cannot hold for both: {remedy}")
-        warnings.warn(f"{what}, {'the later' if in_turn else 'a mean of their two'}; {remedy}", stacklevel=6)
+        warn_user(f"{what}, {'the later' if in_turn else 'a mean of their two'}; {remedy}")
         return
 
 

@@ -6,7 +6,6 @@ so the bound, and so the weights. A norm guard rescales the wanted values of a s
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..._util.text import count
+from ...errors import warn_user
 from ...facts.fact import Fact
 from ...model.sites import Kind, Site
 from ...runs.journal import Journal
@@ -117,10 +117,9 @@ class NormAnchor:
             wanted[aim] = torch.where(far[:, None], found.before[aim], scaled)
         skipped = [fact.subject for fact, one in zip(facts, far.tolist(), strict=True) if one]
         if skipped:
-            warnings.warn(
+            warn_user(
                 f"NAS leaves {len(skipped)} of {count(len(facts), 'request')} as they are ({skipped[0]!r}): the value "
-                f"that was found is more than {TOO_LONG:g} times as long as the anchor",
-                stacklevel=6,
+                f"that was found is more than {TOO_LONG:g} times as long as the anchor"
             )
         self.skipped += skipped
         return found._replace(wanted=wanted)
@@ -135,9 +134,8 @@ class NormAnchor:
         if all(str(aim) in self.anchors for aim in aims):
             return
         if len(self.sample) < FEW:
-            warnings.warn(
-                f"NAS's anchor is a mean over {count(len(self.sample), 'fact')}; give norm_facts, {SAMPLE} of them",
-                stacklevel=7,
+            warn_user(
+                f"NAS's anchor is a mean over {count(len(self.sample), 'fact')}; give norm_facts, {SAMPLE} of them"
             )
         with self.unedited():
             found = find_targets(context.model, self.sample, aims, context.contexts, objective, journal=self.journal)

@@ -11,7 +11,6 @@ target's, or each layer has its own (`Spread`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..._util.progress import Progress
-from ...errors import KtError, WorkFailed
+from ...errors import KtError, WorkFailed, warn_user
 from ...facts.fact import Fact
 from ...model.sites import Kind, Site
 from ...model.update import LowRank, Update
@@ -362,10 +361,9 @@ def _check(name: str, solution: Solution) -> None:
     if not solution.update.finite:
         raise WorkFailed(f"the update of {name} is not finite; check targets and statistics")
     if solution.ridge or solution.condition > 1e14:
-        warnings.warn(
+        warn_user(
             f"{name}: the second moment is all but singular (condition number {solution.condition:.0e}, "
-            f"ridge {solution.ridge:g}); take it over more tokens or raise mom2_update_weight",
-            stacklevel=2,
+            f"ridge {solution.ridge:g}); take it over more tokens or raise mom2_update_weight"
         )
 
 

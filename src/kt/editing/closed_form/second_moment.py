@@ -11,7 +11,6 @@ alone.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from ..._util.data import complete_file, load_arrays, read_metadata, save_arrays
 from ..._util.files import clear_temporaries
 from ..._util.lock import default_cache
 from ..._util.progress import Progress
-from ...errors import BadFact, BadFile, WorkFailed
+from ...errors import BadFact, BadFile, WorkFailed, warn_user
 from ...facts.corpus import TOKENS, Corpus, tokens_for
 from ...model.identity import identity
 from ...model.memory import require_memory
@@ -118,7 +117,7 @@ class Sums:
                     raise ValueError("not running sums of these weights")
                 return sums
         except BadFile as error:
-            warnings.warn(f"a pass over a corpus begins anew ({error})", stacklevel=2)
+            warn_user(f"a pass over a corpus begins anew ({error})")
             return begin()
 
     def mean(self, site: Site) -> Float[Tensor, "d_key d_key"]:

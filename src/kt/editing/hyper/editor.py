@@ -10,7 +10,6 @@ The digest is an edit file's. Reading runs no code.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from ..._util.data import SCHEMA_VERSION, complete_file, read_arrays, read_metadata, save_arrays
 from ..._util.progress import Progress
 from ..._util.text import count
-from ...errors import BadFile, KtError, WorkFailed
+from ...errors import BadFile, KtError, WorkFailed, warn_user
 from ...facts.fact import Fact
 from ...model.memory import require_memory
 from ...model.sites import Site
@@ -348,7 +347,7 @@ class Learned:
                 raise WorkFailed(f"the update of {name} is not finite; train the editor on records like these")
         seen = editor.seen(facts)
         if known := known_words(seen):
-            warnings.warn(known, stacklevel=2)
+            warn_user(known)
         return SolveResult(written, notes={"editor": editor.digest, "editor_seen": seen})
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
