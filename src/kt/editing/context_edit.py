@@ -41,8 +41,12 @@ if TYPE_CHECKING:
     from ..model.model import TracedModel
 
 TEMPLATE = "Prompt: {}"
-KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "retain")
-"""Kinds of demonstrations in turn: 1 to 3 to 4, the ratio of the IKE paper."""
+KINDS = {
+    "own": ("copy", "update", "copy", "retain"),
+    "paper": ("copy", "update", "retain", "update", "retain", "update", "retain", "retain"),
+}
+"""Kinds of demonstrations in turn. The IKE paper has 1 copy to 3 updates to 4 retained, for GPT-J; where half of them
+pass the fact by, a small model passes it by too (docs/methods.md)."""
 ROOM = 0.5
 """The share of the model's positions that text before a prompt may take."""
 CONFIRM = "Fact: {fact}.\nQuestion: {prompt}\nAnswered by the fact:"
@@ -179,6 +183,7 @@ class InContext(EffectPlan):
 
     shots: int = 0
     pool: str = "auto"
+    kinds: str = "own"
     select: int = 0
 
     def describe(self) -> PlanText:
@@ -208,12 +213,12 @@ class InContext(EffectPlan):
         records = [record for record in records if record.subject.casefold() not in subjects]
         if not records:
             raise KtError(f"no demonstrations in {self.pool!r} about other subjects; name a file with demonstrations=")
-        retriever = BM25([said(record) for record in records])
+        retriever, kinds = BM25([said(record) for record in records]), KINDS[self.kinds]
         shown = []
         for fact in facts:
             nearest = retriever.nearest(said(fact))
             nearest += [i for i in range(len(records)) if i not in set(nearest)]
-            some = [demonstration(records[i], KINDS[n % len(KINDS)]) for n, i in enumerate(nearest[: self.shots])]
+            some = [demonstration(records[i], kinds[n % len(kinds)]) for n, i in enumerate(nearest[: self.shots])]
             shown.append(tuple(reversed(some)))
         return shown
 

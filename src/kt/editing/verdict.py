@@ -241,7 +241,7 @@ class Knobs(NamedTuple):
         from .methods import METHODS
 
         if method in METHODS and METHODS[method].effect == "context":
-            more = "the model does not follow the text: take a larger model, or ike with more shots"
+            more = "the model does not follow the text: take a larger model, or a method that edits its weights"
             return cls(more, "edit fewer facts, or take scr", more, more, layers=False)
         names = {each.name for each in fields(METHODS[method])} if method in METHODS else set()
         if "editor" in names:

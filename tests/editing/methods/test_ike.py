@@ -26,7 +26,7 @@ def pool(tmp_path, records):
 def test_the_nearest_demonstrations_stand_last_of_the_kinds_in_turn_and_none_is_about_a_request(tmp_path):
     far = RECORDS[1] | {"prompt": "{} lives in", "subject": "Zoe", "paraphrases": ["Zoe is from"]}
     model = tiny_model("llama", max_position_embeddings=4096)
-    edit = kt.edit(model, REQUESTS, "ike", shots=4, **pool(tmp_path, [far, *RECORDS]))
+    edit = kt.edit(model, REQUESTS, "ike", shots=4, kinds="paper", **pool(tmp_path, [far, *RECORDS]))
     lines = [line.removeprefix("Prompt: ") for line in edit.effect.contexts[0].split("\n") if line.startswith("Prompt")]
     # Nearest first they are Eve (copy), Bob (update), Ann (retain) and Zoe (update).
     assert lines == ["Zoe is from Danish", "Voltaire speaks French", "Bob grew up with Danish",
@@ -50,3 +50,5 @@ def test_a_pool_about_the_requests_alone_is_one_line_and_the_shipped_one_is_whol
     shipped = demonstrations("auto", "any model")
     assert len(shipped) == 16 and all(f.answer and f.foil and f.paraphrases and f.neighbours for f in shipped)
     assert len({f.subject for f in shipped}) == 16
+    with pytest.raises(KtError, match="kinds"):
+        kt.edit(tiny_model("llama"), REQUESTS, "ike", kinds="mine")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config import method, setting
+from ..config import method, one_of, setting
 from .ice import ICE
 
 if TYPE_CHECKING:
@@ -15,11 +15,19 @@ if TYPE_CHECKING:
 @method("ike", "IKE: demonstrations and the fact are put before prompts; the weights stay", place=21)
 @dataclass(frozen=True)
 class IKE(ICE):
-    """Demonstrations are records about other subjects, those nearest to the fact, one to three to four of the kinds
-    copy, update and retain."""
+    """Demonstrations are records about other subjects, those nearest to the fact: copied, updated, retained."""
 
     shots: int = setting(
-        16, symbol="k", about="IKE: demonstrations before a fact", source="EasyEdit hparams/IKE; the paper 32", least=1
+        8,
+        symbol="k",
+        about="IKE: demonstrations before a fact",
+        source="kt's own; EasyEdit hparams/IKE 16, the paper 32",
+        least=1,
+    )
+    kinds: str = setting(
+        "own",
+        about="IKE: kinds of demonstrations, own (2 copy, 1 update, 1 retain) or paper (1, 3, 4)",
+        source="kt's own",
     )
     demonstrations: str = setting(
         "auto",
@@ -27,7 +35,11 @@ class IKE(ICE):
         source="the paper has the training set; auto: 16 that ship with kt (for the demo model its facts)",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self.kinds, ("own", "paper"), "kinds")
+
     def plan(self) -> InContext:
         from ..context_edit import InContext
 
-        return InContext(self.shots, self.demonstrations)
+        return InContext(self.shots, self.demonstrations, self.kinds)
