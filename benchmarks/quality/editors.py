@@ -69,7 +69,7 @@ def measured(options: argparse.Namespace) -> None:
 
 
 def keys(options: argparse.Namespace) -> None:
-    """Print, by layer, the median cosine of prompts' last keys with those of a paraphrase and of an unrelated prompt."""
+    """Print, by layer, the median cosine of prompts' last keys with those of a paraphrase and an unrelated prompt."""
     import random
 
     import torch
