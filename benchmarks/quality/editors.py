@@ -2,6 +2,7 @@
 
     python benchmarks/quality/editors.py malmen=RUN mend=RUN
     python benchmarks/quality/editors.py malmen=RUN --model FOLDER --facts FILE --sizes 1,10 --beside ft,memit
+    python benchmarks/quality/editors.py --keys --count 120  # no editor: what a last token's key tells apart, by layer
 
 RUN is a folder that holds an editor.safetensors. The facts are those of whose subjects no editor given saw a record, in
 training or in a check. A size is measured on `--count` facts (one group if it is larger), each group edited together
@@ -67,6 +68,32 @@ def measured(options: argparse.Namespace) -> None:
                 say(f"| {size} | {len(some)} | `{editor}` - `{name}` | {gap} | |")
 
 
+def keys(options: argparse.Namespace) -> None:
+    """Print, by layer, the median cosine of prompts' last keys with those of a paraphrase and an unrelated prompt."""
+    import random
+
+    import torch
+
+    import kt
+    from kt.editing.hyper.editor import site_pairs
+    from kt.model.sites import Site
+
+    model, facts = kt.load(options.model), [fact.as_request() for fact in kt.load_facts(options.facts)]
+    random.Random(0).shuffle(facts)
+    facts = [fact for fact in facts if fact.paraphrases and fact.neighbours][: options.count]
+    sites = [Site("mlp", layer) for layer in range(model.n_layers)]
+    asked = [[f.prompt for f in facts], [f.paraphrases[0] for f in facts], [f.neighbours[0].prompt for f in facts]]
+    say(f"| layer | paraphrase | unrelated |\n|{' --- |' * 3}")
+    found = [
+        [site_pairs(model, [kt.Fact("{}", prompt, target=fact.target)], sites, False)[0] for prompt, fact in pair]
+        for pair in (zip(prompts, facts, strict=True) for prompts in asked)
+    ]
+    for site in sites:
+        at, alike, apart = (torch.stack([pairs[site].keys[0] for pairs in each]) for each in found)
+        cosines = (float(torch.cosine_similarity(at, other).median()) for other in (alike, apart))
+        say(f"| {site.layer} | {' | '.join(f'{cosine:.2f}' for cosine in cosines)} |")
+
+
 def test_facts(editors: list[Path], source: str) -> list[Any]:
     """The facts whose subjects every editor left alone, in a drawn order."""
     import random
@@ -95,10 +122,12 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("editors", nargs="+")
+    parser.add_argument("editors", nargs="*")
+    parser.add_argument("--keys", action="store_true")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--facts", default="demo")
     parser.add_argument("--sizes", default="1,10,100,1000")
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--beside", default="ft,ft-m,ft-l,memit")
-    measured(parser.parse_args())
+    given = parser.parse_args()
+    keys(given) if given.keys else measured(given)

@@ -10,6 +10,7 @@ from editing_help import REQUESTS, TRAINING, editor_file, records
 from families import tiny_model
 
 import kt
+from kt.editing.hyper.editor import known_words
 from kt.editing.hyper.train import Lot, Records, TrainingSettings, _sites, _Training, split_records
 from kt.editing.ultraedit import Running
 from kt.errors import BadFile, KtError
@@ -141,7 +142,9 @@ def test_an_edit_says_how_many_of_its_subjects_the_editor_knew(llama, tmp_path):
         seen = edit.manifest["editor_seen"]
         assert seen["subjects"] == len(some) and seen["train"] + seen["held_out"] == known
         words = "3 of 3 subjects were in the training of the editor"
+        assert words in (known_words(seen) or "") if warned else known_words(seen) is None
         assert any(words in str(each.message) for each in caught) is warned
+    assert known_words(None) is None and known_words({"subjects": 1, "train": "one", "held_out": 0}) is None
     editor.manifest.pop("subjects")  # files of before say nothing
     assert kt.Editor.load(editor.save(tmp_path / "old")).seen(records()) is None
 
