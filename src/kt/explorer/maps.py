@@ -52,7 +52,8 @@ def _fact(trace: Trace, fact: TracedFact, kinds: Sequence[str], heads: dict[int,
             effects = _effects(fact, kind, metric)
             if effects is not None:
                 values = effects[:, patched].transpose(1, 0, 2)
-                cells[kind][metric] = _cells(values.mean(-1), sd=values.std(-1) if values.shape[-1] > 1 else None)
+                spread = values.std(-1).round(3) if values.shape[-1] > 1 else None  # shown so, and shorter
+                cells[kind][metric] = _cells(values.mean(-1), sd=spread)
     if heads:
         cells["heads"] = {metric: found for metric in trace.metrics if (found := _heads(fact, heads, metric))}
     return {

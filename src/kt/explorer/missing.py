@@ -18,6 +18,8 @@ from ..tracing import Trace
 
 MODEL = {"model": "demo", "dtype": "auto", "layout": None, "trust_remote_code": False}
 FACTS = ("facts", "limit", "format", "zsre_target", "known_to", "join", "prompt", "subject", "answer", "foil", "target")
+MOST = 50
+"""Facts that a command is given at most, where the run's own limited them in another way: more would take hours."""
 DEFAULTS: Mapping[str, Any] = {"facts": "demo", "zsre_target": "answer"}
 
 
@@ -28,7 +30,10 @@ def missing(runs: Sequence[Run]) -> list[dict[str, str]]:
     traces = [result for _, result in results if isinstance(result, Trace)]
     edited = next((run for run, result in results if isinstance(result, Edit)), None)
     edit = None if edited is None else str(edited.folder / FILES["edit"])
-    config = dict(next((run.manifest["config"] for run in runs if run.manifest.get("config")), {}))
+    manifest = next((run.manifest for run in runs if run.manifest.get("config")), {})
+    config = dict(manifest.get("config") or {})
+    if config.get("limit") is None and config.get("prompt") is None and manifest.get("data", {}).get("n", 0) > MOST:
+        config["limit"] = MOST
     facts = [*_model(config), *_flags(config, FACTS, DEFAULTS)]
     there = edit or "runs/edit/" + FILES["edit"]
     found: list[tuple[str, list[str]]] = []

@@ -233,7 +233,7 @@ def _wanted(there: set[str]) -> Iterator[dict[str, str]]:
             yield {"key": metric, "name": name, "help": says}
 
 
-def about(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """`10 facts: 1 failed, 2 with side effects`."""
     states = [row.state for row in rows]
     edited = [state for state in states if state != STATES[3]]
