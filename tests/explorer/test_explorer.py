@@ -23,6 +23,7 @@ from page_driver import drive
 import kt
 from kt.cli import main
 from kt.demo.loop import run_loop
+from kt.errors import KtError
 from kt.explorer import explore, write_report
 from kt.explorer.numbers import UNIT
 from kt.explorer.page import bundle, packed, page_data
@@ -167,6 +168,9 @@ def test_explore_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):
     assert main(["explore"]) == 2 and "run folders" in capsys.readouterr().err
     (tmp_path / "page.html").write_text("mine")
     assert main(["explore", ".", "-o", "page.html"]) == 2 and (tmp_path / "page.html").read_text() == "mine"
+    for runs in ([], tmp_path):
+        with pytest.raises(KtError, match="no facts to explore"):
+            explore(runs)
 
 
 @browser

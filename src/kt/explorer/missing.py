@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..editing import Edit
@@ -35,13 +36,17 @@ def missing(runs: Sequence[Run]) -> list[dict[str, str]]:
     if config.get("limit") is None and config.get("prompt") is None and manifest.get("data", {}).get("n", 0) > MOST:
         config["limit"] = MOST
     facts = [*_model(config), *_flags(config, FACTS, DEFAULTS)]
-    there = edit or "runs/edit/" + FILES["edit"]
+    elsewhere = config.get("edit")
+    there = edit or str(elsewhere or "runs/edit/" + FILES["edit"])
     found: list[tuple[str, list[str]]] = []
     if not traces:
         found.append(("Maps of tokens and layers", ["heatmap", *facts]))
     elif not any(head_of(kind) is not None for trace in traces for kind in trace.kinds):
         found.append(("Maps of single attention heads", ["heatmap", *facts, "--heads"]))
-    if edit is None and not has(Sweep):
+    if edit is None and elsewhere:
+        folders = [str(Path(elsewhere).parent), *(str(run.folder) for run in runs)]
+        found.append(("The edit, its weights and its requests", ["explore", *folders]))
+    elif edit is None and not has(Sweep):
         found.append(("An edit, its weights and its requests", ["apply-edit", *facts, "-o", "runs/edit"]))
     if not has(Comparison):
         found.append(("Success, locality and texts before and after", ["eval", *facts, "--edit", there]))

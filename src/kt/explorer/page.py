@@ -74,13 +74,13 @@ def explore(runs: str | Path | Sequence[str | Path], title: str = "") -> Explore
         The page; the last value of a notebook's cell shows it there.
 
     Raises:
-        BadFile: a file is not the result that its name says, or no run has results.
+        BadFile: a file is not the result that its name says, or no run has facts.
     """
     given = [Run.of(folder) for folder in ([runs] if isinstance(runs, str | Path) else runs)]
-    if not any(run.results for run in given):
+    title, chapters, more = _parts(given, title or "kt explore", []) if given else ("", [], {"app": None})
+    if more["app"] is None:
         named = ", ".join(str(run.folder) for run in given) or "nothing given"
-        raise BadFile(f"{named}: no results to explore; name run folders of heatmap, apply-edit, eval, probe or sweep")
-    title, chapters, more = _parts(given, title or "kt explore", [])
+        raise BadFile(f"{named}: no facts to explore; name run folders of heatmap, apply-edit, eval, probe or sweep")
     return Explorer(render(title, chapters, **more))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from .._util.text import count
 from ..editing import Edit
 from ..evaluation.scores import Comparison, Scores
+from ..experiments import Sweep
 from ..probing import Probe
 from ..report import Card
 from ..residual import Residual
@@ -26,7 +27,7 @@ SUCCESS = {
     "edit_success_wild_contains": "free answers",
 }
 TONES = ("good", "mixed", "bad")
-ORDER = (Comparison, Edit, Residual, Scores, Balance, Trace, Probe)
+ORDER = (Comparison, Edit, Residual, Scores, Sweep, Balance, Trace, Probe)
 AFTER_EDITS = ORDER.index(Scores)
 """Results from here on add sentences only where nothing was edited."""
 
