@@ -258,6 +258,29 @@ def test_a_folded_section_draws_its_figures_when_it_is_opened(page):
     drive(visit)
 
 
+@browser
+def test_each_result_alone_is_drawn_and_two_traces_give_their_difference(run, tmp_path):
+    pages, heads = [], {}
+    for name in ("edit.safetensors", "probe.safetensors", "residual.safetensors", "scores.json", "arrays.safetensors"):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(run.folder / name, folder)
+        pages.append(explore(folder).save(tmp_path / f"{name}.html"))
+    twice = explore([folder, shutil.copytree(folder, tmp_path / "again")]).save(tmp_path / "twice.html")
+
+    async def visit(tab):
+        for page in pages:
+            await tab.open(page)
+            await tab.press("j", "t", "k")
+            heads[page.name] = await tab.js("document.querySelector('h1').innerText")
+        await tab.open(twice, address="#state=diff&map=attn")
+        shown = await tab.js("[...document.querySelectorAll('[data-cell]')].map(e => e.getAttribute('aria-label'))")
+        assert shown and all(label.endswith(": 0.000") for label in shown)
+
+    drive(visit)
+    assert "edited by" in heads["edit.safetensors.html"] and "traced" in heads["arrays.safetensors.html"]
+
+
 def tiled(loop, n=200, layers=30):
     """A trace and a residual of many facts with random numbers, which deflate worse than real ones."""
     rng = np.random.default_rng(0)
