@@ -32,7 +32,7 @@ from kt.runs.report import Run
 from kt.tracing.trace import grid
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-AXE = os.environ.get("KT_AXE", "")
+AXE = os.environ.get("AXE_CORE", "")
 """A copy of axe-core's axe.min.js (`npm install axe-core`), which is not shipped."""
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 
