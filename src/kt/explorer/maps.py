@@ -13,7 +13,7 @@ from ..errors import WorkFailed
 from ..figures.theme import head_of, look
 from ..stats import bootstrap_mean_grid
 from ..tracing import Trace, TracedFact
-from ..tracing.prompts import ROLES, TITLES
+from ..tracing.prompts import ROLES
 from ..tracing.trace import _metric_title, grid, role_effects, tested, without_heads
 from .numbers import short, whole
 from .rows import Rows
@@ -120,6 +120,3 @@ def _mean_heads(trace: Trace, heads: dict[int, str], metric: str) -> dict[str, A
             cells = bootstrap_mean_grid(at)
             found[role] = _interval_cells(cells.mean, cells.low, cells.high, tested(at, cells).q, cells.n)
     return found
-
-
-ROLE_TITLES = {role: TITLES[role] for role in HEADS_AT}
