@@ -10,7 +10,9 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import zlib
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -21,14 +23,16 @@ from page_driver import drive
 import kt
 from kt.cli import main
 from kt.demo.loop import run_loop
+from kt.errors import KtError
 from kt.explorer import explore, write_report
 from kt.explorer.numbers import UNIT
 from kt.explorer.page import bundle, packed, page_data
+from kt.probing.lens import LensReading
 from kt.runs.report import Run
 from kt.tracing.trace import grid
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-AXE = os.environ.get("KT_AXE", "")
+AXE = os.environ.get("AXE_CORE", "")
 """A copy of axe-core's axe.min.js (`npm install axe-core`), which is not shipped."""
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 
@@ -164,6 +168,9 @@ def test_explore_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):
     assert main(["explore"]) == 2 and "run folders" in capsys.readouterr().err
     (tmp_path / "page.html").write_text("mine")
     assert main(["explore", ".", "-o", "page.html"]) == 2 and (tmp_path / "page.html").read_text() == "mine"
+    for runs in ([], tmp_path):
+        with pytest.raises(KtError, match="no facts to explore"):
+            explore(runs)
 
 
 @browser
@@ -249,3 +256,83 @@ def test_a_folded_section_draws_its_figures_when_it_is_opened(page):
         await tab.until(f"{drawn}.every(e => e.getBoundingClientRect().right <= 421)")
 
     drive(visit)
+
+
+@browser
+def test_each_result_alone_is_drawn_and_two_traces_give_their_difference(run, tmp_path):
+    pages, heads = [], {}
+    for name in ("edit.safetensors", "probe.safetensors", "residual.safetensors", "scores.json", "arrays.safetensors"):
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(run.folder / name, folder)
+        pages.append(explore(folder).save(tmp_path / f"{name}.html"))
+    twice = explore([folder, shutil.copytree(folder, tmp_path / "again")]).save(tmp_path / "twice.html")
+
+    async def visit(tab):
+        for page in pages:
+            await tab.open(page)
+            await tab.press("j", "t", "k")
+            heads[page.name] = await tab.js("document.querySelector('h1').innerText")
+        await tab.open(twice, address="#state=diff&map=attn")
+        shown = await tab.js("[...document.querySelectorAll('[data-cell]')].map(e => e.getAttribute('aria-label'))")
+        assert shown and all(label.endswith(": 0.000") for label in shown)
+
+    drive(visit)
+    assert "edited by" in heads["edit.safetensors.html"] and "traced" in heads["arrays.safetensors.html"]
+
+
+def tiled(loop, n=200, layers=30):
+    """A trace and a residual of many facts with random numbers, which deflate worse than real ones."""
+    rng = np.random.default_rng(0)
+    facts, old = [], loop.trace.facts
+    for i in range(n):
+        fact = old[i % len(old)]
+        shape = (layers, len(fact.tokens), len(fact.corrupted["prob"]))
+        patched = {
+            kind: {m: (0.1 + rng.exponential(0.05, shape)).astype(np.float32) for m in ("prob", "logit_diff")}
+            for kind in loop.trace.kinds
+        }
+        facts.append(replace(fact, index=i, prompt=f"{fact.prompt} {i}", patched=patched))
+    trace = replace(loop.trace, facts=tuple(facts), metadata=dict(loop.trace.metadata) | {"n_layers": layers})
+    residual, which = loop.residual, np.arange(n) % len(loop.residual.facts)
+
+    def grown(reading):
+        rank = rng.integers(0, 49_152, (n, *reading.rank.shape[1:3], layers, reading.rank.shape[-1])).astype(np.int32)
+        prob = (rng.random(rank.shape) ** 4).astype(np.float32)
+        return LensReading(prob, rank, reading.start_prob[which], reading.start_rank[which], None)
+
+    return trace, replace(
+        residual,
+        facts=tuple(replace(residual.facts[which[i]], index=i, prompt=fact.prompt) for i, fact in enumerate(facts)),
+        controls=tuple(residual.controls[i] for i in which),
+        layers=tuple(range(layers)),
+        readings={state: grown(reading) for state, reading in residual.readings.items()},
+        elsewhere=np.repeat(residual.elsewhere[which], 4, axis=3)[..., :layers],
+        attacks=replace_attacks(residual.attacks, which),
+        metadata=dict(residual.metadata) | {"vocab": 49_152},
+    )
+
+
+def replace_attacks(attacks, which):
+    return type(attacks)(attacks.names, attacks.before[which], attacks.after[which])
+
+
+@browser
+@pytest.mark.slow
+def test_two_hundred_facts_of_thirty_layers_stay_below_five_megabytes(loop, tmp_path):
+    trace, residual = tiled(loop)
+    trace.save(tmp_path / "arrays.safetensors")
+    residual.save(tmp_path / "residual.safetensors")
+    page = explore(tmp_path).save(tmp_path / "page.html")
+
+    async def visit(tab):
+        times = []
+        for _ in range(5):
+            await tab.open(page)
+            times.append(await tab.js("performance.getEntriesByName('kt-drawn')[0].startTime / 1000"))
+        return times
+
+    size, times = page.stat().st_size / 1e6, sorted(drive(visit))
+    longest = max(len(fact.tokens) for fact in trace.facts)
+    sys.stderr.write(f"{size:.2f} MB, up to {longest} tokens; drawn after {times[0]:.2f} to {times[-1]:.2f} s\n")
+    assert size < 5 and times[0] < 3

@@ -13,7 +13,7 @@ from ..errors import WorkFailed
 from ..figures.theme import head_of, look
 from ..stats import bootstrap_mean_grid
 from ..tracing import Trace, TracedFact
-from ..tracing.prompts import ROLES, TITLES
+from ..tracing.prompts import ROLES
 from ..tracing.trace import _metric_title, grid, role_effects, tested, without_heads
 from .numbers import short, whole
 from .rows import Rows
@@ -52,7 +52,8 @@ def _fact(trace: Trace, fact: TracedFact, kinds: Sequence[str], heads: dict[int,
             effects = _effects(fact, kind, metric)
             if effects is not None:
                 values = effects[:, patched].transpose(1, 0, 2)
-                cells[kind][metric] = _cells(values.mean(-1), sd=values.std(-1) if values.shape[-1] > 1 else None)
+                spread = values.std(-1).round(3) if values.shape[-1] > 1 else None  # shown so, and shorter
+                cells[kind][metric] = _cells(values.mean(-1), sd=spread)
     if heads:
         cells["heads"] = {metric: found for metric in trace.metrics if (found := _heads(fact, heads, metric))}
     return {
@@ -119,6 +120,3 @@ def _mean_heads(trace: Trace, heads: dict[int, str], metric: str) -> dict[str, A
             cells = bootstrap_mean_grid(at)
             found[role] = _interval_cells(cells.mean, cells.low, cells.high, tested(at, cells).q, cells.n)
     return found
-
-
-ROLE_TITLES = {role: TITLES[role] for role in HEADS_AT}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..editing import Edit
@@ -18,6 +19,8 @@ from ..tracing import Trace
 
 MODEL = {"model": "demo", "dtype": "auto", "layout": None, "trust_remote_code": False}
 FACTS = ("facts", "limit", "format", "zsre_target", "known_to", "join", "prompt", "subject", "answer", "foil", "target")
+MOST = 50
+"""Facts that a command is given at most, where the run's own limited them in another way: more would take hours."""
 DEFAULTS: Mapping[str, Any] = {"facts": "demo", "zsre_target": "answer"}
 
 
@@ -28,15 +31,22 @@ def missing(runs: Sequence[Run]) -> list[dict[str, str]]:
     traces = [result for _, result in results if isinstance(result, Trace)]
     edited = next((run for run, result in results if isinstance(result, Edit)), None)
     edit = None if edited is None else str(edited.folder / FILES["edit"])
-    config = dict(next((run.manifest["config"] for run in runs if run.manifest.get("config")), {}))
+    manifest = next((run.manifest for run in runs if run.manifest.get("config")), {})
+    config = dict(manifest.get("config") or {})
+    if config.get("limit") is None and config.get("prompt") is None and manifest.get("data", {}).get("n", 0) > MOST:
+        config["limit"] = MOST
     facts = [*_model(config), *_flags(config, FACTS, DEFAULTS)]
-    there = edit or "runs/edit/" + FILES["edit"]
+    elsewhere = config.get("edit")
+    there = edit or str(elsewhere or "runs/edit/" + FILES["edit"])
     found: list[tuple[str, list[str]]] = []
     if not traces:
         found.append(("Maps of tokens and layers", ["heatmap", *facts]))
     elif not any(head_of(kind) is not None for trace in traces for kind in trace.kinds):
         found.append(("Maps of single attention heads", ["heatmap", *facts, "--heads"]))
-    if edit is None and not has(Sweep):
+    if edit is None and elsewhere:
+        folders = [str(Path(elsewhere).parent), *(str(run.folder) for run in runs)]
+        found.append(("The edit, its weights and its requests", ["explore", *folders]))
+    elif edit is None and not has(Sweep):
         found.append(("An edit, its weights and its requests", ["apply-edit", *facts, "-o", "runs/edit"]))
     if not has(Comparison):
         found.append(("Success, locality and texts before and after", ["eval", *facts, "--edit", there]))

@@ -32,7 +32,7 @@ from .lens import lens
 from .maps import trace_map
 from .missing import missing, trace_command
 from .numbers import short
-from .rows import Rows, about, columns
+from .rows import Rows, columns, summary
 from .verdict import verdict
 
 ASSETS = Path(__file__).parent / "assets"
@@ -74,13 +74,13 @@ def explore(runs: str | Path | Sequence[str | Path], title: str = "") -> Explore
         The page; the last value of a notebook's cell shows it there.
 
     Raises:
-        BadFile: a file is not the result that its name says, or no run has results.
+        BadFile: a file is not the result that its name says, or no run has facts.
     """
     given = [Run.of(folder) for folder in ([runs] if isinstance(runs, str | Path) else runs)]
-    if not any(run.results for run in given):
+    title, chapters, more = _parts(given, title or "kt explore", []) if given else ("", [], {"app": None})
+    if more["app"] is None:
         named = ", ".join(str(run.folder) for run in given) or "nothing given"
-        raise BadFile(f"{named}: no results to explore; name run folders of heatmap, apply-edit, eval, probe or sweep")
-    title, chapters, more = _parts(given, title or "kt explore", [])
+        raise BadFile(f"{named}: no facts to explore; name run folders of heatmap, apply-edit, eval, probe or sweep")
     return Explorer(render(title, chapters, **more))
 
 
@@ -114,7 +114,7 @@ def _parts(runs: Sequence[Run], title: str, chapters: list[Section]) -> tuple[st
     """The arguments of `render`: a title that says what is seen, the verdict, the explorer, the commands."""
     with complete_file(runs[0].files, "run of results that kt can show", "run its command again"):
         found = verdict([result for run in runs for _, result in run.results])
-        data = page_data(runs)
+        data, about = page_data(runs), _about(runs)
     meta = {name: run.command for run, name in zip(runs, _names(runs), strict=True) if run.command}
     meta["versions"] = ", ".join(f"{name} {version}" for name, version in versions().items())
     more = {
@@ -126,7 +126,7 @@ def _parts(runs: Sequence[Run], title: str, chapters: list[Section]) -> tuple[st
         "app": App(_style(), bundle(), packed(data)) if data["facts"] or data["sweeps"] else None,
         "fold": True,
     }
-    return f"{title}: {found.title} · {_about(runs)}", chapters, more
+    return f"{title}: {found.title} · {about}", chapters, more
 
 
 def _about(runs: Sequence[Run]) -> str:
@@ -157,7 +157,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "facts": [row.as_dict() for row in rows],
         "columns": columns(rows),
-        "about": about(rows),
+        "about": summary(rows),
         "first": 0 if edited or not several else -1,
         "traces": [trace_map(trace, name, table) for name, trace in traces],
         "lens": lens(readings, table),

@@ -76,17 +76,22 @@ class Row:
             found.append(f"the new answer's first token has rank {self.rank[1]:,}")
         for number, (metric, (heading, _)) in enumerate(COLUMNS.items()):
             value = self.scores.get(metric, (None, None))[1]
-            if value is not None and value < 1 and (number < FIRST or heading in ("rephrased", "locality")):
+            if value is not None and value < 1 and (number < FIRST or heading.startswith(("rephrased", "locality"))):
                 found.append(f"{heading} {value:.0%}")
         return found
+
+    @property
+    def took(self) -> list[float]:
+        """Success after the edit, by protocol."""
+        found = [self.scores[metric][1] for metric in list(COLUMNS)[:FIRST] if metric in self.scores]
+        return [value for value in found if value is not None]
 
     @property
     def state(self) -> str:
         """One of `STATES`: an edit failed, holds with side effects (paraphrases, neighbours), or holds."""
         if "edited" not in self.was and not self.scores:
             return STATES[3]
-        took = [self.scores[m][1] for m in list(COLUMNS)[:FIRST] if m in self.scores]
-        took = [value for value in took if value is not None]
+        took = self.took
         if (self.rank is not None and self.rank[1] > 0) or any(value < 1 for value in took):
             return STATES[0]
         if not took and self.rank is None:
@@ -184,8 +189,7 @@ class Rows:
 
 def _urgency(row: Row) -> tuple[int, float, float]:
     """Failures first; among equals the less successful, then those with more neighbours changed."""
-    took = [row.scores[m][1] for m in list(COLUMNS)[:FIRST] if m in row.scores]
-    mean = float(np.mean([v for v in took if v is not None])) if any(v is not None for v in took) else 1.0
+    mean = float(np.mean(row.took)) if row.took else 1.0
     near = row.scores.get("neighbourhood_same_argmax", (None, None))[1]
     return STATES.index(row.state), mean, 1.0 if near is None else near
 
@@ -229,7 +233,7 @@ def _wanted(there: set[str]) -> Iterator[dict[str, str]]:
             yield {"key": metric, "name": name, "help": says}
 
 
-def about(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """`10 facts: 1 failed, 2 with side effects`."""
     states = [row.state for row in rows]
     edited = [state for state in states if state != STATES[3]]

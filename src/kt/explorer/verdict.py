@@ -11,10 +11,10 @@ import numpy as np
 from .._util.text import count
 from ..editing import Edit
 from ..evaluation.scores import Comparison, Scores
+from ..experiments import Sweep
 from ..probing import Probe
 from ..report import Card
 from ..residual import Residual
-from ..stats import Interval
 from ..tracing import Balance, Trace
 from ..tracing.prompts import TITLES
 from ..tracing.trace import without_heads
@@ -27,7 +27,7 @@ SUCCESS = {
     "edit_success_wild_contains": "free answers",
 }
 TONES = ("good", "mixed", "bad")
-ORDER = (Comparison, Edit, Residual, Scores, Balance, Trace, Probe)
+ORDER = (Comparison, Edit, Residual, Scores, Sweep, Balance, Trace, Probe)
 AFTER_EDITS = ORDER.index(Scores)
 """Results from here on add sentences only where nothing was edited."""
 
@@ -152,14 +152,14 @@ def _trace(trace: Trace) -> tuple[list[str], list[Card]]:
     """Which module at which layer brings most back, at which token."""
     metric, parts, cards = trace.metrics[-1], [], []
     for kind in [kind for kind in without_heads(trace) if kind in NAMES]:
-        means = trace.by_role(kind, metric, n_boot=200)
+        means = trace.by_role(kind, metric, n_boot=1)
         if np.isnan(means.mean).all():
             continue
         row, layer = np.unravel_index(int(np.nanargmax(means.mean)), means.mean.shape)
-        top = Interval(*(float(part[row, layer]) for part in (means.mean, means.low, means.high)), int(means.n[row]))
+        mean = float(means.mean[row, layer])
         at = f"at the {TITLES[means.roles[row]].lower()}"
-        parts.append(f"{NAMES[kind]} in layer {layer} {at} ({top.mean:.2f})")
-        cards.append(Card(f"strongest {NAMES[kind]}", f"layer {layer}", f"{top.mean:.3f} {at}"))
+        parts.append(f"{NAMES[kind]} in layer {layer} {at} ({mean:.2f})")
+        cards.append(Card(f"strongest {NAMES[kind]}", f"layer {layer}", f"{mean:.3f} {at}"))
     lost = trace.metadata["direction"] == "noise"
     what = "Most of the answer is lost without" if lost else "Most of the answer comes back with"
     words = [f"{count(trace.n_facts, 'fact')} traced. {what} {' and '.join(parts)}."] if parts else []

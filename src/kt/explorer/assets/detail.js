@@ -78,17 +78,14 @@ export function detailPanel(data) {
   const draw = () => {
     const value = panel.contains(document.activeElement) && document.activeElement.dataset.value;
     const menuFocused = panel.contains(document.activeElement) && document.activeElement.tagName === "SELECT";
-    const seen = tabs(data) ? view(data) : null;
+    const seen = view(data);
     const width = Math.min(560, Math.max(280, (panel.clientWidth || 360) - 34));
     panel.replaceChildren(...[
       seen ? [h("h3", {}, pinned(seen) ? "Pinned cell" : "Strongest cell"), cell(data, seen)] : null,
       data.lens ? [h("h3", {}, "Old and new answer through the layers"), lensPart(data, seen, width)] : null,
     ].flat(3).filter(Boolean));
-    panel.hidden = !panel.children.length;
     if (value) panel.querySelector(`[data-value="${CSS.escape(value)}"]`)?.focus();
     else if (menuFocused) panel.querySelector("select")?.focus();
   };
   return { panel, draw };
 }
-
-const tabs = (data) => data.traces.length || data.lens;

@@ -54,11 +54,13 @@ async function start() {
     h("div", { class: "x-tools" },
       h("button", { type: "button", onclick: nextTheme, "aria-label": "Dark or light" }, "◐"),
       h("button", { type: "button", onclick: () => help.showModal(), "aria-label": "Keys and help" }, "?")),
-    h("div", { class: shown ? "x-grid" : "x-grid x-no-map" }, facts.panel, shown, panels.detail.panel), panels.below.panel, help);
+    h("div", { class: shown ? "x-grid" : "x-grid x-no-map" }, data.facts.length ? facts.panel : null, shown, shown ? panels.detail.panel : null), panels.below.panel, help);
 
   function draw() {
-    if (shown) panels.map.draw();
-    panels.detail.draw();
+    if (shown) {
+      panels.map.draw();
+      panels.detail.draw();
+    }
     panels.below.draw();
   }
 

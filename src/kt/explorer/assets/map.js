@@ -77,7 +77,7 @@ function drawing(seen, width, say) {
         fill: value === null ? c.empty : scale.colour(paint(value)),
       }, s("title", {}, said));
     });
-    const struck = seen.q && across > 7 ? s("path", { "aria-hidden": true, "pointer-events": "none", stroke: c.muted, "stroke-opacity": 0.6, fill: "none", d: seen.q[r].map((q, l) => q < 0.05 && q !== null ? "" : `M${(left + l * across + 2).toFixed(1)} ${top + (r + 1) * down - gap - 3}l${(across - gap - 4).toFixed(1)} ${-(down - gap - 6)}`).join("") }) : null;
+    const struck = seen.q && across > 7 ? s("path", { "aria-hidden": true, "pointer-events": "none", stroke: c.muted, "stroke-opacity": 0.4, fill: "none", d: seen.q[r].map((q, l) => q < 0.05 && q !== null ? "" : `M${(left + l * across + 2).toFixed(1)} ${top + (r + 1) * down - gap - 3}l${(across - gap - 4).toFixed(1)} ${-(down - gap - 6)}`).join("") }) : null;
     return s("g", { role: "row", "aria-label": name },
       s("g", { role: "rowheader" }, text(left - 10, top + r * down + down / 2 + 4, labels[r], { "text-anchor": "end", fill: inSubject ? c.ink : c.muted, "font-weight": inSubject ? 650 : 400 })),
       inSubject ? s("rect", { x: left - 6, y: top + r * down, width: 2.5, height: down - gap, fill: c.ink, "aria-hidden": true }) : null, cells, struck);

@@ -40,7 +40,9 @@ export function states(data) {
   const options = (there.length ? there : fits).map(([i, trace]) => [String(i), trace.name]);
   if (options.length !== 2) return options;
   const [a, b] = options.map(([i]) => reading(data.traces[i], fact));
-  const same = a.rows.join("\n") === b.rows.join("\n") && data.traces[0].layers === data.traces[1].layers;
+  const facts = options.map(([i]) => Object.keys(data.traces[i].facts).join());
+  if ((fact < 0 || !there.length) && facts[0] !== facts[1]) return options; // means over other facts do not compare
+  const same = a.rows.join("\n") === b.rows.join("\n") && data.traces[options[0][0]].layers === data.traces[options[1][0]].layers;
   return same ? [...options, ["diff", "difference"]] : options;
 }
 
