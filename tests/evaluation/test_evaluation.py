@@ -247,7 +247,7 @@ def test_a_fact_with_neither_target_nor_foil_is_scored_on_its_answer(gpt2):
 
 def test_requests_may_be_records_as_they_stand_in_a_file(gpt2):
     request = {"prompt": "{} works as a", "subject": "Tomas Brill", "target_new": {"str": "chemist"}}
-    assert evaluate(gpt2, [request, request], generate=False).records == ("0", "1")
+    assert evaluate(gpt2, [request, request | {"subject": "Marie Curie"}], generate=False).records == ("0", "1")
 
 
 def test_wrong_requests(gpt2):
