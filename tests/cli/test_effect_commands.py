@@ -19,8 +19,8 @@ def test_an_edit_of_kind_context_is_solved_shown_compared_scored_and_not_exporte
     assert scored.code == 0, scored.err
     assert kt("report", "ice", "-o", "page.html").code == 0
     for kind in ("hf", "peft"):
-        refused = kt("export", file, "-m", "no-such-model", "--format", kind, "--to", "out")
-        assert refused.code == 2 and "cannot hold ice, of kind context" in refused.err, "before a model loads"
+        refused = kt("export", file, "-m", model_folder, "--format", kind, "--to", "out")
+        assert refused.code == 2 and "cannot hold ice, of kind context" in refused.err
     merged = kt("apply-edit", *asked, "--method", "ice", "--merge-to", "out")
     assert merged.code == 2 and "changes none" in merged.err
     assert kt("revert", "ice", "--edit", file).code == 2

@@ -77,7 +77,7 @@ def test_bad_input_of_training_is_one_line(kt, model_folder, records_file, facts
         (("apply-edit", *model, "--facts", facts_file, "--method", "malmen", "--set", "editor=none"), "no such file"),
         (
             ("apply-edit", *model, "--facts", facts_file, "--method", "malmen", "--set", f"editor={facts_file}"),
-            "no whole",
+            "not a whole",
         ),
     ):
         ran = kt(*arguments)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from families import byte_level_tokenizer, tiny_model
 
-from kt.errors import WorkFailed
+from kt.errors import BadFact, WorkFailed
 from kt.evaluation import evaluate
 from kt.evaluation.judge import JudgedAnswer
 from kt.evaluation.text import as_question, up_to_stop, wild_protocol, wild_request
@@ -31,6 +31,9 @@ class Parrot:
         self.tokenizer = byte_level_tokenizer()
         self.says, self.asked = says, []
         self.tokenizer.chat_template = chat
+
+    def why_unreadable(self, ids):
+        return None
 
     def generate(self, prompts, max_new_tokens, **sampling):
         self.asked += [(p, max_new_tokens) for p in prompts]
@@ -96,7 +99,8 @@ def test_a_prompt_that_fills_the_model_gets_what_room_is_left():
     used = len(byte_level_tokenizer()("x " * 40)["input_ids"])
     assert wild_request(model, "x " * 40, 500)[1] == 128 - used and wild_request(model, "x " * 400, 5)[1] == 0
     long = Fact("{} " + "x " * 200, "Italy", answer="Rome", target="Paris")
-    assert evaluate(model, [long], protocols=("wild",), max_new_tokens=3).values == {}
+    with pytest.raises(BadFact, match="the prompt has 403 tokens, and the model 128 positions"):
+        evaluate(model, [long], protocols=("wild",), max_new_tokens=3)
 
 
 def test_a_real_model_says_as_much_as_it_may():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 import kt
 from kt.cli.case import case, chosen, edit_files
@@ -144,7 +146,7 @@ def test_edits_are_named_or_take_the_name_of_their_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for file in ("a.safetensors", "runs/b.safetensors", "x"):
-        (tmp_path / file).touch()
+        save_file({"x": np.zeros(1)}, tmp_path / file, metadata={"kt": '{"kind": "edit"}'})
     assert {n: str(p) for n, p in edit_files("memit=a.safetensors, runs/b.safetensors,").items()} == {
         "memit": "a.safetensors",
         "b": "runs/b.safetensors",

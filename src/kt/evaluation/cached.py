@@ -64,7 +64,7 @@ def evaluate_cached(
     """
     if model.effects or any(options.get(name) is not None for name in ("judge", "before", "reference")):
         return Cached(evaluate(model, requests, **options), None)
-    facts = distinct_facts(facts_from(requests))
+    facts = distinct_facts(facts_from(requests), whole=True)
     key = _key(model, facts, fingerprint or model.fingerprint(), options)
     file = Path(cache_dir) / f"scores-{key}.json"
     with ExitStack() as lock:

@@ -59,7 +59,7 @@ def distributions(
         BadFact: no request has a neighbourhood prompt.
         NotEnoughMemory: they would not fit; raised before any is computed.
     """
-    prompts = near_prompts(samples_of(readable_facts(model, distinct_facts(facts_from(requests)))))
+    prompts = near_prompts(samples_of(readable_facts(model, distinct_facts(facts_from(requests), whole=True))))
     if not prompts:
         raise BadFact("no fact has a neighbourhood prompt to compare distributions on; give facts with neighbours")
     what = f"{len(prompts)} distributions over {model.vocab_size} tokens"

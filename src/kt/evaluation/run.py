@@ -268,7 +268,7 @@ def evaluate(
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise BadFact(f"batch size {batch_size!r} is not understood; give a number from 1, or auto")
     chosen = _chosen(protocols, generate, judge, max_new_tokens, heldout)
-    facts = distinct_facts(facts_from(requests))
+    facts = distinct_facts(facts_from(requests), whole=True)
     if not facts:
         raise BadFact("no requests to evaluate; give at least one fact")
     given, facts = len(facts), readable_facts(model, facts, LONGER_TOKENS if "gen" in chosen else 0)

@@ -126,7 +126,9 @@ def facts_from(given: FactsLike, format: str | None = None, first: int = 0) -> l
     return with_unique_ids(facts)
 
 
-def distinct_facts(facts: Sequence[Fact], target: bool = True, seen: set[tuple[str, ...]] | None = None) -> list[Fact]:
+def distinct_facts(
+    facts: Sequence[Fact], target: bool = True, seen: set[tuple[str, ...]] | None = None, whole: bool = False
+) -> list[Fact]:
     """The facts without copies, which are no further evidence; a warning says how many were copies.
 
     Copies agree in prompt, subject, answer and (with `target`) target, up to white space. A fact with several-hop
@@ -134,11 +136,13 @@ def distinct_facts(facts: Sequence[Fact], target: bool = True, seen: set[tuple[s
 
     Args:
         seen: what earlier calls have seen, where facts come in parts; it grows.
+        whole: copies also agree in their paraphrases and neighbours, since these are asked as well.
     """
     seen, kept = set() if seen is None else seen, []
     for fact in facts:
         parts = (fact.prompt, fact.subject, fact.answer, fact.target if target else None)
-        key = tuple(" ".join((part or "").split()) for part in parts)
+        asked = (*fact.rephrasings, *(near.prompt for near in fact.neighbours)) if whole else ()
+        key = tuple(" ".join((part or "").split()) for part in (*parts, *asked))
         if key not in seen or fact.hops:
             kept.append(fact)
         seen.add(key)

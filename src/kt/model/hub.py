@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .._util.data import read_json
 from .._util.text import count, visible
 from ..errors import KtError, UnknownModel, warn_user
 
@@ -114,7 +115,8 @@ def require_numbers(name: str, module: Any, folder: Path | None) -> None:
     import torch
 
     weights = dict(module.named_parameters(remove_duplicate=False))
-    quantised = getattr(module.config, "quantization_config", None) is not None  # transformers knows what it means
+    config = None if folder is None else folder / "config.json"  # the module's own forgets what was dequantised
+    quantised = config is not None and config.is_file() and read_json(config).get("quantization_config") is not None
     for path in () if folder is None or quantised else sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
