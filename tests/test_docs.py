@@ -36,7 +36,8 @@ def printed(script, *arguments, seconds=120):
         ("speed/fact_memory.py", "performance", (4,)),
         ("quality/protocols.py", "data/demo-protocols", (27, 9, 9)),
         ("quality/many_tokens.py", "data/many-tokens", (12, 6, 4, 18)),
-        ("quality/real_map.py", "data/real-map", (1, 2, 1)),
+        ("quality/real_map.py", "data/real-map", (2, 4, 2)),
+        ("quality/real_alpha.py", "data/real-alpha", (11,)),
         ("quality/real_models.py", "data/real-models", (5, 2, 2)),
     ],
 )
@@ -65,7 +66,7 @@ INTERVAL = re.compile(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")
         ("demo-edits", "# The joint edit on the demo model", ("demo-edits",)),
         ("edits", "## Solve on top", ("stacks",)),
         ("methods", "## On the demo model", ("demo-methods", "sequential")),
-        ("real-models", "# On real weights", ("real-models", "real-map")),
+        ("real-models", "# On real weights", ("real-models", "real-map", "real-alpha")),
     ],
 )
 def test_every_interval_that_a_page_quotes_stands_in_its_table(page, section, tables):
