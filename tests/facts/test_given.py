@@ -132,5 +132,10 @@ def test_copies_of_a_fact_are_counted_once_and_said():
     for what, count in counts.items():
         with pytest.warns(UserWarning, match=r"[34] of 5 facts are copies of others"):
             assert count() == what  # to a trace another target is no other fact
+    hop = dataclasses.replace(FACT, hops=(Prompt("Its language is", "Italian"),))
+    with pytest.warns(UserWarning, match="1 of 3 facts are copies of others"):  # the third asks something else
+        assert len(kt.evaluate(model, [hop, dataclasses.replace(hop, id="b"), FACT], generate=False).records) == 2
+    with pytest.warns(UserWarning, match="1 of 2 facts are copies of others"):  # and a trace asks the same
+        assert kt.causal_trace(model, [hop, FACT], keep="all", samples=1).n_facts == 1
     scores = kt.evaluate(model, [FACT, other], generate=False)
     assert scores.of_edited(given, [other]).edited == (scores.records[1],)

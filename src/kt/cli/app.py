@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -184,6 +184,8 @@ def _usage(error: Any, path: str) -> str:
     flag = getattr(error, "option_name", None)
     if flag is not None and error.ctx is not None and hasattr(error, "possibilities"):
         own = [name for p in error.ctx.command.params for name in p.opts]
+        if "--set" in own and (setting := flag.lstrip("-").replace("-", "_")) in _settings():
+            return f"{path} has no option {flag}, which is a setting of methods; write --set {setting}=VALUE"
         if near := get_close_matches(flag.replace("_", "-"), own, 3, cutoff=0.7):
             return f"{path} has no option {flag}; did you mean {' or '.join(near)}?"
         others = [name for name in COMMANDS if flag in _flags(error.ctx, name)]
@@ -191,6 +193,12 @@ def _usage(error: Any, path: str) -> str:
     if text.startswith("Got unexpected extra argument"):
         text = f"{path} takes no such word: {text.partition('(s) ')[2].strip('()')}; -m names a model, -f a facts file"
     return text
+
+
+def _settings() -> Collection[str]:
+    from ..editing.methods import all_settings
+
+    return all_settings()
 
 
 def _flags(ctx: Any, name: str) -> set[str]:

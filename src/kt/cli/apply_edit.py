@@ -70,7 +70,8 @@ class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, Mode
         bool | None,
         Opt(
             "--norm-guard/--no-norm-guard",
-            help="kt's own: rescale each wanted value to its norm in the unedited model [default: as --keep-history].",
+            help="kt's own: rescale each wanted value to its norm in the unedited model [default: on in steps, unless "
+            "--keep-history or --nas is given].",
         ),
     ] = None
     nas: Annotated[

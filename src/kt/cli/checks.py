@@ -53,6 +53,12 @@ IDLE = (
     Idle("apply-edit", "no_generate", lambda o: o.evaluate != "none", "nothing is scored; add --evaluate end"),
     Idle("apply-edit", "no_check", lambda o: o.merge_to is not None, "for a merged folder only; give --merge-to"),
     Idle("apply-edit", "html png svg", lambda o: o.mode == "sequential", "it shows steps; add --mode sequential"),
+    Idle(
+        "apply-edit",
+        "keep_history",
+        lambda o: o.mode == "sequential" or o.history is not None,
+        "for steps only; add --mode sequential",
+    ),
     Idle("apply-edit", "resume", lambda o: not o.dry_run, "--dry-run keeps no run to go on with"),
     Idle("apply-edit", "alpha_facts", lambda o: o.alpha in (None, "auto"), "nothing is traced; leave --alpha out"),
     Idle("apply-edit sweep", "corpus max_tokens", lambda o: o.statistics is None, "--statistics has the moments"),

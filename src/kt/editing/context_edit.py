@@ -173,8 +173,8 @@ def confirms(model: TracedModel, fact: str, prompt: str) -> bool:
     questions: list[Question] = [(asked, "yes"), (asked, "no")]
     with parallel.alone():
         scores = teacher_force(model, [answer_row(model, q) for q in questions], allow_nan=True)
-    yes, no = (scores[question].log_prob or -math.inf for question in questions)
-    return yes > no
+    yes, no = (scores[question].log_prob for question in questions)
+    return yes is not None and no is not None and yes > no
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The fact explorer: what runs measured of each fact, on one page without a server. docs/explore.md has its design.
 
-rows.py joins the runs' facts to one table, maps.py, lens.py and sweeps.py give the numbers behind the figures,
-missing.py names what the runs do not hold with the command that makes it, page.py puts data and modules into one file.
+rows.py joins the runs' facts to one table, maps.py and lens.py give the numbers behind the figures, verdict.py writes
+the head, missing.py names what the runs do not hold with the command that makes it, page.py puts all into one file.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ..figures.theme import head_of, look
 from ..stats import bootstrap_mean_grid
 from ..tracing import Trace, TracedFact
 from ..tracing.prompts import ROLES
-from ..tracing.trace import _metric_title, grid, role_effects, tested, without_heads
+from ..tracing.trace import grid, metric_title, role_effects, tested, without_heads
 from .numbers import short, whole
 from .rows import Rows
 
@@ -32,7 +32,7 @@ def trace_map(trace: Trace, name: str, rows: Rows) -> dict[str, Any]:
         "model": visible(str(trace.metadata["model"])),
         "layers": trace.n_layers,
         "kinds": {kind: look(kind).label for kind in kinds} | ({"heads": "Heads"} if heads else {}),
-        "metrics": {metric: _metric_title(trace, metric) for metric in trace.metrics},
+        "metrics": {metric: metric_title(trace, metric) for metric in trace.metrics},
         "direction": trace.metadata["direction"],
         "method": trace.metadata["method"],
         "draws": max((len(fact.corrupted["prob"]) for fact in trace.facts), default=0),

@@ -15,7 +15,7 @@ from typing import Any
 
 from .._util.data import complete_file
 from .._util.files import atomic_write
-from .._util.text import visible
+from .._util.text import visible, without_folders
 from ..editing import Edit
 from ..errors import BadFile
 from ..experiments import Sweep
@@ -132,7 +132,7 @@ def _parts(runs: Sequence[Run], title: str, chapters: list[Section]) -> tuple[st
 def _about(runs: Sequence[Run]) -> str:
     """The models, as the runs name them."""
     models = dict.fromkeys(str(run.manifest["model"]["id"]) for run in runs if "model" in run.manifest)
-    return ", ".join(Path(name).name or name for name in models) or ", ".join(run.folder.name for run in runs)
+    return ", ".join(map(without_folders, models)) or ", ".join(run.folder.name for run in runs)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -17,7 +17,6 @@ from ..editing import Edit
 from ..evaluation.samples import Sample
 from ..evaluation.scores import Comparison, Scores
 from ..probing import Probe
-from ..probing.lens import KINDS
 from ..residual import Residual
 from ..tracing import Trace
 from .numbers import short
@@ -176,10 +175,7 @@ class Rows:
                     (row.near if sample.role == "neighbourhood" else row.texts).append(found)
 
     def _residual(self, residual: Residual) -> None:
-        cells = np.zeros_like(residual.chosen)
-        cells[:, KINDS.index("resid")] = residual.chosen[:, KINDS.index("resid")]
-        left = {state: values[:, cells].sum(-1) for state, values in residual.advantages.items()}
-        scored = iter(zip(left["before"], left["after"], strict=True))
+        scored = iter(zip(residual.leads["before"], residual.leads["after"], strict=True))
         for fact, counts in zip(residual.facts, residual.scored, strict=True):
             row = self.row(fact, "probed").fill("probed", old=fact.original, new=fact.target, relation=fact.relation)
             if counts:

@@ -126,32 +126,24 @@ def facts_from(given: FactsLike, format: str | None = None, first: int = 0) -> l
     return with_unique_ids(facts)
 
 
-def distinct_facts(
-    facts: Sequence[Fact], target: bool = True, seen: set[tuple[str, ...]] | None = None, whole: bool = False
-) -> list[Fact]:
+def distinct_facts(facts: Sequence[Fact], target: bool = True, whole: bool = False) -> list[Fact]:
     """The facts without copies, which are no further evidence; a warning says how many were copies.
 
-    Copies agree in prompt, subject, answer and (with `target`) target, up to white space. A fact with several-hop
-    questions stays, since these belong to its own chain of edits.
-
     Args:
-        seen: what earlier calls have seen, where facts come in parts; it grows.
-        whole: copies also agree in their paraphrases and neighbours, since these are asked as well.
+        target: copies agree not only in prompt, subject and answer (up to white space) but also in the target.
+        whole: they also agree in everything that is asked beside the prompt: paraphrases, neighbours, consequences.
     """
-    seen, kept = set() if seen is None else seen, []
+    kept: dict[Any, Fact] = {}
     for fact in facts:
         parts = (fact.prompt, fact.subject, fact.answer, fact.target if target else None)
-        asked = (*fact.rephrasings, *(near.prompt for near in fact.neighbours)) if whole else ()
-        key = tuple(" ".join((part or "").split()) for part in (*parts, *asked))
-        if key not in seen or fact.hops:
-            kept.append(fact)
-        seen.add(key)
+        asked = (fact.rephrasings, fact.neighbours, fact.hops, fact.generation) if whole else ()
+        kept.setdefault((*(" ".join((part or "").split()) for part in parts), *asked), fact)
     if copies := len(facts) - len(kept):
         warn_user(
             f"{copies:,} of {len(facts):,} facts are copies of others (the same prompt, subject and answer"
             f"{' and target' if target else ''}) and count once"
         )
-    return kept
+    return list(kept.values())
 
 
 def one_or_many(given: Any) -> Iterable[Any]:

@@ -169,6 +169,12 @@ class Residual(Shown):
         return self.by_kind["resid"][BOTH].score
 
     @cached_property
+    def leads(self) -> dict[str, Float[ndarray, " fact"]]:
+        """By state, the lead of each fact that counts, in the cells of the score, which is after over before."""
+        cells = self._cells("resid", BOTH)
+        return {state: self.advantages[state][:, cells].sum(-1) for state in STATES}
+
+    @cached_property
     def floor(self) -> Interval:
         """The score without memory: the old answer's lead in prompts about other subjects, over its own lead.
 
@@ -180,9 +186,8 @@ class Residual(Shown):
     @cached_property
     def above_floor(self) -> Interval:
         """score - floor over the facts that have both, resampled together: the part due to memory of the fact."""
-        cells = self._cells("resid", BOTH)
-        before, after = (self.advantages[s][:, cells].sum(-1) for s in STATES)
-        return bootstrap_ratio(after - self.elsewhere[self.scored][:, cells].sum(-1), before, *self._draws)
+        elsewhere = self.elsewhere[self.scored][:, self._cells("resid", BOTH)].sum(-1)
+        return bootstrap_ratio(self.leads["after"] - elsewhere, self.leads["before"], *self._draws)
 
     @cached_property
     def carrier(self) -> Carrier | None:

@@ -238,7 +238,7 @@ class Trace(Shown):
                 line = (found.mean, found.low, found.high, found.counts)
                 series[name][metric] = Series(theme.look(name).label, layers, *line, kind=name)
         title = f"{_title(self)} · {TITLES[at].lower()}"
-        titles = {metric: _metric_title(self, metric) for metric in self.metrics}
+        titles = {metric: metric_title(self, metric) for metric in self.metrics}
         return layer_curves(series, title=title, subtitle=_subtitle(self), metric_titles=titles)
 
     def heads(self, metric: str = "logit_diff", at: str = "subject_last") -> go.Figure:
@@ -270,7 +270,7 @@ class Trace(Shown):
             n=cells.n,
             heads=numbers,
             over=_over(self),
-            colour_title=_metric_title(self, metric),
+            colour_title=metric_title(self, metric),
             title=f"{_title(self)} · attention by head · {TITLES[at].lower()}",
             subtitle=_subtitle(self),
         )
@@ -530,10 +530,10 @@ def grid(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
 
 
 def _panel(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
-    return {"kind": kind, "colour_title": _metric_title(trace, metric), **grid(trace, kind, metric)}
+    return {"kind": kind, "colour_title": metric_title(trace, metric), **grid(trace, kind, metric)}
 
 
-def _metric_title(trace: Trace, metric: str) -> str:
+def metric_title(trace: Trace, metric: str) -> str:
     """Denoising restores what noising takes away; see trace.py."""
     return (NOISE_TITLES if trace.metadata.get("direction") == "noise" else METRIC_TITLES)[metric_name(metric)]
 

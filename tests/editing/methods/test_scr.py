@@ -1,11 +1,13 @@
 """SCR: of the nearest facts the first that the model confirms; a prompt that none answers is read as it is."""
 
+import pytest
 from editing_help import REQUESTS
 from families import tiny_model
 
 import kt
 from kt.editing import context_edit
 from kt.model.effects import rendered
+from kt.model.scoring import teacher_force
 
 
 def test_the_model_is_asked_about_the_nearest_facts_and_where_it_confirms_none_the_prompt_stays(monkeypatch):
@@ -31,8 +33,18 @@ def test_the_model_is_asked_about_the_nearest_facts_and_where_it_confirms_none_t
     assert len(asked) == 4, "a request's own prompt is not asked about"
 
 
-def test_a_model_confirms_by_yes_against_no():
+@pytest.mark.parametrize(("yes", "no", "confirmed"), [(-0.2, -2.0, True), (-2.0, -0.2, False), (0.0, -9.0, True)])
+def test_a_model_confirms_by_yes_against_no(monkeypatch, yes, no, confirmed):
     model = tiny_model("llama", max_position_embeddings=4096)
-    answers = {context_edit.confirms(model, f"{name} speaks Welsh", f"{name} speaks") for name in ("Ann", "Bob")}
-    assert answers <= {True, False}
+
+    def scored(model, rows, **options):
+        real = teacher_force(model, rows, **options)
+        return {question: real[question]._replace(log_prob={"yes": yes, "no": no}[question[1]]) for question in real}
+
+    monkeypatch.setattr(context_edit, "teacher_force", scored)
+    assert context_edit.confirms(model, "Ann speaks Welsh", "Ann speaks") is confirmed
+
+
+def test_three_facts_are_asked_about_by_default():
+    model = tiny_model("llama", max_position_embeddings=4096)
     assert kt.edit(model, REQUESTS, "scr").effect.select == 3
