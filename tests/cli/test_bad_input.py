@@ -302,7 +302,8 @@ def test_a_projector_larger_than_memory(refused, model_folder, facts_file, monke
 
 def test_options_that_a_method_or_mode_has_no_place_for(refused, model_folder, facts_file, tmp_path):
     edits = ("apply-edit", "-m", model_folder, "--edits", facts_file)
-    assert "keep_history" in refused(*edits, "--method", "rome", "--layers-mlp", "0", "--mode", "sequential", "--keep-history")
+    steps = ("--mode", "sequential", "--keep-history")
+    assert "keep_history" in refused(*edits, "--method", "rome", "--layers-mlp", "0", *steps)
     assert "norm_guard" in refused(*edits, "--method", "ft", "--layers-mlp", "0", "--norm-guard")
     assert "leaves attention alone" in refused(*edits, "--method", "memit", "--layers-mlp", "0", "--alpha", "0.3")
     assert "--merge-to" in refused(*edits, *EDITED, "--mode", "single", "--merge-to", tmp_path / "x")
