@@ -1,5 +1,6 @@
 """Shared fixtures. beartype comes before nnsight, whose import machinery would otherwise hide from it."""
 
+import os
 import random
 
 import beartype  # noqa: F401  (first: see above)
@@ -10,6 +11,7 @@ from families import FAMILIES, TEXTS, tiny_model
 from kt.facts.corpus import Corpus
 
 torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the Hub, also where only pytest was typed
 
 
 @pytest.fixture(params=FAMILIES)

@@ -182,10 +182,8 @@ def heir() -> bool:
     pid, _, host = _group.main.partition(" ")
     try:
         os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return host == socket.gethostname()
-    except OSError:
-        pass
+    except OSError as error:  # of another user's process: it lives
+        return isinstance(error, ProcessLookupError) and host == socket.gethostname()
     return False
 
 

@@ -157,16 +157,13 @@ class Moment:
     def _kept_factor(self) -> Factored | None:
         if self._store is None or not (path := self._store.path("factor", self.sha256())).exists():
             return None
-        try:
-            with complete_file(path, "factor", "it is computed again"):
-                arrays, about = load_arrays(path, framework="pt")
-                factor, ridge = arrays["transposed"].mT, float(about["ridge"])
-                stored, vector = self._read().cpu(), check_vector(self.size)
-                largest = float(stored.diagonal().max())
-                if agrees(factor @ (factor.mT @ vector), times(stored, vector) + ridge * largest * vector):
-                    return Factored(factor, ridge)
-        except BadFile:
-            pass
+        with suppress(BadFile), complete_file(path, "factor", "it is computed again"):
+            arrays, about = load_arrays(path, framework="pt")
+            factor, ridge = arrays["transposed"].mT, float(about["ridge"])
+            stored, vector = self._read().cpu(), check_vector(self.size)
+            largest = float(stored.diagonal().max())
+            if agrees(factor @ (factor.mT @ vector), times(stored, vector) + ridge * largest * vector):
+                return Factored(factor, ridge)
         discard(path)
         return None
 
@@ -194,19 +191,20 @@ class Moment:
         """The null space from the file, of which only the wanted eigenvectors are read; None without a usable file."""
         if self._store is None or not (path := self._store.path("eigen", self.sha256())).exists():
             return None
-        try:
-            with complete_file(path, "list of eigenvectors", "it is computed again"), open_arrays(path) as file:
-                values, stored = file.get_tensor("values"), self._read().cpu()
-                if values.shape == (self.size,) and agrees(values.sum(), stored.diagonal().double().sum()):
-                    null_range = self._null_range(values, threshold)
-                    rows = file.get_slice("rows")[null_range.start : null_range.stop]
-                    mixed = check_vector(self.size)[null_range]
-                    product = rows.mT @ mixed  # as long as `mixed`, since the rows are orthonormal
-                    whole = agrees(product.norm(), mixed.norm())
-                    if whole and agrees(rows.mT @ (values[null_range] * mixed), times(stored, product)):
-                        return rows.mT.contiguous()
-        except BadFile:
-            pass
+        with (
+            suppress(BadFile),
+            complete_file(path, "list of eigenvectors", "it is computed again"),
+            open_arrays(path) as file,
+        ):
+            values, stored = file.get_tensor("values"), self._read().cpu()
+            if values.shape == (self.size,) and agrees(values.sum(), stored.diagonal().double().sum()):
+                null_range = self._null_range(values, threshold)
+                rows = file.get_slice("rows")[null_range.start : null_range.stop]
+                mixed = check_vector(self.size)[null_range]
+                product = rows.mT @ mixed  # as long as `mixed`, since the rows are orthonormal
+                whole = agrees(product.norm(), mixed.norm())
+                if whole and agrees(rows.mT @ (values[null_range] * mixed), times(stored, product)):
+                    return rows.mT.contiguous()
         discard(path)
         return None
 
