@@ -23,7 +23,7 @@ import numpy as np
 from methods import cell
 from protocols import markdown
 from real_known import facts_of, folder_of
-from real_models import KEPT, METRICS, KeptTargets, nothing_kept
+from real_models import KEPT, METRICS, nothing_kept
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "data" / "real-alpha.json"
@@ -37,6 +37,7 @@ def measure(facts: str, edits: int, seed: int) -> dict[str, Any]:
 
     import kt
     from kt.editing.resolve import configure, resolve
+    from kt.experiments.shared_targets import SharedTargets
     from kt.experiments.sweep_solving import combined
 
     warnings.simplefilter("ignore")
@@ -45,12 +46,12 @@ def measure(facts: str, edits: int, seed: int) -> dict[str, Any]:
     model = kt.load(folder_of("smollm2"))
     requests = facts_of("smollm2", facts)[:edits]
     before, start = kt.evaluate(model, requests, protocols=("tf",)), time.process_time()
-    kept = KeptTargets(model.fingerprint())
+    kept = SharedTargets(KEPT)
     with nothing_kept("alpha"):
         layers = resolve(configure(model, "intattn", 0.5), model, requests)[0]
     configs = [replace(layers, alpha=share) for share in (0.0, 1.0)]
     mlp, attn = (kt.edit(model, requests, config, seed=seed, journal=kept) for config in configs)
-    seconds = time.process_time() - start + kept.kept_seconds
+    seconds = time.process_time() - start + kept.seconds
     found: dict[str, Any] = {"joint": {}, "control": {}}
     for alpha in ALPHAS:
         joint = mlp if alpha == 0 else attn if alpha == 1 else combined(mlp, attn, alpha)

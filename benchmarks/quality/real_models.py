@@ -7,8 +7,8 @@
 The facts are the first ones of docs/data/real-known.json, which each model knows. One edit at a time is the mean over
 `SINGLES` facts, each edited on the unedited model. Each row is its own process. CPU seconds are of one thread; layers
 and α that a trace gives, and second moments, are counted apart. A value that several rows search for alike (one model,
-fact, place, objective and prefixes) is searched once and kept beside the temporary files: its seconds and the memory
-of its process count in every row that uses it. Fluency is of texts about the first `FLUENT` facts.
+fact, place, objective and prefixes) is searched once and kept beside the temporary files: its seconds count in every
+row that uses it. Fluency is of texts about the first `FLUENT` facts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from protocols import markdown
 from real_known import WANTED, facts_of, folder_of
 from rows import run
 
-from kt.runs.journal import Journal
+from kt.experiments.shared_targets import SharedTargets
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "data" / "real-models.json"
@@ -59,59 +59,6 @@ METRICS = {
     "fluency": "fluency_ngram_entropy_gen",
 }
 SHOWN = {"success": "success", "paraphrase": "paraphrase", "locality": "neighbour kept", "fluency": "fluency, bits"}
-
-
-class KeptTargets(Journal):
-    """A journal that keeps searched values fact by fact, for all rows that search alike, and nothing else."""
-
-    def __init__(self, model: str) -> None:
-        super().__init__()
-        self.model, self.kept_seconds, self.kept_peak = model, 0.0, 0.0
-
-    def within(self, part: str) -> KeptTargets:
-        return self
-
-    def take_each(
-        self, name: str, compute: Any, phases: Mapping[str, Sequence[Any]], progress: Any = None
-    ) -> list[Any]:
-        if not name.startswith("targets-"):
-            return super().take_each(name, compute, phases, progress)
-        return [self._searched(compute, *arguments) for arguments in phases.values()]
-
-    def _searched(
-        self, compute: Any, model: Any, facts: Sequence[Any], aims: Any, contexts: Any, objective: Any
-    ) -> Any:
-        import torch
-
-        about = repr((self.model, [str(aim) for aim in aims], contexts, objective))
-        paths = [KEPT / f"{hashlib.sha256(f'{about} {f}'.encode()).hexdigest()[:24]}.pt" for f in facts]
-        before = [path.exists() for path in paths]
-        missing = [(fact, path) for fact, path, there in zip(facts, paths, before, strict=True) if not there]
-        if missing:
-            start = time.process_time()
-            found = compute(model, [fact for fact, _ in missing], aims, contexts, objective)
-            seconds = (time.process_time() - start) / len(missing)
-            for i, (_, path) in enumerate(missing):
-                own = {name: _rows(value, i) for name, value in found.items()}
-                torch.save({"found": own, "seconds": seconds, "peak": peak_mib()}, f"{path}.{os.getpid()}")
-                Path(f"{path}.{os.getpid()}").replace(path)
-        parts = [torch.load(path, weights_only=True) for path in paths]
-        self.kept_seconds += sum(part["seconds"] for part, there in zip(parts, before, strict=True) if there)
-        self.kept_peak = max(self.kept_peak, *(part["peak"] for part in parts))
-        return {name: _joined([part["found"][name] for part in parts]) for name in parts[0]["found"]}
-
-
-def _rows(value: Any, index: int) -> Any:
-    """One fact's row of a tensor, or of each in a list."""
-    return [_rows(each, index) for each in value] if isinstance(value, list) else value[index : index + 1].clone()
-
-
-def _joined(values: list[Any]) -> Any:
-    import torch
-
-    if isinstance(values[0], list):
-        return [torch.cat(each) for each in zip(*values, strict=True)]
-    return torch.cat(values)
 
 
 def row(label: str, size: int, facts: str) -> list[dict[str, Any]]:
@@ -158,16 +105,12 @@ def solve(
     sites, default = getattr(config.plan(), "moment_sites", []), SessionOptions()
     statistics = take_statistics(model, sites, None, default.corpus, MAX_TOKENS, None)
     moments = time.process_time() - clock
-    fingerprint = model.fingerprint()
 
     def solved(chosen: Any, group: list[Any]) -> tuple[Any, float]:
-        # A method that goes fact by fact searches on the model as the facts before left it: nothing to share.
-        journal = Journal() if getattr(chosen.plan(), "one_by_one", False) else KeptTargets(fingerprint)
-        clock = time.process_time()
+        journal, clock = SharedTargets(KEPT), time.process_time()
         edit = kt.edit(model, group, chosen, statistics=statistics, journal=journal)
-        kept = journal if isinstance(journal, KeptTargets) else None
-        peaks.append(max(peak_mib(), kept.kept_peak if kept else 0.0))
-        return edit, time.process_time() - clock + (kept.kept_seconds if kept else 0.0)
+        peaks.append(peak_mib())
+        return edit, time.process_time() - clock + journal.seconds
 
     peaks: list[float] = []
     if factor is not None:

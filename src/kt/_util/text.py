@@ -46,6 +46,11 @@ def words(given: str | Iterable[str]) -> list[str]:
     return [part.strip() for part in given.split(",")] if isinstance(given, str) else [str(name) for name in given]
 
 
+def slug(name: str) -> str:
+    """A name as that of a folder: letters, digits and `+.=_-`."""
+    return re.sub(r"[^\w+.=-]+", "-", name).strip("-.")
+
+
 def visible_lines(text: str) -> str:
     """The same with its line breaks kept."""
     return "\n".join(map(visible, text.split("\n")))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._util.files import atomic_write
+from .._util.text import words
 from . import parse
 from .command import BadOption
 from .options import FigureOptions, Opt, RunOptions
@@ -36,6 +37,9 @@ class RecipeOptions(FigureOptions, RunOptions):
         Path | None, Opt("--statistics", help="A safetensors file of key second moments by module name.")
     ] = None
     corpus: Annotated[str | None, Opt("--corpus", help="Text for the key moments [default: the recipe's].")] = None
+    only: Annotated[str | None, Opt("--only", metavar="METHOD,...", help="Of a table of methods these rows alone.")] = (
+        None
+    )
     sets: Annotated[Path | None, Opt("--sets", help="A JSON file of word sets in place of the recipe's.")] = None
     resume: Annotated[
         Path | None, Opt("--resume", metavar="DIR", help="Go on with an interrupted run; repeat its options.")
@@ -119,8 +123,11 @@ def checked(recipe: PaperRecipe, options: RecipeOptions) -> dict[str, Any]:
     """The options that only some kinds of recipes take, refused now where this one does not."""
     from ..recipes.base import refuse_untaken
 
-    taken = {"corpus": options.corpus, "statistics": options.statistics, "sets": options.sets}
+    only = None if options.only is None else words(options.only)
+    taken = {"corpus": options.corpus, "statistics": options.statistics, "sets": options.sets, "only": only}
     refuse_untaken(recipe, resume=options.resume, **taken)
+    if only is not None:
+        recipe.named(only)  # type: ignore[attr-defined]  # refused now where there is no such row
     return {**taken, "resume": options.resume is not None}
 
 

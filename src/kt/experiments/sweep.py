@@ -81,19 +81,11 @@ def sweep(
     refuse_contradictions(requests)
     _check(points, requests, seeds)
     ways = _ways(protocols, generate)
-    settings = {
+    settings = identity_of(model, requests, seeds, statistics, corpus, max_tokens) | {
         "kind": kind,
-        "model": model.fingerprint(),
-        **of_a_run(model),
-        "versions": versions(),
-        "facts": facts_digest(requests),
         "points": list(points),
-        "seeds": list(seeds),
         "protocols": ways,
         "heldout": heldout_corpus(heldout, model.name).identity if "ppl" in ways else None,
-        "corpus": corpus_for(corpus, model.name),
-        "max_tokens": tokens_for(corpus_for(corpus, model.name), max_tokens),
-        "statistics": None if statistics is None else str(getattr(statistics, "files", statistics)),
     }
     if any(config_of(model, point.options).follows_keys for point in points):
         settings["ridges"] = "auto"  # so that points of a kt with fixed ones are not gone on with
@@ -118,6 +110,28 @@ def sweep(
         "protocol": _protocol(model, requests, before, arguments),
     }
     return Sweep(plain(about), tuple(rows), plain(before.as_dict()["metrics"]), balance)
+
+
+def identity_of(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    seeds: Sequence[int],
+    statistics: Statistics | str | Path | None,
+    corpus: str,
+    max_tokens: int | None,
+) -> dict[str, Any]:
+    """What the kept points of a model rest on; points of something else are not gone on with."""
+    text = corpus_for(corpus, model.name)
+    return {
+        "model": model.fingerprint(),
+        **of_a_run(model),
+        "versions": versions(),
+        "facts": facts_digest(facts),
+        "seeds": list(seeds),
+        "corpus": text,
+        "max_tokens": tokens_for(text, max_tokens),
+        "statistics": None if statistics is None else str(getattr(statistics, "files", statistics)),
+    }
 
 
 def _ways(protocols: Sequence[str] | None, generate: bool) -> list[str]:

@@ -22,6 +22,7 @@ from ..editing.plan import Plan
 from ..editing.resolve import configure, needs_evidence, resolve, take_statistics
 from ..editing.session import edit
 from ..facts.fact import Fact
+from ..runs.journal import Journal
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -43,6 +44,7 @@ class Solver:
     Args:
         settings: the options of every point to come.
         statistics, corpus, max_tokens: second moments, as in `kt.edit`.
+        journal: keeps phases that several settings share (`SharedTargets`).
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class Solver:
         statistics: Statistics | str | Path | None = None,
         corpus: str = "auto",
         max_tokens: int | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        self.model, self.corpus, self.max_tokens = model, corpus, max_tokens
+        self.model, self.corpus, self.max_tokens, self.journal = model, corpus, max_tokens, journal
         self._plans = {to_json(options): self._plan(options) for options in settings}
         plans = [plan for plan in self._plans.values() if plan is not None]
         self._sites = sorted({site for plan in plans for site in plan.moment_sites})
@@ -80,7 +83,12 @@ class Solver:
         return parts.popitem()[1] if len(parts) == 1 else combined(parts["mlp"], parts["attn"], float(alpha))
 
     def _solve(self, facts: Sequence[Fact], options: Mapping[str, Any], seed: int, progress: Progress | None) -> Edit:
-        shared: dict[str, Any] = {
+        shared = self.arguments(options, seed, progress) | {"journal": self.journal}
+        return edit(self.model, facts, **(shared | dict(options)))
+
+    def arguments(self, options: Mapping[str, Any], seed: int, progress: Progress | None) -> dict[str, Any]:
+        """The arguments of `kt.edit` that all settings share."""
+        return {
             "context_templates": self._templates(options, seed),
             "statistics": self._moments(progress),
             "corpus": self.corpus,
@@ -89,13 +97,13 @@ class Solver:
             "progress": progress,
             "check": False,  # a sweep measures bad settings on purpose
         }
-        return edit(self.model, facts, **(shared | dict(options)))
 
     def _plan(self, options: Mapping[str, Any]) -> Plan | None:
         """The plan of an edit with these options; None if it depends on a trace or a probe still to come."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solve itself says it once more
             config = config_of(self.model, options)
+            config.require(self.model)
             return None if needs_evidence(config) else resolve(config, self.model, [])[0].plan()
 
     def _moments(self, progress: Progress | None) -> Statistics | str | Path | None:

@@ -102,30 +102,19 @@ def _model_rows(
 ) -> list[Row]:
     """The unedited model's row, then one a method; finished ones are read from the folder."""
     from ..experiments import Point
+    from ..experiments.sweep import identity_of
     from ..experiments.sweep_result import Kept
     from ..experiments.sweep_solving import Solver
-    from ..facts.corpus import corpus_for
-    from ..facts.fact import facts_digest
-    from ..model.identity import of_a_run
-    from ..runs.provenance import versions
 
     lines = [line for line in recipe.rows if line.method or line.unedited]
     options = [recipe.options_of(line, how.smoke) if line.method else {} for line in lines]
     points = [Point(LABEL, 0.0, o, line.label, None) for line, o in zip(lines, options, strict=True)]
     corpus, seed = how.corpus or recipe.corpus, recipe.seeds[0]
-    settings = {
+    settings = identity_of(model, facts, recipe.seeds, how.statistics, corpus, recipe.max_tokens) | {
         "kind": recipe.kind,
-        "model": model.fingerprint(),
-        **of_a_run(model),
-        "versions": versions(),
-        "facts": facts_digest(facts),
         "points": points,
-        "seeds": list(recipe.seeds),
         "tasks": list(recipe.tasks),
         "limit": recipe.limit,
-        "corpus": corpus_for(corpus, model.name),
-        "max_tokens": recipe.max_tokens,
-        "statistics": None if how.statistics is None else str(how.statistics),
     }
     kept = Kept(how.place(label), settings, how.goes_on(label))
     solver = Solver(model, [o for o in options if o], how.statistics, corpus, recipe.max_tokens)

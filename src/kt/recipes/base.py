@@ -86,6 +86,7 @@ class How:
     corpus: str | None = None
     statistics: str | Path | None = None
     sets: str | Path | None = None
+    only: Sequence[str] | None = None
     stage: Stage = lambda what: nullcontext()
 
     def shown(self, label: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ def run_recipe(
     corpus: str | None = None,
     statistics: str | Path | None = None,
     sets: str | Path | None = None,
+    only: Sequence[str] | None = None,
     stage: Stage | None = None,
 ) -> RecipeRun:
     """The paper's table or figure, ours beside what the paper has.
@@ -43,6 +44,7 @@ def run_recipe(
         folder, resume: as in `sweep`, one folder a model inside; kinds `edits` and `abilities` only.
         corpus, statistics: second moments, in place of the recipe's corpus; kinds that edit only.
         sets: a file of word sets in place of the recipe's; kind `probe` only.
+        only: of the rows those of these names; kind `methods` only.
         batch_size: rows a batch, or `auto`.
         stage: opens a stage by name and gives the callback for its progress.
 
@@ -53,7 +55,7 @@ def run_recipe(
         BadFile: the recipe's data has to be fetched by hand.
         KtError: an argument that this kind of recipe does not take, too few facts, or what the kind's own work raises.
     """
-    refuse_untaken(recipe, resume=resume, corpus=corpus, statistics=statistics, sets=sets)
+    refuse_untaken(recipe, resume=resume, corpus=corpus, statistics=statistics, sets=sets, only=only)
     shipped = recipe.smoked().models if smoke else recipe.models
     how = How(
         load=load,
@@ -66,6 +68,7 @@ def run_recipe(
         corpus=corpus,
         statistics=statistics,
         sets=sets,
+        only=only,
         stage=stage or (lambda what: nullcontext()),
     )
     return KINDS[recipe.kind].run(recipe, how)

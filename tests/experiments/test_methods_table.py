@@ -1,0 +1,138 @@
+"""`kt run methods`: methods at the same numbers of edits, shared searches, failures, and rows that are kept."""
+
+import json
+
+import pytest
+import torch
+
+import kt
+from kt.cli.app import main
+from kt.editing.methods import METHODS
+from kt.errors import BadFile, KtError
+from kt.experiments.methods_table import SHOWN, Place, methods_table, told_apart
+from kt.recipes import read_recipe
+from kt.stats import Interval
+
+FAST = {"v_num_grad_steps": 3, "layers": (1, 2), "clamp_norm_factor": 1.0}
+ROW = '[[rows]]\nlabel = "{}"\nmethod = "ft"\n'
+PLACES = [Place("single", 1), Place("batch", 3), Place("steps", 4)]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    torch.set_num_threads(1)
+    return kt.load("demo")
+
+
+@pytest.fixture(scope="module")
+def facts():
+    from kt.demo.loop import spread
+    from kt.experiments import distinct
+
+    return spread(distinct([fact for fact in kt.load_facts("demo") if fact.neighbours]), 4)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """The settings of a small table: little text, few tokens."""
+    text = tmp_path_factory.mktemp("text") / "held.txt"
+    text.write_text("The capital of France is Paris.\nThe sea is wide.\n", encoding="utf-8")
+    return {"heldout": text, "max_tokens": 2_000, "fluency": 0}
+
+
+@pytest.fixture(scope="module")
+def found(demo, facts, few):
+    methods = {"memit": {"method": "memit", **FAST}, "emmet": {"method": "emmet", **FAST}, "scr": {"method": "scr"}}
+    return methods_table(demo, facts, methods, PLACES, against=("memit",), singles=2, step=2, **few | {"fluency": 1})
+
+
+def test_a_row_is_what_kt_edit_and_kt_evaluate_give(demo, facts, found):
+    row = next(r for r in found.rows if (r.series, r.label) == ("memit", "3"))
+    edit = kt.edit(demo, facts[:3], "memit", max_tokens=2_000, check=False, **FAST)
+    before = kt.evaluate(demo, facts[:3], generate=False)
+    with edit.applied(demo, force=True):
+        after = kt.evaluate(demo, facts[:3], before, generate=False)
+    assert row.values[SHOWN["success"]] == after.values[SHOWN["success"]]
+    assert row.values[SHOWN["locality"]] == after.values[SHOWN["locality"]]
+
+
+def test_every_method_has_a_row_at_every_place_and_the_model_is_as_before(demo, found):
+    assert [(r.series, r.label) for r in found.rows] == [
+        (name, place) for place in ("1", "3", "4 in steps") for name in ("memit", "emmet", "scr")
+    ]
+    assert demo.fingerprint() == kt.load("demo").fingerprint()
+    assert [row.metrics[SHOWN["success"]]["n"] for row in found.rows] == [2, 2, 2, 3, 3, 3, 4, 4, 4]
+
+
+def test_values_that_two_methods_search_for_alike_are_searched_once_and_counted_in_both(demo, facts, few, monkeypatch):
+    from kt.editing.closed_form import targets
+
+    searched = []
+    whole = targets._find_batch
+    monkeypatch.setattr(targets, "_find_batch", lambda *a: searched.append(len(a[1])) or whole(*a))
+    both = {name: {"method": name, **FAST} for name in ("memit", "emmet")}
+    two = methods_table(demo, facts[:3], both, [Place("batch", 3)], **few)
+    assert sum(searched) == 3
+    alone = methods_table(demo, facts[:3], {"emmet": both["emmet"]}, [Place("batch", 3)], **few)
+    assert sum(searched) == 6
+    assert two.rows[1].values == alone.rows[0].values
+    assert two.rows[1].seconds["solve"] > 0.5 * two.rows[0].seconds["solve"]
+
+
+def test_a_method_that_cannot_be_run_says_why_and_the_others_run(demo, facts, few):
+    methods = {"mend": {"method": "mend"}, "scr": {"method": "scr"}}
+    got = methods_table(demo, facts[:2], methods, [Place("batch", 2)], **few)
+    assert [bool(row.metrics) for row in got.rows] == [False, True]
+    assert "editor" in got.tables()[-1].rows[0][2]
+
+
+def test_differences_are_paired_and_a_tie_is_called_one(found):
+    row = next(r for r in found.rows if (r.series, r.label) == ("scr", "3"))
+    gap = found.difference(row, "memit")["success"]
+    memit = next(r for r in found.rows if (r.series, r.label) == ("memit", "3"))
+    mean = lambda r: r.metrics[SHOWN["success"]]["mean"]  # noqa: E731
+    assert gap.mean == pytest.approx(mean(row) - mean(memit))
+    same = found.difference(memit, "memit")["success"]
+    assert (same.mean, same.ci95) == (0.0, (0.0, 0.0))
+    assert told_apart(same) == "= +0.000 [+0.000, +0.000]"
+    assert told_apart(Interval(0.2, 0.1, 0.3, 5)) == "+0.200 [+0.100, +0.300]"
+    assert told_apart(Interval(0.2, -0.1, 0.3, 5)) == "= +0.200 [-0.100, +0.300]"
+
+
+def test_more_methods_are_added_to_a_run_and_kept_rows_are_not_measured_again(tmp_path, capsys):
+    run = ["run", "methods", "--smoke", "--quiet", "--no-progress"]
+    main([*run, "--only", "scr", "-o", str(tmp_path / "a")])
+    first = json.loads((tmp_path / "a/results.json").read_text())["models"]["smollm2"]["rows"]
+    main([*run, "--only", "ice", "--resume", str(tmp_path / "a")])
+    both = json.loads((tmp_path / "a/results.json").read_text())["models"]["smollm2"]["rows"]
+    assert {row["series"] for row in both} == {"scr", "ice"}
+    assert [row for row in both if row["series"] == "scr"] == first
+
+
+def test_the_recipe_has_every_method_and_wrong_ones_are_one_line(tmp_path):
+    recipe = read_recipe("methods")
+    assert [line.label for line in recipe.rows] == list(METHODS)
+    with pytest.raises(KtError, match="memit"):
+        recipe.named(["memti"])
+    path = tmp_path / "own.toml"
+    text = (
+        'kind = "methods"\nsummary = ""\npaper = ""\nplace = ""\nagainst = ["memti"]\n[data]\nfacts = "demo"\n'
+        'edits = 5\n[places]\nbatches = [5]\n[models]\ndemo = "demo"\n'
+    )
+    for old, new, words in [
+        ('"memti"', '"memti"', "memti"),
+        ('["memti"]\n[data]', "[]\n[data]\nseeds = [1, 2]", "one seed"),
+        (
+            '["memti"]\n',
+            "[]\n[[rows]]\nlabel = 'a b'\nmethod = 'ft'\n[[rows]]\nlabel = 'a/b'\nmethod = 'ft'\n",
+            "label",
+        ),
+        ('["memti"]', "[]", None),
+        ("batches = [5]", "batches = [9]", "data.edits = 5"),
+    ]:
+        path.write_text(text.replace(old, new) if "memti" in old else text.replace('"memti"', "").replace(old, new))
+        if words is None:
+            assert read_recipe(path).limited(2).batches == (2,)
+            continue
+        with pytest.raises(BadFile, match=words):
+            read_recipe(path)
