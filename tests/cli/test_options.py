@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -123,6 +124,34 @@ def test_help_and_version_are_exit_code_0(kt):
     assert "apply-edit" in kt("--help").out
     assert kt("-h").code == kt("heatmap", "-h").code == 0
     assert kt("--version").out.startswith("kt 0.")
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_shows_examples_that_can_be_typed_then_each_option_once_by_subject(kt, name):
+    command = commands.typer.main.get_command(commands.app).get_command(None, name)
+    assert command.examples
+    for example in command.examples:
+        words = shlex.split(example)
+        assert words[:2] == ["kt", name]
+        context = command.make_context(name, words[2:])  # raises where an option or a value is none of the command's
+        assert set(context.params) >= {"json", "quiet"}
+    text = kt(name, "--help").out
+    assert all(example in text for example in command.examples)
+    flags = [p.opts[0] for p in command.params if p.param_type_name == "option"]
+    shown = [line for line in text.splitlines() if line.startswith("  -")]
+    assert len(shown) == len(flags) + 1  # --help
+    heads = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert heads[0].startswith("Example") and heads[-1] == "All commands:"
+    assert len(set(heads)) == len(heads)
+
+
+def test_the_most_used_options_are_those_of_the_command():
+    group = commands.typer.main.get_command(commands.app)
+    most = {
+        n: [o for o, h in group.get_command(None, n).headings.items() if h == "Most used"] for n in commands.COMMANDS
+    }
+    assert most["apply-edit"][:3] == ["model", "facts", "limit"]
+    assert max(map(len, most.values())) <= 10
 
 
 def test_every_name_in_the_table_of_commands_exists():

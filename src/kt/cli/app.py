@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -28,31 +28,131 @@ EPILOG = (
     "Exit code: 0 done, 1 the work failed, 2 the input was wrong."
 )
 
+
+class About(NamedTuple):
+    """A command: where its function is, what it does in a line, and examples of its use."""
+
+    function: str
+    line: str
+    examples: tuple[str, ...]
+
+
 COMMANDS = {
-    "demo": ("demo:demo", "The whole loop on the embedded model, with one HTML report."),
-    "heatmap": ("heatmap:heatmap", "Causal tracing: which layer and token bring the answer back."),
-    "alpha": ("heatmap:alpha", "The balance factor between attention and MLP, and layers to edit."),
-    "layers": ("layers:layers", "Which layers to edit: a trace, then edits in windows of layers; a preset file."),
-    "probe": ("probe:probe", "The old and the new answer through the layers; with --edit, before and after."),
-    "cov": ("cov:cov", "Take the second moments of the keys over a corpus."),
-    "cache": ("cache:cache", "What is kept of earlier runs, with sizes; rm removes it."),
-    "train-editor": ("train_editor:train_editor", "Train an editor that learns (MALMEN, MEND) for a model."),
-    "apply-edit": ("apply_edit:apply_edit", "Solve an edit for all requests and write it as a file."),
-    "eval": ("eval:evaluate", "Score a model, or a model with an edit, on a facts file."),
-    "abilities": ("abilities:abilities", "General abilities through lm-eval, before and after an edit."),
-    "case": ("case:case", "One record under several edits, side by side."),
-    "sweep": ("sweep:sweep", "One edit a setting: alpha, layers, edits, clamp, modules; with figures; resumable."),
-    "edits": ("edits:edits", "List edit files, show one, compare two, or stack several."),
-    "export": ("export:export", "An edit as a merged Hugging Face folder or as a PEFT adapter."),
-    "revert": ("export:revert", "Take an edit out of a merged folder, or prove that it is out."),
-    "run": ("run:run", "A table or figure of the papers by one command, beside the papers' own figures."),
-    "explore": ("report:explore", "The facts of runs on one page: maps, answers by layer, texts before and after."),
-    "report": ("report:report", "One HTML page from run folders: verdict, explorer, every result."),
-    "presets": ("presets:presets", "List the presets, or explain one: every value with symbol and source."),
-    "ls": ("app:ls", "List models, methods, presets or datasets."),
-    "env": ("app:env", "Show the versions and devices that a result can depend on."),
+    "demo": About("demo:demo", "The whole loop on the embedded model, with one HTML report.", ("kt demo",)),
+    "heatmap": About(
+        "heatmap:heatmap",
+        "Causal tracing: which layer and token bring the answer back.",
+        ("kt heatmap -m MODEL -f facts.jsonl --limit 20 --png map.png",),
+    ),
+    "alpha": About(
+        "heatmap:alpha",
+        "The balance factor between attention and MLP, and layers to edit.",
+        ("kt alpha -m MODEL -f lre --limit 50",),
+    ),
+    "layers": About(
+        "layers:layers",
+        "Which layers to edit: a trace, then edits in windows of layers; a preset file.",
+        ("kt layers -m MODEL -f facts.jsonl --method memit --preset-to mine.toml",),
+    ),
+    "probe": About(
+        "probe:probe",
+        "The old and the new answer through the layers; with --edit, before and after.",
+        ('kt probe -m MODEL --prompt "The capital of {} is" --subject France --answer Paris --foil Rome',),
+    ),
+    "cov": About(
+        "cov:cov",
+        "Take the second moments of the keys over a corpus.",
+        ("kt cov -m MODEL --corpus text.txt --layers-mlp 4-8",),
+    ),
+    "cache": About(
+        "cache:cache",
+        "What is kept of earlier runs, with sizes; rm removes it.",
+        (
+            "kt cache ls",
+            "kt cache rm --older-than 30d",
+        ),
+    ),
+    "train-editor": About(
+        "train_editor:train_editor",
+        "Train an editor that learns (MALMEN, MEND) for a model.",
+        ("kt train-editor -m MODEL -f facts.jsonl --method malmen -o editor",),
+    ),
+    "apply-edit": About(
+        "apply_edit:apply_edit",
+        "Solve an edit for all requests and write it as a file.",
+        (
+            "kt apply-edit -m MODEL -f facts.jsonl --method memit --evaluate end -o memit",
+            'kt apply-edit -m MODEL --prompt "The capital of {} is" --subject France --answer Paris --target Rome',
+        ),
+    ),
+    "eval": About(
+        "eval:evaluate",
+        "Score a model, or a model with an edit, on a facts file.",
+        ("kt eval -m MODEL -f facts.jsonl --edit memit/edit.safetensors",),
+    ),
+    "abilities": About(
+        "abilities:abilities",
+        "General abilities through lm-eval, before and after an edit.",
+        ("kt abilities -m MODEL --tasks gsm8k --limit 50 --edit memit/edit.safetensors",),
+    ),
+    "case": About(
+        "case:case",
+        "One record under several edits, side by side.",
+        ("kt case --edits memit=memit/edit.safetensors,ft=ft/edit.safetensors -m MODEL -f facts.jsonl",),
+    ),
+    "sweep": About(
+        "sweep:sweep",
+        "One edit a setting: alpha, layers, edits, clamp, modules; with figures; resumable.",
+        (
+            "kt sweep alpha -m MODEL -f facts.jsonl --grid 0:1:0.1",
+            "kt sweep edits -m MODEL -f facts.jsonl --method memit,jeep",
+        ),
+    ),
+    "edits": About(
+        "edits:edits",
+        "List edit files, show one, compare two, or stack several.",
+        (
+            "kt edits show memit/edit.safetensors",
+            "kt edits stack memit/edit.safetensors ft/edit.safetensors --to both.json -m MODEL",
+        ),
+    ),
+    "export": About(
+        "export:export",
+        "An edit as a merged Hugging Face folder or as a PEFT adapter.",
+        ("kt export memit/edit.safetensors -m MODEL --to merged",),
+    ),
+    "revert": About(
+        "export:revert",
+        "Take an edit out of a merged folder, or prove that it is out.",
+        ("kt revert merged --to base-again",),
+    ),
+    "run": About(
+        "run:run",
+        "A table or figure of the papers by one command, beside the papers' own figures.",
+        (
+            "kt run ls",
+            "kt run methods --only memit,ft -f facts.jsonl",
+        ),
+    ),
+    "explore": About(
+        "report:explore",
+        "The facts of runs on one page: maps, answers by layer, texts before and after.",
+        ("kt explore runs/trace runs/edit -o facts.html",),
+    ),
+    "report": About(
+        "report:report",
+        "One HTML page from run folders: verdict, explorer, every result.",
+        ("kt report runs/trace runs/edit -o report.html",),
+    ),
+    "presets": About(
+        "presets:presets",
+        "List the presets, or explain one: every value with symbol and source.",
+        ("kt presets show qwen2.5-7b --method memit",),
+    ),
+    "ls": About("app:ls", "List models, methods, presets or datasets.", ("kt ls methods",)),
+    "env": About("app:env", "Show the versions and devices that a result can depend on.", ("kt env --json -",)),
 }
-"""Name, where its function is, and what it does in a line: a command's module is imported when it runs."""
+"""By name; a command's module is imported when it runs."""
 
 
 class Commands(TyperGroup):
@@ -70,13 +170,14 @@ class Commands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        about = COMMANDS[cmd_name]
+        module, _, function = about.function.partition(":")
         room = importlib.import_module(f".{module}", __package__)
-        return as_click(cmd_name, getattr(room, function))
+        return as_click(cmd_name, getattr(room, function), about.examples)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+            formatter.write_dl([(name, about.line) for name, about in COMMANDS.items()])
 
 
 app = typer.Typer(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, ModelOptions):
+    first = ("alpha", "mode", "evaluate", "merge_to")
+
     edits: Annotated[str | None, Opt("--edits", help="The edit requests; the same as --facts.")] = None
     method: Annotated[str, Opt("--method", help="An editing method; kt ls methods lists them.")] = "intattn"
     alpha: Annotated[

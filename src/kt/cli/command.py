@@ -15,15 +15,44 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from .._util.data import read_table
 from ..errors import KtError, warn_user
 
+MOST_USED = "Most used"
+FIRST = ("model", "facts", "limit", "method", "layers_mlp", "out")
+"""Options that most uses of a command need, where it has them; each options class may name more (`first`)."""
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 Opts = TypeVar("Opts", bound="Options")
+
+
+class Command(TyperCommand):
+    """A command whose help shows examples first, then the options that most users need, then the others by subject."""
+
+    examples: tuple[str, ...] = ()
+    headings: Mapping[str, str] = {}
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        super().format_help_text(ctx, formatter)
+        with formatter.section("Example" if len(self.examples) == 1 else "Examples"):
+            for example in self.examples:
+                formatter.write(f"{' ' * formatter.current_indent}{example}\n")  # whole, so that it can be copied
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[Any]] = {}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                argument = param.param_type_name == "argument"
+                heading = "Arguments" if argument else self.headings.get(param.name, "All commands")
+                groups.setdefault(heading, []).append(record)
+        order = ("Arguments", MOST_USED, "Options")
+        for heading in sorted(groups, key=lambda each: order.index(each) if each in order else len(order)):
+            with formatter.section(heading):
+                formatter.write_dl(groups[heading])
 
 
 class BadOption(KtError):
@@ -41,6 +70,11 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
 class Options:
     """Options of every command: where their values come from, and how much it prints."""
 
+    heading: ClassVar[str] = "All commands"
+    """Over the options of this class in the help."""
+    first: ClassVar[tuple[str, ...]] = ()
+    """Its options that stand among the most used ones."""
+
     config: Annotated[
         Path | None,
         typer.Option("--config", is_eager=True, callback=read_config, help="TOML file with values for any flag."),
@@ -54,8 +88,8 @@ class Options:
     argv: tuple[str, ...] = ()
 
 
-def as_click(name: str, function: Callable[[Opts], None]) -> Any:
-    """A function of one Options dataclass as a command; its docstring is the help."""
+def as_click(name: str, function: Callable[[Opts], None], examples: tuple[str, ...] = ()) -> Any:
+    """A function of one Options dataclass as a command; its docstring is the help, and `examples` stand below it."""
     (parameter,) = inspect.signature(function, eval_str=True).parameters.values()
     options_class = parameter.annotation
 
@@ -70,8 +104,19 @@ def as_click(name: str, function: Callable[[Opts], None]) -> Any:
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = function.__doc__
     alone = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-    alone.command(name, context_settings=HELP_NAMES)(run)
-    return typer.main.get_command(alone)
+    alone.command(name, cls=Command, context_settings=HELP_NAMES)(run)
+    command: Any = typer.main.get_command(alone)
+    command.examples, command.headings = examples, headings(options_class)
+    return command
+
+
+def headings(options_class: type[Options]) -> dict[str, str]:
+    """The heading of each option: that of the class that it is written in, or that of the most used ones."""
+    found: dict[str, str] = {}
+    for base in reversed(options_class.__mro__):
+        found |= {name: vars(base).get("heading", "Options") for name in vars(base).get("__annotations__", {})}
+    most = {*FIRST, *options_class.first}
+    return {name: MOST_USED if name in most else heading for name, heading in found.items()}
 
 
 def option_parameters(options_class: type[Options]) -> list[inspect.Parameter]:

@@ -14,6 +14,8 @@ from .session import session
 
 @dataclass(frozen=True)
 class CovOptions(RunOptions, ModelOptions):
+    first = ("corpus", "layers_attn", "max_tokens")
+
     corpus: Annotated[str, option_of(SolveOptions, "corpus")] = SolveOptions.corpus
     layers_mlp: Annotated[str | None, Opt("--layers-mlp", help="Layers of down_proj: 4-8, none [default: all].")] = None
     layers_attn: Annotated[str | None, Opt("--layers-attn", help="Layers of W_o: 2-4, none [default: all].")] = None

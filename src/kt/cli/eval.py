@@ -26,6 +26,8 @@ VERDICTS = "judge.jsonl"
 
 @dataclass(frozen=True)
 class EvalOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
+    first = ("edit", "protocol")
+
     edit: Annotated[Path | None, Opt("--edit", help="Score the model with this edit (of kt apply-edit) in it.")] = None
     protocol: Annotated[
         str,

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, ModelOptions):
+    first = ("kind", "png")
+
     kind: Annotated[
         str, Opt("--kind", help="Any of mlp, attn, hidden; hidden-no-mlp, hidden-no-attn sever a module.")
     ] = "mlp,attn,hidden"

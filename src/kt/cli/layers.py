@@ -16,8 +16,16 @@ from .session import session
 
 @dataclass(frozen=True)
 class LayersOptions(FigureOptions, RunOptions, FactOptions, ModelOptions):
+    first = ("preset_to", "edits")
+
     facts: Annotated[
-        str, Opt("--facts", "-f", help="Facts, of which those that the model knows are taken [default: lre].")
+        str,
+        Opt(
+            "--facts",
+            "-f",
+            help="Facts, of which those that the model knows are taken [default: lre].",
+            show_default=False,
+        ),
     ] = "default"
     method: Annotated[str, Opt("--method", help="The editing method whose layers these are.")] = "memit"
     trace: Annotated[int, Opt("--trace", min=2, help="Facts that are traced.")] = 50

@@ -15,6 +15,8 @@ Opt = typer.Option
 
 @dataclass(frozen=True)
 class ModelOptions(Options):
+    heading = "Model"
+
     model: Annotated[str, Opt("--model", "-m", help="demo, a local folder, or a Hub id (repo@revision).")] = "demo"
     dtype: Annotated[str, Opt("--dtype", help="auto, float32/fp32, bfloat16/bf16, float16/fp16.")] = "auto"
     device: Annotated[str, Opt("--device", help="auto, cpu, cuda:0, mps.")] = "auto"
@@ -65,6 +67,8 @@ def refuse_remote(options: ModelOptions) -> None:
 class ForceOptions(Options):
     """Options of the commands that write an edit from a file into the model."""
 
+    heading = "Model"
+
     force: Annotated[
         bool, Opt("--force", help="Write an edit also into other weights than it was solved for; says what differs.")
     ] = False
@@ -72,6 +76,8 @@ class ForceOptions(Options):
 
 @dataclass(frozen=True)
 class FactOptions(Options):
+    heading = "Facts"
+
     facts: Annotated[
         str,
         Opt("--facts", "-f", help="demo, lre (real facts), a JSON, JSONL or CSV file or folder, or hf:repo[:file]."),
@@ -102,6 +108,8 @@ class FactOptions(Options):
 
 @dataclass(frozen=True)
 class RunOptions(Options):
+    heading = "Run"
+
     batch_size: Annotated[str, Opt("--batch-size", "-b", help="auto or a number; results do not depend on it.")] = (
         "auto"
     )
@@ -116,6 +124,8 @@ class RunOptions(Options):
 
 @dataclass(frozen=True)
 class LongRunOptions(RunOptions):
+    heading = "Run"
+
     resume: Annotated[
         Path | None, Opt("--resume", metavar="DIR", help="Go on with an interrupted run; repeat its options.")
     ] = None
@@ -123,6 +133,8 @@ class LongRunOptions(RunOptions):
 
 @dataclass(frozen=True)
 class FigureOptions(Options):
+    heading = "Figure"
+
     html: Annotated[Path | None, Opt("--html", help="Write the figure as one self-contained HTML file.")] = None
     png: Annotated[Path | None, Opt("--png", help="Write the figure as PNG (needs Chromium).")] = None
     svg: Annotated[Path | None, Opt("--svg", help="Write the figure as SVG (needs Chromium).")] = None
@@ -130,6 +142,8 @@ class FigureOptions(Options):
 
 @dataclass(frozen=True)
 class TraceOptions(Options):
+    heading = "Trace"
+
     noise: Annotated[str, Opt("--noise", help="Noise in standard deviations of the embeddings.")] = "3s"
     corrupt: Annotated[str, Opt("--corrupt", help="noise, or swap: the subject for another of its length.")] = "noise"
     samples: Annotated[int, Opt("--samples", min=1, help="Noise draws per fact.")] = 10
@@ -140,6 +154,8 @@ class TraceOptions(Options):
 @dataclass(frozen=True)
 class SolveOptions(Options):
     """Options that decide an edit, beside its method and α."""
+
+    heading = "Settings of the edit"
 
     preset: Annotated[
         str | None, Opt("--preset", help="Hyper-parameters by name (kt ls presets lists them), or a TOML file.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,4 +106,4 @@ def as_json(preset: Preset, values: list[Value], options: PresetOptions) -> dict
 
 def _common(options: Options) -> dict[str, Any]:
     """The values of the options that every command has."""
-    return {name: getattr(options, name) for name in Options.__dataclass_fields__}
+    return {spec.name: getattr(options, spec.name) for spec in fields(Options)}

@@ -17,6 +17,8 @@ STATISTICS = ("mean", "median")
 
 @dataclass(frozen=True)
 class ProbeOptions(RunOptions, FigureOptions, ForceOptions, FactOptions, ModelOptions):
+    first = ("edit", "prompt", "subject", "answer", "foil")
+
     edit: Annotated[
         Path | None,
         Opt("--edit", help="An edit (of kt apply-edit): probe before and after, and score what is left."),

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RecipeOptions(FigureOptions, RunOptions):
+    first = ("smoke", "only", "resume")
+
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name (ls lists them), or a TOML file.")] = "ls"
     smoke: Annotated[
         bool, Opt("--smoke", help="The demo model and demo facts, few steps: that it runs, not the paper's figures.")

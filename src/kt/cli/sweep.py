@@ -34,6 +34,8 @@ NUMBER = r"\d*\.?\d+"
 
 @dataclass(frozen=True)
 class SweepOptions(FigureOptions, RunOptions, SolveOptions, FactOptions, ModelOptions):
+    first = ("grid", "requests")
+
     method: Annotated[
         str | None,
         Opt("--method", help="An editing method, for edits several: memit,pmet,jeep [default: intattn; clamp: jeep]."),
