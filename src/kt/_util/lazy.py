@@ -17,6 +17,7 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
 
     Returns:
         The two functions, to be assigned at the package's top level. A name is kept in the package once it is loaded.
+        `dir` shows the public names, the modules of the package that are loaded, and Python's own names.
     """
 
     def load(name: str) -> Any:
@@ -27,6 +28,8 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *homes})
+        held = vars(sys.modules[package])
+        own = {name for name, value in held.items() if getattr(value, "__name__", "").startswith(f"{package}.")}
+        return sorted({*own, *homes, *(name for name in held if name.startswith("__"))})
 
     return load, names

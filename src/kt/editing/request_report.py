@@ -20,3 +20,7 @@ class RequestReport:
     answer_rank: tuple[int, int] | None
     control_prob: float | None = None
     """The target's probability under the edit's control (a joint edit's MLP part alone)."""
+
+    def __repr__(self) -> str:
+        prob, rank = (" -> ".join(f"{value:.3g}" for value in pair) for pair in (self.target_prob, self.target_rank))
+        return f"RequestReport({self.prompt!r} {self.target!r}: probability {prob}, rank {rank})"

@@ -168,6 +168,9 @@ class Verdict:
             parts.append("perplexity " + " -> ".join(map(_shown, self.perplexity)))
         return "; ".join(parts)
 
+    def __repr__(self) -> str:
+        return f"Verdict({self.text})"
+
     def __str__(self) -> str:
         return self.text
 

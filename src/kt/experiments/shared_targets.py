@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..facts.fact import facts_digest
 from ..runs.journal import Journal
 
 
@@ -59,7 +60,9 @@ class SharedTargets(Journal):
         objective: Any,
     ) -> dict[str, Any]:
         about = repr((model.fingerprint(), [str(aim) for aim in aims], contexts, objective))
-        names = [f"target-{hashlib.sha256(f'{about} {fact}'.encode()).hexdigest()[:24]}" for fact in facts]
+        names = [
+            f"target-{hashlib.sha256(f'{about} {facts_digest([fact])}'.encode()).hexdigest()[:24]}" for fact in facts
+        ]
         before = [self._known(name) for name in names]
         missing = [i for i, value in enumerate(before) if value is None]
         if missing:

@@ -6,10 +6,11 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .._util.data import plain, to_json
+from .._util.text import count
 from ..errors import BadFact, SubjectNotFound
 
 _PLACE = re.compile(r"(?<!\{)\{\}(?!\})")
@@ -42,6 +43,11 @@ class Prompt:
     aliases: tuple[str, ...] = ()
     target_prefix: str | None = None
     any_of: str = ""
+
+    def __repr__(self) -> str:
+        given = [f"{spec.name}={getattr(self, spec.name)!r}" for spec in fields(self)[1:]
+                 if getattr(self, spec.name) != spec.default]  # fmt: skip
+        return f"Prompt({', '.join([repr(self.prompt), *given])})"
 
     def __post_init__(self) -> None:
         _refuse_text(self, "aliases")
@@ -140,6 +146,13 @@ class Fact:
             message = f"{prompt.prompt!r} is the fact's own prompt; write another subject in place of its {{}}"
             raise BadPrompt(message, "a neighbour is the fact's own prompt")
         return replace(prompt, prompt=text)
+
+    def __repr__(self) -> str:
+        parts = [f"{self.prompt!r}, subject {self.subject!r}"]
+        parts += [f"{name} {text!r}" for name in ("answer", "foil", "target") if (text := getattr(self, name))]
+        kinds = {"rephrasings": "paraphrase", "neighbours": "neighbour", "hops": "hop"}
+        parts += [count(len(getattr(self, name)), kind) for name, kind in kinds.items() if getattr(self, name)]
+        return f"Fact({', '.join(parts)})"
 
     @property
     def prompt(self) -> str:

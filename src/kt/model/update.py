@@ -18,6 +18,9 @@ class LowRank:
     left: Float[Tensor, "d_out rank"]
     right: Float[Tensor, "rank d_in"]
 
+    def __repr__(self) -> str:
+        return f"LowRank(shape ({self.left.shape[0]}, {self.right.shape[1]}), rank {self.left.shape[1]})"
+
     def dense(self) -> Float[Tensor, "d_out d_in"]:
         return self.left @ self.right
 
@@ -59,6 +62,9 @@ class Dense:
     """An update as it is: of a weight seen as (d_out, d_in), or of a bias or a norm's gain."""
 
     matrix: Float[Tensor, "*shape"]
+
+    def __repr__(self) -> str:
+        return f"Dense(shape {tuple(self.matrix.shape)})"
 
     def dense(self) -> Float[Tensor, "*shape"]:
         return self.matrix

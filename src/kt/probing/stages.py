@@ -60,6 +60,11 @@ class Stage(NamedTuple):
     def layers(self) -> tuple[int, ...]:
         return () if self.start is None or self.stop is None else tuple(range(self.start, self.stop))
 
+    def __repr__(self) -> str:
+        if self.start is None or self.stop is None:
+            return f"none ({self.reason})" if self.reason else "none"
+        return f"layers {self.start} to {self.stop - 1}, gain {self.gain.mean:.3g}"
+
     def as_dict(self) -> dict[str, Any]:
         return {"layers": list(self.layers) or None, "gain": self.gain.as_dict(), "reason": self.reason or None}
 
@@ -72,6 +77,10 @@ class Stages(NamedTuple):
     promotion: Stage
     layers_low: tuple[int, ...] | None
     layers_high: tuple[int, ...] | None
+
+    def __repr__(self) -> str:
+        found = (f"{stage.name} {stage!r}" for stage in (self.enrichment, self.extraction, self.promotion))
+        return f"Stages({'; '.join(found)})"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, by name."""

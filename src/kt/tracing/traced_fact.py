@@ -74,6 +74,11 @@ class TracedFact:
     patched: Mapping[str, Mapping[str, Float[ndarray, "layer token sample"]]]
     direction: str = "denoise"
 
+    def __repr__(self) -> str:
+        kinds = ", ".join(self.patched)
+        p = f"p {self.p_clean:.3f}, {self.p_corrupt:.3f} corrupted"
+        return f"TracedFact({self.prompt!r} {self.answer!r} not {self.foil!r}: {p}; {kinds})"
+
     @property
     def question(self) -> tuple[str, str, int, int]:
         """The traced question; two traces hold the same fact where these are equal."""
