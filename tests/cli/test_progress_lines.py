@@ -15,9 +15,30 @@ def test_a_line_comes_after_a_while_and_not_before(capsys, monkeypatch):
             now[0] += 0.03
             tick(done, 1000)
     said = capsys.readouterr().err.splitlines()
-    assert len(said) in (2, 3) and said[0].startswith("kt: tracing: 33") and said[0].endswith(" of 1,000")
+    assert (
+        len(said) in (2, 3) and said[0].startswith("kt: tracing: 33") and said[0].endswith(" of 1,000, about 20 s left")
+    )
     for silent in (console.Screen(quiet=True), console.Screen(progress=False)):
         with silent.progress("tracing") as tick:
             now[0] += 100
             tick(1, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_work_of_more_than_a_minute_is_announced_once_with_its_length(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    long = "kt: tracing: 100 in all, about 3 min at the pace of the first 2"
+    for seconds_each, said_first in ((2.0, long), (0.5, "kt: ")):
+        with console.Screen().progress("tracing") as tick:
+            for done in range(101):
+                tick(done, 100)
+                now[0] += seconds_each
+        said = capsys.readouterr().err.splitlines()
+        assert said[0].startswith(said_first)
+        assert sum("in all" in line for line in said) == (seconds_each == 2.0)
+        assert all(line.endswith(" left") for line in said if " of 100" in line)
+
+
+def test_a_length_is_told_in_the_unit_that_a_person_would_use():
+    assert [console.minutes(s) for s in (50, 100, 3000, 9000)] == ["50 s", "2 min", "50 min", "2.5 h"]

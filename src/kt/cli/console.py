@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EVERY = 10.0
 """Seconds between two lines of progress."""
+SURE, LONG = 3.0, 60.0
+"""Seconds after which the pace is trusted, and of work whose length is said beforehand."""
 
 
 class Progress(Protocol):
@@ -83,9 +85,13 @@ class Screen:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
-        """A progress bar on stderr; where that is no terminal, a line now and then."""
+        """A progress bar on stderr; where that is no terminal, a line now and then.
+
+        Work of more than a minute is announced by one line with its length, from the pace of the first seconds.
+        """
+        pace = Pace()
         if not self.progress_bars:
-            yield partial(self._line, what)
+            yield partial(self._line, what, pace)
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
@@ -94,13 +100,56 @@ class Screen:
         columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Bars(*columns, console=console(sys.stderr), transient=True) as bars:
             task = bars.add_task(visible(what), total=None)
-            yield lambda done, total, what="": bars.update(task, completed=done, total=total)
 
-    def _line(self, stage: str, done: int, total: int, what: str = "") -> None:
+            def tick(done: int, total: int, stage: str = "") -> None:
+                bars.update(task, completed=done, total=total)
+                if (length := pace.length(done, total)) is not None:
+                    bars.console.print(f"kt: {visible(stage or what)}: {length}", markup=False, highlight=False)
+
+            yield tick
+
+    def _line(self, stage: str, pace: Pace, done: int, total: int, what: str = "") -> None:
         """How far a stage is, once in `EVERY` seconds, so that a long run into a file or a pipe is not silent."""
-        if self.progress_lines and time.monotonic() - self._said >= EVERY:
-            self._said = time.monotonic()
-            say_line(f"kt: {what or stage}: {done:,} of {total:,}")
+        if not self.progress_lines:
+            return
+        length, now = pace.length(done, total), time.monotonic()
+        if length is not None:
+            say_line(f"kt: {what or stage}: {length}")
+        elif now - self._said >= EVERY:
+            left = f", about {minutes(pace.left(done, total))} left" * (0 < done < total)
+            say_line(f"kt: {what or stage}: {done:,} of {total:,}{left}")
+        else:
+            return
+        self._said = now
+
+
+class Pace:
+    """How long a stage takes at the pace so far; begins anew where the number of units is another."""
+
+    def __init__(self) -> None:
+        self._total, self._start, self._told = 0, time.monotonic(), False
+
+    def left(self, done: int, total: int) -> float:
+        """Seconds to go."""
+        return (time.monotonic() - self._start) * (total - done) / max(done, 1)
+
+    def length(self, done: int, total: int) -> str | None:
+        """What is said once, when `SURE` seconds have passed, of work that will take more than `LONG`."""
+        if total != self._total:
+            self._total, self._start, self._told = total, time.monotonic(), False
+        taken = time.monotonic() - self._start
+        if self._told or not 0 < done < total or taken < SURE:
+            return None
+        self._told = True
+        whole = taken + self.left(done, total)
+        return f"{total:,} in all, about {minutes(whole)} at the pace of the first {done:,}" if whole > LONG else None
+
+
+def minutes(seconds: float) -> str:
+    """`50 s`, `4 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def say_line(message: str) -> None:
