@@ -89,7 +89,7 @@ class Screen:
 
         Work of more than a minute is announced by one line with its length, from the pace of the first seconds.
         """
-        pace = Pace()
+        pace, stage = Pace(), what
         if not self.progress_bars:
             yield partial(self._line, what, pace)
             return
@@ -101,10 +101,10 @@ class Screen:
         with Bars(*columns, console=console(sys.stderr), transient=True) as bars:
             task = bars.add_task(visible(what), total=None)
 
-            def tick(done: int, total: int, stage: str = "") -> None:
+            def tick(done: int, total: int, what: str = "") -> None:
                 bars.update(task, completed=done, total=total)
                 if (length := pace.length(done, total)) is not None:
-                    bars.console.print(f"kt: {visible(stage or what)}: {length}", markup=False, highlight=False)
+                    bars.console.print(f"kt: {visible(what or stage)}: {length}", markup=False, highlight=False)
 
             yield tick
 
