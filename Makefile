@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 # Small models on few cores are many times faster with one thread per process.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo demo-real test test-real test-real-ci test-slow test-versions real-models lint format bench clean
+.PHONY: help demo demo-real notebooks test test-real test-real-ci test-slow test-versions real-models lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -35,6 +35,9 @@ test-real-ci: $(VENV)/.installed-dev  ## The part of them, on SmolLM2, that take
 
 demo-real: $(VENV)/.installed-dev  ## The loop on SmolLM2 and facts that it knows (one HTML report)
 	OMP_NUM_THREADS=1 $(PY) tools/demo_real.py
+
+notebooks: $(VENV)/.installed-dev  ## Run the notebooks on the demo model and save them with what they show
+	$(TEST_ENV) $(PY) tools/notebooks.py --write
 
 lint: $(VENV)/.installed-dev  ## Style and types only
 	$(PY) -m ruff check .

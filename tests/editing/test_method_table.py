@@ -62,6 +62,8 @@ def test_a_method_made_outside_of_kt_edits_by_its_configuration(setting):
         shared = {"statistics": moments, "context_templates": CONTEXTS}
         edit = kt.edit(model, REQUESTS, Mine(layers_mlp=(1,)), **shared)
         other = kt.edit(model, REQUESTS, MEMIT(layers_mlp=(1,), mom2_update_weight=0.02), **shared)
+        named = kt.edit(model, REQUESTS, "mine", layers=(1,), **shared)
+        assert all(torch.equal(edit.delta(name), named.delta(name)) for name in named.names)
         assert edit.manifest["method"] == "mine" and Mine.own_defaults() == {"mom2_update_weight": 0.02}
         assert all(torch.equal(edit.delta(name), other.delta(name)) for name in other.names)
     finally:

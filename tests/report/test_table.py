@@ -11,7 +11,6 @@ from rich.console import Console
 
 from kt._util.text import count
 from kt.report import Column, Result, Shown, Table
-from kt.report.result import notebook_table
 from kt.report.table import before_after, cell_text
 from kt.report.terminal import rich_table
 from kt.runs.report import RESULTS
@@ -59,7 +58,7 @@ def test_a_data_frame_holds_the_raw_values():
 
 
 def test_a_notebook_escapes_every_text():
-    page = notebook_table(TABLE)
+    page = TABLE._repr_html_()
     assert "<i>" not in page and "&lt;i&gt;" in page and "\x1b" not in page
     assert page.startswith("<table><caption>a title; a caption</caption><tr><th>text</th>")
 

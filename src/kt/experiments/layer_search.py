@@ -70,6 +70,7 @@ class FoundLayers(Shown):
     """
 
     kind = "layers"
+
     heading = "Layers to edit"
 
     method: str
@@ -83,6 +84,9 @@ class FoundLayers(Shown):
     def metadata(self) -> Mapping[str, Any]:
         """The model, the facts, and what each metric means."""
         return self.sweep.about
+
+    def __repr__(self) -> str:
+        return f"FoundLayers({self.method}: {', '.join(f'{name} {value}' for name, value in self.chosen.items())})"
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: the chosen settings with their sources, the windows' scores, the trace and the sweep."""

@@ -81,6 +81,10 @@ class MethodsTable(Shown):
         """The model, the facts, the places."""
         return self.about
 
+    def __repr__(self) -> str:
+        methods = ", ".join(dict.fromkeys(row.series for row in self.rows))
+        return f"MethodsTable({self.about['model']}: {methods}; {self.about['n_facts']} facts)"
+
     def difference(self, row: Row, other: str) -> dict[str, Interval]:
         """The row less that of another method at the same place, by column, over the records that both have; with a
         paired bootstrap interval. Empty where one of them has no scores."""

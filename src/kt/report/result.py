@@ -74,15 +74,4 @@ class Shown:
     def _repr_html_(self) -> str:
         text = visible_lines(repr(self))
         parts = [f"<p>{html.escape(text if len(text) <= LONGEST else text[:LONGEST] + '…')}</p>"]
-        return "".join(parts + [notebook_table(table) for table in self.tables() if table.only != "command"])
-
-
-def notebook_table(table: Table) -> str:
-    """The table as HTML without style, every text escaped."""
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(visible_lines(each))}</{tag}>" for each in cells) + "</tr>"
-
-    caption = html.escape(visible_lines("; ".join(filter(None, (table.title, table.caption)))))
-    head = line("th", table.headers) if any(table.headers) else ""
-    return f"<table><caption>{caption}</caption>{head}{''.join(line('td', row) for row in table.cells)}</table>"
+        return "".join(parts + [table._repr_html_() for table in self.tables() if table.only != "command"])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from .._util.text import cell, interval, visible, visible_lines
+from .._util.text import cell, count, interval, visible, visible_lines
 from ..stats import Interval
 
 if TYPE_CHECKING:
@@ -58,6 +58,19 @@ class Table:
     def __post_init__(self) -> None:
         if wrong := [row for row in self.rows if len(row) != len(self.columns)]:
             raise ValueError(f"a row of {len(wrong[0])} cells does not fit {len(self.columns)} headers: {wrong[0]!r}")
+
+    def _repr_html_(self) -> str:
+        """For notebooks: HTML without style, every text escaped."""
+
+        def line(tag: str, cells: Sequence[str]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(visible_lines(each))}</{tag}>" for each in cells) + "</tr>"
+
+        caption = html.escape(visible_lines("; ".join(filter(None, (self.title, self.caption)))))
+        head = line("th", self.headers) if any(self.headers) else ""
+        return f"<table><caption>{caption}</caption>{head}{''.join(line('td', row) for row in self.cells)}</table>"
+
+    def __repr__(self) -> str:
+        return f"Table({self.title!r}: {count(len(self.rows), 'row')} of {', '.join(filter(None, self.headers))})"
 
     @property
     def heads(self) -> list[Column]:
