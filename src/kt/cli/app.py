@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from ..errors import KtError, install_hint
 from ..runs import parallel
 from . import interrupt, parse, processes
-from .command import HELP_NAMES, BadOption, Options, as_click
+from .command import HELP_NAMES, BadOption, Options, UsageError, as_click
 from .console import broken, one_line_warnings
 from .session import screen_for, write_result
 
@@ -89,9 +89,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings=HELP_NAMES,
 )
-
-# UsageError has no public name of its own in typer; it is what BadParameter is derived from.
-UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
 def _print_version(wanted: bool) -> None:

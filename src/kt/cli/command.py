@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from .._util.data import read_table
 from ..errors import KtError, warn_user
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+
+# UsageError has no public name of its own in typer; it is what BadParameter is derived from.
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
 Opts = TypeVar("Opts", bound="Options")
 
 
@@ -54,6 +58,17 @@ class Options:
     argv: tuple[str, ...] = ()
 
 
+class Command(TyperCommand):
+    """A command whose usage errors all know whose they are: the parser's own (an option without its value) do not."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
+
 def as_click(name: str, function: Callable[[Opts], None]) -> Any:
     """A function of one Options dataclass as a command; its docstring is the help."""
     (parameter,) = inspect.signature(function, eval_str=True).parameters.values()
@@ -70,7 +85,7 @@ def as_click(name: str, function: Callable[[Opts], None]) -> Any:
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = function.__doc__
     alone = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-    alone.command(name, context_settings=HELP_NAMES)(run)
+    alone.command(name, cls=Command, context_settings=HELP_NAMES)(run)
     return typer.main.get_command(alone)
 
 

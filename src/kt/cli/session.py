@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.data import SCHEMA_VERSION, plain, to_json
 from .._util.files import atomic_write, check_writable
-from ..errors import BadFact, KtError, SubjectNotFound, UnknownModel, UnknownSite
+from ..errors import KtError
 from ..facts.corpus import Corpus, corpus_for, tokens_for
 from ..runs import parallel
 from ..runs.folder import RunFolder, default_folder
@@ -111,11 +111,12 @@ class Session:
         if not parallel.is_main():
             return
         journal.release()
-        wrong = isinstance(error, WRONG_INPUT) and not interrupt.heard() and self.options.resume is None
+        wrong = isinstance(error, KtError) and not error.passing and not interrupt.heard()
+        wrong = wrong and self.options.resume is None
         if error is None or wrong or not journal.done:
             shutil.rmtree(unfinished(self.path), ignore_errors=True)
             interrupt.note()
-        elif isinstance(error, KtError) and not isinstance(error, WRONG_INPUT):
+        elif isinstance(error, KtError) and error.passing:
             error.args = (f"{error}; {self._kept()}",)
         elif not isinstance(error, KtError | KeyboardInterrupt) and not (
             parallel.joined() and isinstance(error, SystemExit)
@@ -239,8 +240,6 @@ def run_path(options: RunOptions) -> Path | None:
 
 
 UNFINISHED = ".unfinished"
-WRONG_INPUT = (BadOption, BadFact, SubjectNotFound, UnknownModel, UnknownSite)
-"""Refusals that the same options meet again: there is nothing to go on with."""
 DATA_FILES = ("statistics", "alpha_facts", "history", "preset")
 """Options that name files on whose content a result depends."""
 
@@ -350,6 +349,7 @@ def wanted_files(options: FigureOptions | Any) -> dict[str, Path]:
 LIBRARY_SETTINGS = {
     # Hugging Face's own bars and notes would mix with ours on stderr.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     # Threads that spin while they wait made tracing a small model four times slower on a busy two-core machine.
     "OMP_WAIT_POLICY": "PASSIVE",

@@ -281,11 +281,13 @@ def take_statistics(
     max_tokens: int | None,
     progress: Progress | None,
 ) -> Statistics:
-    """The second moments that the sites need: given, from a file, or over the corpus."""
+    """The second moments that the sites need: given, from a file (of all that is needed), or over the corpus."""
     if isinstance(given, Statistics):
         return given
     if not sites:
         return Statistics({})
     if given is not None:
-        return Statistics.open(given)
+        opened = Statistics.open(given)
+        opened.require({model.weight_name(site): model.key_size(site) for site in sites})
+        return opened
     return key_statistics(model, sites, corpus, max_tokens, progress=progress)
