@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     interrupt.note()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+        if argv is not None or parallel.started() > 1:
+            signal.signal(signal.SIGTERM, _terminated)
         if argv is None:  # the process is ours
             _open_closed_streams()
             interrupt.hear()
@@ -139,8 +140,9 @@ def _run(arguments: list[str]) -> int:
         if line:
             processes.last_word(line)
         return code
-    if code == interrupt.INTERRUPTED:
+    if code == interrupt.INTERRUPTED:  # click makes it of a KeyboardInterrupt
         processes.say(interrupt.message())
+        return interrupt.code()
     return code if isinstance(code, int) else 0
 
 
@@ -164,7 +166,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return 0, ""
     if isinstance(error, KeyboardInterrupt):
         processes.say(interrupt.message())
-        return interrupt.INTERRUPTED, ""
+        return interrupt.code(), ""
     if isinstance(error, UsageError) and hasattr(error, "ctx"):
         path = error.ctx.command_path if error.ctx is not None else "kt"
         return 2, f"kt: error: {_usage(error, path)} (see {path} --help)"
