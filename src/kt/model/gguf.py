@@ -200,6 +200,15 @@ def check_whole(path: Path, needs_tokenizer: bool = True) -> Header:
     return header
 
 
+PLAIN_KINDS = (0, 1, 28, 30)
+"""Numbers of the kinds F32, F16, F64 and BF16."""
+
+
+def is_packed(path: Path) -> bool:
+    """Whether any weight of the file is quantised."""
+    return any(tensor.kind not in PLAIN_KINDS for tensor in read_header(path).tensors)
+
+
 def _expected_size(path: Path, header: Header) -> int:
     """The least number of bytes that the file has by its own table of tensors."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType

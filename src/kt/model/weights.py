@@ -98,6 +98,9 @@ class Weights:
                     return site
         raise UnknownSite(f"{self.name} has no linear map of attention or MLP called {weight_name!r}")
 
+    dequantised: Mapping[str, str] = {}
+    """How the checkpoint stores weights that were dequantised, by name."""
+
     def in_order(self, sites: Iterable[Site]) -> list[Site]:
         """Distinct sites in the order in which a forward pass reaches them, the order that a trace needs."""
         ranks = {role: rank for rank, role in enumerate(self.layout.linears)}
