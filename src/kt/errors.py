@@ -31,15 +31,20 @@ class FailedCheck(UserWarning):
 
 
 class KtError(Exception):
-    """Wrong input. The command line prints the message on one line and exits with code 2."""
+    """Wrong input. The command line prints the message on one line and exits with code 2.
+
+    `passing`: the same command may succeed another time.
+    """
 
     exit_code = 2
+    passing = False
 
 
 class WorkFailed(KtError):
     """The input was right but the work failed or a check did not hold: exit code 1."""
 
     exit_code = 1
+    passing = True
 
 
 class UnknownModel(KtError):

@@ -18,6 +18,8 @@ import torch
 
 import kt as library
 from kt.cli import app, checks
+from kt.editing.edit import Edit
+from kt.model.update import Dense
 from kt.runs.folder import RunFolder
 
 FACT = ("--prompt", "The mother tongue of {} is", "--subject", "Marie Curie")
@@ -105,7 +107,7 @@ def test_an_output_folder_of_something_else_is_left_alone(refused, facts_file, t
 
 def test_a_run_that_stands_there_is_left_alone(refused, facts_file):
     with RunFolder(Path("e"), "apply-edit") as made:
-        made.file("edit.safetensors").write_text("x")
+        Edit({"model.norm.weight": Dense(torch.ones(32))}, {}).save(made.file("edit.safetensors"))
     for command in (("heatmap",), ("eval", "--edit", "e/edit.safetensors"), ("apply-edit",), ("sweep",)):
         line = refused(*command, "-m", "never", "-f", facts_file, "-o", "e")
         assert "e holds a run already" in line and "--overwrite" in line

@@ -33,7 +33,7 @@ MISTAKES = {
     f"heatmap {BY_HAND} --layers 1": "no option --layers; kt probe has it",
     f"heatmap {BY_HAND} --batch_size 8": "did you mean --batch-size?",
     "heatmap FOLDER": "takes no such word: FOLDER; -m names a model",
-    "heatmap --prompt": "requires an argument",
+    "heatmap --prompt": "requires an argument. (see kt heatmap --help)",
     f"heatmap {BY_HAND} --device gpu": "did you mean cuda?",
     f"heatmap {BY_HAND} --device 0": "did you mean cuda:0?",
     f"heatmap {BY_HAND} --dtype half": "did you mean float16?",
@@ -72,6 +72,21 @@ MISTAKES = {
     "eval -f facts.jsonl --edit MODEL": "is a folder; name the edit in it",
     "eval -f facts.jsonl --edit MODEL/model.safetensors": "tensors of another program, expected edit",
     "case -f facts.jsonl --edits facts.jsonl": "expected edit",
+    f"{EDIT} --method memit --statistics facts.jsonl": "not a whole safetensors file",
+    f"{EDIT} --method memit --statistics cut.safetensors": "not a whole safetensors file",
+    f"{EDIT} --method memit --statistics MODEL": "it is a folder",
+    "layers --statistics e.safetensors": "holds dense/model.norm.weight of shape 32",
+    "cov --corpus e.safetensors": "is no text",
+    "cov --corpus empty.jsonl": "holds no text",
+    "cov --corpus pointer.txt": "a Git LFS pointer",
+    "cov --cache facts.jsonl": "a part of the path is a file",
+    "eval -f facts.jsonl --protocol ppl --heldout empty.jsonl": "holds no text",
+    "probe -f facts.jsonl --sets e.safetensors": "not a text file",
+    "eval -f facts.jsonl --edit cut.safetensors": "not a whole safetensors file",
+    "train-editor --set step=3": "did you mean steps?",
+    "train-editor --set steps=0": "steps must be at least 1",
+    "train-editor --set min_edits=9,edits=3": "min_edits 9 is more than edits 3",
+    "train-editor --modules all": "or name linear maps, as mlp.up_proj",
     "edits show facts.jsonl": "expected edit",
     "edits ls nope": "no such file or folder",
     "revert MODEL --edit facts.jsonl": "expected edit",
@@ -88,6 +103,8 @@ MISTAKES = {
     f"heatmap -m MODEL/model.safetensors {BY_HAND}": "name the folder that save_pretrained wrote",
     f"heatmap -m Qwen2.5-7B {BY_HAND}": "most Hub ids are OWNER/NAME",
     f"heatmap -m https://huggingface.co/gpt2 {BY_HAND}": "did you mean gpt2?",
+    f"heatmap -m cut.gguf {BY_HAND}": "ends or breaks within its header",
+    f"heatmap -m pointer {BY_HAND}": "a Git LFS pointer",
     "export e.safetensors --to x -m tokenizer": "holds no config.json",
     # facts
     "heatmap -f other.csv": "'question', 'gold' fit no known format",
@@ -111,6 +128,7 @@ def words(kt, model_folder):
     for name, record in records.items():
         Path(f"{name}.jsonl").write_text(json.dumps(record) + "\n")
     Path("empty.jsonl").touch()
+    Path("pointer.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     Path("other.csv").write_text("question,gold\nWho is she?,Marie\n")
     Path("typo.toml").write_text("limt = 3\n")
     for folder in ("tokenizer", "peft"):
@@ -118,6 +136,11 @@ def words(kt, model_folder):
     Path("tokenizer/tokenizer.json").write_bytes((model_folder / "tokenizer.json").read_bytes())
     Path("peft/adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
     Edit({"model.norm.weight": Dense(torch.ones(32))}, {}).save("e.safetensors")
+    Path("cut.gguf").write_bytes(b"GGUF\3\0\0\0\5")
+    Path("pointer").mkdir()
+    Path("pointer/config.json").write_text("{}")
+    Path("pointer/model.safetensors").write_bytes(Path("pointer.txt").read_bytes())
+    Path("cut.safetensors").write_bytes(Path("e.safetensors").read_bytes()[:-20])
     return lambda typed: shlex.split(typed.replace("MODEL", str(model_folder)))
 
 
@@ -128,6 +151,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(refused, failing, words, typed):
 
 
 ALONE = [f"heatmap {BY_HAND} --dtype half", "eval -f facts.jsonl --edit facts.jsonl", f"{EDIT} --set v_lr=abc"]
+ALONE += [f"heatmap -m cut.gguf {BY_HAND}", "train-editor --set step=3"]
 
 
 def test_a_mistake_costs_no_import_of_torch(words):

@@ -190,3 +190,14 @@ def test_settings_are_typed_by_their_look():
     for bad in ("v_lr", "=3", "a b=1", "v_lr="):
         with pytest.raises(BadOption, match="name=value"):
             parse.settings(bad)
+
+
+def test_an_option_without_its_value_leads_to_its_own_commands_help(kt):
+    from kt.cli.app import COMMANDS, Commands
+
+    for name in COMMANDS:
+        for option in Commands(name="kt").get_command(None, name).params:
+            if option.opts[0].startswith("--") and not option.is_flag:
+                ran = kt(name, option.opts[0])
+                wanted = f"kt: error: Option '{option.opts[0]}' requires an argument. (see kt {name} --help)\n"
+                assert (ran.code, ran.err) == (2, wanted)

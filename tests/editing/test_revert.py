@@ -1,8 +1,10 @@
 """Applying and taking back: exact bytes in every dtype, and never into weights that are not the edit's."""
 
+import asyncio
 import gc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import permutations
 
 import pytest
 import torch
@@ -320,3 +322,65 @@ def test_a_block_that_another_thread_leaves_still_gives_the_bytes_back():
     block.__enter__()
     assert in_thread(lambda: block.__exit__(None, None, None)) is None
     assert sha(model) == before and in_thread(lambda: enter(edit, model)) is None
+
+
+# Tasks of one thread, which take turns
+
+
+def in_turns(model, first, second):
+    """Enter the first edit, then the second, and leave them in that order; the states on the way."""
+    seen = []
+
+    async def task(edit, mine, others):
+        with edit.applied(model, force=True):
+            mine.set()
+            await others.wait()
+        seen.append(sha(model))
+
+    async def both():
+        entered, gone = asyncio.Event(), asyncio.Event()
+        one = asyncio.create_task(task(first, asyncio.Event(), entered))
+        await asyncio.sleep(0)
+        two = asyncio.create_task(task(second, entered, gone))
+        try:
+            await one
+        finally:
+            gone.set()
+            await two
+
+    asyncio.run(both())
+    return seen
+
+
+def test_tasks_that_leave_in_the_order_of_their_coming_leave_the_base():
+    model, edit = ready()
+    before = sha(model)
+    with pytest.raises(KtError, match="not left in the reverse of their order") as caught:
+        in_turns(model, edit, random_edit(model, WEIGHTS["qwen3"], seed=3))
+    assert sha(model) == before and "\n" not in str(caught.value)
+    with random_edit(model, WEIGHTS["qwen3"], seed=4).applied(model):  # nothing is left open
+        pass
+    assert sha(model) == before
+
+
+def test_tasks_that_write_different_weights_leave_in_any_order():
+    model = tiny_model("qwen3")
+    one, two = random_edit(model, (DOWN,), seed=3), random_edit(model, (OUT,), seed=4)
+    before = sha(model)
+    with two.applied(model):
+        with_two = sha(model)
+    assert in_turns(model, one, two) == [with_two, before]
+
+
+def test_three_blocks_left_in_any_order_leave_the_base():
+    model = tiny_model("qwen3")
+    before = sha(model)
+    for order in permutations(range(3)):
+        edits = [random_edit(model, (DOWN, OUT), seed=seed) for seed in range(3)]
+        blocks = [edit.applied(model, force=True) for edit in edits]
+        for block in blocks:
+            block.__enter__()
+        for place in order:
+            with suppress(KtError):
+                blocks[place].__exit__(None, None, None)
+        assert sha(model) == before, order

@@ -161,11 +161,29 @@ def test_contradictions_are_refused_before_any_work(setting):
     one = REQUESTS[0]
     with pytest.raises(BadFact, match=r"1 and 2 contradict each other.*Italy.*Spain"):
         session(setting).solve([one, one | {"target_new": "Spain"}])
-    with pytest.raises(BadFact, match="are the same"):
-        session(setting).solve([one, one])
     other = one | {"prompt": "{} speaks the language", "target_new": "Spain", "relation": "tongue"}
     with pytest.warns(UserWarning, match="may undo each other"):
         session(setting, "memit").solve([one | {"relation": "tongue"}, other])
+
+
+def test_chains_that_share_an_edit_have_it_solved_once_and_are_judged_each(setting):
+    """As MQuAKE's: every chain has its own questions, asked of the model with all edits in."""
+    chains = [REQUESTS[0] | {"id": str(n), "portability": [{"prompt": f"Hop {n} is", "answer": "Rome"}]} for n in "ab"]
+    with pytest.warns(UserWarning, match="1 of 3 requests ask for an edit that another asks for.*2 in all"):
+        run = kt.run_edits(
+            setting[0],
+            [*chains, REQUESTS[1]],
+            evaluate="end",
+            generate=False,
+            method="memit",
+            statistics=statistics(*setting),
+            **fast("memit"),
+        )
+    alone = session(setting, "memit").solve([chains[0], REQUESTS[1]])
+    assert len(run.edit.requests) == run.steps.steps[0].edits == 2
+    for name in alone.names:
+        assert torch.equal(run.edit.delta(name), alone.delta(name))
+    assert run.after.as_dict()["metrics"]["portability_tf_exact"]["n"] == 2
 
 
 def test_what_a_method_has_no_place_for_is_refused(setting):

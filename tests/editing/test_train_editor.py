@@ -11,7 +11,8 @@ from families import tiny_model
 
 import kt
 from kt.editing.hyper.editor import known_words
-from kt.editing.hyper.train import Lot, Records, TrainingSettings, _sites, _Training, split_records
+from kt.editing.hyper.settings import TrainingSettings
+from kt.editing.hyper.train import Lot, Records, _sites, _Training, split_records
 from kt.editing.ultraedit import Running
 from kt.errors import BadFile, KtError
 from kt.runs.journal import Journal

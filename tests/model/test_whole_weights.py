@@ -1,16 +1,21 @@
 """Weights that are not the whole of a layer, and prompts that a model cannot read, are found before any work."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from edits_by_hand import random_edit
 from families import byte_level_tokenizer, tiny_model, tiny_module
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
 
 import kt
+from kt.cli.edits import about_edit
 from kt.errors import BadFact, UnknownModel
 from kt.export import to_hf
+from kt.export.undo import revert_folder
+from kt.model.hub import require_numbers
 
 peft = pytest.importorskip("peft")
 
@@ -78,6 +83,46 @@ def test_a_checkpoint_in_float8_comes_dequantised_by_its_scales_and_is_exported_
     assert "quantization_config" not in json.loads((merged / "config.json").read_text())
     with edit.applied(model):
         assert torch.equal(kt.load(merged).weight(name), model.weight(name))
+    solved = kt.edit(model, FACT, method="ft", layers_mlp=(1,), num_steps=1)
+    assert solved.manifest["dequantised"] == {name: "fp8, F8_E4M3"}
+    again = kt.Edit.load(solved.save(folder.parent / "edit.safetensors"))
+    words = f"1 weight of the 1 dequantised (stored as fp8, F8_E4M3) to {solved.manifest['dtype']}"
+    assert words in again.tables()[1].caption and words in about_edit(Path("x"), again)["dequantised"]
+    out = to_hf(model, again, folder.parent / "solved").path
+    for base in (None, str(folder)):  # the bytes from before are the dequantised ones, the base's as kt loads it
+        assert words in revert_folder(out, base=base, to=folder.parent / f"back-{base is None}").tables()[0].caption
+
+
+LEVELS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+"""The values of E2M1, the elements of MXFP4 (OCP Microscaling Formats, v1.0, section 5.3.3)."""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may run MXFP4 as it is")
+def test_experts_in_mxfp4_come_dequantised_and_are_refused_as_experts(tmp_path):
+    """Two elements a byte, the lower half first, and an exponent (E8M0) for each 32, as GPT-OSS has them."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    tokenizer = byte_level_tokenizer()
+    GptOssForCausalLM(GptOssConfig(vocab_size=len(tokenizer), **sizes, **heads)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights, wanted = load_file(tmp_path / "model.safetensors"), {}
+    draw = torch.Generator().manual_seed(0)
+    for name in [n for n in weights if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, size_in, size_out = weights.pop(name).shape
+        codes = torch.randint(0, 16, (experts, size_out, size_in // 32, 32), generator=draw)
+        exponents = torch.randint(118, 124, (experts, size_out, size_in // 32), generator=draw)
+        weights[f"{name}_blocks"] = (codes[..., ::2] | (codes[..., 1::2] << 4)).to(torch.uint8)
+        weights[f"{name}_scales"] = exponents.to(torch.uint8)
+        wanted[name] = (LEVELS[codes] * torch.exp2(exponents - 127.0)[..., None]).flatten(2).transpose(1, 2)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    dense = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    quantise(tmp_path, {"quant_method": "mxfp4", "modules_to_not_convert": dense})
+    module = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert len(wanted) == 4 and all(torch.equal(module.get_parameter(n), w) for n, w in wanted.items())
+    assert set(require_numbers("x", module, tmp_path)) == set(wanted)
+    with pytest.raises(UnknownModel, match=r"it is a mixture of 4 experts \(mlp.experts, with the router") as refused:
+        kt.load(tmp_path, device="cpu")
+    assert "quantised" not in str(refused.value) and "\n" not in str(refused.value)
 
 
 FACT = kt.Fact("The {} is in the city of", "Space Needle", answer="Paris", foil="Rome", target="Rome", id="short")

@@ -33,10 +33,11 @@ def test_two_processes_share_parts_results_and_errors():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
-def test_a_killed_rank_0_leaves_a_line_that_says_how_to_go_on(tmp_path):
-    """As the kernel does it where memory is short; the other process speaks in its place."""
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_leaves_a_line_that_says_how_to_go_on(tmp_path, rank):
+    """As the kernel does it where memory is short; of rank 0, the other process speaks in its place."""
     arguments = ("heatmap", "--limit", "3", "--samples", "1", "--kind", "mlp", "-o", tmp_path / "run")
-    run = two("killed_process.py", 0, int(signal.SIGKILL), *arguments)
+    run = two("killed_process.py", rank, int(signal.SIGKILL), *arguments)
     lines = [line for line in run.stderr.splitlines() if line.startswith("kt: error: ")]
     assert run.returncode != 0 and len(lines) == 1, run.stderr[-3000:]
     assert lines[0].endswith(f"go on with --resume {tmp_path / 'run'}")

@@ -93,6 +93,8 @@ def result_loaders(runs: Path) -> list[Loader]:
     tensors, json_files = mutations.tensor_files, mutations.json_files
     return [
         Loader("edit", one("edit/edit.safetensors"), edit_files, Edit.load),
+        Loader("adapter edit", one("adapter.safetensors"), edit_files, Edit.load),
+        Loader("context edit", one("context.safetensors"), edit_files, Edit.load),
         Loader("trained editor", one("editor.safetensors"), edit_files, Editor.load),
         stack._replace(load=stacked),
         Loader("statistics", one("cache/cov-*.safetensors", "cov.safetensors"), tensors, moments),
@@ -235,7 +237,8 @@ REPORTED = (
 
 
 NAMES = (
-    *("facts, JSON", "facts, JSON lines", "facts, CSV", "corpus", "edit", "trained editor", "stack of edits"),
+    *("facts, JSON", "facts, JSON lines", "facts, CSV", "corpus"),
+    *("edit", "adapter edit", "context edit", "trained editor", "stack of edits"),
     *("statistics", "trace", "probe", "residual", "balance", "scores", "steps", "sweep", "case study", "abilities"),
     *("sweep's point", "word sets", "preset", "recipe", "config", "journal phase", "journal settings"),
     *("run folder's manifest.json", "run folder's results.json"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hostile import run_everything
+from hostile import MODEL, run_everything
 
 MADE = ("heatmap", "alpha", "edit", "steps", "eval", "probe", "residual", "case", "sweep")
 PLAIN = [
@@ -31,6 +31,7 @@ def make_runs(folder: Path) -> Path:
     assert not failed, failed
     _add_stack(folder)
     _add_abilities(folder)
+    _add_effects(folder)
     _add_editor(folder)
     _add_journal(folder)
     return folder
@@ -54,6 +55,20 @@ def _add_abilities(folder: Path) -> None:
     shutil.copytree(folder / "case", folder / "abilities")
     (folder / "abilities" / "case.json").unlink()
     found.save(folder / "abilities" / "abilities.json")
+
+
+def _add_effects(folder: Path) -> None:
+    """Edits that leave the weights alone, as their methods make them."""
+    import warnings
+
+    import kt
+
+    model = kt.load(folder / MODEL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for kind, method in (("adapter", "grace"), ("context", "ice")):
+            options = {"v_num_grad_steps": 2} if method == "grace" else {}
+            kt.edit(model, PLAIN, method=method, **options).save(folder / f"{kind}.safetensors")
 
 
 def _add_editor(folder: Path) -> None:

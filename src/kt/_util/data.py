@@ -225,6 +225,50 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, An
         return list(file.keys()), _parsed(path, _metadata_text(path, file))
 
 
+LONGEST_HEADER = 100_000_000
+"""Of safetensors; the library reads none that is longer."""
+DISGUISES = {
+    b"version https://git-lfs": (None, "a Git LFS pointer, not the data; fetch the file itself (git lfs pull)"),
+    b"<!doctype": (None, "an HTML page, not data; the download went wrong"),
+    b"<html": (None, "an HTML page, not data; the download went wrong"),
+    b"<?xml": (None, "XML, not data that kt reads; the download may have gone wrong"),
+    b"\x1f\x8b": (".gz", "compressed with gzip; let its name end in .gz"),
+    b"\x28\xb5\x2f\xfd": (".zst", "compressed with Zstandard; let its name end in .zst"),
+    b"par1": (".parquet", "Parquet; let its name end in .parquet"),
+    b"pk\x03\x04": (None, "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
+}
+"""How files begin (in lower case) that are something else than their name says, and the ending that would be right."""
+
+
+def tensor_header(path: str | os.PathLike[str], remedy: str = "write it again") -> dict[str, Any]:
+    """The header of a safetensors file, for whose tensors the file is long enough; nothing large is imported.
+
+    Raises:
+        BadFile: it is missing, not safetensors, or cut short.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(64)
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
+            text = file.read(length) if 0 < length <= min(LONGEST_HEADER, size) else b""
+    except OSError as error:
+        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+    for magic, (_, what) in DISGUISES.items():
+        if start.lstrip().lower().startswith(magic):
+            raise BadFile(f"{path} is {what}")
+    with complete_file(path, "safetensors file", remedy):
+        header = json.loads(text) if text else None
+        if not isinstance(header, dict):
+            raise ValueError("no header" if size else "empty")
+        ends = [about["data_offsets"][1] for name, about in header.items() if name != "__metadata__"]
+        if 8 + length + max(ends, default=0) > size:
+            raise ValueError(f"{8 + length + max(ends) - size:,} bytes are missing at its end")
+    return header
+
+
 @contextmanager
 def open_arrays(path: str | os.PathLike[str], framework: str = "pt") -> Iterator[Any]:
     """An open safetensors file.

@@ -31,6 +31,8 @@ _REASONS = {
 class NotWritable(KtError):
     """A file or folder that cannot be written."""
 
+    passing = True
+
 
 def why_not_written(error: OSError, path: str | os.PathLike[str] | None = None) -> NotWritable | None:
     """The one-line error for a failed write, or None if `error` has another cause."""

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from ..errors import KtError, install_hint
 from ..runs import parallel
 from . import interrupt, parse, processes
-from .command import HELP_NAMES, BadOption, Options, as_click
+from .command import HELP_NAMES, BadOption, Options, UsageError, as_click
 from .console import broken, one_line_warnings
 from .session import screen_for, write_result
 
@@ -191,9 +191,6 @@ app = typer.Typer(
     context_settings=HELP_NAMES,
 )
 
-# UsageError has no public name of its own in typer; it is what BadParameter is derived from.
-UsageError: type[Any] = typer.BadParameter.__mro__[1]
-
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -219,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     interrupt.note()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+        if argv is not None or parallel.started() > 1:
+            signal.signal(signal.SIGTERM, _terminated)
         if argv is None:  # the process is ours
             _open_closed_streams()
             interrupt.hear()
@@ -243,8 +241,9 @@ def _run(arguments: list[str]) -> int:
         if line:
             processes.last_word(line)
         return code
-    if code == interrupt.INTERRUPTED:
+    if code == interrupt.INTERRUPTED:  # click makes it of a KeyboardInterrupt
         processes.say(interrupt.message())
+        return interrupt.code()
     return code if isinstance(code, int) else 0
 
 
@@ -268,7 +267,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return 0, ""
     if isinstance(error, KeyboardInterrupt):
         processes.say(interrupt.message())
-        return interrupt.INTERRUPTED, ""
+        return interrupt.code(), ""
     if isinstance(error, UsageError) and hasattr(error, "ctx"):
         path = error.ctx.command_path if error.ctx is not None else "kt"
         return 2, f"kt: error: {_usage(error, path)} (see {path} --help)"

@@ -19,7 +19,7 @@ from .command import BadOption, option_of
 from .edits import open_stack, show_conflicts_with
 from .eval import EvalOptions
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
-from .session import UNFINISHED, Session, screen_for, session, unfinished
+from .session import UNFINISHED, Session, screen_for, session, unfinished, with_todays_names
 
 if TYPE_CHECKING:
     from ..editing import Edit
@@ -100,6 +100,7 @@ def apply_edit(options: EditOptions) -> None:
     """Solve edits for all requests, in one batch or in steps, and write them as files."""
     from ..editing.methods import METHODS
 
+    options = with_todays_names(options)
     mode = parse.one(options.mode, MODES, "--mode")
     when = parse.one(options.evaluate, EVALUATE, "--evaluate")
     if options.edits is not None and (options.prompt is not None or options.facts not in ("demo", options.edits)):

@@ -10,12 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._util.data import read_json
+from .._util.data import read_json, tensor_header
 from .._util.files import check_writable
 from .._util.online import unreachable
 from ..errors import KtError, UnknownModel, UnknownSite, need_peft
 from ..facts.corpus import Corpus
-from ..model.folder import refuse_adapter, refuse_quantised
+from ..model.folder import check_weights, refuse_adapter, refuse_quantised
+from ..model.gguf import check_whole, find_gguf
 from . import parse
 from .command import BadOption
 
@@ -97,9 +98,12 @@ def typed(options: Any) -> None:
         raise KtError(
             f"device {device!r} was asked for, but this PyTorch is the one without CUDA; use --device cpu or auto"
         )
-    file = getattr(options, "statistics", None)
-    if file is not None and not Path(file).is_file():
-        raise BadOption(f"--statistics {file}: no such file; kt cov writes one")
+    if (file := getattr(options, "statistics", None)) is not None:
+        second_moments(Path(file))
+    if isinstance(sets := getattr(options, "sets", None), str | Path) and str(sets) != "demo":
+        read_json(sets)
+    if isinstance(cache := getattr(options, "cache", None), Path):
+        check_writable(cache / "cov")
     pool = getattr(options, "pool", None)
     if pool not in (None, "demo", "lre") and not pool.startswith("hf:") and not Path(pool).exists():
         raise BadOption(f"--pool {pool}: no such file; give a file of facts")
@@ -108,7 +112,7 @@ def typed(options: Any) -> None:
         raise BadOption(f"--judge-url {url!r} is no http(s) address; write it as http://host:8000/v1")
     for flag in ("corpus", "heldout"):
         if (text := getattr(options, flag, None)) is not None:
-            Corpus.open(text, getattr(options, "model", ""))
+            Corpus.open(text, getattr(options, "model", "")).check()
     if isinstance(edit := getattr(options, "edit", None), Path):
         edit_files(edit)
     if hasattr(options, "method") and hasattr(options, "statistics"):
@@ -183,6 +187,19 @@ def edit_files(*paths: Path) -> None:
         refuse_other(path)
 
 
+def second_moments(file: Path) -> None:
+    """That a file holds square matrices, as far as its header tells."""
+    if not file.is_file():
+        is_there = "it is a folder; name a file in it" if file.is_dir() else "no such file"
+        raise BadOption(f"--statistics {file}: {is_there}; kt cov writes one")
+    header = tensor_header(file)
+    shapes = {name: about["shape"] for name, about in header.items() if name != "__metadata__"}
+    wrong = next((name for name, shape in shapes.items() if len(shape) != 2 or shape[0] != shape[1]), None)
+    if wrong is not None or not shapes:
+        what = "nothing" if wrong is None else f"{wrong} of shape {'x'.join(map(str, shapes[wrong]))}"
+        raise BadOption(f"--statistics {file}: holds {what}, no square matrix a module; kt cov writes one")
+
+
 def new_folder(path: Path, flag: str) -> None:
     """Refuse a folder to be written that is taken."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -211,18 +228,21 @@ def config_file(name: str, revision: str | None) -> Path | None:
     if folder.is_dir():
         refuse_adapter(folder)
         if (folder / "config.json").is_file():
+            check_weights(folder)
             return folder / "config.json"
         if not (folder / "adapter_config.json").exists() and not any(folder.glob("*.gguf")):
             raise UnknownModel(
                 f"cannot load folder {name!r}: it holds no config.json; name one that save_pretrained wrote"
             )
+        if (file := find_gguf(folder)) is not None:
+            check_whole(file)
         return None
     if folder.is_file():
-        with folder.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise UnknownModel(
-                    f"cannot load model {name!r}: a file that is no GGUF; name the folder that save_pretrained wrote"
-                )
+        if find_gguf(folder) is None:
+            raise UnknownModel(
+                f"cannot load model {name!r}: a file that is no GGUF; name the folder that save_pretrained wrote"
+            )
+        check_whole(folder)
     if folder.exists():
         return None
     if name.startswith((".", "~", "/", "\\")) or name.endswith(("/", "\\")) or not HUB_ID.fullmatch(name):
@@ -265,7 +285,7 @@ def held_layers(options: Any, name: str, file: Path) -> None:
         if isinstance(text := getattr(options, flag, None), str)
     ]
     settings = parse.settings(getattr(options, "set", None))
-    asked += [value or () for key, value in settings.items() if key.startswith("layers")]
+    asked += [value or () for key, value in settings.items() if key.startswith("layers_")]
     beyond = sorted(layer for layers in asked for layer in layers if layer >= depth)
     if beyond:
         raise UnknownSite(f"{name} has layers 0 to {depth - 1}, not {beyond[0]}; choose among these")

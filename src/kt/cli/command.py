@@ -27,6 +27,9 @@ MOST_USED = "Most used"
 FIRST = ("model", "facts", "limit", "method", "layers_mlp", "out")
 """Options that most uses of a command need, where it has them; each options class may name more (`first`)."""
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+
+# UsageError has no public name of its own in typer; it is what BadParameter is derived from.
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
 Opts = TypeVar("Opts", bound="Options")
 
 
@@ -35,6 +38,13 @@ class Command(TyperCommand):
 
     examples: tuple[str, ...] = ()
     headings: Mapping[str, str] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:  # the parser's own (an option without its value) do not know whose they are
+            error.ctx = error.ctx or ctx
+            raise
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         super().format_help_text(ctx, formatter)

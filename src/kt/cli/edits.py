@@ -143,6 +143,7 @@ def about_edit(path: Path, edit: Edit) -> dict[str, Any]:
         "requests_n": len(edit.requests),
         "statistics": {name: statistics.get(name) for name in ("corpus", "n_tokens")},
         "lost_to_rounding": manifest.get("lost_to_rounding"),
+        **({} if edit.dequantised is None else {"dequantised": edit.dequantised}),
         "versions": manifest.get("versions"),
     }
 

@@ -1,4 +1,4 @@
-"""Ctrl-C: its message, and a thread that ends the command within two seconds.
+"""Ctrl-C and SIGTERM: their message, and a thread that ends the command within two seconds.
 
 Python sees a signal between two operations only, and one factorisation of a large matrix can take minutes. So a
 thread that the signal wakes waits `GRACE` seconds for the orderly end and then ends the process. That loses nothing:
@@ -26,7 +26,9 @@ _NOTHING = "nothing was written"
 _note = [_NOTHING]
 _ending: list[bool] = []
 _told: list[bool] = []
-_heard: list[bool] = []
+_heard: list[int] = []
+"""The signal that ends the command."""
+WORDS = {signal.SIGINT: ("interrupted", INTERRUPTED), signal.SIGTERM: ("terminated", TERMINATED)}
 
 
 def note(what: str = _NOTHING) -> None:
@@ -35,7 +37,16 @@ def note(what: str = _NOTHING) -> None:
 
 
 def message() -> str:
-    return f"kt: interrupted; {_note[0]}\n"
+    return f"kt: {WORDS[_signal()][0]}; {_note[0]}\n"
+
+
+def code() -> int:
+    """The exit code of a command that a signal ends."""
+    return WORDS[_signal()][1]
+
+
+def _signal() -> signal.Signals:
+    return signal.Signals(_heard[0]) if _heard else signal.SIGINT
 
 
 def stopped() -> str:
@@ -59,32 +70,36 @@ def told_to_end(seconds: float) -> bool:
 
 
 def hear() -> None:
-    """Remember an interrupt from now on: a library that loads may turn its exception into another, or swallow it."""
+    """Remember a signal from now on: a library that loads may turn its exception into another, or swallow it."""
     _heard.clear()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell may have it ignored
         signal.signal(signal.SIGINT, _interrupt)
+    if parallel.started() == 1:
+        signal.signal(signal.SIGTERM, _interrupt)
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(number: int, *_: object) -> None:
     if not _heard:  # a second one does not disturb the orderly end
-        _heard.append(True)
+        _heard.append(number)
         raise KeyboardInterrupt
 
 
 def deaf() -> None:
-    """Ignore an interrupt from now on: all is done, and Python's own end takes a moment."""
+    """Ignore the signals from now on: all is done, and Python's own end takes a moment."""
     if not _heard and threading.current_thread() is threading.main_thread():
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if parallel.started() == 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def heard() -> bool:
-    """Whether the user has interrupted the command."""
+    """Whether a signal ends the command."""
     return bool(_heard)
 
 
 def end_soon_after_interrupt() -> None:
-    """Watch for SIGINT in a thread of its own, for as long as the process lives."""
+    """Watch for the signals in a thread of its own, for as long as the process lives."""
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
     signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
@@ -94,14 +109,17 @@ def end_soon_after_interrupt() -> None:
 def _watch(woken: socket.socket, wakes: socket.socket) -> None:
     """End the process soon after a signal; `wakes` is an argument so that it stays open."""
     while data := woken.recv(64):
-        if signal.SIGINT in data:
-            _end(message(), INTERRUPTED)
+        if signal.SIGINT in data or (signal.SIGTERM in data and parallel.started() == 1):
+            time.sleep(GRACE)
+            if not _heard:  # the main thread has not got to it
+                _heard.append(signal.SIGINT if signal.SIGINT in data else signal.SIGTERM)
+            _end(message(), code())
         if signal.SIGTERM in data and parallel.started() > 1 and not _ending:
+            time.sleep(GRACE)
             _end(stopped(), 1)
 
 
 def _end(message: str, code: int) -> None:
-    time.sleep(GRACE)
     if parallel.started_as() == 0 or parallel.heir():
         with suppress(OSError):  # nobody may read it any more
             os.write(sys.stderr.fileno(), message.encode())

@@ -114,7 +114,7 @@ def settings(text: str | None) -> dict[str, Any]:
         if not equals or not name.isidentifier() or not value:
             raise BadOption(f"--set {part.strip()!r}: write name=value, as v_lr=0.1,clamp_norm_factor=0.75")
         number = _number(value)
-        if name.startswith("layers"):
+        if name.startswith("layers_"):
             values[name] = layers(value, f"--set {name}")
         elif value.lower() in ("true", "false"):
             values[name] = value.lower() == "true"

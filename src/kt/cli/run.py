@@ -10,7 +10,7 @@ import typer
 
 from .._util.files import atomic_write
 from .._util.text import words
-from . import parse
+from . import interrupt, parse
 from .command import BadOption
 from .options import FigureOptions, Opt, RunOptions
 from .session import Session, load_model, screen_for, session, write_result
@@ -115,10 +115,9 @@ def _run(
             **taken,
         )
     except KeyboardInterrupt:
-        if not any(folder.rglob("settings.json")):
-            raise
-        s.screen.say(f"kt: interrupted; finished points are kept: go on with --resume {folder}")
-        raise SystemExit(130) from None
+        if any(folder.rglob("settings.json")):
+            interrupt.note(f"finished points are kept: go on with --resume {folder}")
+        raise
 
 
 def checked(recipe: PaperRecipe, options: RecipeOptions) -> dict[str, Any]:

@@ -8,17 +8,17 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .._util.data import SCHEMA_VERSION, plain, to_json
+from .._util.data import SCHEMA_VERSION, plain, read_json, to_json
 from .._util.files import atomic_write, check_writable
-from ..errors import BadFact, KtError, SubjectNotFound, UnknownModel, UnknownSite
+from ..errors import KtError
 from ..facts.corpus import Corpus, corpus_for, tokens_for
 from ..runs import parallel
 from ..runs.folder import RunFolder, default_folder
-from ..runs.journal import Journal, claim
+from ..runs.journal import SETTINGS, Journal, claim, todays_names
 from ..runs.provenance import versions
 from . import checks, interrupt, parse, processes
 from .command import BadOption, Options
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ..facts.load import Loaded
     from ..model.model import TracedModel
     from ..report import Figure, Result
+
+O = TypeVar("O", bound=Options)  # noqa: E741
 
 
 @dataclass
@@ -97,6 +99,9 @@ class Session:
             given["corpus identity"] = Corpus.open(corpus, self.options.model).identity
         settings = typed | given | files | {"versions": versions()}
         folder, resume = unfinished(self.path), self.options.resume is not None
+        if resume and (folder / SETTINGS).is_file():  # an option that the older kt lacked, and that nobody gave
+            noted, usual = read_json(folder / SETTINGS), {each.name: each.default for each in fields(self.options)}
+            settings = {n: v for n, v in settings.items() if n in noted or n not in usual or v != plain(usual[n])}
         self._journal = Journal.begin(folder, settings, resume, self.options.argv)
         interrupt.note(self._kept())
         if resume:
@@ -111,11 +116,12 @@ class Session:
         if not parallel.is_main():
             return
         journal.release()
-        wrong = isinstance(error, WRONG_INPUT) and not interrupt.heard() and self.options.resume is None
+        wrong = isinstance(error, KtError) and not error.passing and not interrupt.heard()
+        wrong = wrong and self.options.resume is None
         if error is None or wrong or not journal.done:
             shutil.rmtree(unfinished(self.path), ignore_errors=True)
             interrupt.note()
-        elif isinstance(error, KtError) and not isinstance(error, WRONG_INPUT):
+        elif isinstance(error, KtError) and error.passing:
             error.args = (f"{error}; {self._kept()}",)
         elif not isinstance(error, KtError | KeyboardInterrupt) and not (
             parallel.joined() and isinstance(error, SystemExit)
@@ -239,8 +245,6 @@ def run_path(options: RunOptions) -> Path | None:
 
 
 UNFINISHED = ".unfinished"
-WRONG_INPUT = (BadOption, BadFact, SubjectNotFound, UnknownModel, UnknownSite)
-"""Refusals that the same options meet again: there is nothing to go on with."""
 DATA_FILES = ("statistics", "alpha_facts", "history", "preset")
 """Options that name files on whose content a result depends."""
 
@@ -248,6 +252,14 @@ DATA_FILES = ("statistics", "alpha_facts", "history", "preset")
 def unfinished(path: Path) -> Path:
     """Where the run that will be `path` keeps its journal: a finished run that stands there is not touched."""
     return path.absolute().with_name(path.absolute().name + UNFINISHED)
+
+
+def with_todays_names(options: O) -> O:
+    """A resumed run's options, with today's name of what a run of an older version could be begun with."""
+    given = getattr(options, "set", None)
+    if given is None or getattr(options, "resume", None) is None:
+        return options
+    return replace(options, set=todays_names(given))  # type: ignore[type-var]
 
 
 def stamp(file: Path | str | None) -> list[int] | None:
@@ -350,6 +362,7 @@ def wanted_files(options: FigureOptions | Any) -> dict[str, Path]:
 LIBRARY_SETTINGS = {
     # Hugging Face's own bars and notes would mix with ours on stderr.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     # Threads that spin while they wait made tracing a small model four times slower on a busy two-core machine.
     "OMP_WAIT_POLICY": "PASSIVE",

@@ -14,11 +14,11 @@ import typer
 from .._util.data import read_json, write_json
 from ..errors import KtError, warn_user
 from ..runs.folder import MANIFEST, default_folder
-from . import parse
+from . import interrupt, parse
 from .command import BadOption, option_of
 from .eval import EvalOptions, questions
 from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
-from .session import Session, session
+from .session import Session, session, with_todays_names
 
 if TYPE_CHECKING:
     from ..experiments import Point
@@ -197,6 +197,7 @@ DEMO_REQUESTS = 20
 
 def sweep(options: SweepOptions) -> None:
     """Solve and score an edit for every setting of a grid: alpha, layers, edits, clamp or modules."""
+    options = with_todays_names(options)
     kind = parse.one(options.kind, KINDS, "kt sweep")
     folder = points_folder(options, f"{kind}-{Path(options.model.partition('@')[0]).name}")
     options = replace(options, out=folder)
@@ -231,9 +232,8 @@ def sweep(options: SweepOptions) -> None:
                 stage=s.progress,
             )
         except KeyboardInterrupt:
-            # Said here, since "nothing was written" would be wrong.
-            s.screen.say(f"kt: interrupted; finished points are kept: go on with --resume {folder}")
-            raise SystemExit(130) from None
+            interrupt.note(f"finished points are kept: go on with --resume {folder}")
+            raise
         take_over(s, folder)
         result.save(s.run.file("sweep.json"))
         s.keep(result)

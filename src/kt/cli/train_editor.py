@@ -30,8 +30,14 @@ class TrainOptions(FigureOptions, LongRunOptions, FactOptions, ModelOptions):
 
 def train_editor(options: TrainOptions) -> None:
     """Train an editor (MALMEN, MEND) on records with a target, a paraphrase and an unrelated prompt each."""
-    parse.one(options.method, ("malmen", "mend"), "--method")
+    from ..editing.config import linear_maps
+    from ..editing.hyper.settings import TrainingSettings
+
+    method = parse.one(options.method, ("malmen", "mend"), "--method")
     settings = parse.settings(options.set)
+    TrainingSettings.given(settings)
+    if options.modules is not None:
+        linear_maps(options.modules)
     layers = parse.layers(options.layers_mlp, "--layers-mlp")
     with session(options) as s:
         from ..editing.hyper.train import train_editor as train
@@ -50,7 +56,7 @@ def train_editor(options: TrainOptions) -> None:
             editor = train(
                 model,
                 facts,
-                options.method,
+                method,
                 layers,
                 options.modules,
                 seed=options.seed,

@@ -247,7 +247,7 @@ def _kind(path: Path) -> str | None:
             small = path.stat().st_size <= LARGEST_STACK
             return "stack" if small and f'"{STACK}"'.encode() in path.read_bytes() else None
         return "edit" if header_kind(path) in KINDS else None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, BadFile):
         return "edit"
 
 

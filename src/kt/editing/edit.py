@@ -327,7 +327,20 @@ class Edit(Shown):
         columns: list[str | Column] = ["weight", shape, "rank", "norm", "relative", "new / old norm", condition]
         columns += [CHOSEN[each] for each in chosen]
         columns += ["survived", "error"] if rounded else []
-        return Table(columns, rows, "written weights", _rounding_note(self) if rounded else "")
+        notes = [_rounding_note(self) if rounded else "", self.dequantised or ""]
+        return Table(columns, rows, "written weights", "; ".join(filter(None, notes)))
+
+    @property
+    def dequantised(self) -> str | None:
+        """In words, of weights that the checkpoint stores quantised: the edit is of the dequantised ones."""
+        stored = self.manifest.get("dequantised") or {}
+        if not stored:
+            return None
+        kinds = ", ".join(sorted(set(stored.values())))
+        return (
+            f"{count(len(stored), 'weight')} of the {len(self.names)} dequantised (stored as {kinds}) to "
+            f"{self.manifest.get('dtype')}: the edit and its bytes from before are of that"
+        )
 
     def figures(self) -> Sequence[Figure]:
         """Target and old answer, before and after; the size of each weight's update."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .._util.data import read_json
+from .._util.data import read_json, tensor_header
 from ..errors import BadFile
 
 EDIT, STACK = "edit", "edit-stack"
@@ -14,20 +14,16 @@ EDIT, STACK = "edit", "edit-stack"
 KINDS = (EDIT, "context", "adapter")
 """Kinds of an edit's file: updates of weights, or an effect on prompts or on values."""
 MAKE = "give the edit.safetensors of a kt apply-edit run"
-LONGEST_HEADER = 100_000_000
-"""Of safetensors; the library reads none that is longer."""
 
 
 def header_kind(path: Path) -> Any:
     """The kind that kt's metadata names, from the header of a safetensors file alone.
 
     Raises:
-        ValueError, AttributeError, RecursionError: the header cannot be read.
+        BadFile: the header cannot be read, or the file is cut short.
+        ValueError, AttributeError, RecursionError: the metadata are not kt's.
     """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= LONGEST_HEADER else b""
-    metadata = json.loads(header).get("__metadata__") or {}
+    metadata = tensor_header(path).get("__metadata__") or {}
     return json.loads(metadata.get("kt", "{}")).get("kind")
 
 

@@ -92,7 +92,9 @@ def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, A
     """
     from ..runs.provenance import versions
 
+    packed = {name: f"{model.dequantised[name]}" for name in updates if name in model.dequantised}
     return {
+        **({"dequantised": packed} if packed else {}),
         "model": without_folders(model.name),
         "revision": model.revision,
         "dtype": str(model.dtype).removeprefix("torch."),

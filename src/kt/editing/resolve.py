@@ -64,22 +64,33 @@ def _question(fact: Fact) -> Question:
     return (fact.prompt, fact.target) if join is None else (fact.prompt, fact.target, join)
 
 
-def refuse_contradictions(facts: Sequence[Fact]) -> None:
-    """Two targets for one prompt cannot both be written; one prompt and target twice would count twice."""
+def distinct_requests(facts: Sequence[Fact]) -> list[Fact]:
+    """The requests of a batch, each edit once: chains of several edits share some (MQuAKE), and twice in a solve it
+    would weigh twice. (Scores ask every record, each with its own consequences.)
+
+    Raises:
+        BadFact: two requests have one prompt and different targets, which cannot both be written.
+    """
     seen: dict[str, tuple[int, Fact]] = {}
+    kept = []
     for number, fact in enumerate(facts, start=1):
         prompt = " ".join(fact.prompt.split()).casefold()
         earlier, other = seen.setdefault(prompt, (number, fact))
         if earlier == number:
+            kept.append(fact)
             continue
         if other.target != fact.target:
             raise BadFact(
                 f"requests {earlier} and {number} contradict each other: {fact.prompt!r} is to become "
                 f"{other.target!r} and {fact.target!r}; keep one of them (or edit them in sequence)"
             )
-        raise BadFact(f"requests {earlier} and {number} are the same ({fact.prompt!r}); keep one of them")
+    if copies := len(facts) - len(kept):
+        warn_user(
+            f"{copies:,} of {len(facts):,} requests ask for an edit that another asks for; each is solved once, "
+            f"{len(kept):,} in all"
+        )
     same = defaultdict(list)
-    for fact in facts:
+    for fact in kept:
         if fact.relation:
             same[fact.subject.casefold(), fact.relation].append(fact)
     for group in same.values():
@@ -88,6 +99,7 @@ def refuse_contradictions(facts: Sequence[Fact]) -> None:
                 f"{len(group)} requests give {group[0].subject!r} different targets of one relation "
                 f"({group[0].target!r}, {group[1].target!r}); they may undo each other"
             )
+    return kept
 
 
 def configure(
@@ -281,11 +293,13 @@ def take_statistics(
     max_tokens: int | None,
     progress: Progress | None,
 ) -> Statistics:
-    """The second moments that the sites need: given, from a file, or over the corpus."""
+    """The second moments that the sites need: given, from a file (of all that is needed), or over the corpus."""
     if isinstance(given, Statistics):
         return given
     if not sites:
         return Statistics({})
     if given is not None:
-        return Statistics.open(given)
+        opened = Statistics.open(given)
+        opened.require({model.weight_name(site): model.key_size(site) for site in sites})
+        return opened
     return key_statistics(model, sites, corpus, max_tokens, progress=progress)

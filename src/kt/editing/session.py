@@ -40,10 +40,10 @@ from .plan import EditHistory, EffectPlan, Plan, SolveContext, SolveResult
 from .resolve import (
     Evidence,
     configure,
+    distinct_requests,
     is_per_fact,
     needs_evidence,
     read_requests,
-    refuse_contradictions,
     resolve,
     take_statistics,
     with_alphas,
@@ -204,8 +204,7 @@ class EditSession:
     def _solve(self, requests: FactsLike) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
         self.model.require_weights("an edit")
         self._solves += 1
-        facts = read_requests(self.model, requests)
-        refuse_contradictions(facts)
+        facts = distinct_requests(read_requests(self.model, requests))
         with self.model.at_rest():
             config = self._resolve(facts)
             plan = config.plan()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .._util.online import within
 from ..errors import KtError, WorkFailed, warn_user
 
 INSTRUCTION = (
@@ -162,27 +162,19 @@ class Judge:
         )
 
     def _try(self, opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> bytes:
-        """The reply to one try, of which `timeout` bounds the whole: a socket's time-out begins anew with each byte."""
-        end, ended = time.monotonic() + self.timeout, list[bytes | Exception]()
+        """The reply to one try, of which `timeout` bounds the whole."""
+        end = time.monotonic() + self.timeout
 
-        def ask() -> None:
+        def ask() -> bytes:
             content = b""
-            try:
-                with opener.open(request, timeout=self.timeout) as reply:
-                    while len(content) <= MOST_BYTES and time.monotonic() < end and (part := reply.read1(1 << 16)):
-                        content += part
-                ended.append(content)
-            except Exception as error:
-                ended.append(error)
+            with opener.open(request, timeout=self.timeout) as reply:
+                while len(content) <= MOST_BYTES and time.monotonic() < end and (part := reply.read1(1 << 16)):
+                    content += part
+            if time.monotonic() >= end:  # cut short
+                raise TimeoutError(f"no whole reply within {self.timeout:g} s")
+            return content
 
-        thread = threading.Thread(target=ask, daemon=True)  # headers that drip in hold it until the server gives up
-        thread.start()
-        thread.join(self.timeout)
-        if not ended or time.monotonic() >= end:
-            raise TimeoutError(f"no whole reply within {self.timeout:g} s")
-        if isinstance(ended[0], Exception):
-            raise ended[0]
-        return ended[0]
+        return within(self.timeout, ask)
 
     def _read_cache(self) -> dict[str, bool | None]:
         if self.cache is None or not self.cache.is_file():

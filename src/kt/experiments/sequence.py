@@ -319,7 +319,7 @@ def run_edits(
     """
     from ..editing import EditSession
     from ..editing.config import one_of
-    from ..editing.resolve import read_requests, refuse_contradictions
+    from ..editing.resolve import distinct_requests, read_requests
     from ..editing.session import SessionOnEdits
 
     one_of(mode, MODES, "mode")
@@ -331,7 +331,7 @@ def run_edits(
     stage = stage or (lambda what: nullcontext())
     facts = read_requests(model, requests)
     if mode == "batch":
-        refuse_contradictions(facts)
+        distinct_requests(facts)  # two that contradict each other are refused here; each is scored
     size = {"batch": len(facts), "single": 1, "sequential": step_size}[mode]
     groups = [facts[i : i + size] for i in range(0, len(facts), size)]
     if mode == "sequential" and all(session.get(name) is None for name in ("keep_history", "norm_guard")):
@@ -405,18 +405,19 @@ def _in_sequence(editor: EditSession, groups: list[list[Fact]], judge: _Judge, w
     """Batch mode is a sequence of one."""
     steps: list[Step] = []
     done: list[Fact] = []
-    after = None
+    edited, after = 0, None
     for number, group in enumerate(groups, start=1):
         last = number == len(groups)
         with stage(f"step {number} of {len(groups)}" if len(groups) > 1 else "solving") as tick:
             editor.progress = tick
             editor.edit(group)
         done += group
+        edited += len(editor.steps[-1].requests)
         metrics = None
         if when == "step" or (when == "end" and last):
             scores = judge.score(done, "after", judge.generate and last)
             metrics, after = scores.as_dict()["metrics"], scores if last else None
-        steps.append(Step(number, len(done), tuple(f.id for f in group), editor.norm_ratios(), metrics))
+        steps.append(Step(number, edited, tuple(f.id for f in group), editor.norm_ratios(), metrics))
     whole = editor.steps[0] if len(groups) == 1 else editor.total()
     control = None
     if when != "none":

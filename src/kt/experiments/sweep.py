@@ -15,7 +15,7 @@ from .._util.data import plain
 from .._util.progress import Stage
 from .._util.text import words
 from ..editing import Statistics
-from ..editing.resolve import read_requests, refuse_contradictions
+from ..editing.resolve import distinct_requests, read_requests
 from ..errors import KtError, warn_user
 from ..evaluation import Scores, evaluate
 from ..evaluation.metrics import PROTOCOLS
@@ -78,7 +78,7 @@ def sweep(
     """
     stage = stage or (lambda what: nullcontext())
     requests = read_requests(model, facts)
-    refuse_contradictions(requests)
+    distinct_requests(requests)  # two that contradict each other are refused here
     _check(points, requests, seeds)
     ways = _ways(protocols, generate)
     settings = identity_of(model, requests, seeds, statistics, corpus, max_tokens) | {

@@ -64,6 +64,7 @@ class Reverted(Shown):
     fingerprint: str
     weights: dict[str, str]
     proof: str = RECORD
+    dequantised: str | None = None
 
     kind = "revert"
 
@@ -80,7 +81,7 @@ class Reverted(Shown):
         """What each weight was and is."""
         words = {"base": "as before the edit", "applied": "with the edit"}
         rows = [[name, words[state], "as before the edit"] for name, state in self.weights.items()]
-        return [Table(["weight", "was", "is"], rows, f"weights of {self.path}")]
+        return [Table(["weight", "was", "is"], rows, f"weights of {self.path}", self.dequantised or "")]
 
 
 def revert_folder(
@@ -130,7 +131,7 @@ def revert_folder(
         for file in sorted({shards.files[name] for name in edited}):
             shards.write(file, {n: t for n, t in originals.items() if shards.files[n] == file}, target)
         fingerprint = _verify(target, edit, fingerprints, base)
-    return Reverted(Path(to or folder), True, not edited, fingerprint, states, fingerprints.source)
+    return Reverted(Path(to or folder), True, not edited, fingerprint, states, fingerprints.source, edit.dequantised)
 
 
 def _edit(folder: Path, edit: Edit | str | Path | None) -> Edit:

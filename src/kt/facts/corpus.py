@@ -17,6 +17,7 @@ from typing import Any
 from .._util.files import sha256_file
 from .._util.online import ELSEWHERE, refuse_unreachable, told_offline
 from ..errors import BadFile, install_hint
+from .opening import refuse_disguised
 
 _DEMO, _ENGLISH = Path(__file__).parents[1] / "demo", Path(__file__).parent / "texts"
 SHIPPED = {"demo": _DEMO / "corpus.txt", "english": _ENGLISH / "english.txt"}
@@ -69,6 +70,20 @@ class Corpus:
         """The shipped text that is neither in a corpus of ours nor in the works that it is from."""
         name = corpus_for("auto", model)
         return cls(f"{name}/heldout.txt", _HELDOUT[name])
+
+    def check(self) -> None:
+        """Read the first document of a file.
+
+        Raises:
+            BadFile: there is none, or the file is something else than its name says.
+        """
+        if self.path is not None:
+            refuse_disguised(self.path)
+            with self.path.open("rb") as file:
+                if b"\0" in file.read(64):
+                    raise BadFile(f"{self.path} is no text; give a file with a document a line")
+            if next(self.texts(), None) is None:
+                raise BadFile(f"{self.path} holds no text; give a file with a document a line")
 
     def texts(self) -> Iterator[str]:
         """Yield the documents, without blank lines.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO, cast
 
+from .._util.data import DISGUISES
 from ..errors import BadFile
 
 TEXT_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
@@ -18,17 +19,6 @@ COMPRESSED = (".gz", ".zst")
 """What may stand behind one of `TEXT_ENDINGS`."""
 LARGEST = 1 << 30
 """Most bytes (or characters) of one record: a small compressed file may hold more than any memory."""
-DISGUISES = {
-    b"version https://git-lfs": (None, "a Git LFS pointer, not the data; fetch the file itself (git lfs pull)"),
-    b"<!doctype": (None, "an HTML page, not data; the download went wrong"),
-    b"<html": (None, "an HTML page, not data; the download went wrong"),
-    b"<?xml": (None, "XML, not data that kt reads; the download may have gone wrong"),
-    b"\x1f\x8b": (".gz", "compressed with gzip; let its name end in .gz"),
-    b"\x28\xb5\x2f\xfd": (".zst", "compressed with Zstandard; let its name end in .zst"),
-    b"par1": (".parquet", "Parquet; let its name end in .parquet"),
-    b"pk\x03\x04": (None, "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
-}
-"""How files begin (in lower case) that are something else than their name says, and the ending that would be right."""
 
 
 def ending_of(path: Path) -> str:

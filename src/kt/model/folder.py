@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .._util.data import complete_file, read_json
+from .._util.data import complete_file, read_json, tensor_header
 from .._util.text import visible
 from ..errors import BadFile, UnknownModel
 
@@ -102,8 +102,7 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
             _refuse_huge(path, INDEX)
             if "weight_map" in read_json(path):
                 check_index(path)
-        if path.suffix == ".safetensors" and path.is_file():
-            _refuse_long_header(path)
+    check_weights(folder)
     tokenizer = _read(folder / "tokenizer_config.json")
     for name, value in tokenizer.items():
         files = value if isinstance(value, list) else [value]
@@ -118,6 +117,18 @@ def check_folder(folder: Path, trust_remote_code: bool = False) -> None:
                     raise UnknownModel(
                         _outside(path, code) + ", and --trust-remote-code runs the folder's own code only"
                     )
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder of which a file of weights is cut short, a pointer, or no safetensors, by the headers alone.
+
+    Raises:
+        UnknownModel, BadFile: one is.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.is_file():
+            _refuse_long_header(path)
+            tensor_header(path, "download it again")
 
 
 def check_index(path: Path) -> dict[str, str]:

@@ -10,12 +10,13 @@ from functools import partial
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import KtError, UnknownModel, install_hint
 from .hub import require_whole
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -168,13 +169,22 @@ def check_gguf(path: Path, needs_tokenizer: bool = True) -> Header:
             quantisation that is not read.
         KtError: the `gguf` package is missing.
     """
-    header = read_header(path)
+    header = check_whole(path, needs_tokenizer)
     architecture, supported = header.architecture, supported_architectures()
     if architecture not in supported:
         raise UnknownModel(
             f"{path}: a GGUF file of architecture {architecture or 'unknown'!r}, which transformers does not read; "
             f"supported are {', '.join(supported)}"
         )
+    if find_spec("gguf") is None:
+        raise KtError(f"{path}: reading GGUF takes the gguf package; {install_hint('gguf')}")
+    return header
+
+
+def check_whole(path: Path, needs_tokenizer: bool = True) -> Header:
+    """The part of `check_gguf` that needs no import of transformers: all but the architecture."""
+    header = read_header(path)
+    architecture = header.architecture
     if header.metadata.get("split.count", 0) > 1:
         raise UnknownModel(
             f"{path} is one of {header.metadata['split.count']} parts of a model ({architecture}); join them with "
@@ -183,11 +193,20 @@ def check_gguf(path: Path, needs_tokenizer: bool = True) -> Header:
     if needs_tokenizer and TOKENS not in header.metadata:
         raise UnknownModel(f"{path} ({architecture}) holds no tokenizer; pass one: kt.load(path, tokenizer=tokenizer)")
     if find_spec("gguf") is None:
-        raise KtError(f"{path}: reading GGUF takes the gguf package; {install_hint('gguf')}")
+        return header
     expected, held = _expected_size(path, header), path.stat().st_size
     if held < expected:
         raise UnknownModel(f"{path} is cut short: {held:,} bytes of at least {expected:,}; download it again")
     return header
+
+
+PLAIN_KINDS = (0, 1, 28, 30)
+"""Numbers of the kinds F32, F16, F64 and BF16."""
+
+
+def is_packed(path: Path) -> bool:
+    """Whether any weight of the file is quantised."""
+    return any(tensor.kind not in PLAIN_KINDS for tensor in read_header(path).tensors)
 
 
 def _expected_size(path: Path, header: Header) -> int:

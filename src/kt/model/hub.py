@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .._util.data import read_json
+from .._util.data import read_json, tensor_header
 from .._util.text import count, visible
 from ..errors import KtError, UnknownModel, warn_user
 
@@ -101,10 +100,13 @@ def require_whole(name: str, module: Any, about: Mapping[str, Any]) -> None:
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def require_numbers(name: str, module: Any, folder: Path | None) -> None:
+def require_numbers(name: str, module: Any, folder: Path | None) -> dict[str, str]:
     """Refuse weights whose file holds other than floating-point numbers, and weights that are not finite.
 
     transformers would cast whole, complex and 8-bit numbers without a word. One sum reads each weight once.
+
+    Returns:
+        The weights of a quantised checkpoint that were dequantised: how each is stored, by name.
 
     Args:
         folder: the checkpoint's, if it is known; only the headers of its safetensors files are read.
@@ -116,16 +118,18 @@ def require_numbers(name: str, module: Any, folder: Path | None) -> None:
 
     weights = dict(module.named_parameters(remove_duplicate=False))
     config = None if folder is None else folder / "config.json"  # the module's own forgets what was dequantised
-    quantised = config is not None and config.is_file() and read_json(config).get("quantization_config") is not None
-    for path in () if folder is None or quantised else sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for key, about in header.items():
-            if key == "__metadata__" or about["dtype"] in FLOATS:
+    about = read_json(config).get("quantization_config") if config is not None and config.is_file() else None
+    packed = {}
+    for path in () if folder is None else sorted(folder.glob("*.safetensors")):
+        for key, stored in tensor_header(path).items():
+            if key == "__metadata__" or stored["dtype"] in FLOATS:
                 continue
-            if any(weight == key or weight.endswith(f".{key}") for weight in weights):  # not a mask or positions
+            own = key.removesuffix("_blocks")
+            if about is not None:
+                packed |= {w: f"{about.get('quant_method')}, {stored['dtype']}" for w in weights if _same_name(w, own)}
+            elif any(_same_name(weight, key) for weight in weights):  # not a mask or positions
                 raise UnknownModel(
-                    f"{name}: {visible(key)} is stored as {about['dtype']}, and a weight is 16-, 32- or 64-bit "
+                    f"{name}: {visible(key)} is stored as {stored['dtype']}, and a weight is 16-, 32- or 64-bit "
                     "floating point; download the model again, or its version in one of these"
                 )
     for key, weight in weights.items():
@@ -133,6 +137,12 @@ def require_numbers(name: str, module: Any, folder: Path | None) -> None:
             continue
         if not bool(torch.isfinite(weight).all()):  # a sum of finite numbers may overflow
             raise UnknownModel(f"{name}: {visible(key)} holds NaN or infinity; download the model again")
+    return packed
+
+
+def _same_name(weight: str, key: str) -> bool:
+    """Whether a checkpoint's key is the weight's name, or its end (of a part of a wrapper)."""
+    return weight == key or weight.endswith(f".{key}")
 
 
 def _first(keys: list[str], most: int = 4) -> str:

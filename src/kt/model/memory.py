@@ -28,6 +28,8 @@ OWN_GROUP = Path("/proc/self/cgroup")
 class NotEnoughMemory(KtError):
     """The work would take more memory than is free."""
 
+    passing = True
+
 
 class _Names(NamedTuple):
     """The files of a group in one version of cgroups; `given_back` is the cache that the kernel frees when asked."""

@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import KtError, UnknownSite
+from ..errors import KtError, UnknownSite, warn_user
 from .devices import bring_home, content, contents
 from .effects import Effect, effects_of
 from .layout import Layout, linear_shape
 from .sites import Kind, Site
 from .update import Update, fingerprint_in_order, fingerprint_of
-from .writer import sole_writer
+from .writer import Kept, leave, open_blocks, sole_writer
 
 Address = Site | str
 
@@ -98,6 +98,9 @@ class Weights:
                     return site
         raise UnknownSite(f"{self.name} has no linear map of attention or MLP called {weight_name!r}")
 
+    dequantised: Mapping[str, str] = {}
+    """How the checkpoint stores weights that were dequantised, by name."""
+
     def in_order(self, sites: Iterable[Site]) -> list[Site]:
         """Distinct sites in the order in which a forward pass reaches them, the order that a trace needs."""
         ranks = {role: rank for rank, role in enumerate(self.layout.linears)}
@@ -146,18 +149,31 @@ class Weights:
         the effects that it had.
 
         Raises:
-            KtError: another thread is writing them.
+            KtError: another thread is writing them; or a block that began later is still open, and brings the bytes of
+                weights that both write back when it ends.
         """
         with self.writing():
-            kept, effects = self.copies(addresses), self.effects
+            kept, blocks = Kept(self.copies(addresses), self.effects), open_blocks(self.module)
+            blocks.append(kept)
+            ended = False
             try:
                 yield
+                ended = True
             finally:
+                shared = leave(kept, self.own, blocks, self.effects)
                 try:
-                    self._copy_back(kept, effects)
+                    self._copy_back(kept.copies, kept.effects)
                 except BaseException:  # a second Ctrl-C must not leave half of it
-                    self._copy_back(kept, effects)
+                    self._copy_back(kept.copies, kept.effects)
                     raise
+                if shared:
+                    say = (
+                        f"edits of {self.name} were not left in the reverse of their order: {shared[0]} holds this one "
+                        "until the later one is left, which brings back the bytes from before both; use a model a task"
+                    )
+                    if ended:
+                        raise KtError(say)
+                    warn_user(say)
 
     def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
         """The weights' bytes, by name, for `put_back`."""

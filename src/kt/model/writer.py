@@ -7,13 +7,16 @@ length nobody knows, for ever where that block waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock, get_ident
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from ..errors import KtError
+from .effects import Effect
 
 _guard = Lock()
 _holders: dict[int, list[int]] = {}
@@ -47,6 +50,53 @@ def sole_writer(module: nn.Module, name: str) -> Iterator[None]:
                 _holders[key].remove(here)
                 if not _holders[key]:
                     del _holders[key]
+
+
+@dataclass(eq=False)
+class Kept:
+    """What an open block of `restored` puts back: weights' bytes by name, and the effects that the model had."""
+
+    copies: dict[str, Tensor]
+    effects: tuple[Effect, ...]
+
+
+_open: WeakKeyDictionary[nn.Module, list[Kept]] = WeakKeyDictionary()
+
+
+def open_blocks(module: nn.Module) -> list[Kept]:
+    """The blocks that have begun and not ended, in the order of their beginning."""
+    return _open.setdefault(module, [])
+
+
+def leave(kept: Kept, own: Callable[[str], Tensor], blocks: list[Kept], effects: Sequence[Effect]) -> list[str]:
+    """End a block, also one inside which others go on (two tasks of one thread that take turns).
+
+    A later block has kept this one's edit as what it found. It is given the bytes from before this one instead, so that
+    the base comes back whichever block ends last; effects are taken out of both.
+
+    Args:
+        own: the parameter of a name.
+        effects: the model's now.
+
+    Returns:
+        Names of weights that a later block has kept too: they hold this block's edit until that one ends.
+    """
+    at = blocks.index(kept)
+    later = blocks[at + 1 :]
+    del blocks[at]
+    if not later:
+        return []
+    added = [each for each in later[0].effects if not any(each is old for old in kept.effects)]
+    kept.effects = tuple(each for each in effects if not any(each is mine for mine in added))
+    for block in later:
+        block.effects = tuple(each for each in block.effects if not any(each is mine for mine in added))
+    shared = []
+    for name in list(kept.copies):
+        heir = next(((b, n) for b in later for n in b.copies if own(n) is own(name)), None)
+        if heir is not None:
+            heir[0].copies[heir[1]] = kept.copies.pop(name)
+            shared.append(name)
+    return shared
 
 
 def _memory(weight: Tensor) -> int:

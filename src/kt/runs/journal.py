@@ -28,6 +28,8 @@ from . import parallel
 from .folder import MANIFEST
 
 T = TypeVar("T")
+SPREADS = {"boundary": "ends", "forward": "rest"}
+"""Values of `spread` in the runs and edits of older versions: the names that the same rules have today."""
 SETTINGS, PHASES, KIND = "settings.json", "phases", "phase"
 SINCE = (
     "model config",
@@ -171,7 +173,7 @@ def claim(folder: Path, settings: Mapping[str, Any], resume: bool, what: str = "
     if exists and not resume:
         raise KtError(f"{folder} holds a {what} already; go on with --resume {folder}, or name another folder")
     if exists:
-        old, new = read_json(folder / SETTINGS), plain(dict(settings))
+        old, new = todays_names(read_json(folder / SETTINGS)), todays_names(plain(dict(settings)))
         unnoted = [name for name in sorted(new) if name in SINCE and name not in old]
         if unnoted:
             warn_user(
@@ -186,6 +188,19 @@ def claim(folder: Path, settings: Mapping[str, Any], resume: bool, what: str = "
                     "repeat the first settings, or begin anew in another folder"
                 )
     return exists
+
+
+def todays_names(value: Any) -> Any:
+    """Settings of an older version with today's name of each rule in `SPREADS`, also inside a `--set`."""
+    if isinstance(value, dict):
+        named = {key: SPREADS.get(item, item) if key == "spread" and isinstance(item, str) else item
+                 for key, item in value.items()}  # fmt: skip
+        return {key: todays_names(item) for key, item in named.items()}
+    if isinstance(value, list):
+        return [todays_names(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(rf"\bspread=({'|'.join(SPREADS)})\b", lambda match: f"spread={SPREADS[match[1]]}", value)
+    return value
 
 
 def first_difference(old: Any, new: Any) -> tuple[str, Any, Any] | None:

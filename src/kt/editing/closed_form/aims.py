@@ -8,6 +8,7 @@ from enum import Enum
 from math import sqrt
 
 from ...model.sites import Site
+from ...runs import journal
 
 
 class Position(str, Enum):
@@ -104,5 +105,5 @@ replay = Spread(
 arXiv 2605.00358, and EasyEdit's code)."""
 
 SPREADS: dict[str, Spread] = {rule.name: rule for rule in (even, root, ends, rest, blue, replay)}
-OLD_SPREADS = {"boundary": (ends, blue), "forward": (rest, replay)}
+OLD_SPREADS = dict(zip(journal.SPREADS, ((ends, blue), (rest, replay)), strict=True))
 """Names that edit files and runs of older versions have: the rule that each was, and the paper's, which it recalls."""

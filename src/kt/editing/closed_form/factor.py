@@ -129,7 +129,7 @@ class Moment:
         """C, float64 on the CPU."""
         matrix = self._read().to("cpu", torch.float64)
         if not bool(torch.isfinite(matrix).all()):
-            raise WorkFailed(f"the second moment of {self.name} is not finite; take the statistics again")
+            raise BadFile(f"the second moment of {self.name} is not finite; take the statistics again")
         return matrix
 
     def sha256(self) -> str:

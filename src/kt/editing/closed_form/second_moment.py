@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..._util.data import complete_file, load_arrays, read_metadata, save_arrays
+from ..._util.data import complete_file, load_arrays, open_arrays, read_metadata, save_arrays
 from ..._util.files import clear_temporaries
 from ..._util.lock import default_cache
 from ..._util.progress import Progress
@@ -401,6 +401,22 @@ class Statistics(Shown):
             store = None if self.cache is None else Store(self.cache, file.stem)
             self._moments[name] = Moment(name, len(read()), read, store)
         return self._moments[name]
+
+    def require(self, sizes: Mapping[str, int]) -> None:
+        """Refuse second moments that lack a module of `sizes`, or have it for keys of another size.
+
+        Raises:
+            BadFile: they do.
+        """
+        for name, size in sizes.items():
+            self._reader(name)
+            with open_arrays(file := self.files[name.removesuffix(".weight")]) as arrays:
+                shape = arrays.get_slice(name.removesuffix(".weight")).get_shape()
+            if shape != [size, size]:
+                raise BadFile(
+                    f"{file}: the second moment of {name} is {'x'.join(map(str, shape))}, and its keys have {size} "
+                    "numbers; take the statistics of this model (kt cov)"
+                )
 
     def moment(self, name: str) -> Float[Tensor, "d_in d_in"]:
         """C of a module, as stored."""

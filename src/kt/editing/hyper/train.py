@@ -26,7 +26,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -42,12 +42,13 @@ from ...model.sites import Site
 from ...model.tokens import joint_text, token_ids
 from ...runs.journal import Journal
 from ...stats import bootstrap_mean
-from ..config import check_value, linear_maps, one_of, type_of
+from ..config import linear_maps, one_of
 from ..fine_tune import Lesson, Question, lesson_of, unfrozen
 from ..methods import method_named
 from ..resolve import default_layers
 from ..ultraedit import Running
 from .editor import NETWORKS, Editor, new_networks, shape_of, site_pairs, subject_of
+from .settings import TrainingSettings
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -61,64 +62,6 @@ BLOCKS = 3
 """Blocks that are written unless others are given, at least; MEND's, and half of MALMEN's in GPT-J."""
 RATES = 10.0
 """log η and log λ learn so many times faster than the networks: they have further to go (MEND's code: 100 times)."""
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How an editor is trained.
-
-    Attributes:
-        rank: of the networks' layers (the papers: 1,920 for GPT-J).
-        layers: of each network; the papers' two.
-        edits: records of a step, edited together, at most; None is the method's (MALMEN 128, of the paper's 512;
-            MEND 32).
-        min_edits: at least; the same as `edits` is the papers' fixed number.
-        variety: share of the draws with another record's target, and share with a paraphrase as the prompt.
-        lr: Adam's, of the networks, at the first step; it falls to zero in a line over `steps`.
-        c_edit: weight of the paraphrases' loss (MEND's code: 0.1, for 100,000 steps).
-        c_loc: weight of the unrelated prompts' KL divergence (the papers: 1).
-        clip: the largest norm of a step's gradient; None is the paper's (MALMEN 1, MEND 100).
-        steps: at most.
-        check_every: steps between checks on held-out records.
-        patience: checks without a smaller held-out loss before training stops.
-        held_out: share of the subjects that the checks read.
-        test: share of the subjects that neither training nor any check sees.
-        rows: prompts of one forward.
-    """
-
-    rank: int = 64
-    layers: int = 2
-    edits: int | None = None
-    min_edits: int = 1
-    variety: float = 0.5
-    lr: float = 1e-3
-    c_edit: float = 1.0
-    c_loc: float = 2.0
-    clip: float | None = None
-    steps: int = 500
-    check_every: int = 25
-    patience: int = 8
-    held_out: float = 0.1
-    test: float = 0.1
-    rows: int = 64
-
-    def __post_init__(self) -> None:
-        for spec in fields(self):
-            check_value(spec.name, type_of(spec), getattr(self, spec.name), 1 if "int" in type_of(spec) else 0)
-        if not 0 < self.held_out <= self.held_out + self.test < 1:
-            given = f"held_out {self.held_out:g} and test {self.test:g}"
-            raise KtError(f"{given} must be shares whose sum is below 1, the first above 0")
-        if self.variety > 1:
-            raise KtError(f"variety {self.variety:g} must be a share between 0 and 1")
-
-    @classmethod
-    def of(cls, method: str, values: Mapping[str, Any]) -> TrainingSettings:
-        """Of values by name, with the method's own for those that nobody gave."""
-        known, recipe = [spec.name for spec in fields(cls)], NETWORKS[method].recipe
-        for name in values:
-            one_of(name, known, "training setting")
-        own = {"edits": recipe.edits, "clip": recipe.clip}
-        return cls(**own | {name: value for name, value in values.items() if value is not None})
 
 
 class Records(NamedTuple):
