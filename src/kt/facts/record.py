@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from ..errors import BadFact, SubjectNotFound
-from .fact import Prompt, prompt_text, template_of
+from .fact import Prompt, prompt_text, stripped, template_of
 
 NO_ANSWER = frozenset({"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "</s>", "<eos>", "<s>"})
 """Special tokens that published files have where there is no answer."""
@@ -216,7 +216,7 @@ class Record:
         except UnicodeEncodeError:
             why = f"{key!r} holds half of a surrogate pair (\\ud800-\\udfff), which no tokenizer reads"
             raise self.bad(why) from None
-        return value.strip()
+        return stripped(value)
 
     def prefix(self) -> str | None:
         """The record's `target_prefix`, as written (it may be blank or empty); None without one."""
