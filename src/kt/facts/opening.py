@@ -18,15 +18,23 @@ COMPRESSED = (".gz", ".zst")
 """What may stand behind one of `TEXT_ENDINGS`."""
 LARGEST = 1 << 30
 """Most bytes (or characters) of one record: a small compressed file may hold more than any memory."""
+_ANSWER = "a server's message, not data; the download went wrong"
 DISGUISES = {
     b"version https://git-lfs": (None, "a Git LFS pointer, not the data; fetch the file itself (git lfs pull)"),
-    b"<!doctype": (None, "an HTML page, not data; the download went wrong"),
-    b"<html": (None, "an HTML page, not data; the download went wrong"),
     b"<?xml": (None, "XML, not data that kt reads; the download may have gone wrong"),
+    b"<": (None, "an HTML page, not data; the download went wrong"),
+    b"404: not found": (None, _ANSWER),
+    b"not found": (None, _ANSWER),
+    b"entry not found": (None, _ANSWER),
+    b"access denied": (None, _ANSWER),
+    b"\xff\xfe": (None, "UTF-16 text; save it as UTF-8"),
+    b"\xfe\xff": (None, "UTF-16 text; save it as UTF-8"),
     b"\x1f\x8b": (".gz", "compressed with gzip; let its name end in .gz"),
     b"\x28\xb5\x2f\xfd": (".zst", "compressed with Zstandard; let its name end in .zst"),
     b"par1": (".parquet", "Parquet; let its name end in .parquet"),
     b"pk\x03\x04": (None, "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
+    b"bzh": (None, "compressed with bzip2; unpack it"),
+    b"\xfd7zxz": (None, "compressed with xz; unpack it"),
 }
 """How files begin (in lower case) that are something else than their name says, and the ending that would be right."""
 
@@ -46,7 +54,9 @@ def refuse_disguised(path: Path) -> None:
         OSError: the file cannot be read.
     """
     with path.open("rb") as stream:
-        start = stream.read(64).lstrip().lower()
+        start = stream.read(128).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if b"annex/objects/" in start and b"{" not in start:
+        raise BadFile(f"{path} is a git-annex pointer, not the data; fetch the file itself (git annex get)")
     for magic, (ending, what) in DISGUISES.items():
         if start.startswith(magic) and path.suffix.lower() != ending:
             raise BadFile(f"{path} is {what}")
