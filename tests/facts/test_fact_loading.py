@@ -239,7 +239,7 @@ FILES = {
     "nul.jsonl": (b"{}\0", "NUL"),
     "latin.json": ('[{"a": "é"}]'.encode("latin-1"), "not UTF-8 at byte 8"),
     "latin.jsonl": ('{"a": "é"}'.encode("latin-1"), "line 1: not UTF-8"),
-    "utf16.json": ("[]".encode("utf-16"), "NUL"),
+    "utf16.json": ("[]".encode("utf-16"), "UTF-16"),
     "text.json": (b'"France"', "top level is a text"),
     "number.json": (b"3", "top level is a number"),
     "object.json": (b'{"a": []}', "top level is an object"),

@@ -347,3 +347,96 @@ def test_the_first_bytes_are_looked_at_once_and_the_stream_is_whole(tmp_path):
 def test_what_is_not_a_record_is_refused():
     with pytest.raises((BadFact, BadFile), match="a record must be an object"):
         facts_from(["Paris is nice."])
+
+
+DIALECTS = {
+    "semicolons.csv": "prompt;subject;target\n{} is, so;France;x\n",
+    "tabs.csv": "prompt\tsubject\ttarget\n{} is, so\tFrance\tx\n",
+    "spaces.csv": 'prompt, subject, target\n"{} is, so", "France", x\n',
+    "commas.tsv": 'prompt,subject,target\n"{} is, so",France,x\n',
+    "absent.csv": 'prompt,subject,target,answer,foil\n"{} is, so",France,x,NaN,None\n',
+    "columns.json": '{"prompt": ["{} is, so"], "subject": ["France"], "target": ["x"]}',
+    "pandas.json": '{"prompt": {"0": "{} is, so"}, "subject": {"0": "France"}, "target": {"0": "x"}}',
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_tables_are_read_in_the_dialects_of_other_programs(tmp_path, name):
+    (tmp_path / name).write_text(DIALECTS[name])
+    (fact,) = load_facts(tmp_path / name)
+    assert (fact.template, fact.subject, fact.target, fact.answer, fact.foil) == (
+        "{} is, so",
+        "France",
+        "x",
+        None,
+        None,
+    )
+
+
+def test_no_answer_of_a_list_and_no_row_of_a_table_is_lost(tmp_path):
+    hops = [{"prompt": "a", "ground_truth": ["b", "c"]}, {"prompt": "d"}]
+    fact, _ = one(tmp_path, {**OWN, "answer": ["Paris", "Paname"], "target": ["Rome", "Roma"], "portability": hops})
+    assert (fact.answer_aliases, fact.target_aliases) == (("Paname",), ("Roma",))
+    assert fact.hops == (Prompt("a", "b", aliases=("c",)),)
+    (tmp_path / "a.json").write_text(json.dumps({"prompt": ["{} is", "{} has"], "subject": ["a", "b"]}))
+    assert [f.prompt for f in load_facts(tmp_path / "a.json")] == ["a is", "b has"]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({**EASY, "rephrase_prompts": ["x"]}, "'rephrase_prompts' is not read (did you mean 'rephrase_prompt'?)"),
+        ({**EASY, "Locality_Prompt": "x"}, "'Locality_Prompt' is not read (did you mean 'locality_prompt'?)"),
+        ({**OWN, "neighbourhood": [{"prompt": "a", "answr": "b"}]}, "unknown key 'answr', which is not read (did you "),
+        ({**OWN, "portability": [{"prompt": "d"}]}, "a portability prompt without an answer, left out"),
+    ],
+)
+def test_a_key_that_is_passed_over_is_said(tmp_path, record, said):
+    _, notes = one(tmp_path, record)
+    assert any(note.startswith(said) for note in notes), notes
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("Target", "target"), ("new_target", "target"), ("rephrases", "paraphrases"), ("Foil", "foil")]
+)
+def test_keys_in_other_case_or_of_other_tools_are_asked_about(tmp_path, key, meant):
+    fails(lines(tmp_path / "a.jsonl", {"prompt": "{} is", "subject": "Bo", key: "x"}), f"did you mean {meant!r}")
+    fails(lines(tmp_path / "b.jsonl", {"Prompt": "{} is", "Subject": "Bo"}), "did you mean 'prompt' by 'Prompt'")
+
+
+def test_counterfacts_flat_keys_are_read_beside_easyedits(tmp_path):
+    more = {"paraphrase_prompts": ["p {}"], "neighborhood_prompts": ["n"], "generation_prompts": ["{} g"]}
+    fact, _ = one(tmp_path, {**EASY, **more, "ground_truth": "Paris"})
+    assert "p {}" in fact.rephrasings and fact.neighbours[-1] == Prompt("n", "Paris", kind="neighborhood")
+    assert fact.generation == (f"{fact.subject} g",)
+    flat, _ = one(tmp_path, {"prompt": "{} is", "subject": "Bo", "target_true": "Paris", "target_new": "x", **more})
+    assert flat.neighbours == (Prompt("n", "Paris"),)
+
+
+def test_null_and_missing_keys_do_not_change_a_records_format(tmp_path):
+    unke = {"question": "What is X?", "answer": "A text.", "para_question": "X?"}
+    qa = {"prompt": "What is X?", "subject": "X", "target": "x", "rephrase": "X?", "locality": [{"loc": "a"}]}
+    for first, key in ((unke, "para_question"), (qa, "rephrase")):
+        without = {k: v for k, v in first.items() if k != key}
+        loaded = read_facts(lines(tmp_path / "a.jsonl", first, {**first, key: None}, without))
+        assert [len(f.rephrasings) for f in loaded.facts] == [1, 0, 0] and len(loaded.skips.formats) == 1
+    null = read_facts(lines(tmp_path / "b.jsonl", qa, {**qa, "subject": None}))
+    assert len(null.facts) == 1 and null.skips.reasons == {"empty subject": 1}
+    know = {"prompt": "a是", "target_old": "b", "target_new": "c", "portability": None, "locality": []}
+    assert read_facts(lines(tmp_path / "c.jsonl", know)).skips.formats == {"cknowedit": 1}
+
+
+DISGUISED = {
+    "a.json": ("<!-- x --><html>", "an HTML page"),
+    "b.json": ("\ufeff<!DOCTYPE html>", "an HTML page"),
+    "c.json": ("404: Not Found", "a server's message"),
+    "d.jsonl": ("/annex/objects/SHA256E-s1--a.json", "a git-annex pointer"),
+    "e.csv": ("BZh91AY", "bzip2"),
+}
+
+
+@pytest.mark.parametrize("name", DISGUISED)
+def test_what_is_no_data_is_called_by_its_name(tmp_path, name):
+    content, what = DISGUISED[name]
+    (tmp_path / name).write_text(content)
+    fails(tmp_path / name, what)

@@ -29,7 +29,14 @@ def test_spaces_at_both_ends_of_a_prompt_and_of_an_answer_go():
 
 @pytest.mark.parametrize(
     ("end", "name"),
-    [("\u00a0", "NO-BREAK SPACE"), ("\u200b", "ZERO WIDTH SPACE"), ("\u2028", "U+2028"), ("\f", "U+000C")],
+    [
+        ("\u00a0", "NO-BREAK SPACE"),
+        ("\u200b", "ZERO WIDTH SPACE"),
+        ("\u2028", "U+2028"),
+        ("\f", "U+000C"),
+        ("\u200f", "MARK"),
+        ("\u00ad", "HYPHEN"),
+    ],
 )
 def test_an_end_that_cannot_be_meant_is_refused_by_name_and_left_out_of_published_records(end, name):
     with pytest.raises(BadFact, match=name.replace("+", r"\+")):
@@ -75,6 +82,24 @@ def test_the_subject_is_found_as_whole_words_first():
     assert template_of("C++ is C++-like, C", "C") == "C++ is C++-like, {}"
     assert template_of("フランスの首都は", "フランス") == "{}の首都は"
     assert template_of("Two cats are", "cat") == "Two {}s are"  # else inside a word
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "template"),
+    [
+        ("भारत की राजधानी भारतीय", "भारत", "{} की राजधानी भारतीय"),  # a vowel sign goes on with the word
+        ("日本、日本の首都は", "日本", "日本、{}の首都は"),  # no spaces: every place is a whole word
+        ("프랑스, 프랑스의 수도는", "프랑스", "프랑스, {}의 수도는"),
+        ("Cafe\u0301 or Cafe", "Cafe", "Cafe\u0301 or {}"),
+    ],
+)
+def test_whole_words_are_those_of_the_script(prompt, subject, template):
+    assert template_of(prompt, subject) == template
+
+
+def test_a_subject_and_answers_lose_what_is_not_seen_at_their_ends():
+    fact = Fact("\ufeff{} lives in", " Ada\u00a0", answer="\u200bRome\ufeff")
+    assert (fact.prompt, fact.answer) == ("Ada lives in", "Rome")
 
 
 def test_which_of_several_places_counts_is_said(tmp_path):

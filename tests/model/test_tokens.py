@@ -4,10 +4,10 @@ from copy import deepcopy
 
 import pytest
 from families import byte_level_tokenizer, sentencepiece_tokenizer
-from tokenizers import processors
+from tokenizers import pre_tokenizers, processors, trainers
 
 from kt.errors import BadFact, SubjectNotFound
-from kt.model.tokens import encode, subject_span, target_ids, template_span, token_ids
+from kt.model.tokens import encode, joint_ids, subject_span, target_ids, template_span, token_ids
 
 TOKENIZERS = pytest.mark.parametrize(
     "tokenizer", [byte_level_tokenizer(), sentencepiece_tokenizer()], ids=["bpe", "spm"]
@@ -121,3 +121,19 @@ def test_a_line_end_is_kept_and_no_space_follows_it(tokenizer):
 def test_a_join_of_the_facts_own_goes_before_kts(tokenizer):
     assert target_ids(tokenizer, "(", "Paris", " ") == target_ids(tokenizer, "is", "Paris")
     assert target_ids(tokenizer, "is", "Paris", "") == target_ids(tokenizer, "(", "Paris")
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("born in 19", "45"), ("assistant\n\n", "Paris"), ("he does", "n't")])
+def test_an_answer_stands_behind_the_prompts_own_tokens_where_both_together_would_be_others(prompt, answer):
+    core = deepcopy(byte_level_tokenizer())
+    core._tokenizer.train_from_iterator(
+        ["born in 1945 ", "born in 19", "assistant\n\n", "he does", " doesn't "] * 9,
+        trainers.BpeTrainer(
+            vocab_size=420, special_tokens=["<s>", "</s>", "<pad>"], show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )  # fmt: skip
+    assert token_ids(core, prompt) != token_ids(core, prompt + answer)[: len(token_ids(core, prompt))]
+    ids, behind = joint_ids(core, prompt, answer)
+    assert ids == token_ids(core, prompt) and core.decode([*ids, *behind]) == prompt + answer
+    assert behind == target_ids(core, prompt, answer)

@@ -227,15 +227,23 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, An
 
 LONGEST_HEADER = 100_000_000
 """Of safetensors; the library reads none that is longer."""
+_ANSWER = "a server's message, not data; the download went wrong"
 DISGUISES = {
     b"version https://git-lfs": (None, "a Git LFS pointer, not the data; fetch the file itself (git lfs pull)"),
-    b"<!doctype": (None, "an HTML page, not data; the download went wrong"),
-    b"<html": (None, "an HTML page, not data; the download went wrong"),
     b"<?xml": (None, "XML, not data that kt reads; the download may have gone wrong"),
+    b"<": (None, "an HTML page, not data; the download went wrong"),
+    b"404: not found": (None, _ANSWER),
+    b"not found": (None, _ANSWER),
+    b"entry not found": (None, _ANSWER),
+    b"access denied": (None, _ANSWER),
+    b"\xff\xfe": (None, "UTF-16 text; save it as UTF-8"),
+    b"\xfe\xff": (None, "UTF-16 text; save it as UTF-8"),
     b"\x1f\x8b": (".gz", "compressed with gzip; let its name end in .gz"),
     b"\x28\xb5\x2f\xfd": (".zst", "compressed with Zstandard; let its name end in .zst"),
     b"par1": (".parquet", "Parquet; let its name end in .parquet"),
     b"pk\x03\x04": (None, "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
+    b"bzh": (None, "compressed with bzip2; unpack it"),
+    b"\xfd7zxz": (None, "compressed with xz; unpack it"),
 }
 """How files begin (in lower case) that are something else than their name says, and the ending that would be right."""
 

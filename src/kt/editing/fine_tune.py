@@ -40,7 +40,7 @@ from .._util.progress import Progress
 from ..errors import KtError, WorkFailed
 from ..facts.fact import Fact
 from ..model.sites import Kind, Site
-from ..model.tokens import Batch, encode_ids, joint_text, pad_id, target_ids, token_ids
+from ..model.tokens import Batch, encode_ids, joint_ids, pad_id
 from ..model.update import Dense, Update
 from .adapter import Adapter, adapted
 from .config import linear_maps
@@ -258,9 +258,8 @@ def lesson_of(model: TracedModel, questions: Sequence[Question], last: bool = Fa
     tokenizer = model.tokenizer
     rows, answers = [], []
     for prompt, target, join in questions:
-        answer = target_ids(tokenizer, prompt, target, join)
-        joint = token_ids(tokenizer, joint_text(prompt, target, join))
-        rows.append(joint[: -len(answer)] if last else joint[:-1])
+        before, answer = joint_ids(tokenizer, prompt, target, join)
+        rows.append(before if last else [*before, *answer[:-1]])
         answers.append(answer)
     batch, targets = encode_ids(rows, pad_id(tokenizer)), encode_ids(answers, 0)
     below = _entering(model, batch, start) if start else None

@@ -16,6 +16,7 @@ from ..errors import BadFact, SubjectNotFound
 _PLACE = re.compile(r"(?<!\{)\{\}(?!\})")
 _KEPT_ENDS = "\n\r\t\u3000"
 _INVISIBLE = "\u200b\u2060\ufeff"
+"""Characters without width that are taken off where white space is."""
 
 
 class BadPrompt(BadFact):
@@ -64,8 +65,8 @@ class Fact:
     `target_prefix` is the text between the prompt (or a paraphrase) and any answer; None lets
     `kt.model.joining.prompt_gap` decide between a space and nothing.
 
-    White space is treated here, for facts from files and from Python: answers lose it at both ends, prompts lose it at
-    their start, and spaces at their end. A line end or a tab at a prompt's end stays, and no space follows it.
+    White space is treated here, for facts from files and from Python: subject and answers lose it at both ends, prompts
+    lose it at their start, and spaces at their end. A line end or a tab at a prompt's end stays, no space follows it.
     `{}` in a prompt of `neighbours`, `hops` or `generation` also stands for the subject.
 
     The keys of our own records are taken as well, with values as in a file: `prompt` (a template, or a text that
@@ -120,7 +121,8 @@ class Fact:
     def _check(self) -> None:
         """Refuse what cannot be asked, and treat white space."""
         _refuse_text(self, *_LISTS)
-        if not self.subject.strip():
+        _settle(self, {"subject": stripped(self.subject)})
+        if not self.subject:
             raise BadFact(f"fact {self.id or self.template!r}: the subject is empty; give the entity's name")
         if n_places(self.template) != 1:
             raise SubjectNotFound(
@@ -247,15 +249,25 @@ def prompt_text(text: str) -> str:
     Raises:
         BadPrompt: the prompt is empty, or ends in another white space or an invisible character (U+00A0, U+200B, ...).
     """
-    kept = text.lstrip().rstrip(" ")
+    kept = text[len(text) - len(stripped(text, left=True)) :].rstrip(" ")
     if not kept:
         raise BadPrompt("a prompt is empty; write a text or leave the prompt out", "an empty prompt")
     end = kept[-1]
-    if end in _INVISIBLE or (end.isspace() and end not in _KEPT_ENDS):
+    unseen = end.isspace() or (unicodedata.category(end) in ("Cc", "Cf") and end < "\U000e0000")  # flags end above
+    if unseen and end not in _KEPT_ENDS:
         name = f"U+{ord(end):04X} ({unicodedata.name(end, 'a control character')})"
         message = f"the prompt {text!r} ends in {name}, behind which no answer can be meant; take it out"
         raise BadPrompt(message, f"a prompt ends in {name}")
     return kept
+
+
+def stripped(text: str, left: bool = False) -> str:
+    """The text without white space and invisible characters at both ends (or at its start)."""
+    while text and (text[0].isspace() or text[0] in _INVISIBLE):
+        text = text[1:]
+    while not left and text and (text[-1].isspace() or text[-1] in _INVISIBLE):
+        text = text[:-1]
+    return text
 
 
 def n_places(template: str) -> int:
@@ -313,25 +325,50 @@ def subject_start(text: str, subject: str) -> int:
 def doubts(fact: Fact) -> list[str]:
     """What the author of a fact may have meant otherwise: which of several occurrences the subject's place is."""
     n_whole, n_inside = len(words_at(fact.prompt, fact.subject)), fact.prompt.count(fact.subject)
-    if n_whole > 1:
+    if n_whole > 1 or (not n_whole and n_inside > 1):
         return ["the subject stands more than once in its prompt (the place marked by {} counts, else the last one)"]
-    if not n_whole and n_inside and not any(c >= "\u2e80" or "\u0e00" <= c <= "\u17ff" for c in fact.subject):
+    if not n_whole and n_inside:
         return ["the subject stands in its prompt only inside another word"]
     return []
 
 
 def words_at(text: str, subject: str) -> list[int]:
-    """Where the subject occurs as whole words."""
+    """Where the subject occurs as whole words; in scripts without spaces and Korean (particles), wherever it occurs."""
     if not subject:
         return []
-    left, right = (r"(?<!\w)" if subject[0].isalnum() else "", r"(?!\w)" if subject[-1].isalnum() else "")
-    return [match.start() for match in re.finditer(f"{left}{re.escape(subject)}{right}", text)]
+    starts = [match.start() for match in re.finditer(f"(?={re.escape(subject)})", text)]
+
+    def parts(at: int) -> bool:
+        """Whether a word begins at this character."""
+        if not 0 < at < len(text):
+            return True
+        return unicodedata.category(text[at])[0] != "M" and not (
+            _in_a_word(text[at - 1]) and _in_a_word(text[at]) and not (_unspaced(text[at - 1]) or _unspaced(text[at]))
+        )
+
+    whole = [at for at in starts if parts(at) and parts(at + len(subject))]
+    return [at for n, at in enumerate(whole) if n == 0 or at >= whole[n - 1] + len(subject)]
+
+
+def _in_a_word(character: str) -> bool:
+    return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
+
+
+def _unspaced(c: str) -> bool:
+    return any(low <= c < high for low, high in _UNSPACED)
+
+
+_UNSPACED = (
+    ("\u0e00", "\u10a0"), ("\u1100", "\u1200"), ("\u1780", "\u1800"), ("\u2e80", "\ua4d0"), ("\uac00", "\ufb00"),
+    ("\U00020000", "\U00040000"),
+)  # fmt: skip
+"""Thai, Lao, Tibetan, Burmese, Hangul, Khmer and CJK: where words stand together, or particles behind them."""
 
 
 def _stripped(record: object, texts: tuple[str, ...], lists: tuple[str, ...]) -> dict[str, object]:
     """The answers without white space at their ends."""
-    single = {name: text.strip() for name in texts if (text := getattr(record, name)) is not None}
-    return single | {name: tuple(text.strip() for text in getattr(record, name)) for name in lists}
+    single = {name: stripped(text) for name in texts if (text := getattr(record, name)) is not None}
+    return single | {name: tuple(map(stripped, getattr(record, name))) for name in lists}
 
 
 def _settle(record: object, values: dict[str, object]) -> None:

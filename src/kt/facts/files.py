@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from ..errors import BadFile, install_hint
 from . import json_stream
 from .opening import ENDINGS, damaged, ending_of, lines_of, open_bytes, refuse_disguised
 from .readers.own import LIST_KEYS
-from .record import kind
+from .record import kind, names
 
 FIELD_LIMIT = 1 << 24
 """Most characters in a CSV cell; the standard library's default is 131,072."""
@@ -25,22 +26,25 @@ FIELD_LIMIT = 1 << 24
 def csv_records(path: Path) -> Iterator[Located]:
     """The records of a CSV or TSV file: a row each, with the keys of a format as columns.
 
-    A blank cell is an absent key. A cell of a list column is a JSON list, or texts separated by `|`; any other cell
-    that is written as a list or object, as JSON or as Python writes it, is one (a prompt or a subject never is).
+    The delimiter is that of the ending, or a semicolon, tab or comma where the header has only that. A blank cell is an
+    absent key, and so is one of `ABSENT`. A cell that is written as a list or object, as JSON or as Python writes it,
+    is one (a prompt or a subject never is); any other cell of a list column holds texts separated by `|`.
 
     Raises:
         BadFile: no header, a row of another length, not UTF-8, or a list column without a list.
     """
     csv.field_size_limit(FIELD_LIMIT)
     with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(lines_of(stream, path), delimiter="\t" if ending_of(path) == ".tsv" else ",", strict=True)
+        reader: Any = None
         header: list[str] = []
         while True:
-            where = f"{path}, line {reader.line_num + 1}"
+            where = f"{path}, line {1 + (reader.line_num if reader else 0)}"
             try:
+                reader = reader or _reader(lines_of(stream, path), path)
                 row = next(reader, None)
             except UnicodeDecodeError as error:
-                raise BadFile(f"{path}: not UTF-8 after line {reader.line_num}; save the file as UTF-8") from error
+                line = reader.line_num if reader else 0
+                raise BadFile(f"{path}: not UTF-8 after line {line}; save the file as UTF-8") from error
             except csv.Error as error:
                 raise BadFile(
                     f"{where}: not CSV: {error}; quote a cell that holds a comma, a quote or a line"
@@ -59,6 +63,14 @@ def csv_records(path: Path) -> Iterator[Located]:
             raise BadFile(f"{path} is empty; give a header with prompt and subject, and a row for each fact")
 
 
+def _reader(lines: Iterator[str], path: Path) -> Any:
+    """A CSV reader with the delimiter that the header has."""
+    first = next((line for line in lines if line.strip()), "")
+    own = "\t" if ending_of(path) == ".tsv" else ","
+    delimiter = next((mark for mark in (own, ";", "\t", ",") if mark in first), own)
+    return csv.reader(chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=True)
+
+
 def _header(row: list[str], path: Path) -> list[str]:
     header = [cell.strip() for cell in row]
     twice = [name for name in header if name and header.count(name) > 1]
@@ -70,7 +82,7 @@ def _header(row: list[str], path: Path) -> list[str]:
 def _record(row: list[str], header: list[str], where: str) -> dict[str, Any]:
     if len(row) != len(header):
         raise BadFile(f"{where}: {len(row)} cells under {len(header)} columns; quote a cell that holds a comma")
-    cells = {name: cell for name, cell in zip(header, row, strict=True) if name and cell.strip()}
+    cells = {n: cell for n, cell in zip(header, row, strict=True) if n and cell.strip() and cell.strip() not in ABSENT}
     return {name: _list(cell, name, where) if name in LIST_KEYS else _value(cell, name) for name, cell in cells.items()}
 
 
@@ -94,13 +106,14 @@ def _value(cell: str, name: str) -> Any:
 def _list(cell: str, name: str, where: str) -> list[Any]:
     if not cell.lstrip().startswith("["):
         return [part for part in (p.strip() for p in cell.split("|")) if part]
-    try:
-        value = json.loads(cell)
-    except (ValueError, RecursionError) as error:
-        raise BadFile(f"{where}: {name!r} begins with [ but is no JSON list; put | between texts instead") from error
+    value = _value(cell, name)
+    if isinstance(value, str):
+        raise BadFile(f"{where}: {name!r} begins with [ but is no JSON list; put | between texts instead")
     return value if isinstance(value, list) else [value]
 
 
+ABSENT = frozenset({"nan", "NaN", "null", "NULL", "None", "<NA>"})
+"""Cells that stand for no value, as pandas reads them by default."""
 TEXT_COLUMNS = frozenset({"prompt", "subject", "question", "src", "text", "update"})
 """Columns whose cells are text, whatever they look like."""
 _ARRAY_GAP = re.compile(r"""(['"])\s+(['"])""")
@@ -241,12 +254,27 @@ def _list_in_object(path: Path) -> list[Any]:
         for key in RECORD_LIST_KEYS:
             if isinstance(value.get(key), list):
                 return list(value[key])
+        if rows := _rows(value):
+            return rows
         if any(key in value for key in RECORD_KEYS):
             return [value]
+    told = f" with {names(value)}" if isinstance(value, dict) and value else ""
     raise BadFile(
-        f"{path}: the top level is {kind(value)}, not a list of records (nor an object with one under "
+        f"{path}: the top level is {kind(value)}{told}, not a list of records (nor an object with one under "
         f"{', '.join(RECORD_LIST_KEYS)})"
     )
+
+
+def _rows(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a table by columns ({"prompt": [...], "subject": [...]}, or pandas' {"0": ...} in place of lists)."""
+    prompts, subjects = value.get("prompt"), value.get("subject")
+    if not isinstance(prompts, list | dict) or type(subjects) is not type(prompts) or len(subjects) != len(prompts):
+        return []
+    columns = {
+        k: list(v.values()) if isinstance(v, dict) else v for k, v in value.items() if isinstance(v, list | dict)
+    }
+    columns = {name: column for name, column in columns.items() if len(column) == len(prompts)}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _decode(raw: bytes, where: str) -> str:

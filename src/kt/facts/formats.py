@@ -7,7 +7,10 @@ in every error, and return its facts (one, except for LRE relations and MQuAKE's
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import cache
 from typing import Any, NamedTuple
 
 from ..errors import BadFact, KtError
@@ -20,7 +23,7 @@ from .readers.hallueditbench import read_hallueditbench
 from .readers.known import read_known
 from .readers.lre import read_lre
 from .readers.mquake import read_mquake
-from .readers.own import read_own, read_rome
+from .readers.own import NAMES, read_own, read_rome
 from .readers.pararel import read_pararel
 from .readers.popqa import read_popqa
 from .readers.qaedit import read_qaedit
@@ -31,7 +34,11 @@ from .readers.wikibio import read_wikibio
 from .readers.zsre import read_zsre
 from .record import Choices, Junk, Record, kind, names
 
-_KEY = re.compile(r"[a-z]\w+")
+_KEY = re.compile(r"[A-Za-z]\w+")
+_PROMPTS = frozenset(
+    name for ours in ("paraphrases", "neighbourhood", "generation", "target", "foil") for name in NAMES[ours]
+) | {"locality", "portability", "locality_prompt", "portability_prompt"}
+"""Keys of prompts and targets in any format."""
 
 
 class Format(NamedTuple):
@@ -78,6 +85,9 @@ def read_records(
     record = as_record(value, where)
     name = format or sniff(record)
     row = named(name)
+    data = _Noted(record.data)
+    if row.published:
+        record = replace(record, data=data)
     if choices.known_to is not None and row.read is not read_known:
         raise record.bad("only known_1000 records say which model knows them; leave the model out (--known-to)")
     try:
@@ -93,6 +103,9 @@ def read_records(
         raise type(error)(f"{message} (read as {name}; --format names another)" if told else message) from None
     if notes is not None:
         notes += record.notes
+        if row.published and data.unread:
+            told = (_not_read(str(key), name) for key in record.data if key in data.unread)
+            notes += [line for line in told if line]
     return facts
 
 
@@ -127,31 +140,81 @@ def sniff(record: Record) -> str:
         if row.shows(record):
             return name
     keys = {str(key).lower() for key in record.data}
-    shared = {name: len(keys & set(_KEY.findall(row.keys.lower()))) for name, row in FORMATS.items()}
-    nearest = max(shared, key=lambda name: shared[name])
+    others = {name: _KEY.findall(row.keys) for name, row in FORMATS.items()}
+    shared = {name: len(keys & {key.lower() for key in theirs}) for name, theirs in others.items()}
+    nearest = max(shared, key=lambda name: (shared[name], -len(others[name])))
     near = f"the nearest is {nearest} ({FORMATS[nearest].keys})" if shared[nearest] else "ours has prompt and subject"
+    near += "".join(f", did you mean {close!r} by {key!r}?" for key, close in _misspelt(record, others[nearest]))
     raise record.bad(f"the keys {names(record.data)} fit no known format; {near}; kt ls datasets lists all")
+
+
+def _misspelt(record: Record, known: Iterable[str]) -> list[tuple[str, str]]:
+    """The record's keys that are like one of these which the record lacks, and that one."""
+    free = {key.lower(): key for key in known if not record.has(key)}
+    found = [(str(key), get_close_matches(str(key).lower(), free, 1, 0.85)) for key in record.data if key not in known]
+    return [(key, free[close[0]]) for key, close in found if close]
+
+
+class _Noted(dict[str, Any]):
+    """A record's data that notes which keys are read."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        super().__init__(data)
+        self.unread = {key for key, value in data.items() if value not in (None, "", [], {})}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.unread.discard(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.unread.discard(key)
+        return super().__getitem__(key)
+
+    def items(self) -> Any:
+        self.unread.clear()
+        return super().items()
+
+
+@cache
+def _not_read(key: str, format: str) -> str | None:
+    """What to say of a key that a published format's reader passes over: only where another reader takes it, or it is
+    like one of the format's. (Published records have many keys about themselves.)"""
+    theirs = [k for k in _KEY.findall(FORMATS[format].keys) if len(k) > 4]
+    name = str(key).lower()
+    close = [name] if name in _PROMPTS else get_close_matches(name, [k.lower() for k in theirs], 1, 0.85)
+    if key in theirs or (key not in _PROMPTS and not close):
+        return None
+    known = any(key in _KEY.findall(row.keys) for row in FORMATS.values())
+    return f"{key[:40]!r} is not read" + (f" (did you mean {close[0]!r}?)" if close and not known else "")
 
 
 class Schema:
     """Allow one format family per file: the first record decides, and a later record of another family is refused.
 
-    A file that mixes two data sets is usually a mistake. Records that lack an optional key count as the first format.
+    A file that mixes two data sets is usually a mistake. Records that lack optional keys of the first, or have null
+    under them, count as the first format.
     """
 
     def __init__(self) -> None:
         self.first: tuple[str, str] | None = None
+        self.keys: frozenset[str] = frozenset()
 
     def format_of(self, record: Record) -> str:
         """The record's format; BadFact if it is of another family than the file's first record."""
-        name = sniff(record)
+        fewer = self.first is not None and self.keys.issuperset(record.data)
+        try:
+            name = sniff(record)
+        except BadFact:
+            if not fewer:
+                raise
+            name = ""
         if self.first is None:
-            self.first = (name, record.where)
+            self.first, self.keys = (name, record.where), frozenset(record.data)
         first, where = self.first
-        family, first_family = (FORMATS[n].family or n for n in (name, first))
+        family, first_family = (FORMATS[n].family or n if n else "" for n in (name, first))
         if family == first_family:
             return name
-        if name == "kt" and first_family == "easyedit" and record.has("prompt", "subject", "target_new"):
+        if fewer or (name == "kt" and first_family == "easyedit" and record.has("prompt", "subject", "target_new")):
             return first
         raise record.bad(f"it looks like {name}, but {where} like {first}; split the file, or name one with --format")
 

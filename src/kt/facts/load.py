@@ -117,7 +117,7 @@ def facts_from(given: FactsLike, format: str | None = None, first: int = 0) -> l
         notes: list[str] = []
         read = [record] if isinstance(record, Fact) else read_records(record, where, format, notes=notes)
         facts.extend(_named(read, index))
-        if isinstance(record, Mapping) and "{}" not in str(record.get("prompt", "")):
+        if isinstance(record, Mapping):
             notes += [doubt for fact in read for doubt in doubts(fact)]
         for note in notes:
             skips.note(note, ", ".join([where, *(repr(fact.prompt[:80]) for fact in read[:1])]))

@@ -36,7 +36,9 @@ def refuse_disguised(path: Path) -> None:
         OSError: the file cannot be read.
     """
     with path.open("rb") as stream:
-        start = stream.read(64).lstrip().lower()
+        start = stream.read(128).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if b"annex/objects/" in start and b"{" not in start:
+        raise BadFile(f"{path} is a git-annex pointer, not the data; fetch the file itself (git annex get)")
     for magic, (ending, what) in DISGUISES.items():
         if start.startswith(magic) and path.suffix.lower() != ending:
             raise BadFile(f"{path} is {what}")

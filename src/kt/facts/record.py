@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from ..errors import BadFact, SubjectNotFound
-from .fact import Prompt, prompt_text, template_of
+from .fact import Prompt, prompt_text, stripped, template_of
 
-NO_ANSWER = frozenset({"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "</s>", "<eos>", "<s>"})
+NO_ANSWER = frozenset(
+    {"<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>", "<s>", "<eos>"}
+    | {"<bos>", "<pad>", "[PAD]", "[SEP]"}
+)
 """Special tokens that published files have where there is no answer."""
 
 ZsreTarget = Literal["answer", "alt"]
@@ -102,7 +105,7 @@ class Record:
 
     def filled_answers(self, key: str) -> tuple[str, ...]:
         """All spellings under a required key; a missing key is an error, only blank texts are junk."""
-        if not self.has(key):
+        if key not in self.data:
             raise self.missing(key)
         answers = self.answers(key)
         if not answers:
@@ -119,6 +122,8 @@ class Record:
         if isinstance(value, Mapping) and "str" in value:
             value = value["str"]
         while isinstance(value, list) and value:
+            if len(value) > 1:
+                self.notes.append(f"several texts in {key!r}, of which the first is read")
             value = value[0]
         if value is None or (value == [] and blank_is_none):
             return None
@@ -216,7 +221,7 @@ class Record:
         except UnicodeEncodeError:
             why = f"{key!r} holds half of a surrogate pair (\\ud800-\\udfff), which no tokenizer reads"
             raise self.bad(why) from None
-        return value.strip()
+        return stripped(value)
 
     def prefix(self) -> str | None:
         """The record's `target_prefix`, as written (it may be blank or empty); None without one."""

@@ -10,38 +10,57 @@ import re
 import unicodedata
 
 SPACELESS = (
-    "CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO ", "YI ", "THAI ", "LAO ",
-    "KHMER ", "MYANMAR ", "TAI ", "NEW TAI ", "AHOM ", "TIBETAN ", "JAVANESE ", "BALINESE ", "FULLWIDTH ",
+    "CJK ", "IDEOGRAPHIC ", "KANGXI ", "HIRAGANA ", "HENTAIGANA ", "KATAKANA", "HALFWIDTH KATAKANA",
+    "HALFWIDTH IDEOGRAPHIC", "HALFWIDTH LEFT", "HALFWIDTH RIGHT", "BOPOMOFO ", "YI ", "TANGUT ", "NUSHU ", "THAI ",
+    "LAO ", "KHMER ", "MYANMAR ", "TAI ", "NEW TAI ", "AHOM ", "TIBETAN ", "JAVANESE ", "BALINESE ", "FULLWIDTH ",
 )  # fmt: skip
 """How the Unicode names of characters begin in scripts that put no space between words, and of their punctuation."""
 
 _WORD = r"[^\W\d_]"
 _CLOSING = re.compile(
-    rf"""['’](?:s|re|ve|ll|d|m|t)(?![-\w])    # 's, 're, not 's-Hertogenbosch
+    rf"""['’](?:s|re|ve|ll|d|m)(?![-\w])      # 's, 're, not 's-Hertogenbosch
     | n['’]t\b
-    | [,;.!?…)\]}}%‰°′″”»](?!\w)              # a closing mark; ".5" and ".NET" are none
+    | [,;.!?…%‰°′″।॥。、，；：？！၊။،؛؟۔։།](?!\w)  # a closing mark; ".5" and ".NET" are none
+    | \.(?:com|org|edu|gov|io)\b
+    | @[\w-]+\.\w                             # the rest of an e-mail address
     | [°%‰]
     | :(?!\w)
-    | [-‐–—/](?={_WORD})                      # -based
+    | [-‐–—/](?={_WORD}[^\s/]*(?:\s|$))       # -based, /or; not /usr/bin
     """,
     re.VERBOSE | re.IGNORECASE,
 )
 """How an answer begins that goes on with the prompt's last word."""
-_OF_A_NUMBER = re.compile(r"(?:st|nd|rd|th|s)\b|[.,:]\d|[%°′″]")
+_NOT = re.compile(
+    r"(?:do|does|did|is|are|was|were|ca|wo|could|would|should|has|have|had|must|might|need|sha|ai)n$", re.I
+)
+_OF_A_NUMBER = re.compile(
+    r"(?:st|nd|rd|th|s)\b|[.,:/–]\d|[%°′″年月日時时分秒円元歳岁回人個个章号世万億亿千百倍度년월원명개]"
+)
+_DEGREES = re.compile(r"[CFK]\b")
+_YEAR = r"(?<!\d)(?:1\d|20)\d\d"
 _QUESTION = re.compile(
     r"(?:in |on |at |of |by |for |from |to )?(?:who|what|when|where|which|why|how|do|does|did|is|are|was)\b", re.I
 )
-_TAG = re.compile(r"<[^\s<>/][^<>]*>$")
+_TAG = re.compile(r"<[^\s<>/](?:[^<>]*[^<>/])?>$")
+_CODE = re.compile(
+    r"(?:^(?:import|from|return|await|del|>>>)\s.*|[\w\]]\(|\w\s?=\s?|\[|^)"
+    r"(?!(?:e\.g|i\.e|etc|approx|ca|cf|vs)\.$)(?:[a-z_]\w*[.])+$"
+)
+"""A name and a dot where code may stand: `np.`, `print(os.`, `x = self.`."""
+_ADDRESS = re.compile(r"(?:\w://|\bwww\.|\w@\w)\S*$")
+_OPERAND = re.compile(r"(?:\d|[)\]]|(?:^|\W)\w)\s$")
+"""What stands before a sign that has a second operand behind it: 6 - 2, not: costs -5."""
 _QUOTES = {"“": "”", "«": "»", "‹": "›", "„": "“”", "‚": "‘’", "‘": "’", "»": "«", "›": "‹", "”": "”"}
 """Typographic quotes, and what closes each of them in one language or another."""
+_CONSONANTS = frozenset("bcdfgjklmnpqrstvwxz")
 
 
 def prompt_gap(prompt: str, answer: str) -> str:
     """The text between prompt and answer: " ", or "" where the two belong together.
 
     Nothing stands behind white space, scripts written without spaces (Japanese, Chinese, Thai, ...), an opening
-    bracket or quote, a currency sign, `#`, `@`, `_`, a slash, a bound dash or equals sign, an opening tag, or a number
-    that goes on, and nothing before `'s`, `-based`, `%` or a closing mark.
+    bracket or quote, a currency sign, `#`, `@`, `_`, a slash, a bound dash or operator, an opening tag, a name that
+    goes on (`np.`, `www.`), or a number that does, and nothing before `'s`, `-based`, `%` or a closing mark.
 
     >>> prompt_gap("The capital of France is", "Paris"), prompt_gap("フランスの首都は", "パリ")
     (' ', '')
@@ -49,14 +68,15 @@ def prompt_gap(prompt: str, answer: str) -> str:
     prompt, answer = prompt.rstrip(" "), answer.lstrip()
     if not prompt or not answer or prompt[-1].isspace():
         return ""
-    bound = _without_spaces(prompt, answer) or _CLOSING.match(answer) or _number_goes_on(prompt, answer)
+    bound = _without_spaces(prompt, answer) or _closes(prompt, answer) or _number_goes_on(prompt, answer)
     return "" if bound or _is_open(prompt, answer) else " "
 
 
 def _without_spaces(prompt: str, answer: str) -> bool:
     """Whether the scripts at the boundary put no space there."""
-    last, first = prompt[-1], answer[0]
-    words = prompt.split()
+    bare = re.sub(r"[\u0300-\u036f\u3099\u309a]+$", "", prompt) or prompt  # か with its voicing mark apart
+    last, first = bare[-1], answer[0]
+    words = bare.split()
     if _spaceless(last):
         # A word of such a script, quoted in a text of words: "the kanji 東京 means".
         quoted = len(words) > 1 and sum(not any(map(_spaceless, word)) for word in words) > len(words) / 2
@@ -71,45 +91,88 @@ def _spaceless(character: str) -> bool:
     )
 
 
+def _closes(prompt: str, answer: str) -> bool:
+    """Whether the answer goes on with the prompt's last word, or closes what the prompt has opened."""
+    category = unicodedata.category(answer[0])
+    if category[0] == "M" or _CLOSING.match(answer):
+        return True
+    if answer[0] in "'’" and _NOT.search(prompt) and re.match(r"t(?!\w)", answer[1:]):
+        return True
+    if answer[0] in "./?:@" and _ADDRESS.search(prompt):
+        return True
+    return (category in ("Pe", "Pf") or answer[0] in "\"'") and not re.match(r"[^\s,.;:!?)\]]", answer[1:])
+
+
 def _number_goes_on(prompt: str, answer: str) -> bool:
     if not prompt[-1].isdigit():
-        return bool(answer[0].isdigit() and re.search(r"\d[.,:]$", prompt))
+        if prompt[-1] == "°":
+            return bool(_DEGREES.match(answer))
+        if not answer[0].isdigit() or not re.search(r"\d[.,:]$", prompt) or re.search(_YEAR + ".$", prompt):
+            return False
+        listed = prompt[-1] == "," and (re.search(r"\d, \d+,$", prompt) or re.search(r"\d{4},$", prompt))
+        return not listed
     if not answer[0].isdigit():
-        return bool(_OF_A_NUMBER.match(answer))
-    # A number that is whole: of a question, behind a letter (ww2), or a year.
-    return not (_QUESTION.match(prompt) or re.search(r"(?:[^\W\d_]\d+|(?<!\d)(?:1\d|20)\d\d)$", prompt))
+        year = re.search(_YEAR + "$", prompt) and re.match(r"[-‐‑]\d", answer)
+        return bool(year or _OF_A_NUMBER.match(answer))
+    # A number that is whole: of a question, behind a letter (ww2), or a year; or the answer is a year.
+    whole = _QUESTION.match(prompt) or re.search(rf"(?:[^\W\d_]\d+|{_YEAR})$", prompt)
+    return not whole and not re.match(_YEAR + r"(?!\d)", answer)
 
 
 def _is_open(prompt: str, answer: str) -> bool:
     """Whether the prompt's last mark opens something, or binds what follows."""
-    last, before = prompt[-1], prompt[-2:-1]
+    last, before, line = prompt[-1], prompt[-2:-1], prompt.splitlines()[-1]
     bound = bool(before) and not before.isspace()
+    if last in ".?:/=&#-_%+@~" and _ADDRESS.search(prompt):
+        return last not in ".?:" or not answer[0].isupper()  # else the sentence ends there
     if last in "'’":
-        return _apostrophe_is_open(prompt.splitlines()[-1])
+        return _apostrophe_is_open(line, answer)
     if last in '"`':
-        return _straight_is_open(prompt.splitlines()[-1], last)
+        return _straight_is_open(re.sub("`+", "`", line), last)
     if last in _QUOTES:
-        return _quote_is_open(prompt.splitlines()[-1])
+        return _quote_is_open(prompt)
     if last == "_":
         return not prompt.endswith("___")  # a blank to fill in
-    if last in "-‐‑‒–—−":
-        return bound or (last in "-−" and answer[0].isdigit())
+    if last in "-−+±" and answer[0].isdigit() and not bound:
+        return not _OPERAND.search(prompt[:-1])
+    if unicodedata.category(last) == "Pd" or last == "−":
+        return bound
     if last == "#":
         return not (before.isalpha() and answer[0].isalpha())  # C#
-    if last in "=&~":
-        return bound
-    if last == "*":
-        return prompt.endswith("**") and prompt.splitlines()[-1].count("**") % 2 == 1
-    if last == ">":
-        return bool(_TAG.search(prompt))
+    if last in "=&~^|:/<>" or prompt.endswith(("::", "->")):
+        return _operator_is_bound(line, answer)
+    if last in "*+":
+        if prompt.endswith("**"):
+            return line.count("**") % 2 == 1 and not _OPERAND.search(prompt[:-2])
+        return bool(re.search(r"[\d)][*+]$", prompt)) and answer[0].isdigit()
+    if last == ".":
+        return bool(_CODE.search(line)) and answer[0].isidentifier()
     if unicodedata.category(last) == "Sc":
         return not re.search(r"\d\s?.$", prompt)  # 20 €
-    return last in "/\\@¿¡" or unicodedata.category(last) == "Ps"
+    return last in "\\@¿¡" or unicodedata.category(last) == "Ps"
 
 
-def _quote_is_open(line: str) -> bool:
-    """Whether the typographic quote at the line's end opens: it closes none, and is no closing one behind a word."""
-    text, last = line[:-1], line[-1]
+def _operator_is_bound(line: str, answer: str) -> bool:
+    """Whether no space stands around the operator at the line's end, as in x=5, a->b, std::vector and </b>."""
+    sign = re.search(r"[=&~^|:/<>!+*-]+$", line)
+    text, run = (line[: sign.start()], sign.group()) if sign else (line, "")
+    bound = bool(text) and not text[-1].isspace()
+    if run == ":":
+        return False
+    if run == "~":
+        return bound or answer[0].isdigit() or answer[0] == "/"
+    if run == "/":
+        return bound or not _OPERAND.search(text)
+    if run == "<":
+        return bound or not text or line.lstrip().startswith("#include")
+    if run.endswith(">") and run != "->":
+        return bool(_TAG.search(line))
+    return bound or run in ("</", "~/", "://")
+
+
+def _quote_is_open(text: str) -> bool:
+    """Whether the typographic quote at the text's end opens: it closes none, and is no closing one behind a word."""
+    text, last = text[:-1], text[-1]
     for opening, closing in _QUOTES.items():
         n_open = text.count(opening) % 2 if opening == closing else text.count(opening)
         if last in closing and n_open > sum(text.count(mark) for mark in closing if mark != opening):
@@ -123,15 +186,21 @@ def _straight_is_open(line: str, mark: str) -> bool:
     for at, character in enumerate(line):
         if character == mark:
             word = at > 0 and (line[at - 1].isalnum() or line[at - 1] in ".!?,")
+            word = word and not re.search(r"(?:^|[\s(\[=,{])(?:[fFrRbBuU]|[fF][rR]|[rR][fFbB])$", line[:at])  # f"
             opened = not opened and not word  # a mark behind a word closes, also where none is open (6")
     return opened
 
 
-def _apostrophe_is_open(line: str) -> bool:
+def _apostrophe_is_open(line: str, answer: str) -> bool:
     """Whether the apostrophe at the line's end opens a quote, or binds as in "l'": not in "students'" or "'yes'"."""
     before = line[-2:-1]
     if not before.isalnum():
         return before.isspace() or not before or unicodedata.category(before) in ("Ps", "Pi", "Po", "Pd", "Sm")
     word = re.split(r"[\s(\[-]", line[:-1])[-1]
-    quoted = re.search(r"(?:^|[\s(\[])['‘][^\W_][^'‘’]*$", line[:-1])
-    return not quoted and (len(word) == 1 or word[-1].lower() not in "szx")
+    if re.search(r"(?:^|[\s(\[])['‘](?=[^\W_])(?:[^'‘’]|\w['’](?=\w))*$", line[:-1]) or word[-1].isdigit():
+        return False  # it closes a quote, or means feet
+    if len(word) == 1:
+        return True
+    # Elision is before a vowel: dell'Umbria, but un po' di, goin' to.
+    whole = word[-1].lower() in "szx" or (word.lower().endswith("in") and len(word) > 3)
+    return not whole and answer[0].lower() not in _CONSONANTS

@@ -29,7 +29,7 @@ from .effects import rendered
 from .joining import prompt_gap
 from .model import TracedModel
 from .prefix import cached_logits, new_cache, prefix_is_reusable
-from .tokens import Batch, encode_ids, joint_text, other_first_id, pad_id, target_ids, token_ids
+from .tokens import Batch, encode_ids, joint_ids, other_first_id, pad_id, token_ids
 
 Ids = tuple[int, ...]
 Question = tuple[str, str | None] | tuple[str, str | None, str]
@@ -102,16 +102,15 @@ class SharedPrefix(NamedTuple):
 
 
 def answer_row(model: TracedModel, question: Question) -> Row:
-    """The joint tokens of prompt (with what an effect puts before it) and answer, without the last, whose prediction is
-    not needed."""
+    """The tokens of prompt (with what an effect puts before it) and answer, without the last, whose prediction is not
+    needed."""
     prompt, answer, join = question if len(question) == 3 else (*question, None)
     prompt = rendered(model, prompt)
     if answer is None:
         return Row(question, tuple(token_ids(model.tokenizer, prompt)), ())
-    joint = token_ids(model.tokenizer, joint_text(prompt, answer, join))
-    target = target_ids(model.tokenizer, prompt, answer, join)
+    before, target = joint_ids(model.tokenizer, prompt, answer, join)
     other = other_first_id(model.tokenizer, prompt, answer, target[0]) if join is None else None
-    return Row(question, tuple(joint[:-1]), target, other)
+    return Row(question, (*before, *target[:-1]), target, other)
 
 
 def readable(

@@ -1,7 +1,7 @@
 """Text to tokens: prompts, subject spans, answers and padded batches.
 
-Subject spans use the tokenizer's character offsets. An answer's tokens are the suffix of prompt and answer tokenised
-together. Batches are padded on the left, so the last column holds every row's last token.
+Subject spans use the tokenizer's character offsets. An answer's tokens stand behind the prompt's own. Batches are
+padded on the left, so the last column holds every row's last token.
 """
 
 from __future__ import annotations
@@ -152,9 +152,15 @@ def char_span(tokenizer: Any, prompt: str, start: int, stop: int) -> Span:
 
 
 def target_ids(tokenizer: Any, prompt: str, answer: str, join: str | None = None) -> tuple[int, ...]:
-    """The answer's ids: the suffix after the prompt's ids when prompt and answer are tokenised together.
+    """The answer's ids behind the prompt's; see `joint_ids`."""
+    return joint_ids(tokenizer, prompt, answer, join)[1]
 
-    If a token spans the boundary, the suffix starts at the first token that holds a character of the answer.
+
+def joint_ids(tokenizer: Any, prompt: str, answer: str, join: str | None = None) -> tuple[list[int], tuple[int, ...]]:
+    """The prompt's ids, and the answer's ids behind them: what a program reads that asks with the prompt alone.
+
+    The answer's ids are the rest of the joint tokenisation. Where that merges or splits the prompt's own tokens (19 and
+    45 to 1945, two line ends to two tokens), they are those that the answer has behind a line end.
 
     Args:
         join: the text between the two; None for what `prompt_gap` finds.
@@ -166,9 +172,13 @@ def target_ids(tokenizer: Any, prompt: str, answer: str, join: str | None = None
         raise BadFact(f"the answer to {prompt!r} is empty; give at least one word")
     head, joint = prompt.rstrip(" "), joint_text(prompt, answer, join)
     before, both = token_ids(tokenizer, head), token_ids(tokenizer, joint)
-    if both[: len(before)] == before and len(both) > len(before):
-        return tuple(both[len(before) :])
-    return tuple(both[char_span(tokenizer, joint, len(head), len(joint)).start :])
+    if both[: len(before)] != before or len(both) == len(before):
+        before_line, both = token_ids(tokenizer, "\n"), token_ids(tokenizer, "\n" + joint[len(head) :])
+        if both[: len(before_line)] == before_line and len(both) > len(before_line):
+            return before, tuple(both[len(before_line) :])
+        both = token_ids(tokenizer, joint)
+        return before, tuple(both[char_span(tokenizer, joint, len(head), len(joint)).start :])
+    return before, tuple(both[len(before) :])
 
 
 def other_first_id(tokenizer: Any, prompt: str, answer: str, first: int) -> int | None:

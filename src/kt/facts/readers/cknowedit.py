@@ -11,9 +11,13 @@ from .unke import subject_or_whole
 
 
 def is_cknowedit(record: Record) -> bool:
-    """Whether the record has an old and a new target, and its portability or locality are lists of pairs."""
-    pairs = [entry for key in ("portability", "locality") for entry in _listed(record, key)]
-    return record.has("target_old", "target_new") and any(isinstance(p, Mapping) and "answer" in p for p in pairs)
+    """Whether the record has an old and a new target, and its portability or locality are lists of pairs, or empty
+    where it names no subject."""
+    keys = [key for key in ("portability", "locality") if key in record.data]
+    pairs = [entry for key in keys for entry in _listed(record, key)]
+    empty = keys and not any(map(record.data.get, keys)) and not record.has("subject")
+    is_pair = any(isinstance(p, Mapping) and "answer" in p for p in pairs)
+    return record.has("target_old", "target_new") and bool(empty or is_pair)
 
 
 def read_cknowedit(record: Record, choices: Choices) -> list[Fact]:

@@ -10,8 +10,8 @@ from ..record import Choices, Record, templates
 KNOWEDIT_NAMES = frozenset(
     {"Reasoning", "Subject_Aliasing", "Logical_Generalization", "Relation_Specificity", "Forgetfulness"}
 )
-REPHRASED = ("rephrase_prompt", "rephrase", "ood_rephrase")
-"""Names of paraphrases; the last is WISE's, of a prompt in another style."""
+REPHRASED = ("rephrase_prompt", "rephrase", "ood_rephrase", "paraphrase_prompts", "paraphrases")
+"""Names of paraphrases; `ood_rephrase` is WISE's, of a prompt in another style."""
 EASYEDIT_KEYS = ("ground_truth", "rephrase_prompt", "ood_rephrase", "locality", "locality_prompt", "portability_prompt")
 
 
@@ -38,8 +38,13 @@ def read_easyedit(record: Record, choices: Choices) -> list[Fact]:
         id=record.id("case_id", "id"),
         relation=record.text(record.first("relation", "relation_id"), blank_is_none=True) or "",
         rephrasings=templates(tuple(text for key in REPHRASED for text in record.texts(key)), subject),
-        neighbours=(*_flat(record, "locality", "neighborhood"), *groups(record, "locality")),
+        neighbours=(
+            *_flat(record, "locality", "neighborhood"),
+            *groups(record, "locality"),
+            *(Prompt(text, answer, kind="neighborhood") for text in record.texts("neighborhood_prompts")),
+        ),
         hops=record.answered((*_flat(record, "portability", ""), *groups(record, "portability"))),
+        generation=record.texts("generation_prompts"),
         answer_aliases=answer_aliases,
         target_aliases=tuple(target_aliases),
     )

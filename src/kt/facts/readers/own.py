@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 from ..fact import Fact, Prompt, template_of
-from ..record import Choices, Record, templates
+from ..record import NO_ANSWER, Choices, Record, templates
 
 OWN_KEYS = (
     "id", "case_id", "relation", "relation_id", "prompt", "subject", "answer", "foil", "target",
@@ -31,6 +31,13 @@ MEANT = {
     "neighbours": "neighbourhood",
     "neighbors": "neighbourhood",
     "hops": "portability",
+    "rephrases": "paraphrases",
+    "paraphrased_prompts": "paraphrases",
+    "new_target": "target",
+    "new_answer": "target",
+    "old_answer": "answer",
+    "true_answer": "answer",
+    "wrong_answer": "foil",
 }
 """Other names of a key (those of `Fact` or of other tools) that are not close in spelling."""
 
@@ -42,21 +49,24 @@ def read_own(record: Record, choices: Choices) -> list[Fact]:
     """kt's own records, also with other tools' keys (`NAMES`)."""
     _check_keys(record)
     key = {ours: record.first(*names) for ours, names in NAMES.items()}
+    answer, answer_aliases = _answers(record, key["answer"])
+    target, target_aliases = _answers(record, key["target"])
     subject = record.need("subject")
+    shared = answer if key["neighbourhood"] == "neighborhood_prompts" else None  # as in CounterFact
     fact = Fact(
         template_of(record.as_prompt("prompt", record.need("prompt")), subject),
         subject,
-        answer=record.text(key["answer"]),
+        answer=answer,
         foil=record.text(key["foil"]),
-        target=record.text(key["target"]),
+        target=target,
         id=record.id(key["id"]),
         relation=record.text(key["relation"]) or "",
         rephrasings=templates(record.texts(key["paraphrases"]), subject, filled=False),
-        neighbours=tuple(_prompt(c) for c in record.children(key["neighbourhood"])),
-        hops=tuple(_prompt(c) for c in record.children("portability")),
+        neighbours=tuple(_prompt(c, shared) for c in record.children(key["neighbourhood"])),
+        hops=record.answered(_prompt(c) for c in record.children("portability")),
         generation=record.texts(key["generation"]),
-        answer_aliases=record.answers("answer_aliases"),
-        target_aliases=record.answers("target_aliases"),
+        answer_aliases=(*answer_aliases, *record.answers("answer_aliases")),
+        target_aliases=(*target_aliases, *record.answers("target_aliases")),
     )
     return [fact]
 
@@ -75,15 +85,37 @@ def read_rome(record: Record, choices: Choices) -> list[Fact]:
     return [fact]
 
 
-def _prompt(record: Record) -> Prompt:
+def _answers(record: Record, key: str) -> tuple[str | None, tuple[str, ...]]:
+    """The first spelling and the others; a blank text is refused."""
+    if isinstance(record.data.get(key), list):
+        return record.answer_and_aliases(key)
+    text = record.text(key)
+    return (None if text in NO_ANSWER else text), ()
+
+
+PROMPT_KEYS = ("prompt", "answer", "original", "kind", "aliases", "target_prefix", "ground_truth")
+"""The keys of an entry of `neighbourhood` or `portability`; the last is EasyEdit's name for the answer."""
+
+
+def _prompt(record: Record, shared: str | None = None) -> Prompt:
+    """An entry of `neighbourhood` or `portability`; without an answer it gets the `shared` one."""
+    for name in record.data:
+        if name not in PROMPT_KEYS and record.has(name):
+            near = get_close_matches(str(name).lower(), PROMPT_KEYS, n=1, cutoff=0.75)
+            record.notes.append(_unread(name, near[0] if near and not record.has(near[0]) else None))
+    answer, aliases = _answers(record, record.first("answer", "ground_truth"))
     return Prompt(
         record.as_prompt("prompt", record.need("prompt")),
-        record.text("answer"),
+        answer or shared,
         record.text("original"),
         record.text("kind", blank_is_none=True) or "",
-        record.texts("aliases"),
+        (*aliases, *record.texts("aliases")),
         record.prefix(),
     )
+
+
+def _unread(key: object, near: str | None) -> str:
+    return f"unknown key {str(key)[:40]!r}, which is not read" + (f" (did you mean {near!r}?)" if near else "")
 
 
 def _check_keys(record: Record) -> None:
@@ -101,10 +133,10 @@ def _check_keys(record: Record) -> None:
         seen[ours] = key
         if ours in OWN_KEYS:
             continue
-        meant = _meant(str(key))
+        meant, near = _meant(str(key))
         if meant is not None and not record.has(meant):
             raise record.bad(f"unknown key {key!r}; did you mean {meant!r}?")
-        record.notes.append(f"unknown key {str(key)[:40]!r}, which is not read")
+        record.notes.append(_unread(key, near))
 
 
 def unknown_key(name: str) -> str | None:
@@ -116,9 +148,10 @@ def unknown_key(name: str) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def _meant(key: str) -> str | None:
-    """The key that the user may have meant. Cached, since every record has the same keys and the search is slow."""
-    if key in MEANT:
-        return MEANT[key]
-    close = get_close_matches(key, OWN_KEYS, n=1, cutoff=0.9)
-    return close[0] if close else None
+def _meant(key: str) -> tuple[str | None, str | None]:
+    """The key that the user must have meant, and one that is like it. Cached: every record has the same keys."""
+    known = (*OWN_KEYS, *_OURS)
+    name = key.strip().lower().replace(" ", "_").replace("-", "_")
+    sure = MEANT.get(name) or (name if name in known else None)
+    sure = sure or next(iter(get_close_matches(name, OWN_KEYS, n=1, cutoff=0.9)), None)
+    return sure, next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None)
