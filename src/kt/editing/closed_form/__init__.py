@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ClampNorm,
         DiscountedNLL,
         Objective,
+        StopAfterArgmax,
         StopAtArgmax,
         StopAtProbability,
         StopBelow,
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
         WeightDecay,
     )
     from .plan import LocateThenEdit, Write
+    from .sequential import NormConstrained
     from .solvers import Equality, LeastSquares, NullSpace, RankOne
 
 _NAMES = {
     ".aims": "Position TargetSite",
     ".contexts": "rome_contexts",
-    ".objective": "KL NLL ClampNorm DiscountedNLL Objective StopAtArgmax StopAtProbability StopBelow Term WeightDecay",
+    ".objective": "KL NLL ClampNorm DiscountedNLL Objective StopAfterArgmax StopAtArgmax StopAtProbability "
+    "StopBelow Term WeightDecay",
     ".plan": "LocateThenEdit Write",
+    ".sequential": "NormConstrained",
     ".solvers": "Equality LeastSquares NullSpace RankOne",
 }
 

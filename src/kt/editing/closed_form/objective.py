@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...model.sites import Kind
@@ -29,6 +29,7 @@ class SearchStep(NamedTuple):
         unedited: the same without δ.
         all_argmax: every target token is the likeliest in every context.
         was_argmax: the same at the step before; false at the first.
+        argmax_steps: the steps so far, this one included, at which they were.
         delta, before: δ and the value that it is added to, by target site.
     """
 
@@ -37,6 +38,7 @@ class SearchStep(NamedTuple):
     unedited: Float[Tensor, "fact vocab"] | None
     all_argmax: Bool[Tensor, " fact"]
     was_argmax: Bool[Tensor, " fact"]
+    argmax_steps: Int[Tensor, " fact"]
     delta: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
     before: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
 
@@ -163,6 +165,16 @@ class StopAtArgmax(Term):
 
     def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"]:
         return step.all_argmax & (self.kl_factor * step.divergence <= self.most)
+
+
+@dataclass(frozen=True)
+class StopAfterArgmax(Term):
+    """A request stops at its `steps`-th step at which every target token is the likeliest (ENCORE's MPES)."""
+
+    steps: int = 2
+
+    def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"]:
+        return step.argmax_steps >= self.steps
 
 
 STREAM_STEP, OUTPUT_STEP = 0.25, 0.5

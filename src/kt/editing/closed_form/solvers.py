@@ -189,13 +189,21 @@ class LeastSquares(ThroughFactor):
         return self.weight == "auto"
 
     def __call__(self, system: System) -> Solution:
-        moment, keys, count = _given(system.moment), _joined(system.keys, system.past), system.keys.shape[1]
-        weight, chosen = self.weight, None
-        if weight == "auto":
-            chosen = auto_ridge(Spectrum.of_keys(self.in_metric(moment, keys), count), system.share, moment.size)
-            weight = chosen.ridge
-        held = RegularisedGram(moment, weight, keys)
-        update = LowRank(system.residuals, held.solve_own(count).T.contiguous())
+        return self.solved(system, *self.chosen_weight(system))
+
+    def chosen_weight(self, system: System) -> tuple[float, AutoRidge | None]:
+        """λ, and how it was chosen."""
+        if self.weight != "auto":
+            return self.weight, None
+        moment, keys = given(system.moment), joined(system.keys, system.past)
+        spectrum = Spectrum.of_keys(self.in_metric(moment, keys), system.keys.shape[1])
+        chosen = auto_ridge(spectrum, system.share, moment.size)
+        return chosen.ridge, chosen
+
+    def solved(self, system: System, weight: float, chosen: AutoRidge | None) -> Solution:
+        """The update with λ = `weight`."""
+        held = RegularisedGram(given(system.moment), weight, joined(system.keys, system.past))
+        update = LowRank(system.residuals, held.solve_own(system.keys.shape[1]).T.contiguous())
         return Solution(update, held.condition(), held.ridge, chosen)
 
 
@@ -232,7 +240,7 @@ class Equality(ThroughFactor):
         return self.ridge * weight < LEAST * single_key_ridge(d_key, WANTED)
 
     def __call__(self, system: System) -> Solution:
-        moment, none = _given(system.moment), system.keys[:, :0]
+        moment, none = given(system.moment), system.keys[:, :0]
         weight, chosen = self._weight(system)
         held = RegularisedGram(moment, weight, none if system.past is None else system.past)
         through = held.solve(system.keys)
@@ -255,13 +263,13 @@ class Equality(ThroughFactor):
         """λ, and how it was chosen."""
         if self.weight != "auto" or self.ridge == "auto":
             return (1.0 if self.weight == "auto" else self.weight), None
-        moment, count = _given(system.moment), system.keys.shape[1]
+        moment, count = given(system.moment), system.keys.shape[1]
         if self.ridge == 0:
             weight = single_key_ridge(moment.size, system.share)
             x = self.in_metric(moment, system.keys).square().sum(0)
             return weight, AutoRidge(weight, float(x.median()), 1.0)
         past = None if system.past is None else system.past * self.ridge**0.5
-        keys = self.in_metric(moment, _joined(system.keys, past))
+        keys = self.in_metric(moment, joined(system.keys, past))
         chosen = auto_ridge(Spectrum.of_keys(keys, count), system.share, moment.size)
         chosen = chosen._replace(ridge=chosen.ridge / self.ridge)
         return chosen.ridge, chosen
@@ -294,14 +302,14 @@ class NullSpace(Ridged):
 
     def in_metric(self, moment: Moment | None, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d n"]:
         """K̃ in P's own coordinates."""
-        return _given(moment).null_basis(self.threshold).T @ keys
+        return given(moment).null_basis(self.threshold).T @ keys
 
     def require_room(self, name: str, d_key: int) -> None:
         require_room(f"AlphaEdit's projector for {name}", d_key, PROJECTOR_COPIES)
 
     def __call__(self, system: System) -> Solution:
-        basis = _given(system.moment).null_basis(self.threshold)
-        inside = self.in_metric(system.moment, _joined(system.keys, system.past))
+        basis = given(system.moment).null_basis(self.threshold)
+        inside = self.in_metric(system.moment, joined(system.keys, system.past))
         count = system.keys.shape[1]
         l2, chosen = self.l2, None
         if l2 == "auto":
@@ -352,22 +360,22 @@ class RankOne(ThroughFactor):
     def __call__(self, system: System) -> Solution:
         direction, condition, ridge = system.keys, 1.0, 0.0
         if self.mom2_adjustment:
-            moment = _given(system.moment)
+            moment = given(system.moment)
             held = RegularisedGram(moment, 1.0, system.keys[:, :0])
             if system.past is not None:
                 held = RegularisedGram(moment, single_key_ridge(moment.size, self.held_share), system.past)
             direction, condition, ridge = held.solve(system.keys), held.condition(), held.ridge
         direction = direction / direction.norm(dim=0)
-        met = system.keys if self.same_key else _given(system.bare)
+        met = system.keys if self.same_key else given(system.bare)
         left = system.residuals / (direction * met).sum(0)
         return Solution(LowRank(left, direction.T.contiguous()), condition, ridge)
 
 
-def _joined(keys: Float[Tensor, "d_in fact"], past: Float[Tensor, "d_in past"] | None) -> Float[Tensor, "d_in all"]:
+def joined(keys: Float[Tensor, "d_in fact"], past: Float[Tensor, "d_in past"] | None) -> Float[Tensor, "d_in all"]:
     return keys if past is None else torch.cat([keys, past], 1)
 
 
-def _given(value: Given | None) -> Given:
+def given(value: Given | None) -> Given:
     assert value is not None, "the recipe fills in what a solver needs"
     return value
 

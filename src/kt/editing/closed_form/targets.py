@@ -235,6 +235,7 @@ def _find_batch(
     optimizer = torch.optim.Adam(delta.values(), lr=1.0 if objective.lr == "auto" else objective.lr)
     active = torch.ones(len(facts), dtype=torch.bool, device=model.device)
     was_argmax = torch.zeros_like(active)
+    argmax_steps = torch.zeros(len(facts), dtype=torch.long, device=model.device)
     steps = torch.zeros(len(facts), dtype=torch.long, device=model.device)
     loss, prob = (torch.ones(len(facts), device=model.device) for _ in range(2))
     unedited: Tensor | None = None
@@ -250,6 +251,7 @@ def _find_batch(
                 None if unedited is None else unedited[on],
                 read.all_argmax,
                 was_argmax[on],
+                argmax_steps[on] + read.all_argmax,
                 {aim: delta[aim][on] for aim in aims},
                 {aim: before[aim][on] for aim in aims},
             )
@@ -258,6 +260,7 @@ def _find_batch(
         done = objective.done(step, loss[on])
         active[on] = ~done
         was_argmax[on] = read.all_argmax
+        argmax_steps[on] += read.all_argmax
         if number == objective.steps - 1 or not bool(active.any()):
             break
         optimizer.zero_grad()
