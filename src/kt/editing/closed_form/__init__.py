@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .objective import (
         KL,
         NLL,
+        Alignment,
         ClampNorm,
         DiscountedNLL,
         Objective,
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
         Term,
         WeightDecay,
     )
-    from .plan import LocateThenEdit, Write
-    from .sequential import NormConstrained
+    from .plan import Again, LocateThenEdit, Write
+    from .sequential import ActiveNeurons, Evolving, Leaky, NormConstrained, Restoring
     from .solvers import Equality, LeastSquares, NullSpace, RankOne
 
 _NAMES = {
     ".aims": "Position TargetSite",
     ".contexts": "rome_contexts",
-    ".objective": "KL NLL ClampNorm DiscountedNLL Objective StopAfterArgmax StopAtArgmax StopAtProbability "
+    ".objective": "KL NLL Alignment ClampNorm DiscountedNLL Objective StopAfterArgmax StopAtArgmax StopAtProbability "
     "StopBelow Term WeightDecay",
-    ".plan": "LocateThenEdit Write",
-    ".sequential": "NormConstrained",
+    ".plan": "Again LocateThenEdit Write",
+    ".sequential": "ActiveNeurons Evolving Leaky NormConstrained Restoring",
     ".solvers": "Equality LeastSquares NullSpace RankOne",
 }
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -121,6 +121,8 @@ class Moment:
         self._null: dict[float | str, Tensor] = {}
         self._sha256: str | None = None
         self._ridged: dict[float, Moment] = {}
+        self.within: dict[Any, tuple[Tensor, Moment]] = {}
+        """Subspaces and C inside them, as solvers keep them here."""
 
     @classmethod
     def of(cls, matrix: Float[Tensor, "d d"], name: str = "C") -> Moment:

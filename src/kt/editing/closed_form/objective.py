@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from ...model.sites import Kind
 from .aims import TargetSite
@@ -176,6 +177,53 @@ class StopAfterArgmax(Term):
     def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"]:
         return step.argmax_steps >= self.steps
 
+
+@dataclass(frozen=True)
+class Aligned(Term):
+    """δ of one request lies to the earlier requests' δ as its key lies to theirs (EAMET).
+
+    With s the cosines of its key to the earlier keys, r those of δ to the earlier δ, and p, q their softmax at `tau`:
+    `divergence` · KL(p ‖ q) + `squares` · Σ p′ (s - r)² over the `NEAREST` largest s, p′ their softmax.
+    """
+
+    similarity: Float[Tensor, " earlier"]
+    deltas: Float[Tensor, "earlier d_model"]
+    divergence: float
+    squares: float
+    tau: float
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
+        ((_, delta),) = step.delta.items()
+        if not len(self.deltas) or not bool(delta.any()):  # nothing to lie to; no direction yet
+            return None
+        cosines = functional.normalize(delta, dim=-1) @ functional.normalize(self.deltas.to(delta), dim=-1).T
+        similarity = self.similarity.to(delta)
+        p, q = (similarity / self.tau).softmax(-1), (cosines / self.tau).softmax(-1)
+        divergence = (p * ((p + EAMET_TINY) / (q + EAMET_TINY)).log()).sum(-1)
+        near = similarity.topk(min(NEAREST, len(similarity))).indices
+        weights = (similarity[near] / self.tau).softmax(-1)
+        squares = (weights * (similarity[near] - cosines[:, near]).square()).sum(-1)
+        return self.divergence * divergence + self.squares * squares
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """EAMET's weights: of the divergence and of the squares, and the softmax's temperature."""
+
+    divergence: float = 1.0
+    squares: float = 1.0
+    tau: float = 0.07
+
+    def term(self, keys: Float[Tensor, "d_in seen"], deltas: Float[Tensor, "earlier d_model"]) -> Aligned:
+        """The term of the last of the keys' requests."""
+        unit = functional.normalize(keys, dim=0)
+        return Aligned(unit[:, :-1].T @ unit[:, -1], deltas, self.divergence, self.squares, self.tau)
+
+
+NEAREST = 50
+"""Earlier requests that EAMET's squares are over, at most."""
+EAMET_TINY = 1e-8
+"""Added to probabilities, as EAMET's code does."""
 
 STREAM_STEP, OUTPUT_STEP = 0.25, 0.5
 """An automatic rate over the standard deviation of v's elements, in the residual stream and at a module's own output,

@@ -19,7 +19,7 @@ from scipy.sparse.linalg import LinearOperator, onenormest
 from torch import Tensor
 
 from ...errors import KtError
-from ...model.update import LowRank
+from ...model.update import LowRank, Update
 from .auto_ridge import LEAST, WANTED, AutoRidge, Spectrum, auto_ridge, single_key_ridge
 from .factor import FACTOR_COPIES, PROJECTOR_COPIES, Factored, Moment, cholesky, require_room
 
@@ -30,7 +30,7 @@ class Solution(NamedTuple):
     """An update, the condition number of the system that gave it, the ridge that C's factor needed, and the λ (or L2,
     or ρ) that the solver chose, where its own is `auto`."""
 
-    update: LowRank
+    update: Update
     condition: float
     ridge: float = 0.0
     chosen: AutoRidge | None = None
@@ -41,6 +41,9 @@ class System(NamedTuple):
 
     `keys` are means over contexts, `bare` those of the bare prompts; `past` holds the keys that earlier edits of the
     session wrote, or None. `share` is what an automatic ridge lets through of the residuals.
+
+    Of a solver that `restores`: `change` is what the session's edits have added to the weight so far, `past_residuals`
+    how far the values of the past keys are now from those that they were given, `queue` how much C weighs.
     """
 
     residuals: Float[Tensor, "d_out fact"]
@@ -49,6 +52,9 @@ class System(NamedTuple):
     moment: Moment | None = None
     past: Float[Tensor, "d_in past"] | None = None
     share: float = WANTED
+    change: Update | None = None
+    past_residuals: Float[Tensor, "d_out past"] | None = None
+    queue: float = 1.0
 
 
 class Solver(Protocol):
@@ -69,6 +75,10 @@ class Solver(Protocol):
 
     @property
     def automatic(self) -> bool: ...
+
+    @property
+    def restores(self) -> bool:
+        """Whether the update also takes back what earlier edits changed (`System.change`)."""
 
     @property
     def holds_batch(self) -> bool:
@@ -147,6 +157,8 @@ class RegularisedGram:
 
 class Ridged:
     """A solver whose ridge (or, of one key, whose single column) gives nearly equal keys a mean of their values."""
+
+    restores: ClassVar[bool] = False
 
     @property
     def holds_batch(self) -> bool:
@@ -309,7 +321,10 @@ class NullSpace(Ridged):
 
     def __call__(self, system: System) -> Solution:
         basis = given(system.moment).null_basis(self.threshold)
-        inside = self.in_metric(system.moment, joined(system.keys, system.past))
+        return self.solved(system, basis, basis.T @ joined(system.keys, system.past))
+
+    def solved(self, system: System, basis: Float[Tensor, "d_in null"], inside: Float[Tensor, "null n"]) -> Solution:
+        """The update from keys in the coordinates of P's range, the facts' first."""
         count = system.keys.shape[1]
         l2, chosen = self.l2, None
         if l2 == "auto":

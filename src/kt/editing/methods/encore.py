@@ -25,7 +25,7 @@ class ENCORE(MEMIT):
     )
     stop_after: int = setting(
         2,
-        about="ENCORE: steps at which every target token is the likeliest in every context; the search ends at the last",
+        about="ENCORE: the search ends at the so many-th step at which every target token is the likeliest",
         source="ENCORE's code, prob_cutoff: 2 for Llama-3, 4 for GPT-2-XL",
         least=1,
     )
