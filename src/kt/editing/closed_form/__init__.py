@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         NLL,
         Alignment,
         ClampNorm,
+        ContextVariance,
         DiscountedNLL,
         Objective,
         StopAfterArgmax,
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 _NAMES = {
     ".aims": "Position TargetSite",
     ".contexts": "rome_contexts",
-    ".objective": "KL NLL Alignment ClampNorm DiscountedNLL Objective StopAfterArgmax StopAtArgmax StopAtProbability "
-    "StopBelow Term WeightDecay",
+    ".objective": "KL NLL Alignment ClampNorm ContextVariance DiscountedNLL Objective StopAfterArgmax "
+    "StopAtArgmax StopAtProbability StopBelow Term WeightDecay",
     ".plan": "Again LocateThenEdit Write",
     ".sequential": "ActiveNeurons Evolving Leaky NormConstrained Restoring",
     ".solvers": "Equality LeastSquares NullSpace RankOne",

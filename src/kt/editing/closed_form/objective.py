@@ -32,6 +32,7 @@ class SearchStep(NamedTuple):
         was_argmax: the same at the step before; false at the first.
         argmax_steps: the steps so far, this one included, at which they were.
         delta, before: δ and the value that it is added to, by target site.
+        above: the stream behind the layers above the first target, at its token; None where no term reads it.
     """
 
     nll: Float[Tensor, "fact context"]
@@ -42,6 +43,7 @@ class SearchStep(NamedTuple):
     argmax_steps: Int[Tensor, " fact"]
     delta: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
     before: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
+    above: Float[Tensor, "layer fact context d_model"] | None = None
 
     @property
     def prob(self) -> Float[Tensor, " fact"]:
@@ -63,6 +65,11 @@ class Term:
     def reads_essence(self) -> bool:
         """Whether it needs the essence rows."""
         return False
+
+    @property
+    def layers_above(self) -> int:
+        """Of how many layers above the first target it reads the stream."""
+        return 0
 
     def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
         """The term's part of each request's loss; None where it has none."""
@@ -207,6 +214,32 @@ class Aligned(Term):
 
 
 @dataclass(frozen=True)
+class ContextVariance(Term):
+    """factor · mean over layers above of Σ_{i<j} ‖h_i - h_j‖² / d, over contexts (CORE).
+
+    The sum is in the stream's own units and grows with the number of contexts. Automatic: each layer's sum over the
+    number of pairs and over the mean square of its elements, which is 2 for contexts that have nothing in common.
+    """
+
+    factor: float | Literal["auto"] = "auto"
+    layers: int = 28
+
+    @property
+    def layers_above(self) -> int:
+        return 0 if self.factor == 0 else self.layers
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
+        if step.above is None or not len(step.above):
+            return None
+        streams, count = step.above, step.above.shape[2]
+        pairs = (count * streams.square().sum((2, 3)) - streams.sum(2).square().sum(-1)) / streams.shape[-1]
+        if self.factor != "auto":
+            return self.factor * pairs.mean(0)
+        square = streams.detach().square().mean((2, 3))
+        return (pairs / (max(1, count * (count - 1) / 2) * square)).mean(0)
+
+
+@dataclass(frozen=True)
 class Alignment:
     """EAMET's weights: of the divergence and of the squares, and the softmax's temperature."""
 
@@ -256,6 +289,10 @@ class Objective:
     @property
     def reads_essence(self) -> bool:
         return any(term.reads_essence for term in self.terms)
+
+    @property
+    def layers_above(self) -> int:
+        return max(term.layers_above for term in self.terms)
 
     def loss(self, step: SearchStep) -> Float[Tensor, " fact"]:
         parts = [part for term in self.terms if (part := term.loss(step)) is not None]

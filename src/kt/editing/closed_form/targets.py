@@ -30,7 +30,7 @@ from ...runs.journal import Journal
 from .aims import Position, TargetSite
 from .contexts import Contexts
 from .objective import Objective, SearchStep
-from .target_forward import Suffix, TargetRows, lowest_block, run_whole, split_rows, suffix_logits, target_rows
+from .target_forward import Above, Suffix, TargetRows, lowest_block, run_whole, split_rows, suffix_logits, target_rows
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -242,7 +242,10 @@ def _find_batch(
     for number in range(objective.steps):
         on = active.nonzero()[:, 0]
         with torch.enable_grad():
-            read = read_rows([suffix_logits(model, s, delta) for s in suffixes], [s.rows for s in suffixes])
+            above = _above(model, aims, objective)
+            logits = [suffix_logits(model, suffixes[0], delta, *([above] if above else []))]
+            logits += [suffix_logits(model, s, delta) for s in suffixes[1:]]
+            read = read_rows(logits, [s.rows for s in suffixes])
             if number == 0 and read.essence is not None:
                 unedited = read.essence.detach()
             step = SearchStep(
@@ -254,6 +257,7 @@ def _find_batch(
                 argmax_steps[on] + read.all_argmax,
                 {aim: delta[aim][on] for aim in aims},
                 {aim: before[aim][on] for aim in aims},
+                above and torch.stack([v.float().to(model.device).unflatten(0, read.nll.shape) for v in above.found]),
             )
             losses = objective.loss(step)
         loss[on], prob[on] = losses.detach(), step.prob.detach()
@@ -271,6 +275,14 @@ def _find_batch(
             suffixes = [s.of(active) for s in suffixes]
     wanted = [(before[a] + delta[a]).detach() for a in aims]
     return {"wanted": wanted, "before": [before[a] for a in aims], "loss": loss, "prob": prob, "steps": steps}
+
+
+def _above(model: TracedModel, aims: Sequence[TargetSite], objective: Objective) -> Above | None:
+    """The layers above the first target whose stream the objective reads; None where it reads none."""
+    first = aims[0].site.layer + 1
+    if not objective.layers_above:
+        return None
+    return Above(aims[0].position, range(first, min(first + objective.layers_above, model.n_layers)), [])
 
 
 def _begun(
