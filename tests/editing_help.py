@@ -25,7 +25,7 @@ CONTEXTS = [["{}"], ["Therefore. {}", "Because I. {}"]]
 FAST = dict(
     context_templates=CONTEXTS, layers_mlp=(0, 1), layers_high=(2,), v_num_grad_steps=15, v_lr=0.3,
     clamp_norm_factor=20.0, clamp_norm_factor_high=20.0, v_weight_decay=1e-4, v_weight_decay_high=1e-4,
-    mom2_update_weight=0.01, L2=1e-4, nullspace_threshold=1.0, lr=0.01, norm_constraint=0.05,
+    mom2_update_weight=0.01, L2=1e-4, nullspace_threshold=1.0, lr=0.01, norm_constraint=0.05, stop_norm=1e9,
 )  # fmt: skip
 ATTENTION = dict(layers_attn=(0, 1), alpha=0.4)
 

@@ -1,4 +1,4 @@
-"""RECT and PRUNE against their formulas in float64, with any method, in one edit and in sequence."""
+"""RECT, PRUNE, SPHERE and SimIE against their formulas in float64, with any method, in one edit and in sequence."""
 
 import numpy as np
 import pytest
@@ -56,6 +56,53 @@ def test_prune_restrains_the_sum_of_a_sessions_updates(setting):
             np.testing.assert_allclose(model.weight(name).double().numpy() - original, wanted, atol=1e-4, rtol=1e-3)
         assert cut, "no singular value was large enough to be restrained"
         assert session.total().manifest["update_guard"] == "prune"
+
+
+def suppressed(update, weight):
+    """SPHERE's: half of the update along the eigenvectors that make half of ŴᵀŴ's trace taken away."""
+    rows = weight / (np.linalg.norm(weight, axis=1, keepdims=True) + 1e-8)
+    values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
+    main = vectors[:, ::-1][:, : (np.cumsum(values[::-1]) / values.sum() <= 0.5).sum() + 1]
+    return update - 0.5 * update @ main @ main.T
+
+
+@pytest.mark.parametrize("method", ["memit", "ft"])
+def test_sphere_writes_half_of_what_lies_along_the_weights_main_directions(setting, method):
+    free, kept = solve(setting, method), solve(setting, method, update_guard="sphere")
+    for name in free.names:
+        wanted = suppressed(free.delta(name).double().numpy(), setting[0].weight(name).double().numpy())
+        np.testing.assert_allclose(kept.delta(name).numpy(), wanted, atol=1e-5, rtol=1e-3)
+        assert np.abs(wanted - free.delta(name).numpy()).max() > 1e-3
+
+
+def test_simie_simulates_an_editor_that_always_starts_from_the_unedited_model(setting):
+    model, corpus, cache = setting
+    options = fast("memit", statistics=statistics(model, corpus, cache), layers_mlp=(1,))
+    site = kt.Site("mlp", 1)
+    name = model.weight_name(site)
+    original, ideal, keys = model.weight(name).double().clone(), [], []
+    for request in REQUESTS:
+        with kt.EditSession(model, "memit", **options) as free:
+            ideal.append(original + free.solve([request]).delta(name).double())
+        text = request["prompt"].format(request["subject"]) + " "
+        new = request["target_new"]
+        ids = model.tokenizer.encode(text + (new if isinstance(new, str) else new["str"]))
+        seen = []
+        handle = model.module.get_submodule(name.removesuffix(".weight")).register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(inputs[0][0].detach().double())
+        )
+        model.module(torch.tensor([ids]))
+        handle.remove()
+        keys.append(seen[0].T)
+    with kt.EditSession(model, "memit", update_guard="simie", **options) as session:
+        weight, total = original, 0.0
+        for wanted, key, request in zip(ideal, keys, REQUESTS, strict=True):
+            session.edit([request])
+            ridge = session.state.running[f"simie {name}"][0]
+            total = total + key @ key.T
+            eye = torch.eye(len(total), dtype=torch.float64)
+            weight = weight + (wanted - weight) @ key @ key.T @ torch.linalg.inv(ridge * eye + total)
+            torch.testing.assert_close(model.weight(name).double(), weight, atol=1e-4, rtol=1e-3)
 
 
 def test_a_low_rank_sum_is_restrained_as_its_product_is():

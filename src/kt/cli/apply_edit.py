@@ -81,7 +81,8 @@ class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, Mode
     ] = None
     nas_facts: Annotated[str | None, Opt("--nas-facts", help="Facts for --nas [default: the requests].")] = None
     update_guard: Annotated[
-        str | None, Opt("--update-guard", help="What is done to solved updates before they are written: rect, prune.")
+        str | None,
+        Opt("--update-guard", help="Done to solved updates before they are written: rect, prune, sphere, simie."),
     ] = None
     merge_to: Annotated[
         Path | None, Opt("--merge-to", help="Also write the edited model as a Hugging Face folder (as kt export does).")
@@ -114,7 +115,7 @@ def apply_edit(options: EditOptions) -> None:
     if options.norm_guard is None and (mode != "sequential" or begun_before_steps_held(options.resume)):
         options = replace(options, norm_guard=False)
     if options.update_guard is not None:
-        parse.one(options.update_guard, ("rect", "prune"), "--update-guard")
+        parse.one(options.update_guard, ("rect", "prune", "sphere", "simie"), "--update-guard")
     if options.nas and options.norm_guard:
         raise BadOption("--nas and --norm-guard both rescale the wanted values; give one of them")
     if options.nas_facts is not None and not options.nas:

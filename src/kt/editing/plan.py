@@ -6,7 +6,8 @@ themselves) and `UltraEdit` (one backward pass and a closed form).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -70,16 +71,25 @@ class EditHistory:
     """A session's memory of the edits it made. Never shared between sessions.
 
     `keys`: by weight name, the keys that earlier edits wrote and later ones are to leave alone (AlphaEdit's cache).
-    `running`: by weight name, the running mean and variance that UltraEdit normalises with.
+    `values`: what the weight makes of them after the edit that wrote them, for solvers that restore.
+    `running`: by weight name, the running mean and variance that UltraEdit normalises with, LyapLock's queue.
     """
 
     def __init__(self, keys: Mapping[str, Float[Tensor, "d_in past"]] | None = None) -> None:
         self.keys: dict[str, Tensor] = dict(keys or {})
+        self.values: dict[str, Tensor] = {}
         self.running: dict[str, Any] = {}
 
     def add_keys(self, name: str, keys: Float[Tensor, "d_in fact"]) -> None:
-        keys = keys.detach().to("cpu", torch.float64)
-        self.keys[name] = torch.cat([self.keys[name], keys], 1) if name in self.keys else keys
+        _append(self.keys, name, keys)
+
+    def add_values(self, name: str, values: Float[Tensor, "d_out fact"]) -> None:
+        _append(self.values, name, values)
+
+
+def _append(parts: dict[str, Tensor], name: str, columns: Float[Tensor, "d fact"]) -> None:
+    columns = columns.detach().to("cpu", torch.float64)
+    parts[name] = torch.cat([parts[name], columns], 1) if name in parts else columns
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,8 @@ class SolveContext:
     """Everything that the solves of a session have in common.
 
     `guard`, where given, rescales wanted values (closed_form.norm_guards). `journal` keeps what a solve has finished.
-    `batch` has the keys of the facts that a solve fact by fact has written before.
+    `batch` has the keys of the facts that a solve fact by fact has written before. `changes` gives what the session's
+    edits have added to each weight so far, `unedited` puts the weights from before them in place.
     """
 
     model: TracedModel
@@ -98,6 +109,8 @@ class SolveContext:
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     batch: EditHistory = field(default_factory=EditHistory)
+    changes: Callable[[], Mapping[str, Update]] = dict
+    unedited: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def moment(self, name: str, size: int) -> Moment:
         """The second moment of a weight's keys.

@@ -12,8 +12,9 @@ Nothing is shared between sessions, and nothing lives in a module.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -50,7 +51,7 @@ from .resolve import (
 )
 from .rounding import readings
 from .stack import EditStack, joined
-from .update_guards import UPDATE_GUARDS, added, prune, rect
+from .update_guards import UPDATE_GUARDS, added, prune, rect, simie, sphere
 from .verdict import TextReading, text_reading
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class SessionOptions:
         norm_guard: rescale every wanted value (closed_form.norm_guards): `own`, or true, to the norm that its site has
             before the session's first edit; `nas` to NAS's anchor. None: none.
         hold: keep_history and norm_guard=`own`, where the method has a place for each: what a long run in steps needs.
-        update_guard: what is done to solved updates before they are written (update_guards): `rect` or `prune`.
+        update_guard: what is done to solved updates before they are written (update_guards): `rect`, `prune`, `sphere`
+            or `simie`.
         norm_facts: facts with targets that NAS's anchor is a mean over; None takes `requests`, or the first edit's.
         alpha_facts: facts that α is traced on; None takes a kept α, or traces it once (`evidence.default_alpha`).
         requests: all requests to come, for a probe of the stages of recall; None: the first that are edited.
@@ -210,10 +212,13 @@ class EditSession:
             plan = config.plan()
             if self.options.hold:
                 guard = "own" if plan.has_targets else None
-                self.options = replace(self.options, hold=False, keep_history=plan.keeps_keys, norm_guard=guard)
+                keep = plan.keeps_keys and self.options.update_guard != "simie"  # which solves as if there were none
+                self.options = replace(self.options, hold=False, keep_history=keep, norm_guard=guard)
             self._refuse(plan)
             context = self._context(plan, facts)
-            solved = self._restrained(plan.solve(context, facts, self.progress))
+            with self.unedited() if self.options.update_guard == "simie" else nullcontext():
+                solved = plan.solve(context, facts, self.progress)
+            solved = self._restrained(solved, context, facts)
             known = self._texts.get(len(self.steps))
             result = package(context, facts, config, plan, solved, self.options.check, known)
         self._texts[len(self.steps)] = text_reading(result.manifest, "before")
@@ -221,20 +226,27 @@ class EditSession:
             result.manifest["update_guard"] = self.options.update_guard
         return self._note_sources(result), plan, context, facts
 
-    def _restrained(self, solved: SolveResult) -> SolveResult:
+    def _restrained(self, solved: SolveResult, context: SolveContext, facts: Sequence[Fact]) -> SolveResult:
         """The solved updates as the update guard leaves them."""
         updates = {name: written.update for name, written in solved.written.items()}
-        if self.options.update_guard == "rect":
-            updates = {name: rect(update, self.model.weight(name)) for name, update in updates.items()}
+        if self.options.update_guard in ("rect", "sphere"):
+            guard = rect if self.options.update_guard == "rect" else sphere
+            updates = {name: guard(update, self.model.weight(name)) for name, update in updates.items()}
         elif self.options.update_guard == "prune":
-            self._solving = added(self._solved, updates)
-            stands: dict[str, Update] = {}
-            for step in self.steps:
-                stands = added(stands, {n: u.to(torch.float64).scaled(-1.0) for n, u in step.updates.items()})
+            self._solving, stands = added(self._solved, updates), context.changes()
             whole = {n: prune(self._solving[n], self._original.get(n, self.model.weight(n))) for n in updates}
-            updates = {n: update.plus(stands[n]) if n in stands else update for n, update in whole.items()}
+            updates = {n: u.plus(stands[n].scaled(-1.0)) if n in stands else u for n, u in whole.items()}
+        elif self.options.update_guard == "simie":
+            updates = simie(context, facts, updates)
         written = {name: each._replace(update=updates[name]) for name, each in solved.written.items()}
         return solved._replace(written=written)
+
+    def _changes(self) -> dict[str, Update]:
+        """What the steps so far have added to each weight, in float64."""
+        changes: dict[str, Update] = {}
+        for step in self.steps:
+            changes = added(changes, {name: update.to(torch.float64) for name, update in step.updates.items()})
+        return changes
 
     def _resolve(self, facts: Sequence[Fact]) -> Config:
         """The configuration with layers and α from the unedited model, chosen once; an α of each fact's own is traced
@@ -299,7 +311,17 @@ class EditSession:
                 )
         journal = self.journal.within(f"solve-{self._solves:05d}")
         guard = self._guard(plan, facts)
-        return SolveContext(self.model, self._statistics, self._contexts, self.state, guard, self.seed, journal)
+        return SolveContext(
+            self.model,
+            self._statistics,
+            self._contexts,
+            self.state,
+            guard,
+            self.seed,
+            journal,
+            changes=cache(self._changes),
+            unedited=self.unedited,
+        )
 
     def _guard(self, plan: Plan, facts: Sequence[Fact]) -> NormGuard | None:
         """The norm guard of one edit; NAS's anchors are the session's."""

@@ -42,6 +42,7 @@ from torch import Tensor
 from .._util.progress import Progress
 from ..errors import WorkFailed, warn_user
 from ..facts.fact import Fact
+from ..facts.load import load_facts
 from ..model.memory import require_memory
 from ..model.sites import Site
 from ..model.tokens import Batch, pad_id, target_ids, token_ids
@@ -63,6 +64,10 @@ RATES = 6
 
 GATED = ("mlp.gate_proj", "mlp.up_proj")
 """What the original writes in Llama-3, Qwen2.5 and Gemma 3; in GPT-J, Mistral and Phi-4 it writes down_proj."""
+
+LEAST_VARIANCE = 1e-6
+"""The least eigenvalue that StableEdit whitens with, over the largest. Its code has 1e-6, whatever the gradients'
+scale."""
 
 EPSILON = float(np.finfo(np.float32).eps)
 """Added to σ, as in the authors' code: a number that never varies is normalised to zero."""
@@ -93,6 +98,43 @@ class Running:
         return (features - self.mean) / (deviation + EPSILON)
 
 
+@dataclass(frozen=True)
+class Whitening(Running):
+    """StableEdit's statistics: of the gradients the whole scatter matrix is kept.
+
+    Once more than d_out + 1 pairs are seen, gradients are normalised as (g - μ) Σ^(-1/2), Σ the scatter over
+    n - d_out - 1, its eigenvalues at least `LEAST_VARIANCE` of the largest; before, element by element, as UltraEdit's.
+    """
+
+    gradients: Float[Tensor, "d_out d_out"]
+
+    @classmethod
+    def of_pairs(cls, pairs: Pairs) -> Whitening:
+        plain, apart = Running.of(pairs.features), pairs.gradients.double()
+        apart = apart - apart.mean(0)
+        return cls(plain.count, plain.mean, plain.scatter, apart.T @ apart)
+
+    def merged(self, other: Running) -> Whitening:
+        assert isinstance(other, Whitening)
+        plain, size = super().merged(other), len(self.gradients)
+        apart = (other.mean - self.mean)[-size:]
+        between = torch.outer(apart, apart) * (self.count * other.count / plain.count)
+        return Whitening(plain.count, plain.mean, plain.scatter, self.gradients + other.gradients + between)
+
+    @property
+    def whitens(self) -> bool:
+        return self.count > len(self.gradients) + 1
+
+    def normalised(self, features: Float[Tensor, "pair feature"]) -> Float[Tensor, "pair feature"]:
+        plain, size = super().normalised(features), len(self.gradients)
+        if not self.whitens:
+            return plain
+        values, vectors = torch.linalg.eigh(self.gradients / (self.count - size - 1))
+        inverse = values.clamp(min=LEAST_VARIANCE * float(values[-1])).rsqrt()
+        white = (features - self.mean)[:, -size:] @ (vectors * inverse) @ vectors.T
+        return torch.cat([plain[:, :-size], white], 1)
+
+
 class Pairs(NamedTuple):
     """A linear map's inputs where an answer's token is predicted, and the gradients at its outputs; on the CPU."""
 
@@ -119,6 +161,8 @@ class UltraEdit:
     `shared`: modules of one shape have one normaliser between them, as in the authors' code, rather than one each.
     `tokens`: the most (padded) tokens of one forward and backward; it bounds memory, and moves the result
     by rounding only. `ridge`: a number, or `auto` for `closed_form.auto_ridge`'s of the h at hand. `lr`: likewise.
+    `whiten`: gradients are normalised by `Whitening` (StableEdit). `warmup`: a facts file whose pairs the statistics
+    begin with, before a session's first edit.
     """
 
     layers: tuple[int, ...]
@@ -127,6 +171,8 @@ class UltraEdit:
     ridge: float | Literal["auto"] = 1.0
     shared: bool = False
     tokens: int = 2048
+    whiten: bool = False
+    warmup: str | None = None
 
     keeps_keys: ClassVar[bool] = False
     has_targets: ClassVar[bool] = False
@@ -140,7 +186,7 @@ class UltraEdit:
         return [Site(name, layer) for layer in sorted(set(self.layers)) for name in sorted(set(maps))]
 
     def describe(self) -> PlanText:
-        solver = "V Hᵀ(HHᵀ + ridge·I)⁻¹, V the normalised gradient"
+        solver = f"V Hᵀ(HHᵀ + ridge·I)⁻¹, V the {'whitened' if self.whiten else 'normalised'} gradient"
         maps = ", ".join(self.maps or GATED)
         return PlanText("no search: one backward pass", maps, solver, "all at once")
 
@@ -161,11 +207,16 @@ class UltraEdit:
             )
         pairs, losses = answer_pairs(model, facts, answers, sites, self.tokens, progress)
         groups = {site: self._group(model, site) for site in sites}
-        running: dict[str, Running] = {}
-        for site, group in groups.items():
-            before = running.get(group, context.state.running.get(group))
-            current = Running.of(pairs[site].features)
-            running[group] = before.merged(current) if before else current
+        running = dict(context.state.running)
+        if self.warmup is not None and not running:
+            self._see(self._warm(model, sites), groups, running)
+        self._see(pairs, groups, running)
+        waiting = [each for each in running.values() if isinstance(each, Whitening) and not each.whitens]
+        if waiting:
+            warn_user(
+                f"the session has seen {waiting[0].count} answer tokens; StableEdit whitens from "
+                f"{len(waiting[0].gradients) + 2} on, and is UltraEdit before: give warmup, a file of facts"
+            )
         written = {}
         for site, group in groups.items():
             name = model.weight_name(site)
@@ -189,12 +240,28 @@ class UltraEdit:
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """No work: `solve` adds its pairs to the running statistics itself."""
 
+    def _see(self, pairs: Mapping[Site, Pairs], groups: Mapping[Site, str], running: dict[str, Running]) -> None:
+        """Merge pairs into the running statistics."""
+        for site, group in groups.items():
+            seen: Running = Whitening.of_pairs(pairs[site]) if self.whiten else Running.of(pairs[site].features)
+            running[group] = running[group].merged(seen) if group in running else seen
+
+    def _warm(self, model: TracedModel, sites: Sequence[Site]) -> dict[Site, Pairs]:
+        """The pairs of the warm-up's facts, by their targets, or their answers where they have none."""
+        facts = load_facts(self.warmup or "")
+        texts = [(fact, fact.target or fact.answer or "") for fact in facts]
+        answers = [target_ids(model.tokenizer, fact.prompt, text, fact.target_prefix) for fact, text in texts]
+        self._require_memory(model, sum(map(len, answers)))
+        return answer_pairs(model, facts, answers, sites, self.tokens)[0]
+
     def _require_memory(self, model: TracedModel, count: int) -> None:
         """For every site's pairs and, of one site at a time, four float64 copies of them and three of its system."""
         sites = self.sites(model)
         widths = [sum(model.weight(site).shape) for site in sites]
         system = max(min(count, model.key_size(site)) for site in sites)
         needed = count * sum(widths) * model.dtype.itemsize + 8 * (4 * count * max(widths) + 3 * system**2)
+        if self.whiten:
+            needed += 8 * sum(3 * model.weight(site).shape[0] ** 2 for site in sites[: 1 if self.shared else None])
         advice = "edit fewer requests at a time, or fewer layers"
         require_memory(needed, f"an edit of {count:,} answer tokens at {len(widths)} weights", advice)
 

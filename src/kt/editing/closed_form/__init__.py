@@ -13,23 +13,29 @@ if TYPE_CHECKING:
     from .objective import (
         KL,
         NLL,
+        Alignment,
         ClampNorm,
+        ContextVariance,
         DiscountedNLL,
         Objective,
+        StopAfterArgmax,
         StopAtArgmax,
         StopAtProbability,
         StopBelow,
         Term,
         WeightDecay,
     )
-    from .plan import LocateThenEdit, Write
+    from .plan import Again, LocateThenEdit, Write
+    from .sequential import ActiveNeurons, Evolving, Leaky, NormConstrained, Restoring
     from .solvers import Equality, LeastSquares, NullSpace, RankOne
 
 _NAMES = {
     ".aims": "Position TargetSite",
     ".contexts": "rome_contexts",
-    ".objective": "KL NLL ClampNorm DiscountedNLL Objective StopAtArgmax StopAtProbability StopBelow Term WeightDecay",
-    ".plan": "LocateThenEdit Write",
+    ".objective": "KL NLL Alignment ClampNorm ContextVariance DiscountedNLL Objective StopAfterArgmax "
+    "StopAtArgmax StopAtProbability StopBelow Term WeightDecay",
+    ".plan": "Again LocateThenEdit Write",
+    ".sequential": "ActiveNeurons Evolving Leaky NormConstrained Restoring",
     ".solvers": "Equality LeastSquares NullSpace RankOne",
 }
 

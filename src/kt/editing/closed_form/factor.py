@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -120,6 +120,9 @@ class Moment:
         self._factor: Factored | None = None
         self._null: dict[float | str, Tensor] = {}
         self._sha256: str | None = None
+        self._ridged: dict[float, Moment] = {}
+        self.within: dict[Any, tuple[Tensor, Moment]] = {}
+        """Subspaces and C inside them, as solvers keep them here."""
 
     @classmethod
     def of(cls, matrix: Float[Tensor, "d d"], name: str = "C") -> Moment:
@@ -131,6 +134,22 @@ class Moment:
         if not bool(torch.isfinite(matrix).all()):
             raise BadFile(f"the second moment of {self.name} is not finite; take the statistics again")
         return matrix
+
+    def mean(self) -> float:
+        """The mean of C's eigenvalues."""
+        return float(self._read().diagonal().double().mean())
+
+    def ridged(self, ridge: float) -> Moment:
+        """C + ridge · I, whose factor is kept as C's own is."""
+
+        def read() -> Tensor:
+            matrix = self.matrix().clone()
+            matrix.diagonal().add_(ridge)
+            return matrix
+
+        if ridge not in self._ridged:
+            self._ridged[ridge] = Moment(self.name, self.size, read, self._store)
+        return self._ridged[ridge]
 
     def sha256(self) -> str:
         """SHA-256 of the matrix's stored bytes, row by row; read once."""

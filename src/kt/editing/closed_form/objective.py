@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from ...model.sites import Kind
 from .aims import TargetSite
@@ -29,7 +30,9 @@ class SearchStep(NamedTuple):
         unedited: the same without δ.
         all_argmax: every target token is the likeliest in every context.
         was_argmax: the same at the step before; false at the first.
+        argmax_steps: the steps so far, this one included, at which they were.
         delta, before: δ and the value that it is added to, by target site.
+        above: the stream behind the layers above the first target, at its token; None where no term reads it.
     """
 
     nll: Float[Tensor, "fact context"]
@@ -37,8 +40,10 @@ class SearchStep(NamedTuple):
     unedited: Float[Tensor, "fact vocab"] | None
     all_argmax: Bool[Tensor, " fact"]
     was_argmax: Bool[Tensor, " fact"]
+    argmax_steps: Int[Tensor, " fact"]
     delta: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
     before: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
+    above: Float[Tensor, "layer fact context d_model"] | None = None
 
     @property
     def prob(self) -> Float[Tensor, " fact"]:
@@ -60,6 +65,11 @@ class Term:
     def reads_essence(self) -> bool:
         """Whether it needs the essence rows."""
         return False
+
+    @property
+    def layers_above(self) -> int:
+        """Of how many layers above the first target it reads the stream."""
+        return 0
 
     def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
         """The term's part of each request's loss; None where it has none."""
@@ -165,6 +175,89 @@ class StopAtArgmax(Term):
         return step.all_argmax & (self.kl_factor * step.divergence <= self.most)
 
 
+@dataclass(frozen=True)
+class StopAfterArgmax(Term):
+    """A request stops at its `steps`-th step at which every target token is the likeliest (ENCORE's MPES)."""
+
+    steps: int = 2
+
+    def done(self, step: SearchStep, loss: Float[Tensor, " fact"]) -> Bool[Tensor, " fact"]:
+        return step.argmax_steps >= self.steps
+
+
+@dataclass(frozen=True)
+class Aligned(Term):
+    """δ of one request lies to the earlier requests' δ as its key lies to theirs (EAMET).
+
+    With s the cosines of its key to the earlier keys, r those of δ to the earlier δ, and p, q their softmax at `tau`:
+    `divergence` · KL(p ‖ q) + `squares` · Σ p′ (s - r)² over the `NEAREST` largest s, p′ their softmax.
+    """
+
+    similarity: Float[Tensor, " earlier"]
+    deltas: Float[Tensor, "earlier d_model"]
+    divergence: float
+    squares: float
+    tau: float
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
+        ((_, delta),) = step.delta.items()
+        if not len(self.deltas) or not bool(delta.any()):  # nothing to lie to; no direction yet
+            return None
+        cosines = functional.normalize(delta, dim=-1) @ functional.normalize(self.deltas.to(delta), dim=-1).T
+        similarity = self.similarity.to(delta)
+        p, q = (similarity / self.tau).softmax(-1), (cosines / self.tau).softmax(-1)
+        divergence = (p * ((p + EAMET_TINY) / (q + EAMET_TINY)).log()).sum(-1)
+        near = similarity.topk(min(NEAREST, len(similarity))).indices
+        weights = (similarity[near] / self.tau).softmax(-1)
+        squares = (weights * (similarity[near] - cosines[:, near]).square()).sum(-1)
+        return self.divergence * divergence + self.squares * squares
+
+
+@dataclass(frozen=True)
+class ContextVariance(Term):
+    """factor · mean over layers above of Σ_{i<j} ‖h_i - h_j‖² / d, over contexts (CORE).
+
+    The sum is in the stream's own units and grows with the number of contexts. Automatic: each layer's sum over the
+    number of pairs and over the mean square of its elements, which is 2 for contexts that have nothing in common.
+    """
+
+    factor: float | Literal["auto"] = "auto"
+    layers: int = 28
+
+    @property
+    def layers_above(self) -> int:
+        return 0 if self.factor == 0 else self.layers
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
+        if step.above is None or not len(step.above):
+            return None
+        streams, count = step.above, step.above.shape[2]
+        pairs = (count * streams.square().sum((2, 3)) - streams.sum(2).square().sum(-1)) / streams.shape[-1]
+        if self.factor != "auto":
+            return self.factor * pairs.mean(0)
+        square = streams.detach().square().mean((2, 3))
+        return (pairs / (max(1, count * (count - 1) / 2) * square)).mean(0)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """EAMET's weights: of the divergence and of the squares, and the softmax's temperature."""
+
+    divergence: float = 1.0
+    squares: float = 1.0
+    tau: float = 0.07
+
+    def term(self, keys: Float[Tensor, "d_in seen"], deltas: Float[Tensor, "earlier d_model"]) -> Aligned:
+        """The term of the last of the keys' requests."""
+        unit = functional.normalize(keys, dim=0)
+        return Aligned(unit[:, :-1].T @ unit[:, -1], deltas, self.divergence, self.squares, self.tau)
+
+
+NEAREST = 50
+"""Earlier requests that EAMET's squares are over, at most."""
+EAMET_TINY = 1e-8
+"""Added to probabilities, as EAMET's code does."""
+
 STREAM_STEP, OUTPUT_STEP = 0.25, 0.5
 """An automatic rate over the standard deviation of v's elements, in the residual stream and at a module's own output,
 which is a small part of the stream that it has to change. The deviation is taken from the elements' median: a few
@@ -196,6 +289,10 @@ class Objective:
     @property
     def reads_essence(self) -> bool:
         return any(term.reads_essence for term in self.terms)
+
+    @property
+    def layers_above(self) -> int:
+        return max(term.layers_above for term in self.terms)
 
     def loss(self, step: SearchStep) -> Float[Tensor, " fact"]:
         parts = [part for term in self.terms if (part := term.loss(step)) is not None]

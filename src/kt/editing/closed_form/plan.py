@@ -12,9 +12,9 @@ target's, or each layer has its own (`Spread`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -32,13 +32,18 @@ from .auto_ridge import WANTED, layer_share
 from .contexts import Contexts
 from .keys import fact_keys, fact_values, values_with
 from .near_keys import check_keys
-from .objective import Objective
+from .objective import Alignment, Objective
 from .post_norm import change_of_output, passes_norm
+from .sequential import Restoring
 from .solvers import LeastSquares, Solution, Solver, System
 from .targets import Targets, find_targets, join_targets
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
+
+
+TOO_LARGE = 0.2
+"""‖ΔW‖ over ‖W‖ and the root of the facts, above which a write with `largest="auto"` is refused."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Write:
     scale: Share = 1.0
     spread: Spread = even
     mean_value: bool = False  # R-ROME: the value now is the mean over contexts, as the key is
+    largest: float | Literal["auto"] | None = None  # ‖ΔW‖ / √facts that is still written; auto: a fifth of ‖W‖
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -105,6 +111,22 @@ class Write:
         return self.spread.own or self.spread.replay
 
 
+class Again(NamedTuple):
+    """Further passes over the layers, for the requests whose ‖z - h‖ lies between `low` and `high` (NSE).
+
+    Automatic: above a tenth of what was missing at first, below ten times what the median request missed at first.
+    """
+
+    passes: int
+    low: float | Literal["auto"]
+    high: float | Literal["auto"]
+
+    def chosen(self, missing: Float[Tensor, " fact"], first: Float[Tensor, " fact"]) -> list[int]:
+        low = 0.1 * first if self.low == "auto" else torch.full_like(first, self.low)
+        high = 10 * float(first.median()) if self.high == "auto" else self.high
+        return ((missing > low) & (missing < high)).nonzero()[:, 0].tolist()
+
+
 @dataclass(frozen=True)
 class LocateThenEdit:
     """Paths, the objective that finds their targets, and how the paths know of each other.
@@ -112,7 +134,9 @@ class LocateThenEdit:
     `joint`: one search over all aims (and over `also`, aims that are searched with the others but not written: PMET's
     attention, the other region in two of JEEP's ablations) instead of one an aim. `coupled`: a path sees what the paths
     before it wrote (scaled); otherwise each is solved on the unedited model, unless norms stand behind what it writes.
-    `one_by_one`: a whole solve a fact, on the model as the facts before left it (ROME).
+    `one_by_one`: a whole solve a fact, on the model as the facts before left it (ROME). `again`: several passes over
+    the layers. `rewound`: targets are searched for on the weights from before the session. `aligned`: each fact's
+    target is searched for once those before it are found, and with what the term makes of theirs (EAMET).
     """
 
     paths: tuple[Write, ...]
@@ -121,8 +145,13 @@ class LocateThenEdit:
     also: tuple[TargetSite, ...] = ()
     coupled: bool = False
     one_by_one: bool = False
+    again: Again | None = None
+    rewound: bool = False
+    aligned: Alignment | None = None
 
     def __post_init__(self) -> None:
+        if self.again and any(path.own_targets for path in self.live):
+            raise KtError(f"spread {self.live[0].spread.name} gives each layer its target; passes have one for all")
         alone = [path.spread.name for path in self.live if path.own_targets]
         if alone and self.joint and len(self.live) + len(self.also) > 1:
             raise KtError(
@@ -154,6 +183,8 @@ class LocateThenEdit:
         spread = ", ".join(dict.fromkeys(path.spread.name for path in self.live if len(path.layers) > 1))
         order = ["fact by fact"] * self.one_by_one + [f"spread {spread}"] * bool(spread)
         order += ["each write on the ones before"] * self.coupled
+        order += ["searched in turn"] * (self.aligned is not None)
+        order += [f"up to {self.again.passes} passes"] if self.again else []
         return PlanText(
             ", ".join(searched) + together,
             ", ".join(f"{path.kind} ({'one layer' if len(path.layers) == 1 else 'layers'})" for path in self.live),
@@ -173,8 +204,11 @@ class LocateThenEdit:
         """Keep the facts' keys as the edited model has them, every layer written (AlphaEdit's cache)."""
         for path in self.live:
             for site in path.sites if path.solver.keeps_keys else ():
+                name = context.model.weight_name(site)
                 keys = fact_keys(context.model, facts, context.contexts, site, path.aim.position)
-                context.state.add_keys(context.model.weight_name(site), keys)
+                context.state.add_keys(name, keys)
+                if path.solver.restores:
+                    context.state.add_values(name, _made_of(context.model, name, keys))
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         """Search, then write layer by layer. The model's weights are the same bytes afterwards, also after an
@@ -217,7 +251,7 @@ class LocateThenEdit:
                 if norms and path.scale != 1:
                     path, share = replace(path, scale=1.0), path.scale
                 with ExitStack() if coupled else model.restored(path.sites):
-                    solved = self._walk(context.within(f"path-{number}"), facts, path, search, share)
+                    solved = self._walks(context.within(f"path-{number}"), facts, path, search, share)
                 scaled = {n: w._replace(update=_scaled(w.update, path.scale)) for n, w in solved.items()}
                 if coupled and path.scale != 1:
                     for name, full in solved.items():  # from full strength to the path's scale, for the paths after it
@@ -225,6 +259,42 @@ class LocateThenEdit:
                 for name, part in scaled.items():
                     written[name] = _sum(written[name], part) if name in written else part
         return self._result(written, search)
+
+    def _walks(
+        self,
+        context: SolveContext,
+        facts: Sequence[Fact],
+        path: Write,
+        search: dict[TargetSite, Targets],
+        share: Share,
+    ) -> dict[str, WeightUpdate]:
+        """One walk over the layers, or several, each for the facts that still miss their targets."""
+        if self.again is None:
+            return self._walk(context, facts, path, search, share)
+        aim, wanted = path.aim, search[path.aim].wanted[path.aim]
+        solved: dict[str, WeightUpdate] = {}
+        first: Tensor | None = None
+        done: set[int] = set()
+        for number in range(self.again.passes):
+            now = fact_values(context.model, facts, Contexts(), aim.site, aim.position).T
+            missing = (wanted.double() - now.to(wanted.device)).norm(dim=-1)
+            first = missing if first is None else first
+            if not (chosen := self.again.chosen(missing, first)):
+                break
+            some = {aim: _some(search[aim], chosen)}
+            new = self._walk(context.within(f"pass-{number}"), [facts[i] for i in chosen], path, some, share)
+            fresh = [column for column, fact in enumerate(chosen) if fact not in done]
+            for name, update in new.items():
+                assert update.keys is not None
+                update = update._replace(keys=update.keys[:, fresh])
+                solved[name] = _sum(solved[name], update) if name in solved else update
+            done |= set(chosen)
+        if not solved:
+            raise WorkFailed(
+                f"no residual lies between residual_least {self.again.low} and residual_most {self.again.high}; "
+                "nothing would be written"
+            )
+        return solved
 
     def _walk(
         self,
@@ -251,6 +321,9 @@ class LocateThenEdit:
             if aim not in wanted:
                 wanted[aim] = _shared(context, facts, aim, search[aim].wanted[aim], share)
             name = context.model.weight_name(site)
+            if isinstance(path.solver, Restoring):  # not within the phase: a resumed run counts it, too
+                moment, memory = context.moment(name, context.model.key_size(site)), context.state.running
+                memory[name] = path.solver.remembered(memory.get(name), context.changes().get(name), moment)
             solved[name] = WeightUpdate.of(
                 context.journal.take(name, _solve_site, context, facts, replace(path, aim=aim), wanted[aim], site, part)
             )
@@ -282,13 +355,53 @@ class LocateThenEdit:
         self, context: SolveContext, facts: Sequence[Fact], aims: list[TargetSite], progress: Progress | None = None
     ) -> dict[TargetSite, Targets]:
         """One search, on the model as it stands, its wanted values as the session's norm guard leaves them."""
-        targets = find_targets(
-            context.model, facts, aims, context.contexts, self.objective, progress=progress, journal=context.journal
-        )
-        if context.guard is not None:
-            modules = {aim: path.kind for path in self.live for aim in path.aims}
-            targets = context.guard(context, facts, targets, self.objective, modules)
+        with context.unedited() if self.rewound else nullcontext():
+            if self.aligned is None:
+                targets = find_targets(
+                    context.model,
+                    facts,
+                    aims,
+                    context.contexts,
+                    self.objective,
+                    progress=progress,
+                    journal=context.journal,
+                )
+            else:
+                targets = self._in_turn(context, facts, aims, self.aligned, progress)
+            if context.guard is not None:
+                modules = {aim: path.kind for path in self.live for aim in path.aims}
+                targets = context.guard(context, facts, targets, self.objective, modules)
         return dict.fromkeys(aims, targets)
+
+    def _in_turn(
+        self,
+        context: SolveContext,
+        facts: Sequence[Fact],
+        aims: list[TargetSite],
+        aligned: Alignment,
+        progress: Progress | None,
+    ) -> Targets:
+        """A search a fact, each knowing the δ of those before it."""
+        aim = aims[0]
+        site = Site(next(path.kind for path in self.live), aim.site.layer)
+        keys = fact_keys(context.model, facts, context.contexts, site, aim.position)
+        parts: list[Targets] = []
+        deltas = keys.new_zeros((0, context.model.d_model))
+        for number, fact in enumerate(facts):
+            term = aligned.term(keys[:, : number + 1], deltas)
+            objective = replace(self.objective, terms=(*self.objective.terms, term))
+            journal = context.journal.within(f"turn-{number:05d}")
+            parts.append(find_targets(context.model, [fact], [aim], context.contexts, objective, journal=journal))
+            deltas = torch.cat([deltas, (parts[-1].wanted[aim] - parts[-1].before[aim]).to(deltas)])
+            if progress:
+                progress(number + 1, len(facts))
+        return join_targets(parts)
+
+
+def _some(targets: Targets, chosen: list[int]) -> Targets:
+    """Those of some of the facts."""
+    wanted, before = ({aim: v[chosen] for aim, v in part.items()} for part in (targets.wanted, targets.before))
+    return Targets(wanted, before, targets.loss[chosen], targets.prob[chosen], targets.steps[chosen])
 
 
 def _replayed(context: SolveContext, facts: Sequence[Fact], path: Write, first: Targets) -> dict[TargetSite, Targets]:
@@ -344,8 +457,12 @@ def _solve_site(
         _past(context, name, path.solver),
         path.layer_share,
     )
+    if path.solver.restores:
+        system = _with_changes(context, name, system)
     solution = path.solver(system)
     _check(name, solution)
+    if path.largest is not None:
+        _check_size(model, name, solution, path.largest, len(facts))
     chosen = solution.chosen and solution.chosen.as_dict()
     return WeightUpdate(solution.update, solution.condition, keys, float(residuals.norm()), chosen).as_dict()
 
@@ -357,6 +474,27 @@ def _past(context: SolveContext, name: str, solver: Solver) -> Float[Tensor, "d_
     return context.state.keys.get(name) if solver.keeps_keys else None
 
 
+def _with_changes(context: SolveContext, name: str, system: System) -> System:
+    """The system with what the session's edits changed. Keys of before the session have the values of its beginning."""
+    change, values = context.changes().get(name), context.state.values.get(name)
+    missed = None
+    if system.past is not None:
+        early = system.past.shape[1] - (0 if values is None else values.shape[1])
+        given_now = _made_of(context.model, name, system.past)
+        if change is None:
+            before = given_now[:, :early]
+        else:
+            before = given_now[:, :early] - change.dense() @ system.past[:, :early]
+        missed = (before if values is None else torch.cat([before, values], 1)) - given_now
+    queue = context.state.running[name]["queue"]
+    return system._replace(change=change, past_residuals=missed, queue=queue)
+
+
+def _made_of(model: TracedModel, name: str, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_out n"]:
+    """W K, float64 on the CPU."""
+    return model.weight(name).detach().double().cpu() @ keys.double().cpu()
+
+
 def _check(name: str, solution: Solution) -> None:
     if not solution.update.finite:
         raise WorkFailed(f"the update of {name} is not finite; check targets and statistics")
@@ -364,6 +502,24 @@ def _check(name: str, solution: Solution) -> None:
         warn_user(
             f"{name}: the second moment is all but singular (condition number {solution.condition:.0e}, "
             f"ridge {solution.ridge:g}); take it over more tokens or raise mom2_update_weight"
+        )
+
+
+def _check_size(
+    model: TracedModel, name: str, solution: Solution, largest: float | Literal["auto"], count: int
+) -> None:
+    """Refuse an update that is so large that the model would be damaged.
+
+    Raises:
+        WorkFailed: it is.
+    """
+    if largest == "auto":
+        largest = TOO_LARGE * float(model.weight(name).double().norm())
+    size = solution.update.norm() / count**0.5
+    if size > largest:
+        raise WorkFailed(
+            f"{name}: ‖ΔW‖ over the root of the requests is {size:.3g}, above stop_norm {largest:.3g}: the model would "
+            "be damaged; end the run here, or raise stop_norm"
         )
 
 

@@ -19,7 +19,7 @@ from scipy.sparse.linalg import LinearOperator, onenormest
 from torch import Tensor
 
 from ...errors import KtError
-from ...model.update import LowRank
+from ...model.update import LowRank, Update
 from .auto_ridge import LEAST, WANTED, AutoRidge, Spectrum, auto_ridge, single_key_ridge
 from .factor import FACTOR_COPIES, PROJECTOR_COPIES, Factored, Moment, cholesky, require_room
 
@@ -30,7 +30,7 @@ class Solution(NamedTuple):
     """An update, the condition number of the system that gave it, the ridge that C's factor needed, and the λ (or L2,
     or ρ) that the solver chose, where its own is `auto`."""
 
-    update: LowRank
+    update: Update
     condition: float
     ridge: float = 0.0
     chosen: AutoRidge | None = None
@@ -41,6 +41,9 @@ class System(NamedTuple):
 
     `keys` are means over contexts, `bare` those of the bare prompts; `past` holds the keys that earlier edits of the
     session wrote, or None. `share` is what an automatic ridge lets through of the residuals.
+
+    Of a solver that `restores`: `change` is what the session's edits have added to the weight so far, `past_residuals`
+    how far the values of the past keys are now from those that they were given, `queue` how much C weighs.
     """
 
     residuals: Float[Tensor, "d_out fact"]
@@ -49,6 +52,9 @@ class System(NamedTuple):
     moment: Moment | None = None
     past: Float[Tensor, "d_in past"] | None = None
     share: float = WANTED
+    change: Update | None = None
+    past_residuals: Float[Tensor, "d_out past"] | None = None
+    queue: float = 1.0
 
 
 class Solver(Protocol):
@@ -69,6 +75,10 @@ class Solver(Protocol):
 
     @property
     def automatic(self) -> bool: ...
+
+    @property
+    def restores(self) -> bool:
+        """Whether the update also takes back what earlier edits changed (`System.change`)."""
 
     @property
     def holds_batch(self) -> bool:
@@ -148,6 +158,8 @@ class RegularisedGram:
 class Ridged:
     """A solver whose ridge (or, of one key, whose single column) gives nearly equal keys a mean of their values."""
 
+    restores: ClassVar[bool] = False
+
     @property
     def holds_batch(self) -> bool:
         return False
@@ -189,13 +201,21 @@ class LeastSquares(ThroughFactor):
         return self.weight == "auto"
 
     def __call__(self, system: System) -> Solution:
-        moment, keys, count = _given(system.moment), _joined(system.keys, system.past), system.keys.shape[1]
-        weight, chosen = self.weight, None
-        if weight == "auto":
-            chosen = auto_ridge(Spectrum.of_keys(self.in_metric(moment, keys), count), system.share, moment.size)
-            weight = chosen.ridge
-        held = RegularisedGram(moment, weight, keys)
-        update = LowRank(system.residuals, held.solve_own(count).T.contiguous())
+        return self.solved(system, *self.chosen_weight(system))
+
+    def chosen_weight(self, system: System) -> tuple[float, AutoRidge | None]:
+        """λ, and how it was chosen."""
+        if self.weight != "auto":
+            return self.weight, None
+        moment, keys = given(system.moment), joined(system.keys, system.past)
+        spectrum = Spectrum.of_keys(self.in_metric(moment, keys), system.keys.shape[1])
+        chosen = auto_ridge(spectrum, system.share, moment.size)
+        return chosen.ridge, chosen
+
+    def solved(self, system: System, weight: float, chosen: AutoRidge | None) -> Solution:
+        """The update with λ = `weight`."""
+        held = RegularisedGram(given(system.moment), weight, joined(system.keys, system.past))
+        update = LowRank(system.residuals, held.solve_own(system.keys.shape[1]).T.contiguous())
         return Solution(update, held.condition(), held.ridge, chosen)
 
 
@@ -232,7 +252,7 @@ class Equality(ThroughFactor):
         return self.ridge * weight < LEAST * single_key_ridge(d_key, WANTED)
 
     def __call__(self, system: System) -> Solution:
-        moment, none = _given(system.moment), system.keys[:, :0]
+        moment, none = given(system.moment), system.keys[:, :0]
         weight, chosen = self._weight(system)
         held = RegularisedGram(moment, weight, none if system.past is None else system.past)
         through = held.solve(system.keys)
@@ -255,13 +275,13 @@ class Equality(ThroughFactor):
         """λ, and how it was chosen."""
         if self.weight != "auto" or self.ridge == "auto":
             return (1.0 if self.weight == "auto" else self.weight), None
-        moment, count = _given(system.moment), system.keys.shape[1]
+        moment, count = given(system.moment), system.keys.shape[1]
         if self.ridge == 0:
             weight = single_key_ridge(moment.size, system.share)
             x = self.in_metric(moment, system.keys).square().sum(0)
             return weight, AutoRidge(weight, float(x.median()), 1.0)
         past = None if system.past is None else system.past * self.ridge**0.5
-        keys = self.in_metric(moment, _joined(system.keys, past))
+        keys = self.in_metric(moment, joined(system.keys, past))
         chosen = auto_ridge(Spectrum.of_keys(keys, count), system.share, moment.size)
         chosen = chosen._replace(ridge=chosen.ridge / self.ridge)
         return chosen.ridge, chosen
@@ -294,14 +314,17 @@ class NullSpace(Ridged):
 
     def in_metric(self, moment: Moment | None, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d n"]:
         """K̃ in P's own coordinates."""
-        return _given(moment).null_basis(self.threshold).T @ keys
+        return given(moment).null_basis(self.threshold).T @ keys
 
     def require_room(self, name: str, d_key: int) -> None:
         require_room(f"AlphaEdit's projector for {name}", d_key, PROJECTOR_COPIES)
 
     def __call__(self, system: System) -> Solution:
-        basis = _given(system.moment).null_basis(self.threshold)
-        inside = self.in_metric(system.moment, _joined(system.keys, system.past))
+        basis = given(system.moment).null_basis(self.threshold)
+        return self.solved(system, basis, basis.T @ joined(system.keys, system.past))
+
+    def solved(self, system: System, basis: Float[Tensor, "d_in null"], inside: Float[Tensor, "null n"]) -> Solution:
+        """The update from keys in the coordinates of P's range, the facts' first."""
         count = system.keys.shape[1]
         l2, chosen = self.l2, None
         if l2 == "auto":
@@ -352,22 +375,22 @@ class RankOne(ThroughFactor):
     def __call__(self, system: System) -> Solution:
         direction, condition, ridge = system.keys, 1.0, 0.0
         if self.mom2_adjustment:
-            moment = _given(system.moment)
+            moment = given(system.moment)
             held = RegularisedGram(moment, 1.0, system.keys[:, :0])
             if system.past is not None:
                 held = RegularisedGram(moment, single_key_ridge(moment.size, self.held_share), system.past)
             direction, condition, ridge = held.solve(system.keys), held.condition(), held.ridge
         direction = direction / direction.norm(dim=0)
-        met = system.keys if self.same_key else _given(system.bare)
+        met = system.keys if self.same_key else given(system.bare)
         left = system.residuals / (direction * met).sum(0)
         return Solution(LowRank(left, direction.T.contiguous()), condition, ridge)
 
 
-def _joined(keys: Float[Tensor, "d_in fact"], past: Float[Tensor, "d_in past"] | None) -> Float[Tensor, "d_in all"]:
+def joined(keys: Float[Tensor, "d_in fact"], past: Float[Tensor, "d_in past"] | None) -> Float[Tensor, "d_in all"]:
     return keys if past is None else torch.cat([keys, past], 1)
 
 
-def _given(value: Given | None) -> Given:
+def given(value: Given | None) -> Given:
     assert value is not None, "the recipe fills in what a solver needs"
     return value
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -245,9 +245,23 @@ def _first_run(
     return entering[0], {a: now[a] for a in aims}, arriving[0] if arriving else None
 
 
-def suffix_logits(model: TracedModel, suffix: Suffix, delta: Deltas) -> Float[Tensor, "read vocab"]:
-    """Logits where `rows.reads` says, row by row, with every δ added at its aim: float32, with a gradient."""
-    return _run_suffix(model, suffix, delta, to_the_head=False).float().to(model.device)
+class Above(NamedTuple):
+    """Layers of whose stream the context rows are read at a target's place, and what a forward found there."""
+
+    position: Position
+    layers: range
+    found: list[Float[Tensor, "row d_model"]]
+
+
+def suffix_logits(
+    model: TracedModel, suffix: Suffix, delta: Deltas, above: Above | None = None
+) -> Float[Tensor, "read vocab"]:
+    """Logits where `rows.reads` says, row by row, with every δ added at its aim: float32, with a gradient.
+
+    Args:
+        above: takes up the stream behind its layers, with a gradient.
+    """
+    return _run_suffix(model, suffix, delta, to_the_head=False, above=above).float().to(model.device)
 
 
 def _arrives_the_same(model: TracedModel, suffix: Suffix, whole: Tensor | None) -> bool:
@@ -268,9 +282,15 @@ def _arrives_the_same(model: TracedModel, suffix: Suffix, whole: Tensor | None) 
     return bool(((recomputed - want).norm(dim=-1) <= close * want.norm(dim=-1)).all())
 
 
-def _run_suffix(model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: bool) -> Tensor:
+def _run_suffix(
+    model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: bool, above: Above | None = None
+) -> Tensor:
     """Logits where they are read, or what the head would make them from."""
     rows, start, size = suffix.rows, suffix.start, len(suffix.rows)
+    seen = above.layers if above is not None else range(0)
+    if above is not None:
+        row, column = rows.where(above.position)
+        row, column = row[~rows.essence[row]], column[~rows.essence[row]] - suffix.cut
     shifts = {aim: _Shift.of(suffix, aim, d) for aim, d in delta.items()}
     entering = suffix.entering.clone()
     for aim, shift in shifts.items():
@@ -292,7 +312,10 @@ def _run_suffix(model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: 
                             value[shift.places(value)] = shift.put(value)
                         else:
                             value[shift.places(value)] += shift.by(value, share)
-        if _narrows(model, suffix, delta):
+            if above is not None and layer in seen:
+                stream: Any = model.value(Site(Kind.RESID, layer), size)
+                above.found.append(saved(stream[row.to(stream.device), column.to(stream.device)]))
+        if _narrows(model, suffix, delta) and model.n_layers - 1 not in seen:
             _mlp_of_read_columns(model, rows.keep)
         states = _read_states(model, rows)
         if to_the_head:

@@ -30,7 +30,7 @@ from ...runs.journal import Journal
 from .aims import Position, TargetSite
 from .contexts import Contexts
 from .objective import Objective, SearchStep
-from .target_forward import Suffix, TargetRows, lowest_block, run_whole, split_rows, suffix_logits, target_rows
+from .target_forward import Above, Suffix, TargetRows, lowest_block, run_whole, split_rows, suffix_logits, target_rows
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -235,13 +235,17 @@ def _find_batch(
     optimizer = torch.optim.Adam(delta.values(), lr=1.0 if objective.lr == "auto" else objective.lr)
     active = torch.ones(len(facts), dtype=torch.bool, device=model.device)
     was_argmax = torch.zeros_like(active)
+    argmax_steps = torch.zeros(len(facts), dtype=torch.long, device=model.device)
     steps = torch.zeros(len(facts), dtype=torch.long, device=model.device)
     loss, prob = (torch.ones(len(facts), device=model.device) for _ in range(2))
     unedited: Tensor | None = None
     for number in range(objective.steps):
         on = active.nonzero()[:, 0]
         with torch.enable_grad():
-            read = read_rows([suffix_logits(model, s, delta) for s in suffixes], [s.rows for s in suffixes])
+            above = _above(model, aims, objective)
+            logits = [suffix_logits(model, suffixes[0], delta, *([above] if above else []))]
+            logits += [suffix_logits(model, s, delta) for s in suffixes[1:]]
+            read = read_rows(logits, [s.rows for s in suffixes])
             if number == 0 and read.essence is not None:
                 unedited = read.essence.detach()
             step = SearchStep(
@@ -250,14 +254,17 @@ def _find_batch(
                 None if unedited is None else unedited[on],
                 read.all_argmax,
                 was_argmax[on],
+                argmax_steps[on] + read.all_argmax,
                 {aim: delta[aim][on] for aim in aims},
                 {aim: before[aim][on] for aim in aims},
+                above and torch.stack([v.float().to(model.device).unflatten(0, read.nll.shape) for v in above.found]),
             )
             losses = objective.loss(step)
         loss[on], prob[on] = losses.detach(), step.prob.detach()
         done = objective.done(step, loss[on])
         active[on] = ~done
         was_argmax[on] = read.all_argmax
+        argmax_steps[on] += read.all_argmax
         if number == objective.steps - 1 or not bool(active.any()):
             break
         optimizer.zero_grad()
@@ -268,6 +275,14 @@ def _find_batch(
             suffixes = [s.of(active) for s in suffixes]
     wanted = [(before[a] + delta[a]).detach() for a in aims]
     return {"wanted": wanted, "before": [before[a] for a in aims], "loss": loss, "prob": prob, "steps": steps}
+
+
+def _above(model: TracedModel, aims: Sequence[TargetSite], objective: Objective) -> Above | None:
+    """The layers above the first target whose stream the objective reads; None where it reads none."""
+    first = aims[0].site.layer + 1
+    if not objective.layers_above:
+        return None
+    return Above(aims[0].position, range(first, min(first + objective.layers_above, model.n_layers)), [])
 
 
 def _begun(
