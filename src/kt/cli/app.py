@@ -33,6 +33,7 @@ COMMANDS = {
     "heatmap": ("heatmap:heatmap", "Causal tracing: which layer and token bring the answer back."),
     "alpha": ("heatmap:alpha", "The balance factor between attention and MLP, and layers to edit."),
     "layers": ("layers:layers", "Which layers to edit: a trace, then edits in windows of layers; a preset file."),
+    "neurons": ("neurons:neurons", "Knowledge neurons: which MLP neurons an answer's probability is due to."),
     "probe": ("probe:probe", "The old and the new answer through the layers; with --edit, before and after."),
     "cov": ("cov:cov", "Take the second moments of the keys over a corpus."),
     "cache": ("cache:cache", "What is kept of earlier runs, with sizes; rm removes it."),
