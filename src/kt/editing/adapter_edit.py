@@ -167,7 +167,7 @@ class Adapter:
     def rendered(self, model: TracedModel, prompt: str) -> str:
         return prompt
 
-    def recall(self, text: str) -> None:
+    def recall(self, model: TracedModel, text: str) -> None:
         """Its keys are of states, not of words."""
 
     def hook(self, model: TracedModel) -> tuple[nn.Module, Hook]:
