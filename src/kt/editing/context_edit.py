@@ -99,7 +99,7 @@ class Context:
         """Both; by words, where one of them has no vectors."""
         documents, contexts = self.documents + later.documents, self.contexts + later.contexts
         if self.vectors is None or later.vectors is None:
-            words = {"retriever": RETRIEVERS[0], "nearness": 0.0, "vectors": None, "centre": None}
+            words: dict[str, Any] = {"retriever": RETRIEVERS[0], "nearness": 0.0, "vectors": None, "centre": None}
             return replace(later, documents=documents, contexts=contexts, **words)
         return replace(later, documents=documents, contexts=contexts, vectors=torch.cat([self.vectors, later.vectors]))
 
