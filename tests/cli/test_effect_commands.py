@@ -1,5 +1,7 @@
 """Edits that leave the weights alone, from the command line: solved, shown, compared, scored, and never exported."""
 
+from pathlib import Path
+
 import pytest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -24,10 +26,27 @@ def test_an_edit_of_kind_context_is_solved_shown_compared_scored_and_not_exporte
     merged = kt("apply-edit", *asked, "--method", "ice", "--merge-to", "out")
     assert merged.code == 2 and "changes none" in merged.err
     assert kt("revert", "ice", "--edit", file).code == 2
+    own, nothing = Path("own.jsonl"), Path("nothing.jsonl")
+    own.write_text("".join(Path(facts_file).read_text().splitlines(keepends=True)[:2]))
+    nothing.write_text("")
     for options, words in (
         (("--method", "grace", "--set", "eps=0"), "eps 0 is a radius"),
+        (("--method", "grace", "--set", "eps=-1"), "eps -1 must be zero or more"),
+        (("--method", "melo", "--set", "eps=0"), "eps 0 is a radius"),
+        (("--method", "melo", "--set", "block_size=0"), "block_size must be at least 1"),
+        (("--method", "wise", "--set", "ratio=0"), "ratio 0 must be a share above 0"),
+        (("--method", "wise", "--set", "ratio=-0.5"), "ratio -0.5 must be zero or more"),
+        (("--method", "memoir", "--set", "overlap=0"), "overlap 0 must be a share above 0"),
+        (("--method", "ice", "--set", "retriever=google"), "retriever 'google' is unknown"),
+        (("--method", "scr", "--set", "nearness=3"), "nearness 3 is a cosine"),
+        (
+            ("--method", "ike", "--set", f"demonstrations={own}"),
+            "no demonstrations in 'own.jsonl' about other subjects",
+        ),
+        (("-f", str(nothing), "--method", "ice"), "nothing.jsonl"),
         (("--method", "ike", "--set", "demonstrations=none.json"), "none.json"),
         (("--method", "scr", "--set", "candidates=0"), "candidates"),
     ):
         refused = kt("apply-edit", *asked, *options)
-        assert refused.code == 2 and words in refused.err and "Traceback" not in refused.err
+        assert refused.code == 2 and words in refused.err, (options, refused.err)
+        assert refused.err.count("\n") == 1, refused.err

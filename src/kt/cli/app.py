@@ -59,6 +59,11 @@ COMMANDS = {
         "The old and the new answer through the layers; with --edit, before and after.",
         ('kt probe -m MODEL --prompt "The capital of {} is" --subject France --answer Paris --foil Rome',),
     ),
+    "neurons": About(
+        "neurons:neurons",
+        "Knowledge neurons: which MLP neurons an answer's probability is due to.",
+        ("kt neurons -m MODEL -f facts.jsonl --limit 20",),
+    ),
     "cov": About(
         "cov:cov",
         "Take the second moments of the keys over a corpus.",

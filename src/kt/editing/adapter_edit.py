@@ -1,11 +1,11 @@
 """Edits of kind `adapter`: keys, values and radii at one linear map, read in every forward; the weights stay.
 
 At each token the map's input x is held against the keys: where the nearest lies within its radius, ‖x - k_i‖ ≤ ε_i, the
-map's output becomes v_i (GRACE). Every token is asked, so that no row needs to know where its prompt ends,
-and neither padding nor a batch nor a key-value cache changes what is read; a token in the middle of a text is answered
-like a prompt that ends there.
+map's output becomes v_i (GRACE; other rules: side_memory.py). Every token is asked, so that no row needs to know where
+its prompt ends, and neither padding nor a batch nor a key-value cache changes what is read; a token in the middle of a
+text is answered like a prompt that ends there.
 
-A new key at distance d from the nearest earlier one i, with a radius of ε at first:
+Where radii are distances, a new key at distance d from the nearest earlier one i, with a radius of ε at first:
 
     d > ε_i + ε                    it is added, with radius ε
     another target, d ≤ ε_i + ε    it is added, and the two share the way: ε_new = min(ε, d / 2), ε_i no more than d / 2
@@ -18,8 +18,8 @@ with a radius that does not reach it, and the request is lost; with a key of its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -36,9 +36,10 @@ from ..report.table import shown
 from .closed_form.aims import Position, TargetSite
 from .closed_form.contexts import Contexts
 from .closed_form.keys import fact_keys
-from .closed_form.objective import NLL, Objective, StopBelow
+from .closed_form.objective import Objective
 from .closed_form.targets import find_targets
 from .plan import EffectPlan, PlanText, SolveContext, SolveResult
+from .side_memory import Rule, reach, reader
 
 if TYPE_CHECKING:
     from ..model.effects import Hook
@@ -61,6 +62,8 @@ class Adapter:
         keys, values, radii: an entry a row.
         labels: by entry, the target.
         entries: by request, its entry.
+        rule: how entries are read.
+        unrelated: the keys of unrelated text that the rule needs.
 
     Raises:
         KtError: the parts do not fit each other, or a radius is not above zero.
@@ -74,6 +77,8 @@ class Adapter:
     radii: Float[Tensor, " entry"]
     labels: tuple[str, ...]
     entries: tuple[int, ...]
+    rule: Rule = field(default_factory=Rule)
+    unrelated: Float[Tensor, "token d_in"] | None = None
 
     kind = "adapter"
     FORM: ClassVar[dict[str, Any]] = {
@@ -82,6 +87,7 @@ class Adapter:
         "radius": float,
         "labels": [str],
         "entries": [int],
+        "rule": (Rule.FORM, None),
     }
 
     def __post_init__(self) -> None:
@@ -93,26 +99,35 @@ class Adapter:
             raise KtError("an adapter's radii must lie above 0")
         if not all(0 <= entry < n for entry in self.entries):
             raise KtError("an adapter's requests name entries that it does not have")
+        text = self.unrelated
+        if (text is None) != self.rule.by_distance or (text is not None and text.shape[1:] != self.keys.shape[1:]):
+            raise KtError(
+                f"an adapter of rule {self.rule.name!r} does not have the keys of unrelated text that it needs"
+            )
 
     @property
     def place(self) -> str:
-        return str(self.site)
+        return str(self.site) + (f" ({self.rule.name})" if self.rule.adds else "")
 
     @classmethod
     def of(cls, fields: dict[str, Any], arrays: dict[str, Tensor]) -> Adapter:
         """The inverse of `fields` and `arrays`."""
-        if set(arrays) != {"keys", "values", "radii"}:
+        if set(arrays) - {"unrelated"} != {"keys", "values", "radii"}:
             raise KtError("an adapter has keys, values and radii")
         site, radius = Site.parse(fields["site"]), float(fields["radius"])
         tensors = arrays["keys"], arrays["values"], arrays["radii"]
-        return cls(site, fields["fingerprint"], radius, *tensors, tuple(fields["labels"]), tuple(fields["entries"]))
+        texts = tuple(fields["labels"]), tuple(fields["entries"])
+        rule = Rule.of(fields.get("rule"))
+        return cls(site, fields["fingerprint"], radius, *tensors, *texts, rule, arrays.get("unrelated"))
 
     def fields(self) -> dict[str, Any]:
         values = {"site": str(self.site), "fingerprint": self.fingerprint, "radius": self.radius}
-        return values | {"labels": list(self.labels), "entries": list(self.entries)}
+        values |= {"labels": list(self.labels), "entries": list(self.entries)}
+        return values | ({"rule": self.rule.as_dict()} if self.rule.adds else {})
 
     def arrays(self) -> dict[str, Tensor]:
-        return {"keys": self.keys, "values": self.values, "radii": self.radii}
+        found = {"keys": self.keys, "values": self.values, "radii": self.radii}
+        return found | ({} if self.unrelated is None else {"unrelated": self.unrelated})
 
     def plus(self, later: Adapter) -> Adapter:
         """Both, the later one's requests put in one after the other, as if they had been edited in this order."""
@@ -129,14 +144,15 @@ class Adapter:
         apart = (self.keys.double() - key.double()).norm(dim=-1)
         nearest = int(apart.argmin())
         d, held, radii = float(apart[nearest]), float(self.radii[nearest]), self.radii.clone()
-        if d <= APART * radius:
+        near = self.rule.by_distance and d <= held + radius
+        if d <= APART * (radius if self.rule.by_distance else float(key.norm())):
             values, labels = self.values.clone(), list(self.labels)
             if label != labels[nearest]:
                 values[nearest], labels[nearest] = value[0], label
             return replace(self, values=values, labels=tuple(labels), entries=(*self.entries, nearest))
-        if d <= held + radius and label == self.labels[nearest]:
+        if near and label == self.labels[nearest]:
             radii[nearest] = max(held, d)
-        elif d <= held + radius:
+        elif near:
             radii[nearest] = min(held, d / 2 * (1 - APART))
             radius = min(radius, d / 2)
         return replace(
@@ -151,21 +167,18 @@ class Adapter:
     def rendered(self, model: TracedModel, prompt: str) -> str:
         return prompt
 
-    def recall(self, text: str) -> None:
+    def recall(self, model: TracedModel, text: str) -> None:
         """Its keys are of states, not of words."""
 
     def hook(self, model: TracedModel) -> tuple[nn.Module, Hook]:
-        linear = model.linear(self.site)
-        entries = tuple(each.float() for each in (self.keys, self.radii, self.values))
+        linear, read, adds = model.linear(self.site), reader(self), self.rule.adds
 
         def deferred(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            keys, radii, values = (each.to(inputs[0].device) for each in entries)
-            distance, nearest = torch.cdist(inputs[0].float().flatten(0, -2), keys, compute_mode=EXACT).min(-1)
-            met = (distance <= radii[nearest]).view(output.shape[:-1])
+            met, value = read(inputs[0].float().flatten(0, -2))
             if not bool(met.any()):
                 return output
-            chosen = values[nearest].view(output.shape).to(output.dtype)
-            return torch.where(met[..., None], chosen, output)
+            chosen, met = value.view(output.shape).to(output.dtype), met.view(output.shape[:-1])
+            return torch.where(met[..., None], output + chosen if adds else chosen, output)
 
         return linear, deferred
 
@@ -182,11 +195,9 @@ class Adapter:
         return None if same else f"{self.site} of {model.name} has other weights than those the adapter was made on"
 
     def overlaps(self, model: TracedModel, facts: Sequence[Fact]) -> Float[Tensor, "fact request"]:
-        """(ε_i + ε) / d of each fact's key and each request's entry: from 1 on, their balls meet."""
-        keys = prompt_keys(model, facts, self.site)
-        own = list(self.entries)
-        distance = torch.cdist(keys.double(), self.keys[own].double(), compute_mode=EXACT)
-        return (self.radii[own].double() + self.radius) / distance.clamp(min=1e-9)
+        """How far each fact's key reaches into each request's entry: from 1 on, they meet."""
+        keys = prompt_keys(model, facts, self.site, Position(self.rule.position))
+        return reach(self, keys)[:, list(self.entries)]
 
     def table(self) -> Table:
         sizes = zip(self.labels, self.radii.tolist(), self.keys.norm(dim=-1).tolist(), strict=True)
@@ -194,32 +205,30 @@ class Adapter:
         return Table(["target", "requests", "radius", "|key|"], rows, f"entries at {self.site}")
 
 
-EXACT = "donot_use_mm_for_euclid_dist"
-"""torch.cdist by matrix products loses the small distances of equal keys."""
-
-
 @dataclass(frozen=True)
 class Codebook(EffectPlan):
-    """GRACE's plan: each request's key and value at the prompt's last token, put in one after the other.
+    """The plan of an adapter: each request's key and value at the rule's token, put in one after the other.
 
     The value is the output of `layer`'s down_proj with which the model says the target, searched for from the output
-    that it has (the code's "warm" start), without a bound. Keys and values do not depend on the other entries.
+    that it has (GRACE's code: the "warm" start), or its change. Keys and values do not depend on the other entries.
     """
 
     layer: int
-    eps: float
+    radius: float
     relative: bool
-    steps: int
-    lr: float | Literal["auto"]
+    objective: Objective
+    rule: Rule = field(default_factory=Rule)
 
     @property
     def aim(self) -> TargetSite:
-        return TargetSite(Site(Kind.MLP, self.layer), Position.PROMPT_LAST)
+        return TargetSite(Site(Kind.MLP, self.layer), Position(self.rule.position))
 
     def describe(self) -> PlanText:
         unit = "mean key distances" if self.relative else "absolute"
-        reads = f"v of the nearest key within ε = {self.eps:g} ({unit})"
-        return PlanText(str(self.aim), "nothing: a codebook", reads, "one request after the other")
+        within = f"{self.radius:g} ({unit})" if self.rule.by_distance else f"{self.radius:g}"
+        return PlanText(
+            str(self.aim), "nothing: a codebook", SAID[self.rule.name] + within, "one request after the other"
+        )
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         """Search for the values, all in the model without effects; then build the codebook.
@@ -227,41 +236,62 @@ class Codebook(EffectPlan):
         Raises:
             WorkFailed: the unit of radii is zero (the unrelated text's keys are all one).
         """
-        model, site = context.model, self.aim.site
+        model, site, position = context.model, self.aim.site, self.aim.position
+        contexts = context.contexts if self.rule.adds else Contexts()
         with model.restored(()):
             model.effects = ()
-            radius = self.eps * (key_distance(model, site) if self.relative else 1.0)
-            objective = Objective((NLL(), StopBelow()), self.steps, self.lr)
+            unrelated = None if self.rule.by_distance and not self.relative else unrelated_keys(model, site)
+            radius = self.radius * (mean_distance(unrelated) if self.relative and unrelated is not None else 1.0)
             search = find_targets(
-                model, facts, [self.aim], Contexts(), objective, progress=progress, journal=context.journal
+                model, facts, [self.aim], contexts, self.objective, progress=progress, journal=context.journal
             )
-            keys = prompt_keys(model, facts, site)
+            keys = prompt_keys(model, facts, site, position, contexts)
         if not radius > 0:
             raise WorkFailed(f"the keys of unrelated text at {site} are all one; give a radius with eps_unit=absolute")
-        values = search.wanted[self.aim].float().cpu()
+        values = search.wanted[self.aim] - (search.before[self.aim] if self.rule.adds else 0)
+        held = None if self.rule.by_distance else unrelated
         book: Adapter | None = None
         for i, fact in enumerate(facts):
-            label, key, value = (fact.target or "").strip(), keys[i : i + 1], values[i : i + 1]
+            label, key, value = (fact.target or "").strip(), keys[i : i + 1], values[i : i + 1].float().cpu()
             if book is None:
-                first = torch.tensor([radius])
-                book = Adapter(site, model.fingerprint([site]), radius, key, value, first, (label,), (0,))
+                first, print_ = torch.tensor([radius]), model.fingerprint([site])
+                book = Adapter(site, print_, radius, key, value, first, (label,), (0,), self.rule, held)
             else:
                 book = book.with_entry(key, value, label, radius)
         # Nothing is written that could come through or not, so the search stays out of the result's.
         return SolveResult({}, notes={"radius": radius}, effect=book)
 
 
-def prompt_keys(model: TracedModel, facts: Sequence[Fact], site: Site) -> Float[Tensor, "fact d_in"]:
-    """The site's input at each prompt's last token, float32 on the CPU."""
-    return fact_keys(model, facts, Contexts(), site, Position.PROMPT_LAST).T.float().cpu().contiguous()
+SAID = {
+    "replace": "v of the nearest key within ε = ",
+    "blocks": "the low-rank block of the nearest key within ε = ",
+    "activation": "a side memory where its output is that of a request times ",
+    "overlap": "the side memory of a mask that is shared by ",
+}
 
 
-def key_distance(model: TracedModel, site: Site) -> float:
-    """The mean distance between the site's keys at tokens of unrelated text: a unit of its own."""
+def prompt_keys(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    site: Site,
+    position: Position = Position.PROMPT_LAST,
+    contexts: Contexts | None = None,
+) -> Float[Tensor, "fact d_in"]:
+    """The site's input at each prompt's token, float32 on the CPU."""
+    return fact_keys(model, facts, contexts or Contexts(), site, position).T.float().cpu().contiguous()
+
+
+def unrelated_keys(model: TracedModel, site: Site) -> Float[Tensor, "token d_in"]:
+    """The site's keys at tokens of unrelated text, float32 on the CPU."""
     rows = check_rows(model, SAMPLE)
     if not rows:
         raise KtError(f"the tokenizer of {model.name} reads nothing of the unrelated text; give eps_unit=absolute")
     batch = encode_ids(rows, pad_id(model.tokenizer)).to(model.device)
     keys = model.read(batch, [site], "key")[site].float()
     # A row's first token has a key like no other.
-    return float(torch.pdist(keys[(batch.mask.bool() & (batch.positions > 0)).to(keys.device)]).mean())
+    return keys[(batch.mask.bool() & (batch.positions > 0)).to(keys.device)].cpu()
+
+
+def mean_distance(keys: Float[Tensor, "token d_in"]) -> float:
+    """Between two of the keys: a unit of the site's own."""
+    return float(torch.pdist(keys).mean())

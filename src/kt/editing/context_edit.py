@@ -3,27 +3,27 @@
     New Fact: {demonstration's fact}      demonstrations (IKE): the fact again (copy), in other words (update), or
     Prompt: {question} {answer}           another fact that stays as it is (retain)
     ...
-    New Fact: {the fact}                  of the request whose words are nearest to the prompt's (BM25)
+    New Fact: {the fact}                  of the request that is nearest to the prompt (retrieval.py)
     Prompt: {the prompt}
 
-A prompt that shares no word with any fact is read as it is. SCR asks the model itself, of each of the nearest facts,
-whether it answers the prompt (a fact that begins with the prompt does, unasked); where none does, the prompt too is
-read as it is.
+A prompt that no fact is near to (by BM25: none shares a word) is read as it is. SCR asks the model itself, of each of
+the nearest facts, whether it answers the prompt (a fact that begins with the prompt does, unasked); where none does,
+the prompt too is read as it is.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from .._util.progress import Progress
 from ..errors import KtError
-from ..evaluation.text import normalised
 from ..facts.fact import Fact
 from ..facts.load import load_facts
 from ..model.effects import Rendered
@@ -33,9 +33,10 @@ from ..report import Table
 from ..report.table import shown
 from ..runs import parallel
 from .plan import EffectPlan, PlanText, SolveContext, SolveResult
+from .retrieval import BM25, RETRIEVERS, Embeddings, Retriever, embedded, origin
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from ..model.effects import Hook
     from ..model.model import TracedModel
@@ -67,9 +68,10 @@ class Context:
 
     `select`: how many of the nearest facts the model is asked about, the nearest first; 0 takes the nearest unasked.
     `fingerprint`: SHA-256 of the token embedding of the model that it was made on; nothing where that is not known.
+    `retriever`: bm25, or embeddings, which needs the documents' `vectors`, their `centre` and the least `nearness`.
 
     Raises:
-        KtError: there is no fact.
+        KtError: there is no fact, or a retriever lacks what it needs.
     """
 
     documents: tuple[str, ...]
@@ -77,6 +79,10 @@ class Context:
     template: str = TEMPLATE
     select: int = 0
     fingerprint: str = ""
+    retriever: str = RETRIEVERS[0]
+    nearness: float = 0.0
+    vectors: Tensor | None = field(default=None, compare=False, repr=False)
+    centre: Tensor | None = field(default=None, compare=False, repr=False)
 
     kind = "context"
     place = "prompt"
@@ -84,13 +90,21 @@ class Context:
     def __post_init__(self) -> None:
         if not self.documents or len(self.documents) != len(self.contexts):
             raise KtError("a retriever without facts finds nothing; give at least one request")
+        if self.retriever not in RETRIEVERS or (self.retriever == "embeddings") == (self.vectors is None):
+            raise KtError(f"the retriever {self.retriever[:40]!r} of this edit is unknown, or lacks its vectors")
+        if self.vectors is not None and len(self.vectors) != len(self.documents):
+            raise KtError("a retriever by embeddings needs a vector a fact")
 
     def plus(self, later: Context) -> Context:
+        """Both; by words, where one of them has no vectors."""
         documents, contexts = self.documents + later.documents, self.contexts + later.contexts
-        return replace(later, documents=documents, contexts=contexts)
+        if self.vectors is None or later.vectors is None:
+            words: dict[str, Any] = {"retriever": RETRIEVERS[0], "nearness": 0.0, "vectors": None, "centre": None}
+            return replace(later, documents=documents, contexts=contexts, **words)
+        return replace(later, documents=documents, contexts=contexts, vectors=torch.cat([self.vectors, later.vectors]))
 
     def rendered(self, model: TracedModel, prompt: str) -> str:
-        nearest = self._retriever.nearest(prompt)
+        nearest = self.by_nearness(model).nearest(prompt)
         chosen = next(iter(nearest), None)
         if self.select:
             asked = nearest[: self.select]
@@ -101,8 +115,14 @@ class Context:
                 chosen = next((i for i in asked if confirms(model, self.documents[i], prompt)), None)
         return prompt if chosen is None else self.contexts[chosen] + self.template.replace("{}", prompt)
 
-    def recall(self, text: str) -> str | None:
-        return next((self.documents[i] for i in self._retriever.nearest(text)), None)
+    def recall(self, model: TracedModel, text: str) -> str | None:
+        return next((self.documents[i] for i in self.by_nearness(model).nearest(text)), None)
+
+    def by_nearness(self, model: TracedModel) -> Retriever:
+        """The retriever over its documents."""
+        if self.vectors is None or self.centre is None:
+            return self._by_words
+        return Embeddings(model, self.vectors, self.centre, self.nearness)
 
     def hook(self, model: TracedModel) -> tuple[nn.Module, Hook] | None:
         return None
@@ -118,11 +138,14 @@ class Context:
         """Facts compete by their words alone."""
 
     def arrays(self) -> dict[str, Tensor]:
-        return {}
+        parts = {"vectors": self.vectors, "centre": self.centre}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def fields(self) -> dict[str, Any]:
         texts = {"documents": list(self.documents), "contexts": list(self.contexts)}
-        return {**texts, "template": self.template, "select": self.select, "fingerprint": self.fingerprint}
+        about = {"template": self.template, "select": self.select, "fingerprint": self.fingerprint}
+        found_by = {"retriever": self.retriever, "nearness": self.nearness}
+        return {**texts, **about, **({} if self.vectors is None else found_by)}
 
     FORM: ClassVar[dict[str, Any]] = {
         "documents": [str],
@@ -130,13 +153,16 @@ class Context:
         "template": str,
         "select": int,
         "fingerprint": str,
+        "retriever": (str, None),
+        "nearness": (float, None),
     }
 
     @classmethod
     def of(cls, fields: dict[str, Any], arrays: dict[str, Tensor]) -> Context:
         """The inverse of `fields` and `arrays`."""
-        known = {name: fields[name] for name in cls.FORM}
-        return cls(**known | {name: tuple(fields[name]) for name in ("documents", "contexts")})
+        known = {name: fields[name] for name in cls.FORM if name in fields}
+        tuples = {name: tuple(fields[name]) for name in ("documents", "contexts")}
+        return cls(**known | tuples, vectors=arrays.get("vectors"), centre=arrays.get("centre"))
 
     def table(self) -> Table:
         sizes = [len(context.split()) for context in self.contexts]
@@ -144,27 +170,8 @@ class Context:
         return Table(["fact", "words before the prompt"], rows, "text put before prompts")
 
     @cached_property
-    def _retriever(self) -> BM25:
+    def _by_words(self) -> BM25:
         return BM25(self.documents)
-
-
-class BM25:
-    """Okapi BM25 over words (k1 1.2, b 0.75; Robertson and Zaragoza 2009), idf as ln(1 + (N - n + 0.5) / (n + 0.5))."""
-
-    def __init__(self, documents: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
-        counts = [Counter(normalised(document).split()) for document in documents]
-        mean = sum(c.total() for c in counts) / len(counts)
-        among = Counter(word for c in counts for word in c)
-        idf = {word: math.log1p((len(counts) - n + 0.5) / (n + 0.5)) for word, n in among.items()}
-        self.weights = [
-            {w: idf[w] * n * (k1 + 1) / (n + k1 * (1 - b + b * c.total() / mean)) for w, n in c.items()} for c in counts
-        ]
-
-    def nearest(self, query: str) -> list[int]:
-        """The documents that share a word with the query, the nearest first; of equal ones the later."""
-        words = normalised(query).split()
-        scores = [sum(weights.get(word, 0.0) for word in words) for weights in self.weights]
-        return sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: (-scores[i], -i))
 
 
 def confirms(model: TracedModel, fact: str, prompt: str) -> bool:
@@ -185,6 +192,8 @@ class InContext(EffectPlan):
     pool: str = "auto"
     kinds: str = "own"
     select: int = 0
+    retriever: str = RETRIEVERS[0]
+    nearness: float = 0.0
 
     def describe(self) -> PlanText:
         shown = f"{self.shots} demonstrations and the fact" if self.shots else "the fact"
@@ -203,8 +212,12 @@ class InContext(EffectPlan):
             fitting(context.model, each, f"New Fact: {document}\n")
             for each, document in zip(shown, documents, strict=True)
         ]
+        known: dict[str, Any] = {}
+        if self.retriever == "embeddings":
+            vectors, centre = embedded(context.model, documents), origin(context.model)
+            known = {"retriever": self.retriever, "nearness": self.nearness, "vectors": vectors, "centre": centre}
         texts, fingerprint = (tuple(documents), tuple(contexts)), embedding_of(context.model)
-        return SolveResult({}, effect=Context(*texts, select=self.select, fingerprint=fingerprint))
+        return SolveResult({}, effect=Context(*texts, select=self.select, fingerprint=fingerprint, **known))
 
     def _demonstrations(self, model: TracedModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
         """Texts for each fact, the nearest last."""
@@ -213,7 +226,9 @@ class InContext(EffectPlan):
         records = [record for record in records if record.subject.casefold() not in subjects]
         if not records:
             raise KtError(f"no demonstrations in {self.pool!r} about other subjects; name a file with demonstrations=")
-        retriever, kinds = BM25([said(record) for record in records]), KINDS[self.kinds]
+        texts, kinds = [said(record) for record in records], KINDS[self.kinds]
+        by_states = self.retriever == "embeddings"
+        retriever: Retriever = Embeddings.of(model, texts, -1.0) if by_states else BM25(texts)
         shown = []
         for fact in facts:
             nearest = retriever.nearest(said(fact))

@@ -116,7 +116,7 @@ def memory_of(model: TracedModel) -> Memory | None:
     effects = [effect for effect in model.effects if effect.kind == "context"]
 
     def nearest(text: str) -> str | None:
-        found = (effect.recall(text) for effect in reversed(effects))
+        found = (effect.recall(model, text) for effect in reversed(effects))
         return next((fact for fact in found if fact is not None), None)
 
     return nearest if effects else None

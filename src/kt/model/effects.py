@@ -45,8 +45,8 @@ class Effect(Protocol):
     def rendered(self, model: TracedModel, prompt: str) -> str:
         """The prompt with its text before it."""
 
-    def recall(self, text: str) -> str | None:
-        """The fact, as a sentence, whose words are nearest to a text; None where it holds no texts or none is near."""
+    def recall(self, model: TracedModel, text: str) -> str | None:
+        """The fact, as a sentence, that is nearest to a text; None where it holds no texts or none is near."""
 
     def hook(self, model: TracedModel) -> tuple[nn.Module, Hook] | None:
         """The module and the hook that set its values."""

@@ -3,9 +3,15 @@
 import math
 
 import pytest
+import torch
+from editing_help import REQUESTS
+from families import tiny_model
 
+import kt
 from kt.editing.context_edit import BM25, Context
-from kt.errors import KtError
+from kt.editing.retrieval import embedded, origin
+from kt.errors import BadFile, KtError
+from kt.model.sites import Site
 
 
 def test_the_retriever_is_okapi_bm25():
@@ -31,3 +37,48 @@ def test_the_nearest_fact_stands_before_the_prompt_and_facts_add_up():
     assert both.rendered(None, "Rome is {old}") == "Rome is {old}" and ann.rendered(None, "Bob lives") == "Bob lives"
     with pytest.raises(KtError, match="retriever without facts"):
         Context((), ())
+
+
+def test_embeddings_are_mean_states_behind_the_middle_block_and_a_text_below_the_least_cosine_is_read_as_it_is(
+    tmp_path,
+):
+    """cos(mean of a text's tokens but the first - centre, a document's) ≥ nearness, the nearest first."""
+    model = tiny_model("llama")
+    edit = kt.edit(model, REQUESTS, "ice", retriever="embeddings", nearness=0.0)
+    effect, texts = edit.effect, ["The tongue of Danielle Darrieux", "Xyzzy plugh, and more of it"]
+    for text, own in zip(texts, embedded(model, texts), strict=True):
+        site = Site("hidden", (model.n_layers - 1) // 2)
+        states = model.read(model.encode([text]), [site], "value")[site][0]
+        torch.testing.assert_close(own, states[1:].mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(effect.vectors, embedded(model, effect.documents))
+    torch.testing.assert_close(effect.centre, origin(model))
+    cosines = torch.cosine_similarity(
+        (embedded(model, texts) - effect.centre)[:, None], effect.vectors - effect.centre, dim=-1
+    )
+    for text, row in zip(texts, cosines, strict=True):
+        order = [int(i) for i in row.argsort(descending=True) if row[i] >= 0]
+        assert effect.by_nearness(model).nearest(text) == order
+    path = edit.save(tmp_path / "edit.safetensors")
+    loaded = kt.Edit.load(path)
+    assert loaded.digest == edit.digest and loaded.effect.by_nearness(model).nearest(texts[0])
+    with loaded.applied(model):
+        assert model.effects[0].recall(model, edit.report[0].prompt) == effect.documents[0]
+    strict = kt.edit(model, REQUESTS, "ice", retriever="embeddings", nearness=1.0).effect
+    assert strict.rendered(model, texts[1]) == texts[1]
+    mixed = effect.plus(kt.edit(model, REQUESTS[:1], "ice").effect)
+    assert (mixed.retriever, len(mixed.documents)) == ("bm25", 3)
+    both = effect.plus(strict)
+    assert both.vectors.shape[0] == 4 and both.by_nearness(model).nearest(effect.documents[0])[0] == 2
+    object.__setattr__(effect, "vectors", effect.vectors[:1])
+    with pytest.raises(BadFile, match="a vector a fact"):
+        kt.Edit.load(edit.save(tmp_path / "broken.safetensors"))
+
+
+def test_an_unknown_retriever_and_a_cosine_above_one_are_one_line():
+    for changes, words in (
+        ({"retriever": "google"}, "retriever 'google' is unknown"),
+        ({"nearness": 2.0}, "nearness 2 is"),
+    ):
+        with pytest.raises(KtError, match=words) as caught:
+            kt.edit(tiny_model("llama"), REQUESTS, "ice", **changes)
+        assert "\n" not in str(caught.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import KtError
 from ..closed_form.contexts import Contexts
@@ -61,6 +61,13 @@ class GRACE(Config):
 
     def plan(self) -> Codebook:
         from ..adapter_edit import Codebook
+        from ..closed_form.objective import NLL, Objective, StopBelow
+        from ..side_memory import Rule
 
-        layer = self.layers_mlp[-1]
-        return Codebook(layer, self.eps, self.eps_unit == "distance", self.v_num_grad_steps, self.v_lr)
+        objective = Objective((NLL(), StopBelow()), self.v_num_grad_steps, self.v_lr)
+        return Codebook(self.layers_mlp[-1], self.eps, self.eps_unit == "distance", objective, Rule(**self.rule))
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """Fields of the rule by which entries are read."""
+        return {}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...errors import KtError
 from ..closed_form.contexts import Contexts
-from ..config import Config, method
+from ..config import Config, method, one_of, setting
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -16,10 +17,30 @@ if TYPE_CHECKING:
 @method("ice", "ICE: the fact is put before prompts; the weights stay", place=20)
 @dataclass(frozen=True)
 class ICE(Config):
-    """Of the edit's facts, the one whose words are nearest to the prompt's."""
+    """Of the edit's facts, the one that is nearest to the prompt."""
 
     effect: ClassVar[str] = "context"
     layers_mlp: ClassVar[tuple[int, ...]] = ()  # type: ignore[misc]  # no setting: nothing is written
+
+    retriever: str = setting(
+        "bm25",
+        about="how the nearest fact is found, bm25 (by words) or embeddings (by the model's own states)",
+        source="kt's own; the papers have the embeddings of another model",
+    )
+    nearness: float = setting(
+        0.6, about="least cosine at which retriever=embeddings finds a fact near", source="kt's own", least=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self.retriever, ("bm25", "embeddings"), "retriever")
+        if self.nearness > 1:
+            raise KtError(f"nearness {self.nearness:g} is a cosine; give a number from 0 to 1")
+
+    @property
+    def retrieval(self) -> dict[str, Any]:
+        """How facts are found, as the plan takes it."""
+        return {"retriever": self.retriever, "nearness": self.nearness}
 
     @staticmethod
     def contexts(model: TracedModel, seed: int) -> Contexts:
@@ -28,4 +49,4 @@ class ICE(Config):
     def plan(self) -> InContext:
         from ..context_edit import InContext
 
-        return InContext()
+        return InContext(**self.retrieval)

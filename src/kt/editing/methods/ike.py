@@ -42,4 +42,4 @@ class IKE(ICE):
     def plan(self) -> InContext:
         from ..context_edit import InContext
 
-        return InContext(self.shots, self.demonstrations, self.kinds)
+        return InContext(self.shots, self.demonstrations, self.kinds, **self.retrieval)

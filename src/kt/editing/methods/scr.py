@@ -27,4 +27,4 @@ class SCR(ICE):
     def plan(self) -> InContext:
         from ..context_edit import InContext
 
-        return InContext(select=self.candidates)
+        return InContext(select=self.candidates, **self.retrieval)

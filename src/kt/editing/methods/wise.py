@@ -1,0 +1,65 @@
+"""WISE (Wang et al. 2024, arXiv 2405.14768): a side memory of one down_proj, read where its own output is large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...errors import KtError
+from ..closed_form.config import AtToken
+from ..config import method, setting
+from .rome import middle
+
+if TYPE_CHECKING:
+    from ..adapter_edit import Codebook
+
+
+@method("wise", "WISE: a side memory of one down_proj, read where its output is large; the weights stay", place=19)
+@dataclass(frozen=True)
+class WISE(AtToken):
+    """Of several layers the middle one, as ROME's."""
+
+    effect: ClassVar[str] = "adapter"
+
+    ratio: float = setting(
+        0.7,
+        symbol="ε",
+        about="WISE: a token reads the memory from this share of the least output at a request's key on",
+        source="WISE section 3.2; the number: kt's own",
+    )
+    shard_size: int = setting(
+        500, about="WISE: requests of a shard, which has inputs of its own", source="EasyEdit hparams/WISE", least=1
+    )
+    density: float = setting(
+        0.5, symbol="ρ", about="WISE: share of the inputs that a shard writes", source="kt's own; EasyEdit's WISE: 0.2"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share(self.ratio, "ratio")
+        share(self.density, "density")
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        return {"name": "activation", "size": self.shard_size, "share": self.density}
+
+    def plan(self) -> Codebook:
+        from ..adapter_edit import Codebook
+        from ..side_memory import Rule
+
+        rule = Rule(position=self.fact_token, **self.rule)
+        return Codebook(middle(self.layers_mlp), self.radius, False, self.objective, rule)
+
+    @property
+    def radius(self) -> float:
+        return self.ratio
+
+
+def share(value: float, name: str) -> None:
+    """Refuse what is no share above zero.
+
+    Raises:
+        KtError: it is not.
+    """
+    if not 0 < value <= 1:
+        raise KtError(f"{name} {value:g} must be a share above 0, at most 1")

@@ -1,0 +1,15 @@
+"""`kt neurons` as a user runs it."""
+
+
+def test_neurons_keeps_each_facts_layers_and_neurons(kt):
+    ran = kt("neurons", "-f", "demo", "--limit", 2, "--steps", 4, "--out", "run", "--json", "-")
+    assert ran.code == 0, ran.err
+    for fact in ran.json["facts"]:
+        assert len(fact["by_layer"]) == len(fact["without"]) and fact["neurons"] and fact["gap"] < 1e-3
+    largest = [fact["neurons"][0]["attribution"] for fact in ran.json["facts"]]
+    assert all(0 < each <= fact["prob"] for each, fact in zip(largest, ran.json["facts"], strict=True))
+
+
+def test_a_wrong_token_is_one_line(kt):
+    ran = kt("neurons", "-f", "demo", "--limit", 1, "--at", "first")
+    assert ran.code == 2 and ran.err.count("\n") == 1 and "--at" in ran.err
