@@ -76,7 +76,8 @@ class KeptTargets(Journal):
     ) -> list[Any]:
         if not name.startswith("targets-"):
             return super().take_each(name, compute, phases, progress)
-        return [self._searched(compute, *arguments) for arguments in phases.values()]
+        # The parts of a long answer are searched for with those before in place: nothing to share.
+        return [self._searched(compute, *given) if len(given) == 5 else compute(*given) for given in phases.values()]
 
     def _searched(
         self, compute: Any, model: Any, facts: Sequence[Any], aims: Any, contexts: Any, objective: Any

@@ -15,7 +15,7 @@ Up to `num_steps` epochs over mini-batches in the requests' order, or (`shuffle`
 mini-batch whose loss is below `stop_loss` makes no step; an epoch whose mean loss is below it is the last. With `eos`
 the end of sequence is the last token of each target.
 
-**Automatic steps.** `lr="auto"` is `RATE` times the root mean square (RMS) of a weight's numbers, each weight its own,
+**Automatic steps.** `lr="auto"` is `rate` (`RATE`) times the root mean square (RMS) of a weight's numbers, each weight its own,
 and `norm_constraint="auto"` is `BOX` times it. Of an adapter the first step, B's, changes the weight by as much:
 with A drawn of RMS 1/√(3 d_in), ΔW = scale · B A has RMS scale · lr · √(rank / (3 d_in)). A vector (gain, bias) takes
 the median rate of the matrices.
@@ -77,6 +77,7 @@ class FineTune:
     adapter: Adapter | None = None
     shuffle: bool = False
     eos: bool = False
+    rate: float = RATE
 
     def __post_init__(self) -> None:
         if self.modules != "block":
@@ -157,7 +158,7 @@ class FineTune:
         for name, weight in weights.items():
             scale = rms[name] if weight.dim() > 1 else typical
             first_step = 1.0 if self.adapter is None else self.adapter.first_step(weight.shape[1])
-            lr = RATE * scale / first_step if self.lr == "auto" else self.lr
+            lr = self.rate * scale / first_step if self.lr == "auto" else self.lr
             strides[name] = Stride(lr, BOX * scale if self.norm_constraint == "auto" else self.norm_constraint)
         return strides
 

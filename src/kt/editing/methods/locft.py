@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..config import LATER, method, setting
 from .ft_m import FTM
@@ -23,7 +23,10 @@ class LocFT(FTM):
     depth = (6, 6, 27)
 
     layers_mlp: tuple[int, ...] = setting(LATER, source="LocFT's hparams: 6 of Qwen2.5-7B, by depth")
-    batch_size: int = setting(100, source=LOCFT)
+    lr: float | Literal["auto"] = setting(
+        "auto", source="kt's own, twice fine_tune.RATE, since one layer moves alone; the presets: LocFT's"
+    )
+    batch_size: int = setting(4, source="kt's own; the presets: LocFT's 100, of 3,000 requests")
     num_steps: int = setting(25, source=LOCFT)
     shuffle: bool = setting(True, about="LocFT: draw the order of the requests anew in each epoch", source=LOCFT)
     eos: bool = setting(
@@ -31,4 +34,6 @@ class LocFT(FTM):
     )
 
     def plan(self) -> FineTune:
-        return replace(super().plan(), shuffle=self.shuffle, eos=self.eos)
+        from ..fine_tune import RATE
+
+        return replace(super().plan(), shuffle=self.shuffle, eos=self.eos, rate=2 * RATE)
