@@ -2,6 +2,7 @@
 
     FT      Adam until the loss is small (Zhu et al. 2020; the baselines of Meng et al. 2022, and EasyEdit's code)
     FT-L    after each step every weight is put back into [w₀ - ε, w₀ + ε] (Zhu et al. 2020, L∞; Meng et al. 2022)
+    LocFT   FT-M of one layer, with the end of sequence in the target and the order drawn anew in each epoch
     FT-WD   all parameters of one block, with weight decay in Adam (JEEP's baseline, its appendix D.1)
     LoRA    the steps go to an adapter instead (`adapter.py`)
 
@@ -10,11 +11,12 @@ A request's loss is a mean over its target's tokens, a mini-batch's the mean ove
     prompt_last   -log p(token) of all of them at the prompt's last token: a bag of tokens (original FT, FT-L)
     target_new    -log p(token) given the prompt and the target's tokens before it: teacher forcing (EasyEdit's FT-M)
 
-Up to `num_steps` epochs over mini-batches in the requests' order. A mini-batch whose loss is below `stop_loss` makes no
-step; an epoch whose mean loss is below it is the last.
+Up to `num_steps` epochs over mini-batches in the requests' order, or (`shuffle`) in one that is drawn anew in each. A
+mini-batch whose loss is below `stop_loss` makes no step; an epoch whose mean loss is below it is the last. With `eos`
+the end of sequence is the last token of each target.
 
-**Automatic steps.** `lr="auto"` is `RATE` times the root mean square (RMS) of a weight's numbers, each weight its own,
-and `norm_constraint="auto"` is `BOX` times it. Of an adapter the first step, B's, changes the weight by as much:
+**Automatic steps.** `lr="auto"` is `rate` (`RATE`) times the root mean square (RMS) of a weight's numbers, each weight its
+own, and `norm_constraint="auto"` is `BOX` times it. Of an adapter the first step, B's, changes the weight by as much:
 with A drawn of RMS 1/√(3 d_in), ΔW = scale · B A has RMS scale · lr · √(rank / (3 d_in)). A vector (gain, bias) takes
 the median rate of the matrices.
 
@@ -29,6 +31,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -72,6 +75,9 @@ class FineTune:
     batch_size: int = 8
     stop_loss: float = 1e-2
     adapter: Adapter | None = None
+    shuffle: bool = False
+    eos: bool = False
+    rate: float = RATE
 
     def __post_init__(self) -> None:
         if self.modules != "block":
@@ -107,7 +113,8 @@ class FineTune:
         within = f"{BOX:g} of its RMS" if self.norm_constraint == "auto" else f"{self.norm_constraint or 0:g}"
         box = "" if self.norm_constraint is None else f", each weight within {within}"
         decay = f", weight decay {self.weight_decay:g}" if self.weight_decay else ""
-        return PlanText("no search", self.modules, f"Adam on the weights{rank}{box}{decay}", self.objective)
+        order = self.objective + ", end of sequence" * self.eos + ", shuffled" * self.shuffle
+        return PlanText("no search", self.modules, f"Adam on the weights{rank}{box}{decay}", order)
 
     def names(self, model: TracedModel) -> list[str]:
         if self.modules == "block":
@@ -133,10 +140,10 @@ class FineTune:
         self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Updates and notes, as a journal keeps them."""
-        lessons = self._lessons(context.model, facts)
+        epochs = self._epochs(context, facts)
         strides = self._strides(context.model)
         with self._training(context, list(strides.values())) as training:
-            losses, steps = self._descend(context.model, lessons, training.weights, progress)
+            losses, steps = self._descend(context.model, epochs, training.weights, progress)
             updates = training.updates()
         chosen = {name: self._chosen(stride) for name, stride in strides.items()}
         written = {name: WeightUpdate(update, chosen=chosen[name]).as_dict() for name, update in updates.items()}
@@ -151,7 +158,7 @@ class FineTune:
         for name, weight in weights.items():
             scale = rms[name] if weight.dim() > 1 else typical
             first_step = 1.0 if self.adapter is None else self.adapter.first_step(weight.shape[1])
-            lr = RATE * scale / first_step if self.lr == "auto" else self.lr
+            lr = self.rate * scale / first_step if self.lr == "auto" else self.lr
             strides[name] = Stride(lr, BOX * scale if self.norm_constraint == "auto" else self.norm_constraint)
         return strides
 
@@ -170,16 +177,15 @@ class FineTune:
                 yield Training(Weights(parameters, [stride for stride in strides for _ in ("A", "B")]), updates)
 
     def _descend(
-        self, model: TracedModel, lessons: Sequence[Lesson], weights: Weights, progress: Progress | None
+        self, model: TracedModel, epochs: Iterator[Sequence[Lesson]], weights: Weights, progress: Progress | None
     ) -> tuple[list[float], int]:
         """Every epoch's mean loss and the number of steps."""
         groups = [{"params": [w], "lr": stride.lr} for w, stride in zip(weights.wide, weights.strides, strict=True)]
         optimizer = torch.optim.Adam(groups, weight_decay=self.weight_decay)
-        requests = sum(len(lesson.batch) for lesson in lessons)
         losses: list[float] = []
         steps = 0
-        for epoch in range(1, self.num_steps + 1):
-            total = 0.0
+        for epoch, lessons in enumerate(epochs, start=1):
+            total, requests = 0.0, sum(len(lesson.batch) for lesson in lessons)
             for lesson in lessons:
                 with torch.enable_grad():
                     loss = lesson.loss(model)
@@ -198,11 +204,21 @@ class FineTune:
                 break
         return losses, steps
 
-    def _lessons(self, model: TracedModel, facts: Sequence[Fact]) -> list[Lesson]:
+    def _epochs(self, context: SolveContext, facts: Sequence[Fact]) -> Iterator[Sequence[Lesson]]:
+        """The mini-batches of each epoch."""
+        redraws = self.shuffle and len(facts) > self.batch_size
+        lessons = [] if redraws else self._lessons(context.model, facts)
+        order = Random(context.seed)
+        for _ in range(self.num_steps):
+            yield self._lessons(context.model, order.sample(facts, len(facts)), start=0) if redraws else lessons
+
+    def _lessons(self, model: TracedModel, facts: Sequence[Fact], start: int | None = None) -> list[Lesson]:
+        """Lessons that run from block `start` on; of lessons that are used once, all blocks run once anyway."""
         size, last = self.batch_size, self.objective == "prompt_last"
         asked = [(fact.prompt, fact.target or "", fact.target_prefix) for fact in facts]
         batches = [asked[at : at + size] for at in range(0, len(asked), size)]
-        return [lesson_of(model, batch, last, min(self.layers)) for batch in batches]
+        start, end = min(self.layers) if start is None else start, end_id(model.tokenizer) if self.eos else None
+        return [lesson_of(model, batch, last, start, end) for batch in batches]
 
 
 Question = tuple[str, str, str | None]
@@ -248,17 +264,33 @@ class Lesson(NamedTuple):
         return _widened(logits)
 
 
-def lesson_of(model: TracedModel, questions: Sequence[Question], last: bool = False, start: int = 0) -> Lesson:
+def end_id(tokenizer: Any) -> int:
+    """The id of the end of sequence.
+
+    Raises:
+        KtError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise KtError("the tokenizer has no end of sequence to put behind the targets; give eos=false")
+    return int(tokenizer.eos_token_id)
+
+
+def lesson_of(
+    model: TracedModel, questions: Sequence[Question], last: bool = False, start: int = 0, end: int | None = None
+) -> Lesson:
     """The questions as rows.
 
     Args:
         last: predict all of an answer's tokens at the prompt's last one.
         start: the first block whose weights are trained; 0 runs all blocks every time.
+        end: a token behind every answer.
     """
     tokenizer = model.tokenizer
     rows, answers = [], []
+    closing = [] if end is None else [end]
     for prompt, target, join in questions:
-        before, answer = joint_ids(tokenizer, prompt, target, join)
+        before, own = joint_ids(tokenizer, prompt, target, join)
+        answer = [*own, *closing]
         rows.append(before if last else [*before, *answer[:-1]])
         answers.append(answer)
     batch, targets = encode_ids(rows, pad_id(tokenizer)), encode_ids(answers, 0)

@@ -160,7 +160,7 @@ def value_change(model: TracedModel, facts: Sequence[Fact], solved: SolveResult)
     changes = {}
     for aim, search in solved.search.items():
         before, wanted = search.before[aim].double().cpu(), search.wanted[aim].double().cpu()
-        now = fact_values(model, facts, Contexts(), aim.site, aim.position).T.cpu()
+        now = fact_values(model, solved.asked or facts, Contexts(), aim.site, aim.position).T.cpu()
         wanted_change = wanted - before
         length = wanted_change.norm(dim=-1)
         nonzero = length > 0
@@ -174,6 +174,7 @@ def value_change(model: TracedModel, facts: Sequence[Fact], solved: SolveResult)
 
 
 def warn_of_weak_targets(facts: Sequence[Fact], solved: SolveResult) -> None:
+    facts = solved.asked or facts
     for aim, targets in solved.search.items():
         weak = [f.subject for f, p in zip(facts, targets.prob.tolist(), strict=True) if p < 0.5]
         if weak:

@@ -65,6 +65,8 @@ class SolveResult(NamedTuple):
     notes: dict[str, Any] = {}  # noqa: RUF012
     effect: Effect | None = None
     """What is added to the model instead of an update."""
+    asked: Sequence[Fact] | None = None
+    """The requests that the rows of `search` are of, where they are not the facts: the parts of long answers."""
 
 
 class EditHistory:

@@ -13,6 +13,9 @@ import torch
 from ..facts.fact import facts_digest
 from ..runs.journal import Journal
 
+SEARCH = ("model", "facts", "aims", "contexts", "objective")
+"""The arguments of a search that depends on nothing else."""
+
 
 class SharedTargets(Journal):
     """A journal for edits of one model: it keeps the searched values fact by fact, and no other phase.
@@ -42,10 +45,12 @@ class SharedTargets(Journal):
         phases: Mapping[str, Sequence[Any]],
         progress: Callable[[int], Any] | None = None,
     ) -> list[Any]:
-        find = self._searched if name.startswith("targets-") else compute
+        searched = name.startswith("targets-")
         found = []
         for done, arguments in enumerate(phases.values(), start=1):
-            found.append(find(compute, *arguments) if find == self._searched else find(*arguments))
+            # The parts of a long answer are searched for with those before in place: nothing to share.
+            shared = searched and len(arguments) == len(SEARCH)
+            found.append(self._searched(compute, *arguments) if shared else compute(*arguments))
             if progress is not None:
                 progress(done)
         return found

@@ -104,8 +104,8 @@ def read_records(
     if notes is not None:
         notes += record.notes
         if row.published and data.unread:
-            told = (_not_read(str(key), name) for key in record.data if key in data.unread)
-            notes += [line for line in told if line]
+            lines = (_not_read(str(key), name) for key in record.data if key in data.unread)
+            notes += [line for line in lines if line]
     return facts
 
 

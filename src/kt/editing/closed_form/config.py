@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ...errors import KtError
 from ..config import AUTO, LATER, Config, one_of, setting
 from .aims import OLD_SPREADS, SPREADS, Position, Share, Spread
+from .contexts import Contexts
 
 if TYPE_CHECKING:
+    from ...model.model import TracedModel
     from .objective import Objective, Term
     from .plan import Write
 
 EASYEDIT = "EasyEdit hparams/MEMIT, 7B models"
+ANYEDIT = "AnyEdit's code and hparams"
 WORDS = ("auto", "per-fact")
 """α that a trace is to give: one of all requests, or each request its own."""
 
@@ -83,6 +86,32 @@ class AtToken(TargetSearch):
     @property
     def position(self) -> Position:
         return Position(one_of(self.fact_token, [p.value for p in Position], "fact_token"))
+
+
+@dataclass(frozen=True)
+class InParts(AtToken):
+    """Long answers in parts, each at the last token before it (AnyEdit's ARE; see closed_form.parts)."""
+
+    fact_token: str = setting(Position.PROMPT_LAST.value, source=ANYEDIT)
+    window: int = setting(
+        50,
+        about="ARE: longer answers are cut into parts of at most so many tokens, an aim each",
+        unit="tokens",
+        source=f"{ANYEDIT}: 50 for Qwen2.5-7B, 40 for Llama-3-8B",
+        least=1,
+    )
+
+    @staticmethod
+    def contexts(model: TracedModel, seed: int) -> Contexts:
+        return Contexts()
+
+    @property
+    def position(self) -> Position:
+        if self.fact_token != Position.PROMPT_LAST.value:
+            raise KtError(
+                f"fact_token {self.fact_token!r}: parts of an answer are edited at the token before them, last"
+            )
+        return Position.PROMPT_LAST
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...facts.fact import Fact
+from ...facts.fact import Fact, fill
 from ...model.prefix import saved
 from ...model.sites import Site
 from ...model.tokens import Batch, encode_ids, pad_id, template_span, token_ids
@@ -52,7 +52,7 @@ def prompt_rows(model: TracedModel, templates: Sequence[tuple[str, str]], positi
     """Rows for (template, subject) pairs."""
     ids, at = [], []
     for template, subject in templates:
-        row = tuple(token_ids(model.tokenizer, template.replace("{}", subject, 1)))
+        row = tuple(token_ids(model.tokenizer, fill(template, subject)))
         ids.append(row)
         last = position is Position.PROMPT_LAST
         at.append(len(row) - 1 if last else template_span(model.tokenizer, template, subject).last)

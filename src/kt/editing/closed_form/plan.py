@@ -33,6 +33,7 @@ from .contexts import Contexts
 from .keys import fact_keys, fact_values, values_with
 from .near_keys import check_keys
 from .objective import Alignment, Objective
+from .parts import Part, find_in_turn, other_keys, parts_of
 from .post_norm import change_of_output, passes_norm
 from .sequential import Restoring
 from .solvers import LeastSquares, Solution, Solver, System
@@ -137,6 +138,7 @@ class LocateThenEdit:
     `one_by_one`: a whole solve a fact, on the model as the facts before left it (ROME). `again`: several passes over
     the layers. `rewound`: targets are searched for on the weights from before the session. `aligned`: each fact's
     target is searched for once those before it are found, and with what the term makes of theirs (EAMET).
+    `window`: longer answers are cut into parts of so many tokens, each with an aim of its own (`parts`).
     """
 
     paths: tuple[Write, ...]
@@ -148,6 +150,7 @@ class LocateThenEdit:
     again: Again | None = None
     rewound: bool = False
     aligned: Alignment | None = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if self.again and any(path.own_targets for path in self.live):
@@ -185,6 +188,7 @@ class LocateThenEdit:
         order += ["each write on the ones before"] * self.coupled
         order += ["searched in turn"] * (self.aligned is not None)
         order += [f"up to {self.again.passes} passes"] if self.again else []
+        order += [f"answers in parts of {self.window} tokens"] if self.window else []
         return PlanText(
             ", ".join(searched) + together,
             ", ".join(f"{path.kind} ({'one layer' if len(path.layers) == 1 else 'layers'})" for path in self.live),
@@ -202,6 +206,7 @@ class LocateThenEdit:
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """Keep the facts' keys as the edited model has them, every layer written (AlphaEdit's cache)."""
+        facts = [part.fact for part in parts_of(context.model, facts, self.window)]
         for path in self.live:
             for site in path.sites if path.solver.keeps_keys else ():
                 name = context.model.weight_name(site)
@@ -238,8 +243,10 @@ class LocateThenEdit:
 
     def _solve_batch(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None) -> SolveResult:
         model = context.model
+        parts = parts_of(model, facts, self.window)
+        facts = [part.fact for part in parts]
         check_keys(context, facts, self.live)
-        search = self._search(context, facts, progress)
+        search = self._search(context, parts, progress)
         norms = any(path.aim.site.kind is Kind.RESID and passes_norm(model, path.sites[0]) for path in self.live)
         coupled = self.coupled or norms
         written: dict[str, WeightUpdate] = {}
@@ -251,26 +258,27 @@ class LocateThenEdit:
                 if norms and path.scale != 1:
                     path, share = replace(path, scale=1.0), path.scale
                 with ExitStack() if coupled else model.restored(path.sites):
-                    solved = self._walks(context.within(f"path-{number}"), facts, path, search, share)
+                    solved = self._walks(context.within(f"path-{number}"), parts, path, search, share)
                 scaled = {n: w._replace(update=_scaled(w.update, path.scale)) for n, w in solved.items()}
                 if coupled and path.scale != 1:
                     for name, full in solved.items():  # from full strength to the path's scale, for the paths after it
                         model.write(name, scaled[name].update.plus(full.update.scaled(-1.0)))
                 for name, part in scaled.items():
                     written[name] = _sum(written[name], part) if name in written else part
-        return self._result(written, search)
+        return self._result(written, search)._replace(asked=facts if self.window else None)
 
     def _walks(
         self,
         context: SolveContext,
-        facts: Sequence[Fact],
+        parts: Sequence[Part],
         path: Write,
         search: dict[TargetSite, Targets],
         share: Share,
     ) -> dict[str, WeightUpdate]:
         """One walk over the layers, or several, each for the facts that still miss their targets."""
         if self.again is None:
-            return self._walk(context, facts, path, search, share)
+            return self._walk(context, parts, path, search, share)
+        facts = [part.fact for part in parts]
         aim, wanted = path.aim, search[path.aim].wanted[path.aim]
         solved: dict[str, WeightUpdate] = {}
         first: Tensor | None = None
@@ -282,7 +290,7 @@ class LocateThenEdit:
             if not (chosen := self.again.chosen(missing, first)):
                 break
             some = {aim: _some(search[aim], chosen)}
-            new = self._walk(context.within(f"pass-{number}"), [facts[i] for i in chosen], path, some, share)
+            new = self._walk(context.within(f"pass-{number}"), [parts[i] for i in chosen], path, some, share)
             fresh = [column for column, fact in enumerate(chosen) if fact not in done]
             for name, update in new.items():
                 assert update.keys is not None
@@ -299,7 +307,7 @@ class LocateThenEdit:
     def _walk(
         self,
         context: SolveContext,
-        facts: Sequence[Fact],
+        parts: Sequence[Part],
         path: Write,
         search: dict[TargetSite, Targets],
         share: Share,
@@ -310,6 +318,7 @@ class LocateThenEdit:
             search: the searches so far; those that the path makes itself join them.
             share: what the path is to make of the wanted change, where its update cannot be scaled after the solve.
         """
+        facts = [part.fact for part in parts]
         if path.spread.replay:
             search |= _replayed(context, facts, path, search[path.searched[0]])
         wanted: dict[TargetSite, Float[Tensor, "fact d_model"]] = {}
@@ -317,16 +326,15 @@ class LocateThenEdit:
         for layer, part in path.shares:
             site, aim = Site(path.kind, layer), path.aim_at(layer) if path.own_targets else path.aim
             if path.spread.own:
-                search |= self._find(context, facts, [aim])
+                search |= self._find(context, parts, [aim])
             if aim not in wanted:
                 wanted[aim] = _shared(context, facts, aim, search[aim].wanted[aim], share)
             name = context.model.weight_name(site)
             if isinstance(path.solver, Restoring):  # not within the phase: a resumed run counts it, too
                 moment, memory = context.moment(name, context.model.key_size(site)), context.state.running
                 memory[name] = path.solver.remembered(memory.get(name), context.changes().get(name), moment)
-            solved[name] = WeightUpdate.of(
-                context.journal.take(name, _solve_site, context, facts, replace(path, aim=aim), wanted[aim], site, part)
-            )
+            given = context, parts, replace(path, aim=aim), wanted[aim], site, part, self.window is not None
+            solved[name] = WeightUpdate.of(context.journal.take(name, _solve_site, *given))
             if path.solver.automatic and solved[name].chosen is None:
                 raise KtError(
                     f"this run was begun when λ and the ridges had fixed defaults (of {name} none is kept); begin it "
@@ -343,31 +351,28 @@ class LocateThenEdit:
         return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search, notes)
 
     def _search(
-        self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
+        self, context: SolveContext, parts: Sequence[Part], progress: Progress | None
     ) -> dict[TargetSite, Targets]:
         aims = list(dict.fromkeys([aim for p in self.live for aim in p.searched] + list(self.also)))
         targets_by_site: dict[TargetSite, Targets] = {}
         for group in [aims] if self.joint and aims else [[a] for a in aims]:
-            targets_by_site |= self._find(context, facts, group, progress)
+            targets_by_site |= self._find(context, parts, group, progress)
         return targets_by_site
 
     def _find(
-        self, context: SolveContext, facts: Sequence[Fact], aims: list[TargetSite], progress: Progress | None = None
+        self, context: SolveContext, parts: Sequence[Part], aims: list[TargetSite], progress: Progress | None = None
     ) -> dict[TargetSite, Targets]:
         """One search, on the model as it stands, its wanted values as the session's norm guard leaves them."""
+        facts = [part.fact for part in parts]
         with context.unedited() if self.rewound else nullcontext():
-            if self.aligned is None:
-                targets = find_targets(
-                    context.model,
-                    facts,
-                    aims,
-                    context.contexts,
-                    self.objective,
-                    progress=progress,
-                    journal=context.journal,
-                )
-            else:
+            given = (aims, context.contexts, self.objective)
+            kept: dict[str, Any] = {"progress": progress, "journal": context.journal}
+            if self.window is not None:
+                targets = find_in_turn(context.model, parts, aims[0], context.contexts, self.objective, **kept)
+            elif self.aligned is not None:
                 targets = self._in_turn(context, facts, aims, self.aligned, progress)
+            else:
+                targets = find_targets(context.model, facts, *given, **kept)
             if context.guard is not None:
                 modules = {aim: path.kind for path in self.live for aim in path.aims}
                 targets = context.guard(context, facts, targets, self.objective, modules)
@@ -433,14 +438,16 @@ def _shared(
 
 def _solve_site(
     context: SolveContext,
-    facts: Sequence[Fact],
+    parts: Sequence[Part],
     path: Write,
     wanted: Float[Tensor, "fact d_model"],
     site: Site,
     share: float,
+    hold_others: bool = False,
 ) -> dict[str, Any]:
     """One weight's update, in full strength, on the model as the layers before left it; as a journal keeps it."""
     model, contexts, bare = context.model, context.contexts, Contexts()
+    facts = [part.fact for part in parts]
     name = model.weight_name(site)
     keys = fact_keys(model, facts, contexts, site, path.aim.position).cpu()
     now = fact_values(model, facts, contexts if path.mean_value else bare, path.aim.site, path.aim.position)
@@ -449,12 +456,16 @@ def _solve_site(
     if path.aim.site.kind is Kind.RESID and not model.layout.direct:
         output = fact_values(model, facts, bare, site, path.aim.position)
         change = change_of_output(model, site, output, change).output
+    past = _past(context, name, path.solver)
+    if hold_others:
+        others = other_keys(model, parts, site)
+        past = others if past is None else torch.cat([past, others], 1)
     system = System(
         change.cpu(),
         keys,
         fact_keys(model, facts, bare, site, path.aim.position).cpu() if path.solver.needs_bare else None,
         context.moment(name, len(keys)) if path.solver.needs_moment else None,
-        _past(context, name, path.solver),
+        past,
         path.layer_share,
     )
     if path.solver.restores:

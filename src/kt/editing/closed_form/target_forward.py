@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 # The rows that a target search runs: a request's prompt in every context, and the essence prompt.
 
+Held = Sequence[tuple[Fact, Float[Tensor, " d_model"]]]
+"""Of one request: the parts of its answer that come before, each as a request, and the δ at its prompt's last token."""
+
 ESSENCE = "{} is a"
 NOWHERE = -1
 
@@ -47,6 +50,7 @@ class TargetRows:
         columns: each position's column, where its δ is added; `NOWHERE` for the prompt's last token in an essence row.
         answers: the target's ids, each at the column whose logits should say it.
         reads: which of the last columns are read: the target's, and in an essence row the last.
+        held, held_at: shifts of the stream at the aim's layer that stay as they are, and their columns (or `NOWHERE`).
     """
 
     batch: Batch
@@ -55,6 +59,8 @@ class TargetRows:
     columns: dict[Position, Int[Tensor, " row"]]
     answers: Int[Tensor, "row keep"]
     reads: Bool[Tensor, "row keep"]
+    held: Float[Tensor, "row shift d_model"]
+    held_at: Int[Tensor, "row shift"]
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -87,6 +93,8 @@ class TargetRows:
             {position: columns[rows] for position, columns in self.columns.items()},
             self.answers[rows],
             self.reads[rows],
+            self.held[rows],
+            self.held_at[rows],
         )
 
     def tight(self) -> TargetRows:
@@ -100,19 +108,25 @@ class TargetRows:
             {p: torch.where(c == NOWHERE, NOWHERE, c - spare) for p, c in self.columns.items()},
             self.answers[:, self.keep - keep :],
             self.reads[:, self.keep - keep :],
+            self.held,
+            torch.where(self.held_at == NOWHERE, NOWHERE, self.held_at - spare),
         )
 
 
-def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts) -> TargetRows:
+def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts, held: Sequence[Held] = ()) -> TargetRows:
     """All rows of some requests, request by request, the first of each its prompt in the first context."""
     tokenizer = model.tokenizer
     ids: list[list[int]] = []
     answers: list[tuple[int, ...]] = []  # a row's; an essence row has none
     owner: list[int] = []
     at: dict[Position, list[int]] = {position: [] for position in Position}
+    shifts: list[list[tuple[int, Tensor]]] = []  # a row's: token and δ
     for number, fact in enumerate(facts):
+        earlier = held[number] if held else ()
         answer = target_ids(tokenizer, fact.prompt, fact.target or "", fact.target_prefix)
-        for template in contexts.templates(fact):
+        for index, template in enumerate(contexts.templates(fact)):
+            begun = [(token_ids(tokenizer, fill(contexts.templates(f)[index], f.subject)), d) for f, d in earlier]
+            shifts.append([(len(before) - 1, d) for before, d in begun])
             prompt = token_ids(tokenizer, fill(template, fact.subject))
             at[Position.SUBJECT_LAST].append(template_span(tokenizer, template, fact.subject).last)
             at[Position.PROMPT_LAST].append(len(prompt) - 1)
@@ -125,9 +139,11 @@ def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts) -
         ids.append(token_ids(tokenizer, fill(ESSENCE, fact.subject))[: last + 1])
         answers.append(())
         owner.append(number)
+        shifts.append([])
     batch = encode_ids(ids, pad_id(tokenizer)).to(model.device)
     columns = {position: _shifted(batch, places) for position, places in at.items()}
-    return TargetRows(batch, *_per_row(owner, answers, model.device), columns, *_right_aligned(answers, model.device))
+    at_reads = _right_aligned(answers, model.device)
+    return TargetRows(batch, *_per_row(owner, answers, model.device), columns, *at_reads, *_held(model, batch, shifts))
 
 
 def split_rows(rows: TargetRows, aims: Collection[TargetSite], essence: bool, worth: float) -> list[TargetRows]:
@@ -153,6 +169,18 @@ def _per_row(
     owner: Sequence[int], answers: Sequence[tuple[int, ...]], device: torch.device
 ) -> tuple[Int[Tensor, " row"], Bool[Tensor, " row"]]:
     return torch.tensor(owner, device=device), torch.tensor([not a for a in answers], device=device)
+
+
+def _held(
+    model: TracedModel, batch: Batch, shifts: Sequence[Sequence[tuple[int, Tensor]]]
+) -> tuple[Float[Tensor, "row shift d_model"], Int[Tensor, "row shift"]]:
+    most = max(map(len, shifts))
+    held = torch.zeros(len(shifts), most, model.d_model, device=batch.ids.device)
+    at = torch.full((len(shifts), most), NOWHERE, device=batch.ids.device)
+    for row, some in enumerate(shifts):
+        for number, (token, shift) in enumerate(some):
+            held[row, number], at[row, number] = shift, token + batch.ids.shape[1] - batch.lengths[row]
+    return held, at
 
 
 def _right_aligned(
@@ -223,6 +251,8 @@ def _first_run(
     size, every = len(rows), torch.arange(len(rows), device=model.device)
     last = model.n_layers if cache is not None else max(start, max(a.site.layer for a in aims) + 1)
     now: dict[TargetSite, Tensor] = {}
+    row, shift = (rows.held_at != NOWHERE).nonzero().T
+    column, shifts = rows.held_at[row, shift], rows.held[row, shift]
     entering: list[Tensor] = []
     arriving: list[Tensor] = []
     arguments = model.inputs(rows.batch, rows.keep, cache)
@@ -234,6 +264,8 @@ def _first_run(
                 for aim in aims:
                     if aim.site == Site(kind, layer):
                         full: Any = model.value(aim.site, size)
+                        if len(row):
+                            full[row.to(full.device), column.to(full.device)] += shifts.to(full)
                         now[aim] = saved(
                             full[every.to(full.device), rows.columns[aim.position].to(full.device)].float()
                         )

@@ -30,7 +30,17 @@ from ...runs.journal import Journal
 from .aims import Position, TargetSite
 from .contexts import Contexts
 from .objective import Objective, SearchStep
-from .target_forward import Above, Suffix, TargetRows, lowest_block, run_whole, split_rows, suffix_logits, target_rows
+from .target_forward import (
+    Above,
+    Held,
+    Suffix,
+    TargetRows,
+    lowest_block,
+    run_whole,
+    split_rows,
+    suffix_logits,
+    target_rows,
+)
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -178,10 +188,14 @@ def find_targets(
     batch_size: int = 16,
     progress: Progress | None = None,
     journal: Journal | None = None,
+    held: Sequence[Held] | None = None,
 ) -> Targets:
     """One δ an aim and request, `aims` searched together; requests in independent batches, each a journal's phase.
 
     Several processes share the batches.
+
+    Args:
+        held: by request, what is added to the stream at the aim's layer before: the parts of an answer that come first.
     """
     # Of several processes, the one with the least memory free decides: all have to have the same batches.
     choices = parallel.all_gather("batches of requests", target_batches(model, facts, aims, contexts, batch_size))
@@ -190,7 +204,11 @@ def find_targets(
     # Batches stand in one order: the place where one begins and its size say which requests are in it.
     what = f"targets-{'+'.join(map(str, aims))}"
     names = [f"{what}-{end - len(batch):05d}-{len(batch)}" for batch, end in zip(batches, ends, strict=True)]
-    arguments = [(model, [facts[i] for i in batch], aims, contexts, objective) for batch in batches]
+    arguments: list[tuple[Any, ...]] = [
+        (model, [facts[i] for i in batch], aims, contexts, objective) for batch in batches
+    ]
+    if held is not None:
+        arguments = [(*given, [held[i] for i in batch]) for given, batch in zip(arguments, batches, strict=True)]
     parts = (journal or Journal()).take_each(
         what,
         _find_batch,
@@ -198,7 +216,7 @@ def find_targets(
         None if progress is None else lambda done: progress(ends[done - 1], len(facts)),
     )
     targets = join_targets([_targets(part, aims, model.device) for part in parts])
-    return _in_order(targets, [i for batch in batches for i in batch])
+    return in_order(targets, [i for batch in batches for i in batch])
 
 
 def _targets(values: Mapping[str, Any], aims: Sequence[TargetSite], device: torch.device) -> Targets:
@@ -207,7 +225,7 @@ def _targets(values: Mapping[str, Any], aims: Sequence[TargetSite], device: torc
     return Targets(wanted, before, *(values[part].to(device) for part in ("loss", "prob", "steps")))
 
 
-def _in_order(targets: Targets, places: Sequence[int]) -> Targets:
+def in_order(targets: Targets, places: Sequence[int]) -> Targets:
     """The targets in the order in which the requests were given."""
     back = torch.tensor(places, device=targets.loss.device).argsort()
     wanted, before = ({a: v[back] for a, v in part.items()} for part in (targets.wanted, targets.before))
@@ -226,10 +244,15 @@ def join_targets(parts: Sequence[Targets]) -> Targets:
 
 
 def _find_batch(
-    model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, objective: Objective
+    model: TracedModel,
+    facts: Sequence[Fact],
+    aims: Sequence[TargetSite],
+    contexts: Contexts,
+    objective: Objective,
+    held: Sequence[Held] = (),
 ) -> dict[str, Any]:
     """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
-    suffixes, before = _begun(model, facts, aims, contexts, objective)
+    suffixes, before = _begun(model, facts, aims, contexts, objective, held)
     delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in before.items()}
     rates = {a: objective.rates(a, v) for a, v in before.items()}
     optimizer = torch.optim.Adam(delta.values(), lr=1.0 if objective.lr == "auto" else objective.lr)
@@ -286,12 +309,17 @@ def _above(model: TracedModel, aims: Sequence[TargetSite], objective: Objective)
 
 
 def _begun(
-    model: TracedModel, facts: Sequence[Fact], aims: Sequence[TargetSite], contexts: Contexts, objective: Objective
+    model: TracedModel,
+    facts: Sequence[Fact],
+    aims: Sequence[TargetSite],
+    contexts: Contexts,
+    objective: Objective,
+    held: Sequence[Held],
 ) -> tuple[list[Suffix], dict[TargetSite, Float[Tensor, "fact d_model"]]]:
     """The forwards that every step repeats, and each target site's value in the first (bare) context row."""
     # Without δ in the essence row, or without weight on it, the KL is zero.
     essence = objective.reads_essence and any(a.position is Position.SUBJECT_LAST for a in aims)
-    groups = split_rows(target_rows(model, facts, contexts), aims, essence, worth_of_a_run(model, aims))
+    groups = split_rows(target_rows(model, facts, contexts, held), aims, essence, worth_of_a_run(model, aims))
     runs = [run_whole(model, rows, aims) for rows in groups]
     values = runs[0][1]
     bare = torch.searchsorted(groups[0].fact, torch.arange(len(facts), device=model.device))  # rows stand fact by fact
