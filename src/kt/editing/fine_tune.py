@@ -15,10 +15,10 @@ Up to `num_steps` epochs over mini-batches in the requests' order, or (`shuffle`
 mini-batch whose loss is below `stop_loss` makes no step; an epoch whose mean loss is below it is the last. With `eos`
 the end of sequence is the last token of each target.
 
-**Automatic steps.** `lr="auto"` is `rate` (`RATE`) times the root mean square (RMS) of a weight's numbers, each weight its
-own, and `norm_constraint="auto"` is `BOX` times it. Of an adapter the first step, B's, changes the weight by as much:
-with A drawn of RMS 1/√(3 d_in), ΔW = scale · B A has RMS scale · lr · √(rank / (3 d_in)). A vector (gain, bias) takes
-the median rate of the matrices.
+**Automatic steps.** `lr="auto"` is `rate` (`RATE`) times the root mean square (RMS) of a weight's numbers, each weight
+its own, and `norm_constraint="auto"` is `BOX` times it. Of an adapter the first step, B's, changes the weight by as
+much: with A drawn of RMS 1/√(3 d_in), ΔW = scale · B A has RMS scale · lr · √(rank / (3 d_in)). A vector (gain, bias)
+takes the median rate of the matrices.
 
 **Precision.** bfloat16 and float16 weights are trained as float32 copies, which the optimiser moves, the box clamps and
 the update is taken from; after each step the model gets them rounded, and its gradients come in its own dtype. So steps

@@ -1,4 +1,4 @@
-"""LocFT-BF: its steps against Adam's formula in float64, over batches drawn anew in each epoch, and the target's end."""
+"""LocFT-BF: its steps against Adam's formula in float64, over batches drawn anew an epoch, and the target's end."""
 
 import copy
 from random import Random

@@ -32,7 +32,7 @@ def test_by_default_only_what_is_written_is_searched_for(setting):
 
 def test_a_request_whose_target_was_the_likeliest_counts_a_tenth():
     nll, no = torch.tensor([[1.0, 3.0], [2.0, 4.0]]), torch.tensor([False, False])
-    step = SearchStep(nll, None, None, no, torch.tensor([True, False]), {}, {})
+    step = SearchStep(nll, None, None, no, torch.tensor([True, False]), no.long(), {}, {})
     assert DiscountedNLL().loss(step).tolist() == pytest.approx([0.2, 3.0])
 
 
@@ -40,7 +40,7 @@ def test_a_search_ends_at_the_argmax_only_while_the_weighted_kl_is_small():
     before, now = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
     yes, nll = torch.tensor([True]), torch.zeros(1, 1)
     kl = float((now.exp() * (now - before)).sum())
-    step = SearchStep(nll, now, before, yes, yes, {}, {})
+    step = SearchStep(nll, now, before, yes, yes, yes.long(), {}, {})
     assert float(KL(0.5).loss(step)) == pytest.approx(0.5 * kl)
     for factor, ends in ((0.009 / kl, True), (0.011 / kl, False)):
         assert bool(StopAtArgmax(factor).done(step, nll[:, 0])) == ends
