@@ -26,6 +26,7 @@ ITSELF = {
     "easyedit.json": "easyedit",
     "wikibio.json": "wikibio",
     "akew.json": "akew",
+    "bizsre.json": "bizsre",
     "conflictedit.json": "conflictedit",
     "unke.json": "unke",
     "hallueditbench.csv": "hallueditbench",
@@ -40,7 +41,8 @@ ITSELF = {
 
 
 OTHER_SUBJECT = (
-    "lre", "ripple", "conflictedit", "unke", "cknowedit", "kt.csv", "hallueditbench", "wikibio", "popqa", "pararel"
+    "lre", "ripple", "conflictedit", "unke", "cknowedit", "kt.csv", "hallueditbench", "wikibio", "popqa", "pararel",
+    "bizsre",
 )  # fmt: skip
 """Formats whose subject stands under another key, need not be there, or is a column."""
 
@@ -64,7 +66,7 @@ def records(name):
 
 def test_every_format_has_a_fixture_and_every_fixture_a_format():
     assert set(ITSELF) == {path.name for path in HERE.iterdir()}
-    assert set(ITSELF.values()) | {"rome"} == set(FORMATS)
+    assert set(ITSELF.values()) | {"rome", "bizsre-zh"} == set(FORMATS)
 
 
 @pytest.mark.parametrize("name", ITSELF)
@@ -397,6 +399,27 @@ def test_akew_answers_each_edits_question_with_its_paragraph():
     assert lone.neighbours == (Prompt("Sild tower was built in", "Tallinn", kind="neighborhood"),)
     assert [f.id for f in (first, second)] == ["5-1", "5-2"] and second.prompt == "Where was Piet Rand born?"
     assert [f.target for f in load("akew.json", limit=1)[0]] == [lone.target]
+    question = "Where was the spouse of Hana Ilves born?"
+    assert not first.hops and second.hops == (Prompt(question, "Porto", "Bergen", "multi_hop", ("Oporto",)),)
+
+
+def test_bizsre_is_edited_in_one_language_and_asked_in_all():
+    (whole, lone), skips = load("bizsre.json")
+    assert (whole.prompt, whole.target, whole.answer) == ("Which river does Kord Bridge cross?", "Danube", "Vltava")
+    asked = {hop.kind: (hop.answer, hop.original) for hop in whole.hops}
+    assert asked == {
+        "One_Hop": ("Elbe", None),
+        "edit_zh": ("多瑙河", "伏尔塔瓦河"),
+        "rephrase_zh": ("多瑙河", "伏尔塔瓦河"),
+        "One_Hop_zh": ("易北河", None),
+    }
+    near = {each.kind: each.prompt for each in whole.neighbours}
+    assert near["nq_question"].endswith("rivers?") and near["nq_question_zh"] == "nq question: 河流之歌的作者是谁？"
+    # A translation that does not name its subject is left out, and counted; edited in, the record is.
+    assert [hop.kind for hop in lone.hops] == ["One_Hop"] and any("'zh' part" in note for note in skips.notes)
+    (chinese,), skips = load("bizsre.json", format="bizsre-zh")
+    assert (chinese.subject, chinese.target) == ("科德桥", "多瑙河") and skips.total == 1
+    assert {hop.kind for hop in chinese.hops} == {"One_Hop", "edit_en", "rephrase_en", "One_Hop_en"}
 
 
 def test_conflictedit_and_roundedit():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from ..errors import BadFact, KtError
@@ -31,7 +31,7 @@ from .readers.ripple import is_edit_sentence, read_ripple
 from .readers.unke import is_akew, read_akew, read_unke
 from .readers.wikibigedit import read_wikibigedit
 from .readers.wikibio import read_wikibio
-from .readers.zsre import read_zsre
+from .readers.zsre import by_language, read_bizsre, read_zsre
 from .record import Choices, Junk, Record, kind, names
 
 _KEY = re.compile(r"[A-Za-z]\w+")
@@ -269,6 +269,19 @@ FORMATS: dict[str, Format] = {
         "src, subject, answers, alt, rephrase, loc, loc_ans",
         lambda r: r.has("src"),
         read_zsre,
+    ),
+    "bizsre": Format(
+        "Bi-ZsRE, MzsRE: zsRE in several languages, edited in English and asked in all",
+        "en {src, subject, alt, answers, rephrase, loc, portability}, zh {...}",
+        lambda r: len(by_language(r)) > 1 and "en" in by_language(r),
+        read_bizsre,
+    ),
+    "bizsre-zh": Format(
+        "the same, edited in Chinese",
+        "en {src, subject, ...}, zh {...}",
+        lambda r: False,
+        partial(read_bizsre, source="zh"),
+        family="bizsre",
     ),
     "ripple": Format(
         "RippleEdits: popular, random, recent",

@@ -18,7 +18,7 @@ def read_mquake(record: Record, choices: Choices) -> list[Fact]:
     if not rewrites:
         raise record.junk("empty requested_rewrite")
     name = record.id("case_id", "id")
-    hops = _questions(record)
+    hops = chain_questions(record)
     facts = []
     for number, rewrite in enumerate(rewrites, 1):
         subject = rewrite.filled("subject")
@@ -40,7 +40,7 @@ def read_mquake(record: Record, choices: Choices) -> list[Fact]:
     return facts
 
 
-def _questions(record: Record) -> tuple[Prompt, ...]:
+def chain_questions(record: Record) -> tuple[Prompt, ...]:
     """Three wordings of one question; their old answer is the answer of the chain before the edits."""
     answer, *aliases = record.filled_answers("new_answer")
     original, _ = record.answer_and_aliases("answer")

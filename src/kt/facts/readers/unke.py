@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..fact import Fact, Prompt
 from ..record import Choices, Record, templates
+from .mquake import chain_questions
 
 WHOLE = "a record that names no subject: its whole prompt stands for it"
 
@@ -48,13 +49,13 @@ def is_akew(record: Record) -> bool:
 def read_akew(record: Record, choices: Choices) -> list[Fact]:
     """AKEW's CounterFact, MQuAKE-CF and WikiUpdate: the question of each edit, answered by its paragraph.
 
-    The triples extracted from a paragraph are its portability prompts. `--format counterfact` or `mquake` reads the
-    same records' short targets instead.
+    The triples extracted from a paragraph are its portability prompts, with a chain's multi-hop questions on its last
+    edit, as in MQuAKE. `--format counterfact` or `mquake` reads the same records' short targets instead.
     """
     key = "requested_rewrite"
     value = record.data.get(key)
     edits = record.children(key) if isinstance(value, list) else [record.child(key, value)]
-    name, facts = record.id("case_id", "id"), []
+    name, facts, ends = record.id("case_id", "id"), [], record.has("questions", "new_answer")
     for number, edit in enumerate(edits, 1):
         subject = edit.filled("subject")
         template = edit.template(edit.prompt(edit.first("question", "prompt_full", "prompt")), subject, filled=False)
@@ -68,7 +69,7 @@ def read_akew(record: Record, choices: Choices) -> list[Fact]:
             relation=edit.text("relation_id", blank_is_none=True) or "",
             rephrasings=templates(record.texts("paraphrase_prompts") if len(edits) == 1 else (), subject),
             neighbours=tuple(Prompt(p, answer, kind="neighborhood") for p in record.texts("neighborhood_prompts")),
-            hops=_triples(edit),
+            hops=(*_triples(edit), *(chain_questions(record) if ends and number == len(edits) else ())),
             answer_aliases=aliases,
         )
         facts.append(fact)

@@ -6,8 +6,10 @@ the model's); EasyEdit edits in a wrong one (`alt`; the old answer is `answers[0
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from ...errors import KtError
 from ..fact import Fact, Prompt
 from ..record import Choices, Record, templates
 from .easyedit import groups
@@ -35,7 +37,7 @@ def read_zsre(record: Record, choices: Choices) -> list[Fact]:
         # The unrelated question is written as "nq question: who ..." without its question mark.
         neighbours=(
             *(
-                replace(prompt, prompt=prompt.prompt if prompt.prompt.endswith("?") else f"{prompt.prompt}?")
+                replace(prompt, prompt=prompt.prompt if prompt.prompt.endswith(("?", "？")) else f"{prompt.prompt}?")
                 for prompt in record.prompts("loc", "loc_ans", "nq_question")
             ),
             *groups(record, "locality"),
@@ -45,6 +47,42 @@ def read_zsre(record: Record, choices: Choices) -> list[Fact]:
         target_aliases=tuple(target_aliases),
     )
     return [fact]
+
+
+def by_language(record: Record) -> dict[str, Record]:
+    """The parts of a Bi-ZsRE (or MzsRE) record by language: a zsRE record each."""
+    parts = {key: value for key, value in record.data.items() if isinstance(value, Mapping) and "src" in value}
+    return {key: record.child(key, value) for key, value in parts.items()}
+
+
+def read_bizsre(record: Record, choices: Choices, source: str = "en") -> list[Fact]:
+    """Bi-ZsRE's test records: one language's `alt` is edited in, and every language is asked.
+
+    The other languages' questions have answers of their own, so they are consequences: `edit_zh` (its `src`),
+    `rephrase_zh`, `One_Hop_zh`; its unrelated question is a neighbour, `nq_question_zh`.
+
+    Source: `bizsre_test.json` as Wang et al. 2023 (arXiv 2309.08952) describe it, and the keys that their code reads.
+    """
+    parts, choices = by_language(record), choices._replace(zsre_target="alt")
+    if source not in parts:
+        raise record.junk(f"no {source!r} part")
+    (fact,) = read_zsre(parts.pop(source), choices)
+    hops, neighbours = list(fact.hops), list(fact.neighbours)
+    for language, part in parts.items():
+        try:
+            (other,) = read_zsre(part, choices)
+        except KtError:  # a translation may lack what an edit needs, as its subject
+            record.notes.append(f"the {language!r} part, which is no whole record of its own, left out")
+            continue
+        asked = [Prompt(other.prompt, other.target, other.answer, "edit", other.target_aliases)]
+        asked += [replace(asked[0], prompt=text, kind="rephrase") for text in other.paraphrases]
+        hops += _of(language, (*asked, *other.hops))
+        neighbours += _of(language, other.neighbours)
+    return [replace(fact, id=record.id("case_id", "id") or fact.id, hops=tuple(hops), neighbours=tuple(neighbours))]
+
+
+def _of(language: str, prompts: Iterable[Prompt]) -> list[Prompt]:
+    return [replace(prompt, kind=f"{prompt.kind}_{language}") for prompt in prompts]
 
 
 def _hops(record: Record, choices: Choices) -> tuple[Prompt, ...]:
