@@ -109,7 +109,7 @@ class InParts(AtToken):
     def position(self) -> Position:
         if self.fact_token != Position.PROMPT_LAST.value:
             raise KtError(
-                f"fact_token {self.fact_token!r}: parts of an answer are edited at the token before them, last"
+                f"fact_token {self.fact_token!r}: parts of an answer are edited at the token before them; give last"
             )
         return Position.PROMPT_LAST
 

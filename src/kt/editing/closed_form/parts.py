@@ -1,8 +1,8 @@
-"""Long answers in parts: one fact, several aims (AnyEdit's autoregressive editing, ARE; arXiv 2502.05628 and its code).
+"""Long answers in parts: one fact, several aims (AnyEdit's autoregressive editing, ARE; arXiv 2502.05628, its code).
 
-An answer of more than `window` tokens is cut. Each part is a request of its own: its prompt is the fact's prompt with the
-parts before it, its target the part, its aim the last token of that prompt. A part's δ is searched for with the δ of
-the parts before it in place, and all are written at once, one key and one residual a part:
+An answer of more than `window` tokens is cut. Each part is a request of its own: its prompt is the fact's prompt with
+the parts before it, its target the part, its aim the last token of that prompt. A part's δ is searched for with the δ
+of the parts before it in place, and all are written at once, one key and one residual a part:
 
     ΔW = R Kᵀ (λC + K_r K_rᵀ + K Kᵀ)⁻¹,    K_r the keys of all other tokens of prompt and answer, which are held
 """

@@ -113,8 +113,8 @@ class LocateThenEdit:
     `joint`: one search over all aims (and over `also`, aims that are searched with the others but not written: PMET's
     attention, the other region in two of JEEP's ablations) instead of one an aim. `coupled`: a path sees what the paths
     before it wrote (scaled); otherwise each is solved on the unedited model, unless norms stand behind what it writes.
-    `one_by_one`: a whole solve a fact, on the model as the facts before left it (ROME). `window`: longer answers are cut
-    into parts of so many tokens, each with an aim of its own (`parts`).
+    `one_by_one`: a whole solve a fact, on the model as the facts before left it (ROME). `window`: longer answers are
+    cut into parts of so many tokens, each with an aim of its own (`parts`).
     """
 
     paths: tuple[Write, ...]
@@ -290,12 +290,12 @@ class LocateThenEdit:
     ) -> dict[TargetSite, Targets]:
         """One search, on the model as it stands, its wanted values as the session's norm guard leaves them."""
         given = context.contexts, self.objective
-        facts, kept = [part.fact for part in parts], {"progress": progress, "journal": context.journal}
+        facts, journal = [part.fact for part in parts], context.journal
         if self.window is None:
-            targets = find_targets(context.model, facts, aims, *given, **kept)
+            targets = find_targets(context.model, facts, aims, *given, progress=progress, journal=journal)
         else:
             (aim,) = aims
-            targets = find_in_turn(context.model, parts, aim, *given, **kept)
+            targets = find_in_turn(context.model, parts, aim, *given, progress=progress, journal=journal)
         if context.guard is not None:
             modules = {aim: path.kind for path in self.live for aim in path.aims}
             targets = context.guard(context, facts, targets, self.objective, modules)
