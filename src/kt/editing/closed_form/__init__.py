@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .objective import (
         KL,
         NLL,
+        AttentionDrift,
         ClampNorm,
         DiscountedNLL,
         Objective,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 _NAMES = {
     ".aims": "Position TargetSite",
     ".contexts": "rome_contexts",
-    ".objective": "KL NLL ClampNorm DiscountedNLL Objective StopAtArgmax StopAtProbability StopBelow Term WeightDecay",
+    ".objective": "KL NLL AttentionDrift ClampNorm DiscountedNLL Objective StopAtArgmax StopAtProbability StopBelow "
+    "Term WeightDecay",
     ".plan": "LocateThenEdit Write",
     ".solvers": "Equality LeastSquares NullSpace RankOne",
 }

@@ -30,6 +30,7 @@ class SearchStep(NamedTuple):
         all_argmax: every target token is the likeliest in every context.
         was_argmax: the same at the step before; false at the first.
         delta, before: δ and the value that it is added to, by target site.
+        drift: how far attention weights went from where they were (`target_forward.drift`); None where none was read.
     """
 
     nll: Float[Tensor, "fact context"]
@@ -39,6 +40,7 @@ class SearchStep(NamedTuple):
     was_argmax: Bool[Tensor, " fact"]
     delta: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
     before: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
+    drift: Float[Tensor, " fact"] | None = None
 
     @property
     def prob(self) -> Float[Tensor, " fact"]:
@@ -59,6 +61,11 @@ class Term:
     @property
     def reads_essence(self) -> bool:
         """Whether it needs the essence rows."""
+        return False
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether it needs attention weights, which only eager attention gives."""
         return False
 
     def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
@@ -119,6 +126,21 @@ class WeightDecay(Term):
             factor = self.factor if target.decay is None else target.decay
             parts.append(factor * (delta.norm(dim=-1) / step.before[target].norm(dim=-1) ** 2))
         return sum(parts[1:], parts[0])
+
+
+@dataclass(frozen=True)
+class AttentionDrift(Term):
+    """factor · 1e-4 · Σ over layers and heads of KL(attention before ‖ now) at the prompt's last token, of the heads
+    whose weight on the subject's last token is above all heads' before (SADR, arXiv 2502.14838, and its code)."""
+
+    factor: float
+
+    @property
+    def reads_attention(self) -> bool:
+        return self.factor != 0
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
+        return None if step.drift is None else self.factor * 1e-4 * step.drift
 
 
 @dataclass(frozen=True)
@@ -196,6 +218,10 @@ class Objective:
     @property
     def reads_essence(self) -> bool:
         return any(term.reads_essence for term in self.terms)
+
+    @property
+    def reads_attention(self) -> bool:
+        return any(term.reads_attention for term in self.terms)
 
     def loss(self, step: SearchStep) -> Float[Tensor, " fact"]:
         parts = [part for term in self.terms if (part := term.loss(step)) is not None]

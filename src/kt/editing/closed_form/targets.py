@@ -12,6 +12,8 @@ N-1 updates. Blocks below the lowest aim and tokens before δ's do not depend on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +32,19 @@ from ...runs.journal import Journal
 from .aims import Position, TargetSite
 from .contexts import Contexts
 from .objective import Objective, SearchStep
-from .target_forward import Held, Suffix, TargetRows, lowest_block, run_whole, split_rows, suffix_logits, target_rows
+from .target_forward import (
+    Attention,
+    Held,
+    Suffix,
+    TargetRows,
+    drift,
+    eagerly,
+    lowest_block,
+    run_whole,
+    split_rows,
+    suffix_logits,
+    target_rows,
+)
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -242,6 +256,18 @@ def _find_batch(
     held: Sequence[Held] = (),
 ) -> dict[str, Any]:
     """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
+    with eagerly(model) if objective.reads_attention else nullcontext():
+        return _descended(model, facts, aims, contexts, objective, held)
+
+
+def _descended(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    aims: Sequence[TargetSite],
+    contexts: Contexts,
+    objective: Objective,
+    held: Sequence[Held],
+) -> dict[str, Any]:
     suffixes, before = _begun(model, facts, aims, contexts, objective, held)
     delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in before.items()}
     rates = {a: objective.rates(a, v) for a, v in before.items()}
@@ -254,7 +280,13 @@ def _find_batch(
     for number in range(objective.steps):
         on = active.nonzero()[:, 0]
         with torch.enable_grad():
-            read = read_rows([suffix_logits(model, s, delta) for s in suffixes], [s.rows for s in suffixes])
+            # The first suffix has all context rows.
+            attention: list[Attention] = []
+            wanted_too = [attention] if objective.reads_attention else []
+            seen = [suffix_logits(model, s, delta, *([] if n else wanted_too)) for n, s in enumerate(suffixes)]
+            read = read_rows(seen, [s.rows for s in suffixes])
+            if attention and number == 0:
+                suffixes[0] = replace(suffixes[0], attention=[weights.detach() for weights in attention])
             if number == 0 and read.essence is not None:
                 unedited = read.essence.detach()
             step = SearchStep(
@@ -265,6 +297,7 @@ def _find_batch(
                 was_argmax[on],
                 {aim: delta[aim][on] for aim in aims},
                 {aim: before[aim][on] for aim in aims},
+                drift=drift(attention, suffixes[0]) if attention else None,
             )
             losses = objective.loss(step)
         loss[on], prob[on] = losses.detach(), step.prob.detach()
