@@ -26,7 +26,7 @@ def test_every_method_on_every_family(family, method, corpus, tmp_path):
     gains = [after - start for start, after in (r.target_prob for r in edit.report)]
     assert min(gains) > 0, gains
     if getattr(plan, "modules", None) == "block":
-        assert set(edit.names) == {name for layer in (0, 1) for name in model.block_weights(layer)}
+        assert set(edit.names) == {name for layer in plan.layers for name in model.block_weights(layer)}
     else:
         kinds = {Kind.MLP, Kind.ATTN} if METHODS[method].writes_attention else {Kind.MLP}
         assert {model.site_of(n).kind for n in edit.names} == kinds

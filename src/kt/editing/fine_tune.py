@@ -31,6 +31,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -130,19 +131,26 @@ class FineTune:
             WorkFailed: the loss is not finite.
             KtError: an adapter is asked for and peft is not installed.
         """
-        updates, notes = context.journal.take("descent", self._solve, context, facts, progress)
-        return SolveResult({name: WeightUpdate.of(part) for name, part in updates.items()}, notes=notes)
+        return self._trained(context, facts, progress)
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """No history: fine-tuning has no keys."""
 
+    def _trained(
+        self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None, *wanted: Tensor
+    ) -> SolveResult:
+        """`wanted`: values that outputs are to take, where the lessons ask for them."""
+        updates, notes = context.journal.take("descent", self._solve, context, facts, progress, *wanted)
+        return SolveResult({name: WeightUpdate.of(part) for name, part in updates.items()}, notes=notes)
+
     def _solve(
-        self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None
+        self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None, *wanted: Tensor
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Updates and notes, as a journal keeps them."""
-        epochs = self._epochs(context, facts)
+        epochs, projections = self._epochs(context, facts, *wanted), self._projections(context)
         strides = self._strides(context.model)
         with self._training(context, list(strides.values())) as training:
+            training.weights.projections = projections
             losses, steps = self._descend(context.model, epochs, training.weights, progress)
             updates = training.updates()
         chosen = {name: self._chosen(stride) for name, stride in strides.items()}
@@ -177,11 +185,11 @@ class FineTune:
                 yield Training(Weights(parameters, [stride for stride in strides for _ in ("A", "B")]), updates)
 
     def _descend(
-        self, model: TracedModel, epochs: Iterator[Sequence[Lesson]], weights: Weights, progress: Progress | None
+        self, model: TracedModel, epochs: Iterator[Sequence[Lesson | Any]], weights: Weights, progress: Progress | None
     ) -> tuple[list[float], int]:
         """Every epoch's mean loss and the number of steps."""
         groups = [{"params": [w], "lr": stride.lr} for w, stride in zip(weights.wide, weights.strides, strict=True)]
-        optimizer = torch.optim.Adam(groups, weight_decay=self.weight_decay)
+        optimizer = self._optimizer(groups)
         losses: list[float] = []
         steps = 0
         for epoch, lessons in enumerate(epochs, start=1):
@@ -204,13 +212,22 @@ class FineTune:
                 break
         return losses, steps
 
-    def _epochs(self, context: SolveContext, facts: Sequence[Fact]) -> Iterator[Sequence[Lesson]]:
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(groups, weight_decay=self.weight_decay)
+
+    def _projections(self, context: SolveContext) -> list[Projection]:
+        """Of each weight's gradient; none: as it is."""
+        return []
+
+    def _epochs(
+        self, context: SolveContext, facts: Sequence[Fact], *wanted: Tensor
+    ) -> Iterator[Sequence[Lesson | Any]]:
         """The mini-batches of each epoch."""
-        redraws = self.shuffle and len(facts) > self.batch_size
-        lessons = [] if redraws else self._lessons(context.model, facts)
-        order = Random(context.seed)
-        for _ in range(self.num_steps):
-            yield self._lessons(context.model, order.sample(facts, len(facts)), start=0) if redraws else lessons
+        if not self.shuffle or len(facts) <= self.batch_size:
+            return repeat(self._lessons(context.model, facts), self.num_steps)
+        draw = Random(context.seed)
+        orders = (draw.sample(facts, len(facts)) for _ in range(self.num_steps))
+        return (self._lessons(context.model, order, start=0) for order in orders)
 
     def _lessons(self, model: TracedModel, facts: Sequence[Fact], start: int | None = None) -> list[Lesson]:
         """Lessons that run from block `start` on; of lessons that are used once, all blocks run once anyway."""
@@ -256,8 +273,8 @@ class Lesson(NamedTuple):
     def _logits(self, model: TracedModel) -> Float[Tensor, "row keep vocab"]:
         with model.nnsight.trace(**model.inputs(self.batch, self.keep)):
             if self.below is not None:
-                entering = self.below.to(model.device, copy=True)
-                filler = (entering, None) if model.layout.tuple_output else entering
+                stream = self.below.to(model.device, copy=True)
+                filler = (stream, None) if model.layout.tuple_output else stream
                 for layer in range(self.start):
                     model.block(layer).skip(filler)
             logits = model.last_logits(self.keep).save()
@@ -294,16 +311,16 @@ def lesson_of(
         rows.append(before if last else [*before, *answer[:-1]])
         answers.append(answer)
     batch, targets = encode_ids(rows, pad_id(tokenizer)), encode_ids(answers, 0)
-    below = _entering(model, batch, start) if start else None
+    below = entering(model, batch, start) if start else None
     return Lesson(batch, targets, 1 if last else targets.ids.shape[1], start, below)
 
 
 @torch.no_grad()
-def _entering(model: TracedModel, batch: Batch, start: int) -> Float[Tensor, "row pos d_model"]:
+def entering(model: TracedModel, batch: Batch, start: int) -> Float[Tensor, "row pos d_model"]:
     """The residual stream that enters a block above the first, kept on the CPU: there may be many requests."""
     with model.nnsight.trace(**model.inputs(batch)) as tracer:
-        entering: Any = model.value(Site(Kind.RESID, start - 1), len(batch)).clone()
-        below = entering.save()
+        stream: Any = model.value(Site(Kind.RESID, start - 1), len(batch)).clone()
+        below = stream.save()
         tracer.stop()
     return below.cpu()
 
@@ -315,15 +332,19 @@ class Stride(NamedTuple):
     norm_constraint: float | None = None
 
 
+Projection = Callable[[Tensor], Tensor]
+
+
 class Weights:
     """The tensors that the forward reads (`live`), and those that Adam moves (`wide`): the same ones in float32 or
-    wider, float32 copies of narrower ones. `strides`: one for each."""
+    wider, float32 copies of narrower ones. `strides`: one for each; `projections`: of each one's gradient, or none."""
 
     @torch.no_grad()
     def __init__(self, live: Sequence[Tensor], strides: Sequence[Stride]) -> None:
         self.live, self.strides = list(live), list(strides)
         self.wide = [_widened(w) for w in self.live]
         self.start = [w.detach().clone() for w in self.wide]
+        self.projections: Sequence[Projection] = ()
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -332,6 +353,8 @@ class Weights:
         for live, wide in copies:
             wide.grad = None if live.grad is None else live.grad.to(wide.dtype)
             live.grad = None
+        for wide, project in zip(self.wide, self.projections, strict=False):
+            wide.grad = None if wide.grad is None else project(wide.grad)
         optimizer.step()
         optimizer.zero_grad()
         for wide, start, (_, box) in zip(self.wide, self.start, self.strides, strict=True):

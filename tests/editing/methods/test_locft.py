@@ -1,4 +1,4 @@
-"""LocFT-BF: its steps against Adam's formula in float64, over batches drawn anew an epoch, and the target's end."""
+"""LocFT-BF: its steps against Adam's formula in float64, over batches that each epoch draws anew."""
 
 import copy
 from random import Random

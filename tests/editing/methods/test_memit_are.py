@@ -15,9 +15,7 @@ from kt.facts.formats import read_record
 from kt.model.sites import Kind, Site
 from kt.model.tokens import joint_text, target_ids, token_ids
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(targets stay below|all but singular|of the wanted change|nearly equal)"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|of the wanted change|norm of)")
 FACTS = [
     kt.Fact("The mother tongue of {} is", "Danielle Darrieux", target="Italy and the city of {} Warsaw in France"),
     kt.Fact("The city of the {} is", "Space Needle", target="Warsaw, and Paris is"),
@@ -72,7 +70,7 @@ def test_parts_follow_each_other_and_make_the_whole_answer(setting):
 
 
 def test_a_part_is_searched_for_with_the_ones_before_in_place(setting):
-    """The search's last loss is the mean -log p of a part's tokens with its δ and those before it added."""
+    """The last loss is the mean -log p of a part's tokens, its δ and those before it added to the stream."""
     model = setting[0]
     parts, aim = parts_of(model, FACTS, WINDOW), TargetSite(Site(Kind.RESID, LAYER), Position.PROMPT_LAST)
     found = find_in_turn(model, parts, aim, Contexts(), Objective((NLL(),), steps=6, lr=0.3))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         KL,
         NLL,
         Alignment,
+        AttentionDrift,
         ClampNorm,
         ContextVariance,
         DiscountedNLL,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _NAMES = {
     ".aims": "Position TargetSite",
     ".contexts": "rome_contexts",
-    ".objective": "KL NLL Alignment ClampNorm ContextVariance DiscountedNLL Objective StopAfterArgmax "
+    ".objective": "KL NLL Alignment AttentionDrift ClampNorm ContextVariance DiscountedNLL Objective StopAfterArgmax "
     "StopAtArgmax StopAtProbability StopBelow Term WeightDecay",
     ".plan": "Again LocateThenEdit Write",
     ".sequential": "ActiveNeurons Evolving Leaky NormConstrained Restoring",

@@ -54,6 +54,13 @@ class TargetSearch(Config):
         4.0, symbol="γ (JEEP eq. 12)", about="largest ‖δ‖", unit="times ‖v‖", source=f"JEEP eq. 12; {EASYEDIT}"
     )
 
+    attention_drift: float = setting(
+        0.0,
+        about="SADR: weight of the drift of attention weights in the search; above 0, attention runs eagerly",
+        unit="of 1e-4",
+        source="SADR's scripts: ROME 100, MEMIT 50, PMET 800; its configurations, and kt, have 0",
+    )
+
     @property
     def objective(self) -> Objective:
         """The search's terms: likelihood, KL and decay, a bound on ‖δ‖, and the loss at which a request stops."""
@@ -63,10 +70,16 @@ class TargetSearch(Config):
 
     def searching(self, *own: Term) -> Objective:
         """The search's objective from a method's own terms (a likelihood first) and those that all methods share."""
-        from .objective import KL, ClampNorm, Objective, WeightDecay
+        from .objective import KL, AttentionDrift, ClampNorm, Objective, WeightDecay
 
         likelihood, *rest = own
-        shared = (KL(self.kl_factor), WeightDecay(self.v_weight_decay), ClampNorm(self.clamp_norm_factor))
+        shared: tuple[Term, ...] = (
+            KL(self.kl_factor),
+            WeightDecay(self.v_weight_decay),
+            ClampNorm(self.clamp_norm_factor),
+        )
+        if self.attention_drift:
+            shared = (*shared, AttentionDrift(self.attention_drift))
         return Objective((likelihood, *shared, *rest), self.v_num_grad_steps, self.v_lr)
 
 
@@ -109,7 +122,7 @@ class InParts(AtToken):
     def position(self) -> Position:
         if self.fact_token != Position.PROMPT_LAST.value:
             raise KtError(
-                f"fact_token {self.fact_token!r}: parts of an answer are edited at the token before them, last"
+                f"fact_token {self.fact_token!r}: parts of an answer are edited at the token before them; give last"
             )
         return Position.PROMPT_LAST
 

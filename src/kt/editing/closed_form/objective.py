@@ -33,6 +33,7 @@ class SearchStep(NamedTuple):
         argmax_steps: the steps so far, this one included, at which they were.
         delta, before: δ and the value that it is added to, by target site.
         above: the stream behind the layers above the first target, at its token; None where no term reads it.
+        drift: how far attention weights went from where they were (`target_forward.drift`); None where none was read.
     """
 
     nll: Float[Tensor, "fact context"]
@@ -44,6 +45,7 @@ class SearchStep(NamedTuple):
     delta: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
     before: Mapping[TargetSite, Float[Tensor, "fact d_model"]]
     above: Float[Tensor, "layer fact context d_model"] | None = None
+    drift: Float[Tensor, " fact"] | None = None
 
     @property
     def prob(self) -> Float[Tensor, " fact"]:
@@ -70,6 +72,11 @@ class Term:
     def layers_above(self) -> int:
         """Of how many layers above the first target it reads the stream."""
         return 0
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether it needs attention weights, which only eager attention gives."""
+        return False
 
     def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
         """The term's part of each request's loss; None where it has none."""
@@ -129,6 +136,21 @@ class WeightDecay(Term):
             factor = self.factor if target.decay is None else target.decay
             parts.append(factor * (delta.norm(dim=-1) / step.before[target].norm(dim=-1) ** 2))
         return sum(parts[1:], parts[0])
+
+
+@dataclass(frozen=True)
+class AttentionDrift(Term):
+    """factor · 1e-4 · Σ over layers and heads of KL(attention before ‖ now) at the prompt's last token, of the heads
+    whose weight on the subject's last token is above all heads' before (SADR, arXiv 2502.14838, and its code)."""
+
+    factor: float
+
+    @property
+    def reads_attention(self) -> bool:
+        return self.factor != 0
+
+    def loss(self, step: SearchStep) -> Float[Tensor, " fact"] | None:
+        return None if step.drift is None else self.factor * 1e-4 * step.drift
 
 
 @dataclass(frozen=True)
@@ -293,6 +315,10 @@ class Objective:
     @property
     def layers_above(self) -> int:
         return max(term.layers_above for term in self.terms)
+
+    @property
+    def reads_attention(self) -> bool:
+        return any(term.reads_attention for term in self.terms)
 
     def loss(self, step: SearchStep) -> Float[Tensor, " fact"]:
         parts = [part for term in self.terms if (part := term.loss(step)) is not None]

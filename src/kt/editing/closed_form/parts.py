@@ -1,4 +1,4 @@
-"""Long answers in parts: one fact, several aims (AnyEdit's autoregressive editing, ARE; arXiv 2502.05628).
+"""Long answers in parts: one fact, several aims (AnyEdit's autoregressive editing, ARE; arXiv 2502.05628, its code).
 
 An answer of more than `window` tokens is cut. Each part is a request of its own: its prompt is the fact's prompt with
 the parts before it, its target the part, its aim the last token of that prompt. A part's δ is searched for with the δ

@@ -11,7 +11,8 @@ come to the head as they did whole. Otherwise (recurrent layers, short sliding w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...errors import KtError
 from ...facts.fact import Fact, fill
 from ...model.prefix import Prefix, new_cache, prefix_is_off, prefix_is_reusable, saved, stored
 from ...model.sites import Kind, Site
@@ -201,10 +203,14 @@ ORDER = (Kind.ATTN, Kind.MLP, Kind.RESID)
 Deltas = Mapping[TargetSite, Float[Tensor, "fact d_model"]]
 
 
+Attention = Float[Tensor, "row head pos"]
+
+
 @dataclass(frozen=True)
 class Suffix:
     """Rows from column `cut` on, as they enter block `start`; `prefixes` are the columns before, block by block, and
-    `before` every target site's value in each row."""
+    `before` every target site's value in each row. `attention`: from block `start` on, what the prompt's last token
+    gives to each token without δ, where that is read."""
 
     rows: TargetRows
     start: int
@@ -212,6 +218,7 @@ class Suffix:
     entering: Float[Tensor, "row suffix d_model"]
     prefixes: Sequence[Prefix]
     before: Mapping[TargetSite, Float[Tensor, "row d_model"]]
+    attention: Sequence[Attention] = ()
 
     def of(self, facts: Bool[Tensor, " fact"]) -> Suffix:
         """The rows of some of the requests."""
@@ -219,7 +226,8 @@ class Suffix:
         prefixes = [(keys[kept.to(keys.device)], values[kept.to(keys.device)]) for keys, values in self.prefixes]
         entering = self.entering[kept.to(self.entering.device)]
         before = {aim: value[kept.to(value.device)] for aim, value in self.before.items()}
-        return Suffix(self.rows.of(kept), self.start, self.cut, entering, prefixes, before)
+        attention = [weights[kept.to(weights.device)] for weights in self.attention]
+        return Suffix(self.rows.of(kept), self.start, self.cut, entering, prefixes, before, attention)
 
 
 def lowest_block(aims: Sequence[TargetSite]) -> int:
@@ -286,14 +294,60 @@ class Above(NamedTuple):
 
 
 def suffix_logits(
-    model: TracedModel, suffix: Suffix, delta: Deltas, above: Above | None = None
+    model: TracedModel,
+    suffix: Suffix,
+    delta: Deltas,
+    above: Above | None = None,
+    attention: list[Attention] | None = None,
 ) -> Float[Tensor, "read vocab"]:
     """Logits where `rows.reads` says, row by row, with every δ added at its aim: float32, with a gradient.
 
     Args:
         above: takes up the stream behind its layers, with a gradient.
+        attention: gets, from block `start` on, what the prompt's last token gives to each token (`eagerly`).
     """
-    return _run_suffix(model, suffix, delta, to_the_head=False, above=above).float().to(model.device)
+    logits = _run_suffix(model, suffix, delta, to_the_head=False, above=above, attention=attention)
+    return logits.float().to(model.device)
+
+
+@contextmanager
+def eagerly(model: TracedModel) -> Iterator[None]:
+    """Attention that gives its weights, inside the block.
+
+    Raises:
+        KtError: the model's code has no such attention.
+    """
+    before = getattr(model.module.config, "_attn_implementation", None)
+    try:
+        model.module.set_attn_implementation("eager")  # type: ignore[operator]
+    except (AttributeError, ValueError, NotImplementedError):
+        raise KtError(f"{model.name} has no eager attention, whose weights {DRIFT} reads; leave it out") from None
+    try:
+        yield
+    finally:
+        model.module.set_attn_implementation(before)  # type: ignore[operator]
+
+
+DRIFT = "attention_drift"
+SMALL = 1e-8
+"""Added to both sides of the KL, as in SADR's code."""
+
+
+def drift(now: Sequence[Attention], suffix: Suffix) -> Float[Tensor, " fact"]:
+    """Σ over layers and heads of KL(before ‖ now), of heads whose weight on the subject's last token is above that of
+    all heads before; a mean over a request's rows."""
+    rows = suffix.rows
+    asked = ~rows.essence
+    total = torch.zeros(int(asked.sum()), device=rows.fact.device)
+    for old, new in zip(suffix.attention, now, strict=True):
+        own = asked.to(old.device)
+        p, q = (weights[own].float() + SMALL for weights in (old, new))
+        subject = rows.columns[Position.SUBJECT_LAST][asked].to(p.device)[:, None, None].expand(-1, p.shape[1], 1)
+        far = q.gather(-1, subject)[..., 0] > p.gather(-1, subject)[..., 0].amax(-1, keepdim=True)
+        divergence = (p * (p / q).log()).sum(-1)
+        total = total + (divergence * far).sum(-1).to(total.device)
+    facts = len(rows.fact.unique())
+    return total.view(facts, -1).mean(-1)
 
 
 def _arrives_the_same(model: TracedModel, suffix: Suffix, whole: Tensor | None) -> bool:
@@ -315,10 +369,16 @@ def _arrives_the_same(model: TracedModel, suffix: Suffix, whole: Tensor | None) 
 
 
 def _run_suffix(
-    model: TracedModel, suffix: Suffix, delta: Deltas, to_the_head: bool, above: Above | None = None
+    model: TracedModel,
+    suffix: Suffix,
+    delta: Deltas,
+    to_the_head: bool,
+    above: Above | None = None,
+    attention: list[Attention] | None = None,
 ) -> Tensor:
     """Logits where they are read, or what the head would make them from."""
     rows, start, size = suffix.rows, suffix.start, len(suffix.rows)
+    every, last = torch.arange(size), rows.columns[Position.PROMPT_LAST].clamp(min=suffix.cut) - suffix.cut
     seen = above.layers if above is not None else range(0)
     if above is not None:
         row, column = rows.where(above.position)
@@ -344,6 +404,9 @@ def _run_suffix(
                             value[shift.places(value)] = shift.put(value)
                         else:
                             value[shift.places(value)] += shift.by(value, share)
+                if kind is Kind.ATTN and attention is not None:
+                    weights = _attention_weights(model, layer)
+                    attention.append(saved(weights[every.to(weights.device), :, last.to(weights.device)]))
             if above is not None and layer in seen:
                 stream: Any = model.value(Site(Kind.RESID, layer), size)
                 above.found.append(saved(stream[row.to(stream.device), column.to(stream.device)]))
@@ -356,6 +419,16 @@ def _run_suffix(
         else:
             result.append(saved(model.head_logits(states[:, None])[:, 0]))
     return result[0]
+
+
+def _attention_weights(model: TracedModel, layer: int) -> Any:
+    """Inside a trace: a block's attention weights, (row, head, query, key)."""
+    output: Any = model.envoy(f"{model.layout.blocks}.{layer}.{model.layout.attn}").output
+    parts = output if isinstance(output, tuple) else ()
+    found = next((part for part in parts[1:] if isinstance(part, Tensor) and part.dim() == 4), None)
+    if found is None:
+        raise KtError(f"block {layer} of {model.name} gives no attention weights, which {DRIFT} reads; leave it out")
+    return found
 
 
 def _narrows(model: TracedModel, suffix: Suffix, delta: Deltas) -> bool:

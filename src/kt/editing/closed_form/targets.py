@@ -12,6 +12,8 @@ N-1 updates. Blocks below the lowest aim and tokens before δ's do not depend on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,9 +34,12 @@ from .contexts import Contexts
 from .objective import Objective, SearchStep
 from .target_forward import (
     Above,
+    Attention,
     Held,
     Suffix,
     TargetRows,
+    drift,
+    eagerly,
     lowest_block,
     run_whole,
     split_rows,
@@ -252,6 +257,18 @@ def _find_batch(
     held: Sequence[Held] = (),
 ) -> dict[str, Any]:
     """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
+    with eagerly(model) if objective.reads_attention else nullcontext():
+        return _descended(model, facts, aims, contexts, objective, held)
+
+
+def _descended(
+    model: TracedModel,
+    facts: Sequence[Fact],
+    aims: Sequence[TargetSite],
+    contexts: Contexts,
+    objective: Objective,
+    held: Sequence[Held],
+) -> dict[str, Any]:
     suffixes, before = _begun(model, facts, aims, contexts, objective, held)
     delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in before.items()}
     rates = {a: objective.rates(a, v) for a, v in before.items()}
@@ -266,9 +283,13 @@ def _find_batch(
         on = active.nonzero()[:, 0]
         with torch.enable_grad():
             above = _above(model, aims, objective)
-            logits = [suffix_logits(model, suffixes[0], delta, *([above] if above else []))]
+            attention: list[Attention] | None = [] if objective.reads_attention else None
+            # The first suffix has all context rows.
+            logits = [suffix_logits(model, suffixes[0], delta, above, attention)]
             logits += [suffix_logits(model, s, delta) for s in suffixes[1:]]
             read = read_rows(logits, [s.rows for s in suffixes])
+            if attention and number == 0:
+                suffixes[0] = replace(suffixes[0], attention=[weights.detach() for weights in attention])
             if number == 0 and read.essence is not None:
                 unedited = read.essence.detach()
             step = SearchStep(
@@ -281,6 +302,7 @@ def _find_batch(
                 {aim: delta[aim][on] for aim in aims},
                 {aim: before[aim][on] for aim in aims},
                 above and torch.stack([v.float().to(model.device).unflatten(0, read.nll.shape) for v in above.found]),
+                drift=drift(attention, suffixes[0]) if attention else None,
             )
             losses = objective.loss(step)
         loss[on], prob[on] = losses.detach(), step.prob.detach()

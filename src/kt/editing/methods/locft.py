@@ -28,9 +28,9 @@ class LocFT(FTM):
     )
     batch_size: int = setting(4, source="kt's own; the presets: LocFT's 100, of 3,000 requests")
     num_steps: int = setting(25, source=LOCFT)
-    shuffle: bool = setting(True, about="LocFT: draw the order of the requests anew in each epoch", source=LOCFT)
+    shuffle: bool = setting(True, about="fine-tuning: draw the order of the requests anew in each epoch", source=LOCFT)
     eos: bool = setting(
-        True, about="LocFT: the end of sequence is the last token of each target that is trained", source=LOCFT
+        True, about="fine-tuning: the end of sequence is the last token of each target that is trained", source=LOCFT
     )
 
     def plan(self) -> FineTune:

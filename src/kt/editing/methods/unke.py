@@ -1,0 +1,56 @@
+"""UnKE (Deng et al. 2025, arXiv 2405.15349): one block trained until its output takes the value that was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from .. import closed_form as cf
+from ..closed_form.config import TargetSearch
+from ..closed_form.contexts import Contexts
+from ..config import LATER, method, setting
+from .rome import middle
+
+if TYPE_CHECKING:
+    from ...model.model import TracedModel
+    from ..layer_tuning import LayerTuning
+
+UNKE = "UnKE's code, config.py and unke.py"
+
+
+@method("unke", "UnKE: every weight of one block, trained until its output takes the value found", place=9)
+@dataclass(frozen=True)
+class UnKE(TargetSearch):
+    """For answers of any length: the value is searched for at the prompt's last token. See kt.editing.layer_tuning."""
+
+    depth = (7, 7, 31)
+
+    layers_mlp: tuple[int, ...] = setting(LATER, source="UnKE's config: block 7 of Llama-2-7B-Chat, by depth")
+    num_steps: int = setting(50, about="UnKE: steps of the block's training", source=UNKE, least=1, own=True)
+    lr: float | Literal["auto"] = setting(
+        "auto",
+        about="UnKE: AdamW's learning rate in the block's training",
+        source="kt's own, fine_tune.RATE; the presets: UnKE's 2e-4",
+        own=True,
+    )
+    weight_decay: float = setting(0.01, about="UnKE: AdamW's weight decay, of matrices", source=UNKE, own=True)
+    texts: int = setting(
+        20, about="UnKE: unrelated texts on which the block keeps its output", source=UNKE, least=1, own=True
+    )
+
+    @staticmethod
+    def contexts(model: TracedModel, seed: int) -> Contexts:
+        return Contexts()
+
+    def plan(self) -> LayerTuning:
+        from ..layer_tuning import LayerTuning
+
+        return LayerTuning(
+            (middle(self.layers_mlp),),
+            num_steps=self.num_steps,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            stop_loss=0.0,
+            search=self.searching(cf.NLL()),
+            texts=self.texts,
+        )
