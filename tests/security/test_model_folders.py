@@ -10,6 +10,7 @@ import torch
 from families import byte_level_tokenizer, tiny_module
 
 import kt
+from kt._util.data import tensor_header
 from kt.errors import KtError
 
 
@@ -161,6 +162,14 @@ def test_an_absurd_setting_of_a_tokenizer_is_one_line(folder, field):
 def test_an_absurd_header_of_weights_is_one_line(folder, length):
     header(length)(next(folder.glob("model-*.safetensors")))
     refusal(folder)
+
+
+@pytest.mark.parametrize("length", [0x3C, 0x8B1F, 0xFEFF, 0xB528])
+def test_a_header_whose_length_looks_like_another_format_is_read(tmp_path, length):
+    """`<` begins HTML, 1f 8b gzip: a safetensors file begins with its header's length, which may be these bytes."""
+    text = json.dumps({"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}).ljust(length)
+    (path := tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + text.encode())
+    assert list(tensor_header(path)) == ["a"]
 
 
 @pytest.mark.parametrize("dtype", ["I32", "U8", "BOOL", "C64", "F8_E4M3", "NaN", "infinity"])

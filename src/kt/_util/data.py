@@ -264,7 +264,7 @@ def tensor_header(path: str | os.PathLike[str], remedy: str = "write it again") 
             text = file.read(length) if 0 < length <= min(LONGEST_HEADER, size) else b""
     except OSError as error:
         raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}") from error
-    for magic, (_, what) in DISGUISES.items():
+    for magic, (_, what) in () if text.startswith(b"{") else DISGUISES.items():  # a length, too, can look like one
         if start.lstrip().lower().startswith(magic):
             raise BadFile(f"{path} is {what}")
     with complete_file(path, "safetensors file", remedy):
