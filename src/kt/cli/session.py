@@ -259,7 +259,7 @@ def with_todays_names(options: O) -> O:
     given = getattr(options, "set", None)
     if given is None or getattr(options, "resume", None) is None:
         return options
-    return replace(options, set=todays_names(given))  # type: ignore[type-var, call-arg]
+    return replace(options, set=todays_names(given))  # type: ignore[type-var,call-arg]
 
 
 def stamp(file: Path | str | None) -> list[int] | None:

@@ -119,7 +119,7 @@ def require_numbers(name: str, module: Any, folder: Path | None) -> dict[str, st
     weights = dict(module.named_parameters(remove_duplicate=False))
     config = None if folder is None else folder / "config.json"  # the module's own forgets what was dequantised
     about = read_json(config).get("quantization_config") if config is not None and config.is_file() else None
-    packed: dict[str, Any] = {}
+    packed: dict[str, str] = {}
     for path in () if folder is None else sorted(folder.glob("*.safetensors")):
         for key, stored in tensor_header(path).items():
             if key == "__metadata__" or stored["dtype"] in FLOATS:
