@@ -122,7 +122,7 @@ class Moment:
         self._sha256: str | None = None
         self._ridged: dict[float, Moment] = {}
         self.within: dict[Any, tuple[Tensor, Moment]] = {}
-        """Subspaces and C inside them, as solvers keep them here."""
+        """A subspace and C inside it, as a solver keeps its last one here."""
 
     @classmethod
     def of(cls, matrix: Float[Tensor, "d d"], name: str = "C") -> Moment:
@@ -139,8 +139,8 @@ class Moment:
         """The mean of C's eigenvalues."""
         return float(self._read().diagonal().double().mean())
 
-    def ridged(self, ridge: float) -> Moment:
-        """C + ridge · I, whose factor is kept as C's own is."""
+    def ridged(self, ridge: float, store: bool = True) -> Moment:
+        """C + ridge · I; the last one that was asked for is kept, and with `store` its factor as C's own is."""
 
         def read() -> Tensor:
             matrix = self.matrix().clone()
@@ -148,7 +148,7 @@ class Moment:
             return matrix
 
         if ridge not in self._ridged:
-            self._ridged[ridge] = Moment(self.name, self.size, read, self._store)
+            self._ridged = {ridge: Moment(self.name, self.size, read, self._store if store else None)}
         return self._ridged[ridge]
 
     def sha256(self) -> str:

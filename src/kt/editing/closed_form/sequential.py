@@ -38,7 +38,8 @@ class NormConstrained(LeastSquares):
         weight, chosen = self.chosen_weight(system)
         if weight == 0:
             raise KtError("mom2_update_weight 0 leaves C out, which update_norm_lambda is added to; give it a number")
-        return self.solved(system._replace(moment=moment.ridged(self.ridge / weight)), weight, chosen)
+        ridged = moment.ridged(self.ridge / weight, store=chosen is None)  # an automatic λ is another one each time
+        return self.solved(system._replace(moment=ridged), weight, chosen)
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Leaky(NullSpace):
             source = Moment.of((sum_of / count + mix * moment.matrix()) / (mix + 1), moment.name)
         if which not in moment.within:
             basis = source.null_basis(self.threshold)
-            moment.within[which] = basis, Moment.of(basis.T @ moment.matrix() @ basis, moment.name)
+            moment.within = {which: (basis, Moment.of(basis.T @ moment.matrix() @ basis, moment.name))}
         return moment.within[which]
 
     def __call__(self, system: System) -> Solution:
