@@ -61,6 +61,10 @@ class TargetSearch(Config):
         source="SADR's scripts: ROME 100, MEMIT 50, PMET 800; its configurations, and kt, have 0",
     )
 
+    def as_dict(self) -> dict[str, Any]:
+        """As every method's; `attention_drift` only where it is not 0, so that files compare equal with older ones."""
+        return {name: value for name, value in super().as_dict().items() if name != "attention_drift" or value}
+
     @property
     def objective(self) -> Objective:
         """The search's terms: likelihood, KL and decay, a bound on ‖δ‖, and the loss at which a request stops."""

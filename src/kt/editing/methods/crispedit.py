@@ -25,9 +25,7 @@ class CrispEdit(LocFT):
     batch_size: int = setting(4, source="kt's own; the presets: CrispEdit's 32, of 3,000 requests")
     lr: float | Literal["auto"] = setting("auto", source="kt's own, fine_tune.RATE; the presets: CrispEdit's")
     eos: bool = setting(False, source=CRISP)
-    energy: float = setting(
-        0.99, symbol="γ", about="CrispEdit: share of the curvature's energy that gradients lose", source=CRISP
-    )
+    energy: float = setting(0.99, about="CrispEdit: share of the curvature's energy that gradients lose", source=CRISP)
     texts: int = setting(
         100, about="CrispEdit: texts from which output gradients are taken", source=f"kt's own; {CRISP}: 1,000", least=1
     )
