@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
-from ..config import LATER, method, setting
+from ..config import method, setting
 from .locft import LocFT
 
 if TYPE_CHECKING:
@@ -19,9 +19,8 @@ CRISP = "CrispEdit's code and hparams"
 class CrispEdit(LocFT):
     """See kt.editing.projected for the formula."""
 
-    depth = (15, 19, 27)
+    depth = (15, 19, 27)  # CrispEdit's layers of Qwen2.5-7B
 
-    layers_mlp: tuple[int, ...] = setting(LATER, source=f"{CRISP}: 15 to 19 of Qwen2.5-7B, by depth")
     batch_size: int = setting(4, source="kt's own; the presets: CrispEdit's 32, of 3,000 requests")
     lr: float | Literal["auto"] = setting("auto", source="kt's own, fine_tune.RATE; the presets: CrispEdit's")
     eos: bool = setting(False, source=CRISP)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from ..config import LATER, method, setting
+from ..config import method, setting
 from .ft_m import FTM
 
 if TYPE_CHECKING:
@@ -20,9 +20,8 @@ class LocFT(FTM):
     """Breadth first: an epoch makes one step a mini-batch, and no mini-batch is trained until it is learnt. FT's epochs
     are that already; new are the order, drawn anew in each epoch, and the end of sequence behind each target."""
 
-    depth = (6, 6, 27)
+    depth = (6, 6, 27)  # LocFT's layer of Qwen2.5-7B
 
-    layers_mlp: tuple[int, ...] = setting(LATER, source="LocFT's hparams: 6 of Qwen2.5-7B, by depth")
     lr: float | Literal["auto"] = setting(
         "auto", source="kt's own, twice fine_tune.RATE, since one layer moves alone; the presets: LocFT's"
     )

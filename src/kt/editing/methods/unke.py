@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from .. import closed_form as cf
 from ..closed_form.config import TargetSearch
 from ..closed_form.contexts import Contexts
-from ..config import LATER, method, setting
+from ..config import method, setting
 from .rome import middle
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ UNKE = "UnKE's code, config.py and unke.py"
 class UnKE(TargetSearch):
     """For answers of any length: the value is searched for at the prompt's last token. See kt.editing.layer_tuning."""
 
-    depth = (7, 7, 31)
+    depth = (7, 7, 31)  # UnKE's block of Llama-2-7B-Chat
 
-    layers_mlp: tuple[int, ...] = setting(LATER, source="UnKE's config: block 7 of Llama-2-7B-Chat, by depth")
     num_steps: int = setting(50, about="UnKE: steps of the block's training", source=UNKE, least=1, own=True)
     lr: float | Literal["auto"] = setting(
         "auto",
