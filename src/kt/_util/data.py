@@ -322,4 +322,4 @@ def _parsed(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._util.data import read_json, tensor_header
+from .._util.data import read_json, read_table, tensor_header
 from .._util.files import check_writable
 from .._util.online import unreachable
 from ..errors import KtError, UnknownModel, UnknownSite, need_peft
@@ -104,9 +104,14 @@ def typed(options: Any) -> None:
         read_json(sets)
     if isinstance(cache := getattr(options, "cache", None), Path):
         check_writable(cache / "cov")
-    pool = getattr(options, "pool", None)
-    if pool not in (None, "demo", "lre") and not pool.startswith("hf:") and not Path(pool).exists():
-        raise BadOption(f"--pool {pool}: no such file; give a file of facts")
+    for name in ("pool", "exclude", "alpha_facts", "nas_facts"):
+        facts = getattr(options, name, None)
+        if facts not in (None, "demo", "lre") and not facts.startswith("hf:") and not Path(facts).exists():
+            raise BadOption(f"--{name.replace('_', '-')} {facts}: no such file; give a file of facts")
+    if (layout := getattr(options, "layout", None)) is not None:
+        read_table(layout)
+    if str(getattr(options, "device_map", "")).endswith(".json"):
+        read_json(options.device_map)
     url = getattr(options, "judge_url", None)
     if url is not None and not url.startswith(("http://", "https://")):
         raise BadOption(f"--judge-url {url!r} is no http(s) address; write it as http://host:8000/v1")

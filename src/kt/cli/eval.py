@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -137,7 +138,9 @@ def questions(options: EvalOptions) -> dict[str, Any]:
     """The arguments of `evaluate` that the options name; what cannot work is refused before a model loads."""
     protocols = parse.names(options.protocol, PROTOCOLS, "--protocol")
     if options.log_samples is not None:
-        parse.one(options.log_samples, ("jsonl", "parquet"), "--log-samples")
+        kind = parse.one(options.log_samples, ("jsonl", "parquet"), "--log-samples")
+        if kind == "parquet" and find_spec("pyarrow") is None:
+            raise BadOption("--log-samples parquet needs pyarrow; pip install pyarrow, or write --log-samples jsonl")
     if options.no_generate:
         if "wild" in protocols:
             raise BadOption("--no-generate leaves nothing for wild to read; drop one of the two")

@@ -40,8 +40,11 @@ def train_editor(options: TrainOptions) -> None:
         linear_maps(options.modules)
     layers = parse.layers(options.layers_mlp, "--layers-mlp")
     with session(options) as s:
-        from ..editing.hyper.train import train_editor as train
         from ..facts.load import read_facts
+
+        facts = s.load_facts()
+        exclude = read_facts(options.exclude).facts if options.exclude else []
+        from ..editing.hyper.train import train_editor as train
 
         def told(check: dict[str, Any]) -> None:
             scores = ", ".join(f"{n} {check[n]['mean']:.2f}" for n in ("success", "paraphrase", "locality"))
@@ -49,8 +52,6 @@ def train_editor(options: TrainOptions) -> None:
                 f"kt: step {check['step']}: loss {check['loss']:.3f}, held out {check['held_out_loss']:.3f} ({scores})"
             )
 
-        facts = s.load_facts()
-        exclude = read_facts(options.exclude).facts if options.exclude else []
         model = s.load_model()
         with s.progress("training steps") as tick:
             editor = train(
