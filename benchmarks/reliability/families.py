@@ -54,6 +54,10 @@ mamba falcon_mamba recurrent_gemma rwkv minimax xlstm bart
 KINDS: dict[str, dict] = {kind: {} for kind in PLAIN.split()}
 KINDS |= {
     "granite": dict(residual_multiplier=0.22),
+    "lfm2 (convolutions alone)": dict(layer_types=["conv"] * 3, conv_dim=32),
+    "granitemoehybrid (Mamba and dense)": SSM
+    | dict(layer_types=["mamba"] * 3, shared_intermediate_size=48, num_local_experts=0),
+    "bert": dict(is_decoder=True),
     "lfm2": dict(layer_types=["conv", "full_attention", "conv"], conv_dim=32),
     "falcon": dict(head_dim=None, num_kv_heads=4),
     "falcon (sequential)": dict(head_dim=None, num_kv_heads=4, parallel_attn=False, alibi=True),

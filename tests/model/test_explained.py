@@ -5,7 +5,14 @@ import re
 import pytest
 import torch
 from families import BASE, FUSED, GQA, SPECIAL, WIDE, byte_level_tokenizer, tiny_module
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertLMHeadModel,
+)
 
 import kt
 from kt.errors import UnknownModel
@@ -97,7 +104,10 @@ def test_one_dense_block_does_not_hide_the_others():
 @pytest.mark.parametrize("name", ["mamba2", "mixtral"])
 def test_a_model_without_an_mlp_is_not_called_a_mixture_of_experts(name):
     changes = {"mamba2": dict(num_heads=8, head_dim=8, n_groups=1, state_size=8), "mixtral": dict(num_local_experts=2)}
-    words = {"mamba2": "outside mixer no linear map", "mixtral": "a mixture of 2 experts (mlp.experts, with the router"}
+    words = {
+        "mamba2": "mixer mixes tokens with a convolution",
+        "mixtral": "a mixture of 2 experts (mlp.experts, with the router",
+    }
     with pytest.raises(UnknownModel, match=re.escape(words[name])) as caught:
         made(name, **changes[name])
     assert ("experts" in str(caught.value)) == (name == "mixtral")
@@ -157,3 +167,73 @@ def test_several_residual_streams_are_refused_in_one_line():
     with pytest.raises(UnknownModel, match=r"one residual stream: a block gets \(4, 1, 2, 32\)") as caught:
         made("gemma3n_text", **changes, activation_sparsity_pattern=[0.0] * 3)
     assert "\n" not in str(caught.value)
+
+
+MIXERS = {
+    "lfm2": dict(layer_types=["conv"] * 3, conv_dim=32),
+    "granitemoehybrid": dict(
+        layer_types=["mamba"] * 3, shared_intermediate_size=48, num_local_experts=0, mamba_n_heads=8, mamba_d_head=8,
+        mamba_d_state=8,
+    ),
+    "recurrent_gemma": dict(block_types=["recurrent"] * 3, lru_width=32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_convolution_or_recurrence_does_not_pass_for_attention(name):
+    with pytest.raises(UnknownModel, match="mixes tokens with a convolution and is no attention"):
+        made(name, **MIXERS[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "paths"),
+    [
+        ("bloom", dict(n_layer=3, n_head=4), ("self_attention.dense", "mlp.dense_4h_to_h")),  # adds the stream itself
+        ("mpt", dict(d_model=32, n_layers=3, n_heads=4, expansion_ratio=2), ("attn.out_proj", "ffn.down_proj")),
+        ("ctrl", dict(n_layer=3, n_head=4, n_embd=32, dff=48), ("multi_head_attention.dense", "ffn.2")),
+    ],
+)
+def test_older_families_are_read(name, changes, paths):
+    model = made(name, **changes)
+    assert (model.layout.w_attn, model.layout.w_mlp) == paths
+    assert all(block.whole for block in explained(model))
+
+
+@pytest.mark.parametrize("where", ["self_attn", "mlp", ""])
+def test_a_linear_map_that_is_registered_last_and_not_called_is_not_taken(where):
+    module = tiny_module("llama")
+    for block in module.model.layers:
+        block.get_submodule(where).add_module("gate", torch.nn.Linear(32, 32))
+    layout = kt.load(module, tokenizer=byte_level_tokenizer()).layout
+    assert (layout.w_attn, layout.w_mlp, layout.mlp) == ("self_attn.o_proj", "mlp.down_proj", "mlp")
+
+
+def tied(module):
+    module.model.layers[2].mlp.down_proj.weight = module.model.layers[0].mlp.down_proj.weight
+
+
+def broken(module):
+    module.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(tied, "shares mlp.down_proj with model.layers.0, so that an edit of one"), (broken, "not finite")],
+)
+def test_weights_that_two_blocks_share_or_that_are_broken_are_refused(change, words):
+    module = tiny_module("llama")
+    change(module)
+    with pytest.raises(UnknownModel, match=words):
+        kt.load(module, tokenizer=byte_level_tokenizer())
+
+
+def test_other_kinds_of_modules_are_refused_for_what_they_are():
+    small = dict(vocab_size=384, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=8, decoder_ffn_dim=8)
+    both = BartForConditionalGeneration(BartConfig(**small, encoder_attention_heads=2, decoder_attention_heads=2))
+    bert = BertLMHeadModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, is_decoder=True)
+    )
+    wrapped = torch.nn.DataParallel(torch.nn.Linear(2, 2))
+    for module, words in ((both, "an encoder and a decoder"), (bert, "nnsight can read"), (wrapped, "model.module")):
+        with pytest.raises(UnknownModel, match=words):
+            kt.load(module, tokenizer=byte_level_tokenizer())

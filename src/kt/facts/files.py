@@ -268,9 +268,7 @@ def _list_in_object(path: Path) -> list[Any]:
 def _rows(value: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a table by columns ({"prompt": [...], "subject": [...]}, or pandas' {"0": ...} in place of lists)."""
     prompts, subjects = value.get("prompt"), value.get("subject")
-    if not isinstance(prompts, list | dict) or not isinstance(subjects, type(prompts)):
-        return []
-    if len(subjects) != len(prompts):
+    if not isinstance(prompts, list | dict) or not isinstance(subjects, list | dict) or len(subjects) != len(prompts):
         return []
     columns = {
         k: list(v.values()) if isinstance(v, dict) else v for k, v in value.items() if isinstance(v, list | dict)

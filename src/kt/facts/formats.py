@@ -104,8 +104,8 @@ def read_records(
     if notes is not None:
         notes += record.notes
         if row.published and data.unread:
-            lines = (_not_read(str(key), name) for key in record.data if key in data.unread)
-            notes += [line for line in lines if line]
+            passed = (_not_read(str(key), name) for key in record.data if key in data.unread)
+            notes += [line for line in passed if line]
     return facts
 
 
@@ -185,7 +185,9 @@ def _not_read(key: str, format: str) -> str | None:
     if key in theirs or (key not in _PROMPTS and not close):
         return None
     known = any(key in _KEY.findall(row.keys) for row in FORMATS.values())
-    return f"{key[:40]!r} is not read" + (f" (did you mean {close[0]!r}?)" if close and not known else "")
+    return f"{key[:40]!r} is not read" + (
+        f" (did you mean {close[0]!r}?)" if close and close[0] != key and not known else ""
+    )
 
 
 class Schema:

@@ -167,12 +167,20 @@ def refuse_wrapped(module: nn.Module) -> None:
     Raises:
         UnknownModel: there are some; the message says what to do.
     """
+    inner = next((name for name in ("_orig_mod", "module") if isinstance(getattr(module, name, None), nn.Module)), None)
+    if inner is not None:  # torch.compile, DataParallel
+        raise UnknownModel(f"{type(module).__name__} wraps a model; give the model itself (model.{inner})")
     adapted = next((name for name, child in module.named_modules() if isinstance(_base_layer(child), nn.Module)), None)
     if adapted is not None or hasattr(module, "get_base_model"):
         where = f" (at {adapted})" if adapted else ""
         raise UnknownModel(
             f"{type(module).__name__} has a PEFT adapter inside{where}: merge it first (model.merge_and_unload(), or "
             "unload() to leave it out) and load what that returns"
+        )
+    packed = next((name for name, child in module.named_modules() if hasattr(child, "_packed_params")), None)
+    if packed is not None:
+        raise UnknownModel(
+            f"{type(module).__name__} has quantised weights ({packed}); load the model without quantising"
         )
     for name, weight in [*module.named_parameters(), *module.named_buffers()]:
         if weight.dim() > 1 and weight.dtype not in PLAIN and name.rpartition(".")[2] in QUANTISED:

@@ -128,6 +128,8 @@ def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> La
         UnknownModel: a part is missing, or not where `given` says; the message names it and what was looked for.
     """
     given = given or {}
+    if getattr(module.config, "is_encoder_decoder", False):
+        not_found(module, None, "a decoder alone: it is an encoder and a decoder")
     embed, head = (_end(module, given, part) for part in ("embed", "head"))
     blocks_name, blocks = _blocks(module, given, embed)
     block = blocks[0]
@@ -143,7 +145,7 @@ def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> La
     else:
         found = (given["attn"], block.get_submodule(given["attn"])) if "attn" in given else _attention(block)
         if found is None:
-            return not_found(module, "attn", f"an attention in {_held(blocks_name, block)}")
+            return not_found(module, "attn", f"an attention in {_held(blocks_name, block)}{_other_mixer(block)}")
         attn = found[0]
         last = _last_linear(found[1], d_model)
         if last is None:
@@ -166,8 +168,15 @@ def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> La
         d_model=d_model,
         transposed=isinstance(block.get_submodule(w_mlp), Conv1D),
     )
-    _same_in_every_block(module, blocks, layout)
-    return replace(layout, linears=own_names(layout, [name for name, _ in linear_maps(block)]))
+    return with_maps(module, layout)
+
+
+def with_maps(module: nn.Module, layout: Layout) -> Layout:
+    """The layout with all linear maps of a block by their own names, its W_o and down_proj being in every block."""
+    blocks = module.get_submodule(layout.blocks)
+    _same_in_every_block(module, blocks, layout)  # type: ignore[arg-type]
+    paths = [name for name, _ in linear_maps(blocks[0])]  # type: ignore[index]
+    return replace(layout, linears=own_names(layout, paths))
 
 
 def _end(module: nn.Module, given: Mapping[str, str], part: str) -> str:
@@ -296,7 +305,7 @@ def _blocks(module: nn.Module, given: Mapping[str, str], embed: str) -> tuple[st
         return name, right[name]
     if right:
         name = max(right, key=lambda name: _shared_path(name, embed))
-        return not_found(module, "attn", f"an attention in {_held(name, right[name][0])}")
+        return not_found(module, "attn", f"an attention in {_held(name, right[name][0])}{_other_mixer(right[name][0])}")
     others = ", ".join(f"{name} ({len(blocks)})" for name, blocks in [*lists.items()][:4]) or "none"
     return not_found(module, "blocks", f"a list of {n_layers} blocks (config.num_hidden_layers); lists: {others}")
 
@@ -318,7 +327,7 @@ def _down_proj(module: nn.Module, blocks: str, block: nn.Module, attn: str, d_mo
     """Path of the last linear map onto the residual stream outside the attention."""
     outside = [(n, m) for n, m in linear_maps(block) if not n.startswith(attn + ".")]
     onto = [n for n, m in outside if linear_shape(m)[0] == d_model]
-    if onto and not any(part.isdigit() for part in onto[-1].split(".")):
+    if onto and not in_a_list(block, onto[-1]):
         return onto[-1]
     found = experts(block)
     if found is not None:
@@ -327,6 +336,12 @@ def _down_proj(module: nn.Module, blocks: str, block: nn.Module, attn: str, d_mo
         return not_found(module, "down_proj", f"one down projection in {blocks}.0: {onto[-1]} is one of a list")
     what = f"an MLP: outside {attn} no linear map onto d_model ({d_model}) in {_held(blocks, block)}"
     return not_found(module, "down_proj", what)
+
+
+def in_a_list(block: nn.Module, path: str) -> bool:
+    """Whether a module is inside one of a list (experts), where a row of modules that run in turn (CTRL) is none."""
+    names = path.split(".")
+    return any(isinstance(block.get_submodule(".".join(names[:n])), nn.ModuleList) for n in range(1, len(names)))
 
 
 def experts(block: nn.Module) -> str | None:
@@ -344,23 +359,41 @@ def experts(block: nn.Module) -> str | None:
         if stacked and name and len({p.shape[0] for p in stacked}) == 1 and stacked[0].shape[0] > 1:
             counts[name] = int(stacked[0].shape[0])
     for name, n in counts.items():
-        for path, child in block.named_modules():
-            matrices = [p for p in child.parameters(recurse=False) if p.dim() == 2]
-            if not path.startswith(name) and any(n in p.shape for p in matrices):
-                return f"a mixture of {n} experts ({name}, with the router {path})"
+        routers = [
+            path
+            for path, child in block.named_modules()
+            if not path.startswith(name) and any(p.dim() == 2 and n in p.shape for p in child.parameters(recurse=False))
+        ]
+        if routers:
+            router = max(routers, key=lambda path: _shared_path(path, name))
+            return f"a mixture of {n} experts ({name}, with the router {router})"
     return None
 
 
 def _attention(block: nn.Module) -> tuple[str, nn.Module] | None:
+    """The first module that takes an attention mask; the module inside it where that holds all of its linear maps."""
     for name, child in block.named_modules():
-        if name and "attention_mask" in inspect.signature(child.forward).parameters and linear_maps(child):
-            inner = [n for n, m in child.named_modules() if n and "attention_mask" in _parameters(m)]
+        if name and _takes_mask(child) and linear_maps(child) and not _convolves(child):
+            n_maps = len(linear_maps(child))
+            inner = [n for n, m in child.named_modules() if n and _takes_mask(m) and len(linear_maps(m)) == n_maps]
             return (name, child) if not inner else (f"{name}.{inner[-1]}", child.get_submodule(inner[-1]))
     return None
 
 
-def _parameters(module: nn.Module) -> Any:
-    return inspect.signature(module.forward).parameters
+def _takes_mask(module: nn.Module) -> bool:
+    parameters = inspect.signature(module.forward).parameters
+    return "attention_mask" in parameters or {"mask", "layer_past"} <= set(parameters)  # CTRL
+
+
+def _convolves(module: nn.Module) -> bool:
+    """Whether a mixer is a state-space model, a linear recurrence or a convolution: all of them convolve the tokens."""
+    return any(isinstance(child, nn.Conv1d) for child in module.modules())
+
+
+def _other_mixer(block: nn.Module) -> str:
+    """What stands in the attention's place, in words; "" if nothing does."""
+    other = next((n for n, m in block.named_children() if _takes_mask(m) and _convolves(m)), None)
+    return f"; {other} mixes tokens with a convolution and is no attention" if other else ""
 
 
 def linear_maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -383,6 +416,7 @@ def _final_norm(module: nn.Module, blocks: str, d_model: int) -> str | None:
 
 
 def _same_in_every_block(module: nn.Module, blocks: nn.ModuleList, layout: Layout) -> None:
+    """Refuse blocks without the same maps, blocks that share their weights, and blocks whose values cannot be read."""
     for index, block in enumerate(blocks):
         present = {n for n, _ in linear_maps(block)}
         for path in (layout.w_attn, layout.w_mlp):
@@ -390,6 +424,18 @@ def _same_in_every_block(module: nn.Module, blocks: nn.ModuleList, layout: Layou
                 inside = experts(block) or "blocks of different kinds are not supported"
                 held = _held(layout.blocks, block, index)
                 not_found(module, None, f"{path}, which {layout.blocks}.0 has, in {held}: {inside}")
+    for path in (layout.w_attn, layout.w_mlp):
+        first: dict[int, int] = {}
+        for index, block in enumerate(blocks):
+            weight = block.get_submodule(path).weight
+            other = first.setdefault(weight.data_ptr() or id(weight), index)  # type: ignore[operator,arg-type]
+            if other != index:
+                shared = f"weights of its own in {layout.blocks}.{index}: it shares {path} with {layout.blocks}.{other}"
+                not_found(module, None, f"{shared}, so that an edit of one would be an edit of both")
+    for name in ("input", "output"):
+        if hasattr(blocks[0], name):
+            held = _held(layout.blocks, blocks[0])
+            not_found(module, None, f"a block whose {name} nnsight can read: that is a module's name in {held}")
 
 
 def not_found(module: nn.Module, part: str | None, what: str) -> Any:

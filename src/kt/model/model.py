@@ -27,7 +27,7 @@ from .layout import Layout, find_layout, unwrap_tuple
 from .sampling import continue_greedily_or_sample
 from .sites import Kind, Site
 from .tokens import Batch, encode
-from .validation import understood, validate
+from .validation import last_called, understood, validate
 from .weights import Weights
 
 __all__ = ["TracedModel"]
@@ -81,6 +81,7 @@ class TracedModel(Weights):
                 kind = RestingModel if borrowed else TransformersModel
                 self.root: Any = kind(module, tokenizer=tokenizer, task="text-generation")
             with understood(module):
+                self.layout = self.layout if layout else last_called(self)
                 self.layout = validate(self)
                 self.layout = settle(self)
 

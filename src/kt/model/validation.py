@@ -14,8 +14,41 @@ from torch import Tensor, nn
 
 from ..errors import KtError, UnknownModel
 from .devices import execution_device
-from .layout import Layout, linear_shape, not_found, own_names, unwrap_tuple
+from .layout import (
+    W_ATTN,
+    W_MLP,
+    Layout,
+    in_a_list,
+    linear_maps,
+    linear_shape,
+    not_found,
+    own_names,
+    unwrap_tuple,
+    with_maps,
+)
 from .sites import Kind
+
+
+def last_called(model: Any) -> Layout:
+    """The layout with W_o and down_proj that a forward calls last: a gate may be registered behind them.
+
+    Args:
+        model: A TracedModel under construction, its layout found by structure.
+
+    Raises:
+        UnknownModel: another block has no such maps.
+    """
+    layout: Layout = model.layout
+    block = model.module.get_submodule(f"{layout.blocks}.0")
+    onto = {path: module for path, module in linear_maps(block) if linear_shape(module)[0] == layout.d_model}
+    order = call_order(model, {path: module for path, module in onto.items() if not in_a_list(block, path)}, block)
+    inside = [path for path in order if path.startswith(layout.attn + ".")]
+    outside = [path for path in order if not path.startswith(layout.attn + ".")]
+    w_attn, w_mlp = (inside or [layout.w_attn])[-1], (outside or [layout.w_mlp])[-1]
+    if (w_attn, w_mlp) == (layout.w_attn, layout.w_mlp):
+        return layout
+    mlp = layout.mlp if w_mlp == layout.w_mlp else w_mlp.rpartition(".")[0] or w_mlp
+    return with_maps(model.module, replace(layout, mlp=mlp, linears={W_ATTN: w_attn, W_MLP: w_mlp}))
 
 
 def validate(model: Any) -> Layout:
@@ -60,10 +93,18 @@ def validate(model: Any) -> Layout:
     for name, tensor in (("gets", seen["in"]), ("gives", out)):
         if tuple(tensor.shape) != stream:
             not_found(model.module, None, f"one residual stream: a block {name} {tuple(tensor.shape)}, not {stream}")
-    if not same(seen["attn"], seen["a"]):
+    if not (seen["a"].isfinite().all() and seen["m"].isfinite().all()):
+        raise UnknownModel(
+            f"{type(model.module).__name__} gives numbers that are not finite (NaN or infinity) in {layout.blocks}.0 "
+            "for two tokens: its weights are broken, or its dtype is too narrow; load it in float32, or fetch it again"
+        )
+    middle = seen["in"] + seen["a"].view_as(out)  # BLOOM and MPT add the stream inside attention or MLP
+    if not same(seen["attn"], seen["a"]) and not same(seen["attn"], middle):
         not_found(model.module, "attn", f"an attention whose output is that of {layout.w_attn}")
     if mlp is not None and not same(seen["mlp"], seen["m"]):
-        not_found(model.module, "mlp", f"an MLP whose output is that of {layout.w_mlp}")
+        if seen["m"].numel() != out.numel() or not same(seen["mlp"], middle + seen["m"].view_as(out)):
+            not_found(model.module, "mlp", f"an MLP whose output is that of {layout.w_mlp}")
+        layout = replace(layout, mlp=layout.w_mlp)
     total = seen["in"] + seen["a"].view_as(out) + seen["m"].view_as(out)
     scale = float(out.float().abs().max()) + 1e-6
     direct = bool((total - out).float().abs().max() <= 2e-2 * scale)

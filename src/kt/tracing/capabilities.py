@@ -59,7 +59,7 @@ def _is_exact(model: TracedModel, candidate: Shortcuts) -> bool:
         scores = patched_run(model, group, rows, _TOKEN)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, IndexError):  # shapes that the model does not take
+    except (RuntimeError, ValueError, IndexError, AttributeError):  # what the model does not take (MPT: an empty layer)
         return False
     tolerance = 1e-3 if plain.scores.dtype == model.dtype else 0.1
     return bool(torch.allclose(scores.cpu(), plain.scores.cpu(), rtol=tolerance, atol=tolerance, equal_nan=True))
