@@ -111,6 +111,12 @@ def _step(written: str) -> list[str]:
     return lines[: ends[0] + 1] if ends and not lines[ends[0]].startswith("Question:") else []
 
 
+def retriever_of(model: TracedModel) -> str:
+    """How the last context edit in the model finds facts, in words."""
+    known = [str(effect.fields().get("retriever", "bm25")) for effect in model.effects if effect.kind == "context"]
+    return "embeddings" if known and known[-1] == "embeddings" else "BM25"
+
+
 def memory_of(model: TracedModel) -> Memory | None:
     """The facts of the context edits that stand in the model; None where none does."""
     effects = [effect for effect in model.effects if effect.kind == "context"]

@@ -389,5 +389,8 @@ def _protocol(
     if "wild" in options.protocols:
         settings["wild"] = wild_protocol(model.tokenizer, options.wild_tokens)
     if "mello" in options.protocols:
-        settings["mello"] = f"greedy, two worked examples, up to {mello.HOPS} subquestions, BM25 over the edit's facts"
+        found_by = mello.retriever_of(model)
+        settings["mello"] = (
+            f"greedy, two worked examples, up to {mello.HOPS} subquestions, {found_by} over the edit's facts"
+        )
     return figures | settings
