@@ -248,6 +248,12 @@ DISGUISES = {
 """How files begin (in lower case) that are something else than their name says, and the ending that would be right."""
 
 
+def disguise(start: bytes) -> str | None:
+    """What a file that begins so is in truth, where it can be no safetensors."""
+    begins = start.lstrip().lower()
+    return next((what for magic, (_, what) in DISGUISES.items() if begins.startswith(magic)), None)
+
+
 def tensor_header(path: str | os.PathLike[str], remedy: str = "write it again") -> dict[str, Any]:
     """The header of a safetensors file, for whose tensors the file is long enough; nothing large is imported.
 
@@ -264,9 +270,9 @@ def tensor_header(path: str | os.PathLike[str], remedy: str = "write it again") 
             text = file.read(length) if 0 < length <= min(LONGEST_HEADER, size) else b""
     except OSError as error:
         raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}") from error
-    for magic, (_, what) in () if text.startswith(b"{") else DISGUISES.items():  # a length, too, can look like one
-        if start.lstrip().lower().startswith(magic):
-            raise BadFile(f"{path} is {what}")
+    # A header's length, too, can look like the beginning of another format.
+    if not text.startswith(b"{") and (what := disguise(start)) is not None:
+        raise BadFile(f"{path} is {what}")
     with complete_file(path, "safetensors file", remedy):
         header = json.loads(text) if text else None
         if not isinstance(header, dict):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .._util.data import complete_file, read_json, tensor_header
+from .._util.data import complete_file, disguise, read_json, tensor_header
 from .._util.text import visible
 from ..errors import BadFile, UnknownModel
 
@@ -239,8 +239,9 @@ def _refuse_huge(path: Path, limit: int) -> None:
 
 def _refuse_long_header(path: Path) -> None:
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > HEADER:
+        start = file.read(64)
+    length = int.from_bytes(start[:8], "little")
+    if length > HEADER and disguise(start) is None:
         raise UnknownModel(f"{path} has a header of {length:,} bytes, more than any real one; download it again")
 
 
