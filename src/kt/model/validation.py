@@ -98,7 +98,8 @@ def validate(model: Any) -> Layout:
             f"{type(model.module).__name__} gives numbers that are not finite (NaN or infinity) in {layout.blocks}.0 "
             "for two tokens: its weights are broken, or its dtype is too narrow; load it in float32, or fetch it again"
         )
-    middle = seen["in"] + seen["a"].view_as(out)  # BLOOM and MPT add the stream inside attention or MLP
+    fits = seen["a"].numel() == out.numel()
+    middle = seen["in"] + seen["a"].view_as(out) if fits else out  # BLOOM and MPT add the stream inside their modules
     if not same(seen["attn"], seen["a"]) and not same(seen["attn"], middle):
         not_found(model.module, "attn", f"an attention whose output is that of {layout.w_attn}")
     if mlp is not None and not same(seen["mlp"], seen["m"]):
