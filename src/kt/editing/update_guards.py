@@ -39,7 +39,8 @@ TINY = 1e-8
 MAIN, SUPPRESSED = 0.5, 0.5
 """SPHERE's cumulative ratio η and suppression α."""
 KEPT_OF_IDEAL = 0.99
-"""The share of the median token's ideal change that SimIE's automatic λ lets through."""
+"""The share that SimIE's automatic λ lets through, of the median of the tokens that the first edit changes most, one a
+request. Of the median of all tokens it is too little: most are common ones, whose keys lie near to each other."""
 
 
 def rect(update: Update, weight: Float[Tensor, "*shape"]) -> Dense:
@@ -95,7 +96,8 @@ def simie(context: SolveContext, facts: Sequence[Fact], ideal: Mapping[str, Upda
         keys = tokens[name]
         ridge, past = running.get(f"simie {name}", (None, keys[:, :0]))
         if ridge is None:
-            ridge = auto_ridge(Spectrum.of_keys(keys), KEPT_OF_IDEAL, 1.0).ridge
+            most = (update.dense().double().cpu() @ keys).norm(dim=0).argsort(descending=True)
+            ridge = auto_ridge(Spectrum.of_keys(keys[:, most], len(facts)), KEPT_OF_IDEAL, 1.0).ridge
         every = torch.cat([keys, past], 1)
         spread = RegularisedGram(Moment.of(torch.eye(len(keys), dtype=torch.float64)), ridge, every).solve_own(
             keys.shape[1]
