@@ -227,15 +227,17 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, An
 
 LONGEST_HEADER = 100_000_000
 """Of safetensors; the library reads none that is longer."""
-_ANSWER = "a server's message, not data; the download went wrong"
+PAGE = (None, "an HTML page, not data; the download went wrong")
+SERVERS_ANSWER = "a server's message, not data; the download went wrong"
 DISGUISES = {
     b"version https://git-lfs": (None, "a Git LFS pointer, not the data; fetch the file itself (git lfs pull)"),
     b"<?xml": (None, "XML, not data that kt reads; the download may have gone wrong"),
-    b"<": (None, "an HTML page, not data; the download went wrong"),
-    b"404: not found": (None, _ANSWER),
-    b"not found": (None, _ANSWER),
-    b"entry not found": (None, _ANSWER),
-    b"access denied": (None, _ANSWER),
+    b"<!doctype": PAGE,
+    b"<html": PAGE,
+    b"404: not found": (None, SERVERS_ANSWER),
+    b"not found": (None, SERVERS_ANSWER),
+    b"entry not found": (None, SERVERS_ANSWER),
+    b"access denied": (None, SERVERS_ANSWER),
     b"\xff\xfe": (None, "UTF-16 text; save it as UTF-8"),
     b"\xfe\xff": (None, "UTF-16 text; save it as UTF-8"),
     b"\x1f\x8b": (".gz", "compressed with gzip; let its name end in .gz"),

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO, cast
 
-from .._util.data import DISGUISES
+from .._util.data import DISGUISES, PAGE, SERVERS_ANSWER
 from ..errors import BadFile
 
 TEXT_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 ENDINGS = (*TEXT_ENDINGS, ".parquet")
 COMPRESSED = (".gz", ".zst")
 """What may stand behind one of `TEXT_ENDINGS`."""
+LONGEST_ANSWER = 60
+"""Bytes of a file that is nothing but a server's message."""
 LARGEST = 1 << 30
 """Most bytes (or characters) of one record: a small compressed file may hold more than any memory."""
 
@@ -39,8 +41,11 @@ def refuse_disguised(path: Path) -> None:
         start = stream.read(128).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if b"annex/objects/" in start and b"{" not in start:
         raise BadFile(f"{path} is a git-annex pointer, not the data; fetch the file itself (git annex get)")
+    if start.startswith(b"<") and not start.startswith(b"<?xml") and ending_of(path) in ENDINGS:
+        raise BadFile(f"{path} is {PAGE[1]}")
     for magic, (ending, what) in DISGUISES.items():
-        if start.startswith(magic) and path.suffix.lower() != ending:
+        whole = what is not SERVERS_ANSWER or len(start) < LONGEST_ANSWER  # a text may begin with the same words
+        if whole and start.startswith(magic) and path.suffix.lower() != ending:
             raise BadFile(f"{path} is {what}")
 
 
