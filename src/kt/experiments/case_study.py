@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, read_json, write_json
 from .._util.text import visible, without_folders
+from ..editing.edit_io import fits
 from ..errors import BadFact, BadFile
 from ..evaluation.text import contains
 from ..facts.fact import Fact
@@ -49,6 +50,13 @@ class Reply(NamedTuple):
 
     text: str
     right: bool | None
+
+
+FORM = {
+    "model": str, "record": str, "methods": [str], "questions": [{"role": str, "prompt": str, "answers": [str]}],
+    "replies": {...: [{"text": str, "right": (bool, None)}]},
+}  # fmt: skip
+"""Of its file, as `fits` reads it."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,10 @@ class CaseStudy(Shown):
         if data.get("kind") != KIND:
             raise BadFile(f"{path}: no case study; give a file that CaseStudy.save wrote")
         with complete_file(path, "case study", "run kt case again"):
+            if not fits(data, FORM):
+                raise ValueError("a value of another type")
+            if {len(data["replies"][method]) for method in data["methods"]} - {len(data["questions"])}:
+                raise ValueError("not a reply a question")
             questions = tuple(Question(q["role"], q["prompt"], tuple(q["answers"])) for q in data["questions"])
             replies = {m: tuple(Reply(r["text"], r["right"]) for r in data["replies"][m]) for m in data["methods"]}
             return cls(data["model"], data["record"], questions, replies)
