@@ -42,3 +42,14 @@ def test_work_of_more_than_a_minute_is_announced_once_with_its_length(capsys, mo
 
 def test_a_length_is_told_in_the_unit_that_a_person_would_use():
     assert [console.minutes(s) for s in (50, 100, 3000, 9000)] == ["50 s", "2 min", "50 min", "2.5 h"]
+
+
+def test_what_was_done_before_units_were_counted_says_nothing_of_the_pace(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    pace = console.Pace()
+    now[0] = 4.0
+    assert pace.left(1, 2) == 4.0
+    assert pace.left(5, 10) is None  # another count: five were kept
+    now[0] = 14.0
+    assert pace.left(6, 10) == 40.0

@@ -116,8 +116,9 @@ class Screen:
         if length is not None:
             say_line(f"kt: {what or stage}: {length}")
         elif now - self._said >= EVERY:
-            left = f", about {minutes(pace.left(done, total))} left" * (0 < done < total)
-            say_line(f"kt: {what or stage}: {done:,} of {total:,}{left}")
+            left = pace.left(done, total)
+            told = "" if left is None else f", about {minutes(left)} left"
+            say_line(f"kt: {what or stage}: {done:,} of {total:,}{told}")
         else:
             return
         self._said = now
@@ -127,21 +128,26 @@ class Pace:
     """How long a stage takes at the pace so far; begins anew where the number of units is another."""
 
     def __init__(self) -> None:
-        self._total, self._start, self._told = 0, time.monotonic(), False
+        self._total, self._before, self._start, self._told = 0, 0, time.monotonic(), False
 
-    def left(self, done: int, total: int) -> float:
-        """Seconds to go."""
-        return (time.monotonic() - self._start) * (total - done) / max(done, 1)
+    def left(self, done: int, total: int) -> float | None:
+        """Seconds to go; None where nothing has been done since the units are counted."""
+        if total != self._total:
+            if self._total:
+                self._before, self._start, self._told = done, time.monotonic(), False
+            self._total = total
+        if not self._before < done < total:
+            return None
+        return (time.monotonic() - self._start) * (total - done) / (done - self._before)
 
     def length(self, done: int, total: int) -> str | None:
         """What is said once, when `SURE` seconds have passed, of work that will take more than `LONG`."""
-        if total != self._total:
-            self._total, self._start, self._told = total, time.monotonic(), False
+        left = self.left(done, total)
         taken = time.monotonic() - self._start
-        if self._told or not 0 < done < total or taken < SURE:
+        if self._told or left is None or taken < SURE:
             return None
         self._told = True
-        whole = taken + self.left(done, total)
+        whole = taken + left
         return f"{total:,} in all, about {minutes(whole)} at the pace of the first {done:,}" if whole > LONG else None
 
 
