@@ -79,6 +79,11 @@ def test_a_facts_neurons_count_at_its_paraphrases_too_and_the_model_is_as_before
     best = np.unravel_index(alone.facts[0].found.values.argmax(), alone.facts[0].found.values.shape)
     assert alone.facts[0].neurons == (tuple(map(int, best)),) and alone.facts[0].texts == 1
     assert model.fingerprint() == before and not model.linear(Site(Kind.MLP, 0))._forward_pre_hooks
-    for wrong in ({"steps": 0}, {"threshold": 0.0}, {"at": "first"}):
-        with pytest.raises(KtError, match="give steps"):
-            knowledge_neurons(model, [FACT], **wrong)
+    wrong = {
+        "steps": (0, "steps 0 must"),
+        "threshold": (0.0, "threshold 0 must"),
+        "at": ("first", "'first'; give last"),
+    }
+    for name, (value, words) in wrong.items():
+        with pytest.raises(KtError, match=words):
+            knowledge_neurons(model, [FACT], **{name: value})

@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
-from torch import Tensor, nn
 
 from .._util.progress import Progress
 from ..errors import BadFact, KtError
 from ..facts.fact import Fact
-from ..facts.load import facts_from
+from ..facts.load import FactsLike, facts_from
 from ..model.model import TracedModel
-from ..model.prefix import prefix_is_reusable
+from ..model.prefix import prefix_is_reusable, saved
 from ..model.sites import Kind, Site
 from ..report import Column, Figure, Shown, Table
 from ..report.table import shown as short
@@ -128,7 +127,7 @@ class KnowledgeNeurons(Shown):
 
 def knowledge_neurons(
     model: TracedModel,
-    facts: Sequence[Fact | dict[str, Any]],
+    facts: FactsLike,
     *,
     steps: int = 20,
     threshold: float = 0.2,
@@ -145,12 +144,20 @@ def knowledge_neurons(
         at: the token whose neurons are asked about: the prompt's `last`, where the answer is predicted, as in the
             paper, or the subject's last (`subject_last`; paraphrases name no subject's place and are not asked then).
 
+    Returns:
+        By fact its neurons, and every neuron's attribution as (layer, neuron), in units of probability.
+
     Raises:
         KtError: a number outside its range, or a model on another machine.
         BadFact: no fact can be asked about.
     """
-    if steps < 1 or not 0 < threshold <= 1 or not 0 < shared <= 1 or at not in TOKENS:
-        raise KtError("give steps of 1 or more, threshold and shared between 0 and 1, at as last or subject_last")
+    if at not in TOKENS:
+        raise KtError(f"at is {at!r}; give {' or '.join(TOKENS)}")
+    for name, value in {"threshold": threshold, "shared": shared}.items():
+        if not 0 < value <= 1:
+            raise KtError(f"{name} {value:g} must be a share above 0, at most 1")
+    if steps < 1:
+        raise KtError(f"steps {steps} must be at least 1: the points of the integral")
     model.require_weights("attributing an answer to neurons")
     cases, left_out = prepare(model, facts_from(facts), 16)
     if not cases:
@@ -182,6 +189,9 @@ def attributions(model: TracedModel, ids: Sequence[int], answer: int, column: in
     Args:
         answer: the token whose probability after the prompt is attributed.
         column: the prompt's token whose neurons are scaled.
+
+    Returns:
+        Attributions, P(1), and P(0) by layer, all in units of probability.
     """
     nodes, weights = (torch.tensor(each) / 2 for each in np.polynomial.legendre.leggauss(steps))
     scales = torch.cat([nodes + 0.5, torch.tensor([0.0, 1.0])]).to(model.device)
@@ -195,29 +205,19 @@ def attributions(model: TracedModel, ids: Sequence[int], answer: int, column: in
     prompts = Prompts(row.expand(many, -1), None, index.expand(many), index.expand(many), torch.zeros(many).long())
     values, without, prob = [], [], 0.0
     for layer in range(model.n_layers):
-        scaled: list[Tensor] = []
-
-        def scale(module: nn.Module, inputs: tuple[Tensor, ...], kept: list[Tensor] = scaled) -> tuple[Tensor, ...]:
-            x = inputs[0].detach().clone()
-            neurons = x.view(many, -1, x.shape[-1])[:, column - left.start]
-            kept += [neurons.clone(), (neurons * scales[:, None].to(x)).requires_grad_()]
-            rows = x.view(many, -1, x.shape[-1])
-            place = torch.arange(rows.shape[1], device=x.device)[:, None] == column - left.start
-            return torch.where(place, kept[1][:, None], rows).view(x.shape), *inputs[1:]
-
-        handle = model.linear(Site(Kind.MLP, layer)).register_forward_pre_hook(scale)
-        try:
-            with torch.enable_grad(), model.nnsight.trace(**forward_arguments(model, prompts, left)):
-                logits = model.last_logits()[:, -1].save()
-        finally:
-            handle.remove()
+        with torch.enable_grad(), model.nnsight.trace(**forward_arguments(model, prompts, left)):
+            x: Any = model.key(Site(Kind.MLP, layer), many).detach()
+            neurons = saved(x[:, column - left.start].clone())
+            leaf = saved((neurons * scales[:, None].to(x)).requires_grad_())
+            there = torch.arange(x.shape[1], device=x.device)[:, None] == column - left.start
+            down: Any = model.projection(Kind.MLP, layer)
+            down.input = torch.where(there, leaf[:, None], x).view_as(down.input)
+            logits = saved(model.last_logits()[:, -1])
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         p = wide.softmax(-1)[:, answer]
-        own, leaf = scaled
         gradient = torch.autograd.grad(p.sum(), leaf)[0][:-2]
-        values.append(
-            (own[-1].double() * (weights.to(gradient.device)[:, None] * gradient.double()).sum(0)).cpu().numpy()
-        )
+        integral = (weights.to(gradient.device)[:, None] * gradient.double()).sum(0)
+        values.append((neurons[-1].double() * integral).cpu().numpy())
         without.append(float(p[-2].detach()))
         prob = float(p[-1].detach())
     return Attributions(np.stack(values), prob, np.array(without))
