@@ -7,8 +7,8 @@
 The facts are the first ones of docs/data/real-known.json, which each model knows. One edit at a time is the mean over
 `SINGLES` facts, each edited on the unedited model. Each row is its own process. CPU seconds are of one thread; layers
 and α that a trace gives, and second moments, are counted apart. A value that several rows search for alike (one model,
-fact, place, objective and prefixes) is searched once and kept beside the temporary files: its seconds count in every
-row that uses it. Fluency is of texts about the first `FLUENT` facts.
+fact, place, objective and prefixes) is searched once and kept beside the temporary files: its seconds and the memory
+of its process count in every row that uses it. Fluency is of texts about the first `FLUENT` facts.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def solve(
     def solved(chosen: Any, group: list[Any]) -> tuple[Any, float]:
         journal, clock = SharedTargets(KEPT), time.process_time()
         edit = kt.edit(model, group, chosen, statistics=statistics, journal=journal)
-        peaks.append(peak_mib())
+        peaks.append(max(peak_mib(), journal.peak / 2**20))
         return edit, time.process_time() - clock + journal.seconds
 
     peaks: list[float] = []

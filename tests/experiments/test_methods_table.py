@@ -1,6 +1,7 @@
 """`kt run methods`: methods at the same numbers of edits, shared searches, failures, and rows that are kept."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -77,6 +78,29 @@ def test_values_that_two_methods_search_for_alike_are_searched_once_and_counted_
     assert sum(searched) == 6
     assert two.rows[1].values == alone.rows[0].values
     assert two.rows[1].seconds["solve"] > 0.5 * two.rows[0].seconds["solve"]
+
+
+def test_a_search_with_tensors_of_its_own_is_not_shared(demo, facts, few, monkeypatch):
+    """EAMET searches fact by fact with what it found before: the second time as often as the first."""
+    from kt.editing.closed_form import targets
+
+    searched = []
+    whole = targets._find_batch
+    monkeypatch.setattr(targets, "_find_batch", lambda *a: searched.append(len(a[1])) or whole(*a))
+    twice = {name: {"method": "eamet", **FAST} for name in ("one", "two")}
+    methods_table(demo, facts[:2], twice, [Place("batch", 2)], **few)
+    assert sum(searched) == 4
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a peak begins anew on Linux alone")
+def test_a_peak_begins_anew_and_that_of_the_whole_process_is_kept():
+    from kt.runs.provenance import peak_memory, peaks_from_now
+
+    large = torch.ones(60_000_000)  # 240 MB
+    del large
+    since, before = peaks_from_now(), peak_memory()["host"]
+    assert since()["host"] < before - 100_000_000
+    assert peak_memory()["host"] >= before
 
 
 def test_a_method_that_cannot_be_run_says_why_and_the_others_run(demo, facts, few):

@@ -4,7 +4,7 @@ import pytest
 
 from kt.errors import BadFact, KtError, SubjectNotFound
 from kt.facts import Fact, Prompt, fact_by_hand, facts_from, load_facts, read_facts
-from kt.facts.fact import facts_digest, fill, template_of
+from kt.facts.fact import facts_digest, fill, stripped, template_of
 
 CHAT = "<|im_start|>user\nWhere does {} live?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -148,3 +148,9 @@ def test_join_on_the_command_line_is_for_a_fact_by_hand_and_for_files(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "{} is", "subject": "a"}')
     assert [load(FactOptions(facts=str(path), join=j)).facts[0].target_prefix for j in ("", None)] == ["", None]
+
+
+def test_a_million_spaces_around_a_text_take_no_time():
+    """One at a time off a text that is copied each time, they would take minutes."""
+    assert stripped(" " * 1_000_000 + "Paris" + "\u200b" * 1_000_000) == "Paris"
+    assert stripped(" \ufeffParis ", left=True) == "Paris "

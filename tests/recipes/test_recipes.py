@@ -55,9 +55,10 @@ def test_there_is_a_recipe_for_every_table_with_edits():
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_names_its_source_and_where_its_data_are(name):
     recipe = read_recipe(name)
-    ours = recipe.kind == "methods"
-    assert ours or (recipe.paper.startswith("arXiv ") and re.search(r"([Tt]able|Figures?) \d", recipe.place))
-    assert recipe.notes
+    if recipe.kind == "methods":
+        assert recipe.paper == "kt" and (ROOT / recipe.place).is_file() and recipe.notes
+    else:
+        assert recipe.paper.startswith("arXiv ") and re.search(r"([Tt]able|Figures?) \d", recipe.place) and recipe.notes
     assert recipe.facts == "demo" or recipe.facts.startswith("hf:") or recipe.url
 
 

@@ -123,12 +123,13 @@ def _run(
 def checked(recipe: PaperRecipe, options: RecipeOptions) -> dict[str, Any]:
     """The options that only some kinds of recipes take, refused now where this one does not."""
     from ..recipes.base import refuse_untaken
+    from ..recipes.methods import MethodsRecipe
 
     only = None if options.only is None else words(options.only)
     taken = {"corpus": options.corpus, "statistics": options.statistics, "sets": options.sets, "only": only}
     refuse_untaken(recipe, resume=options.resume, **taken)
-    if only is not None:
-        recipe.named(only)  # type: ignore[attr-defined]  # refused now where there is no such row
+    if only is not None and isinstance(recipe, MethodsRecipe):
+        recipe.named(only)  # refused now where there is no such row
     return {**taken, "resume": options.resume is not None}
 
 

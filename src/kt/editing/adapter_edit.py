@@ -102,7 +102,8 @@ class Adapter:
         text = self.unrelated
         if (text is None) != self.rule.by_distance or (text is not None and text.shape[1:] != self.keys.shape[1:]):
             raise KtError(
-                f"an adapter of rule {self.rule.name!r} does not have the keys of unrelated text that it needs"
+                f"an adapter of rule {self.rule.name!r} needs keys of unrelated text only where it is no rule of "
+                "distances, of the size of its own keys; solve the edit again"
             )
 
     @property

@@ -91,9 +91,10 @@ class Context:
         if not self.documents or len(self.documents) != len(self.contexts):
             raise KtError("a retriever without facts finds nothing; give at least one request")
         if self.retriever not in RETRIEVERS or (self.retriever == "embeddings") == (self.vectors is None):
-            raise KtError(f"the retriever {self.retriever[:40]!r} of this edit is unknown, or lacks its vectors")
+            name = self.retriever[:40]
+            raise KtError(f"the retriever {name!r} of this edit is unknown, or lacks its vectors; solve the edit again")
         if self.vectors is not None and len(self.vectors) != len(self.documents):
-            raise KtError("a retriever by embeddings needs a vector a fact")
+            raise KtError("a retriever by embeddings needs a vector a fact; solve the edit again")
 
     def plus(self, later: Context) -> Context:
         """Both; by words, where one of them has no vectors."""

@@ -73,7 +73,10 @@ class Rule:
         """The inverse of `as_dict`; nothing is GRACE's, as in files before there were others."""
         rule = cls(**fields) if fields else cls()
         if rule.name not in READERS or rule.position not in {each.value for each in Position} or rule.size < 1:
-            raise KtError(f"the rule of an adapter, {str(rule.name)[:40]!r}, is not one that this kt reads")
+            raise KtError(
+                f"the rule of an adapter, {str(rule.name)[:40]!r}, is not one that this kt reads; take the kt that "
+                "wrote it, or solve the edit again"
+            )
         return rule
 
 

@@ -10,7 +10,6 @@ one that asks for more methods.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -28,6 +27,7 @@ from ..evaluation.cached import evaluate_cached
 from ..evaluation.perplexity import heldout_corpus
 from ..facts.fact import Fact
 from ..report import Shown, Table
+from ..runs.provenance import peaks_from_now
 from ..stats import Interval, paired_bootstrap_difference
 from .grids import Point
 from .shared_targets import SharedTargets
@@ -259,18 +259,20 @@ class _Measure:
     heldout: str | Path | None
 
     def __post_init__(self) -> None:
+        device = self.model.device
+        self.place = f"cuda:{device.index or 0}" if device.type == "cuda" else "host"
         self.targets = SharedTargets()
 
     def row(self, solver: Solver, name: str, options: Mapping[str, Any], place: Place, tick: Any) -> Row:
         """One method at one place; a method that cannot do it has a row that says why."""
         held: dict[str, Any] = {**options, "mode": place.mode}
-        self.targets.seconds, start = 0.0, time.process_time()
-        reset = _reset_peak()
+        start, peaks = time.process_time(), peaks_from_now()
+        self.targets.count_from(lambda: peaks().get(self.place, 0))
         try:
             edits = self._edits(solver, options, place, tick)
         except KtError as error:
             return Row(place.label, name, place.edits, 0, plain(held | {"failed": str(error)}), {}, {}, {})
-        solved, peak = time.process_time(), _peak_mib(reset)
+        solved, peak = time.process_time(), peaks().get(self.place)
         seconds = {"solve": round(solved - start + self.targets.seconds, 3)}
         scores = []
         for edit, group in edits:
@@ -282,7 +284,9 @@ class _Measure:
         metrics = plain(_metrics(asked, scores[0][1]))
         if place.mode == "single":  # of several edited models; a mean of their perplexities is no perplexity
             metrics.pop(SHOWN["perplexity"], None)
-        held |= {"solves": len(edits), "peak_mib": peak}
+        held |= {"solves": len(edits)}
+        if peak is not None:
+            held["peak_mib"] = round(max(peak, self.targets.peak) / 2**20)
         return Row(place.label, name, place.edits, place.edits, plain(held), metrics, values, seconds)
 
     def _edits(
@@ -308,20 +312,3 @@ class _Measure:
             return asked, None
         told = [fact for fact in group if fact.id in self.text.records]
         return asked, evaluate(self.model, told, self.text, protocols=("gen",), **arguments)
-
-
-def _reset_peak() -> bool:
-    """Let the peak of this process's memory begin anew, where the system can (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
-
-
-def _peak_mib(since_reset: bool) -> float | None:
-    """The peak of this process's memory, in MiB: since the reset, or of its whole life."""
-    if since_reset:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        return next((round(int(v.split()[1]) / 1024) for v in status.splitlines() if v.startswith("VmHWM")), None)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -6,22 +6,33 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..facts.fact import facts_digest
 from ..runs.journal import Journal
+from ..runs.provenance import peak_memory
 
 SEARCH = ("model", "facts", "aims", "contexts", "objective")
 """The arguments of a search that depends on nothing else."""
 
 
+class Found(NamedTuple):
+    """What a search found for one fact, the CPU seconds that it took, and the process's peak memory then, in bytes."""
+
+    values: dict[str, Any]
+    seconds: float
+    peak: int
+
+
 class SharedTargets(Journal):
     """A journal for edits of one model: it keeps the searched values fact by fact, and no other phase.
 
-    A value belongs to the bytes of the model that it was found in. `seconds` counts the CPU seconds that finding the
-    values took that were found before, so that what a method costs can be said as if it had searched alone.
+    A value belongs to the bytes of the model that it was found in. So that what a method costs can be said as if it had
+    searched alone, `seconds` counts the CPU seconds that the values took which were found before, and `peak` is the
+    most memory (bytes) in which one of them was found; `count_from` lets both begin anew.
 
     Args:
         folder: where values are kept for other processes; None: in memory.
@@ -29,8 +40,12 @@ class SharedTargets(Journal):
 
     def __init__(self, folder: str | Path | None = None) -> None:
         super().__init__(folder)
-        self.seconds = 0.0
-        self._held: dict[str, tuple[dict[str, Any], float]] = {}
+        self._held: dict[str, Found] = {}
+        self.count_from(lambda: peak_memory().get("host", 0))
+
+    def count_from(self, memory: Callable[[], int]) -> None:
+        """Count from here; `memory` gives the peak in bytes that a search has reached."""
+        self.memory, self.seconds, self.peak = memory, 0.0, 0
 
     def within(self, part: str) -> SharedTargets:
         return self
@@ -48,8 +63,9 @@ class SharedTargets(Journal):
         searched = name.startswith("targets-")
         found = []
         for done, arguments in enumerate(phases.values(), start=1):
-            # The parts of a long answer are searched for with those before in place: nothing to share.
-            shared = searched and len(arguments) == len(SEARCH)
+            # The parts of a long answer are searched for with those before in place, and a term that holds tensors
+            # (EAMET's) is of one search: nothing to share.
+            shared = searched and len(arguments) == len(SEARCH) and not _holds_tensors(arguments[-1])
             found.append(self._searched(compute, *arguments) if shared else compute(*arguments))
             if progress is not None:
                 progress(done)
@@ -73,22 +89,24 @@ class SharedTargets(Journal):
         if missing:
             start = time.process_time()
             found = compute(model, [facts[i] for i in missing], aims, contexts, objective)
-            seconds = (time.process_time() - start) / len(missing)
+            cost = (time.process_time() - start) / len(missing), self.memory()
             for row, i in enumerate(missing):
-                self._hold(names[i], {key: _row(value, row) for key, value in found.items()}, seconds)
-        self.seconds += sum(value[1] for value in before if value is not None)
-        parts = [self._known(name) for name in names]
-        values = [part[0] for part in parts if part is not None]
+                self._held[names[i]] = own = Found({key: _row(value, row) for key, value in found.items()}, *cost)
+                self.replace(names[i], own._asdict())
+        known = [each for each in before if each is not None]
+        self.seconds += sum(each.seconds for each in known)
+        self.peak = max([self.peak, *(each.peak for each in known)])
+        values = [self._held[name].values for name in names]
         return {key: _joined([value[key] for value in values]) for key in values[0]}
 
-    def _known(self, name: str) -> tuple[dict[str, Any], float] | None:
+    def _known(self, name: str) -> Found | None:
         if name not in self._held and (kept := self.checkpoint(name)) is not None:
-            self._held[name] = (kept[0]["found"], kept[0]["seconds"])
+            self._held[name] = Found(**kept[0])
         return self._held.get(name)
 
-    def _hold(self, name: str, found: dict[str, Any], seconds: float) -> None:
-        self._held[name] = (found, seconds)
-        self.replace(name, {"found": found, "seconds": seconds})
+
+def _holds_tensors(objective: Any) -> bool:
+    return any(isinstance(value, Tensor) for term in objective.terms for value in vars(term).values())
 
 
 def _row(value: Any, index: int) -> Any:

@@ -263,11 +263,16 @@ def prompt_text(text: str) -> str:
 
 def stripped(text: str, left: bool = False) -> str:
     """The text without white space and invisible characters at both ends (or at its start)."""
-    while text and (text[0].isspace() or text[0] in _INVISIBLE):
-        text = text[1:]
-    while not left and text and (text[-1].isspace() or text[-1] in _INVISIBLE):
-        text = text[:-1]
-    return text
+    start, stop = 0, len(text)
+    while start < stop and _blank(text[start]):
+        start += 1
+    while start < stop and not left and _blank(text[stop - 1]):
+        stop -= 1
+    return text[start:stop]
+
+
+def _blank(character: str) -> bool:
+    return character.isspace() or character in _INVISIBLE
 
 
 def n_places(template: str) -> int:

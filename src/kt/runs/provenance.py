@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,32 @@ def versions() -> dict[str, str]:
     return own | {name: v for name, v in found.items() if v is not None}
 
 
+_earlier: dict[str, int] = {}
+"""The peaks before the last time that they began anew."""
+
+
 def peak_memory() -> dict[str, int]:
     """Peak bytes of this process so far, and of each CUDA device that it used."""
+    now = _peaks()
+    return {name: max(now.get(name, 0), _earlier.get(name, 0)) for name in {**_earlier, **now}}
+
+
+def peaks_from_now() -> Callable[[], dict[str, int]]:
+    """A function that gives the peak bytes since this call: of each CUDA device, and of the host where that can begin
+    anew (Linux). `peak_memory` goes on with the peaks of the whole process."""
+    _earlier.update(peak_memory())
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(i)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return lambda: {name: size for name, size in _peaks().items() if name != "host"}
+    return _peaks
+
+
+def _peaks() -> dict[str, int]:
     peak = {}
     if sys.platform != "win32":
         import resource

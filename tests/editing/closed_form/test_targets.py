@@ -120,7 +120,7 @@ LONG = dict(v_num_grad_steps=12, v_lr=0.3, clamp_norm_factor=100)
 def test_requests_that_stop_leave_the_batch_with_the_loops_delta(stop, monkeypatch):
     ran, run = [], values.suffix_logits
     monkeypatch.setattr(
-        values, "suffix_logits", lambda m, s, d: (ran.append(len(s.rows.fact.unique())), run(m, s, d))[1]
+        values, "suffix_logits", lambda m, s, *more: (ran.append(len(s.rows.fact.unique())), run(m, s, *more))[1]
     )
     apart, found = distance(exact("qwen2"), [HIDDEN], Numbers(**LONG, **stop))
     assert apart < BOUND

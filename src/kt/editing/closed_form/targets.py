@@ -285,10 +285,7 @@ def _descended(
             above = _above(model, aims, objective)
             attention: list[Attention] | None = [] if objective.reads_attention else None
             # The first suffix has all context rows.
-            also: dict[str, Any] = {
-                name: v for name, v in (("above", above), ("attention", attention)) if v is not None
-            }
-            logits = [suffix_logits(model, suffixes[0], delta, **also)]
+            logits = [suffix_logits(model, suffixes[0], delta, above, attention)]
             logits += [suffix_logits(model, s, delta) for s in suffixes[1:]]
             read = read_rows(logits, [s.rows for s in suffixes])
             if attention and number == 0:
