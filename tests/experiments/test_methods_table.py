@@ -53,7 +53,7 @@ def test_a_row_is_what_kt_edit_and_kt_evaluate_give(demo, facts, found):
     before = kt.evaluate(demo, facts[:3], generate=False)
     with edit.applied(demo, force=True):
         after = kt.evaluate(demo, facts[:3], before, generate=False)
-    assert row.values[SHOWN["success"]] == after.values[SHOWN["success"]]
+    assert row.values[SHOWN["edit success"]] == after.values[SHOWN["edit success"]]
     assert row.values[SHOWN["locality"]] == after.values[SHOWN["locality"]]
 
 
@@ -62,7 +62,7 @@ def test_every_method_has_a_row_at_every_place_and_the_model_is_as_before(demo, 
         (name, place) for place in ("1", "3", "4 in steps") for name in ("memit", "emmet", "scr")
     ]
     assert demo.fingerprint() == kt.load("demo").fingerprint()
-    assert [row.metrics[SHOWN["success"]]["n"] for row in found.rows] == [2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert [row.metrics[SHOWN["edit success"]]["n"] for row in found.rows] == [2, 2, 2, 3, 3, 3, 4, 4, 4]
 
 
 def test_values_that_two_methods_search_for_alike_are_searched_once_and_counted_in_both(demo, facts, few, monkeypatch):
@@ -112,11 +112,11 @@ def test_a_method_that_cannot_be_run_says_why_and_the_others_run(demo, facts, fe
 
 def test_differences_are_paired_and_a_tie_is_called_one(found):
     row = next(r for r in found.rows if (r.series, r.label) == ("scr", "3"))
-    gap = found.difference(row, "memit")["success"]
+    gap = found.difference(row, "memit")["edit success"]
     memit = next(r for r in found.rows if (r.series, r.label) == ("memit", "3"))
-    mean = lambda r: r.metrics[SHOWN["success"]]["mean"]  # noqa: E731
+    mean = lambda r: r.metrics[SHOWN["edit success"]]["mean"]  # noqa: E731
     assert gap.mean == pytest.approx(mean(row) - mean(memit))
-    same = found.difference(memit, "memit")["success"]
+    same = found.difference(memit, "memit")["edit success"]
     assert (same.mean, same.ci95) == (0.0, (0.0, 0.0))
     assert told_apart(same) == "= +0.000 [+0.000, +0.000]"
     assert told_apart(Interval(0.2, 0.1, 0.3, 5)) == "+0.200 [+0.100, +0.300]"

@@ -29,6 +29,7 @@ from ..facts.fact import Fact
 from ..report import Shown, Table
 from ..runs.provenance import peaks_from_now
 from ..stats import Interval, paired_bootstrap_difference
+from . import sweep_result
 from .grids import Point
 from .shared_targets import SharedTargets
 from .sweep import identity_of
@@ -39,17 +40,10 @@ if TYPE_CHECKING:
     from ..editing import Edit
     from ..model.model import TracedModel
 
-SHOWN = {
-    "success": "edit_success_tf_exact",
-    "paraphrase": "paraphrase_tf_exact",
-    "locality": "neighbourhood_same_argmax",
-    "portability": "portability_tf_exact",
-    "fluency (bits)": "fluency_ngram_entropy_gen",
-    "perplexity": "perplexity_heldout",
-}
+SHOWN = sweep_result.SHOWN | {"perplexity": sweep_result.ASKED["perplexity"]}
 """The columns, and the metric behind each: teacher-forced, every token right; fluency of generated text; perplexity of
 held-out text, whose intervals are over documents."""
-PAIRED = ("success", "paraphrase", "locality", "portability")
+PAIRED = ("edit success", "paraphrase", "locality", "portability")
 UNEDITED = "unedited"
 
 
@@ -104,7 +98,9 @@ class MethodsTable(Shown):
         head = ["edits", "method", *shown, "n", "CPU s an edit", "peak MiB"]
         base = [None, UNEDITED, *(Interval.of(self.before.get(SHOWN[c])) for c in shown), None, None, None]
         lines = [base, *(self._line(row, shown) for row in self.rows if not _failed(row))]
-        caption = "success, paraphrase, portability: teacher-forced, every token right; locality: likeliest token kept"
+        caption = (
+            "edit success, paraphrase, portability: teacher-forced, all tokens right; locality: likeliest token kept"
+        )
         tables = [Table(head, lines, f"{self.about['model']}: methods", caption)]
         for other in self.against:
             gaps = [(row, self.difference(row, other)) for row in self.rows if row.series != other]
@@ -121,7 +117,7 @@ class MethodsTable(Shown):
         cells = [Interval.of(m) if (m := row.metrics.get(SHOWN[c])) and m.get("n") else None for c in shown]
         of = row.edits if row.settings["mode"] != "single" else row.settings["solves"]
         peak = row.settings.get("peak_mib")
-        n = row.metrics[SHOWN["success"]]["n"]
+        n = row.metrics[SHOWN["edit success"]]["n"]
         return [row.label, row.series, *cells, n, round(row.seconds["solve"] / max(of, 1), 2), peak]
 
     def as_dict(self) -> dict[str, Any]:
