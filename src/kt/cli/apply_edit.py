@@ -18,7 +18,7 @@ from . import checks, parse
 from .command import BadOption, option_of
 from .edits import open_stack, show_conflicts_with
 from .eval import EvalOptions
-from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
+from .options import ChatOptions, FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
 from .session import UNFINISHED, Session, screen_for, session, unfinished, with_todays_names
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, ModelOptions):
+class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, ChatOptions, ModelOptions):
     first = ("alpha", "mode", "evaluate", "merge_to")
 
     edits: Annotated[str | None, Opt("--edits", help="The edit requests; the same as --facts.")] = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from . import checks
 from .command import BadOption
-from .options import FactOptions, ForceOptions, ModelOptions, Opt, RunOptions
+from .options import ChatOptions, FactOptions, ForceOptions, ModelOptions, Opt, RunOptions
 from .session import open_edits, session
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CaseOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
+class CaseOptions(RunOptions, ForceOptions, FactOptions, ChatOptions, ModelOptions):
     edits: Annotated[
         str, Opt("--edits", metavar="NAME=FILE,...", help="Edits of kt apply-edit, each with the name to show.")
     ] = ""

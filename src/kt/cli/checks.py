@@ -69,6 +69,12 @@ IDLE = (
     Idle("sweep", "no_trace", lambda o: o.kind == "alpha", "for kt sweep alpha only"),
     Idle("sweep", "alpha", lambda o: o.kind != "alpha", "alpha is what is swept; --grid names its values"),
     Idle("edits", "force", lambda o: o.action == "stack", "for kt edits stack only"),
+    Idle(
+        "",
+        "system thinking chat_turn",
+        lambda o: getattr(o, "chat", None) != "never",
+        "for prompts in a chat template only; leave out --chat never",
+    ),
     Idle("edits", "dtype device device_map layout trust_remote_code", lambda o: bool(o.model), "for a model; give -m"),
 )
 """By command (none: every one that has the options)."""
@@ -98,6 +104,8 @@ def typed(options: Any) -> None:
         raise KtError(
             f"device {device!r} was asked for, but this PyTorch is the one without CUDA; use --device cpu or auto"
         )
+    if hasattr(options, "chat"):
+        parse.chat(options)
     if (file := getattr(options, "statistics", None)) is not None:
         second_moments(Path(file))
     if isinstance(sets := getattr(options, "sets", None), str | Path) and str(sets) != "demo":

@@ -8,12 +8,12 @@ from typing import Annotated
 
 from . import parse
 from .command import BadOption, option_of
-from .options import ModelOptions, Opt, RunOptions, SolveOptions
+from .options import ChatOptions, ModelOptions, Opt, RunOptions, SolveOptions
 from .session import session
 
 
 @dataclass(frozen=True)
-class CovOptions(RunOptions, ModelOptions):
+class CovOptions(RunOptions, ChatOptions, ModelOptions):
     first = ("corpus", "layers_attn", "max_tokens")
 
     corpus: Annotated[str, option_of(SolveOptions, "corpus")] = SolveOptions.corpus

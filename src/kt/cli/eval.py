@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..runs.folder import FILES
 from . import parse
 from .command import BadOption
-from .options import FactOptions, ForceOptions, ModelOptions, Opt, RunOptions
+from .options import ChatOptions, FactOptions, ForceOptions, ModelOptions, Opt, RunOptions
 from .session import Session, open_edit, session
 
 if TYPE_CHECKING:
+    from ..editing.stack import AnyEdit
     from ..evaluation import Scores
     from ..facts.fact import Fact
     from ..model.model import TracedModel
@@ -26,7 +27,7 @@ VERDICTS = "judge.jsonl"
 
 
 @dataclass(frozen=True)
-class EvalOptions(RunOptions, ForceOptions, FactOptions, ModelOptions):
+class EvalOptions(RunOptions, ForceOptions, FactOptions, ChatOptions, ModelOptions):
     first = ("edit", "protocol")
 
     edit: Annotated[Path | None, Opt("--edit", help="Score the model with this edit (of kt apply-edit) in it.")] = None
@@ -90,7 +91,8 @@ def evaluate(options: EvalOptions) -> None:
             log_samples(s, before, None, model)
             s.keep(before)
             return s.screen.tables(*before.tables())
-        arguments |= {"before": before, "reference": reference, "edited": edit}
+        asked = arguments
+        arguments = arguments | {"before": before, "reference": reference, "edited": edit}
         control = None if options.no_control else edit.control()
         scores: dict[str, Scores] = {}
         for name, part in (("after", edit), ("control", control)):
@@ -98,6 +100,8 @@ def evaluate(options: EvalOptions) -> None:
                 with s.progress(f"{name} the edit" if name == "after" else "its control") as tick, part.applied(model):
                     scores[name] = evaluate(model, facts, progress=tick, **arguments)
                 scores[name].save(s.run.file(FILES[name]))
+        if (other := otherwise(model, edit.manifest.get("chat"))) is not None:
+            scores |= asked_otherwise(s, other, facts, edit, asked)
         before = before.of_edited(facts, facts_from(edit.requests))
         if before.edited is not None:
             s.screen.say(f"kt: {before.about_records} by {options.edit}; success is that of these alone")
@@ -109,6 +113,40 @@ def evaluate(options: EvalOptions) -> None:
         s.keep(compared)
         s.screen.tables(*compared.tables())
     return None
+
+
+def otherwise(model: TracedModel, solved: dict[str, Any] | None) -> TracedModel | None:
+    """The model asked in the other way, where a chat template comes into it: an edit often holds in one of both alone.
+
+    Args:
+        solved: how the edit's requests were asked, by its file; None for as they stand.
+    """
+    if model.chat is not None:
+        return model.asked("never")
+    if solved is None:
+        return None
+    from dataclasses import fields
+
+    from ..model.chat import Chat
+
+    return model.asked(Chat(**{spec.name: solved[spec.name] for spec in fields(Chat) if spec.name in solved}))
+
+
+def asked_otherwise(
+    s: Session, model: TracedModel, facts: list[Fact], edit: AnyEdit, arguments: dict[str, Any]
+) -> dict[str, Scores]:
+    """The scores before and after an edit of a model that is asked in the other way."""
+    from ..evaluation import evaluate
+    from ..facts.load import facts_from
+
+    s.screen.say(f"kt: scored again with prompts {'as they stand' if model.chat is None else 'in the chat template'}")
+    before = unedited(s, model, facts, arguments)
+    with s.progress("after the edit, asked otherwise") as tick, edit.applied(model):
+        after = evaluate(model, facts, progress=tick, **(arguments | {"before": before, "edited": edit}))
+    found = {"before_otherwise": before.of_edited(facts, facts_from(edit.requests)), "after_otherwise": after}
+    for name, scores in found.items():
+        scores.save(s.run.file(FILES[name]))
+    return found
 
 
 def unedited(s: Session, model: TracedModel, facts: list[Fact], arguments: dict[str, Any]) -> Scores:

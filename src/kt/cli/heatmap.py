@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..runs.folder import FILES
 from . import parse
 from .command import BadOption
-from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, TraceOptions
+from .options import ChatOptions, FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, TraceOptions
 from .session import Session, session, wanted_files
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, ModelOptions):
+class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, ChatOptions, ModelOptions):
     first = ("kind", "png")
 
     kind: Annotated[
@@ -35,7 +35,7 @@ class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, M
 
 
 @dataclass(frozen=True)
-class AlphaOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, ModelOptions):
+class AlphaOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, ChatOptions, ModelOptions):
     per_fact: Annotated[bool, Opt("--per-fact", help="Print the balance factor of every fact too.")] = False
 
 

@@ -10,12 +10,12 @@ from .._util.files import check_writable
 from . import parse
 from .command import BadOption, option_of
 from .eval import EvalOptions
-from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
+from .options import ChatOptions, FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
 from .session import session
 
 
 @dataclass(frozen=True)
-class LayersOptions(FigureOptions, RunOptions, FactOptions, ModelOptions):
+class LayersOptions(FigureOptions, RunOptions, FactOptions, ChatOptions, ModelOptions):
     first = ("preset_to", "edits")
 
     facts: Annotated[

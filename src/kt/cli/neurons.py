@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from . import parse
-from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions
+from .options import ChatOptions, FactOptions, FigureOptions, ModelOptions, Opt, RunOptions
 from .session import session
 
 
 @dataclass(frozen=True)
-class NeuronOptions(FigureOptions, RunOptions, FactOptions, ModelOptions):
+class NeuronOptions(FigureOptions, RunOptions, FactOptions, ChatOptions, ModelOptions):
     steps: Annotated[int, Opt("--steps", min=1, help="Points of the integral.")] = 20
     threshold: Annotated[float, Opt("--threshold", help="Share of a prompt's largest attribution that counts.")] = 0.2
     shared: Annotated[

@@ -39,6 +39,36 @@ class ModelOptions(Options):
             refuse_remote(self)
 
 
+@dataclass(frozen=True)
+class ChatOptions(Options):
+    """Options of the commands that ask a model prompts."""
+
+    heading = "Model"
+
+    chat: Annotated[
+        str | None,
+        Opt(
+            "--chat",
+            help="Ask prompts in the model's chat template: always, never, or auto: where it has one and ends its "
+            "turns as that does [default: auto].",
+        ),
+    ] = None
+    system: Annotated[str | None, Opt("--system", help="The chat's system prompt [default: the template's own].")] = (
+        None
+    )
+    thinking: Annotated[
+        str | None, Opt("--thinking", help="Open replies with thoughts: on or off, where the template knows it.")
+    ] = None
+    chat_turn: Annotated[
+        str | None,
+        Opt(
+            "--chat-turn",
+            help="A prompt is the user's turn (user), begins the reply (reply), or, by its last mark, one of both "
+            "(auto) [default: auto].",
+        ),
+    ] = None
+
+
 REMOTE = ("heatmap", "alpha", "probe")
 """Commands that only read a model through traces."""
 

@@ -6,10 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import KtError
 from .command import BadOption
+
+if TYPE_CHECKING:
+    from ..model.chat import Chat
 
 KINDS = ("mlp", "attn", "hidden", "hidden-no-mlp", "hidden-no-attn")
 METRICS = {"logit-diff": "logit_diff", "prob": "prob"}
@@ -131,3 +134,20 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def chat(options: Any) -> Chat:
+    """How prompts are asked, of `--chat`, `--system`, `--thinking` and `--chat-turn`.
+
+    Raises:
+        BadOption: a value is none of its option's.
+    """
+    from ..model.chat import MODES, TURNS
+    from ..model.chat import Chat as Settings
+
+    thinking = {None: None, "on": True, "off": False}
+    if options.thinking not in thinking:
+        one(options.thinking, ("on", "off"), "--thinking")
+    mode = one(options.chat or "auto", MODES, "--chat")
+    turn = one(options.chat_turn or "auto", TURNS, "--chat-turn")
+    return Settings(mode, options.system, thinking[options.thinking], turn)

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 from ..runs.folder import FILES
 from . import parse
 from .command import BadOption
-from .options import FactOptions, FigureOptions, ForceOptions, ModelOptions, Opt, RunOptions
+from .options import ChatOptions, FactOptions, FigureOptions, ForceOptions, ModelOptions, Opt, RunOptions
 from .session import Session, open_edit, session
 
 STATISTICS = ("mean", "median")
 
 
 @dataclass(frozen=True)
-class ProbeOptions(RunOptions, FigureOptions, ForceOptions, FactOptions, ModelOptions):
+class ProbeOptions(RunOptions, FigureOptions, ForceOptions, FactOptions, ChatOptions, ModelOptions):
     first = ("edit", "prompt", "subject", "answer", "foil")
 
     edit: Annotated[

@@ -56,12 +56,23 @@ class Session:
             from ..model.identity import of_a_run
 
             self._model = load_model(self.options)
+            self._ask_in_chat(self._model)
             self.run.describe_model(self._model)
             parallel.assert_equal_on_ranks(
                 {"model": self.run.manifest["model"]["fingerprint"], "dtype": self.run.manifest["dtype"]}
                 | (of_a_run(self._model) if parallel.joined() else {})
             )
         return self._model
+
+    def _ask_in_chat(self, model: TracedModel) -> None:
+        """Put the model's prompts into its chat template, as the options say; one line says what `auto` found."""
+        if not hasattr(self.options, "chat"):
+            return
+        from ..model.chat import choose
+
+        model.chat, line = choose(model, parse.chat(self.options))
+        if line is not None:
+            self.screen.say(f"kt: {line}")
 
     def load_facts(self) -> list[Fact]:
         """The facts that the options name, noted in the manifest with what was left out of them; read once."""

@@ -17,7 +17,7 @@ from ..runs.folder import MANIFEST, default_folder
 from . import interrupt, parse
 from .command import BadOption, option_of
 from .eval import EvalOptions, questions
-from .options import FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
+from .options import ChatOptions, FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
 from .session import Session, session, with_todays_names
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ NUMBER = r"\d*\.?\d+"
 
 
 @dataclass(frozen=True)
-class SweepOptions(FigureOptions, RunOptions, SolveOptions, FactOptions, ModelOptions):
+class SweepOptions(FigureOptions, RunOptions, SolveOptions, FactOptions, ChatOptions, ModelOptions):
     first = ("grid", "requests")
 
     method: Annotated[

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 from . import parse
 from .command import option_of
-from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
+from .options import ChatOptions, FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
 from .session import session
 
 
 @dataclass(frozen=True)
-class TrainOptions(FigureOptions, LongRunOptions, FactOptions, ModelOptions):
+class TrainOptions(FigureOptions, LongRunOptions, FactOptions, ChatOptions, ModelOptions):
     method: Annotated[str, Opt("--method", help="malmen or mend.")] = "malmen"
     layers_mlp: Annotated[str | None, option_of(SolveOptions, "layers_mlp")] = None
     modules: Annotated[

@@ -22,6 +22,7 @@ from ..errors import BadFact, KtError, SubjectNotFound, warn_user
 from ..facts.fact import Fact
 from ..facts.load import load_facts
 from ..model.identity import identity
+from ..model.tokens import token_ids
 from ..runs import parallel
 from ..runs.journal import Journal
 from .closed_form.config import check_alpha
@@ -238,7 +239,7 @@ def _traced_once(
     from ..tracing.run import SAMPLES
 
     # Rows enter at their layer, so they cross half the model, with the tokens behind the subject's end.
-    tokens = sum(len(model.tokenizer(fact.prompt)["input_ids"]) for fact in facts)
+    tokens = sum(len(token_ids(model.reader, fact.prompt)) for fact in facts)
     seconds = seconds_a_token * tokens * SAMPLES * (1 + model.n_layers / 2)
     warn_user(
         f"no alpha given for {model.name}: tracing it once on {len(facts)} facts that it knows, about "

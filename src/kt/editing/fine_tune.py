@@ -44,7 +44,7 @@ from .._util.progress import Progress
 from ..errors import KtError, WorkFailed
 from ..facts.fact import Fact
 from ..model.sites import Kind, Site
-from ..model.tokens import Batch, encode_ids, joint_ids, pad_id
+from ..model.tokens import Batch, encode_ids, ending, joint_ids, pad_id
 from ..model.update import Dense, Update
 from .adapter import Adapter, adapted
 from .config import linear_maps
@@ -300,14 +300,14 @@ def lesson_of(
     Args:
         last: predict all of an answer's tokens at the prompt's last one.
         start: the first block whose weights are trained; 0 runs all blocks every time.
-        end: a token behind every answer.
+        end: a token behind every answer, where no chat template closes it (which it does unless `last`).
     """
-    tokenizer = model.tokenizer
+    tokenizer = model.reader
     rows, answers = [], []
-    closing = [] if end is None else [end]
     for prompt, target, join in questions:
         before, own = joint_ids(tokenizer, prompt, target, join)
-        answer = [*own, *closing]
+        closing = ending(tokenizer, prompt) or (() if end is None else (end,))
+        answer = list(own) if last and end is None else [*own, *closing]
         rows.append(before if last else [*before, *answer[:-1]])
         answers.append(answer)
     batch, targets = encode_ids(rows, pad_id(tokenizer)), encode_ids(answers, 0)

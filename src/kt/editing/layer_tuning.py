@@ -125,7 +125,7 @@ class LayerTuning(FineTune):
         self, context: SolveContext, facts: Sequence[Fact], *wanted: Float[Tensor, "fact d_model"]
     ) -> Iterator[Sequence[Lesson | Both]]:
         model = context.model
-        edited = self._held(model, [token_ids(model.tokenizer, fact.prompt) for fact in facts])
+        edited = self._held(model, [token_ids(model.reader, fact.prompt) for fact in facts])
         edited.wanted[:, -1] = wanted[0].to(edited.wanted)
         return repeat([Both(edited, self._held(model, unrelated_rows(model, self.texts, self.tokens)))], self.num_steps)
 

@@ -100,6 +100,7 @@ def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, A
         "dtype": str(model.dtype).removeprefix("torch."),
         "fingerprints": fingerprints(model, list(updates)),
         "identity": about(model),
+        **({"chat": model.chat.frame.as_dict()} if model.chat is not None else {}),
         "weight_norms": {name: float(model.weight(name).float().norm()) for name in updates},
         "attention_weights": [n for n in updates if _is_attention(model, n)],
         "versions": versions(),

@@ -54,7 +54,7 @@ def read_requests(model: TracedModel, requests: FactsLike) -> list[Fact]:
     if not facts:
         raise KtError("no requests to edit; give at least one")
     for fact in facts:
-        template_span(model.tokenizer, fact.template, fact.subject)  # fails here, before any work, with its one line
+        template_span(model.reader, fact.template, fact.subject)  # fails here, before any work, with its one line
     return readable(model, facts, lambda fact: [_question(fact)])
 
 

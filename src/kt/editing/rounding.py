@@ -220,7 +220,7 @@ def _scores(
     rows = []
     for question in dict.fromkeys(questions):
         row = answer_row(model, question)
-        rows.append(row._replace(read=(*token_ids(model.tokenizer, rendered(model, question[0])), *row.target[:-1])))
+        rows.append(row._replace(read=(*token_ids(model.reader, rendered(model, question[0])), *row.target[:-1])))
     with parallel.alone():
         # A second forward for shared prompts costs a small batch more than it saves.
         return teacher_force(model, rows, share_prefixes=len(rows) > SMALL, ranks=True, forward=forward, allow_nan=True)

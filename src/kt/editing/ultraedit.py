@@ -45,7 +45,7 @@ from ..facts.fact import Fact
 from ..facts.load import load_facts
 from ..model.memory import require_memory
 from ..model.sites import Site
-from ..model.tokens import Batch, pad_id, target_ids, token_ids
+from ..model.tokens import Batch, pad_id, target_ids, token_ids, wanted_ids
 from ..model.update import Dense, LowRank, Update
 from .closed_form.auto_ridge import WANTED, Spectrum, auto_ridge
 from .closed_form.keys import Rows
@@ -198,7 +198,7 @@ class UltraEdit:
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         model, sites = context.model, self.sites(context.model)
-        answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "", fact.target_prefix) for fact in facts]
+        answers = [wanted_ids(model.reader, fact) for fact in facts]
         self._require_memory(model, sum(map(len, answers)))
         if len(facts) == 1 and not context.state.running:
             warn_user(
@@ -250,7 +250,7 @@ class UltraEdit:
         """The pairs of the warm-up's facts, by their targets, or their answers where they have none."""
         facts = load_facts(self.warmup or "")
         texts = [(fact, fact.target or fact.answer or "") for fact in facts]
-        answers = [target_ids(model.tokenizer, fact.prompt, text, fact.target_prefix) for fact, text in texts]
+        answers = [target_ids(model.reader, fact.prompt, text, fact.target_prefix) for fact, text in texts]
         self._require_memory(model, sum(map(len, answers)))
         return answer_pairs(model, facts, answers, sites, self.tokens)[0]
 
@@ -283,7 +283,7 @@ def answer_pairs(
 ) -> tuple[dict[Site, Pairs], Float[Tensor, " token"]]:
     """Keys and gradients at every site, one pair an answer token: facts in their order, tokens in theirs; and -log p of
     those tokens. With `prompts`, also a pair for every token before."""
-    tokenizer = model.tokenizer
+    tokenizer = model.reader
     ids = tuple((*token_ids(tokenizer, f.prompt), *answer[:-1]) for f, answer in zip(facts, answers, strict=True))
     parts: list[dict[Site, Pairs]] = []
     done: list[int] = []

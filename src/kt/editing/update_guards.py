@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..facts.fact import Fact
-from ..model.tokens import pad_id, target_ids, token_ids
+from ..model.tokens import pad_id, token_ids, wanted_ids
 from ..model.update import Dense, LowRank, Update
 from .closed_form.auto_ridge import Spectrum, auto_ridge
 from .closed_form.factor import Moment
@@ -125,8 +125,8 @@ def _token_keys(
     sites = {name: model.site_of(name) for name in ideal}
     rows = []
     for fact in facts:
-        target = target_ids(model.tokenizer, fact.prompt, fact.target or "", fact.target_prefix)
-        rows.append((*token_ids(model.tokenizer, fact.prompt), *target))
+        target = wanted_ids(model.reader, fact)
+        rows.append((*token_ids(model.reader, fact.prompt), *target))
     found: dict[str, list[Tensor]] = {name: [] for name in ideal}
     with context.unedited(), model.restored(list(ideal)):
         for name, update in ideal.items():

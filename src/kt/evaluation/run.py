@@ -18,7 +18,7 @@ from ..errors import BadFact
 from ..facts.corpus import Corpus
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
-from ..model.effects import Rendered
+from ..model.chat import Verbatim
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest, continuations
 from ..model.scoring import Question, Row, TeacherForced, answer_row, first_tokens, teacher_force, warn_of_joins
@@ -145,7 +145,7 @@ def _continuations(model: TracedModel, sample: Sample, length: int) -> list[Gene
 
 
 def _alias_lengths(model: TracedModel, sample: Sample) -> list[int]:
-    return [len(target_ids(model.tokenizer, sample.prompt, alias, sample.join)) for alias in sample.aliases]
+    return [len(target_ids(model.reader, sample.prompt, alias, sample.join)) for alias in sample.aliases]
 
 
 def run_plan(model: TracedModel, plan: Plan, options: Options, progress: Progress | None) -> Responses:
@@ -175,8 +175,8 @@ def in_steps(model: TracedModel, questions: Sequence[str], batch_size: BatchSize
     def write(texts: Sequence[str]) -> dict[str, str]:
         requests: dict[str, GenerationRequest] = {}
         for text in texts:
-            asked = Rendered(text)
-            requests[text] = (asked, room(model, asked, len(token_ids(model.tokenizer, text)) + mello.TOKENS))
+            asked = Verbatim(text)
+            requests[text] = (asked, room(model, asked, len(token_ids(model.reader, text)) + mello.TOKENS))
         written = continuations(model, [request for request in requests.values() if request[1]], batch_size)
         return {text: written.get(request, "") for text, request in requests.items()}
 
@@ -386,6 +386,8 @@ def _protocol(
             f"positions, those after the prompt a multiple of ten, sampled from the top {TEXT_TOP_K} with seed "
             f"{options.seed}, the same noise for the same prompt"
         )
+    if model.chat is not None:
+        settings["chat"] = model.chat.frame.chat.words()
     if "wild" in options.protocols:
         settings["wild"] = wild_protocol(model.tokenizer, options.wild_tokens)
     if "mello" in options.protocols:

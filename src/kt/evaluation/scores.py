@@ -320,11 +320,17 @@ def scores_table(scores: Mapping[str, Scores | None], after: str | None = None, 
 
 @dataclass(frozen=True)
 class Comparison(Shown):
-    """An edited model's scores beside the unedited model's and, of a joint edit, those of its control."""
+    """An edited model's scores beside the unedited model's and, of a joint edit, those of its control.
+
+    `before_otherwise` and `after_otherwise` are of the same questions, asked in the other way: without the model's chat
+    template where the first are in it, and the reverse.
+    """
 
     before: Scores
     after: Scores
     control: Scores | None = None
+    before_otherwise: Scores | None = None
+    after_otherwise: Scores | None = None
 
     kind = "comparison"
     heading = "Before and after"
@@ -332,9 +338,10 @@ class Comparison(Shown):
     @classmethod
     def load(cls, path: str | Path) -> Scores | Comparison:
         """Scores; a comparison if `before.json` or `control.json` lies in the same run folder."""
-        after, beside = Scores.load(path), [Path(path).with_name(FILES[name]) for name in ("before", "control")]
-        before, control = (Scores.load(each) if each.exists() else None for each in beside)
-        return after if before is None else cls(before, after, control)
+        names = ("before", "control", "before_otherwise", "after_otherwise")
+        after, beside = Scores.load(path), [Path(path).with_name(FILES[name]) for name in names]
+        before, *others = (Scores.load(each) if each.exists() else None for each in beside)
+        return after if before is None else cls(before, after, *others)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -343,8 +350,9 @@ class Comparison(Shown):
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: the edited model's metrics, the others' under their names, and the paired differences."""
-        beside = {"before": self.before} | ({"control": self.control} if self.control is not None else {})
-        less = {name: self.after.compare(scores) for name, scores in beside.items()}
+        names = ("before", "control", "before_otherwise", "after_otherwise")
+        beside = {name: scores for name in names if (scores := getattr(self, name)) is not None}
+        less = {name: self.after.compare(scores) for name, scores in beside.items() if not name.endswith("otherwise")}
         gaps = {name: {m: gap.as_dict() for m, gap in by.items()} for name, by in less.items()}
         return self.after.as_dict() | {n: s.as_dict()["metrics"] for n, s in beside.items()} | {"differences": gaps}
 
@@ -352,6 +360,11 @@ class Comparison(Shown):
         """The models side by side; then what each metric means."""
         note = "MLP alone: the joint edit's MLP part by itself, x (1 - α)" if self.control is not None else ""
         columns = {"before": self.before, "after": self.after, "MLP alone": self.control}
+        if self.after_otherwise is not None:
+            other = "in the chat template" if self.after.metadata.get("chat") is None else "as they stand"
+            columns |= {f"before, {other}": self.before_otherwise, f"after, {other}": self.after_otherwise}
+            first = "as they stand" if self.after.metadata.get("chat") is None else "in the chat template"
+            note = "; ".join(filter(None, (note, f"prompts are asked {first}, and in the last columns {other}")))
         return [scores_table(columns, "after", note), self.after.protocol_table()]
 
     def __repr__(self) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from .chat import Verbatim
+
 if TYPE_CHECKING:
     from ..report import Table
     from .model import TracedModel
@@ -25,7 +27,7 @@ HELD_AS = "_kt_effects"
 
 
 class Rendered(str):
-    """A prompt as the model reads it; rendering it again changes nothing."""
+    """A prompt with what its effects put before it; rendering it again changes nothing."""
 
 
 class Effect(Protocol):
@@ -103,9 +105,9 @@ def effects_of(module: nn.Module) -> Effects:
     return effects
 
 
-def rendered(model: Any, prompt: str) -> Rendered:
-    """The prompt as the model reads it, with its effects on; a stand-in without effects reads it as it is."""
-    if isinstance(prompt, Rendered):
+def rendered(model: Any, prompt: str) -> Rendered | Verbatim:
+    """The prompt with its effects on; a stand-in without effects reads it as it is."""
+    if isinstance(prompt, Rendered | Verbatim):
         return prompt
     effects = effects_of(model.module) if hasattr(model, "module") else Effects()
     if prompt not in effects.prompts:

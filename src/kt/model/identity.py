@@ -40,6 +40,8 @@ def of_a_run(model: TracedModel) -> dict[str, Any]:
         "chat_template": plain(getattr(model.tokenizer, "chat_template", None))
     }
     parts = {"model parts": model.layout.parts(), "model's texts": texts}
+    if model.chat is not None:
+        parts["model's chat"] = model.chat.frame.as_dict()
     return {"model config": beside["config"], "model tokenizer": beside["tokenizer"]} | parts
 
 
@@ -50,7 +52,7 @@ def identity(model: TracedModel, fingerprint: str | None = None) -> str:
         fingerprint: the weights', if it is known already; computing it reads all of them.
     """
     parts = {"weights": fingerprint or model.fingerprint(), "dtype": str(model.dtype), "parts": model.layout.parts()}
-    parts |= about(model)
+    parts |= about(model) | ({"chat": model.chat.frame.as_dict()} if model.chat is not None else {})
     return hashlib.sha256(to_json(parts).encode()).hexdigest()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import KtError, UnknownModel
+from .chat import Chat, choose
 from .devices import checked_device, read_device_map
 from .folder import check_source, checkpoint_folder, require_sizes
 from .gguf import find_gguf, is_packed, load_gguf
@@ -41,6 +42,7 @@ def load(
     attn_implementation: str | None = None,
     remote: bool | str = False,
     layout: Mapping[str, str] | str | Path | None = None,
+    chat: Chat | str = "never",
 ) -> TracedModel:
     """Wrap a causal language model.
 
@@ -56,6 +58,9 @@ def load(
             accelerate; so does a mapping from module paths to devices, or a JSON file of one. `device` is then ignored.
         layout: paths of parts that are not found by structure, or a TOML or JSON file of them (`PARTS` in layout.py):
             `{"blocks": "net.h", "o_proj": "mixer.out"}`; proved by numbers as found ones are.
+        chat: how prompts are asked. `never` reads what is typed, as transformers and nnsight do; `always` puts every
+            prompt into the tokenizer's chat template, `auto` (the command line's default) only where the model ends its
+            turns as the template does. A `Chat` also sets a system prompt, thinking, and whose turn a prompt is.
         remote: keep the weights at NDIF and send traces there (see ndif.py); `local` is nnsight's simulation of NDIF.
 
     Raises:
@@ -65,6 +70,25 @@ def load(
         KtError: an argument that is not one of these, a device that is not here, or a folder of several GGUF files.
     """
     parts = read_layout(layout)
+    made = _load(
+        model, dtype, device, device_map, revision, trust_remote_code, tokenizer, attn_implementation, remote, parts
+    )
+    made.chat = choose(made, chat)[0]
+    return made
+
+
+def _load(
+    model: str | Path | nn.Module,
+    dtype: str | torch.dtype,
+    device: str,
+    device_map: str | Path | Mapping[str, Any] | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    tokenizer: Any,
+    attn_implementation: str | None,
+    remote: bool | str,
+    parts: Mapping[str, str] | None,
+) -> TracedModel:
     if remote:
         from .ndif import load_remote, simulated
 

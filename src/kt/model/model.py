@@ -8,6 +8,7 @@ seen as (d_out, d_in).
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import BadFact, UnknownModel
+from .chat import Chat, ChatReader, choose
 from .devices import execution_device, refuse_wrapped, require_start
 from .effects import Effect, effects_of
 from .explained import settle
@@ -88,6 +90,8 @@ class TracedModel(Weights):
     # Where it runs ----------------------------------------------------------------------------------------------
     remote = False
     borrowed = False
+    chat: ChatReader | None = None
+    """How prompts stand in a chat template; None for prompts that are read as they stand."""
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -112,6 +116,24 @@ class TracedModel(Weights):
 
     def require_weights(self, what: str) -> None:
         """Refuse, before any work, what needs the weights here; a model whose weights are here refuses nothing."""
+
+    @property
+    def reader(self) -> Any:
+        """What turns prompts into tokens: the tokenizer, inside a chat template where `chat` is set."""
+        return self.chat or self.tokenizer
+
+    def asked(self, chat: Chat | str | None) -> TracedModel:
+        """The same model and weights, asked in another way: a handle beside this one.
+
+        Args:
+            chat: as for `kt.load`: `auto`, `always`, `never`, or a `Chat`.
+
+        Raises:
+            UnknownModel: there is no chat template, or it has no place for a setting.
+        """
+        other = copy.copy(self)
+        other.chat = choose(self, chat)[0]
+        return other
 
     # What it is -------------------------------------------------------------------------------------------------
     @property
@@ -439,7 +461,7 @@ class TracedModel(Weights):
         return continue_greedily_or_sample(self, prompts, max_new_tokens, do_sample, top_k, seed)
 
     def encode(self, texts: Sequence[str]) -> Batch:
-        return encode(self.tokenizer, texts).to(self.device)
+        return encode(self.reader, texts).to(self.device)
 
 
 @contextmanager

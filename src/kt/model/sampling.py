@@ -74,6 +74,9 @@ class Generator(Protocol):
     name: str
 
     @property
+    def reader(self) -> Any: ...
+
+    @property
     def nnsight(self) -> Any: ...
 
     @property
@@ -136,7 +139,7 @@ def continued(
         limits: the most new tokens of each prompt.
         do_sample: sample with `seed` from the `top_k` most likely tokens (None: from all); otherwise greedy.
     """
-    prompt_ids = [tuple(token_ids(model.tokenizer, rendered(model, prompt))) for prompt in prompts]
+    prompt_ids = [tuple(token_ids(model.reader, rendered(model, prompt))) for prompt in prompts]
     added: list[tuple[int, ...]] = [()] * len(prompts)
     indices = range(len(prompts))
     in_rounds = _cache(model) is not None
@@ -157,7 +160,7 @@ def _continue_batch(
     batch = encode_ids(prompts, pad_id(model.tokenizer)).to(model.device)
     added: list[tuple[int, ...]] = [()] * len(prompts)
     ends = model.module.generation_config.eos_token_id
-    ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+    ends = frozenset([ends] if isinstance(ends, int) else ends or ()) | _turn_ends(model)
     cache = _cache(model)
     ids, mask, live = batch.ids, batch.mask, list(range(len(prompts)))
     while live:
@@ -175,6 +178,12 @@ def _continue_batch(
             if noise is not None:
                 noise.keep(unfinished)
     return added
+
+
+def _turn_ends(model: Generator) -> frozenset[int]:
+    """The token that ends a turn of the model's chat template, where prompts are asked in it."""
+    reader = getattr(model, "chat", None)
+    return frozenset(reader.end_ids[-1:] if reader is not None else ())
 
 
 def _round(
@@ -260,7 +269,7 @@ def continuations(
     lengths: dict[str, set[int]] = defaultdict(set)
     for prompt, tokens in requests:
         lengths[prompt].add(tokens)
-    read = {prompt: len(token_ids(model.tokenizer, rendered(model, prompt))) for prompt in lengths}
+    read = {prompt: len(token_ids(model.reader, rendered(model, prompt))) for prompt in lengths}
 
     def fits(batch: list[str]) -> bool:
         width = max(read[prompt] for prompt in batch) + max(max(lengths[prompt]) for prompt in batch)

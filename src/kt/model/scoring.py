@@ -107,9 +107,9 @@ def answer_row(model: TracedModel, question: Question) -> Row:
     prompt, answer, join = question if len(question) == 3 else (*question, None)
     prompt = rendered(model, prompt)
     if answer is None:
-        return Row(question, tuple(token_ids(model.tokenizer, prompt)), ())
-    before, target = joint_ids(model.tokenizer, prompt, answer, join)
-    other = other_first_id(model.tokenizer, prompt, answer, target[0]) if join is None else None
+        return Row(question, tuple(token_ids(model.reader, prompt)), ())
+    before, target = joint_ids(model.reader, prompt, answer, join)
+    other = other_first_id(model.reader, prompt, answer, target[0]) if join is None else None
     return Row(question, (*before, *target[:-1]), target, other)
 
 

@@ -15,7 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import BadFact, SubjectNotFound, UnknownModel
-from ..facts.fact import fill, split_template, subject_start
+from ..facts.fact import Fact, fill, split_template, subject_start
+from .chat import BEGUN, ChatReader, Verbatim
 from .joining import prompt_gap
 
 
@@ -62,7 +63,12 @@ class Batch:
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a prompt: the tokenizer's BOS at most once, and no special token that it puts at the end."""
+    """The ids of a prompt: the tokenizer's BOS at most once, and no special token that it puts at the end.
+
+    Inside a chat template they are those of the template's text, which holds a BOS where the model wants one.
+    """
+    if isinstance(tokenizer, ChatReader) and (placed := tokenizer.place(text)) is not None:
+        return list(tokenizer.tokenizer(placed.text, add_special_tokens=False)["input_ids"])
     start, stop, encoded = _bounds(tokenizer, text)
     return list(encoded["input_ids"])[start:stop]
 
@@ -138,16 +144,21 @@ def char_span(tokenizer: Any, prompt: str, start: int, stop: int) -> Span:
         UnknownModel: the tokenizer gives no character offsets.
         SubjectNotFound: no token overlaps the characters.
     """
+    subject = prompt[start:stop]
     if not getattr(tokenizer, "is_fast", False):
         raise UnknownModel(
             f"{type(tokenizer).__name__} gives no character offsets, which subject spans need; "
             "install the fast tokenizer (tokenizer.json) of this model"
         )
-    first, end, encoded = _bounds(tokenizer, prompt, return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"][first:end]
+    if isinstance(tokenizer, ChatReader) and (placed := tokenizer.place(prompt)) is not None:
+        encoded = tokenizer(placed.text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets, start, stop = encoded["offset_mapping"], placed.at(start), placed.at(stop)
+    else:
+        first, end, encoded = _bounds(tokenizer, prompt, return_offsets_mapping=True)
+        offsets = encoded["offset_mapping"][first:end]
     overlapping = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and b > a]
     if not overlapping:
-        raise SubjectNotFound(f"{prompt[start:stop]!r} has no tokens of its own in {prompt!r}")
+        raise SubjectNotFound(f"{subject!r} has no tokens of its own in {prompt!r}")
     return Span(overlapping[0], overlapping[-1] + 1)
 
 
@@ -163,17 +174,18 @@ def joint_ids(tokenizer: Any, prompt: str, answer: str, join: str | None = None)
     45 to 1945, two line ends to two tokens), they are those that the answer has behind a line end.
 
     Args:
-        join: the text between the two; None for what `prompt_gap` finds.
+        join: the text between the two; None for what `gap` finds.
 
     Raises:
         BadFact: the answer is empty.
     """
     if not answer.strip():
         raise BadFact(f"the answer to {prompt!r} is empty; give at least one word")
-    head, joint = prompt.rstrip(" "), joint_text(prompt, answer, join)
+    head, joint = prompt.rstrip(" "), head_of(tokenizer, prompt, answer, join) + answer.lstrip()
     before, both = token_ids(tokenizer, head), token_ids(tokenizer, joint)
     if both[: len(before)] != before or len(both) == len(before):
-        before_line, both = token_ids(tokenizer, "\n"), token_ids(tokenizer, "\n" + joint[len(head) :])
+        alone = "\n" + joint[len(head) :].lstrip(BEGUN)
+        before_line, both = token_ids(tokenizer, Verbatim("\n")), token_ids(tokenizer, Verbatim(alone))
         if both[: len(before_line)] == before_line and len(both) > len(before_line):
             return before, tuple(both[len(before_line) :])
         both = token_ids(tokenizer, joint)
@@ -181,14 +193,43 @@ def joint_ids(tokenizer: Any, prompt: str, answer: str, join: str | None = None)
     return before, tuple(both[len(before) :])
 
 
+def wanted_ids(tokenizer: Any, fact: Fact) -> tuple[int, ...]:
+    """The ids that an edit makes the model say: the target's, and in a reply to the user the end of the turn."""
+    ids = target_ids(tokenizer, fact.prompt, fact.target or "", fact.target_prefix)
+    return (*ids, *ending(tokenizer, fact.prompt))
+
+
+def ending(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+    """The ids that close the reply to a prompt which is the user's turn; none without a chat template."""
+    whole = isinstance(tokenizer, ChatReader) and tokenizer.place(prompt) is not None and not tokenizer.in_reply(prompt)
+    return tokenizer.end_ids if whole else ()
+
+
 def other_first_id(tokenizer: Any, prompt: str, answer: str, first: int) -> int | None:
     """The answer's first id with the other join (nothing for a space, a space for nothing); None if it is `first`."""
-    if prompt[-1:].isspace() and prompt[-1] != " ":
+    between = gap(tokenizer, prompt, answer)
+    if between.startswith(BEGUN) or (prompt[-1:].isspace() and prompt[-1] != " "):
         return None
-    other = target_ids(tokenizer, prompt, answer, "" if prompt_gap(prompt, answer) else " ")[0]
+    other = target_ids(tokenizer, prompt, answer, "" if between else " ")[0]
     return None if other == first else other
 
 
+def gap(tokenizer: Any, prompt: str, answer: str) -> str:
+    """The text between a prompt and its answer: where the prompt is a user's turn, what begins the reply; else what
+    `prompt_gap` finds."""
+    if isinstance(tokenizer, ChatReader) and tokenizer.place(prompt) is not None and not tokenizer.in_reply(prompt):
+        return BEGUN + tokenizer.frame.gap
+    return prompt_gap(prompt, answer)
+
+
+def head_of(tokenizer: Any, prompt: str, answer: str, join: str | None = None) -> str:
+    """The prompt with all that stands before its answer: `join`, or what `gap` finds."""
+    between = gap(tokenizer, prompt, answer)
+    if join is not None:
+        between = BEGUN * between.startswith(BEGUN) + join
+    return prompt.rstrip(" ") + between
+
+
 def joint_text(prompt: str, answer: str, join: str | None = None) -> str:
-    """Prompt and answer with the text between them: `join`, or what `prompt_gap` finds."""
+    """Prompt and answer as they stand alone, with the text between them: `join`, or what `prompt_gap` finds."""
     return prompt.rstrip(" ") + (prompt_gap(prompt, answer) if join is None else join) + answer.lstrip()

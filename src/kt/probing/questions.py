@@ -84,18 +84,18 @@ def ask(
     questions, left_out = [], []
     for index, fact in facts:
         target = fact.target if fact.target is not None else fact.foil
-        problem = NO_TARGET if target is None else model.why_unreadable(token_ids(model.tokenizer, fact.prompt))
+        problem = NO_TARGET if target is None else model.why_unreadable(token_ids(model.reader, fact.prompt))
         if problem is not None or target is None:
             left_out.append(LeftOut(index, fact.id, problem or NO_TARGET))
         else:
-            questions.append(_question(model.tokenizer, index, fact, target))
+            questions.append(_question(model.reader, index, fact, target))
     unanswered = {q.ids: Row((q.fact.prompt, None), q.ids, ()) for q in questions if q.fact.original_source == "model"}
     best: dict[tuple[int, ...], int] = {}
     for batch in row_batches(list(unanswered.values()), batch_size, model.vocab_size):
         best |= zip((row.read for row in batch), batch_logits(model, batch)[:, -1].argmax(-1).tolist(), strict=True)
     for i, question in enumerate(questions):
         if question.fact.original_source == "model":
-            questions[i] = _answered_by_model(model.tokenizer, question, best[question.ids])
+            questions[i] = _answered_by_model(model.reader, question, best[question.ids])
     return questions, left_out
 
 

@@ -192,7 +192,7 @@ def prepare(model: TracedModel, questions: Sequence[Ask]) -> Prepared:
     for q in questions:
         for text in (q.answer, q.new):
             if (q.prompt, text) not in known:
-                known[q.prompt, text] = target_ids(model.tokenizer, q.prompt, text, q.join)[0]
+                known[q.prompt, text] = target_ids(model.reader, q.prompt, text, q.join)[0]
     pairs = [(known[q.prompt, q.answer], known[q.prompt, q.new]) for q in questions]
     prompts = dict.fromkeys(q.prompt for q in questions)
     rows = tuple(answer_row(model, (prompt, None)) for prompt in prompts)

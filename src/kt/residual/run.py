@@ -221,8 +221,8 @@ def _plan(
     controls, elsewhere = [], []
     for fact, question in zip(kept, questions, strict=True):
         pair = question.fact.original_id, question.fact.target_id
-        controls.append(relations.controls(model.tokenizer, fact, *pair, seed))
-        elsewhere.append(relations.elsewhere(model.tokenizer, fact, *pair, seed) if controls[-1] else ())
+        controls.append(relations.controls(model.reader, fact, *pair, seed))
+        elsewhere.append(relations.elsewhere(model.reader, fact, *pair, seed) if controls[-1] else ())
         if question.fact.same_first_token:
             left_out.append(LeftOut(question.fact.index, fact.id, SAME_TOKEN.replace("foil", "target")))
         elif not controls[-1]:
@@ -273,7 +273,7 @@ class _Run(NamedTuple):
         tokens = self.plan.tokens[[i for i, _ in where]]
         # An answer that is true of the other subject is no control there.
         tokens[:, 2:][tokens[:, 2:] == np.array([other.token for _, other in where])[:, None]] = -1
-        tokenizer = self.model.tokenizer
+        tokenizer = self.model.reader
         ids = [token_ids(tokenizer, other.prompt) for _, other in where]
         spans = [template_span(tokenizer, self.plan.facts[i].template, other.subject) for i, other in where]
         leads = advantage(self._read(ids, [s.last for s in spans], tokens).rank, self.model.vocab_size)

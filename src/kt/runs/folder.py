@@ -43,6 +43,8 @@ FILES = {
     "balance": "balance.json",
     "edit": "edit.safetensors",
     "before": "before.json",
+    "before_otherwise": "before.otherwise.json",
+    "after_otherwise": "after.otherwise.json",
     "after": "scores.json",
     "control": "control.json",
     "steps": "steps.json",
@@ -151,6 +153,8 @@ class RunFolder:
             "revision": getattr(model, "revision", None),
             "fingerprint": model.fingerprint(),
         }
+        if getattr(model, "chat", None) is not None:
+            self.manifest["chat"] = model.chat.frame.as_dict()
         self.manifest["dtype"] = str(model.dtype).removeprefix("torch.")
         self.manifest["device"] = str(model.device)
 

@@ -106,7 +106,7 @@ def swapped(
     """Swap every prompt's subject; prompts without a fitting other subject are left out."""
     kept, corruptions, left_out = [], [], []
     for case in cases:
-        corruption = _partner(model.tokenizer, case, cases, seed)
+        corruption = _partner(model.reader, case, cases, seed)
         if corruption is None:
             left_out.append(LeftOut(case.index, case.fact.id, NO_PARTNER))
         else:

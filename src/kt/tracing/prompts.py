@@ -72,9 +72,9 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
         The prompts, in the order of the facts, and the facts left out because answer and foil share their first token,
         or because the model cannot read them (`TracedModel.why_unreadable`).
     """
-    encoded = [tuple(token_ids(model.tokenizer, fact.prompt)) for fact in facts]
-    spans = [template_span(model.tokenizer, fact.template, fact.subject) for fact in facts]
-    answers = [_choice(model.tokenizer, fact, fact.answer, "given") for fact in facts]
+    encoded = [tuple(token_ids(model.reader, fact.prompt)) for fact in facts]
+    spans = [template_span(model.reader, fact.template, fact.subject) for fact in facts]
+    answers = [_choice(model.reader, fact, fact.answer, "given") for fact in facts]
     relations: dict[str, dict[int, Choice]] = defaultdict(dict)
     for fact, answer in zip(facts, answers, strict=True):
         if fact.relation and answer is not None:
@@ -90,12 +90,12 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
         for i, row in zip(rows, logits, strict=True):
             fact, best, given = facts[i], int(row.argmax()), answers[i]
             if given is not None and fact.target_prefix is None:
-                other = other_first_id(model.tokenizer, fact.prompt, given.text, given.token)
+                other = other_first_id(model.reader, fact.prompt, given.text, given.token)
                 if other is not None:
                     log_probs = row.log_softmax(-1)
                     doubts[fact.prompt, given.text] = float(log_probs[given.token]), float(log_probs[other])
             answer = answers[i] or Choice(model.tokenizer.decode([best]).strip(), best, "model")
-            foil = _foil(model.tokenizer, fact, answer, relations.get(fact.relation, {}), row)
+            foil = _foil(model.reader, fact, answer, relations.get(fact.relation, {}), row)
             if foil.token == answer.token:
                 left_out.append(LeftOut(i, fact.id, SAME_TOKEN))
                 continue

@@ -16,6 +16,7 @@ from ..errors import BadFact, WorkFailed, warn_user
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.model import TracedModel
 from ..model.ndif import REASON
+from ..model.tokens import token_ids
 from ..runs import parallel
 from ..runs.journal import Journal
 from . import attribution, engine
@@ -206,7 +207,7 @@ def causal_trace(
         raise BadFact("there are no facts to trace; give at least one")
     # All processes need the same groups: `rows` follows from the process with the least free memory, and rank 0 alone
     # decides which facts the model knows, since another machine might round a tie the other way.
-    longest = max(len(model.tokenizer(f.prompt)["input_ids"]) for f in facts)
+    longest = max(len(token_ids(model.reader, f.prompt)) for f in facts)
     rows = max_rows or min(parallel.all_gather("rows of a forward", default_max_rows(model, longest)))
     cases, left_out = parallel.on_rank_zero("cases to trace", prepare, model, facts, rows)
     unknown = [c for c in cases if not c.known]

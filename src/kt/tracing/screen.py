@@ -244,7 +244,7 @@ def chosen_cells(
     chosen = []
     traced = {fact.index: fact for fact in estimate.facts}
     for i, fact in enumerate(facts):
-        shape = (len(estimate.kinds), estimate.n_layers, len(token_ids(model.tokenizer, fact.prompt)))
+        shape = (len(estimate.kinds), estimate.n_layers, len(token_ids(model.reader, fact.prompt)))
         cells = np.zeros(shape, dtype=bool)
         if i in traced:
             cells = (ranks_from_largest(_flat(traced[i], estimate.kinds, metric)) <= top).reshape(shape)

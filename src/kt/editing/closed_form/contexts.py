@@ -68,9 +68,10 @@ def rome_contexts(model: TracedModel, seed: int = 0, lengths: tuple[int, ...] = 
 
 def _written(model: TracedModel, seed: int, tokens: int) -> tuple[str, ...]:
     """One template a start word of which the tokenizer reads something."""
+    from ...model.chat import Verbatim
     from ...model.tokens import token_ids  # not above: methods and presets are listed without torch
 
-    starts = [start for start in STARTS if token_ids(model.tokenizer, start)]
+    starts = [Verbatim(start) for start in STARTS if token_ids(model.tokenizer, start)]
     written = model.generate(starts, tokens - 1, do_sample=True, top_k=5, seed=seed)
     prefixes = [
         " ".join((start + text).translate(str.maketrans("{}", "  ")).split())

@@ -52,10 +52,10 @@ def prompt_rows(model: TracedModel, templates: Sequence[tuple[str, str]], positi
     """Rows for (template, subject) pairs."""
     ids, at = [], []
     for template, subject in templates:
-        row = tuple(token_ids(model.tokenizer, fill(template, subject)))
+        row = tuple(token_ids(model.reader, fill(template, subject)))
         ids.append(row)
         last = position is Position.PROMPT_LAST
-        at.append(len(row) - 1 if last else template_span(model.tokenizer, template, subject).last)
+        at.append(len(row) - 1 if last else template_span(model.reader, template, subject).last)
     return Rows(tuple(ids), tuple(at))
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..._util.progress import Progress
 from ...facts.fact import Fact
-from ...model.joining import prompt_gap
+from ...model.chat import BEGUN
 from ...model.sites import Site
-from ...model.tokens import joint_text, pad_id, target_ids, token_ids
+from ...model.tokens import head_of, joint_ids, pad_id, target_ids, token_ids
 from ...runs.journal import Journal
 from .aims import TargetSite
 from .contexts import Contexts
@@ -55,13 +55,14 @@ def parts_of(model: TracedModel, facts: Sequence[Fact], window: int | None) -> l
 def _cut(model: TracedModel, fact: Fact, window: int) -> list[Fact]:
     """Each part has as many tokens as it can, and ends where the text so far has the first tokens of the whole."""
     answer = fact.target or ""
-    gap = prompt_gap(fact.prompt, answer) if fact.target_prefix is None else fact.target_prefix
-    head = fact.prompt.rstrip(" ") + gap
-    whole = token_ids(model.tokenizer, head + answer)
-    cuts = [(0, len(whole) - len(target_ids(model.tokenizer, fact.prompt, answer, gap)))]
+    reader, head = model.reader, head_of(model.reader, fact.prompt, answer, fact.target_prefix)
+    between = head.removeprefix(fact.prompt.rstrip(" "))
+    in_chat = between.startswith(BEGUN)
+    whole = token_ids(reader, head + answer)
+    cuts = [(0, len(whole) - len(target_ids(reader, fact.prompt, answer, fact.target_prefix)))]
     ends = []
     for match in WORD_ENDS.finditer(answer):
-        ids = token_ids(model.tokenizer, head + answer[: match.start()])
+        ids = token_ids(reader, head + answer[: match.start()])
         if whole[: len(ids)] == ids:
             ends.append((match.start(), len(ids)))
     ends.append((len(answer), len(whole)))
@@ -73,9 +74,11 @@ def _cut(model: TracedModel, fact: Fact, window: int) -> list[Fact]:
     parts = []
     for (start, _), (stop, _) in pairwise([*cuts, ends[-1]]):
         said, text = answer[:start].replace("{}", "{{}}"), answer[start:stop].lstrip()
-        template = fact.template.rstrip(" ") + gap + said if said else fact.template
-        between = answer[start : stop - len(text)] if said else gap
-        parts.append(Fact(template, fact.subject, target=text, id=fact.id, target_prefix=between))
+        gap = answer[start : stop - len(text)] if said else between.lstrip(BEGUN)
+        template = fact.template.rstrip(" ") + (between + said if said else BEGUN * in_chat)
+        if in_chat and stop == len(answer):
+            text += reader.frame.end
+        parts.append(Fact(template, fact.subject, target=text, id=fact.id, target_prefix=gap))
     return parts
 
 
@@ -121,8 +124,9 @@ def other_keys(model: TracedModel, parts: Sequence[Part], site: Site) -> Float[T
     aims: dict[int, list[int]] = {}
     whole: dict[int, tuple[int, ...]] = {}
     for fact, owner, _ in parts:
-        aims.setdefault(owner, []).append(len(token_ids(model.tokenizer, fact.prompt)) - 1)
-        whole[owner] = tuple(token_ids(model.tokenizer, joint_text(fact.prompt, fact.target or "", fact.target_prefix)))
+        before, target = joint_ids(model.reader, fact.prompt, fact.target or "", fact.target_prefix)
+        aims.setdefault(owner, []).append(len(before) - 1)
+        whole[owner] = (*before, *target)
     found = []
     rows = Rows(tuple(whole[i] for i in sorted(whole)), tuple(0 for _ in whole))
     for numbers, batch, _ in rows.batches(pad_id(model.tokenizer)):

@@ -277,17 +277,22 @@ def _documents(model: TracedModel, corpus: Corpus, max_tokens: int, start: int) 
 
 
 def _windows(model: TracedModel, corpus: Corpus, limit: int, max_tokens: int) -> Iterator[list[int]]:
-    """The first `limit` tokens of every document; then, where more are wanted, the rests, in windows as long."""
+    """The first `limit` tokens of every document; then, where more are wanted, the rests, in windows as long.
+
+    Of a model that is asked in its chat template each window is a user's turn.
+    """
+    before, behind = ([], []) if model.chat is None else model.chat.around
+    limit = max(1, limit - len(before) - len(behind))
     rests: list[list[int]] = []
     waiting = 0
     for text in corpus.texts():
-        ids = list(token_ids(model.tokenizer, text))
-        yield ids[:limit]
+        ids = token_ids(model.tokenizer, text) if model.chat is None else model.chat.bare(text)
+        yield [*before, *ids[:limit], *behind]
         if len(ids) > limit and waiting < max_tokens:
             rests.append(ids[limit : limit + max_tokens])
             waiting += len(rests[-1])
     for rest in rests:
-        yield from (rest[at : at + limit] for at in range(0, len(rest), limit))
+        yield from ([*before, *rest[at : at + limit], *behind] for at in range(0, len(rest), limit))
 
 
 def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:

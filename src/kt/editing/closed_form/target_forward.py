@@ -24,7 +24,7 @@ from ...errors import KtError
 from ...facts.fact import Fact, fill
 from ...model.prefix import Prefix, new_cache, prefix_is_off, prefix_is_reusable, saved, stored
 from ...model.sites import Kind, Site
-from ...model.tokens import Batch, encode_ids, pad_id, target_ids, template_span, token_ids
+from ...model.tokens import Batch, encode_ids, pad_id, template_span, token_ids, wanted_ids
 from .aims import Position, TargetSite
 from .contexts import Contexts
 
@@ -117,7 +117,7 @@ class TargetRows:
 
 def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts, held: Sequence[Held] = ()) -> TargetRows:
     """All rows of some requests, request by request, the first of each its prompt in the first context."""
-    tokenizer = model.tokenizer
+    tokenizer = model.reader
     ids: list[list[int]] = []
     answers: list[tuple[int, ...]] = []  # a row's; an essence row has none
     owner: list[int] = []
@@ -125,7 +125,7 @@ def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts, h
     shifts: list[list[tuple[int, Tensor]]] = []  # a row's: token and δ
     for number, fact in enumerate(facts):
         earlier = held[number] if held else ()
-        answer = target_ids(tokenizer, fact.prompt, fact.target or "", fact.target_prefix)
+        answer = wanted_ids(tokenizer, fact)
         for index, template in enumerate(contexts.templates(fact)):
             begun = [(token_ids(tokenizer, fill(contexts.templates(f)[index], f.subject)), d) for f, d in earlier]
             shifts.append([(len(before) - 1, d) for before, d in begun])

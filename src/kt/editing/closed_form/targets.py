@@ -26,7 +26,7 @@ from ..._util.progress import Progress
 from ...facts.fact import Fact, fill
 from ...model.memory import free_on
 from ...model.sites import Kind
-from ...model.tokens import target_ids, template_span, token_ids
+from ...model.tokens import template_span, token_ids, wanted_ids
 from ...runs import parallel
 from ...runs.journal import Journal
 from .aims import Position, TargetSite
@@ -109,9 +109,9 @@ def worth_of_a_run(model: TracedModel, aims: Sequence[TargetSite]) -> float:
 
 
 def _length(model: TracedModel, fact: Fact, aims: Sequence[TargetSite]) -> _Length:
-    tokenizer = model.tokenizer
+    tokenizer = model.reader
     prompt = len(token_ids(tokenizer, fact.prompt))
-    target = len(target_ids(tokenizer, fact.prompt, fact.target or "", fact.target_prefix))
+    target = len(wanted_ids(tokenizer, fact))
     first = prompt - 1
     if any(aim.position is Position.SUBJECT_LAST for aim in aims):
         first = template_span(tokenizer, fact.template, fact.subject).last

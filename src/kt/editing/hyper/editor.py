@@ -27,7 +27,7 @@ from ...errors import BadFile, KtError, WorkFailed, warn_user
 from ...facts.fact import Fact
 from ...model.memory import require_memory
 from ...model.sites import Site
-from ...model.tokens import target_ids, token_ids
+from ...model.tokens import token_ids, wanted_ids
 from ...model.update import Update
 from ...report import Figure, Shown, Table
 from ...stats import Interval
@@ -288,9 +288,9 @@ def site_pairs(
 ) -> tuple[dict[Site, Pairs], Float[Tensor, " token"]]:
     """`answer_pairs` of facts, in the order of `sites`; with `prompts` those tokens that the loss does not reach are
     left out (of a late layer's, all before the last)."""
-    answers = [target_ids(model.tokenizer, fact.prompt, fact.target or "", fact.target_prefix) for fact in facts]
+    answers = [wanted_ids(model.reader, fact) for fact in facts]
     tokens = sum(map(len, answers))
-    tokens += sum(len(token_ids(model.tokenizer, fact.prompt)) for fact in facts) if prompts else 0
+    tokens += sum(len(token_ids(model.reader, fact.prompt)) for fact in facts) if prompts else 0
     widths = [sum(model.weight(site).shape) for site in sites]
     needed = tokens * (sum(widths) * model.dtype.itemsize + 32 * max(widths))
     advice = "edit fewer requests at a time"

@@ -39,7 +39,7 @@ from ...errors import BadFact, KtError, WorkFailed
 from ...facts.fact import Fact, n_places
 from ...facts.load import facts_from
 from ...model.sites import Site
-from ...model.tokens import joint_text, token_ids
+from ...model.tokens import joint_ids
 from ...runs.journal import Journal
 from ...stats import bootstrap_mean
 from ..config import linear_maps, one_of
@@ -222,9 +222,10 @@ def split_records(
 
 
 def _too_long(model: TracedModel, fact: Fact) -> bool:
-    texts = [joint_text(prompt, fact.target or "", fact.target_prefix) for prompt in (fact.prompt, *fact.paraphrases)]
-    texts += [joint_text(near.prompt, near.answer or fact.answer or "", near.target_prefix) for near in fact.neighbours]
-    return any(model.why_unreadable(token_ids(model.tokenizer, text)) for text in texts)
+    asked = [(prompt, fact.target or "", fact.target_prefix) for prompt in (fact.prompt, *fact.paraphrases)]
+    asked += [(near.prompt, near.answer or fact.answer or "", near.target_prefix) for near in fact.neighbours]
+    rows = (joint_ids(model.reader, *question) for question in asked)
+    return any(model.why_unreadable((*before, *answer)) for before, answer in rows)
 
 
 class _Training:

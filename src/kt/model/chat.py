@@ -1,0 +1,301 @@
+"""Chat templates: where a prompt and its answer stand in the dialogue that an instruct model was trained on.
+
+A prompt that is whole ("What is the capital of France?") is the user's turn, and the answer begins the reply. A prompt
+that stops where the answer goes on ("The capital of France is") begins the reply itself, behind a short request of the
+user: put into the user's turn, 6 of 60 such CounterFact prompts that SmolLM2-Instruct knows keep their answer's first
+token as the likeliest, and 51 as the beginning of the reply.
+
+The text is the template's own: rendered once around a mark, and compared with a full rendering for every prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import BadFact, KtError, UnknownModel
+
+if TYPE_CHECKING:
+    from .model import TracedModel
+
+MODES = ("auto", "always", "never")
+TURNS = ("auto", "user", "reply")
+BEGUN = "\ufdd0"
+"""In a prompt: what follows is the beginning of the reply to what stands before. No text has this noncharacter."""
+CLOUD = date(2024, 7, 26)
+"""The day that templates which ask for today's are given (it is Llama 3's own where there is no clock): the same model
+reads the same prompt tomorrow."""
+TURN_ENDS = 0.01
+"""A model is an instruct model if it gives the end of its turn at least this probability (geometric mean) behind whole
+replies. SmolLM2-Instruct gives 0.4, Gemma 3 270M, a base model, 1e-10 to that of Gemma's instruct models."""
+_WHOLE = re.compile(r"[.?!。？！؟۔।՞;…][\"'”’»)\]]*\s*$|\n\s*$")
+"""How a prompt ends that is whole by itself."""
+_MARK, _SECOND = "kt⟦prompt⟧", "kt⟦reply⟧"
+_DIALOGUES = (
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("How much is two and two?", "Two and two is four."),
+    ("Which animal barks?", "A dog."),
+    ("Is fire hot? Answer yes or no.", "Yes."),
+)
+
+
+class Verbatim(str):
+    """A text that the model reads as it stands: no effect and no chat template is put around it."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How prompts are asked of a model whose tokenizer has a chat template.
+
+    Args:
+        mode: `auto` (where the model ends its turns as the template does), `always`, or `never`.
+        system: the system prompt; None leaves it to the template.
+        thinking: whether the template opens a reply with thoughts, where it knows the difference; None for not.
+        turn: `user` (the prompt is the user's turn), `reply` (it begins the reply), or `auto`: a prompt that ends in a
+            sentence's mark or a line end is the user's, any other begins the reply.
+        request: what the user says before a reply that begins with a prompt.
+    """
+
+    mode: str = "always"
+    system: str | None = None
+    thinking: bool | None = None
+    turn: str = "auto"
+    request: str = "Complete the sentence."
+
+    def __post_init__(self) -> None:
+        for name, known in (("mode", MODES), ("turn", TURNS)):
+            if getattr(self, name) not in known:
+                raise KtError(f"chat {name} {getattr(self, name)!r} is unknown; choose {', '.join(known)}")
+        if not self.request.strip():
+            raise KtError("chat request is empty; say what the user asks before a reply that begins with the prompt")
+
+    def words(self) -> str:
+        """The settings in words."""
+        system = "the template's own" if self.system is None else repr(self.system)
+        return (
+            f"in the chat template; whose turn a prompt is: {self.turn}; system prompt: {system}; "
+            f"thinking {'on' if self.thinking else 'off'}"
+        )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A chat template's text around a prompt, by the settings of `chat`.
+
+    Args:
+        head: what stands before the user's text.
+        tail: what stands between it and the reply.
+        gap: what stands between `tail` and the reply's own text.
+        end: what closes a reply, up to the end of the turn; "" if the template closes none.
+        trims: whether the template takes the white space from the ends of the user's text.
+    """
+
+    chat: Chat
+    head: str
+    tail: str
+    gap: str
+    end: str
+    trims: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its settings and texts, as files keep them."""
+        texts = {key: value for key, value in asdict(self).items() if key != "chat"}
+        return asdict(self.chat) | texts
+
+
+class Placed(NamedTuple):
+    """A rendered prompt, and where in it the characters of the bare prompt stand."""
+
+    text: str
+    start: int
+    user: int
+    """Characters of the bare prompt in the user's turn."""
+    reply: int
+    """Where the characters behind them (and behind `BEGUN`) begin in the text."""
+
+    def at(self, place: int) -> int:
+        """The place in the text of a character of the bare prompt."""
+        return self.start + place if place <= self.user else self.reply + place - self.user - len(BEGUN)
+
+
+@dataclass(frozen=True)
+class ChatReader:
+    """A tokenizer whose prompts are read inside a chat template; everything else is the tokenizer's own."""
+
+    tokenizer: Any
+    frame: Frame
+    end_ids: tuple[int, ...]
+    _known: dict[str, Placed | None] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["tokenizer"], name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self.tokenizer(*args, **options)
+
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The ids before and behind the user's text."""
+        return self.bare(self.frame.head), self.bare(self.frame.tail)
+
+    def bare(self, text: str) -> list[int]:
+        """The ids of a text alone, without those that the tokenizer adds."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def in_reply(self, prompt: str) -> bool:
+        """Whether the prompt itself begins the reply, or has begun one."""
+        turn = self.frame.chat.turn
+        return BEGUN in prompt or (turn == "reply" if turn != "auto" else not _WHOLE.search(prompt))
+
+    def place(self, prompt: str) -> Placed | None:
+        """The prompt in the template; None for a text that is read as it stands, or that holds the template's marks.
+
+        Raises:
+            BadFact: the template would change the prompt.
+        """
+        if isinstance(prompt, Verbatim):
+            return None
+        if prompt not in self._known:
+            if len(self._known) > 100_000:
+                self._known.clear()
+            self._known[prompt] = self._placed(prompt)
+        return self._known[prompt]
+
+    def _placed(self, prompt: str) -> Placed | None:
+        if any(mark in prompt for mark in self.tokenizer.all_special_tokens if len(mark) > 2):
+            return None
+        frame = self.frame
+        if BEGUN not in prompt and self.in_reply(prompt):
+            before = frame.head + frame.chat.request + frame.tail + frame.gap
+            return Placed(before + prompt, len(before), len(prompt), len(before) + len(prompt))
+        user, _, begun = prompt.partition(BEGUN)
+        asked = user.strip() if frame.trims else user
+        turns = frame.head + asked + frame.tail
+        if turns != _rendered(self.tokenizer, frame.chat, [_user(asked)]):
+            raise BadFact(f"the model's chat template changes the prompt {user!r}; ask it without (--chat never)")
+        return Placed(turns + begun, len(frame.head) - len(user) + len(user.lstrip() if frame.trims else user),
+                      len(user), len(turns))  # fmt: skip
+
+
+def frame_of(tokenizer: Any, chat: Chat, name: str = "the model") -> Frame:
+    """The template's text around a prompt.
+
+    Raises:
+        UnknownModel: there is no template, it fails, or it has no use for a setting.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UnknownModel(f"{name} has no chat template; leave out --chat always, or give its tokenizer one")
+    system, mark = chat.system, [_user(_MARK)]
+    try:
+        around = _rendered(tokenizer, chat, mark)
+    except Exception as error:  # a template is a program of the model's author: it may raise anything
+        why = f"{name}'s chat template fails ({' '.join(str(error).split())[:200]})"
+        raise UnknownModel(f"{why}; ask without it (--chat never){' or without --system' if system else ''}") from error
+    if around.count(_MARK) != 1:
+        raise UnknownModel(f"{name}'s chat template does not hold the user's text once; ask without it (--chat never)")
+    if system is not None and system.strip() not in around:
+        raise UnknownModel(f"{name}'s chat template has no place for a system prompt; leave out --system")
+    if chat.thinking is not None and around == _rendered(tokenizer, chat, mark, not chat.thinking):
+        raise UnknownModel(f"{name}'s chat template knows no thinking; leave out --thinking")
+    head, tail = around.split(_MARK)
+    padded = _rendered(tokenizer, chat, [_user(f"\n{_MARK}\n")])
+    return Frame(chat, head, tail, *_reply(tokenizer, chat, head + _MARK + tail), trims=padded == around)
+
+
+def _reply(tokenizer: Any, chat: Chat, asked: str) -> tuple[str, str]:
+    """What stands before and behind a reply's own text, by a dialogue that has one."""
+    turns = [_user(_MARK), {"role": "assistant", "content": _SECOND}]
+    try:
+        whole = _rendered(tokenizer, chat, turns, ask=False)
+    except Exception:  # some templates read questions alone: what closes a reply is then unknown
+        return "", ""
+    before, found, after = whole.partition(_SECOND)
+    gap = before.removeprefix(asked) if before.startswith(asked) else ""
+    return (gap if found else ""), _first_mark(tokenizer, after)
+
+
+def _first_mark(tokenizer: Any, text: str) -> str:
+    """The text up to its first special token, and that."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for token in ids:
+        word = tokenizer.convert_ids_to_tokens(token)
+        if token in tokenizer.all_special_ids or (word.startswith("<") and word.endswith(">") and word in text):
+            return text[: text.index(word) + len(word)] if word in text else ""
+    return ""
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _rendered(
+    tokenizer: Any, chat: Chat, turns: Sequence[Mapping[str, str]], thinking: bool | None = None, ask: bool = True
+) -> str:
+    thinks = bool(chat.thinking if thinking is None else thinking)
+    system = [] if chat.system is None else [{"role": "system", "content": chat.system}]
+    return str(
+        tokenizer.apply_chat_template(
+            [*system, *turns],
+            tokenize=False,
+            add_generation_prompt=ask,
+            enable_thinking=thinks,  # Qwen, Gemma
+            thinking=thinks,  # DeepSeek, Granite
+            date_string=CLOUD.strftime("%d %b %Y"),
+            strftime_now=CLOUD.strftime,
+        )
+    )
+
+
+def reader_of(tokenizer: Any, frame: Frame) -> ChatReader:
+    """The tokenizer as one that puts prompts into the frame."""
+    return ChatReader(tokenizer, frame, tuple(tokenizer(frame.end, add_special_tokens=False)["input_ids"]))
+
+
+def ends_turns(model: TracedModel, reader: ChatReader) -> float:
+    """The probability (geometric mean) that the model gives the end of its turn behind whole replies to questions.
+
+    One forward; 0 where the template closes no reply.
+    """
+    import torch
+
+    from .tokens import encode_ids, pad_id
+
+    if not reader.end_ids:
+        return 0.0
+    frame = reader.frame
+    texts = [frame.head + ask + frame.tail + frame.gap + reply for ask, reply in _DIALOGUES]
+    rows = [reader.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    with torch.no_grad():
+        logits = model.logits(encode_ids(rows, pad_id(reader)).to(model.device), 1)[:, -1].float()
+    return float(logits.log_softmax(-1)[:, reader.end_ids[0]].mean().exp())
+
+
+def choose(model: TracedModel, chat: Chat | str | None) -> tuple[ChatReader | None, str | None]:
+    """The reader that the settings ask for, and one line on what `auto` found where there was a choice."""
+    if chat is None or chat == "never":
+        return None, None
+    wanted = Chat(chat) if isinstance(chat, str) else chat
+    tokenizer = model.tokenizer
+    if wanted.mode == "never" or (wanted.mode == "auto" and not getattr(tokenizer, "chat_template", None)):
+        return None, None
+    try:
+        reader = reader_of(tokenizer, frame_of(tokenizer, wanted, model.name))
+    except UnknownModel as error:
+        if wanted.mode == "always" or wanted.system or wanted.thinking is not None:
+            raise
+        return None, f"prompts are read as they stand: {error}"
+    if wanted.mode == "always":
+        return reader, None
+    if (ends := ends_turns(model, reader)) < TURN_ENDS:
+        return None, (
+            f"prompts are read as they stand: {model.name} ends its turn with probability {ends:.2g}, as a base model "
+            "does (--chat always puts them into its chat template)"
+        )
+    return reader, (
+        f"prompts are read in {model.name}'s chat template, whose end of turn it gives {ends:.2g} "
+        "(--chat never reads them as they stand)"
+    )
