@@ -22,7 +22,7 @@ from ..model.chat import Verbatim
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest, continuations
 from ..model.scoring import Question, Row, TeacherForced, answer_row, first_tokens, teacher_force, warn_of_joins
-from ..model.tokens import target_ids, token_ids
+from ..model.tokens import reader, target_ids, token_ids
 from ..runs import parallel
 from . import mello
 from .distributions import Distributions, divergences, near_prompts
@@ -145,7 +145,7 @@ def _continuations(model: TracedModel, sample: Sample, length: int) -> list[Gene
 
 
 def _alias_lengths(model: TracedModel, sample: Sample) -> list[int]:
-    return [len(target_ids(model.reader, sample.prompt, alias, sample.join)) for alias in sample.aliases]
+    return [len(target_ids(reader(model), sample.prompt, alias, sample.join)) for alias in sample.aliases]
 
 
 def run_plan(model: TracedModel, plan: Plan, options: Options, progress: Progress | None) -> Responses:
@@ -176,7 +176,7 @@ def in_steps(model: TracedModel, questions: Sequence[str], batch_size: BatchSize
         requests: dict[str, GenerationRequest] = {}
         for text in texts:
             asked = Verbatim(text)
-            requests[text] = (asked, room(model, asked, len(token_ids(model.reader, text)) + mello.TOKENS))
+            requests[text] = (asked, room(model, asked, len(token_ids(reader(model), text)) + mello.TOKENS))
         written = continuations(model, [request for request in requests.values() if request[1]], batch_size)
         return {text: written.get(request, "") for text, request in requests.items()}
 
@@ -386,8 +386,8 @@ def _protocol(
             f"positions, those after the prompt a multiple of ten, sampled from the top {TEXT_TOP_K} with seed "
             f"{options.seed}, the same noise for the same prompt"
         )
-    if model.chat is not None:
-        settings["chat"] = model.chat.frame.chat.words()
+    if (asked := getattr(model, "chat", None)) is not None:
+        settings["chat"] = asked.frame.chat.words()
     if "wild" in options.protocols:
         settings["wild"] = wild_protocol(model.tokenizer, options.wild_tokens)
     if "mello" in options.protocols:

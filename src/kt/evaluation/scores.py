@@ -361,9 +361,9 @@ class Comparison(Shown):
         note = "MLP alone: the joint edit's MLP part by itself, x (1 - α)" if self.control is not None else ""
         columns = {"before": self.before, "after": self.after, "MLP alone": self.control}
         if self.after_otherwise is not None:
-            other = "in the chat template" if self.after.metadata.get("chat") is None else "as they stand"
+            other = "in the chat template" if self.after.protocol.get("chat") is None else "as they stand"
             columns |= {f"before, {other}": self.before_otherwise, f"after, {other}": self.after_otherwise}
-            first = "as they stand" if self.after.metadata.get("chat") is None else "in the chat template"
+            first = "as they stand" if self.after.protocol.get("chat") is None else "in the chat template"
             note = "; ".join(filter(None, (note, f"prompts are asked {first}, and in the last columns {other}")))
         return [scores_table(columns, "after", note), self.after.protocol_table()]
 

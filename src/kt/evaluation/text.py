@@ -20,7 +20,7 @@ from ..model.chat import BEGUN
 from ..model.effects import Rendered, rendered
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest
-from ..model.tokens import token_ids
+from ..model.tokens import reader, token_ids
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")
@@ -120,7 +120,7 @@ def as_question(tokenizer: Any, prompt: str) -> str:
 
 def wild_request(model: TracedModel, prompt: str, tokens: int) -> GenerationRequest:
     """The question that is continued for a prompt, and `tokens`, or fewer where the model has no more positions."""
-    if model.chat is not None:
+    if getattr(model, "chat", None) is not None:
         question: str = Rendered(rendered(model, prompt) + BEGUN)  # the user's turn, whole or not
     elif has_chat(model.tokenizer):  # what an effect puts before a prompt belongs into the user's turn
         question = Rendered(as_question(model.tokenizer, rendered(model, prompt)))
@@ -134,13 +134,13 @@ def room(model: TracedModel, prompt: str, total: int) -> int:
 
     Rounded down to a multiple of ten: prompts of like length can then share a batch.
     """
-    return _free_positions(model, prompt, total - len(token_ids(model.reader, prompt))) // 10 * 10
+    return _free_positions(model, prompt, total - len(token_ids(reader(model), prompt))) // 10 * 10
 
 
 def _free_positions(model: TracedModel, prompt: str, tokens: int) -> int:
     """At most `tokens` positions behind the prompt; fewer where the model has no more."""
     longest = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
-    read = token_ids(model.reader, rendered(model, prompt))
+    read = token_ids(reader(model), rendered(model, prompt))
     return max(0, tokens if longest is None else min(tokens, longest - len(read)))
 
 

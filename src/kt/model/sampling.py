@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from ..errors import shortcut_off
 from .batches import BatchSize, batches_by_length, map_batches
 from .effects import rendered
-from .tokens import encode_ids, pad_id, token_ids
+from .tokens import encode_ids, pad_id, reader, token_ids
 
 AUTO_WRITTEN_TOKENS = 8192
 """Tokens of a batch under batch_size="auto", those to come counted: what the key-value cache has to hold."""
@@ -139,7 +139,7 @@ def continued(
         limits: the most new tokens of each prompt.
         do_sample: sample with `seed` from the `top_k` most likely tokens (None: from all); otherwise greedy.
     """
-    prompt_ids = [tuple(token_ids(model.reader, rendered(model, prompt))) for prompt in prompts]
+    prompt_ids = [tuple(token_ids(reader(model), rendered(model, prompt))) for prompt in prompts]
     added: list[tuple[int, ...]] = [()] * len(prompts)
     indices = range(len(prompts))
     in_rounds = _cache(model) is not None
@@ -269,7 +269,7 @@ def continuations(
     lengths: dict[str, set[int]] = defaultdict(set)
     for prompt, tokens in requests:
         lengths[prompt].add(tokens)
-    read = {prompt: len(token_ids(model.reader, rendered(model, prompt))) for prompt in lengths}
+    read = {prompt: len(token_ids(reader(model), rendered(model, prompt))) for prompt in lengths}
 
     def fits(batch: list[str]) -> bool:
         width = max(read[prompt] for prompt in batch) + max(max(lengths[prompt]) for prompt in batch)

@@ -29,7 +29,7 @@ from .effects import rendered
 from .joining import prompt_gap
 from .model import TracedModel
 from .prefix import cached_logits, new_cache, prefix_is_reusable
-from .tokens import Batch, encode_ids, joint_ids, other_first_id, pad_id, token_ids
+from .tokens import Batch, encode_ids, joint_ids, other_first_id, pad_id, reader, token_ids
 
 Ids = tuple[int, ...]
 Question = tuple[str, str | None] | tuple[str, str | None, str]
@@ -107,9 +107,9 @@ def answer_row(model: TracedModel, question: Question) -> Row:
     prompt, answer, join = question if len(question) == 3 else (*question, None)
     prompt = rendered(model, prompt)
     if answer is None:
-        return Row(question, tuple(token_ids(model.reader, prompt)), ())
-    before, target = joint_ids(model.reader, prompt, answer, join)
-    other = other_first_id(model.reader, prompt, answer, target[0]) if join is None else None
+        return Row(question, tuple(token_ids(reader(model), prompt)), ())
+    before, target = joint_ids(reader(model), prompt, answer, join)
+    other = other_first_id(reader(model), prompt, answer, target[0]) if join is None else None
     return Row(question, (*before, *target[:-1]), target, other)
 
 

@@ -62,6 +62,11 @@ class Batch:
         return self.ids.shape[0]
 
 
+def reader(model: Any) -> Any:
+    """What turns a model's prompts into tokens; of a stand-in without a `reader` its tokenizer."""
+    return getattr(model, "reader", model.tokenizer)
+
+
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """The ids of a prompt: the tokenizer's BOS at most once, and no special token that it puts at the end.
 

@@ -323,7 +323,7 @@ def test_double_precision_model_keeps_its_precision(llama):
 
 def test_one_pair_says_so_in_a_line_and_is_not_seen(llama, monkeypatch):
     state = EditHistory()
-    monkeypatch.setattr(lifelong, "target_ids", lambda *_: (7,))
+    monkeypatch.setattr(lifelong, "wanted_ids", lambda *_: (7,))
     with (
         pytest.warns(UserWarning, match="one request alone"),
         pytest.raises(WorkFailed, match="several requ") as caught,
