@@ -48,7 +48,7 @@ gpt_neox_japanese gpt_bigcode codegen opt xglm biogpt openai-gpt ctrl bloom mpt 
 starcoder2 cohere cohere2 granite smollm3 helium glm glm4 nemotron persimmon ernie4_5 exaone4 internlm3 arcee
 apertus seed_oss hunyuan_v1_dense modernbert-decoder nanochat bitnet diffllama doge mixtral qwen2_moe
 qwen3_moe glm4_moe ernie4_5_moe granitemoe granitemoeshared hunyuan_v1_moe olmoe phimoe gpt_oss jetmoe jamba
-mamba falcon_mamba recurrent_gemma rwkv minimax xlstm bart
+mamba falcon_mamba recurrent_gemma rwkv minimax xlstm bart xlm
 """
 """Kinds that need no other changes than the sizes."""
 KINDS: dict[str, dict] = {kind: {} for kind in PLAIN.split()}
@@ -58,6 +58,8 @@ KINDS |= {
     "granitemoehybrid (Mamba and dense)": SSM
     | dict(layer_types=["mamba"] * 3, shared_intermediate_size=48, num_local_experts=0),
     "bert": dict(is_decoder=True),
+    "xlm-roberta": dict(is_decoder=True),
+    "longcat_flash": LATENT | dict(num_hidden_layers=None, n_shared_experts=1),
     "lfm2": dict(layer_types=["conv", "full_attention", "conv"], conv_dim=32),
     "falcon": dict(head_dim=None, num_kv_heads=4),
     "falcon (sequential)": dict(head_dim=None, num_kv_heads=4, parallel_attn=False, alibi=True),

@@ -290,7 +290,7 @@ def test_requests_that_contradict_each_other(refused, model_folder, tmp_path):
     record = {"prompt": "The mother tongue of {} is", "subject": "Marie Curie", "answer": "Polish"}
     path = tmp_path / "two.jsonl"
     path.write_text("".join(json.dumps(record | {"target": t}) + "\n" for t in ("French", "Italian")))
-    line = refused("apply-edit", "-m", model_folder, "--edits", path, *EDITED)
+    line = refused("apply-edit", "-m", model_folder, "--edits", path, *EDITED, "--strict")
     assert "1 and 2 contradict" in line and "French" in line and "Italian" in line
 
 

@@ -172,8 +172,11 @@ def test_the_course_is_drawn_tabled_and_kept(ready, tmp_path):
 
 def test_contradicting_requests_may_follow_each_other_but_not_stand_together(ready):
     both = [FACTS[0], FACTS[0] | {"id": "again", "target_new": "Spain"}]
-    with pytest.raises(KtError, match="contradict"):
-        run(ready, "batch", both)
+    for mode, size in (("batch", 1), ("sequential", 2)):  # one step of two as well
+        with pytest.raises(KtError, match="contradict"):
+            run(ready, mode, both, step_size=size, strict=True)
+        with pytest.warns(UserWarning, match="1 of 2 requests contradict an earlier one and are left out"):
+            assert [f.target for f in run(ready, mode, both, step_size=size).requests] == ["Italy"]
     found = run(ready, "sequential", both, step_size=1)
     (first,), (second,) = (edit.report for edit in found.edits)
     assert first.target == "Italy" and second.target == "Spain"

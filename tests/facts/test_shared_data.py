@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from kt.editing.resolve import without_contradictions
 from kt.facts import read_facts
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -154,6 +155,9 @@ def test_mquake_hard():
         1715: ("Italy", "Rome", "Duluth"),
     }
     eyed(facts, expected)
+    with pytest.warns(UserWarning, match=r"2 of 1,716 requests contradict .* of 2 chains \(8563-1, 8695-1;"):
+        together = without_contradictions(facts)
+    assert len(together) == 1_714 and sum(bool(f.hops) for f in together) == 427
 
 
 def test_ripples_sentences():

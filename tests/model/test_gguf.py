@@ -137,6 +137,24 @@ def test_quantised_weights_come_dequantised_and_in_the_dtype_asked_for(module, t
     assert narrow.fingerprint() != model.fingerprint()
 
 
+def test_an_edit_says_which_of_its_weights_the_file_holds_quantised(module, whole, tmp_path):
+    path = write(tmp_path / "q8.gguf", module, quantised=("layers.1.mlp.up_proj",))
+    model, facts = (
+        kt.load(path, device="cpu"),
+        [{"prompt": PROMPT, "subject": "Danielle Darrieux", "target": "Italian"}],
+    )
+    edit = kt.edit(model, facts, method="ft", layers_mlp=(0, 1), modules="mlp.up_proj", num_steps=1)
+    name = "model.layers.{}.mlp.up_proj.weight".format
+    assert set(edit.names) == {name(0), name(1)} and edit.manifest["dequantised"] == {name(1): "GGUF, Q8_0"}
+    again = kt.Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    words = "1 weight of the 2 dequantised (stored as GGUF, Q8_0) to float32"
+    assert words in again.tables()[1].caption
+    merged = to_hf(model, again, tmp_path / "merged").path
+    assert words in revert_folder(merged, base=str(path), to=tmp_path / "back").tables()[0].caption
+    assert kt.load(tmp_path / "back", device="cpu").fingerprint() == model.fingerprint()
+    assert kt.load(whole, device="cpu").dequantised == {}
+
+
 def test_an_edit_merges_into_an_ordinary_folder_and_comes_out_again(whole, tmp_path):
     model = kt.load(whole, device="cpu")
     before = model.fingerprint()

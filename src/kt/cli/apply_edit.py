@@ -87,6 +87,10 @@ class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, Chat
     merge_to: Annotated[
         Path | None, Opt("--merge-to", help="Also write the edited model as a Hugging Face folder (as kt export does).")
     ] = None
+    strict: Annotated[
+        bool | None,
+        Opt("--strict", help="Refuse requests that contradict an earlier one of their batch; else they are left out."),
+    ] = None
     no_check: Annotated[
         bool, Opt("--no-check", help="Do not load the merged folder to compare it, which takes as much memory again.")
     ] = False
@@ -148,6 +152,10 @@ def apply_edit(options: EditOptions) -> None:
 
         warnings.simplefilter("ignore", FailedCheck)  # said behind the edit's tables, or as the error
         requests = [fact.as_request() for fact in s.load_facts()]
+        if options.strict and mode == "batch":
+            from ..editing.resolve import without_contradictions
+
+            without_contradictions(requests, strict=True)  # before a model is loaded
         said = (options.keep_history, options.norm_guard, options.nas)
         if mode == "sequential" and len(requests) > options.step_size and said == (None, None, None):
             s.screen.say(
@@ -178,6 +186,7 @@ def apply_edit(options: EditOptions) -> None:
             norm_guard="nas" if options.nas else options.norm_guard,
             norm_facts=anchors,
             update_guard=options.update_guard,
+            strict=bool(options.strict),
             alpha_facts=others,
             journal=None if options.dry_run else s.journal(),
             **settings,

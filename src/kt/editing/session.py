@@ -81,6 +81,7 @@ class SessionOptions:
             the demo model demo), or what `kt cov --corpus` takes.
         check: also read neighbours and perplexity before and after each edit, and warn of what its verdict found. A run
             in steps, whose total is checked, and a sweep, which measures bad settings on purpose, leave it out.
+        strict: refuse requests that contradict each other; else the later ones are left out, with a warning.
     """
 
     history: History | None = None
@@ -94,6 +95,7 @@ class SessionOptions:
     corpus: str = "auto"
     max_tokens: int | None = None
     check: bool = True
+    strict: bool = False
 
 
 class EditSession:
@@ -206,7 +208,7 @@ class EditSession:
     def _solve(self, requests: FactsLike) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
         self.model.require_weights("an edit")
         self._solves += 1
-        facts = distinct_requests(read_requests(self.model, requests))
+        facts = distinct_requests(read_requests(self.model, requests), self.options.strict)
         with self.model.at_rest():
             config = self._resolve(facts)
             plan = config.plan()
@@ -522,8 +524,8 @@ def edit(
             history, norm_guard, ..., and hyper-parameters by name.
 
     Raises:
-        BadFact: a request without a subject in its prompt, with an empty or unchanged target, or two that contradict
-            each other.
+        BadFact: a request without a subject in its prompt, with an empty or unchanged target, or (`strict`) two that
+            contradict each other.
         UnknownSite: a layer that the model does not have.
         NotEnoughMemory: the solve's matrices would not fit.
         WorkFailed: the update is zero or not finite.

@@ -319,7 +319,7 @@ def run_edits(
     """
     from ..editing import EditSession
     from ..editing.config import one_of
-    from ..editing.resolve import distinct_requests, read_requests
+    from ..editing.resolve import read_requests, without_contradictions
     from ..editing.session import SessionOnEdits
 
     one_of(mode, MODES, "mode")
@@ -330,10 +330,10 @@ def run_edits(
         raise KtError("kl is a score, and evaluate is none; give evaluate end or step")
     stage = stage or (lambda what: nullcontext())
     facts = read_requests(model, requests)
-    if mode == "batch":
-        distinct_requests(facts)  # two that contradict each other are refused here; each is scored
     size = {"batch": len(facts), "single": 1, "sequential": step_size}[mode]
-    groups = [facts[i : i + size] for i in range(0, len(facts), size)]
+    strict = session.get("strict", False)
+    groups = [without_contradictions(facts[i : i + size], strict) for i in range(0, len(facts), size)]
+    facts = [fact for group in groups for fact in group]  # copies are solved once, and each is scored
     if mode == "sequential" and all(session.get(name) is None for name in ("keep_history", "norm_guard")):
         session["hold"] = len(groups) > 1
     session["requests"] = facts

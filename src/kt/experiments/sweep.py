@@ -15,7 +15,7 @@ from .._util.data import plain
 from .._util.progress import Stage
 from .._util.text import words
 from ..editing import Statistics
-from ..editing.resolve import distinct_requests, read_requests
+from ..editing.resolve import read_requests, without_contradictions
 from ..errors import KtError, warn_user
 from ..evaluation import Scores, evaluate
 from ..evaluation.metrics import PROTOCOLS
@@ -77,8 +77,7 @@ def sweep(
             holds a sweep with other settings.
     """
     stage = stage or (lambda what: nullcontext())
-    requests = read_requests(model, facts)
-    distinct_requests(requests)  # two that contradict each other are refused here
+    requests = without_contradictions(read_requests(model, facts))
     _check(points, requests, seeds)
     ways = _ways(protocols, generate)
     settings = identity_of(model, requests, seeds, statistics, corpus, max_tokens) | {

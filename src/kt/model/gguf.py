@@ -204,9 +204,29 @@ PLAIN_KINDS = (0, 1, 28, 30)
 """Numbers of the kinds F32, F16, F64 and BF16."""
 
 
-def is_packed(path: Path) -> bool:
-    """Whether any weight of the file is quantised."""
-    return any(tensor.kind not in PLAIN_KINDS for tensor in read_header(path).tensors)
+def packed_weights(path: Path, module: nn.Module) -> dict[str, str]:
+    """How the file stores each weight of its model that is quantised in it, by the module's name: "GGUF, Q8_0".
+
+    Of a weight that gguf's table of names lacks (stacked experts), only "GGUF" where the file holds any such.
+    """
+    from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, get_tensor_name_map
+
+    header = read_header(path)
+    kinds = {tensor.name: tensor.kind for tensor in header.tensors}
+    if all(kind in PLAIN_KINDS for kind in kinds.values()):
+        return {}
+    arch = next((arch for arch, name in MODEL_ARCH_NAMES.items() if name == header.architecture), None)
+    n_blocks = int(header.metadata.get(f"{header.architecture}.block_count", 0))
+    table = None if arch is None else get_tensor_name_map(arch, n_blocks)
+    packed = {}
+    for name, _ in module.named_parameters():
+        own, _, part = name.rpartition(".")
+        kind = kinds.get(f"{table.get_name(own)}.{part}") if table is not None else None
+        if kind is None:
+            packed[name] = "GGUF"
+        elif kind not in PLAIN_KINDS:
+            packed[name] = f"GGUF, {GGMLQuantizationType(kind).name}"
+    return packed
 
 
 def _expected_size(path: Path, header: Header) -> int:

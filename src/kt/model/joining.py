@@ -20,11 +20,11 @@ _WORD = r"[^\W\d_]"
 _CLOSING = re.compile(
     rf"""['’](?:s|re|ve|ll|d|m)(?![-\w])      # 's, 're, not 's-Hertogenbosch
     | n['’]t\b
-    | [,;.!?…%‰°′″।॥。、，；：？！၊။،؛؟۔։།](?!\w)  # a closing mark; ".5" and ".NET" are none
+    | [,;.!?…%‰°℃℉′″।॥。、，；：？！၊။،؛؟۔։།](?![\w=])  # a closing mark; ".5", ".NET" and != are none
     | \.(?:com|org|edu|gov|io)\b
     | @[\w-]+\.\w                             # the rest of an e-mail address
     | [°%‰]
-    | :(?!\w)
+    | :(?![\w=])
     | [-‐–—/](?={_WORD}[^\s/]*(?:\s|$))       # -based, /or; not /usr/bin
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -36,6 +36,27 @@ _NOT = re.compile(
 _OF_A_NUMBER = re.compile(
     r"(?:st|nd|rd|th|s)\b|[.,:/–]\d|[%°′″年月日時时分秒円元歳岁回人個个章号世万億亿千百倍度년월원명개]"
 )
+_LAST_WORD = re.compile(r"(?:^|(?<=[\s(\[{,;!=*/]))[^\s(\[{,;!=*/]*[\w)\]]$")
+_WORDS = """
+a an the is are was were be been am has had of in on at to by for from with as and or not no than that this it its like
+only but if when which who what how equals called named says write type use uses extension suffix ending file operator
+format ranked about ist est es è é son sind heißt der die das le la el
+"""
+_PLAIN = frozenset(_WORDS.split())
+"""Words that no suffix or operator belongs to: the extension is .py, the operator is ++."""
+_SUFFIX = re.compile(
+    r"""->[A-Za-z_] | \^(?:-?\d|[({]|[a-z]\b) | _\w | =[^\s=>~] | \(\)   # p->next, x^2, snake_case, --key=v, main()
+    | \.[a-z][a-z0-9]{0,4}(?![\w-])(?!\s+\w)          # setup.py, data.tar.gz
+    """,
+    re.VERBOSE,
+)
+"""How an answer begins that goes on with a word."""
+_SUFFIX_OF_A_NAME = re.compile(
+    r"(?:\+\+|--)(?![A-Za-z-]) | [-‐‑−]\d | [+*<>]=?[\d(] | [+&][A-Z]\b | \.[A-Z]+\b", re.VERBOSE
+)
+"""How an answer begins that goes on with a name (C++, COVID-19, UTC+1, AT&T, ASP.NET) or a number."""
+_SUFFIX_OF_A_SIGN = re.compile(r"\#(?!\w) | \[\w+\] | \(\w | [+*<>]\w", re.VERBOSE)
+"""How an answer begins that goes on with one letter: C#, a[0], f(x), a+b."""
 _DEGREES = re.compile(r"[CFK]\b")
 _YEAR = r"(?<!\d)(?:1\d|20)\d\d"
 _QUESTION = re.compile(
@@ -69,7 +90,7 @@ def prompt_gap(prompt: str, answer: str) -> str:
     if not prompt or not answer or prompt[-1].isspace():
         return ""
     bound = _without_spaces(prompt, answer) or _closes(prompt, answer) or _number_goes_on(prompt, answer)
-    return "" if bound or _is_open(prompt, answer) else " "
+    return "" if bound or _is_a_suffix(prompt, answer) or _is_open(prompt, answer) else " "
 
 
 def _without_spaces(prompt: str, answer: str) -> bool:
@@ -101,6 +122,29 @@ def _closes(prompt: str, answer: str) -> bool:
     if answer[0] in "./?:@" and _ADDRESS.search(prompt):
         return True
     return (category in ("Pe", "Pf") or answer[0] in "\"'") and not re.match(r"[^\s,.;:!?)\]]", answer[1:])
+
+
+def _is_a_suffix(prompt: str, answer: str) -> bool:
+    """Whether the answer begins with a suffix or an operator without spaces, which binds to the prompt's last word.
+
+    An operator with a space behind it (x = 5) has one before it too.
+    """
+    found = _LAST_WORD.search(prompt)
+    word = found.group() if found else ""
+    if (
+        not word
+        or _QUESTION.match(prompt)
+        or (word != prompt and (word if word.isupper() and len(word) > 1 else word.lower()) in _PLAIN)
+    ):
+        return False
+    if _SUFFIX.match(answer) or unicodedata.decomposition(answer[0]).startswith(("<super>", "<sub>")):
+        return True
+    letter = len(word) == 1
+    sign = unicodedata.category(answer[0]) == "Sm" and answer[0] not in "+<>=|~" and re.match(r".[^\s=]", answer)
+    if letter or word[-1] in "0123456789)":
+        return bool(sign or _SUFFIX_OF_A_NAME.match(answer) or (letter and _SUFFIX_OF_A_SIGN.match(answer)))
+    name = any(c.isupper() or c.isdigit() or c in "_)]" for c in word)
+    return name and bool(_SUFFIX_OF_A_NAME.match(answer))
 
 
 def _number_goes_on(prompt: str, answer: str) -> bool:
@@ -135,7 +179,9 @@ def _is_open(prompt: str, answer: str) -> bool:
         return not prompt.endswith("___")  # a blank to fill in
     if last in "-−+±" and answer[0].isdigit() and not bound:
         return not _OPERAND.search(prompt[:-1])
-    if unicodedata.category(last) == "Pd" or last == "−":
+    if last in "-−":
+        return line.rstrip("-−")[-1:].strip() != "" or _is_a_sign(line, answer)
+    if unicodedata.category(last) == "Pd":
         return bound
     if last == "#":
         return not (before.isalpha() and answer[0].isalpha())  # C#
@@ -145,11 +191,29 @@ def _is_open(prompt: str, answer: str) -> bool:
         if prompt.endswith("**"):
             return line.count("**") % 2 == 1 and not _OPERAND.search(prompt[:-2])
         return bool(re.search(r"[\d)][*+]$", prompt)) and answer[0].isdigit()
+    if last == "." and not bound:
+        return bool(re.fullmatch(r"[a-z0-9]+|[A-Z]{2,}", answer)) and answer not in _PLAIN and not line.endswith(". .")
     if last == ".":
         return bool(_CODE.search(line)) and answer[0].isidentifier()
     if unicodedata.category(last) == "Sc":
         return not re.search(r"\d\s?.$", prompt)  # 20 €
+    if unicodedata.category(last) == "Sm":
+        return bound or last in "√∛¬"
     return last in "\\@¿¡" or unicodedata.category(last) == "Ps"
+
+
+def _is_a_sign(line: str, answer: str) -> bool:
+    """Whether the free dash at the line's end is a minus sign or begins an option: y = -x, rm -rf, with --verbose."""
+    if line.endswith("--"):
+        return bool(re.fullmatch(r"[a-z][\w-]*", answer))
+    if not answer[0].isalpha() or _OPERAND.search(line[:-1]):
+        return False
+    single = re.match(r"[A-Za-z](?!\w)", answer) and not re.match(r"[aAI]\s", answer)
+    return bool(
+        single
+        or re.search(r"(?:[=(*/+<>,^\[{]|\breturn)\s*-$", line)
+        or (re.fullmatch(r"(?:\$ )?[a-z]+ -", line) and re.fullmatch(r"[a-z]{1,4}", answer))
+    )
 
 
 def _operator_is_bound(line: str, answer: str) -> bool:

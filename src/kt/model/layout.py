@@ -298,11 +298,19 @@ def _blocks(module: nn.Module, given: Mapping[str, str], embed: str) -> tuple[st
         return given["blocks"], found
     n_layers = getattr(module.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[union-attr,operator]
     lists = {name: child for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and len(child)}
+    lists = {name: child for name, child in lists.items() if not in_a_list(module, name.rpartition(".")[0])}
     right = {name: blocks for name, blocks in lists.items() if len(blocks) == n_layers}
     with_attention = [name for name, blocks in right.items() if _attention(blocks[0]) is not None]
     if with_attention or (right and "o_proj" in given):
         name = max(with_attention or right, key=lambda name: _shared_path(name, embed))
         return name, right[name]
+    for name, blocks in lists.items():
+        if len(several := _attentions(blocks[0])) > 1:  # LongCat, whose config counts them as layers
+            found = f"{name}.0 ({type(blocks[0]).__name__}) has {len(several)} ({', '.join(several)})"
+            return not_found(module, None, f"one attention in a block: {found}")
+    apart = [name for name, parts in right.items() if linear_maps(parts[0])]
+    if len(apart) > 1 and len({name.rpartition(".")[0] for name in apart}) == 1:  # XLM
+        return not_found(module, None, f"a list of blocks: their parts stand in lists apart ({', '.join(apart)})")
     if right:
         name = max(right, key=lambda name: _shared_path(name, embed))
         return not_found(module, "attn", f"an attention in {_held(name, right[name][0])}{_other_mixer(right[name][0])}")
@@ -368,6 +376,16 @@ def experts(block: nn.Module) -> str | None:
             router = max(routers, key=lambda path: _shared_path(path, name))
             return f"a mixture of {n} experts ({name}, with the router {router})"
     return None
+
+
+def _attentions(block: nn.Module) -> list[str]:
+    """Paths of the modules that take an attention mask, without those inside another one."""
+    found: list[str] = []
+    for name, child in block.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if name and not inside and _takes_mask(child) and linear_maps(child) and not _convolves(child):
+            found.append(name)
+    return found
 
 
 def _attention(block: nn.Module) -> tuple[str, nn.Module] | None:

@@ -14,7 +14,7 @@ from ..errors import KtError, UnknownModel
 from .chat import Chat, choose
 from .devices import checked_device, read_device_map
 from .folder import check_source, checkpoint_folder, require_sizes
-from .gguf import find_gguf, is_packed, load_gguf
+from .gguf import find_gguf, load_gguf, packed_weights
 from .hub import load_tokenizer, one_line, require_numbers, require_whole, split_revision
 from .layout import read_layout
 from .model import TracedModel
@@ -126,7 +126,7 @@ def _load(
     if gguf is not None:
         with no_bars():
             module, tokenizer = load_gguf(gguf, options, tokenizer)
-        packed = dict.fromkeys((key for key, _ in module.named_parameters()), "GGUF") if is_packed(gguf) else {}
+        packed = packed_weights(gguf, module)
     else:
         with one_line(name), no_bars():
             if Path(source).is_dir() and not trust_remote_code:
