@@ -30,7 +30,7 @@ from ..stats import Interval
 from ..tracing import Trace
 from .lens import lens
 from .maps import trace_map
-from .missing import missing, trace_command
+from .missing import commands, missing
 from .numbers import short
 from .rows import Rows, columns, summary
 from .verdict import verdict
@@ -165,7 +165,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         "edits": [_weights(edit, name if len(edits) > 1 else "") for name, edit in edits],
         "sweeps": [_sweep(result) for _, result in named if isinstance(result, Sweep)],
         "missing": missing(runs),
-        "traceCommand": trace_command(runs[0] if runs else None),
+        "commands": commands(runs),
     }
 
 

@@ -156,7 +156,7 @@ export function mapPanel(data) {
     if (fact?.problems.length) inside.push(h("p", { class: "x-problems" }, fact.problems.join(" · ")));
     if (!seen) inside.push(h("p", { class: "x-note" }, "This was not measured of this fact."));
     else {
-      if (seen.untraced) inside.push(h("p", { class: "x-note" }, "This fact was not traced; the map is the mean of those that were. To trace it: ", h("code", {}, traceCommand(data, fact))));
+      if (seen.untraced) inside.push(h("p", { class: "x-note" }, "This fact was not traced; the map is the mean of those that were. To trace it: ", h("code", {}, command(data.commands.trace, fact))));
       const width = Math.max(260, (panel.clientWidth || 640) - 34);
       const { svg, scale } = drawing(seen, width, say);
       inside.push(figure({
@@ -182,9 +182,10 @@ function outcome(fact) {
     ), fact.rank ? h("tr", {}, h("th", { scope: "row" }, "new answer's rank"), fact.rank.map((value) => h("td", { class: "number" }, rank(value)))) : null));
 }
 
-function traceCommand(data, fact) {
+/** A command for one fact, as a shell takes it. */
+export function command(words, fact) {
   const quote = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\"'\"'")}'`);
   const template = fact.subject && fact.prompt.includes(fact.subject) ? fact.prompt.replace(fact.subject, () => "{}") : fact.prompt;
   const given = [["--prompt", template], ["--subject", fact.subject], ["--answer", fact.old], ["--target", fact.new]].filter(([, value]) => value);
-  return [...data.traceCommand, ...given.flat()].map(quote).join(" ");
+  return [...words, ...given.flat()].map(quote).join(" ");
 }

@@ -124,6 +124,35 @@ export function lensOf(data, state, name, answer) {
   return own ? own[name].map((position) => position.map((kind) => kind[answer])) : null;
 }
 
+const MAPPED = { mlp: "mlp", attn: "attn", heads: "attn", hidden: "resid" }, READ = ["resid", "attn", "mlp"];
+
+/**
+ * The most probable tokens of a cell, by state: {states: [{name, tokens: [{text, prob, answer}]}], of}.
+ * `why` says instead what stands in the way: "fact" (none is chosen), "token" (not read there) or "run" (none kept).
+ */
+export function topsOf(data, seen, r, l) {
+  const fact = chosenFact(), lens = data.lens;
+  if (fact < 0) return { why: "fact" };
+  const layer = lens?.layers.indexOf(seen.layers[l]) ?? -1;
+  const named = (lens?.states ?? []).filter((state) => state.tops[fact]);
+  if (!named.length || layer < 0) return { why: "run" };
+  const positions = Object.keys(POINTS), sites = READ.length;
+  const heads = seen.kind === "heads" && headsAt(seen.own);
+  const places = seen.kind === LENS ? [positions[Math.floor(r / sites)]]
+    : heads ? [{ last: "prediction" }[heads] ?? heads]
+    : [seen.one && String(r), r === seen.subject.at(-1) && positions[0], r === seen.rows.length - 1 && positions[1]];
+  const at = places.find((place) => named[0].tops[fact].at[place]);
+  if (at === undefined) return { why: "token" };
+  const kind = seen.kind === LENS ? r % sites : READ.indexOf(MAPPED[seen.kind]);
+  const first = named[0].tops[fact].at[at];
+  const states = named.filter((state) => state.tops[fact].at[at]).map((state) => {
+    const { at: cells, answers } = state.tops[fact], cell = cells[at][kind][layer] || first[kind][layer], half = cell.length / 2;
+    const tokens = cell.slice(0, half).map((token, i) => ({ text: lens.tokens[token], prob: cell[half + i] === null ? null : cell[half + i] / UNIT, answer: answers.indexOf(token) }));
+    return { name: state.name, tokens };
+  });
+  return { states, of: lens.kinds[READ[kind]], heads: Boolean(heads) };
+}
+
 function lensView(data) {
   const name = metric(data), shown = stateNow(data), answer = get("answer") === "new" ? 1 : 0;
   if (shown === undefined) return null;
