@@ -27,7 +27,7 @@ from kt.cli import main
 from kt.demo.loop import run_loop
 from kt.errors import KtError
 from kt.explorer import explore, write_report
-from kt.explorer.numbers import UNIT
+from kt.explorer.numbers import COARSE, UNIT
 from kt.explorer.page import bundle, packed, page_data
 from kt.probing import Probe
 from kt.probing.lens import KINDS, POSITIONS, LensReading
@@ -129,7 +129,7 @@ def test_the_top_tokens_of_a_cell_are_those_of_the_lens_before_and_after(data, l
                 cell = cell or before[at][k][layer]
                 ids, prob = reading.top[i, p, k, layer], reading.top_prob[i, p, k, layer]
                 assert [texts[token] for token in cell[: len(ids)]] == [visible(known[str(t)]) for t in ids]
-                np.testing.assert_allclose(np.array(cell[len(ids) :]) / UNIT, prob, atol=0.51 / UNIT)
+                np.testing.assert_allclose(np.array(cell[len(ids) :]) / COARSE, prob, atol=0.51 / COARSE)
     assert changed > 10 and named
     probe = Probe.load(run.folder / "probe.safetensors")
     first = probe.reading.rank == 0
@@ -349,7 +349,9 @@ def tiled(loop, n=200, layers=30):
     def grown(reading):
         rank = rng.integers(0, 49_152, (n, *reading.rank.shape[1:3], layers, reading.rank.shape[-1])).astype(np.int32)
         prob = (rng.random(rank.shape) ** 4).astype(np.float32)
-        return LensReading(prob, rank, reading.start_prob[which], reading.start_rank[which], None)
+        top = rng.zipf(1.3, (*rank.shape[:-1], 5)).clip(max=49_151).astype(np.int32)
+        first = np.sort(prob[..., :1] * rng.random(top.shape) ** 2)[..., ::-1].astype(np.float32)
+        return LensReading(prob, rank, reading.start_prob[which], reading.start_rank[which], None, top, first)
 
     return trace, replace(
         residual,
@@ -359,7 +361,7 @@ def tiled(loop, n=200, layers=30):
         readings={state: grown(reading) for state, reading in residual.readings.items()},
         elsewhere=np.repeat(residual.elsewhere[which], 4, axis=3)[..., :layers],
         attacks=replace_attacks(residual.attacks, which),
-        metadata=dict(residual.metadata) | {"vocab": 49_152},
+        metadata=dict(residual.metadata) | {"vocab": 49_152, "tokens": {str(i): f" word{i}" for i in range(49_152)}},
     )
 
 

@@ -11,13 +11,16 @@ from numpy import ndarray
 
 from .._util.text import visible
 from ..probing import Probe
+from ..probing.lens import TOP
 from ..probing.result import KIND_TITLES, POSITION_TITLES
 from ..residual import Residual
-from .numbers import short, whole
+from .numbers import COARSE, short, whole
 from .rows import Rows
 
 POINTS = {"rank": "median", "prob": "mean"}
 """Metric -> what stands for several facts."""
+MOST = 220_000
+"""Most probable tokens on a page: of many facts, fewer of each cell are shown, so that 200 facts stay under 5 MB."""
 
 
 @dataclass
@@ -27,6 +30,7 @@ class Tops:
     texts: list[str] = field(default_factory=list)
     place: dict[str, int] = field(default_factory=dict)
     first: dict[tuple[int, str], list[Any]] = field(default_factory=dict)
+    each: int = TOP
 
     def token(self, number: int, texts: Mapping[str, str]) -> int:
         """The place of a token's text in `texts`."""
@@ -38,11 +42,12 @@ class Tops:
 
     def cells(self, fact: int, at: str, ids: ndarray, prob: ndarray, texts: Mapping[str, str]) -> list[Any]:
         """[kind][layer] of tokens, then their probabilities; 0 where the first state has the same."""
+        ids, prob = ids[..., : self.each], prob[..., : self.each]
         numbers, place = np.unique(ids, return_inverse=True)
         named = np.array([self.token(int(number), texts) for number in numbers])[place.reshape(ids.shape)]
         found = [
             [[*tokens, *shares] for tokens, shares in zip(*both, strict=True)]
-            for both in zip(named.tolist(), whole(prob), strict=True)
+            for both in zip(named.tolist(), whole(prob, COARSE), strict=True)
         ]
         if (fact, at) not in self.first:
             self.first[fact, at] = found
@@ -64,7 +69,8 @@ def lens(named: Sequence[tuple[str, Probe | Residual]], rows: Rows) -> dict[str,
         else:
             probes.append((name, result))
     layers: tuple[int, ...] = ()
-    tops = Tops()
+    cells = sum(probe.reading.top[..., 0].size for _, probe in probes if probe.reading.top is not None)
+    tops = Tops(each=int(np.clip(MOST // max(1, cells), 1, TOP)))
     for name, probe in probes:
         if layers and probe.layers != layers:
             continue  # another model's; its figures are in the report

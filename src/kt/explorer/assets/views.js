@@ -4,11 +4,11 @@ import { number, rank } from "./dom.js";
 import { get } from "./state.js";
 import { chosenFact } from "./facts.js";
 
-const UNIT = 10_000;
+const UNIT = 10_000, COARSE = 1_000;
 const HEADS_AT = { subject_last: "last subject token", last: "last token" };
 export const LENS = "lens";
 
-const plain = (cells) => cells?.map((row) => row.map((value) => (value === null ? null : value / UNIT)));
+const plain = (cells, unit = UNIT) => cells?.map((row) => row.map((value) => (value === null ? null : value / unit)));
 const minus = (one, other) => one.map((row, r) => row.map((value, l) => value === null || other[r]?.[l] == null ? null : value - other[r][l]));
 
 /** The tabs that some run fills: [[key, label], ...]. */
@@ -92,7 +92,7 @@ function traceView(data) {
     subject: kind === "heads" ? [] : own.subject,
     rowWord: kind === "heads" ? "head" : one || !trace.mean ? "token" : "role",
     scaled: scaled.flat(), shared: shared.length > 1 && !difference,
-    sd: difference ? null : plain(cells.sd), low: difference ? null : plain(cells.low), high: difference ? null : plain(cells.high),
+    sd: difference ? null : plain(cells.sd, COARSE), low: difference ? null : plain(cells.low), high: difference ? null : plain(cells.high),
     q: difference ? null : cells.q, n: difference ? null : cells.n,
     unit: difference ? `${second.name} less ${first.name}` : trace.metrics[name],
     title: trace.kinds[kind] + (kind === "heads" ? `, ${HEADS_AT[headsAt(own)]}` : ""),
@@ -147,7 +147,7 @@ export function topsOf(data, seen, r, l) {
   const first = named[0].tops[fact].at[at];
   const states = named.filter((state) => state.tops[fact].at[at]).map((state) => {
     const { at: cells, answers } = state.tops[fact], cell = cells[at][kind][layer] || first[kind][layer], half = cell.length / 2;
-    const tokens = cell.slice(0, half).map((token, i) => ({ text: lens.tokens[token], prob: cell[half + i] === null ? null : cell[half + i] / UNIT, answer: answers.indexOf(token) }));
+    const tokens = cell.slice(0, half).map((token, i) => ({ text: lens.tokens[token], prob: cell[half + i] === null ? null : cell[half + i] / COARSE, answer: answers.indexOf(token) }));
     return { name: state.name, tokens };
   });
   return { states, of: lens.kinds[READ[kind]], heads: Boolean(heads) };
