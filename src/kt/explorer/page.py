@@ -36,9 +36,9 @@ from .rows import Rows, columns, summary
 from .verdict import verdict
 
 ASSETS = Path(__file__).parent / "assets"
-ENTRY = "main"
+ENTRY = "page"
 IMPORT = re.compile(r'^import \{ ([^}]+) \} from "\./(\w+)\.js";\n', re.MULTILINE)
-EXPORT = re.compile(r"^export (?=(?:function|const|class) (\w+))", re.MULTILINE)
+EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|class) (\w+))", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -257,10 +257,11 @@ def packed(data: Mapping[str, Any]) -> str:
 
 
 @cache
-def bundle() -> str:
-    """The modules of assets/ as one script, each in a function of its own, in the order in which they import.
+def bundle(entry: str = ENTRY) -> str:
+    """The modules of assets/ that one of them needs as one script, each in a function of its own, in the order in which
+    they import.
 
-    The page opens from a file, where browsers refuse to import modules from beside it.
+    A page opens from a file, where browsers refuse to import modules from beside it.
     """
     parts: dict[str, str] = {}
 
@@ -276,5 +277,5 @@ def bundle() -> str:
         del parts[name]  # behind what it imports
         parts[name] = f"const kt_{name} = (() => {{\n{body}\nreturn {{ {exported} }};\n}})();\n"
 
-    add(ENTRY)
+    add(entry)
     return '"use strict";\n' + "".join(parts.values())

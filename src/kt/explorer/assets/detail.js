@@ -1,6 +1,6 @@
 // Right: the pinned cell, and the two answers through the layers.
 
-import { h, number, palette, rank } from "./dom.js";
+import { focused, h, number, palette, rank } from "./dom.js";
 import { get, set } from "./state.js";
 import { key, lines } from "./chart.js";
 import { choice, figure, menu, tabled } from "./figure.js";
@@ -105,8 +105,8 @@ function lensPart(data, seen, width) {
 export function detailPanel(data) {
   const panel = h("section", { class: "x-detail", "aria-label": "Pinned cell and answers by layer" });
   const draw = () => {
-    const value = panel.contains(document.activeElement) && document.activeElement.dataset.value;
-    const menuFocused = panel.contains(document.activeElement) && document.activeElement.tagName === "SELECT";
+    const active = panel.contains(focused()) ? focused() : null;
+    const value = active?.dataset.value, menuFocused = active?.tagName === "SELECT";
     const seen = view(data);
     const width = Math.min(560, Math.max(280, (panel.clientWidth || 360) - 34));
     panel.replaceChildren(...[

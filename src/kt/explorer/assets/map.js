@@ -1,6 +1,6 @@
 // Tokens (or heads, or sites) down, layers across. A click or Enter pins a cell; arrow keys move.
 
-import { h, number, palette, rank, s } from "./dom.js";
+import { focused, h, number, palette, rank, s } from "./dom.js";
 import { get, set } from "./state.js";
 import { scaleOf } from "./colour.js";
 import { choice, figure } from "./figure.js";
@@ -130,8 +130,7 @@ function table(seen) {
 export function mapPanel(data) {
   const panel = h("section", { class: "x-map", "aria-label": "Map of tokens and layers" });
   const draw = () => {
-    const focused = panel.contains(document.activeElement) && document.activeElement.tagName;
-    const pressed = panel.contains(document.activeElement) && document.activeElement.dataset.value;
+    const active = panel.contains(focused()) ? focused() : null, pressed = active?.dataset.value;
     const seen = view(data), list = tabs(data);
     const fact = data.facts[chosenFact()];
     const readout = h("p", { class: "x-readout", role: "status" }, "");
@@ -168,7 +167,7 @@ export function mapPanel(data) {
     }
     inside.push(outcome(fact));
     panel.replaceChildren(title, strip, controls, h("div", { id: "x-map", role: "tabpanel", "aria-labelledby": `x-tab-${tab(data)}` }, inside.filter(Boolean)));
-    if (focused === "svg") panel.querySelector("svg[tabindex]")?.focus();
+    if (active?.tagName === "svg") panel.querySelector("svg[tabindex]")?.focus();
     else if (pressed) panel.querySelector(`[data-value="${CSS.escape(pressed)}"]`)?.focus();
   };
   return { panel, draw };
