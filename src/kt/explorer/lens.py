@@ -16,6 +16,7 @@ from ..probing.result import KIND_TITLES, POSITION_TITLES
 from ..residual import Residual
 from .numbers import COARSE, short, whole
 from .rows import Rows
+from .seen import Seen
 
 POINTS = {"rank": "median", "prob": "mean"}
 """Metric -> what stands for several facts."""
@@ -56,7 +57,7 @@ class Tops:
         return [[0 if a == b else a for a, b in zip(*rows, strict=True)] for rows in zip(found, was, strict=True)]
 
 
-def lens(named: Sequence[tuple[str, Probe | Residual]], rows: Rows) -> dict[str, Any] | None:
+def lens(named: Sequence[tuple[str, Probe | Residual]], rows: Rows, seen: Sequence[Seen] = ()) -> dict[str, Any] | None:
     """All readings of the runs by state (`before`, `after`, or a run's name), the later runs filling what is missing.
 
     A probe alone reads a model as it is: `before`, unless an edit's own readings give that, or another run did.
@@ -83,6 +84,12 @@ def lens(named: Sequence[tuple[str, Probe | Residual]], rows: Rows) -> dict[str,
             if place not in state["facts"]:
                 state["facts"][place] = _fact(probe, i)
                 state["tops"][place] = _tops(probe, i, tops, place)
+    for each in seen:
+        place = rows.place.get(each.prompt)
+        known = states[each.state]["tops"].get(place) if each.state in states else None
+        if known is not None:
+            for row, (top, prob) in enumerate(zip(each.top, each.top_prob, strict=True)):
+                known["at"][str(row)] = tops.cells(rows.place[each.prompt], str(row), top, prob, each.texts)
     if not states:
         return None
     return {

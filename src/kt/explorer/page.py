@@ -33,6 +33,7 @@ from .maps import trace_map
 from .missing import commands, missing
 from .numbers import short
 from .rows import Rows, columns, summary
+from .seen import Seen
 from .verdict import verdict
 
 ASSETS = Path(__file__).parent / "assets"
@@ -143,8 +144,17 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     """Everything that the page shows, as JSON has it: docs/explore.md lists the fields."""
-    named = [(name, result) for name, run in zip(_names(runs), runs, strict=True) for _, result in run.results]
-    table = Rows([result for _, result in named])
+    return data_of(named_results(runs)) | {"missing": missing(runs), "commands": commands(runs)}
+
+
+def named_results(runs: Sequence[Run]) -> list[tuple[str, Any]]:
+    """Every result of the runs, with the name of its run."""
+    return [(name, result) for name, run in zip(_names(runs), runs, strict=True) for _, result in run.results]
+
+
+def data_of(named: Sequence[tuple[str, Any]], seen: Sequence[Seen] = ()) -> dict[str, Any]:
+    """What results give for the page; `seen` is what a model at hand was asked beside them."""
+    table = Rows([result for _, result in named], seen)
     edits = [(name, result) for name, result in named if isinstance(result, Edit)]
     traces = [(name, result) for name, result in named if isinstance(result, Trace) and result.facts]
     probes = [(name, result) for name, result in named if isinstance(result, Residual | Probe)]
@@ -160,12 +170,10 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         "about": summary(rows),
         "first": 0 if edited or not several else -1,
         "traces": [trace_map(trace, name, table) for name, trace in traces],
-        "lens": lens(readings, table),
+        "lens": lens(readings, table, seen),
         "edited": _edited_layers([edit for _, edit in edits]),
         "edits": [_weights(edit, name if len(edits) > 1 else "") for name, edit in edits],
         "sweeps": [_sweep(result) for _, result in named if isinstance(result, Sweep)],
-        "missing": missing(runs),
-        "commands": commands(runs),
     }
 
 
