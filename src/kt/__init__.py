@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .experiments.case_study import CaseStudy, case_study
     from .experiments.sequence import run_edits
     from .explorer import explore
+    from .explorer.widget import widget
     from .facts.fact import Fact, Prompt
     from .facts.load import iter_facts, load_facts, read_facts
     from .model.load import load
@@ -78,6 +79,7 @@ _HOMES = {
     "Scores": ".evaluation",
     "Sweep": ".experiments",
     "explore": ".explorer",
+    "widget": ".explorer.widget",
     "run_recipe": ".recipes",
     "KtError": ".errors",
 }
@@ -117,6 +119,7 @@ __all__ = [  # noqa: RUF022 -- in the order of use
     "Scores",
     "Sweep",
     "explore",
+    "widget",
     "run_recipe",
     "abilities",
     "Abilities",

@@ -32,7 +32,13 @@ class Page:
         return found["result"].get("value")
 
     async def open(
-        self, path: Path, width: int = 1400, dark: bool = False, address: str = "", height: int = 1000
+        self,
+        path: Path,
+        width: int = 1400,
+        dark: bool = False,
+        address: str = "",
+        height: int = 1000,
+        ready: str = "document.querySelector('#kt-explorer')?.dataset.ready === ''",
     ) -> None:
         """Open a file at a width, and wait until the explorer has drawn itself."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
@@ -42,9 +48,7 @@ class Page:
         )
         await self.send("Page.navigate", url="about:blank")
         await self.send("Page.navigate", url=path.resolve().as_uri() + address)
-        await self.until(
-            "document.readyState === 'complete' && document.querySelector('#kt-explorer')?.dataset.ready === ''"
-        )
+        await self.until(f"document.readyState === 'complete' && {ready}")
 
     async def until(self, condition: str, seconds: float = 20) -> None:
         """Wait until an expression is true."""

@@ -14,6 +14,7 @@ import sys
 import zlib
 from dataclasses import replace
 from html import unescape
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,15 @@ import pytest
 from page_driver import drive
 
 import kt
+from kt._util.text import visible
 from kt.cli import main
 from kt.demo.loop import run_loop
 from kt.errors import KtError
 from kt.explorer import explore, write_report
-from kt.explorer.numbers import UNIT
+from kt.explorer.numbers import COARSE, UNIT
 from kt.explorer.page import bundle, packed, page_data
-from kt.probing.lens import LensReading
+from kt.probing import Probe
+from kt.probing.lens import KINDS, POSITIONS, LensReading
 from kt.runs.report import Run
 from kt.tracing.trace import grid
 
@@ -106,6 +109,45 @@ def test_the_lens_holds_ranks_before_and_after(data, loop):
     for name, state in states.items():
         rank = np.array(state["facts"][str(place)]["rank"])
         assert (rank == loop.residual.readings[name].rank[0, ..., :2].transpose(0, 1, 3, 2)).all()
+
+
+def test_the_top_tokens_of_a_cell_are_those_of_the_lens_before_and_after(data, loop, run):
+    states, texts = data["lens"]["states"], data["lens"]["tokens"]
+    known = loop.residual.metadata["tokens"]
+    changed, named = 0, []
+    for i, fact in enumerate(loop.residual.facts):
+        place = str(next(n for n, each in enumerate(data["facts"]) if each["prompt"] == fact.prompt))
+        before = states[0]["tops"][place]["at"]
+        for state in states:
+            reading, tops = loop.residual.readings[state["name"]], state["tops"][place]
+            for token, place_of in zip((fact.original_id, fact.target_id), tops["answers"], strict=True):
+                assert place_of is None or texts[place_of] == visible(known[str(token)])
+            named += [place_of for place_of in tops["answers"] if place_of is not None]
+            for (p, at), k, layer in product(enumerate(POSITIONS), range(len(KINDS)), loop.residual.layers):
+                cell = tops["at"][at][k][layer]
+                changed += state is not states[0] and cell != 0
+                cell = cell or before[at][k][layer]
+                ids, prob = reading.top[i, p, k, layer], reading.top_prob[i, p, k, layer]
+                assert [texts[token] for token in cell[: len(ids)]] == [visible(known[str(t)]) for t in ids]
+                np.testing.assert_allclose(np.array(cell[len(ids) :]) / COARSE, prob, atol=0.51 / COARSE)
+    assert changed > 10 and named
+    probe = Probe.load(run.folder / "probe.safetensors")
+    first = probe.reading.rank == 0
+    assert (probe.reading.top[..., :1].repeat(2, -1) == ids_of(probe))[first].all() and first.any()
+
+
+def ids_of(probe):
+    """The two answers' first tokens, in the shape of the ranks."""
+    ids = np.array([[fact.original_id, fact.target_id] for fact in probe.facts])
+    return np.broadcast_to(ids[:, None, None, None], probe.reading.rank.shape)
+
+
+def test_a_run_without_top_tokens_is_shown_and_says_how_they_are_read(loop, tmp_path):
+    readings = {name: r._replace(top=None, top_prob=None) for name, r in loop.residual.readings.items()}
+    replace(loop.residual, readings=readings).save(tmp_path / "residual.safetensors")
+    data = page_data([Run.of(tmp_path)])
+    assert all(set(state["tops"].values()) == {None} for state in data["lens"]["states"])
+    assert data["commands"]["probe"][:2] == ["kt", "probe"]
 
 
 def test_neighbours_that_changed_are_those_whose_next_token_did(data, loop):
@@ -198,6 +240,14 @@ def test_keys_and_clicks_move_through_facts_and_cells_and_the_address_keeps_them
         await tab.press("Escape", "?")
         assert await tab.js("document.querySelector('dialog').open")
         address = await tab.js("location.hash")
+        await tab.open(page, address="#fact=0&map=lens&cell=3.4")
+        tops = await tab.js("[...document.querySelectorAll('.x-tops tbody .x-token')].map(e => e.innerText)")
+        cells = [state["tops"]["0"]["at"]["prediction"][0][4] for state in data["lens"]["states"]]
+        wanted = [cells[0], cells[1] or cells[0]]
+        shown = [data["lens"]["tokens"][wanted[i % 2][i // 2]] for i in range(2 * 5)]
+        assert [text.strip("· ") for text in tops] == [text.strip() or "–" for text in shown]
+        await tab.open(page, address="#fact=all")
+        assert "choose a fact" in await tab.js("document.querySelector('.x-detail').innerText")
         await tab.open(page, address="#fact=0&map=lens&state=diff&metric=prob&answer=new&cell=3.4&theme=dark")
         seen = await tab.js("document.querySelector('.x-map').innerText")
         assert "after less before" in seen and "new answer" in seen
@@ -299,7 +349,9 @@ def tiled(loop, n=200, layers=30):
     def grown(reading):
         rank = rng.integers(0, 49_152, (n, *reading.rank.shape[1:3], layers, reading.rank.shape[-1])).astype(np.int32)
         prob = (rng.random(rank.shape) ** 4).astype(np.float32)
-        return LensReading(prob, rank, reading.start_prob[which], reading.start_rank[which], None)
+        top = rng.zipf(1.3, (*rank.shape[:-1], 5)).clip(max=49_151).astype(np.int32)
+        first = np.sort(prob[..., :1] * rng.random(top.shape) ** 2)[..., ::-1].astype(np.float32)
+        return LensReading(prob, rank, reading.start_prob[which], reading.start_rank[which], None, top, first)
 
     return trace, replace(
         residual,
@@ -309,7 +361,7 @@ def tiled(loop, n=200, layers=30):
         readings={state: grown(reading) for state, reading in residual.readings.items()},
         elsewhere=np.repeat(residual.elsewhere[which], 4, axis=3)[..., :layers],
         attacks=replace_attacks(residual.attacks, which),
-        metadata=dict(residual.metadata) | {"vocab": 49_152},
+        metadata=dict(residual.metadata) | {"vocab": 49_152, "tokens": {str(i): f" word{i}" for i in range(49_152)}},
     )
 
 

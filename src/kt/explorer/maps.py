@@ -15,7 +15,7 @@ from ..stats import bootstrap_mean_grid
 from ..tracing import Trace, TracedFact
 from ..tracing.prompts import ROLES
 from ..tracing.trace import grid, metric_title, role_effects, tested, without_heads
-from .numbers import short, whole
+from .numbers import COARSE, short, whole
 from .rows import Rows
 
 HEADS_AT = ("subject_last", "last")
@@ -52,8 +52,9 @@ def _fact(trace: Trace, fact: TracedFact, kinds: Sequence[str], heads: dict[int,
             effects = _effects(fact, kind, metric)
             if effects is not None:
                 values = effects[:, patched].transpose(1, 0, 2)
-                spread = values.std(-1).round(3) if values.shape[-1] > 1 else None  # shown so, and shorter
-                cells[kind][metric] = _cells(values.mean(-1), sd=spread)
+                cells[kind][metric] = _cells(values.mean(-1))
+                if values.shape[-1] > 1:
+                    cells[kind][metric]["sd"] = whole(values.std(-1), COARSE)
     if heads:
         cells["heads"] = {metric: found for metric in trace.metrics if (found := _heads(fact, heads, metric))}
     return {

@@ -63,9 +63,16 @@ def missing(runs: Sequence[Run]) -> list[dict[str, str]]:
     return [{"what": what, "command": _joined(["kt", *parts])} for what, parts in found]
 
 
-def trace_command(run: Run | None) -> list[str]:
-    """`kt heatmap` with the run's model, for a fact whose prompt the page adds."""
-    return ["kt", "heatmap", *_model(dict((run.manifest.get("config") if run else None) or {}))]
+def commands(runs: Sequence[Run], named: str | None = None) -> dict[str, Any]:
+    """`kt heatmap` and `kt probe` with the runs' model and edit, for a fact whose prompt the page adds; and the line of
+    Python that shows the runs with the model behind them. `named` is the model where no run names one."""
+    config = next((run.manifest["config"] for run in runs if run.manifest.get("config")), {})
+    model = _model(dict(config) or {"model": named})
+    edited = next((run for run in runs for _, result in run.results if isinstance(result, Edit)), None)
+    edit = [] if edited is None else ["--edit", str(edited.folder / FILES["edit"])]
+    folders = [str(run.folder) for run in runs]
+    widget = f"kt.widget(kt.load({model[1]!r}), {folders!r})"
+    return {"trace": ["kt", "heatmap", *model], "probe": ["kt", "probe", *model, *edit], "widget": widget}
 
 
 def _joined(parts: Sequence[str]) -> str:

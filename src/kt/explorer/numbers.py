@@ -9,11 +9,13 @@ from numpy import ndarray
 
 UNIT = 10_000
 """Effects are kept as whole ten-thousandths."""
+COARSE = 1_000
+"""Spreads and the probabilities of top tokens as whole thousandths."""
 
 
-def whole(values: ndarray) -> Any:
+def whole(values: ndarray, unit: int = UNIT) -> Any:
     """Nested lists of ten-thousandths; None where nothing was measured."""
-    scaled = np.round(np.asarray(values, dtype=np.float64) * UNIT)
+    scaled = np.round(np.asarray(values, dtype=np.float64) * unit)
     return _listed(scaled, lambda value: int(value))
 
 

@@ -30,15 +30,16 @@ from ..stats import Interval
 from ..tracing import Trace
 from .lens import lens
 from .maps import trace_map
-from .missing import missing, trace_command
+from .missing import commands, missing
 from .numbers import short
 from .rows import Rows, columns, summary
+from .seen import Seen
 from .verdict import verdict
 
 ASSETS = Path(__file__).parent / "assets"
-ENTRY = "main"
+ENTRY = "page"
 IMPORT = re.compile(r'^import \{ ([^}]+) \} from "\./(\w+)\.js";\n', re.MULTILINE)
-EXPORT = re.compile(r"^export (?=(?:function|const|class) (\w+))", re.MULTILINE)
+EXPORT = re.compile(r"^export (?=(?:async )?(?:function|const|class) (\w+))", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,17 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     """Everything that the page shows, as JSON has it: docs/explore.md lists the fields."""
-    named = [(name, result) for name, run in zip(_names(runs), runs, strict=True) for _, result in run.results]
-    table = Rows([result for _, result in named])
+    return data_of(named_results(runs)) | {"missing": missing(runs), "commands": commands(runs)}
+
+
+def named_results(runs: Sequence[Run]) -> list[tuple[str, Any]]:
+    """Every result of the runs, with the name of its run."""
+    return [(name, result) for name, run in zip(_names(runs), runs, strict=True) for _, result in run.results]
+
+
+def data_of(named: Sequence[tuple[str, Any]], seen: Sequence[Seen] = ()) -> dict[str, Any]:
+    """What results give for the page; `seen` is what a model at hand was asked beside them."""
+    table = Rows([result for _, result in named], seen)
     edits = [(name, result) for name, result in named if isinstance(result, Edit)]
     traces = [(name, result) for name, result in named if isinstance(result, Trace) and result.facts]
     probes = [(name, result) for name, result in named if isinstance(result, Residual | Probe)]
@@ -160,12 +170,10 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         "about": summary(rows),
         "first": 0 if edited or not several else -1,
         "traces": [trace_map(trace, name, table) for name, trace in traces],
-        "lens": lens(readings, table),
+        "lens": lens(readings, table, seen),
         "edited": _edited_layers([edit for _, edit in edits]),
         "edits": [_weights(edit, name if len(edits) > 1 else "") for name, edit in edits],
         "sweeps": [_sweep(result) for _, result in named if isinstance(result, Sweep)],
-        "missing": missing(runs),
-        "traceCommand": trace_command(runs[0] if runs else None),
     }
 
 
@@ -257,10 +265,11 @@ def packed(data: Mapping[str, Any]) -> str:
 
 
 @cache
-def bundle() -> str:
-    """The modules of assets/ as one script, each in a function of its own, in the order in which they import.
+def bundle(entry: str = ENTRY) -> str:
+    """The modules of assets/ that one of them needs as one script, each in a function of its own, in the order in which
+    they import.
 
-    The page opens from a file, where browsers refuse to import modules from beside it.
+    A page opens from a file, where browsers refuse to import modules from beside it.
     """
     parts: dict[str, str] = {}
 
@@ -276,5 +285,5 @@ def bundle() -> str:
         del parts[name]  # behind what it imports
         parts[name] = f"const kt_{name} = (() => {{\n{body}\nreturn {{ {exported} }};\n}})();\n"
 
-    add(ENTRY)
+    add(entry)
     return '"use strict";\n' + "".join(parts.values())

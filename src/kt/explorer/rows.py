@@ -20,6 +20,7 @@ from ..probing import Probe
 from ..residual import Residual
 from ..tracing import Trace
 from .numbers import short
+from .seen import Seen
 
 COLUMNS = {
     "edit_success_tf_exact": ("tf", "The new answer, every token the argmax, teacher-forced after the prompt"),
@@ -118,7 +119,7 @@ class Row:
 class Rows:
     """The rows by prompt, in the order in which the runs name them."""
 
-    def __init__(self, results: Sequence[Any]) -> None:
+    def __init__(self, results: Sequence[Any], seen: Sequence[Seen] = ()) -> None:
         self.by_prompt: dict[str, Row] = {}
         of = lambda kind: [result for result in results if isinstance(result, kind)]  # noqa: E731
         for edit in of(Edit):
@@ -134,6 +135,12 @@ class Rows:
             for probed in probe.facts:
                 row = self.row(probed, "probed")
                 row.fill("probed", old=probed.original, new=probed.target, relation=probed.relation)
+        for prompt in dict.fromkeys(each.prompt for each in seen if each.prompt in self.by_prompt):
+            texts = {each.state: visible(each.text.strip()) for each in seen if each.prompt == prompt}
+            row, (before, after) = self.by_prompt[prompt], map(texts.get, ("before", "after"))
+            rewritten = None if before is None or after is None else before != after
+            text = {"role": "edit", "prompt": visible(prompt), "answer": row.new, "before": before, "after": after}
+            row.texts.insert(0, text | {"changed": None, "rewritten": rewritten})
         self.rows = sorted(self.by_prompt.values(), key=_urgency)
         self.place = {row.prompt: i for i, row in enumerate(self.rows)}
 

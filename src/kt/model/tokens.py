@@ -98,6 +98,16 @@ def _bounds(tokenizer: Any, text: str, **options: bool) -> tuple[int, int, Any]:
     return (front if repeated else 0), len(ids) - closing, encoded
 
 
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+    """The text of each token; a SentencePiece word start keeps its space."""
+    raw = tokenizer.convert_ids_to_tokens(list(ids))
+    texts = [tokenizer.decode([i]) for i in ids]
+    return tuple(
+        " " + t if isinstance(r, str) and r.startswith("▁") and not t.startswith(" ") else t
+        for r, t in zip(raw, texts, strict=True)
+    )
+
+
 def encode(tokenizer: Any, texts: Sequence[str]) -> Batch:
     """Tokenise texts into one left-padded batch."""
     return encode_ids([token_ids(tokenizer, t) for t in texts], pad_id(tokenizer))

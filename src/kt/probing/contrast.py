@@ -17,7 +17,7 @@ from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..runs import parallel
 from ..tracing.prompts import LeftOut, why
-from .lens import LensReading, read_lens
+from .lens import TOP, LensReading, read_lens
 from .questions import ProbedFact, Question, ask, described
 from .result import Probe
 from .word_sets import Asked, SetReader, SetTokens, WordSets, open_sets
@@ -88,10 +88,11 @@ def contrast_probe(
     _must_have(done, probed, left_out)
     warned = _warn(probed)
     names = () if words is None else words.names
-    reading = _joined(readings)
+    reading = LensReading.joined(readings)
     if words is not None and reading.sets is not None:
         words.require_read(reading.sets)
     metadata = described(model, final_norm) | {"n_given": done, "warnings": warned}
+    metadata["tokens"] = reading.texts(model.tokenizer)
     return Probe(tuple(probed), wanted or tuple(range(model.n_layers)), reading, names, tuple(left_out), metadata)
 
 
@@ -125,14 +126,10 @@ def _read(
         layers=layers,
         final_norm=final_norm,
         masks=masks,
+        top=TOP,
         batch_size=batch_size,
         progress=progress,
     )
-
-
-def _joined(readings: Sequence[LensReading]) -> LensReading:
-    parts = zip(*readings, strict=True)
-    return LensReading(*(None if some[0] is None else np.concatenate(some) for some in parts))  # type: ignore[arg-type]
 
 
 def _must_have(n_given: int, probed: Sequence[ProbedFact], left_out: Sequence[LeftOut]) -> None:

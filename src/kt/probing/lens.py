@@ -26,11 +26,13 @@ from ..errors import BadFact, UnknownSite, WorkFailed
 from ..model.batches import BatchSize, batches_by_length, map_batches
 from ..model.model import Point, TracedModel
 from ..model.sites import Kind, Site
-from ..model.tokens import encode_ids, pad_id
+from ..model.tokens import encode_ids, pad_id, token_texts
 from .word_sets import SetTokens, of_sets, set_tokens
 
 POSITIONS = ("subject_last", "prediction")
 KINDS = ("resid", "attn", "mlp")
+TOP = 5
+"""Most probable tokens that a probe keeps of every reading."""
 
 _SITES = {"resid": Kind.RESID, "attn": Kind.ATTN, "mlp": Kind.MLP}
 _MEMORY = {"cuda": 2 << 30, "cpu": 64 << 20}
@@ -47,6 +49,8 @@ class LensReading(NamedTuple):
         start_prob: the probabilities for the residual stream that enters block 0.
         start_rank: the ranks there.
         sets: mean probability of each word set's tokens; NaN where a fact has no such set.
+        top: int32, ids of the most probable tokens, the first first; None where none were asked for.
+        top_prob: float32, their probabilities.
     """
 
     prob: Float[ndarray, "fact position kind layer token"]
@@ -54,14 +58,29 @@ class LensReading(NamedTuple):
     start_prob: Float[ndarray, "fact position token"]
     start_rank: Int[ndarray, "fact position token"]
     sets: Float[ndarray, "fact position kind layer set"] | None
+    top: Int[ndarray, "fact position kind layer top"] | None = None
+    top_prob: Float[ndarray, "fact position kind layer top"] | None = None
+
+    @staticmethod
+    def joined(readings: Sequence[LensReading]) -> LensReading:
+        """Readings of other facts, one after another; what one of them lacks is left out."""
+        parts = zip(*readings, strict=True)
+        return LensReading(*(None if any(p is None for p in some) else np.concatenate(some) for some in parts))  # type: ignore[arg-type]
+
+    def texts(self, tokenizer: Any) -> dict[str, str]:
+        """The texts of the most probable tokens, by id (as text, since JSON has no other keys)."""
+        ids = [] if self.top is None else [int(i) for i in np.unique(self.top)]
+        return {str(i): text for i, text in zip(ids, token_texts(tokenizer, ids), strict=True)}
 
 
 class _Scores(NamedTuple):
-    """Probability and rank of tokens, and word sets, for rows of vectors."""
+    """Probability and rank of tokens, word sets and the most probable tokens, for rows of vectors."""
 
     prob: Float[Tensor, "row token"]
     rank: Int[Tensor, "row token"]
     sets: Float[Tensor, "row set"] | None
+    top: Int[Tensor, "row top"] | None
+    top_prob: Float[Tensor, "row top"] | None
 
 
 @torch.no_grad()
@@ -74,6 +93,7 @@ def read_lens(
     layers: Sequence[int] | None = None,
     final_norm: bool = True,
     masks: SetTokens | None = None,
+    top: int = 0,
     batch_size: BatchSize = "auto",
     progress: Progress | None = None,
 ) -> LensReading:
@@ -90,6 +110,7 @@ def read_lens(
         layers: blocks to read, all by default; the axis `layer` is in this order.
         final_norm: whether values go through the final norm (see the module).
         masks: word sets to average over.
+        top: how many of the most probable tokens are kept of every value.
         batch_size: prompts in one forward pass; `auto` goes by their length and the model's size.
         progress: called with (prompts done, prompts in all).
 
@@ -103,14 +124,15 @@ def read_lens(
         raise UnknownSite("there are no layers to probe; name at least one")
     tokens = np.asarray(tokens, dtype=np.int64)
     _check(model, ids, subject_last, tokens, batch_size)
-    reading = _empty(len(ids), len(wanted), tokens.shape[1], None if masks is None else masks.n_sets)
+    top = min(top, model.vocab_size)
+    reading = _empty(len(ids), len(wanted), tokens.shape[1], None if masks is None else masks.n_sets, top)
     longest = max(map(len, ids), default=1)
     size = int(batch_size) if batch_size != "auto" else _rows_at_once(model, longest, len(wanted))
     batches = list(batches_by_length(range(len(ids)), lambda i: len(ids[i]), size))
 
     def read(rows: list[int]) -> LensReading:
         start, values = _values(model, [ids[i] for i in rows], [subject_last[i] for i in rows], wanted)
-        return _read(model, start, values, tokens[rows], final_norm, masks, rows)
+        return _read(model, start, values, tokens[rows], final_norm, masks, top, rows)
 
     parts = map_batches("lens", batches, read, counter(progress, len(ids)))
     for rows, part in zip(batches, parts, strict=True):
@@ -139,7 +161,7 @@ def _check(
         raise BadFact(f"batch_size is {batch_size!r}; give auto or at least 1")
 
 
-def _empty(n: int, n_layers: int, n_tokens: int, n_sets: int | None) -> LensReading:
+def _empty(n: int, n_layers: int, n_tokens: int, n_sets: int | None, top: int) -> LensReading:
     shape = (n, len(POSITIONS), len(KINDS), n_layers)
     start = (n, len(POSITIONS), n_tokens)
     return LensReading(
@@ -148,6 +170,8 @@ def _empty(n: int, n_layers: int, n_tokens: int, n_sets: int | None) -> LensRead
         start_prob=np.full(start, np.nan, np.float32),
         start_rank=np.full(start, -1, np.int32),
         sets=None if n_sets is None else np.full((*shape, n_sets), np.nan, np.float32),
+        top=np.full((*shape, top), -1, np.int32) if top else None,
+        top_prob=np.full((*shape, top), np.nan, np.float32) if top else None,
     )
 
 
@@ -185,17 +209,18 @@ def _read(
     tokens: Int[ndarray, "row token"],
     final_norm: bool,
     masks: SetTokens | None,
+    top: int,
     facts: Sequence[int],
 ) -> LensReading:
     """The reading of one batch."""
-    at_start = _scores(model, start, tokens, final_norm, None, facts)
-    at_sites = _scores(model, values, tokens, final_norm, masks, facts)
+    at_start = _scores(model, start, tokens, final_norm, None, 0, facts)
+    at_sites = _scores(model, values, tokens, final_norm, masks, top, facts)
     return LensReading(
         _shaped(at_sites.prob, values),
         _shaped(at_sites.rank, values),
         _shaped(at_start.prob, start),
         _shaped(at_start.rank, start),
-        None if at_sites.sets is None else _shaped(at_sites.sets, values),
+        *(None if part is None else _shaped(part, values) for part in at_sites[2:]),
     )
 
 
@@ -205,6 +230,7 @@ def _scores(
     tokens: Int[ndarray, "fact token"],
     final_norm: bool,
     masks: SetTokens | None,
+    top: int,
     facts: Sequence[int],
 ) -> _Scores:
     """Eq. 5 and 6 for every vector, as many at a time as the memory for their logits allows."""
@@ -216,23 +242,27 @@ def _scores(
     for chunk in range(0, len(flat), size):
         whose = owner[chunk : chunk + size]
         named = None if masks is None else set_tokens(masks, [facts[i] for i in whose.tolist()])
-        reduce = partial(_reduced, tokens=wanted[whose], named=named)
-        total, prob, rank, sets = model.unembed(flat[chunk : chunk + size], final_norm, reduce)
+        reduce = partial(_reduced, tokens=wanted[whose], named=named, top=top)
+        total, *found = model.unembed(flat[chunk : chunk + size], final_norm, reduce)
         if not bool(total.isfinite().all()):
             where = facts[int(whose[int((~total.isfinite()).nonzero()[0])])]
             raise WorkFailed(
                 f"prompt {where}: the model gives numbers that are not finite; load it with dtype float32 or bfloat16"
             )
-        parts.append(_Scores(prob, rank, sets))
-    sets = None if masks is None else torch.cat([part.sets for part in parts if part.sets is not None])
-    return _Scores(torch.cat([part.prob for part in parts]), torch.cat([part.rank for part in parts]), sets)
+        parts.append(_Scores(*found))
+    return _Scores(*(None if some[0] is None else torch.cat(some) for some in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
-def _reduced(logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, "row token"], named: Any) -> tuple[Any, ...]:
+def _reduced(
+    logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, "row token"], named: Any, top: int
+) -> tuple[Any, ...]:
     """The scores of logits. A remote model computes them where it runs: no class of this package may occur here."""
     total = logits.logsumexp(-1)
     prob, rank = _of_tokens(logits, total, tokens.to(logits.device))
-    return total.cpu(), prob.cpu(), rank.cpu(), None if named is None else of_sets(logits, total, named)
+    first, ids = logits.topk(top) if top else (None, None)
+    tops = (None, None) if ids is None else (ids.int().cpu(), (first - total[:, None]).exp().cpu())
+    sets = None if named is None else of_sets(logits, total, named)  # last, since it overwrites the logits
+    return total.cpu(), prob.cpu(), rank.cpu(), sets, *tops
 
 
 def _of_tokens(

@@ -388,6 +388,8 @@ def _check_shapes(reading: LensReading, n_facts: int, n_layers: int, n_sets: int
     }
     if n_sets or reading.sets is not None:
         wanted["sets"] = ((*sites, n_sets), np.float32)
+    if any(top is not None and top.shape[:-1] != sites for top in (reading.top, reading.top_prob)):
+        raise ValueError(f"the most probable tokens are not of {sites} cells")  # an older kt's files have none
     for name, (shape, dtype) in wanted.items():
         array: ndarray | None = getattr(reading, name)
         if array is None or array.shape != shape or array.dtype != dtype:
@@ -412,8 +414,7 @@ def merge(probes: Sequence[Probe]) -> Probe:
         seen |= identities
         left_out += [one._replace(fact=one.fact + start) for one in probe.left_out]
         start += int(probe.metadata["n_given"])
-    parts = zip(*(probe.reading for probe in probes), strict=True)
-    reading = LensReading(*(None if some[0] is None else np.concatenate(some) for some in parts))  # type: ignore[arg-type]
+    reading = LensReading.joined([probe.reading for probe in probes])
     metadata = _merged_metadata(probes, start)
     return Probe(tuple(facts), first.layers, reading, first.set_names, tuple(left_out), metadata)
 
@@ -438,6 +439,7 @@ def _merged_metadata(probes: Sequence[Probe], n_given: int) -> dict[str, Any]:
         "dtype": distinct[0] if len(distinct) == 1 else distinct,
         "warnings": [text for probe in probes for text in probe.metadata["warnings"]],
         "n_given": n_given,
+        "tokens": {i: text for probe in probes for i, text in probe.metadata.get("tokens", {}).items()},
     }
 
 

@@ -171,6 +171,11 @@ def _chapters(sections: Sequence[Section]) -> Iterator[dict[str, Any]]:
         yield {"title": section.title, "anchor": f"section-{place}", "blocks": blocks}
 
 
+def page_style(root: str) -> str:
+    """The page's style sheet with its colours at `root`, such as `:root`."""
+    return str(_template().environment.get_template("style.css.j2").render(scope=root))
+
+
 @cache
 def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined

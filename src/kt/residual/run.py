@@ -20,7 +20,7 @@ from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
 from ..probing.controls import MOST, Control, ControlPrompt, Relations
-from ..probing.lens import KINDS, POSITIONS, LensReading, read_lens
+from ..probing.lens import KINDS, POSITIONS, TOP, LensReading, read_lens
 from ..probing.questions import ProbedFact, Question, ask
 from ..probing.questions import described as described_model
 from ..probing.stages import advantage
@@ -192,6 +192,7 @@ def residual_fact(
     with edit.applied(model):
         now, answered_now = run.lens(), run.attacks()
     about = described(model, edit, final_norm, seed, n_boot, templates, written) | {"n_given": len(facts)}
+    about["tokens"] = was.texts(model.tokenizer) | now.texts(model.tokenizer)
     about["warnings"] = remarks([q.fact for q in plan.questions], plan.controls, edit)
     for text in about["warnings"]:
         warn_user(text)
@@ -261,7 +262,7 @@ class _Run(NamedTuple):
 
     def lens(self) -> LensReading:
         ids = [q.ids for q in self.plan.questions]
-        return self._read(ids, [q.subject_last for q in self.plan.questions], self.plan.tokens)
+        return self._read(ids, [q.subject_last for q in self.plan.questions], self.plan.tokens, TOP)
 
     def elsewhere(self) -> Float[ndarray, "fact position kind layer"]:
         """The old answer's advantage where the prompt is about other subjects, their mean."""
@@ -290,7 +291,7 @@ class _Run(NamedTuple):
         return shares(self.prepared.questions, measures, self.names, len(self.plan.questions))
 
     def _read(
-        self, ids: Sequence[Sequence[int]], last: Sequence[int], tokens: Int[ndarray, "fact token"]
+        self, ids: Sequence[Sequence[int]], last: Sequence[int], tokens: Int[ndarray, "fact token"], top: int = 0
     ) -> LensReading:
         told = 0
 
@@ -300,7 +301,7 @@ class _Run(NamedTuple):
             told = done
 
         options: dict[str, Any] = {"final_norm": self.final_norm, "batch_size": self.batch_size}
-        return read_lens(self.model, ids, last, tokens, progress=progress, **options)
+        return read_lens(self.model, ids, last, tokens, top=top, progress=progress, **options)
 
 
 def _n_prompts(plan: _Plan, prepared: Prepared, with_before: bool) -> int:

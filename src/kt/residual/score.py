@@ -251,6 +251,8 @@ class Residual(Shown):
             reading.start_prob[..., both],
             reading.start_rank[..., both],
             None,
+            reading.top,
+            reading.top_prob,
         )
         return Probe(self.facts, self.layers, pairs, (), self.left_out, {**self.metadata, "state": state})
 
@@ -402,6 +404,8 @@ def _cell(grid: IntervalGrid, at: tuple[int, ...]) -> Interval:
 # Residuals as files, and several residuals as one.
 
 _ARRAYS = ("prob", "rank", "start_prob", "start_rank")
+_TOPS = ("top", "top_prob")
+"""Also in files, but for those of an older kt."""
 _SAME = ("model", "revision", "n_layers", "vocab", "final_norm", "seed", "n_boot", "prefixes")
 """Metadata that residuals must share before their facts are averaged together."""
 
@@ -411,7 +415,8 @@ def save(residual: Residual, path: str | os.PathLike[str]) -> Path:
     arrays: dict[str, ndarray] = {"elsewhere": residual.elsewhere}
     for state in STATES:
         reading = residual.readings[state]
-        arrays |= {f"{state}.{name}": getattr(reading, name) for name in _ARRAYS}
+        kept = {name: getattr(reading, name) for name in (*_ARRAYS, *_TOPS)}
+        arrays |= {f"{state}.{name}": array for name, array in kept.items() if array is not None}
         arrays[f"{state}.attacks"] = getattr(residual.attacks, state)
     return save_arrays(
         path,
@@ -439,17 +444,20 @@ def load(path: str | os.PathLike[str]) -> Residual:
     with complete_file(path, "residual", "measure it again"):
         facts = tuple(ProbedFact(**fact) for fact in header["facts"])
         controls = tuple(tuple(Control(**control) for control in some) for some in header["controls"])
-        readings = {s: _reading({name: arrays[f"{s}.{name}"] for name in _ARRAYS}) for s in STATES}
+        readings = {
+            s: LensReading(
+                sets=None,
+                **{name: arrays[f"{s}.{name}"] for name in _ARRAYS},
+                **{name: arrays.get(f"{s}.{name}") for name in _TOPS},
+            )
+            for s in STATES
+        }
         attacks = Attacks(tuple(header["attacks"]), *(arrays[f"{s}.attacks"] for s in STATES))
         left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
         layers, elsewhere = tuple(header["layers"]), arrays["elsewhere"]
         residual = Residual(facts, controls, layers, readings, elsewhere, attacks, left_out, header["run"])
         _check_shapes(residual)
         return residual
-
-
-def _reading(arrays: dict[str, ndarray]) -> LensReading:
-    return LensReading(**arrays, sets=None)
 
 
 def _check_shapes(residual: Residual) -> None:
@@ -460,6 +468,8 @@ def _check_shapes(residual: Residual) -> None:
         reading, attacks = residual.readings[state], getattr(residual.attacks, state)
         if reading.rank.shape[:4] != (n, 2, 3, layers) or reading.prob.shape != reading.rank.shape:
             raise ValueError(f"the {state} reading has the shape {reading.rank.shape}")
+        if any(top is not None and top.shape[:4] != (n, 2, 3, layers) for top in (reading.top, reading.top_prob)):
+            raise ValueError(f"the {state} reading has other tokens than cells")
         if attacks.shape[:2] != (n, names):
             raise ValueError(f"the {state} attacks have the shape {attacks.shape}")
     if residual.elsewhere.shape != (n, 2, 3, layers):
@@ -476,13 +486,11 @@ def joined(parts: Sequence[Residual]) -> Residual:
         facts += [replace(fact, index=fact.index + start) for fact in part.facts]
         left_out += [fact._replace(fact=fact.fact + start) for fact in part.left_out]
         start += int(part.metadata["n_given"])
-    readings = {}
-    for state in STATES:
-        read = [part.readings[state] for part in parts]
-        readings[state] = _reading({name: np.concatenate([getattr(r, name) for r in read]) for name in _ARRAYS})
+    readings = {state: LensReading.joined([part.readings[state] for part in parts]) for state in STATES}
     attacks = Attacks(parts[0].attacks.names, *(np.concatenate([getattr(p.attacks, s) for p in parts]) for s in STATES))
     elsewhere = np.concatenate([part.elsewhere for part in parts])
     about = dict(parts[0].metadata) | {"n_given": start, "parts": len(parts)}
+    about["tokens"] = {i: text for part in parts for i, text in part.metadata.get("tokens", {}).items()}
     about["warnings"] = sorted({text for part in parts for text in part.metadata.get("warnings", ())})
     controls = tuple(some for part in parts for some in part.controls)
     return Residual(tuple(facts), controls, parts[0].layers, readings, elsewhere, attacks, tuple(left_out), about)

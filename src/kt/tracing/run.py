@@ -16,7 +16,7 @@ from ..errors import BadFact, WorkFailed, warn_user
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.model import TracedModel
 from ..model.ndif import REASON
-from ..model.tokens import token_ids
+from ..model.tokens import token_ids, token_texts
 from ..runs import parallel
 from ..runs.journal import Journal
 from . import attribution, engine
@@ -276,23 +276,13 @@ def _traced(model: TracedModel, outcome: Outcome, direction: str) -> TracedFact:
     return TracedFact(
         **{f.name: getattr(case, f.name) for f in fields(case) if f.name != "fact"},
         **{name: getattr(fact, name) for name in ("id", "relation", "prompt", "subject")},
-        tokens=_token_texts(model.tokenizer, case.ids),
+        tokens=token_texts(model.tokenizer, case.ids),
         roles=token_roles(case.span, len(case.ids)),
         swapped_for=outcome.corruption.partner,
         clean=dict(zip(METRICS, (float(v) for v in outcome.clean), strict=True)),
         corrupted=dict(zip(METRICS, outcome.corrupted, strict=True)),
         patched={k: dict(zip(METRICS, values, strict=True)) for k, values in (outcome.patched or {}).items()},
         direction=direction,
-    )
-
-
-def _token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """The text of each token; a SentencePiece word start keeps its space."""
-    raw = tokenizer.convert_ids_to_tokens(list(ids))
-    texts = [tokenizer.decode([i]) for i in ids]
-    return tuple(
-        " " + t if isinstance(r, str) and r.startswith("▁") and not t.startswith(" ") else t
-        for r, t in zip(raw, texts, strict=True)
     )
 
 

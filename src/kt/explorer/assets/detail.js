@@ -1,12 +1,12 @@
 // Right: the pinned cell, and the two answers through the layers.
 
-import { h, number, palette, rank } from "./dom.js";
+import { focused, h, number, palette, rank } from "./dom.js";
 import { get, set } from "./state.js";
 import { key, lines } from "./chart.js";
-import { choice, figure, menu } from "./figure.js";
+import { choice, figure, menu, tabled } from "./figure.js";
 import { chosenFact } from "./facts.js";
-import { pinned, strongest } from "./map.js";
-import { LENS, lensOf, metric, view } from "./views.js";
+import { command, pinned, strongest } from "./map.js";
+import { LENS, lensOf, metric, topsOf, view } from "./views.js";
 
 const SITES = ["resid", "attn", "mlp"], POSITIONS = ["subject_last", "prediction"];
 
@@ -33,6 +33,35 @@ function cell(data, seen) {
     pairs([spread, q !== null && q !== undefined && ["q (differs from 0)", number(q)], ...others.map(([label, value]) => [`${label}, same cell`, value])]),
     pin ? h("button", { type: "button", onclick: () => set({ cell: "" }) }, "Unpin") : h("p", { class: "x-note" }, "Click a cell of the map, or press Enter on it, to see that one."),
   ];
+}
+
+/** The most probable tokens of the cell, before and after the edit side by side. */
+function tops(data, seen) {
+  const [r, l] = pinned(seen) ?? strongest(seen), found = topsOf(data, seen, r, l), fact = data.facts[chosenFact()];
+  const title = "Top tokens";
+  if (found.why) {
+    const how = {
+      fact: () => ["Top tokens are those of one prompt: choose a fact."],
+      token: () => ["Top tokens were read at the subject's last token and at the last one. For every token, in a notebook: ", h("code", {}, data.commands.widget)],
+      run: () => ["These runs kept no top tokens of this fact. To read them: ", h("code", {}, command(data.commands.probe, fact))],
+    }[found.why];
+    return [h("h4", {}, title), h("p", { class: "x-note" }, how())];
+  }
+  const ranks = Math.max(...found.states.map((state) => state.tokens.length));
+  const known = new Set(found.states[0].tokens.map((token) => token.text));
+  const cells = (state, i) => {
+    const token = state.tokens[i], fresh = state !== found.states[0] && !known.has(token.text);
+    return [h("td", { class: ["x-token", fresh && "x-changed", ["x-old", "x-new"][token.answer]].filter(Boolean).join(" ") }, token.text.replace(/^ /, "·") || "–"), h("td", { class: "number" }, number(token.prob))];
+  };
+  const table = () => ({
+    columns: ["rank", ...found.states.flatMap(({ name }) => [name, `${name}: probability`])],
+    rows: Array.from({ length: ranks }, (_, i) => [i, ...found.states.flatMap(({ tokens }) => [tokens[i].text, tokens[i].prob])]),
+  });
+  const note = `${found.of}${found.heads ? " (all heads)" : ""}, layer ${seen.layers[l]}, read as the model's output`;
+  return tabled({ name: "top-tokens", title, note, table }, h("div", { class: "x-scroll", tabindex: 0, role: "region", "aria-label": title }, h("table", { class: "x-tops" },
+    h("caption", { class: "x-hidden" }, `${title}: ${note}`),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "number" }, "rank"), found.states.map(({ name }) => h("th", { scope: "colgroup", colspan: 2 }, name)))),
+    h("tbody", {}, Array.from({ length: ranks }, (_, i) => h("tr", {}, h("th", { scope: "row", class: "number" }, String(i)), found.states.map((state) => cells(state, i))))))));
 }
 
 /** Old and new answer before and after, as lines. */
@@ -76,12 +105,12 @@ function lensPart(data, seen, width) {
 export function detailPanel(data) {
   const panel = h("section", { class: "x-detail", "aria-label": "Pinned cell and answers by layer" });
   const draw = () => {
-    const value = panel.contains(document.activeElement) && document.activeElement.dataset.value;
-    const menuFocused = panel.contains(document.activeElement) && document.activeElement.tagName === "SELECT";
+    const active = panel.contains(focused()) ? focused() : null;
+    const value = active?.dataset.value, menuFocused = active?.tagName === "SELECT";
     const seen = view(data);
     const width = Math.min(560, Math.max(280, (panel.clientWidth || 360) - 34));
     panel.replaceChildren(...[
-      seen ? [h("h3", {}, pinned(seen) ? "Pinned cell" : "Strongest cell"), cell(data, seen)] : null,
+      seen ? [h("h3", {}, pinned(seen) ? "Pinned cell" : "Strongest cell"), cell(data, seen), tops(data, seen)] : null,
       data.lens ? [h("h3", {}, "Old and new answer through the layers"), lensPart(data, seen, width)] : null,
     ].flat(3).filter(Boolean));
     if (value) panel.querySelector(`[data-value="${CSS.escape(value)}"]`)?.focus();

@@ -1,6 +1,22 @@
 // Elements from data. Texts become text nodes and attributes only: no string is ever read as mark-up.
 
 const SVG = "http://www.w3.org/2000/svg";
+const page = { root: null, themed: null };
+
+/** Where the explorer stands, and the element whose data-theme and colours count for it. */
+export function stand(root, themed) {
+  Object.assign(page, { root, themed });
+}
+
+/** The element of the explorer that has the focus, also inside a shadow root. */
+export function focused() {
+  return page.root.getRootNode().activeElement;
+}
+
+/** The first element of the explorer that a selector finds. */
+export function find(selector) {
+  return page.root.querySelector(selector);
+}
 
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
@@ -24,14 +40,14 @@ export function s(name, attributes, ...children) {
 
 /** The colours of the current theme, written into figures so that a saved one looks the same elsewhere. */
 export function palette() {
-  const style = getComputedStyle(document.documentElement);
+  const style = getComputedStyle(page.themed);
   const of = (name) => style.getPropertyValue("--" + name).trim();
   const names = ["ink", "muted", "rule", "paper", "panel", "accent", "old", "new", "mark", "empty"];
   return Object.fromEntries(names.map((name) => [name, of(name)]));
 }
 
 export function isDark() {
-  const set = document.documentElement.dataset.theme;
+  const set = page.themed.dataset.theme;
   return set ? set === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 

@@ -1,6 +1,6 @@
 // The table of facts: sorted, filtered, moved through by arrow keys. Failures stand first.
 
-import { count, h, number, percent, rank } from "./dom.js";
+import { count, find, focused, h, number, percent, rank } from "./dom.js";
 import { get, set } from "./state.js";
 import { saveCsv } from "./save.js";
 
@@ -32,10 +32,10 @@ function shown(fact, key) {
 }
 
 function matches(fact) {
-  const show = get("show"), find = get("find").toLocaleLowerCase().trim();
+  const show = get("show"), sought = get("find").toLocaleLowerCase().trim();
   if (show && !(fact.was.includes(show) || String(fact.state) === show)) return false;
   const text = [fact.prompt, fact.old, fact.new, fact.id, fact.relation, STATES[fact.state][1]].join("\n").toLocaleLowerCase();
-  return find.split(/\s+/).every((word) => text.includes(word));
+  return sought.split(/\s+/).every((word) => text.includes(word));
 }
 
 function sorted(indices) {
@@ -85,7 +85,7 @@ function everything() {
 }
 
 function draw() {
-  const focused = body.contains(document.activeElement);
+  const inside = body.contains(focused());
   visible = sorted(data.facts.map((_, index) => index).filter((index) => matches(data.facts[index])));
   const rows = whole ? visible : visible.slice(0, MOST);
   head.replaceChildren(h("tr", { role: "row" }, heading("state", "", "Failures first"), heading("fact", "fact", "By prompt"), data.columns.map(({ key, name, help }) => heading(key, name, help))));
@@ -95,7 +95,7 @@ function draw() {
   all.hidden = !hidden;
   all.textContent = `Show ${hidden} more`;
   note.textContent = visible.length === data.facts.length ? data.about : `${visible.length} of ${count(data.facts.length, "fact")}`;
-  if (focused) body.querySelector("[tabindex='0']").focus();
+  if (inside) body.querySelector("[tabindex='0']").focus();
   const chosen = body.querySelector("[aria-selected='true']"), list = body.closest(".x-list");
   if (chosen && list && (chosen.offsetTop < list.scrollTop + head.offsetHeight || chosen.offsetTop + chosen.offsetHeight > list.scrollTop + list.clientHeight))
     list.scrollTop = chosen.offsetTop - list.clientHeight / 3;
@@ -106,7 +106,7 @@ function move(event) {
   const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1, PageDown: at + 10, PageUp: at - 10 }[event.key];
   if (event.key === "Enter" || event.key === " ") {
     event.preventDefault();
-    document.querySelector(".x-map svg")?.focus();
+    find(".x-map svg[role=grid]")?.focus();
   } else if (to !== undefined) {
     event.preventDefault();
     const next = rows[Math.min(rows.length - 1, Math.max(0, to))];
@@ -143,19 +143,19 @@ export function factsPanel(given) {
   body = h("tbody", { onkeydown: move, onclick: (event) => event.target.closest("tr") && choose(event.target.closest("tr")) });
   note = h("p", { class: "x-note", role: "status" });
   all = h("button", { type: "button", class: "x-more", onclick: () => ((whole = true), draw()) });
-  const find = h("input", { type: "search", placeholder: "Filter facts  /", "aria-label": "Filter facts", value: get("find"), oninput: () => set({ find: find.value }) });
+  const filter = h("input", { type: "search", placeholder: "Filter facts  /", "aria-label": "Filter facts", value: get("find"), oninput: () => set({ find: filter.value }) });
   const counts = ([key]) => !key || data.facts.some((fact) => fact.was.includes(key) || String(fact.state) === key);
   const show = h("select", { "aria-label": "Which facts", onchange: () => set({ show: show.value }) },
     SHOWS.filter(counts).map(([key, text]) => h("option", { value: key, selected: get("show") === key }, text)));
-  find.addEventListener("keydown", (event) => {
+  filter.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === "ArrowDown") {
       event.preventDefault();
       body.querySelector("[tabindex='0']").focus();
     }
   });
   const panel = h("section", { class: "x-facts", "aria-label": "Facts" },
-    h("div", { class: "x-bar" }, find, show, h("button", { type: "button", onclick: () => saveCsv("facts", csv()), "aria-label": "Facts as CSV" }, "CSV")),
+    h("div", { class: "x-bar" }, filter, show, h("button", { type: "button", onclick: () => saveCsv("facts", csv()), "aria-label": "Facts as CSV" }, "CSV")),
     h("div", { class: "x-scroll x-list" }, h("table", { role: "grid", "aria-label": "Facts, one a row" }, head, body), all),
     note);
-  return { panel, draw, find, sync: () => ((find.value = get("find")), (show.value = get("show"))) };
+  return { panel, draw, filter, sync: () => ((filter.value = get("find")), (show.value = get("show"))) };
 }

@@ -21,6 +21,15 @@ export function plainTable({ columns, rows }, caption) {
     rows.length > LONG ? h("p", { class: "x-note" }, `The first ${LONG} of ${rows.length} rows; CSV has all.`) : null);
 }
 
+/** A table that is its own figure: {name, title, note, table} and the table as it is shown. */
+export function tabled({ name, title, note, table }, shown) {
+  return h("div", { class: "x-tabled" },
+    h("div", { class: "x-figure-head" },
+      h("h4", {}, title, note ? h("span", { class: "x-note" }, note) : null),
+      h("div", { class: "x-save" }, h("button", { type: "button", onclick: () => saveCsv(name, table()), "aria-label": `${title} as CSV` }, "CSV"))),
+    shown);
+}
+
 /** {name, title, note, svg, legend, table: () => ({columns, rows})} as an element. */
 export function figure({ name, title, note, svg, legend, table, controls }) {
   const numbers = h("details", { class: "x-table", open: open.has(name) },

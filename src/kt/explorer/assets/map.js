@@ -1,6 +1,6 @@
 // Tokens (or heads, or sites) down, layers across. A click or Enter pins a cell; arrow keys move.
 
-import { h, number, palette, rank, s } from "./dom.js";
+import { focused, h, number, palette, rank, s } from "./dom.js";
 import { get, set } from "./state.js";
 import { scaleOf } from "./colour.js";
 import { choice, figure } from "./figure.js";
@@ -130,8 +130,7 @@ function table(seen) {
 export function mapPanel(data) {
   const panel = h("section", { class: "x-map", "aria-label": "Map of tokens and layers" });
   const draw = () => {
-    const focused = panel.contains(document.activeElement) && document.activeElement.tagName;
-    const pressed = panel.contains(document.activeElement) && document.activeElement.dataset.value;
+    const active = panel.contains(focused()) ? focused() : null, pressed = active?.dataset.value;
     const seen = view(data), list = tabs(data);
     const fact = data.facts[chosenFact()];
     const readout = h("p", { class: "x-readout", role: "status" }, "");
@@ -156,7 +155,7 @@ export function mapPanel(data) {
     if (fact?.problems.length) inside.push(h("p", { class: "x-problems" }, fact.problems.join(" · ")));
     if (!seen) inside.push(h("p", { class: "x-note" }, "This was not measured of this fact."));
     else {
-      if (seen.untraced) inside.push(h("p", { class: "x-note" }, "This fact was not traced; the map is the mean of those that were. To trace it: ", h("code", {}, traceCommand(data, fact))));
+      if (seen.untraced) inside.push(h("p", { class: "x-note" }, "This fact was not traced; the map is the mean of those that were. To trace it: ", h("code", {}, command(data.commands.trace, fact))));
       const width = Math.max(260, (panel.clientWidth || 640) - 34);
       const { svg, scale } = drawing(seen, width, say);
       inside.push(figure({
@@ -168,7 +167,7 @@ export function mapPanel(data) {
     }
     inside.push(outcome(fact));
     panel.replaceChildren(title, strip, controls, h("div", { id: "x-map", role: "tabpanel", "aria-labelledby": `x-tab-${tab(data)}` }, inside.filter(Boolean)));
-    if (focused === "svg") panel.querySelector("svg[tabindex]")?.focus();
+    if (active?.tagName === "svg") panel.querySelector("svg[tabindex]")?.focus();
     else if (pressed) panel.querySelector(`[data-value="${CSS.escape(pressed)}"]`)?.focus();
   };
   return { panel, draw };
@@ -182,9 +181,10 @@ function outcome(fact) {
     ), fact.rank ? h("tr", {}, h("th", { scope: "row" }, "new answer's rank"), fact.rank.map((value) => h("td", { class: "number" }, rank(value)))) : null));
 }
 
-function traceCommand(data, fact) {
+/** A command for one fact, as a shell takes it. */
+export function command(words, fact) {
   const quote = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\"'\"'")}'`);
   const template = fact.subject && fact.prompt.includes(fact.subject) ? fact.prompt.replace(fact.subject, () => "{}") : fact.prompt;
   const given = [["--prompt", template], ["--subject", fact.subject], ["--answer", fact.old], ["--target", fact.new]].filter(([, value]) => value);
-  return [...data.traceCommand, ...given.flat()].map(quote).join(" ");
+  return [...words, ...given.flat()].map(quote).join(" ");
 }

@@ -1,47 +1,50 @@
-// What is shown, kept in the address behind "#": a link reproduces the view.
+// What is shown, as one text of settings. A page keeps it in its address, so that a link reproduces the view; a widget in
+// the notebook.
 
 const KEYS = ["fact", "map", "metric", "state", "cell", "answer", "at", "site", "sort", "show", "find", "theme"];
 
-const listeners = [];
-let current = read();
+let listeners = [];
+let current = {};
+let keep = () => {};
 
-function read() {
-  const given = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+function parsed(text) {
+  const given = new URLSearchParams(text);
   return Object.fromEntries(KEYS.filter((key) => given.has(key)).map((key) => [key, given.get(key)]));
 }
 
-/** A setting from the address; "" where it names none. */
+/** Begin with these settings; `write` is called with the text of all of them when some change. */
+export function begin(text, write) {
+  current = parsed(text);
+  keep = write;
+}
+
+/** Take other settings, as when the address changes. */
+export function follow(text) {
+  const before = current;
+  current = parsed(text);
+  tell(KEYS.filter((key) => (before[key] ?? "") !== (current[key] ?? "")));
+}
+
+/** A setting; "" where there is none. */
 export function get(key) {
   return current[key] ?? "";
 }
 
-/** Change settings, write them into the address and tell whoever listens. */
+/** Change settings, keep them and tell whoever listens. */
 export function set(changes) {
   const changed = Object.keys(changes).filter((key) => String(changes[key] ?? "") !== get(key));
   if (!changed.length) return;
   for (const key of changed) current[key] = String(changes[key] ?? "");
-  const kept = KEYS.filter((key) => current[key]).map((key) => [key, current[key]]);
-  const address = kept.length ? "#" + new URLSearchParams(kept) : location.pathname + location.search;
-  try {
-    history.replaceState(null, "", address);
-  } catch {
-    // A page inside a sandboxed frame has no address of its own.
-  }
+  keep(new URLSearchParams(KEYS.filter((key) => current[key]).map((key) => [key, current[key]])).toString());
   tell(changed);
 }
 
-/** Call `listener` with the names of the settings that changed. */
+/** Call `listener` with the names of the settings that changed; what comes back ends it. */
 export function listen(listener) {
   listeners.push(listener);
+  return () => (listeners = listeners.filter((each) => each !== listener));
 }
 
 function tell(changed) {
-  for (const listener of listeners) listener(new Set(changed));
+  for (const listener of [...listeners]) listener(new Set(changed));
 }
-
-addEventListener("hashchange", () => {
-  if (location.hash && !location.hash.includes("=")) return; // a heading of the report
-  const before = current;
-  current = read();
-  tell(KEYS.filter((key) => (before[key] ?? "") !== (current[key] ?? "")));
-});

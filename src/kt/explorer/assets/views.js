@@ -4,11 +4,11 @@ import { number, rank } from "./dom.js";
 import { get } from "./state.js";
 import { chosenFact } from "./facts.js";
 
-const UNIT = 10_000;
+const UNIT = 10_000, COARSE = 1_000;
 const HEADS_AT = { subject_last: "last subject token", last: "last token" };
 export const LENS = "lens";
 
-const plain = (cells) => cells?.map((row) => row.map((value) => (value === null ? null : value / UNIT)));
+const plain = (cells, unit = UNIT) => cells?.map((row) => row.map((value) => (value === null ? null : value / unit)));
 const minus = (one, other) => one.map((row, r) => row.map((value, l) => value === null || other[r]?.[l] == null ? null : value - other[r][l]));
 
 /** The tabs that some run fills: [[key, label], ...]. */
@@ -92,7 +92,7 @@ function traceView(data) {
     subject: kind === "heads" ? [] : own.subject,
     rowWord: kind === "heads" ? "head" : one || !trace.mean ? "token" : "role",
     scaled: scaled.flat(), shared: shared.length > 1 && !difference,
-    sd: difference ? null : plain(cells.sd), low: difference ? null : plain(cells.low), high: difference ? null : plain(cells.high),
+    sd: difference ? null : plain(cells.sd, COARSE), low: difference ? null : plain(cells.low), high: difference ? null : plain(cells.high),
     q: difference ? null : cells.q, n: difference ? null : cells.n,
     unit: difference ? `${second.name} less ${first.name}` : trace.metrics[name],
     title: trace.kinds[kind] + (kind === "heads" ? `, ${HEADS_AT[headsAt(own)]}` : ""),
@@ -122,6 +122,35 @@ export function lensOf(data, state, name, answer) {
   const fact = chosenFact(), from = data.lens.states[state];
   const own = fact >= 0 ? from.facts[fact] : from.mean;
   return own ? own[name].map((position) => position.map((kind) => kind[answer])) : null;
+}
+
+const MAPPED = { mlp: "mlp", attn: "attn", heads: "attn", hidden: "resid" }, READ = ["resid", "attn", "mlp"];
+
+/**
+ * The most probable tokens of a cell, by state: {states: [{name, tokens: [{text, prob, answer}]}], of}.
+ * `why` says instead what stands in the way: "fact" (none is chosen), "token" (not read there) or "run" (none kept).
+ */
+export function topsOf(data, seen, r, l) {
+  const fact = chosenFact(), lens = data.lens;
+  if (fact < 0) return { why: "fact" };
+  const layer = lens?.layers.indexOf(seen.layers[l]) ?? -1;
+  const named = (lens?.states ?? []).filter((state) => state.tops[fact]);
+  if (!named.length || layer < 0) return { why: "run" };
+  const positions = Object.keys(POINTS), sites = READ.length;
+  const heads = seen.kind === "heads" && headsAt(seen.own);
+  const places = seen.kind === LENS ? [positions[Math.floor(r / sites)]]
+    : heads ? [{ last: "prediction" }[heads] ?? heads]
+    : [seen.one && String(r), r === seen.subject.at(-1) && positions[0], r === seen.rows.length - 1 && positions[1]];
+  const at = places.find((place) => named[0].tops[fact].at[place]);
+  if (at === undefined) return { why: "token" };
+  const kind = seen.kind === LENS ? r % sites : READ.indexOf(MAPPED[seen.kind]);
+  const first = named[0].tops[fact].at[at];
+  const states = named.filter((state) => state.tops[fact].at[at]).map((state) => {
+    const { at: cells, answers } = state.tops[fact], cell = cells[at][kind][layer] || first[kind][layer], half = cell.length / 2;
+    const tokens = cell.slice(0, half).map((token, i) => ({ text: lens.tokens[token], prob: cell[half + i] === null ? null : cell[half + i] / COARSE, answer: answers.indexOf(token) }));
+    return { name: state.name, tokens };
+  });
+  return { states, of: lens.kinds[READ[kind]], heads: Boolean(heads) };
 }
 
 function lensView(data) {
