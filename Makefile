@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 # Small models on few cores are many times faster with one thread per process.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: help demo demo-real notebooks test test-real test-real-ci test-slow test-versions real-models lint format bench clean
+.PHONY: help demo demo-real docs notebooks test test-real test-real-ci test-slow test-versions real-models lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -14,7 +14,7 @@ help:  ## Show this list
 demo: $(VENV)/.installed  ## Install, then run the whole loop on the embedded model (one HTML report)
 	$(PY) -m kt demo
 
-test: lint  ## Install, then lint, type-check and test
+test: lint docs  ## Install, then lint, type-check, build the documentation and test
 	$(TEST_ENV) $(PY) -m pytest -n 2
 
 test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
@@ -38,6 +38,10 @@ demo-real: $(VENV)/.installed-dev  ## The loop on SmolLM2 and facts that it know
 
 notebooks: $(VENV)/.installed-dev  ## Run the notebooks on the demo model and save them with what they show
 	$(TEST_ENV) $(PY) tools/notebooks.py --write
+
+docs: $(VENV)/.installed-dev  ## Build the documentation site (build/site); every link and name is checked
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "built: $(PY) -m http.server -d build/site shows it at http://localhost:8000"
 
 lint: $(VENV)/.installed-dev  ## Style and types only
 	$(PY) -m ruff check .

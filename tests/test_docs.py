@@ -166,6 +166,22 @@ def test_every_page_is_listed_in_the_index():
     assert pages <= set(re.findall(r"\]\(([\w-]+\.md)\)", index))
 
 
+@pytest.mark.parametrize("page", ["add-a-format", "add-a-figure", "add-a-family"])
+def test_the_code_of_a_guide_runs(page, tmp_path, monkeypatch):
+    from kt.facts.formats import FORMATS
+
+    monkeypatch.chdir(tmp_path)
+    before, names = dict(FORMATS), {}
+    try:
+        text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
+            exec(block, names)
+    finally:
+        FORMATS.clear()
+        FORMATS.update(before)
+    assert names
+
+
 def test_every_measured_file_is_listed_with_its_command():
     listed = (DATA / "README.md").read_text(encoding="utf-8")
     assert {path.name for path in DATA.glob("*.json")} == set(re.findall(r"`([\w-]+\.json)`", listed))

@@ -175,8 +175,9 @@ def abilities(
         tasks: names, patterns (`mmlu_*`) or YAML files, as a list or with commas; {"task": name, "num_fewshot": n}
             gives a task its own number of examples; `PRESETS` holds some. Or what `choose` found.
         edit: written into the model for the second run.
-        num_fewshot, limit, include_path: as in lm-eval: examples in the prompt; documents per task, or the share of
-            them below 1; a folder with tasks of one's own (their code is run).
+        num_fewshot: number of solved examples in front of each question; None takes the task's own.
+        limit: documents per task; below 1, a share of them.
+        include_path: a folder with tasks of your own (their code is run).
         seed: of lm-eval's draws (0 gives lm-eval's own default seeds) and of the bootstrap.
         progress: show lm-eval's bars on stderr.
         options: `apply_chat_template`, `fewshot_as_multiturn`, `system_instruction`, `gen_kwargs`, `batch_size`,

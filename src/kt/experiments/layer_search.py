@@ -183,7 +183,8 @@ def find_layers(
     Args:
         facts: of which those that the model knows are taken, in their order; None takes the shipped ones.
         method: whose layers; a method that writes attention has its windows compared too.
-        n_trace, n_edits: facts that are traced, and others that are edited.
+        n_trace: number of facts that are traced.
+        n_edits: number of other facts that are edited in each window.
         alpha: attention's share in the edits; None takes the trace's (see `evidence.default_alpha`).
         windows: windows of a module, beside the trace's and the default layers.
         solving: statistics, corpus, max_tokens, heldout, batch_size, as in `sweep`.

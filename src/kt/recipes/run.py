@@ -41,8 +41,10 @@ def run_recipe(
         facts: in place of the recipe's own.
         models: in place of the recipe's own, by its labels: {"qwen2.5-7b": "/path/or/id"}.
         smoke: the demo model on demo facts, few steps, few edits, one seed: that it runs, not what it gives.
-        folder, resume: as in `sweep`, one folder a model inside; kinds `edits` and `abilities` only.
-        corpus, statistics: second moments, in place of the recipe's corpus; kinds that edit only.
+        folder: run folder, with one folder a model inside; kinds `edits` and `abilities` only.
+        resume: go on with the unfinished run in `folder`.
+        corpus: text for second moments, in place of the recipe's; kinds that edit only.
+        statistics: a file of second moments, in place of a corpus; kinds that edit only.
         sets: a file of word sets in place of the recipe's; kind `probe` only.
         only: of the rows those of these names; kind `methods` only.
         batch_size: rows a batch, or `auto`.

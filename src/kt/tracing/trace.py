@@ -130,7 +130,7 @@ class Trace(Shown):
 
     # Tables and figures -----------------------------------------------------------------------------------------
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: `kinds.<kind>.<metric>` = [row][layer]; rows are one fact's tokens, or the roles of several.
+        """For `--json`: `kinds.<kind>.<metric>[row][layer]`; rows are one fact's tokens, or the roles of several.
 
         Intervals and n are over facts, or over the noise draws of a single one; `curves` are at the last subject token.
         """

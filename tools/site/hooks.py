@@ -1,0 +1,180 @@
+"""Pages of the documentation site that are not in docs/: the notebooks, the reference and the pages at the root.
+
+mkdocs.yml names this file as its hooks. Notebooks are shown as they were saved, so nothing runs. A link that leaves
+docs/ leads to the page that its file has on the site; a source file that a page links to gets a page too.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+import kt
+from kt.cli.app import COMMANDS, Commands, app
+
+ROOT = Path(__file__).parents[2]
+MOVED = {
+    "README.md": "index.md",
+    "docs/README.md": "pages.md",
+    "notebooks": "tutorials/index.md",
+    **{f"{name}.md": f"{name.lower()}.md" for name in ("ARCHITECTURE", "CHANGELOG", "CONTRIBUTING")},
+    **{f"notebooks/{path.name}": f"tutorials/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")},
+}
+"""Files of the repository that are pages of the site, under another name than in docs/."""
+
+REFERENCE = {
+    "models": ("Models", "load TracedModel Kind Site"),
+    "facts": ("Facts", "load_facts read_facts iter_facts Fact Prompt"),
+    "tracing": (
+        "Tracing",
+        "causal_trace Trace balance_factor Balance screen Screen peak_inflation knowledge_neurons find_layers",
+    ),
+    "probing": ("Probing", "contrast_probe Probe residual_fact Residual"),
+    "editing": ("Editing", "edit Edit EditSession EditStack run_edits key_statistics train_editor Editor"),
+    "judging": ("Judging", "evaluate Scores abilities Abilities case_study CaseStudy Sweep run_recipe explore"),
+    "errors": ("Errors", "KtError"),
+}
+"""The pages of the reference: title, and the public names on each."""
+
+LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that are not files of docs/."""
+    files.remove(files.get_file_from_path("README.md"))
+    pages: dict[str, str | bytes] = {}
+    for source, target in MOVED.items():
+        path = ROOT / source
+        if path.suffix == ".ipynb":
+            pages |= tutorial(path)
+        elif path.suffix == ".md":
+            pages[target] = path.read_text(encoding="utf-8")
+    pages["tutorials/index.md"] = tutorials()
+    pages |= reference()
+    for file in [*files.documentation_pages()]:
+        for linked in linked_sources(file.content_string, f"docs/{file.src_uri}"):
+            pages[f"source/{linked}.md"] = source_page(linked)
+    for target, content in pages.items():
+        files.append(File.generated(config, target, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Turn links that are right in the repository into links that are right on the site."""
+    here = page.file.src_uri
+    source = next((name for name, target in MOVED.items() if target == here), f"docs/{here}")
+    if here.startswith(("source/", "reference/")) or here == "tutorials/index.md":
+        return markdown
+
+    def moved(link: re.Match[str]) -> str:
+        if ":" in link[2] or (here.startswith("tutorials/") and link[2].endswith(".png")):
+            return link[0]
+        target = posixpath.relpath(site_path(repository_path(link[2], source)), posixpath.dirname(here) or ".")
+        return f"{link[1]}{target}{link[3]}"
+
+    return LINK.sub(moved, markdown)
+
+
+def repository_path(link: str, source: str) -> str:
+    """The file that a page's relative link names, from the repository's root."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+
+
+def site_path(path: str) -> str:
+    """Where a file of the repository is on the site, as its Markdown page."""
+    if path in MOVED:
+        return MOVED[path]
+    return path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}.md"
+
+
+def linked_sources(markdown: str, source: str) -> list[str]:
+    """Files outside docs/ that a page links to and that are no page yet."""
+    paths = {repository_path(link[2], source) for link in LINK.finditer(markdown) if ":" not in link[2]}
+    return sorted(path for path in paths if site_path(path).startswith("source/") and (ROOT / path).is_file())
+
+
+def source_page(path: str) -> str:
+    """A file of the repository, as it is."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return text if path.endswith(".md") else f"# {path}\n\n{fenced(text, 'python')}\n"
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """Text as a block of code, whatever it holds; what a cell printed is `{.text .printed}`."""
+    return f"```` {language}\n{text.strip(chr(10))}\n````\n"
+
+
+# The notebooks
+
+
+def tutorial(path: Path) -> dict[str, str | bytes]:
+    """A saved notebook as a page, with its images as files beside it."""
+    book = json.loads(path.read_text(encoding="utf-8"))
+    parts, images = [], {}
+    for cell in book["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else fenced(text, "python"))
+        for output in cell.get("outputs", ()):
+            data = {kind: "".join(d) if isinstance(d, list) else d for kind, d in output.get("data", {}).items()}
+            if "image/png" in data:
+                name = f"{path.stem}-{len(images)}.png"
+                images[f"tutorials/{name}"] = b64decode(data["image/png"])
+                title = data.get("application/vnd.plotly.v1+json", {}).get("layout", {}).get("title", {}).get("text")
+                parts.append(f"![{one_line(title or 'Figure')}]({name})\n")
+            elif "text/html" in data:
+                parts.append(f'<div class="output">{re.sub(chr(10) + "+", " ", data["text/html"])}</div>\n')
+            else:
+                parts.append(fenced(data.get("text/plain") or "".join(output.get("text", "")), "{.text .printed}"))
+    first, *others = parts
+    where = f"*This page is `notebooks/{path.name}`, as it was saved: open it in Jupyter to change it and run it.*\n"
+    return {f"tutorials/{path.stem}.md": "\n\n".join([first, *others, where]), **images}
+
+
+def one_line(text: str) -> str:
+    return " ".join(re.sub(r"<[^>]*>|[\[\]]", " ", text).split())
+
+
+def tutorials() -> str:
+    """The list of the notebooks: title and first sentences of each."""
+    rows = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        title, _, about = head.removeprefix("# ").partition("\n")
+        rows.append(f"**[{title}]({path.stem}.md)**  \n{' '.join(about.split())}")
+    about = "Each page is a notebook of the folder `notebooks/`, run on the model that comes with kt."
+    return "\n\n".join(["# Tutorials", about, *rows])
+
+
+# The reference
+
+
+def reference() -> dict[str, str]:
+    """The pages of the reference.
+
+    Raises:
+        PluginError: a public name is on no page.
+    """
+    names = [name for _, listed in REFERENCE.values() for name in listed.split()]
+    if sorted(names) != sorted(kt.__all__):
+        raise PluginError(f"tools/site/hooks.py, REFERENCE: differs from kt.__all__ by {set(names) ^ set(kt.__all__)}")
+    pages = {
+        f"reference/{page}.md": f"# {title}\n\n" + "\n\n".join(f"::: kt.{name}" for name in listed.split())
+        for page, (title, listed) in REFERENCE.items()
+    }
+    import typer
+
+    context = typer.Context(typer.main.get_command(app), info_name="kt", terminal_width=100)
+    group: Commands = context.command  # type: ignore[assignment]
+    parts = ["# Command line", "What `kt COMMAND --help` prints.", fenced(group.get_help(context))]
+    for name, about in COMMANDS.items():
+        command = group.get_command(context, name)
+        text = command.get_help(typer.Context(command, info_name=name, parent=context, terminal_width=100))
+        parts += [f"## kt {name}", about.line, fenced(text)]
+    return {**pages, "reference/commands.md": "\n\n".join(parts)}
