@@ -145,7 +145,7 @@ def chatting():
 def test_a_model_that_does_not_end_its_turns_is_asked_as_it_stands(chatting):
     reader, line = choose(chatting, "auto")
     assert reader is None
-    assert "ends its turn with probability" in line
+    assert "ends no text at '<|im_end|>'" in line
     assert "--chat always" in line
     assert choose(chatting, "always")[0] is not None
     assert choose(tiny_model("llama"), "auto") == (None, None)
@@ -155,8 +155,11 @@ def test_a_model_that_ends_its_turns_is_asked_in_its_template(monkeypatch):
     """Every logit is zero, so each token has the same probability: above the limit once that is low enough."""
     module = tiny_module("llama", vocab_size=512)
     module.lm_head.weight.zero_()
+    module.generation_config.eos_token_id = [0, tokenizer_of(TEMPLATES["qwen 2.5"]).convert_tokens_to_ids("<|im_end|>")]
     tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
-    assert kt.load(module, tokenizer=tokenizer, chat="auto").chat is None
+    model = kt.load(module, tokenizer=tokenizer, chat="auto")
+    assert model.chat is None
+    assert "ends its turn with probability 0.002" in choose(model, "auto")[1]
     monkeypatch.setattr("kt.model.chat.TURN_ENDS", 1 / 1024)
     model = kt.load(module, tokenizer=tokenizer, chat="auto")
     assert model.chat is not None

@@ -255,6 +255,14 @@ def reader_of(tokenizer: Any, frame: Frame) -> ChatReader:
     return ChatReader(tokenizer, frame, tuple(tokenizer(frame.end, add_special_tokens=False)["input_ids"]))
 
 
+def stops_at(model: TracedModel) -> frozenset[int]:
+    """The tokens at which the model's own files end a text."""
+    rules = getattr(model.module, "generation_config", None)
+    ends = getattr(rules, "eos_token_id", None)
+    ends = model.tokenizer.eos_token_id if ends is None else ends
+    return frozenset([ends] if isinstance(ends, int) else ends or ())
+
+
 def ends_turns(model: TracedModel, reader: ChatReader) -> float:
     """The probability (geometric mean) that the model gives the end of its turn behind whole replies to questions.
 
@@ -287,15 +295,16 @@ def choose(model: TracedModel, chat: Chat | str | None) -> tuple[ChatReader | No
     except UnknownModel as error:
         if wanted.mode == "always" or wanted.system or wanted.thinking is not None:
             raise
-        return None, f"prompts are read as they stand: {error}"
+        return None, f"prompts are asked as they stand: {error}"
     if wanted.mode == "always":
         return reader, None
-    if (ends := ends_turns(model, reader)) < TURN_ENDS:
-        return None, (
-            f"prompts are read as they stand: {model.name} ends its turn with probability {ends:.2g}, as a base model "
-            "does (--chat always puts them into its chat template)"
+    if not set(reader.end_ids[-1:]) & stops_at(model):
+        why = f"its generation config ends no text at {reader.frame.end.strip()!r}, where its chat template ends a turn"
+    elif (ends := ends_turns(model, reader)) < TURN_ENDS:
+        why = f"it ends its turn with probability {ends:.2g}, as a base model does"
+    else:
+        return reader, (
+            f"prompts are asked in the model's chat template, whose end of turn it gives {ends:.2g} "
+            "(--chat never asks them as they stand)"
         )
-    return reader, (
-        f"prompts are read in {model.name}'s chat template, whose end of turn it gives {ends:.2g} "
-        "(--chat never reads them as they stand)"
-    )
+    return None, f"prompts are asked as they stand: {why} (--chat always puts them into its chat template)"
