@@ -175,3 +175,12 @@ def test_a_trace_and_an_edit_read_the_rendered_prompt(chatting):
     edit = kt.edit(model, [QUESTION], method="ft", layers_mlp=(0,), num_steps=2)
     assert edit.manifest["chat"]["tail"] == "<|im_end|>\n<|im_start|>assistant\n"
     assert "chat" not in kt.edit(chatting, [QUESTION], method="ft", layers_mlp=(0,), num_steps=2).manifest
+
+
+def test_a_map_leaves_out_what_stands_far_before_the_subject(chatting):
+    model = chatting.asked(Chat(system="Answer with one word, please."))
+    trace = kt.causal_trace(model, [QUESTION], kinds=("mlp",), keep="all")
+    (fact,) = trace.facts
+    figure = trace.heatmap("mlp")
+    assert len(figure.data[0].z) == len(fact.tokens) - fact.span.start + 4
+    assert f"{fact.span.start - 4} tokens far before the subject left out" in str(figure.layout)
