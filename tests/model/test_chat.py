@@ -183,4 +183,5 @@ def test_a_map_leaves_out_what_stands_far_before_the_subject(chatting):
     (fact,) = trace.facts
     figure = trace.heatmap("mlp")
     assert len(figure.data[0].z) == len(fact.tokens) - fact.span.start + 4
-    assert f"{fact.span.start - 4} tokens far before the subject left out" in str(figure.layout)
+    shown = figure.to_json().replace("<br>", " ")
+    assert f"{fact.span.start - 4} tokens far before the subject left out" in shown
