@@ -77,6 +77,23 @@ def test_whose_turn_a_prompt_is_can_be_said():
     assert as_reply == text.replace("QUESTION", "Go on.") + QUESTION.prompt
 
 
+@pytest.mark.parametrize(("prompt", "in_reply"), [
+    ("What is the capital of France?", False),
+    ("what season does Bart die in the show", False),
+    ("Name the capital of France.", False),
+    ("法国的首都是哪里？", False),
+    ('He asked "why?"', False),
+    ("The capital of France:\n", False),
+    ("The capital of France is", True),
+    ("What the French call their capital is", True),
+    ("Where is Paris? It is in", True),
+    ("Q: Where is Paris? A:", True),
+    ("Which of them was named", True),
+])  # fmt: skip
+def test_a_prompt_that_is_whole_is_the_users_turn(prompt, in_reply):
+    assert asked(tokenizer_of(TEMPLATES["qwen 2.5"])).in_reply(prompt) is in_reply
+
+
 @pytest.mark.parametrize("name", ["llama 3", "qwen 2.5", "gemma 3", "phi 3", "olmo 2", "smollm 2"])
 def test_a_system_prompt_stands_in_the_template_once(name):
     tokenizer = tokenizer_of(TEMPLATES[name])
