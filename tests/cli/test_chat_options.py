@@ -44,7 +44,7 @@ def test_what_cannot_be_is_one_line(folder, capsys, given, said):
 
 def test_auto_says_in_one_line_why_a_template_is_left_out(folder, capsys, tmp_path):
     assert main(["probe", "-m", folder, *FACT, "-o", str(tmp_path / "run")]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "ends its turn" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "ends no text" in line]
     assert len(said) == 1 and "--chat always" in said[0]
     assert "chat" not in json.loads((tmp_path / "run" / "manifest.json").read_text())
 

@@ -77,6 +77,23 @@ def test_whose_turn_a_prompt_is_can_be_said():
     assert as_reply == text.replace("QUESTION", "Go on.") + QUESTION.prompt
 
 
+@pytest.mark.parametrize(("prompt", "in_reply"), [
+    ("What is the capital of France?", False),
+    ("what season does Bart die in the show", False),
+    ("Name the capital of France.", False),
+    ("法国的首都是哪里？", False),
+    ('He asked "why?"', False),
+    ("The capital of France:\n", False),
+    ("The capital of France is", True),
+    ("What the French call their capital is", True),
+    ("Where is Paris? It is in", True),
+    ("Q: Where is Paris? A:", True),
+    ("Which of them was named", True),
+])  # fmt: skip
+def test_a_prompt_that_is_whole_is_the_users_turn(prompt, in_reply):
+    assert asked(tokenizer_of(TEMPLATES["qwen 2.5"])).in_reply(prompt) is in_reply
+
+
 @pytest.mark.parametrize("name", ["llama 3", "qwen 2.5", "gemma 3", "phi 3", "olmo 2", "smollm 2"])
 def test_a_system_prompt_stands_in_the_template_once(name):
     tokenizer = tokenizer_of(TEMPLATES[name])
@@ -145,7 +162,7 @@ def chatting():
 def test_a_model_that_does_not_end_its_turns_is_asked_as_it_stands(chatting):
     reader, line = choose(chatting, "auto")
     assert reader is None
-    assert "ends its turn with probability" in line
+    assert "ends no text at '<|im_end|>'" in line
     assert "--chat always" in line
     assert choose(chatting, "always")[0] is not None
     assert choose(tiny_model("llama"), "auto") == (None, None)
@@ -155,8 +172,11 @@ def test_a_model_that_ends_its_turns_is_asked_in_its_template(monkeypatch):
     """Every logit is zero, so each token has the same probability: above the limit once that is low enough."""
     module = tiny_module("llama", vocab_size=512)
     module.lm_head.weight.zero_()
+    module.generation_config.eos_token_id = [0, tokenizer_of(TEMPLATES["qwen 2.5"]).convert_tokens_to_ids("<|im_end|>")]
     tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
-    assert kt.load(module, tokenizer=tokenizer, chat="auto").chat is None
+    model = kt.load(module, tokenizer=tokenizer, chat="auto")
+    assert model.chat is None
+    assert "ends its turn with probability 0.002" in choose(model, "auto")[1]
     monkeypatch.setattr("kt.model.chat.TURN_ENDS", 1 / 1024)
     model = kt.load(module, tokenizer=tokenizer, chat="auto")
     assert model.chat is not None
@@ -172,3 +192,13 @@ def test_a_trace_and_an_edit_read_the_rendered_prompt(chatting):
     edit = kt.edit(model, [QUESTION], method="ft", layers_mlp=(0,), num_steps=2)
     assert edit.manifest["chat"]["tail"] == "<|im_end|>\n<|im_start|>assistant\n"
     assert "chat" not in kt.edit(chatting, [QUESTION], method="ft", layers_mlp=(0,), num_steps=2).manifest
+
+
+def test_a_map_leaves_out_what_stands_far_before_the_subject(chatting):
+    model = chatting.asked(Chat(system="Answer with one word, please."))
+    trace = kt.causal_trace(model, [QUESTION], kinds=("mlp",), keep="all")
+    (fact,) = trace.facts
+    figure = trace.heatmap("mlp")
+    assert len(figure.data[0].z) == len(fact.tokens) - fact.span.start + 4
+    shown = figure.to_json().replace("<br>", " ")
+    assert f"{fact.span.start - 4} tokens far before the subject left out" in shown

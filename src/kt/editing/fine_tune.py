@@ -41,10 +41,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._util.progress import Progress
-from ..errors import KtError, WorkFailed
+from .._util.text import count
+from ..errors import KtError, WorkFailed, warn_user
 from ..facts.fact import Fact
 from ..model.sites import Kind, Site
-from ..model.tokens import Batch, encode_ids, ending, joint_ids, pad_id
+from ..model.tokens import Batch, encode_ids, ending, joint_ids, pad_id, target_ids
 from ..model.update import Dense, Update
 from .adapter import Adapter, adapted
 from .config import linear_maps
@@ -131,7 +132,18 @@ class FineTune:
             WorkFailed: the loss is not finite.
             KtError: an adapter is asked for and peft is not installed.
         """
+        if self.objective == "prompt_last":
+            self._warn_of_bags(context.model, facts)
         return self._trained(context, facts, progress)
+
+    def _warn_of_bags(self, model: TracedModel, facts: Sequence[Fact]) -> None:
+        lengths = [len(target_ids(model.reader, fact.prompt, fact.target or "", fact.target_prefix)) for fact in facts]
+        if several := sum(length > 1 for length in lengths):
+            warn_user(
+                f"{count(several, 'target')} of {len(facts)} {'has' if several == 1 else 'have'} several tokens, and "
+                "prompt_last teaches them as a bag, without their order (as the original FT does); method ft-m, or "
+                "objective_optimization=target_new, teaches each behind the ones before"
+            )
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """No history: fine-tuning has no keys."""

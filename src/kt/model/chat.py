@@ -34,6 +34,12 @@ TURN_ENDS = 0.01
 replies. SmolLM2-Instruct gives 0.4, Gemma 3 270M, a base model, 1e-10 to that of Gemma's instruct models."""
 _WHOLE = re.compile(r"[.?!。？！؟۔।՞;…][\"'”’»)\]]*\s*$|\n\s*$")
 """How a prompt ends that is whole by itself."""
+_ASKS = re.compile(
+    r"(?:in |on |at |of |by |for |from |to )?(?:who|whom|whose|what|which|where|why|how)\b(?![^?]*[?.:])"
+    r"(?!.*\b(?:is|are|was|were|be|by|of|in|on|at|to|as|from|for|with|the|an?|called|named|and|or)$)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A question without its mark, which does not stop where an answer would go on."""
 _MARK, _SECOND = "kt⟦prompt⟧", "kt⟦reply⟧"
 _DIALOGUES = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -56,7 +62,7 @@ class Chat:
         system: the system prompt; None leaves it to the template.
         thinking: whether the template opens a reply with thoughts, where it knows the difference; None for not.
         turn: `user` (the prompt is the user's turn), `reply` (it begins the reply), or `auto`: a prompt that ends in a
-            sentence's mark or a line end is the user's, any other begins the reply.
+            sentence's mark or a line end, or that asks, is the user's, any other begins the reply.
         request: what the user says before a reply that begins with a prompt.
     """
 
@@ -149,7 +155,9 @@ class ChatReader:
     def in_reply(self, prompt: str) -> bool:
         """Whether the prompt itself begins the reply, or has begun one."""
         turn = self.frame.chat.turn
-        return BEGUN in prompt or (turn == "reply" if turn != "auto" else not _WHOLE.search(prompt))
+        return BEGUN in prompt or (
+            turn == "reply" if turn != "auto" else not (_WHOLE.search(prompt) or _ASKS.match(prompt))
+        )
 
     def place(self, prompt: str) -> Placed | None:
         """The prompt in the template; None for a text that is read as it stands, or that holds the template's marks.
@@ -255,6 +263,14 @@ def reader_of(tokenizer: Any, frame: Frame) -> ChatReader:
     return ChatReader(tokenizer, frame, tuple(tokenizer(frame.end, add_special_tokens=False)["input_ids"]))
 
 
+def stops_at(model: TracedModel) -> frozenset[int]:
+    """The tokens at which the model's own files end a text."""
+    rules = getattr(model.module, "generation_config", None)
+    ends = getattr(rules, "eos_token_id", None)
+    ends = model.tokenizer.eos_token_id if ends is None else ends
+    return frozenset([ends] if isinstance(ends, int) else ends or ())
+
+
 def ends_turns(model: TracedModel, reader: ChatReader) -> float:
     """The probability (geometric mean) that the model gives the end of its turn behind whole replies to questions.
 
@@ -287,15 +303,16 @@ def choose(model: TracedModel, chat: Chat | str | None) -> tuple[ChatReader | No
     except UnknownModel as error:
         if wanted.mode == "always" or wanted.system or wanted.thinking is not None:
             raise
-        return None, f"prompts are read as they stand: {error}"
+        return None, f"prompts are asked as they stand: {error}"
     if wanted.mode == "always":
         return reader, None
-    if (ends := ends_turns(model, reader)) < TURN_ENDS:
-        return None, (
-            f"prompts are read as they stand: {model.name} ends its turn with probability {ends:.2g}, as a base model "
-            "does (--chat always puts them into its chat template)"
+    if not set(reader.end_ids[-1:]) & stops_at(model):
+        why = f"its generation config ends no text at {reader.frame.end.strip()!r}, where its chat template ends a turn"
+    elif (ends := ends_turns(model, reader)) < TURN_ENDS:
+        why = f"it ends its turn with probability {ends:.2g}, as a base model does"
+    else:
+        return reader, (
+            f"prompts are asked in the model's chat template, whose end of turn it gives {ends:.2g} "
+            "(--chat never asks them as they stand)"
         )
-    return reader, (
-        f"prompts are read in {model.name}'s chat template, whose end of turn it gives {ends:.2g} "
-        "(--chat never reads them as they stand)"
-    )
+    return None, f"prompts are asked as they stand: {why} (--chat always puts them into its chat template)"

@@ -36,6 +36,11 @@ _SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "met
 """Metadata that must agree before the facts of two traces are averaged together."""
 
 
+MANY_BEFORE, SHOWN_BEFORE = 12, 4
+"""From how many tokens before the subject on a map leaves them out, as behind a chat template's system prompt, and how
+many it keeps."""
+
+
 @dataclass(frozen=True, eq=False)
 class Trace(Shown):
     """The result of `causal_trace`: traced facts, the facts left out and why, and the run's settings."""
@@ -71,6 +76,11 @@ class Trace(Shown):
         """The tokens of a fact that were patched."""
         every = self.roles == ROLES
         return [token for token, role in enumerate(fact.roles) if every or role in self.roles]
+
+    def shown_tokens(self, fact: TracedFact) -> list[int]:
+        """Those that a map shows: of many before the subject, where no patch changes anything, the last few."""
+        patched, start = self.patched_tokens(fact), fact.span.start
+        return [token for token in patched if token >= start - SHOWN_BEFORE] if start > MANY_BEFORE else patched
 
     def why_left_out(self) -> str:
         """Reasons with counts, for messages and manifests."""
@@ -511,7 +521,7 @@ def grid(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
             "over": _over(trace),
         }
     fact = trace.facts[0]
-    patched = trace.patched_tokens(fact)
+    patched = trace.shown_tokens(fact)
     draws = np.moveaxis(finite(fact, fact.effects(kind, metric))[:, patched], -1, 0)
     cells = bootstrap_mean_grid(draws)
     p, q = tested(draws, cells)
@@ -552,5 +562,7 @@ def _subtitle(trace: Trace) -> str:
     if trace.n_facts == 1:
         fact = trace.facts[0]
         parts.append(f"foil {fact.foil} ({fact.foil_source})")
+        if hidden := len(trace.patched_tokens(fact)) - len(trace.shown_tokens(fact)):
+            parts.append(f"{count(hidden, 'token')} far before the subject left out")
     clean, corrupt = (np.mean([getattr(f, name) for f in trace.facts]) for name in ("p_clean", "p_corrupt"))
     return " · ".join([*parts, f"p(r) {clean:.2f} clean, {corrupt:.2f} corrupted"])
