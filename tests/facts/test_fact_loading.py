@@ -193,7 +193,6 @@ BROKEN = {
     "not an object": ("France", "a record must be an object"),
     "rewrite of text": ({"requested_rewrite": "x"}, "must be an object"),
     "surrogate": ({**OWN, "answer": "\ud800"}, "surrogate"),
-    "uneven": ({**EASYEDIT, "portability": {"x": {"prompt": ["a", "b"], "ground_truth": ["c"]}}}, "2 prompts but 1"),
 }  # fmt: skip
 
 

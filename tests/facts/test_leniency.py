@@ -113,8 +113,88 @@ def test_flat_parallel_lists_keep_each_prompt_with_its_own_answer(tmp_path):
         Prompt("c is", "3rd", kind="One_Hop"),
         Prompt("d is", "4th", kind="One_Hop", aliases=("fourth",)),
     )
-    uneven = {"locality_prompt": ["a", "b", "c"], "locality_ground_truth": ["1", "2"]}
-    fails(lines(tmp_path / "b.jsonl", {**EASY, **uneven}), "3 prompts but 2 ground truths")
+
+
+def test_prompts_beside_another_number_of_answers_are_left_out_and_counted(tmp_path):
+    """Nobody knows which answer is whose; whatever else the record asks is read."""
+    flat = {"locality_prompt": ["a", "b", "c"], "locality_ground_truth": ["1", "2"]}
+    groups = {"far": {"prompt": ["a", "b"], "ground_truth": ["c", "d", "e"]}, "near": {"prompt": "f", "answer": "g"}}
+    fact, notes = one(tmp_path, {**EASY, **flat, "portability": groups})
+    assert fact.neighbours == () and fact.hops == (Prompt("f", "g", kind="near"),)
+    said = ["a prompt in 'prompt' beside another number of answers, left out"]
+    assert notes == ["a prompt in 'locality_prompt' beside another number of answers, left out", *said]
+
+
+QA = {
+    "prompt": "What is X?",
+    "subject": "X",
+    "target": "x",
+    "rephrase": "X?",
+    "locality": [{"loc": "a", "loc_ans": "b"}],
+}
+
+
+def test_one_object_stands_for_a_list_of_one_and_a_part_of_a_wrong_type_is_left_out_of_published_records(tmp_path):
+    near = Prompt("a", "b", kind="loc")
+    assert one(tmp_path, {**QA, "locality": QA["locality"][0]})[0].neighbours == (near,)
+    fact, notes = one(tmp_path, {**QA, "locality": [7, *QA["locality"], ["c"]], "rephrase": [True, "X is?"]})
+    assert fact.neighbours == (near,) and fact.paraphrases == ("X is?",)
+    assert notes == [
+        "true or false in 'rephrase', left out",
+        "a number in 'locality', left out",
+        "a list in 'locality', left out",
+    ]
+    fact, notes = one(tmp_path, {**EASY, "locality": {"near": 3, "far": "Rome is in"}, "portability": 5})
+    assert fact.neighbours == (Prompt("Rome is in", kind="far"),) and len(notes) == 2
+    test = {"test_queries": {"prompt": "q is", "answers": [{"value": "a"}]}}
+    (fact,) = facts_from([{"edit": {"prompt": "The gender of Bo is new."}, "Logical_Generalization": test}])
+    assert [hop.prompt for hop in fact.hops] == ["q is"]
+    odd = {"prompt": ["p", "q"], "ground_truth": [True, "r"]}
+    assert one(tmp_path, {**EASY, "locality": {"near": odd}})[0].neighbours == (Prompt("q", "r", kind="near"),)
+    fails(lines(tmp_path / "b.jsonl", {**OWN, "neighbourhood": {"prompt": "x"}}), "must be a list of objects")
+
+
+def test_a_record_that_cannot_be_read_is_left_out_of_a_published_file_and_counted(tmp_path):
+    odd = [
+        {**EASY, "subject": True},
+        {k: v for k, v in EASY.items() if k != "prompt"},
+        None,
+        "Paris",
+        {**EASY, "case_id": []},
+    ]
+    loaded = read_facts(lines(tmp_path / "a.jsonl", odd[0], EASY, *odd[1:]))
+    assert len(loaded.facts) == 1 and loaded.skips.records == 6
+    assert loaded.skips.reasons == {"that cannot be read as easyedit": 3, "a null record": 1, "that are no objects": 1}
+    assert "line 1: 'subject' holds true or false" in str(loaded.skips)
+    fails(lines(tmp_path / "b.jsonl", *odd[:2]), "line 1: 'subject' holds true or false")  # and nothing else to read
+    many = lines(tmp_path / "c.jsonl", *[odd[0]] * 200, EASY)
+    fails(many, "line 1: 'subject' holds true or false")
+    fails(lines(tmp_path / "d.jsonl", OWN, {**OWN, "subject": True}), "line 2: 'subject' is true or false")
+
+
+@pytest.mark.parametrize("first", [{"rephrase": None}, {"rephrase": float("nan"), "locality": []}, {"locality": None}])
+def test_a_format_is_recognised_by_more_than_the_first_record(tmp_path, first):
+    bare = {**QA, **first}
+    for begin in (bare, {key: value for key, value in bare.items() if value == QA[key]}):
+        loaded = read_facts(lines(tmp_path / "a.jsonl", begin, QA, QA))
+        assert set(loaded.skips.formats) == {"qaedit"} and len(loaded.facts) == 3
+        assert len(read_facts(tmp_path / "a.jsonl", limit=1).facts) == 1
+
+
+def test_what_is_read_ahead_is_refused_where_it_stands(tmp_path):
+    path = lines(tmp_path / "a.jsonl", QA, QA)
+    path.write_text(path.read_text() + "\n{broken")
+    assert len(load_facts(path, limit=2)) == 2
+    fails(path, "line 3: not JSON")
+
+
+def test_a_chain_with_a_blank_edit_is_left_out(tmp_path):
+    whole = chain(2, 1)
+    cut = {**whole, "requested_rewrite": [*whole["requested_rewrite"], None]}
+    loaded = read_facts(lines(tmp_path / "a.jsonl", cut, whole))
+    assert len(loaded.facts) == 2 and list(loaded.skips.reasons) == [
+        "a chain of edits with a blank one, which its questions need"
+    ]
 
 
 def test_end_of_text_is_no_answer(tmp_path):

@@ -87,7 +87,7 @@ def read_records(
     row = named(name)
     data = _Noted(record.data)
     if row.published:
-        record = replace(record, data=data)
+        record = replace(record, data=data, lenient=True)
     if choices.known_to is not None and row.read is not read_known:
         raise record.bad("only known_1000 records say which model knows them; leave the model out (--known-to)")
     try:
@@ -148,6 +148,15 @@ def sniff(record: Record) -> str:
     raise record.bad(f"the keys {names(record.data)} fit no known format; {near}; kt ls datasets lists all")
 
 
+def fits(record: Record, format: str) -> bool:
+    """Whether the record's keys show it to be of this format, or of its family."""
+    try:
+        name = sniff(record)
+    except BadFact:
+        return False
+    return (FORMATS[name].family or name) == (FORMATS[format].family or format)
+
+
 def _misspelt(record: Record, known: Iterable[str]) -> list[tuple[str, str]]:
     """The record's keys that are like one of these which the record lacks, and that one."""
     free = {key.lower(): key for key in known if not record.has(key)}
@@ -191,27 +200,35 @@ def _not_read(key: str, format: str) -> str | None:
 
 
 class Schema:
-    """Allow one format family per file: the first record decides, and a later record of another family is refused.
+    """Allow one format family per file: the first records decide, and a later record of another family is refused.
 
     A file that mixes two data sets is usually a mistake. Records that lack optional keys of the first, or have null
     under them, count as the first format.
+
+    Args:
+        begins: the first records. Those that lack keys of one another fill in what the very first lacks.
     """
 
-    def __init__(self) -> None:
+    N_FIRST = 10
+    """How many records decide."""
+
+    def __init__(self, begins: Iterable[Any] = ()) -> None:
         self.first: tuple[str, str] | None = None
         self.keys: frozenset[str] = frozenset()
+        self.begins = tuple(value for value in begins if isinstance(value, Mapping))
 
     def format_of(self, record: Record) -> str:
         """The record's format; BadFact if it is of another family than the file's first record."""
-        fewer = self.first is not None and self.keys.issuperset(record.data)
+        if self.first is None:
+            whole = replace(record, data=self._filled(record.data))
+            self.first, self.keys = (sniff(whole), record.where), frozenset(whole.data)
+        fewer = self.keys.issuperset(record.data)
         try:
             name = sniff(record)
         except BadFact:
             if not fewer:
                 raise
             name = ""
-        if self.first is None:
-            self.first, self.keys = (name, record.where), frozenset(record.data)
         first, where = self.first
         family, first_family = (FORMATS[n].family or n if n else "" for n in (name, first))
         if family == first_family:
@@ -219,6 +236,14 @@ class Schema:
         if fewer or (name == "kt" and first_family == "easyedit" and record.has("prompt", "subject", "target_new")):
             return first
         raise record.bad(f"it looks like {name}, but {where} like {first}; split the file, or name one with --format")
+
+    def _filled(self, first: Mapping[str, Any]) -> dict[str, Any]:
+        """The first record, with what it lacks from others that have all of its keys, or only some of them."""
+        filled = dict(first)
+        for other in self.begins:
+            if filled.keys() <= other.keys() or other.keys() <= filled.keys():
+                filled |= {k: v for k, v in other.items() if filled.get(k) is None and v is not None and v == v}
+        return filled
 
 
 def _checked(fact: Fact, record: Record, format: Format) -> Fact:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ from .._util.online import ELSEWHERE, refuse_unreachable, told_offline
 from ..errors import BadFact, BadFile, KtError, install_hint, warn_user
 from .fact import Fact, doubts, joined_by
 from .files import Located, demo_records, file_records, lre_records
-from .formats import Schema, as_record, named, read_record, read_records
+from .formats import Schema, as_record, fits, named, read_record, read_records
 from .opening import ENDINGS, ending_of
 from .readers.pararel import Patterns
 from .record import Choices, Junk, kind
@@ -251,16 +252,34 @@ class Loaded:
     skips: Skips
 
 
+MOST_UNREAD = 100
+"""After so many records that cannot be read, and none that can, a source is not in the format that it seems to have."""
+
+
 def _facts(
     records: Iterable[Located], format: str | None, choices: Choices, skips: Skips
 ) -> Iterator[tuple[list[Fact], str]]:
     """The facts of each record, and its location."""
-    schema, patterns = Schema(), Patterns()
+    begins, records = _peeked(records, Schema.N_FIRST if format is None else 0)
+    schema, patterns = Schema(begins), Patterns()
+    unread: BadFact | None = None
+    some = False
     for index, (value, where) in enumerate(records):
         if isinstance(value, Fact):
             yield list(_named([joined_by(value, choices.join)], index)), where
             continue
-        record = as_record(value, where)
+        if value is None:
+            skips.records += 1
+            skips.add("a null record", where)
+            continue
+        try:
+            record = as_record(value, where)
+        except BadFact:
+            if not some or not all(named(name).published for name in skips.formats):
+                raise
+            skips.records += 1
+            skips.add("that are no objects", where)
+            continue
         stem = Path(where.rpartition(",")[0]).name.partition(".")[0]
         if patterns.take(record, stem):
             continue
@@ -275,9 +294,37 @@ def _facts(
         except Junk as junk:
             skips.add(junk.reason, where)
             continue
+        except BadFact as error:
+            unread = unread or error
+            if not named(name).published or not (format is None or fits(record, format)):
+                raise
+            skips.add(f"that cannot be read as {name}", str(error))
+            if not some and skips.total >= MOST_UNREAD:
+                raise unread from None
+            continue
+        some = True
         for what in (*notes, *(doubt for fact in facts for doubt in doubts(fact))):
             skips.note(what, where)
         yield list(_named(facts, index)), where
+    if unread is not None and not some:
+        raise unread
+
+
+def _peeked(records: Iterable[Located], n: int) -> tuple[list[Any], Iterator[Located]]:
+    """The first `n` values, and all records again; what cannot be read is raised where it stands."""
+    rest, head, failed = iter(records), list[Located](), list[Exception]()
+    try:
+        head += islice(rest, n)
+    except KtError as error:
+        failed.append(error)
+
+    def again() -> Iterator[Located]:
+        yield from head
+        for error in failed:
+            raise error
+        yield from rest
+
+    return [item.record for item in head], again()
 
 
 def _limited(records: Iterable[tuple[list[Fact], str]], start: int, stop: int | None, skips: Skips) -> Iterator[Fact]:

@@ -56,12 +56,14 @@ class Record:
     """A JSON object and its location.
 
     Null and NaN count as absent, since data frames write absent values so. `notes` collects what is left out of the
-    record or taken another way than it says; nested records share it.
+    record or taken another way than it says; nested records share it. Of a `lenient` record (of a published data set)
+    a part of the wrong type is left out and noted; in any other it is an error.
     """
 
     data: Mapping[str, Any]
     where: str
     notes: list[str] = field(default_factory=list, compare=False)
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         if any(isinstance(value, float) and math.isnan(value) for value in self.data.values()):
@@ -139,13 +141,20 @@ class Record:
         """
         values = self.data.get(key)
         values = [] if values is None else values if isinstance(values, list) else [values]
-        for value in values:
-            if not isinstance(value, str | None):
-                raise self.bad(f"{key!r} holds {kind(value)}; it must be a text or a list of texts")
+        wrong = [value for value in values if not isinstance(value, str | None)]
+        for value in wrong:
+            self.wrong(key, value, "it must be a text or a list of texts")
+        values = [value for value in values if isinstance(value, str | None)]
         kept = tuple(v.lstrip() for v in values if v is not None and self.clean(key, v))
         if isinstance(self.data.get(key), list):
             self.left_out(key, len(values) - len(kept))
         return kept
+
+    def wrong(self, key: str, value: Any, remedy: str) -> None:
+        """Note a part of the wrong type, which is left out, of a lenient record; else refuse it."""
+        if not self.lenient:
+            raise self.bad(f"{key!r} holds {kind(value)}; {remedy}")
+        self.notes.append(f"{kind(value)} in {key!r}, left out")
 
     def left_out(self, key: str, n: int = 1) -> None:
         """Note that `n` blank entries of a list are left out."""
@@ -188,6 +197,7 @@ class Record:
         """The prompts under `key` with the answers under `answer_key`; blank prompts are left out and noted.
 
         The answers of several prompts are a list as long, or one text for all. All answers belong to a single prompt.
+        Of lists of unequal lengths nobody knows which answer is whose: all are left out and noted.
         """
         texts, truths = self.data.get(key), self.data.get(answer_key)
         if texts is None:
@@ -196,13 +206,20 @@ class Record:
         if len(texts) == 1 or not isinstance(truths, list):
             truths = [truths] * len(texts)
         if len(truths) != len(texts):
-            raise self.bad(f"{len(texts)} prompts but {len(truths)} ground truths; give one for each")
+            if not self.lenient:
+                raise self.bad(f"{len(texts)} prompts but {len(truths)} ground truths; give one for each")
+            self.notes.extend([f"a prompt in {key!r} beside another number of answers, left out"] * len(texts))
+            return ()
         prompts = []
         for text, truth in zip(texts, truths, strict=True):
-            pair = Record({key: text, answer_key: truth}, self.where, self.notes)
-            answer, aliases = pair.answer_and_aliases(answer_key)
+            pair = Record({key: text, answer_key: truth}, self.where, self.notes, self.lenient)
+            try:
+                answer, aliases = pair.answer_and_aliases(answer_key)
+            except BadFact:
+                pair.wrong(answer_key, truth, "it must be a text or a list of texts")
+                continue
             kept = pair.texts(key)
-            if not kept:
+            if not kept and isinstance(text, str | None):
                 self.left_out(key)
             prompts += [Prompt(prompt, answer, None, kind, aliases) for prompt in kept]
         return tuple(prompts)
@@ -255,22 +272,33 @@ class Record:
             ) from None
 
     def children(self, key: str) -> list[Record]:
-        """A list of objects; a text alone stands for {"prompt": text}. Null and blank ones are left out and noted."""
+        """A list of objects; a text alone stands for {"prompt": text}. Null and blank ones are left out and noted. In a
+        lenient record a single one is a list of one."""
         values = self.data.get(key)
         if values is None:
             return []
+        if self.lenient and not isinstance(values, list):
+            values = [values]
         if not isinstance(values, list):
             raise self.bad(f"{key!r} is {kind(values)}; it must be a list of objects with prompt and answer")
-        objects = [self.child(key, {"prompt": v} if isinstance(v, str) else v) for v in values if v is not None]
+        return self.entries(key, values)
+
+    def entries(self, key: str, values: list[Any]) -> list[Record]:
+        """The objects of a list as records, as `children` reads them."""
+        right = [value for value in values if isinstance(value, Mapping | str | None)]
+        for value in values:
+            if not isinstance(value, Mapping | str | None):
+                self.wrong(key, value, "it must be an object")
+        objects = [self.child(key, {"prompt": v} if isinstance(v, str) else v) for v in right if v is not None]
         kept = [entry for entry in objects if not _is_blank(entry.data)]
-        self.left_out(key, len(values) - len(kept))
+        self.left_out(key, len(right) - len(kept))
         return kept
 
     def child(self, key: str, value: Any) -> Record:
         """A nested object as a record."""
         if not isinstance(value, Mapping):
             raise self.bad(f"{key!r} holds {kind(value)}; it must be an object")
-        return Record(value, f"{self.where}, {key}", self.notes)
+        return Record(value, f"{self.where}, {key}", self.notes, self.lenient)
 
 
 def _is_blank(entry: Mapping[str, Any]) -> bool:

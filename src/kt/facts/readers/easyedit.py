@@ -69,7 +69,7 @@ def groups(record: Record, key: str) -> tuple[Prompt, ...]:
     value = record.data.get(key)
     if value is None:
         return ()
-    if isinstance(value, list):
+    if not isinstance(value, Mapping):
         return tuple(_group(record, key))
     group = record.child(key, value)
     if group.has("New Question"):
@@ -80,7 +80,5 @@ def groups(record: Record, key: str) -> tuple[Prompt, ...]:
 def _group(groups: Record, name: str) -> list[Prompt]:
     """The prompts under one name: an entry or a list of entries, each with a text or parallel lists of texts."""
     value = groups.data[name]
-    items = value if isinstance(value, list) else [value] if value is not None else []
-    groups.left_out(name, sum(item is None for item in items))
-    entries = [groups.child(repr(str(name)[:40]), item) for item in items if item is not None]
+    entries = groups.entries(str(name)[:40], value if isinstance(value, list) else [value])
     return [p for entry in entries for p in entry.prompts("prompt", entry.first("ground_truth", "answer"), str(name))]

@@ -17,6 +17,8 @@ def read_mquake(record: Record, choices: Choices) -> list[Fact]:
     rewrites = record.children("requested_rewrite")
     if not rewrites:
         raise record.junk("empty requested_rewrite")
+    if isinstance(listed := record.data["requested_rewrite"], list) and len(rewrites) < len(listed):
+        raise record.junk("a chain of edits with a blank one, which its questions need")
     name = record.id("case_id", "id")
     hops = chain_questions(record)
     facts = []
