@@ -46,7 +46,8 @@ def widget(model: TracedModel, runs: str | Path | Sequence[str | Path] = (), **o
 
 def script() -> str:
     """The page's modules as one that exports `render`; each view has modules of its own, with a state of its own."""
-    return f"function kt() {{\n{bundle('widget')}\nreturn kt_widget;\n}}\nexport default {{ render: (given) => kt().render(given) }};\n"
+    render = "export default { render: (given) => kt().render(given) };"
+    return f"function kt() {{\n{bundle('widget')}\nreturn kt_widget;\n}}\n{render}\n"
 
 
 def style() -> str:
