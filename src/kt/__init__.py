@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .evaluation import Scores, evaluate
     from .experiments import Sweep
     from .experiments.case_study import CaseStudy, case_study
+    from .experiments.layer_search import find_layers
     from .experiments.sequence import run_edits
     from .explorer import explore
     from .explorer.widget import widget
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .recipes import run_recipe
     from .residual import Residual, residual_fact
     from .tracing import Balance, Screen, Trace, balance_factor, causal_trace, peak_inflation
+    from .tracing.neurons import knowledge_neurons
     from .tracing.screen import screen
 
 __version__ = "0.1.0"

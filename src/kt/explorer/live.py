@@ -20,6 +20,7 @@ import numpy as np
 
 from .._util.text import count, visible
 from ..editing import Edit
+from ..editing.method_names import MethodName
 from ..editing.methods import METHODS
 from ..editing.session import edit as solve_edit
 from ..editing.stack import EditStack
@@ -63,7 +64,7 @@ class Live:
         **options: Any,
     ) -> None:
         self.model, self.changed, self.options = model, changed, options
-        self.trace_options = {} if samples is None else {"samples": samples}
+        self.trace_options: dict[str, Any] = {} if samples is None else {"samples": samples}
         folders = [Run.of(folder) for folder in ([runs] if isinstance(runs, str | Path) else runs)]
         self.commands = commands(folders, model.name)
         self.kept = named_results(folders)
@@ -118,7 +119,7 @@ class Live:
         self._stand([])
         try:
             with self._stage(f"solving {method}"):
-                edit = solve_edit(self.model, [fact], method, progress=self._tick, **self.options)
+                edit = solve_edit(self.model, [fact], MethodName(method), progress=self._tick, **self.options)
             self._read(fact)
             self.edits.append(edit)
             on = [*on, len(self.edits) - 1]
@@ -184,7 +185,7 @@ class Live:
         """Both answers through the layers, the top tokens at every token, and the text, as the model stands."""
         self._facts.setdefault(fact.prompt, fact)
         with self._stage("reading the layers"):
-            self._probes[self.name, fact.prompt] = contrast_probe(self.model, [fact])
+            self._probes[self.name, fact.prompt] = contrast_probe(self.model, [fact], progress=self._tick)
             ids = token_ids(self.model.tokenizer, fact.prompt)
             tokens = range(len(ids))
             nothing = np.empty((len(tokens), 0), dtype=np.int64)

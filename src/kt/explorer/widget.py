@@ -68,9 +68,9 @@ def _kind() -> type[AnyWidget]:
         _esm = script()
         style = traitlets.Unicode(style()).tag(sync=True)
         data = traitlets.Unicode().tag(sync=True)
-        edits = traitlets.List().tag(sync=True)
+        edits: Any = traitlets.List().tag(sync=True)
         status = traitlets.Dict().tag(sync=True)
-        methods = traitlets.List().tag(sync=True)
+        methods: Any = traitlets.List().tag(sync=True)
         view = traitlets.Unicode().tag(sync=True)
 
         def __init__(self, model: Any, runs: Any, **options: Any) -> None:
