@@ -207,7 +207,12 @@ def find_layers(
         balance = traced_balance(model, traced, seed, tick)
     keep_balance(model, balance)
     chosen, sources = _fixed(model, config, method, balance, traced, alpha)
-    settings: dict[str, Any] = {"protocols": ("tf", "ppl"), "seeds": (seed,), "stage": stage, "kind": "layers"} | solving
+    settings: dict[str, Any] = {
+        "protocols": ("tf", "ppl"),
+        "seeds": (seed,),
+        "stage": stage,
+        "kind": "layers",
+    } | solving
     found: Sweep | None = None
     for module in ("mlp", "attn") if METHODS[method].writes_attention else ("mlp",):
         grid = _grid(model, config, module, balance, windows)
