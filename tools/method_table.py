@@ -1,12 +1,14 @@
-"""The tables of docs/methods.md that follow from the registry: every method's plan, and every setting with its source.
+"""What follows from the registry: the tables of docs/methods.md (every method's plan, every setting with its source),
+and the names in editing/method_names.py, which editors complete and type checkers check.
 
-python tools/method_table.py            # print them
-python tools/method_table.py --write    # put them into docs/methods.md, between its two marks
+python tools/method_table.py            # print the tables
+python tools/method_table.py --write    # put them into docs/methods.md, between its two marks, and write the names
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import MISSING
 from pathlib import Path
@@ -16,6 +18,7 @@ from kt.editing.config import Config, setting_fields
 from kt.editing.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
+NAMES = ROOT / "src" / "kt" / "editing" / "method_names.py"
 PAGE, MEASURED = ROOT / "docs" / "methods.md", ROOT / "docs" / "data" / "demo-methods.json"
 BEGIN, END = "<!-- tools/method_table.py writes from here -->", "<!-- to here -->"
 EXAMPLE = {"layers_mlp": (3, 4, 5), "layers_attn": (1, 2), "layers_high": (7, 8), "alpha": 0.3}
@@ -69,6 +72,13 @@ def tables() -> str:
     return f"{methods_table()}\n\n{settings_table()}"
 
 
+def names() -> str:
+    """The source of editing/method_names.py."""
+    listed = "".join(f'    "{name}",\n' for name in METHODS)
+    kept = NAMES.read_text(encoding="utf-8")
+    return re.sub(r"(?<=Method = Literal\[\n).*?(?=\])", lambda _: listed, kept, flags=re.DOTALL)
+
+
 def main() -> None:
     if "--write" not in sys.argv[1:]:
         sys.stdout.write(tables() + "\n")
@@ -76,6 +86,7 @@ def main() -> None:
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     after = rest.partition(END)[2]
+    atomic_write(NAMES, names())
     atomic_write(PAGE, f"{before}{BEGIN}\n{tables()}\n{END}{after}")
 
 

@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="how their names begin; all by default")
     parser.add_argument("--write", action="store_true", help="save them beside the scripts (figures need Chromium)")
     args = parser.parse_args()
+    os.environ["KT_NO_PROGRESS"] = "1"  # bars say how long this machine took
     os.environ.setdefault("PLOTLY_RENDERER", "plotly_mimetype+png" if args.write else "plotly_mimetype")
     chosen = [p for p in sorted(FOLDER.glob("*.py")) if not args.names or p.name.startswith(tuple(args.names))]
     if not chosen:

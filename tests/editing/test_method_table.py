@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from editing_help import CONTEXTS, REQUESTS, statistics
 import kt
 from kt.editing.config import FORMAT_1, REGISTERED, method
 from kt.editing.config import setting as default
+from kt.editing.method_names import Method
 from kt.editing.methods import METHODS
 from kt.editing.methods.memit import MEMIT
 
@@ -24,6 +26,13 @@ def test_the_tables_of_the_docs_are_what_the_command_prints():
     command = [sys.executable, str(ROOT / "tools" / "method_table.py")]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     assert printed.strip() in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+def test_the_names_that_type_checkers_know_are_those_of_the_registry_in_its_order():
+    assert get_args(Method) == tuple(METHODS)
+    for function in (kt.edit, kt.EditSession.__init__, kt.run_edits, kt.find_layers):
+        annotation = function.__annotations__["method"]
+        assert "Method" in annotation and "str" not in annotation
 
 
 def test_every_file_of_the_folder_is_one_method():

@@ -155,16 +155,20 @@ def test_page_and_widget_are_made_of_the_same_modules():
     assert "location" not in given and "document.documentElement.dataset" not in given
 
 
-STAND_IN = """<!doctype html><html lang="en"><title>widget</title><body data-jp-theme-light="false"><main></main><script>
-const heard = {}, sent = [], state = STATE;
+STAND_IN = """<!doctype html><html lang="en"><title>widget</title>
+<body data-jp-theme-light="false"><main></main><script>
+const heard = {}, sent = [], state = STATE, place = document.querySelector("main");
 const model = {
-  get: (name) => state[name], send: (message) => sent.push(message), save_changes() {},
-  set: (name, value) => { state[name] = value; }, on: (event, react) => { (heard[event] ??= []).push(react); }, off() {},
+  get: (name) => state[name], send: (message) => sent.push(message), save_changes() {}, off() {},
+  set: (name, value) => { state[name] = value; }, on: (event, react) => { (heard[event] ??= []).push(react); },
 };
-function told(given) { for (const [name, value] of Object.entries(given)) { state[name] = value; (heard["change:" + name] ?? []).forEach((react) => react()); } }
-const place = document.querySelector("main");
-let root = () => place.firstChild.shadowRoot;
-import(URL.createObjectURL(new Blob([SCRIPT], { type: "text/javascript" }))).then((module) => module.default.render({ model, el: place }));
+function told(given) {
+  Object.assign(state, given);
+  for (const name of Object.keys(given)) for (const react of heard["change:" + name] ?? []) react();
+}
+const root = () => place.firstChild.shadowRoot;
+const code = URL.createObjectURL(new Blob([SCRIPT], { type: "text/javascript" }));
+import(code).then((module) => module.default.render({ model, el: place }));
 </script></body></html>"""
 """What a notebook does with the widget: a place, its state, and messages to the kernel."""
 
@@ -190,9 +194,9 @@ def test_in_a_browser_it_sends_what_is_typed_and_shows_what_the_model_answers(mo
 
         await tab.js("root().querySelector('input[name=prompt]').focus()")
         await tab.press(*"d {}?")  # no shortcut of the page or the notebook
-        await tab.js("for (const [n, v] of [['prompt', 'The capital of {} is'], ['subject', 'France'], ['target', 'Rome']])"
-                     " root().querySelector(`input[name=${n}]`).value = v;"
-                     "root().querySelector('select').value = 'ft'; root().querySelector('[type=submit]').click()")  # fmt: skip
+        for name, text in (TYPED | {"target": "Rome"}).items():
+            await tab.js(f"root().querySelector('input[name={name}]').value = {text!r}")
+        await tab.js("root().querySelector('select').value = 'ft'; root().querySelector('[type=submit]').click()")
         await answer()
         await tab.until("root().querySelectorAll('[data-cell]').length > 8")
         await tab.js("[...root().querySelectorAll('.x-live button')].find(e => e.textContent === 'Edit').click()")

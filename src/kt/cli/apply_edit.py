@@ -148,6 +148,7 @@ def apply_edit(options: EditOptions) -> None:
 
         others = None if options.alpha_facts is None else load_facts(options.alpha_facts)
         anchors = None if options.nas_facts is None else load_facts(options.nas_facts)
+        from ..editing.method_names import MethodName
         from ..experiments.sequence import run_edits
 
         warnings.simplefilter("ignore", FailedCheck)  # said behind the edit's tables, or as the error
@@ -174,7 +175,7 @@ def apply_edit(options: EditOptions) -> None:
             stage=s.progress,
             kl=options.kl,
             below=below,
-            method=options.method,
+            method=MethodName(options.method),
             alpha=alpha,
             statistics=options.statistics,
             preset=options.preset,

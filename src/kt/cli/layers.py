@@ -45,6 +45,7 @@ class LayersOptions(FigureOptions, RunOptions, FactOptions, ChatOptions, ModelOp
 
 def layers(options: LayersOptions) -> None:
     """Find layers to edit: trace facts that the model knows, edit in windows of layers, keep the best as a preset."""
+    from ..editing.method_names import MethodName
     from ..editing.methods import METHODS
 
     method = parse.one(options.method, tuple(METHODS), "--method")
@@ -65,7 +66,7 @@ def layers(options: LayersOptions) -> None:
         found = find_layers(
             model,
             None if shipped else facts,
-            method,
+            MethodName(method),
             n_trace=options.trace,
             n_edits=options.edits,
             alpha=alpha,

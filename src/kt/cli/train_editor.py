@@ -45,6 +45,7 @@ def train_editor(options: TrainOptions) -> None:
         facts = s.load_facts()
         exclude = read_facts(options.exclude).facts if options.exclude else []
         from ..editing.hyper.train import train_editor as train
+        from ..editing.method_names import MethodName
 
         def told(check: dict[str, Any]) -> None:
             scores = ", ".join(f"{n} {check[n]['mean']:.2f}" for n in ("success", "paraphrase", "locality"))
@@ -57,7 +58,7 @@ def train_editor(options: TrainOptions) -> None:
             editor = train(
                 model,
                 facts,
-                method,
+                MethodName(method),
                 layers,
                 options.modules,
                 seed=options.seed,

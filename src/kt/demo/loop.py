@@ -9,14 +9,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from ..editing import METHODS, Edit, configure
 from ..editing.evidence import Alpha, alpha_of
+from ..editing.method_names import Method, MethodName
 from ..editing.presets import preset_for
 from ..evaluation import Scores
 from ..experiments.sequence import run_edits
@@ -56,7 +57,7 @@ def run_loop(
     facts: Sequence[Fact],
     n_trace: int = 24,
     n_edits: int = 10,
-    method: str = "intattn",
+    method: Method | MethodName = "intattn",
     samples: int = 10,
     n_probe: int = 100,
     max_tokens: int = 40_000,
@@ -71,7 +72,7 @@ def run_loop(
     The model is left as it was. Facts are taken evenly over the list, so that every relation of a sorted list
     comes up.
     """
-    stage = stage or (lambda what: nullcontext())
+    stage = stage_or_bars(stage)
     contrasted = [f for f in facts if f.target or f.foil]
     requests = spread(contrasted, n_edits)
     chosen = {f.id for f in requests}

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
 from ..errors import KtError, warn_user
 from ..facts.fact import Fact
@@ -36,6 +37,7 @@ from .closed_form.norm_guards import GUARDS, SAMPLE, NormAnchor, NormGuard, OwnN
 from .closed_form.second_moment import Statistics
 from .config import Config, one_of
 from .edit import Edit
+from .method_names import MethodLike
 from .package import about_requests, about_weights, package, read_back
 from .plan import EditHistory, EffectPlan, Plan, SolveContext, SolveResult
 from .resolve import (
@@ -125,9 +127,10 @@ class EditSession:
     def __init__(
         self,
         model: TracedModel,
-        config: Config | str = "intattn",
+        config: MethodLike = "intattn",
         alpha: float | str | None = None,
         *,
+        method: MethodLike | None = None,
         statistics: Statistics | str | Path | None = None,
         context_templates: Sequence[str] | Sequence[Sequence[str]] | None = None,
         seed: int = 0,
@@ -147,7 +150,7 @@ class EditSession:
             one_of(self.options.update_guard, UPDATE_GUARDS, "update_guard")
         if self.options.norm_facts is not None and self.options.norm_guard != "nas":
             raise KtError("norm_facts are those that NAS's anchor is taken from; give norm_guard='nas' with them")
-        config = options.pop("method", config)
+        config = config if method is None else method
         if isinstance(config, str):
             config = configure(model, config, alpha, **options)
         elif options or alpha is not None:
@@ -506,10 +509,11 @@ def warn_of_keyless(below: EditStack) -> None:
 # `kt.edit`: requests and a method become an `Edit`; the model is left as it was.
 
 
+@with_bar("solving")
 def edit(
     model: TracedModel,
     requests: FactsLike,
-    method: Config | str = "intattn",
+    method: MethodLike = "intattn",
     alpha: float | str | None = None,
     **options: Any,
 ) -> Edit:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from .._util.notebook_bar import with_bar
 from .._util.progress import Progress, counter
 from .._util.text import count, words
 from ..errors import BadFact
@@ -220,6 +221,7 @@ def _answer_scores(sample: Sample, plan: Plan, responses: Responses) -> dict[str
     return scores
 
 
+@with_bar("scoring")
 def evaluate(
     model: TracedModel,
     requests: FactsLike,

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.files import atomic_write
+from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from .._util.text import without_folders
 from ..editing import METHODS
@@ -34,6 +34,7 @@ from ..editing.evidence import (
     probe_stages,
     traced_balance,
 )
+from ..editing.method_names import Method, MethodName
 from ..editing.presets import preset_for
 from ..editing.resolve import configure, default_layers
 from ..errors import KtError
@@ -166,7 +167,7 @@ METRICS = (SUCCESS, LOCALITY, PERPLEXITY)
 def find_layers(
     model: TracedModel,
     facts: FactsLike | None = None,
-    method: str = "memit",
+    method: Method | MethodName = "memit",
     *,
     n_trace: int = 50,
     n_edits: int = 10,
@@ -192,7 +193,7 @@ def find_layers(
     Raises:
         KtError: an unknown method, too few facts that the model knows, or what `sweep` raises.
     """
-    stage = stage or (lambda what: nullcontext())
+    stage = stage_or_bars(stage)
     config = configure(model, method, alpha)
     asked = facts_beside(model, []) if facts is None else facts_from(facts)
     with stage("facts that the model knows"):
@@ -207,7 +208,12 @@ def find_layers(
         balance = traced_balance(model, traced, seed, tick)
     keep_balance(model, balance)
     chosen, sources = _fixed(model, config, method, balance, traced, alpha)
-    solving = {"protocols": ("tf", "ppl"), "seeds": (seed,), "stage": stage, "kind": "layers"} | solving
+    settings: dict[str, Any] = {
+        "protocols": ("tf", "ppl"),
+        "seeds": (seed,),
+        "stage": stage,
+        "kind": "layers",
+    } | solving
     found: Sweep | None = None
     for module in ("mlp", "attn") if METHODS[method].writes_attention else ("mlp",):
         grid = _grid(model, config, module, balance, windows)
@@ -215,7 +221,7 @@ def find_layers(
             replace(p, label=f"{p.label}{f' {grid[layers]}' if grid[layers] else ''}", series=_series(method, module))
             for layers, p in zip(grid, layer_points(list(grid), module, method, **chosen), strict=True)
         ]
-        part = sweep(model, edited, points, **solving)
+        part = sweep(model, edited, points, **settings)
         best = max(part.rows, key=lambda row: (score(row, part.before), DEFAULT in row.label, -row.x))
         name = f"layers_{module}"
         chosen[name], sources[name] = tuple(best.settings[name]), _why(best, part, len(edited))

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import plain
 from .._util.lock import default_cache
+from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from .._util.text import slug
 from ..errors import KtError
@@ -181,7 +181,7 @@ def methods_table(
     Raises:
         KtError: fewer facts than a place edits, or a folder that holds rows with other settings.
     """
-    stage = stage or (lambda what: nullcontext())
+    stage = stage_or_bars(stage)
     most = max(place.edits for place in places)
     if most > len(facts):
         raise KtError(f"the table edits {most} facts, and there are {len(facts)}; give more facts, or fewer edits")

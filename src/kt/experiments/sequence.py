@@ -13,12 +13,12 @@ The model holds its own bytes again when the run is over, also after an exceptio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, read_json, write_json
+from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from ..errors import BadFile, KtError
 from ..report import Figure, Shown, Table
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from ..editing import Edit, EditSession
+    from ..editing.method_names import MethodLike
     from ..editing.stack import EditStack
     from ..editing.verdict import Verdict
     from ..evaluation import Scores
@@ -289,6 +290,7 @@ def run_edits(
     *,
     kl: bool = False,
     below: EditStack | None = None,
+    method: MethodLike | None = None,
     **session: Any,
 ) -> EditRun:
     """Edit in a mode, and score.
@@ -305,7 +307,8 @@ def run_edits(
         kl: also neighbourhood_kl, nats: KL(unedited || edited) of the next token after the neighbourhood prompts. With
             `below`, "unedited" is the model with those edits in it, as it is for every score before and after.
         below: earlier edits that stand in the model while it is edited and scored, with their keys held.
-        session: the arguments of `kt.edit` and `kt.EditSession` (method, alpha, keep_history, norm_guard, ...). With
+        method: a method's name (see `kt ls methods`), or its configuration; `intattn` by default.
+        session: the other arguments of `kt.edit` and `kt.EditSession` (alpha, keep_history, norm_guard, ...). With
             neither keep_history nor norm_guard, steps hold both where the method can, as 200 edits in sequence need
             (docs/methods.md); `norm_guard=False` leaves them to the method.
 
@@ -322,13 +325,15 @@ def run_edits(
     from ..editing.resolve import read_requests, without_contradictions
     from ..editing.session import SessionOnEdits
 
+    if method is not None:
+        session["method"] = method
     one_of(mode, MODES, "mode")
     one_of(evaluate, EVALUATE, "evaluate")
     if step_size < 1:
         raise KtError(f"step_size {step_size} must be at least 1")
     if kl and evaluate == "none":
         raise KtError("kl is a score, and evaluate is none; give evaluate end or step")
-    stage = stage or (lambda what: nullcontext())
+    stage = stage_or_bars(stage)
     facts = read_requests(model, requests)
     size = {"batch": len(facts), "single": 1, "sequential": step_size}[mode]
     strict = session.get("strict", False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._util.data import plain
+from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from .._util.text import words
 from ..editing import Statistics
@@ -76,7 +76,7 @@ def sweep(
         KtError: no points, a point that asks for more facts than there are, what `kt.edit` raises, or a folder that
             holds a sweep with other settings.
     """
-    stage = stage or (lambda what: nullcontext())
+    stage = stage_or_bars(stage)
     requests = without_contradictions(read_requests(model, facts))
     _check(points, requests, seeds)
     ways = _ways(protocols, generate)

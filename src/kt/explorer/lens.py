@@ -85,8 +85,7 @@ def lens(named: Sequence[tuple[str, Probe | Residual]], rows: Rows, seen: Sequen
                 state["facts"][place] = _fact(probe, i)
                 state["tops"][place] = _tops(probe, i, tops, place)
     for each in seen:
-        place = rows.place.get(each.prompt)
-        known = states[each.state]["tops"].get(place) if each.state in states else None
+        known = states[each.state]["tops"].get(rows.place.get(each.prompt)) if each.state in states else None
         if known is not None:
             for row, (top, prob) in enumerate(zip(each.top, each.top_prob, strict=True)):
                 known["at"][str(row)] = tops.cells(rows.place[each.prompt], str(row), top, prob, each.texts)

@@ -1,6 +1,6 @@
 """The explorer with a model behind it: a prompt is traced and read, an edit solved, applied and taken back at once.
 
-The front end sends messages, `Live.act` does what they say, and the front end shows `Live.state`: it knows nothing else.
+The front end sends messages, `Live.act` does what they say, and the front end shows `Live.state`.
 
     {"do": "trace", "prompt": "The capital of {} is", "subject": "France", "answer": "Paris", "target": "Rome"}
     {"do": "edit", ..., "method": "memit"}      solved for the model without edits, and applied
@@ -20,6 +20,7 @@ import numpy as np
 
 from .._util.text import count, visible
 from ..editing import Edit
+from ..editing.method_names import MethodName
 from ..editing.methods import METHODS
 from ..editing.session import edit as solve_edit
 from ..editing.stack import EditStack
@@ -63,7 +64,7 @@ class Live:
         **options: Any,
     ) -> None:
         self.model, self.changed, self.options = model, changed, options
-        self.trace_options = {} if samples is None else {"samples": samples}
+        self.trace_options: dict[str, Any] = {} if samples is None else {"samples": samples}
         folders = [Run.of(folder) for folder in ([runs] if isinstance(runs, str | Path) else runs)]
         self.commands = commands(folders, model.name)
         self.kept = named_results(folders)
@@ -118,7 +119,7 @@ class Live:
         self._stand([])
         try:
             with self._stage(f"solving {method}"):
-                edit = solve_edit(self.model, [fact], method, progress=self._tick, **self.options)
+                edit = solve_edit(self.model, [fact], MethodName(method), progress=self._tick, **self.options)
             self._read(fact)
             self.edits.append(edit)
             on = [*on, len(self.edits) - 1]
@@ -133,9 +134,7 @@ class Live:
             self._stand([])
             return "every edit is taken out"
         if not isinstance(place, int) or not 0 <= place < len(self.edits):
-            raise BadFact(
-                f"there is no edit {place!r}; there {'is' if len(self.edits) == 1 else 'are'} {len(self.edits)}"
-            )
+            raise BadFact(f"there is no edit {place!r}; the list has {count(len(self.edits), 'edit')}, the first is 0")
         others = [each for each in self.on if each != place]
         self._stand(sorted([*others, place]) if apply else others)
         for fact in list(self._facts.values())[-MOST:] if self.on else ():
@@ -175,9 +174,8 @@ class Live:
 
     def _read_trace(self, fact: Fact) -> None:
         with self._stage("tracing"):
-            trace = causal_trace(
-                self.model, [fact], KINDS, keep="all", progress=self._tick, **self.trace_options
-            )  # fmt: skip
+            options = self.trace_options
+            trace = causal_trace(self.model, [fact], KINDS, keep="all", progress=self._tick, **options)
         [traced] = trace.facts
         self._traces[self.name, fact.prompt] = trace
         self._facts.pop(fact.prompt, None)
@@ -187,23 +185,19 @@ class Live:
         """Both answers through the layers, the top tokens at every token, and the text, as the model stands."""
         self._facts.setdefault(fact.prompt, fact)
         with self._stage("reading the layers"):
-            self._probes[self.name, fact.prompt] = contrast_probe(self.model, [fact])
+            self._probes[self.name, fact.prompt] = contrast_probe(self.model, [fact], progress=self._tick)
             ids = token_ids(self.model.tokenizer, fact.prompt)
             tokens = range(len(ids))
             nothing = np.empty((len(tokens), 0), dtype=np.int64)
             read = read_lens(self.model, [ids] * len(tokens), tokens, nothing, top=TOP)
             [text] = self.model.generate([fact.prompt], TEXT)
         assert read.top is not None and read.top_prob is not None
-        kept = read.top[:, 0], read.top_prob[:, 0]
-        self._seen[self.name, fact.prompt] = Seen(
-            self.name, fact.prompt, text, *kept, read.texts(self.model.tokenizer)
-        )  # fmt: skip
+        kept = read.top[:, 0], read.top_prob[:, 0], read.texts(self.model.tokenizer)
+        self._seen[self.name, fact.prompt] = Seen(self.name, fact.prompt, text, *kept)
 
     # What is shown ----------------------------------------------------------------------------------------------
     def _show(self, said: str, fact: str | None = None) -> None:
-        own = [
-            (state, parts[0].merge(parts[1:])) for of in (self._probes, self._traces) for state, parts in _by_state(of)
-        ]
+        own = [*_merged(self._probes), *_merged(self._traces)]
         new = [("", edit) for edit in self.edits if not any(edit is result for _, result in self.kept)]
         data = data_of([*own, *new, *self.kept], list(self._seen.values()))
         data |= {"missing": [], "commands": self.commands, "chosen": None}
@@ -248,7 +242,7 @@ class Live:
         lines += dict.fromkeys(str(each.message) for each in found if issubclass(each.category, UserWarning))
 
 
-def _by_state(results: Mapping[tuple[str, str], Any]) -> list[tuple[str, list[Any]]]:
-    """The results of each state of the model, as far as there are some."""
+def _merged(results: Mapping[tuple[str, str], Any]) -> list[tuple[str, Any]]:
+    """The results of each state of the model as one, as far as there are some."""
     found = [(state, [each for (of, _), each in results.items() if of == state]) for state in ("before", "after")]
-    return [(state, parts) for state, parts in found if parts]
+    return [(state, parts[0].merge(parts[1:])) for state, parts in found if parts]

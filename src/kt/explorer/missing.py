@@ -66,8 +66,8 @@ def missing(runs: Sequence[Run]) -> list[dict[str, str]]:
 def commands(runs: Sequence[Run], named: str | None = None) -> dict[str, Any]:
     """`kt heatmap` and `kt probe` with the runs' model and edit, for a fact whose prompt the page adds; and the line of
     Python that shows the runs with the model behind them. `named` is the model where no run names one."""
-    config = next((run.manifest["config"] for run in runs if run.manifest.get("config")), {})
-    model = _model(dict(config) or {"model": named})
+    config = next((run.manifest["config"] for run in runs if run.manifest.get("config")), {"model": named})
+    model = _model(config)
     edited = next((run for run in runs for _, result in run.results if isinstance(result, Edit)), None)
     edit = [] if edited is None else ["--edit", str(edited.folder / FILES["edit"])]
     folders = [str(run.folder) for run in runs]

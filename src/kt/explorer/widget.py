@@ -46,7 +46,8 @@ def widget(model: TracedModel, runs: str | Path | Sequence[str | Path] = (), **o
 
 def script() -> str:
     """The page's modules as one that exports `render`; each view has modules of its own, with a state of its own."""
-    return f"function kt() {{\n{bundle('widget')}\nreturn kt_widget;\n}}\nexport default {{ render: (given) => kt().render(given) }};\n"
+    render = "export default { render: (given) => kt().render(given) };"
+    return f"function kt() {{\n{bundle('widget')}\nreturn kt_widget;\n}}\n{render}\n"
 
 
 def style() -> str:
@@ -67,9 +68,9 @@ def _kind() -> type[AnyWidget]:
         _esm = script()
         style = traitlets.Unicode(style()).tag(sync=True)
         data = traitlets.Unicode().tag(sync=True)
-        edits = traitlets.List().tag(sync=True)
+        edits: Any = traitlets.List().tag(sync=True)
         status = traitlets.Dict().tag(sync=True)
-        methods = traitlets.List().tag(sync=True)
+        methods: Any = traitlets.List().tag(sync=True)
         view = traitlets.Unicode().tag(sync=True)
 
         def __init__(self, model: Any, runs: Any, **options: Any) -> None:

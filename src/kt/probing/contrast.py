@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
 from ..errors import BadFact, warn_user
 from ..facts.fact import Fact
@@ -28,6 +29,7 @@ _BLOCK = 512
 """Facts in memory at once; of the others only their numbers are kept."""
 
 
+@with_bar("probing")
 def contrast_probe(
     model: TracedModel,
     facts: FactsLike,

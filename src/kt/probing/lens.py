@@ -259,8 +259,10 @@ def _reduced(
     """The scores of logits. A remote model computes them where it runs: no class of this package may occur here."""
     total = logits.logsumexp(-1)
     prob, rank = _of_tokens(logits, total, tokens.to(logits.device))
-    first, ids = logits.topk(top) if top else (None, None)
-    tops = (None, None) if ids is None else (ids.int().cpu(), (first - total[:, None]).exp().cpu())
+    tops: tuple[Any, Any] = (None, None)
+    if top:
+        first, ids = logits.topk(top)
+        tops = ids.int().cpu(), (first - total[:, None]).exp().cpu()
     sets = None if named is None else of_sets(logits, total, named)  # last, since it overwrites the logits
     return total.cpu(), prob.cpu(), rank.cpu(), sets, *tops
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from ..facts.load import FactsLike, facts_from
 from .base import How, PaperRecipe, refuse_untaken
@@ -71,6 +71,6 @@ def run_recipe(
         statistics=statistics,
         sets=sets,
         only=only,
-        stage=stage or (lambda what: nullcontext()),
+        stage=stage_or_bars(stage),
     )
     return KINDS[recipe.kind].run(recipe, how)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from .._util.notebook_bar import with_bar
 from .._util.progress import Progress, counter
 from ..editing.closed_form.contexts import memit_contexts
 from ..editing.stack import AnyEdit
@@ -126,6 +127,7 @@ class _Plan(NamedTuple):
         return rows
 
 
+@with_bar("probing before and after the edit")
 def residual_fact(
     model: TracedModel,
     edit: AnyEdit,

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
+from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
 from ..errors import BadFact, KtError
 from ..facts.fact import Fact
@@ -125,6 +126,7 @@ class KnowledgeNeurons(Shown):
         return [Figure(curves([line], title=title, y_title="attribution"), name="neurons")]
 
 
+@with_bar("knowledge neurons")
 def knowledge_neurons(
     model: TracedModel,
     facts: FactsLike,

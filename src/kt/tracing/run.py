@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
+from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
 from .._util.text import words
 from ..errors import BadFact, WorkFailed, warn_user
@@ -126,6 +127,7 @@ def _choose(name: str, values: Sequence[str], among: Sequence[str]) -> str:
     return f"{name} {', '.join(values) or '(none)'}: choose among {', '.join(among)}"
 
 
+@with_bar("tracing")
 def causal_trace(
     model: TracedModel,
     facts: FactsLike,

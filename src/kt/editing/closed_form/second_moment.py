@@ -26,6 +26,7 @@ from torch import Tensor
 from ..._util.data import complete_file, load_arrays, open_arrays, read_metadata, save_arrays
 from ..._util.files import clear_temporaries
 from ..._util.lock import default_cache
+from ..._util.notebook_bar import with_bar
 from ..._util.progress import Progress
 from ...errors import BadFact, BadFile, WorkFailed, warn_user
 from ...facts.corpus import TOKENS, Corpus, tokens_for
@@ -451,6 +452,7 @@ def default_tokens(model: TracedModel, corpus: str) -> int:
     return tokens_for(corpus, None) or min(TOKENS, max(FEWEST, TOKENS_A_DIRECTION * widest))
 
 
+@with_bar("second moments")
 def key_statistics(
     model: TracedModel,
     sites: Sequence[Site],

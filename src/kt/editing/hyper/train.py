@@ -27,12 +27,13 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..._util.notebook_bar import with_bar
 from ..._util.progress import Progress
 from ..._util.text import count
 from ...errors import BadFact, KtError, WorkFailed
@@ -44,6 +45,7 @@ from ...runs.journal import Journal
 from ...stats import bootstrap_mean
 from ..config import linear_maps, one_of
 from ..fine_tune import Lesson, Question, lesson_of, unfrozen
+from ..method_names import MethodName
 from ..methods import method_named
 from ..resolve import default_layers
 from ..ultraedit import Running
@@ -115,10 +117,11 @@ class Reading(NamedTuple):
     gradients: dict[Site, Tensor]
 
 
+@with_bar("training steps")
 def train_editor(
     model: TracedModel,
     facts: Sequence[Fact | Mapping[str, Any]],
-    method: str = "malmen",
+    method: Literal["malmen", "mend"] | MethodName = "malmen",
     layers: Sequence[int] | None = None,
     modules: str | None = None,
     *,
