@@ -43,6 +43,16 @@ REFERENCE = {
 }
 """The pages of the reference: title, and the public names on each."""
 
+EXAMPLES = """The examples on this page begin with:
+
+```python
+import kt
+
+model, facts = kt.load("demo"), kt.load_facts("demo", limit=4)
+edit = kt.edit(model, facts[:2], method="memit")
+```"""
+"""Above each page of the reference; tests/test_docstrings.py runs the examples so."""
+
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 
 
@@ -165,7 +175,7 @@ def reference() -> dict[str, str]:
     if sorted(names) != sorted(kt.__all__):
         raise PluginError(f"tools/site/hooks.py, REFERENCE: differs from kt.__all__ by {set(names) ^ set(kt.__all__)}")
     pages = {
-        f"reference/{page}.md": f"# {title}\n\n" + "\n\n".join(f"::: kt.{name}" for name in listed.split())
+        f"reference/{page}.md": "\n\n".join([f"# {title}", EXAMPLES, *(f"::: kt.{name}" for name in listed.split())])
         for page, (title, listed) in REFERENCE.items()
     }
     import typer
