@@ -472,7 +472,8 @@ def load_stack(path: str | Path) -> EditStack:
     except RecursionError:
         raise BadFile(f"{path}: not a stack (it is nested too deeply); is it the right file?") from None
     if contents.get("kind") != STACK:
-        raise BadFile(f"{path}: holds {contents.get('kind') or 'JSON of another program'}, expected {STACK}")
+        held = contents.get("kind") or "JSON of another program"
+        raise BadFile(f"{path}: holds {held}, expected {STACK}; is it the right file?")
     entries = contents.get("edits")
     if not isinstance(entries, list):
         raise BadFile(f"{path}: 'edits' is no list; write the stack again with kt edits stack")

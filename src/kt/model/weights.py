@@ -96,7 +96,9 @@ class Weights:
                 site = Site(role, int(layer))
                 if self.layout.path(site) == path:
                     return site
-        raise UnknownSite(f"{self.name} has no linear map of attention or MLP called {weight_name!r}")
+        raise UnknownSite(
+            f"{self.name} has no linear map of attention or MLP called {weight_name!r}; model.layout.linears lists them"
+        )
 
     dequantised: Mapping[str, str] = {}
     """How the checkpoint stores weights that were dequantised, by name."""
@@ -137,7 +139,10 @@ class Weights:
         wide = torch.promote_types(weight.dtype, torch.float32)
         dense = update if isinstance(update, Tensor) else update.dense()
         if tuple(dense.shape) != tuple(weight.shape):
-            raise KtError(f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
+            raise KtError(
+                f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}; "
+                "give it as (d_out, d_in)"
+            )
         with self.writing():
             weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
             effects_of(self.module).prompts.clear()

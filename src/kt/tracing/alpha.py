@@ -263,7 +263,9 @@ class Balance(Shown):
         """
         fields = read_json(path)
         if fields.get("kind") != Balance.kind:
-            raise BadFile(f"{path}: holds {fields.get('kind') or 'other JSON'}, expected a balance")
+            raise BadFile(
+                f"{path}: holds {fields.get('kind') or 'other JSON'}, expected a balance; kt alpha writes one"
+            )
         with complete_file(path, "balance", "compute it again"):
             return Balance.of(fields)
 
