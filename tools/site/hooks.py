@@ -17,6 +17,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 import kt
+from kt import errors
 from kt.cli.app import COMMANDS, Commands, app
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,11 @@ REFERENCE = {
     "errors": ("Errors", "KtError"),
 }
 """The pages of the reference: title, and the public names on each."""
+
+KINDS = [name for name, thing in vars(errors).items() if isinstance(thing, type) and thing.__module__ == "kt.errors"]
+ERRORS = """An error that a user can cause is a `KtError` with one line: what is wrong, where, and what to do instead.
+`except kt.KtError` catches all of them. On the command line it stands on stderr; exit code 2 means that the input was
+wrong, 1 that the work failed or a check did not hold. `KT_DEBUG=1` shows the traceback."""
 
 EXAMPLES = """The examples on this page begin with:
 
@@ -178,6 +184,7 @@ def reference() -> dict[str, str]:
         f"reference/{page}.md": "\n\n".join([f"# {title}", EXAMPLES, *(f"::: kt.{name}" for name in listed.split())])
         for page, (title, listed) in REFERENCE.items()
     }
+    pages["reference/errors.md"] = "\n\n".join(["# Errors", ERRORS, *(f"::: kt.errors.{name}" for name in KINDS)])
     import typer
 
     context = typer.Context(typer.main.get_command(app), info_name="kt", terminal_width=100)

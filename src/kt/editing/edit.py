@@ -55,7 +55,7 @@ class Edit(Shown):
         keys: the keys that were solved for, by weight name, (fact, d_in).
         effect: what the edit adds to a model in the place of updates: text before prompts, or values at one site.
 
-    Example:
+    Examples:
         >>> before = model.fingerprint()
         >>> with edit.applied(model, force=True):
         ...     changed = model.fingerprint() != before

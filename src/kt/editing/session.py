@@ -121,7 +121,7 @@ class EditSession:
     Raises:
         KtError: an unknown method or name, or a value that cannot be.
 
-    Example:
+    Examples:
         >>> with kt.EditSession(model, method="ft", num_steps=2) as session:
         ...     edits = [session.edit([fact]) for fact in facts[:2]]
         ...     whole = session.total()
@@ -534,7 +534,7 @@ def edit(
             history, norm_guard, ..., and hyper-parameters by name.
 
     Returns:
-        The edit: an update for each weight. Nothing is written yet; `edit.applied(model)` and `edit.apply_(model)`
+        The edit, one update a weight. Nothing is written yet; `edit.applied(model)` and `edit.apply_(model)`
         write.
 
     Raises:
@@ -544,7 +544,7 @@ def edit(
         NotEnoughMemory: the solve's matrices would not fit.
         WorkFailed: the update is zero or not finite.
 
-    Example:
+    Examples:
         >>> edit = kt.edit(model, facts[:2], method="memit", max_tokens=2_000, v_num_grad_steps=5)
         >>> edit.names[0]
         'model.layers.1.mlp.down_proj.weight'

@@ -147,7 +147,7 @@ class EditStack(Shown):
     Args:
         edits: the edits, the base's side first.
 
-    Example:
+    Examples:
         >>> stack = kt.EditStack([edit])
         >>> len(stack.edits), stack.requests == edit.requests
         (1, True)

@@ -265,7 +265,7 @@ def evaluate(
             unknown protocol, or one that lacks what it needs.
         WorkFailed: the model's logits are NaN.
 
-    Example:
+    Examples:
         >>> scores = kt.evaluate(model, facts, generate=False)
         >>> scores.metrics["edit_success_tf_exact"].mean, scores.metrics["edit_success_tf_exact"].n
         (0.0, 4)

@@ -171,7 +171,7 @@ def case_study(
     Raises:
         BadFact: the fact asks for nothing new, an edit is named like the unedited model, or a number is below one.
 
-    Example:
+    Examples:
         >>> study = kt.case_study(model, facts[0], {"memit": edit})
         >>> study.methods
         ('unedited', 'memit')

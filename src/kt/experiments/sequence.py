@@ -317,7 +317,7 @@ def run_edits(
         BadFact: `kl`, and no request has a neighbourhood prompt.
         NotEnoughMemory: `kl`, and the unedited model's distributions would not fit.
 
-    Example:
+    Examples:
         >>> run = kt.run_edits(model, facts[:2], "single", method="ft", num_steps=2)
         >>> len(run.edits), run.after.metrics["edit_success_tf_exact"].n
         (2, 2)

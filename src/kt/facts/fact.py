@@ -78,7 +78,7 @@ class Fact:
             stands where several belong.
         SubjectNotFound: the template has no place for the subject, or a prompt has two.
 
-    Example:
+    Examples:
         >>> fact = kt.Fact("The capital of {} is", "France", answer="Paris", target="Rome")
         >>> fact.prompt
         'The capital of France is'

@@ -53,7 +53,7 @@ def load_facts(
         BadFile: the source is missing, not text, not JSON or CSV, or without records.
         BadFact, SubjectNotFound: a record is not a fact; the message says which one and why.
 
-    Example:
+    Examples:
         >>> facts = kt.load_facts("demo", limit=2)
         >>> facts[0].subject, facts[0].answer
         ('Afghanistan', 'Kabul')
@@ -82,7 +82,7 @@ def read_facts(
     Returns:
         `facts`, the list; `skips`, what was left out and why.
 
-    Example:
+    Examples:
         >>> loaded = kt.read_facts([{"prompt": "The capital of {} is", "subject": "France", "answer": "Paris"}])
         >>> len(loaded.facts)
         1
@@ -123,7 +123,7 @@ def iter_facts(
     Returns:
         The facts, one at a time.
 
-    Example:
+    Examples:
         >>> next(kt.iter_facts("demo")).subject
         'Afghanistan'
     """

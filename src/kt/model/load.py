@@ -72,7 +72,7 @@ def load(
             cannot read.
         KtError: an argument that is not one of these, a device that is not here, or a folder of several GGUF files.
 
-    Example:
+    Examples:
         >>> model = kt.load("demo")
         >>> model.n_layers, model.d_model
         (8, 128)

@@ -393,7 +393,7 @@ class TracedModel(Weights):
                 gradients are zero).
 
         Returns:
-            For each site keys and gradients in the model's dtype: (position, d) in the order of `at`, or (row, column,
+            For each site keys and gradients in the model's dtype, (position, d) in the order of `at`, or (row, column,
             d) of all positions.
 
         Raises:

@@ -36,7 +36,7 @@ class Site:
         layer: Block number, from 0.
         role: Name of the linear map in its part; empty for W_o, down_proj and the residual stream.
 
-    Example:
+    Examples:
         >>> str(kt.Site("mlp", 5)), kt.Site("mlp.down_proj", 5) == kt.Site("mlp", 5)
         ('mlp.5', True)
     """

@@ -59,7 +59,7 @@ def contrast_probe(
         BadFile: word sets that cannot be read, or that hold nothing for any fact.
         WorkFailed: a number is not finite.
 
-    Example:
+    Examples:
         >>> probe = kt.contrast_probe(model, facts)
         >>> int(probe.to_dataframe()["rank"].min())  # 0: the top of the vocabulary
         0

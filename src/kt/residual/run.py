@@ -170,7 +170,7 @@ def residual_fact(
         KtError: the edit is of another model, or is already written into this one.
         WorkFailed: a number is not finite.
 
-    Example:
+    Examples:
         >>> residual = kt.residual_fact(model, edit, facts[:2], neutral=False, prefixes=(), n_boot=100)
         >>> residual.score.n
         2

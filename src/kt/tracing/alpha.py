@@ -307,7 +307,7 @@ def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000,
         BadFact: the trace lacks a module.
         WorkFailed: neither module restores the answer, so α has no value.
 
-    Example:
+    Examples:
         >>> trace = kt.causal_trace(model, facts[:3], samples=2, tokens="subject_last")
         >>> 0 <= kt.balance_factor(trace).alpha <= 1
         True

@@ -153,7 +153,7 @@ def knowledge_neurons(
         KtError: a number outside its range, or a model on another machine.
         BadFact: no fact can be asked about.
 
-    Example:
+    Examples:
         >>> neurons = kt.knowledge_neurons(model, facts[:1], steps=4)
         >>> neurons.by_layer.shape  # fact, layer
         (1, 8)

@@ -183,7 +183,7 @@ def causal_trace(
         BadFact: an argument or a fact that cannot be traced as given.
         WorkFailed: no fact is left to trace, or a number is not finite.
 
-    Example:
+    Examples:
         >>> trace = kt.causal_trace(model, facts, kinds=("mlp", "attn"), samples=2)
         >>> trace.n_facts, trace.kinds
         (4, ('mlp', 'attn'))

@@ -60,7 +60,7 @@ def peak_inflation(
         seed: of the bootstrap.
 
     Returns:
-        One row a kind: both peaks with layers and intervals, and their ratio.
+        One row a kind, with both peaks, their layers and intervals, and their ratio.
 
     Raises:
         BadFact: `single` has a window, the two were not traced alike, or they share no fact.

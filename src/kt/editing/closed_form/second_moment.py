@@ -479,7 +479,7 @@ def key_statistics(
         BadFact: `until` is not above zero.
         WorkFailed: the corpus holds no text, or a key is not finite.
 
-    Example:
+    Examples:
         >>> statistics = kt.key_statistics(model, [kt.Site("mlp", 1)], max_tokens=500)
         >>> list(statistics.files)
         ['model.layers.1.mlp.down_proj']
