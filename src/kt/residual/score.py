@@ -1,6 +1,6 @@
 """`Residual`: the rest of the old fact after an edit, in the logit lens and in the edited model's answers.
 
-IntAttn-Edit (001, section 1) says that edits of MLPs alone leave outdated knowledge in attention. `score` puts a number
+IntAttn-Edit (section 1) says that edits of MLPs alone leave outdated knowledge in attention. `score` puts a number
 to what is left in the residual stream, `by_kind` to attention and MLP outputs, `attacks` to what it takes to make the
 model say it. advantage.py has the formulas, attacks.py the prompts.
 

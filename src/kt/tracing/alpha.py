@@ -1,4 +1,4 @@
-"""The balance factor α (001, eq. 12) and the critical layers of each module.
+"""The balance factor α (IntAttn-Edit, eq. 12) and the critical layers of each module.
 
 α = Σ_l LD_attn(l) / (Σ_l LD_mlp(l) + Σ_l LD_attn(l)): sums over all layers of eq. 8 at the last subject token, with
 each layer's LD averaged over facts first (a ratio of sums of means, so no fact with a small sum can dominate).

@@ -1,4 +1,4 @@
-"""`causal_trace`: choose facts and corruption, trace, and record the settings (001, sections 3.1 and 4.1)."""
+"""`causal_trace`: choose facts and corruption, trace, and record the settings (IntAttn-Edit, sections 3.1 and 4.1)."""
 
 from __future__ import annotations
 
