@@ -119,7 +119,8 @@ def linked_sources(markdown: str, source: str) -> list[str]:
 def source_page(path: str) -> str:
     """A file of the repository, as it is."""
     text = (ROOT / path).read_text(encoding="utf-8")
-    return text if path.endswith(".md") else f"# {path}\n\n{fenced(text, 'python')}\n"
+    shown = text if path.endswith(".md") else f"# {path}\n\n{fenced(text, 'python')}\n"
+    return f"---\nsearch: {{exclude: true}}\n---\n{shown}"
 
 
 def fenced(text: str, language: str = "text") -> str:
