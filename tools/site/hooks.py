@@ -17,6 +17,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 import kt
+from kt import errors
 from kt.cli.app import COMMANDS, Commands, app
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,21 @@ REFERENCE = {
     "errors": ("Errors", "KtError"),
 }
 """The pages of the reference: title, and the public names on each."""
+
+KINDS = [name for name, thing in vars(errors).items() if isinstance(thing, type) and thing.__module__ == "kt.errors"]
+ERRORS = """An error that a user can cause is a `KtError` with one line: what is wrong, where, and what to do instead.
+`except kt.KtError` catches all of them. On the command line it stands on stderr; exit code 2 means that the input was
+wrong, 1 that the work failed or a check did not hold. `KT_DEBUG=1` shows the traceback."""
+
+EXAMPLES = """The examples on this page begin with:
+
+```python
+import kt
+
+model, facts = kt.load("demo"), kt.load_facts("demo", limit=4)
+edit = kt.edit(model, facts[:2], method="memit")
+```"""
+"""Above each page of the reference; tests/test_docstrings.py runs the examples so."""
 
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 
@@ -103,7 +119,8 @@ def linked_sources(markdown: str, source: str) -> list[str]:
 def source_page(path: str) -> str:
     """A file of the repository, as it is."""
     text = (ROOT / path).read_text(encoding="utf-8")
-    return text if path.endswith(".md") else f"# {path}\n\n{fenced(text, 'python')}\n"
+    shown = text if path.endswith(".md") else f"# {path}\n\n{fenced(text, 'python')}\n"
+    return f"---\nsearch: {{exclude: true}}\n---\n{shown}"
 
 
 def fenced(text: str, language: str = "text") -> str:
@@ -165,9 +182,10 @@ def reference() -> dict[str, str]:
     if sorted(names) != sorted(kt.__all__):
         raise PluginError(f"tools/site/hooks.py, REFERENCE: differs from kt.__all__ by {set(names) ^ set(kt.__all__)}")
     pages = {
-        f"reference/{page}.md": f"# {title}\n\n" + "\n\n".join(f"::: kt.{name}" for name in listed.split())
+        f"reference/{page}.md": "\n\n".join([f"# {title}", EXAMPLES, *(f"::: kt.{name}" for name in listed.split())])
         for page, (title, listed) in REFERENCE.items()
     }
+    pages["reference/errors.md"] = "\n\n".join(["# Errors", ERRORS, *(f"::: kt.errors.{name}" for name in KINDS)])
     import typer
 
     context = typer.Context(typer.main.get_command(app), info_name="kt", terminal_width=100)

@@ -85,11 +85,13 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise BadFile(f"{path}: not JSON (line {error.lineno}: {error.msg}); is it the right file?") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+        raise BadFile(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}; check the path"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{path}: nested too deeply, or a number too long, for JSON; is it the right file?") from error
     if not isinstance(value, dict):
-        raise BadFile(f"{path}: expected a JSON object, found a {type(value).__name__}")
+        raise BadFile(f"{path}: expected a JSON object, found a {type(value).__name__}; is it the right file?")
     return value
 
 
@@ -125,7 +127,9 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise BadFile(f"{path}: a key or value is nested more than {TOML_DEPTH} deep; is it the right file?")
         return tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+        raise BadFile(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}; check the path"
+        ) from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
         raise BadFile(f"{path}: not TOML ({_one_line(error)}); write name = value lines") from error
 
@@ -201,7 +205,8 @@ def load_arrays(
     arrays, header = read_arrays(path, framework)
     metadata = _parsed(path, header)
     if kind is not None and metadata.get("kind") != kind:
-        raise BadFile(f"{path}: holds {metadata.get('kind') or 'tensors of another program'}, expected {kind}")
+        held = metadata.get("kind") or "tensors of another program"
+        raise BadFile(f"{path}: holds {held}, expected {kind}; is it the right file?")
     return arrays, metadata
 
 
@@ -271,7 +276,7 @@ def tensor_header(path: str | os.PathLike[str], remedy: str = "write it again") 
             file.seek(8)
             text = file.read(length) if 0 < length <= min(LONGEST_HEADER, size) else b""
     except OSError as error:
-        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}; check the path") from error
     # A header's length, too, can look like the beginning of another format.
     if not text.startswith(b"{") and (what := disguise(start)) is not None:
         raise BadFile(f"{path} is {what}")
@@ -303,7 +308,7 @@ def open_arrays(path: str | os.PathLike[str], framework: str = "pt") -> Iterator
     except KtError:
         raise
     except OSError as error:
-        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}; check the path") from error
     except (SafetensorError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # types numpy or torch lack
         raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
 

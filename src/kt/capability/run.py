@@ -128,13 +128,13 @@ class Abilities(Shown):
         return [Table(columns, rows, f"{without_folders(self.model)}: lm-eval {self.versions['lm_eval']}")]
 
     def save(self, path: str | Path) -> Path:
-        """Write one JSON file, whole or not at all; without the samples (see `sample_files`)."""
+        """Write the result to `path`, one JSON file, whole or not at all; without the samples (see `sample_files`)."""
         content = {"kind": KIND, **self.as_dict(), "rows": [_as_dict(row) for row in self.rows], "runs": self.runs}
         return write_json(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> Abilities:
-        """Read what `save` wrote.
+        """Read the result that `save` wrote to `path`.
 
         Raises:
             BadFile: it is not there, or not such a file.

@@ -115,7 +115,7 @@ def apply_edit(options: EditOptions) -> None:
     if mode == "single" and options.merge_to is not None:
         raise BadOption("--merge-to needs one edited model; --mode single gives one a request")
     if mode != "sequential" and (options.step_size != 1 or when == "step"):
-        raise BadOption("--step-size and --evaluate step belong to --mode sequential")
+        raise BadOption("--step-size and --evaluate step belong to --mode sequential; add it, or leave them out")
     if options.norm_guard is None and (mode != "sequential" or begun_before_steps_held(options.resume)):
         options = replace(options, norm_guard=False)
     if options.update_guard is not None:

@@ -51,7 +51,7 @@ def cache(options: CacheOptions) -> None:
     if options.action == "ls" and (names or options.all):
         raise BadOption("kt cache ls takes no names and no --all; it lists all, or by --model and --older-than")
     if options.action == "rm" and bool(names) == by_condition:
-        raise BadOption("kt cache rm takes names, or --model, --older-than or --all")
+        raise BadOption("kt cache rm takes names (kt cache ls lists them), or --model, --older-than or --all")
     folder, screen = options.cache or default_cache(), screen_for(options)
     found = entries(folder)
     if options.action == "rm" or by_condition:

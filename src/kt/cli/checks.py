@@ -154,10 +154,10 @@ def solving(options: Any) -> None:
         for flag in ("statistics", "corpus", "max_tokens"):
             if getattr(options, flag) not in (None, "auto"):
                 name = flag.replace("_", "-")
-                raise BadOption(f"--{name} has no use here: {', '.join(methods)} takes no second moments")
+                raise BadOption(f"--{name} has no use here: {', '.join(methods)} takes no second moments; leave it out")
     settings = parse.settings(getattr(options, "set", None))
     if flags := [name for name in settings if hasattr(options, name)]:
-        raise BadOption(f"--set {flags[0]}: it has a flag of its own, --{flags[0].replace('_', '-')}")
+        raise BadOption(f"--set {flags[0]}: it has a flag of its own; write --{flags[0].replace('_', '-')} VALUE")
     if why := unused(settings, methods):
         raise BadOption(f"--set {why}")
     alpha = None if getattr(options, "alpha", None) is None else parse.alpha(options.alpha)

@@ -60,7 +60,7 @@ def edits(options: EditsOptions) -> None:
     if wanted is not None and len(files) != wanted:
         raise BadOption(f"kt edits {options.action} takes {count(wanted, 'file')}, not {len(files)}")
     if options.action != "stack" and (options.remove is not None or options.to is not None):
-        raise BadOption("--remove and --to belong to kt edits stack")
+        raise BadOption("--remove and --to belong to kt edits stack; leave them out")
     if options.action in ("ls", "diff") and options.model:
         raise BadOption(f"kt edits {options.action} needs no model; leave --model out")
     checks.idle(options)

@@ -70,7 +70,7 @@ def export(options: ExportOptions) -> None:
         raise BadOption("kt export needs an edit file and a folder: kt export edit.safetensors --to FOLDER")
     stray = [name for name in OF_PEFT if getattr(options, name) is not None] if format == "hf" else []
     if stray:
-        raise BadOption(f"--{stray[0].replace('_', '-')} belongs to --format peft")
+        raise BadOption(f"--{stray[0].replace('_', '-')} belongs to --format peft; add that, or leave it out")
     if format == "peft" and options.no_undo:
         raise BadOption("--no-undo belongs to --format hf; an adapter leaves the base model as it is")
     dtype = parse.one(options.adapter_dtype or DTYPES[0], DTYPES, "--adapter-dtype")

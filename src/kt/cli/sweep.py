@@ -145,7 +145,7 @@ def parse_grid(kind: str, text: str | None) -> Any:
     if text is None:
         return None
     if kind == "modules":
-        raise BadOption("--grid has no meaning for modules: they are MLP, attention, and both")
+        raise BadOption("--grid has no meaning for modules, which are MLP, attention, and both; leave it out")
     if kind == "layers":
         return tuple(parse.layers(part.strip(), "--grid") or () for part in text.split(";"))
     if match := re.fullmatch(rf"({NUMBER}):({NUMBER}):({NUMBER})", text.strip()):

@@ -47,8 +47,20 @@ CHOSEN = {"lambda": "λ", "x": "x", "lr": "lr", "norm_constraint": "ε"}
 class Edit(Shown):
     """Updates by weight name (low-rank factors where a closed form gave them), and where they came from.
 
-    `targets` and `keys` hold what was solved for: wanted values by aim (`hidden.4`), keys by weight name, (fact, d).
-    `effect` is what the edit adds to a model in the place of updates: text before prompts, or values at one site.
+    Attributes:
+        updates: ΔW by weight name; `delta(name)` gives it as one (d_out, d_in) matrix.
+        manifest: method, every setting with its source, requests, model, versions, and the weights' fingerprints.
+        report: for each request the probability and rank of both answers, before and after.
+        targets: the values that were wanted, by aim (`hidden.4`), (fact, d_model).
+        keys: the keys that were solved for, by weight name, (fact, d_in).
+        effect: what the edit adds to a model in the place of updates: text before prompts, or values at one site.
+
+    Examples:
+        >>> before = model.fingerprint()
+        >>> with edit.applied(model, force=True):
+        ...     changed = model.fingerprint() != before
+        >>> changed, model.fingerprint() == before
+        (True, True)
     """
 
     updates: dict[str, Update]
@@ -68,14 +80,17 @@ class Edit(Shown):
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of the weights that it writes, in order."""
         return tuple(self.updates)
 
     @property
     def requests(self) -> list[dict[str, Any]]:
+        """The requests that it was solved for, as records."""
         return self.manifest.get("requests", [])
 
     @property
     def alpha(self) -> float | None:
+        """Attention's share of a joint edit; None where the method has none."""
         return self.manifest.get("alpha")
 
     @property
@@ -93,7 +108,7 @@ class Edit(Shown):
         return edit_io.EditParts(self.updates, self.manifest, self.report, self.targets, self.keys, self.effect)
 
     def delta(self, name: str) -> Float[Tensor, "d_out d_in"]:
-        """The dense update of a weight, (d_out, d_in) float32 whatever the module's own layout."""
+        """The dense update of the weight `name`, (d_out, d_in) float32 whatever the module's own layout."""
         if name not in self.updates:
             raise KtError(f"the edit does not touch {name!r}; it touches {', '.join(self.updates)}")
         return self.updates[name].to(torch.float64).dense().float()
@@ -114,7 +129,11 @@ class Edit(Shown):
 
     def deltas(self, model: TracedModel | None = None) -> dict[str, dict[str, Any]]:
         """Per weight: shape, rank, norm, the norm relative to the weight's own, the numbers that were chosen
-        (`CHOSEN`), and (weights of 16 bits) what of the update rounding left: see `rounding`."""
+        (`CHOSEN`), and (weights of 16 bits) what of the update rounding left: see `rounding`.
+
+        Args:
+            model: adds the state of its weights and what rounding leaves.
+        """
         relative = self.manifest.get("weight_norms", {})
         rounded = self.manifest.get("rounding", {})
         chosen = self.manifest.get("chosen", {})
@@ -165,7 +184,12 @@ class Edit(Shown):
                 yield model
 
     def apply_(self, model: TracedModel, force: bool = False) -> None:
-        """Write the edit for good, until `revert_`; the model is unchanged when this raises, what `applied` raises."""
+        """Write the edit for good, until `revert_`; the model is unchanged when this raises, what `applied` raises.
+
+        Args:
+            model: the model that it was solved for.
+            force: write also into other weights than those.
+        """
         with model.writing():
             self._admit(model, force)
             before, effects = model.copies(self.names), model.effects
@@ -177,7 +201,7 @@ class Edit(Shown):
                 raise
 
     def revert_(self, model: TracedModel, force: bool = False) -> None:
-        """Bring back the bytes from before `apply_`.
+        """Bring back the bytes that `model` had before `apply_`.
 
         Raises:
             KtError: it was not applied here, or the weights were changed since (`force` puts the bytes back anyway).
@@ -244,7 +268,8 @@ class Edit(Shown):
 
     # Keeping ----------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:
-        """Write safetensors with the manifest inside: the same edit is the same bytes, and loading it runs no code.
+        """Write the edit to `path` as safetensors with the manifest inside: the same edit is the same bytes, and
+        loading it runs no code.
 
         Raises:
             WorkFailed: a number is not finite; nothing was written.
@@ -253,7 +278,7 @@ class Edit(Shown):
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
-        """Read an edit file.
+        """Read the edit file at `path`.
 
         Raises:
             BadFile: not there, cut short, changed since it was written, of a newer kt, or not an edit.

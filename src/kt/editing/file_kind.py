@@ -33,7 +33,7 @@ def is_json(path: Path) -> bool:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}") from error
+        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}; check the path") from error
     return head.lstrip()[:1] == b"{" and b"\0" not in head
 
 

@@ -244,7 +244,9 @@ def lineage(path: Path) -> list[Contents]:
     contents: list[Contents] = []
     while True:
         if path.resolve() in seen:
-            raise BadFile(f"{path}: inherits itself ({' -> '.join(p.stem for p in [*seen, path])})")
+            raise BadFile(
+                f"{path}: inherits itself ({' -> '.join(p.stem for p in [*seen, path])}); take one `inherits` out"
+            )
         seen.append(path.resolve())
         contents.append(read(path))
         above = contents[-1].inherits
@@ -259,7 +261,10 @@ def _above(path: Path, name: str) -> Path:
     except BadFile as error:
         raise BadFile(f"{path}: inherits: {error}") from None
     if not above.is_file():
-        raise BadFile(f"{path}: inherits {name!r}, and there is no file {above}")
+        raise BadFile(
+            f"{path}: inherits {name!r}, and there is no file {above}; "
+            "name a preset of kt presets ls, or a file beside this one"
+        )
     return above
 
 
@@ -332,12 +337,12 @@ def _only(path: Path, where: str, table: Mapping[str, Any], known: tuple[str, ..
 def _table(path: Path, where: str, table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = table.get(key, {})
     if not isinstance(value, Mapping):
-        raise BadFile(f"{path}: {f'{where}.' if where else ''}{key} must be a table")
+        raise BadFile(f"{path}: {f'{where}.' if where else ''}{key} must be a table, see docs/presets.md")
     return value
 
 
 def _text(path: Path, table: Mapping[str, Any], key: str) -> str | None:
     value = table.get(key)
     if value is not None and not isinstance(value, str):
-        raise BadFile(f"{path}: {key} {value!r} must be a text")
+        raise BadFile(f"{path}: {key} {value!r} must be a text, in quotes")
     return value

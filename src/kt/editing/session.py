@@ -101,7 +101,9 @@ class SessionOptions:
 
 
 class EditSession:
-    """See the module.
+    """Edits one after the other on one model. On leaving the block the model has its exact bytes again.
+
+    A session holds what its edits have to know of each other: earlier keys, running moments, first norms.
 
     Args:
         model: the model that is edited.
@@ -122,6 +124,13 @@ class EditSession:
 
     Raises:
         KtError: an unknown method or name, or a value that cannot be.
+
+    Examples:
+        >>> with kt.EditSession(model, method="ft", num_steps=2) as session:
+        ...     edits = [session.edit([fact]) for fact in facts[:2]]
+        ...     whole = session.total()
+        >>> len(edits), len(whole.requests)
+        (2, 2)
     """
 
     def __init__(
@@ -180,7 +189,7 @@ class EditSession:
 
     # One edit ---------------------------------------------------------------------------------------------------
     def solve(self, requests: FactsLike) -> Edit:
-        """An edit of the model as it stands; nothing is written or remembered."""
+        """An edit for `requests` of the model as it stands; nothing is written or remembered."""
         running = dict(self.state.running)
         try:
             return self._solve(requests)[0]
@@ -188,7 +197,9 @@ class EditSession:
             self.state.running = running
 
     def edit(self, requests: FactsLike) -> Edit:
-        """Solve, write, remember what the next edit has to know. A failure leaves model and session as they were."""
+        """Solve `requests`, write them, remember what the next edit has to know. A failure leaves model and session as
+        they were.
+        """
         running = dict(self.state.running)
         result, plan, context, facts = self._solve(requests)
         with self.model.writing():
@@ -520,6 +531,7 @@ def edit(
     """Solve an edit for all requests in one batch. `EditSession` edits in steps, `run_edits` in a mode and with scores.
 
     Args:
+        model: the loaded model, as `kt.load` returns it. It is left as it was.
         requests: facts with a target (or a foil, which then is the target), one or many; dicts as ROME and MEMIT write
             them; or what `load_facts` reads by name.
         method: a method's name (see `kt ls methods`), or its configuration.
@@ -527,11 +539,20 @@ def edit(
         options: all other arguments of `EditSession`: statistics, context_templates, preset, variant, seed, corpus,
             history, norm_guard, ..., and hyper-parameters by name.
 
+    Returns:
+        The edit, one update a weight. Nothing is written yet; `edit.applied(model)` and `edit.apply_(model)`
+        write.
+
     Raises:
         BadFact: a request without a subject in its prompt, with an empty or unchanged target, or (`strict`) two that
             contradict each other.
         UnknownSite: a layer that the model does not have.
         NotEnoughMemory: the solve's matrices would not fit.
         WorkFailed: the update is zero or not finite.
+
+    Examples:
+        >>> edit = kt.edit(model, facts[:2], method="memit", max_tokens=2_000, v_num_grad_steps=5)
+        >>> edit.names[0]
+        'model.layers.1.mlp.down_proj.weight'
     """
     return EditSession(model, method, alpha, **options).solve(requests)

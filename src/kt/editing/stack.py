@@ -139,7 +139,19 @@ def _misfit(model: TracedModel, layer: Layer) -> tuple[str, str]:
 
 
 class EditStack(Shown):
-    """See the module. Places count from 1, the base's side first."""
+    """Several edits on one base, in order, each of which can be taken out again.
+
+    An edit fits where its weights are those that it was solved for: the base's, or exactly what the edits below it
+    leave. Places count from 1, the base's side first.
+
+    Args:
+        edits: the edits, the base's side first.
+
+    Examples:
+        >>> stack = kt.EditStack([edit])
+        >>> len(stack.edits), stack.requests == edit.requests
+        (1, True)
+    """
 
     kind = STACK
 
@@ -153,10 +165,12 @@ class EditStack(Shown):
     # Contents ---------------------------------------------------------------------------------------------------
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """The edits with their files, the base's side first."""
         return self._layers
 
     @property
     def edits(self) -> tuple[Edit, ...]:
+        """The edits, the base's side first."""
         return tuple(layer.edit for layer in self._layers)
 
     @property
@@ -166,6 +180,7 @@ class EditStack(Shown):
 
     @property
     def requests(self) -> list[dict[str, Any]]:
+        """The requests of all edits, in order."""
         return [request for edit in self.edits for request in edit.requests]
 
     @property
@@ -205,7 +220,7 @@ class EditStack(Shown):
         return {"edits": rows}
 
     def tables(self, grounds: Sequence[str] | None = None) -> Sequence[Table]:
-        """A row an edit, the base's side first."""
+        """A row an edit, the base's side first; `grounds` says on which weights each stands."""
         words = {"base": "the base", "below": "the edits below", "forced": "other weights (forced)"}
         rows = []
         for place, layer in enumerate(self._layers, start=1):
@@ -223,8 +238,8 @@ class EditStack(Shown):
         return f"EditStack({', '.join(map(repr, self.edits))})"
 
     def stands_on(self, place: int) -> list[int]:
-        """The places of the edits that this one was solved on top of: those that it names (`history`), and those below
-        that write a weight which it found in another state than the base's."""
+        """Places of the edits that the one at `place` was solved on top of: those that it names (`history`), and those
+        below that write a weight which it found in another state than the base's."""
         edit = self.edits[place - 1]
         named = edit.manifest.get("stands_on", ())
         base: dict[str, str] = {}
@@ -256,6 +271,7 @@ class EditStack(Shown):
         """Take an edit (or that at a place) out, and give it back.
 
         Args:
+            which: the edit, or its place, from 1.
             force: also where a later edit was solved on top of it; that one then goes in though it does not fit.
 
         Raises:
@@ -311,7 +327,8 @@ class EditStack(Shown):
             yield model
 
     def apply_(self, model: TracedModel, force: bool = False) -> None:
-        """Write the stack for good, until `revert_`; `push` and `remove` then change the model with it.
+        """Write the stack into `model` for good, until `revert_`; `push` and `remove` then change the model with it.
+        With `force` also into other weights than it was solved for.
 
         Raises:
             KtError: as `applied`; or the stack stands in a model already.
@@ -328,14 +345,14 @@ class EditStack(Shown):
         self._live, self._effects = (model, base), effects
 
     def revert_(self, model: TracedModel) -> None:
-        """Bring back the base's exact bytes."""
+        """Bring back the exact bytes that `model` had before `apply_`."""
         if self._live is None or self._live[0].module is not model.module:
             raise KtError("this stack was not applied to this model with apply_; there is nothing to revert")
         model.put_back(self._live[1], self._effects)
         self._live = None
 
     def grounds(self, model: TracedModel, force: bool = False) -> list[Ground]:
-        """The ground that each edit was solved for; the model is left as it was.
+        """The ground that each edit was solved for; `model` is left as it was. `force` is that of `apply_`.
 
         Raises:
             KtError: as `applied`.
@@ -356,7 +373,7 @@ class EditStack(Shown):
         return self._of(marked)
 
     def require_updates(self, what: str, kinds: Sequence[str] = ("context", "adapter")) -> None:
-        """See `Edit.require_updates`."""
+        """`Edit.require_updates` for each edit, with the same `what` and `kinds`."""
         for edit in self.edits:
             edit.require_updates(what, kinds)
 
@@ -381,8 +398,8 @@ class EditStack(Shown):
         return Edit(updates, self.manifest | {"alpha": self.alpha}, keys=keys, effect=joined(self.edits))
 
     def total(self, model: TracedModel, force: bool = False) -> Edit:
-        """The stack as one edit of the base's weights. Where weights have 16 bits, a stack is rounded once an edit,
-        its total once.
+        """The stack as one edit of the base weights of `model`. Where weights have 16 bits, a stack is rounded once an
+        edit, its total once. `force` is that of `apply_`.
 
         Raises:
             KtError: the stack is empty, or as `applied`.
@@ -402,13 +419,13 @@ class EditStack(Shown):
 
     # Keeping ----------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:
-        """Write the stack's JSON; see stack_file.py."""
+        """Write the stack's JSON to `path`; the edit files stay beside it (see stack_file.py)."""
 
         return save_stack(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> EditStack:
-        """Read a stack's JSON and the edit files that it names.
+        """Read a stack's JSON at `path` and the edit files that it names.
 
         Raises:
             BadFile: not there, not a stack, or an edit file that is broken, changed, or not in the stack's folder.
@@ -455,7 +472,8 @@ def load_stack(path: str | Path) -> EditStack:
     except RecursionError:
         raise BadFile(f"{path}: not a stack (it is nested too deeply); is it the right file?") from None
     if contents.get("kind") != STACK:
-        raise BadFile(f"{path}: holds {contents.get('kind') or 'JSON of another program'}, expected {STACK}")
+        held = contents.get("kind") or "JSON of another program"
+        raise BadFile(f"{path}: holds {held}, expected {STACK}; is it the right file?")
     entries = contents.get("edits")
     if not isinstance(entries, list):
         raise BadFile(f"{path}: 'edits' is no list; write the stack again with kt edits stack")

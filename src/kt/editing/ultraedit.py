@@ -420,7 +420,7 @@ def ridge_fit(keys: Float[Tensor, "pair d_in"], shifts: Float[Tensor, "pair d_ou
     system.diagonal().add_(ridge)
     factor, bad = torch.linalg.cholesky_ex(system)
     if int(bad):
-        raise WorkFailed(f"H Hᵀ + {ridge:g} I (size {len(system)}) is singular: raise ridge")
+        raise WorkFailed(f"H Hᵀ + {ridge:g} I (size {len(system)}) is singular; raise L2 (--set L2=VALUE)")
     reciprocal, _ = lapack.dpocon(np.asfortranarray(factor.numpy()), float(system.abs().sum(0).max()), uplo="L")
     condition = 1 / float(reciprocal) if reciprocal else float("inf")
     if few:

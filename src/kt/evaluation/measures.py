@@ -18,12 +18,12 @@ Score = Callable[[Sample, "Sample | None"], "float | None"]
 
 # Teacher forcing ------------------------------------------------------------------------------------------------------
 def tf_token(sample: Sample, old: Sample | None = None) -> float | None:
-    """Share of the answer's tokens that are the argmax at their position (003, eq. 13-15)."""
+    """Share of the answer's tokens that are the argmax at their position (JEEP, eq. 13-15)."""
     return _agreement(sample.predicted_ids, sample.target_ids)
 
 
 def tf_exact(sample: Sample, old: Sample | None = None) -> float | None:
-    """Whether all tokens of the answer are (001, eq. 14)."""
+    """Whether all tokens of the answer are (IntAttn-Edit, eq. 14)."""
     return float(sample.predicted_ids == sample.target_ids) if sample.target_ids else None
 
 
@@ -33,7 +33,7 @@ def tf_prob(sample: Sample, old: Sample | None = None) -> float | None:
 
 
 def same_argmax(sample: Sample, old: Sample | None) -> float | None:
-    """Whether the next token is the unedited model's (001, eq. 16)."""
+    """Whether the next token is the unedited model's (IntAttn-Edit, eq. 16)."""
     if old is None or not sample.predicted_ids or not old.predicted_ids:
         return None
     return float(sample.predicted_ids[:1] == old.predicted_ids[:1])
@@ -53,7 +53,7 @@ def kl(sample: Sample, old: Sample | None = None) -> float | None:
 
 # Comparison of two answers --------------------------------------------------------------------------------------------
 def prob_success(sample: Sample, old: Sample | None = None) -> float | None:
-    """Whether the answer's mean log probability a token exceeds its rival's (003, eq. 16-18)."""
+    """Whether the answer's mean log probability a token exceeds its rival's (JEEP, eq. 16-18)."""
     if sample.log_prob is None or sample.rival_log_prob is None or sample.target_ids == sample.rival_ids:
         return None
     return float(sample.log_prob / len(sample.target_ids) > sample.rival_log_prob / len(sample.rival_ids))

@@ -7,7 +7,7 @@ tokens, `exact` all of them. A record's value is the mean over its samples, a me
 `portability_tf_exact[Reasoning]` is the same over the prompts that the data set files under "Reasoning", and
 `..._by_key` averages a record's keys with equal weight.
 
-001 is the paper of IntAttn-Edit (section 5.1), 003 that of JEEP (appendix C).
+Equations are those of IntAttn-Edit (arXiv 2510.27400, section 5.1) and JEEP (arXiv 2412.17872, appendix C).
 """
 
 from __future__ import annotations
@@ -81,7 +81,13 @@ _SUCCESS = f"whether the new answer is more probable than the old one, {_MEAN_LO
 _BY_KEY = "; a record's value is the mean over its keys of the mean over each key's prompts, as EasyEdit averages"
 
 METRICS: dict[str, MetricSpec] = {
-    **_ways("edit_success", "edit", "the target", "after the edit prompt (001, eq. 14)", "; 003's efficacy, eq. 13"),
+    **_ways(
+        "edit_success",
+        "edit",
+        "the target",
+        "after the edit prompt (IntAttn-Edit, eq. 14)",
+        "; JEEP's efficacy, eq. 13",
+    ),
     "target_prob_tf": MetricSpec(
         "edit", "joint probability of the target after the edit prompt", measures.tf_prob, "tf"
     ),
@@ -89,15 +95,15 @@ METRICS: dict[str, MetricSpec] = {
         "answer", "joint probability of the old answer after that prompt", measures.tf_prob, "tf"
     ),
     "efficacy_prob_success": MetricSpec(
-        "edit", f"{_SUCCESS}the edit prompt (ES; 003, eq. 16)", measures.prob_success, "prob"
+        "edit", f"{_SUCCESS}the edit prompt (ES; JEEP, eq. 16)", measures.prob_success, "prob"
     ),
-    **_ways("paraphrase", "paraphrase", "the target", "after a rephrased prompt", "; 003's generalization, eq. 14"),
+    **_ways("paraphrase", "paraphrase", "the target", "after a rephrased prompt", "; JEEP's generalization, eq. 14"),
     "generalization_prob_success": MetricSpec(
-        "paraphrase", f"{_SUCCESS}a rephrased prompt (GS; 003, eq. 17)", measures.prob_success, "prob"
+        "paraphrase", f"{_SUCCESS}a rephrased prompt (GS; JEEP, eq. 17)", measures.prob_success, "prob"
     ),
     "neighbourhood_same_argmax": MetricSpec(
         _NEAR,
-        "locality (001, eq. 16): whether the next token's argmax is that of the unedited model",
+        "locality (IntAttn-Edit, eq. 16): whether the next token's argmax is that of the unedited model",
         measures.same_argmax,
         "tf",
     ),
@@ -117,15 +123,15 @@ METRICS: dict[str, MetricSpec] = {
     "neighbourhood_kl": MetricSpec(
         _NEAR, "KL(unedited || edited) of the next token's distribution, in nats; 0 is untouched", measures.kl, "kl"
     ),
-    **_ways(_NEAR, _NEAR, "the neighbour's own answer", "after its prompt", "; 003's locality, eq. 15"),
+    **_ways(_NEAR, _NEAR, "the neighbour's own answer", "after its prompt", "; JEEP's locality, eq. 15"),
     "specificity_prob_success": MetricSpec(
         _NEAR,
         f"whether the neighbour's own answer is more probable than the edit's new one, {_MEAN_LOG}, after the "
-        "neighbour's prompt (LS; 003, eq. 18)",
+        "neighbour's prompt (LS; JEEP, eq. 18)",
         measures.prob_success,
         "prob",
     ),
-    **_ways("portability", "portability", "the consequence", "after a prompt needing the edit (001, eq. 15)"),
+    **_ways("portability", "portability", "the consequence", "after a prompt needing the edit (IntAttn-Edit, eq. 15)"),
     "portability_mello_contains": MetricSpec(
         "portability",
         "whether the final answer to a multi-hop question, in subquestions held against the memory (MeLLo), holds the "
@@ -135,7 +141,7 @@ METRICS: dict[str, MetricSpec] = {
     ),
     "fluency_ngram_entropy_gen": MetricSpec(
         "generation",
-        "(H2 + 2 H3) / 3 of the entropies in bits of a text's bigrams and trigrams of words (001, eq. 17, its "
+        "(H2 + 2 H3) / 3 of the entropies in bits of a text's bigrams and trigrams of words (IntAttn-Edit, eq. 17, its "
         "sign mended; papers print it times 100)",
         measures.fluency,
         "gen",
@@ -246,11 +252,11 @@ _N = "records resampled together; n is the smallest of the three"
 COMPOSITES: dict[str, Composite] = {
     "score_tf_token": Composite(
         ("edit_success_tf_token", "paraphrase_tf_token", "neighbourhood_tf_token"),
-        f"harmonic mean of the three (003, eq. 13-15), {_N}",
+        f"harmonic mean of the three (JEEP, eq. 13-15), {_N}",
     ),
     "score_prob_harmonic": Composite(
         ("efficacy_prob_success", "generalization_prob_success", "specificity_prob_success"),
-        f"harmonic mean of the three (003's Score of ES, GS, LS, eq. 16-18), {_N}",
+        f"harmonic mean of the three (JEEP's Score of ES, GS, LS, eq. 16-18), {_N}",
     ),
 }
 

@@ -266,6 +266,11 @@ def evaluate(
         BadFact: no requests, a request that asks for nothing new, a `before` or `reference` that does not fit, an
             unknown protocol, or one that lacks what it needs.
         WorkFailed: the model's logits are NaN.
+
+    Examples:
+        >>> scores = kt.evaluate(model, facts, generate=False)
+        >>> scores.metrics["edit_success_tf_exact"].mean, scores.metrics["edit_success_tf_exact"].n
+        (0.0, 4)
     """
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise BadFact(f"batch size {batch_size!r} is not understood; give a number from 1, or auto")

@@ -181,7 +181,7 @@ class Scores(Shown):
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """Scores of different records, measured alike, as one: each record under its own edit.
+        """Scores (`parts`) of different records, measured alike, as one: each record under its own edit.
 
         Perplexity is left out: it belongs to a model, and here every record has its own.
         """
@@ -250,7 +250,7 @@ class Scores(Shown):
         return Table(["name", "what it is"], list(self.protocol.items()), "", "How it was measured.", only="page")
 
     def save(self, path: str | Path) -> Path:
-        """Write one JSON file, whole or not at all."""
+        """Write the scores to `path`, one JSON file, whole or not at all."""
         content = {
             **self.as_dict(),
             "kind": KIND,
@@ -265,7 +265,7 @@ class Scores(Shown):
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Read what `save` wrote.
+        """Read the scores that `save` wrote to `path`.
 
         Raises:
             BadFile: it is not there, or not the scores of a version that this one reads.

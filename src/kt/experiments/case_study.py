@@ -61,7 +61,14 @@ FORM = {
 
 @dataclass(frozen=True)
 class CaseStudy(Shown):
-    """The result of `case_study`: `replies[method][i]` answers `questions[i]`; the first is the unedited model."""
+    """The result of `case_study`.
+
+    Attributes:
+        model: its name.
+        record: the id of the fact.
+        questions: the prompts, each with the answer that is expected after an edit.
+        replies: by method one text a question; the first method is the unedited model.
+    """
 
     model: str
     record: str
@@ -78,6 +85,7 @@ class CaseStudy(Shown):
 
     @property
     def methods(self) -> tuple[str, ...]:
+        """The names of the methods, in the table's order."""
         return tuple(self.replies)
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -119,12 +127,12 @@ class CaseStudy(Shown):
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write one JSON file, whole or not at all."""
+        """Write the case study to `path`, one JSON file, whole or not at all."""
         return write_json(path, {"kind": KIND, **self.as_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> CaseStudy:
-        """Read what `save` wrote.
+        """Read the case study that `save` wrote to `path`.
 
         Raises:
             BadFile: it is not there, or no case study.
@@ -162,6 +170,11 @@ def case_study(
 
     Raises:
         BadFact: the fact asks for nothing new, an edit is named like the unedited model, or a number is below one.
+
+    Examples:
+        >>> study = kt.case_study(model, facts[0], {"memit": edit})
+        >>> study.methods
+        ('unedited', 'memit')
     """
     if UNEDITED in edits:
         raise BadFact(f"an edit cannot be called {UNEDITED!r}, the name of the column beside it; give it another")

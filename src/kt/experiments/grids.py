@@ -50,7 +50,7 @@ class Point:
 
 
 def alpha_points(grid: Sequence[float] = ALPHAS, method: str = "intattn", **options: Any) -> list[Point]:
-    """One point a share of attention (001, eq. 13).
+    """One point a share of attention (IntAttn-Edit, eq. 13).
 
     Raises:
         KtError: a share outside [0, 1], or one named twice.
@@ -88,7 +88,7 @@ def set_name(layers: Sequence[int]) -> str:
 
 
 def edit_counts(most: int, steps: int = SCALE_STEPS) -> tuple[int, ...]:
-    """m_i = exp(ln(most) · i / steps) for i = 0 .. steps (003, footnote 1), to whole numbers, each once.
+    """m_i = exp(ln(most) · i / steps) for i = 0 .. steps (JEEP, footnote 1), to whole numbers, each once.
 
     Raises:
         KtError: `most` is below 1.
@@ -119,7 +119,7 @@ def _of_method(method: str, methods: Sequence[str], options: Mapping[str, Any]) 
 def clamp_points(
     grid: Sequence[float] = CLAMPS, method: str = "jeep", region: str = "high", **options: Any
 ) -> list[Point]:
-    """One point a clamp ratio γ: the most that a wanted value may move, as a part of its own norm (003, eq. 12).
+    """One point a clamp ratio γ: the most that a wanted value may move, as a part of its own norm (JEEP, eq. 12).
 
     Args:
         region: `high` is JEEP's second region (`clamp_norm_factor_high`); `low` its first, and that of every other

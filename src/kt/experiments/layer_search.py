@@ -182,13 +182,18 @@ def find_layers(
     The trace and the choice are kept for later edits of the same weights, which take them where nobody gives layers.
 
     Args:
+        model: the loaded model, as `kt.load` returns it.
         facts: of which those that the model knows are taken, in their order; None takes the shipped ones.
         method: whose layers; a method that writes attention has its windows compared too.
         n_trace: number of facts that are traced.
         n_edits: number of other facts that are edited in each window.
         alpha: attention's share in the edits; None takes the trace's (see `evidence.default_alpha`).
         windows: windows of a module, beside the trace's and the default layers.
+        seed: of the draws of trace, edits and bootstrap.
         solving: statistics, corpus, max_tokens, heldout, batch_size, as in `sweep`.
+
+    Returns:
+        The trace, one row a window, and the chosen layers as a preset.
 
     Raises:
         KtError: an unknown method, too few facts that the model knows, or what `sweep` raises.

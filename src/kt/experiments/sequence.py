@@ -319,6 +319,11 @@ def run_edits(
         KtError: what `kt.edit` raises, an unknown mode, a step size below 1, or `kl` where nothing is scored.
         BadFact: `kl`, and no request has a neighbourhood prompt.
         NotEnoughMemory: `kl`, and the unedited model's distributions would not fit.
+
+    Examples:
+        >>> run = kt.run_edits(model, facts[:2], "single", method="ft", num_steps=2)
+        >>> len(run.edits), run.after.metrics["edit_success_tf_exact"].n
+        (2, 2)
     """
     from ..editing import EditSession
     from ..editing.config import one_of

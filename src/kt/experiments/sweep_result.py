@@ -67,8 +67,11 @@ class Row:
 class Sweep(Shown):
     """The result of `sweep`.
 
-    `about` says what was swept (`kind`), on which model and facts, and what each metric means (`protocol`); `before`
-    holds the unedited model's metrics on all facts, `balance` the traced α where one was asked for.
+    Attributes:
+        about: what was swept (`kind`), on which model and facts, and what each metric means (`protocol`).
+        rows: one a setting, with metrics, intervals and the values by record.
+        before: the unedited model's metrics on all facts.
+        balance: the traced α, where one was asked for.
     """
 
     about: Mapping[str, Any]
@@ -87,7 +90,7 @@ class Sweep(Shown):
         return self.about
 
     def row(self, label: str, series: str | None = None) -> Row:
-        """The row of a name.
+        """The row of the name `label`, of one `series` where there are several.
 
         Raises:
             KtError: there is none.
@@ -98,7 +101,13 @@ class Sweep(Shown):
         raise KtError(f"the sweep has no point {label!r}; it has {', '.join(row.label for row in self.rows)}")
 
     def difference(self, first: str, second: str, seed: int = 0) -> dict[str, Interval]:
-        """first - second by metric, over the records that both have, paired, with a bootstrap interval."""
+        """first - second by metric, over the records that both have, paired, with a bootstrap interval.
+
+        Args:
+            first: label of a row.
+            second: label of another.
+            seed: of the bootstrap.
+        """
         one, other = self.row(first).values, self.row(second).values
         differences = {}
         for name in (n for n in one if n in other):
@@ -183,7 +192,9 @@ class Sweep(Shown):
         )
 
     def as_dict(self, whole: bool = False) -> dict[str, Any]:
-        """For `--json`: `rows`, the settings, the unedited model's metrics, the balance and the differences."""
+        """For `--json`: `rows`, the settings, the unedited model's metrics, the balance and the differences; `whole`
+        adds the values by record.
+        """
         return {
             **plain(dict(self.about)),
             "rows": [row.as_dict(whole) for row in self.rows],
@@ -193,13 +204,13 @@ class Sweep(Shown):
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON with the values by record."""
+        """Write the sweep to `path` as JSON, with the values by record."""
         content = {"about": self.about, "before": self.before, "balance": self.balance}
         return write_json(path, {"what": KIND, **content, "rows": [row.as_dict(whole=True) for row in self.rows]})
 
     @classmethod
     def load(cls, path: str | Path) -> Sweep:
-        """Read what `save` wrote.
+        """Read the sweep that `save` wrote to `path`.
 
         Raises:
             BadFile: it is something else.

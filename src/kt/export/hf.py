@@ -231,7 +231,9 @@ def _load_again(model: TracedModel, folder: Path) -> TracedModel:
             layout=model.layout.parts(),
         )
     except UnknownModel as error:
-        raise WorkFailed(f"the exported folder does not load again: {error}") from error
+        raise WorkFailed(
+            f"the exported folder does not load again: {error}; --format peft writes the edit alone"
+        ) from error
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:
@@ -314,4 +316,7 @@ def save_model(model: TracedModel, folder: Path, source: Source | None) -> None:
         model.tokenizer.save_pretrained(folder)
     except ValueError as error:
         # save_pretrained refuses a generation config that contradicts itself.
-        raise WorkFailed(f"transformers does not save this model: {' '.join(str(error).split())[:300]}") from error
+        raise WorkFailed(
+            f"transformers does not save this model: {' '.join(str(error).split())[:300]}; mend the "
+            "model's generation_config, or export with --format peft"
+        ) from error

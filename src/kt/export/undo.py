@@ -244,7 +244,13 @@ def _verify(target: Path, edit: Edit, fingerprints: Fingerprints, base: TracedMo
         kind = "auto" if base is None else base.dtype
         found = load(str(target.absolute()), device="cpu", dtype=kind).fingerprint()
     except (UnknownModel, BadFile) as error:
-        raise WorkFailed(f"every weight is as before the edit, but the folder does not load: {error}") from error
+        raise WorkFailed(
+            f"every weight is as before the edit, but the folder does not load: {error}; "
+            "copy its other files from the base model"
+        ) from error
     if base is not None and found != base.fingerprint():
-        raise WorkFailed(f"every weight of the edit is as before it, but the model in {target} is not the base model")
+        raise WorkFailed(
+            f"every weight of the edit is as before it, but the model in {target} is not the base model; "
+            "name the one that was merged with --base"
+        )
     return found

@@ -61,7 +61,8 @@ class Fact:
 
     `template` holds one `{}` for the subject (`{{}}` stands for braces of the text). `foil` is a wrong answer of the
     same relation, r' of eq. 8, which tracing contrasts with the answer; `target` is what an edit should give.
-    Aliases are other spellings that count as right in comparisons of text; tracing and editing use the first spelling.
+    `rephrasings` ask the same in other words. `answer_aliases` and `target_aliases` are other spellings that count as
+    right in comparisons of text; tracing and editing use the first spelling.
     `target_prefix` is the text between the prompt (or a paraphrase) and any answer; None lets
     `kt.model.joining.prompt_gap` decide between a space and nothing.
 
@@ -76,6 +77,11 @@ class Fact:
         BadFact: the subject is empty, a prompt is empty or ends in a character that no answer can follow, or a text
             stands where several belong.
         SubjectNotFound: the template has no place for the subject, or a prompt has two.
+
+    Examples:
+        >>> fact = kt.Fact("The capital of {} is", "France", answer="Paris", target="Rome")
+        >>> fact.prompt
+        'The capital of France is'
     """
 
     template: str

@@ -161,7 +161,9 @@ def file_records(path: Path) -> Iterator[Located]:
     try:
         yield from _records(path)
     except OSError as error:
-        raise BadFile(f"{path} cannot be read: {error.strerror or error}") from error
+        raise BadFile(
+            f"{path} cannot be read: {error.strerror or error}; check the path and its permissions"
+        ) from error
     except damaged() as error:
         raise BadFile(f"{path} cannot be decompressed: {error or 'it is cut off'}; fetch it again") from error
 
@@ -244,7 +246,8 @@ def _parquet(path: Path) -> Iterator[Located]:
     except OSError:
         raise
     except Exception as error:  # pyarrow raises errors of many types
-        raise BadFile(f"{path} is not Parquet after record {number}: {' '.join(str(error).split())[:200]}") from error
+        why = " ".join(str(error).split())[:200]
+        raise BadFile(f"{path} is not Parquet after record {number}: {why}; fetch or write it again") from error
 
 
 def _list_in_object(path: Path) -> list[Any]:

@@ -47,9 +47,17 @@ def load_facts(
         join: the text between every prompt and its answers ("" for none), where a record has no `target_prefix`; by
             default scripts and open brackets decide.
 
+    Returns:
+        The facts, in the source's order; each has an id that no other has.
+
     Raises:
         BadFile: the source is missing, not text, not JSON or CSV, or without records.
         BadFact, SubjectNotFound: a record is not a fact; the message says which one and why.
+
+    Examples:
+        >>> facts = kt.load_facts("demo", limit=2)
+        >>> facts[0].subject, facts[0].answer
+        ('Afghanistan', 'Kabul')
     """
     return read_facts(source, limit, format, zsre_target, known_to, join).facts
 
@@ -62,7 +70,24 @@ def read_facts(
     known_to: str | None = None,
     join: str | None = None,
 ) -> Loaded:
-    """`load_facts`, together with counts of the records that were left out, by reason."""
+    """`load_facts`, together with counts of the records that were left out, by reason.
+
+    Args:
+        source: as in `load_facts`, and so are all other arguments.
+        limit: the first N facts, or a range of them: `10-20`.
+        format: a name of `kt ls datasets`; None recognises it by the records' keys.
+        zsre_target: `answer` or `alt`: what zsRE is edited in.
+        known_to: of known_1000, only facts that are flagged as known to this model.
+        join: text between prompt and answer; None follows script and brackets.
+
+    Returns:
+        `facts`, the list; `skips`, what was left out and why.
+
+    Examples:
+        >>> loaded = kt.read_facts([{"prompt": "The capital of {} is", "subject": "France", "answer": "Paris"}])
+        >>> len(loaded.facts)
+        1
+    """
     skips = Skips()
     facts = list(iter_facts(source, limit, format, zsre_target, known_to, skips, join))
     if not facts:
@@ -86,6 +111,22 @@ def iter_facts(
     """`load_facts` one by one, with constant memory; `skips` is updated while the facts are consumed.
 
     Ids are the data set's own and may repeat (making them unique needs all of them). An empty source yields nothing.
+
+    Args:
+        source: as in `load_facts`, and so are all arguments but `skips`.
+        limit: the first N facts, or a range of them: `10-20`.
+        format: a name of `kt ls datasets`; None recognises it by the records' keys.
+        zsre_target: `answer` or `alt`: what zsRE is edited in.
+        known_to: of known_1000, only facts that are flagged as known to this model.
+        skips: is given the counts of what was left out.
+        join: text between prompt and answer; None follows script and brackets.
+
+    Returns:
+        The facts, one at a time.
+
+    Examples:
+        >>> next(kt.iter_facts("demo")).subject
+        'Afghanistan'
     """
     start, stop = parse_limit(limit)
     choices = Choices(zsre_target, known_to, join).checked()

@@ -1,4 +1,4 @@
-"""Lines with interval bands in panels: layer-wise effects (001, Figure 2), and metrics over sequential edits."""
+"""Lines with interval bands in panels: effects by layer (IntAttn-Edit, Figure 2), and metrics over sequential edits."""
 
 from __future__ import annotations
 

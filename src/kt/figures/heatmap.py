@@ -1,4 +1,4 @@
-"""Heatmaps of causal effects: tokens (or roles, or heads) down, layers across, one panel per kind (001, Figure 1).
+"""Heatmaps of causal effects: tokens (roles, heads) down, layers across, a panel a kind (IntAttn-Edit, Figure 1).
 
 Zero is fixed at the bottom of every colour scale. Values below zero are drawn in blue-grey, darker as they fall, on
 the same scale of magnitudes, and the figure states the lowest value. Cells that do not differ significantly from zero

@@ -1,5 +1,5 @@
-"""Figures of the contrast probe: both answers by layer with JEEP's stages (003, Figure 2), the same before and after
-an edit, and word sets (003, Figure 5).
+"""Figures of the contrast probe: both answers by layer with JEEP's stages (JEEP, Figure 2), the same before and after
+an edit, and word sets (JEEP, Figure 5).
 
 Lines are `Series` over layers; x = -1 is the embedding (the input of block 0). `kind` sets their look: "original",
 "target" or "control" (other answers of the relation). Ranks count from 0, the top. They are drawn at rank + 1 on a
@@ -30,7 +30,7 @@ def probe_figure(
     stages: Mapping[str, Sequence[Mark]] | None = None,
     metric_titles: Mapping[str, str] | None = None,
 ) -> go.Figure:
-    """Figure 2 of 003: {position: {metric: lines}} as a grid, positions down and metrics across.
+    """Figure 2 of JEEP: {position: {metric: lines}} as a grid, positions down and metrics across.
 
     Args:
         panels: positions "subject_last" and "prediction" (any other name is its own title), each with the same
@@ -118,7 +118,7 @@ def sets_figure(
     y_title: str = "mean probability of a token of the set",
     marks: Sequence[Mark] = (),
 ) -> go.Figure:
-    """Figure 5 of 003: one line per word set over layers, on a logarithmic axis; a value of 0 is a gap."""
+    """Figure 5 of JEEP: one line per word set over layers, on a logarithmic axis; a value of 0 is a gap."""
     return curve_panels(
         {"": series},
         title=title,

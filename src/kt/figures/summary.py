@@ -1,4 +1,4 @@
-"""The balance factor α (001, eq. 12), scores before and after an edit, and estimated beside exact effects."""
+"""The balance factor α (IntAttn-Edit, eq. 12), scores before and after an edit, and estimated beside exact effects."""
 
 from __future__ import annotations
 

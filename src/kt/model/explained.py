@@ -68,7 +68,8 @@ def _unexplained(model: Any, missing: Mapping[int, Explained]) -> str:
         f"{type(model.module).__name__} is not a decoder that kt can read: in {len(missing)} of {layout.n_layers} "
         f"blocks {layout.w_attn} and {layout.w_mlp} do not make the whole change of the residual stream. In "
         f"{layout.blocks}.{layer} {worst.residual:.1%} of it is not theirs (rounding: {worst.rounding:.1g}): {what}. "
-        "Only a part of such a block would be read and edited"
+        "Only a part of such a block would be read and edited; "
+        "docs/reliability.md lists the kinds of models that can be"
     )
 
 

@@ -309,7 +309,8 @@ def _check_growth(path: Path, tokenizer: dict[str, Any]) -> None:
     lengths = [padding.get("pad_to_multiple_of"), padding.get("strategy")] if isinstance(padding, dict) else []
     lengths = [n for each in lengths for n in (each.values() if isinstance(each, dict) else [each])]
     if any(isinstance(n, int) and n > 1 << 20 for n in lengths):
-        raise UnknownModel(f"{path}: pads every text to {max(n for n in lengths if isinstance(n, int)):,} tokens")
+        longest = max(n for n in lengths if isinstance(n, int))
+        raise UnknownModel(f"{path}: pads every text to {longest:,} tokens; take `padding` out, or download it again")
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         if (growth := _growth(tokenizer.get(name))) > GROWTH:
             raise UnknownModel(

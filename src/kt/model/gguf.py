@@ -93,7 +93,9 @@ def read_header(path: Path) -> Header:
         if start == LFS:
             raise UnknownModel(f"{path} is a Git LFS pointer, not the weights; fetch them with git lfs pull")
         if not start.startswith(MAGIC):
-            raise UnknownModel(f"{path} is no GGUF file (it starts with {start[:4]!r}, not {MAGIC!r})")
+            raise UnknownModel(
+                f"{path} is no GGUF file (it starts with {start[:4]!r}, not {MAGIC!r}); download it again"
+            )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 return _parse(path, data)

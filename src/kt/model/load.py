@@ -56,18 +56,31 @@ def load(
         device: `auto` takes CUDA or MPS where there is one.
         device_map: `auto`, `balanced` or `sequential` spread the model over devices, CPU memory and files through
             accelerate; so does a mapping from module paths to devices, or a JSON file of one. `device` is then ignored.
+        revision: branch, tag or commit on the Hub, where `model` does not name one.
+        trust_remote_code: run the code that a Hub repository ships; off by default.
+        tokenizer: of a module that is already loaded; otherwise the checkpoint's own.
+        attn_implementation: transformers' choice of attention kernel, such as `eager` or `sdpa`; None leaves it to
+            transformers.
+        remote: keep the weights at NDIF and send traces there (see ndif.py); `local` is nnsight's simulation of NDIF.
         layout: paths of parts that are not found by structure, or a TOML or JSON file of them (`PARTS` in layout.py):
             `{"blocks": "net.h", "o_proj": "mixer.out"}`; proved by numbers as found ones are.
         chat: how prompts are asked. `never` reads what is typed, as transformers and nnsight do; `always` puts every
             prompt into the tokenizer's chat template, `auto` (the command line's default) only where the model ends its
             turns as the template does. A `Chat` also sets a system prompt, thinking, and whose turn a prompt is.
-        remote: keep the weights at NDIF and send traces there (see ndif.py); `local` is nnsight's simulation of NDIF.
+
+    Returns:
+        The model, with its parts named. It is on its device, in evaluation mode while kt works.
 
     Raises:
         UnknownModel: nothing of that name, no tokenizer beside it, a checkpoint without all of its model's weights, a
             GGUF file that is broken or of an architecture that transformers does not read, or a structure that kt
             cannot read.
         KtError: an argument that is not one of these, a device that is not here, or a folder of several GGUF files.
+
+    Examples:
+        >>> model = kt.load("demo")
+        >>> model.n_layers, model.d_model
+        (8, 128)
     """
     parts = read_layout(layout)
     made = _load(

@@ -138,10 +138,12 @@ class TracedModel(Weights):
     # What it is -------------------------------------------------------------------------------------------------
     @property
     def n_layers(self) -> int:
+        """Number of blocks."""
         return self.layout.n_layers
 
     @property
     def d_model(self) -> int:
+        """Width of the residual stream."""
         return self.layout.d_model
 
     @property
@@ -151,10 +153,12 @@ class TracedModel(Weights):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the embedding's weights."""
         return self.embedding.weight.dtype
 
     @property
     def vocab_size(self) -> int:
+        """Number of tokens that the logits are over."""
         return int(self.head.weight.shape[0])
 
     @property
@@ -187,6 +191,7 @@ class TracedModel(Weights):
         return reduce(step, path.split("."), self.root)
 
     def block(self, layer: int) -> Any:
+        """The nnsight envoy of the block at `layer`, counted from 0."""
         return self._blocks[self.checked(layer)]
 
     def projection(self, kind: Kind | str | Site, layer: int | None = None) -> Any:
@@ -226,17 +231,17 @@ class TracedModel(Weights):
         return _unflattened(self.projection(site).output, rows)
 
     def key(self, site: Site, rows: int) -> Float[Tensor, "row pos d_in"]:
-        """The key at a site inside a trace."""
+        """The key at `site` inside a trace of `rows` rows: the input of its linear map."""
         return _unflattened(self.projection(site).input, rows)
 
     def set_hidden(self, layer: int, hidden: Float[Tensor, "row pos d_model"]) -> None:
-        """Replace the residual stream after a block, inside a trace."""
+        """Put `hidden` in the place of the residual stream after the block at `layer`, inside a trace."""
         block = self.block(layer)
         block.output = (hidden, *block.output[1:]) if self.layout.tuple_output else hidden
 
     # Running ----------------------------------------------------------------------------------------------------
     def why_unreadable(self, ids: Sequence[int]) -> str | None:
-        """Why the model cannot read a row of tokens, with its count and the limit; None if it can."""
+        """Why the model cannot read a row of token `ids`, with its count and the limit; None if it can."""
         return self._too_long(len(ids)) or self._beyond(max(ids, default=0))
 
     def _too_long(self, length: int) -> str | None:
@@ -250,6 +255,11 @@ class TracedModel(Weights):
 
     def inputs(self, batch: Batch, keep: int | None = 1, cache: Any = None) -> dict[str, Any]:
         """Keyword arguments of one forward: mask and the positions that follow from it, cache, few logits.
+
+        Args:
+            batch: the rows to run.
+            keep: number of last positions whose logits are computed; None for all.
+            cache: a key-value cache to read and extend.
 
         Raises:
             BadFact: a row has more tokens than the model has positions, or a token that the embedding lacks.
@@ -291,7 +301,7 @@ class TracedModel(Weights):
 
     @torch.no_grad()
     def logits(self, batch: Batch, keep: int = 1) -> Float[Tensor, "row keep vocab"]:
-        """Logits of the last `keep` positions of every row, float32."""
+        """Logits of the last `keep` positions of every row of `batch`, float32."""
         root, head, read = self.root, self.envoy(self.layout.unembed), self._read_head
         with root.trace(**self.inputs(batch, keep), backend=self.backend()):
             states = head.input[:, -keep:].contiguous()  # see head_logits
@@ -335,12 +345,22 @@ class TracedModel(Weights):
         end: Literal["key", "value"] = "value",
         at: Int[Tensor, " row"] | None = None,
     ) -> dict[Site, Float[Tensor, "row d"]]:
-        """Keys or values at sites, at one column of each row (`at`) or at all of them."""
+        """Keys or values at sites, at one column of each row (`at`) or at all of them.
+
+        Args:
+            batch: the rows to run.
+            sites: where to read.
+            end: `key` is the input of a site's linear map, `value` its output.
+            at: one column of each row; None reads all columns.
+
+        Returns:
+            By site, (row, d), or (row, pos, d) of all columns.
+        """
         sites = self.in_order(sites)
         return dict(zip(sites, self.gather(batch, [self.point(site, end) for site in sites], at), strict=True))
 
     def point(self, site: Site, end: Literal["key", "value"] = "value") -> Point:
-        """Where a site's value or key is seen."""
+        """Where a site's value or key (`end`) is seen."""
         if site.kind is Kind.RESID:
             return self.block(site.layer), "output"
         return self.projection(site), "input" if end == "key" else "output"
@@ -349,7 +369,16 @@ class TracedModel(Weights):
     def gather(
         self, batch: Batch, points: Sequence[Point], at: Int[Tensor, "row ..."] | None = None
     ) -> list[Float[Tensor, "row ... d"]]:
-        """What stands on the sides of modules, named in forward order: at some columns of each row, or at all."""
+        """What stands on the sides of modules, named in forward order: at some columns of each row, or at all.
+
+        Args:
+            batch: the rows to read, in one forward.
+            points: inputs or outputs of modules, in the order in which a forward reaches them.
+            at: columns of each row; None takes all.
+
+        Returns:
+            One tensor a point, (row, ..., width).
+        """
         n, columns = len(batch), at if at is not None else torch.zeros(0)
         rows = torch.arange(n).view(n, *[1] * (columns.dim() - 1))
         with self.root.trace(**self.inputs(batch), backend=self.backend()) as tracer:
@@ -386,7 +415,7 @@ class TracedModel(Weights):
                 gradients are zero).
 
         Returns:
-            For each site keys and gradients in the model's dtype: (position, d) in the order of `at`, or (row, column,
+            For each site keys and gradients in the model's dtype, (position, d) in the order of `at`, or (row, column,
             d) of all positions.
 
         Raises:
@@ -415,7 +444,7 @@ class TracedModel(Weights):
 
     @torch.no_grad()
     def embedded(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_embed"]:
-        """The embedding module's rows."""
+        """What the embedding module makes of token `ids`."""
         return self.embedding(ids.to(self.device))
 
     @torch.no_grad()
@@ -430,6 +459,14 @@ class TracedModel(Weights):
         Every block is skipped and the last one's output replaced, so nothing of the tail is written again here.
         Without `final_norm` that norm passes its input on; the rest of the tail stays. With `then`, a function of
         torch alone, what that makes of the (row, vocab) logits: less than they are to be sent.
+
+        Args:
+            hidden: residual-stream vectors, one a row.
+            final_norm: apply the model's final norm first.
+            then: a function of torch alone that is given the (row, vocab) logits.
+
+        Returns:
+            Logits (row, vocab), or what `then` makes of them.
         """
         root, embed, blocks, rows, as_tuple = self.root, self.embed, self._blocks, hidden, self.layout.tuple_output
         norm = None if final_norm or self.layout.norm is None else self.envoy(self.layout.norm)
@@ -457,10 +494,22 @@ class TracedModel(Weights):
         top_k: int | None = None,
         seed: int = 0,
     ) -> list[str]:
-        """Continuations only, greedy or sampled. A sampled row depends on its prompt and the seed, not on its batch."""
+        """Continuations only, greedy or sampled. A sampled row depends on its prompt and the seed, not on its batch.
+
+        Args:
+            prompts: texts to continue.
+            max_new_tokens: most tokens of a continuation.
+            do_sample: draw each token; False takes the most probable one.
+            top_k: draw among this many; None among all.
+            seed: of the draws.
+
+        Returns:
+            The continuation of each prompt, without the prompt.
+        """
         return continue_greedily_or_sample(self, prompts, max_new_tokens, do_sample, top_k, seed)
 
     def encode(self, texts: Sequence[str]) -> Batch:
+        """The `texts` as one batch of token rows, padded as the tokenizer does."""
         return encode(self.reader, texts).to(self.device)
 
 

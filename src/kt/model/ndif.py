@@ -189,7 +189,10 @@ def _one_line(host: str) -> Iterator[None]:
     except Exception as error:
         message = " ".join(str(error).split())[:300] or type(error).__name__
         if type(error).__name__ == "UnpicklingError":  # compared by name, since kt never imports pickle
-            raise WorkFailed(f"NDIF ({host}) answered with more than tensors, which was not opened") from error
+            raise WorkFailed(
+                f"NDIF ({host}) answered with more than tensors, which was not opened; ask its "
+                "operators, or load the model here (without --remote)"
+            ) from error
         if isinstance(error, RemoteError | httpx.HTTPError | websocket.WebSocketException | OSError):
             raise WorkFailed(
                 f"NDIF ({host}) did not run the trace: {message}; see that the key is valid and that "

@@ -35,6 +35,10 @@ class Site:
         kind: Part of the block.
         layer: Block number, from 0.
         role: Name of the linear map in its part; empty for W_o, down_proj and the residual stream.
+
+    Examples:
+        >>> str(kt.Site("mlp", 5)), kt.Site("mlp.down_proj", 5) == kt.Site("mlp", 5)
+        ('mlp.5', True)
     """
 
     kind: Kind

@@ -173,7 +173,7 @@ def char_span(tokenizer: Any, prompt: str, start: int, stop: int) -> Span:
         offsets = encoded["offset_mapping"][first:end]
     overlapping = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and b > a]
     if not overlapping:
-        raise SubjectNotFound(f"{subject!r} has no tokens of its own in {prompt!r}")
+        raise SubjectNotFound(f"{subject!r} has no tokens of its own in {prompt!r}; put a space around it")
     return Span(overlapping[0], overlapping[-1] + 1)
 
 

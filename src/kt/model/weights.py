@@ -84,7 +84,7 @@ class Weights:
         return self.layout.path(site) + ".weight"
 
     def site_of(self, weight_name: str) -> Site:
-        """The site whose linear map has a weight, or is the module, of that name.
+        """The site whose linear map has a weight, or is the module, of the name `weight_name`.
 
         Raises:
             UnknownSite: no linear map of attention or MLP is called so.
@@ -96,7 +96,9 @@ class Weights:
                 site = Site(role, int(layer))
                 if self.layout.path(site) == path:
                     return site
-        raise UnknownSite(f"{self.name} has no linear map of attention or MLP called {weight_name!r}")
+        raise UnknownSite(
+            f"{self.name} has no linear map of attention or MLP called {weight_name!r}; model.layout.linears lists them"
+        )
 
     dequantised: Mapping[str, str] = {}
     """How the checkpoint stores weights that were dequantised, by name."""
@@ -108,13 +110,14 @@ class Weights:
         return sorted(set(sites), key=lambda site: (site.layer, place(site)))
 
     def block_weights(self, layer: int) -> list[str]:
-        """The names of every parameter of a block."""
+        """The names of every parameter of the block at `layer`."""
         block = self.layout.path(Kind.RESID, self.checked(layer))
         return [f"{block}.{name}" for name, _ in self.module.get_submodule(block).named_parameters()]
 
     def weight(self, address: Address) -> Float[Tensor, "*shape"]:
-        """The live weight: a linear map's as (d_out, d_in), a view, its orientation from the module's type. It takes no
-        gradient."""
+        """The live weight at `address`: a linear map's as (d_out, d_in), a view, its orientation from the module's
+        type. It takes no gradient.
+        """
         weight = self.own(address).detach()
         owner = self.module.get_submodule(self.name_of(address).rpartition(".")[0])
         return weight.T if isinstance(owner, Conv1D) and weight.dim() == 2 else weight
@@ -129,12 +132,17 @@ class Weights:
 
     @torch.no_grad()
     def write(self, address: Address, update: Update | Float[Tensor, "*shape"]) -> None:
-        """Add an update: summed in float32 (float64 weights in float64), rounded to the weight's dtype once."""
+        """Add `update` to the weight at `address`: summed in float32 (float64 weights in float64), rounded to the
+        weight's dtype once.
+        """
         weight = self.weight(address)
         wide = torch.promote_types(weight.dtype, torch.float32)
         dense = update if isinstance(update, Tensor) else update.dense()
         if tuple(dense.shape) != tuple(weight.shape):
-            raise KtError(f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}")
+            raise KtError(
+                f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}; "
+                "give it as (d_out, d_in)"
+            )
         with self.writing():
             weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
             effects_of(self.module).prompts.clear()
@@ -145,8 +153,8 @@ class Weights:
 
     @contextmanager
     def restored(self, addresses: Iterable[Address]) -> Iterator[None]:
-        """On exit, also after an exception, the weights hold the exact bytes that they held on entry, and the model has
-        the effects that it had.
+        """Keep the weights at `addresses`: on exit, also after an exception, they hold the exact bytes that they held
+        on entry, and the model has the effects that it had.
 
         Raises:
             KtError: another thread is writing them; or a block that began later is still open, and brings the bytes of
@@ -176,11 +184,11 @@ class Weights:
                     warn_user(say)
 
     def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
-        """The weights' bytes, by name, for `put_back`."""
+        """The bytes of the weights at `addresses` (sites or parameter names), by name, for `put_back`."""
         return {name: self.own(name).detach().clone() for name in dict.fromkeys(map(self.name_of, addresses))}
 
     def put_back(self, copies: Mapping[str, Tensor], effects: Sequence[Effect] | None = None) -> None:
-        """Weights by name, and the effects where they are given."""
+        """Write `copies`, weights by name, and the effects where they are given."""
         with self.writing():
             self._copy_back(copies, effects)
 
@@ -193,10 +201,12 @@ class Weights:
         effects_of(self.module).prompts.clear()
 
     def name_of(self, address: Address) -> str:
+        """The parameter name of an `address`: a site, or a parameter name already."""
         return address if isinstance(address, str) else self.weight_name(address)
 
     def own(self, address: Address) -> Tensor:
-        """The parameter itself, in the module's own orientation; an offloaded one comes home to its device.
+        """The parameter at `address` itself, in the module's own orientation; an offloaded one comes home to its
+        device.
 
         Raises:
             KtError: it is quantised, or offloaded and there is no room for it (see offloaded.py).
@@ -210,7 +220,7 @@ class Weights:
         return weight
 
     def read_only(self, name: str) -> Tensor:
-        """A parameter's content, not to be written: an offloaded one stays where it is."""
+        """The content of the parameter `name`, not to be written: an offloaded one stays where it is."""
         return content(self.module, name, self._parameter(name))
 
     def _parameter(self, name: str) -> nn.Parameter:
@@ -222,7 +232,11 @@ class Weights:
             ) from None
 
     def fingerprint(self, addresses: Iterable[Address] | None = None) -> str:
-        """SHA-256 over the names, dtypes, shapes and bytes of all weights, or of those addressed."""
+        """SHA-256 over the names, dtypes, shapes and bytes of all weights, or of those addressed.
+
+        Args:
+            addresses: sites or parameter names; None takes all weights.
+        """
         if addresses is None:
             return fingerprint_in_order(contents(self.module))
         return fingerprint_of((name, self.read_only(name)) for name in map(self.name_of, addresses))

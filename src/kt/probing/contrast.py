@@ -43,7 +43,7 @@ def contrast_probe(
     """Probability (eq. 5) and rank (eq. 6) of the first token of two answers, by layer, kind and position.
 
     Args:
-        model: read as it stands.
+        model: the loaded model, as `kt.load` returns it.
         facts: as for `causal_trace`; a generator is read in blocks, and is never in memory whole.
         final_norm: read values through the model's final norm, so that the last layer gives the model's own
             distribution. False is the formula of JEEP's text, W_lm(h), which skips the norm.
@@ -60,6 +60,11 @@ def contrast_probe(
         BadFact: there are no facts, one cannot be probed as given, or none is left to probe.
         BadFile: word sets that cannot be read, or that hold nothing for any fact.
         WorkFailed: a number is not finite.
+
+    Examples:
+        >>> probe = kt.contrast_probe(model, facts)
+        >>> int(probe.to_dataframe()["rank"].min())  # 0: the top of the vocabulary
+        0
     """
     if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
         raise BadFact(f"layers {layers!r}: give a list of whole numbers, as [4, 5]")

@@ -1,6 +1,6 @@
 """The logit lens: the output distribution that a site's value would give at the end of the residual stream.
 
-JEEP (003, section 4.1, eq. 5 and 6) reads a vector h with softmax(W_lm(h)). Here h goes through the model's own final
+JEEP (section 4.1, eq. 5 and 6) reads a vector h with softmax(W_lm(h)). Here h goes through the model's own final
 norm, head, scales and soft-caps, so that the last layer's reading is the model's output distribution. With
 `final_norm=False` the norm's output is replaced by its input, which is the text's formula. Scales and soft-caps rise
 with the logit: they change probabilities, but no rank.

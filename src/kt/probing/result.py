@@ -55,7 +55,13 @@ class LensCurve(NamedTuple):
 class Probe(Shown):
     """The result of `contrast_probe`: the facts, their reading, the facts left out and why, and how it was done.
 
-    The axes of `reading` are fact, position (`positions`), kind (`kinds`), layer (`layers`), answer (original, target).
+    Attributes:
+        facts: each with the two answers that were followed.
+        layers: the blocks that were read, from 0.
+        reading: probabilities and ranks (0 is the top) as [fact][position][kind][layer][answer (original, target)].
+        set_names: the word sets that were followed too.
+        left_out: the facts that were not probed, each with the reason.
+        metadata: model, settings and versions of the run.
     """
 
     facts: tuple[ProbedFact, ...]
@@ -73,10 +79,12 @@ class Probe(Shown):
 
     @property
     def n_facts(self) -> int:
+        """Number of probed facts."""
         return len(self.facts)
 
     @property
     def n_layers(self) -> int:
+        """Number of the model's blocks."""
         return int(self.metadata["n_layers"])
 
     @property
@@ -149,6 +157,17 @@ class Probe(Shown):
         """One answer by layer over distinct facts; with `start` also what enters block 0 (kind `resid` only).
 
         Means come with bootstrap intervals, medians with those of order statistics.
+
+        Args:
+            kind: `resid`, `attn` or `mlp`.
+            position: `subject_last` or `prediction`.
+            answer: `original` or `target`.
+            metric: `rank` (0 is the top) or `prob`.
+            statistic: `mean` or `median`.
+            start: begin with what enters block 0.
+
+        Returns:
+            The statistic with its interval and n, by layer.
         """
         at = self._place(kind, position)
         a = chosen("answer", answer, ANSWERS)
@@ -162,7 +181,14 @@ class Probe(Shown):
     def set_curve(
         self, name: str, kind: str = "resid", position: str = "prediction", statistic: str = "mean"
     ) -> LensCurve:
-        """The mean probability of a word set's tokens by layer, over distinct facts that have such a set (Figure 5)."""
+        """The mean probability of a word set's tokens by layer, over distinct facts that have such a set (Figure 5).
+
+        Args:
+            name: of the word set.
+            kind: `resid`, `attn` or `mlp`.
+            position: `subject_last` or `prediction`.
+            statistic: `mean` or `median`.
+        """
         p, k = self._place(kind, position)
         values = self._sets()[self.counted][:, p, k, :, chosen("set", name, self.set_names)]
         return _curve(self.layers, values, statistic)
@@ -226,7 +252,7 @@ class Probe(Shown):
         return [f"{facts}, read {norm}; {self.why_left_out()}. Rank 0 is the top of the vocabulary."]
 
     def tables(self, statistic: str = "mean") -> Sequence[Table]:
-        """The residual stream by layer, then the stages of recall."""
+        """The residual stream by layer (`statistic`: `mean` or `median`), then the stages of recall."""
         short = {"subject_last": "subject", "prediction": "prediction"}
         cells = [(position, answer) for position in POSITIONS for answer in ANSWERS]
         heads = [
@@ -256,7 +282,7 @@ class Probe(Shown):
         return Table(["", "median rank at the prediction position, last layer", "n"], rows, only="page")
 
     def figures(self, statistic: str = "mean") -> Sequence[Figure]:
-        """Figure 2 of the residual stream, then of each module, then the word sets."""
+        """Figure 2 of the residual stream, then of each module, then the word sets; `statistic`: `mean` or `median`."""
         says = f"The residual stream: {statistic}s over facts with 95% intervals; stages shaded."
         figures = [Figure(self.figure("resid", statistic), says, name="residual-stream")]
         for kind, name in (("attn", "attention"), ("mlp", "mlp")):
@@ -268,7 +294,12 @@ class Probe(Shown):
         return figures
 
     def figure(self, kind: str = "resid", statistic: str = "mean") -> go.Figure:
-        """Rank and probability of both answers by layer at both positions, stages shaded (Figure 2)."""
+        """Rank and probability of both answers by layer at both positions, stages shaded (Figure 2).
+
+        Args:
+            kind: `resid`, `attn` or `mlp`.
+            statistic: `mean` or `median`.
+        """
         from ..figures.probe import probe_figure
 
         chosen("kind", kind, KINDS)
@@ -285,7 +316,9 @@ class Probe(Shown):
         )
 
     def sets_figure(self, kind: str = "resid", position: str = "prediction") -> go.Figure:
-        """The word sets' mean probabilities and the original answer's by layer (Figure 5)."""
+        """The word sets' mean probabilities and the original answer's by layer, of one `kind` at one `position` (Figure
+        5).
+        """
         from ..figures.probe import sets_figure
 
         self._sets()
@@ -299,13 +332,13 @@ class Probe(Shown):
 
     # Files ------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """One safetensors file: arrays, and everything else as JSON in its header."""
+        """Write the probe to `path`, one safetensors file: arrays, and everything else as JSON in its header."""
 
         return save(self, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Probe:
-        """Read what `save` wrote.
+        """Read the probe that `save` wrote to `path`.
 
         Raises:
             BadFile: the file is no probe, or not a whole one.

@@ -1,4 +1,4 @@
-"""JEEP's stages of recall, found in the probe's curves by a written rule (003, section 4.1).
+"""JEEP's stages of recall, found in the probe's curves by a written rule (JEEP, section 4.1).
 
 The paper reads its stages off Figure 2 by eye. Here, with L_a(l) = log10(1 + rank of answer a) in the residual stream
 after block l (l = -1: before block 0), P_a(l) its probability, o the original and t the target, means over facts:

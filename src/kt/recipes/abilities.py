@@ -1,4 +1,4 @@
-"""Recipes of general abilities: tasks of lm-eval on the model as it is and under each method's edit (000, table 5).
+"""Recipes of general abilities: tasks of lm-eval before and after edits (IntAttn-Edit's supplement, table 5).
 
 Each row is kept when it is done, as a sweep keeps its points: an interrupted run goes on there.
 """

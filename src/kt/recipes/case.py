@@ -1,4 +1,4 @@
-"""Recipes of a case: one record's edited, equivalent and unrelated prompt under several editors (003, Table 1).
+"""Recipes of a case: one record's edited, equivalent and unrelated prompt under several editors (JEEP, Table 1).
 
 All facts of the recipe are edited, in one batch a method; only the record is asked. Edits are not kept: an interrupted
 run is begun again.

@@ -1,4 +1,4 @@
-"""Recipes of the contrast probe: two answers through the layers, and word sets (003, Figures 2 and 5).
+"""Recipes of the contrast probe: two answers through the layers, and word sets (JEEP, Figures 2 and 5).
 
 One pass a model; it is not kept on the way: an interrupted run is begun again.
 """

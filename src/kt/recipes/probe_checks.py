@@ -1,4 +1,4 @@
-"""Checks of a contrast probe against what JEEP says of its Figures 2 and 5 (003, section 4.1 and appendix A).
+"""Checks of a contrast probe against what JEEP says of its Figures 2 and 5 (JEEP, section 4.1 and appendix A).
 
 Ranks are compared as log10(1 + rank), as the stages are (probing/stages.py); everything is in the residual stream.
 """

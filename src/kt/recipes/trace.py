@@ -1,4 +1,4 @@
-"""Recipes of causal tracing: heatmaps and curves of MLP and attention (001, Figures 1 and 2; 000, Figures 1 and 2).
+"""Recipes of causal tracing: heatmaps and curves of MLP and attention (IntAttn-Edit and its supplement, Figures 1, 2).
 
 One trace a model gives both figures. It is not kept on the way: an interrupted run is begun again.
 """

@@ -1,4 +1,4 @@
-"""Checks of a causal trace against what IntAttn-Edit says of its figures (001, section 4.1; 000, appendix A)."""
+"""Checks of a causal trace against what IntAttn-Edit says of its figures (section 4.1; supplement, A)."""
 
 from __future__ import annotations
 

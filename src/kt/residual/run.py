@@ -148,7 +148,7 @@ def residual_fact(
     The model is restored to the byte, also after an error.
 
     Args:
-        model: unedited.
+        model: the loaded model, as `kt.load` returns it.
         edit: solved for this model, and not written into it.
         facts: the edited facts; the old answer is a fact's `answer`, the new one its `target` or `foil`.
         pool: further facts whose answers may serve as controls, such as the whole data set, or a file of them;
@@ -171,6 +171,11 @@ def residual_fact(
         BadFact: there are no facts or none is left, a prefix has an unknown slot, or `before` is of something else.
         KtError: the edit is of another model, or is already written into this one.
         WorkFailed: a number is not finite.
+
+    Examples:
+        >>> residual = kt.residual_fact(model, edit, facts[:2], neutral=False, prefixes=(), n_boot=100)
+        >>> residual.score.n
+        2
     """
     edit.require_updates("a residual, which reads bare prompts,", ("context",))
     templates = checked_prefixes(prefixes)

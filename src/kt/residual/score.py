@@ -1,6 +1,6 @@
 """`Residual`: the rest of the old fact after an edit, in the logit lens and in the edited model's answers.
 
-IntAttn-Edit (001, section 1) says that edits of MLPs alone leave outdated knowledge in attention. `score` puts a number
+IntAttn-Edit (section 1) says that edits of MLPs alone leave outdated knowledge in attention. `score` puts a number
 to what is left in the residual stream, `by_kind` to attention and MLP outputs, `attacks` to what it takes to make the
 model say it. advantage.py has the formulas, attacks.py the prompts.
 
@@ -339,7 +339,12 @@ class Residual(Shown):
         ]
 
     def figure(self, position: str = "prediction", metric: str = "rank") -> go.Figure:
-        """Before and after side by side, one row per kind: old, new and other answers by layer."""
+        """Before and after side by side, one row per kind: old, new and other answers by layer.
+
+        Args:
+            position: `subject_last` or `prediction`.
+            metric: `rank` or `prob`.
+        """
         from ..figures.probe import before_after_probe
 
         for given, known in ((position, POSITIONS), (metric, METRICS)):
@@ -362,13 +367,15 @@ class Residual(Shown):
 
     # Files ------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """One safetensors file: the readings as arrays, everything else as JSON in its header."""
+        """Write the residual to `path`, one safetensors file: the readings as arrays, everything else as JSON in its
+        header.
+        """
 
         return save(self, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Residual:
-        """Read what `save` wrote.
+        """Read the residual that `save` wrote to `path`.
 
         Raises:
             BadFile: not there, not whole, or not a residual.
@@ -378,7 +385,7 @@ class Residual(Shown):
 
     @staticmethod
     def joined(parts: Sequence[Residual]) -> Residual:
-        """Residuals of different facts, each under its own edit, as one.
+        """Residuals (`parts`) of different facts, each under its own edit, as one.
 
         Raises:
             BadFact: they were measured differently, or share a fact.

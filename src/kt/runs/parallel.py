@@ -244,7 +244,7 @@ class Failure(NamedTuple):
         if self.error is not None:
             raise self.error
         if self.kind is None:
-            raise WorkFailed(f"process {self.rank} of this run failed: {self.message}")
+            raise WorkFailed(f"process {self.rank} of this run failed: {self.message}; its own output says more")
         error = self.kind.__new__(self.kind)
         error.args = (self.message,)
         raise error
@@ -386,7 +386,7 @@ class ProcessGroup:
         self.lost = True
         if not isinstance(errors[0], RuntimeError):
             raise errors[0]
-        raise WorkFailed("another process of this run has ended or does not answer") from errors[0]
+        raise WorkFailed("another process of this run has ended or does not answer; see its output") from errors[0]
 
 
 class _Array(NamedTuple):

@@ -1,4 +1,4 @@
-"""The balance factor α (001, eq. 12) and the critical layers of each module.
+"""The balance factor α (IntAttn-Edit, eq. 12) and the critical layers of each module.
 
 α = Σ_l LD_attn(l) / (Σ_l LD_mlp(l) + Σ_l LD_attn(l)): sums over all layers of eq. 8 at the last subject token, with
 each layer's LD averaged over facts first (a ratio of sums of means, so no fact with a small sum can dominate).
@@ -88,7 +88,24 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Balance(Shown):
-    """The result of `balance_factor`. Intervals are None with a single fact."""
+    """The result of `balance_factor`. Intervals are None with a single fact.
+
+    Attributes:
+        alpha: attention's share of the effect (eq. 12), from 0 to 1; a negative sum counts as 0.
+        alpha_raw: the signed ratio; None where the sums cancel.
+        ci95: 95% bootstrap interval of `alpha` over facts.
+        per_layer: by module (`attn`, `mlp`) the mean logit difference restored, one a layer.
+        per_layer_ci95: their intervals.
+        layers: by module the layers that the trace proposes to edit.
+        per_fact: each fact's two sums and its own α.
+        n_facts: number of facts.
+        metric: `logit_diff` or `prob`.
+        warnings: what makes α doubtful, in words.
+        run: the trace's settings.
+        pooled: α with the logit differences summed over facts before the division.
+        pooled_ci95: its interval.
+        layer_shares: by module, one a layer, the share of bootstrap draws that propose the layer; empty in old files.
+    """
 
     kind = "balance"
     heading = "Balance factor"
@@ -107,7 +124,6 @@ class Balance(Shown):
     pooled: float | None = None
     pooled_ci95: tuple[float, float] | None = None
     layer_shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Empty in files from before they were taken."""
 
     def __repr__(self) -> str:
         interval = "no interval" if self.ci95 is None else f"95% interval {self.ci95[0]:.3f} to {self.ci95[1]:.3f}"
@@ -233,21 +249,23 @@ class Balance(Shown):
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write JSON."""
+        """Write the balance to `path` as JSON."""
         fields = asdict(self)
         older = () if self.layer_shares or self.pooled is not None else ("pooled", "pooled_ci95", "layer_shares")
         return write_json(path, {k: v for k, v in fields.items() if k not in older} | {"kind": self.kind})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Balance:
-        """Read the file that `save` wrote.
+        """Read the balance that `save` wrote to `path`.
 
         Raises:
             BadFile: the file is not a balance, or an incomplete one.
         """
         fields = read_json(path)
         if fields.get("kind") != Balance.kind:
-            raise BadFile(f"{path}: holds {fields.get('kind') or 'other JSON'}, expected a balance")
+            raise BadFile(
+                f"{path}: holds {fields.get('kind') or 'other JSON'}, expected a balance; kt alpha writes one"
+            )
         with complete_file(path, "balance", "compute it again"):
             return Balance.of(fields)
 
@@ -277,12 +295,22 @@ def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000,
     """Eq. 12 from a trace of `attn` and `mlp`, with a percentile bootstrap interval over facts.
 
     Args:
+        trace: of the kinds `mlp` and `attn`.
         metric: `logit_diff` (eq. 8) or `prob`.
         n_boot: bootstrap samples of facts.
+        seed: of the bootstrap.
+
+    Returns:
+        α with its interval, each layer's part, and the layers that it proposes.
 
     Raises:
         BadFact: the trace lacks a module.
         WorkFailed: neither module restores the answer, so α has no value.
+
+    Examples:
+        >>> trace = kt.causal_trace(model, facts[:3], samples=2, tokens="subject_last")
+        >>> 0 <= kt.balance_factor(trace).alpha <= 1
+        True
     """
     last, metric = ROLES.index("subject_last"), metric_name(metric)
     effects = {k: role_effects(trace, trace.checked(k, metric), metric)[:, last] for k in MODULES}

@@ -1,4 +1,4 @@
-"""The clean and the corrupted run of a group of prompts with equal token counts (001, section 3.1).
+"""The clean and the corrupted run of a group of prompts with equal token counts (IntAttn-Edit, section 3.1).
 
 One of them is the *base*, from which patched runs start, the other the *donor* of the patched-in values. The base keeps
 every block's input, and the keys and values of every attention, because a run patched at (layer l, token t) differs

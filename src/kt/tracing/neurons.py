@@ -140,6 +140,8 @@ def knowledge_neurons(
     """Attribute the facts' answers to MLP neurons by integrated gradients.
 
     Args:
+        model: the loaded model, as `kt.load` returns it.
+        facts: as for `causal_trace`; those with an answer are asked about.
         steps: points of the integral, a row of a forward each.
         threshold: of a prompt's largest attribution, for a neuron to count there (the paper's 0.2).
         shared: share of a fact's texts (prompt and paraphrases) at which its neurons have to count (the paper's 0.7).
@@ -152,6 +154,11 @@ def knowledge_neurons(
     Raises:
         KtError: a number outside its range, or a model on another machine.
         BadFact: no fact can be asked about.
+
+    Examples:
+        >>> neurons = kt.knowledge_neurons(model, facts[:1], steps=4)
+        >>> neurons.by_layer.shape  # fact, layer
+        (1, 8)
     """
     if at not in TOKENS:
         raise KtError(f"at is {at!r}; give {' or '.join(TOKENS)}")

@@ -1,4 +1,4 @@
-"""`causal_trace`: choose facts and corruption, trace, and record the settings (001, sections 3.1 and 4.1)."""
+"""`causal_trace`: choose facts and corruption, trace, and record the settings (IntAttn-Edit, sections 3.1 and 4.1)."""
 
 from __future__ import annotations
 
@@ -149,11 +149,13 @@ def causal_trace(
     only: Sequence[Mapping[str, Bool[ndarray, "layer token"]]] | None = None,
     journal: Journal | None = None,
 ) -> Trace:
-    """Restore each kind's clean value at every layer and token of corrupted prompts, and measure the effect on r.
+    """Restore each kind's clean value at every layer and token of corrupted prompts, and measure the effect on the
+    answer's first token r.
 
-    Follows 001, sections 3.1 and 4.1 (Meng et al. 2022, ROME, section 2).
+    Follows IntAttn-Edit (arXiv 2510.27400), sections 3.1 and 4.1, and ROME (Meng et al. 2022), section 2.
 
     Args:
+        model: the loaded model, as `kt.load` returns it.
         facts: one or many, as `Fact`s or dicts, or what `load_facts` reads by name.
         kinds: `mlp` (output of down_proj), `attn` (output of W_o), `hidden` (residual stream after a block);
             `hidden-no-mlp`, `hidden-no-attn` (the same with a module severed); `attn.h3` or `heads`: see patches.py.
@@ -183,6 +185,13 @@ def causal_trace(
     Raises:
         BadFact: an argument or a fact that cannot be traced as given.
         WorkFailed: no fact is left to trace, or a number is not finite.
+
+    Examples:
+        >>> trace = kt.causal_trace(model, facts, kinds=("mlp", "attn"), samples=2)
+        >>> trace.n_facts, trace.kinds
+        (4, ('mlp', 'attn'))
+        >>> trace.to_dataframe().columns[:4].tolist()
+        ['fact', 'kind', 'layer', 'token']
     """
     if model.remote and method == "atp":
         raise BadFact(f"method atp takes gradients, which a remote model does not give ({REASON}); trace with exact")

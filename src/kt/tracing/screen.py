@@ -46,9 +46,14 @@ Cells = Mapping[str, Bool[ndarray, "layer token"]]
 class Screen(Shown):
     """The result of `screen`.
 
-    `exact` holds NaN where nothing was patched; with `complete` it holds every cell. `seconds` are CPU seconds, summed
-    over processes, of the `estimate`, of patching the top cells (`exact_top`) and of the whole exact map (`exact`, or
-    None). Each includes the preparation, which is repeated.
+    Attributes:
+        estimate: every cell, estimated from one gradient.
+        exact: the patched cells; NaN where nothing was patched.
+        metric: the effect by whose size cells were chosen.
+        top: cells that were patched for each fact.
+        complete: whether every cell was patched.
+        seconds: CPU seconds, summed over processes, of the `estimate`, of patching the top cells (`exact_top`) and of
+            the whole exact map (`exact`, or None). Each includes the preparation, which is repeated.
     """
 
     estimate: Trace
@@ -147,7 +152,7 @@ class Screen(Shown):
         return self.estimate.as_dict() | {"screen": about | means | {"cells": self.checked.to_dict("records")}}
 
     def tables(self, metric: str | None = None) -> Sequence[Table]:
-        """The estimate's own; then how far it can be trusted, and what it saved."""
+        """The estimate's own tables (of `metric`; None: the first); then how far it can be trusted, what it saved."""
         rho = f"Spearman's ρ over the {self.top} patched cells of a fact (chosen by the estimate: biased)"
         rows = [[rho, str(self.correlation_checked)]]
         if self.correlation is not None:
@@ -162,7 +167,7 @@ class Screen(Shown):
         return [*self.estimate.tables(metric), pairs(rows, "attribution patching against exact patching"), cells]
 
     def figures(self, metrics: Sequence[str] | None = None) -> Sequence[Figure]:
-        """The estimate's, then estimate against exact effect."""
+        """The estimate's figures (of `metrics`; None: all), then estimate against exact effect."""
         says = "Estimate against exact effect, cell by cell; on the diagonal the estimate is right."
         return [*self.estimate.figures(metrics), Figure(self.figure(), says, name="screen")]
 
@@ -212,11 +217,16 @@ def screen(
     """Estimate all cells, then patch each fact's `top` cells of largest |estimate| exactly.
 
     Args:
+        model: the loaded model, as `kt.load` returns it.
+        facts: one or many, as in `causal_trace`.
         kinds: see `causal_trace`.
         top: cells for each fact, over all kinds together.
         metric: the effect whose size chooses: `prob` or `logit_diff`.
         check: also patch every other cell, for the correlation with the whole map and its time.
         options: further arguments of `causal_trace`.
+
+    Returns:
+        The estimated map, the exactly patched cells, and how well the estimate ranked them.
 
     Raises:
         BadFact: an argument that cannot be used.

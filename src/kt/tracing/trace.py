@@ -43,7 +43,14 @@ many it keeps."""
 
 @dataclass(frozen=True, eq=False)
 class Trace(Shown):
-    """The result of `causal_trace`: traced facts, the facts left out and why, and the run's settings."""
+    """The result of `causal_trace`: traced facts, the facts left out and why, and the run's settings.
+
+    Attributes:
+        facts: a `TracedFact` each, with arrays (layer, token, sample) by kind.
+        kinds: what was restored: `mlp`, `attn`, `hidden`, single heads.
+        left_out: the facts that were not traced, each with the reason.
+        metadata: model, settings and versions of the run.
+    """
 
     kind = "trace"
     heading = "Causal tracing"
@@ -55,10 +62,12 @@ class Trace(Shown):
 
     @property
     def n_facts(self) -> int:
+        """Number of traced facts."""
         return len(self.facts)
 
     @property
     def n_layers(self) -> int:
+        """Number of the model's blocks."""
         return int(self.metadata["n_layers"])
 
     @property
@@ -107,6 +116,10 @@ class Trace(Shown):
             kind: one of `kinds`.
             metric: `prob` or `logit_diff`.
             n_boot: bootstrap samples.
+            seed: of the bootstrap.
+
+        Returns:
+            Means, intervals, n and p-values as [role][layer].
         """
         effects = role_effects(self, self.checked(kind, metric), metric)
         # A role occurs if a fact has a token of it, even where all its cells are unmeasured.
@@ -119,7 +132,18 @@ class Trace(Shown):
     def curve(
         self, kind: str, metric: str = "logit_diff", at: str = "subject_last", n_boot: int = 2000, seed: int = 0
     ) -> Curve:
-        """The row of `by_role` at role `at`: effect by layer (Figure 2)."""
+        """The row of `by_role` at role `at`: effect by layer (Figure 2).
+
+        Args:
+            kind: one of the trace's kinds.
+            metric: `prob` or `logit_diff`.
+            at: a token role: `subject_last`, `last`, ...
+            n_boot: bootstrap samples.
+            seed: of the bootstrap.
+
+        Returns:
+            Mean, interval and n by layer.
+        """
         grid = self.by_role(kind, metric, n_boot, seed)
         if at not in grid.roles:
             raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(grid.roles)}")
@@ -194,7 +218,7 @@ class Trace(Shown):
         return [Table(["kind", "layer", "effect [95%]"], rows, "strongest layer at the last subject token", note)]
 
     def figures(self, metrics: Sequence[str] | None = None) -> Sequence[Figure]:
-        """Figure 1 for each metric in the order given, then single heads, then Figure 2."""
+        """Figure 1 for each of `metrics` (None: the trace's) in the order given, then single heads, then Figure 2."""
         metrics = metric_names(metrics or self.metrics)
         names = {"prob": "probability", "logit_diff": "logit difference"}
         found = []
@@ -207,14 +231,22 @@ class Trace(Shown):
         return [*found, Figure(self.curves(), says, name="curves")]
 
     def heatmap(self, kind: str = "mlp", metric: str = "logit_diff") -> go.Figure:
-        """Layers across; down, the tokens of a single fact or the roles of several."""
+        """One kind's heatmap: layers across; down, the tokens of a single fact or the roles of several.
+
+        Args:
+            kind: one of the trace's kinds.
+            metric: `prob` or `logit_diff`.
+
+        Returns:
+            A plotly figure.
+        """
         from ..figures import heatmap_panel
 
         panel = _panel(self, self.checked(kind, metric), metric)
         return heatmap_panel([panel], title=_title(self), subtitle=_subtitle(self))
 
     def heatmaps(self, metric: str = "logit_diff") -> go.Figure:
-        """All kinds side by side, `mlp` and `attn` on one scale (Figure 1).
+        """All kinds side by side in one `metric`, `mlp` and `attn` on one scale (Figure 1).
 
         Single heads have a figure of their own, `heads`, unless the trace holds nothing else.
         """
@@ -255,6 +287,10 @@ class Trace(Shown):
         """Attention by head: heads down, layers across, at one role. q is over all cells of the figure.
 
         Several facts' intervals and tests are over the facts, a single fact's over its noise draws.
+
+        Args:
+            metric: `prob` or `logit_diff`.
+            at: a token role: `subject_last`, `last`, ...
 
         Raises:
             BadFact: the trace holds no single heads, or no token of this role.
@@ -316,7 +352,7 @@ class Trace(Shown):
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trace:
-        """Read the file that `save` wrote.
+        """Read the trace that `save` wrote to `path`.
 
         Raises:
             BadFile: the file is not a trace, or an incomplete one.

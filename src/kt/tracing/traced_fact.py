@@ -1,6 +1,6 @@
 """`TracedFact`: what was measured of one fact, and its two effects.
 
-A fact's two effects are computed from means over its S noise draws (001, section 4.1):
+A fact's two effects are computed from means over its S noise draws (IntAttn-Edit, section 4.1):
 
 prob        mean_S p_patched(r) - mean_S p_corrupted(r)
 logit_diff  (mean_S d_patched - mean_S d_corrupted) / (d_clean - mean_S d_corrupted), d = logit(r) - logit(r'); eq. 8

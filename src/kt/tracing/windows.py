@@ -56,6 +56,11 @@ def peak_inflation(
         single: traced with `window=1`, otherwise alike.
         metric: `prob` or `logit_diff`.
         at: the token role to compare at.
+        n_boot: bootstrap samples of facts.
+        seed: of the bootstrap.
+
+    Returns:
+        One row a kind, with both peaks, their layers and intervals, and their ratio.
 
     Raises:
         BadFact: `single` has a window, the two were not traced alike, or they share no fact.

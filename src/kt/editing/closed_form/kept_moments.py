@@ -35,7 +35,9 @@ def stored(file: Path, name: str) -> Float[Tensor, "d_in d_in"]:
         moment = tensors.get_tensor(name)
     if moment.dim() != 2 or moment.shape[0] != moment.shape[1] or moment.dtype not in DTYPES:
         dtype = str(moment.dtype).removeprefix("torch.")
-        raise BadFile(f"{file}: {name} is {tuple(moment.shape)} of {dtype}, not a square second moment")
+        raise BadFile(
+            f"{file}: {name} is {tuple(moment.shape)} of {dtype}, not a square second moment; take it again with kt cov"
+        )
     return moment
 
 

@@ -471,13 +471,25 @@ def key_statistics(
     computes and the others wait for its files.
 
     Args:
+        model: the loaded model, as `kt.load` returns it.
+        sites: the linear maps whose inputs are the keys.
+        corpus: `auto`, a text file, or another name that `--corpus` takes.
         max_tokens: None counts `default_tokens`.
+        cache_dir: where C is kept; None takes `KT_CACHE`.
         until: stop before `max_tokens`, at the first doubling of the tokens that changed no C by more than this
             share of its norm.
+
+    Returns:
+        C by module name, (d_key, d_key) float32, read from its file when it is asked for; and the number of tokens.
 
     Raises:
         BadFact: `until` is not above zero.
         WorkFailed: the corpus holds no text, or a key is not finite.
+
+    Examples:
+        >>> statistics = kt.key_statistics(model, [kt.Site("mlp", 1)], max_tokens=500)
+        >>> list(statistics.files)
+        ['model.layers.1.mlp.down_proj']
     """
     if until is not None and not until > 0:
         raise BadFact(f"until {until:g} must be above zero; 0.05 stops when a doubling changes C by less than 5%")

@@ -62,7 +62,10 @@ TOKENS = 2048
 class Editor(Shown):
     """Networks by the shape of the weights that they write, and the statistics that their inputs are normalised by.
 
-    `manifest`: the metadata of its file, without kind and digest.
+    Attributes:
+        networks: by shape of the weight.
+        running: by site the mean and variance that its inputs are normalised by.
+        manifest: the metadata of its file, without kind and digest.
     """
 
     networks: nn.ModuleDict
@@ -82,17 +85,20 @@ class Editor(Shown):
 
     @property
     def network(self) -> type[EditorNetwork]:
+        """The class of its networks."""
         return NETWORKS[self.manifest["method"]]
 
     # What it does -----------------------------------------------------------------------------------------------
     def pairs(
         self, model: TracedModel, facts: Sequence[Fact], progress: Progress | None = None
     ) -> tuple[dict[Site, Pairs], Float[Tensor, " token"]]:
-        """Inputs and output-gradients of the facts' tokens at every site, and -log p of the answers' tokens."""
+        """Inputs and output-gradients of the tokens of `facts` at every site of `model`, and -log p of the answers'
+        tokens.
+        """
         return site_pairs(model, facts, self.sites, self.network.recipe.prompts, progress)
 
     def features(self, site: Site, pairs: Pairs) -> tuple[EditorNetwork, Float[Tensor, "pair size"], int]:
-        """The site's network, its input, and the site's number among those that share the network."""
+        """The network of `site`, its input made of `pairs`, and the site's number among those of that network."""
         shape = shape_of(pairs)
         network: Any = self.networks[shape]
         z = self.running[shape].normalised(pairs.features).to(next(network.parameters()).dtype)
@@ -100,7 +106,7 @@ class Editor(Shown):
         return network, z, same.index(str(site))
 
     def updates(self, pairs: Mapping[Site, Pairs]) -> dict[Site, Update]:
-        """ΔW of every site, in float64."""
+        """ΔW of every site, in float64, from each site's `pairs`."""
         found = {}
         for site, its in pairs.items():
             network, z, weight = self.features(site, its)
@@ -108,7 +114,7 @@ class Editor(Shown):
         return found
 
     def surrogate(self, pairs: Mapping[Site, Pairs], gradients: Mapping[Site, Tensor]) -> Float[Tensor, ""]:
-        """See `EditorNetwork.surrogate`; the sum over sites."""
+        """The sum over sites of `EditorNetwork.surrogate` of a site's `pairs` and `gradients`."""
         total = torch.zeros(())
         for site, its in pairs.items():
             network, z, weight = self.features(site, its)
@@ -140,7 +146,7 @@ class Editor(Shown):
         return arrays, self.manifest | {"kind": KIND, "counts": counts}
 
     def save(self, path: str | Path) -> Path:
-        """Write the file: the same editor is the same bytes.
+        """Write the editor to `path`: the same editor is the same bytes.
 
         Raises:
             WorkFailed: a number is not finite; nothing was written.
@@ -153,7 +159,7 @@ class Editor(Shown):
 
     @classmethod
     def load(cls, path: str | Path) -> Editor:
-        """Read an editor's file.
+        """Read the editor's file at `path`.
 
         Raises:
             BadFile: not there, cut short, changed since it was written, of a newer kt, or not an editor.

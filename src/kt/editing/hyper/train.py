@@ -135,10 +135,12 @@ def train_editor(
     """Train an editor for a model.
 
     Args:
+        model: the loaded model, as `kt.load` returns it.
         facts: records with a target (or a foil), a paraphrase and an unrelated prompt (a neighbour) at least.
         method: `malmen` or `mend`.
         layers: whose maps it will write; None: the authors' last blocks of GPT-J, by relative depth, three at least.
         modules: those maps, as in `Site`; None: down_proj (MALMEN), all maps of the MLP (MEND).
+        seed: of every draw of the training.
         journal: keeps the last check, from which an interrupted training goes on.
         on_check: called with each check's numbers.
         exclude: facts that will be edited; records of their subjects are left out of training and checks.
