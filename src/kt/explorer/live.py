@@ -186,7 +186,7 @@ class Live:
         self._facts.setdefault(fact.prompt, fact)
         with self._stage("reading the layers"):
             self._probes[self.name, fact.prompt] = contrast_probe(self.model, [fact], progress=self._tick)
-            ids = token_ids(self.model.tokenizer, fact.prompt)
+            ids = token_ids(self.model.reader, fact.prompt)
             tokens = range(len(ids))
             nothing = np.empty((len(tokens), 0), dtype=np.int64)
             read = read_lens(self.model, [ids] * len(tokens), tokens, nothing, top=TOP)
