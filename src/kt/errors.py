@@ -34,6 +34,13 @@ class KtError(Exception):
     """Wrong input. The command line prints the message on one line and exits with code 2.
 
     `passing`: the same command may succeed another time.
+
+    Examples:
+        >>> try:
+        ...     kt.load_facts("none.jsonl")
+        ... except kt.KtError as error:
+        ...     print(type(error).__name__, str(error)[:25])
+        BadFile none.jsonl does not exist
     """
 
     exit_code = 2
