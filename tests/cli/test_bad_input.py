@@ -292,6 +292,8 @@ def test_requests_that_contradict_each_other(refused, model_folder, tmp_path):
     path.write_text("".join(json.dumps(record | {"target": t}) + "\n" for t in ("French", "Italian")))
     line = refused("apply-edit", "-m", model_folder, "--edits", path, *EDITED, "--strict")
     assert "1 and 2 contradict" in line and "French" in line and "Italian" in line
+    line = refused("apply-edit", "-m", model_folder, "--edits", path, *EDITED, "--strict", "--mode", "single")
+    assert "each is edited alone" in line
 
 
 def test_a_projector_larger_than_memory(refused, model_folder, facts_file, monkeypatch):

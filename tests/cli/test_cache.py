@@ -87,8 +87,8 @@ def test_rm_by_model_by_age_or_all(kt, filled, typed, left):
     ("typed", "says"),
     [
         (("lst",), "kt cache ls|rm"),
-        (("rm",), "takes names, or --model"),
-        (("rm", "cov-", "--all"), "takes names, or --model"),
+        (("rm",), "kt cache ls lists them), or --model"),
+        (("rm", "cov-", "--all"), "kt cache ls lists them), or --model"),
         (("rm", "cov-"), "files begin with 'cov-'"),
         (("rm", "nothing"), "no file begins with 'nothing'"),
         (("rm", "-m", "gpt2"), "nothing in the cache is of the model 'gpt2'; there are: demo, tiny"),

@@ -244,6 +244,10 @@ CELLS = {
     "['Mox', \"O'Mox\"]": ("Mox", ("O'Mox",)),
     "['Mox' 'Moxy']": ("Mox", ("Moxy",)),
     "[Mox]": ("[Mox]", ()),
+    "('Mox', 'Moxy')": ("Mox", ("Moxy",)),
+    "{'Mox', 'Moxy'}": ("Mox", ("Moxy",)),
+    "(Mox, Moxy)": ("(Mox, Moxy)", ()),
+    "('Mox')": ("('Mox')", ()),
     '[["Mox", "Moxy"]]': ("Mox", ("Moxy",)),
 }
 

@@ -231,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     broken(sys.stdout)  # else Python would fail to flush it at exit
     if argv is None:
         processes.end(code)
+        interrupt.leave(code)
         interrupt.deaf()
     return code
 

@@ -9,6 +9,7 @@ In a run of several processes the launcher ends all by SIGTERM when one has died
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -91,6 +92,20 @@ def deaf() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if parallel.started() == 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def leave(code: int) -> None:
+    """End an interrupted process: Python's exit functions run, and its interpreter is not torn down.
+
+    Threads of native libraries may still be at work, and C++ ends a process by SIGABRT where such a thread is torn
+    down with the rest.
+    """
+    if _heard:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 def heard() -> bool:

@@ -89,7 +89,7 @@ def _record(row: list[str], header: list[str], where: str) -> dict[str, Any]:
 def _value(cell: str, name: str) -> Any:
     """The list or object that a cell holds, else its text."""
     text = cell.strip()
-    if name in TEXT_COLUMNS or text[:1] + text[-1:] not in ("[]", "{}"):
+    if name in TEXT_COLUMNS or text[:1] + text[-1:] not in ("[]", "{}", "()"):
         return cell
     if "," not in text:
         text = _ARRAY_GAP.sub(r"\1, \2", text)  # numpy writes ['a' 'b']
@@ -100,6 +100,8 @@ def _value(cell: str, name: str) -> Any:
             continue
         if isinstance(value, list | dict):
             return value
+        if isinstance(value, tuple | set) and value and all(isinstance(item, str) for item in value):
+            return list(value) if isinstance(value, tuple) else sorted(value, key=text.find)
     return cell
 
 
