@@ -23,7 +23,10 @@ class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, C
         str, Opt("--kind", help="Any of mlp, attn, hidden; hidden-no-mlp, hidden-no-attn sever a module.")
     ] = "mlp,attn,hidden"
     heads: Annotated[bool, Opt("--heads", help="Also every attention head by itself.")] = False
-    metric: Annotated[str, Opt("--metric", help="Any of logit-diff, prob; the first is drawn.")] = "logit-diff,prob"
+    metric: Annotated[
+        str,
+        Opt("--metric", help="Any of logit-diff, prob; of whole answers log-prob-diff, log-prob. The first is drawn."),
+    ] = "logit-diff,prob"
     direction: Annotated[
         str, Opt("--direction", help="denoise: clean states into the corrupted run; noise: the other way round.")
     ] = "denoise"
@@ -42,7 +45,7 @@ class AlphaOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, Cha
 def heatmap(options: HeatmapOptions) -> None:
     """Causal tracing: what restoring each layer and token brings back of the answer."""
     kinds = parse.names(options.kind, parse.KINDS, "--kind")
-    metrics = tuple(parse.METRICS[m] for m in parse.names(options.metric, tuple(parse.METRICS), "--metric"))
+    metrics = metrics_of(options)
     parse.one(options.direction, ("denoise", "noise"), "--direction")
     if parse.one(options.method, ("exact", "atp"), "--method") == "atp":
         if options.resume is not None:
@@ -63,6 +66,22 @@ def heatmap(options: HeatmapOptions) -> None:
         show_heatmaps(s, metrics[0])
         s.screen.tables(*tables)
     return None
+
+
+def metrics_of(options: HeatmapOptions) -> tuple[str, ...]:
+    """The metrics of `--metric`, behind those of the whole answer with `--answer whole`."""
+    among = parse.METRICS | parse.WHOLE_METRICS
+    metrics = tuple(among[m] for m in parse.names(options.metric, tuple(among), "--metric"))
+    whole = tuple(parse.WHOLE_METRICS.values()) if is_whole(options) else ()
+    metrics = metrics if set(whole) & set(metrics) else whole + metrics
+    if options.method == "atp" and set(metrics) & set(parse.WHOLE_METRICS.values()):
+        raise BadOption("--method atp estimates the first token's metrics; trace whole answers with --method exact")
+    return metrics
+
+
+def is_whole(options: TraceOptions) -> bool:
+    """Whether `--answer` asks for the whole answer."""
+    return parse.one(options.answer or "first", ("first", "whole"), "--answer") == "whole"
 
 
 def screened(options: HeatmapOptions, kinds: tuple[str, ...], metrics: tuple[str, ...]) -> None:
@@ -94,15 +113,17 @@ def screened(options: HeatmapOptions, kinds: tuple[str, ...], metrics: tuple[str
 
 def alpha(options: AlphaOptions) -> None:
     """The balance factor: attention's share of recall (eq. 12), and the layers to edit."""
+    whole = is_whole(options)
     with session(options) as s:
         from ..tracing import balance_factor
 
-        trace = run_trace(s, ("mlp", "attn"), ("logit_diff", "prob"), tokens="subject_last")
-        balance = balance_factor(trace, seed=options.seed)
+        metrics = tuple((parse.WHOLE_METRICS if whole else parse.METRICS).values())
+        trace = run_trace(s, ("mlp", "attn"), metrics, tokens="subject_last")
+        balance = balance_factor(trace, metrics[0], seed=options.seed)
         balance.save(s.run.file(FILES["balance"]))
         s.keep(balance)
         plain = (options.window, options.noise, options.corrupt, options.keep) == (1, "3s", "noise", "known")
-        if plain and options.prompt is None:
+        if plain and options.prompt is None and not whole:
             from ..editing.evidence import keep_balance
 
             keep_balance(s.load_model(), balance)

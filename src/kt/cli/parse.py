@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 KINDS = ("mlp", "attn", "hidden", "hidden-no-mlp", "hidden-no-attn")
 METRICS = {"logit-diff": "logit_diff", "prob": "prob"}
+WHOLE_METRICS = {"log-prob-diff": "log_prob_diff", "log-prob": "log_prob"}
+"""Of the whole answer; the others are of its first token."""
 
 
 def layers(text: str | None, flag: str) -> tuple[int, ...] | None:
