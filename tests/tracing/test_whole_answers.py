@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from chat_templates import TEMPLATES, tokenizer_of
 from families import tiny_model
 from tracing_help import FACTS, draws
 
 import kt
 from kt.errors import BadFact
+from kt.model.chat import Chat
+from kt.model.scoring import answer_row, teacher_force
 from kt.tracing import run
 from kt.tracing.capabilities import Shortcuts
 from kt.tracing.prompts import SAME_TOKEN, SAME_TOKENS
@@ -222,3 +225,19 @@ def test_an_answer_longer_than_the_model_reads_is_left_out():
     long = kt.Fact("The {} is", "France", answer="Paris " * 130, foil="Rome")
     trace = kt.causal_trace(model, [long, ASKED[0]], metrics=WHOLE, keep="all", samples=1)
     assert trace.n_facts == 1 and "128" in trace.left_out[0].reason
+
+
+@pytest.mark.parametrize("name", ("qwen 2.5", "llama 3"))
+@pytest.mark.parametrize("turn", ("user", "reply"))
+def test_in_a_chat_template_the_whole_answer_is_what_teacher_forcing_scores(name, turn):
+    module = tiny_model("llama", vocab_size=512).module
+    model = kt.load(module, tokenizer=tokenizer_of(TEMPLATES[name]), chat=Chat("always", turn=turn))
+    question = "Where is {}?" if turn == "user" else "The {} is"
+    asked = kt.Fact(question, "France", answer="Tomas", foil="Seattle, the city")
+    (fact,) = kt.causal_trace(model, asked, metrics=WHOLE, keep="all", samples=1).facts
+    rows = [answer_row(model, (asked.prompt, text)) for text in (asked.answer, asked.foil)]
+    scores = teacher_force(model, rows)
+    answer, foil = (scores[row.question] for row in rows)
+    assert (fact.answer_ids, fact.foil_ids) == (answer.target, foil.target) and len(answer.target) < len(foil.target)
+    assert fact.clean["log_prob"] == pytest.approx(answer.log_prob, abs=1e-5)
+    assert fact.clean["log_prob_diff"] == pytest.approx(answer.log_prob - foil.log_prob, abs=2e-5)

@@ -39,17 +39,22 @@ class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, C
 
 @dataclass(frozen=True)
 class AlphaOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, ChatOptions, ModelOptions):
+    metric: Annotated[
+        str | None, Opt("--metric", help="logit-diff (the default) or prob; of whole answers log-prob-diff, log-prob.")
+    ] = None
     per_fact: Annotated[bool, Opt("--per-fact", help="Print the balance factor of every fact too.")] = False
 
 
 def heatmap(options: HeatmapOptions) -> None:
     """Causal tracing: what restoring each layer and token brings back of the answer."""
     kinds = parse.names(options.kind, parse.KINDS, "--kind")
-    metrics = metrics_of(options)
+    metrics = tuple(parse.METRICS[m] for m in parse.names(options.metric, tuple(parse.METRICS), "--metric"))
     parse.one(options.direction, ("denoise", "noise"), "--direction")
     if parse.one(options.method, ("exact", "atp"), "--method") == "atp":
         if options.resume is not None:
             raise BadOption("--resume belongs to --method exact; estimates are not kept, run them again")
+        if set(metrics) & set(parse.WHOLE):
+            raise BadOption("--method atp estimates logit-diff and prob; trace whole answers with --method exact")
         return screened(options, kinds, metrics)
     with session(options) as s:
         kinds += ("heads",) if options.heads else ()
@@ -66,22 +71,6 @@ def heatmap(options: HeatmapOptions) -> None:
         show_heatmaps(s, metrics[0])
         s.screen.tables(*tables)
     return None
-
-
-def metrics_of(options: HeatmapOptions) -> tuple[str, ...]:
-    """The metrics of `--metric`, behind those of the whole answer with `--answer whole`."""
-    among = parse.METRICS | parse.WHOLE_METRICS
-    metrics = tuple(among[m] for m in parse.names(options.metric, tuple(among), "--metric"))
-    whole = tuple(parse.WHOLE_METRICS.values()) if is_whole(options) else ()
-    metrics = metrics if set(whole) & set(metrics) else whole + metrics
-    if options.method == "atp" and set(metrics) & set(parse.WHOLE_METRICS.values()):
-        raise BadOption("--method atp estimates the first token's metrics; trace whole answers with --method exact")
-    return metrics
-
-
-def is_whole(options: TraceOptions) -> bool:
-    """Whether `--answer` asks for the whole answer."""
-    return parse.one(options.answer or "first", ("first", "whole"), "--answer") == "whole"
 
 
 def screened(options: HeatmapOptions, kinds: tuple[str, ...], metrics: tuple[str, ...]) -> None:
@@ -113,17 +102,17 @@ def screened(options: HeatmapOptions, kinds: tuple[str, ...], metrics: tuple[str
 
 def alpha(options: AlphaOptions) -> None:
     """The balance factor: attention's share of recall (eq. 12), and the layers to edit."""
-    whole = is_whole(options)
+    metric = parse.METRICS[parse.one(options.metric or "logit-diff", tuple(parse.METRICS), "--metric")]
     with session(options) as s:
         from ..tracing import balance_factor
 
-        metrics = tuple((parse.WHOLE_METRICS if whole else parse.METRICS).values())
+        metrics = parse.WHOLE if metric in parse.WHOLE else ("logit_diff", "prob")
         trace = run_trace(s, ("mlp", "attn"), metrics, tokens="subject_last")
-        balance = balance_factor(trace, metrics[0], seed=options.seed)
+        balance = balance_factor(trace, metric, seed=options.seed)
         balance.save(s.run.file(FILES["balance"]))
         s.keep(balance)
         plain = (options.window, options.noise, options.corrupt, options.keep) == (1, "3s", "noise", "known")
-        if plain and options.prompt is None and not whole:
+        if plain and options.prompt is None and metric == "logit_diff":
             from ..editing.evidence import keep_balance
 
             keep_balance(s.load_model(), balance)
@@ -168,10 +157,11 @@ def trace_arguments(options: Any) -> dict[str, Any]:
 def show_heatmaps(s: Session, metric: str) -> None:
     """A small heatmap a module or state, when no figure was asked for."""
     from ..figures import terminal_heatmap
+    from ..tracing.trace import METRIC_NAMES
 
     results = s.run.results
     for kind in (kind for kind in results["kinds"] if ".h" not in kind and not wanted_files(s.options)):
-        title = f"{kind}, {metric.replace('_', ' ')}"
+        title = f"{kind}, {METRIC_NAMES[metric]}"
         tested = {"q": results["tests"][kind][metric]["q"], "n": results["intervals"][kind][metric]["n"]}
         marked = {"kind": kind, "subject_rows": results["subject_rows"]}
         cells = results["kinds"][kind][metric]

@@ -179,9 +179,6 @@ class TraceOptions(Options):
     samples: Annotated[int, Opt("--samples", min=1, help="Noise draws per fact.")] = 10
     window: Annotated[int, Opt("--window", min=1, help="Layers restored together, centred.")] = 1
     keep: Annotated[str, Opt("--keep", help="known: only facts that the model answers; all.")] = "known"
-    answer: Annotated[
-        str | None, Opt("--answer", help="first (token, the default), or whole: the log p of all its tokens.")
-    ] = None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from ..report.table import layer_list, pairs
 from ..stats import Interval, bootstrap_mean_grid
 from .prompts import ROLES
 from .trace import KIND_TITLES, METRIC_NAMES, METRIC_TITLES, role_effects
-from .traced_fact import WHOLE, metric_name
+from .traced_fact import metric_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,8 +206,8 @@ class Balance(Shown):
 
     @property
     def _of(self) -> str:
-        """Which metric, where it is not of the first token."""
-        return METRIC_NAMES[self.metric] if self.metric in WHOLE else ""
+        """Which metric, where it is not eq. 8's own."""
+        return "" if self.metric == "logit_diff" else METRIC_NAMES[self.metric]
 
     def _layers_text(self, kind: str) -> str:
         """The proposed layers, and the least share of draws that propose one of them."""
