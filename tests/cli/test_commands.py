@@ -91,6 +91,8 @@ def test_a_screen_estimates_all_and_patches_the_top(traced):
         (("--check",), "--method atp"),
         (("--method", "atp", "--kind", "hidden-no-mlp"), "method='exact'"),
         (("--kind", "hidden-no-norm"), "choose among"),
+        (("--method", "atp", "--metric", "log-prob"), "trace whole answers with --method exact"),
+        (("--metric", "whole"), "choose among logit-diff, prob, log-prob-diff, log-prob"),
     ],
 )
 def test_tracing_refuses_in_one_line(traced, arguments, words):
@@ -116,6 +118,19 @@ def test_alpha_gives_the_balance_factor_and_layers(traced):
     assert set(result["layers"]) == {"attn", "mlp"}
     assert result["n_facts"] == 4
     assert "balance.json" in files("run")
+
+
+def test_whole_answers_are_metrics_of_heatmap_and_alpha(kt, traced):
+    ran = traced("heatmap", "--kind", "mlp", "--metric", "log-prob-diff,log_prob,prob", "--json", "map.json")
+    assert ran.code == 0 and "log p difference of whole answer and foil" in ran.out, ran.err
+    result = json.loads(Path("map.json").read_text())
+    assert set(result["kinds"]["mlp"]) == {"prob", "log_prob", "log_prob_diff"}
+    assert len(result["whole_answer"]["answer_tokens"]) == result["n_facts"]
+    demo = ("-m", "demo", "-f", "demo", "--limit", 2, "--samples", 2)
+    ran = kt("alpha", *demo, "--metric", "log-prob-diff", "-o", "run")
+    assert ran.code == 0 and "of whole" in ran.out, ran.err
+    assert json.loads(Path("run/balance.json").read_text())["metric"] == "log_prob_diff"
+    assert traced("alpha", "--metric", "log").code == 2
 
 
 def test_cov_fills_the_cache_and_finds_it_again(kt, model_folder, corpus_file):

@@ -79,6 +79,11 @@ def test_so_it_does_with_nothing_but_bytes_between(monkeypatch, options):
     assert server.sent
 
 
+def test_whole_answers_are_not_traced_on_another_machine():
+    with pytest.raises(kt.KtError, match="traced on a model that runs here"):
+        kt.causal_trace(pair("gpt2")[1], FACTS, metrics=("log_prob",))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_a_remote_probe_is_the_local_one_to_the_bit(monkeypatch, family, final_norm):

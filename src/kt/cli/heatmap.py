@@ -23,7 +23,10 @@ class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, C
         str, Opt("--kind", help="Any of mlp, attn, hidden; hidden-no-mlp, hidden-no-attn sever a module.")
     ] = "mlp,attn,hidden"
     heads: Annotated[bool, Opt("--heads", help="Also every attention head by itself.")] = False
-    metric: Annotated[str, Opt("--metric", help="Any of logit-diff, prob; the first is drawn.")] = "logit-diff,prob"
+    metric: Annotated[
+        str,
+        Opt("--metric", help="Any of logit-diff, prob; of whole answers log-prob-diff, log-prob. The first is drawn."),
+    ] = "logit-diff,prob"
     direction: Annotated[
         str, Opt("--direction", help="denoise: clean states into the corrupted run; noise: the other way round.")
     ] = "denoise"
@@ -36,6 +39,9 @@ class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, C
 
 @dataclass(frozen=True)
 class AlphaOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, ChatOptions, ModelOptions):
+    metric: Annotated[
+        str | None, Opt("--metric", help="logit-diff (the default) or prob; of whole answers log-prob-diff, log-prob.")
+    ] = None
     per_fact: Annotated[bool, Opt("--per-fact", help="Print the balance factor of every fact too.")] = False
 
 
@@ -47,6 +53,8 @@ def heatmap(options: HeatmapOptions) -> None:
     if parse.one(options.method, ("exact", "atp"), "--method") == "atp":
         if options.resume is not None:
             raise BadOption("--resume belongs to --method exact; estimates are not kept, run them again")
+        if set(metrics) & set(parse.WHOLE):
+            raise BadOption("--method atp estimates logit-diff and prob; trace whole answers with --method exact")
         return screened(options, kinds, metrics)
     with session(options) as s:
         kinds += ("heads",) if options.heads else ()
@@ -94,15 +102,17 @@ def screened(options: HeatmapOptions, kinds: tuple[str, ...], metrics: tuple[str
 
 def alpha(options: AlphaOptions) -> None:
     """The balance factor: attention's share of recall (eq. 12), and the layers to edit."""
+    metric = parse.METRICS[parse.one(options.metric or "logit-diff", tuple(parse.METRICS), "--metric")]
     with session(options) as s:
         from ..tracing import balance_factor
 
-        trace = run_trace(s, ("mlp", "attn"), ("logit_diff", "prob"), tokens="subject_last")
-        balance = balance_factor(trace, seed=options.seed)
+        metrics = parse.WHOLE if metric in parse.WHOLE else ("logit_diff", "prob")
+        trace = run_trace(s, ("mlp", "attn"), metrics, tokens="subject_last")
+        balance = balance_factor(trace, metric, seed=options.seed)
         balance.save(s.run.file(FILES["balance"]))
         s.keep(balance)
         plain = (options.window, options.noise, options.corrupt, options.keep) == (1, "3s", "noise", "known")
-        if plain and options.prompt is None:
+        if plain and options.prompt is None and metric == "logit_diff":
             from ..editing.evidence import keep_balance
 
             keep_balance(s.load_model(), balance)
@@ -147,10 +157,11 @@ def trace_arguments(options: Any) -> dict[str, Any]:
 def show_heatmaps(s: Session, metric: str) -> None:
     """A small heatmap a module or state, when no figure was asked for."""
     from ..figures import terminal_heatmap
+    from ..tracing.trace import METRIC_NAMES
 
     results = s.run.results
     for kind in (kind for kind in results["kinds"] if ".h" not in kind and not wanted_files(s.options)):
-        title = f"{kind}, {metric.replace('_', ' ')}"
+        title = f"{kind}, {METRIC_NAMES[metric]}"
         tested = {"q": results["tests"][kind][metric]["q"], "n": results["intervals"][kind][metric]["n"]}
         marked = {"kind": kind, "subject_rows": results["subject_rows"]}
         cells = results["kinds"][kind][metric]

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from ..model.chat import Chat
 
 KINDS = ("mlp", "attn", "hidden", "hidden-no-mlp", "hidden-no-attn")
-METRICS = {"logit-diff": "logit_diff", "prob": "prob"}
+WHOLE = ("log_prob_diff", "log_prob")
+"""Metrics of the whole answer; the others are of its first token."""
+METRICS = {name.replace("_", "-"): name for name in ("logit_diff", "prob", *WHOLE)}
 
 
 def layers(text: str | None, flag: str) -> tuple[int, ...] | None:

@@ -43,7 +43,7 @@ from ..report import Card, Figure, Shown, Table
 from ..report.table import layer_list, pairs
 from ..stats import Interval, bootstrap_mean_grid
 from .prompts import ROLES
-from .trace import KIND_TITLES, METRIC_TITLES, role_effects
+from .trace import KIND_TITLES, METRIC_NAMES, METRIC_TITLES, role_effects
 from .traced_fact import metric_name
 
 if TYPE_CHECKING:
@@ -215,9 +215,15 @@ class Balance(Shown):
         rows += [(f"{kind} layers", self._layers_text(kind)) for kind in self.layers]
         sums = [[name, sum(values), list(self.layers[name])] for name, values in self.per_layer.items()]
         columns = ["module", "sum of LD over layers", "proposed layers"]
-        found = [pairs(rows, "balance factor (eq. 12)", only="command"), Table(columns, sums, only="page")]
+        title = "balance factor (eq. 12)" + f", {self._of}" * bool(self._of)
+        found = [pairs(rows, title, only="command"), Table(columns, sums, only="page")]
         facts = [list(fact) for fact in self.per_fact]
         return [*found, *([Table(FactBalance._fields, facts, "by fact")] if per_fact else [])]
+
+    @property
+    def _of(self) -> str:
+        """Which metric, where it is not eq. 8's own."""
+        return "" if self.metric == "logit_diff" else METRIC_NAMES[self.metric]
 
     def _layers_text(self, kind: str) -> str:
         """The proposed layers, and the least share of draws that propose one of them."""
@@ -243,7 +249,7 @@ class Balance(Shown):
             series,
             self.interval,
             title=f"Balance factor of {without_folders(self.run['model'])}",
-            subtitle=f"Last subject token, {count(self.n_facts, 'fact')}",
+            subtitle=f"Last subject token, {count(self.n_facts, 'fact')}" + f", {self._of}" * bool(self._of),
             layers=self.layers,
             y_title=METRIC_TITLES[self.metric],
         )
@@ -296,7 +302,7 @@ def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000,
 
     Args:
         trace: of the kinds `mlp` and `attn`.
-        metric: `logit_diff` (eq. 8) or `prob`.
+        metric: `logit_diff` (eq. 8) or `prob`; of a trace of whole answers also `log_prob_diff` or `log_prob`.
         n_boot: bootstrap samples of facts.
         seed: of the bootstrap.
 
@@ -304,7 +310,7 @@ def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000,
         α with its interval, each layer's part, and the layers that it proposes.
 
     Raises:
-        BadFact: the trace lacks a module.
+        BadFact: the trace lacks a module or the metric.
         WorkFailed: neither module restores the answer, so α has no value.
 
     Examples:
@@ -324,7 +330,7 @@ def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000,
             "alpha has no value; trace facts that the model knows, or set alpha by hand"
         )
     ci95 = _interval(sums, n_boot, seed)
-    gaps = np.array([abs(f.ld_clean - f.ld_corrupt) if metric == "logit_diff" else 1.0 for f in trace.facts])
+    gaps = np.array([abs(f.gap(metric)) if metric.endswith("diff") else 1.0 for f in trace.facts])
     weighted = sums * (gaps / gaps.mean())[:, None]
     return Balance(
         alpha=alpha,

@@ -51,7 +51,7 @@ class Prompts(NamedTuple):
 
     ids: Int[Tensor, "row pos"]
     noise: Float[Tensor, "row pos d_embed"] | None
-    answers: Int[Tensor, " row"]
+    answers: Int[Tensor, "row 1"]
     foils: Int[Tensor, " row"]
     fact: Int[Tensor, " row"]
 
@@ -115,7 +115,7 @@ def run_from(model: TracedModel, prompts: Prompts, shared: Shared, sources: Sequ
                 values.append(saved(tensor.detach().clone()))
                 if graded:
                     live.append(saved(tensor))
-            read.append(saved(readout(model.last_logits()[:, -1], prompts.answers, prompts.foils)))
+            read.append(saved(readout(model.last_logits(), prompts.answers, prompts.foils)[:2]))
         gradients = _gradients(model, read[0], live) if graded else []
     shape = (len(prompts.ids), prompts.ids.shape[1] - shared.start, -1)
     return Slopes(
@@ -212,7 +212,7 @@ def _prompts(
 ) -> tuple[Prompts, Prompts]:
     """The clean prompts, and the corrupted ones: facts x samples, samples innermost."""
     ids, corrupt = (torch.tensor([one.ids for one in items], device=model.device) for items in (cases, corruptions))
-    answers, foils = torch.tensor([c.answer_id for c in cases]), torch.tensor([c.foil_id for c in cases])
+    answers, foils = torch.tensor([[c.answer_id] for c in cases]), torch.tensor([c.foil_id for c in cases])
     clean = Prompts(ids, None, answers, foils, torch.arange(len(cases)))
     rows = [(i, s) for i in range(len(cases)) for s in range(corruptions[0].samples)]
     fact = torch.tensor([i for i, _ in rows])

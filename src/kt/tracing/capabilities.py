@@ -48,7 +48,7 @@ def shortcuts(model: TracedModel, reuse_prefix: bool = True) -> Shortcuts:
 
 def _is_exact(model: TracedModel, candidate: Shortcuts) -> bool:
     ids = torch.arange(2 * _LENGTH, device=model.device).reshape(2, _LENGTH) % model.vocab_size
-    answers, foils = torch.tensor([1, 2]), torch.tensor([2, 1])
+    answers, foils = torch.tensor([[1], [2]]), torch.tensor([2, 1])
     plain = run_rows(model, ids, None, answers, foils, start=True, prefix=candidate.reuse)
     source = PatchSource(plain, 1)
     group = PatchBatch(source, source, answers, foils, _LENGTH, 1, (Patch(Kind.MLP),), grow=candidate.grow)

@@ -26,8 +26,8 @@ def run_rows(
     model: TracedModel,
     ids: Int[Tensor, "row pos"],
     noise: Float[Tensor, "row pos d_embed"] | None,
-    answers: Int[Tensor, " row"],
-    foils: Int[Tensor, " row"],
+    answers: Int[Tensor, "row keep"],
+    foils: Int[Tensor, " row"] | None,
     *,
     start: bool = False,
     prefix: bool = False,
@@ -36,7 +36,7 @@ def run_rows(
     """One forward of the prompts, with `noise` added to the embeddings.
 
     Args:
-        answers, foils: the token ids r and r' whose scores are read at the last position.
+        answers, foils: the token ids that are scored at the last positions; see `readout`.
         start: keep every block's input, from which patched runs start; with `prefix` also all keys and values.
         sources: the tensors to keep.
     """
@@ -45,7 +45,8 @@ def run_rows(
         scores: Any = scores_of(model, [(prompts, torch.arange(len(ids)))], [], 0, answers, foils)
         return Run([], None, {}, scores, prompts)
     cache = new_cache(model) if start and prefix else None
-    arguments = model.inputs(unpadded_batch(ids), cache=cache)
+    keep = answers.shape[1]
+    arguments = model.inputs(unpadded_batch(ids), keep, cache)
     inputs: list[Tensor] = []
     values: dict[Source, Tensor] = {}
     with model.nnsight.trace(**arguments):
@@ -59,7 +60,7 @@ def run_rows(
                 source = Source(Site(kind, layer), end)
                 if source in sources:
                     values[source] = saved(live_tensor(model, source, len(ids)).clone())
-        scores = saved(readout(model.last_logits()[:, -1], answers, foils))
+        scores = saved(readout(model.last_logits(keep), answers, foils))
     return Run(inputs, None if cache is None else stored(model, cache, ids), values, scores)
 
 

@@ -205,13 +205,13 @@ def attributions(model: TracedModel, ids: Sequence[int], answer: int, column: in
     nodes, weights = (torch.tensor(each) / 2 for each in np.polynomial.legendre.leggauss(steps))
     scales = torch.cat([nodes + 0.5, torch.tensor([0.0, 1.0])]).to(model.device)
     row = torch.tensor([list(ids)], device=model.device)
-    index = torch.tensor([answer])
+    index, asked = torch.tensor([answer]), torch.tensor([[answer]])
     left = Shared()
     if column and prefix_is_reusable(model, len(ids)):
-        run = run_rows(model, row[:, :column], None, index, index, start=True, prefix=True)
+        run = run_rows(model, row[:, :column], None, asked, index, start=True, prefix=True)
         left = left if run.prefixes is None else Shared(column, run.prefixes)
     many = len(scales)
-    prompts = Prompts(row.expand(many, -1), None, index.expand(many), index.expand(many), torch.zeros(many).long())
+    prompts = Prompts(row.expand(many, -1), None, asked.expand(many, 1), index.expand(many), torch.zeros(many).long())
     values, without, prob = [], [], 0.0
     for layer in range(model.n_layers):
         with torch.enable_grad(), model.nnsight.trace(**forward_arguments(model, prompts, left)):

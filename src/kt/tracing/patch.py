@@ -52,15 +52,18 @@ def rows_at(
     n_layers: int,
     samples: int,
     only: Mapping[int, Mapping[str, ndarray]] | None = None,
+    keep: int = 1,
 ) -> PatchRows:
     """The rows that patch `token`, without rows whose result is known beforehand.
 
-    Two results are known. In the last block only the last token reaches the prediction, so a patch confined to that
-    block at another token changes nothing. Replacing the last block's output at the last token gives the donor's score.
+    Two results are known. In the last block a token reaches only the prediction of the next one, so a patch confined to
+    that block left of the prompt's last token changes nothing. Replacing the last block's output there gives the
+    donor's score of the first token that is predicted (see `is_replaced`).
 
     Args:
         token: the patched token's position.
         length: tokens of every prompt.
+        keep: tokens of the answer, of which all but the last stand behind the prompt.
         only: the (layer, token) cells to run, by fact and label; None for all.
     """
     cells = []
@@ -68,7 +71,7 @@ def rows_at(
         for layer in range(n_layers):
             span = window_layers(layer, window, n_layers)
             confined = span.start == n_layers - 1 and token < length - 1
-            replaced = patch.is_hidden and span.stop == n_layers and token == length - 1
+            replaced = token == length - 1 and is_replaced(patch, span, n_layers, keep)
             if not confined and not replaced:
                 wanted = [f for f in facts if only is None or only[f][patch.label][layer, token]]
                 cells.append((wanted, (number, int(patch.is_hidden), layer, span.start, span.stop)))
@@ -80,6 +83,14 @@ def rows_at(
     return rows[np.argsort(rows.enters, kind="stable")]
 
 
+def is_replaced(patch: Patch, window: range, n_layers: int, keep: int) -> bool:
+    """Whether the patch at the prompt's last token replaces the last block's output and no more than that matters.
+
+    Blocks below it matter to an answer of several tokens: those behind the first read the prompt's last token there.
+    """
+    return patch.is_hidden and (window.stop == n_layers if keep == 1 else window.start == n_layers - 1)
+
+
 def chunks(rows: PatchRows, size: int) -> Iterator[PatchRows]:
     """Yield at most `size` rows at a time."""
     for start in range(0, len(rows), size):
@@ -88,16 +99,15 @@ def chunks(rows: PatchRows, size: int) -> Iterator[PatchRows]:
 
 @torch.no_grad()
 def patched_run(model: TracedModel, group: PatchBatch, rows: PatchRows, token: int) -> Float[Tensor, "metric row"]:
-    """p(r) and logit difference of every row, patched at `token`, in one trace."""
+    """The scores of every row (see `readout`), patched at `token`, in one trace."""
     if model.remote:
         return patched_rows(model, group, rows, token)
     start = token if group.base.run.prefixes is not None else 0
     width = 1 if group.grow else len(rows)
     cache = _dummy_cache(model, group, start, width)
-    facts = torch.as_tensor(rows.fact)
-    answers, foils = group.answers[facts], group.foils[facts]
+    answers, foils = group.asked(rows)
     scores: list[Tensor] = []
-    with model.nnsight.trace(**_dummy_input(model, width, group.length, start, cache)):
+    with model.nnsight.trace(**_dummy_input(model, width, group, start, cache)):
         for layer in range(int(rows.enters.min()), model.n_layers):
             alive = int((rows.enters <= layer).sum()) if group.grow else len(rows)
             _enter(model, group, rows, layer, token, start)
@@ -111,7 +121,7 @@ def patched_run(model: TracedModel, group: PatchBatch, rows: PatchRows, token: i
                     for where, values in writes:
                         targets, columns = (torch.as_tensor(w, device=tensor.device) for w in where)
                         tensor[targets, token - start, columns] = values.to(tensor.device)
-        scores.append(saved(readout(model.last_logits()[:, -1], answers, foils)))
+        scores.append(saved(readout(model.last_logits(group.keep), answers, foils)))
     return scores[0]
 
 
@@ -135,14 +145,15 @@ def _writes(group: PatchBatch, rows: PatchRows, source: Source, token: int) -> I
         yield (severed[:, None], np.arange(values.shape[1])[None]), values
 
 
-def _dummy_input(model: TracedModel, width: int, length: int, start: int, cache: Any) -> dict[str, object]:
+def _dummy_input(model: TracedModel, width: int, group: PatchBatch, start: int, cache: Any) -> dict[str, object]:
     """`width` rows of padding from `start` on; every block's input is replaced."""
+    length = group.length
     arguments = {"input_ids": torch.zeros((width, length - start), dtype=torch.long, device=model.device)}
     optional = {
         # Over the cached tokens too: nnsight makes up one over `input_ids` alone, and newer transformers mask the rest.
         "attention_mask": torch.ones((width, length), dtype=torch.long, device=model.device),
         "position_ids": torch.arange(start, length, device=model.device).expand(width, -1),
-        "logits_to_keep": 1,
+        "logits_to_keep": group.keep,
     }
     known = {k: v for k, v in optional.items() if k in model._forward_parameters}
     return arguments | known | model.cache_arguments(cache)

@@ -150,13 +150,19 @@ def unpadded_batch(ids: Int[Tensor, "row pos"]) -> Batch:
 
 
 def readout(
-    logits: Float[Tensor, "row vocab"], answers: Int[Tensor, " row"], foils: Int[Tensor, " row"]
+    logits: Float[Tensor, "row keep vocab"], answers: Int[Tensor, "row keep"], foils: Int[Tensor, " row"] | None
 ) -> Float[Tensor, "metric row"]:
-    """p(r) and logit(r) - logit(r') of every row, in float32."""
+    """The scores of every row, in float32: p(r), logit(r) - logit(r') and log p(r) of one token r.
+
+    Without foils the log-probability of all answer tokens together, each at the position where it is due.
+    """
     logits = logits.float()
-    right = logits.gather(1, answers.to(logits.device)[:, None])[:, 0]
-    wrong = logits.gather(1, foils.to(logits.device)[:, None])[:, 0]
-    return torch.stack([(right - logits.logsumexp(-1)).exp(), right - wrong])
+    right = logits.gather(2, answers.to(logits.device)[..., None])[..., 0]
+    log_probs = right - logits.logsumexp(-1)
+    if foils is None:
+        return log_probs.sum(1)[None]
+    wrong = logits[:, -1].gather(1, foils.to(logits.device)[:, None])[:, 0]
+    return torch.stack([log_probs[:, -1].exp(), right[:, -1] - wrong, log_probs[:, -1]])
 
 
 def live_tensor(model: TracedModel, source: Source, rows: int) -> Any:
@@ -182,17 +188,36 @@ class PatchSource(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """Facts with equal token counts: patched runs start from `base` and take the patched-in values from `donor`."""
+    """Facts with equal token counts: patched runs start from `base` and take the patched-in values from `donor`.
+
+    `answers`, `foils`: see `readout`. `length` counts all tokens that are read: the prompt's, which are patched, and
+    behind them all of the answer but its last.
+    """
 
     base: PatchSource
     donor: PatchSource
-    answers: Int[Tensor, " fact"]
-    foils: Int[Tensor, " fact"]
+    answers: Int[Tensor, "fact keep"]
+    foils: Int[Tensor, " fact"] | None
     length: int
     samples: int
     patches: tuple[Patch, ...]
     head_size: int = 0
     grow: bool = True
+
+    @property
+    def keep(self) -> int:
+        """The number of last positions that are scored."""
+        return self.answers.shape[1]
+
+    @property
+    def prompt_length(self) -> int:
+        """The number of tokens that are patched."""
+        return self.length - self.keep + 1
+
+    def asked(self, rows: PatchRows) -> tuple[Int[Tensor, "row keep"], Int[Tensor, " row"] | None]:
+        """Each row's answer and foil."""
+        facts = torch.as_tensor(rows.fact)
+        return self.answers[facts], None if self.foils is None else self.foils[facts]
 
 
 @dataclass(frozen=True)

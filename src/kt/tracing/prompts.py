@@ -2,7 +2,8 @@
 
 r is the first token of the fact's answer, or the model's most likely next token if the fact has no answer. r' is the
 first that exists of (`foil_source` names it): the fact's foil (`given`); its edit target (`target`); the answer of
-another fact of the same relation with the highest logit (`relation`); the model's best other token (`model`).
+another fact of the same relation with the highest logit (`relation`); the model's best other token (`model`). The whole
+answer and the whole foil are all their tokens behind the prompt; where the model chose, that is the one token.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -23,12 +24,16 @@ from ..model.tokens import Span, other_first_id, target_ids, template_span, toke
 from .patches import unpadded_batch
 
 SAME_TOKEN = "answer and foil begin with the same token"
+SAME_TOKENS = "answer and foil are the same tokens"
 UNKNOWN = "the model's first token is not the answer's"
 
 
 @dataclass(frozen=True)
 class TracePrompt:
-    """A fact made ready for tracing. `index` is its position in the caller's list."""
+    """A fact made ready for tracing. `index` is its position in the caller's list.
+
+    `answer_ids` and `foil_ids` are all tokens of the two, `answer_id` and `foil_id` the first ones.
+    """
 
     index: int
     fact: Fact
@@ -41,6 +46,8 @@ class TracePrompt:
     foil_id: int
     foil_source: str
     known: bool
+    answer_ids: tuple[int, ...]
+    foil_ids: tuple[int, ...]
 
 
 class LeftOut(NamedTuple):
@@ -58,19 +65,30 @@ def why(left_out: Sequence[LeftOut]) -> str:
 
 
 class Choice(NamedTuple):
-    """An answer or foil: its text, first token id, and source."""
+    """An answer or foil: its text, token ids, and source."""
 
     text: str
-    token: int
+    ids: tuple[int, ...]
     source: str
 
+    @property
+    def token(self) -> int:
+        """The first token."""
+        return self.ids[0]
 
-def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[list[TracePrompt], list[LeftOut]]:
+
+def prepare(
+    model: TracedModel, facts: Sequence[Fact], max_rows: int, scored: Literal["first", "whole", "both"] = "first"
+) -> tuple[list[TracePrompt], list[LeftOut]]:
     """Choose answer and foil of every fact; one forward of the model per `max_rows` prompts of equal length.
 
+    Args:
+        scored: what will be scored, the first token of answer and foil, all of them, or both.
+
     Returns:
-        The prompts, in the order of the facts, and the facts left out because answer and foil share their first token,
-        or because the model cannot read them (`TracedModel.why_unreadable`).
+        The prompts, in the order of the facts, and the facts left out because nothing that is scored tells answer from
+        foil (they share their first token, or all), or because the model cannot read them
+        (`TracedModel.why_unreadable`).
     """
     encoded = [tuple(token_ids(model.reader, fact.prompt)) for fact in facts]
     spans = [template_span(model.reader, fact.template, fact.subject) for fact in facts]
@@ -94,14 +112,26 @@ def prepare(model: TracedModel, facts: Sequence[Fact], max_rows: int) -> tuple[l
                 if other is not None:
                     log_probs = row.log_softmax(-1)
                     doubts[fact.prompt, given.text] = float(log_probs[given.token]), float(log_probs[other])
-            answer = answers[i] or Choice(model.tokenizer.decode([best]).strip(), best, "model")
+            answer = answers[i] or Choice(model.tokenizer.decode([best]).strip(), (best,), "model")
             foil = _foil(model.reader, fact, answer, relations.get(fact.relation, {}), row)
-            if foil.token == answer.token:
-                left_out.append(LeftOut(i, fact.id, SAME_TOKEN))
+            if reason := _unscorable(model, encoded[i], answer, foil, scored):
+                left_out.append(LeftOut(i, fact.id, reason))
                 continue
-            cases.append(TracePrompt(i, fact, encoded[i], spans[i], *answer, *foil, known=best == answer.token))
+            chosen = (answer.text, answer.token, answer.source, foil.text, foil.token, foil.source)
+            known = best == answer.token
+            cases.append(TracePrompt(i, fact, encoded[i], spans[i], *chosen, known, answer.ids, foil.ids))
     warn_of_joins(doubts)
     return sorted(cases, key=lambda c: c.index), sorted(left_out)
+
+
+def _unscorable(model: TracedModel, ids: tuple[int, ...], answer: Choice, foil: Choice, scored: str) -> str | None:
+    """Why answer and foil cannot be scored against each other; None if they can."""
+    if scored != "whole" and foil.token == answer.token:
+        return SAME_TOKEN
+    if foil.ids == answer.ids:
+        return SAME_TOKENS
+    longest = max(answer.ids, foil.ids, key=len)
+    return None if scored == "first" else model.why_unreadable(ids + longest[:-1])
 
 
 def equal_lengths(rows: Sequence[Sequence[Any]], size: int) -> Iterator[list[int]]:
@@ -117,7 +147,7 @@ def equal_lengths(rows: Sequence[Sequence[Any]], size: int) -> Iterator[list[int
 def _choice(tokenizer: Any, fact: Fact, text: str | None, source: str) -> Choice | None:
     if text is None:
         return None
-    return Choice(text.strip(), target_ids(tokenizer, fact.prompt, text, fact.target_prefix)[0], source)
+    return Choice(text.strip(), target_ids(tokenizer, fact.prompt, text, fact.target_prefix), source)
 
 
 def _foil(
@@ -133,7 +163,7 @@ def _foil(
     others = logits.clone()
     others[answer.token] = -torch.inf
     second = int(others.argmax())
-    return Choice(tokenizer.decode([second]).strip(), second, "model")
+    return Choice(tokenizer.decode([second]).strip(), (second,), "model")
 
 
 # Token roles: ROME's names for positions that are comparable across prompts. Every token has the first that applies of

@@ -50,10 +50,10 @@ def scores_of(
     parts: list[tuple[Prompts, Int[Tensor, " row"]]],
     steps: list[tuple[tuple[Any, str], list[Move]]],
     token: int,
-    answers: Int[Tensor, " row"],
-    foils: Int[Tensor, " row"],
+    answers: Int[Tensor, "row 1"],
+    foils: Int[Tensor, " row"] | None,
 ) -> Float[Tensor, "metric row"]:
-    """One forward: p(r) and logit difference of the last rows.
+    """One forward: the scores of the last rows (see `readout`).
 
     Args:
         parts: prompts and the indices into them that make up the rows, one part after the other.
@@ -78,7 +78,7 @@ def scores_of(
             for targets, sources, columns in moves:
                 full[targets, token, columns] = full[sources, token, columns]
         head.input = head.input[:, -1:].contiguous()
-        logits = root.output.logits[-len(answers) :, -1]
+        logits = root.output.logits[-len(answers) :, -1:]
         scores: Any = readout(logits, answers, foils)
         scores.save()
     return scores.cpu()
@@ -117,14 +117,12 @@ def patched_rows(model: TracedModel, group: PatchBatch, rows: PatchRows, token: 
     donors, of_donor = donor_rows.unique(return_inverse=True)
     n_sources = len(bases) + len(donors)
     forward_rows = (of_base.numpy(), len(bases) + of_donor.numpy(), n_sources + np.arange(len(rows)))
-    facts = torch.as_tensor(rows.fact)
     return scores_of(
         model,
         [(base, bases), (donor, donors), (base, base_rows)],
         list(_steps(model, group, rows, *forward_rows)),
         token,
-        group.answers[facts],
-        group.foils[facts],
+        *group.asked(rows),
     )
 
 

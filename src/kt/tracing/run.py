@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
@@ -27,7 +27,7 @@ from .engine import Outcome, Plan, default_max_rows
 from .patches import EVERY_HEAD, KINDS, Patch, labels
 from .prompts import UNKNOWN, LeftOut, TracePrompt, prepare, token_roles
 from .trace import DIRECTIONS, TOKENS, Trace
-from .traced_fact import METRICS, TracedFact, metric_names
+from .traced_fact import EVERY, METRICS, WHOLE, TracedFact, metric_names
 
 METHODS = ("exact", "atp")
 
@@ -42,6 +42,8 @@ _NO_GAP = 1e-5  # `keep="all"` cannot trace below the rounding of logits: eq. 8 
 
 FLAT = f"clean and corrupted logit difference are less than {MIN_GAP} apart"
 STILL = "the corruption does not move the logit difference"
+WHOLE_FLAT = FLAT.replace("logit difference", "log-probability difference of the whole answers")
+WHOLE_STILL = STILL.replace("logit difference", "log-probability difference of the whole answers")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,12 @@ class Settings:
     def _problems(self) -> list[tuple[bool, str]]:
         return [
             (not self.kinds, _choose("kinds", self.kinds, KINDS)),
-            (not self.metrics, _choose("metrics", self.metrics, METRICS)),
+            (not self.metrics, _choose("metrics", self.metrics, EVERY)),
+            (
+                self.scored != "first" and self.method != "exact",
+                f"method {self.method} estimates the first token's metrics ({', '.join(METRICS)}); trace whole answers "
+                "with exact",
+            ),
             (self.samples < 1, f"samples is {self.samples}; give at least 1"),
             (self.window < 1, f"window is {self.window}; give at least 1"),
             (not self.noise_scale > 0, f"noise_scale is {self.noise_scale}; give a number above 0 (3 is usual)"),
@@ -97,9 +104,17 @@ class Settings:
         return MIN_GAP if self.keep == "known" else _NO_GAP
 
     @property
-    def flat(self) -> str:
+    def scored(self) -> Literal["first", "whole", "both"]:
+        """Whether the metrics are of the first token, of the whole answer, or both."""
+        whole = [metric in WHOLE for metric in self.metrics]
+        return "both" if any(whole) and not all(whole) else "whole" if any(whole) else "first"
+
+    def flat(self, outcome: Outcome) -> str:
         """Why a fact with a smaller gap is left out."""
-        return FLAT if self.keep == "known" else STILL
+        known, gap = self.keep == "known", outcome.clean[1] - outcome.corrupted[1].mean(dtype=np.float64)
+        if self.scored == "first" or (self.scored == "both" and abs(gap) < self.min_gap):
+            return FLAT if known else STILL
+        return WHOLE_FLAT if known else WHOLE_STILL
 
     def metadata(self, model: TracedModel, noise_level: float | None) -> dict[str, Any]:
         """The settings part of a trace's metadata."""
@@ -108,7 +123,7 @@ class Settings:
             "revision": model.revision,
             "dtype": str(model.dtype).removeprefix("torch."),
             "n_layers": model.n_layers,
-            "metrics": [metric for metric in METRICS if metric in self.metrics],
+            "metrics": [metric for metric in EVERY if metric in self.metrics],
             "window": self.window,
             "corrupt": self.corrupt,
             "direction": self.direction,
@@ -159,7 +174,9 @@ def causal_trace(
         facts: one or many, as `Fact`s or dicts, or what `load_facts` reads by name.
         kinds: `mlp` (output of down_proj), `attn` (output of W_o), `hidden` (residual stream after a block);
             `hidden-no-mlp`, `hidden-no-attn` (the same with a module severed); `attn.h3` or `heads`: see patches.py.
-        metrics: which of `prob` and `logit_diff` the tables show; both are always measured.
+        metrics: which of `prob` and `logit_diff` the tables show (of the first token; both are always measured), and of
+            `log_prob` and `log_prob_diff` (of the whole answer and foil; both are measured if one is asked for). Facts
+            whose answer and foil begin alike can be traced if only the latter are.
         samples: noise draws per fact.
         window: number of layers, centred, that are restored together.
         noise: one (samples, subject tokens, d_model) tensor per fact, added instead of drawn noise.
@@ -212,6 +229,11 @@ def causal_trace(
     )
     if only is not None and tokens != "all":
         raise BadFact(f"only and tokens={tokens!r} both choose the cells to patch; give one of them")
+    if model.remote and settings.scored != "first":
+        raise BadFact(
+            f"whole answers ({', '.join(WHOLE)}) are traced on a model that runs here; metrics of the first "
+            f"token ({', '.join(METRICS)}) remotely too"
+        )
     patch_labels = labels(model, settings.kinds)
     facts = distinct_facts(facts_from(facts), target=False)
     if not facts:
@@ -220,7 +242,7 @@ def causal_trace(
     # decides which facts the model knows, since another machine might round a tie the other way.
     longest = max(len(token_ids(model.reader, f.prompt)) for f in facts)
     rows = max_rows or min(parallel.all_gather("rows of a forward", default_max_rows(model, longest)))
-    cases, left_out = parallel.on_rank_zero("cases to trace", prepare, model, facts, rows)
+    cases, left_out = parallel.on_rank_zero("cases to trace", prepare, model, facts, rows, settings.scored)
     unknown = [c for c in cases if not c.known]
     if keep == "known":
         cases = [c for c in cases if c.known]
@@ -236,16 +258,17 @@ def causal_trace(
         direction,
         _column(model, cases, patch_labels) if tokens == "subject_last" else only,
         journal or Journal(),
+        settings.scored,
     )
     run_all = engine.run_all if method == "exact" else attribution.run_all
     outcomes = run_all(model, cases, corruptions, plan, progress)
     left_out += no_partner
-    left_out += [LeftOut(o.case.index, o.case.fact.id, settings.flat) for o in outcomes if o.patched is None]
+    left_out += [LeftOut(o.case.index, o.case.fact.id, settings.flat(o)) for o in outcomes if o.patched is None]
     traced = tuple(_traced(model, o, direction) for o in outcomes if o.patched is not None)
     metadata = settings.metadata(model, level) | {
         "samples": sorted({c.samples for c in corruptions}),
         "n_given": len(facts),
-        "warnings": _warn(unknown, traced) if keep == "all" else [],
+        "warnings": _warn(unknown, traced, settings.scored) if keep == "all" else [],
     }
     trace = Trace(traced, patch_labels, tuple(sorted(left_out)), metadata)
     if not traced:
@@ -284,24 +307,28 @@ def _corruptions(
 
 def _traced(model: TracedModel, outcome: Outcome, direction: str) -> TracedFact:
     case, fact = outcome.case, outcome.case.fact
+    metrics = EVERY[: len(outcome.clean)]
     return TracedFact(
         **{f.name: getattr(case, f.name) for f in fields(case) if f.name != "fact"},
         **{name: getattr(fact, name) for name in ("id", "relation", "prompt", "subject")},
         tokens=token_texts(model.tokenizer, case.ids),
         roles=token_roles(case.span, len(case.ids)),
         swapped_for=outcome.corruption.partner,
-        clean=dict(zip(METRICS, (float(v) for v in outcome.clean), strict=True)),
-        corrupted=dict(zip(METRICS, outcome.corrupted, strict=True)),
-        patched={k: dict(zip(METRICS, values, strict=True)) for k, values in (outcome.patched or {}).items()},
+        clean=dict(zip(metrics, (float(v) for v in outcome.clean), strict=True)),
+        corrupted=dict(zip(metrics, outcome.corrupted, strict=True)),
+        patched={k: dict(zip(metrics, values, strict=True)) for k, values in (outcome.patched or {}).items()},
         direction=direction,
     )
 
 
-def _warn(unknown: Sequence[TracePrompt], traced: Sequence[TracedFact]) -> list[str]:
+def _warn(unknown: Sequence[TracePrompt], traced: Sequence[TracedFact], scored: str) -> list[str]:
     """Warn of facts that `keep="known"` would leave out; the warnings also go into the trace's metadata."""
-    flat = [fact.prompt for fact in traced if abs(fact.ld_clean - fact.ld_corrupt) < MIN_GAP]
+    reasons = {UNKNOWN: [c.fact.prompt for c in unknown]}
+    for reason, metric, without in ((FLAT, "logit_diff", "whole"), (WHOLE_FLAT, "log_prob_diff", "first")):
+        if scored != without:
+            reasons[reason] = [fact.prompt for fact in traced if abs(fact.gap(metric)) < MIN_GAP]
     messages = []
-    for reason, prompts in ((UNKNOWN, [c.fact.prompt for c in unknown]), (FLAT, flat)):
+    for reason, prompts in reasons.items():
         if prompts:
             more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
             messages.append(f"traced all the same: {prompts[0]!r}{more}: {reason}")

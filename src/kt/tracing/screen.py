@@ -32,7 +32,7 @@ from ..runs import parallel
 from ..stats import Interval, bootstrap_mean
 from .run import causal_trace
 from .trace import METRIC_TITLES, NOISE_TITLES, Trace
-from .traced_fact import TracedFact, metric_name
+from .traced_fact import METRICS, TracedFact, metric_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -234,7 +234,10 @@ def screen(
     """
     if top < 1:
         raise BadFact(f"top is {top}; give at least 1")
-    metric = metric_name(metric)
+    if (metric := metric_name(metric)) not in METRICS:
+        raise BadFact(
+            f"metric {metric}: a screen estimates {', '.join(METRICS)}; trace whole answers with causal_trace"
+        )
     if fixed := {"method", "only", "tokens"} & set(options):
         raise BadFact(f"screen sets {', '.join(sorted(fixed))} itself; leave it out")
     facts = distinct_facts(facts_from(facts), target=False)

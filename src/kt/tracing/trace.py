@@ -19,7 +19,7 @@ from ..report import Card, Figure, Shown, Table
 from ..stats import Interval, IntervalGrid, benjamini_hochberg, bootstrap_mean, bootstrap_mean_grid, sign_flip_test
 from .patches import Patch
 from .prompts import ROLES, TITLES, LeftOut, why
-from .traced_fact import METRICS, TracedFact, fact_from, fact_header, finite, metric_name, metric_names
+from .traced_fact import EVERY, METRICS, WHOLE, TracedFact, fact_from, fact_header, finite, metric_name, metric_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,7 @@ class Trace(Shown):
         """One row per fact, kind, layer, token and metric.
 
         `fact` is the fact's place in the caller's list; `clean` and `corrupted` are p(r) for the metric `prob` and
-        the logit difference for `logit_diff`, the corrupted one averaged over the draws.
+        the logit difference for `logit_diff` (see `TracedFact` for all), the corrupted one averaged over the draws.
         """
 
         return to_dataframe(self)
@@ -114,7 +114,7 @@ class Trace(Shown):
 
         Args:
             kind: one of `kinds`.
-            metric: `prob` or `logit_diff`.
+            metric: one of `metrics`, or `prob` and `logit_diff`.
             n_boot: bootstrap samples.
             seed: of the bootstrap.
 
@@ -155,11 +155,12 @@ class Trace(Shown):
         """The kind's name.
 
         Raises:
-            BadFact: this trace lacks the kind, or the metric is unknown.
+            BadFact: this trace lacks the kind or the metric, or the metric is unknown.
         """
         if str(kind) not in self.kinds:
             raise BadFact(f"this trace holds {', '.join(self.kinds)}, not {kind}; trace again with kinds=")
-        metric_name(metric)
+        if (name := metric_name(metric)) in WHOLE and any(name not in fact.clean for fact in self.facts):
+            raise BadFact(f"this trace holds no {name}; trace again with metrics=('{name}',)")
         return str(kind)
 
     # Tables and figures -----------------------------------------------------------------------------------------
@@ -190,7 +191,18 @@ class Trace(Shown):
             "clean_ci95": ends["p_clean"].ci95,
             "corrupted": ends["p_corrupt"].mean,
             "corrupted_ci95": ends["p_corrupt"].ci95,
+            **self._whole_answers(),
         }
+
+    def _whole_answers(self) -> dict[str, Any]:
+        """The tokens of the whole answers, and their log-probability in the clean and the corrupted runs."""
+        if not set(WHOLE) & set(self.metrics):
+            return {}
+        ends = {"clean": [f.clean["log_prob"] for f in self.facts]}
+        ends["corrupted"] = [float(f.corrupted["log_prob"].mean(dtype=np.float64)) for f in self.facts]
+        lengths = {name: [len(getattr(f, f"{name}_ids")) for f in self.facts] for name in ("answer", "foil")}
+        means = {f"{name}_log_prob": bootstrap_mean(values).as_dict() for name, values in ends.items()}
+        return {"whole_answer": {f"{name}_tokens": n for name, n in lengths.items()} | means}
 
     def notes(self) -> Sequence[str]:
         """How many facts, and what a cell is."""
@@ -207,7 +219,7 @@ class Trace(Shown):
         """The strongest layer at the last subject token, by kind; of single heads the best five.
 
         Args:
-            metric: `prob` or `logit_diff`; None is the logit difference where it was measured.
+            metric: one of `metrics`; None is the last of them, a difference where one was measured.
         """
         metric = metric or self.metrics[-1]
         peaks = {kind: _peak(self.curve(kind, metric)) for kind in self.kinds}
@@ -215,15 +227,17 @@ class Trace(Shown):
         heads = sorted((kind for kind in self.kinds if kind not in modules), key=lambda kind: -peaks[kind][1].mean)
         rows = [[kind, *peaks[kind]] for kind in (*modules, *heads[:5])]
         note = f"{count(self.n_facts, 'fact')}, {self.why_left_out()}"
-        return [Table(["kind", "layer", "effect [95%]"], rows, "strongest layer at the last subject token", note)]
+        title = "strongest layer at the last subject token"
+        if metric_name(metric) in WHOLE:
+            title += f", {metric_title(self, metric)}"
+        return [Table(["kind", "layer", "effect [95%]"], rows, title, note)]
 
     def figures(self, metrics: Sequence[str] | None = None) -> Sequence[Figure]:
         """Figure 1 for each of `metrics` (None: the trace's) in the order given, then single heads, then Figure 2."""
         metrics = metric_names(metrics or self.metrics)
-        names = {"prob": "probability", "logit_diff": "logit difference"}
         found = []
         for metric in metrics:
-            says = f"Effect on the {names[metric]}, tokens down, layers across."
+            says = f"Effect on the {METRIC_NAMES[metric]}, tokens down, layers across."
             found.append(Figure(self.heatmaps(metric), says, name=f"heatmap-{metric.replace('_', '-')}"))
         if len(without_heads(self)) < len(self.kinds):
             found.append(Figure(self.heads(metrics[0]), "Attention by head.", name="heads", only="command"))
@@ -243,7 +257,7 @@ class Trace(Shown):
         from ..figures import heatmap_panel
 
         panel = _panel(self, self.checked(kind, metric), metric)
-        return heatmap_panel([panel], title=_title(self), subtitle=_subtitle(self))
+        return heatmap_panel([panel], title=_title(self), subtitle=_subtitle(self, metric))
 
     def heatmaps(self, metric: str = "logit_diff") -> go.Figure:
         """All kinds side by side in one `metric`, `mlp` and `attn` on one scale (Figure 1).
@@ -262,7 +276,7 @@ class Trace(Shown):
             top = max((float(p["values"][~np.isnan(p["values"])].max(initial=0.0)) for p in alike), default=0.0)
             for panel in alike if top > 0 else ():
                 panel["zmax"] = top
-        return heatmap_panel(panels, title=_title(self), subtitle=_subtitle(self), shared_scale=False)
+        return heatmap_panel(panels, title=_title(self), subtitle=_subtitle(self, metric), shared_scale=False)
 
     def curves(self, at: str = "subject_last") -> go.Figure:
         """Both metrics by layer at one role, with interval bands (Figure 2).
@@ -281,7 +295,7 @@ class Trace(Shown):
                 series[name][metric] = Series(theme.look(name).label, layers, *line, kind=name)
         title = f"{_title(self)} · {TITLES[at].lower()}"
         titles = {metric: metric_title(self, metric) for metric in self.metrics}
-        return layer_curves(series, title=title, subtitle=_subtitle(self), metric_titles=titles)
+        return layer_curves(series, title=title, subtitle=_subtitle(self, *self.metrics), metric_titles=titles)
 
     def heads(self, metric: str = "logit_diff", at: str = "subject_last") -> go.Figure:
         """Attention by head: heads down, layers across, at one role. q is over all cells of the figure.
@@ -318,12 +332,12 @@ class Trace(Shown):
             over=_over(self),
             colour_title=metric_title(self, metric),
             title=f"{_title(self)} · attention by head · {TITLES[at].lower()}",
-            subtitle=_subtitle(self),
+            subtitle=_subtitle(self, metric),
         )
 
     def figure(self) -> go.Figure:
-        """The heatmaps of all kinds, logit difference."""
-        return self.heatmaps()
+        """The heatmaps of all kinds, logit difference, or the whole answers' where these alone decided."""
+        return self.heatmaps("logit_diff" if set(METRICS) & set(self.metrics) else self.metrics[-1])
 
     # Files ------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -337,7 +351,7 @@ class Trace(Shown):
         """
         arrays: dict[str, ndarray] = {}
         for i, fact in enumerate(self.facts):
-            for metric in METRICS:
+            for metric in fact.clean:
                 arrays[f"{i}.corrupted.{metric}"] = fact.corrupted[metric].astype(np.float32)
                 for kind in self.kinds:
                     arrays[f"{i}.{kind}.{metric}"] = fact.patched[kind][metric].astype(np.float32)
@@ -449,7 +463,7 @@ def _merged_metadata(traces: Sequence[Trace], n_given: int) -> dict[str, Any]:
         for value in (trace.metadata[name] for trace in traces):
             values += value if isinstance(value, list) else [value]
         merged[name] = values[0] if all(v == values[0] for v in values) else values
-    merged["metrics"] = [m for m in METRICS if all(m in trace.metrics for trace in traces)]
+    merged["metrics"] = [m for m in EVERY if all(m in trace.metrics for trace in traces)] or list(METRICS)
     merged["samples"] = sorted({s for trace in traces for s in trace.metadata["samples"]})
     merged["warnings"] = [text for trace in traces for text in trace.metadata["warnings"]]
     return merged | {"n_given": n_given}
@@ -503,8 +517,14 @@ def tested(values: Float[ndarray, "n ..."], grid: IntervalGrid, seed: int = 0) -
 
 # The figures of a trace: their words and their numbers.
 
-METRIC_TITLES = {"prob": "probability restored", "logit_diff": "logit difference restored (eq. 8)"}
-NOISE_TITLES = {"prob": "probability taken away", "logit_diff": "logit difference taken away"}
+METRIC_NAMES = {
+    "prob": "probability",
+    "logit_diff": "logit difference",
+    "log_prob": "log p of the whole answer",
+    "log_prob_diff": "log p difference of whole answer and foil",
+}
+METRIC_TITLES = {m: f"{name} restored" + " (eq. 8)" * m.endswith("diff") for m, name in METRIC_NAMES.items()}
+NOISE_TITLES = {m: f"{name} taken away" for m, name in METRIC_NAMES.items()}
 KIND_TITLES = {"mlp": "MLP", "attn": "Attention", "hidden": "Hidden state"}
 MODULES = ("mlp", "attn")
 
@@ -590,7 +610,7 @@ def _title(trace: Trace) -> str:
     return f"Causal tracing of {trace.n_facts} facts"
 
 
-def _subtitle(trace: Trace) -> str:
+def _subtitle(trace: Trace, *metrics: str) -> str:
     window = int(trace.metadata["window"])
     parts = [without_folders(trace.metadata["model"]), f"window of {window} layers" if window > 1 else "single layers"]
     parts += ["corrupted states in the clean run"] * (trace.metadata.get("direction") == "noise")
@@ -600,5 +620,14 @@ def _subtitle(trace: Trace) -> str:
         parts.append(f"foil {fact.foil} ({fact.foil_source})")
         if hidden := len(trace.patched_tokens(fact)) - len(trace.shown_tokens(fact)):
             parts.append(f"{count(hidden, 'token')} far before the subject left out")
-    clean, corrupt = (np.mean([getattr(f, name) for f in trace.facts]) for name in ("p_clean", "p_corrupt"))
-    return " · ".join([*parts, f"p(r) {clean:.2f} clean, {corrupt:.2f} corrupted"])
+    whole = [metric_name(metric) in WHOLE for metric in metrics]
+    if not all(whole):
+        clean, corrupt = (np.mean([getattr(f, name) for f in trace.facts]) for name in ("p_clean", "p_corrupt"))
+        parts.append(f"p(r) {clean:.2f} clean, {corrupt:.2f} corrupted")
+    if any(whole):
+        lengths = sorted({len(fact.answer_ids) for fact in trace.facts})
+        tokens = count(lengths[0], "token") if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} tokens"
+        runs = [f.clean for f in trace.facts], [f.corrupted for f in trace.facts]
+        clean, corrupt = (np.mean([np.mean(run["log_prob"]) for run in of_facts]) for of_facts in runs)
+        parts.append(f"log p of the whole answer, {tokens}: {clean:.2f} clean, {corrupt:.2f} corrupted")
+    return " · ".join(parts)

@@ -1,9 +1,15 @@
-"""`TracedFact`: what was measured of one fact, and its two effects.
+"""`TracedFact`: what was measured of one fact, and its effects.
 
-A fact's two effects are computed from means over its S noise draws (IntAttn-Edit, section 4.1):
+A fact's effects are computed from means over its S noise draws (IntAttn-Edit, section 4.1):
 
 prob        mean_S p_patched(r) - mean_S p_corrupted(r)
 logit_diff  (mean_S d_patched - mean_S d_corrupted) / (d_clean - mean_S d_corrupted), d = logit(r) - logit(r'); eq. 8
+
+r and r' are the first tokens of answer and foil. The same two of all their tokens, with log p(answer) the sum of each
+token's log-probability given those before it (natural logarithm; the answer is read behind the prompt in every run):
+
+log_prob       mean_S log p_patched(answer) - mean_S log p_corrupted(answer)
+log_prob_diff  as logit_diff with d = log p(answer) - log p(foil), which for one token each is logit(r) - logit(r')
 
 These are the effects of denoising: a clean state in the corrupted run and how much it restores (which states suffice).
 In the noising direction a corrupted state stands in the clean run, and the effect is how much it takes away (which
@@ -27,6 +33,10 @@ from ..errors import BadFact, WorkFailed
 from ..model.tokens import Span
 
 METRICS = ("prob", "logit_diff")
+"""Of the first token of answer and foil; always measured."""
+WHOLE = ("log_prob", "log_prob_diff")
+"""Of the whole answer and foil."""
+EVERY = METRICS + WHOLE
 
 
 def metric_name(metric: str) -> str:
@@ -35,8 +45,8 @@ def metric_name(metric: str) -> str:
     Raises:
         BadFact: there is no such metric.
     """
-    if (name := str(metric).replace("-", "_")) not in METRICS:
-        raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(METRICS)}")
+    if (name := str(metric).replace("-", "_")) not in EVERY:
+        raise BadFact(f"metric {metric!r} is unknown; choose among {', '.join(EVERY)}")
     return name
 
 
@@ -49,7 +59,9 @@ def metric_names(metrics: str | Sequence[str]) -> tuple[str, ...]:
 class TracedFact:
     """One fact's measurements. `index` is its place in the caller's list.
 
-    `clean`, `corrupted` and `patched` are keyed by `prob`, p(r), and `logit_diff`, logit(r) - logit(r').
+    `clean`, `corrupted` and `patched` are keyed by `prob`, p(r), and `logit_diff`, logit(r) - logit(r'); where whole
+    answers were scored also by `log_prob`, log p(answer), and `log_prob_diff`, log p(answer) - log p(foil).
+    `answer_ids` and `foil_ids` are empty in files from before whole answers.
     """
 
     index: int
@@ -73,6 +85,8 @@ class TracedFact:
     corrupted: Mapping[str, Float[ndarray, " sample"]]
     patched: Mapping[str, Mapping[str, Float[ndarray, "layer token sample"]]]
     direction: str = "denoise"
+    answer_ids: tuple[int, ...] = ()
+    foil_ids: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         kinds = ", ".join(self.patched)
@@ -104,6 +118,10 @@ class TracedFact:
         """Mean logit difference over the corrupted runs."""
         return float(self.corrupted["logit_diff"].mean(dtype=np.float64))
 
+    def gap(self, metric: str) -> float:
+        """Clean minus mean corrupted value of a metric: eq. 8's denominator."""
+        return self.clean[metric] - float(self.corrupted[metric].mean(dtype=np.float64))
+
     def effects(self, kind: str, metric: str) -> Float[ndarray, "layer token sample"]:
         """The effect of each draw; eq. 8's denominator is the mean over draws for all of them."""
         metric = metric_name(metric)
@@ -111,12 +129,12 @@ class TracedFact:
         gained = patched - self.corrupted[metric].astype(np.float64)
         if self.direction == "noise":
             gained = self.clean[metric] - patched
-        if metric == "prob":
+        if metric in ("prob", "log_prob"):
             return gained
-        gap = self.ld_clean - self.ld_corrupt
+        gap = self.gap(metric)
         if gap == 0:
             raise WorkFailed(
-                f"{self.prompt!r}: clean and corrupted logit difference are equal, so eq. 8 has no value; "
+                f"{self.prompt!r}: clean and corrupted {metric.replace('_', ' ')} are equal, so eq. 8 has no value; "
                 "use the prob metric or a stronger corruption"
             )
         return gained / gap
@@ -133,9 +151,11 @@ def fact_header(fact: TracedFact) -> dict[str, Any]:
 
 def fact_from(fact: dict[str, Any], i: int, kinds: Sequence[str], arrays: dict[str, ndarray]) -> TracedFact:
     other: dict[str, Any] = {name: tuple(fact[name]) for name in ("ids", "tokens", "roles")}
+    other |= {name: tuple(fact.get(name, ())) for name in ("answer_ids", "foil_ids")}
+    metrics = [m for m in EVERY if m in fact["clean"]]
     other["span"] = Span(*fact["span"])
-    other["corrupted"] = {m: arrays[f"{i}.corrupted.{m}"] for m in METRICS}
-    other["patched"] = {k: {m: arrays[f"{i}.{k}.{m}"] for m in METRICS} for k in kinds}
+    other["corrupted"] = {m: arrays[f"{i}.corrupted.{m}"] for m in metrics}
+    other["patched"] = {k: {m: arrays[f"{i}.{k}.{m}"] for m in metrics} for k in kinds}
     return TracedFact(**fact | other)
 
 
