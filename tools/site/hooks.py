@@ -119,8 +119,8 @@ def linked_sources(markdown: str, source: str) -> list[str]:
 def source_page(path: str) -> str:
     """A file of the repository, as it is."""
     text = (ROOT / path).read_text(encoding="utf-8")
-    shown = text if path.endswith(".md") else f"# {path}\n\n{fenced(text, 'python')}\n"
-    return f"---\nsearch: {{exclude: true}}\n---\n{shown}"
+    content = text if path.endswith(".md") else f"# {path}\n\n{fenced(text, 'python')}\n"
+    return f"---\nsearch: {{exclude: true}}\n---\n{content}"
 
 
 def fenced(text: str, language: str = "text") -> str:
@@ -172,6 +172,11 @@ def tutorials() -> str:
 # The reference
 
 
+def shown(name: str) -> str:
+    """A public name with its members; those of a model are also its base classes' (its weights)."""
+    return f"::: kt.{name}" + ("\n    options: {inherited_members: true}" if name == "TracedModel" else "")
+
+
 def reference() -> dict[str, str]:
     """The pages of the reference.
 
@@ -182,7 +187,7 @@ def reference() -> dict[str, str]:
     if sorted(names) != sorted(kt.__all__):
         raise PluginError(f"tools/site/hooks.py, REFERENCE: differs from kt.__all__ by {set(names) ^ set(kt.__all__)}")
     pages = {
-        f"reference/{page}.md": "\n\n".join([f"# {title}", EXAMPLES, *(f"::: kt.{name}" for name in listed.split())])
+        f"reference/{page}.md": "\n\n".join([f"# {title}", EXAMPLES, *map(shown, listed.split())])
         for page, (title, listed) in REFERENCE.items()
     }
     pages["reference/errors.md"] = "\n\n".join(["# Errors", ERRORS, *(f"::: kt.errors.{name}" for name in KINDS)])
