@@ -99,6 +99,13 @@ def test_one_blank_part_does_not_cost_the_record(tmp_path):
     assert one(tmp_path, bio)[1] == ["blank or null in 'near', left out"]
 
 
+@pytest.mark.parametrize("mark", ["{subject}", "[X]", "{0}"])
+def test_another_tools_mark_of_the_subject_is_said(tmp_path, mark):
+    _, notes = one(tmp_path, {**OWN, "paraphrases": [f"{mark}'s capital is"]})
+    assert notes == [f"a prompt holds {mark}, which is asked as it stands ({{}} marks the subject)"]
+    assert one(tmp_path, {**OWN, "paraphrases": ["{}'s capital is"]})[1] == []
+
+
 def test_what_is_left_out_of_records_in_memory_is_said_once():
     with pytest.warns(UserWarning, match=r"unknown key 'note', which is not read: 2 times \(first: record 1,"):
         facts_from([{**OWN, "note": 1}, {**OWN, "note": 2}])

@@ -333,14 +333,24 @@ def subject_start(text: str, subject: str) -> int:
     return whole[-1] if whole else text.rfind(subject) if subject else -1
 
 
+_OTHER_MARK = re.compile(r"\{(?:subject|entity|s|0)\}|\[(?:X|SUBJ|SUBJECT)\]|<subject>", re.I)
+
+
 def doubts(fact: Fact) -> list[str]:
-    """What the author of a fact may have meant otherwise: which of several occurrences the subject's place is."""
+    """What the author of a fact may have meant otherwise: which of several occurrences the subject's place is, and
+    other tools' marks of it."""
     n_whole, n_inside = len(words_at(fact.prompt, fact.subject)), fact.prompt.count(fact.subject)
+    found = []
     if n_whole > 1 or (not n_whole and n_inside > 1):
-        return ["the subject stands more than once in its prompt (the place marked by {} counts, else the last one)"]
-    if not n_whole and n_inside:
-        return ["the subject stands in its prompt only inside another word"]
-    return []
+        found.append(
+            "the subject stands more than once in its prompt (the place marked by {} counts, else the last one)"
+        )
+    elif not n_whole and n_inside:
+        found.append("the subject stands in its prompt only inside another word")
+    texts = (*fact.rephrasings, *(near.prompt for near in (*fact.neighbours, *fact.hops)), *fact.generation)
+    if mark := _OTHER_MARK.search("\n".join((fact.template, *texts))):
+        found.append(f"a prompt holds {mark.group()}, which is asked as it stands ({{}} marks the subject)")
+    return found
 
 
 def words_at(text: str, subject: str) -> list[int]:
