@@ -241,3 +241,44 @@ def test_in_a_chat_template_the_whole_answer_is_what_teacher_forcing_scores(name
     assert (fact.answer_ids, fact.foil_ids) == (answer.target, foil.target) and len(answer.target) < len(foil.target)
     assert fact.clean["log_prob"] == pytest.approx(answer.log_prob, abs=1e-5)
     assert fact.clean["log_prob_diff"] == pytest.approx(answer.log_prob - foil.log_prob, abs=2e-5)
+
+
+def test_a_later_token_is_traced_behind_those_before_it(gpt2, tmp_path):
+    """The foil goes on with its own tokens where it begins alike; else it is the model's best other token."""
+    alike = kt.Fact("The {} is", "France", answer="Rome, Italy", foil="Rome, Paris")
+    asked = [alike, *ASKED]
+    noise = draws(gpt2, asked)
+    how = {"kinds": ("attn",), "noise": noise, "keep": "all"}
+    trace = kt.causal_trace(gpt2, asked, at=1, metrics=WHOLE, **how)
+    first = kt.causal_trace(gpt2, asked, metrics=WHOLE, **how)
+    assert [(out.fact, out.reason) for out in trace.left_out] == [(1, "the answer has no token 1")]
+    assert [fact.foil_source for fact in trace.facts] == ["given", "model", "model"]
+    for fact in trace.facts:
+        before = first.facts[fact.index]
+        assert fact.ids == (*before.ids, before.answer_ids[0]) and fact.span == before.span and fact.at == 1
+        assert fact.answer_ids == before.answer_ids[1:] and fact.roles[-1] == "last"
+        values = plain(gpt2.module, "gpt2", fact, fact.answer_ids, noise[fact.index], "attn", 1, "denoise")
+        assert np.abs(fact.patched["attn"]["log_prob"] - values).max() < 2e-5
+        rest = before.clean["log_prob"] - np.log(before.clean["prob"])
+        assert fact.clean["log_prob"] == pytest.approx(rest, abs=1e-5)
+    later = kt.causal_trace(gpt2, asked, at=4, metrics=WHOLE, **how)
+    assert [(f.foil_source, f.foil_ids) for f in later.facts] == [("given", first.facts[0].foil_ids[4:])]
+    again = kt.Trace.load(trace.save(tmp_path / "trace.safetensors"))
+    assert again.facts[0].at == 1 and "at token 1 of the answer" in again.figure().to_json()
+    with pytest.raises(BadFact, match="traces of at 1 and 0 do not merge"):
+        trace.merge(kt.causal_trace(gpt2, FACTS, **how | {"noise": draws(gpt2, FACTS)}))
+    with pytest.raises(BadFact, match="at is -1"):
+        kt.causal_trace(gpt2, asked, at=-1)
+
+
+def test_swaps_and_screens_take_a_later_token(gpt2):
+    asked = [kt.Fact("The {} is", s, answer="Seattle") for s in ("France", "Warsaw", "Rapinoe")]
+    swapped = kt.causal_trace(gpt2, asked, at=2, corrupt="swap", keep="all")
+    assert swapped.n_facts >= 2 and all(len(f.answer_ids) == 1 for f in swapped.facts)
+    fact = swapped.facts[0]
+    other = gpt2.encode([fact.prompt.replace(fact.subject, fact.swapped_for)]).ids[0].tolist()
+    ids = torch.tensor([[*other, *fact.ids[-2:]]])
+    found = gpt2.module(ids).logits[0, -1].softmax(-1)[fact.answer_id]
+    assert fact.p_corrupt == pytest.approx(float(found), abs=1e-6)
+    found = kt.screen(gpt2, asked, at=1, top=3, keep="all", samples=1)
+    assert found.exact.n_facts == 3 and len(found.exact.facts[0].tokens) == len(fact.tokens) - 1

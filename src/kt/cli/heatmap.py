@@ -112,7 +112,7 @@ def alpha(options: AlphaOptions) -> None:
         balance.save(s.run.file(FILES["balance"]))
         s.keep(balance)
         plain = (options.window, options.noise, options.corrupt, options.keep) == (1, "3s", "noise", "known")
-        if plain and options.prompt is None and metric == "logit_diff":
+        if plain and options.prompt is None and metric == "logit_diff" and not options.at:
             from ..editing.evidence import keep_balance
 
             keep_balance(s.load_model(), balance)
@@ -151,6 +151,7 @@ def trace_arguments(options: Any) -> dict[str, Any]:
         "seed": options.seed,
         "max_rows": None if rows == "auto" else int(rows),
         "direction": getattr(options, "direction", "denoise"),
+        "at": options.at or 0,
     }
 
 

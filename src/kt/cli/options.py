@@ -179,6 +179,9 @@ class TraceOptions(Options):
     samples: Annotated[int, Opt("--samples", min=1, help="Noise draws per fact.")] = 10
     window: Annotated[int, Opt("--window", min=1, help="Layers restored together, centred.")] = 1
     keep: Annotated[str, Opt("--keep", help="known: only facts that the model answers; all.")] = "known"
+    at: Annotated[
+        int | None, Opt("--at", min=0, help="The answer's token to trace (0: its first), behind those before it.")
+    ] = None
 
 
 @dataclass(frozen=True)

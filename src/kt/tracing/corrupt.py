@@ -133,7 +133,7 @@ def _partner(tokenizer: Any, case: TracePrompt, cases: Sequence[TracePrompt], se
     )
     for other in others:
         subject = other.fact.subject
-        ids = token_ids(tokenizer, fill(case.fact.template, subject))
+        ids = [*token_ids(tokenizer, fill(case.fact.template, subject)), *case.ids[len(case.ids) - case.at :]]
         fits = len(ids) == len(case.ids) and (*ids[:start], *ids[stop:]) == case.ids[:start] + case.ids[stop:]
         if fits and template_span(tokenizer, case.fact.template, subject) == case.span:
             first = next((i for i, (a, b) in enumerate(zip(ids, case.ids, strict=True)) if a != b), None)

@@ -4,6 +4,9 @@ r is the first token of the fact's answer, or the model's most likely next token
 first that exists of (`foil_source` names it): the fact's foil (`given`); its edit target (`target`); the answer of
 another fact of the same relation with the highest logit (`relation`); the model's best other token (`model`). The whole
 answer and the whole foil are all their tokens behind the prompt; where the model chose, that is the one token.
+
+At token `at` of the answer, the tokens before it count as the prompt's. A foil that begins with them goes on with its
+own; else r' is the model's best other token there.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from .patches import unpadded_batch
 
 SAME_TOKEN = "answer and foil begin with the same token"
 SAME_TOKENS = "answer and foil are the same tokens"
+ENDED = "the answer has no token {}"
 UNKNOWN = "the model's first token is not the answer's"
 
 
@@ -32,7 +36,8 @@ UNKNOWN = "the model's first token is not the answer's"
 class TracePrompt:
     """A fact made ready for tracing. `index` is its position in the caller's list.
 
-    `answer_ids` and `foil_ids` are all tokens of the two, `answer_id` and `foil_id` the first ones.
+    `answer_ids` and `foil_ids` are all tokens of the two behind `ids`, `answer_id` and `foil_id` the first ones. The
+    last `at` of `ids` are the answer's.
     """
 
     index: int
@@ -48,6 +53,7 @@ class TracePrompt:
     known: bool
     answer_ids: tuple[int, ...]
     foil_ids: tuple[int, ...]
+    at: int = 0
 
 
 class LeftOut(NamedTuple):
@@ -76,30 +82,45 @@ class Choice(NamedTuple):
         """The first token."""
         return self.ids[0]
 
+    def behind(self, start: tuple[int, ...]) -> Choice | None:
+        """What is left behind these first tokens; None if it has others, or no more."""
+        left = self.ids[len(start) :]
+        return self._replace(ids=left) if left and self.ids[: len(start)] == start else None
+
 
 def prepare(
-    model: TracedModel, facts: Sequence[Fact], max_rows: int, scored: Literal["first", "whole", "both"] = "first"
+    model: TracedModel,
+    facts: Sequence[Fact],
+    max_rows: int,
+    scored: Literal["first", "whole", "both"] = "first",
+    at: int = 0,
 ) -> tuple[list[TracePrompt], list[LeftOut]]:
     """Choose answer and foil of every fact; one forward of the model per `max_rows` prompts of equal length.
 
     Args:
         scored: what will be scored, the first token of answer and foil, all of them, or both.
+        at: tokens of the answer that are read with the prompt.
 
     Returns:
-        The prompts, in the order of the facts, and the facts left out because nothing that is scored tells answer from
-        foil (they share their first token, or all), or because the model cannot read them
-        (`TracedModel.why_unreadable`).
+        The prompts, in the order of the facts, and the facts left out because their answer is too short, because
+        nothing that is scored tells answer from foil (they share their first token, or all), or because the model
+        cannot read them (`TracedModel.why_unreadable`).
     """
     encoded = [tuple(token_ids(model.reader, fact.prompt)) for fact in facts]
     spans = [template_span(model.reader, fact.template, fact.subject) for fact in facts]
     answers = [_choice(model.reader, fact, fact.answer, "given") for fact in facts]
+    starts = [() if answer is None else answer.ids[:at] for answer in answers]
     relations: dict[str, dict[int, Choice]] = defaultdict(dict)
     for fact, answer in zip(facts, answers, strict=True):
         if fact.relation and answer is not None:
             relations[fact.relation].setdefault(answer.token, answer)
     cases: list[TracePrompt] = []
     doubts: dict[tuple[str, str], tuple[float, float]] = {}
+    if at:
+        answers = [None if a is None else a.behind(start) for a, start in zip(answers, starts, strict=True)]
+        encoded = [ids + start for ids, start in zip(encoded, starts, strict=True)]
     unread = {i: reason for i, ids in enumerate(encoded) if (reason := model.why_unreadable(ids))}
+    unread |= {i: ENDED.format(at) for i, answer in enumerate(answers) if at and answer is None}
     left_out = [LeftOut(i, facts[i].id, reason) for i, reason in unread.items()]
     readable = [i for i in range(len(facts)) if i not in unread]
     for places in equal_lengths([encoded[i] for i in readable], max_rows):
@@ -107,19 +128,19 @@ def prepare(
         logits = model.logits(unpadded_batch(torch.tensor([encoded[i] for i in rows])))[:, -1]
         for i, row in zip(rows, logits, strict=True):
             fact, best, given = facts[i], int(row.argmax()), answers[i]
-            if given is not None and fact.target_prefix is None:
+            if given is not None and fact.target_prefix is None and not at:
                 other = other_first_id(model.reader, fact.prompt, given.text, given.token)
                 if other is not None:
                     log_probs = row.log_softmax(-1)
                     doubts[fact.prompt, given.text] = float(log_probs[given.token]), float(log_probs[other])
             answer = answers[i] or Choice(model.tokenizer.decode([best]).strip(), (best,), "model")
-            foil = _foil(model.reader, fact, answer, relations.get(fact.relation, {}), row)
+            foil = _foil(model.reader, fact, answer, relations.get(fact.relation, {}), row, starts[i])
             if reason := _unscorable(model, encoded[i], answer, foil, scored):
                 left_out.append(LeftOut(i, fact.id, reason))
                 continue
             chosen = (answer.text, answer.token, answer.source, foil.text, foil.token, foil.source)
             known = best == answer.token
-            cases.append(TracePrompt(i, fact, encoded[i], spans[i], *chosen, known, answer.ids, foil.ids))
+            cases.append(TracePrompt(i, fact, encoded[i], spans[i], *chosen, known, answer.ids, foil.ids, at))
     warn_of_joins(doubts)
     return sorted(cases, key=lambda c: c.index), sorted(left_out)
 
@@ -151,13 +172,18 @@ def _choice(tokenizer: Any, fact: Fact, text: str | None, source: str) -> Choice
 
 
 def _foil(
-    tokenizer: Any, fact: Fact, answer: Choice, relation: dict[int, Choice], logits: Float[Tensor, " vocab"]
+    tokenizer: Any,
+    fact: Fact,
+    answer: Choice,
+    relation: dict[int, Choice],
+    logits: Float[Tensor, " vocab"],
+    start: tuple[int, ...],
 ) -> Choice:
     foil = _choice(tokenizer, fact, fact.foil, "given") or _choice(tokenizer, fact, fact.target, "target")
-    if foil is not None:
-        return foil
+    if foil is not None and (left := foil.behind(start)) is not None:
+        return left
     # Ties go to the lower token id, so that the result does not depend on the facts' order.
-    wrong = sorted((-float(logits[token]), token) for token in relation if token != answer.token)
+    wrong = sorted((-float(logits[token]), token) for token in relation if token != answer.token and not start)
     if wrong:
         return relation[wrong[0][1]]._replace(source="relation")
     others = logits.clone()

@@ -63,6 +63,7 @@ class Settings:
     direction: str = "denoise"
     method: str = "exact"
     tokens: str = "all"
+    at: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(dict.fromkeys(words(self.kinds))))
@@ -94,6 +95,7 @@ class Settings:
             (self.direction not in DIRECTIONS, _choose("direction", [self.direction], DIRECTIONS)),
             (self.method not in METHODS, _choose("method", [self.method], METHODS)),
             (self.tokens not in TOKENS, _choose("tokens", [self.tokens], TOKENS)),
+            (self.at < 0, f"at is {self.at}; give 0 (the answer's first token) or more"),
             (self.keep not in ("known", "all"), f"keep is {self.keep!r}; choose known or all"),
             (self.max_rows is not None and self.max_rows < 1, f"max_rows is {self.max_rows}; give at least 1"),
         ]
@@ -129,6 +131,7 @@ class Settings:
             "direction": self.direction,
             "method": self.method,
             **({} if self.tokens == "all" else {"tokens": self.tokens}),
+            **({} if self.at == 0 else {"at": self.at}),
             "noise": None if self.corrupt == "swap" else "given" if self.noise_given else "drawn",
             "noise_scale": None if noise_level is None else self.noise_scale,
             "noise_level": noise_level,
@@ -163,6 +166,7 @@ def causal_trace(
     tokens: str = "all",
     only: Sequence[Mapping[str, Bool[ndarray, "layer token"]]] | None = None,
     journal: Journal | None = None,
+    at: int = 0,
 ) -> Trace:
     """Restore each kind's clean value at every layer and token of corrupted prompts, and measure the effect on the
     answer's first token r.
@@ -195,6 +199,9 @@ def causal_trace(
             `balance_factor` reads. Its values are the same to the last bit, at a fraction of the work.
         only: for each fact the cells to patch, by kind; other cells become NaN.
         journal: keeps the measurements group by group, so that the same call with the same journal resumes there.
+        at: trace the answer's token of this number instead of its first, 0; those before it are read, and patched,
+            with the prompt. A foil that begins with them goes on with its own tokens, else the model's best other token
+            is the foil.
 
     Returns:
         The traced facts, with arrays (layer, token, sample) by kind and metric, and the facts left out.
@@ -226,6 +233,7 @@ def causal_trace(
         direction,
         method,
         tokens,
+        at,
     )
     if only is not None and tokens != "all":
         raise BadFact(f"only and tokens={tokens!r} both choose the cells to patch; give one of them")
@@ -240,9 +248,9 @@ def causal_trace(
         raise BadFact("there are no facts to trace; give at least one")
     # All processes need the same groups: `rows` follows from the process with the least free memory, and rank 0 alone
     # decides which facts the model knows, since another machine might round a tie the other way.
-    longest = max(len(token_ids(model.reader, f.prompt)) for f in facts)
+    longest = max(len(token_ids(model.reader, f.prompt)) for f in facts) + at
     rows = max_rows or min(parallel.all_gather("rows of a forward", default_max_rows(model, longest)))
-    cases, left_out = parallel.on_rank_zero("cases to trace", prepare, model, facts, rows, settings.scored)
+    cases, left_out = parallel.on_rank_zero("cases to trace", prepare, model, facts, rows, settings.scored, at)
     unknown = [c for c in cases if not c.known]
     if keep == "known":
         cases = [c for c in cases if c.known]

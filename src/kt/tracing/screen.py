@@ -257,7 +257,8 @@ def chosen_cells(
     chosen = []
     traced = {fact.index: fact for fact in estimate.facts}
     for i, fact in enumerate(facts):
-        shape = (len(estimate.kinds), estimate.n_layers, len(token_ids(model.reader, fact.prompt)))
+        length = len(token_ids(model.reader, fact.prompt)) + estimate.metadata.get("at", 0)
+        shape = (len(estimate.kinds), estimate.n_layers, length)
         cells = np.zeros(shape, dtype=bool)
         if i in traced:
             cells = (ranks_from_largest(_flat(traced[i], estimate.kinds, metric)) <= top).reshape(shape)

@@ -32,8 +32,9 @@ TOKENS = ("all", "subject_last")
 FILE_KIND = "trace"
 OLDER = {"direction": "denoise", "method": "exact"}
 """Metadata of files written before these options existed."""
-_SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "method", "tokens", "keep", "min_gap")
+_SAME = ("model", "revision", "n_layers", "window", "corrupt", "direction", "method", "tokens", "at", "keep", "min_gap")
 """Metadata that must agree before the facts of two traces are averaged together."""
+_UNSAID = {"tokens": "all", "at": 0}
 
 
 MANY_BEFORE, SHOWN_BEFORE = 12, 4
@@ -445,7 +446,7 @@ class Tested(NamedTuple):
 
 def _must_merge(first: Trace, other: Trace) -> None:
     for name in _SAME:
-        mine, theirs = (trace.metadata.get(name, "all" if name == "tokens" else None) for trace in (first, other))
+        mine, theirs = (trace.metadata.get(name, _UNSAID.get(name)) for trace in (first, other))
         if theirs != mine:
             raise BadFact(f"traces of {name} {mine!r} and {theirs!r} do not merge; trace both the same way")
     if set(other.kinds) != set(first.kinds):
@@ -615,6 +616,8 @@ def _subtitle(trace: Trace, *metrics: str) -> str:
     parts = [without_folders(trace.metadata["model"]), f"window of {window} layers" if window > 1 else "single layers"]
     parts += ["corrupted states in the clean run"] * (trace.metadata.get("direction") == "noise")
     parts += ["estimated by attribution patching"] * (trace.metadata.get("method") == "atp")
+    if at := trace.metadata.get("at"):
+        parts.append(f"at token {at} of the answer")
     if trace.n_facts == 1:
         fact = trace.facts[0]
         parts.append(f"foil {fact.foil} ({fact.foil_source})")

@@ -61,7 +61,7 @@ class TracedFact:
 
     `clean`, `corrupted` and `patched` are keyed by `prob`, p(r), and `logit_diff`, logit(r) - logit(r'); where whole
     answers were scored also by `log_prob`, log p(answer), and `log_prob_diff`, log p(answer) - log p(foil).
-    `answer_ids` and `foil_ids` are empty in files from before whole answers.
+    `answer_ids` and `foil_ids` are empty in files from before whole answers. The last `at` of `ids` are the answer's.
     """
 
     index: int
@@ -87,6 +87,7 @@ class TracedFact:
     direction: str = "denoise"
     answer_ids: tuple[int, ...] = ()
     foil_ids: tuple[int, ...] = ()
+    at: int = 0
 
     def __repr__(self) -> str:
         kinds = ", ".join(self.patched)
