@@ -47,6 +47,9 @@ class LensReading(NamedTuple):
         start_prob: the probabilities for the residual stream that enters block 0.
         start_rank: the ranks there.
         sets: mean probability of each word set's tokens; NaN where a fact has no such set.
+        whole_log_prob: float32, log-probability of all tokens of each answer, each where it is due behind those before
+            it, at the prediction position; None where whole answers were not read.
+        whole_rank: int32, the worst rank along the answer there: 0 where every token is at the top.
     """
 
     prob: Float[ndarray, "fact position kind layer token"]
@@ -54,6 +57,8 @@ class LensReading(NamedTuple):
     start_prob: Float[ndarray, "fact position token"]
     start_rank: Int[ndarray, "fact position token"]
     sets: Float[ndarray, "fact position kind layer set"] | None
+    whole_log_prob: Float[ndarray, "fact kind layer answer"] | None = None
+    whole_rank: Int[ndarray, "fact kind layer answer"] | None = None
 
 
 class _Scores(NamedTuple):
