@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .explorer.widget import widget
     from .facts.fact import Fact, Prompt
     from .facts.load import iter_facts, load_facts, read_facts
+    from .model.chat import Chat
     from .model.load import load
     from .model.model import TracedModel
     from .model.sites import Kind, Site
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load": ".model.load",
+    "Chat": ".model.chat",
     "TracedModel": ".model.model",
     "Kind": ".model.sites",
     "Site": ".model.sites",
@@ -88,6 +90,7 @@ _HOMES = {
 
 __all__ = [  # noqa: RUF022 -- in the order of use
     "load",
+    "Chat",
     "TracedModel",
     "Kind",
     "Site",

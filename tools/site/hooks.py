@@ -31,7 +31,7 @@ MOVED = {
 """Files of the repository that are pages of the site, under another name than in docs/."""
 
 REFERENCE = {
-    "models": ("Models", "load TracedModel Kind Site"),
+    "models": ("Models", "load Chat TracedModel Kind Site"),
     "facts": ("Facts", "load_facts read_facts iter_facts Fact Prompt"),
     "tracing": (
         "Tracing",
@@ -39,7 +39,7 @@ REFERENCE = {
     ),
     "probing": ("Probing", "contrast_probe Probe residual_fact Residual"),
     "editing": ("Editing", "edit Edit EditSession EditStack run_edits key_statistics train_editor Editor"),
-    "judging": ("Judging", "evaluate Scores abilities Abilities case_study CaseStudy Sweep run_recipe explore"),
+    "judging": ("Judging", "evaluate Scores abilities Abilities case_study CaseStudy Sweep run_recipe explore widget"),
     "errors": ("Errors", "KtError"),
 }
 """The pages of the reference: title, and the public names on each."""

@@ -32,6 +32,7 @@ class ProbeOptions(RunOptions, FigureOptions, ForceOptions, FactOptions, ChatOpt
     )
     layers: Annotated[str | None, Opt("--layers", help="Only these layers: 0-5, 3 (no stages then).")] = None
     sets: Annotated[str | None, Opt("--sets", help="Word sets: demo, or a JSON file.")] = None
+    whole: Annotated[bool, Opt("--whole", help="Also all tokens of both answers: log p, and the worst rank.")] = False
     statistic: Annotated[str, Opt("--statistic", help="What figures and tables show: mean or median.")] = "mean"
 
 
@@ -45,7 +46,7 @@ def probe(options: ProbeOptions) -> None:
         raise BadOption("--pool has rivals for what an edit left; it has no place without --edit")
     if options.edit is None:
         return probe_model(options, layers)
-    for flag, given in (("--layers", layers), ("--sets", options.sets)):
+    for flag, given in (("--layers", layers), ("--sets", options.sets), ("--whole", options.whole or None)):
         if given is not None:
             raise BadOption(f"{flag} has no place with --edit, which compares all layers; leave one of them out")
     return probe_edit(options)
@@ -61,7 +62,14 @@ def probe_model(options: ProbeOptions, layers: tuple[int, ...] | None) -> None:
 
         with s.progress("probing") as tick:
             result = contrast_probe(
-                model, facts, not options.raw, layers=layers, sets=sets, batch_size=rows, progress=tick
+                model,
+                facts,
+                not options.raw,
+                layers=layers,
+                sets=sets,
+                batch_size=rows,
+                progress=tick,
+                whole=options.whole,
             )
         result.save(s.run.file(FILES["probe"]))
         s.keep(result, result.figures(options.statistic))

@@ -18,7 +18,7 @@ from ..model.batches import BatchSize
 from ..model.model import TracedModel
 from ..runs import parallel
 from ..tracing.prompts import LeftOut, why
-from .lens import TOP, LensReading, read_lens
+from .lens import POSITIONS, TOP, LensReading, read_lens
 from .questions import ProbedFact, Question, ask, described
 from .result import Probe
 from .word_sets import Asked, SetReader, SetTokens, WordSets, open_sets
@@ -39,6 +39,7 @@ def contrast_probe(
     sets: str | os.PathLike[str] | Mapping[str, Any] | WordSets | None = None,
     batch_size: BatchSize = "auto",
     progress: Progress | None = None,
+    whole: bool = False,
 ) -> Probe:
     """Probability (eq. 5) and rank (eq. 6) of the first token of two answers, by layer, kind and position.
 
@@ -51,6 +52,7 @@ def contrast_probe(
         sets: word sets (appendix A): `demo`, a JSON file, or the content of one.
         batch_size: prompts in one forward pass; results do not depend on it beyond rounding.
         progress: called with (facts done, facts in all, as far as known).
+        whole: also read all tokens of both answers (see `LensReading`), with a prompt more for each beyond the first.
 
     Returns:
         Probabilities and ranks by fact, position, kind, layer and answer, and the facts that were left out.
@@ -89,7 +91,8 @@ def contrast_probe(
         left_out += without
         if questions:
             masks = None if reader is None else _masks(reader, block, questions)
-            readings.append(_read(model, questions, wanted, final_norm, masks, batch_size, report))
+            reading = _read(model, questions, wanted, final_norm, masks, batch_size, report)
+            readings.append(_along(model, questions, reading, wanted, final_norm, batch_size) if whole else reading)
             probed += [question.fact for question in questions]
         done += len(block)
     _must_have(done, probed, left_out)
@@ -137,6 +140,35 @@ def _read(
         batch_size=batch_size,
         progress=progress,
     )
+
+
+def _along(
+    model: TracedModel,
+    questions: Sequence[Question],
+    first: LensReading,
+    layers: tuple[int, ...] | None,
+    final_norm: bool,
+    batch_size: BatchSize,
+) -> LensReading:
+    """The reading of the first tokens with those of the whole answers; a probability counts as 1.2e-38 at least."""
+    answers = [(i, a, ids) for i, q in enumerate(questions) for a, ids in enumerate((q.answer_ids, q.target_ids))]
+    later = [(i, a, ids[:j], ids[j]) for i, a, ids in answers for j in range(1, len(ids))]
+    least, at = np.finfo(np.float32).tiny, POSITIONS.index("prediction")
+    log_prob, rank = np.log(np.maximum(first.prob[:, at], least)), first.rank[:, at].copy()
+    if later:
+        found = read_lens(
+            model,
+            [(*questions[i].ids, *before) for i, _, before, _ in later],
+            [questions[i].subject_last for i, *_ in later],
+            np.array([[token] for *_, token in later], dtype=np.int64),
+            layers=layers,
+            final_norm=final_norm,
+            batch_size=batch_size,
+        )
+        for row, (i, a, *_) in enumerate(later):
+            log_prob[i, :, :, a] += np.log(np.maximum(found.prob[row, at, :, :, 0], least))
+            rank[i, :, :, a] = np.maximum(rank[i, :, :, a], found.rank[row, at, :, :, 0])
+    return first._replace(whole_log_prob=log_prob, whole_rank=rank)
 
 
 def _must_have(n_given: int, probed: Sequence[ProbedFact], left_out: Sequence[LeftOut]) -> None:

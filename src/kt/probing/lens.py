@@ -51,6 +51,9 @@ class LensReading(NamedTuple):
         sets: mean probability of each word set's tokens; NaN where a fact has no such set.
         top: int32, ids of the most probable tokens, the first first; None where none were asked for.
         top_prob: float32, their probabilities.
+        whole_log_prob: float32, log-probability of all tokens of each answer, each where it is due behind those before
+            it, at the prediction position; None where whole answers were not read.
+        whole_rank: int32, the worst rank along the answer there: 0 where every token is at the top.
     """
 
     prob: Float[ndarray, "fact position kind layer token"]
@@ -60,6 +63,8 @@ class LensReading(NamedTuple):
     sets: Float[ndarray, "fact position kind layer set"] | None
     top: Int[ndarray, "fact position kind layer top"] | None = None
     top_prob: Float[ndarray, "fact position kind layer top"] | None = None
+    whole_log_prob: Float[ndarray, "fact kind layer answer"] | None = None
+    whole_rank: Int[ndarray, "fact kind layer answer"] | None = None
 
     @staticmethod
     def joined(readings: Sequence[LensReading]) -> LensReading:

@@ -56,12 +56,13 @@ class ProbedFact:
 
 
 class Question(NamedTuple):
-    """A fact made ready for the lens. `answer_ids` are all tokens of the original answer."""
+    """A fact made ready for the lens. `answer_ids` and `target_ids` are all tokens of its two answers."""
 
     fact: ProbedFact
     ids: tuple[int, ...]
     subject_last: int
     answer_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
 
 
 def described(model: TracedModel, final_norm: bool) -> dict[str, Any]:
@@ -101,6 +102,7 @@ def ask(
 
 def _question(tokenizer: Any, index: int, fact: Fact, target: str) -> Question:
     prompt = fact.prompt
+    wanted = target_ids(tokenizer, prompt, target, fact.target_prefix)
     answer_ids = () if fact.answer is None else target_ids(tokenizer, prompt, fact.answer, fact.target_prefix)
     probed = ProbedFact(
         index=index,
@@ -112,11 +114,11 @@ def _question(tokenizer: Any, index: int, fact: Fact, target: str) -> Question:
         original_id=answer_ids[0] if answer_ids else -1,
         original_source="given" if answer_ids else "model",
         target=target.strip(),
-        target_id=target_ids(tokenizer, prompt, target, fact.target_prefix)[0],
+        target_id=wanted[0],
         target_source="target" if fact.target is not None else "foil",
     )
     last = template_span(tokenizer, fact.template, fact.subject).last
-    return Question(probed, tuple(token_ids(tokenizer, prompt)), last, answer_ids)
+    return Question(probed, tuple(token_ids(tokenizer, prompt)), last, answer_ids, wanted)
 
 
 def _answered_by_model(tokenizer: Any, question: Question, token: int) -> Question:

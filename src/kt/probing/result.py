@@ -178,6 +178,20 @@ class Probe(Shown):
             values, layers = np.concatenate([entering[:, None], values], 1), (-1, *layers)
         return _curve(layers, values, statistic)
 
+    def whole_curve(
+        self, kind: str = "resid", answer: str = "original", metric: str = "rank", statistic: str = "mean"
+    ) -> LensCurve:
+        """All tokens of one answer by layer at the prediction position: `log_prob`, their sum, or the worst `rank`.
+
+        Raises:
+            BadFact: whole answers were not read.
+        """
+        values = getattr(self.reading, f"whole_{chosen_name('metric', metric, ('rank', 'log_prob'))}")
+        if values is None:
+            raise BadFact("this probe read the answers' first tokens; probe again with whole=True")
+        values = values[self.counted][:, chosen("kind", kind, KINDS), :, chosen("answer", answer, ANSWERS)]
+        return _curve(self.layers, values, statistic)
+
     def set_curve(
         self, name: str, kind: str = "resid", position: str = "prediction", statistic: str = "mean"
     ) -> LensCurve:
@@ -240,6 +254,9 @@ class Probe(Shown):
             "kinds": kinds,
             "stages": self.stages.as_dict(),
         }
+        if self.reading.whole_rank is not None:
+            of = {a: {m: self.whole_curve("resid", a, m)._asdict() for m in ("rank", "log_prob")} for a in ANSWERS}
+            values["whole"] = of
         if self.set_names:
             sets = {p: {n: self.set_curve(n, "resid", p)._asdict() for n in self.set_names} for p in POSITIONS}
             values["sets"] = sets
@@ -265,7 +282,16 @@ class Probe(Shown):
         title = f"residual stream of {without_folders(self.metadata['model'])}, {statistic}s over {facts}"
         note = "rank 0 is the top" + ("" if self.metadata["final_norm"] else "; read without the final norm")
         by_layer = Table(["layer", *heads], rows, title, f"{note}; {self.why_left_out()}", only="command")
-        return [by_layer, self.stages_table(), self._last_ranks()]
+        whole = [self._whole_table(statistic)] if self.reading.whole_rank is not None else []
+        return [by_layer, *whole, self.stages_table(), self._last_ranks()]
+
+    def _whole_table(self, statistic: str) -> Table:
+        heads = [
+            Column(f"{NAMES[a]}: worst rank, log p", lambda pair: f"{pair[0]:.1f}  {pair[1]:.2f}") for a in ANSWERS
+        ]
+        both = [[self.whole_curve("resid", a, m, statistic).mean for m in ("rank", "log_prob")] for a in ANSWERS]
+        rows = [[str(layer), *((r[i], p[i]) for r, p in both)] for i, layer in enumerate(self.layers)]
+        return Table(["layer", *heads], rows, f"all tokens of the answers, residual stream, {statistic}s")
 
     def stages_table(self) -> Table:
         """Each stage with its layers and gain, or why there is none; then the layers that they propose to edit."""
@@ -421,6 +447,9 @@ def _check_shapes(reading: LensReading, n_facts: int, n_layers: int, n_sets: int
     }
     if n_sets or reading.sets is not None:
         wanted["sets"] = ((*sites, n_sets), np.float32)
+    if reading.whole_rank is not None or reading.whole_log_prob is not None:
+        along = (n_facts, len(KINDS), n_layers, len(ANSWERS))
+        wanted |= {"whole_rank": (along, np.int32), "whole_log_prob": (along, np.float32)}
     if any(top is not None and top.shape[:-1] != sites for top in (reading.top, reading.top_prob)):
         raise ValueError(f"the most probable tokens are not of {sites} cells")  # an older kt's files have none
     for name, (shape, dtype) in wanted.items():
@@ -454,6 +483,7 @@ def merge(probes: Sequence[Probe]) -> Probe:
 
 def _must_match(first: Probe, other: Probe) -> None:
     pairs = [(name, first.metadata[name], other.metadata[name]) for name in _SAME]
+    pairs.append(("whole answers", first.reading.whole_rank is not None, other.reading.whole_rank is not None))
     pairs += [("layers", first.layers, other.layers), ("word sets", first.set_names, other.set_names)]
     for name, value, other_value in pairs:
         if value != other_value:

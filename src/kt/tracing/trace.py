@@ -88,7 +88,11 @@ class Trace(Shown):
         return [token for token, role in enumerate(fact.roles) if every or role in self.roles]
 
     def shown_tokens(self, fact: TracedFact) -> list[int]:
-        """Those that a map shows: of many before the subject, where no patch changes anything, the last few."""
+        """Those that a map shows: of many before the subject, where no patch changes anything, the last few.
+
+        Args:
+            fact: one of the trace's.
+        """
         patched, start = self.patched_tokens(fact), fact.span.start
         return [token for token in patched if token >= start - SHOWN_BEFORE] if start > MANY_BEFORE else patched
 
