@@ -306,8 +306,8 @@ def _blocks(module: nn.Module, given: Mapping[str, str], embed: str) -> tuple[st
         return name, right[name]
     for name, blocks in lists.items():
         if len(several := _attentions(blocks[0])) > 1:  # LongCat, whose config counts them as layers
-            held = f"{name}.0 ({type(blocks[0]).__name__}) has {len(several)} ({', '.join(several)})"
-            return not_found(module, None, f"one attention in a block: {held}")
+            has = f"{name}.0 ({type(blocks[0]).__name__}) has {len(several)} ({', '.join(several)})"
+            return not_found(module, None, f"one attention in a block: {has}")
     apart = [name for name, parts in right.items() if linear_maps(parts[0])]
     if len(apart) > 1 and len({name.rpartition(".")[0] for name in apart}) == 1:  # XLM
         return not_found(module, None, f"a list of blocks: their parts stand in lists apart ({', '.join(apart)})")
