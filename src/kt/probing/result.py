@@ -183,6 +183,15 @@ class Probe(Shown):
     ) -> LensCurve:
         """All tokens of one answer by layer at the prediction position: `log_prob`, their sum, or the worst `rank`.
 
+        Args:
+            kind: "mlp", "attn" or "resid".
+            answer: "original" or "target".
+            metric: "rank" or "log_prob".
+            statistic: "mean" or "median", over the facts.
+
+        Returns:
+            The curve, with the layers in their order.
+
         Raises:
             BadFact: whole answers were not read.
         """
