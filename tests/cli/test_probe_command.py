@@ -53,6 +53,13 @@ def test_positions_answers_and_stages(probed):
     assert np.allclose(mean, result["positions"]["prediction"]["target"]["prob"])
 
 
+def test_whole_answers_are_read_on_request(probed):
+    ran = probed("--whole", "--json", "whole.json")
+    assert ran.code == 0 and "all tokens of the answers" in ran.out, ran.err
+    whole = json.loads(Path("whole.json").read_text())["whole"]
+    assert len(whole["original"]["log_prob"]["mean"]) == 3 and max(whole["target"]["log_prob"]["mean"]) < 0
+
+
 def test_without_the_final_norm_the_numbers_are_others(probed):
     normed, raw = probed("--json", "-").json, probed("--json", "-", "--raw").json
     assert raw["final_norm"] is False
@@ -104,6 +111,7 @@ def test_a_report_shows_a_probe_and_a_residual(kt, probed, edit_file):
         (("--pool", "demo"), "no place without --edit"),
         (("--edit", "there.safetensors", "--pool", "nowhere.json"), "nowhere.json"),
         (("--edit", "missing.safetensors", "--layers", "1"), "--layers has no place with --edit"),
+        (("--edit", "missing.safetensors", "--whole"), "--whole has no place with --edit"),
     ],
 )
 def test_bad_input_is_one_line(probed, arguments, words):
