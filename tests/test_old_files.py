@@ -121,9 +121,15 @@ def content(path: Path) -> dict[str, Any]:
         return held | dict(leaves({name: file.get_tensor(name).tolist() for name in file.keys()}))  # noqa: SIM118
 
 
+def _reworded(text: str) -> str:
+    """A protocol in today's words: the papers have names there, no numbers."""
+    return text.replace("001", "IntAttn-Edit").replace("003", "JEEP")
+
+
 def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Equal texts, and numbers that differ by no more than what another processor's rounding adds up to."""
     assert found.keys() == expected.keys()
+    expected = {name: _reworded(value) if "/protocol/" in name else value for name, value in expected.items()}
     wrong = [
         (name, found[name], value)
         for name, value in expected.items()

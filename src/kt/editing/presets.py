@@ -174,7 +174,7 @@ def preset_for(model: TracedModel, name: str | None = None) -> Preset | None:
 OPTIONS = (
     "alpha", "preset", "variant", "method", "statistics", "context_templates", "seed", "journal", "progress", "history",
     "keep_history", "norm_guard", "norm_facts", "update_guard", "alpha_facts", "requests", "corpus", "max_tokens",
-    "check", "hold",
+    "check", "strict", "hold",
 )  # fmt: skip
 """What `kt.edit` takes beside a method's settings."""
 

@@ -147,6 +147,10 @@ class TracedFact:
 
 def fact_header(fact: TracedFact) -> dict[str, Any]:
     plain = {f.name: getattr(fact, f.name) for f in fields(fact) if f.name not in ("corrupted", "patched")}
+    if not set(WHOLE) & set(fact.clean):  # of first tokens alone, as every file before whole answers were scored
+        plain = {name: value for name, value in plain.items() if name not in ("answer_ids", "foil_ids")}
+    if not fact.at:
+        plain.pop("at")
     return plain | {"clean": dict(fact.clean), "span": list(fact.span)}
 
 
