@@ -452,7 +452,8 @@ def load(path: str | os.PathLike[str]) -> Residual:
         facts = tuple(ProbedFact(**fact) for fact in header["facts"])
         controls = tuple(tuple(Control(**control) for control in some) for some in header["controls"])
         kept = {s: [arrays[f"{s}.{name}"] for name in _ARRAYS] for s in STATES}
-        readings = {s: LensReading(*kept[s], None, *(arrays.get(f"{s}.{n}") for n in _TOPS)) for s in STATES}
+        tops = {s: {"sets": None} | {name: arrays.get(f"{s}.{name}") for name in _TOPS} for s in STATES}
+        readings = {s: LensReading(*kept[s], **tops[s]) for s in STATES}
         attacks = Attacks(tuple(header["attacks"]), *(arrays[f"{s}.attacks"] for s in STATES))
         left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
         layers, elsewhere = tuple(header["layers"]), arrays["elsewhere"]
