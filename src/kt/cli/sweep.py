@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -152,13 +152,20 @@ def parse_grid(kind: str, text: str | None) -> Any:
         first, last, step = (float(part) for part in match.groups())
         if step <= 0 or last < first or (last - first) / step > 1000:
             raise BadOption(f"--grid {text!r}: write from:to:step with a step above 0 and at most 1000 points")
-        return tuple(round(first + i * step, 10) for i in range(int((last - first) / step + 1e-9) + 1))
+        return _shares(kind, text, [round(first + i * step, 10) for i in range(int((last - first) / step + 1e-9) + 1)])
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(NUMBER, part) for part in parts):
         raise BadOption(f"--grid {text!r}: write numbers as 0,0.3,1 or from:to:step as 0:1:0.1")
     if kind == "edits" and not all(part.isdigit() for part in parts):
         raise BadOption(f"--grid {text!r}: numbers of edits are whole: 1,10,100")
-    return tuple(float(part) for part in parts)
+    return _shares(kind, text, [float(part) for part in parts])
+
+
+def _shares(kind: str, text: str, values: Sequence[float]) -> tuple[float, ...]:
+    """The grid's numbers; of α each lies between 0 and 1."""
+    if kind == "alpha" and (wrong := [value for value in values if not 0 <= value <= 1]):
+        raise BadOption(f"--grid {text!r}: alpha {wrong[0]:g} must lie between 0 (MLP only) and 1 (attention only)")
+    return tuple(values)
 
 
 def _alpha(
@@ -201,6 +208,7 @@ def sweep(options: SweepOptions) -> None:
     kind = parse.one(options.kind, KINDS, "kt sweep")
     folder = points_folder(options, f"{kind}-{Path(options.model.partition('@')[0]).name}")
     options = replace(options, out=folder)
+    parse.one(options.module, ("attn", "mlp"), "--module")
     grid = parse_grid(kind, options.grid)
     given, protocols = fixed_settings(options), protocols_of(options)
     with session(options) as s:
