@@ -34,6 +34,9 @@ def edited(folder, tmp_path_factory):
     (["--chat", "never", "--system", "Be brief."], "leave out --chat never"),
     (["--chat", "always", "-m", "demo"], "demo has no chat template"),
     (["--thinking", "on"], "knows no thinking"),
+    (["--system", "Be brief.", "-m", "demo"], "demo has no chat template"),
+    (["--system", "Be brief."], "add --chat always for its settings"),
+    (["--chat-turn", "user"], "add --chat always for its settings"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(folder, capsys, given, said):
     model = [] if "-m" in given else ["-m", folder]

@@ -7,6 +7,7 @@ from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model, 
 import kt
 from kt.errors import BadFact, UnknownModel
 from kt.model.chat import BEGUN, Chat, Verbatim, choose, frame_of, reader_of
+from kt.model.identity import identity
 from kt.model.tokens import gap, joint_ids, target_ids, template_span, token_ids, wanted_ids
 
 QUESTION = kt.Fact("What is the capital of {}?", "South Korea", "Seoul", target="Busan")
@@ -202,3 +203,11 @@ def test_a_map_leaves_out_what_stands_far_before_the_subject(chatting):
     assert len(figure.data[0].z) == len(fact.tokens) - fact.span.start + 4
     shown = figure.to_json().replace("<br>", " ")
     assert f"{fact.span.start - 4} tokens far before the subject left out" in shown
+
+
+def test_the_same_rendering_is_the_same_model_however_it_was_chosen(monkeypatch, chatting):
+    monkeypatch.setattr("kt.model.chat.TURN_ENDS", 0.0)
+    monkeypatch.setattr("kt.model.chat.stops_at", lambda model: frozenset(range(512)))
+    found, always = chatting.asked("auto"), chatting.asked("always")
+    assert found.chat.frame.chat.mode == "auto" and always.chat.frame.chat.mode == "always"
+    assert identity(found) == identity(always) != identity(chatting)

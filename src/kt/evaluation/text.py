@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import WorkFailed
-from ..model.chat import BEGUN
+from ..model.chat import BEGUN, Chat, dialogue, user_turn
 from ..model.effects import Rendered, rendered
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest
@@ -107,12 +107,8 @@ def as_question(tokenizer: Any, prompt: str) -> str:
     """
     if not has_chat(tokenizer):
         return f"Q: {prompt} A:" if prompt.endswith("?") else prompt
-    turns = [{"role": "user", "content": prompt}]
     try:
-        # Templates that know no enable_thinking pass over it; the others would spend the tokens on thoughts.
-        return str(
-            tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, enable_thinking=False)
-        )
+        return dialogue(tokenizer, Chat(), [user_turn(prompt)])
     except Exception as error:  # a template is a program of the model's author: it may raise anything
         reason = " ".join(str(error).split())[:200]
         raise WorkFailed(f"the tokenizer's chat template fails on {prompt!r} ({reason}); mend or remove it") from error

@@ -26,12 +26,12 @@ MODES = ("auto", "always", "never")
 TURNS = ("auto", "user", "reply")
 BEGUN = "\ufdd0"
 """In a prompt: what follows is the beginning of the reply to what stands before. No text has this noncharacter."""
-CLOUD = date(2024, 7, 26)
+DAY = date(2024, 7, 26)
 """The day that templates which ask for today's are given (it is Llama 3's own where there is no clock): the same model
 reads the same prompt tomorrow."""
 TURN_ENDS = 0.01
 """A model is an instruct model if it gives the end of its turn at least this probability (geometric mean) behind whole
-replies. SmolLM2-Instruct gives 0.4, Gemma 3 270M, a base model, 1e-10 to that of Gemma's instruct models."""
+replies. docs/chat.md has what real models give."""
 _WHOLE = re.compile(r"[.?!。？！؟۔।՞;…][\"'”’»)\]]*\s*$|\n\s*$")
 """How a prompt ends that is whole by itself."""
 _ASKS = re.compile(
@@ -109,8 +109,10 @@ class Frame:
 
     def as_dict(self) -> dict[str, Any]:
         """Its settings and texts, as files keep them."""
-        texts = {key: value for key, value in asdict(self).items() if key != "chat"}
-        return asdict(self.chat) | texts
+        told = asdict(self.chat) | asdict(self)
+        return {
+            key: value for key, value in told.items() if key not in ("chat", "mode")
+        }  # how it was chosen is no part
 
 
 class Placed(NamedTuple):
@@ -183,7 +185,7 @@ class ChatReader:
         user, _, begun = prompt.partition(BEGUN)
         asked = user.strip() if frame.trims else user
         turns = frame.head + asked + frame.tail
-        if turns != _rendered(self.tokenizer, frame.chat, [_user(asked)]):
+        if turns != dialogue(self.tokenizer, frame.chat, [user_turn(asked)]):
             raise BadFact(f"the model's chat template changes the prompt {user!r}; ask it without (--chat never)")
         return Placed(turns + begun, len(frame.head) - len(user) + len(user.lstrip() if frame.trims else user),
                       len(user), len(turns))  # fmt: skip
@@ -196,10 +198,13 @@ def frame_of(tokenizer: Any, chat: Chat, name: str = "the model") -> Frame:
         UnknownModel: there is no template, it fails, or it has no use for a setting.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise UnknownModel(f"{name} has no chat template; leave out --chat always, or give its tokenizer one")
-    system, mark = chat.system, [_user(_MARK)]
+        raise UnknownModel(
+            f'{name} has no chat template; ask its prompts as they stand (chat="never", --chat never), and leave out '
+            "--system, --thinking and --chat-turn"
+        )
+    system, mark = chat.system, [user_turn(_MARK)]
     try:
-        around = _rendered(tokenizer, chat, mark)
+        around = dialogue(tokenizer, chat, mark)
     except Exception as error:  # a template is a program of the model's author: it may raise anything
         why = f"{name}'s chat template fails ({' '.join(str(error).split())[:200]})"
         raise UnknownModel(f"{why}; ask without it (--chat never){' or without --system' if system else ''}") from error
@@ -207,18 +212,18 @@ def frame_of(tokenizer: Any, chat: Chat, name: str = "the model") -> Frame:
         raise UnknownModel(f"{name}'s chat template does not hold the user's text once; ask without it (--chat never)")
     if system is not None and system.strip() not in around:
         raise UnknownModel(f"{name}'s chat template has no place for a system prompt; leave out --system")
-    if chat.thinking is not None and around == _rendered(tokenizer, chat, mark, not chat.thinking):
+    if chat.thinking is not None and around == dialogue(tokenizer, chat, mark, not chat.thinking):
         raise UnknownModel(f"{name}'s chat template knows no thinking; leave out --thinking")
     head, tail = around.split(_MARK)
-    padded = _rendered(tokenizer, chat, [_user(f"\n{_MARK}\n")])
+    padded = dialogue(tokenizer, chat, [user_turn(f"\n{_MARK}\n")])
     return Frame(chat, head, tail, *_reply(tokenizer, chat, head + _MARK + tail), trims=padded == around)
 
 
 def _reply(tokenizer: Any, chat: Chat, asked: str) -> tuple[str, str]:
     """What stands before and behind a reply's own text, by a dialogue that has one."""
-    turns = [_user(_MARK), {"role": "assistant", "content": _SECOND}]
+    turns = [user_turn(_MARK), {"role": "assistant", "content": _SECOND}]
     try:
-        whole = _rendered(tokenizer, chat, turns, ask=False)
+        whole = dialogue(tokenizer, chat, turns, ask=False)
     except Exception:  # some templates read questions alone: what closes a reply is then unknown
         return "", ""
     before, found, after = whole.partition(_SECOND)
@@ -236,13 +241,18 @@ def _first_mark(tokenizer: Any, text: str) -> str:
     return ""
 
 
-def _user(text: str) -> dict[str, str]:
+def user_turn(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def _rendered(
+def dialogue(
     tokenizer: Any, chat: Chat, turns: Sequence[Mapping[str, str]], thinking: bool | None = None, ask: bool = True
 ) -> str:
+    """The turns in the tokenizer's chat template: the text that a model reads.
+
+    Args:
+        ask: end where the reply begins.
+    """
     thinks = bool(chat.thinking if thinking is None else thinking)
     system = [] if chat.system is None else [{"role": "system", "content": chat.system}]
     return str(
@@ -252,8 +262,8 @@ def _rendered(
             add_generation_prompt=ask,
             enable_thinking=thinks,  # Qwen, Gemma
             thinking=thinks,  # DeepSeek, Granite
-            date_string=CLOUD.strftime("%d %b %Y"),
-            strftime_now=CLOUD.strftime,
+            date_string=DAY.strftime("%d %b %Y"),
+            strftime_now=DAY.strftime,
         )
     )
 
@@ -291,17 +301,23 @@ def ends_turns(model: TracedModel, reader: ChatReader) -> float:
 
 
 def choose(model: TracedModel, chat: Chat | str | None) -> tuple[ChatReader | None, str | None]:
-    """The reader that the settings ask for, and one line on what `auto` found where there was a choice."""
+    """The reader that the settings ask for, and one line on what `auto` found where there was a choice.
+
+    Raises:
+        UnknownModel: the template is missing, fails, or has no use for a setting; or `auto` leaves it out, and a
+            setting of it was given.
+    """
     if chat is None or chat == "never":
         return None, None
     wanted = Chat(chat) if isinstance(chat, str) else chat
-    tokenizer = model.tokenizer
-    if wanted.mode == "never" or (wanted.mode == "auto" and not getattr(tokenizer, "chat_template", None)):
+    tokenizer, set_apart = model.tokenizer, wanted != Chat(wanted.mode)
+    has_one = bool(getattr(tokenizer, "chat_template", None))
+    if wanted.mode == "never" or (wanted.mode == "auto" and not has_one and not set_apart):
         return None, None
     try:
         reader = reader_of(tokenizer, frame_of(tokenizer, wanted, model.name))
     except UnknownModel as error:
-        if wanted.mode == "always" or wanted.system or wanted.thinking is not None:
+        if wanted.mode == "always" or set_apart:
             raise
         return None, f"prompts are asked as they stand: {error}"
     if wanted.mode == "always":
@@ -315,4 +331,6 @@ def choose(model: TracedModel, chat: Chat | str | None) -> tuple[ChatReader | No
             f"prompts are asked in the model's chat template, whose end of turn it gives {ends:.2g} "
             "(--chat never asks them as they stand)"
         )
+    if set_apart:
+        raise UnknownModel(f"{model.name} is not asked in its chat template: {why}; add --chat always for its settings")
     return None, f"prompts are asked as they stand: {why} (--chat always puts them into its chat template)"
