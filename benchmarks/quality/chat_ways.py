@@ -3,10 +3,13 @@
     python benchmarks/quality/chat_ways.py --facts counterfact-edit.json --questions QAEdit_inter_1k.json
     python benchmarks/quality/chat_ways.py --table  # the table, from docs/data/chat-ways.json
     python benchmarks/quality/chat_ways.py --facts counterfact-edit.json --places  # docs/data/chat-places.json
+    python benchmarks/quality/chat_ways.py --ends  # docs/data/chat-ends.json
 
 Ten CounterFact prompts that stop where the answer goes on, and which SmolLM2 knows, and the first ten questions of
 QAEdit, in one batch each; MEMIT with no setting given. `free` is an exact match of all that the model writes.
 `--places`: how many of 60 such prompts keep their answer's first token as the likeliest, by where the prompt stands.
+`--ends`: the probability of the template's end of turn behind whole replies; Gemma 3 270M, a base model without a
+template, is given the turns of Gemma's instruct models.
 """
 
 from __future__ import annotations
@@ -31,6 +34,10 @@ METRICS = {
     "neighbour kept": "neighbourhood_same_argmax",
     "free": "edit_success_wild_exact",
 }
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 WAYS = {"in the template": "always", "as they stand": "never"}
 
 
@@ -77,6 +84,23 @@ def places(facts: list[Any]) -> list[dict[str, Any]]:
     return found
 
 
+def ends() -> list[dict[str, Any]]:
+    """What `--chat auto` measures, of an instruct model and of a base model."""
+    import torch
+
+    import kt
+    from kt.model.chat import Chat, ends_turns, frame_of, reader_of
+
+    torch.set_num_threads(1)
+    found = []
+    for name in ("smollm2", "gemma3"):
+        model = kt.load(folder_of(name))
+        model.tokenizer.chat_template = model.tokenizer.chat_template or GEMMA
+        reader = reader_of(model.tokenizer, frame_of(model.tokenizer, Chat()))
+        found.append({"model": name, "end of turn": ends_turns(model, reader)})
+    return found
+
+
 def row(facts: str, solved: str, asked: str, scores: Any) -> dict[str, Any]:
     """One row of the table."""
     values = {shown: scores.metrics[name].as_dict() for shown, name in METRICS.items() if name in scores.metrics}
@@ -95,14 +119,16 @@ def main() -> None:
     parser.add_argument("--questions", help="QAEdit_inter_1k.json")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--places", action="store_true")
+    parser.add_argument("--ends", action="store_true")
     args = parser.parse_args()
     if args.table:
         sys.stdout.write(table(json.loads(OUT.read_text(encoding="utf-8"))) + "\n")
         return
-    if args.places and args.facts:
-        found = places(facts_of("smollm2", args.facts)[:60])
-        OUT.with_name("chat-places.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    if args.ends or (args.places and args.facts):
+        found = ends() if args.ends else places(facts_of("smollm2", args.facts)[:60])
+        text = json.dumps(found, indent=1) + "\n"
+        OUT.with_name("chat-ends.json" if args.ends else "chat-places.json").write_text(text, encoding="utf-8")
+        sys.stdout.write(text)
         return
     if not (args.facts and args.questions):
         sys.exit("give --facts and --questions, or --table")
