@@ -125,3 +125,17 @@ def test_a_run_is_not_begun_with_an_old_name_nor_gone_on_with_under_another_rule
     capsys.readouterr()
     code = main([*COMMAND.split(), "--set", "spread=forward", "-o", "new"])
     assert code == 2 and "did you mean rest, which it was" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_however_the_same_way_of_asking_is_typed(place, capsys):
+    """The run was begun with prompts as they stand, as every run of an older kt."""
+    code, said = resumed(capsys, f"{COMMAND} --chat never")
+    assert code == 0, said
+
+
+def test_a_run_does_not_go_on_with_prompts_in_a_chat_template(place, capsys):
+    template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    in_json("model/tokenizer_config.json", lambda held: held.update(chat_template=template))
+    in_json("run.unfinished/settings.json", lambda held: held["model's texts"].update(chat_template=template))
+    code, said = resumed(capsys, f"{COMMAND} --chat always")
+    assert code == 2 and "model's chat" in said and said.count("kt: error") == 1

@@ -211,3 +211,10 @@ def test_the_same_rendering_is_the_same_model_however_it_was_chosen(monkeypatch,
     found, always = chatting.asked("auto"), chatting.asked("always")
     assert found.chat.frame.chat.mode == "auto" and always.chat.frame.chat.mode == "always"
     assert identity(found) == identity(always) != identity(chatting)
+
+
+def test_a_template_that_closes_no_reply_is_called_that():
+    tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    _, line = choose(tiny_model("llama", tokenizer=tokenizer, vocab_size=512), "auto")
+    assert "its chat template closes no reply (--chat always" in line

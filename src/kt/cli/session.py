@@ -102,6 +102,8 @@ class Session:
 
         typed = option_values(self.options) | {"command": self.options.command}
         typed.pop("force", None)  # decides on an exit code, and no number
+        for name in ("chat", "system", "thinking", "chat_turn"):  # what they come to is the "model's chat" of of_a_run
+            typed.pop(name, None)
         model = of_a_run(self.load_model())
         weights = self.run.manifest["model"]["fingerprint"]  # of gigabytes: hashed once a command
         given = model | {"model weights": weights, "facts' content": facts_digest(self.load_facts())}

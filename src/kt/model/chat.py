@@ -284,14 +284,12 @@ def stops_at(model: TracedModel) -> frozenset[int]:
 def ends_turns(model: TracedModel, reader: ChatReader) -> float:
     """The probability (geometric mean) that the model gives the end of its turn behind whole replies to questions.
 
-    One forward; 0 where the template closes no reply.
+    One forward.
     """
     import torch
 
     from .tokens import encode_ids, pad_id
 
-    if not reader.end_ids:
-        return 0.0
     frame = reader.frame
     texts = [frame.head + ask + frame.tail + frame.gap + reply for ask, reply in _DIALOGUES]
     rows = [reader.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -322,7 +320,9 @@ def choose(model: TracedModel, chat: Chat | str | None) -> tuple[ChatReader | No
         return None, f"prompts are asked as they stand: {error}"
     if wanted.mode == "always":
         return reader, None
-    if not set(reader.end_ids[-1:]) & stops_at(model):
+    if not reader.end_ids:
+        why = "its chat template closes no reply"
+    elif reader.end_ids[-1] not in stops_at(model):
         why = f"its generation config ends no text at {reader.frame.end.strip()!r}, where its chat template ends a turn"
     elif (ends := ends_turns(model, reader)) < TURN_ENDS:
         why = f"it ends its turn with probability {ends:.2g}, as a base model does"
