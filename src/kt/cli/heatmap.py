@@ -158,7 +158,7 @@ def trace_arguments(options: Any) -> dict[str, Any]:
 def show_heatmaps(s: Session, metric: str) -> None:
     """A small heatmap a module or state, when no figure was asked for."""
     from ..figures import terminal_heatmap
-    from ..tracing.trace import METRIC_NAMES
+    from ..tracing.titles import METRIC_NAMES
 
     results = s.run.results
     for kind in (kind for kind in results["kinds"] if ".h" not in kind and not wanted_files(s.options)):

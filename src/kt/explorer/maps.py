@@ -14,7 +14,8 @@ from ..figures.theme import head_of, look
 from ..stats import bootstrap_mean_grid
 from ..tracing import Trace, TracedFact
 from ..tracing.prompts import ROLES
-from ..tracing.trace import grid, metric_title, role_effects, tested, without_heads
+from ..tracing.titles import metric_title
+from ..tracing.trace import grid, role_effects, tested, without_heads
 from .numbers import COARSE, short, whole
 from .rows import Rows
 

@@ -43,7 +43,8 @@ from ..report import Card, Figure, Shown, Table
 from ..report.table import layer_list, pairs
 from ..stats import Interval, bootstrap_mean_grid
 from .prompts import ROLES
-from .trace import KIND_TITLES, METRIC_NAMES, METRIC_TITLES, role_effects
+from .titles import KIND_TITLES, METRIC_NAMES, METRIC_TITLES
+from .trace import role_effects
 from .traced_fact import metric_name
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from ..report.table import pairs
 from ..runs import parallel
 from ..stats import Interval, bootstrap_mean
 from .run import causal_trace
-from .trace import METRIC_TITLES, NOISE_TITLES, Trace
+from .titles import METRIC_TITLES, NOISE_TITLES
+from .trace import Trace
 from .traced_fact import METRICS, TracedFact, metric_name
 
 if TYPE_CHECKING:

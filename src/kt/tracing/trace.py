@@ -13,12 +13,13 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
-from .._util.text import count, without_folders
+from .._util.text import count
 from ..errors import BadFact, BadFile
 from ..report import Card, Figure, Shown, Table
 from ..stats import Interval, IntervalGrid, benjamini_hochberg, bootstrap_mean, bootstrap_mean_grid, sign_flip_test
 from .patches import Patch
 from .prompts import ROLES, TITLES, LeftOut, why
+from .titles import METRIC_NAMES, metric_title, subtitle_of, title_of
 from .traced_fact import EVERY, METRICS, WHOLE, TracedFact, fact_from, fact_header, finite, metric_name, metric_names
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class Trace(Shown):
         from ..figures import heatmap_panel
 
         panel = _panel(self, self.checked(kind, metric), metric)
-        return heatmap_panel([panel], title=_title(self), subtitle=_subtitle(self, metric))
+        return heatmap_panel([panel], title=title_of(self), subtitle=subtitle_of(self, metric))
 
     def heatmaps(self, metric: str = "logit_diff") -> go.Figure:
         """All kinds side by side in one `metric`, `mlp` and `attn` on one scale (Figure 1).
@@ -281,7 +282,7 @@ class Trace(Shown):
             top = max((float(p["values"][~np.isnan(p["values"])].max(initial=0.0)) for p in alike), default=0.0)
             for panel in alike if top > 0 else ():
                 panel["zmax"] = top
-        return heatmap_panel(panels, title=_title(self), subtitle=_subtitle(self, metric), shared_scale=False)
+        return heatmap_panel(panels, title=title_of(self), subtitle=subtitle_of(self, metric), shared_scale=False)
 
     def curves(self, at: str = "subject_last") -> go.Figure:
         """Both metrics by layer at one role, with interval bands (Figure 2).
@@ -298,9 +299,9 @@ class Trace(Shown):
                 found = self.curve(name, metric, at)
                 line = (found.mean, found.low, found.high, found.counts)
                 series[name][metric] = Series(theme.look(name).label, layers, *line, kind=name)
-        title = f"{_title(self)} · {TITLES[at].lower()}"
+        title = f"{title_of(self)} · {TITLES[at].lower()}"
         titles = {metric: metric_title(self, metric) for metric in self.metrics}
-        return layer_curves(series, title=title, subtitle=_subtitle(self, *self.metrics), metric_titles=titles)
+        return layer_curves(series, title=title, subtitle=subtitle_of(self, *self.metrics), metric_titles=titles)
 
     def heads(self, metric: str = "logit_diff", at: str = "subject_last") -> go.Figure:
         """Attention by head: heads down, layers across, at one role. q is over all cells of the figure.
@@ -336,8 +337,8 @@ class Trace(Shown):
             heads=numbers,
             over=_over(self),
             colour_title=metric_title(self, metric),
-            title=f"{_title(self)} · attention by head · {TITLES[at].lower()}",
-            subtitle=_subtitle(self, metric),
+            title=f"{title_of(self)} · attention by head · {TITLES[at].lower()}",
+            subtitle=subtitle_of(self, metric),
         )
 
     def figure(self) -> go.Figure:
@@ -520,17 +521,8 @@ def tested(values: Float[ndarray, "n ..."], grid: IntervalGrid, seed: int = 0) -
     return Tested(p, benjamini_hochberg(p))
 
 
-# The figures of a trace: their words and their numbers.
+# The numbers of a trace's figures; titles.py has their words.
 
-METRIC_NAMES = {
-    "prob": "probability",
-    "logit_diff": "logit difference",
-    "log_prob": "log p of the whole answer",
-    "log_prob_diff": "log p difference of whole answer and foil",
-}
-METRIC_TITLES = {m: f"{name} restored" + " (eq. 8)" * m.endswith("diff") for m, name in METRIC_NAMES.items()}
-NOISE_TITLES = {m: f"{name} taken away" for m, name in METRIC_NAMES.items()}
-KIND_TITLES = {"mlp": "MLP", "attn": "Attention", "hidden": "Hidden state"}
 MODULES = ("mlp", "attn")
 
 
@@ -602,39 +594,3 @@ def grid(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
 
 def _panel(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
     return {"kind": kind, "colour_title": metric_title(trace, metric), **grid(trace, kind, metric)}
-
-
-def metric_title(trace: Trace, metric: str) -> str:
-    """Denoising restores what noising takes away; see trace.py."""
-    return (NOISE_TITLES if trace.metadata.get("direction") == "noise" else METRIC_TITLES)[metric_name(metric)]
-
-
-def _title(trace: Trace) -> str:
-    if trace.n_facts == 1:
-        return f"{trace.facts[0].prompt} → {trace.facts[0].answer}"
-    return f"Causal tracing of {trace.n_facts} facts"
-
-
-def _subtitle(trace: Trace, *metrics: str) -> str:
-    window = int(trace.metadata["window"])
-    parts = [without_folders(trace.metadata["model"]), f"window of {window} layers" if window > 1 else "single layers"]
-    parts += ["corrupted states in the clean run"] * (trace.metadata.get("direction") == "noise")
-    parts += ["estimated by attribution patching"] * (trace.metadata.get("method") == "atp")
-    if at := trace.metadata.get("at"):
-        parts.append(f"at token {at} of the answer")
-    if trace.n_facts == 1:
-        fact = trace.facts[0]
-        parts.append(f"foil {fact.foil} ({fact.foil_source})")
-        if hidden := len(trace.patched_tokens(fact)) - len(trace.shown_tokens(fact)):
-            parts.append(f"{count(hidden, 'token')} far before the subject left out")
-    whole = [metric_name(metric) in WHOLE for metric in metrics]
-    if not all(whole):
-        clean, corrupt = (np.mean([getattr(f, name) for f in trace.facts]) for name in ("p_clean", "p_corrupt"))
-        parts.append(f"p(r) {clean:.2f} clean, {corrupt:.2f} corrupted")
-    if any(whole):
-        lengths = sorted({len(fact.answer_ids) for fact in trace.facts})
-        tokens = count(lengths[0], "token") if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} tokens"
-        runs = [f.clean for f in trace.facts], [f.corrupted for f in trace.facts]
-        clean, corrupt = (np.mean([np.mean(run["log_prob"]) for run in of_facts]) for of_facts in runs)
-        parts.append(f"log p of the whole answer, {tokens}: {clean:.2f} clean, {corrupt:.2f} corrupted")
-    return " · ".join(parts)
