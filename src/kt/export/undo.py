@@ -109,6 +109,7 @@ def revert_folder(
         WorkFailed: the written weights do not have their original fingerprints.
     """
     folder = Path(folder)
+    _refuse_packed(folder)
     shards = Shards.open(folder)
     fingerprints, edit = known_fingerprints(folder, loaded := _edit(folder, edit), edit is not None), loaded
     copied = [] if to is None else [p for p in regular_files(folder) if p.relative_to(folder).parts[0] != OWN]
@@ -132,6 +133,15 @@ def revert_folder(
             shards.write(file, {n: t for n, t in originals.items() if shards.files[n] == file}, target)
         fingerprint = _verify(target, edit, fingerprints, base)
     return Reverted(Path(to or folder), True, not edited, fingerprint, states, fingerprints.source, edit.dequantised)
+
+
+def _refuse_packed(folder: Path) -> None:
+    about = read_json(folder / OWN / ABOUT) if (folder / OWN / ABOUT).is_file() else {}
+    if about.get("packed"):
+        raise KtError(
+            f"{folder} holds weights dequantised that its model keeps packed, and not their packed bytes; the model "
+            f"before the edit is {about.get('model')}, as it was merged from"
+        )
 
 
 def _edit(folder: Path, edit: Edit | str | Path | None) -> Edit:
