@@ -6,6 +6,7 @@ tokenizer), and in `kt/` the edit, the edited weights' original bytes, and their
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from .._util.data import read_json, save_arrays, write_json
 from ..errors import KtError, UnknownModel, WorkFailed
 from ..facts.fact import fill
 from ..model.devices import content
+from ..model.folder import checkpoint_folder, inside
 from ..model.layout import is_linear
 from ..model.load import no_bars
 from ..model.memory import require_memory
@@ -27,7 +29,7 @@ from ..model.packed import is_packed, is_plain, kind_of
 from ..report import Shown, Table
 from ..runs.folder import FILES
 from ..runs.provenance import versions
-from .shards import Shards, Source, refuse_full, refuse_taken, shard_size, size_of, source_of, whole_folder
+from .shards import Shards, Source, refuse_full, refuse_taken, saved_names, shard_size, size_of, source_of, whole_folder
 
 if TYPE_CHECKING:
     from ..editing import Edit
@@ -144,7 +146,7 @@ def check_files(model: TracedModel, folder: Path, names: Sequence[str]) -> None:
     Raises:
         WorkFailed: a weight differs, or one of `names` is not in the files.
     """
-    shards, state = Shards.open(folder), model.module.state_dict()
+    shards, state = Shards.open(folder, saved_names(model.module)), model.module.state_dict()
     absent = [name for name in names if name not in shards.files]
     if absent:
         raise WorkFailed(f"{folder}: {absent[0]} was saved under another name; this model cannot be exported as hf")
@@ -280,7 +282,8 @@ def to_hf(
     refuse_full(folder, size_of(model.module.state_dict()))
     source = source_of(model)
     before = {name: model.fingerprint([name]) for name in edit.names}
-    packed = model.packing(edit.names)
+    packed, stored = model.packing(edit.names), saved_names(model.module)
+    names = {name: stored[name] for name in edit.names if name in stored}
     undo = undo and not packed
     prompts = prompts_of(edit)
     with whole_folder(folder) as temporary:
@@ -302,6 +305,7 @@ def to_hf(
             "source_shards": source.number if source else None,
             "undo": undo,
             **({"packed": packed} if packed else {}),
+            **({"names": names} if names else {}),
         }
         keep_about(temporary, model, edit, format="hf", fingerprints=before, fingerprints_after=after, **about)
     return Exported(
@@ -375,6 +379,18 @@ def _is_reversible(conversion: Any) -> bool:
     return True
 
 
+PROCESSOR = ("*processor_config.json", "chat_template.json")
+"""Files of a multimodal model's folder that neither model nor tokenizer writes: how its processor reads images."""
+
+
+def carry_over(model: TracedModel, folder: Path) -> None:
+    """Copy the processor's files from the folder that the model was loaded from."""
+    source = checkpoint_folder(str(getattr(model.module.config, "_name_or_path", "") or model.name), model.revision)
+    for path in () if source is None else sorted(path for each in PROCESSOR for path in source.glob(each)):
+        if path.is_file() and inside(path, source) and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+
+
 def save_model(model: TracedModel, folder: Path, source: Source | None) -> None:
     """`save_pretrained`, in as many files as the source's, or in files of transformers' size if that is unknown."""
     size: dict[str, Any] = {} if source is None else {"max_shard_size": shard_size(model.module, source)}
@@ -382,6 +398,7 @@ def save_model(model: TracedModel, folder: Path, source: Source | None) -> None:
         with no_bars():
             model.module.save_pretrained(folder, **size)
         model.tokenizer.save_pretrained(folder)
+        carry_over(model, folder)
     except ValueError as error:
         # save_pretrained refuses a generation config that contradicts itself.
         raise WorkFailed(

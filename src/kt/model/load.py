@@ -164,11 +164,18 @@ def _load(
 
 
 def _from_pretrained(source: str | Path, options: dict[str, Any]) -> Any:
-    """A causal language model, also where transformers has its kind only as the text part of a multimodal one; and what
-    was missing in its files. (Of weights of another shape transformers alone says no name.)"""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    """A causal language model, a multimodal one whole where its checkpoint is of one (transformers has some kinds as
+    their text part too, without the rest); and what was missing in its files. (Of weights of another shape transformers
+    alone says no name.)"""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    about = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+    config = AutoConfig.from_pretrained(source, **about)
+    wrappers = AutoModelForImageTextToText._model_mapping
+    whole = wrappers[type(config)].__name__ if type(config) in wrappers else None
     options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if whole is not None and whole in (getattr(config, "architectures", None) or ()):
+        return AutoModelForImageTextToText.from_pretrained(source, **options)
     try:
         return AutoModelForCausalLM.from_pretrained(source, **options)
     except ValueError as error:
