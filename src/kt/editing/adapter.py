@@ -58,16 +58,16 @@ def adapted(model: TracedModel, sites: Sequence[Site], adapter: Adapter, seed: i
     need_peft("method lora")
     from peft import LoraConfig, inject_adapter_in_model
 
-    projections = {model.layout.path(s): model.linear(s) for s in sites}
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
-        lora_dropout=adapter.dropout,
-        # A pattern that has to match in full: of a list's names peft also takes those that only end like them.
-        target_modules="|".join(map(re.escape, projections)),
-        fan_in_fan_out=any(isinstance(p, Conv1D) for p in projections.values()),
-    )
-    with model.at_rest(), _seeded({model.own(site).device for site in sites}, seed):
+    with model.at_rest(), model.opened(model.packing(sites)), _seeded({model.own(site).device for site in sites}, seed):
+        projections = {model.layout.path(s): model.linear(s) for s in sites}
+        config = LoraConfig(
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
+            lora_dropout=adapter.dropout,
+            # A pattern that has to match in full: of a list's names peft also takes those that only end like them.
+            target_modules="|".join(map(re.escape, projections)),
+            fan_in_fan_out=any(isinstance(p, Conv1D) for p in projections.values()),
+        )
         try:
             inject_adapter_in_model(config, model.module, NAME)
             layers: dict[str, Any] = {path: model.module.get_submodule(path) for path in projections}

@@ -24,6 +24,7 @@ from ..runs.provenance import version
 if TYPE_CHECKING:
     from ..model.model import TracedModel
     from ..model.update import Update
+    from ..model.weights import Copy
 
 
 FileState = Literal["base", "applied", "other"]
@@ -32,7 +33,7 @@ FileState = Literal["base", "applied", "other"]
 class MatchedWeights(NamedTuple):
     """A model's weights before `apply_` wrote an edit: their bytes, and their fingerprints with the edit in them."""
 
-    before: dict[str, Tensor]
+    before: dict[str, Copy]
     after: dict[str, str]
 
 
@@ -97,7 +98,7 @@ def refuse_other_shapes(edit: Applicable, model: TracedModel) -> None:
                 f"{name} has another shape in {model.name}: {tuple(weight.shape)}, where the update has {shape}; "
                 f"the edit was solved for {edit.manifest.get('model')}"
             )
-        other = seen.setdefault(id(model.own(name)), name)
+        other = seen.setdefault(model.identity_of(name), name)
         if other != name:
             raise KtError(f"{other} and {name} are one tied weight in {model.name}; write it under one name")
 
@@ -189,6 +190,7 @@ def write_checked(edit: Applicable, model: TracedModel) -> None:
     if edit.effect is not None:
         model.effects = (*model.effects, edit.effect)
     for name in edit.names:
+        model.unpack(name)
         weight, delta = model.own(name), edit.delta(name)
         if not bool(torch.isfinite(delta).all()):
             raise WorkFailed(f"the update of {name} is not finite; nothing was written; solve the edit again")
@@ -211,7 +213,7 @@ def changed_since(taken: MatchedWeights, model: TracedModel) -> list[str]:
     """The weights that hold neither what `apply_` left nor the bytes from before it: another program changed them."""
     now = fingerprints(model, list(taken.before))
     moved = [name for name in taken.before if now[name] != taken.after[name]]
-    return [name for name in moved if not torch.equal(model.own(name), taken.before[name])]
+    return [name for name in moved if not model.holds(name, taken.before[name])]
 
 
 def _base(edit: Applicable) -> str:

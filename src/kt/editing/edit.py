@@ -357,15 +357,18 @@ class Edit(Shown):
 
     @property
     def dequantised(self) -> str | None:
-        """In words, of weights that the checkpoint stores quantised: the edit is of the dequantised ones."""
-        stored = self.manifest.get("dequantised") or {}
-        if not stored:
-            return None
-        kinds = ", ".join(sorted(set(stored.values())))
-        return (
-            f"{count(len(stored), 'weight')} of the {len(self.names)} dequantised (stored as {kinds}) to "
-            f"{self.manifest.get('dtype')}: the edit and its bytes from before are of that"
-        )
+        """In words, of weights that the checkpoint stores quantised: the edit is of the dequantised ones. Those that
+        stay packed where the model runs are plain only while it is in."""
+        words = []
+        for key, how, rest in (
+            ("dequantised", "stored as", "the edit and its bytes from before are of that"),
+            ("packed", "packed as", "the edit is of that, and its bytes from before are the packed ones"),
+        ):
+            if stored := self.manifest.get(key) or {}:
+                kinds = ", ".join(sorted(set(stored.values())))
+                what = f"{count(len(stored), 'weight')} of the {len(self.names)} dequantised ({how} {kinds})"
+                words.append(f"{what} to {self.manifest.get('dtype')}: {rest}")
+        return "; ".join(words) or None
 
     def figures(self) -> Sequence[Figure]:
         """Target and old answer, before and after; the size of each weight's update."""

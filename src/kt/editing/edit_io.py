@@ -99,6 +99,7 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     "versions": (TEXTS, "texts by name"),
     "identity": ({"config": {}, "tokenizer": str}, "config and tokenizer"),
     "dequantised": (TEXTS, "texts by weight"),
+    "packed": (TEXTS, "texts by weight"),
     "fingerprints": (TEXTS, "texts by weight"),
     "fingerprints_after": (TEXTS, "texts by weight"),
     "weight_norms": (NUMBERS, "numbers by weight"),

@@ -387,9 +387,9 @@ class Training(NamedTuple):
 @contextmanager
 def unfrozen(model: TracedModel, names: Sequence[str], strides: Sequence[Stride]) -> Iterator[Training]:
     """The named weights open to training; on exit, also after an exception, bytes, flags and gradients of before."""
-    live = [model.own(name) for name in names]
-    gradients = [weight.grad for weight in live]
-    with model.at_rest(), model.restored(names):
+    with model.at_rest(), model.opened(names):
+        live = [model.own(name) for name in names]
+        gradients = [weight.grad for weight in live]
         try:
             for weight in live:
                 weight.requires_grad_().grad = None

@@ -92,9 +92,11 @@ def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, A
     """
     from ..runs.provenance import versions
 
-    packed = {name: f"{model.dequantised[name]}" for name in updates if name in model.dequantised}
+    stored = {name: f"{model.dequantised[name]}" for name in updates if name in model.dequantised}
+    packed = model.packing(updates)
     return {
-        **({"dequantised": packed} if packed else {}),
+        **({"dequantised": stored} if stored else {}),
+        **({"packed": packed} if packed else {}),
         "model": without_folders(model.name),
         "revision": model.revision,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -128,7 +130,7 @@ def read_back(
         text: perplexity before the edit, if it is known.
     """
     beside = side_effects(model, facts, text) if check else None
-    before_narrow = model.copies(name for name in edit.names if is_narrow(model.own(name)))
+    before_narrow = {name: weight.clone() for name in edit.names if is_narrow(weight := model.own(name).detach())}
     with edit.applied(model):
         after = readings(model, list(facts))
         edit.manifest["fingerprints_after"] = fingerprints(model, edit.names)

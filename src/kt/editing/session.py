@@ -58,6 +58,7 @@ from .verdict import TextReading, text_reading
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
+    from ..model.weights import Copy
 
 
 History = Mapping[str, Float[Tensor, "d_in d_in"]] | Sequence[Edit]
@@ -183,7 +184,7 @@ class EditSession:
             raise KtError(f"context_templates is the text {context_templates!r}; give a list of texts")
         self._contexts = Contexts.of(context_templates) if context_templates else None
         self._evidence = Evidence()
-        self._original: dict[str, Tensor] = {}
+        self._original: dict[str, Copy] = {}
         self._effects = model.effects
         self._texts: dict[int, TextReading | None] = {}  # by number of steps, so that none is read twice
 
@@ -250,7 +251,7 @@ class EditSession:
             updates = {name: guard(update, self.model.weight(name)) for name, update in updates.items()}
         elif self.options.update_guard == "prune":
             self._solving, stands = added(self._solved, updates), context.changes()
-            whole = {n: prune(self._solving[n], self._original.get(n, self.model.weight(n))) for n in updates}
+            whole = {n: prune(self._solving[n], self._before(n)) for n in updates}
             updates = {n: u.plus(stands[n].scaled(-1.0)) if n in stands else u for n, u in whole.items()}
         elif self.options.update_guard == "simie":
             updates = simie(context, facts, updates)
@@ -353,6 +354,11 @@ class EditSession:
         return NormAnchor(self.unedited, sample, self.journal.within("nas"), self._anchors)
 
     # All of them ------------------------------------------------------------------------------------------------
+    def _before(self, name: str) -> Tensor:
+        """A weight from before the first edit."""
+        kept = self._original.get(name)
+        return self.model.weight(name) if kept is None else self.model.tensor_of(name, kept)
+
     @contextmanager
     def unedited(self) -> Iterator[TracedModel]:
         """The weights (and effects) from before the first edit, inside the block."""
@@ -363,8 +369,8 @@ class EditSession:
     def norm_ratios(self) -> dict[str, float]:
         """By weight, its Frobenius norm over the one it had before the first edit."""
         norms = {
-            name: (float(self.model.weight(name).float().norm()), float(old.float().norm()))
-            for name, old in self._original.items()
+            name: (float(self.model.weight(name).float().norm()), float(self._before(name).float().norm()))
+            for name in self._original
         }
         return {name: now / before for name, (now, before) in norms.items() if before}
 

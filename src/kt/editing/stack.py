@@ -35,6 +35,7 @@ from .file_kind import STACK, is_json
 if TYPE_CHECKING:
     from ..facts.fact import Fact
     from ..model.model import TracedModel
+    from ..model.weights import Copy
 
 
 # Edits on top of each other: what one of them is in a stack, and how they are written in order.
@@ -157,7 +158,7 @@ class EditStack(Shown):
 
     def __init__(self, edits: Iterable[Edit] = ()) -> None:
         self._layers: tuple[Layer, ...] = ()
-        self._live: tuple[TracedModel, dict[str, Tensor]] | None = None
+        self._live: tuple[TracedModel, dict[str, Copy]] | None = None
         self._effects: tuple[Effect, ...] = ()
         for edit in edits:
             self.push(edit)

@@ -24,6 +24,7 @@ from .._util.files import atomic_write
 from ..editing.adapter import take_out
 from ..errors import KtError, WorkFailed, need_peft
 from ..model.devices import require_none
+from ..model.layout import is_linear
 from ..model.update import Dense, LowRank, Update
 from .hf import OWN, Exported, keep_about, next_logits, prompts_of, public_name
 from .shards import refuse_taken, whole_folder
@@ -198,7 +199,7 @@ def _projections(model: TracedModel, edit: Edit) -> dict[str, nn.Module]:
         path, _, kind = name.rpartition(".")
         model.own(name)  # refuses a weight that the model does not have
         owner = model.module.get_submodule(path)
-        if kind == "weight" and isinstance(owner, nn.Linear | Conv1D):
+        if kind == "weight" and is_linear(owner):
             linear[path] = owner
         else:
             other.append(name)

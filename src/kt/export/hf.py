@@ -6,7 +6,9 @@ tokenizer), and in `kt/` the edit, the edited weights' original bytes, and their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,15 +18,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._util.data import read_json, save_arrays, write_json
-from ..errors import UnknownModel, WorkFailed
+from ..errors import KtError, UnknownModel, WorkFailed
 from ..facts.fact import fill
 from ..model.devices import content
+from ..model.folder import checkpoint_folder, inside
+from ..model.layout import is_linear
 from ..model.load import no_bars
 from ..model.memory import require_memory
+from ..model.packed import is_packed, is_plain, kind_of
 from ..report import Shown, Table
 from ..runs.folder import FILES
 from ..runs.provenance import versions
-from .shards import Shards, Source, refuse_full, refuse_taken, shard_size, size_of, source_of, whole_folder
+from .shards import Shards, Source, refuse_full, refuse_taken, saved_names, shard_size, size_of, source_of, whole_folder
 
 if TYPE_CHECKING:
     from ..editing import Edit
@@ -141,7 +146,7 @@ def check_files(model: TracedModel, folder: Path, names: Sequence[str]) -> None:
     Raises:
         WorkFailed: a weight differs, or one of `names` is not in the files.
     """
-    shards, state = Shards.open(folder), model.module.state_dict()
+    shards, state = Shards.open(folder, saved_names(model.module)), model.module.state_dict()
     absent = [name for name in names if name not in shards.files]
     if absent:
         raise WorkFailed(f"{folder}: {absent[0]} was saved under another name; this model cannot be exported as hf")
@@ -207,7 +212,7 @@ def _align_like(model: TracedModel, like: TracedModel) -> None:
     """
     wanted = dict(like.module.named_parameters())
     for name, weight in model.module.named_parameters():
-        if weight.device.type == "cpu" and name in wanted and weight.is_contiguous():
+        if weight.device.type == "cpu" and name in wanted and is_plain(weight) and weight.is_contiguous():
             size = weight.numel() * weight.element_size()
             memory = torch.empty(size + 64, dtype=torch.uint8)
             start = (wanted[name].data_ptr() - memory.data_ptr()) % 64
@@ -261,7 +266,8 @@ def to_hf(
     Args:
         check: also load the folder again and compare all weights and the logits after the requests' prompts bit by
             bit; this needs the model's memory a second time.
-        undo: keep the edited weights' original bytes in the folder, for `revert_folder`.
+        undo: keep the edited weights' original bytes in the folder, for `revert_folder`; not of a quantised model's,
+            whose way back is the model it was merged from.
         force: also on weights other than those for which the edit was solved.
 
     Raises:
@@ -271,10 +277,14 @@ def to_hf(
         WorkFailed: the written folder is not the edited model.
     """
     edit.require_updates("a merged folder")
+    refuse_unsaved(model)
     refuse_taken(folder)
     refuse_full(folder, size_of(model.module.state_dict()))
     source = source_of(model)
     before = {name: model.fingerprint([name]) for name in edit.names}
+    packed, stored = model.packing(edit.names), saved_names(model.module)
+    names = {name: stored[name] for name in edit.names if name in stored}
+    undo = undo and not packed
     prompts = prompts_of(edit)
     with whole_folder(folder) as temporary:
         (temporary / OWN).mkdir()
@@ -283,7 +293,8 @@ def to_hf(
             copies = {name: model.own(name).detach().cpu() for name in edit.names}
             save_arrays(temporary / OWN / UNDO, copies, {"kind": "undo", "edit": edit.digest})
         with edit.applied(model, force=force):
-            save_model(model, temporary, source)
+            with left_plain(model, packed):
+                save_model(model, temporary, source)
             check_files(model, temporary, edit.names)
             targets = [str((r.get("target_new") or {}).get("str", "")) for r in edit.requests[: len(prompts)]]
             check_tokenizer(model, temporary, [*prompts, *filter(None, targets)])
@@ -293,6 +304,8 @@ def to_hf(
             "shards": len(set(Shards.open(temporary).files.values())),
             "source_shards": source.number if source else None,
             "undo": undo,
+            **({"packed": packed} if packed else {}),
+            **({"names": names} if names else {}),
         }
         keep_about(temporary, model, edit, format="hf", fingerprints=before, fingerprints_after=after, **about)
     return Exported(
@@ -307,6 +320,77 @@ def to_hf(
     )
 
 
+SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert")
+"""Names that the quantisation configs of transformers have for the list of modules that stay plain."""
+
+
+def refuse_unsaved(model: TracedModel) -> None:
+    """Refuse, before any work, a quantised model that transformers cannot save with some maps plain.
+
+    Raises:
+        KtError: it is one, with what to do.
+    """
+    packed = next(((name, each) for name, each in model.module.named_modules() if is_packed(each)), None)
+    if packed is None:
+        return
+    about = getattr(model.module.config, "quantization_config", None)
+    quantiser = getattr(model.module, "hf_quantizer", None)
+    if any(hasattr(about, each) for each in SKIPPED) and quantiser is not None and quantiser.is_serializable():
+        return
+    why = "transformers saves no model of this kind with some of its weights plain"
+    if about is None:
+        why = "its config has no quantization_config that says so"
+    raise KtError(
+        f"{packed[0]} is packed ({kind_of(packed[1])}), and {why}; load the checkpoint that it was made from and "
+        "merge the edit that is solved there, or apply this edit's file with kt"
+    )
+
+
+@contextmanager
+def left_plain(model: TracedModel, names: Iterable[str]) -> Iterator[None]:
+    """Inside the block transformers can save a quantised model with these weights plain: they are on its config's list
+    of maps that stay so, and what unpacked the others at loading, which has no way back, is no part of saving."""
+    module = model.module
+    linear = {path: each for path, each in module.named_modules() if is_linear(each)}
+    plain = [path for path, each in linear.items() if not is_packed(each)]  # by default the head is one
+    if len(plain) == len(linear):
+        yield
+        return
+    about = module.config.quantization_config
+    field = next(each for each in SKIPPED if hasattr(about, each))
+    before, conversions = getattr(about, field), vars(module).get("_weight_conversions")
+    paths = [name.removesuffix(".weight") for name in names]
+    setattr(about, field, sorted({*paths, *(plain if before is None else before)}) if paths else before)
+    if conversions is not None:
+        vars(module)["_weight_conversions"] = [each for each in conversions if _is_reversible(each)]
+    try:
+        yield
+    finally:
+        setattr(about, field, before)
+        if conversions is not None:
+            vars(module)["_weight_conversions"] = conversions
+
+
+def _is_reversible(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
+
+
+PROCESSOR = ("*processor_config.json", "chat_template.json")
+"""Files of a multimodal model's folder that neither model nor tokenizer writes: how its processor reads images."""
+
+
+def carry_over(model: TracedModel, folder: Path) -> None:
+    """Copy the processor's files from the folder that the model was loaded from."""
+    source = checkpoint_folder(str(getattr(model.module.config, "_name_or_path", "") or model.name), model.revision)
+    for path in () if source is None else sorted(path for each in PROCESSOR for path in source.glob(each)):
+        if path.is_file() and inside(path, source) and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+
+
 def save_model(model: TracedModel, folder: Path, source: Source | None) -> None:
     """`save_pretrained`, in as many files as the source's, or in files of transformers' size if that is unknown."""
     size: dict[str, Any] = {} if source is None else {"max_shard_size": shard_size(model.module, source)}
@@ -314,6 +398,7 @@ def save_model(model: TracedModel, folder: Path, source: Source | None) -> None:
         with no_bars():
             model.module.save_pretrained(folder, **size)
         model.tokenizer.save_pretrained(folder)
+        carry_over(model, folder)
     except ValueError as error:
         # save_pretrained refuses a generation config that contradicts itself.
         raise WorkFailed(

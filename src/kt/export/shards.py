@@ -7,7 +7,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,27 +33,33 @@ COUNTED = (INDEX, SINGLE, "pytorch_model.bin.index.json", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class Shards:
-    """A folder's safetensors files; `files` maps each weight to its file."""
+    """A folder's safetensors files; `files` maps each weight to its file.
+
+    `names` are of weights that the files call otherwise than the model does (`saved_names`): here the model's name
+    stands for them.
+    """
 
     folder: Path
     files: Mapping[str, str]
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Shards:
+    def open(cls, folder: str | Path, names: Mapping[str, str] | None = None) -> Shards:
         """Read a folder's index, or the names in its single file.
 
         Raises:
             BadFile: the folder has no safetensors weights, or its index names files outside it.
         """
-        folder = Path(folder)
+        folder, names = Path(folder), names or {}
+        own = {stored: name for name, stored in names.items()}
         if (folder / INDEX).is_file():
-            return cls(folder, check_index(folder / INDEX))
+            return cls(folder, {own.get(n, n): file for n, file in check_index(folder / INDEX).items()}, names)
         if not (folder / SINGLE).is_file():
             raise BadFile(f"{folder} holds no {SINGLE} and no {INDEX}; name a folder of merged weights")
         if not inside(folder / SINGLE, folder):
             raise BadFile(f"{folder / SINGLE} is a link that leads out of the folder; copy the file there instead")
         with _opened(folder / SINGLE) as file:
-            return cls(folder, dict.fromkeys(file.keys(), SINGLE))
+            return cls(folder, dict.fromkeys((own.get(name, name) for name in file.keys()), SINGLE), names)  # noqa: SIM118
 
     def read(self, name: str) -> Tensor:
         """One weight in its stored dtype and layout.
@@ -63,11 +69,11 @@ class Shards:
         """
         if name not in self.files:
             raise BadFile(f"{self.folder} has no weight {name}; name the folder that the edit was merged into")
-        path = self.folder / self.files[name]
+        path, stored = self.folder / self.files[name], self.names.get(name, name)
         with _opened(path) as file:
-            if name not in file.keys():  # noqa: SIM118
-                raise BadFile(f"{path}: {name} is not in it, though {INDEX} says so; write the folder again")
-            return file.get_tensor(name)
+            if stored not in file.keys():  # noqa: SIM118
+                raise BadFile(f"{path}: {stored} is not in it, though {INDEX} says so; write the folder again")
+            return file.get_tensor(stored)
 
     def write(self, file: str, replaced: Mapping[str, Tensor], into: Path) -> None:
         """Write a file with some of its weights replaced into a folder (possibly its own), atomically."""
@@ -76,7 +82,7 @@ class Shards:
         with _opened(self.folder / file) as opened:
             metadata = opened.metadata()
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        tensors |= {name: tensor.contiguous() for name, tensor in replaced.items()}
+        tensors |= {self.names.get(name, name): tensor.contiguous() for name, tensor in replaced.items()}
         atomic_write(into / file, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
@@ -142,12 +148,30 @@ def shard_size(module: Any, source: Source) -> int:
 
 def as_saved(module: Any) -> dict[str, Tensor]:
     """Meta tensors with the names and sizes, in the order in which `save_pretrained` writes the weights."""
+    return _reverted(module, _empty(module))
+
+
+def saved_names(module: Any) -> dict[str, str]:
+    """The name in its files of each weight that `save_pretrained` writes as it is, where that is another (wrappers)."""
+    empty = _empty(module)
+    own = {id(tensor): name for name, tensor in empty.items()}
+    pairs = ((own.get(id(tensor)), name) for name, tensor in _reverted(module, empty).items())
+    return {name: stored for name, stored in pairs if name is not None and name != stored}
+
+
+def _empty(module: Any) -> dict[str, Tensor]:
+    """Meta tensors for the weights, tied ones once."""
     seen: set[Any] = set()
     empty = {}
     for name, tensor in module.state_dict().items():
         if (storage := storage_of(tensor)) not in seen:  # one of several tied weights is saved
             seen.add(storage)
             empty[name] = tensor.to("meta")
+    return empty
+
+
+def _reverted(module: Any, empty: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with the checkpoint's names."""
     try:
         # Restores the checkpoint's names, sorted, as saving does; transformers has no public function for it.
         from transformers.core_model_loading import revert_weight_conversion

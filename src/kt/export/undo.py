@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from .._util.data import load_arrays, read_json
+from .._util.text import visible
 from ..errors import BadFile, KtError, UnknownModel, WorkFailed
 from ..model.devices import content
 from ..model.folder import regular_files
 from ..model.update import fingerprint_of
 from ..report import Shown, Table
 from .hf import ABOUT, EDIT, OWN, UNDO, carries, same_bytes
-from .shards import Shards, whole_folder
+from .shards import Shards, saved_names, whole_folder
 
 if TYPE_CHECKING:
     from ..editing import Edit
@@ -109,11 +110,13 @@ def revert_folder(
         WorkFailed: the written weights do not have their original fingerprints.
     """
     folder = Path(folder)
-    shards = Shards.open(folder)
+    _refuse_packed(folder)
+    shards = Shards.open(folder, _names(folder))
     fingerprints, edit = known_fingerprints(folder, loaded := _edit(folder, edit), edit is not None), loaded
     copied = [] if to is None else [p for p in regular_files(folder) if p.relative_to(folder).parts[0] != OWN]
     if base is not None:
         base = _base(base, shards, edit)
+        shards = Shards.open(folder, saved_names(base.module))
         fingerprints = _by_base(folder, shards, edit, base, fingerprints)
     states = {name: fingerprints.state(name, shards.read(name)) for name in edit.names}
     _refuse_other(folder, states, edit)
@@ -130,8 +133,29 @@ def revert_folder(
                     shutil.copy2(path, target / path.relative_to(folder))
         for file in sorted({shards.files[name] for name in edited}):
             shards.write(file, {n: t for n, t in originals.items() if shards.files[n] == file}, target)
-        fingerprint = _verify(target, edit, fingerprints, base)
+        fingerprint = _verify(Shards.open(target, shards.names), edit, fingerprints, base)
     return Reverted(Path(to or folder), True, not edited, fingerprint, states, fingerprints.source, edit.dequantised)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What the folder says of its export; empty where it says nothing."""
+    return read_json(folder / OWN / ABOUT) if (folder / OWN / ABOUT).is_file() else {}
+
+
+def _refuse_packed(folder: Path) -> None:
+    if (about := _record(folder)).get("packed"):
+        raise KtError(
+            f"{folder} holds weights dequantised that its model keeps packed, and not their packed bytes; the model "
+            f"before the edit is {visible(str(about.get('model')))[:200]}, as it was merged from"
+        )
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """The names in the files of weights that the model calls otherwise, by the folder's record."""
+    names = _record(folder).get("names", {})
+    if not isinstance(names, dict) or not all(isinstance(each, str) for each in names.values()):
+        raise BadFile(f"{folder / OWN / ABOUT}: names are no texts by weight; export the edit again")
+    return names
 
 
 def _edit(folder: Path, edit: Edit | str | Path | None) -> Edit:
@@ -148,7 +172,7 @@ def _edit(folder: Path, edit: Edit | str | Path | None) -> Edit:
 def known_fingerprints(folder: Path, edit: Edit, named: bool = False) -> Fingerprints:
     """From an edit that the user names; else from the folder's record if it is of this edit (its dtype may not be the
     one of solving), else from the edit in the folder."""
-    about = read_json(folder / OWN / ABOUT) if (folder / OWN / ABOUT).is_file() else {}
+    about = _record(folder)
     of_this = about.get("edit") == edit.digest
     own = edit.manifest.get("fingerprints")
     if named and isinstance(own, Mapping) and all(isinstance(own.get(name), str) for name in edit.names):
@@ -232,11 +256,11 @@ def _originals(
     return originals
 
 
-def _verify(target: Path, edit: Edit, fingerprints: Fingerprints, base: TracedModel | None) -> str:
+def _verify(shards: Shards, edit: Edit, fingerprints: Fingerprints, base: TracedModel | None) -> str:
     """Check the edit's weights on disk, then load the whole model; its fingerprint, which is the base model's."""
     from ..model.load import load
 
-    shards = Shards.open(target)
+    target = shards.folder
     wrong = [name for name in edit.names if fingerprints.state(name, shards.read(name)) != "base"]
     if wrong:
         raise WorkFailed(f"{target}: {wrong[0]} does not have the fingerprint from before the edit; revert again")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import KtError, UnknownModel
 from ..runs import parallel
 from .memory import free_on, gib
+from .packed import PLAIN, is_packed, is_plain
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 OFFLOADED = ("cpu", "disk")
@@ -157,12 +158,9 @@ def require_start(module: nn.Module) -> None:
         )
 
 
-PLAIN = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-"""The dtypes of weights that are read and written as they are."""
-
-
 def refuse_wrapped(module: nn.Module) -> None:
-    """Refuse weights that are not the whole of what a layer computes: adapters inside, quantised ones.
+    """Refuse weights that are not the whole of what a layer computes: adapters inside, quantised ones that no packed
+    linear map holds (see packed.py).
 
     Raises:
         UnknownModel: there are some; the message says what to do.
@@ -183,7 +181,9 @@ def refuse_wrapped(module: nn.Module) -> None:
             f"{type(module).__name__} has quantised weights ({packed}); load the model without quantising"
         )
     for name, weight in [*module.named_parameters(), *module.named_buffers()]:
-        if weight.dim() > 1 and weight.dtype not in PLAIN and name.rpartition(".")[2] in QUANTISED:
+        path, _, own = name.rpartition(".")
+        inside = is_plain(weight) and weight.dim() > 1 and weight.dtype not in PLAIN and own in QUANTISED
+        if inside and not is_packed(module.get_submodule(path)):
             kind = str(weight.dtype).removeprefix("torch.")
             raise UnknownModel(
                 f"{type(module).__name__} has quantised weights ({name} is {kind}); load the model's 16-bit or 32-bit "

@@ -11,9 +11,10 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._util.data import complete_file, disguise, read_json, tensor_header
 from .._util.text import visible
@@ -68,6 +69,12 @@ def checkpoint_folder(source: str | Path, revision: str | None) -> Path | None:
         return Path(source)
     cached = cached_file(str(source), "config.json", revision)
     return None if cached is None else cached.parent
+
+
+def read_config(source: str | Path, revision: str | None) -> dict[str, Any]:
+    """A checkpoint's config; empty where its folder is not here."""
+    folder = checkpoint_folder(source, revision)
+    return {} if folder is None else _read(folder / "config.json")
 
 
 def cached_file(repository: str, name: str, revision: str | None) -> Path | None:
@@ -166,23 +173,84 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
-DEQUANTISED = ("fp8", "mxfp4")
-"""Kinds of quantised checkpoints that transformers loads as ordinary weights where no kernel runs them."""
+class Quantisation(NamedTuple):
+    """What runs a kind of quantised checkpoint: the module to import, its name for pip, whether only on a GPU."""
+
+    module: str | None = None
+    package: str | None = None
+    gpu: bool = False
+
+
+DEQUANTISED = ("fp8", "mxfp4", "mxfp8", "compressed-tensors")
+"""Kinds of quantised checkpoints that come as ordinary weights where no kernel runs them."""
+
+QUANTISATIONS = {
+    **dict.fromkeys(("fp8", "mxfp4", "mxfp8"), Quantisation()),
+    "compressed-tensors": Quantisation("compressed_tensors", "compressed-tensors"),
+    "bitsandbytes": Quantisation("bitsandbytes", "bitsandbytes"),
+    "torchao": Quantisation("torchao", "torchao"),
+    "gptq": Quantisation("gptqmodel", "gptqmodel"),
+    "awq": Quantisation("gptqmodel", "gptqmodel"),
+    "quanto": Quantisation("optimum.quanto", "optimum-quanto"),
+    "hqq": Quantisation("hqq", "hqq"),
+    "aqlm": Quantisation("aqlm", "aqlm"),
+    "auto-round": Quantisation("auto_round", "auto-round"),
+    "quark": Quantisation("quark", "amd-quark"),
+    "sinq": Quantisation("sinq", "sinq"),
+    "bitnet": Quantisation(),
+    "eetq": Quantisation("kernels", "kernels", gpu=True),
+    "fbgemm_fp8": Quantisation("fbgemm_gpu", "fbgemm-gpu", gpu=True),
+    "fp_quant": Quantisation("fp_quant", "fp_quant", gpu=True),
+    "higgs": Quantisation("flute", "flute-kernel", gpu=True),
+    "nvfp4": Quantisation("kernels", "kernels", gpu=True),
+    "spqr": Quantisation("spqr_quant", "spqr_quant", gpu=True),
+    "vptq": Quantisation("vptq", "vptq", gpu=True),
+}
+"""By transformers' `quant_method`, with what transformers asks of each."""
+
+
+def quantisation_of(config: Mapping[str, Any]) -> str | None:
+    """The `quant_method` of a checkpoint's config; None if its weights are plain."""
+    about = config.get("quantization_config")
+    if not isinstance(about, dict):
+        return None
+    old = about.get("load_in_8bit") or about.get("load_in_4bit")  # of bitsandbytes, before it said its name
+    kind = about.get("quant_method") or ("bitsandbytes" if old else "no method")
+    return visible(str(kind))[:40]
 
 
 def refuse_quantised(folder: Path | str, config: dict[str, Any]) -> None:
-    """Refuse a checkpoint whose weights stay packed when it is loaded, before its own library is asked for.
+    """Refuse a quantised checkpoint that cannot run here, before its weights are read.
 
     Raises:
-        UnknownModel: the config names such a quantisation.
+        UnknownModel: its format is unknown, its library is not installed, or it runs on a GPU only and there is none.
     """
-    about = config.get("quantization_config")
-    kind = about.get("quant_method") if isinstance(about, dict) else None
-    if kind is not None and kind not in DEQUANTISED:
-        raise UnknownModel(
-            f"{folder}: its weights are quantised ({visible(str(kind))[:40]}), and kt edits 16-bit and 32-bit ones; "
-            "load the checkpoint that it was made from, or dequantise it first (model.dequantize() in transformers)"
-        )
+    kind = quantisation_of(config)
+    if kind is None:
+        return
+    quantised, otherwise = QUANTISATIONS.get(kind), "load the checkpoint that it was made from"
+    if quantised is None:
+        known = ", ".join(QUANTISATIONS)
+        raise UnknownModel(f"{folder}: its weights are quantised ({kind}), and kt knows {known}; {otherwise}")
+    what = f"{folder}: its weights are quantised ({kind})"
+    if quantised.gpu and not _has_gpu():
+        raise UnknownModel(f"{what}, which {quantised.package} runs on a GPU only, and there is none here; {otherwise}")
+    if quantised.module is not None and not _is_installed(quantised.module):
+        missing = f"{quantised.package}, which runs them, is not installed; pip install {quantised.package}"
+        raise UnknownModel(f"{what}, and {missing}, or {otherwise}")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a part, where the whole is missing
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:

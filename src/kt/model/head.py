@@ -14,13 +14,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .packed import is_packed
+
 _CHUNK = 1 << 20
 """Numbers of the head that are in float32 at once (4 MB, about a cache): a copy of a whole head may have gigabytes."""
 
 
 def is_widened(head: nn.Module) -> bool:
     """Whether a head is read in float32: a plain linear map whose 16-bit weights are here and are not trained."""
-    if type(head) is not nn.Linear or head.weight.is_meta or head.weight.requires_grad:
+    if type(head) is not nn.Linear or is_packed(head) or head.weight.is_meta or head.weight.requires_grad:
         return False
     return head.weight.dtype in (torch.bfloat16, torch.float16)
 

@@ -116,7 +116,12 @@ def require_numbers(name: str, module: Any, folder: Path | None) -> dict[str, st
     """
     import torch
 
-    weights = dict(module.named_parameters(remove_duplicate=False))
+    from .packed import is_packed, is_plain
+
+    kept = tuple(f"{path}." for path, each in module.named_modules() if is_packed(each))
+    named = module.named_parameters(remove_duplicate=False)
+    plain = {key: weight for key, weight in named if is_plain(weight) and weight.is_floating_point()}
+    weights = {key: weight for key, weight in plain.items() if not key.startswith(kept)}
     config = None if folder is None else folder / "config.json"  # the module's own forgets what was dequantised
     about = read_json(config).get("quantization_config") if config is not None and config.is_file() else None
     packed: dict[str, str] = {}
@@ -124,7 +129,7 @@ def require_numbers(name: str, module: Any, folder: Path | None) -> dict[str, st
         for key, stored in tensor_header(path).items():
             if key == "__metadata__" or stored["dtype"] in FLOATS:
                 continue
-            own = key.removesuffix("_blocks")
+            own = key.removesuffix("_blocks").removesuffix("_packed")
             if about is not None:
                 packed |= {w: f"{about.get('quant_method')}, {stored['dtype']}" for w in weights if _same_name(w, own)}
             elif any(_same_name(weight, key) for weight in weights):  # not a mask or positions

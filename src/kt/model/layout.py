@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .._util.data import read_table
 from ..errors import KtError, UnknownModel, UnknownSite
+from .packed import is_packed
 from .sites import OUTPUT, Kind, Site
 
 W_ATTN, W_MLP = (f"{kind}.{role}" for kind, role in OUTPUT.items())
@@ -210,7 +211,7 @@ def _named(module: nn.Module, owner: nn.Module, given: Mapping[str, str], part: 
         hint = f"; did you mean {near[0]}?" if near else ""
         where = "in the model" if owner is module else "in a block"
         raise UnknownModel(f"layout: {part} = {path!r} is no module {where}{hint}") from None
-    if part in ("o_proj", "down_proj") and not isinstance(found, nn.Linear | Conv1D):
+    if part in ("o_proj", "down_proj") and not is_linear(found):
         raise UnknownModel(f"layout: {part} = {path!r} is {type(found).__name__}; name one linear map")
     if part in ("embed", "head") and getattr(getattr(found, "weight", None), "ndim", 0) != 2:
         raise UnknownModel(
@@ -415,7 +416,12 @@ def _other_mixer(block: nn.Module) -> str:
 
 
 def linear_maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    return [(n, m) for n, m in module.named_modules() if is_linear(m)]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is one linear map, plain or packed."""
+    return isinstance(module, nn.Linear | Conv1D) or is_packed(module)
 
 
 def _last_linear(module: nn.Module, d_out: int) -> tuple[str, nn.Module] | None:
@@ -445,8 +451,8 @@ def _same_in_every_block(module: nn.Module, blocks: nn.ModuleList, layout: Layou
     for path in (layout.w_attn, layout.w_mlp):
         first: dict[int, int] = {}
         for index, block in enumerate(blocks):
-            weight = block.get_submodule(path).weight
-            other = first.setdefault(weight.data_ptr() or id(weight), index)  # type: ignore[operator,arg-type]
+            own: Any = block.get_submodule(path)
+            other = first.setdefault(id(own) if is_packed(own) else own.weight.data_ptr() or id(own.weight), index)
             if other != index:
                 shared = f"weights of its own in {layout.blocks}.{index}: it shares {path} with {layout.blocks}.{other}"
                 not_found(module, None, f"{shared}, so that an edit of one would be an edit of both")

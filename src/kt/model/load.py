@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import KtError, UnknownModel
 from .chat import Chat, choose
 from .devices import checked_device, read_device_map
-from .folder import check_source, checkpoint_folder, require_sizes
+from .folder import check_source, checkpoint_folder, quantisation_of, read_config, require_sizes
 from .gguf import find_gguf, load_gguf, packed_weights
 from .hub import load_tokenizer, one_line, require_numbers, require_whole, split_revision
 from .layout import read_layout
@@ -131,8 +131,11 @@ def _load(
     kind = _dtype(dtype, float32=name == "demo" or gguf is not None)
     target, spread = checked_device(device), read_device_map(device_map)
     options: dict[str, Any] = {"dtype": kind, "trust_remote_code": trust_remote_code, "revision": revision}
+    quantised = None if gguf is not None else quantisation_of(read_config(source, revision))
     if spread is not None:
         options["device_map"] = spread
+    elif quantised == "bitsandbytes":  # whose modules do not move once they are packed
+        options["device_map"] = {"": str(target)}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     module: Any
@@ -144,11 +147,15 @@ def _load(
         with one_line(name), no_bars():
             if Path(source).is_dir() and not trust_remote_code:
                 require_sizes(Path(source))
+            if quantised == "compressed-tensors":  # else it unpacks what a first forward reaches
+                from transformers import CompressedTensorsConfig
+
+                options["quantization_config"] = CompressedTensorsConfig(run_compressed=False)
             module, about = _from_pretrained(source, options)
         require_whole(name, module, about)
         with one_line(name):
             packed = require_numbers(name, module, checkpoint_folder(source, revision))
-    if spread is None:
+    if "device_map" not in options:
         module = module.to(target)
     tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)
     made = TracedModel(module, tokenizer, name=name, revision=revision, layout=parts, borrowed=False)
@@ -157,11 +164,18 @@ def _load(
 
 
 def _from_pretrained(source: str | Path, options: dict[str, Any]) -> Any:
-    """A causal language model, also where transformers has its kind only as the text part of a multimodal one; and what
-    was missing in its files. (Of weights of another shape transformers alone says no name.)"""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    """A causal language model, a multimodal one whole where its checkpoint is of one (transformers has some kinds as
+    their text part too, without the rest); and what was missing in its files. (Of weights of another shape transformers
+    alone says no name.)"""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    about = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+    config = AutoConfig.from_pretrained(source, **about)
+    wrappers = AutoModelForImageTextToText._model_mapping
+    whole = wrappers[type(config)].__name__ if type(config) in wrappers else None
     options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if whole is not None and whole in (getattr(config, "architectures", None) or ()):
+        return AutoModelForImageTextToText.from_pretrained(source, **options)
     try:
         return AutoModelForCausalLM.from_pretrained(source, **options)
     except ValueError as error:

@@ -26,6 +26,7 @@ from .effects import Effect, effects_of
 from .explained import settle
 from .head import is_widened, wide_linear
 from .layout import Layout, find_layout, unwrap_tuple
+from .packed import is_packed, keep_as_stored
 from .sampling import continue_greedily_or_sample
 from .sites import Kind, Site
 from .tokens import Batch, encode
@@ -63,6 +64,7 @@ class TracedModel(Weights):
         """`borrowed`: the module is the caller's, who gets its training flags back; else it is at rest for good."""
         require_start(module)
         refuse_wrapped(module)
+        keep_as_stored(module)
         if not getattr(module, "can_generate", lambda: False)():
             raise UnknownModel(
                 f"{type(module).__name__} is no language model that generates (transformers' GenerationMixin); load "
@@ -159,7 +161,7 @@ class TracedModel(Weights):
     @property
     def vocab_size(self) -> int:
         """Number of tokens that the logits are over."""
-        return int(self.head.weight.shape[0])
+        return int(self.head.out_features if is_packed(self.head) else self.head.weight.shape[0])
 
     @property
     def embedding(self) -> Any:

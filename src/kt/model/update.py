@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .packed import parts
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -107,6 +109,7 @@ def fingerprint_in_order(named: Iterable[tuple[str, Tensor]]) -> str:
     """The same of names that come sorted, for tensors that are not to be in memory together."""
     digest = hashlib.sha256()
     for name, tensor in named:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+        for each in parts(tensor):
+            digest.update(f"{name} {each.dtype} {tuple(each.shape)}".encode())
+            digest.update(each.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -18,17 +18,21 @@ from ..errors import KtError, UnknownSite, warn_user
 from .devices import bring_home, content, contents
 from .effects import Effect, effects_of
 from .layout import Layout, linear_shape
+from .packed import dequantised, is_packed, kind_of, plain_map, put, stored
 from .sites import Kind, Site
 from .update import Update, fingerprint_in_order, fingerprint_of
 from .writer import Kept, leave, open_blocks, sole_writer
 
 Address = Site | str
+Copy = Tensor | nn.Module
+"""What `put_back` brings back: a weight's bytes, or the packed linear map that stood in its place (see packed.py)."""
 
 
 class Weights:
     """What `TracedModel` knows of its weights."""
 
     module: Any
+    dtype: Any
     name: str
     layout: Layout
     effects: Any  # TracedModel's, a tuple of `Effect`
@@ -116,7 +120,7 @@ class Weights:
 
     def weight(self, address: Address) -> Float[Tensor, "*shape"]:
         """The live weight at `address`: a linear map's as (d_out, d_in), a view, its orientation from the module's
-        type. It takes no gradient.
+        type. It takes no gradient. Of a packed map it is the dequantised weight, no view; `unpack` makes it one.
         """
         weight = self.own(address).detach()
         owner = self.module.get_submodule(self.name_of(address).rpartition(".")[0])
@@ -133,8 +137,9 @@ class Weights:
     @torch.no_grad()
     def write(self, address: Address, update: Update | Float[Tensor, "*shape"]) -> None:
         """Add `update` to the weight at `address`: summed in float32 (float64 weights in float64), rounded to the
-        weight's dtype once.
+        weight's dtype once. A packed map becomes a plain one first.
         """
+        self.unpack(address)
         weight = self.weight(address)
         wide = torch.promote_types(weight.dtype, torch.float32)
         dense = update if isinstance(update, Tensor) else update.dense()
@@ -168,7 +173,7 @@ class Weights:
                 yield
                 ended = True
             finally:
-                shared = leave(kept, self.own, blocks, self.effects)
+                shared = leave(kept, self.identity_of, blocks, self.effects)
                 try:
                     self._copy_back(kept.copies, kept.effects)
                 except BaseException:  # a second Ctrl-C must not leave half of it
@@ -183,22 +188,72 @@ class Weights:
                         raise KtError(say)
                     warn_user(say)
 
-    def copies(self, addresses: Iterable[Address]) -> dict[str, Tensor]:
-        """The bytes of the weights at `addresses` (sites or parameter names), by name, for `put_back`."""
-        return {name: self.own(name).detach().clone() for name in dict.fromkeys(map(self.name_of, addresses))}
+    def copies(self, addresses: Iterable[Address]) -> dict[str, Copy]:
+        """The bytes of the weights at `addresses` (sites or parameter names), by name, for `put_back`; of a packed map
+        the map itself, which nothing writes into."""
+        names = dict.fromkeys(map(self.name_of, addresses))
+        return {name: self.packed(name) or self.own(name).detach().clone() for name in names}
 
-    def put_back(self, copies: Mapping[str, Tensor], effects: Sequence[Effect] | None = None) -> None:
+    def holds(self, name: str, copy: Copy) -> bool:
+        """Whether a weight is as `copies` found it."""
+        return self.packed(name) is copy if isinstance(copy, nn.Module) else torch.equal(self.own(name), copy)
+
+    def tensor_of(self, name: str, copy: Copy) -> Tensor:
+        """The numbers of a weight as `copies` found it."""
+        return dequantised(copy, self.dtype, name) if isinstance(copy, nn.Module) else copy
+
+    def put_back(self, copies: Mapping[str, Copy], effects: Sequence[Effect] | None = None) -> None:
         """Write `copies`, weights by name, and the effects where they are given."""
         with self.writing():
             self._copy_back(copies, effects)
 
     @torch.no_grad()
-    def _copy_back(self, copies: Mapping[str, Tensor], effects: Sequence[Effect] | None) -> None:
-        for name, weight in copies.items():
-            self.own(name).copy_(weight)
+    def _copy_back(self, copies: Mapping[str, Copy], effects: Sequence[Effect] | None) -> None:
+        for name, kept in copies.items():
+            if isinstance(kept, nn.Module):
+                put(self.module, name.removesuffix(".weight"), kept)
+            else:
+                self.unpack(name)
+                self.own(name).copy_(kept)
         if effects is not None and tuple(effects) != self.effects:
             self.effects = effects
         effects_of(self.module).prompts.clear()
+
+    # Packed maps: see packed.py -------------------------------------------------------------------------------------
+    def packed(self, address: Address) -> nn.Module | None:
+        """The linear map that keeps the weight at `address` packed now; None for a plain weight."""
+        path, _, part = self.name_of(address).rpartition(".")
+        if part != "weight":
+            return None
+        try:
+            module = self.module.get_submodule(path)
+        except AttributeError:
+            return None
+        return module if is_packed(module) else None
+
+    def packing(self, addresses: Iterable[Address]) -> dict[str, str]:
+        """How the weights among `addresses` that are packed now are kept, by name: library and class."""
+        found = {name: self.packed(name) for name in map(self.name_of, addresses)}
+        return {name: kind_of(module) for name, module in found.items() if module is not None}
+
+    def unpack(self, address: Address) -> None:
+        """Put a plain linear map in a packed one's place, with its dequantised weight in the model's dtype.
+
+        Raises:
+            KtError: the dequantised weight does not give the map's outputs.
+        """
+        name, module = self.name_of(address), self.packed(address)
+        if module is not None:
+            put(self.module, name.removesuffix(".weight"), plain_map(module, self.dtype, name))
+
+    @contextmanager
+    def opened(self, addresses: Iterable[Address]) -> Iterator[None]:
+        """Inside the block the weights are plain parameters, to be trained; then all is as before."""
+        names = [self.name_of(address) for address in addresses]
+        with self.restored(names):
+            for name in names:
+                self.unpack(name)
+            yield
 
     def name_of(self, address: Address) -> str:
         """The parameter name of an `address`: a site, or a parameter name already."""
@@ -206,18 +261,24 @@ class Weights:
 
     def own(self, address: Address) -> Tensor:
         """The parameter at `address` itself, in the module's own orientation; an offloaded one comes home to its
-        device.
+        device. Of a packed map it is its dequantised weight, a copy.
 
         Raises:
-            KtError: it is quantised, or offloaded and there is no room for it (see offloaded.py).
+            KtError: it is quantised and cannot be dequantised, or offloaded and there is no room for it.
         """
         name = self.name_of(address)
+        if (module := self.packed(name)) is not None:
+            return dequantised(module, self.dtype, name)
         weight: Any = self._parameter(name)
         if weight.is_meta:
             weight = bring_home(self.module, name)
         if not weight.is_floating_point():
             raise KtError(f"{name} is quantised ({weight.dtype}); load the model unquantised to edit it")
         return weight
+
+    def identity_of(self, name: str) -> int:
+        """A number that two names share only where they mean one weight."""
+        return id(self.packed(name) or self.own(name))
 
     def read_only(self, name: str) -> Tensor:
         """The content of the parameter `name`, not to be written: an offloaded one stays where it is."""
@@ -235,8 +296,15 @@ class Weights:
         """SHA-256 over the names, dtypes, shapes and bytes of all weights, or of those addressed.
 
         Args:
-            addresses: sites or parameter names; None takes all weights.
+            addresses: sites or parameter names; None takes all weights. Of a packed map its packed tensors count.
         """
         if addresses is None:
             return fingerprint_in_order(contents(self.module))
-        return fingerprint_of((name, self.read_only(name)) for name in map(self.name_of, addresses))
+        return fingerprint_of(pair for name in map(self.name_of, addresses) for pair in self._stored(name))
+
+    def _stored(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        if (module := self.packed(name)) is None:
+            yield name, self.read_only(name)
+        else:
+            path = name.removesuffix("weight")
+            yield from ((f"{path}{key}", tensor) for key, tensor in stored(module).items())

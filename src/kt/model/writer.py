@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import KtError
 from .effects import Effect
+from .packed import parts
 
 _guard = Lock()
 _holders: dict[int, list[int]] = {}
@@ -56,7 +57,7 @@ def sole_writer(module: nn.Module, name: str) -> Iterator[None]:
 class Kept:
     """What an open block of `restored` puts back: weights' bytes by name, and the effects that the model had."""
 
-    copies: dict[str, Tensor]
+    copies: dict[str, Tensor | nn.Module]
     effects: tuple[Effect, ...]
 
 
@@ -68,14 +69,14 @@ def open_blocks(module: nn.Module) -> list[Kept]:
     return _open.setdefault(module, [])
 
 
-def leave(kept: Kept, own: Callable[[str], Tensor], blocks: list[Kept], effects: Sequence[Effect]) -> list[str]:
+def leave(kept: Kept, identity: Callable[[str], int], blocks: list[Kept], effects: Sequence[Effect]) -> list[str]:
     """End a block, also one inside which others go on (two tasks of one thread that take turns).
 
     A later block has kept this one's edit as what it found. It is given the bytes from before this one instead, so that
     the base comes back whichever block ends last; effects are taken out of both.
 
     Args:
-        own: the parameter of a name.
+        identity: a number of each weight by name, the same for tied ones.
         effects: the model's now.
 
     Returns:
@@ -92,7 +93,7 @@ def leave(kept: Kept, own: Callable[[str], Tensor], blocks: list[Kept], effects:
         block.effects = tuple(each for each in block.effects if not any(each is mine for mine in added))
     shared = []
     for name in list(kept.copies):
-        heir = next(((b, n) for b in later for n in b.copies if own(n) is own(name)), None)
+        heir = next(((b, n) for b in later for n in b.copies if identity(n) == identity(name)), None)
         if heir is not None:
             heir[0].copies[heir[1]] = kept.copies.pop(name)
             shared.append(name)
@@ -100,4 +101,4 @@ def leave(kept: Kept, own: Callable[[str], Tensor], blocks: list[Kept], effects:
 
 
 def _memory(weight: Tensor) -> int:
-    return weight.untyped_storage().data_ptr() or id(weight)  # offloaded and empty ones have no address
+    return next(parts(weight)).untyped_storage().data_ptr() or id(weight)  # offloaded and empty ones have no address
