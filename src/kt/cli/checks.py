@@ -68,6 +68,7 @@ IDLE = (
     Idle("sweep", "region", lambda o: o.kind == "clamp", "for kt sweep clamp only"),
     Idle("sweep", "no_trace", lambda o: o.kind == "alpha", "for kt sweep alpha only"),
     Idle("sweep", "alpha", lambda o: o.kind != "alpha", "alpha is what is swept; --grid names its values"),
+    Idle("export", "dry_run public overwrite", lambda o: o.push is not None, "for --push only"),
     Idle("edits", "force", lambda o: o.action == "stack", "for kt edits stack only"),
     Idle(
         "",

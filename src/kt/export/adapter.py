@@ -25,7 +25,7 @@ from ..editing.adapter import take_out
 from ..errors import KtError, WorkFailed, need_peft
 from ..model.devices import require_none
 from ..model.update import Dense, LowRank, Update
-from .hf import OWN, Exported, keep_about, next_logits, prompts_of, public_name
+from .hf import Exported, keep_about, next_logits, prompts_of, public_name
 from .shards import refuse_taken, whole_folder
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ def to_peft(
                 f"{gap.relative:.1%} of what the edit changes; export with --format hf instead"
             )
         about = {"weight_error": error, "rank": max(p.b.shape[1] for p in parts.values())}
-        keep_about(temporary, model, edit, format="peft", fingerprints=edit.manifest.get("fingerprints", {}), **about)
+        known = edit.manifest.get("fingerprints", {})
+        keep_about(temporary, model.name, model.revision, edit, format="peft", fingerprints=known, **about)
     return Exported(
         path=Path(folder),
         format="peft",
@@ -240,7 +241,6 @@ def write_adapter(model: TracedModel, folder: Path, parts: Mapping[str, Factors]
         stem = f"base_model.model.{path}"
         tensors |= {f"{stem}.lora_A.weight": part.a, f"{stem}.lora_B.weight": part.b}
     atomic_write(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
-    (folder / OWN).mkdir()
 
 
 def _gap(model: TracedModel, folder: Path, prompts: list[str], edited: Float[Tensor, "prompt vocab"]) -> Gap:
