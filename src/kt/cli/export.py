@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._util.text import count, size_text
-from ..errors import need_peft
+from ..errors import need
 from . import checks, parse
 from .command import BadOption, Options
 from .console import Screen
@@ -106,7 +106,7 @@ def export(options: ExportOptions) -> None:
     checks.edit_files(options.edit)
     checks.new_folder(folder, "--to")
     if format == "peft":
-        need_peft("an export for peft")
+        need("peft", "an export for peft")
     if format != "edit":
         checks.model(options)
     check_push(options)

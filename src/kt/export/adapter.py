@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from .._util.data import read_json, to_json
 from .._util.files import atomic_write
 from ..editing.adapter import take_out
-from ..errors import KtError, WorkFailed, need_peft
+from ..errors import KtError, WorkFailed, need
 from ..model.devices import require_none
 from ..model.update import Dense, LowRank, Update
 from .hf import Exported, keep_about, next_logits, prompts_of, public_name
@@ -140,7 +140,7 @@ def to_peft(
         WorkFailed: the adapter's error exceeds `max_error`, or its logits are not the edit's.
     """
     edit.require_updates("a PEFT adapter")
-    need_peft("an export for peft")
+    need("peft", "an export for peft")
     if check:
         require_none(model.module, "the check of an adapter by peft (--no-check leaves it out)")
     refuse_taken(folder)
