@@ -6,12 +6,17 @@ import ast
 import re
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name as canonical
 
 import kt
-from kt.errors import DISTRIBUTION, install_hint
+from kt.errors import DISTRIBUTION, EXTRAS, UnknownModel, install_hint
+from kt.model.hub import one_line
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -162,6 +167,65 @@ def test_every_extra_in_a_hint_exists():
     named += re.findall(r"install_hint\([\"']([\w-]+)[\"']\)", everything)
     hints = {extra for names in named for extra in names.split(",")}
     assert {"data", "lora", "lm-eval"} <= hints <= set(project["optional-dependencies"])
+
+
+def required(name: str, found: set[str]) -> set[str]:
+    """A distribution and all that it requires without extras, of what is installed here."""
+    name = canonical(name)
+    if name not in found:
+        with suppress(PackageNotFoundError):
+            found.add(name)
+            for line in requires(name) or ():
+                need = Requirement(line)
+                if need.marker is None or need.marker.evaluate({"extra": ""}):
+                    required(need.name, found)
+    return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Packages that a module imports where it runs: not those for type checkers alone."""
+    typed = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    skipped = {id(each) for node in typed for each in ast.walk(node)}
+    names, dynamic = set(), "import_module" in ast.unparse(tree)
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module)
+        elif dynamic and isinstance(node, ast.arguments):  # of a function that imports what it is given
+            names |= {each.value for each in node.defaults if isinstance(each, ast.Constant) and each.value in EXTRAS}
+    return {name.partition(".")[0] for name in names}
+
+
+def test_an_optional_package_is_asked_for_by_the_extra_that_brings_it():
+    """Whatever kt imports comes with kt, or is in `EXTRAS`, and the file says by `need` how it is installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    core: set[str] = set()
+    for line in project["dependencies"]:
+        required(Requirement(line).name, core)
+    homes = packages_distributions()
+    ours = sys.stdlib_module_names | {"kt", "tomli", "compression", "IPython"}  # the last where a kernel runs already
+    seen = set()
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        optional = {n for n in imported(tree) - ours if not core & {canonical(each) for each in homes.get(n, ())}}
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "need"]
+        asked = {call.args[0].value.partition(".")[0] for call in calls}
+        missing = {n for n in optional if n not in EXTRAS or EXTRAS[n] not in {EXTRAS[each] for each in asked}}
+        assert not missing, (relative(path), missing)
+        seen |= optional
+    assert seen == set(EXTRAS)
+    of_others = {"traitlets": "anywidget", "pyarrow": "datasets"}  # packages that one of an extra requires
+    for package, extra in EXTRAS.items():
+        brought = {canonical(Requirement(line).name) for line in project["optional-dependencies"][extra]}
+        assert canonical(of_others.get(package, package)) in brought
+
+
+def test_a_tokenizer_that_takes_more_packages_names_their_extra():
+    with pytest.raises(UnknownModel, match=re.escape(install_hint("tokenizers"))), one_line("a/model"):
+        raise ValueError("You need to have sentencepiece or tiktoken installed to convert a slow tokenizer")
 
 
 def test_a_hint_installs_ours_with_its_extra():

@@ -20,10 +20,39 @@ def install_hint(extra: str) -> str:
     return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
-def need_peft(purpose: str) -> None:
-    """Raise KtError unless peft is installed; imports nothing."""
-    if find_spec("peft") is None:
-        raise KtError(f"{purpose} needs peft; {install_hint('lora')}")
+EXTRAS = {
+    "anywidget": "widget",
+    "traitlets": "widget",
+    "datasets": "data",
+    "pyarrow": "data",
+    "gguf": "gguf",
+    "lm_eval": "lm-eval",
+    "peft": "lora",
+}
+"""Packages that kt imports without requiring them, and the extra that brings each."""
+
+
+def need(module: str, purpose: str, instead: str = "", kind: type[KtError] | None = None) -> None:
+    """Refuse, before any work, what an optional package is missing for; imports nothing of it.
+
+    Args:
+        module: a package of `EXTRAS`, or a module in one.
+        purpose: what needs it, as the message begins.
+        instead: another way, as the message ends.
+        kind: of the error; KtError where None.
+
+    Raises:
+        KtError: it is not installed.
+    """
+    package = module.partition(".")[0]
+    try:
+        there = find_spec(module) is not None
+    except ModuleNotFoundError:  # the package of a module in one
+        there = False
+    except ValueError:  # it is imported, and was not loaded from a file
+        there = True
+    if not there:
+        raise (kind or KtError)(f"{purpose} needs {package}; {install_hint(EXTRAS[package])}{instead}")
 
 
 class FailedCheck(UserWarning):

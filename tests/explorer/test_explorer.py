@@ -27,8 +27,10 @@ from kt.cli import main
 from kt.demo.loop import run_loop
 from kt.errors import KtError
 from kt.explorer import explore, write_report
+from kt.explorer.maps import trace_map
 from kt.explorer.numbers import COARSE, UNIT
 from kt.explorer.page import bundle, packed, page_data
+from kt.explorer.rows import Rows
 from kt.probing import Probe
 from kt.probing.lens import KINDS, POSITIONS, LensReading
 from kt.runs.report import Run
@@ -92,13 +94,28 @@ def test_a_map_holds_the_effects_that_were_measured(data, loop):
     fact = loop.trace.facts[0]
     [place] = [i for i, each in enumerate(data["facts"]) if each["prompt"] == fact.prompt]
     shown = trace["facts"][str(place)]
-    assert shown["rows"] == list(fact.tokens)
+    tokens = loop.trace.shown_tokens(fact)
+    assert shown["rows"] == [fact.tokens[token] for token in tokens]
     for kind in loop.trace.kinds:
         cells = np.array(shown["cells"][kind]["logit_diff"]["v"]) / UNIT
-        np.testing.assert_allclose(cells, fact.effect(kind, "logit_diff").T, atol=0.51 / UNIT)
+        np.testing.assert_allclose(cells, fact.effect(kind, "logit_diff").T[tokens], atol=0.51 / UNIT)
     mean = np.array(trace["mean"]["cells"]["mlp"]["prob"]["v"]) / UNIT
     np.testing.assert_allclose(mean, grid(loop.trace, "mlp", "prob")["values"], atol=0.51 / UNIT)
     assert data["edited"]["mlp"] and data["edited"]["attn"]
+
+
+def test_tokens_far_before_the_subject_are_left_out_of_a_map_and_counted():
+    """A chat template's, for one; a row still knows which token it is, for what was read there."""
+    far = "One day in spring, as all of us know, and as they say at home, the government of {} meets in"
+    fact = kt.Fact(id="1", prompt=far, subject="Bulgaria", answer="Sofia", foil="Rome")
+    trace = kt.causal_trace(kt.load("demo"), [fact], kinds=("mlp",), samples=1, keep="all")
+    [traced] = trace.facts
+    [own] = trace_map(trace, "a", Rows([trace]))["facts"].values()
+    assert own["tokens"] == trace.shown_tokens(traced) and own["tokens"][0] == own["hidden"] == traced.span.start - 4
+    assert [row.strip() for row in own["rows"]] == [traced.tokens[t].strip() for t in own["tokens"]]
+    effects = traced.effects("mlp", "prob").mean(-1)
+    assert np.allclose(own["cells"]["mlp"]["prob"]["v"], effects[:, own["tokens"]].T * UNIT, atol=0.51)
+    assert own["subject"][0] == 4 and own["tokens"][4] == traced.span.start
 
 
 def test_the_lens_holds_ranks_before_and_after(data, loop):
@@ -284,7 +301,8 @@ def test_every_figure_has_a_table_and_saves_its_numbers(page):
 def test_nothing_is_wider_than_the_page_and_axe_finds_nothing_serious(page, tmp_path, width, dark):
     async def visit(tab):
         await tab.open(page, width, dark)
-        assert await tab.js("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        for wide in ("documentElement", "querySelector('.x-list')"):  # every column of the facts is in sight
+            assert await tab.js(f"document.{wide}.scrollWidth <= document.{wide}.clientWidth")
         picture = await tab.picture(tmp_path / "page.png")
         assert picture.stat().st_size > 50_000
         if AXE:

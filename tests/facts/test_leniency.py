@@ -364,7 +364,7 @@ def test_parquet(tmp_path, monkeypatch):
     path.write_bytes(b"PAR1" + b"x" * 40)
     fails(path, "is not Parquet after record 0")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    fails(path, "needs the pyarrow package", "pip install 'kt-interp[data]'")
+    fails(path, "needs pyarrow", "pip install 'kt-interp[data]'")
 
 
 def test_a_zst_file_without_zstandard(tmp_path, monkeypatch):

@@ -30,6 +30,12 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
+def size_text(size: int) -> str:
+    """Bytes as `1.5 MiB`."""
+    unit, name = next((pair for pair in ((2**30, "GiB"), (2**20, "MiB")) if size >= pair[0]), (2**10, "KiB"))
+    return f"{size / unit:.1f} {name}"
+
+
 def without_folders(name: object) -> str:
     """A model's name as it is shown and handed on: of an absolute path, or of one from a home or a folder above, only
     the last part, which says nothing of the machine."""

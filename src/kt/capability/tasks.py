@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import KtError, install_hint
+from ..errors import KtError, install_hint, need
 
 Spec = str | dict[str, Any]
 """A name, a pattern, a YAML file, {"task": name, "num_fewshot": n}, or a whole task as a dict."""
@@ -41,12 +41,11 @@ class Chosen(NamedTuple):
 
 def lm_eval_module(name: str = "lm_eval") -> Any:
     """A module of lm-eval, or the line that says how to get it."""
+    need("lm_eval", "a measurement of general abilities")
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise KtError(
-            f"general abilities need lm-eval ({error}); install it with: {install_hint('lm-eval')}"
-        ) from error
+    except ImportError as error:  # of a package that it needs
+        raise KtError(f"lm-eval cannot be imported ({error}); {install_hint('lm-eval')} mends it") from error
 
 
 def choose(tasks: str | Sequence[Spec], include_path: str | Path | None = None) -> Chosen:

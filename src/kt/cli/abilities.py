@@ -6,13 +6,12 @@ what they mean in lm-eval.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from ..errors import need
 from . import parse
 from .command import BadOption
 from .options import ForceOptions, ModelOptions, Opt, RunOptions
@@ -56,7 +55,7 @@ def abilities(options: AbilityOptions) -> None:
         raise BadOption("give either --tasks (as gsm8k,mmlu) or --preset (gsm8k-two-shot), one of them")
     with session(options) as s:
         tasks = options.tasks or _preset(options.preset or "")
-        refuse_without_lm_eval()
+        need("lm_eval", "a measurement of general abilities")
         from ..capability import abilities as measure
         from ..capability.tasks import choose
         from ..evaluation.samples_file import write_samples
@@ -83,14 +82,6 @@ def abilities(options: AbilityOptions) -> None:
                 write_samples(s.run.file(f"{name}.jsonl"), rows)
         s.keep(result)
         s.screen.tables(*result.tables())
-
-
-def refuse_without_lm_eval() -> None:
-    """Where it is not installed; importing it takes seconds."""
-    from ..capability.tasks import lm_eval_module
-
-    if "lm_eval" not in sys.modules and find_spec("lm_eval") is None:
-        lm_eval_module()
 
 
 def _preset(name: str) -> Sequence[Spec]:

@@ -123,8 +123,11 @@ COMMANDS = {
     ),
     "export": About(
         "export:export",
-        "An edit as a merged Hugging Face folder or as a PEFT adapter.",
-        ("kt export memit/edit.safetensors -m MODEL --to merged",),
+        "An edit as a merged Hugging Face folder or as a PEFT adapter; onto the Hub.",
+        (
+            "kt export memit/edit.safetensors -m MODEL --to merged",
+            "kt export memit/edit.safetensors -m MODEL --format peft --push OWNER/NAME --dry-run",
+        ),
     ),
     "revert": About(
         "export:revert",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .._util.lock import default_cache
-from .._util.text import count
+from .._util.text import count, size_text
 from ..report import Table
 from ..report.table import shown
 from .command import BadOption, Options, option_of
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..runs.cache import Entry
 
 COLUMNS = ["file", "is", "model", "weight", "corpus", "tokens", "size", "age"]
-UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -58,7 +57,7 @@ def cache(options: CacheOptions) -> None:
         found = chosen(found, names, options.model, age, options.all)
     size = remove(found) if options.action == "rm" else sum(entry.size for entry in found)
     done = "removed from" if options.action == "rm" else "in"
-    title = f"{count(len(found), 'file')}, {_bytes(size)}, {done} {folder}"
+    title = f"{count(len(found), 'file')}, {size_text(size)}, {done} {folder}"
     screen.tables(Table(COLUMNS, rows(found), title)) if found else screen.say(f"kt: {title}")
     write_result(options, {"folder": str(folder), "action": options.action, "files": [e.as_dict() for e in found]})
 
@@ -70,16 +69,11 @@ def rows(found: Sequence[Entry]) -> list[list[str]]:
             f"{entry.kind}, left by a killed run" if entry.stray else entry.kind,
             *map(shown, (entry.model or None, entry.weight or None, entry.corpus or None)),
             "–" if entry.n_tokens is None else f"{entry.n_tokens:,}",
-            _bytes(entry.size),
+            size_text(entry.size),
             _age(entry.age),
         ]
         for entry in found
     ]
-
-
-def _bytes(size: int) -> str:
-    unit = next((u for u in ("GiB", "MiB", "KiB") if size >= UNITS[u]), "KiB")
-    return f"{size / UNITS[unit]:.1f} {unit}"
 
 
 def _age(seconds: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from .._util.data import read_json, read_table, tensor_header
 from .._util.files import check_writable
 from .._util.online import unreachable
-from ..errors import KtError, UnknownModel, UnknownSite, need_peft
+from ..errors import KtError, UnknownModel, UnknownSite, need
 from ..facts.corpus import Corpus
 from ..model.folder import check_weights, refuse_adapter, refuse_quantised
 from ..model.gguf import check_whole, find_gguf
@@ -68,6 +68,7 @@ IDLE = (
     Idle("sweep", "region", lambda o: o.kind == "clamp", "for kt sweep clamp only"),
     Idle("sweep", "no_trace", lambda o: o.kind == "alpha", "for kt sweep alpha only"),
     Idle("sweep", "alpha", lambda o: o.kind != "alpha", "alpha is what is swept; --grid names its values"),
+    Idle("export", "dry_run public overwrite", lambda o: o.push is not None, "for --push only"),
     Idle("edits", "force", lambda o: o.action == "stack", "for kt edits stack only"),
     Idle(
         "",
@@ -143,7 +144,7 @@ def solving(options: Any) -> None:
     usual = "jeep" if getattr(options, "kind", "") == "clamp" else "intattn"
     methods = parse.names(options.method or usual, tuple(METHODS), "--method")
     if "lora" in methods:
-        need_peft("method lora")
+        need("peft", "method lora")
     writes = [method for method in methods if METHODS[method].writes_attention]
     probed = any("layers_high" in METHODS[method].settings() for method in methods)
     for flag in ("alpha",) if probed else ("alpha", "alpha_facts"):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..errors import need
 from ..runs.folder import FILES
 from . import parse
 from .command import BadOption
@@ -177,8 +177,8 @@ def questions(options: EvalOptions) -> dict[str, Any]:
     protocols = parse.names(options.protocol, PROTOCOLS, "--protocol")
     if options.log_samples is not None:
         kind = parse.one(options.log_samples, ("jsonl", "parquet"), "--log-samples")
-        if kind == "parquet" and find_spec("pyarrow") is None:
-            raise BadOption("--log-samples parquet needs pyarrow; pip install pyarrow, or write --log-samples jsonl")
+        if kind == "parquet":
+            need("pyarrow", "--log-samples parquet", instead=", or write --log-samples jsonl")
     if options.no_generate:
         if "wild" in protocols:
             raise BadOption("--no-generate leaves nothing for wild to read; drop one of the two")

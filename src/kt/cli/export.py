@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._util.text import count
-from ..errors import need_peft
+from .._util.text import count, size_text
+from ..errors import need
 from . import checks, parse
 from .command import BadOption, Options
 from .console import Screen
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..export import Exported, Reverted
 
 
-FORMATS = ("hf", "peft")
+FORMATS = ("hf", "peft", "edit")
 DTYPES = ("float32", "fp32", "bfloat16", "bf16", "float16", "fp16")
 OF_PEFT = ("max_rank", "max_error", "adapter_dtype")
 MAX_ERROR = 1e-3
@@ -29,12 +29,32 @@ MAX_ERROR = 1e-3
 @dataclass(frozen=True)
 class ExportOptions(ForceOptions, ModelOptions):
     edit: Annotated[
-        Path | None, typer.Argument(metavar="EDIT", help="The edit file of kt apply-edit, or a stack's JSON.")
+        Path | None,
+        typer.Argument(
+            metavar="EDIT", help="The edit file of kt apply-edit, a stack's JSON, or (--push) an exported folder."
+        ),
     ] = None
     format: Annotated[
-        str, Opt("--format", help="hf: a merged Hugging Face folder; peft: a LoRA adapter for the base model.")
+        str,
+        Opt(
+            "--format",
+            help="hf: a merged Hugging Face folder; peft: a LoRA adapter; edit: the edit file alone.",
+        ),
     ] = "hf"
-    to: Annotated[Path | None, Opt("--to", help="The folder to write; new or empty.")] = None
+    to: Annotated[
+        Path | None, Opt("--to", help="The folder to write; new or empty [default: NAME of --push, here].")
+    ] = None
+    push: Annotated[
+        str | None,
+        Opt("--push", metavar="OWNER/NAME", help="Upload the folder to the Hugging Face Hub, with a model card."),
+    ] = None
+    dry_run: Annotated[
+        bool, Opt("--dry-run", help="push: write folder and card, list what would be uploaded; offline.")
+    ] = False
+    public: Annotated[bool, Opt("--public", help="push: make a new repository public [default: private].")] = False
+    overwrite: Annotated[bool, Opt("--overwrite", help="push: replace all files of a repository that holds some.")] = (
+        False
+    )
     max_rank: Annotated[int | None, Opt("--max-rank", min=1, help="peft: most columns of a factor.")] = None
     max_error: Annotated[
         float | None,
@@ -64,42 +84,96 @@ class RevertOptions(Options):
 
 
 def export(options: ExportOptions) -> None:
-    """Write an edit as a merged Hugging Face folder or as a PEFT adapter, checked before it has its name."""
+    """Write an edit as a merged Hugging Face folder or as a PEFT adapter, checked before it has its name; push it."""
     format = parse.one(options.format, FORMATS, "--format")
-    if options.edit is None or options.to is None:
+    if options.push is not None:
+        from ..export.hub import check_repo_id
+
+        check_repo_id(options.push)
+    if options.push is not None and options.edit is not None and options.edit.is_dir():
+        push_folder(options, options.push, options.edit)
+        return
+    folder = options.to or (Path(options.push.partition("/")[2]) if options.push else None)
+    if options.edit is None or folder is None:
         raise BadOption("kt export needs an edit file and a folder: kt export edit.safetensors --to FOLDER")
-    stray = [name for name in OF_PEFT if getattr(options, name) is not None] if format == "hf" else []
+    stray = [name for name in OF_PEFT if getattr(options, name) is not None] if format != "peft" else []
     if stray:
         raise BadOption(f"--{stray[0].replace('_', '-')} belongs to --format peft; add that, or leave it out")
-    if format == "peft" and options.no_undo:
+    if format != "hf" and options.no_undo:
         raise BadOption("--no-undo belongs to --format hf; an adapter leaves the base model as it is")
     dtype = parse.one(options.adapter_dtype or DTYPES[0], DTYPES, "--adapter-dtype")
     checks.typed(options)
     checks.edit_files(options.edit)
-    checks.new_folder(options.to, "--to")
+    checks.new_folder(folder, "--to")
     if format == "peft":
-        need_peft("an export for peft")
-    checks.model(options)
+        need("peft", "an export for peft")
+    if format != "edit":
+        checks.model(options)
+    check_push(options)
     settle_libraries()
     screen = screen_for(options)
     from ..editing import Edit
     from ..editing.stack import open_edit
-    from ..export import to_hf, to_peft
+    from ..export import to_edit, to_hf, to_peft, write_card
     from ..model.load import DTYPES as KINDS
 
     edit = open_edit(options.edit)
-    edit.require_updates("a merged folder" if format == "hf" else "a PEFT adapter")  # before a model loads
-    model = load_model(options)
-    if not isinstance(edit, Edit):
-        edit = edit.total(model, options.force)
-    shared: dict[str, Any] = {"check": not options.no_check, "force": options.force}
-    if format == "hf":
-        made = to_hf(model, edit, options.to, undo=not options.no_undo, **shared)
+    if format == "edit":
+        if not isinstance(edit, Edit):
+            raise BadOption(f"{options.edit} is a stack of files; --format hf or peft takes them together")
+        made = to_edit(edit, folder)
     else:
-        limit = MAX_ERROR if options.max_error is None else options.max_error
-        made = to_peft(model, edit, options.to, options.max_rank, limit, KINDS[dtype], **shared)
+        edit.require_updates("a merged folder" if format == "hf" else "a PEFT adapter")  # before a model loads
+        model = load_model(options)
+        if not isinstance(edit, Edit):
+            edit = edit.total(model, options.force)
+        shared: dict[str, Any] = {"check": not options.no_check, "force": options.force}
+        if format == "hf":
+            made = to_hf(model, edit, folder, undo=not options.no_undo, **shared)
+        else:
+            limit = MAX_ERROR if options.max_error is None else options.max_error
+            made = to_peft(model, edit, folder, options.max_rank, limit, KINDS[dtype], **shared)
     show_export(screen, made)
-    write_result(options, made.as_dict())
+    if options.push is not None:
+        write_card(folder, edit, options.push, options.edit.parent)
+    write_result(options, made.as_dict() | (pushed(screen, options, options.push, folder) if options.push else {}))
+
+
+def check_push(options: ExportOptions) -> None:
+    """What a push can be refused for, before a model loads."""
+    if options.push is not None and not options.dry_run:
+        from ..export import hub
+
+        hub.check_push(options.push, options.overwrite)
+
+
+def push_folder(options: ExportOptions, repo: str, folder: Path) -> None:
+    """Push a folder of an earlier export, with the card in it, which its owner may have gone over."""
+    from ..export.hub import exported
+
+    if options.to is not None:
+        raise BadOption(f"--to has no use here: {folder} is an exported folder, and is pushed as it is")
+    exported(folder)
+    check_push(options)
+    screen = screen_for(options)
+    write_result(options, {"path": str(folder)} | pushed(screen, options, repo, folder))
+
+
+def pushed(screen: Screen, options: ExportOptions, repo: str, folder: Path) -> dict[str, Any]:
+    """Show what goes to the Hub, and send it unless this is a dry run; the same for `--json`."""
+    from ..export import hub
+    from ..report import Table
+
+    files = hub.files(folder)
+    title = f"{count(len(files), 'file')}, {size_text(sum(size for _, size in files))}, for {repo}"
+    screen.tables(Table(["file", "size"], [[name, size_text(size)] for name, size in files], title))
+    if options.dry_run:
+        screen.say(f"kt: nothing was uploaded; read {folder / hub.CARD}, then: kt export {folder} --push {repo}")
+        url = None
+    else:
+        url = hub.push(folder, repo, not options.public, options.overwrite)
+        screen.say(f"kt: uploaded to {url}; a new repository is {'public' if options.public else 'private'}")
+    return {"push": {"repo": repo, "files": dict(files), "url": url}}
 
 
 def show_export(screen: Screen, made: Exported) -> None:
@@ -115,7 +189,9 @@ def show_export(screen: Screen, made: Exported) -> None:
     if made.format == "peft":
         missing = about["weight_error"]
         screen.say(f"kt: the adapter misses {missing:.2g} of the edit's norm" if missing else "kt: no part is missing")
-    if made.max_error is None:
+    if made.format == "edit":
+        pass
+    elif made.max_error is None:
         screen.say("kt: not loaded again, so its logits were not compared (--no-check)")
     else:
         screen.say(f"kt: logits after {made.prompts} prompts: {_gap(made)}")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..errors import need_peft
+from ..errors import need
 from ..model.sites import Site
 from ..model.update import LowRank
 
@@ -55,7 +55,7 @@ def adapted(model: TracedModel, sites: Sequence[Site], adapter: Adapter, seed: i
     Raises:
         KtError: peft is not installed.
     """
-    need_peft("method lora")
+    need("peft", "method lora")
     from peft import LoraConfig, inject_adapter_in_model
 
     with model.at_rest(), model.opened(model.packing(sites)), _seeded({model.own(site).device for site in sites}, seed):

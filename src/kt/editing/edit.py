@@ -57,7 +57,7 @@ class Edit(Shown):
 
     Examples:
         >>> before = model.fingerprint()
-        >>> with edit.applied(model, force=True):
+        >>> with edit.applied(model):
         ...     changed = model.fingerprint() != before
         >>> changed, model.fingerprint() == before
         (True, True)

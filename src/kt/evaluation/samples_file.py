@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.data import plain
 from .._util.files import atomic_write
-from ..errors import KtError
+from ..errors import KtError, need
 
 if TYPE_CHECKING:
     from .scores import Scores
@@ -74,13 +74,10 @@ def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise KtError(
-            "Parquet needs pyarrow; install it with: pip install pyarrow, or write --log-samples jsonl"
-        ) from error
+    need("pyarrow", "Parquet", instead=", or write JSON lines")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     columns = {name: arrow.string() for name in _TEXTS} | {name: arrow.float64() for name in _NUMBERS}
     schema = arrow.schema([*columns.items(), ("scores", arrow.map_(arrow.string(), arrow.float64()))])
     left = iter(rows)

@@ -45,22 +45,24 @@ def trace_map(trace: Trace, name: str, rows: Rows) -> dict[str, Any]:
 
 def _fact(trace: Trace, fact: TracedFact, kinds: Sequence[str], heads: dict[int, str]) -> dict[str, Any]:
     """One fact's effects, mean and standard deviation over the noise draws."""
-    patched = trace.patched_tokens(fact)
+    shown = trace.shown_tokens(fact)
     cells: dict[str, Any] = {}
     for kind in kinds:
         cells[kind] = {}
         for metric in trace.metrics:
             effects = _effects(fact, kind, metric)
             if effects is not None:
-                values = effects[:, patched].transpose(1, 0, 2)
+                values = effects[:, shown].transpose(1, 0, 2)
                 cells[kind][metric] = _cells(values.mean(-1))
                 if values.shape[-1] > 1:
                     cells[kind][metric]["sd"] = whole(values.std(-1), COARSE)
     if heads:
         cells["heads"] = {metric: found for metric in trace.metrics if (found := _heads(fact, heads, metric))}
     return {
-        "rows": [visible(fact.tokens[token]) for token in patched],
-        "subject": [row for row, token in enumerate(patched) if token in range(*fact.span)],
+        "rows": [visible(fact.tokens[token]) for token in shown],
+        "tokens": None if shown == list(range(len(shown))) else shown,
+        "hidden": len(trace.patched_tokens(fact)) - len(shown),
+        "subject": [row for row, token in enumerate(shown) if token in range(*fact.span)],
         "foil": visible(fact.foil),
         "clean": short(fact.p_clean),
         "corrupted": short(fact.p_corrupt),

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import KtError, install_hint
+from ..errors import need
 from ..report.html import page_style
 from .live import Live
 from .page import ASSETS, bundle
@@ -58,11 +58,9 @@ def style() -> str:
 @cache
 def _kind() -> type[AnyWidget]:
     """The class, made when it is first needed: anywidget is an extra."""
-    try:
-        import anywidget
-        import traitlets
-    except ImportError:
-        raise KtError(f"kt.widget needs anywidget; {install_hint('widget')}") from None
+    need("anywidget", "kt.widget")
+    import anywidget
+    import traitlets
 
     class Explorer(anywidget.AnyWidget):
         _esm = script()

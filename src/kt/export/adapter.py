@@ -22,11 +22,11 @@ from transformers.pytorch_utils import Conv1D
 from .._util.data import read_json, to_json
 from .._util.files import atomic_write
 from ..editing.adapter import take_out
-from ..errors import KtError, WorkFailed, need_peft
+from ..errors import KtError, WorkFailed, need
 from ..model.devices import require_none
 from ..model.layout import is_linear
 from ..model.update import Dense, LowRank, Update
-from .hf import OWN, Exported, keep_about, next_logits, prompts_of, public_name
+from .hf import Exported, keep_about, next_logits, prompts_of, public_name
 from .shards import refuse_taken, whole_folder
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def to_peft(
         WorkFailed: the adapter's error exceeds `max_error`, or its logits are not the edit's.
     """
     edit.require_updates("a PEFT adapter")
-    need_peft("an export for peft")
+    need("peft", "an export for peft")
     if check:
         require_none(model.module, "the check of an adapter by peft (--no-check leaves it out)")
     refuse_taken(folder)
@@ -163,7 +163,8 @@ def to_peft(
                 f"{gap.relative:.1%} of what the edit changes; export with --format hf instead"
             )
         about = {"weight_error": error, "rank": max(p.b.shape[1] for p in parts.values())}
-        keep_about(temporary, model, edit, format="peft", fingerprints=edit.manifest.get("fingerprints", {}), **about)
+        known = edit.manifest.get("fingerprints", {})
+        keep_about(temporary, model.name, model.revision, edit, format="peft", fingerprints=known, **about)
     return Exported(
         path=Path(folder),
         format="peft",
@@ -241,7 +242,6 @@ def write_adapter(model: TracedModel, folder: Path, parts: Mapping[str, Factors]
         stem = f"base_model.model.{path}"
         tensors |= {f"{stem}.lora_A.weight": part.a, f"{stem}.lora_B.weight": part.b}
     atomic_write(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
-    (folder / OWN).mkdir()
 
 
 def _gap(model: TracedModel, folder: Path, prompts: list[str], edited: Float[Tensor, "prompt vocab"]) -> Gap:

@@ -82,6 +82,8 @@ class Exported(Shown):
         if self.format == "hf":
             rows = [[row["prompt"], row["continuation"]] for row in self.about["generated"]]
             return [Table(["prompt", "continuation"], rows, "the folder, loaded again, says")] if rows else []
+        if self.format == "edit":
+            return []
         columns = ["weight", "rank", "rank that is exact", "missing, of the update's norm"]
         rows = [[name, row["rank"], row["needed"], row["error"]] for name, row in self.weights.items()]
         return [Table(columns, rows, f"adapter in {self.dtype}")]
@@ -92,15 +94,16 @@ class Exported(Shown):
         return fields | {"path": str(self.path), **self.about}
 
 
-def keep_about(folder: Path, model: TracedModel, edit: Edit, **about: Any) -> None:
+def keep_about(folder: Path, name: str, revision: str | None, edit: Edit, **about: Any) -> None:
     """Write `kt/export.json`, which names edit and model, without any path of this machine."""
     origin = {
         "kind": "export",
         "edit": edit.digest,
-        "model": public_name(model.name),
-        "revision": model.revision,
+        "model": public_name(name),
+        "revision": revision,
         "versions": versions(),
     }
+    (folder / OWN).mkdir(exist_ok=True)
     write_json(folder / OWN / ABOUT, origin | about)
 
 
@@ -307,7 +310,16 @@ def to_hf(
             **({"packed": packed} if packed else {}),
             **({"names": names} if names else {}),
         }
-        keep_about(temporary, model, edit, format="hf", fingerprints=before, fingerprints_after=after, **about)
+        keep_about(
+            temporary,
+            model.name,
+            model.revision,
+            edit,
+            format="hf",
+            fingerprints=before,
+            fingerprints_after=after,
+            **about,
+        )
     return Exported(
         path=Path(folder),
         format="hf",

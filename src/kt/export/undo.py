@@ -25,6 +25,7 @@ from ..model.devices import content
 from ..model.folder import regular_files
 from ..model.update import fingerprint_of
 from ..report import Shown, Table
+from .card import CARD, is_ours
 from .hf import ABOUT, EDIT, OWN, UNDO, carries, same_bytes
 from .shards import Shards, saved_names, whole_folder
 
@@ -114,6 +115,7 @@ def revert_folder(
     shards = Shards.open(folder, _names(folder))
     fingerprints, edit = known_fingerprints(folder, loaded := _edit(folder, edit), edit is not None), loaded
     copied = [] if to is None else [p for p in regular_files(folder) if p.relative_to(folder).parts[0] != OWN]
+    card = folder / CARD if is_ours(folder / CARD) else None  # it speaks of the edit
     if base is not None:
         base = _base(base, shards, edit)
         shards = Shards.open(folder, saved_names(base.module))
@@ -128,12 +130,14 @@ def revert_folder(
             target = stack.enter_context(whole_folder(to))
             rewritten = {folder / shards.files[name] for name in edited}
             for path in copied:
-                if path not in rewritten:
+                if path not in rewritten and path != card:
                     (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(path, target / path.relative_to(folder))
         for file in sorted({shards.files[name] for name in edited}):
             shards.write(file, {n: t for n, t in originals.items() if shards.files[n] == file}, target)
         fingerprint = _verify(Shards.open(target, shards.names), edit, fingerprints, base)
+    if to is None and card is not None:
+        card.unlink()
     return Reverted(Path(to or folder), True, not edited, fingerprint, states, fingerprints.source, edit.dequantised)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from .._util.files import sha256_file
 from .._util.online import ELSEWHERE, refuse_unreachable, told_offline
-from ..errors import BadFile, install_hint
+from ..errors import BadFile, need
 from .opening import refuse_disguised
 
 _DEMO, _ENGLISH = Path(__file__).parents[1] / "demo", Path(__file__).parent / "texts"
@@ -123,10 +123,9 @@ def _record(line: str, path: Path, number: int) -> str:
 
 
 def _hub_rows(name: str) -> Any:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise BadFile(f"{name} needs the package datasets; install it with: {install_hint('data')}") from None
+    need("datasets", name, kind=BadFile)
+    from datasets import load_dataset
+
     refuse_unreachable(name)
     repo, _, split = name.removeprefix("hf:").partition(":")
     parts = repo.split("/", 2)  # owner/name, and the name of one of its configurations

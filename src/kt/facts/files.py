@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import BadFile, install_hint
+from ..errors import BadFile, need
 from . import json_stream
 from .opening import ENDINGS, damaged, ending_of, lines_of, open_bytes, refuse_disguised
 from .readers.own import LIST_KEYS
@@ -233,10 +233,9 @@ def _lines(path: Path, name: str) -> Iterator[Located]:
 
 
 def _parquet(path: Path) -> Iterator[Located]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise BadFile(f"{path} needs the pyarrow package; install it with: {install_hint('data')}") from error
+    need("pyarrow.parquet", str(path), kind=BadFile)
+    import pyarrow.parquet as parquet
+
     refuse_disguised(path)
     number = 0
     try:

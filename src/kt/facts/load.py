@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .._util.online import ELSEWHERE, refuse_unreachable, told_offline
-from ..errors import BadFact, BadFile, KtError, install_hint, warn_user
+from ..errors import BadFact, BadFile, KtError, need, warn_user
 from .fact import Fact, doubts, joined_by
 from .files import Located, demo_records, file_records, lre_records
 from .formats import Schema, as_record, fits, named, read_record, read_records
@@ -412,10 +412,9 @@ def hub_records(source: str) -> Iterator[Located]:
         BadFile: the `datasets` package is missing, the source names no data set, or reading it failed.
     """
     repo, *parts = source.removeprefix("hf:").split(":")
-    try:
-        import datasets
-    except ImportError as error:
-        raise BadFile(f"{source} needs the datasets package; install it with: {install_hint('data')}") from error
+    need("datasets", source, kind=BadFile)
+    import datasets
+
     if not repo or len(parts) > 2:
         raise BadFile(f"{source!r} names no dataset; write hf:owner/name, with :file.json or :config:split behind it")
     file = parts[0] if len(parts) == 1 and ending_of(Path(parts[0])) in ENDINGS else None

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import KtError, UnknownModel, install_hint
+from ..errors import KtError, UnknownModel, need
 from .hub import require_whole
 
 if TYPE_CHECKING:
@@ -178,8 +178,7 @@ def check_gguf(path: Path, needs_tokenizer: bool = True) -> Header:
             f"{path}: a GGUF file of architecture {architecture or 'unknown'!r}, which transformers does not read; "
             f"supported are {', '.join(supported)}"
         )
-    if find_spec("gguf") is None:
-        raise KtError(f"{path}: reading GGUF takes the gguf package; {install_hint('gguf')}")
+    need("gguf", f"{path}: a GGUF file")
     return header
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._util.data import read_json, tensor_header
 from .._util.text import count, visible
-from ..errors import KtError, UnknownModel, warn_user
+from ..errors import KtError, UnknownModel, install_hint, warn_user
 
 
 def split_revision(model: str | Path, revision: str | None) -> tuple[str, str | None]:
@@ -58,6 +58,8 @@ def one_line(name: str) -> Any:
             reason = "its weights are a pickle that holds more than tensors; convert them to safetensors elsewhere"
         elif type(error).__name__ == "OutOfMemoryError":  # a GPU's: its own line says more
             raise
+        elif any(name in message.lower() for name in ("sentencepiece", "tiktoken", "protobuf")):
+            reason = f"its tokenizer is of a kind that takes more packages to read; {install_hint('tokenizers')}"
         elif isinstance(error, (OSError, ValueError, ImportError)):
             reason = f"{message[:300] or type(error).__name__}; give demo, a local folder or a Hub id"
         else:

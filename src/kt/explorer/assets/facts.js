@@ -55,7 +55,7 @@ function heading(key, name, help) {
   const now = get("sort"), by = now.replace(/^-/, "") === key ? (now.startsWith("-") ? "descending" : "ascending") : null;
   const next = by === "ascending" ? "-" + key : by === "descending" ? "" : key;
   const arrow = by === "ascending" ? " ↑" : by === "descending" ? " ↓" : "";
-  return h("th", { scope: "col", "aria-sort": by ?? "none", class: key === "fact" || key === "state" ? null : "number" },
+  return h("th", { role: "columnheader", scope: "col", "aria-sort": by ?? "none", class: key === "fact" || key === "state" ? null : "number" },
     h("button", { type: "button", title: help, "aria-label": name ? null : help, onclick: () => set({ sort: next }) }, name + arrow));
 }
 

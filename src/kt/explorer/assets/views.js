@@ -1,6 +1,6 @@
 // The numbers of one map: which rows and layers, which values, for the fact, tab, metric and state in the address.
 
-import { number, rank } from "./dom.js";
+import { count, number, rank } from "./dom.js";
 import { get } from "./state.js";
 import { chosenFact } from "./facts.js";
 
@@ -99,7 +99,7 @@ function traceView(data) {
     edited: kind === "hidden" ? [] : data.edited[kind === "heads" ? "attn" : kind] ?? [],
     shown: (value) => number(value),
     about: one || !trace.mean
-      ? `p(answer) ${number(own.clean, 2)} clean, ${number(own.corrupted, 2)} corrupted; foil ${own.foil}`
+      ? `p(answer) ${number(own.clean, 2)} clean, ${number(own.corrupted, 2)} corrupted; foil ${own.foil}${own.hidden ? `; ${count(own.hidden, "token")} far before the subject left out` : ""}`
       : `mean over ${trace.n} facts; p(answer) ${number(own.clean, 2)} clean, ${number(own.corrupted, 2)} corrupted`,
     untraced: fact >= 0 && !one,
   };
@@ -140,7 +140,7 @@ export function topsOf(data, seen, r, l) {
   const heads = seen.kind === "heads" && headsAt(seen.own);
   const places = seen.kind === LENS ? [positions[Math.floor(r / sites)]]
     : heads ? [{ last: "prediction" }[heads] ?? heads]
-    : [seen.one && String(r), r === seen.subject.at(-1) && positions[0], r === seen.rows.length - 1 && positions[1]];
+    : [seen.one && String(seen.own.tokens?.[r] ?? r), r === seen.subject.at(-1) && positions[0], r === seen.rows.length - 1 && positions[1]];
   const at = places.find((place) => named[0].tops[fact].at[place]);
   if (at === undefined) return { why: "token" };
   const kind = seen.kind === LENS ? r % sites : READ.indexOf(MAPPED[seen.kind]);
