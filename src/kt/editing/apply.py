@@ -7,7 +7,7 @@ with, is written, unless by force, which says what differs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -89,7 +89,7 @@ def refuse_other_shapes(edit: Applicable, model: TracedModel) -> None:
     """
     if edit.effect is not None:
         edit.effect.refuse(model)
-    seen: dict[int, str] = {}
+    seen: dict[Hashable, str] = {}
     for name in edit.names:
         weight, shape = model.weight(name), edit.updates[name].shape
         if tuple(weight.shape) != shape:
@@ -97,7 +97,7 @@ def refuse_other_shapes(edit: Applicable, model: TracedModel) -> None:
                 f"{name} has another shape in {model.name}: {tuple(weight.shape)}, where the update has {shape}; "
                 f"the edit was solved for {edit.manifest.get('model')}"
             )
-        other = seen.setdefault(id(model.own(name)), name)
+        other = seen.setdefault(model.memory_of(name), name)
         if other != name:
             raise KtError(f"{other} and {name} are one tied weight in {model.name}; write it under one name")
 

@@ -337,6 +337,7 @@ def take_statistics(
         return Statistics({})
     if given is not None:
         opened = Statistics.open(given)
-        opened.require({model.weight_name(site): model.key_size(site) for site in sites})
+        parts = [part for site in sites for part in model.parts(site)]
+        opened.require({model.weight_name(part): model.key_size(part) for part in parts})
         return opened
     return key_statistics(model, sites, corpus, max_tokens, progress=progress)

@@ -58,15 +58,16 @@ def _unexplained(model: Any, missing: Mapping[int, Explained]) -> str:
     layout: Layout = model.layout
     layer = max(missing, key=lambda layer: missing[layer].residual)
     worst, block = missing[layer], model.module.get_submodule(layout.path(Kind.RESID, layer))
+    parts = layout.at(layer)
     inside = experts(block)
     if inside is not None:
-        what = f"{inside} beside {layout.w_mlp}, which is what a shared expert is"
+        what = f"{inside} beside {parts.w_mlp}, which is what a shared expert is"
     else:
         children = ", ".join(f"{name} ({type(child).__name__})" for name, child in block.named_children())
         what = f"the block ({type(block).__name__}) holds {children}"
     return (
         f"{type(model.module).__name__} is not a decoder that kt can read: in {len(missing)} of {layout.n_layers} "
-        f"blocks {layout.w_attn} and {layout.w_mlp} do not make the whole change of the residual stream. In "
+        f"blocks {parts.w_attn} and {parts.w_mlp} do not make the whole change of the residual stream. In "
         f"{layout.blocks}.{layer} {worst.residual:.1%} of it is not theirs (rounding: {worst.rounding:.1g}): {what}. "
         "Only a part of such a block would be read and edited; "
         "docs/reliability.md lists the kinds of models that can be"
@@ -117,12 +118,12 @@ def explained(model: Any) -> list[Explained]:
     """
     layout: Layout = model.layout
     blocks = [model.module.get_submodule(layout.path(Kind.RESID, layer)) for layer in range(layout.n_layers)]
-    linear = {layout.w_attn, layout.w_mlp}
+    ends = [(layout.at(layer).w_attn, layout.at(layer).w_mlp) for layer in range(layout.n_layers)]
     modules = {
         f"{layout.blocks}.{layer}.{path}": module
         for layer, block in enumerate(blocks)
         for path, module in block.named_modules()
-        if path in linear or ("." not in path and not linear_maps(module) and not list(module.children()))
+        if path in ends[layer] or ("." not in path and not linear_maps(module) and not list(module.children()))
     }
     order = call_order(model, modules, blocks[-1])
     by_block = [
@@ -134,7 +135,10 @@ def explained(model: Any) -> list[Explained]:
         seen: Any = []
         for block, inner in by_block:
             streams = [block.input.clone()]
-            around = [(envoy.input.clone(), envoy.output.clone()) for envoy in inner]
+            around = []
+            for envoy in inner:
+                given, gives = envoy.input, envoy.output
+                around.append((given.clone(), (gives[0] if isinstance(gives, tuple | list) else gives).clone()))
             output = block.output
             streams.append((output[0] if isinstance(output, tuple | list) else output).clone())
             seen.append((streams, around))
@@ -144,20 +148,22 @@ def explained(model: Any) -> list[Explained]:
     for layer, (streams, around) in enumerate(seen):
         prefix = f"{layout.blocks}.{layer}."
         names = [p.removeprefix(prefix) for p in order if p.startswith(prefix)]
-        found.append(_explained_block(layout, streams, dict(zip(names, around, strict=True))))
+        found.append(_explained_block(ends[layer], streams, dict(zip(names, around, strict=True))))
     return found
 
 
 def _explained_block(
-    layout: Layout, streams: Sequence[Float[Tensor, "1 2 d_model"]], around: Mapping[str, tuple[Tensor, Tensor]]
+    ends: tuple[str, str],
+    streams: Sequence[Float[Tensor, "1 2 d_model"]],
+    around: Mapping[str, tuple[Tensor, Tensor]],
 ) -> Explained:
     """One block from its input and output, and the inputs and outputs of its projections, norms and dropouts."""
     before, after = (stream.double().flatten(0, -2) for stream in streams)
     parts, norms = [], []
-    for path in (layout.w_attn, layout.w_mlp):
+    for path in ends:
         value, norm = around[path][1].double().flatten(), None
         for name, (given, gives) in around.items():  # in the order of the forward: a dropout comes before its norm
-            if name not in (layout.w_attn, layout.w_mlp) and torch.equal(given.double().flatten(), value):
+            if name not in ends and torch.equal(given.double().flatten(), value):
                 norm = norm if torch.equal(gives, given) else name
                 value = gives.double().flatten()
         parts.append(value.view_as(before))

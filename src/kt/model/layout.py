@@ -9,7 +9,7 @@ running two tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import takewhile
@@ -21,14 +21,41 @@ from transformers.pytorch_utils import Conv1D
 
 from .._util.data import read_table
 from ..errors import KtError, UnknownModel, UnknownSite
+from .mixture import Mixture, find_mixture
 from .sites import OUTPUT, Kind, Site
 
+ATTENTION = "attention"
 W_ATTN, W_MLP = (f"{kind}.{role}" for kind, role in OUTPUT.items())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one kind of block, as `Layout` names them."""
+
+    attn: str
+    mlp: str
+    linears: Mapping[str, str] = field(hash=False)
+    mixture: Mixture | None = None
+    mixer: str = ATTENTION
+
+    @property
+    def w_attn(self) -> str:
+        """Path of W_o inside a block."""
+        return self.linears[W_ATTN]
+
+    @property
+    def w_mlp(self) -> str:
+        """Path of down_proj inside a block; of a mixture's module where there is one."""
+        return self.linears[W_MLP]
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where the parts are (module paths), and how a block combines them.
+
+    Parts are those of the first block; `others` has the blocks that are built otherwise, by layer (`at`). `mixer` is
+    what brings tokens together: attention, or another one, whose output projection then is W_o. `mixture` is a mixture
+    of experts in the place of the MLP: the path of its module then stands for down_proj.
 
     `linears` names every linear map of a block's attention and MLP: role -> module path inside the block, in the order
     of a forward pass. Roles: `attn.q_proj`, `attn.k_proj`, `attn.v_proj`, `attn.o_proj` (W_o), `mlp.gate_proj`,
@@ -52,6 +79,9 @@ class Layout:
     has_post_norm: bool = False  # a norm stands between a module's value and the residual stream
     tuple_output: bool = False
     unchecked: str | None = None  # why the blocks were not checked by numbers
+    mixture: Mixture | None = None
+    mixer: str = ATTENTION
+    others: Mapping[int, Parts] = field(default_factory=dict, hash=False)
 
     @property
     def w_attn(self) -> str:
@@ -62,6 +92,28 @@ class Layout:
     def w_mlp(self) -> str:
         """Path of down_proj inside a block."""
         return self.linears[W_MLP]
+
+    @property
+    def first(self) -> Parts:
+        """The parts of the first block."""
+        return Parts(self.attn, self.mlp, self.linears, self.mixture, self.mixer)
+
+    def at(self, layer: int) -> Parts:
+        """The parts of the block at a layer."""
+        return self.others.get(layer) or self.first
+
+    @property
+    def kinds(self) -> dict[int, Parts]:
+        """The kinds of blocks, each by the first layer that is of it."""
+        return {0: self.first} | {min(n for n, p in self.others.items() if p == q): q for q in self.others.values()}
+
+    def with_kind(self, parts: Parts, settled: Parts) -> Layout:
+        """The layout with one kind of block replaced."""
+        others = {layer: settled if each == parts else each for layer, each in self.others.items()}
+        if parts != self.first:
+            return replace(self, others=others)
+        names = ("attn", "mlp", "linears", "mixture", "mixer")
+        return replace(self, others=others, **{name: getattr(settled, name) for name in names})
 
     def path(self, kind: Kind | Site, layer: int | None = None) -> str:
         """Module path of a site's linear map, or of the whole block for the residual stream.
@@ -74,10 +126,15 @@ class Layout:
         """
         site = kind if isinstance(kind, Site) else Site(kind, int(layer or 0))
         block = f"{self.blocks}.{site.layer}"
-        return block if site.kind is Kind.RESID else f"{block}.{self.linears[self.role(site.name)]}"
+        if site.kind is Kind.RESID:
+            return block
+        linears = self.at(site.layer).linears
+        if (role := self.role(site.name)) not in linears:
+            raise UnknownSite(f"{block} has no {role}; it has {', '.join(linears)}")
+        return f"{block}.{linears[role]}"
 
     def role(self, name: str) -> str:
-        """The role of a linear map.
+        """The role of a linear map, of any kind of block.
 
         Args:
             name: Its role (`mlp.up_proj`), its own name in its part (`mlp.c_fc`), or its path inside the block
@@ -86,15 +143,22 @@ class Layout:
         Raises:
             UnknownSite: a block has no such linear map; the message lists those that it has.
         """
-        if name in self.linears:
+        kinds = self.kinds.values()
+        if any(name in parts.linears or (parts.mixture and name in parts.mixture.roles) for parts in kinds):
             return name
-        known = {path: role for role, path in self.linears.items()}
-        known |= {_own_name(self, role, path): role for role, path in self.linears.items()}
+        known: dict[str, str] = {}
+        for parts in kinds:
+            if parts.mixture is not None:
+                known |= {each.path: f"mlp.shared.{n}" for n, each in enumerate(parts.mixture.shared)}
+                known |= {f"mlp.{p.removeprefix(parts.mlp + '.')}": role for p, role in [*known.items()]}
+            known = {path: role for role, path in parts.linears.items()} | known
+            known = {_own_name(parts, role, path): role for role, path in parts.linears.items()} | known
         if name in known:
             return known[name]
-        near = get_close_matches(name, [*self.linears, *known], 1)
+        roles = dict.fromkeys(role for parts in kinds for role in parts.linears)
+        near = get_close_matches(name, [*roles, *known], 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UnknownSite(f"a block has no linear map {name!r}; {hint}It has {', '.join(self.linears)}")
+        raise UnknownSite(f"a block has no linear map {name!r}; {hint}It has {', '.join(roles)}")
 
     def parts(self) -> dict[str, str]:
         """The paths as `kt.load(layout=...)` takes them."""
@@ -107,10 +171,34 @@ class Layout:
         order = "parallel attention and MLP" if self.parallel else "attention, then MLP"
         norm = ", a norm after each" if self.has_post_norm else "" if self.direct else ", scaled"
         return (
-            f"{self.n_layers} blocks at {self.blocks} ({order}{norm}), W_o = {self.w_attn}, "
-            f"down_proj = {self.w_mlp}, d_model {self.d_model}"
+            f"{self.n_layers} blocks at {self.blocks} ({order}{norm}), W_o = {self._several('w_attn')}, "
+            f"down_proj = {self._several('w_mlp')}, d_model {self.d_model}"
             + (f"; not checked by numbers, since {self.unchecked}" if self.unchecked else "")
         )
+
+
+    def _several(self, which: str) -> str:
+        """W_o or down_proj in words, with its layers where there are several kinds."""
+        by_words: dict[str, list[int]] = {}
+        for layer in range(self.n_layers):
+            parts = self.at(layer)
+            mixture = parts.mixture if which == "w_mlp" else None
+            words = getattr(parts, which) if mixture is None else mixture.describe()
+            by_words.setdefault(words, []).append(layer)
+        if len(by_words) == 1:
+            return next(iter(by_words))
+        return " and ".join(f"{words} (layers {runs_of(layers)})" for words, layers in by_words.items())
+
+
+def runs_of(layers: Sequence[int]) -> str:
+    """Layers in words: `0, 2-5`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> Layout:
@@ -138,6 +226,46 @@ def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> La
     for part, owner in (("attn", block), ("mlp", block), ("norm", module)):
         if part in given:
             _named(module, owner, given, part)
+    first = _parts(module, blocks_name, blocks, 0, given, d_model)
+    layout = Layout(
+        blocks=blocks_name,
+        attn=first.attn,
+        mlp=first.mlp,
+        linears=first.linears,
+        embed=embed,
+        norm=given.get("norm") or _final_norm(module, blocks_name, d_model),
+        unembed=head,
+        n_layers=len(blocks),
+        d_model=d_model,
+        transposed=isinstance(block.get_submodule(first.w_mlp), Conv1D),
+        mixture=first.mixture,
+        mixer=first.mixer,
+    )
+    others: dict[int, Parts] = {}
+    for layer in range(1, len(blocks)):
+        known = (first, *dict.fromkeys(others.values()))
+        same = next((parts for parts in known if _fits(blocks[layer], parts, d_model)), None)
+        parts = same or _parts(module, blocks_name, blocks, layer, given, d_model)
+        if parts != first:
+            others[layer] = parts
+    layout = replace(layout, others=others)
+    _sound(module, blocks, layout)
+    return layout
+
+
+def _fits(block: nn.Module, parts: Parts, d_model: int) -> bool:
+    """Whether a block is built of these parts."""
+    present = {n for n, _ in linear_maps(block)}
+    if parts.w_attn not in present or find_mixture(block, d_model) != parts.mixture:
+        return False
+    return parts.mixture is not None or parts.w_mlp in present
+
+
+def _parts(
+    module: nn.Module, blocks_name: str, blocks: nn.ModuleList, layer: int, given: Mapping[str, str], d_model: int
+) -> Parts:
+    """The parts of one block, all linear maps but W_o and down_proj by their own names."""
+    block = blocks[layer]
     if "o_proj" in given:
         _named(module, block, given, "o_proj")
         w_attn = given["o_proj"]
@@ -145,38 +273,30 @@ def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> La
     else:
         found = (given["attn"], block.get_submodule(given["attn"])) if "attn" in given else _attention(block)
         if found is None:
-            return not_found(module, "attn", f"an attention in {_held(blocks_name, block)}{_other_mixer(block)}")
+            held = _held(blocks_name, block, layer)
+            return not_found(module, "attn", f"an attention in {held}{_other_mixer(block)}")
         attn = found[0]
         last = _last_linear(found[1], d_model)
         if last is None:
-            return not_found(module, "o_proj", f"a linear map onto d_model ({d_model}) inside {blocks_name}.0.{attn}")
+            what = f"a linear map onto d_model ({d_model}) inside {blocks_name}.{layer}.{attn}"
+            return not_found(module, "o_proj", what)
         w_attn = f"{attn}.{last[0]}".rstrip(".")
+    mixture = None if "down_proj" in given else find_mixture(block, d_model)
     if "down_proj" in given:
         _named(module, block, given, "down_proj")
         w_mlp = given["down_proj"]
+    elif mixture is not None:
+        w_mlp = mixture.path
     else:
-        w_mlp = _down_proj(module, blocks_name, block, attn, d_model)
-    layout = Layout(
-        blocks=blocks_name,
-        attn=attn,
-        mlp=given.get("mlp", w_mlp.rpartition(".")[0] or w_mlp),
-        linears={W_ATTN: w_attn, W_MLP: w_mlp},
-        embed=embed,
-        norm=given.get("norm") or _final_norm(module, blocks_name, d_model),
-        unembed=head,
-        n_layers=len(blocks),
-        d_model=d_model,
-        transposed=isinstance(block.get_submodule(w_mlp), Conv1D),
-    )
-    return with_maps(module, layout)
+        w_mlp = _down_proj(module, f"{blocks_name}.{layer}", block, attn, d_model)
+    whole = w_mlp if mixture is not None else w_mlp.rpartition(".")[0] or w_mlp
+    parts = Parts(attn, given.get("mlp", whole), {W_ATTN: w_attn, W_MLP: w_mlp}, mixture)
+    return with_maps(block, parts)
 
 
-def with_maps(module: nn.Module, layout: Layout) -> Layout:
-    """The layout with all linear maps of a block by their own names, its W_o and down_proj being in every block."""
-    blocks = module.get_submodule(layout.blocks)
-    _same_in_every_block(module, blocks, layout)  # type: ignore[arg-type]
-    paths = [name for name, _ in linear_maps(blocks[0])]  # type: ignore[index]
-    return replace(layout, linears=own_names(layout, paths))
+def with_maps(block: nn.Module, parts: Parts) -> Parts:
+    """The parts with all linear maps of a block by their own names."""
+    return replace(parts, linears=own_names(parts, [name for name, _ in linear_maps(block)]))
 
 
 def _end(module: nn.Module, given: Mapping[str, str], part: str) -> str:
@@ -255,12 +375,16 @@ def read_layout(source: Mapping[str, str] | str | Path | None) -> dict[str, str]
     return dict(parts)
 
 
-def own_names(layout: Layout, paths: list[str]) -> dict[str, str]:
+def own_names(layout: Layout | Parts, paths: list[str]) -> dict[str, str]:
     """Role -> path with the modules' own names, W_o and down_proj apart; maps outside attention and MLP left out."""
     ends = {path: role for role, path in ((W_ATTN, layout.w_attn), (W_MLP, layout.w_mlp))}
-    whole = layout.mlp == layout.w_mlp  # OPT: fc1 and fc2 stand in the block itself
+    whole = layout.mlp == layout.w_mlp and not layout.mixture  # OPT: fc1 and fc2 stand in the block itself
+    mixture = {W_MLP: layout.w_mlp} if layout.mixture is not None else {}
+    shared = {each.path for each in layout.mixture.shared} if layout.mixture is not None else set()
     found = {}
     for path in paths:
+        if path in shared:  # a part of the mixture, whose key has the gate in it
+            continue
         if path in ends:
             found[ends[path]] = path
             continue
@@ -268,10 +392,10 @@ def own_names(layout: Layout, paths: list[str]) -> dict[str, str]:
         if role == W_ATTN or whole or path.startswith(layout.mlp + "."):
             own = _own_name(layout, role, path)
             found[f"{role.partition('.')[0]}.{path}" if own in (W_ATTN, W_MLP) else own] = path  # a named part's stays
-    return found
+    return found | mixture
 
 
-def _own_name(layout: Layout, role: str, path: str) -> str:
+def _own_name(layout: Layout | Parts, role: str, path: str) -> str:
     """A map by its module's own name in its part: `mlp.c_fc`."""
     kind = role.partition(".")[0]
     return f"{kind}.{path.removeprefix((layout.attn if kind == Kind.ATTN else layout.mlp) + '.')}"
@@ -331,7 +455,7 @@ def _held(blocks: str, block: nn.Module, index: int = 0) -> str:
     return f"{blocks}.{index} ({type(block).__name__}), which holds {children or 'nothing'}"
 
 
-def _down_proj(module: nn.Module, blocks: str, block: nn.Module, attn: str, d_model: int) -> str:
+def _down_proj(module: nn.Module, where: str, block: nn.Module, attn: str, d_model: int) -> str:
     """Path of the last linear map onto the residual stream outside the attention."""
     outside = [(n, m) for n, m in linear_maps(block) if not n.startswith(attn + ".")]
     onto = [n for n, m in outside if linear_shape(m)[0] == d_model]
@@ -339,10 +463,10 @@ def _down_proj(module: nn.Module, blocks: str, block: nn.Module, attn: str, d_mo
         return onto[-1]
     found = experts(block)
     if found is not None:
-        return not_found(module, None, f"one down projection in {blocks}.0: it is {found}")
+        return not_found(module, None, f"one down projection in {where}: it is {found}")
     if onto:
-        return not_found(module, "down_proj", f"one down projection in {blocks}.0: {onto[-1]} is one of a list")
-    what = f"an MLP: outside {attn} no linear map onto d_model ({d_model}) in {_held(blocks, block)}"
+        return not_found(module, "down_proj", f"one down projection in {where}: {onto[-1]} is one of a list")
+    what = f"an MLP: outside {attn} no linear map onto d_model ({d_model}) in {_held(where.rpartition('.')[0], block, int(where.rpartition('.')[2]))}"
     return not_found(module, "down_proj", what)
 
 
@@ -433,22 +557,16 @@ def _final_norm(module: nn.Module, blocks: str, d_model: int) -> str | None:
     return names[-1] if names else None
 
 
-def _same_in_every_block(module: nn.Module, blocks: nn.ModuleList, layout: Layout) -> None:
-    """Refuse blocks without the same maps, blocks that share their weights, and blocks whose values cannot be read."""
-    for index, block in enumerate(blocks):
-        present = {n for n, _ in linear_maps(block)}
-        for path in (layout.w_attn, layout.w_mlp):
-            if path not in present:
-                inside = experts(block) or "blocks of different kinds are not supported"
-                held = _held(layout.blocks, block, index)
-                not_found(module, None, f"{path}, which {layout.blocks}.0 has, in {held}: {inside}")
-    for path in (layout.w_attn, layout.w_mlp):
-        first: dict[int, int] = {}
-        for index, block in enumerate(blocks):
+def _sound(module: nn.Module, blocks: nn.ModuleList, layout: Layout) -> None:
+    """Refuse blocks that share their weights, and blocks whose values cannot be read."""
+    first: dict[int, int] = {}
+    for layer, block in enumerate(blocks):
+        parts = layout.at(layer)
+        for path in (parts.w_attn,) if parts.mixture else (parts.w_attn, parts.w_mlp):
             weight = block.get_submodule(path).weight
-            other = first.setdefault(weight.data_ptr() or id(weight), index)  # type: ignore[operator,arg-type]
-            if other != index:
-                shared = f"weights of its own in {layout.blocks}.{index}: it shares {path} with {layout.blocks}.{other}"
+            other = first.setdefault(weight.data_ptr() or id(weight), layer)  # type: ignore[operator,arg-type]
+            if other != layer:
+                shared = f"weights of its own in {layout.blocks}.{layer}: it shares {path} with {layout.blocks}.{other}"
                 not_found(module, None, f"{shared}, so that an edit of one would be an edit of both")
     for name in ("input", "output"):
         if hasattr(blocks[0], name):

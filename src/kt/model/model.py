@@ -26,6 +26,7 @@ from .effects import Effect, effects_of
 from .explained import settle
 from .head import is_widened, wide_linear
 from .layout import Layout, find_layout, unwrap_tuple
+from .mixture import MixtureSite
 from .sampling import continue_greedily_or_sample
 from .sites import Kind, Site
 from .tokens import Batch, encode
@@ -205,8 +206,14 @@ class TracedModel(Weights):
         """
         site = kind if isinstance(kind, Site) else Site(kind, int(layer or 0))
         if site not in self._projections:
-            self.linear(site)
-            self._projections[site] = self.envoy(self.layout.path(site))
+            mixture = self.mixture_of(site)
+            if mixture is None:
+                self.linear(site)
+            self._projections[site] = (
+                self.envoy(self.layout.path(site))
+                if mixture is None
+                else MixtureSite(self, mixture, site.layer, site.name if site.role else None)
+            )
         return self._projections[site]
 
     @cached_property

@@ -18,6 +18,7 @@ from .layout import (
     W_ATTN,
     W_MLP,
     Layout,
+    Parts,
     in_a_list,
     linear_maps,
     linear_shape,
@@ -26,6 +27,7 @@ from .layout import (
     unwrap_tuple,
     with_maps,
 )
+from .mixture import settle_mixture
 from .sites import Kind
 
 
@@ -39,16 +41,20 @@ def last_called(model: Any) -> Layout:
         UnknownModel: another block has no such maps.
     """
     layout: Layout = model.layout
-    block = model.module.get_submodule(f"{layout.blocks}.0")
-    onto = {path: module for path, module in linear_maps(block) if linear_shape(module)[0] == layout.d_model}
-    order = call_order(model, {path: module for path, module in onto.items() if not in_a_list(block, path)}, block)
-    inside = [path for path in order if path.startswith(layout.attn + ".")]
-    outside = [path for path in order if not path.startswith(layout.attn + ".")]
-    w_attn, w_mlp = (inside or [layout.w_attn])[-1], (outside or [layout.w_mlp])[-1]
-    if (w_attn, w_mlp) == (layout.w_attn, layout.w_mlp):
-        return layout
-    mlp = layout.mlp if w_mlp == layout.w_mlp else w_mlp.rpartition(".")[0] or w_mlp
-    return with_maps(model.module, replace(layout, mlp=mlp, linears={W_ATTN: w_attn, W_MLP: w_mlp}))
+    for layer, parts in layout.kinds.items():
+        block = model.module.get_submodule(f"{layout.blocks}.{layer}")
+        onto = {path: module for path, module in linear_maps(block) if linear_shape(module)[0] == layout.d_model}
+        order = call_order(model, {path: module for path, module in onto.items() if not in_a_list(block, path)}, block)
+        inside = [path for path in order if path.startswith(parts.attn + ".")]
+        outside = [path for path in order if not path.startswith(parts.attn + ".")]
+        w_attn, w_mlp = (inside or [parts.w_attn])[-1], (outside or [parts.w_mlp])[-1]
+        if parts.mixture is not None:
+            w_mlp = parts.w_mlp
+        if (w_attn, w_mlp) != (parts.w_attn, parts.w_mlp):
+            mlp = parts.mlp if w_mlp == parts.w_mlp else w_mlp.rpartition(".")[0] or w_mlp
+            settled = replace(parts, mlp=mlp, linears={W_ATTN: w_attn, W_MLP: w_mlp})
+            layout = layout.with_kind(parts, with_maps(block, settled))
+    return layout
 
 
 def validate(model: Any) -> Layout:
@@ -65,11 +71,40 @@ def validate(model: Any) -> Layout:
         UnknownModel: a module's output is not that of the linear map found.
     """
     layout: Layout = model.layout
+    for layer, parts in layout.kinds.items():
+        if parts.mixture is not None and not model.remote:
+            layers = [n for n in range(layout.n_layers) if layout.at(n) == parts]
+            mixture = settle_mixture(model, parts.mixture, layers, ordinary_tokens(model))
+            layout = layout.with_kind(parts, replace(parts, mixture=mixture))
+            model.layout = layout
+    found = {layer: _validate_kind(model, layer, parts) for layer, parts in layout.kinds.items()}
+    for settled, *_ in found.values():
+        layout = layout.with_kind(layout.at(next(n for n, f in found.items() if f[0] is settled)), settled)
+    first = found[0]
+    direct = all(each.direct for each in found.values())
+    return replace(
+        layout, parallel=first.parallel, direct=direct, has_post_norm=not direct, tuple_output=first.tuple_output
+    )
+
+
+class _Kind(NamedTuple):
+    """What two tokens tell of a kind of block."""
+
+    parts: Parts
+    parallel: bool
+    direct: bool
+    tuple_output: bool
+
+
+def _validate_kind(model: Any, layer: int, parts: Parts) -> _Kind:
+    """`validate` for the kind of the block at a layer."""
+    layout: Layout = model.layout
+    here = f"{layout.blocks}.{layer}"
     ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
-    block, attn, mlp = model.block(0), model.envoy(f"{layout.blocks}.0.{layout.attn}"), None
-    if layout.mlp != layout.w_mlp:
-        mlp = model.envoy(f"{layout.blocks}.0.{layout.mlp}")
-    w_attn, w_mlp = model.projection(Kind.ATTN, 0), model.projection(Kind.MLP, 0)
+    block, attn, mlp = model.block(layer), model.envoy(f"{here}.{parts.attn}"), None
+    if parts.mlp != parts.w_mlp:
+        mlp = model.envoy(f"{here}.{parts.mlp}")
+    w_attn, w_mlp = model.projection(Kind.ATTN, layer), model.projection(Kind.MLP, layer)
     with torch.no_grad():
         with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
             seen: Any = {"in": block.input.clone()}  # clones, since a forward may add to its own tensors (Falcon)
@@ -95,28 +130,22 @@ def validate(model: Any) -> Layout:
             not_found(model.module, None, f"one residual stream: a block {name} {tuple(tensor.shape)}, not {stream}")
     if not (seen["a"].isfinite().all() and seen["m"].isfinite().all()):
         raise UnknownModel(
-            f"{type(model.module).__name__} gives numbers that are not finite (NaN or infinity) in {layout.blocks}.0 "
+            f"{type(model.module).__name__} gives numbers that are not finite (NaN or infinity) in {here} "
             "for two tokens: its weights are broken, or its dtype is too narrow; load it in float32, or fetch it again"
         )
     fits = seen["a"].numel() == out.numel()
     middle = seen["in"] + seen["a"].view_as(out) if fits else out  # BLOOM and MPT add the stream inside their modules
     if not same(seen["attn"], seen["a"]) and not same(seen["attn"], middle):
-        not_found(model.module, "attn", f"an attention whose output is that of {layout.w_attn}")
+        not_found(model.module, "attn", f"an attention whose output is that of {parts.w_attn}")
     if mlp is not None and not same(seen["mlp"], seen["m"]):
         if seen["m"].numel() != out.numel() or not same(seen["mlp"], middle + seen["m"].view_as(out)):
-            not_found(model.module, "mlp", f"an MLP whose output is that of {layout.w_mlp}")
-        layout = replace(layout, mlp=layout.w_mlp)
+            not_found(model.module, "mlp", f"an MLP whose output is that of {parts.w_mlp}")
+        parts = replace(parts, mlp=parts.w_mlp)
     total = seen["in"] + seen["a"].view_as(out) + seen["m"].view_as(out)
     scale = float(out.float().abs().max()) + 1e-6
     direct = bool((total - out).float().abs().max() <= 2e-2 * scale)
-    return replace(
-        layout,
-        linears=_roles(model),
-        parallel=torch.equal(seen["m_key"], key_cut),
-        direct=direct,
-        has_post_norm=not direct,
-        tuple_output=isinstance(seen["out"], tuple),
-    )
+    parts = replace(parts, linears=_roles(model, layer, parts))
+    return _Kind(parts, torch.equal(seen["m_key"], key_cut), direct, isinstance(seen["out"], tuple))
 
 
 def validate_ends(model: Any) -> None:
@@ -223,8 +252,8 @@ def same(one: Tensor, other: Tensor) -> bool:
     return one.numel() == other.numel() and torch.equal(one, other.view_as(one))
 
 
-def _roles(model: Any) -> dict[str, str]:
-    """Roles of the linear maps, by what each does to the key of W_o or down_proj.
+def _roles(model: Any, layer: int, parts: Parts) -> dict[str, str]:
+    """Roles of a kind of block's linear maps, by what each does to the key of W_o or down_proj.
 
     One forward of two tokens, with a row for each map. In its row the map's output at the first token, where attention
     sees that token alone, is multiplied by -8 (exact in floating point):
@@ -239,9 +268,18 @@ def _roles(model: Any) -> dict[str, str]:
     down_proj apart) has a role of its own by these rules, all keep the names of their modules.
     """
     layout: Layout = model.layout
-    paths = _forward_order(model, layout)
-    ends = {layout.w_attn: Kind.ATTN, layout.w_mlp: Kind.MLP}
-    points = [(model.envoy(f"{layout.blocks}.0.{path}"), path in ends, row) for row, path in enumerate(paths, 1)]
+    paths = _forward_order(model, layer, parts)
+    if parts.mixture is not None:  # its maps keep their own names
+        inside = [path for path in paths if not path.startswith(f"{parts.mlp}.") and path != parts.mlp]
+        attention = _roles_of(model, layer, parts, inside)
+        return attention | own_names(parts, [path for path in paths if path not in inside])
+    return _roles_of(model, layer, parts, paths)
+
+
+def _roles_of(model: Any, layer: int, parts: Parts, paths: list[str]) -> dict[str, str]:
+    layout: Layout = model.layout
+    ends = {parts.w_attn: Kind.ATTN, parts.w_mlp: Kind.MLP}
+    points = [(model.envoy(f"{layout.blocks}.{layer}.{path}"), path in ends, row) for row, path in enumerate(paths, 1)]
     ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
     rows = len(paths) + 1
     with torch.no_grad():
@@ -255,8 +293,8 @@ def _roles(model: Any) -> dict[str, str]:
                     envoy.output.view(rows, 2, -1)[row, 0] *= -8
             keys.save()
             tracer.stop()
-    own, roles = own_names(layout, paths), dict[str, str]()
-    block = model.module.get_submodule(f"{layout.blocks}.0")
+    own, roles = own_names(parts, paths), dict[str, str]()
+    block = model.module.get_submodule(f"{layout.blocks}.{layer}")
     for end, key in zip(filter(ends.__contains__, paths), keys, strict=True):
         part = {path: role for role, path in own.items() if role.startswith(f"{ends[end]}.")}
         effects = {
@@ -304,11 +342,11 @@ class _Stop(Exception):
     """Ends a forward pass after the first block."""
 
 
-def _forward_order(model: Any, layout: Layout) -> list[str]:
+def _forward_order(model: Any, layer: int, parts: Parts) -> list[str]:
     """Paths of the linear maps in the order in which a block runs them; left out are those that do not see every token
     once (unused ones, experts)."""
-    block = model.module.get_submodule(f"{layout.blocks}.0")
-    modules = {path: block.get_submodule(path) for path in layout.linears.values()}
+    block = model.module.get_submodule(f"{model.layout.blocks}.{layer}")
+    modules = {path: block.get_submodule(path) for path in parts.linears.values()}
     return call_order(model, modules, block)
 
 

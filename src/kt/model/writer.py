@@ -7,7 +7,7 @@ length nobody knows, for ever where that block waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, get_ident
@@ -68,14 +68,14 @@ def open_blocks(module: nn.Module) -> list[Kept]:
     return _open.setdefault(module, [])
 
 
-def leave(kept: Kept, own: Callable[[str], Tensor], blocks: list[Kept], effects: Sequence[Effect]) -> list[str]:
+def leave(kept: Kept, memory_of: Callable[[str], Hashable], blocks: list[Kept], effects: Sequence[Effect]) -> list[str]:
     """End a block, also one inside which others go on (two tasks of one thread that take turns).
 
     A later block has kept this one's edit as what it found. It is given the bytes from before this one instead, so that
     the base comes back whichever block ends last; effects are taken out of both.
 
     Args:
-        own: the parameter of a name.
+        memory_of: which weight a name means, the same for names of tied ones.
         effects: the model's now.
 
     Returns:
@@ -92,7 +92,7 @@ def leave(kept: Kept, own: Callable[[str], Tensor], blocks: list[Kept], effects:
         block.effects = tuple(each for each in block.effects if not any(each is mine for mine in added))
     shared = []
     for name in list(kept.copies):
-        heir = next(((b, n) for b in later for n in b.copies if own(n) is own(name)), None)
+        heir = next(((b, n) for b in later for n in b.copies if memory_of(n) == memory_of(name)), None)
         if heir is not None:
             heir[0].copies[heir[1]] = kept.copies.pop(name)
             shared.append(name)
