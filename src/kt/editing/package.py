@@ -11,7 +11,7 @@ from .._util.text import without_folders
 from ..errors import WorkFailed, warn_user
 from ..facts.fact import Fact
 from ..model.identity import about
-from ..model.sites import Kind
+from ..model.sites import Kind, Site
 from ..model.update import Update
 from ..stats import bootstrap_mean
 from .apply import fingerprints
@@ -217,7 +217,7 @@ def _warn_of_weak_writes(edit: Edit) -> None:
 
 
 def _is_attention(model: TracedModel, name: str) -> bool:
-    return any(model.layout.path(Kind.ATTN, layer) + ".weight" == name for layer in range(model.n_layers))
+    return name in [model.weight_name(Site(Kind.ATTN, layer)) for layer in model.layers_with(Kind.ATTN)]
 
 
 def _plain(fact: Fact) -> dict[str, Any]:

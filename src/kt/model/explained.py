@@ -65,6 +65,12 @@ def _unexplained(model: Any, missing: Mapping[int, Explained]) -> str:
     else:
         children = ", ".join(f"{name} ({type(child).__name__})" for name, child in block.named_children())
         what = f"the block ({type(block).__name__}) holds {children}"
+    if worst.idle:
+        return (
+            f"{type(model.module).__name__} is not a decoder that kt can read: in {layout.blocks}.{layer} "
+            f"the output of {', '.join(worst.idle)} does not reach the residual stream, where the block "
+            f"({type(block).__name__}) is taken to add it; docs/reliability.md lists the kinds of models that can be"
+        )
     return (
         f"{type(model.module).__name__} is not a decoder that kt can read: in {len(missing)} of {layout.n_layers} "
         f"blocks {parts.w_attn} and {parts.w_mlp} do not make the whole change of the residual stream. In "
@@ -83,16 +89,19 @@ class Explained(NamedTuple):
         rounding: The part of `residual` that rounding alone can leave: the dtype's eps times the largest norm of the
             residual stream before, in and after the block, / ‖output - input‖. In bfloat16 a small missing part hides
             below it; load the model in float32 for a sharp answer.
-        scales: s_attn and s_mlp, by least squares: 1 in most families, the residual multiplier in Granite.
+        scales: s_attn and s_mlp, one for each of the block's parts (`Parts.ends`), by least squares: 1 in most
+            families, the residual multiplier in Granite.
         norms: Paths of f and g inside the block; None for the identity.
         sharpest: `rounding` of the token where it is least.
+        idle: Paths of parts that add nothing, though their outputs are well above the rounding: they go elsewhere.
     """
 
     residual: float
     rounding: float
-    scales: tuple[float, float]
-    norms: tuple[str | None, str | None]
+    scales: tuple[float, ...]
+    norms: tuple[str | None, ...]
     sharpest: float
+    idle: tuple[str, ...] = ()
 
     @property
     def is_finite(self) -> bool:
@@ -101,8 +110,8 @@ class Explained(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Nothing is missing but rounding."""
-        return self.residual <= 2 * self.rounding + 1e-12
+        """Nothing is missing but rounding, and every part adds something."""
+        return self.residual <= 2 * self.rounding + 1e-12 and not self.idle
 
 
 def explained(model: Any) -> list[Explained]:
@@ -118,7 +127,7 @@ def explained(model: Any) -> list[Explained]:
     """
     layout: Layout = model.layout
     blocks = [model.module.get_submodule(layout.path(Kind.RESID, layer)) for layer in range(layout.n_layers)]
-    ends = [(layout.at(layer).w_attn, layout.at(layer).w_mlp) for layer in range(layout.n_layers)]
+    ends = [tuple(layout.at(layer).ends.values()) for layer in range(layout.n_layers)]
     modules = {
         f"{layout.blocks}.{layer}.{path}": module
         for layer, block in enumerate(blocks)
@@ -153,7 +162,7 @@ def explained(model: Any) -> list[Explained]:
 
 
 def _explained_block(
-    ends: tuple[str, str],
+    ends: tuple[str, ...],
     streams: Sequence[Float[Tensor, "1 2 d_model"]],
     around: Mapping[str, tuple[Tensor, Tensor]],
 ) -> Explained:
@@ -170,18 +179,26 @@ def _explained_block(
         norms.append(norm)
     change, columns = after - before, torch.stack(parts, -1)
     if not (change.isfinite().all() and columns.isfinite().all()):
-        return Explained(math.nan, math.nan, (math.nan, math.nan), (norms[0], norms[1]), math.nan)
+        return Explained(math.nan, math.nan, (math.nan,) * len(ends), tuple(norms), math.nan)
     # By token: a first token may be a thousand times as long as others, and its rounding would hide what they miss.
     largest = torch.stack([stream.norm(dim=-1) for stream in (before, before + parts[0], after)]).amax(0)
     noise = (torch.finfo(streams[0].dtype).eps * largest).clamp(min=1e-300)
     weighted = columns / noise[:, None, None], change / noise[:, None]
     scales = torch.linalg.lstsq(weighted[0].flatten(0, 1), weighted[1].flatten()[:, None]).solution[:, 0]
+    added = (columns.norm(dim=1) / noise[:, None]).amax(0)
+    shares = zip(ends, scales.tolist(), added.tolist(), strict=True)
+    idle = [path for path, scale, size in shares if abs(scale) < IDLE < size * IDLE**2]
     left, size = (change - columns @ scales).norm(dim=-1), change.norm(dim=-1) + 1e-300
     worst = int((left / noise).argmax())
     return Explained(
         float(left[worst] / size[worst]),
         float(noise[worst] / size[worst]),
-        (float(scales[0]), float(scales[1])),
-        (norms[0], norms[1]),
+        tuple(scales.tolist()),
+        tuple(norms),
         float((noise / size).min()),
+        tuple(idle),
     )
+
+
+IDLE = 0.01
+"""A part whose factor is below this adds nothing. Multipliers of real models are from 0.03 (Falcon-H1) up."""

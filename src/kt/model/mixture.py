@@ -1,13 +1,13 @@
 """A mixture of experts as one linear map onto the residual stream.
 
 The output of a mixture is  Σ_j g_j W_j k_j + shared,  with the router's weight g_j of expert j (zero where a token is
-not sent to it), the expert's key k_j (what its down projection reads) and its down projection W_j. With the *gated* keys
-g_j k_j side by side as one key, and the W_j side by side as one weight, that is one linear map: its key is read, its
-output patched and its weight written like those of any down_proj. A shared expert is one more part, its key times its
-own gate where it has one.
+not sent to it), the expert's key k_j (what its down projection reads) and its down projection W_j. With the *gated*
+keys g_j k_j side by side as one key, and the W_j side by side as one weight, that is one linear map: its key is read,
+its output patched and its weight written like those of any down_proj. A shared expert is one more part, its key times
+its own gate where it has one.
 
-Transformers keeps the experts of a block as parameters with an axis over experts. A part's weight is one slice of such a
-parameter, named `mlp.experts.down_proj[3]`.
+Transformers keeps the experts of a block as parameters with an axis over experts. A part's weight is one slice of such
+a parameter, named `mlp.experts.down_proj[3]`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ..errors import KtError, UnknownModel
 from .devices import execution_device
 from .layout import (
+    ATTENTION,
+    SECOND_ATTN,
     W_ATTN,
     W_MLP,
     Layout,
@@ -45,15 +47,16 @@ def last_called(model: Any) -> Layout:
         block = model.module.get_submodule(f"{layout.blocks}.{layer}")
         onto = {path: module for path, module in linear_maps(block) if linear_shape(module)[0] == layout.d_model}
         order = call_order(model, {path: module for path, module in onto.items() if not in_a_list(block, path)}, block)
-        inside = [path for path in order if path.startswith(parts.attn + ".")]
-        outside = [path for path in order if not path.startswith(parts.attn + ".")]
-        w_attn, w_mlp = (inside or [parts.w_attn])[-1], (outside or [parts.w_mlp])[-1]
-        if parts.mixture is not None:
-            w_mlp = parts.w_mlp
-        if (w_attn, w_mlp) != (parts.w_attn, parts.w_mlp):
+        second = parts.seconds.get(SECOND_ATTN, "").rpartition(".")[0]
+        inside = [path for path in order if parts.attn and path.startswith(parts.attn + ".")]
+        beside = [path for path in order if second and path.startswith(second + ".")]
+        outside = [path for path in order if path not in inside and path not in beside]
+        found = {W_ATTN: inside, SECOND_ATTN: beside, W_MLP: [] if parts.mixture is not None else outside}
+        ends = {role: (found.get(role) or [path])[-1] for role, path in parts.ends.items()}
+        if ends != parts.ends:
+            w_mlp = ends.get(W_MLP, "")
             mlp = parts.mlp if w_mlp == parts.w_mlp else w_mlp.rpartition(".")[0] or w_mlp
-            settled = replace(parts, mlp=mlp, linears={W_ATTN: w_attn, W_MLP: w_mlp})
-            layout = layout.with_kind(parts, with_maps(block, settled))
+            layout = layout.with_kind(parts, with_maps(block, replace(parts, mlp=mlp, linears=ends)))
     return layout
 
 
@@ -71,7 +74,7 @@ def validate(model: Any) -> Layout:
         UnknownModel: a module's output is not that of the linear map found.
     """
     layout: Layout = model.layout
-    for layer, parts in layout.kinds.items():
+    for parts in layout.kinds.values():
         if parts.mixture is not None and not model.remote:
             layers = [n for n in range(layout.n_layers) if layout.at(n) == parts]
             mixture = settle_mixture(model, parts.mixture, layers, ordinary_tokens(model))
@@ -101,51 +104,63 @@ def _validate_kind(model: Any, layer: int, parts: Parts) -> _Kind:
     layout: Layout = model.layout
     here = f"{layout.blocks}.{layer}"
     ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
-    block, attn, mlp = model.block(layer), model.envoy(f"{here}.{parts.attn}"), None
-    if parts.mlp != parts.w_mlp:
-        mlp = model.envoy(f"{here}.{parts.mlp}")
-    w_attn, w_mlp = model.projection(Kind.ATTN, layer), model.projection(Kind.MLP, layer)
+    block = model.block(layer)
+    attn, mlp = (model.envoy(f"{here}.{path}") if path else None for path in (parts.attn, parts.mlp))
+    if parts.mlp == parts.w_mlp:
+        mlp = None
+    module = model.module.get_submodule(here)
+    order = call_order(model, {path: module.get_submodule(path) for path in parts.ends.values()}, module)
+    rank = {path: number for number, path in enumerate(order)}
+    roles = sorted(parts.ends, key=lambda role: rank.get(parts.ends[role], len(rank)))
+    sites = {role: model.projection(role, layer) for role in roles}
+    w_attn, w_mlp = sites.get(W_ATTN), sites.get(W_MLP)
     with torch.no_grad():
         with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
             seen: Any = {"in": block.input.clone()}  # clones, since a forward may add to its own tensors (Falcon)
-            seen["a"] = w_attn.output.clone()
-            whole = attn.output
-            seen["attn"] = (whole[0] if isinstance(whole, tuple | list) else whole).clone()
-            seen["m_key"] = w_mlp.input.clone()
-            seen["m"] = w_mlp.output.clone()
+            for role, site in sites.items():
+                if role == W_MLP:
+                    seen["m_key"] = site.input.clone()
+                seen[role] = site.output.clone()
+                if role == W_ATTN and attn is not None:
+                    seen["attn"] = unwrap_tuple(attn.output).clone()
             if mlp is not None:
-                whole = mlp.output
-                seen["mlp"] = (whole[0] if isinstance(whole, tuple | list) else whole).clone()
+                seen["mlp"] = unwrap_tuple(mlp.output).clone()
             seen["out"] = block.output
             seen.save()
             tracer.stop()
-        with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
-            w_attn.output[:] = 0
-            key_cut: Any = w_mlp.input.save()
-            tracer.stop()
+        parallel = False
+        if w_attn is not None and w_mlp is not None:
+            with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
+                w_attn.output[:] = 0
+                key_cut: Any = w_mlp.input.save()
+                tracer.stop()
+            parallel = torch.equal(seen["m_key"], key_cut)
     out = unwrap_tuple(seen["out"])
     stream = (*ids.shape, layout.d_model)
     for name, tensor in (("gets", seen["in"]), ("gives", out)):
         if tuple(tensor.shape) != stream:
             not_found(model.module, None, f"one residual stream: a block {name} {tuple(tensor.shape)}, not {stream}")
-    if not (seen["a"].isfinite().all() and seen["m"].isfinite().all()):
+    values = {role: seen[role] for role in sites}
+    if not all(value.isfinite().all() for value in values.values()):
         raise UnknownModel(
             f"{type(model.module).__name__} gives numbers that are not finite (NaN or infinity) in {here} "
             "for two tokens: its weights are broken, or its dtype is too narrow; load it in float32, or fetch it again"
         )
-    fits = seen["a"].numel() == out.numel()
-    middle = seen["in"] + seen["a"].view_as(out) if fits else out  # BLOOM and MPT add the stream inside their modules
-    if not same(seen["attn"], seen["a"]) and not same(seen["attn"], middle):
+    zero = torch.zeros_like(out)
+    fits = all(value.numel() == out.numel() for value in values.values())
+    added = {role: value.view_as(out) for role, value in values.items()} if fits else {}
+    middle = seen["in"] + added.get(W_ATTN, zero)  # BLOOM and MPT add the stream inside their modules
+    if w_attn is not None and not same(seen["attn"], values[W_ATTN]) and not same(seen["attn"], middle):
         not_found(model.module, "attn", f"an attention whose output is that of {parts.w_attn}")
-    if mlp is not None and not same(seen["mlp"], seen["m"]):
-        if seen["m"].numel() != out.numel() or not same(seen["mlp"], middle + seen["m"].view_as(out)):
+    if mlp is not None and w_mlp is not None and not same(seen["mlp"], values[W_MLP]):
+        if not fits or not same(seen["mlp"], middle + added[W_MLP]):
             not_found(model.module, "mlp", f"an MLP whose output is that of {parts.w_mlp}")
         parts = replace(parts, mlp=parts.w_mlp)
-    total = seen["in"] + seen["a"].view_as(out) + seen["m"].view_as(out)
+    total = seen["in"] + sum(added.values(), start=zero)
     scale = float(out.float().abs().max()) + 1e-6
     direct = bool((total - out).float().abs().max() <= 2e-2 * scale)
     parts = replace(parts, linears=_roles(model, layer, parts))
-    return _Kind(parts, torch.equal(seen["m_key"], key_cut), direct, isinstance(seen["out"], tuple))
+    return _Kind(parts, parallel, direct, isinstance(seen["out"], tuple))
 
 
 def validate_ends(model: Any) -> None:
@@ -267,13 +282,23 @@ def _roles(model: Any, layer: int, parts: Parts) -> dict[str, str]:
     A single map before down_proj is `up_proj`. Fused maps are wider than the key. Unless every map of a part (W_o and
     down_proj apart) has a role of its own by these rules, all keep the names of their modules.
     """
-    layout: Layout = model.layout
     paths = _forward_order(model, layer, parts)
-    if parts.mixture is not None:  # its maps keep their own names
-        inside = [path for path in paths if not path.startswith(f"{parts.mlp}.") and path != parts.mlp]
-        attention = _roles_of(model, layer, parts, inside)
-        return attention | own_names(parts, [path for path in paths if path not in inside])
-    return _roles_of(model, layer, parts, paths)
+    own = [path for path in paths if _keeps_its_name(parts, path)]
+    others = [path for path in paths if path not in own]
+    named = _roles_of(model, layer, parts, others) if others else {}
+    roles = {path: role for role, path in (named | own_names(replace(parts, linears=parts.linears), own)).items()}
+    paths += [parts.w_mlp] if parts.mixture is not None and parts.w_mlp not in paths else []
+    return {roles[path]: path for path in paths if path in roles}
+
+
+def _keeps_its_name(parts: Parts, path: str) -> bool:
+    """Whether a map's role is not asked for: those of mixtures of experts, second parts, and mixers other than
+    attention."""
+    if path in parts.seconds.values():
+        return True
+    if parts.mixture is not None and (path == parts.mlp or path.startswith(f"{parts.mlp}.")):
+        return True
+    return parts.mixer != ATTENTION and bool(parts.attn) and path.startswith(f"{parts.attn}.")
 
 
 def _roles_of(model: Any, layer: int, parts: Parts, paths: list[str]) -> dict[str, str]:

@@ -78,6 +78,10 @@ class Weights:
         except AttributeError:
             raise UnknownSite(f"block {site.layer} of {self.name} has no {site.name} ({path}); others do") from None
 
+    def layers_with(self, kind: Kind) -> tuple[int, ...]:
+        """The layers whose block has an attention (or another mixer), or an MLP: nearly always all."""
+        return tuple(layer for layer in range(self.layout.n_layers) if self.layout.has(Site(kind, layer)))
+
     def mixture_of(self, site: Site) -> Mixture | None:
         """The mixture of experts that a site is, or is a part of; None for a linear map.
 
@@ -148,7 +152,9 @@ class Weights:
 
         def place(site: Site) -> tuple[int, int]:
             parts = self.layout.at(site.layer)
-            roles = [*(parts.mixture.roles_in_order if parts.mixture is not None else ()), *parts.linears]
+            roles = [*parts.linears]
+            if parts.mixture is not None:
+                roles[roles.index(W_MLP) : roles.index(W_MLP)] = parts.mixture.roles_in_order
             at = len(roles) if site.kind is Kind.RESID else roles.index(self.layout.role(site.name))
             return site.layer, at
 

@@ -284,9 +284,11 @@ class BlockMoment(Moment):
     little where an expert was sent many tokens more than its key has numbers, and is most of C where it was sent fewer.
     """
 
-    def __init__(self, name: str, blocks: Sequence[Moment]) -> None:
+    def __init__(self, name: str, blocks: Sequence[Moment], ridges: Sequence[float] | None = None) -> None:
         super().__init__(name, sum(block.size for block in blocks), self._whole)
-        self.blocks = tuple(blocks)
+        self._bare = tuple(blocks)
+        added = ridges or [0.0] * len(blocks)
+        self.blocks = tuple(b.ridged(r) if r else b for b, r in zip(blocks, added, strict=True))
 
     def _whole(self) -> Tensor:
         require_room(f"the second moment of {self.name} as one matrix", self.size, FACTOR_COPIES)
@@ -303,6 +305,23 @@ class BlockMoment(Moment):
 
     def factor(self) -> FactoredBlocks:  # type: ignore[override]
         return FactoredBlocks(tuple(block.factor() for block in self.blocks))
+
+    def null_basis(self, threshold: float | Literal["auto"]) -> Float[Tensor, "d null"]:
+        """The null spaces of the parts side by side, of each C_j as it is: a part has its own projector (MoEEdit)."""
+        if threshold not in self._null:
+            bases: list[Tensor] = []
+            for block in self._bare:
+                try:
+                    bases.append(block.null_basis(threshold))
+                except WorkFailed:  # no direction of this part is free
+                    bases.append(torch.zeros(block.size, 0, dtype=torch.float64))
+            if not any(basis.shape[1] for basis in bases):
+                raise WorkFailed(
+                    f"no direction of the second moments of {self.name} lies below nullspace_threshold {threshold}; "
+                    "raise it"
+                )
+            self._null[threshold] = torch.block_diag(*bases)
+        return self._null[threshold]
 
 
 def cholesky(matrix: Float[Tensor, "d d"], what: str) -> Factored:

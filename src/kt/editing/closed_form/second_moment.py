@@ -438,10 +438,7 @@ class Statistics(Shown):
             experts = [(block, count) for block, count in zip(blocks, sent, strict=True) if count is not None]
             length = sum(block.mean() * block.size for block, _ in experts) * (self.n_tokens or 0)
             pseudo = length / max(1, sum(count for _, count in experts)) / max(1, self.n_tokens or 0)
-            ridged = [
-                block if count is None else block.ridged(pseudo) for block, count in zip(blocks, sent, strict=True)
-            ]
-            self._moments[name] = BlockMoment(name, ridged)
+            self._moments[name] = BlockMoment(name, blocks, [0.0 if count is None else pseudo for count in sent])
         return self._moments[name]
 
     def require(self, sizes: Mapping[str, int]) -> None:
@@ -484,7 +481,8 @@ def default_tokens(model: TracedModel, corpus: str) -> int:
     Of our English text TOKENS_A_DIRECTION for each element of down_proj's widest key, which C needs to have full rank
     several times over, but from FEWEST to TOKENS.
     """
-    mlps = [Site(Kind.MLP, layer) for layer in range(model.n_layers)]
+    kind = Kind.MLP if model.layers_with(Kind.MLP) else Kind.ATTN
+    mlps = [Site(kind, layer) for layer in model.layers_with(kind)]
     widest = max(model.key_size(part) for site in mlps for part in model.parts(site))
     return tokens_for(corpus, None) or min(TOKENS, max(FEWEST, TOKENS_A_DIRECTION * widest))
 
