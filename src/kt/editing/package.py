@@ -11,6 +11,7 @@ from .._util.text import without_folders
 from ..errors import WorkFailed, warn_user
 from ..facts.fact import Fact
 from ..model.identity import about
+from ..model.mixture import slice_of
 from ..model.sites import Kind, Site
 from ..model.update import Update
 from ..stats import bootstrap_mean
@@ -111,7 +112,8 @@ def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, A
     """
     from ..runs.provenance import versions
 
-    packed = {name: f"{model.dequantised[name]}" for name in updates if name in model.dequantised}
+    stored = {name: model.dequantised.get(slice_of(name)[0]) for name in updates}
+    packed = {name: f"{how}" for name, how in stored.items() if how is not None}
     return {
         **({"dequantised": packed} if packed else {}),
         "model": without_folders(model.name),

@@ -59,7 +59,7 @@ def _unexplained(model: Any, missing: Mapping[int, Explained]) -> str:
     layer = max(missing, key=lambda layer: missing[layer].residual)
     worst, block = missing[layer], model.module.get_submodule(layout.path(Kind.RESID, layer))
     parts = layout.at(layer)
-    inside = experts(block)
+    inside = experts(block) if parts.mixture is None else None
     if inside is not None:
         what = f"{inside} beside {parts.w_mlp}, which is what a shared expert is"
     else:

@@ -112,7 +112,12 @@ class Layout:
         if site.kind is Kind.RESID:
             return True
         parts = self.at(site.layer)
-        return site.name in parts.linears or (parts.mixture is not None and site.name in parts.mixture.roles)
+        if site.name in parts.linears or (parts.mixture is not None and site.name in parts.mixture.roles):
+            return True
+        try:
+            return self.role(site.name) in parts.linears  # named by its module's own name
+        except UnknownSite:
+            return False
 
     @property
     def mixers(self) -> tuple[str, ...]:
@@ -195,7 +200,8 @@ class Layout:
 
     def describe(self) -> str:
         """One line that names what was found."""
-        order = "parallel attention and MLP" if self.parallel else "attention, then MLP"
+        mixer = "attention" if set(self.mixers) == {ATTENTION} else "mixer"
+        order = f"parallel {mixer} and MLP" if self.parallel else f"{mixer}, then MLP"
         lacking = [not (parts.w_attn and parts.w_mlp) for parts in self.kinds.values()]
         if any(lacking):
             order = "a mixer or an MLP each" if any(p.w_mlp for p in self.kinds.values()) else "a mixer each"

@@ -327,7 +327,8 @@ def settle_mixture(model: Any, mixture: Mixture, layers: Sequence[int], ids: Int
         bias = getattr(model.module.get_submodule(f"{block}.{mixture.experts}"), f"{mixture.down}_bias", None)
         left = left if bias is None else left - gates.double() @ bias.double()
         missing = float((left.norm(dim=-1) / (value.norm(dim=-1) + 1e-300)).max())
-        if missing > 64 * torch.finfo(key.dtype).eps ** (0.75 if key.dtype == torch.float32 else 1):
+        eps = max(torch.finfo(key.dtype).eps, torch.finfo(gates.dtype).eps)
+        if missing > 64 * eps:
             raise UnknownModel(
                 f"{type(model.module).__name__} is not a decoder that kt can read: the {mixture.describe()} of {block} "
                 f"do not make its output: {missing:.1%} of it is not the sum of the experts' weights times their keys"

@@ -75,11 +75,18 @@ def validate(model: Any) -> Layout:
     """
     layout: Layout = model.layout
     for parts in layout.kinds.values():
-        if parts.mixture is not None and not model.remote:
+        if parts.mixture is not None and model.remote:
+            raise UnknownModel(
+                f"{type(model.module).__name__} has {parts.mixture.describe()}: a mixture of experts is read on a "
+                "model that runs here"
+            )
+        if parts.mixture is not None:
             layers = [n for n in range(layout.n_layers) if layout.at(n) == parts]
             mixture = settle_mixture(model, parts.mixture, layers, ordinary_tokens(model))
             layout = layout.with_kind(parts, replace(parts, mixture=mixture))
             model.layout = layout
+    if not model.remote:
+        _validate_padding(model)
     found = {layer: _validate_kind(model, layer, parts) for layer, parts in layout.kinds.items()}
     for settled, *_ in found.values():
         layout = layout.with_kind(layout.at(next(n for n, f in found.items() if f[0] is settled)), settled)
@@ -88,6 +95,30 @@ def validate(model: Any) -> Layout:
     return replace(
         layout, parallel=first.parallel, direct=direct, has_post_norm=not direct, tuple_output=first.tuple_output
     )
+
+
+def _validate_padding(model: Any) -> None:
+    """Check that a row's numbers do not depend on the padding beside it, where a mixer keeps a state.
+
+    Raises:
+        UnknownModel: they do.
+    """
+    if set(model.layout.mixers) <= {ATTENTION, ""}:
+        return
+    ids = ordinary_tokens(model)
+    padded = torch.nn.functional.pad(ids, (3, 0))
+    masks = [torch.ones_like(ids), torch.nn.functional.pad(torch.ones_like(ids), (3, 0))]
+    with torch.no_grad():
+        rows = [
+            model.module(input_ids=row, attention_mask=mask, use_cache=False).logits[:, -1].double()
+            for row, mask in zip((ids, padded), masks, strict=True)
+        ]
+    allowed = max(1e-4, 4 * torch.finfo(model.dtype).eps) * float(rows[0].abs().max())
+    if bool(torch.stack(rows).isfinite().all()) and float((rows[1] - rows[0]).abs().max()) > allowed:
+        raise UnknownModel(
+            f"{type(model.module).__name__} is not a decoder that kt can read: the numbers of a prompt change with the "
+            "padding beside it, and prompts of several lengths are read together"
+        )
 
 
 class _Kind(NamedTuple):

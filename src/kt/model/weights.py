@@ -90,7 +90,13 @@ class Weights:
         """
         if site.kind is Kind.RESID:
             raise UnknownSite(f"{site} has no weight; edits go to attn.{site.layer} or mlp.{site.layer}")
-        mixture = self.layout.at(self.checked(site.layer)).mixture
+        parts = self.layout.at(self.checked(site.layer))
+        if not self.layout.has(site):
+            role = self.layout.role(site.name)
+            raise UnknownSite(
+                f"block {site.layer} of {self.name} has no {role}; it has {', '.join(parts.linears)}, others do"
+            )
+        mixture = parts.mixture
         whole = site.kind is Kind.MLP and not site.role
         return mixture if mixture is not None and (whole or site.name in mixture.roles) else None
 

@@ -113,16 +113,17 @@ def patched_run(model: TracedModel, group: PatchBatch, rows: PatchRows, token: i
             _enter(model, group, rows, layer, token, start)
             if cache is not None:
                 _fit_cache(cache, group, rows[:alive], layer, start)
-            added: list[tuple[Where, Tensor]] = []
+            mixture, added = Source(Site(Kind.MLP, layer), "value"), list[tuple[Where, Tensor]]()
             for source in sources_at(model, group.patches, layer):
                 writes = list(_writes(group, rows, source, token))
                 whole = Source(model.whole(source.site), "value")
-                if whole != source and source.site != whole.site:
+                if source.site != whole.site:  # parts come right before their whole, which is written for all of them
                     added += _changes(live_tensor(model, source, alive), writes, token - start) if writes else []
                     continue
+                _write(model, mixture, alive, added, token - start, add=True)
+                added = []
                 _write(model, source, alive, writes, token - start)
-            if added:
-                _write(model, Source(Site(Kind.MLP, layer), "value"), alive, added, token - start, add=True)
+            _write(model, mixture, alive, added, token - start, add=True)
         scores.append(saved(readout(model.last_logits(group.keep), answers, foils)))
     return scores[0]
 
