@@ -228,7 +228,7 @@ def _load_again(model: TracedModel, folder: Path) -> TracedModel:
             device=str(model.device),
             device_map=getattr(model.module, "hf_device_map", None),
             attn_implementation=getattr(config, "_attn_implementation", None),
-            layout=model.layout.parts(),
+            layout=model.given_layout,
         )
     except UnknownModel as error:
         raise WorkFailed(

@@ -309,9 +309,10 @@ def _parts(
         _named(module, block, given, "o_proj")
         ends[W_ATTN] = given["o_proj"]
         attn = attn or ends[W_ATTN].rpartition(".")[0] or ends[W_ATTN]
+        others = [(name, child) for name, child in _other_mixers(block, d_model) if name != attn.partition(".")[0]]
     else:
         found = (attn, block.get_submodule(attn)) if attn else _attention(block)
-        others = _other_mixers(block, d_model)
+        others = [(name, child) for name, child in _other_mixers(block, d_model) if name != attn]
         if found is None and others:
             (name, child), *others = others
             found, mixer = (name, child), mixer_kind(child)
@@ -320,8 +321,8 @@ def _parts(
             if last is None:
                 return not_found(module, "o_proj", f"a linear map onto d_model ({d_model}) inside {where}.{attn}")
             ends[W_ATTN] = f"{attn}.{last[0]}".rstrip(".")
-        for name, child in others[:1]:
-            ends[SECOND_ATTN] = f"{name}.{(_last_linear(child, d_model) or ('',))[0]}"
+    for name, child in others[:1]:
+        ends[SECOND_ATTN] = f"{name}.{(_last_linear(child, d_model) or ('',))[0]}"
     mixture = None if "down_proj" in given else find_mixture(block, d_model)
     mixing = [path.rpartition(".")[0] for path in ends.values()]
     if "down_proj" in given:

@@ -78,6 +78,7 @@ class TracedModel(Weights):
         self.name = name
         self.revision = revision
         self.borrowed = borrowed
+        self.given_layout = None if layout is None else dict(layout)
         with self.at_rest(), padding_kept(tokenizer):
             self.layout: Layout = find_layout(module, layout)
             with _only_critical():  # text generation with a multimodal wrapper works, and is called an error
@@ -91,6 +92,8 @@ class TracedModel(Weights):
     # Where it runs ----------------------------------------------------------------------------------------------
     remote = False
     borrowed = False
+    given_layout: Mapping[str, str] | None = None
+    """The paths of parts that the caller named."""
     chat: ChatReader | None = None
     """How prompts stand in a chat template; None for prompts that are read as they stand."""
 
