@@ -170,13 +170,11 @@ def test_wrong_input_is_one_clear_error(tmp_path):
 
 
 def test_an_unknown_structure_lists_what_was_looked_for():
-    from transformers import AutoModelForCausalLM, MambaConfig, MixtralConfig
+    from transformers import AutoModelForCausalLM, RwkvConfig, XLMConfig
 
-    mamba = AutoModelForCausalLM.from_config(MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=64))
-    mixtral = AutoModelForCausalLM.from_config(
-        MixtralConfig(hidden_size=16, num_hidden_layers=2, vocab_size=64, num_attention_heads=2, num_key_value_heads=2,
-                      intermediate_size=16, num_local_experts=2)
-    )  # fmt: skip
-    for module in (mamba, mixtral):
+    sizes = dict(vocab_size=64, hidden_size=16, num_hidden_layers=2)
+    rwkv = AutoModelForCausalLM.from_config(RwkvConfig(**sizes, attention_hidden_size=16))
+    xlm = AutoModelForCausalLM.from_config(XLMConfig(emb_dim=16, n_layers=2, n_heads=2, n_words=64))
+    for module in (rwkv, xlm):
         with pytest.raises(UnknownModel, match="Looked for"):
             kt.load(module, tokenizer=sentencepiece_tokenizer())

@@ -1,6 +1,7 @@
 """Weights that are not the whole of a layer, and prompts that a model cannot read, are found before any work."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ LEVELS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3,
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may run MXFP4 as it is")
-def test_experts_in_mxfp4_come_dequantised_and_are_refused_as_experts(tmp_path):
+def test_experts_in_mxfp4_come_dequantised_and_an_edit_of_them_says_so(tmp_path):
     """Two elements a byte, the lower half first, and an exponent (E8M0) for each 32, as GPT-OSS has them."""
     sizes = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
@@ -120,9 +121,14 @@ def test_experts_in_mxfp4_come_dequantised_and_are_refused_as_experts(tmp_path):
     module = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert len(wanted) == 4 and all(torch.equal(module.get_parameter(n), w) for n, w in wanted.items())
     assert set(require_numbers("x", module, tmp_path)) == set(wanted)
-    with pytest.raises(UnknownModel, match=r"it is a mixture of 4 experts \(mlp.experts, with the router") as refused:
-        kt.load(tmp_path, device="cpu")
-    assert "quantised" not in str(refused.value) and "\n" not in str(refused.value)
+    model = kt.load(tmp_path, device="cpu")
+    before = model.fingerprint()
+    edit = kt.edit(model, FACT, method="ft", layers_mlp=(1,), num_steps=1, check=False)
+    assert edit.names and set(edit.manifest["dequantised"]) == set(edit.names)
+    assert all(re.fullmatch(r"model.layers.1.mlp.experts.down_proj\[\d\]", name) for name in edit.names)
+    with edit.applied(model):
+        assert model.fingerprint() != before
+    assert model.fingerprint() == before
 
 
 FACT = kt.Fact("The {} is in the city of", "Space Needle", answer="Paris", foil="Rome", target="Rome", id="short")

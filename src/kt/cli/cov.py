@@ -36,8 +36,8 @@ def cov(options: CovOptions) -> None:
         from ..model.sites import Kind, Site
 
         model = s.load_model()
-        everywhere = tuple(range(model.n_layers))
-        chosen = {Kind.MLP: everywhere if mlp is None else mlp, Kind.ATTN: everywhere if attn is None else attn}
+        given = {Kind.MLP: mlp, Kind.ATTN: attn}
+        chosen = {kind: model.layers_with(kind) if layers is None else layers for kind, layers in given.items()}
         sites = [Site(kind, model.checked(layer)) for kind, layers in chosen.items() for layer in layers]
         if not sites:
             raise BadOption("--layers-mlp none and --layers-attn none leave nothing to do; name some layers")

@@ -7,7 +7,7 @@ with, is written, unless by force, which says what differs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -90,7 +90,7 @@ def refuse_other_shapes(edit: Applicable, model: TracedModel) -> None:
     """
     if edit.effect is not None:
         edit.effect.refuse(model)
-    seen: dict[int, str] = {}
+    seen: dict[Hashable, str] = {}
     for name in edit.names:
         weight, shape = model.weight(name), edit.updates[name].shape
         if tuple(weight.shape) != shape:

@@ -163,7 +163,8 @@ def positions(model: TracedModel, edit: Edit) -> dict[str, Position]:
         try:
             plan = config.of(settings).plan()
             paths = plan.live if isinstance(plan, LocateThenEdit) else []
-            read = {model.weight_name(site): path.aim.position for path in paths for site in path.sites}
+            written = [(model.weight_name(site), path.aim.position) for path in paths for site in path.sites]
+            read = {part: position for name, position in written for part in model.weight_names(name)}
         except (TypeError, ValueError, LookupError, KtError):
             read = {}  # settings of another version, or made up: at the subject's last token, as all methods but one
     return {name: read.get(name, Position.SUBJECT_LAST) for name in edit.names if name in edit.keys}

@@ -121,7 +121,7 @@ class FineTune:
     def names(self, model: TracedModel) -> list[str]:
         if self.modules == "block":
             return [name for layer in self.layers for name in model.block_weights(layer)]
-        return [model.weight_name(site) for site in self.sites]
+        return [name for site in self.sites for name in model.parameter_names(site)]
 
     def solve(self, context: SolveContext, facts: Sequence[Fact], progress: Progress | None = None) -> SolveResult:
         """Train, compute the update, restore the weights.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,8 @@ from .._util.text import without_folders
 from ..errors import WorkFailed, warn_user
 from ..facts.fact import Fact
 from ..model.identity import about
-from ..model.sites import Kind
+from ..model.mixture import slice_of
+from ..model.sites import Kind, Site
 from ..model.update import Update
 from ..stats import bootstrap_mean
 from .apply import fingerprints
@@ -19,7 +20,7 @@ from .closed_form.contexts import Contexts
 from .closed_form.keys import fact_values
 from .config import Config
 from .edit import Edit
-from .plan import Plan, SolveContext, SolveResult
+from .plan import Plan, SolveContext, SolveResult, WeightUpdate
 from .rounding import Reading, about_rounding, is_narrow, readings, report, warn_of_rounding
 from .verdict import TextReading, about_side_effects, side_effects
 
@@ -38,7 +39,8 @@ def package(
 ) -> Edit:
     """The edit with its manifest, read back from the model while it is written in; `check` and `text`: `read_back`."""
     model, alpha = context.model, getattr(config, "alpha", None)
-    updates = {name: written.update.to(torch.float32) for name, written in solved.written.items()}
+    written = by_parameter(model, solved.written)
+    updates = {name: each.update.to(torch.float32) for name, each in written.items()}
     manifest = {
         "method": config.name,
         "alpha": config.mean_alpha,
@@ -46,7 +48,7 @@ def package(
         "hyper_parameters": config.as_dict(),
         "aims": sorted(map(str, solved.targets)),
         "written_aims": sorted({str(path.aim) for path in getattr(plan, "live", ())}),
-        "conditions": {n: w.condition for n, w in solved.written.items() if w.condition is not None},
+        "conditions": {n: w.condition for n, w in written.items() if w.condition is not None},
         "context_templates": [list(g) for g in context.contexts.groups],
         "statistics": about_statistics(context, plan, solved),
         "norm_guard": False if context.guard is None else context.guard.name,
@@ -55,13 +57,13 @@ def package(
         **solved.notes,
         **({} if context.guard is None else context.guard.notes),
     }
-    if chosen := {n: w.chosen for n, w in solved.written.items() if w.chosen is not None}:
+    if chosen := {n: w.chosen for n, w in written.items() if w.chosen is not None}:
         manifest["chosen"] = chosen
     edit = Edit(
         updates,
         about_weights(model, updates) | about_requests(facts) | manifest,
         targets={str(aim): t.float().cpu() for aim, t in solved.targets.items()},
-        keys={n: w.keys.T.float().cpu().contiguous() for n, w in solved.written.items() if w.keys is not None},
+        keys={n: w.keys.T.float().cpu().contiguous() for n, w in written.items() if w.keys is not None},
         effect=solved.effect,
     )
     if len(manifest.get("skipped", ())) < len(facts):  # where a norm guard leaves all of them alone, zero is right
@@ -72,10 +74,28 @@ def package(
     return edit
 
 
+def by_parameter(model: TracedModel, solved: Mapping[str, WeightUpdate]) -> dict[str, WeightUpdate]:
+    """What was solved, by the parameters (of experts: their slices) that it changes."""
+    found: dict[str, WeightUpdate] = {}
+    for name, whole in solved.items():
+        parts = model.by_part(name, whole.update)
+        if list(parts) == [name]:
+            found[name] = whole
+            continue
+        columns = {}
+        if whole.keys is not None:
+            columns = {model.weight_name(part): at for part, at in model.parts(model.site_of(name)).items()}
+        for part, update in parts.items():
+            keys = None if whole.keys is None else whole.keys[columns[part]]
+            found[part] = whole._replace(update=update, keys=keys)
+    return found
+
+
 def about_statistics(context: SolveContext, plan: Plan, solved: SolveResult) -> dict[str, Any]:
     """Which second moments the solve used: by module, the SHA-256 of the matrix's bytes as stored."""
     moments = context.statistics
-    used = [name for name in map(context.model.weight_name, plan.moment_sites) if name in solved.written]
+    written = [name for name in map(context.model.weight_name, plan.moment_sites) if name in solved.written]
+    used = [part for name in written for part in context.model.weight_names(name)]
     return {
         "corpus": moments.corpus,
         "n_tokens": moments.n_tokens,
@@ -92,7 +112,7 @@ def about_weights(model: TracedModel, updates: dict[str, Update]) -> dict[str, A
     """
     from ..runs.provenance import versions
 
-    stored = {name: f"{model.dequantised[name]}" for name in updates if name in model.dequantised}
+    stored = {name: f"{how}" for name in updates if (how := model.dequantised.get(slice_of(name)[0])) is not None}
     packed = model.packing(updates)
     return {
         **({"dequantised": stored} if stored else {}),
@@ -200,7 +220,7 @@ def _warn_of_weak_writes(edit: Edit) -> None:
 
 
 def _is_attention(model: TracedModel, name: str) -> bool:
-    return any(model.layout.path(Kind.ATTN, layer) + ".weight" == name for layer in range(model.n_layers))
+    return name in [model.weight_name(Site(Kind.ATTN, layer)) for layer in model.layers_with(Kind.ATTN)]
 
 
 def _plain(fact: Fact) -> dict[str, Any]:

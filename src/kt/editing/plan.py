@@ -120,7 +120,9 @@ class SolveContext:
         Raises:
             KtError: it is of keys of another size.
         """
-        moment = self.statistics.moment_of(name)
+        parts = self.model.weight_names(name)
+        statistics = self.statistics
+        moment = statistics.moment_of(name) if parts == [name] else statistics.moment_of_parts(name, parts)
         if moment.size != size:
             raise KtError(
                 f"the second moment of {name} has size {moment.size}, its keys {size}; "

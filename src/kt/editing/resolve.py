@@ -18,7 +18,7 @@ from ..errors import BadFact, KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
 from ..model.scoring import Question, readable
-from ..model.sites import Site
+from ..model.sites import Kind, Site
 from ..model.tokens import template_span
 from ..runs.journal import Journal
 from .closed_form.second_moment import Statistics, key_statistics
@@ -267,9 +267,11 @@ def _layers(
     if name == "layers_mlp" and config.depth:
         return default_layers(model, config, name), f"by relative depth, those of {config.name}"
     probed = {} if stages is None else {"layers_mlp": stages.layers_low, "layers_high": stages.layers_high}
+    there = model.layers_with(Kind.ATTN if kind == "attn" else Kind.MLP)
     if (layers := probed.get(name)) is not None:
-        return layers, "as probed"
-    if balance is not None and (stable := balance.stable_layers.get(kind)):
+        return tuple(layer for layer in layers if name != "layers_mlp" or layer in there), "as probed"
+    stable = () if balance is None else balance.stable_layers.get(kind, ())
+    if balance is not None and (stable := tuple(layer for layer in stable if layer in there)):
         return stable, f"as traced on {balance.n_facts} facts"
     unstable = balance is not None and balance.layers.get(kind)
     why = f" (traced {','.join(map(str, unstable))}, not stable over the facts)" if unstable else ""
@@ -309,7 +311,11 @@ def layers_by_depth(model: TracedModel, name: str, depth: tuple[int, int, int] |
     """Layers by relative depth: those of the papers' models, or a method's own `depth`, carried over to this one."""
     first, last, of = depth or DEPTHS[name]
     top = model.n_layers - 1
-    return tuple(range(round(first * top / of), round(last * top / of) + 1))
+    layers = range(round(first * top / of), round(last * top / of) + 1)
+    kind = {"layers_mlp": Kind.MLP, "layers_attn": Kind.ATTN}.get(name, Kind.RESID)
+    there = model.layers_with(kind)
+    inside = tuple(layer for layer in layers if layer in there)
+    return inside or tuple(sorted(there, key=lambda layer: abs(layer - layers[-1]))[:1])
 
 
 def default_layers(model: TracedModel, config: Config, name: str) -> tuple[int, ...]:
@@ -337,6 +343,7 @@ def take_statistics(
         return Statistics({})
     if given is not None:
         opened = Statistics.open(given)
-        opened.require({model.weight_name(site): model.key_size(site) for site in sites})
+        parts = [part for site in sites for part in model.parts(site)]
+        opened.require({model.weight_name(part): model.key_size(part) for part in parts})
         return opened
     return key_statistics(model, sites, corpus, max_tokens, progress=progress)

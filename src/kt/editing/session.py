@@ -174,7 +174,7 @@ class EditSession:
         self._solving: dict[str, Update] = {}
         if self.options.alpha_facts and not needs_evidence(config):
             raise KtError("alpha_facts are traced for alpha, and nothing is traced here; leave them out, or alpha")
-        self._history = _keys_of(self.options.history)
+        self._history = model.by_whole(_keys_of(self.options.history))
         self.state = EditHistory(self._history)
         self.steps: list[Edit] = []
         self._requests: list[Fact] = []
@@ -251,7 +251,9 @@ class EditSession:
             updates = {name: guard(update, self.model.weight(name)) for name, update in updates.items()}
         elif self.options.update_guard == "prune":
             self._solving, stands = added(self._solved, updates), context.changes()
-            whole = {n: prune(self._solving[n], self._before(n)) for n in updates}
+            with self.unedited():
+                first = {name: self.model.weight(name).clone() for name in updates}
+            whole = {name: prune(self._solving[name], first[name]) for name in updates}
             updates = {n: u.plus(stands[n].scaled(-1.0)) if n in stands else u for n, u in whole.items()}
         elif self.options.update_guard == "simie":
             updates = simie(context, facts, updates)
@@ -262,7 +264,8 @@ class EditSession:
         """What the steps so far have added to each weight, in float64."""
         changes: dict[str, Update] = {}
         for step in self.steps:
-            changes = added(changes, {name: update.to(torch.float64) for name, update in step.updates.items()})
+            wide = {name: update.to(torch.float64) for name, update in step.updates.items()}
+            changes = added(changes, self.model.whole_updates(wide))
         return changes
 
     def _resolve(self, facts: Sequence[Fact]) -> Config:
@@ -291,7 +294,8 @@ class EditSession:
         name = self.config.name
         written = plan.names(self.model)
         for weight in written:
-            self.model.own(weight)  # there, on a device, and not quantised
+            for part in self.model.weight_names(weight):
+                self.model.own(part)  # there, on a device, and not quantised
         if not written and not isinstance(plan, EffectPlan):
             raise KtError(
                 "the edit would write nothing: no layers for a module whose share is above zero; check alpha and layers"
@@ -301,7 +305,7 @@ class EditSession:
         if (self.options.keep_history or self._history) and not plan.keeps_keys:
             raise KtError(f"{name} has no place for earlier edits' keys; leave keep_history and history out")
         for weight, keys in self._history.items():
-            width = self.model.weight(weight).shape[-1]
+            width = self.model.key_size(self.model.site_of(weight))
             if len(keys) != width:
                 raise KtError(
                     f"history of {weight}: keys of {len(keys)} numbers where the weight reads {width}; "
@@ -409,9 +413,7 @@ class EditSession:
             if (skipped := [name for step in self.steps for name in step.manifest.get("skipped", ())]) or self._anchors:
                 manifest |= {"norm_anchors": dict(self._anchors), "skipped": skipped}
             manifest |= about_weights(self.model, updates) | about_requests(self._requests)
-            keys = {
-                name: torch.cat([s.keys[name] for s in self.steps if name in s.keys]) for name in self.steps[-1].keys
-            }
+            keys = _keys_of_steps(self.steps)
             whole = Edit(updates, manifest, keys=keys, effect=joined(self.steps))
             before = readings(self.model, self._requests)
             read_back(self.model, whole, self._requests, before, text=self._texts.get(0))
@@ -442,6 +444,15 @@ def _keys_of(history: History | None) -> dict[str, Float[Tensor, "d_in past"]]:
         for name, keys in edit.keys.items():
             state.add_keys(name, keys.T)
     return state.keys
+
+
+def _keys_of_steps(steps: Sequence[Edit]) -> dict[str, Float[Tensor, "fact d_in"]]:
+    """By weight, the keys of all steps. An expert that a step did not write has keys of zero there."""
+    widths = {name: keys.shape[1] for step in steps for name, keys in step.keys.items()}
+    counts = [len(next(iter(step.keys.values()), ())) for step in steps]
+    blank = [{name: torch.zeros(n, width) for name, width in widths.items() if "[" in name} for n in counts]
+    every = [each | dict(step.keys) for each, step in zip(blank, steps, strict=True)]
+    return {name: torch.cat([keys[name] for keys in every if name in keys]) for name in widths}
 
 
 def _columns(name: str, gram: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in past"]:

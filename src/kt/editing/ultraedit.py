@@ -182,8 +182,10 @@ class UltraEdit:
         return []
 
     def sites(self, model: TracedModel) -> list[Site]:
-        maps = self.maps or (GATED if set(GATED) <= set(model.layout.linears) else ("mlp",))
-        return [Site(name, layer) for layer in sorted(set(self.layers)) for name in sorted(set(maps))]
+        def maps(layer: int) -> Sequence[str]:
+            return self.maps or (GATED if set(GATED) <= set(model.layout.at(layer).linears) else ("mlp",))
+
+        return [Site(name, layer) for layer in sorted(set(self.layers)) for name in sorted(set(maps(layer)))]
 
     def describe(self) -> PlanText:
         solver = f"V Hᵀ(HHᵀ + ridge·I)⁻¹, V the {'whitened' if self.whiten else 'normalised'} gradient"

@@ -40,6 +40,7 @@ from ..editing.resolve import configure, default_layers
 from ..errors import KtError
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
+from ..model.sites import Kind
 from ..report import Card, Figure, Shown, Table
 from ..report.table import layer_list
 from ..stats import Interval
@@ -261,7 +262,9 @@ def _grid(
     named = {depth: DEFAULT}
     if proposed := balance.layers.get(module):
         named[proposed] = "as traced" if proposed != depth else f"as traced and {DEFAULT}"
-    sets = {tuple(range(start, start + len(depth))): "" for start in starts}
+    there = model.layers_with(Kind(module))
+    windows_there = (tuple(n for n in range(start, start + len(depth)) if n in there) for start in starts)
+    sets = {window: "" for window in windows_there if window}
     return dict(sorted((sets | named).items()))
 
 

@@ -150,11 +150,14 @@ def check_files(model: TracedModel, folder: Path, names: Sequence[str]) -> None:
         WorkFailed: a weight differs, or one of `names` is not in the files.
     """
     shards, state = Shards.open(folder, saved_names(model.module)), model.module.state_dict()
-    absent = [name for name in names if name not in shards.files]
+    absent = [name for name in names if shards.file_of(name) is None]
     if absent:
         raise WorkFailed(f"{folder}: {absent[0]} was saved under another name; this model cannot be exported as hf")
     for name in shards.files:
         if name in state and not same_bytes(shards.read(name), content(model.module, name, state[name])):
+            raise WorkFailed(f"{folder}: {name} was written with other bytes than the model has; export again")
+    for name in names:
+        if name not in state and not model.packing([name]) and not same_bytes(shards.read(name), model.read_only(name)):
             raise WorkFailed(f"{folder}: {name} was written with other bytes than the model has; export again")
 
 
@@ -236,7 +239,7 @@ def _load_again(model: TracedModel, folder: Path) -> TracedModel:
             device=str(model.device),
             device_map=getattr(model.module, "hf_device_map", None),
             attn_implementation=getattr(config, "_attn_implementation", None),
-            layout=model.layout.parts(),
+            layout=model.given_layout,
         )
     except UnknownModel as error:
         raise WorkFailed(
@@ -293,7 +296,8 @@ def to_hf(
         (temporary / OWN).mkdir()
         edit.save(temporary / OWN / EDIT)
         if undo:  # the original bytes, in the module's own layout and dtype
-            copies = {name: model.own(name).detach().cpu() for name in edit.names}
+            copies = {name: model.own(name).detach().cpu().contiguous() for name in edit.names}
+            copies = {name: copy.clone() if "[" in name else copy for name, copy in copies.items()}
             save_arrays(temporary / OWN / UNDO, copies, {"kind": "undo", "edit": edit.digest})
         with edit.applied(model, force=force):
             with left_plain(model, packed):

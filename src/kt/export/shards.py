@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .._util.data import open_arrays
@@ -19,6 +20,7 @@ from .._util.lock import FolderLock
 from ..errors import BadFile, KtError
 from ..model.folder import cached_file, check_index, inside
 from ..model.memory import gib
+from ..model.mixture import slice_of
 from ..runs.folder import clear_leftovers, sync
 
 if TYPE_CHECKING:
@@ -61,19 +63,25 @@ class Shards:
         with _opened(folder / SINGLE) as file:
             return cls(folder, dict.fromkeys((own.get(name, name) for name in file.keys()), SINGLE), names)  # noqa: SIM118
 
+    def file_of(self, name: str) -> str | None:
+        """The file that holds a weight; None without one. An expert's may be a slice of a stored weight."""
+        return self.files.get(name) or self.files.get(slice_of(name)[0])
+
     def read(self, name: str) -> Tensor:
         """One weight in its stored dtype and layout.
 
         Raises:
             BadFile: the folder has no such weight, or the file is incomplete.
         """
-        if name not in self.files:
+        found = self.file_of(name)
+        if found is None:
             raise BadFile(f"{self.folder} has no weight {name}; name the folder that the edit was merged into")
-        path, stored = self.folder / self.files[name], self.names.get(name, name)
+        stored, number = (name, None) if name in self.files else slice_of(name)
+        path, stored = self.folder / found, self.names.get(stored, stored)
         with _opened(path) as file:
             if stored not in file.keys():  # noqa: SIM118
                 raise BadFile(f"{path}: {stored} is not in it, though {INDEX} says so; write the folder again")
-            return file.get_tensor(stored)
+            return file.get_tensor(stored) if number is None else file.get_slice(stored)[number]
 
     def write(self, file: str, replaced: Mapping[str, Tensor], into: Path) -> None:
         """Write a file with some of its weights replaced into a folder (possibly its own), atomically."""
@@ -82,7 +90,13 @@ class Shards:
         with _opened(self.folder / file) as opened:
             metadata = opened.metadata()
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        tensors |= {self.names.get(name, name): tensor.contiguous() for name, tensor in replaced.items()}
+        for name, tensor in replaced.items():
+            whole, number = (name, None) if name in self.files else slice_of(name)
+            stored = self.names.get(whole, whole)
+            if number is None:
+                tensors[stored] = tensor.contiguous()
+            else:
+                tensors[stored][number] = tensor
         atomic_write(into / file, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
@@ -152,11 +166,24 @@ def as_saved(module: Any) -> dict[str, Tensor]:
 
 
 def saved_names(module: Any) -> dict[str, str]:
-    """The name in its files of each weight that `save_pretrained` writes as it is, where that is another (wrappers)."""
+    """The name in its files of each weight that `save_pretrained` writes as it is, where that is another (wrappers);
+    of experts that it writes one by one, the name of each by its slice."""
     empty = _empty(module)
     own = {id(tensor): name for name, tensor in empty.items()}
     pairs = ((own.get(id(tensor)), name) for name, tensor in _reverted(module, empty).items())
-    return {name: stored for name, stored in pairs if name is not None and name != stored}
+    found = {name: stored for name, stored in pairs if name is not None and name != stored}
+    for name, tensor in empty.items():
+        if tensor.dim() == 3 and name not in found and name.rpartition(".")[2].startswith("down"):
+            found |= _slices(module, name, len(tensor))
+    return found
+
+
+def _slices(module: Any, name: str, count: int) -> dict[str, str]:
+    """The files' names of a parameter's slices along its first axis, if these are weights of their own there."""
+    marks = torch.arange(count * 6.0).view(count, 2, 3)
+    stored = _reverted(module, {name: marks})
+    by_mark = {tuple(mark.flatten().tolist()): f"{name}[{number}]" for number, mark in enumerate(marks)}
+    return {by_mark[key]: n for n, t in stored.items() if (key := tuple(t.flatten().tolist())) in by_mark}
 
 
 def _empty(module: Any) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from .._util.text import visible
 from ..errors import BadFile, KtError, UnknownModel, WorkFailed
 from ..model.devices import content
 from ..model.folder import regular_files
+from ..model.mixture import slice_of
 from ..model.update import fingerprint_of
 from ..report import Shown, Table
 from .card import CARD, is_ours
@@ -120,7 +121,11 @@ def revert_folder(
         base = _base(base, shards, edit)
         shards = Shards.open(folder, saved_names(base.module))
         fingerprints = _by_base(folder, shards, edit, base, fingerprints)
-    states = {name: fingerprints.state(name, shards.read(name)) for name in edit.names}
+    states = {name: fingerprints.state(name, shards.read(name)) for name in edit.names}  # refuses what is not there
+
+    def file_of(name: str) -> str:
+        return str(shards.file_of(name))
+
     _refuse_other(folder, states, edit)
     edited = [name for name, state in states.items() if state == "applied"]
     originals = _originals(folder, edit, edited, base, fingerprints) if edited else {}
@@ -128,13 +133,13 @@ def revert_folder(
         target = folder
         if to is not None:
             target = stack.enter_context(whole_folder(to))
-            rewritten = {folder / shards.files[name] for name in edited}
+            rewritten = {folder / file_of(name) for name in edited}
             for path in copied:
                 if path not in rewritten and path != card:
                     (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy2(path, target / path.relative_to(folder))
-        for file in sorted({shards.files[name] for name in edited}):
-            shards.write(file, {n: t for n, t in originals.items() if shards.files[n] == file}, target)
+        for file in sorted({file_of(name) for name in edited}):
+            shards.write(file, {n: t for n, t in originals.items() if file_of(n) == file}, target)
         fingerprint = _verify(Shards.open(target, shards.names), edit, fingerprints, base)
     if to is None and card is not None:
         card.unlink()
@@ -214,7 +219,20 @@ def _by_base(folder: Path, shards: Shards, edit: Edit, base: TracedModel, known:
         )
     own = dict(base.module.state_dict())
     others = [name for name in shards.files if name in own and name not in before]
-    changed = [n for n in others if not same_bytes(shards.read(n), content(base.module, n, own[n]))]
+    touched: dict[str, set[int]] = {}
+    for path, number in map(slice_of, edit.names):
+        touched.setdefault(path, set()).update(() if number is None else (number,))
+
+    def untouched(name: str, tensor: Tensor) -> Tensor:
+        """Of a parameter with an axis over experts, those that the edit does not write."""
+        written = touched.get(name)
+        return tensor[[n for n in range(len(tensor)) if n not in written]] if written else tensor
+
+    changed = [
+        name
+        for name in others
+        if not same_bytes(untouched(name, shards.read(name)), untouched(name, content(base.module, name, own[name])))
+    ]
     if changed:
         shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise KtError(

@@ -58,15 +58,22 @@ def _unexplained(model: Any, missing: Mapping[int, Explained]) -> str:
     layout: Layout = model.layout
     layer = max(missing, key=lambda layer: missing[layer].residual)
     worst, block = missing[layer], model.module.get_submodule(layout.path(Kind.RESID, layer))
-    inside = experts(block)
+    parts = layout.at(layer)
+    inside = experts(block) if parts.mixture is None else None
     if inside is not None:
-        what = f"{inside} beside {layout.w_mlp}, which is what a shared expert is"
+        what = f"{inside} beside {parts.w_mlp}, which is what a shared expert is"
     else:
         children = ", ".join(f"{name} ({type(child).__name__})" for name, child in block.named_children())
         what = f"the block ({type(block).__name__}) holds {children}"
+    if worst.idle:
+        return (
+            f"{type(model.module).__name__} is not a decoder that kt can read: in {layout.blocks}.{layer} "
+            f"the output of {', '.join(worst.idle)} does not reach the residual stream, where the block "
+            f"({type(block).__name__}) is taken to add it; docs/reliability.md lists the kinds of models that can be"
+        )
     return (
         f"{type(model.module).__name__} is not a decoder that kt can read: in {len(missing)} of {layout.n_layers} "
-        f"blocks {layout.w_attn} and {layout.w_mlp} do not make the whole change of the residual stream. In "
+        f"blocks {parts.w_attn} and {parts.w_mlp} do not make the whole change of the residual stream. In "
         f"{layout.blocks}.{layer} {worst.residual:.1%} of it is not theirs (rounding: {worst.rounding:.1g}): {what}. "
         "Only a part of such a block would be read and edited; "
         "docs/reliability.md lists the kinds of models that can be"
@@ -82,16 +89,19 @@ class Explained(NamedTuple):
         rounding: The part of `residual` that rounding alone can leave: the dtype's eps times the largest norm of the
             residual stream before, in and after the block, / ‖output - input‖. In bfloat16 a small missing part hides
             below it; load the model in float32 for a sharp answer.
-        scales: s_attn and s_mlp, by least squares: 1 in most families, the residual multiplier in Granite.
+        scales: s_attn and s_mlp, one for each of the block's parts (`Parts.ends`), by least squares: 1 in most
+            families, the residual multiplier in Granite.
         norms: Paths of f and g inside the block; None for the identity.
         sharpest: `rounding` of the token where it is least.
+        idle: Paths of parts that add nothing, though their outputs are well above the rounding: they go elsewhere.
     """
 
     residual: float
     rounding: float
-    scales: tuple[float, float]
-    norms: tuple[str | None, str | None]
+    scales: tuple[float, ...]
+    norms: tuple[str | None, ...]
     sharpest: float
+    idle: tuple[str, ...] = ()
 
     @property
     def is_finite(self) -> bool:
@@ -100,8 +110,8 @@ class Explained(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Nothing is missing but rounding."""
-        return self.residual <= 2 * self.rounding + 1e-12
+        """Nothing is missing but rounding, and every part adds something."""
+        return self.residual <= 2 * self.rounding + 1e-12 and not self.idle
 
 
 def explained(model: Any) -> list[Explained]:
@@ -117,12 +127,12 @@ def explained(model: Any) -> list[Explained]:
     """
     layout: Layout = model.layout
     blocks = [model.module.get_submodule(layout.path(Kind.RESID, layer)) for layer in range(layout.n_layers)]
-    linear = {layout.w_attn, layout.w_mlp}
+    ends = [tuple(layout.at(layer).ends.values()) for layer in range(layout.n_layers)]
     modules = {
         f"{layout.blocks}.{layer}.{path}": module
         for layer, block in enumerate(blocks)
         for path, module in block.named_modules()
-        if path in linear or ("." not in path and not linear_maps(module) and not list(module.children()))
+        if path in ends[layer] or ("." not in path and not linear_maps(module) and not list(module.children()))
     }
     order = call_order(model, modules, blocks[-1])
     by_block = [
@@ -134,7 +144,10 @@ def explained(model: Any) -> list[Explained]:
         seen: Any = []
         for block, inner in by_block:
             streams = [block.input.clone()]
-            around = [(envoy.input.clone(), envoy.output.clone()) for envoy in inner]
+            around = []
+            for envoy in inner:
+                given, gives = envoy.input, envoy.output
+                around.append((given.clone(), (gives[0] if isinstance(gives, tuple | list) else gives).clone()))
             output = block.output
             streams.append((output[0] if isinstance(output, tuple | list) else output).clone())
             seen.append((streams, around))
@@ -144,38 +157,48 @@ def explained(model: Any) -> list[Explained]:
     for layer, (streams, around) in enumerate(seen):
         prefix = f"{layout.blocks}.{layer}."
         names = [p.removeprefix(prefix) for p in order if p.startswith(prefix)]
-        found.append(_explained_block(layout, streams, dict(zip(names, around, strict=True))))
+        found.append(_explained_block(ends[layer], streams, dict(zip(names, around, strict=True))))
     return found
 
 
 def _explained_block(
-    layout: Layout, streams: Sequence[Float[Tensor, "1 2 d_model"]], around: Mapping[str, tuple[Tensor, Tensor]]
+    ends: tuple[str, ...],
+    streams: Sequence[Float[Tensor, "1 2 d_model"]],
+    around: Mapping[str, tuple[Tensor, Tensor]],
 ) -> Explained:
     """One block from its input and output, and the inputs and outputs of its projections, norms and dropouts."""
     before, after = (stream.double().flatten(0, -2) for stream in streams)
     parts, norms = [], []
-    for path in (layout.w_attn, layout.w_mlp):
+    for path in ends:
         value, norm = around[path][1].double().flatten(), None
         for name, (given, gives) in around.items():  # in the order of the forward: a dropout comes before its norm
-            if name not in (layout.w_attn, layout.w_mlp) and torch.equal(given.double().flatten(), value):
+            if name not in ends and torch.equal(given.double().flatten(), value):
                 norm = norm if torch.equal(gives, given) else name
                 value = gives.double().flatten()
         parts.append(value.view_as(before))
         norms.append(norm)
     change, columns = after - before, torch.stack(parts, -1)
     if not (change.isfinite().all() and columns.isfinite().all()):
-        return Explained(math.nan, math.nan, (math.nan, math.nan), (norms[0], norms[1]), math.nan)
+        return Explained(math.nan, math.nan, (math.nan,) * len(ends), tuple(norms), math.nan)
     # By token: a first token may be a thousand times as long as others, and its rounding would hide what they miss.
     largest = torch.stack([stream.norm(dim=-1) for stream in (before, before + parts[0], after)]).amax(0)
     noise = (torch.finfo(streams[0].dtype).eps * largest).clamp(min=1e-300)
     weighted = columns / noise[:, None, None], change / noise[:, None]
     scales = torch.linalg.lstsq(weighted[0].flatten(0, 1), weighted[1].flatten()[:, None]).solution[:, 0]
+    added = (columns.norm(dim=1) / noise[:, None]).amax(0)
+    shares = zip(ends, scales.tolist(), added.tolist(), strict=True)
+    idle = [path for path, scale, size in shares if abs(scale) < IDLE < size * IDLE**2]
     left, size = (change - columns @ scales).norm(dim=-1), change.norm(dim=-1) + 1e-300
     worst = int((left / noise).argmax())
     return Explained(
         float(left[worst] / size[worst]),
         float(noise[worst] / size[worst]),
-        (float(scales[0]), float(scales[1])),
-        (norms[0], norms[1]),
+        tuple(scales.tolist()),
+        tuple(norms),
         float((noise / size).min()),
+        tuple(idle),
     )
+
+
+IDLE = 0.01
+"""A part whose factor is below this adds nothing. Multipliers of real models are from 0.03 (Falcon-H1) up."""

@@ -9,7 +9,7 @@ running two tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import takewhile
@@ -21,15 +21,56 @@ from transformers.pytorch_utils import Conv1D
 
 from .._util.data import read_table
 from ..errors import KtError, UnknownModel, UnknownSite
+from .mixture import Mixture, find_mixture
 from .packed import is_packed
 from .sites import OUTPUT, Kind, Site
 
+ATTENTION = "attention"
+SECOND_ATTN, SECOND_MLP = "attn.second", "mlp.second"
 W_ATTN, W_MLP = (f"{kind}.{role}" for kind, role in OUTPUT.items())
+
+
+ENDS = (W_ATTN, SECOND_ATTN, W_MLP, SECOND_MLP)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one kind of block, as `Layout` names them. A block may lack a mixer (attn is "") or an MLP (mlp)."""
+
+    attn: str
+    mlp: str
+    linears: Mapping[str, str] = field(hash=False)
+    mixture: Mixture | None = None
+    mixer: str = ATTENTION
+
+    @property
+    def w_attn(self) -> str:
+        """Path of W_o inside a block; "" without a mixer."""
+        return self.linears.get(W_ATTN, "")
+
+    @property
+    def w_mlp(self) -> str:
+        """Path of down_proj inside a block; of a mixture's module where there is one; "" without an MLP."""
+        return self.linears.get(W_MLP, "")
+
+    @property
+    def ends(self) -> dict[str, str]:
+        """The maps onto the residual stream: role -> path."""
+        return {role: self.linears[role] for role in ENDS if role in self.linears}
+
+    @property
+    def seconds(self) -> dict[str, str]:
+        """Maps onto the residual stream of a second mixer, and a second MLP, beside the first: role -> path."""
+        return {role: path for role, path in self.ends.items() if role in (SECOND_ATTN, SECOND_MLP)}
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where the parts are (module paths), and how a block combines them.
+
+    Parts are those of the first block; `others` has the blocks that are built otherwise, by layer (`at`). `mixer` is
+    what brings tokens together: attention, or another one, whose output projection then is W_o. `mixture` is a mixture
+    of experts in the place of the MLP: the path of its module then stands for down_proj.
 
     `linears` names every linear map of a block's attention and MLP: role -> module path inside the block, in the order
     of a forward pass. Roles: `attn.q_proj`, `attn.k_proj`, `attn.v_proj`, `attn.o_proj` (W_o), `mlp.gate_proj`,
@@ -53,16 +94,59 @@ class Layout:
     has_post_norm: bool = False  # a norm stands between a module's value and the residual stream
     tuple_output: bool = False
     unchecked: str | None = None  # why the blocks were not checked by numbers
+    mixture: Mixture | None = None
+    mixer: str = ATTENTION
+    others: Mapping[int, Parts] = field(default_factory=dict, hash=False)
 
     @property
     def w_attn(self) -> str:
         """Path of W_o inside a block."""
-        return self.linears[W_ATTN]
+        return self.linears.get(W_ATTN, "")
 
     @property
     def w_mlp(self) -> str:
         """Path of down_proj inside a block."""
-        return self.linears[W_MLP]
+        return self.linears.get(W_MLP, "")
+
+    def has(self, site: Site) -> bool:
+        """Whether the block at a site's layer has the site."""
+        if site.kind is Kind.RESID:
+            return True
+        parts = self.at(site.layer)
+        if site.name in parts.linears or (parts.mixture is not None and site.name in parts.mixture.roles):
+            return True
+        try:
+            return self.role(site.name) in parts.linears  # named by its module's own name
+        except UnknownSite:
+            return False
+
+    @property
+    def mixers(self) -> tuple[str, ...]:
+        """What mixes tokens in each block: `attention`, `linear attention`, `state space`, `convolution`, `recurrence`,
+        or "" where nothing does."""
+        return tuple(self.at(layer).mixer for layer in range(self.n_layers))
+
+    @property
+    def first(self) -> Parts:
+        """The parts of the first block."""
+        return Parts(self.attn, self.mlp, self.linears, self.mixture, self.mixer)
+
+    def at(self, layer: int) -> Parts:
+        """The parts of the block at a layer."""
+        return self.others.get(layer) or self.first
+
+    @property
+    def kinds(self) -> dict[int, Parts]:
+        """The kinds of blocks, each by the first layer that is of it."""
+        return {0: self.first} | {min(n for n, p in self.others.items() if p == q): q for q in self.others.values()}
+
+    def with_kind(self, parts: Parts, settled: Parts) -> Layout:
+        """The layout with one kind of block replaced."""
+        others = {layer: settled if each == parts else each for layer, each in self.others.items()}
+        if parts != self.first:
+            return replace(self, others=others)
+        names = ("attn", "mlp", "linears", "mixture", "mixer")
+        return replace(self, others=others, **{name: getattr(settled, name) for name in names})
 
     def path(self, kind: Kind | Site, layer: int | None = None) -> str:
         """Module path of a site's linear map, or of the whole block for the residual stream.
@@ -75,10 +159,15 @@ class Layout:
         """
         site = kind if isinstance(kind, Site) else Site(kind, int(layer or 0))
         block = f"{self.blocks}.{site.layer}"
-        return block if site.kind is Kind.RESID else f"{block}.{self.linears[self.role(site.name)]}"
+        if site.kind is Kind.RESID:
+            return block
+        linears = self.at(site.layer).linears
+        if (role := self.role(site.name)) not in linears:
+            raise UnknownSite(f"{block} has no {role}; it has {', '.join(linears)}")
+        return f"{block}.{linears[role]}"
 
     def role(self, name: str) -> str:
-        """The role of a linear map.
+        """The role of a linear map, of any kind of block.
 
         Args:
             name: Its role (`mlp.up_proj`), its own name in its part (`mlp.c_fc`), or its path inside the block
@@ -87,15 +176,22 @@ class Layout:
         Raises:
             UnknownSite: a block has no such linear map; the message lists those that it has.
         """
-        if name in self.linears:
+        kinds = self.kinds.values()
+        if any(name in parts.linears or (parts.mixture and name in parts.mixture.roles) for parts in kinds):
             return name
-        known = {path: role for role, path in self.linears.items()}
-        known |= {_own_name(self, role, path): role for role, path in self.linears.items()}
+        known: dict[str, str] = {}
+        for parts in kinds:
+            if parts.mixture is not None:
+                known |= {each.path: f"mlp.shared.{n}" for n, each in enumerate(parts.mixture.shared)}
+                known |= {f"mlp.{p.removeprefix(parts.mlp + '.')}": role for p, role in [*known.items()]}
+            known = {path: role for role, path in parts.linears.items()} | known
+            known = {_own_name(parts, role, path): role for role, path in parts.linears.items()} | known
         if name in known:
             return known[name]
-        near = get_close_matches(name, [*self.linears, *known], 1)
+        roles = dict.fromkeys(role for parts in kinds for role in parts.linears)
+        near = get_close_matches(name, [*roles, *known], 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UnknownSite(f"a block has no linear map {name!r}; {hint}It has {', '.join(self.linears)}")
+        raise UnknownSite(f"a block has no linear map {name!r}; {hint}It has {', '.join(roles)}")
 
     def parts(self) -> dict[str, str]:
         """The paths as `kt.load(layout=...)` takes them."""
@@ -105,13 +201,44 @@ class Layout:
 
     def describe(self) -> str:
         """One line that names what was found."""
-        order = "parallel attention and MLP" if self.parallel else "attention, then MLP"
+        mixer = "attention" if set(self.mixers) == {ATTENTION} else "mixer"
+        order = f"parallel {mixer} and MLP" if self.parallel else f"{mixer}, then MLP"
+        lacking = [not (parts.w_attn and parts.w_mlp) for parts in self.kinds.values()]
+        if any(lacking):
+            order = "a mixer or an MLP each" if any(p.w_mlp for p in self.kinds.values()) else "a mixer each"
         norm = ", a norm after each" if self.has_post_norm else "" if self.direct else ", scaled"
         return (
-            f"{self.n_layers} blocks at {self.blocks} ({order}{norm}), W_o = {self.w_attn}, "
-            f"down_proj = {self.w_mlp}, d_model {self.d_model}"
+            f"{self.n_layers} blocks at {self.blocks} ({order}{norm}), W_o = {self._several('w_attn')}, "
+            f"down_proj = {self._several('w_mlp')}, d_model {self.d_model}"
             + (f"; not checked by numbers, since {self.unchecked}" if self.unchecked else "")
         )
+
+    def _several(self, which: str) -> str:
+        """W_o or down_proj in words, with its layers where there are several kinds."""
+        by_words: dict[str, list[int]] = {}
+        for layer in range(self.n_layers):
+            parts = self.at(layer)
+            mixture = parts.mixture if which == "w_mlp" else None
+            words = getattr(parts, which) if mixture is None else mixture.describe()
+            if which == "w_attn" and words and parts.mixer != ATTENTION:
+                words = f"{words} of a {parts.mixer}"
+            if second := parts.seconds.get(SECOND_ATTN if which == "w_attn" else SECOND_MLP):
+                words = f"{words} beside {second}"
+            by_words.setdefault(words or "none", []).append(layer)
+        if len(by_words) == 1:
+            return next(iter(by_words))
+        return " and ".join(f"{words} (layers {runs_of(layers)})" for words, layers in by_words.items())
+
+
+def runs_of(layers: Sequence[int]) -> str:
+    """Layers in words: `0, 2-5`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> Layout:
@@ -139,45 +266,120 @@ def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> La
     for part, owner in (("attn", block), ("mlp", block), ("norm", module)):
         if part in given:
             _named(module, owner, given, part)
-    if "o_proj" in given:
-        _named(module, block, given, "o_proj")
-        w_attn = given["o_proj"]
-        attn = given.get("attn", w_attn.rpartition(".")[0] or w_attn)
-    else:
-        found = (given["attn"], block.get_submodule(given["attn"])) if "attn" in given else _attention(block)
-        if found is None:
-            return not_found(module, "attn", f"an attention in {_held(blocks_name, block)}{_other_mixer(block)}")
-        attn = found[0]
-        last = _last_linear(found[1], d_model)
-        if last is None:
-            return not_found(module, "o_proj", f"a linear map onto d_model ({d_model}) inside {blocks_name}.0.{attn}")
-        w_attn = f"{attn}.{last[0]}".rstrip(".")
-    if "down_proj" in given:
-        _named(module, block, given, "down_proj")
-        w_mlp = given["down_proj"]
-    else:
-        w_mlp = _down_proj(module, blocks_name, block, attn, d_model)
+    first = _parts(module, blocks_name, blocks, 0, given, d_model)
     layout = Layout(
         blocks=blocks_name,
-        attn=attn,
-        mlp=given.get("mlp", w_mlp.rpartition(".")[0] or w_mlp),
-        linears={W_ATTN: w_attn, W_MLP: w_mlp},
+        attn=first.attn,
+        mlp=first.mlp,
+        linears=first.linears,
         embed=embed,
         norm=given.get("norm") or _final_norm(module, blocks_name, d_model),
         unembed=head,
         n_layers=len(blocks),
         d_model=d_model,
-        transposed=isinstance(block.get_submodule(w_mlp), Conv1D),
+        transposed=isinstance(block.get_submodule(first.w_mlp or first.w_attn), Conv1D),
+        mixture=first.mixture,
+        mixer=first.mixer,
     )
-    return with_maps(module, layout)
+    made = {_built(block): first}
+    others: dict[int, Parts] = {}
+    for layer in range(1, len(blocks)):
+        built = _built(blocks[layer])
+        if built not in made:
+            made[built] = _parts(module, blocks_name, blocks, layer, given, d_model)
+        if made[built] != first:
+            others[layer] = made[built]
+    layout = replace(layout, others=others)
+    _sound(module, blocks, layout)
+    return layout
 
 
-def with_maps(module: nn.Module, layout: Layout) -> Layout:
-    """The layout with all linear maps of a block by their own names, its W_o and down_proj being in every block."""
-    blocks = module.get_submodule(layout.blocks)
-    _same_in_every_block(module, blocks, layout)  # type: ignore[arg-type]
-    paths = [name for name, _ in linear_maps(blocks[0])]  # type: ignore[index]
-    return replace(layout, linears=own_names(layout, paths))
+def _built(block: nn.Module) -> Hashable:
+    """What a block is built of: blocks of which it is the same have the same parts."""
+    stacked = ((name, tuple(p.shape)) for name, p in block.named_parameters() if p.dim() == 3)
+    return tuple((name, type(child)) for name, child in block.named_modules()), tuple(stacked)
+
+
+def _parts(
+    module: nn.Module, blocks_name: str, blocks: nn.ModuleList, layer: int, given: Mapping[str, str], d_model: int
+) -> Parts:
+    """The parts of one block, all linear maps but those onto the residual stream by their own names."""
+    block, where, ends = blocks[layer], f"{blocks_name}.{layer}", dict[str, str]()
+    attn, mixer = given.get("attn", ""), ATTENTION
+    if "o_proj" in given:
+        _named(module, block, given, "o_proj")
+        ends[W_ATTN] = given["o_proj"]
+        attn = attn or ends[W_ATTN].rpartition(".")[0] or ends[W_ATTN]
+        others = [(name, child) for name, child in _other_mixers(block, d_model) if name != attn.partition(".")[0]]
+    else:
+        found = (attn, block.get_submodule(attn)) if attn else _attention(block)
+        others = [(name, child) for name, child in _other_mixers(block, d_model) if name != attn]
+        if found is None and others:
+            (name, child), *others = others
+            found, mixer = (name, child), mixer_kind(child)
+        if found is not None:
+            attn, last = found[0], _last_linear(found[1], d_model)
+            if last is None:
+                return not_found(module, "o_proj", f"a linear map onto d_model ({d_model}) inside {where}.{attn}")
+            ends[W_ATTN] = f"{attn}.{last[0]}".rstrip(".")
+    for name, child in others[:1]:
+        ends[SECOND_ATTN] = f"{name}.{(_last_linear(child, d_model) or ('',))[0]}"
+    mixture = None if "down_proj" in given else find_mixture(block, d_model)
+    mixing = [path.rpartition(".")[0] for path in ends.values()]
+    if "down_proj" in given:
+        _named(module, block, given, "down_proj")
+        ends[W_MLP] = given["down_proj"]
+    elif mixture is not None:
+        ends[W_MLP] = mixture.path
+        if (second := _second_mlp(block, mixture, mixing, d_model)) is not None:
+            ends[SECOND_MLP] = second
+    elif _holds_more(block, mixing) or not ends:
+        ends[W_MLP] = _down_proj(module, where, block, mixing, d_model)
+    mlp = ends.get(W_MLP, "")
+    whole = mlp if mixture is not None else mlp.rpartition(".")[0] or mlp
+    if not attn and _holds_more(block, [whole]):
+        return not_found(module, "attn", f"an attention in {_held(blocks_name, block, layer)}")
+    return with_maps(block, Parts(attn, given.get("mlp", whole), ends, mixture, mixer if attn else ""))
+
+
+def _holds_more(block: nn.Module, known: Sequence[str]) -> bool:
+    """Whether a block has matrices outside the modules that are known."""
+    return any(
+        weight.dim() > 1 and not any(name.startswith(f"{path}.") for path in known)
+        for name, weight in block.named_parameters()
+    )
+
+
+def _mixes(block: nn.Module) -> bool:
+    """Whether a block brings tokens together."""
+    return _attention(block) is not None or any(map(_convolves, block.children()))
+
+
+def _other_mixers(block: nn.Module, d_model: int) -> list[tuple[str, nn.Module]]:
+    """The modules of a block that mix tokens and are no attention: all of them convolve the tokens."""
+    children = [(name, child) for name, child in block.named_children() if _convolves(child)]
+    return [(name, child) for name, child in children if _last_linear(child, d_model) is not None]
+
+
+def mixer_kind(module: nn.Module) -> str:
+    """What a mixer that is no attention is, by its parameters: decays (`A_log`), a way past the state (`D`)."""
+    own = {name.rpartition(".")[2] for name, _ in module.named_parameters()}
+    if "A_log" in own:
+        return "state space" if "D" in own else "linear attention"
+    return "recurrence" if own - {"weight", "bias"} else "convolution"
+
+
+def _second_mlp(block: nn.Module, mixture: Mixture, mixing: Sequence[str], d_model: int) -> str | None:
+    """The last map onto the residual stream of a dense MLP beside a mixture of experts (Granite)."""
+    inside = (mixture.path, *mixing)
+    onto = [n for n, m in linear_maps(block) if linear_shape(m)[0] == d_model]
+    return next((n for n in onto[::-1] if not any(n.startswith(f"{path}.") for path in inside)), None)
+
+
+def with_maps(block: nn.Module, parts: Parts) -> Parts:
+    """The parts with all linear maps of a block by their own names."""
+    paths = [name for name, _ in linear_maps(block)]
+    return replace(parts, linears=own_names(parts, paths))
 
 
 def _end(module: nn.Module, given: Mapping[str, str], part: str) -> str:
@@ -256,23 +458,29 @@ def read_layout(source: Mapping[str, str] | str | Path | None) -> dict[str, str]
     return dict(parts)
 
 
-def own_names(layout: Layout, paths: list[str]) -> dict[str, str]:
-    """Role -> path with the modules' own names, W_o and down_proj apart; maps outside attention and MLP left out."""
-    ends = {path: role for role, path in ((W_ATTN, layout.w_attn), (W_MLP, layout.w_mlp))}
-    whole = layout.mlp == layout.w_mlp  # OPT: fc1 and fc2 stand in the block itself
+def own_names(parts: Layout | Parts, paths: list[str]) -> dict[str, str]:
+    """Role -> path with the modules' own names, the maps onto the residual stream apart; maps outside attention and MLP
+    left out. A mixture's parts have no role of their own here, but it has that of down_proj."""
+    ends = {path: role for role in ENDS if (path := parts.linears.get(role))}
+    mixture = parts.mixture
+    shared = {each.path for each in mixture.shared} if mixture is not None else set()
+    whole = parts.mlp == parts.w_mlp and mixture is None and parts.mlp  # OPT: fc1 and fc2 stand in the block itself
     found = {}
     for path in paths:
+        if path in shared:  # a part of the mixture, whose key has the gate in it
+            continue
         if path in ends:
             found[ends[path]] = path
             continue
-        role = W_ATTN if path.startswith(layout.attn + ".") else W_MLP
-        if role == W_ATTN or whole or path.startswith(layout.mlp + "."):
-            own = _own_name(layout, role, path)
-            found[f"{role.partition('.')[0]}.{path}" if own in (W_ATTN, W_MLP) else own] = path  # a named part's stays
-    return found
+        mixing = bool(parts.attn) and path.startswith(parts.attn + ".")
+        if mixing or whole or (parts.mlp and path.startswith(parts.mlp + ".")):
+            role = W_ATTN if mixing else W_MLP
+            own = _own_name(parts, role, path)
+            found[f"{role.partition('.')[0]}.{path}" if own in ENDS else own] = path  # a named part's stays
+    return found | ({W_MLP: mixture.path} if mixture is not None else {})
 
 
-def _own_name(layout: Layout, role: str, path: str) -> str:
+def _own_name(layout: Layout | Parts, role: str, path: str) -> str:
     """A map by its module's own name in its part: `mlp.c_fc`."""
     kind = role.partition(".")[0]
     return f"{kind}.{path.removeprefix((layout.attn if kind == Kind.ATTN else layout.mlp) + '.')}"
@@ -301,7 +509,7 @@ def _blocks(module: nn.Module, given: Mapping[str, str], embed: str) -> tuple[st
     lists = {name: child for name, child in module.named_modules() if isinstance(child, nn.ModuleList) and len(child)}
     lists = {name: child for name, child in lists.items() if not in_a_list(module, name.rpartition(".")[0])}
     right = {name: blocks for name, blocks in lists.items() if len(blocks) == n_layers}
-    with_attention = [name for name, blocks in right.items() if _attention(blocks[0]) is not None]
+    with_attention = [name for name, blocks in right.items() if any(map(_mixes, blocks))]
     if with_attention or (right and "o_proj" in given):
         name = max(with_attention or right, key=lambda name: _shared_path(name, embed))
         return name, right[name]
@@ -332,18 +540,23 @@ def _held(blocks: str, block: nn.Module, index: int = 0) -> str:
     return f"{blocks}.{index} ({type(block).__name__}), which holds {children or 'nothing'}"
 
 
-def _down_proj(module: nn.Module, blocks: str, block: nn.Module, attn: str, d_model: int) -> str:
-    """Path of the last linear map onto the residual stream outside the attention."""
-    outside = [(n, m) for n, m in linear_maps(block) if not n.startswith(attn + ".")]
+def _down_proj(module: nn.Module, where: str, block: nn.Module, mixing: Sequence[str], d_model: int) -> str:
+    """Path of the last linear map onto the residual stream outside the modules that mix tokens."""
+    outside = [(n, m) for n, m in linear_maps(block) if not any(n.startswith(f"{path}.") for path in mixing)]
     onto = [n for n, m in outside if linear_shape(m)[0] == d_model]
     if onto and not in_a_list(block, onto[-1]):
         return onto[-1]
     found = experts(block)
     if found is not None:
-        return not_found(module, None, f"one down projection in {blocks}.0: it is {found}")
+        return not_found(module, None, f"one down projection in {where}: it is {found}")
     if onto:
-        return not_found(module, "down_proj", f"one down projection in {blocks}.0: {onto[-1]} is one of a list")
-    what = f"an MLP: outside {attn} no linear map onto d_model ({d_model}) in {_held(blocks, block)}"
+        return not_found(module, "down_proj", f"one down projection in {where}: {onto[-1]} is one of a list")
+    blocks, _, layer = where.rpartition(".")
+    beside = f"outside {', '.join(mixing)} " if mixing else ""
+    if not mixing:
+        held = _held(blocks, block, int(layer))
+        return not_found(module, "attn", f"an attention in {held}{_other_mixer(block)}")
+    what = f"an MLP: {beside}no linear map onto d_model ({d_model}) in {_held(blocks, block, int(layer))}"
     return not_found(module, "down_proj", what)
 
 
@@ -439,22 +652,16 @@ def _final_norm(module: nn.Module, blocks: str, d_model: int) -> str | None:
     return names[-1] if names else None
 
 
-def _same_in_every_block(module: nn.Module, blocks: nn.ModuleList, layout: Layout) -> None:
-    """Refuse blocks without the same maps, blocks that share their weights, and blocks whose values cannot be read."""
-    for index, block in enumerate(blocks):
-        present = {n for n, _ in linear_maps(block)}
-        for path in (layout.w_attn, layout.w_mlp):
-            if path not in present:
-                inside = experts(block) or "blocks of different kinds are not supported"
-                held = _held(layout.blocks, block, index)
-                not_found(module, None, f"{path}, which {layout.blocks}.0 has, in {held}: {inside}")
-    for path in (layout.w_attn, layout.w_mlp):
-        first: dict[int, int] = {}
-        for index, block in enumerate(blocks):
+def _sound(module: nn.Module, blocks: nn.ModuleList, layout: Layout) -> None:
+    """Refuse blocks that share their weights, and blocks whose values cannot be read."""
+    first: dict[int, int] = {}
+    for layer, block in enumerate(blocks):
+        parts = layout.at(layer)
+        for path in [path for role, path in parts.ends.items() if role != W_MLP or parts.mixture is None]:
             own: Any = block.get_submodule(path)
-            other = first.setdefault(id(own) if is_packed(own) else own.weight.data_ptr() or id(own.weight), index)
-            if other != index:
-                shared = f"weights of its own in {layout.blocks}.{index}: it shares {path} with {layout.blocks}.{other}"
+            other = first.setdefault(id(own) if is_packed(own) else own.weight.data_ptr() or id(own.weight), layer)
+            if other != layer:
+                shared = f"weights of its own in {layout.blocks}.{layer}: it shares {path} with {layout.blocks}.{other}"
                 not_found(module, None, f"{shared}, so that an edit of one would be an edit of both")
     for name in ("input", "output"):
         if hasattr(blocks[0], name):

@@ -26,6 +26,7 @@ from .effects import Effect, effects_of
 from .explained import settle
 from .head import is_widened, wide_linear
 from .layout import Layout, find_layout, unwrap_tuple
+from .mixture import MixtureSite
 from .packed import is_packed, keep_as_stored
 from .sampling import continue_greedily_or_sample
 from .sites import Kind, Site
@@ -79,6 +80,7 @@ class TracedModel(Weights):
         self.name = name
         self.revision = revision
         self.borrowed = borrowed
+        self.given_layout = None if layout is None else dict(layout)
         with self.at_rest(), padding_kept(tokenizer):
             self.layout: Layout = find_layout(module, layout)
             with _only_critical():  # text generation with a multimodal wrapper works, and is called an error
@@ -92,6 +94,8 @@ class TracedModel(Weights):
     # Where it runs ----------------------------------------------------------------------------------------------
     remote = False
     borrowed = False
+    given_layout: Mapping[str, str] | None = None
+    """The paths of parts that the caller named."""
     chat: ChatReader | None = None
     """How prompts stand in a chat template; None for prompts that are read as they stand."""
 
@@ -207,8 +211,14 @@ class TracedModel(Weights):
         """
         site = kind if isinstance(kind, Site) else Site(kind, int(layer or 0))
         if site not in self._projections:
-            self.linear(site)
-            self._projections[site] = self.envoy(self.layout.path(site))
+            mixture = self.mixture_of(site)
+            if mixture is None:
+                self.linear(site)
+            self._projections[site] = (
+                self.envoy(self.layout.path(site))
+                if mixture is None
+                else MixtureSite(self, mixture, site.layer, site.name if site.role else None)
+            )
         return self._projections[site]
 
     @cached_property

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from ..errors import KtError, UnknownModel
 from .devices import execution_device
 from .layout import (
+    ATTENTION,
+    SECOND_ATTN,
     W_ATTN,
     W_MLP,
     Layout,
+    Parts,
     in_a_list,
     linear_maps,
     linear_shape,
@@ -26,6 +29,7 @@ from .layout import (
     unwrap_tuple,
     with_maps,
 )
+from .mixture import settle_mixture
 from .sites import Kind
 
 
@@ -39,16 +43,21 @@ def last_called(model: Any) -> Layout:
         UnknownModel: another block has no such maps.
     """
     layout: Layout = model.layout
-    block = model.module.get_submodule(f"{layout.blocks}.0")
-    onto = {path: module for path, module in linear_maps(block) if linear_shape(module)[0] == layout.d_model}
-    order = call_order(model, {path: module for path, module in onto.items() if not in_a_list(block, path)}, block)
-    inside = [path for path in order if path.startswith(layout.attn + ".")]
-    outside = [path for path in order if not path.startswith(layout.attn + ".")]
-    w_attn, w_mlp = (inside or [layout.w_attn])[-1], (outside or [layout.w_mlp])[-1]
-    if (w_attn, w_mlp) == (layout.w_attn, layout.w_mlp):
-        return layout
-    mlp = layout.mlp if w_mlp == layout.w_mlp else w_mlp.rpartition(".")[0] or w_mlp
-    return with_maps(model.module, replace(layout, mlp=mlp, linears={W_ATTN: w_attn, W_MLP: w_mlp}))
+    for layer, parts in layout.kinds.items():
+        block = model.module.get_submodule(f"{layout.blocks}.{layer}")
+        onto = {path: module for path, module in linear_maps(block) if linear_shape(module)[0] == layout.d_model}
+        order = call_order(model, {path: module for path, module in onto.items() if not in_a_list(block, path)}, block)
+        second = parts.seconds.get(SECOND_ATTN, "").rpartition(".")[0]
+        inside = [path for path in order if parts.attn and path.startswith(parts.attn + ".")]
+        beside = [path for path in order if second and path.startswith(second + ".")]
+        outside = [path for path in order if path not in inside and path not in beside]
+        found = {W_ATTN: inside, SECOND_ATTN: beside, W_MLP: [] if parts.mixture is not None else outside}
+        ends = {role: (found.get(role) or [path])[-1] for role, path in parts.ends.items()}
+        if ends != parts.ends:
+            w_mlp = ends.get(W_MLP, "")
+            mlp = parts.mlp if w_mlp == parts.w_mlp else w_mlp.rpartition(".")[0] or w_mlp
+            layout = layout.with_kind(parts, with_maps(block, replace(parts, mlp=mlp, linears=ends)))
+    return layout
 
 
 def validate(model: Any) -> Layout:
@@ -65,58 +74,124 @@ def validate(model: Any) -> Layout:
         UnknownModel: a module's output is not that of the linear map found.
     """
     layout: Layout = model.layout
+    for parts in layout.kinds.values():
+        if parts.mixture is not None and model.remote:
+            raise UnknownModel(
+                f"{type(model.module).__name__} has {parts.mixture.describe()}: a mixture of experts is read on a "
+                "model that runs here"
+            )
+        if parts.mixture is not None:
+            layers = [n for n in range(layout.n_layers) if layout.at(n) == parts]
+            mixture = settle_mixture(model, parts.mixture, layers, ordinary_tokens(model))
+            layout = layout.with_kind(parts, replace(parts, mixture=mixture))
+            model.layout = layout
+    if not model.remote:
+        _validate_padding(model)
+    found = {layer: _validate_kind(model, layer, parts) for layer, parts in layout.kinds.items()}
+    for settled, *_ in found.values():
+        layout = layout.with_kind(layout.at(next(n for n, f in found.items() if f[0] is settled)), settled)
+    first = found[0]
+    direct = all(each.direct for each in found.values())
+    return replace(
+        layout, parallel=first.parallel, direct=direct, has_post_norm=not direct, tuple_output=first.tuple_output
+    )
+
+
+def _validate_padding(model: Any) -> None:
+    """Check that a row's numbers do not depend on the padding beside it, where a mixer keeps a state.
+
+    Raises:
+        UnknownModel: they do.
+    """
+    if set(model.layout.mixers) <= {ATTENTION, ""}:
+        return
+    ids = ordinary_tokens(model)
+    padded = torch.nn.functional.pad(ids, (3, 0))
+    masks = [torch.ones_like(ids), torch.nn.functional.pad(torch.ones_like(ids), (3, 0))]
+    with torch.no_grad():
+        rows = [
+            model.module(input_ids=row, attention_mask=mask, use_cache=False).logits[:, -1].double()
+            for row, mask in zip((ids, padded), masks, strict=True)
+        ]
+    allowed = max(1e-4, 4 * torch.finfo(model.dtype).eps) * float(rows[0].abs().max())
+    if bool(torch.stack(rows).isfinite().all()) and float((rows[1] - rows[0]).abs().max()) > allowed:
+        raise UnknownModel(
+            f"{type(model.module).__name__} is not a decoder that kt can read: the numbers of a prompt change with the "
+            "padding beside it, and prompts of several lengths are read together"
+        )
+
+
+class _Kind(NamedTuple):
+    """What two tokens tell of a kind of block."""
+
+    parts: Parts
+    parallel: bool
+    direct: bool
+    tuple_output: bool
+
+
+def _validate_kind(model: Any, layer: int, parts: Parts) -> _Kind:
+    """`validate` for the kind of the block at a layer."""
+    layout: Layout = model.layout
+    here = f"{layout.blocks}.{layer}"
     ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
-    block, attn, mlp = model.block(0), model.envoy(f"{layout.blocks}.0.{layout.attn}"), None
-    if layout.mlp != layout.w_mlp:
-        mlp = model.envoy(f"{layout.blocks}.0.{layout.mlp}")
-    w_attn, w_mlp = model.projection(Kind.ATTN, 0), model.projection(Kind.MLP, 0)
+    block = model.block(layer)
+    attn, mlp = (model.envoy(f"{here}.{path}") if path else None for path in (parts.attn, parts.mlp))
+    if parts.mlp == parts.w_mlp:
+        mlp = None
+    module = model.module.get_submodule(here)
+    order = call_order(model, {path: module.get_submodule(path) for path in parts.ends.values()}, module)
+    rank = {path: number for number, path in enumerate(order)}
+    roles = sorted(parts.ends, key=lambda role: rank.get(parts.ends[role], len(rank)))
+    sites = {role: model.projection(role, layer) for role in roles}
+    w_attn, w_mlp = sites.get(W_ATTN), sites.get(W_MLP)
     with torch.no_grad():
         with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
             seen: Any = {"in": block.input.clone()}  # clones, since a forward may add to its own tensors (Falcon)
-            seen["a"] = w_attn.output.clone()
-            whole = attn.output
-            seen["attn"] = (whole[0] if isinstance(whole, tuple | list) else whole).clone()
-            seen["m_key"] = w_mlp.input.clone()
-            seen["m"] = w_mlp.output.clone()
+            for role, site in sites.items():
+                if role == W_MLP:
+                    seen["m_key"] = site.input.clone()
+                seen[role] = site.output.clone()
+                if role == W_ATTN and attn is not None:
+                    seen["attn"] = unwrap_tuple(attn.output).clone()
             if mlp is not None:
-                whole = mlp.output
-                seen["mlp"] = (whole[0] if isinstance(whole, tuple | list) else whole).clone()
+                seen["mlp"] = unwrap_tuple(mlp.output).clone()
             seen["out"] = block.output
             seen.save()
             tracer.stop()
-        with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
-            w_attn.output[:] = 0
-            key_cut: Any = w_mlp.input.save()
-            tracer.stop()
+        parallel = False
+        if w_attn is not None and w_mlp is not None:
+            with model.root.trace(input_ids=ids, use_cache=False, backend=model.backend()) as tracer:
+                w_attn.output[:] = 0
+                key_cut: Any = w_mlp.input.save()
+                tracer.stop()
+            parallel = torch.equal(seen["m_key"], key_cut)
     out = unwrap_tuple(seen["out"])
     stream = (*ids.shape, layout.d_model)
     for name, tensor in (("gets", seen["in"]), ("gives", out)):
         if tuple(tensor.shape) != stream:
             not_found(model.module, None, f"one residual stream: a block {name} {tuple(tensor.shape)}, not {stream}")
-    if not (seen["a"].isfinite().all() and seen["m"].isfinite().all()):
+    values = {role: seen[role] for role in sites}
+    if not all(value.isfinite().all() for value in values.values()):
         raise UnknownModel(
-            f"{type(model.module).__name__} gives numbers that are not finite (NaN or infinity) in {layout.blocks}.0 "
+            f"{type(model.module).__name__} gives numbers that are not finite (NaN or infinity) in {here} "
             "for two tokens: its weights are broken, or its dtype is too narrow; load it in float32, or fetch it again"
         )
-    fits = seen["a"].numel() == out.numel()
-    middle = seen["in"] + seen["a"].view_as(out) if fits else out  # BLOOM and MPT add the stream inside their modules
-    if not same(seen["attn"], seen["a"]) and not same(seen["attn"], middle):
-        not_found(model.module, "attn", f"an attention whose output is that of {layout.w_attn}")
-    if mlp is not None and not same(seen["mlp"], seen["m"]):
-        if seen["m"].numel() != out.numel() or not same(seen["mlp"], middle + seen["m"].view_as(out)):
-            not_found(model.module, "mlp", f"an MLP whose output is that of {layout.w_mlp}")
-        layout = replace(layout, mlp=layout.w_mlp)
-    total = seen["in"] + seen["a"].view_as(out) + seen["m"].view_as(out)
+    zero = torch.zeros_like(out)
+    fits = all(value.numel() == out.numel() for value in values.values())
+    added = {role: value.view_as(out) for role, value in values.items()} if fits else {}
+    middle = seen["in"] + added.get(W_ATTN, zero)  # BLOOM and MPT add the stream inside their modules
+    if w_attn is not None and not same(seen["attn"], values[W_ATTN]) and not same(seen["attn"], middle):
+        not_found(model.module, "attn", f"an attention whose output is that of {parts.w_attn}")
+    if mlp is not None and w_mlp is not None and not same(seen["mlp"], values[W_MLP]):
+        if not fits or not same(seen["mlp"], middle + added[W_MLP]):
+            not_found(model.module, "mlp", f"an MLP whose output is that of {parts.w_mlp}")
+        parts = replace(parts, mlp=parts.w_mlp)
+    total = seen["in"] + sum(added.values(), start=zero)
     scale = float(out.float().abs().max()) + 1e-6
     direct = bool((total - out).float().abs().max() <= 2e-2 * scale)
-    return replace(
-        layout,
-        linears=_roles(model),
-        parallel=torch.equal(seen["m_key"], key_cut),
-        direct=direct,
-        has_post_norm=not direct,
-        tuple_output=isinstance(seen["out"], tuple),
-    )
+    parts = replace(parts, linears=_roles(model, layer, parts))
+    return _Kind(parts, parallel, direct, isinstance(seen["out"], tuple))
 
 
 def validate_ends(model: Any) -> None:
@@ -223,8 +298,8 @@ def same(one: Tensor, other: Tensor) -> bool:
     return one.numel() == other.numel() and torch.equal(one, other.view_as(one))
 
 
-def _roles(model: Any) -> dict[str, str]:
-    """Roles of the linear maps, by what each does to the key of W_o or down_proj.
+def _roles(model: Any, layer: int, parts: Parts) -> dict[str, str]:
+    """Roles of a kind of block's linear maps, by what each does to the key of W_o or down_proj.
 
     One forward of two tokens, with a row for each map. In its row the map's output at the first token, where attention
     sees that token alone, is multiplied by -8 (exact in floating point):
@@ -238,10 +313,29 @@ def _roles(model: Any) -> dict[str, str]:
     A single map before down_proj is `up_proj`. Fused maps are wider than the key. Unless every map of a part (W_o and
     down_proj apart) has a role of its own by these rules, all keep the names of their modules.
     """
+    paths = _forward_order(model, layer, parts)
+    own = [path for path in paths if _keeps_its_name(parts, path)]
+    others = [path for path in paths if path not in own]
+    named = _roles_of(model, layer, parts, others) if others else {}
+    roles = {path: role for role, path in (named | own_names(replace(parts, linears=parts.linears), own)).items()}
+    paths += [parts.w_mlp] if parts.mixture is not None and parts.w_mlp not in paths else []
+    return {roles[path]: path for path in paths if path in roles}
+
+
+def _keeps_its_name(parts: Parts, path: str) -> bool:
+    """Whether a map's role is not asked for: those of mixtures of experts, second parts, and mixers other than
+    attention."""
+    if path in parts.seconds.values():
+        return True
+    if parts.mixture is not None and (path == parts.mlp or path.startswith(f"{parts.mlp}.")):
+        return True
+    return parts.mixer != ATTENTION and bool(parts.attn) and path.startswith(f"{parts.attn}.")
+
+
+def _roles_of(model: Any, layer: int, parts: Parts, paths: list[str]) -> dict[str, str]:
     layout: Layout = model.layout
-    paths = _forward_order(model, layout)
-    ends = {layout.w_attn: Kind.ATTN, layout.w_mlp: Kind.MLP}
-    points = [(model.envoy(f"{layout.blocks}.0.{path}"), path in ends, row) for row, path in enumerate(paths, 1)]
+    ends = {parts.w_attn: Kind.ATTN, parts.w_mlp: Kind.MLP}
+    points = [(model.envoy(f"{layout.blocks}.{layer}.{path}"), path in ends, row) for row, path in enumerate(paths, 1)]
     ids = torch.tensor([[1, 2]], device=model.device) % model.vocab_size
     rows = len(paths) + 1
     with torch.no_grad():
@@ -255,8 +349,8 @@ def _roles(model: Any) -> dict[str, str]:
                     envoy.output.view(rows, 2, -1)[row, 0] *= -8
             keys.save()
             tracer.stop()
-    own, roles = own_names(layout, paths), dict[str, str]()
-    block = model.module.get_submodule(f"{layout.blocks}.0")
+    own, roles = own_names(parts, paths), dict[str, str]()
+    block = model.module.get_submodule(f"{layout.blocks}.{layer}")
     for end, key in zip(filter(ends.__contains__, paths), keys, strict=True):
         part = {path: role for role, path in own.items() if role.startswith(f"{ends[end]}.")}
         effects = {
@@ -304,11 +398,11 @@ class _Stop(Exception):
     """Ends a forward pass after the first block."""
 
 
-def _forward_order(model: Any, layout: Layout) -> list[str]:
+def _forward_order(model: Any, layer: int, parts: Parts) -> list[str]:
     """Paths of the linear maps in the order in which a block runs them; left out are those that do not see every token
     once (unused ones, experts)."""
-    block = model.module.get_submodule(f"{layout.blocks}.0")
-    modules = {path: block.get_submodule(path) for path in layout.linears.values()}
+    block = model.module.get_submodule(f"{model.layout.blocks}.{layer}")
+    modules = {path: block.get_submodule(path) for path in parts.linears.values()}
     return call_order(model, modules, block)
 
 

@@ -5,7 +5,7 @@ An address is a site, for the weight of its linear map, or any parameter's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -17,10 +17,11 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import KtError, UnknownSite, warn_user
 from .devices import bring_home, content, contents
 from .effects import Effect, effects_of
-from .layout import Layout, linear_shape
+from .layout import W_MLP, Layout, linear_shape
+from .mixture import EVERY, Mixture, slice_of
 from .packed import dequantised, is_packed, kind_of, plain_map, put, stored
 from .sites import Kind, Site
-from .update import Update, fingerprint_in_order, fingerprint_of
+from .update import Dense, LowRank, Update, fingerprint_in_order, fingerprint_of
 from .writer import Kept, leave, open_blocks, sole_writer
 
 Address = Site | str
@@ -64,28 +65,74 @@ class Weights:
         if name in tuple(Kind):
             return Site(name, layer)
         site = Site(self.layout.role(name), layer)
-        self.linear(site)
+        self.key_size(site)
         return site
 
     def linear(self, site: Site) -> nn.Module:
         """The module of a site's linear map.
 
         Raises:
-            UnknownSite: the residual stream, or the model has no such layer or linear map.
+            UnknownSite: the residual stream, a mixture of experts, or the model has no such layer or linear map.
         """
-        if site.kind is Kind.RESID:
-            raise UnknownSite(f"{site} has no weight; edits go to attn.{site.layer} or mlp.{site.layer}")
-        self.checked(site.layer)
+        if self.mixture_of(site) is not None:
+            raise UnknownSite(f"{site} of {self.name} is a mixture of experts, which has no one linear map")
         path = self.layout.path(site)
         try:
             return self.module.get_submodule(path)
         except AttributeError:
             raise UnknownSite(f"block {site.layer} of {self.name} has no {site.name} ({path}); others do") from None
 
+    def layers_with(self, kind: Kind) -> tuple[int, ...]:
+        """The layers whose block has an attention (or another mixer), or an MLP: nearly always all."""
+        return tuple(layer for layer in range(self.layout.n_layers) if self.layout.has(Site(kind, layer)))
+
+    def mixture_of(self, site: Site) -> Mixture | None:
+        """The mixture of experts that a site is, or is a part of; None for a linear map.
+
+        Raises:
+            UnknownSite: the residual stream, or the model has no such layer.
+        """
+        if site.kind is Kind.RESID:
+            raise UnknownSite(f"{site} has no weight; edits go to attn.{site.layer} or mlp.{site.layer}")
+        parts = self.layout.at(self.checked(site.layer))
+        if not self.layout.has(site):
+            role = self.layout.role(site.name)
+            raise UnknownSite(
+                f"block {site.layer} of {self.name} has no {role}; it has {', '.join(parts.linears)}, others do"
+            )
+        mixture = parts.mixture
+        whole = site.kind is Kind.MLP and not site.role
+        return mixture if mixture is not None and (whole or site.name in mixture.roles) else None
+
+    def parts(self, site: Site) -> dict[Site, slice]:
+        """The sites of a mixture's parts with their columns of its key; of any other site itself with all of them."""
+        mixture = self.mixture_of(site)
+        if mixture is None or site.role:
+            return {site: slice(None)}
+        return {Site(role, site.layer): columns for role, columns in mixture.roles.items()}
+
+    def is_expert(self, site: Site) -> bool:
+        """Whether a site is an expert of a mixture, which not every token is sent to."""
+        return site.role.startswith("experts.") and self.mixture_of(site) is not None
+
+    def whole(self, site: Site) -> Site:
+        """The mixture that a site is a part of, or the site itself."""
+        return Site(Kind.MLP, site.layer) if site.role and self.mixture_of(site) is not None else site
+
     def weight_name(self, site: Site) -> str:
-        """The parameter name of a site's weight."""
+        """The parameter name of a site's weight; of a mixture of experts that of all its parts (`EVERY`)."""
+        mixture = self.mixture_of(site)
+        if mixture is not None:
+            return f"{self.layout.path(Kind.RESID, site.layer)}.{mixture.weight(site.name)}"
         self.linear(site)
         return self.layout.path(site) + ".weight"
+
+    def weight_names(self, address: Address) -> list[str]:
+        """The names of the parameters, or of the slices of parameters, at an address."""
+        name = self.name_of(address)
+        if not name.endswith(EVERY):
+            return [name]
+        return [self.weight_name(part) for part in self.parts(self.site_of(name))]
 
     def site_of(self, weight_name: str) -> Site:
         """The site whose linear map has a weight, or is the module, of the name `weight_name`.
@@ -94,12 +141,15 @@ class Weights:
             UnknownSite: no linear map of attention or MLP is called so.
         """
         path = weight_name.removesuffix(".weight")
-        layer, _, inner = path.removeprefix(self.layout.blocks + ".").partition(".")
-        for role, own_path in self.layout.linears.items():
-            if own_path == inner and layer.isdigit() and int(layer) < self.layout.n_layers:
-                site = Site(role, int(layer))
-                if self.layout.path(site) == path:
-                    return site
+        number, _, inner = path.removeprefix(self.layout.blocks + ".").partition(".")
+        if path.startswith(self.layout.blocks + ".") and number.isdigit() and int(number) < self.layout.n_layers:
+            parts = self.layout.at(layer := int(number))
+            roles = {own_path: role for role, own_path in parts.linears.items() if role != W_MLP or not parts.mixture}
+            if parts.mixture is not None:
+                names = {role: parts.mixture.weight(role) for role in (W_MLP, *parts.mixture.roles)}
+                roles |= {name.removesuffix(".weight"): role for role, name in names.items()}
+            if inner in roles:
+                return Site(roles[inner], layer)
         raise UnknownSite(
             f"{self.name} has no linear map of attention or MLP called {weight_name!r}; model.layout.linears lists them"
         )
@@ -109,9 +159,16 @@ class Weights:
 
     def in_order(self, sites: Iterable[Site]) -> list[Site]:
         """Distinct sites in the order in which a forward pass reaches them, the order that a trace needs."""
-        ranks = {role: rank for rank, role in enumerate(self.layout.linears)}
-        place = lambda s: ranks[self.layout.role(s.name)] if s.kind is not Kind.RESID else len(ranks)  # noqa: E731
-        return sorted(set(sites), key=lambda site: (site.layer, place(site)))
+
+        def place(site: Site) -> tuple[int, int]:
+            parts = self.layout.at(site.layer)
+            roles = [*parts.linears]
+            if parts.mixture is not None:
+                roles[roles.index(W_MLP) : roles.index(W_MLP)] = parts.mixture.roles_in_order
+            at = len(roles) if site.kind is Kind.RESID else roles.index(self.layout.role(site.name))
+            return site.layer, at
+
+        return sorted(set(sites), key=place)
 
     def block_weights(self, layer: int) -> list[str]:
         """The names of every parameter of the block at `layer`."""
@@ -122,17 +179,28 @@ class Weights:
         """The live weight at `address`: a linear map's as (d_out, d_in), a view, its orientation from the module's
         type. It takes no gradient. Of a packed map it is the dequantised weight, no view; `unpack` makes it one.
         """
-        weight = self.own(address).detach()
-        owner = self.module.get_submodule(self.name_of(address).rpartition(".")[0])
+        name = self.name_of(address)
+        if name.endswith(EVERY):
+            return torch.cat([self.weight(each) for each in self.weight_names(name)], 1)
+        weight = self.own(name).detach()
+        path, number = slice_of(name)
+        if number is not None:
+            mixture = self.mixture_of(self.site_of(name))
+            return weight.mT if mixture is not None and mixture.transposed else weight
+        owner = self.module.get_submodule(path.rpartition(".")[0])
         return weight.T if isinstance(owner, Conv1D) and weight.dim() == 2 else weight
 
     def key_size(self, site: Site) -> int:
         """d_in: columns of a site's weight, the width of its input."""
+        mixture = self.mixture_of(site)
+        if mixture is not None:
+            columns = mixture.roles[site.name] if site.role else slice(0, mixture.size)
+            return columns.stop - columns.start
         return linear_shape(self.linear(site))[1]
 
     def value_size(self, site: Site) -> int:
         """d_out: rows of a site's weight, the width of its output."""
-        return linear_shape(self.linear(site))[0]
+        return self.layout.d_model if self.mixture_of(site) is not None else linear_shape(self.linear(site))[0]
 
     @torch.no_grad()
     def write(self, address: Address, update: Update | Float[Tensor, "*shape"]) -> None:
@@ -148,9 +216,70 @@ class Weights:
                 f"{address}: the update is {tuple(dense.shape)}, the weight {tuple(weight.shape)}; "
                 "give it as (d_out, d_in)"
             )
+        if self.name_of(address).endswith(EVERY):
+            with self.writing():
+                for name, part in self.by_part(self.name_of(address), Dense(dense)).items():
+                    self.write(name, part)
+            return
         with self.writing():
             weight.copy_((weight.to(wide) + dense.to(weight.device, wide)).to(weight.dtype))
             effects_of(self.module).prompts.clear()
+
+    def by_part(self, name: str, update: Update) -> dict[str, Update]:
+        """An update by the names of the parameters, or the slices of them, that it changes.
+
+        Of a mixture of experts only those experts are named whose columns are not all zero.
+        """
+        if len(update.shape) == 3:  # of the whole parameter, in the module's own orientation
+            site = self.site_of(f"{name}{EVERY}")
+            mixture = self.mixture_of(site)
+            assert isinstance(update, Dense) and mixture is not None
+            each = update.matrix.mT if mixture.transposed else update.matrix
+            return {f"{name}[{number}]": Dense(part) for number, part in enumerate(each) if part.any()}
+        if not name.endswith(EVERY):
+            return {name: update}
+        found: dict[str, Update] = {}
+        for site, columns in self.parts(self.site_of(name)).items():
+            if isinstance(update, Dense):
+                part: Update = Dense(update.matrix[:, columns])
+            else:
+                part = LowRank(update.left, update.right[:, columns].contiguous())
+            if part.norm() > 0:
+                found[self.weight_name(site)] = part
+        return found
+
+    def by_whole(self, keys: Mapping[str, Float[Tensor, "d_in n"]]) -> dict[str, Float[Tensor, "d_in n"]]:
+        """Keys by the names of maps, from keys by those of parameters: those of a mixture's parts as one, zero for
+        parts that are not there."""
+        found: dict[str, Tensor] = {}
+        for name, each in keys.items():
+            site = self.site_of(name)
+            whole = self.whole(site)
+            if whole == site:
+                found[name] = each
+                continue
+            key = found.setdefault(self.weight_name(whole), each.new_zeros(self.key_size(whole), each.shape[1]))
+            key[self.parts(whole)[site]] = each
+        return found
+
+    def whole_updates(self, updates: Mapping[str, Update]) -> dict[str, Update]:
+        """Updates by the names of maps, from updates by those of parameters (`by_part`)."""
+        found: dict[str, Update] = {}
+        for name, update in updates.items():
+            try:
+                site = self.site_of(name)
+            except UnknownSite:  # of a norm, an embedding
+                site = whole = None
+            else:
+                whole = self.whole(site)
+            if site is None or whole is None or whole == site:
+                found[name] = update
+                continue
+            dense = torch.zeros(self.value_size(whole), self.key_size(whole), dtype=torch.float64)
+            dense[:, self.parts(whole)[site]] = update.dense().to(dense)
+            key = self.weight_name(whole)
+            found[key] = found[key].plus(Dense(dense)) if key in found else Dense(dense)
+        return found
 
     def writing(self) -> AbstractContextManager[None]:
         """Keep other threads from writing these weights inside the block; they, and this one if late, get a KtError."""
@@ -191,7 +320,7 @@ class Weights:
     def copies(self, addresses: Iterable[Address]) -> dict[str, Copy]:
         """The bytes of the weights at `addresses` (sites or parameter names), by name, for `put_back`; of a packed map
         the map itself, which nothing writes into."""
-        names = dict.fromkeys(map(self.name_of, addresses))
+        names = dict.fromkeys(name for address in addresses for name in self.weight_names(address))
         return {name: self.packed(name) or self.own(name).detach().clone() for name in names}
 
     def holds(self, name: str, copy: Copy) -> bool:
@@ -233,7 +362,7 @@ class Weights:
 
     def packing(self, addresses: Iterable[Address]) -> dict[str, str]:
         """How the weights among `addresses` that are packed now are kept, by name: library and class."""
-        found = {name: self.packed(name) for name in map(self.name_of, addresses)}
+        found = {name: self.packed(name) for each in addresses for name in self.weight_names(each)}
         return {name: kind_of(module) for name, module in found.items() if module is not None}
 
     def unpack(self, address: Address) -> None:
@@ -255,6 +384,10 @@ class Weights:
                 self.unpack(name)
             yield
 
+    def parameter_names(self, site: Site) -> list[str]:
+        """The names of the whole parameters that hold a site's weight; experts have one for all of them."""
+        return list(dict.fromkeys(slice_of(name)[0] for name in self.weight_names(site)))
+
     def name_of(self, address: Address) -> str:
         """The parameter name of an `address`: a site, or a parameter name already."""
         return address if isinstance(address, str) else self.weight_name(address)
@@ -271,23 +404,29 @@ class Weights:
             return dequantised(module, self.dtype, name)
         weight: Any = self._parameter(name)
         if weight.is_meta:
-            weight = bring_home(self.module, name)
+            weight = bring_home(self.module, slice_of(name)[0])
+            weight = weight if (number := slice_of(name)[1]) is None else weight[number]
         if not weight.is_floating_point():
             raise KtError(f"{name} is quantised ({weight.dtype}); load the model unquantised to edit it")
         return weight
 
-    def identity_of(self, name: str) -> int:
-        """A number that two names share only where they mean one weight."""
-        return id(self.packed(name) or self.own(name))
+    def identity_of(self, name: str) -> Hashable:
+        """What two names share only where they mean one weight."""
+        path, number = slice_of(name)
+        return id(self.packed(name) or self.own(path)), number
 
     def read_only(self, name: str) -> Tensor:
         """The content of the parameter `name`, not to be written: an offloaded one stays where it is."""
-        return content(self.module, name, self._parameter(name))
+        path, number = slice_of(name)
+        whole = content(self.module, path, self._parameter(path))
+        return whole if number is None else whole[number]
 
-    def _parameter(self, name: str) -> nn.Parameter:
+    def _parameter(self, name: str) -> Any:
+        path, number = slice_of(name)
         try:
-            return self.module.get_parameter(name)
-        except AttributeError:
+            whole = self.module.get_parameter(path)
+            return whole if number is None else whole[number]
+        except (AttributeError, IndexError):
             raise UnknownSite(
                 f"{self.name} has no weight called {name!r}; name one of its own, or load the model that has it"
             ) from None
@@ -300,7 +439,8 @@ class Weights:
         """
         if addresses is None:
             return fingerprint_in_order(contents(self.module))
-        return fingerprint_of(pair for name in map(self.name_of, addresses) for pair in self._stored(name))
+        names = [name for address in addresses for name in self.weight_names(address)]
+        return fingerprint_of(pair for name in names for pair in self._stored(name))
 
     def _stored(self, name: str) -> Iterator[tuple[str, Tensor]]:
         if (module := self.packed(name)) is None:

@@ -7,7 +7,7 @@ length nobody knows, for ever where that block waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, get_ident
@@ -69,7 +69,7 @@ def open_blocks(module: nn.Module) -> list[Kept]:
     return _open.setdefault(module, [])
 
 
-def leave(kept: Kept, identity: Callable[[str], int], blocks: list[Kept], effects: Sequence[Effect]) -> list[str]:
+def leave(kept: Kept, identity: Callable[[str], Hashable], blocks: list[Kept], effects: Sequence[Effect]) -> list[str]:
     """End a block, also one inside which others go on (two tasks of one thread that take turns).
 
     A later block has kept this one's edit as what it found. It is given the bytes from before this one instead, so that

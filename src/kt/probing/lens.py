@@ -199,11 +199,13 @@ def _values(
     batch = encode_ids(ids, pad_id(model.tokenizer)).to(model.device)
     positions = torch.tensor([[last, len(row) - 1] for last, row in zip(subject_last, ids, strict=True)])
     columns = (positions + (batch.ids.shape[1] - batch.lengths.cpu())[:, None]).to(model.device)
-    sites = [Site(kind, layer) for layer in sorted(set(layers)) for kind in (Kind.ATTN, Kind.MLP, Kind.RESID)]
+    every = [Site(kind, layer) for layer in sorted(set(layers)) for kind in (Kind.ATTN, Kind.MLP, Kind.RESID)]
+    sites = model.in_order(site for site in every if model.layout.has(site))
     entering: Point = (model.block(0), "input")
     start, *values = model.gather(batch, [entering, *map(model.point, sites)], columns)
     at_site = dict(zip(sites, values, strict=True))
-    by_kind = [[at_site[Site(_SITES[kind], layer)].to(model.device) for layer in layers] for kind in KINDS]
+    nothing = torch.zeros_like(values[0])  # what a block without this part adds
+    by_kind = [[at_site.get(Site(_SITES[kind], n), nothing).to(model.device) for n in layers] for kind in KINDS]
     return start, torch.stack([torch.stack(values, 2) for values in by_kind], 2)
 
 

@@ -34,12 +34,12 @@ from ..errors import BadFact, WorkFailed
 from ..model.layout import unwrap_tuple
 from ..model.model import TracedModel
 from ..model.prefix import Prefix, new_cache, prefix_is_reusable, saved
-from ..model.sites import Kind, Site
+from ..model.sites import Kind
 from .corrupt import Corruption
 from .engine import Outcome, Plan, groups, in_groups, must_be_finite, placed_noise
 from .forward import run_rows
 from .patch import window_layers
-from .patches import ORDER, Patch, Source, heads, readout, unpadded_batch
+from .patches import EXPERTS, Patch, Source, heads, readout, sources_at, unpadded_batch
 from .prompts import TracePrompt
 
 # Left of a fact's corruption its clean and corrupted runs are equal, and no estimate needs a gradient there. So these
@@ -180,6 +180,8 @@ def run_all(
             raise BadFact(
                 f"kinds {patch.label}: no gradient says what a severed module does; trace it with method='exact'"
             )
+        if patch.role.startswith(tuple(EXPERTS.values())):
+            raise BadFact(f"kinds {patch.label}: experts are patched, not estimated; trace them with method='exact'")
     case_groups = groups(cases, corruptions, _graph_rows(model, plan), by_start=True)
     return in_groups(_run_group, case_groups, model, cases, corruptions, plan, progress)
 
@@ -265,9 +267,7 @@ def _shared(model: TracedModel, clean: Prompts, start: int, plan: Plan) -> Share
 
 def _sources(model: TracedModel, patches: Sequence[Patch]) -> list[Source]:
     """The sources to read, in the order of the forward."""
-    wanted = {patch.source(layer) for patch in patches for layer in range(model.n_layers)}
-    ordered = [Source(Site(kind, layer), end) for layer in range(model.n_layers) for kind, end in ORDER]
-    return [source for source in ordered if source in wanted]
+    return [source for layer in range(model.n_layers) for source in sources_at(model, patches, layer, severed=False)]
 
 
 def gradient_times_difference(
@@ -299,9 +299,10 @@ def _estimates(
     estimates = []
     spans = [window_layers(layer, plan.window, model.n_layers) for layer in range(model.n_layers)]
     for patch in plan.patches:
-        by_layer = [
-            _columns(model, patch, products[patch.source(layer)]).sum(-1).cpu() for layer in range(model.n_layers)
-        ]
+        layers = [products.get(patch.source(layer)) for layer in range(model.n_layers)]
+        changes = [None if product is None else _columns(model, patch, product).sum(-1).cpu() for product in layers]
+        nothing = torch.zeros_like(next(change for change in changes if change is not None))
+        by_layer = [nothing if change is None else change for change in changes]  # a layer without this part
         change = torch.nn.functional.pad(torch.stack(by_layer, 2), (start, 0))
         windows = [change[:, :, list(span)] for span in spans]
         joint = [window.mean(2) if patch.is_hidden else window.sum(2) for window in windows]

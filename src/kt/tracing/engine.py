@@ -21,13 +21,12 @@ from ..errors import WorkFailed
 from ..model.memory import free_on
 from ..model.model import TracedModel
 from ..model.prefix import prefix_is_reusable
-from ..model.sites import Site
 from ..runs.journal import Journal
 from .capabilities import Shortcuts
 from .corrupt import Corruption
 from .forward import joined, run_rows
 from .patch import chunks, is_replaced, patched_run, rows_at, window_layers
-from .patches import Patch, PatchBatch, PatchSource, Run, Source, heads
+from .patches import Patch, PatchBatch, PatchSource, Run, heads, sources_at
 from .prompts import TracePrompt, equal_lengths
 
 NO_JOURNAL = Journal()
@@ -319,10 +318,8 @@ def _rows(
     behind = answers[:, :-1]
     prefix = plan.shortcuts.reuse and prefix_is_reusable(model, len(cases[0].ids) + behind.shape[1])
     layers = range(model.n_layers)
-    if base:
-        sources = {Source(Site(p.severed, layer), "value") for p in plan.patches if p.severed for layer in layers}
-    else:
-        sources = {patch.source(layer) for patch in plan.patches for layer in layers}
+    which_ones = {"patched": not base, "severed": base}
+    sources = [source for layer in layers for source in sources_at(model, plan.patches, layer, **which_ones)]
     rows = [(i, s) for i in range(len(cases)) for s in range(corruptions[0].samples if corruptions else 1)]
     parts = []
     size = _rows_at_once(model, len(cases[0].ids), answers.shape[1], plan)

@@ -7,7 +7,7 @@ from its base only at layers >= l and tokens >= t.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ..model.model import TracedModel
 from ..model.prefix import new_cache, saved, stored
-from ..model.sites import Site
-from .patches import ORDER, Prompts, Run, Source, live_tensor, readout, unpadded_batch
+from .patches import Prompts, Run, Source, live_tensor, readout, unpadded_batch
 from .remote_patch import scores_of, together
 
 
@@ -31,14 +30,14 @@ def run_rows(
     *,
     start: bool = False,
     prefix: bool = False,
-    sources: Collection[Source] = (),
+    sources: Sequence[Source] = (),
 ) -> Run:
     """One forward of the prompts, with `noise` added to the embeddings.
 
     Args:
         answers, foils: the token ids that are scored at the last positions; see `readout`.
         start: keep every block's input, from which patched runs start; with `prefix` also all keys and values.
-        sources: the tensors to keep.
+        sources: the tensors to keep, those of a layer in the order of a forward (`sources_at`).
     """
     if model.remote:
         prompts = Prompts(ids, noise)
@@ -49,6 +48,9 @@ def run_rows(
     arguments = model.inputs(unpadded_batch(ids), keep, cache)
     inputs: list[Tensor] = []
     values: dict[Source, Tensor] = {}
+    by_layer: dict[int, list[Source]] = {}
+    for source in sources:
+        by_layer.setdefault(source.site.layer, []).append(source)
     with model.nnsight.trace(**arguments):
         if noise is not None:
             embedded = model.embed.output
@@ -56,10 +58,8 @@ def run_rows(
         for layer in range(model.n_layers):
             if start:
                 inputs.append(model.block(layer).input.clone().save())
-            for kind, end in ORDER:
-                source = Source(Site(kind, layer), end)
-                if source in sources:
-                    values[source] = saved(live_tensor(model, source, len(ids)).clone())
+            for source in by_layer.get(layer, ()):
+                values[source] = saved(live_tensor(model, source, len(ids)).clone())
         scores = saved(readout(model.last_logits(keep), answers, foils))
     return Run(inputs, None if cache is None else stored(model, cache, ids), values, scores)
 

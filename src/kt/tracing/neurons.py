@@ -168,6 +168,13 @@ def knowledge_neurons(
     if steps < 1:
         raise KtError(f"steps {steps} must be at least 1: the points of the integral")
     model.require_weights("attributing an answer to neurons")
+    plain = [n for n in model.layers_with(Kind.MLP) if model.layout.at(n).mixture is None]
+    widths = {model.key_size(Site(Kind.MLP, layer)) for layer in plain}
+    if len(plain) < model.n_layers or len(widths) > 1:
+        raise KtError(
+            f"knowledge neurons are those of dense MLPs of one width in every block, and {model.name} has "
+            f"{model.layout.describe()}; trace mlp, or experts (kinds=('experts',))"
+        )
     cases, left_out = prepare(model, facts_from(facts), 16)
     if not cases:
         raise BadFact(f"no fact to attribute ({why(left_out)})")

@@ -24,7 +24,6 @@ from ..model.model import TracedModel
 from ..model.prefix import new_cache, saved
 from ..model.sites import Kind, Site
 from .patches import (
-    ORDER,
     Patch,
     PatchBatch,
     PatchRows,
@@ -34,6 +33,7 @@ from .patches import (
     patched_at,
     readout,
     severed_at,
+    sources_at,
 )
 from .remote_patch import patched_rows
 
@@ -113,16 +113,50 @@ def patched_run(model: TracedModel, group: PatchBatch, rows: PatchRows, token: i
             _enter(model, group, rows, layer, token, start)
             if cache is not None:
                 _fit_cache(cache, group, rows[:alive], layer, start)
-            for kind, end in ORDER:
-                source = Source(Site(kind, layer), end)
+            mixture, added = Source(Site(Kind.MLP, layer), "value"), list[tuple[Where, Tensor]]()
+            for source in sources_at(model, group.patches, layer):
                 writes = list(_writes(group, rows, source, token))
-                if writes:
-                    tensor = live_tensor(model, source, alive)
-                    for where, values in writes:
-                        targets, columns = (torch.as_tensor(w, device=tensor.device) for w in where)
-                        tensor[targets, token - start, columns] = values.to(tensor.device)
+                whole = Source(model.whole(source.site), "value")
+                if source.site != whole.site:  # parts come right before their whole, which is written for all of them
+                    added += _changes(live_tensor(model, source, alive), writes, token - start) if writes else []
+                    continue
+                _write(model, mixture, alive, added, token - start, add=True)
+                added = []
+                _write(model, source, alive, writes, token - start)
+            _write(model, mixture, alive, added, token - start, add=True)
         scores.append(saved(readout(model.last_logits(group.keep), answers, foils)))
     return scores[0]
+
+
+def _write(
+    model: TracedModel,
+    source: Source,
+    alive: int,
+    writes: Sequence[tuple[Where, Tensor]],
+    column: int,
+    add: bool = False,
+) -> None:
+    """Inside a trace: put values into a source's tensor, or add them."""
+    if not writes:
+        return
+    tensor = live_tensor(model, source, alive)
+    for where, values in writes:
+        targets, columns = (torch.as_tensor(w, device=tensor.device) for w in where)
+        values = values.to(tensor.device)
+        if add:
+            values = tensor[targets, column, columns] + values
+        tensor[targets, column, columns] = values
+
+
+def _changes(
+    tensor: Float[Tensor, "row pos d"], writes: Sequence[tuple[Where, Tensor]], column: int
+) -> list[tuple[Where, Tensor]]:
+    """What to add to a mixture's output, so that a part of it is as it is to be."""
+    changes = []
+    for where, values in writes:
+        targets, columns = (torch.as_tensor(w, device=tensor.device) for w in where)
+        changes.append((where, values.to(tensor.device) - tensor[targets, column, columns]))
+    return changes
 
 
 Where = tuple[Int[ndarray, "row 1"], Int[ndarray, "row_or_1 d"]]

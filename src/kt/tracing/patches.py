@@ -6,6 +6,12 @@ attn.h3            one head: its columns of W_o's input (with GQA too, W_o reads
 hidden-no-mlp      the residual stream with the MLP severed: in all later blocks its output at the patched token keeps
                    the value of the base run
 hidden-no-attn     the same with attention severed (Meng et al. 2022, MEMIT, Figure 3)
+mlp.e3             one expert of a mixture: what it adds to the mixture's output (W_3 times its gated key); `mlp.s0` is
+                   a shared one
+attn.second        the output of a second mixer beside the attention (Falcon-H1); mlp.second that of a dense MLP beside
+                   a mixture (Granite)
+
+In a layer that lacks the patched part (an attention head in a layer of another mixer) nothing is patched.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..errors import BadFact, UnknownSite
+from ..model.layout import ATTENTION
 from ..model.model import TracedModel
 from ..model.prefix import Prefix
 from ..model.sites import Kind, Site
@@ -30,9 +37,12 @@ from ..model.tokens import Batch
 End = Literal["key", "value"]
 MODULES = {"mlp": Kind.MLP, "attn": Kind.ATTN}
 SEVERED = "hidden-no-"
-EVERY_HEAD = "heads"
-KINDS = ("mlp", "attn", "hidden", f"{SEVERED}mlp", f"{SEVERED}attn", EVERY_HEAD)
-"""The values of `kinds`; besides them `attn.h3` is one head. `heads` stands for all heads."""
+EVERY_HEAD, EVERY_EXPERT = "heads", "experts"
+SECONDS = ("attn.second", "mlp.second")
+KINDS = ("mlp", "attn", "hidden", f"{SEVERED}mlp", f"{SEVERED}attn", EVERY_HEAD, EVERY_EXPERT, *SECONDS)
+"""The values of `kinds`; besides them `attn.h3` is one head, `mlp.e3` one expert and `mlp.s0` a shared one. `heads` and
+`experts` stand for all of them."""
+EXPERTS = {"e": "experts", "s": "shared"}
 
 
 class Source(NamedTuple):
@@ -49,12 +59,17 @@ class Patch:
     kind: Kind
     head: int | None = None
     severed: Kind | None = None
+    role: str = ""
+    """Of an expert or a second part, as in its `Site`."""
 
     @property
     def label(self) -> str:
         """The patch's name, which `parse` reads."""
         if self.head is not None:
             return f"{self.kind}.h{self.head}"
+        if self.role:
+            part, _, number = self.role.rpartition(".")
+            return f"{self.kind}.{part[0]}{number}" if part else f"{self.kind}.{self.role}"
         return str(self.kind) if self.severed is None else f"{SEVERED}{self.severed}"
 
     @property
@@ -69,7 +84,7 @@ class Patch:
 
     def source(self, layer: int) -> Source:
         """The patched tensor at a layer."""
-        return Source(Site(self.kind, layer), self.end)
+        return Source(Site(self.kind, layer, self.role), self.end)
 
     @classmethod
     def parse(cls, label: str) -> Patch:
@@ -82,24 +97,50 @@ class Patch:
             return cls(Kind.RESID, severed=module)
         if match := re.fullmatch(r"attn\.h(\d+)", label):
             return cls(Kind.ATTN, head=int(match[1]))
+        if match := re.fullmatch(r"mlp\.([es])(\d+)", label):
+            return cls(Kind.MLP, role=f"{EXPERTS[match[1]]}.{match[2]}")
+        if label in SECONDS:
+            return cls(Kind(label.partition(".")[0]), role="second")
         if label in ("mlp", "attn", "hidden"):
             return cls(Kind(label))
         raise BadFact(f"kinds {label}: choose among {', '.join(KINDS)}, or one head as attn.h0")
 
 
 def labels(model: TracedModel, kinds: Sequence[str]) -> tuple[str, ...]:
-    """The labels of `kinds`, each once, with `heads` replaced by every head's label.
+    """The labels of `kinds`, each once, with `heads` and `experts` replaced by the label of every one of them.
 
     Raises:
-        UnknownSite: the model has no such head, or its heads do not divide W_o's input.
+        UnknownSite: the model has no such head, expert or second part, or its heads do not divide W_o's input.
     """
     names: list[str] = []
     for kind in kinds:
-        names += [f"attn.h{head}" for head in range(heads(model)[0])] if kind == EVERY_HEAD else [kind]
+        if kind == EVERY_HEAD:
+            names += [f"attn.h{head}" for head in range(heads(model)[0])]
+        elif kind == EVERY_EXPERT:
+            names += experts(model)
+        else:
+            names.append(kind)
     for patch in map(Patch.parse, names):
         if patch.head is not None and patch.head >= (count := heads(model)[0]):
             raise UnknownSite(f"{model.name} has heads 0 to {count - 1}, not {patch.head}; choose among these")
+        if not any(model.layout.has(patch.source(layer).site) for layer in range(model.n_layers)):
+            has = experts(model) if patch.role.startswith(tuple(EXPERTS.values())) else ()
+            hint = f"it has {', '.join(has)}" if has else "trace mlp, attn or hidden"
+            raise UnknownSite(f"no layer of {model.name} has {patch.label}; {hint}")
     return tuple(dict.fromkeys(names))
+
+
+def experts(model: TracedModel) -> list[str]:
+    """The labels of all experts, of the layer that has the most.
+
+    Raises:
+        UnknownSite: no layer is a mixture of experts.
+    """
+    mixtures = [parts.mixture for parts in model.layout.kinds.values() if parts.mixture is not None]
+    if not mixtures:
+        raise UnknownSite(f"{model.name} has no mixture of experts; trace mlp")
+    routed = [f"mlp.e{number}" for number in range(max(mixture.count for mixture in mixtures))]
+    return routed + [f"mlp.s{number}" for number in range(max(len(mixture.shared) for mixture in mixtures))]
 
 
 def heads(model: TracedModel) -> tuple[int, int]:
@@ -108,8 +149,11 @@ def heads(model: TracedModel) -> tuple[int, int]:
     Raises:
         UnknownSite: the heads do not divide W_o's input.
     """
-    count = int(model.module.config.get_text_config().num_attention_heads)
-    columns = model.key_size(Site(Kind.ATTN, 0))
+    count = int(getattr(model.module.config.get_text_config(), "num_attention_heads", 0) or 0)
+    layer = next((n for n, mixer in enumerate(model.layout.mixers) if mixer == ATTENTION), None)
+    if layer is None or not count:
+        raise UnknownSite(f"{model.name} has no attention, and so no heads; trace attn")
+    columns = model.key_size(Site(Kind.ATTN, layer))
     if columns % count:
         raise UnknownSite(f"{model.name}: W_o reads {columns} columns, which {count} heads do not divide; trace attn")
     return count, columns // count
@@ -122,13 +166,22 @@ class Prompts(NamedTuple):
     noise: Float[Tensor, "row pos d_embed"] | None
 
 
-ORDER: tuple[tuple[Kind, End], ...] = (
-    (Kind.ATTN, "key"),
-    (Kind.ATTN, "value"),
-    (Kind.MLP, "value"),
-    (Kind.RESID, "value"),
-)
-"""Sources in the order in which a block computes them: inside a trace, nnsight needs this order."""
+def sources_at(
+    model: TracedModel, patches: Sequence[Patch], layer: int, patched: bool = True, severed: bool = True
+) -> list[Source]:
+    """The sources of patches at a layer, and of what they sever, that the layer has, in the order of a forward: inside
+    a trace, nnsight needs this order."""
+    found = {patch.source(layer) for patch in patches if patched}
+    found |= {Source(Site(patch.severed, layer), "value") for patch in patches if severed and patch.severed}
+    there = [source for source in found if _has(model, source)]
+    places = {site: number for number, site in enumerate(model.in_order(source.site for source in there))}
+    return sorted(there, key=lambda source: (places[source.site], source.end == "value"))
+
+
+def _has(model: TracedModel, source: Source) -> bool:
+    """Whether the model has it; heads stand in attention only."""
+    layout = model.layout
+    return layout.has(source.site) and (source.end == "value" or layout.at(source.site.layer).mixer == ATTENTION)
 
 
 class Run(NamedTuple):
@@ -246,15 +299,16 @@ class PatchRows:
 
 def patched_at(group: PatchBatch, rows: PatchRows, source: Source, from_layer: ndarray) -> Int[ndarray, " patched"]:
     """Indices of the rows that patch `source`: layers from each row's `from_layer` to the end of its window."""
-    kind, layer = source.site.kind, source.site.layer
-    patches = [i for i, patch in enumerate(group.patches) if patch.kind is kind and patch.end == source.end]
+    layer = source.site.layer
+    patches = [i for i, patch in enumerate(group.patches) if patch.source(layer) == source]
     return np.flatnonzero((from_layer <= layer) & (layer < rows.stop) & np.isin(rows.patch, patches))
 
 
 def severed_at(group: PatchBatch, rows: PatchRows, source: Source) -> Int[ndarray, " severed"]:
     """Indices of the rows that keep `source` at its value in the base run."""
-    kind, layer = source.site.kind, source.site.layer
-    patches = [i for i, patch in enumerate(group.patches) if patch.severed is kind and source.end == "value"]
+    site, layer = source.site, source.site.layer
+    severs = source.end == "value" and not site.role
+    patches = [i for i, patch in enumerate(group.patches) if severs and patch.severed is site.kind]
     return np.flatnonzero((rows.enters <= layer) & np.isin(rows.patch, patches))
 
 

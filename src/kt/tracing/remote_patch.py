@@ -17,17 +17,15 @@ from numpy import ndarray
 from torch import Tensor
 
 from ..model.model import TracedModel
-from ..model.sites import Site
 from .patches import (
-    ORDER,
     PatchBatch,
     PatchRows,
     Prompts,
-    Source,
     columns_of,
     patched_at,
     readout,
     severed_at,
+    sources_at,
     unpadded_batch,
 )
 
@@ -131,9 +129,8 @@ def _steps(
 ) -> Iterator[tuple[tuple[Any, str], list[Move]]]:
     """Every module side at which rows are patched or severed, and the copies; indices are of the forward's rows."""
     for layer in range(int(rows.first.min()), model.n_layers):
-        for kind, end in ORDER:
-            source = Source(Site(kind, layer), end)
-            moves = []
+        for source in sources_at(model, group.patches, layer):
+            end, moves = source.end, []
             width = model.key_size(source.site) if end == "key" else model.d_model
             patched = patched_at(group, rows, source, rows.first)
             if len(patched):

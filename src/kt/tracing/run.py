@@ -24,7 +24,7 @@ from . import attribution, engine
 from .capabilities import shortcuts
 from .corrupt import Corruption, embedding_spread, given_noise, swapped, with_noise
 from .engine import Outcome, Plan, default_max_rows
-from .patches import EVERY_HEAD, KINDS, Patch, labels
+from .patches import EVERY_EXPERT, EVERY_HEAD, KINDS, Patch, labels
 from .prompts import UNKNOWN, LeftOut, TracePrompt, prepare, token_roles
 from .trace import DIRECTIONS, TOKENS, Trace
 from .traced_fact import EVERY, METRICS, WHOLE, TracedFact, metric_names
@@ -69,7 +69,7 @@ class Settings:
         object.__setattr__(self, "kinds", tuple(dict.fromkeys(words(self.kinds))))
         object.__setattr__(self, "metrics", metric_names(self.metrics))
         for kind in self.kinds:
-            if kind != EVERY_HEAD:
+            if kind not in (EVERY_HEAD, EVERY_EXPERT):
                 Patch.parse(kind)
         for wrong, message in self._problems():
             if wrong:

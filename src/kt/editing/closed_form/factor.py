@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -103,8 +103,39 @@ class Factored(NamedTuple):
     def solve(self, vectors: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
         """(L Lᵀ)⁻¹ of the vectors. `torch.cholesky_solve` copies the whole factor at each call: ten times the work for
         one vector."""
-        inner = torch.linalg.solve_triangular(self.factor, vectors, upper=False)
-        return torch.linalg.solve_triangular(self.factor.mT, inner, upper=True)
+        return torch.linalg.solve_triangular(self.factor.mT, self.whiten(vectors), upper=True)
+
+    def whiten(self, vectors: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+        """L⁻¹ of the vectors."""
+        return torch.linalg.solve_triangular(self.factor, vectors, upper=False)
+
+    def times(self, vectors: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+        """L Lᵀ times the vectors."""
+        return self.factor @ (self.factor.T @ vectors)
+
+
+class FactoredBlocks(NamedTuple):
+    """A `Factored` of a matrix that is zero outside blocks on its diagonal."""
+
+    blocks: tuple[Factored, ...]
+
+    @property
+    def ridge(self) -> float:
+        """The largest of the blocks'."""
+        return max(block.ridge for block in self.blocks)
+
+    def solve(self, vectors: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+        return self._each(Factored.solve, vectors)
+
+    def whiten(self, vectors: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+        return self._each(Factored.whiten, vectors)
+
+    def times(self, vectors: Float[Tensor, "d n"]) -> Float[Tensor, "d n"]:
+        return self._each(Factored.times, vectors)
+
+    def _each(self, apply: Callable[[Factored, Tensor], Tensor], vectors: Tensor) -> Tensor:
+        parts = vectors.split([len(block.factor) for block in self.blocks])
+        return torch.cat([apply(block, part) for block, part in zip(self.blocks, parts, strict=True)])
 
 
 class Moment:
@@ -242,6 +273,55 @@ class Moment:
     @staticmethod
     def _worth_keeping(result: Tensor) -> bool:
         return 4 * result.numel() * result.element_size() < free_memory()
+
+
+class BlockMoment(Moment):
+    """C of parts that stand side by side, none of which is seen with another: a block of it each (experts).
+
+    An expert that few tokens were sent to has a C of few of its directions, and a solve would write into the others at
+    no cost. So every expert is given as many tokens more as its key has numbers, of keys that are as long as those of
+    the experts are on average (ℓ, squared) and have no direction: C_j + ℓ/N · I, N the number of all tokens. It changes
+    little where an expert was sent many tokens more than its key has numbers, and is most of C where it was sent fewer.
+    """
+
+    def __init__(self, name: str, blocks: Sequence[Moment], ridges: Sequence[float] | None = None) -> None:
+        super().__init__(name, sum(block.size for block in blocks), self._whole)
+        self._bare = tuple(blocks)
+        added = ridges or [0.0] * len(blocks)
+        self.blocks = tuple(b.ridged(r) if r else b for b, r in zip(blocks, added, strict=True))
+
+    def _whole(self) -> Tensor:
+        require_room(f"the second moment of {self.name} as one matrix", self.size, FACTOR_COPIES)
+        return torch.block_diag(*(block.matrix() for block in self.blocks))
+
+    def mean(self) -> float:
+        return sum(block.mean() * block.size for block in self.blocks) / self.size
+
+    def ridged(self, ridge: float, store: bool = True) -> Moment:
+        return BlockMoment(self.name, [block.ridged(ridge, store) for block in self.blocks])
+
+    def sha256(self) -> str:
+        return hashlib.sha256("".join(block.sha256() for block in self.blocks).encode()).hexdigest()
+
+    def factor(self) -> FactoredBlocks:  # type: ignore[override]
+        return FactoredBlocks(tuple(block.factor() for block in self.blocks))
+
+    def null_basis(self, threshold: float | Literal["auto"]) -> Float[Tensor, "d null"]:
+        """The null spaces of the parts side by side, of each C_j as it is: a part has its own projector (MoEEdit)."""
+        if threshold not in self._null:
+            bases: list[Tensor] = []
+            for block in self._bare:
+                try:
+                    bases.append(block.null_basis(threshold))
+                except WorkFailed:  # no direction of this part is free
+                    bases.append(torch.zeros(block.size, 0, dtype=torch.float64))
+            if not any(basis.shape[1] for basis in bases):
+                raise WorkFailed(
+                    f"no direction of the second moments of {self.name} lies below nullspace_threshold {threshold}; "
+                    "raise it"
+                )
+            self._null[threshold] = torch.block_diag(*bases)
+        return self._null[threshold]
 
 
 def cholesky(matrix: Float[Tensor, "d d"], what: str) -> Factored:

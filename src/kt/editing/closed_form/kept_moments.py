@@ -45,6 +45,7 @@ class Kept(NamedTuple):
     """A second moment in the cache, or none (0 tokens).
 
     `whole`: its corpus has no more tokens. `until`: the share of change that ended its pass, and its most tokens.
+    `routed`: of an expert, how many of the tokens were sent to it.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Kept(NamedTuple):
     n_tokens: int = 0
     whole: bool = False
     until: tuple[float, int] | None = None
+    routed: int | None = None
 
     def answers(self, max_tokens: int, until: float | None) -> bool:
         """Whether a pass over so many tokens would give this."""
@@ -81,7 +83,7 @@ def kept_of(folder: Path, key: str, name: str, size: int) -> list[Kept]:
                 if len(moment) != size or not finite or about["n_tokens"] < 1:
                     raise ValueError("of another size, or not finite")
                 whole = bool(about["whole"] and about.get("windows"))  # an older kt cut long documents short
-                found.append(Kept(path, name, int(about["n_tokens"]), whole, until))
+                found.append(Kept(path, name, int(about["n_tokens"]), whole, until, about.get("routed")))
         except BadFile:
             discard(path)
     return sorted(found, key=lambda kept: kept.n_tokens)

@@ -202,7 +202,7 @@ class LocateThenEdit:
     def require_room(self, model: TracedModel) -> None:
         for path in self.live:
             for site in path.sites:
-                path.solver.require_room(model.weight_name(site), model.key_size(site))
+                path.solver.require_room(model.weight_name(site), [model.key_size(part) for part in model.parts(site)])
 
     def update_history(self, context: SolveContext, facts: Sequence[Fact]) -> None:
         """Keep the facts' keys as the edited model has them, every layer written (AlphaEdit's cache)."""

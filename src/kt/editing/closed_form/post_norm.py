@@ -202,11 +202,11 @@ def _evaluated(norm: nn.Module, inputs: Float[Tensor, "row d"]) -> Float[Tensor,
 
 def _behind(model: TracedModel, site: Site) -> tuple[float, nn.Module | None]:
     """The factor and the norm that a projection's output passes on its way to the residual stream."""
-    kinds = (Kind.ATTN, Kind.MLP)
-    if model.layout.direct or site.role or site.kind not in kinds:
+    ends = [*model.layout.at(site.layer).ends]
+    if model.layout.direct or site.name not in ends:
         return 1.0, None
     block = explained(model)[site.layer]
-    index = kinds.index(site.kind)
+    index = ends.index(site.name)
     path, scale = block.norms[index], block.scales[index]
     if not block.whole or abs(scale - 1) < SAME_SCALE:
         scale = 1.0

@@ -36,7 +36,7 @@ from ...model.sites import Kind, Site
 from ...model.tokens import encode_ids, pad_id, token_ids
 from ...report import Column, Shown, Table
 from ...runs import parallel
-from .factor import Moment, Store
+from .factor import BlockMoment, Moment, Store
 from .kept_moments import Changes, Kept, look_up, stored
 
 if TYPE_CHECKING:
@@ -74,15 +74,20 @@ class Sums:
     forwards: int = 0
     sketches: dict[Site, Float[Tensor, "d_key direction"]] = field(default_factory=dict)
     changes: list[tuple[int, dict[Site, float]]] = field(default_factory=list)
+    routed: dict[Site, Float[Tensor, ""]] = field(default_factory=dict)
+    """Of each expert, how many of the tokens were sent to it."""
 
     @classmethod
-    def zero(cls, model: TracedModel, sites: Iterable[Site]) -> Sums:
-        return cls({s: torch.zeros(model.key_size(s), model.key_size(s), dtype=torch.float64) for s in sites})
+    def zero(cls, model: TracedModel, sites: Sequence[Site]) -> Sums:
+        sizes = {s: model.key_size(s) for s in sites}
+        totals = {s: torch.zeros(size, size, dtype=torch.float64) for s, size in sizes.items()}
+        return cls(totals, routed={s: torch.zeros((), dtype=torch.float64) for s in sites if model.is_expert(s)})
 
     def save(self, path: Path) -> None:
         """A checkpoint."""
         arrays = {f"total {s}": t for s, t in self.totals.items()}
         arrays |= {f"sketch {s}": t for s, t in self.sketches.items()}
+        arrays |= {f"routed {s}": t for s, t in self.routed.items()}
         changes = [[tokens, {str(s): c for s, c in by.items()}] for tokens, by in self.changes]
         save_arrays(path, arrays, {"n_tokens": self.n_tokens, "forwards": self.forwards, "changes": changes})
 
@@ -90,7 +95,9 @@ class Sums:
     def of_kept(cls, kept: Mapping[Site, Kept]) -> Sums:
         """Those of second moments that are kept, all over the same tokens, up to the rounding of their float32."""
         (n_tokens,) = {each.n_tokens for each in kept.values()}
-        return cls({s: stored(each.path, each.name).double() * n_tokens for s, each in kept.items()}, n_tokens)
+        totals = {s: stored(each.path, each.name).double() * n_tokens for s, each in kept.items()}
+        counts = {s: torch.tensor(float(n)) for s, each in kept.items() if (n := each.routed) is not None}
+        return cls(totals, n_tokens, routed={s: count.double() for s, count in counts.items()})
 
     @classmethod
     def resume(cls, path: Path, sizes: Mapping[Site, int], begin: Callable[[], Sums]) -> Sums:
@@ -106,6 +113,7 @@ class Sums:
                     int(state["forwards"]),
                     {s: arrays[f"sketch {s}"] for s in sizes if f"sketch {s}" in arrays},
                     [(int(tokens), {s: float(by[str(s)]) for s in sizes}) for tokens, by in state["changes"]],
+                    {s: arrays[f"routed {s}"] for s in sizes if f"routed {s}" in arrays},
                 )
                 expected = all(
                     total.shape == (size, size) and total.dtype == torch.float64 and bool(total.isfinite().all())
@@ -134,7 +142,7 @@ class Sums:
     def only_mains(self) -> None:
         """Keep the sums on rank 0; the other ranks start from zero and count only their own forwards."""
         if not parallel.is_main():
-            for total in self.totals.values():
+            for total in (*self.totals.values(), *self.routed.values()):
                 total.zero_()
 
     def mark(self) -> None:
@@ -188,8 +196,9 @@ def take_sums(
             continue
         tick = _ticker(sums.n_tokens, block, max_tokens, progress)
         parallel.map_over_ranks("keys of a corpus", block.forwards, lambda rows: _add(model, sums, rows), tick)
-        totals = parallel.summed("second moments", list(sums.totals.values()))
-        sums.totals = dict(zip(sums.totals, totals, strict=True))
+        totals = parallel.summed("second moments", [*sums.totals.values(), *sums.routed.values()])
+        sums.totals = dict(zip(sums.totals, totals, strict=False))
+        sums.routed = dict(zip(sums.routed, totals[len(sums.totals) :], strict=True))
         sums.n_tokens += sum(_tokens(rows) for rows in block.forwards)
         sums.forwards = block.stop
         if block.marked:
@@ -319,6 +328,9 @@ def _add(model: TracedModel, sums: Sums, documents: list[Document]) -> None:
         for site in model.in_order(sums.totals):
             full: Any = model.key(site, size)
             keys = full[new.to(full.device)]
+            if site in sums.routed:  # the others are zero
+                keys = keys[keys.any(-1)]
+                sums.routed[site] += len(keys)
             add_products(sums.totals[site], keys.float())
         tracer.stop()
 
@@ -354,6 +366,7 @@ class Statistics(Shown):
     """Second moments by module name (`model.layers.0.mlp.down_proj`), read from their files when asked for.
 
     `cache` is where factors of large ones are kept; `changes` says how far each has converged, where that is known.
+    `routed` has how many of the tokens were sent to each expert.
     """
 
     files: Mapping[str, Path]
@@ -362,6 +375,7 @@ class Statistics(Shown):
     hashes: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, Changes] = field(default_factory=dict)
     cache: Path | None = None
+    routed: Mapping[str, int] = field(default_factory=dict)
     _moments: dict[str, Moment] = field(default_factory=dict, repr=False, compare=False)
 
     kind = "statistics"
@@ -374,15 +388,21 @@ class Statistics(Shown):
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: the files by module name, and how far each second moment has converged."""
         files = {name: str(path) for name, path in self.files.items()}
-        return {"files": files, **self.metadata, "changes": dict(self.changes)}
+        routed = {"routed": dict(self.routed)} if self.routed else {}
+        return {"files": files, **self.metadata, "changes": dict(self.changes), **routed}
 
     def tables(self) -> Sequence[Table]:
         """A row a module."""
         change = Column("change", lambda value: "–" if value is None else f"{value:.3f}")
+        sent = [Column("tokens sent there", lambda value: "all" if value is None else f"{value:,}")]
         last = {name: changes[-1][1] if (changes := self.changes.get(name)) else None for name in self.files}
-        rows = [[name, last[name], str(path)] for name, path in self.files.items()]
+        shown = sent if self.routed else []
+        rows = [
+            [name, last[name], *[self.routed.get(name)] * len(shown), str(path)] for name, path in self.files.items()
+        ]
         note = "change: of the moment's norm over the last doubling of the tokens"
-        return [Table(["module", change, "file"], rows, f"second moments over {self.n_tokens} tokens", note)]
+        columns = ["module", change, *shown, "file"]
+        return [Table(columns, rows, f"second moments over {self.n_tokens} tokens", note)]
 
     @classmethod
     def open(cls, path: str | Path) -> Statistics:
@@ -398,6 +418,7 @@ class Statistics(Shown):
                 str(metadata.get("corpus", "")),
                 changes=dict.fromkeys(names, changes) if changes else {},
                 cache=default_cache(),
+                routed=dict.fromkeys(names, metadata["routed"]) if metadata.get("routed") is not None else {},
             )
 
     def moment_of(self, name: str) -> Moment:
@@ -406,6 +427,18 @@ class Statistics(Shown):
             read, file = self._reader(name), self.files[name.removesuffix(".weight")]
             store = None if self.cache is None else Store(self.cache, file.stem)
             self._moments[name] = Moment(name, len(read()), read, store)
+        return self._moments[name]
+
+    def moment_of_parts(self, name: str, parts: Sequence[str]) -> Moment:
+        """C of a mixture of experts, called `name`, from those of its parts: zero between them, and each expert's with
+        what `BlockMoment` adds by the number of tokens that were sent there."""
+        if name not in self._moments:
+            blocks = [self.moment_of(part) for part in parts]
+            sent = [self.routed.get(part.removesuffix(".weight")) for part in parts]
+            experts = [(block, count) for block, count in zip(blocks, sent, strict=True) if count is not None]
+            length = sum(block.mean() * block.size for block, _ in experts) * (self.n_tokens or 0)
+            pseudo = length / max(1, sum(count for _, count in experts)) / max(1, self.n_tokens or 0)
+            self._moments[name] = BlockMoment(name, blocks, [0.0 if count is None else pseudo for count in sent])
         return self._moments[name]
 
     def require(self, sizes: Mapping[str, int]) -> None:
@@ -448,7 +481,9 @@ def default_tokens(model: TracedModel, corpus: str) -> int:
     Of our English text TOKENS_A_DIRECTION for each element of down_proj's widest key, which C needs to have full rank
     several times over, but from FEWEST to TOKENS.
     """
-    widest = max(model.key_size(Site(Kind.MLP, layer)) for layer in range(model.n_layers))
+    kind = Kind.MLP if model.layers_with(Kind.MLP) else Kind.ATTN
+    mlps = [Site(kind, layer) for layer in model.layers_with(kind)]
+    widest = max(model.key_size(part) for site in mlps for part in model.parts(site))
     return tokens_for(corpus, None) or min(TOKENS, max(FEWEST, TOKENS_A_DIRECTION * widest))
 
 
@@ -493,6 +528,7 @@ def key_statistics(
     """
     if until is not None and not until > 0:
         raise BadFact(f"until {until:g} must be above zero; 0.05 stops when a doubling changes C by less than 5%")
+    sites = [part for site in sites for part in model.parts(site)]
     corpus = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus, model.name)
     if max_tokens is None:
         max_tokens = TOKENS if until is not None else default_tokens(model, corpus.name)
@@ -516,12 +552,13 @@ def key_statistics(
         {names[s]: files[s].stem for s in keys},
         {name: changes for o in opened.values() for name, changes in o.changes.items()},
         folder,
+        {name: count for o in opened.values() for name, count in o.routed.items()},
     )
 
 
 def memory_needed(model: TracedModel, sites: Sequence[Site]) -> int:
     """Bytes that the running sums hold: float64, one d_key x d_key matrix a site."""
-    return sum(8 * model.key_size(s) ** 2 for s in set(sites))
+    return sum(8 * model.key_size(part) ** 2 for s in set(sites) for part in model.parts(s))
 
 
 def _cache_key(model: TracedModel, model_is: str, site: Site, corpus: Corpus) -> str:
@@ -578,4 +615,5 @@ def _keep(model: TracedModel, files: Mapping[Site, Path], sums: Sums, about: Map
         if not bool(torch.isfinite(moment).all()):
             raise WorkFailed(f"the second moment of {site} is not finite; check the model's weights or use float32")
         name = model.weight_name(site).removesuffix(".weight")
-        save_arrays(file, {name: moment}, {**about, "changes": [[n, by[site]] for n, by in sums.changes]})
+        sent = {"routed": int(sums.routed[site])} if site in sums.routed else {}
+        save_arrays(file, {name: moment}, {**about, **sent, "changes": [[n, by[site]] for n, by in sums.changes]})

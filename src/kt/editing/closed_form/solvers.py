@@ -7,9 +7,10 @@ and a system of the keys' number (Woodbury).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isqrt
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 from ...errors import KtError
 from ...model.update import LowRank, Update
 from .auto_ridge import LEAST, WANTED, AutoRidge, Spectrum, auto_ridge, single_key_ridge
-from .factor import FACTOR_COPIES, PROJECTOR_COPIES, Factored, Moment, cholesky, require_room
+from .factor import FACTOR_COPIES, PROJECTOR_COPIES, Factored, FactoredBlocks, Moment, cholesky, require_room
 
 Given = TypeVar("Given")
 
@@ -88,7 +89,8 @@ class Solver(Protocol):
 
     def exact(self, d_key: int) -> bool: ...
 
-    def require_room(self, name: str, d_key: int) -> None: ...
+    def require_room(self, name: str, d_keys: Sequence[int]) -> None:
+        """Refuse a second moment that does not fit; of a mixture of experts `d_keys` has the sizes of its blocks."""
 
     def __call__(self, system: System) -> Solution: ...
 
@@ -109,7 +111,7 @@ class RegularisedGram:
         return self._moment.ridge if self.small else self._whole.ridge
 
     @cached_property
-    def _moment(self) -> Factored:
+    def _moment(self) -> Factored | FactoredBlocks:
         """C's factor, asked for once: where memory is short, the moment itself does not hold it."""
         return self.moment.factor()
 
@@ -146,9 +148,8 @@ class RegularisedGram:
 
     def times(self, vectors: Float[Tensor, "d_in n"]) -> Float[Tensor, "d_in n"]:
         if not self.small:
-            return self._whole.factor @ (self._whole.factor.T @ vectors)
-        factor = self._moment.factor
-        return self.weight * (factor @ (factor.T @ vectors)) + self.extra @ (self.extra.T @ vectors)
+            return self._whole.times(vectors)
+        return self.weight * self._moment.times(vectors) + self.extra @ (self.extra.T @ vectors)
 
     def condition(self) -> float:
         """An estimate from below of ‖H‖₁ ‖H⁻¹‖₁ (Higham and Tisseur's), at O(d²) a step."""
@@ -166,7 +167,7 @@ class Ridged:
 
     def in_metric(self, moment: Moment | None, keys: Float[Tensor, "d_in n"]) -> Float[Tensor, "d n"]:
         """K̃ = L⁻¹K, C = L Lᵀ: keys whose inner products are those that the solve sees; K itself without C."""
-        return keys if moment is None else torch.linalg.solve_triangular(moment.factor().factor, keys, upper=False)
+        return keys if moment is None else moment.factor().whiten(keys)
 
     def exact(self, d_key: int) -> bool:
         return False
@@ -177,9 +178,10 @@ class ThroughFactor(Ridged):
 
     needs_moment: bool
 
-    def require_room(self, name: str, d_key: int) -> None:
+    def require_room(self, name: str, d_keys: Sequence[int]) -> None:
         if self.needs_moment:
-            require_room(f"the factor of {name}'s second moment", d_key, FACTOR_COPIES)
+            whole = isqrt(sum(size * size for size in d_keys))  # of one matrix with as many numbers
+            require_room(f"the factor of {name}'s second moment", whole, FACTOR_COPIES)
 
 
 @dataclass(frozen=True)
@@ -316,8 +318,8 @@ class NullSpace(Ridged):
         """K̃ in P's own coordinates."""
         return given(moment).null_basis(self.threshold).T @ keys
 
-    def require_room(self, name: str, d_key: int) -> None:
-        require_room(f"AlphaEdit's projector for {name}", d_key, PROJECTOR_COPIES)
+    def require_room(self, name: str, d_keys: Sequence[int]) -> None:
+        require_room(f"AlphaEdit's projector for {name}", sum(d_keys), PROJECTOR_COPIES)
 
     def __call__(self, system: System) -> Solution:
         basis = given(system.moment).null_basis(self.threshold)

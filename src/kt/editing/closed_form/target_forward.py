@@ -423,7 +423,7 @@ def _run_suffix(
 
 def _attention_weights(model: TracedModel, layer: int) -> Any:
     """Inside a trace: a block's attention weights, (row, head, query, key)."""
-    output: Any = model.envoy(f"{model.layout.blocks}.{layer}.{model.layout.attn}").output
+    output: Any = model.envoy(f"{model.layout.blocks}.{layer}.{model.layout.at(layer).attn}").output
     parts = output if isinstance(output, tuple) else ()
     found = next((part for part in parts[1:] if isinstance(part, Tensor) and part.dim() == 4), None)
     if found is None:
@@ -434,14 +434,16 @@ def _attention_weights(model: TracedModel, layer: int) -> Any:
 def _narrows(model: TracedModel, suffix: Suffix, delta: Deltas) -> bool:
     """Whether the last block's MLP may be given fewer columns: there are fewer, and δ is added to none there."""
     last = model.n_layers - 1
-    own_module = model.layout.mlp != model.layout.w_mlp
+    parts = model.layout.at(last)
+    own_module = parts.mlp != parts.w_mlp
     inside = suffix.start <= last and all(aim.site.layer < last for aim in delta)
     return own_module and inside and suffix.cut > 0 and suffix.rows.width - suffix.cut > suffix.rows.keep
 
 
 def _mlp_of_read_columns(model: TracedModel, keep: int) -> None:
     """Inside a trace: past the last attention no column sees another, so those that are not read stay zero."""
-    mlp = model.envoy(f"{model.layout.blocks}.{model.n_layers - 1}.{model.layout.mlp}")
+    last = model.n_layers - 1
+    mlp = model.envoy(f"{model.layout.blocks}.{last}.{model.layout.at(last).mlp}")
     given = mlp.input
     mlp.input = given[:, -keep:].contiguous()
     mlp.output = torch.nn.functional.pad(mlp.output, (0, 0, given.shape[1] - keep, 0))
