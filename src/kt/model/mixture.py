@@ -316,6 +316,7 @@ def settle_mixture(model: Any, mixture: Mixture, layers: Sequence[int], ids: Int
         read: Any = []
         for site in sites:
             key, given = site.read()
+            assert given is not None, "the whole mixture has its experts"
             read.append((key.clone(), given.gates.clone(), site.output.clone()))
         read.save()
         tracer.stop()

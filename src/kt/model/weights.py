@@ -269,10 +269,10 @@ class Weights:
             try:
                 site = self.site_of(name)
             except UnknownSite:  # of a norm, an embedding
-                site = whole = None
-            else:
-                whole = self.whole(site)
-            if site is None or whole is None or whole == site:
+                found[name] = update
+                continue
+            whole = self.whole(site)
+            if whole == site:
                 found[name] = update
                 continue
             dense = torch.zeros(self.value_size(whole), self.key_size(whole), dtype=torch.float64)

@@ -401,7 +401,7 @@ class Statistics(Shown):
             [name, last[name], *[self.routed.get(name)] * len(shown), str(path)] for name, path in self.files.items()
         ]
         note = "change: of the moment's norm over the last doubling of the tokens"
-        columns = ["module", change, *shown, "file"]
+        columns: list[str | Column] = ["module", change, *shown, "file"]
         return [Table(columns, rows, f"second moments over {self.n_tokens} tokens", note)]
 
     @classmethod
