@@ -23,15 +23,15 @@ def test_an_experts_patch_puts_back_what_it_adds(family):
     """Against a plain hook: what the expert adds in the clean run takes the place of what it adds in the corrupted."""
     model = tiny_model(family)
     layer, expert, seed = 1, 1, 3
-    noise = torch.randn(1, 2, 32, generator=torch.Generator().manual_seed(seed))
-    fact = traced(model, ("mlp.e1", "mlp"), noise=[noise.expand(2, -1, -1)[:, : span_of(model)]])
+    noise = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(seed))
+    fact = traced(model, ("mlp.e1", "mlp"), noise=[noise.expand(2, -1, -1)])
     ids = torch.tensor([model.tokenizer(FACT.prompt)["input_ids"]])
     token, span = fact.span.last, slice(fact.span.start, fact.span.last + 1)
     site = Site(f"mlp.experts.{expert}", layer)
 
     def corrupt(_module, _inputs, output):
         output = output.clone()
-        output[0, span] += noise[0, : span.stop - span.start]
+        output[0, span] += noise[0]
         return output
 
     clean = model.read(model.encode([FACT.prompt]), [site], "value")[site][0, token]
@@ -58,19 +58,12 @@ def test_an_experts_patch_puts_back_what_it_adds(family):
     assert fact.patched["mlp.e1"]["prob"][layer, token, 0] == pytest.approx(wanted, rel=2e-5)
 
 
-def span_of(model):
-    ids = model.tokenizer("The Space Needle")["input_ids"]
-    return len(ids) - len(model.tokenizer("The")["input_ids"])
-
-
 def test_all_experts_are_named_by_their_labels():
     model = tiny_model("deepseek_v3")
     assert labels(model, ("experts",)) == ("mlp.e0", "mlp.e1", "mlp.e2", "mlp.e3", "mlp.s0")
     fact = traced(model, ("experts",))
     for kind in fact.patched:  # the first block is dense: there no expert can be patched
-        assert np.array_equal(
-            fact.patched[kind]["prob"][0], np.broadcast_to(fact.corrupted["prob"], (len(fact.tokens), 2))
-        )
+        assert np.allclose(fact.patched[kind]["prob"][0], fact.corrupted["prob"], rtol=1e-5)
     assert any(np.ptp(fact.patched[kind]["prob"][1:]) > 0 for kind in fact.patched)
 
 
@@ -98,9 +91,9 @@ def test_heads_and_parts_are_patched_where_they_are(family):
             parts = model.layout.at(layer)
             there = parts.mlp if kind == "mlp" else mixer == "attention" if ".h" in kind else mixer or kind == "hidden"
             moved = np.abs(values["logit_diff"][layer, token] - fact.corrupted["logit_diff"]).max()
-            assert there or moved == 0, (kind, layer)
-            if kind in ("mlp", "hidden") and there:
-                assert moved > 0, (kind, layer)
+            assert there or moved < 1e-5, (kind, layer)
+            if there and layer < model.n_layers - 1 and ".h" not in kind:  # after the last one no token sees another
+                assert moved > 1e-5, (kind, layer)
 
 
 def test_two_mixers_of_one_block_are_patched_apart():
