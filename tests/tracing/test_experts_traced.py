@@ -110,3 +110,37 @@ def test_estimates_and_probes_read_them_too(family):
     assert np.isfinite(estimate.facts[0].patched["mlp"]["logit_diff"]).all()
     probe = kt.contrast_probe(model, [FACT])
     assert probe.n_layers == model.n_layers
+
+
+FACTS = [
+    FACT,
+    kt.Fact("The mother tongue of {} is", "Danielle Darrieux", answer="French", foil="Italian"),
+    kt.Fact("{} lived in the city of", "Marie Curie", answer="Paris", foil="Rome"),
+]
+
+
+def test_alpha_is_cut_by_what_mixes_tokens(tmp_path):
+    trace = kt.causal_trace(tiny_model("jamba"), FACTS, samples=2, keep="all")
+    assert trace.other_mixers == {"state space": (0, 2)}
+    balance = kt.balance_factor(trace)
+    parts = {part.mixer: part.layers for part in balance.by_mixer}
+    assert parts == {"attention": (1,), "state space": (0, 2)}
+    assert sum(part.share for part in balance.by_mixer) == pytest.approx(balance.alpha_raw)
+    assert kt.Balance.load(balance.save(tmp_path / "balance.json")).by_mixer == balance.by_mixer
+    rows = [row[0] for table in balance.tables() for row in table.rows]
+    assert "of which state space (layers 0, 2)" in rows and "of which attention (layers 1)" in rows
+
+
+def test_figures_mark_the_layers_of_other_mixers_and_show_experts_one_by_one():
+    trace = kt.causal_trace(tiny_model("jamba"), FACTS, kinds=("mlp", "attn", "experts"), samples=2, keep="all")
+    figure = trace.heatmaps()
+    texts = " ".join(note.text for note in figure.layout.annotations)
+    lines = [shape for shape in figure.layout.shapes if shape.type == "line" and shape.xref == "x2"]
+    assert "state space in layers 0, 2" in str(figure.layout.title.text) and "▬ state space" in texts
+    assert [(round(line.x0), round(line.x1)) for line in lines] == [(0, 0), (2, 2)]
+    assert len([d for d in figure.data if d.name != "below zero"]) == 2  # experts have a figure of their own
+    rows = trace.experts().layout.yaxis.ticktext
+    assert list(rows) == ["expert 0", "expert 1", "expert 2", "expert 3"]
+    assert [each.name for each in trace.figures(["logit_diff"])] == ["heatmap-logit-diff", "experts", "curves"]
+    plain = kt.causal_trace(tiny_model("llama"), [FACT], samples=1, keep="all")
+    assert plain.other_mixers == {} and "mixers" not in plain.metadata and not kt.balance_factor(plain).by_mixer

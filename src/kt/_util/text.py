@@ -7,7 +7,7 @@ another. Nothing of `kt` is imported here, so that every room can.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -83,3 +83,14 @@ def interval(mean: float | None, ci95: Any) -> str:
     tiny = 0 < abs(mean) < 5e-4  # three decimals would show an interval of zeros, beside a mean outside it
     low, high = (cell(float(end)) if tiny else f"{end:.3f}" for end in ci95)
     return f"{cell(float(mean))} [{low}, {high}]"
+
+
+def runs_of(layers: Sequence[int]) -> str:
+    """Layers in words: `0, 2-5`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

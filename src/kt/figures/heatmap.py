@@ -8,7 +8,7 @@ are hatched.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -95,13 +95,17 @@ def heads_figure(
     n: Float[ndarray, "layer head"] | int | None = None,
     heads: Sequence[int] | None = None,
     layers: Sequence[int] | None = None,
+    rows: Sequence[str] | None = None,
+    kind: str = "attn",
     **panel: Any,
 ) -> go.Figure:
-    """The effect of every head of every layer, in the look of the other heatmaps.
+    """The effect of every head (or expert) of every layer, in the look of the other heatmaps.
 
     Args:
         values, low, high, p, q, n: one number per layer and head; NaN means not measured.
         heads, layers: the numbers of heads and layers; by default 0, 1, ...
+        rows: names of the parts, where they are no heads.
+        kind: the kind whose colours they take.
         panel: further fields of `Panel`: colour_title, zmax, alpha, over.
 
     Raises:
@@ -110,8 +114,8 @@ def heads_figure(
     cells = {"low": low, "high": high, "q": q, "p": p, "n": n}
     by_head = {k: v if v is None or np.ndim(v) == 0 else np.asarray(v, dtype=float).T for k, v in cells.items()}
     values = np.asarray(values, dtype=float).T
-    rows = [f"head {h}" for h in (range(len(values)) if heads is None else heads)]
-    grid = Panel(values, rows, kind="attn", title="", row_word="", layers=layers, **{**by_head, **panel})  # type: ignore[arg-type]
+    rows = rows or [f"head {h}" for h in (range(len(values)) if heads is None else heads)]
+    grid = Panel(values, rows, kind=kind, title="", row_word="", layers=layers, **{**by_head, **panel})  # type: ignore[arg-type]
     return heatmap_panel([grid], title=title, subtitle=subtitle)
 
 
@@ -139,6 +143,8 @@ class Panel:
     q: Float[ndarray, "row layer"] | None = None
     alpha: float = 0.05
     over: str = "facts"
+    marked: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Layers to mark above the cells, by what they are (`linear attention`)."""
 
     def __post_init__(self) -> None:
         values = np.asarray(self.values, dtype=float)
@@ -204,7 +210,9 @@ class Panel:
         subject = ", subject" * (row in set(self.subject_rows))
         position = f"  ({escape(self.row_word)} {row}{subject})" if self.row_word else ""
         lines = [f"<b>{escape(readable_token(self.rows[row], 60))}</b>{position}"]
-        lines.append(f"{escape(theme.look(self.kind).label)}, layer {self.layers[column]}")
+        of = [word for word, layers in self.marked.items() if self.layers[column] in layers]
+        kind = f" ({escape(of[0])})" if of else ""
+        lines.append(f"{escape(theme.look(self.kind).label)}, layer {self.layers[column]}{kind}")
         cell = {name: self.grid(getattr(self, name))[row, column] for name in ("values", "low", "high", "n", "p", "q")}
         if not np.isfinite(cell["values"]):
             return "<br>".join([*lines, "no value"])
@@ -282,9 +290,26 @@ def _add_panel(figure: go.Figure, grid: Panel, slot: _Slot, top: float) -> None:
         title="layer",
         **ticks,
     )
-    if grid.heading:
+    legend = _add_marks(figure, grid, slot)
+    if grid.heading or legend:
         at = {"x": slot.across[0], "xanchor": "left", "y": slot.up[1], "yanchor": "bottom", "yshift": 5}
-        figure.add_annotation(theme.note(f"<b>{escape(grid.heading)}</b>", **at))
+        words = [f"<b>{escape(grid.heading)}</b>"] * bool(grid.heading) + legend
+        figure.add_annotation(theme.note("  ".join(words), **at))
+
+
+def _add_marks(figure: go.Figure, grid: Panel, slot: _Slot) -> list[str]:
+    """A line above the columns of marked layers, one colour for each sort; the words of the legend."""
+    assert grid.layers is not None
+    legend, height = [], slot.up[1] + 3 / slot.plot
+    for (word, layers), colour in zip(grid.marked.items(), theme.SERIES[2:], strict=False):
+        columns = np.array([layer in layers for layer in grid.layers])
+        for start, stop in _runs(columns):
+            across = {"x0": start - 0.42, "x1": stop + 0.42, "y0": height, "y1": height}
+            line = {"color": colour, "width": 3}
+            figure.add_shape(type="line", xref=f"x{slot.suffix}", yref="paper", line=line, **across)
+        if columns.any():
+            legend.append(f'<span style="color:{colour}">▬ {escape(word)}</span>')
+    return legend
 
 
 def _add_below_zero(figure: go.Figure, grid: Panel, top: float, cells: dict[str, Any]) -> None:

@@ -74,17 +74,29 @@ def look(kind: str | None, index: int = 0) -> Look:
     if kind is not None and str(kind) in known:
         return known[str(kind)]
     label, scale = str(kind or ""), _PURPLES
-    if (head := head_of(label)) is not None:
-        label, scale, index = f"Attention, head {head}", _REDS, head
+    if (single := single_of(label)) is not None:
+        word, index = single
+        label, scale = (
+            (f"Attention, head {index}", _REDS) if word == "head" else (f"MLP, {word} {index}", KINDS["mlp"].scale)
+        )
     colour = SERIES[index % len(SERIES)]
     symbols, dashes = ("circle", "square", "diamond", "triangle-up"), ("solid", "dash", "dot", "dashdot")
     return Look(label, colour, dashes[index % 4], symbols[index % 4], scale)
 
 
+SINGLES = {"attn.h": "head", "mlp.e": "expert", "mlp.s": "shared expert"}
+
+
+def single_of(kind: str) -> tuple[str, int] | None:
+    """What one part of a module is, and its number: of `attn.h3`, `mlp.e3`, `mlp.s0`; None for other kinds."""
+    match = re.fullmatch(r"(attn\.h|mlp\.[es])(\d+)", str(kind))
+    return (SINGLES[match[1]], int(match[2])) if match else None
+
+
 def head_of(kind: str) -> int | None:
     """The head's number in a kind such as `attn.h3`; None for other kinds."""
-    match = re.fullmatch(r"attn\.h(\d+)", str(kind))
-    return int(match[1]) if match else None
+    single = single_of(kind)
+    return single[1] if single is not None and single[0] == "head" else None
 
 
 def mark_colour(kind: str | None) -> str:

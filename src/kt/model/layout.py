@@ -20,6 +20,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .._util.data import read_table
+from .._util.text import runs_of
 from ..errors import KtError, UnknownModel, UnknownSite
 from .mixture import Mixture, find_mixture
 from .packed import is_packed
@@ -228,17 +229,6 @@ class Layout:
         if len(by_words) == 1:
             return next(iter(by_words))
         return " and ".join(f"{words} (layers {runs_of(layers)})" for words, layers in by_words.items())
-
-
-def runs_of(layers: Sequence[int]) -> str:
-    """Layers in words: `0, 2-5`."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][1] + 1:
-            runs[-1][1] = layer
-        else:
-            runs.append([layer, layer])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> Layout:

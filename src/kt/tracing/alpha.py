@@ -37,7 +37,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from .._util.data import complete_file, read_json, write_json
-from .._util.text import count, without_folders
+from .._util.text import count, runs_of, without_folders
 from ..errors import BadFile, WorkFailed
 from ..report import Card, Figure, Shown, Table
 from ..report.table import layer_list, pairs
@@ -79,6 +79,15 @@ class FactBalance(NamedTuple):
     alpha: float | None
 
 
+class MixerShare(NamedTuple):
+    """The part of eq. 12 that belongs to the layers of one mixer: Σ of LD over them, over the sum of both modules."""
+
+    mixer: str
+    layers: tuple[int, ...]
+    share: float
+    ci95: tuple[float, float] | None
+
+
 class Setting(NamedTuple):
     """An α to edit with: its value, its 95% interval, and the estimate (`eq. 12` or `pooled`)."""
 
@@ -106,6 +115,8 @@ class Balance(Shown):
         pooled: α with the logit differences summed over facts before the division.
         pooled_ci95: its interval.
         layer_shares: by module, one a layer, the share of bootstrap draws that propose the layer; empty in old files.
+        by_mixer: of a model with other mixers than attention, eq. 12 cut by what mixes tokens: the shares add up to
+            `alpha_raw`.
     """
 
     kind = "balance"
@@ -125,6 +136,7 @@ class Balance(Shown):
     pooled: float | None = None
     pooled_ci95: tuple[float, float] | None = None
     layer_shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    by_mixer: tuple[MixerShare, ...] = ()
 
     def __repr__(self) -> str:
         interval = "no interval" if self.ci95 is None else f"95% interval {self.ci95[0]:.3f} to {self.ci95[1]:.3f}"
@@ -175,7 +187,7 @@ class Balance(Shown):
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: α (clamped, raw and pooled) with intervals, whether it is determined, and each layer's part."""
         names = ("alpha", "alpha_raw", "ci95", "pooled", "pooled_ci95", "n_facts", "per_layer", "layers")
-        more = ("layer_shares", "stable_layers", "unsteady", "warnings")
+        more = ("layer_shares", "stable_layers", "unsteady", "warnings", *(["by_mixer"] if self.by_mixer else []))
         setting = None if self.setting is None else self.setting._asdict()
         per_fact = self.to_dataframe().to_dict("records")
         return {name: getattr(self, name) for name in names + more} | {"setting": setting, "per_fact": per_fact}
@@ -213,6 +225,9 @@ class Balance(Shown):
             pooled = Interval(self.pooled, *(self.pooled_ci95 or (math.nan, math.nan)), self.n_facts)
             setting = "undetermined" if self.setting is None else f"{self.setting.alpha:.3f} ({self.setting.way})"
             rows[1:1] = [("alpha, pooled", pooled), ("to edit with", setting)]
+        for part in self.by_mixer:
+            value = Interval(part.share, *(part.ci95 or (math.nan, math.nan)), self.n_facts)
+            rows.append((f"of which {part.mixer} (layers {runs_of(part.layers)})", value))
         rows += [(f"{kind} layers", self._layers_text(kind)) for kind in self.layers]
         sums = [[name, sum(values), list(self.layers[name])] for name, values in self.per_layer.items()]
         columns = ["module", "sum of LD over layers", "proposed layers"]
@@ -259,6 +274,7 @@ class Balance(Shown):
         """Write the balance to `path` as JSON."""
         fields = asdict(self)
         older = () if self.layer_shares or self.pooled is not None else ("pooled", "pooled_ci95", "layer_shares")
+        older += () if self.by_mixer else ("by_mixer",)
         return write_json(path, {k: v for k, v in fields.items() if k not in older} | {"kind": self.kind})
 
     @staticmethod
@@ -295,6 +311,15 @@ class Balance(Shown):
             warnings=tuple(fields["warnings"]),
             pooled=fields.get("pooled"),
             layer_shares={name: tuple(values) for name, values in fields.get("layer_shares", {}).items()},
+            by_mixer=tuple(
+                MixerShare(
+                    part["mixer"],
+                    tuple(part["layers"]),
+                    part["share"],
+                    part["ci95"] and (*part["ci95"],),  # type: ignore[arg-type]
+                )
+                for part in fields.get("by_mixer", ())
+            ),
         )
 
 
@@ -354,7 +379,34 @@ def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000,
         pooled=clamped(*(float(v) for v in weighted.mean(0))),
         pooled_ci95=_interval(weighted, n_boot, seed),
         layer_shares={str(k): _shares(effects[k], seed) for k in MODULES} if trace.n_facts > 1 else {},
+        by_mixer=_by_mixer(trace, effects, n_boot, seed),
     )
+
+
+def _by_mixer(
+    trace: Trace, effects: Mapping[str, Float[ndarray, "fact layer"]], n_boot: int, seed: int
+) -> tuple[MixerShare, ...]:
+    """Eq. 12 cut by what mixes tokens, with a percentile bootstrap over facts; nothing where all of it is attention."""
+    others = trace.other_mixers
+    if not others:
+        return ()
+    mixers = list(trace.metadata["mixers"])
+    cuts = {"attention": tuple(n for n, m in enumerate(mixers) if m == "attention"), **others}
+    cuts = {mixer: layers for mixer, layers in cuts.items() if layers and mixer != "no mixer"}
+    total = effects["attn"].sum(1) + effects["mlp"].sum(1)
+    sums = np.stack([*(effects["attn"][:, list(layers)].sum(1) for layers in cuts.values()), total], 1)
+    means = sums.mean(0)
+    if not means[-1]:
+        return ()
+    n = len(sums)
+    draws = np.stack([d.mean(0) for d in sums[np.random.default_rng(seed).integers(n, size=(n_boot, n))]])
+    drawn = draws[draws[:, -1] > 0]
+    spans: list[tuple[float, float] | None] = [None] * len(cuts)
+    if n > 1 and len(drawn) >= n_boot / 2:
+        low, high = np.quantile(drawn[:, :-1] / drawn[:, -1:], [0.025, 0.975], axis=0)
+        spans = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    shares = (float(value / means[-1]) for value in means[:-1])
+    return tuple(MixerShare(*part, share, span) for part, share, span in zip(cuts.items(), shares, spans, strict=True))
 
 
 def ratio(attn: float, mlp: float) -> float | None:

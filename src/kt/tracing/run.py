@@ -15,6 +15,7 @@ from .._util.progress import Progress
 from .._util.text import words
 from ..errors import BadFact, WorkFailed, warn_user
 from ..facts.load import FactsLike, distinct_facts, facts_from
+from ..model.layout import ATTENTION
 from ..model.model import TracedModel
 from ..model.ndif import REASON
 from ..model.tokens import token_ids, token_texts
@@ -125,6 +126,7 @@ class Settings:
             "revision": model.revision,
             "dtype": str(model.dtype).removeprefix("torch."),
             "n_layers": model.n_layers,
+            **({} if set(model.layout.mixers) == {ATTENTION} else {"mixers": list(model.layout.mixers)}),
             "metrics": [metric for metric in EVERY if metric in self.metrics],
             "window": self.window,
             "corrupt": self.corrupt,

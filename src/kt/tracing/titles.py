@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._util.text import count, without_folders
+from .._util.text import count, runs_of, without_folders
 from .traced_fact import WHOLE, metric_name
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def subtitle_of(trace: Trace, *metrics: str) -> str:
     parts = [without_folders(trace.metadata["model"]), f"window of {window} layers" if window > 1 else "single layers"]
     parts += ["corrupted states in the clean run"] * (trace.metadata.get("direction") == "noise")
     parts += ["estimated by attribution patching"] * (trace.metadata.get("method") == "atp")
+    parts += [f"{word} in layers {runs_of(layers)}" for word, layers in trace.other_mixers.items()]
     if at := trace.metadata.get("at"):
         parts.append(f"at token {at} of the answer")
     if trace.n_facts == 1:

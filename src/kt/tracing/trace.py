@@ -83,6 +83,15 @@ class Trace(Shown):
         tokens = self.metadata.get("tokens", "all")
         return ROLES if tokens == "all" else (tokens,)
 
+    @property
+    def other_mixers(self) -> dict[str, tuple[int, ...]]:
+        """The layers whose mixer is no attention, by what it is: `linear attention`, `state space`, ..., `no mixer`."""
+        found: dict[str, tuple[int, ...]] = {}
+        for layer, mixer in enumerate(self.metadata.get("mixers", ())):
+            if mixer != "attention":
+                found[mixer or "no mixer"] = (*found.get(mixer or "no mixer", ()), layer)
+        return found
+
     def patched_tokens(self, fact: TracedFact) -> list[int]:
         """The tokens of a fact that were patched."""
         every = self.roles == ROLES
@@ -245,8 +254,9 @@ class Trace(Shown):
         for metric in metrics:
             says = f"Effect on the {METRIC_NAMES[metric]}, tokens down, layers across."
             found.append(Figure(self.heatmaps(metric), says, name=f"heatmap-{metric.replace('_', '-')}"))
-        if len(without_heads(self)) < len(self.kinds):
-            found.append(Figure(self.heads(metrics[0]), "Attention by head.", name="heads", only="command"))
+        for name, says in {"heads": "Attention by head.", "experts": "The MLP by expert."}.items():
+            if _singles(self, name):
+                found.append(Figure(getattr(self, name)(metrics[0]), says, name=name, only="command"))
         says = "By layer at the last subject token, with 95% intervals over facts."
         return [*found, Figure(self.curves(), says, name="curves")]
 
@@ -274,7 +284,7 @@ class Trace(Shown):
 
         kinds = without_heads(self)
         if not kinds:
-            return self.heads(metric)
+            return self.heads(metric) if _singles(self, "heads") else self.experts(metric)
         panels = [_panel(self, self.checked(kind, metric), metric) for kind in kinds]
         # Restored hidden states reach 1 and would leave the two modules pale: each sort shares a scale of its own.
         for sort in (True, False):
@@ -315,16 +325,30 @@ class Trace(Shown):
         Raises:
             BadFact: the trace holds no single heads, or no token of this role.
         """
-        from ..figures import heads_figure
-        from ..figures.theme import head_of
+        return self._by_single("heads", "attention by head", metric, at)
 
-        found = {head: kind for kind in self.kinds if (head := head_of(kind)) is not None}
+    def experts(self, metric: str = "logit_diff", at: str = "subject_last") -> go.Figure:
+        """The MLP by expert: experts down, layers across, at one role; see `heads`.
+
+        Args:
+            metric: `prob` or `logit_diff`.
+            at: a token role: `subject_last`, `last`, ...
+
+        Raises:
+            BadFact: the trace holds no single experts, or no token of this role.
+        """
+        return self._by_single("experts", "MLP by expert", metric, at)
+
+    def _by_single(self, name: str, words: str, metric: str, at: str) -> go.Figure:
+        from ..figures import heads_figure
+        from ..figures.theme import single_of
+
+        found = _singles(self, name)
         if not found:
-            raise BadFact("this trace holds no single heads; trace again with kinds=('heads',)")
+            raise BadFact(f"this trace holds no single {name}; trace again with kinds=({name!r},)")
         if at not in self.roles or at not in {role for fact in self.facts for role in fact.roles}:
             raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(self.roles)}")
-        numbers = sorted(found)
-        records = np.stack([_records(self, self.checked(found[h], metric), metric, at) for h in numbers], -1)
+        records = np.stack([_records(self, self.checked(kind, metric), metric, at) for kind in found], -1)
         cells = bootstrap_mean_grid(records)
         p, q = tested(records, cells)
         return heads_figure(
@@ -334,10 +358,11 @@ class Trace(Shown):
             q,
             p=p,
             n=cells.n,
-            heads=numbers,
+            rows=[" ".join(map(str, single_of(kind) or ())) for kind in found],
+            kind="attn" if name == "heads" else "mlp",
             over=_over(self),
             colour_title=metric_title(self, metric),
-            title=f"{title_of(self)} · attention by head · {TITLES[at].lower()}",
+            title=f"{title_of(self)} · {words} · {TITLES[at].lower()}",
             subtitle=subtitle_of(self, metric),
         )
 
@@ -532,11 +557,21 @@ def _peak(found: Curve) -> tuple[int, Interval]:
     return top, Interval(float(found.mean[top]), float(found.low[top]), float(found.high[top]), int(found.counts[top]))
 
 
-def without_heads(trace: Trace) -> list[str]:
-    """The kinds that are whole modules or states."""
-    from ..figures.theme import head_of
+def _singles(trace: Trace, name: str) -> list[str]:
+    """The kinds that are single `heads`, or single `experts`, in the order of their numbers."""
+    from ..figures.theme import single_of
 
-    return [kind for kind in trace.kinds if head_of(kind) is None]
+    found = {kind: single for kind in trace.kinds if (single := single_of(kind)) is not None}
+    return sorted(
+        (k for k, single in found.items() if (single[0] == "head") == (name == "heads")), key=found.__getitem__
+    )
+
+
+def without_heads(trace: Trace) -> list[str]:
+    """The kinds that are whole modules or states: no single heads, no single experts."""
+    from ..figures.theme import single_of
+
+    return [kind for kind in trace.kinds if single_of(kind) is None]
 
 
 def _records(trace: Trace, kind: str, metric: str, at: str) -> Float[ndarray, "record layer"]:
@@ -593,4 +628,5 @@ def grid(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
 
 
 def _panel(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
-    return {"kind": kind, "colour_title": metric_title(trace, metric), **grid(trace, kind, metric)}
+    marked = trace.other_mixers if kind == "attn" else {}
+    return {"kind": kind, "colour_title": metric_title(trace, metric), "marked": marked, **grid(trace, kind, metric)}
