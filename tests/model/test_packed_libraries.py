@@ -7,6 +7,7 @@ import pytest
 import torch
 from edits_by_hand import random_edit
 from families import byte_level_tokenizer, tiny_module
+from safetensors.torch import load_file, save_file
 from test_packed import FACT, bytes_of, says
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
@@ -69,6 +70,24 @@ def test_a_quantised_folder_is_read_edited_merged_and_loaded_by_transformers(nam
     assert DOWN.removesuffix(".weight") in json.dumps(skipped)
     with pytest.raises(KtError, match="and not their packed bytes"):
         revert_folder(merged)
+
+
+def test_a_folder_of_compressed_tensors_comes_dequantised(tmp_path):
+    pytest.importorskip("compressed_tensors")
+    tiny_module("llama").save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    weights, scheme = load_file(tmp_path / "model.safetensors"), {"num_bits": 8, "type": "int", "strategy": "channel"}
+    for name in [name for name in weights if name.endswith("proj.weight")]:
+        weights[f"{name}_scale"] = weights[name].abs().amax(1, keepdim=True) / 127
+        weights[name] = (weights[name] / weights[f"{name}_scale"]).round().to(torch.int8)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    about = {"quant_method": "compressed-tensors", "format": "int-quantized", "quantization_status": "compressed"}
+    about |= {"config_groups": {"group_0": {"targets": ["Linear"], "weights": scheme}}, "ignore": ["lm_head"]}
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": about}))
+    model = kt.load(tmp_path, device="cpu")
+    assert not model.packing([DOWN]) and model.dequantised[DOWN] == "compressed-tensors, I8"
+    assert torch.equal(model.weight(DOWN), weights[DOWN].float() * weights[f"{DOWN}_scale"])
 
 
 def test_a_map_that_bitsandbytes_repacked_is_refused(tmp_path):
