@@ -386,7 +386,9 @@ PROCESSOR = ("*processor_config.json", "chat_template.json")
 def carry_over(model: TracedModel, folder: Path) -> None:
     """Copy the processor's files from the folder that the model was loaded from."""
     source = checkpoint_folder(str(getattr(model.module.config, "_name_or_path", "") or model.name), model.revision)
-    for path in () if source is None else sorted(path for each in PROCESSOR for path in source.glob(each)):
+    if source is None:
+        return
+    for path in sorted(path for each in PROCESSOR for path in source.glob(each)):
         if path.is_file() and inside(path, source) and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
 

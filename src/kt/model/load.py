@@ -174,7 +174,7 @@ def _from_pretrained(source: str | Path, options: dict[str, Any]) -> Any:
     about = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
     config = AutoConfig.from_pretrained(source, **about)
     wrappers = AutoModelForImageTextToText._model_mapping
-    whole = wrappers[type(config)].__name__ if type(config) in wrappers else None
+    whole = getattr(wrappers[type(config)], "__name__", None) if type(config) in wrappers else None
     options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if whole is not None and whole in (getattr(config, "architectures", None) or ()):
         return AutoModelForImageTextToText.from_pretrained(source, **options)
