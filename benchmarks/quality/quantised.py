@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,8 @@ def measure(kind: str, facts: list[Any], folder: Path) -> dict[str, Any]:
     from kt.model.packed import is_packed
 
     model = kt.load(quantised(kind, folder))
-    before, start = model.fingerprint(), time.perf_counter()
+    before = model.fingerprint()
     trace = kt.causal_trace(model, facts[:1], samples=3, keep="all")
-    seconds = time.perf_counter() - start
     unedited = kt.evaluate(model, facts, protocols=("tf",))
     edit = kt.edit(model, facts, method="memit")
     with edit.applied(model):
@@ -75,7 +73,6 @@ def measure(kind: str, facts: list[Any], folder: Path) -> dict[str, Any]:
         "format": kind,
         "packed maps": sum(map(is_packed, model.module.modules())),
         "traced": trace.headline()[0].value if trace.headline() else None,
-        "trace, s": round(seconds, 1),
         "written": len(edit.names),
         "dequantised": len(edit.manifest.get("packed", {})),
         "perplexity": edit.manifest["perplexity"],
@@ -89,7 +86,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     heads = [
         "format",
         "packed maps",
-        "trace, s",
         "written, of them dequantised",
         *METRICS,
         "perplexity",
@@ -99,7 +95,6 @@ def table(rows: list[dict[str, Any]]) -> str:
         [
             row["format"],
             str(row["packed maps"]),
-            f"{row['trace, s']}",
             f"{row['written']}, {row['dequantised']}",
             *(cell(row[name]) for name in METRICS),
             f"{row['perplexity']['before']:.2f} to {row['perplexity']['after']:.2f}",

@@ -29,7 +29,18 @@ from ..model.packed import is_packed, is_plain, kind_of
 from ..report import Shown, Table
 from ..runs.folder import FILES
 from ..runs.provenance import versions
-from .shards import Shards, Source, refuse_full, refuse_taken, saved_names, shard_size, size_of, source_of, whole_folder
+from .shards import (
+    Shards,
+    Source,
+    refuse_full,
+    refuse_taken,
+    reversible,
+    saved_names,
+    shard_size,
+    size_of,
+    source_of,
+    whole_folder,
+)
 
 if TYPE_CHECKING:
     from ..editing import Edit
@@ -365,7 +376,7 @@ def refuse_unsaved(model: TracedModel) -> None:
 @contextmanager
 def left_plain(model: TracedModel, names: Iterable[str]) -> Iterator[None]:
     """Inside the block transformers can save a quantised model with these weights plain: they are on its config's list
-    of maps that stay so, and what unpacked the others at loading, which has no way back, is no part of saving."""
+    of maps that stay so."""
     module = model.module
     linear = {path: each for path, each in module.named_modules() if is_linear(each)}
     plain = [path for path, each in linear.items() if not is_packed(each)]  # by default the head is one
@@ -374,25 +385,14 @@ def left_plain(model: TracedModel, names: Iterable[str]) -> Iterator[None]:
         return
     about = module.config.quantization_config
     field = next(each for each in SKIPPED if hasattr(about, each))
-    before, conversions = getattr(about, field), vars(module).get("_weight_conversions")
+    before = getattr(about, field)
     paths = [name.removesuffix(".weight") for name in names]
     setattr(about, field, sorted({*paths, *(plain if before is None else before)}) if paths else before)
-    if conversions is not None:
-        vars(module)["_weight_conversions"] = [each for each in conversions if _is_reversible(each)]
     try:
-        yield
+        with reversible(module):
+            yield
     finally:
         setattr(about, field, before)
-        if conversions is not None:
-            vars(module)["_weight_conversions"] = conversions
-
-
-def _is_reversible(conversion: Any) -> bool:
-    try:
-        conversion.reverse_transform()
-    except NotImplementedError:
-        return False
-    return True
 
 
 PROCESSOR = ("*processor_config.json", "chat_template.json")

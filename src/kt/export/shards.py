@@ -204,7 +204,30 @@ def _reverted(module: Any, empty: dict[str, Tensor]) -> dict[str, Tensor]:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:
         return empty
-    return dict(revert_weight_conversion(module, empty))
+    with reversible(module):
+        return dict(revert_weight_conversion(module, empty))
+
+
+@contextmanager
+def reversible(module: Any) -> Iterator[None]:
+    """Inside the block what transformers did to a quantised model's weights at loading is no part of saving them: they
+    are as they were stored, and that step has no way back. Renamings have one."""
+    before = vars(module).get("_weight_conversions")
+    if before is not None:
+        vars(module)["_weight_conversions"] = [each for each in before if _has_a_way_back(each)]
+    try:
+        yield
+    finally:
+        if before is not None:
+            vars(module)["_weight_conversions"] = before
+
+
+def _has_a_way_back(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _local_file(source: str, name: str, revision: str | None) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,13 +145,14 @@ def _load(
             module, tokenizer = load_gguf(gguf, options, tokenizer)
         packed = packed_weights(gguf, module)
     else:
-        with one_line(name), no_bars():
+        with one_line(name), no_bars(), warnings.catch_warnings():
             if Path(source).is_dir() and not trust_remote_code:
                 require_sizes(Path(source))
             if quantised == "compressed-tensors":  # else it unpacks what a first forward reaches
                 from transformers import CompressedTensorsConfig
 
                 options["quantization_config"] = CompressedTensorsConfig(run_compressed=False)
+                warnings.filterwarnings("ignore", message="You passed `quantization_config`")
             module, about = _from_pretrained(source, options)
         require_whole(name, module, about)
         with one_line(name):
@@ -172,7 +174,7 @@ def _from_pretrained(source: str | Path, options: dict[str, Any]) -> Any:
     about = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
     config = AutoConfig.from_pretrained(source, **about)
     wrappers: Any = AutoModelForImageTextToText._model_mapping
-    whole = wrappers[type(config)].__name__ if type(config) in wrappers else None
+    whole = getattr(wrappers[type(config)], "__name__", None) if type(config) in wrappers else None
     options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if whole is not None and whole in (getattr(config, "architectures", None) or ()):
         return AutoModelForImageTextToText.from_pretrained(source, **options)
