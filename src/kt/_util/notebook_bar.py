@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 
 def display() -> Callable[..., Any] | None:
-    """IPython's `display` in a notebook's kernel (Jupyter, Colab, VS Code), marimo's output in one of its notebooks; None
-    elsewhere, or where bars are off."""
+    """IPython's `display` in a notebook's kernel (Jupyter, Colab, VS Code), marimo's output in one of its notebooks;
+    None elsewhere, or where bars are off."""
     if os.environ.get(OFF, "").lower() in ("1", "true", "yes"):
         return None
     if getattr(sys.modules.get("marimo"), "running_in_notebook", lambda: False)():
