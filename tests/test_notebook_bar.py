@@ -58,6 +58,15 @@ def test_a_callback_of_ones_own_is_called_and_no_bar_is_shown(drawn):
     assert told == [(1, 3), (2, 3), (3, 3)] and drawn == []
 
 
+def test_in_marimo_the_bar_is_the_output_of_the_cell_that_runs(drawn, monkeypatch):
+    marimo, shown = ModuleType("marimo"), []
+    marimo.running_in_notebook, marimo.Html = lambda: True, str
+    marimo.output = SimpleNamespace(replace=shown.append)
+    monkeypatch.setitem(sys.modules, "marimo", marimo)
+    outer()
+    assert shown[0].startswith("<progress") and "outer work: 3 of 3 in" in shown[-1] and drawn == []
+
+
 @pytest.mark.parametrize("where", ["script", "terminal", "off"])
 def test_there_is_no_bar_elsewhere(drawn, monkeypatch, where):
     if where == "script":

@@ -207,7 +207,10 @@ def test_in_a_browser_it_sends_what_is_typed_and_shows_what_the_model_answers(mo
         )
         heads = await tab.js("[...root().querySelectorAll('.x-tops thead th')].map(e => e.textContent)")
         assert heads == ["rank", "before", "after"] and "cell=4.6" in await tab.js("state.view")
-        assert await tab.js("getComputedStyle(root().querySelector('.kt-root')).backgroundColor") == "rgb(18, 22, 28)"
+        ground = "getComputedStyle(root().querySelector('.kt-root')).backgroundColor"
+        assert await tab.js(ground) == "rgb(18, 22, 28)"
+        await tab.js("document.body.dataset.jpThemeLight = 'true'")  # the notebook's theme is changed
+        await tab.until(f"{ground} === 'rgb(255, 255, 255)'")
         await tab.picture(tmp_path / "widget.png")
         if AXE:
             await tab.js(Path(AXE).read_text(encoding="utf-8") + ";0")

@@ -6,7 +6,7 @@ import html
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -27,13 +27,30 @@ T = TypeVar("T")
 
 
 def display() -> Callable[..., Any] | None:
-    """IPython's `display` in a notebook's kernel (Jupyter, Colab, VS Code); None elsewhere, or where bars are off."""
+    """IPython's `display` in a notebook's kernel (Jupyter, Colab, VS Code), marimo's output in one of its notebooks;
+    None elsewhere, or where bars are off."""
+    if os.environ.get(OFF, "").lower() in ("1", "true", "yes"):
+        return None
+    if getattr(sys.modules.get("marimo"), "running_in_notebook", lambda: False)():
+        return MarimoOutput
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if getattr(shell, "kernel", None) is None or os.environ.get(OFF, "").lower() in ("1", "true", "yes"):
+    if getattr(shell, "kernel", None) is None:
         return None
     from IPython.display import display as show
 
     return show
+
+
+class MarimoOutput:
+    """The output of marimo's cell that runs, with the two calls that IPython's display handles have."""
+
+    def __init__(self, shown: Mapping[str, str], raw: bool, display_id: bool) -> None:
+        self.update(shown, raw)
+
+    def update(self, shown: Mapping[str, str], raw: bool) -> None:
+        """Show this in the place of what it showed before."""
+        marimo = sys.modules["marimo"]
+        marimo.output.replace(marimo.Html(shown["text/html"]))
 
 
 class Bar:

@@ -76,7 +76,7 @@ function everything() {
   const on = chosenFact() === -1;
   return h("tr", { role: "row", tabindex: on ? 0 : -1, "aria-selected": String(on), "data-fact": -1, class: "x-all" },
     h("td", { role: "gridcell", class: "x-state" }, h("span", { role: "img", "aria-label": "mean" }, "x̄")),
-    h("td", { role: "gridcell", class: "x-fact" }, `All ${count(data.facts.length, "fact")} together`),
+    h("td", { role: "gridcell", class: "x-fact" }, data.facts.length === 1 ? "Mean over 1 fact" : `All ${data.facts.length} facts together`),
     data.columns.map(({ key }) => {
       const known = data.facts.map((fact) => value(fact, key)).filter((each) => each !== null && each !== undefined);
       const mean = known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;

@@ -31,9 +31,9 @@ function helpDialog() {
 
 /**
  * Draw the explorer of `data` into `root`. `themed` carries data-theme, `keys` is where keys are heard, `own` the theme
- * of what is around it. What comes back ends it.
+ * of what is around it, as the attributes of the elements `outer` tell. What comes back ends it.
  */
-export function mount(root, data, { themed, keys, own = () => "" }) {
+export function mount(root, data, { themed, keys, own = () => "", outer = [] }) {
   stand(root, themed);
   const theme = () => {
     const chosen = get("theme") || own();
@@ -94,6 +94,12 @@ export function mount(root, data, { themed, keys, own = () => "" }) {
     wide = root.clientWidth;
     draw();
   });
+  const around = new MutationObserver(() => {
+    const before = themed.dataset.theme;
+    theme();
+    if (themed.dataset.theme !== before) draw();
+  });
+  for (const element of outer) around.observe(element, { attributes: true });
   keys.addEventListener("keydown", press);
   system.addEventListener("change", turn);
   watch.observe(root);
@@ -103,6 +109,7 @@ export function mount(root, data, { themed, keys, own = () => "" }) {
     keys.removeEventListener("keydown", press);
     system.removeEventListener("change", turn);
     watch.disconnect();
+    around.disconnect();
     deaf();
   };
 }

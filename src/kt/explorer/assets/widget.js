@@ -35,7 +35,7 @@ export function render({ model, el }) {
     const turn = (latest += 1), data = await unpacked(model.get("data"));
     if (turn !== latest) return;
     end();
-    const unmount = mount(explorer, data, { themed: within, keys: explorer, own: around });
+    const unmount = mount(explorer, data, { themed: within, keys: explorer, own: around, outer: [document.body, document.documentElement] });
     const deaf = listen((changed) => changed.has("fact") && live.take(data));
     end = () => (unmount(), deaf());
     if (data.chosen !== null) set({ fact: data.chosen });
