@@ -38,17 +38,20 @@ SIZES |= dict(vocab_size=384, max_position_embeddings=128, head_dim=8, bos_token
 SIZES |= dict(n_layer=3, n_embd=32, n_head=4, n_positions=128, ffn_dim=48, word_embed_proj_dim=32, decoder_layers=3)
 SIZES |= dict(d_model=32, n_layers=3, n_heads=4, num_layers=3, decoder_attention_heads=4, decoder_ffn_dim=48)
 SIZES |= dict(num_experts=4, num_local_experts=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
-SIZES |= dict(shared_expert_intermediate_size=16, d_ff=48, encoder_layers=2, rotary_dim=4, dff=48)
+SIZES |= dict(
+    shared_intermediate_size=16, shared_expert_intermediate_size=16, d_ff=48, encoder_layers=2, rotary_dim=4, dff=48
+)
 LATENT = dict(q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8)
 LATENT |= dict(num_key_value_heads=4, head_dim=8)
+DELTA = dict(linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8)
 SSM = dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8)
 PLAIN = """
 llama mistral ministral qwen2 qwen3 gemma gemma2 gemma3_text vaultgemma phi phi3 gpt2 gpt-sw3 gptj gpt_neox
 gpt_neox_japanese gpt_bigcode codegen opt xglm biogpt openai-gpt ctrl bloom mpt olmo olmo2 olmo3 stablelm
 starcoder2 cohere cohere2 granite smollm3 helium glm glm4 nemotron persimmon ernie4_5 exaone4 internlm3 arcee
 apertus seed_oss hunyuan_v1_dense modernbert-decoder nanochat bitnet diffllama doge mixtral qwen2_moe
-qwen3_moe glm4_moe ernie4_5_moe granitemoe granitemoeshared hunyuan_v1_moe olmoe phimoe gpt_oss jetmoe jamba
-mamba falcon_mamba recurrent_gemma rwkv minimax xlstm bart xlm
+qwen3_moe glm4_moe ernie4_5_moe granitemoe granitemoeshared hunyuan_v1_moe olmoe phimoe gpt_oss jetmoe dots1
+minimax_m2 exaone_moe flex_olmo cohere2_moe afmoe mistral4 gemma4_text kimi_linear mamba falcon_mamba recurrent_gemma rwkv minimax xlstm bart xlm
 """
 """Kinds that need no other changes than the sizes."""
 KINDS: dict[str, dict] = {kind: {} for kind in PLAIN.split()}
@@ -77,14 +80,23 @@ KINDS |= {
         attn_config=dict(kv_n_heads=2, clip_qkv=8.0, rope_theta=10000.0),
         ffn_config=dict(ffn_hidden_size=48, moe_num_experts=4, moe_top_k=2),
     ),
-    "qwen3_next": dict(
-        linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8
-    ),
+    "qwen3_next": DELTA | dict(layer_types=["linear_attention", "full_attention", "linear_attention"]),
+    "qwen3_5_text": DELTA | dict(layer_types=["linear_attention", "full_attention", "linear_attention"]),
+    "qwen3_5_moe_text": DELTA | dict(layer_types=["linear_attention", "full_attention", "linear_attention"]),
+    "lfm2_moe": dict(layer_types=["conv", "full_attention", "conv"], num_dense_layers=1),
+    "jamba": dict(attn_layer_period=3, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1,
+                  use_mamba_kernels=False),
     "falcon_h1": SSM | dict(mamba_d_ssm=64),
     "bamba": SSM | dict(attn_layer_indices=[1]),
     "granitemoehybrid": SSM | dict(layer_types=["mamba", "attention", "mamba"], shared_intermediate_size=48),
     "mamba2": dict(num_heads=8, head_dim=8, n_groups=1, state_size=8),
-    "nemotron_h": dict(mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, n_groups=2),
+    "nemotron_h": dict(
+        mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, n_groups=2, moe_shared_expert_intermediate_size=16,
+        layers_block_type=["mamba", "mlp", "attention", "moe"], num_hidden_layers=4,
+    ),
+    "olmo_hybrid": DELTA | dict(layer_types=["linear_attention", "full_attention", "linear_attention"]),
+    "deepseek_v32": LATENT | dict(first_k_dense_replace=1, n_group=2, topk_group=1),
+    "glm4_moe_lite": LATENT | dict(n_group=2, topk_group=1),
     "zamba2": dict(layers_block_type=["mamba", "hybrid", "mamba"], mamba_headdim=8, n_mamba_heads=8),
     "gemma3n_text": dict(
         num_kv_shared_layers=0, layer_types=["full_attention"] * 3, laurel_rank=8, hidden_size_per_layer_input=8,

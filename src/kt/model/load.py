@@ -159,6 +159,8 @@ def _load(
             packed = require_numbers(name, module, checkpoint_folder(source, revision))
     if "device_map" not in options:
         module = module.to(target)
+    if kind is torch.float64 and hasattr(module, "set_experts_implementation"):
+        module.set_experts_implementation("eager")  # torch multiplies no groups of experts in float64
     tokenizer = tokenizer or load_tokenizer(source, name, revision, trust_remote_code)
     made = TracedModel(module, tokenizer, name=name, revision=revision, layout=parts, borrowed=False)
     made.dequantised = packed
