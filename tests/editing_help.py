@@ -36,7 +36,7 @@ def fast(method="intattn", **changes):
 
 
 def statistics(model, corpus, tmp_path):
-    sites = [Site(k, layer) for k in (Kind.ATTN, Kind.MLP) for layer in range(model.n_layers)]
+    sites = [Site(k, layer) for k in (Kind.ATTN, Kind.MLP) for layer in model.layers_with(k)]
     return key_statistics(model, sites, corpus, max_tokens=2500, cache_dir=tmp_path)
 
 

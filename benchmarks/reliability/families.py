@@ -31,6 +31,7 @@ import kt  # noqa: E402
 from kt._util.data import to_json  # noqa: E402
 from kt.errors import KtError  # noqa: E402
 from kt.facts.corpus import Corpus  # noqa: E402
+from kt.model.sites import Kind  # noqa: E402
 
 OUT = ROOT / "docs" / "data" / "families.json"
 SIZES = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48)
@@ -49,9 +50,10 @@ PLAIN = """
 llama mistral ministral qwen2 qwen3 gemma gemma2 gemma3_text vaultgemma phi phi3 gpt2 gpt-sw3 gptj gpt_neox
 gpt_neox_japanese gpt_bigcode codegen opt xglm biogpt openai-gpt ctrl bloom mpt olmo olmo2 olmo3 stablelm
 starcoder2 cohere cohere2 granite smollm3 helium glm glm4 nemotron persimmon ernie4_5 exaone4 internlm3 arcee
-apertus seed_oss hunyuan_v1_dense modernbert-decoder nanochat bitnet diffllama doge mixtral qwen2_moe
-qwen3_moe glm4_moe ernie4_5_moe granitemoe granitemoeshared hunyuan_v1_moe olmoe phimoe gpt_oss jetmoe dots1
-minimax_m2 exaone_moe flex_olmo cohere2_moe afmoe mistral4 gemma4_text kimi_linear mamba falcon_mamba recurrent_gemma rwkv minimax xlstm bart xlm
+apertus seed_oss hunyuan_v1_dense modernbert-decoder nanochat bitnet diffllama doge mixtral qwen2_moe qwen3_moe
+glm4_moe ernie4_5_moe granitemoe granitemoeshared hunyuan_v1_moe olmoe phimoe gpt_oss jetmoe dots1 minimax_m2
+exaone_moe flex_olmo cohere2_moe afmoe mistral4 gemma4_text kimi_linear mamba falcon_mamba recurrent_gemma rwkv
+minimax xlstm bart xlm
 """
 """Kinds that need no other changes than the sizes."""
 KINDS: dict[str, dict] = {kind: {} for kind in PLAIN.split()}
@@ -155,7 +157,10 @@ def tried(kind, text, folder):
         trace = kt.causal_trace(model, [fact], samples=1, keep="all")
         row["read"] = bool(torch.tensor([trace.facts[0].p_clean, trace.facts[0].p_corrupt]).isfinite().all())
         before = model.fingerprint()
-        edit = solve(model, Corpus.open(text), folder / kind)
+        mixing, mlps = ([*model.layers_with(kind)] for kind in (Kind.ATTN, Kind.MLP))
+        edit = solve(
+            model, Corpus.open(text), folder / kind, layers_mlp=tuple(mlps[:2]), layers_attn=tuple(mixing[1:2])
+        )
         was = model.logits(model.encode([fact.prompt]))
         with edit.applied(model):
             moved = not torch.equal(was, model.logits(model.encode([fact.prompt])))

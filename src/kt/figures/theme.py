@@ -73,12 +73,11 @@ def look(kind: str | None, index: int = 0) -> Look:
     known = KINDS | ANSWERS
     if kind is not None and str(kind) in known:
         return known[str(kind)]
-    label, scale = str(kind or ""), _PURPLES
+    label, scale = str(kind or ""), tuple[str, ...](_PURPLES)
     if (single := single_of(label)) is not None:
         word, index = single
-        label, scale = (
-            (f"Attention, head {index}", _REDS) if word == "head" else (f"MLP, {word} {index}", KINDS["mlp"].scale)
-        )
+        module = KINDS["attn" if word == "head" else "mlp"]
+        label, scale = f"{module.label}, {word} {index}", module.scale
     colour = SERIES[index % len(SERIES)]
     symbols, dashes = ("circle", "square", "diamond", "triangle-up"), ("solid", "dash", "dot", "dashdot")
     return Look(label, colour, dashes[index % 4], symbols[index % 4], scale)

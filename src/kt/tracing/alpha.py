@@ -273,8 +273,8 @@ class Balance(Shown):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the balance to `path` as JSON."""
         fields = asdict(self)
-        older = () if self.layer_shares or self.pooled is not None else ("pooled", "pooled_ci95", "layer_shares")
-        older += () if self.by_mixer else ("by_mixer",)
+        older = [] if self.layer_shares or self.pooled is not None else ["pooled", "pooled_ci95", "layer_shares"]
+        older += [] if self.by_mixer else ["by_mixer"]
         return write_json(path, {k: v for k, v in fields.items() if k not in older} | {"kind": self.kind})
 
     @staticmethod
