@@ -118,3 +118,16 @@ def test_experts_whose_output_is_not_their_weights_times_their_keys_are_refused(
     module.model.layers[1].mlp.experts.forward = lambda *given: 3.0 * given[0]
     with pytest.raises(UnknownModel, match=r"4 experts at mlp.experts of model.layers.1 do not make its output: \d"):
         kt.load(module, tokenizer=byte_level_tokenizer())
+
+
+def test_the_router_is_read(kind):
+    model = tiny_model(kind)
+    gates = model.routing(model.encode([FACT, "The"]), [2])[2]
+    count = model.layout.at(2).mixture.count
+    assert gates.shape == (2, len(model.encode([FACT]).ids[0]), count)
+    sent = (gates != 0).sum(-1)
+    assert int(sent.max()) == (1 if kind == "llama4_text" else 2) == int(sent[0].min())
+    if kind in ("mixtral", "gpt_oss"):  # whose weights are a softmax over the chosen
+        assert torch.allclose(gates.sum(-1), torch.ones(()), atol=1e-6)
+    with pytest.raises(UnknownSite, match="has no mixture of experts"):
+        tiny_model("llama").routing(model.encode([FACT]), [1])

@@ -161,6 +161,11 @@ class Routed(NamedTuple):
     gates: Float[Tensor, "token expert"]
     applied: bool = False
 
+    def at(self, places: Int[Tensor, " token"]) -> Routed:
+        """The same for some tokens."""
+        tokens = self.tokens[:, places] if self.applied else self.tokens[places]
+        return self._replace(tokens=tokens, gates=self.gates[places])
+
 
 def routed(mixture: Mixture, inputs: tuple[Sequence[Any], Mapping[str, Any]]) -> Routed:
     """The experts' arguments, whatever their order.
@@ -233,16 +238,30 @@ class MixtureSite:
         """The gated key: of all parts, or of the one that `role` names."""
         return self.read()[0]
 
-    def read(self) -> tuple[Float[Tensor, "token d_in"], Routed | None]:
-        """The gated key, and what the experts are given (None for a shared expert's)."""
+    def read(self, at: Int[Tensor, " token"] | None = None) -> tuple[Float[Tensor, "token d_in"], Routed | None]:
+        """The gated key, and what the experts are given (None for a shared expert's).
+
+        Args:
+            at: the tokens to compute it for, by their places in the flattened batch; None takes all.
+        """
         part, number = (None, 0) if self.role is None else self.mixture.part(self.role)
         given = self._given(part, number)
+        if at is not None:
+            given = {path: each.at(at) if isinstance(each, Routed) else each[at] for path, each in given.items()}
         keys: list[Tensor] = []
         if part != "shared":
             experts = range(self.mixture.count) if part is None else [number]
             keys += gated_keys(self._module, self.mixture, given[self.mixture.experts], experts)
         keys += [given[each.path] for each in self.mixture.shared if each.path in given]
         return (keys[0] if len(keys) == 1 else torch.cat(keys, -1)), given.get(self.mixture.experts)
+
+    def gates(self) -> Float[Tensor, "token expert"]:
+        """The router's weights."""
+        tokens = self._whole.input.flatten(0, -2)
+        given = routed(self.mixture, self._inner[self.mixture.experts].inputs)
+        if not given.applied:
+            return given.gates
+        return (given.tokens * tokens).sum(-1).T / tokens.square().sum(-1, keepdim=True)
 
     def _given(self, part: str | None, number: int) -> dict[str, Any]:
         """What the experts are given and the keys of shared ones, in the order in which a forward comes to them."""
@@ -325,6 +344,7 @@ def settle_mixture(model: Any, mixture: Mixture, layers: Sequence[int], ids: Int
         left = value - sum(
             key[:, columns].double() @ oriented(model.module, f"{block}.{mixture.weight(role)}", mixture).double().T
             for role, columns in mixture.roles.items()
+            if key[:, columns].any()
         )
         bias = getattr(model.module.get_submodule(f"{block}.{mixture.experts}"), f"{mixture.down}_bias", None)
         left = left if bias is None else left - gates.double() @ bias.double()

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import BadFact, UnknownModel
+from ..errors import BadFact, UnknownModel, UnknownSite
 from .chat import Chat, ChatReader, choose
 from .devices import execution_device, refuse_wrapped, require_start
 from .effects import Effect, effects_of
@@ -396,6 +396,10 @@ class TracedModel(Weights):
         with self.root.trace(**self.inputs(batch), backend=self.backend()) as tracer:
             found: Any = []
             for envoy, end in points:
+                if isinstance(envoy, MixtureSite) and end == "input" and len(columns):  # wide: only what is read
+                    places = (rows * batch.ids.shape[1] + columns.cpu()).flatten()
+                    found.append(envoy.read(places)[0].view(*columns.shape, -1).clone())
+                    continue
                 full = getattr(envoy, end)
                 full = full[0] if isinstance(full, tuple) else full
                 full = full if full.dim() == 3 else full.view(n, -1, full.shape[-1])
@@ -403,6 +407,27 @@ class TracedModel(Weights):
             found.save()
             tracer.stop()
         return found
+
+    @torch.no_grad()
+    def routing(self, batch: Batch, layers: Iterable[int]) -> dict[int, Float[Tensor, "row pos expert"]]:
+        """What a router sends where: by layer, the weight of each expert for each token, zero where it gets none of it.
+
+        Args:
+            batch: the rows to run; padding is routed too.
+            layers: layers whose MLP is a mixture of experts.
+
+        Raises:
+            UnknownSite: a layer has none.
+        """
+        sites = {layer: self.projection(Site(Kind.MLP, layer)) for layer in sorted(set(layers))}
+        for layer, site in sites.items():
+            if not isinstance(site, MixtureSite):
+                raise UnknownSite(f"block {layer} of {self.name} has no mixture of experts")
+        with self.root.trace(**self.inputs(batch), backend=self.backend()) as tracer:
+            found: Any = {layer: site.gates().view(*batch.ids.shape, -1).clone() for layer, site in sites.items()}
+            found.save()
+            tracer.stop()
+        return dict(found)
 
     def linear_io(
         self,
