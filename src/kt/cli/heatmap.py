@@ -20,7 +20,7 @@ class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, C
     first = ("kind", "png")
 
     kind: Annotated[
-        str, Opt("--kind", help="Any of mlp, attn, hidden; hidden-no-mlp, hidden-no-attn sever a module.")
+        str, Opt("--kind", help="Any of mlp, attn, hidden, experts; hidden-no-mlp, hidden-no-attn sever a module.")
     ] = "mlp,attn,hidden"
     heads: Annotated[bool, Opt("--heads", help="Also every attention head by itself.")] = False
     metric: Annotated[

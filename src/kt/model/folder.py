@@ -71,12 +71,6 @@ def checkpoint_folder(source: str | Path, revision: str | None) -> Path | None:
     return None if cached is None else cached.parent
 
 
-def read_config(source: str | Path, revision: str | None) -> dict[str, Any]:
-    """A checkpoint's config; empty where its folder is not here."""
-    folder = checkpoint_folder(source, revision)
-    return {} if folder is None else _read(folder / "config.json")
-
-
 def cached_file(repository: str, name: str, revision: str | None) -> Path | None:
     """A file of a Hub repository in the cache."""
     from huggingface_hub import try_to_load_from_cache

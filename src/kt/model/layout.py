@@ -405,7 +405,7 @@ def _named(module: nn.Module, owner: nn.Module, given: Mapping[str, str], part: 
         raise UnknownModel(f"layout: {part} = {path!r} is no module {where}{hint}") from None
     if part in ("o_proj", "down_proj") and not is_linear(found):
         raise UnknownModel(f"layout: {part} = {path!r} is {type(found).__name__}; name one linear map")
-    if part in ("embed", "head") and getattr(getattr(found, "weight", None), "ndim", 0) != 2:
+    if part in ("embed", "head") and getattr(getattr(found, "weight", None), "ndim", 2 * is_packed(found)) != 2:
         raise UnknownModel(
             f"layout: {part} = {path!r} is {type(found).__name__}; name a module with a row for each token"
         )

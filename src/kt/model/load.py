@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import KtError, UnknownModel
 from .chat import Chat, choose
 from .devices import checked_device, read_device_map
-from .folder import check_source, checkpoint_folder, quantisation_of, read_config, require_sizes
+from .folder import check_source, checkpoint_folder, quantisation_of, refuse_quantised, require_sizes
 from .gguf import find_gguf, load_gguf, packed_weights
 from .hub import load_tokenizer, one_line, require_numbers, require_whole, split_revision
 from .layout import read_layout
@@ -132,11 +132,8 @@ def _load(
     kind = _dtype(dtype, float32=name == "demo" or gguf is not None)
     target, spread = checked_device(device), read_device_map(device_map)
     options: dict[str, Any] = {"dtype": kind, "trust_remote_code": trust_remote_code, "revision": revision}
-    quantised = None if gguf is not None else quantisation_of(read_config(source, revision))
     if spread is not None:
         options["device_map"] = spread
-    elif quantised == "bitsandbytes":  # whose modules do not move once they are packed
-        options["device_map"] = {"": str(target)}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     module: Any
@@ -148,16 +145,12 @@ def _load(
         with one_line(name), no_bars(), warnings.catch_warnings():
             if Path(source).is_dir() and not trust_remote_code:
                 require_sizes(Path(source))
-            if quantised == "compressed-tensors":  # else it unpacks what a first forward reaches
-                from transformers import CompressedTensorsConfig
-
-                options["quantization_config"] = CompressedTensorsConfig(run_compressed=False)
-                warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            module, about = _from_pretrained(source, options)
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            module, about = _from_pretrained(source, options, target)
         require_whole(name, module, about)
         with one_line(name):
             packed = require_numbers(name, module, checkpoint_folder(source, revision))
-    if "device_map" not in options:
+    if getattr(module, "hf_device_map", None) is None:
         module = module.to(target)
     if kind is torch.float64 and hasattr(module, "set_experts_implementation"):
         module.set_experts_implementation("eager")  # torch multiplies no groups of experts in float64
@@ -167,7 +160,7 @@ def _load(
     return made
 
 
-def _from_pretrained(source: str | Path, options: dict[str, Any]) -> Any:
+def _from_pretrained(source: str | Path, options: dict[str, Any], target: torch.device) -> Any:
     """A causal language model, a multimodal one whole where its checkpoint is of one (transformers has some kinds as
     their text part too, without the rest); and what was missing in its files. (Of weights of another shape transformers
     alone says no name.)"""
@@ -175,7 +168,13 @@ def _from_pretrained(source: str | Path, options: dict[str, Any]) -> Any:
 
     about = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
     config = AutoConfig.from_pretrained(source, **about)
+<<<<<<< HEAD
     wrappers: Any = AutoModelForImageTextToText._model_mapping
+=======
+    refuse_quantised(source, config.to_dict())  # of the Hub's, before its weights are fetched
+    options = options | _of_quantised(quantisation_of(config.to_dict()), target, options)
+    wrappers = AutoModelForImageTextToText._model_mapping
+>>>>>>> packed
     whole = getattr(wrappers[type(config)], "__name__", None) if type(config) in wrappers else None
     options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if whole is not None and whole in (getattr(config, "architectures", None) or ()):
@@ -189,6 +188,17 @@ def _from_pretrained(source: str | Path, options: dict[str, Any]) -> Any:
             return AutoModelForImageTextToText.from_pretrained(source, **options)
         except ValueError:
             raise ValueError("transformers has no causal language model of its kind") from error
+
+
+def _of_quantised(kind: str | None, target: torch.device, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `from_pretrained` has to be told of a kind of quantised checkpoint."""
+    if kind == "bitsandbytes" and "device_map" not in options:  # its modules do not move once they are packed
+        return {"device_map": {"": str(target)}}
+    if kind == "compressed-tensors":  # else it unpacks what a first forward reaches, one by one
+        from transformers import CompressedTensorsConfig
+
+        return {"quantization_config": CompressedTensorsConfig(run_compressed=False)}
+    return {}
 
 
 def _dtype(dtype: str | torch.dtype, float32: bool) -> str | torch.dtype:
