@@ -168,13 +168,9 @@ def _from_pretrained(source: str | Path, options: dict[str, Any], target: torch.
 
     about = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
     config = AutoConfig.from_pretrained(source, **about)
-<<<<<<< HEAD
-    wrappers: Any = AutoModelForImageTextToText._model_mapping
-=======
     refuse_quantised(source, config.to_dict())  # of the Hub's, before its weights are fetched
     options = options | _of_quantised(quantisation_of(config.to_dict()), target, options)
-    wrappers = AutoModelForImageTextToText._model_mapping
->>>>>>> packed
+    wrappers: Any = AutoModelForImageTextToText._model_mapping
     whole = getattr(wrappers[type(config)], "__name__", None) if type(config) in wrappers else None
     options = options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if whole is not None and whole in (getattr(config, "architectures", None) or ()):
