@@ -56,6 +56,6 @@ edit
 
 # %%
 before = kt.evaluate(model, requests, generate=False)
-with edit.applied(model, force=True):
+with edit.applied(model):
     after = kt.evaluate(model, requests, before=before, generate=False)
 after

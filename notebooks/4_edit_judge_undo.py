@@ -39,7 +39,7 @@ again
 
 # %%
 before = kt.evaluate(model, requests, generate=False)
-with again.applied(model, force=True):
+with again.applied(model):
     after = kt.evaluate(model, requests, before=before, generate=False)
 after
 
@@ -50,6 +50,6 @@ after
 
 # %%
 assert model.fingerprint() == untouched
-again.apply_(model, force=True)
+again.apply_(model)
 again.revert_(model)
 assert model.fingerprint() == untouched

@@ -165,7 +165,11 @@ def tutorials() -> str:
         head = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         title, _, about = head.removeprefix("# ").partition("\n")
         rows.append(f"**[{title}]({path.stem}.md)**  \n{' '.join(about.split())}")
-    about = "Each page is a notebook of the folder `notebooks/`, run on the model that comes with kt."
+    about = (
+        "Each page is a notebook of the folder `notebooks/`, run on the model that comes with kt. All of them take "
+        "another model and other facts from the variables `KT_MODEL` (a folder or a Hub id) and `KT_FACTS` (a file); "
+        "`make test-real` runs them on SmolLM2."
+    )
     return "\n\n".join(["# Tutorials", about, *rows])
 
 

@@ -289,7 +289,7 @@ class Scores(Shown):
             )
 
     def __repr__(self) -> str:
-        return f"Scores({self.model}: {self.about_records}, {len(self.metrics)} metrics)"
+        return f"Scores({without_folders(self.model)}: {self.about_records}, {len(self.metrics)} metrics)"
 
 
 def _request(fact: Fact) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from .._util.data import plain
 from .._util.lock import default_cache
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
-from .._util.text import slug
+from .._util.text import slug, without_folders
 from ..errors import KtError
 from ..evaluation import Scores, evaluate
 from ..evaluation.cached import evaluate_cached
@@ -77,7 +77,7 @@ class MethodsTable(Shown):
 
     def __repr__(self) -> str:
         methods = ", ".join(dict.fromkeys(row.series for row in self.rows))
-        return f"MethodsTable({self.about['model']}: {methods}; {self.about['n_facts']} facts)"
+        return f"MethodsTable({without_folders(self.about['model'])}: {methods}; {self.about['n_facts']} facts)"
 
     def difference(self, row: Row, other: str) -> dict[str, Interval]:
         """The row less that of another method at the same place, by column, over the records that both have; with a
@@ -101,7 +101,7 @@ class MethodsTable(Shown):
         caption = (
             "edit success, paraphrase, portability: teacher-forced, all tokens right; locality: likeliest token kept"
         )
-        tables = [Table(head, lines, f"{self.about['model']}: methods", caption)]
+        tables = [Table(head, lines, f"{without_folders(self.about['model'])}: methods", caption)]
         for other in self.against:
             gaps = [(row, self.difference(row, other)) for row in self.rows if row.series != other]
             columns = [c for c in shown if any(c in found for _, found in gaps)]
