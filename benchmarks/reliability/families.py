@@ -52,7 +52,7 @@ gpt_neox_japanese gpt_bigcode codegen opt xglm biogpt openai-gpt ctrl bloom mpt 
 starcoder2 cohere cohere2 granite smollm3 helium glm glm4 nemotron persimmon ernie4_5 exaone4 internlm3 arcee
 apertus seed_oss hunyuan_v1_dense modernbert-decoder nanochat bitnet diffllama doge mixtral qwen2_moe qwen3_moe
 glm4_moe ernie4_5_moe granitemoe granitemoeshared hunyuan_v1_moe olmoe phimoe gpt_oss jetmoe minimax_m2
-exaone_moe flex_olmo cohere2_moe afmoe kimi_linear mamba falcon_mamba recurrent_gemma rwkv
+exaone_moe flex_olmo cohere2_moe afmoe mamba falcon_mamba recurrent_gemma rwkv
 minimax xlstm bart xlm
 """
 """Kinds that need no other changes than the sizes."""

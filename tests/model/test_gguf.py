@@ -237,7 +237,7 @@ def test_a_part_a_file_without_tokenizer_and_one_without_all_weights_are_refused
 
 
 def test_the_missing_package_is_named(whole, monkeypatch):
-    monkeypatch.setattr(reader, "find_spec", lambda name: None)
+    monkeypatch.setattr("kt.errors.find_spec", lambda name: None)
     with pytest.raises(KtError, match=r"pip install 'kt-interp\[gguf\]'"):
         kt.load(whole)
 

@@ -253,6 +253,7 @@ class Weights:
         parts that are not there."""
         found: dict[str, Tensor] = {}
         for name, each in keys.items():
+            self._parameter(name)  # there
             site = self.site_of(name)
             whole = self.whole(site)
             if whole == site:

@@ -144,6 +144,6 @@ def test_a_singular_moment_gets_the_least_ridge_that_works():
 def test_what_would_not_fit_is_refused_with_its_figure(monkeypatch):
     monkeypatch.setattr("kt.model.memory.free_memory", lambda *a: 2 * 2**30)
     with pytest.raises(KtError, match=r"projector.*18,944.*needs 16.0 GiB") as caught:
-        NullSpace().require_room("model.layers.4.mlp.down_proj", 18944)
+        NullSpace().require_room("model.layers.4.mlp.down_proj", [18944])
     assert "\n" not in str(caught.value) and "2.0 GiB" in str(caught.value)
-    LeastSquares().require_room("model.layers.4.mlp.down_proj", 4864)
+    LeastSquares().require_room("model.layers.4.mlp.down_proj", [4864])
