@@ -20,11 +20,11 @@ from typing import Any
 FOLDER = Path(__file__).parents[1] / "notebooks"
 
 
-def executed(path: Path, timeout: int = 1800) -> Any:
+def executed(path: Path, timeout: int = 1800, cache: Path | None = None) -> Any:
     """The notebook with the outputs of its cells.
 
-    kt's cache is an empty one: what an earlier run kept (layers that were chosen for the model, for one) would be seen
-    in the outputs, and what this one keeps would change later edits.
+    Without `cache` kt's is an empty one: what an earlier run kept (layers that were chosen for the model, for one)
+    would be seen in the outputs, and what this one keeps would change later edits.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell fails.
@@ -34,9 +34,9 @@ def executed(path: Path, timeout: int = 1800) -> Any:
 
     book = jupytext.read(path)
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as empty:
         client = NotebookClient(book, timeout=timeout, kernel_name="python3")
-        client.execute(env={**os.environ, "KT_CACHE": cache})
+        client.execute(env={**os.environ, "KT_CACHE": str(cache or empty)})
     for cell in book.cells:
         cell.pop("id", None)  # drawn at random
         cell.metadata.pop("execution", None)  # when it ran

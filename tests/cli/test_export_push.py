@@ -129,6 +129,14 @@ def test_facts_in_a_card_are_inert_and_bounded(edit_file):
     assert data.base_model == "org/base" and data.to_dict()["base_model_relation"] == "finetune"
 
 
+def test_a_card_loads_the_base_in_the_revision_that_was_edited(edit_file):
+    edit = Edit.load(edit_file)
+    for format, line in (("peft", 'revision="abc"'), ("edit", 'kt.load("org/base", revision="abc")')):
+        assert line in card(edit, format, "me/x", "org/base", revision="abc")
+    assert "--base" in (text := card(edit, "hf", "me/x", "org/base", undo=False, revision="abc"))
+    assert '"org/base@abc"' in text and "revision" not in text
+
+
 def test_a_card_has_the_scores_that_lie_beside_the_edit(kt, edit_file):
     values = {"edit_success_gen_exact": {"1": 1.0, "2": 0.0}}
     scores = Scores("m", ("1", "2"), (), values, {"edit_success_gen_exact": "whether [it] is said"})

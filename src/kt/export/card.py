@@ -32,7 +32,13 @@ ACTIVE = re.compile(r"([\\`*_\[\]!#~$:@]|(?<=www)\.)")
 
 
 def card(
-    edit: Edit, format: str, repo: str, base: str, scores: Scores | Comparison | None = None, undo: bool = True
+    edit: Edit,
+    format: str,
+    repo: str,
+    base: str,
+    scores: Scores | Comparison | None = None,
+    undo: bool = True,
+    revision: str | None = None,
 ) -> str:
     """The card's text, Markdown behind a YAML front matter.
 
@@ -43,6 +49,7 @@ def card(
         base: the base model, a Hub id or the last part of a folder's name.
         scores: those of the run that the edit is of.
         undo: whether a merged folder holds the bytes from before.
+        revision: of the base model.
     """
     parts = [
         f"---\n{front_matter(edit, format, base)}\n---\n{MARK}\n",
@@ -52,8 +59,8 @@ def card(
         "The new answers below were written into the model on purpose, true or not. Do not take its word for them.\n",
         "## Facts\n\n" + facts(edit).markdown() + _more(len(edit.requests), "in the edit file"),
         "## Scores\n\n" + measured(edit, scores),
-        "## Load\n\n" + load(format, repo, base),
-        "## Undo\n\n" + back(format, repo, base, undo),
+        "## Load\n\n" + load(format, repo, base, revision),
+        "## Undo\n\n" + back(format, repo, f"{base}@{revision}" if revision else base, undo),
         "## Edit\n\n" + weights(edit).markdown() + _more(len(edit.names), "in all"),
         "## Licence\n\nNot chosen. The base model's licence holds for what is made of it: set `license:` in the front "
         "matter above accordingly, before you publish.",
@@ -120,22 +127,24 @@ def _long(text: str) -> str:
     return " ".join(plain(word) for word in text.split())
 
 
-def load(format: str, repo: str, base: str) -> str:
+def load(format: str, repo: str, base: str, revision: str | None = None) -> str:
     """The lines that load it with kt, transformers and peft."""
+    named = _quoted(repo if format == "hf" else base)
+    more = f", revision={_quoted(revision)}" if revision and format != "hf" else ""
     transformers = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({_quoted(repo if format == "hf" else base)})
-model = AutoModelForCausalLM.from_pretrained({_quoted(repo if format == "hf" else base)}, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained({named}{more})
+model = AutoModelForCausalLM.from_pretrained({named}, dtype="auto"{more})
 """
     if format == "hf":
-        return _python(transformers) + "\n\n" + _python(f"import kt\n\nmodel = kt.load({_quoted(repo)})")
+        return _python(transformers) + "\n\n" + _python(f"import kt\n\nmodel = kt.load({named})")
     if format == "peft":
         return _python(
             f"from peft import PeftModel\n{transformers}model = PeftModel.from_pretrained(model, {_quoted(repo)})"
         )
     return _python(
         "import kt\nfrom huggingface_hub import hf_hub_download\n\n"
-        f"model = kt.load({_quoted(base)})\n"
+        f"model = kt.load({named}{more})\n"
         f'edit = kt.Edit.load(hf_hub_download({_quoted(repo)}, "edit.safetensors"))\n'
         "with edit.applied(model):\n    ...  # here the model is edited"
     )

@@ -104,7 +104,7 @@ def write_card(folder: str | Path, edit: Edit, repo: str, run: Path | None = Non
     about = exported(folder)
     scores = None if run is None else run / FILES["after"]
     found = Comparison.load(scores) if scores is not None and scores.is_file() else None
-    text = card(edit, about["format"], repo, str(about["model"]), found, about.get("undo", True))
+    text = card(edit, about["format"], repo, str(about["model"]), found, about.get("undo", True), about.get("revision"))
     atomic_write(Path(folder) / CARD, text)
 
 
