@@ -17,7 +17,7 @@ from kt._util import files as artifacts
 from kt._util.data import load_arrays, read_json, read_toml, save_arrays, to_json, write_json
 from kt._util.files import NotWritable, atomic_write
 from kt.errors import BadFile
-from kt.model.layout import read_layout
+from kt.model.finding import read_layout
 from kt.presets import read_preset
 from kt.recipes import read_recipe
 from kt.runs.folder import RunFolder, default_folder, is_run, read_run

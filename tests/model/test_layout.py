@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 import kt
 from kt.errors import BadFile, KtError, UnknownModel
-from kt.model.layout import read_layout
+from kt.model.finding import read_layout
 from kt.model.sites import Kind, Site
 
 

@@ -24,7 +24,7 @@ from .._util.files import atomic_write
 from ..editing.adapter import take_out
 from ..errors import KtError, WorkFailed, need
 from ..model.devices import require_none
-from ..model.layout import is_linear
+from ..model.finding import is_linear
 from ..model.update import Dense, LowRank, Update
 from .hf import Exported, keep_about, next_logits, prompts_of, public_name
 from .shards import refuse_taken, whole_folder

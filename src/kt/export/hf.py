@@ -21,8 +21,8 @@ from .._util.data import read_json, save_arrays, write_json
 from ..errors import KtError, UnknownModel, WorkFailed
 from ..facts.fact import fill
 from ..model.devices import content
+from ..model.finding import is_linear
 from ..model.folder import checkpoint_folder, inside
-from ..model.layout import is_linear
 from ..model.load import no_bars
 from ..model.memory import require_memory
 from ..model.packed import is_packed, is_plain, kind_of

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UnknownModel
-from .layout import Layout, experts, linear_maps
+from .finding import experts, linear_maps
+from .layout import Layout
 from .sites import Kind
 from .validation import call_order, ordinary_tokens, validate_ends
 

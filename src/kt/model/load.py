@@ -14,10 +14,10 @@ from torch import nn
 from ..errors import KtError, UnknownModel
 from .chat import Chat, choose
 from .devices import checked_device, read_device_map
+from .finding import read_layout
 from .folder import check_source, checkpoint_folder, quantisation_of, refuse_quantised, require_sizes
 from .gguf import find_gguf, load_gguf, packed_weights
 from .hub import load_tokenizer, one_line, require_numbers, require_whole, split_revision
-from .layout import read_layout
 from .model import TracedModel
 
 DEMO = Path(__file__).parents[1] / "demo" / "model"
@@ -63,7 +63,7 @@ def load(
         attn_implementation: transformers' choice of attention kernel, such as `eager` or `sdpa`; None leaves it to
             transformers.
         remote: keep the weights at NDIF and send traces there (see ndif.py); `local` is nnsight's simulation of NDIF.
-        layout: paths of parts that are not found by structure, or a TOML or JSON file of them (`PARTS` in layout.py):
+        layout: paths of parts that are not found by structure, or a TOML or JSON file of them (`PARTS` in finding.py):
             `{"blocks": "net.h", "o_proj": "mixer.out"}`; proved by numbers as found ones are.
         chat: how prompts are asked. `never` reads what is typed, as transformers and nnsight do; `always` puts every
             prompt into the tokenizer's chat template, `auto` (the command line's default) only where the model ends its

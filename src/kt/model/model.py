@@ -24,8 +24,9 @@ from .chat import Chat, ChatReader, choose
 from .devices import execution_device, refuse_wrapped, require_start
 from .effects import Effect, effects_of
 from .explained import settle
+from .finding import find_layout
 from .head import is_widened, wide_linear
-from .layout import Layout, find_layout, unwrap_tuple
+from .layout import Layout, unwrap_tuple
 from .mixture import MixtureSite
 from .packed import is_packed, keep_as_stored
 from .sampling import continue_greedily_or_sample

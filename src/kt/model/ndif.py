@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import KtError, UnknownModel, WorkFailed
 from .explained import settle
-from .layout import find_layout
+from .finding import find_layout
 from .model import TracedModel
 from .tokens import Batch
 from .validation import understood, validate

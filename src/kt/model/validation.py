@@ -14,21 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import KtError, UnknownModel
 from .devices import execution_device
-from .layout import (
-    ATTENTION,
-    SECOND_ATTN,
-    W_ATTN,
-    W_MLP,
-    Layout,
-    Parts,
-    in_a_list,
-    linear_maps,
-    linear_shape,
-    not_found,
-    own_names,
-    unwrap_tuple,
-    with_maps,
-)
+from .finding import in_a_list, linear_maps, not_found, with_maps
+from .layout import ATTENTION, SECOND_ATTN, W_ATTN, W_MLP, Layout, Parts, linear_shape, own_names, unwrap_tuple
 from .mixture import settle_mixture
 from .sites import Kind
 
