@@ -82,6 +82,19 @@ class Weights:
         except AttributeError:
             raise UnknownSite(f"block {site.layer} of {self.name} has no {site.name} ({path}); others do") from None
 
+    def require_linear(self, sites: Iterable[Site], what: str) -> None:
+        """Refuse sites that are mixtures of experts.
+
+        Raises:
+            UnknownSite: one is.
+        """
+        for site in sites:
+            if self.layout.has(site) and self.mixture_of(site) is not None:
+                raise UnknownSite(
+                    f"{site} of {self.name} is a mixture of experts, and {what} takes single linear maps; take memit, "
+                    "ft or another method that solves for experts, or layers without them"
+                )
+
     def layers_with(self, kind: Kind) -> tuple[int, ...]:
         """The layers whose block has an attention (or another mixer), or an MLP: nearly always all."""
         return tuple(layer for layer in range(self.layout.n_layers) if self.layout.has(Site(kind, layer)))
