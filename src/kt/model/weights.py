@@ -244,8 +244,10 @@ class Weights:
         Of a mixture of experts only those experts are named whose columns are not all zero.
         """
         if len(update.shape) == 3:  # of the whole parameter, in the module's own orientation
-            site = self.site_of(f"{name}{EVERY}")
-            mixture = self.mixture_of(site)
+            try:
+                mixture = self.mixture_of(self.site_of(f"{name}{EVERY}"))
+            except UnknownSite:  # of a convolution
+                return {name: update}
             assert isinstance(update, Dense) and mixture is not None
             each = update.matrix.mT if mixture.transposed else update.matrix
             return {f"{name}[{number}]": Dense(part) for number, part in enumerate(each) if part.any()}
