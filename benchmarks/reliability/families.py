@@ -154,7 +154,8 @@ def tried(kind, text, folder):
         model = kt.load(module, tokenizer=byte_level_tokenizer())
         row["says"] = model.layout.describe()
         fact = kt.Fact("The {} is in the city of", "Space Needle", answer="Paris", foil="Rome", target="Rome")
-        trace = kt.causal_trace(model, [fact], samples=1, keep="all")
+        kinds = [kind for kind in ("mlp", "attn") if model.layers_with(Kind(kind))]
+        trace = kt.causal_trace(model, [fact], kinds=kinds, samples=1, keep="all")
         row["read"] = bool(torch.tensor([trace.facts[0].p_clean, trace.facts[0].p_corrupt]).isfinite().all())
         before = model.fingerprint()
         mixing, mlps = ([*model.layers_with(kind)] for kind in (Kind.ATTN, Kind.MLP))

@@ -20,7 +20,11 @@ class HeatmapOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, C
     first = ("kind", "png")
 
     kind: Annotated[
-        str, Opt("--kind", help="Any of mlp, attn, hidden, experts; hidden-no-mlp, hidden-no-attn sever a module.")
+        str,
+        Opt(
+            "--kind",
+            help="Any of mlp, attn, hidden; hidden-no-mlp, hidden-no-attn sever a module; experts, or one: mlp.e3.",
+        ),
     ] = "mlp,attn,hidden"
     heads: Annotated[bool, Opt("--heads", help="Also every attention head by itself.")] = False
     metric: Annotated[
@@ -47,7 +51,7 @@ class AlphaOptions(LongRunOptions, TraceOptions, FigureOptions, FactOptions, Cha
 
 def heatmap(options: HeatmapOptions) -> None:
     """Causal tracing: what restoring each layer and token brings back of the answer."""
-    kinds = parse.names(options.kind, parse.KINDS, "--kind")
+    kinds = parse.names(options.kind, parse.KINDS, "--kind", parse.ONE_PART)
     metrics = tuple(parse.METRICS[m] for m in parse.names(options.metric, tuple(parse.METRICS), "--metric"))
     parse.one(options.direction, ("denoise", "noise"), "--direction")
     if parse.one(options.method, ("exact", "atp"), "--method") == "atp":

@@ -14,7 +14,9 @@ from .command import BadOption
 if TYPE_CHECKING:
     from ..model.chat import Chat
 
-KINDS = ("mlp", "attn", "hidden", "hidden-no-mlp", "hidden-no-attn")
+KINDS = ("mlp", "attn", "hidden", "hidden-no-mlp", "hidden-no-attn", "experts", "attn.second", "mlp.second")
+ONE_PART = r"attn\.h\d+|mlp\.[es]\d+"
+"""One head, one expert, one shared expert."""
 WHOLE = ("log_prob_diff", "log_prob")
 """Metrics of the whole answer; the others are of its first token."""
 METRICS = {name.replace("_", "-"): name for name in ("logit_diff", "prob", *WHOLE)}
@@ -63,11 +65,11 @@ def batch_size(text: str) -> int | str:
     return int(text)
 
 
-def names(text: str, known: Sequence[str], flag: str) -> tuple[str, ...]:
-    """A comma-separated choice, each once, in the order typed."""
+def names(text: str, known: Sequence[str], flag: str, also: str = "") -> tuple[str, ...]:
+    """A comma-separated choice, each once, in the order typed; `also` is a pattern of more names."""
     chosen = tuple(dict.fromkeys(_spelt(part.strip(), known) for part in text.split(",")))
     for name in chosen:
-        if name not in known:
+        if name not in known and not re.fullmatch(also, name or "-"):
             raise BadOption(
                 f"{flag} {text!r}: {name!r} is unknown; choose among {', '.join(known)}{meant(name, known)}"
             )

@@ -108,7 +108,11 @@ class FineTune:
         return [Site(name, layer) for layer in self.layers for name in linear_maps(self.modules)]
 
     def require_room(self, model: TracedModel) -> None:
-        """No check: only a backward pass needs memory."""
+        """No check of memory, which only a backward pass needs; experts are trained by their down projections alone."""
+        if self.modules == "block":
+            model.require_linear([Site("mlp", layer) for layer in self.layers], "training of whole blocks")
+        elif self.adapter is not None:
+            model.require_linear(self.sites, "an adapter")
 
     def describe(self) -> PlanText:
         rank = "" if self.adapter is None else f" of an adapter of rank {self.adapter.rank}"

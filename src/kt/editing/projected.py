@@ -89,6 +89,7 @@ class Projected(FineTune):
         return self.sites
 
     def require_room(self, model: TracedModel) -> None:
+        model.require_linear(self.sites, "crispedit")
         for site in self.sites:
             require_room(f"the eigenvectors of {model.weight_name(site)}", model.key_size(site), PROJECTOR_COPIES)
 

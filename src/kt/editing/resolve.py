@@ -314,6 +314,11 @@ def layers_by_depth(model: TracedModel, name: str, depth: tuple[int, int, int] |
     layers = range(round(first * top / of), round(last * top / of) + 1)
     kind = {"layers_mlp": Kind.MLP, "layers_attn": Kind.ATTN}.get(name, Kind.RESID)
     there = model.layers_with(kind)
+    if not there:
+        part = "MLP" if kind is Kind.MLP else "attention or other mixer"
+        raise KtError(
+            f"no block of {model.name} has an {part}, which {name} are of; choose a method that writes others"
+        )
     inside = tuple(layer for layer in layers if layer in there)
     return inside or tuple(sorted(there, key=lambda layer: abs(layer - layers[-1]))[:1])
 

@@ -412,9 +412,13 @@ def _sound(module: nn.Module, blocks: nn.ModuleList, layout: Layout) -> None:
     first: dict[int, int] = {}
     for layer, block in enumerate(blocks):
         parts = layout.at(layer)
-        for path in [path for role, path in parts.ends.items() if role != W_MLP or parts.mixture is None]:
+        mixture = parts.mixture
+        paths = [path for role, path in parts.ends.items() if role != W_MLP or mixture is None]
+        paths += [] if mixture is None else [mixture.experts, *(each.path for each in mixture.shared)]
+        for path in paths:
             own: Any = block.get_submodule(path)
-            other = first.setdefault(id(own) if is_packed(own) else own.weight.data_ptr() or id(own.weight), layer)
+            weight = None if is_packed(own) else own.weight if hasattr(own, "weight") else getattr(own, mixture.down)
+            other = first.setdefault(id(own) if weight is None else weight.data_ptr() or id(weight), layer)
             if other != layer:
                 shared = f"weights of its own in {layout.blocks}.{layer}: it shares {path} with {layout.blocks}.{other}"
                 not_found(module, None, f"{shared}, so that an edit of one would be an edit of both")

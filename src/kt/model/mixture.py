@@ -339,8 +339,8 @@ def settle_mixture(model: Any, mixture: Mixture, layers: Sequence[int], ids: Int
             read.append((key.clone(), given.gates.clone(), site.output.clone()))
         read.save()
         tracer.stop()
-    for block, (key, gates, value) in zip(blocks, read, strict=True):
-        value = value.reshape(len(key), -1).double()
+    for block, (key, gates, output) in zip(blocks, read, strict=True):
+        value = output.reshape(len(key), -1).double()
         left = value - sum(
             key[:, columns].double() @ oriented(model.module, f"{block}.{mixture.weight(role)}", mixture).double().T
             for role, columns in mixture.roles.items()
@@ -349,8 +349,8 @@ def settle_mixture(model: Any, mixture: Mixture, layers: Sequence[int], ids: Int
         bias = getattr(model.module.get_submodule(f"{block}.{mixture.experts}"), f"{mixture.down}_bias", None)
         left = left if bias is None else left - gates.double() @ bias.double()
         missing = float((left.norm(dim=-1) / (value.norm(dim=-1) + 1e-300)).max())
-        eps = max(torch.finfo(key.dtype).eps, torch.finfo(gates.dtype).eps)
-        if missing > 64 * eps:
+        eps = max(torch.finfo(each.dtype).eps for each in (key, gates, output))  # a router may be in float32
+        if missing > min(64 * eps, max(8 * eps, 1e-4)):
             raise UnknownModel(
                 f"{type(model.module).__name__} is not a decoder that kt can read: the {mixture.describe()} of {block} "
                 f"do not make its output: {missing:.1%} of it is not the sum of the experts' weights times their keys"

@@ -82,6 +82,19 @@ class Weights:
         except AttributeError:
             raise UnknownSite(f"block {site.layer} of {self.name} has no {site.name} ({path}); others do") from None
 
+    def require_linear(self, sites: Iterable[Site], what: str) -> None:
+        """Refuse sites that are mixtures of experts.
+
+        Raises:
+            UnknownSite: one is.
+        """
+        for site in sites:
+            if self.layout.has(site) and self.mixture_of(site) is not None:
+                raise UnknownSite(
+                    f"{site} of {self.name} is a mixture of experts, and {what} takes single linear maps; take memit, "
+                    "ft or another method that solves for experts, or layers without them"
+                )
+
     def layers_with(self, kind: Kind) -> tuple[int, ...]:
         """The layers whose block has an attention (or another mixer), or an MLP: nearly always all."""
         return tuple(layer for layer in range(self.layout.n_layers) if self.layout.has(Site(kind, layer)))
@@ -231,8 +244,10 @@ class Weights:
         Of a mixture of experts only those experts are named whose columns are not all zero.
         """
         if len(update.shape) == 3:  # of the whole parameter, in the module's own orientation
-            site = self.site_of(f"{name}{EVERY}")
-            mixture = self.mixture_of(site)
+            try:
+                mixture = self.mixture_of(self.site_of(f"{name}{EVERY}"))
+            except UnknownSite:  # of a convolution
+                return {name: update}
             assert isinstance(update, Dense) and mixture is not None
             each = update.matrix.mT if mixture.transposed else update.matrix
             return {f"{name}[{number}]": Dense(part) for number, part in enumerate(each) if part.any()}

@@ -325,9 +325,8 @@ def _descended(
 def _above(model: TracedModel, aims: Sequence[TargetSite], objective: Objective) -> Above | None:
     """The layers above the first target whose stream the objective reads; None where it reads none."""
     first = aims[0].site.layer + 1
-    if not objective.layers_above:
-        return None
-    return Above(aims[0].position, range(first, min(first + objective.layers_above, model.n_layers)), [])
+    layers = range(first, min(first + objective.layers_above, model.n_layers))
+    return Above(aims[0].position, layers, []) if layers else None
 
 
 def _begun(
