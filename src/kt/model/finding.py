@@ -417,7 +417,8 @@ def _sound(module: nn.Module, blocks: nn.ModuleList, layout: Layout) -> None:
         paths += [] if mixture is None else [mixture.experts, *(each.path for each in mixture.shared)]
         for path in paths:
             own: Any = block.get_submodule(path)
-            weight = None if is_packed(own) else own.weight if hasattr(own, "weight") else getattr(own, mixture.down)
+            down = "weight" if hasattr(own, "weight") or mixture is None else mixture.down
+            weight = None if is_packed(own) else getattr(own, down)
             other = first.setdefault(id(own) if weight is None else weight.data_ptr() or id(weight), layer)
             if other != layer:
                 shared = f"weights of its own in {layout.blocks}.{layer}: it shares {path} with {layout.blocks}.{other}"

@@ -195,10 +195,13 @@ def _round(
     noise: SeededGumbel | None,
 ) -> tuple[Int[Tensor, "row longer"], Int[Tensor, "row longer"], Int[Tensor, "row new"]]:
     """Extend all rows by up to `tokens` tokens: the longer ids and mask, and the new tokens."""
+    kept = {} if cache is None else {str(model.cache_keyword): cache}
+    if "attention" not in getattr(getattr(model, "layout", None), "mixers", ("attention",)):
+        kept = {"use_cache": False}  # transformers' cache asks its attention layers how long it is
     longer = model.nnsight.generate(
         input_ids=ids,
         attention_mask=mask,
-        **({} if cache is None else {str(model.cache_keyword): cache}),
+        **kept,
         max_new_tokens=tokens,
         do_sample=False,
         num_beams=1,
