@@ -3,10 +3,10 @@
     python benchmarks/quality/upcycled.py --facts counterfact-edit.json  # writes docs/data/upcycled.json, ~20 minutes
     python benchmarks/quality/upcycled.py --table
 
-No pretrained mixture is small enough for this machine. So each MLP of SmolLM2-135M-Instruct becomes a mixture of copies of
-itself (sparse upcycling, Komatsuzaki et al. 2023) in Mixtral's shape, with a random router: the weights of the two
-experts that a token is sent to add up to one, so the model computes what SmolLM2 does, from routed keys. An edit
-then writes experts that are no copies any more. Ten known CounterFact records, no setting given.
+No pretrained mixture is small enough for this machine. So each MLP of SmolLM2-135M-Instruct becomes a mixture of copies
+of itself (sparse upcycling, Komatsuzaki et al. 2023) in Mixtral's shape, with a random router: the weights of the two
+experts that a token is sent to add up to one, so the model computes what SmolLM2 does, from routed keys. An edit then
+writes experts that are no copies any more. Ten known CounterFact records, no setting given.
 """
 
 from __future__ import annotations
