@@ -195,10 +195,15 @@ class Layout:
         raise UnknownSite(f"a block has no linear map {name!r}; {hint}It has {', '.join(roles)}")
 
     def parts(self) -> dict[str, str]:
-        """The paths as `kt.load(layout=...)` takes them."""
-        names = dict(blocks=self.blocks, attn=self.attn, o_proj=self.w_attn, mlp=self.mlp, down_proj=self.w_mlp)
+        """The paths as `kt.load(layout=...)` takes them, those inside a block where all blocks have them alike."""
+        kinds = [*self.kinds.values()]
+        names = dict(attn="attn", o_proj="w_attn")
+        if not any(parts.mixture for parts in kinds):
+            names |= dict(mlp="mlp", down_proj="w_mlp")
+        inside = {part: {getattr(parts, name) for parts in kinds} for part, name in names.items()}
+        found = dict(blocks=self.blocks) | {part: min(paths) for part, paths in inside.items() if len(paths) == 1}
         ends = dict(norm=self.norm, embed=self.embed, head=self.unembed)
-        return {part: path for part, path in (names | ends).items() if path}
+        return {part: path for part, path in (found | ends).items() if path}
 
     def describe(self) -> str:
         """One line that names what was found."""
@@ -647,7 +652,7 @@ def _sound(module: nn.Module, blocks: nn.ModuleList, layout: Layout) -> None:
     first: dict[int, int] = {}
     for layer, block in enumerate(blocks):
         parts = layout.at(layer)
-        mixture = parts.mixture
+        mixture: Any = parts.mixture
         paths = [path for role, path in parts.ends.items() if role != W_MLP or mixture is None]
         paths += [] if mixture is None else [mixture.experts, *(each.path for each in mixture.shared)]
         for path in paths:
