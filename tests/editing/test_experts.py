@@ -200,3 +200,24 @@ def test_layers_of_other_mixers_are_edited_and_come_back(name, tmp_path):
     with edit.applied(model):
         assert model.fingerprint() != before
     assert model.fingerprint() == before
+
+
+@pytest.mark.parametrize("method", ["ft-wd", "unke", "crispedit", "lora", "grace"])
+def test_a_method_of_single_maps_refuses_experts(method):
+    with pytest.raises(kt.KtError, match=r"mlp\.2 of .* is a mixture of experts"):
+        kt.edit(tiny_model("mixtral"), [FACT], method=method, layers=[2], check=False)
+
+
+@pytest.mark.parametrize("name", ["jamba", "lfm2"])
+def test_a_block_with_a_convolution_is_trained_whole(name):
+    model = tiny_model(name)
+    before = model.fingerprint()
+    edit = kt.edit(model, [FACT], method="ft-wd", layers=[2], num_steps=2, check=False)
+    assert any(len(update.shape) == 3 for update in edit.updates.values())
+    with edit.applied(model):
+        assert model.fingerprint() != before
+    assert model.fingerprint() == before
+
+
+def test_core_edits_the_last_layer(tmp_path):
+    assert solved(tiny_model("llama"), tmp_path, method="core").names  # above which there is no stream

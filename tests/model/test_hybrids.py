@@ -79,3 +79,10 @@ def test_a_part_that_does_not_reach_the_residual_stream_is_refused():
         block.ssm_out_multiplier = 0.0
     with pytest.raises(UnknownModel, match=r"the output of mamba.out_proj does not reach the residual stream"):
         kt.load(module, tokenizer=byte_level_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "jamba", "nemotron_h", "llama"])
+def test_the_paths_of_a_layout_are_those_that_can_be_given(name):
+    layout = tiny_model(name).layout
+    again = kt.load(tiny_module(name), tokenizer=byte_level_tokenizer(), layout=layout.parts()).layout
+    assert again == layout and {"blocks", "embed", "head"} <= set(layout.parts())

@@ -131,3 +131,27 @@ def test_the_router_is_read(kind):
         assert torch.allclose(gates.sum(-1), torch.ones(()), atol=1e-6)
     with pytest.raises(UnknownSite, match="has no mixture of experts"):
         tiny_model("llama").routing(model.encode([FACT]), [1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_experts_of_16_bits_are_proved_within_their_rounding(kind, dtype):
+    model = kt.load(tiny_module(kind).to(dtype), tokenizer=byte_level_tokenizer())
+    assert model.mixture_of(Site("mlp", 2)) is not None
+    broken = tiny_module(kind).to(dtype)
+    experts = broken.get_submodule(f"model.layers.2.{model.layout.at(2).mixture.experts}")
+    own = experts.forward
+    experts.forward = lambda *inputs, **named: own(*inputs, **named) * 1.5
+    with pytest.raises(UnknownModel, match="do not make its output"):
+        kt.load(broken, tokenizer=byte_level_tokenizer())
+
+
+@pytest.mark.parametrize("part", ["mlp", "mlp.experts", "mlp.shared_expert", "down_proj"])
+def test_experts_that_two_blocks_share_are_refused(part):
+    module = tiny_module("qwen2_moe")
+    one, other = module.model.layers[1:]
+    if part == "down_proj":
+        other.mlp.experts.down_proj = one.mlp.experts.down_proj
+    else:
+        other.set_submodule(part, one.get_submodule(part))
+    with pytest.raises(UnknownModel, match="so that an edit of one would be an edit of both"):
+        kt.load(module, tokenizer=byte_level_tokenizer())

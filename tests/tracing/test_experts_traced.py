@@ -144,3 +144,14 @@ def test_figures_mark_the_layers_of_other_mixers_and_show_experts_one_by_one():
     assert [each.name for each in trace.figures(["logit_diff"])] == ["heatmap-logit-diff", "experts", "curves"]
     plain = kt.causal_trace(tiny_model("llama"), [FACT], samples=1, keep="all")
     assert plain.other_mixers == {} and "mixers" not in plain.metadata and not kt.balance_factor(plain).by_mixer
+
+
+def test_the_command_line_names_every_kind_of_patch():
+    from kt.cli import parse
+    from kt.tracing.patches import KINDS
+
+    assert {*parse.KINDS, "heads"} == set(KINDS)
+    assert parse.names("mlp.e3,mlp.s0,attn.h2,experts", parse.KINDS, "--kind", parse.ONE_PART)[0] == "mlp.e3"
+    for wrong in ("mlp.x3", "mlp.e", ""):
+        with pytest.raises(KtError, match="is unknown; choose among"):
+            parse.names(wrong, parse.KINDS, "--kind", parse.ONE_PART)

@@ -184,10 +184,15 @@ class Layout:
         raise UnknownSite(f"a block has no linear map {name!r}; {hint}It has {', '.join(roles)}")
 
     def parts(self) -> dict[str, str]:
-        """The paths as `kt.load(layout=...)` takes them."""
-        names = dict(blocks=self.blocks, attn=self.attn, o_proj=self.w_attn, mlp=self.mlp, down_proj=self.w_mlp)
+        """The paths as `kt.load(layout=...)` takes them, those inside a block where all blocks have them alike."""
+        kinds = [*self.kinds.values()]
+        names = dict(attn="attn", o_proj="w_attn")
+        if not any(parts.mixture for parts in kinds):
+            names |= dict(mlp="mlp", down_proj="w_mlp")
+        inside = {part: {getattr(parts, name) for parts in kinds} for part, name in names.items()}
+        found = dict(blocks=self.blocks) | {part: min(paths) for part, paths in inside.items() if len(paths) == 1}
         ends = dict(norm=self.norm, embed=self.embed, head=self.unembed)
-        return {part: path for part, path in (names | ends).items() if path}
+        return {part: path for part, path in (found | ends).items() if path}
 
     def describe(self) -> str:
         """One line that names what was found."""
