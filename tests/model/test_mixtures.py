@@ -111,6 +111,15 @@ def test_what_is_no_single_map_is_refused_in_one_line():
         simulated(model)
 
 
+def test_a_mixture_in_float64_is_told_what_to_do(tmp_path):
+    module = tiny_module("mixtral").double()
+    with pytest.raises(UnknownModel, match=r"; in float64 call its set_experts_implementation\('eager'\) first"):
+        kt.load(module, tokenizer=byte_level_tokenizer())
+    module.save_pretrained(tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    assert kt.load(tmp_path, dtype="float64", device="cpu").dtype is torch.float64
+
+
 def test_experts_whose_output_is_not_their_weights_times_their_keys_are_refused():
     module = tiny_module("mixtral")
     own = type(module.model.layers[1].mlp.experts)._apply_gate

@@ -274,9 +274,11 @@ def understood(module: nn.Module) -> Iterator[None]:
         raise
     except Exception as error:
         reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")[:200]
+        wide = any(weight.dtype is torch.float64 and weight.dim() == 3 for weight in module.parameters())
+        hint = "; in float64 call its set_experts_implementation('eager') first" if wide else ""
         raise UnknownModel(
             f"{type(module).__name__} is not a decoder that kt can read: a forward of two tokens fails "
-            f"({type(error).__name__}: {reason})"
+            f"({type(error).__name__}: {reason}){hint}"
         ) from error
 
 
