@@ -125,8 +125,8 @@ def labels(model: TracedModel, kinds: Sequence[str]) -> tuple[str, ...]:
             raise UnknownSite(f"{model.name} has heads 0 to {count - 1}, not {patch.head}; choose among these")
         if not any(model.layout.has(patch.source(layer).site) for layer in range(model.n_layers)):
             has = experts(model) if patch.role.startswith(tuple(EXPERTS.values())) else ()
-            there = [str(kind) for kind in Kind if model.layers_with(kind)]
-            hint = f"it has {', '.join(has)}" if has else f"trace {' or '.join(sorted(there, reverse=True))}"
+            *first, last = [str(kind) for kind in (Kind.MLP, Kind.ATTN, Kind.RESID) if model.layers_with(kind)]
+            hint = f"it has {', '.join(has)}" if has else f"trace {', '.join(first)} or {last}"
             raise UnknownSite(f"no layer of {model.name} has {patch.label}; {hint}")
     return tuple(dict.fromkeys(names))
 
