@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from hashlib import sha256
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -246,9 +246,13 @@ class EditSession:
     def _restrained(self, solved: SolveResult, context: SolveContext, facts: Sequence[Fact]) -> SolveResult:
         """The solved updates as the update guard leaves them."""
         updates = {name: written.update for name, written in solved.written.items()}
-        if self.options.update_guard in ("rect", "sphere"):
-            guard = rect if self.options.update_guard == "rect" else sphere
-            updates = {name: guard(update, self.model.weight(name)) for name, update in updates.items()}
+        if self.options.update_guard == "rect":
+            changed = {
+                n: sum(prod(u.shape) for u in self.model.by_part(n, update).values()) for n, update in updates.items()
+            }
+            updates = {name: rect(update, self.model.weight(name), changed[name]) for name, update in updates.items()}
+        elif self.options.update_guard == "sphere":
+            updates = {name: sphere(update, self.model.weight(name)) for name, update in updates.items()}
         elif self.options.update_guard == "prune":
             self._solving, stands = added(self._solved, updates), context.changes()
             with self.unedited():

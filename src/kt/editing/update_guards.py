@@ -44,11 +44,19 @@ KEPT_OF_IDEAL = 0.99
 request. Of the median of all tokens it is too little: most are common ones, whose keys lie near to each other."""
 
 
-def rect(update: Update, weight: Float[Tensor, "*shape"]) -> Dense:
-    """The update's numbers that are largest beside the weight's, the others zero."""
+def rect(update: Update, weight: Float[Tensor, "*shape"], changed: int | None = None) -> Dense:
+    """The update's numbers that are largest beside the weight's, the others zero.
+
+    Args:
+        update: ΔW.
+        weight: W, of ΔW's shape.
+        changed: how many numbers the experts have that ΔW changes, of which the share is taken: of all of a mixture,
+            whose other experts' numbers are zero, the share may be all that there is [default: all of ΔW's].
+    """
     dense = update.dense().double().cpu()
     ratio = (dense / (weight.detach().double().cpu() + TINY)).abs()
-    least = ratio.flatten().kthvalue(max(1, int(ratio.numel() * (1 - KEPT)))).values
+    changed = ratio.numel() if changed is None else changed
+    least = ratio.flatten().kthvalue(max(1, ratio.numel() - changed + int(changed * (1 - KEPT)))).values
     return Dense(torch.where(ratio >= least, dense, 0.0))
 
 
