@@ -280,8 +280,8 @@ class BlockMoment(Moment):
 
     An expert that few tokens were sent to has a C of few of its directions, and a solve would write into the others at
     no cost. So every expert is given as many tokens more as its key has numbers, of keys that are as long as those of
-    the experts are on average (ℓ, squared) and have no direction: C_j + ℓ/N · I, N the number of all tokens. It changes
-    little where an expert was sent many tokens more than its key has numbers, and is most of C where it was sent fewer.
+    the experts are on average and have no direction: C_j + (Σ_i tr C_i / Σ_i n_i) I, n_i the tokens of expert i. It
+    changes little where an expert was sent many more tokens than its key has numbers, and is most of C where fewer.
     """
 
     def __init__(self, name: str, blocks: Sequence[Moment], ridges: Sequence[float] | None = None) -> None:

@@ -436,8 +436,12 @@ class Statistics(Shown):
             blocks = [self.moment_of(part) for part in parts]
             sent = [self.routed.get(part.removesuffix(".weight")) for part in parts]
             experts = [(block, count) for block, count in zip(blocks, sent, strict=True) if count is not None]
-            length = sum(block.mean() * block.size for block, _ in experts) * (self.n_tokens or 0)
-            pseudo = length / max(1, sum(count for _, count in experts)) / max(1, self.n_tokens or 0)
+            if not experts:
+                warn_user(
+                    f"the second moments of {name} do not say how many tokens each expert was sent, and rare experts "
+                    "are held by nothing more; take them with kt cov"
+                )
+            pseudo = sum(block.mean() * block.size for block, _ in experts) / max(1, sum(n for _, n in experts))
             self._moments[name] = BlockMoment(name, blocks, [0.0 if count is None else pseudo for count in sent])
         return self._moments[name]
 
