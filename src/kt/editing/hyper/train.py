@@ -164,16 +164,20 @@ def train_editor(
 
 def _sites(model: TracedModel, method: str, layers: Sequence[int] | None, modules: str | None) -> list[Site]:
     modules = modules or NETWORKS[method].recipe.modules
-    maps = (
-        [name for name in model.layout.linears if name.startswith("mlp.")] if modules is None else linear_maps(modules)
-    )
     if layers is None:
         layers = default_layers(model, method_named(method)(), "layers_mlp")
         last = layers[-1]
         layers = range(max(0, min(layers[0], last + 1 - BLOCKS)), last + 1)
     if not layers:
         raise KtError("no layers to write; give at least one")
-    return model.in_order(model.site(name, layer) for name in maps for layer in layers)
+
+    def maps(layer: int) -> Sequence[str]:
+        if modules is not None:
+            return linear_maps(modules)
+        parts = model.layout.at(model.checked(layer))
+        return ["mlp"] if parts.mixture is not None else [name for name in parts.linears if name.startswith("mlp.")]
+
+    return model.in_order(model.site(name, layer) for layer in layers for name in maps(layer))
 
 
 def split_records(
