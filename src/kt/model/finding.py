@@ -61,30 +61,20 @@ def find_layout(module: nn.Module, given: Mapping[str, str] | None = None) -> La
     for part, owner in (("attn", block), ("mlp", block), ("norm", module)):
         if part in given:
             _named(module, owner, given, part)
-    first = _parts(module, blocks_name, blocks, 0, given, d_model)
+    made: dict[Hashable, Parts] = {}
+    for layer, each in enumerate(blocks):
+        if (built := _built(each)) not in made:
+            made[built] = _parts(module, blocks_name, blocks, layer, given, d_model)
+    by_layer = tuple(made[_built(each)] for each in blocks)
     layout = Layout(
         blocks=blocks_name,
-        attn=first.attn,
-        mlp=first.mlp,
-        linears=first.linears,
+        by_layer=by_layer,
         embed=embed,
         norm=given.get("norm") or _final_norm(module, blocks_name, d_model),
         unembed=head,
-        n_layers=len(blocks),
         d_model=d_model,
-        transposed=isinstance(block.get_submodule(first.w_mlp or first.w_attn), Conv1D),
-        mixture=first.mixture,
-        mixer=first.mixer,
+        transposed=isinstance(block.get_submodule(by_layer[0].w_mlp or by_layer[0].w_attn), Conv1D),
     )
-    made = {_built(block): first}
-    others: dict[int, Parts] = {}
-    for layer in range(1, len(blocks)):
-        built = _built(blocks[layer])
-        if built not in made:
-            made[built] = _parts(module, blocks_name, blocks, layer, given, d_model)
-        if made[built] != first:
-            others[layer] = made[built]
-    layout = replace(layout, others=others)
     _sound(module, blocks, layout)
     return layout
 

@@ -25,7 +25,11 @@ ENDS = (W_ATTN, SECOND_ATTN, W_MLP, SECOND_MLP)
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one kind of block, as `Layout` names them. A block may lack a mixer (attn is "") or an MLP (mlp)."""
+    """The parts of one kind of block, as `Layout` names them. A block may lack a mixer (attn is "") or an MLP (mlp).
+
+    `mixer` is what brings tokens together: attention, or another one, whose output projection then is W_o. `mixture` is
+    a mixture of experts in the place of the MLP: the path of its module then stands for down_proj.
+    """
 
     attn: str
     mlp: str
@@ -58,9 +62,7 @@ class Parts:
 class Layout:
     """Where the parts are (module paths), and how a block combines them.
 
-    Parts are those of the first block; `others` has the blocks that are built otherwise, by layer (`at`). `mixer` is
-    what brings tokens together: attention, or another one, whose output projection then is W_o. `mixture` is a mixture
-    of experts in the place of the MLP: the path of its module then stands for down_proj.
+    `by_layer` has the parts of every block. `attn`, `mlp` and `linears` are those of the first one.
 
     `linears` names every linear map of a block's attention and MLP: role -> module path inside the block, in the order
     of a forward pass. Roles: `attn.q_proj`, `attn.k_proj`, `attn.v_proj`, `attn.o_proj` (W_o), `mlp.gate_proj`,
@@ -70,13 +72,10 @@ class Layout:
     """
 
     blocks: str
-    attn: str
-    mlp: str
-    linears: Mapping[str, str] = field(hash=False)
+    by_layer: tuple[Parts, ...]
     embed: str
     norm: str | None
     unembed: str
-    n_layers: int
     d_model: int
     transposed: bool = False  # Conv1D keeps its weight as (d_in, d_out)
     parallel: bool = False  # attention and MLP read the same input (GPT-J, NeoX, Phi)
@@ -84,19 +83,36 @@ class Layout:
     has_post_norm: bool = False  # a norm stands between a module's value and the residual stream
     tuple_output: bool = False
     unchecked: str | None = None  # why the blocks were not checked by numbers
-    mixture: Mixture | None = None
-    mixer: str = ATTENTION
-    others: Mapping[int, Parts] = field(default_factory=dict, hash=False)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.by_layer)
+
+    @property
+    def attn(self) -> str:
+        """Path of the first block's attention."""
+        return self.by_layer[0].attn
+
+    @property
+    def mlp(self) -> str:
+        """Path of the first block's MLP."""
+        return self.by_layer[0].mlp
+
+    @property
+    def linears(self) -> Mapping[str, str]:
+        """The first block's linear maps: role -> path."""
+        return self.by_layer[0].linears
 
     @property
     def w_attn(self) -> str:
-        """Path of W_o inside a block."""
-        return self.linears.get(W_ATTN, "")
+        """Path of W_o inside the first block."""
+        return self.by_layer[0].w_attn
 
     @property
     def w_mlp(self) -> str:
-        """Path of down_proj inside a block."""
-        return self.linears.get(W_MLP, "")
+        """Path of down_proj inside the first block."""
+        return self.by_layer[0].w_mlp
 
     def has(self, site: Site) -> bool:
         """Whether the block at a site's layer has the site."""
@@ -114,29 +130,20 @@ class Layout:
     def mixers(self) -> tuple[str, ...]:
         """What mixes tokens in each block: `attention`, `linear attention`, `state space`, `convolution`, `recurrence`,
         or "" where nothing does."""
-        return tuple(self.at(layer).mixer for layer in range(self.n_layers))
-
-    @property
-    def first(self) -> Parts:
-        """The parts of the first block."""
-        return Parts(self.attn, self.mlp, self.linears, self.mixture, self.mixer)
+        return tuple(parts.mixer for parts in self.by_layer)
 
     def at(self, layer: int) -> Parts:
         """The parts of the block at a layer."""
-        return self.others.get(layer) or self.first
+        return self.by_layer[layer]
 
     @property
     def kinds(self) -> dict[int, Parts]:
         """The kinds of blocks, each by the first layer that is of it."""
-        return {0: self.first} | {min(n for n, p in self.others.items() if p == q): q for q in self.others.values()}
+        return {self.by_layer.index(parts): parts for parts in self.by_layer}
 
     def with_kind(self, parts: Parts, settled: Parts) -> Layout:
         """The layout with one kind of block replaced."""
-        others = {layer: settled if each == parts else each for layer, each in self.others.items()}
-        if parts != self.first:
-            return replace(self, others=others)
-        names = ("attn", "mlp", "linears", "mixture", "mixer")
-        return replace(self, others=others, **{name: getattr(settled, name) for name in names})
+        return replace(self, by_layer=tuple(settled if each == parts else each for each in self.by_layer))
 
     def path(self, kind: Kind | Site, layer: int | None = None) -> str:
         """Module path of a site's linear map, or of the whole block for the residual stream.
@@ -225,7 +232,7 @@ class Layout:
         return " and ".join(f"{words} (layers {runs_of(layers)})" for words, layers in by_words.items())
 
 
-def own_names(parts: Layout | Parts, paths: list[str]) -> dict[str, str]:
+def own_names(parts: Parts, paths: list[str]) -> dict[str, str]:
     """Role -> path with the modules' own names, the maps onto the residual stream apart; maps outside attention and MLP
     left out. A mixture's parts have no role of their own here, but it has that of down_proj."""
     ends = {path: role for role in ENDS if (path := parts.linears.get(role))}
@@ -247,10 +254,10 @@ def own_names(parts: Layout | Parts, paths: list[str]) -> dict[str, str]:
     return found | ({W_MLP: mixture.path} if mixture is not None else {})
 
 
-def _own_name(layout: Layout | Parts, role: str, path: str) -> str:
+def _own_name(parts: Parts, role: str, path: str) -> str:
     """A map by its module's own name in its part: `mlp.c_fc`."""
     kind = role.partition(".")[0]
-    return f"{kind}.{path.removeprefix((layout.attn if kind == Kind.ATTN else layout.mlp) + '.')}"
+    return f"{kind}.{path.removeprefix((parts.attn if kind == Kind.ATTN else parts.mlp) + '.')}"
 
 
 def unwrap_tuple(output: Any) -> Any:

@@ -48,7 +48,6 @@ class Mixture:
         experts: the module that owns the experts' weights, in `down` and `up` with an axis over experts.
         count, width: number of experts, and of the numbers in an expert's key.
         transposed: an expert's weight is kept as (d_in, d_out).
-        router: the module that chooses.
         shared: the shared experts.
         order: paths of experts and shared down projections, in the order of a forward.
     """
@@ -60,7 +59,6 @@ class Mixture:
     count: int
     width: int
     transposed: bool
-    router: str
     shared: tuple[Shared, ...] = ()
     order: tuple[str, ...] = field(default=(), compare=False)
 
@@ -124,13 +122,11 @@ def find_mixture(block: nn.Module, d_model: int) -> Mixture | None:
         transposed = bool(getattr(owner, "is_transposed", other == d_model != one or not hasattr(owner, "_apply_gate")))
         path = name.rpartition(".")[0]
         whole = block.get_submodule(path)
-        router = next((n for n, m in whole.named_children() if f"{path}.{n}" != name and _routes(m, count)), None)
-        if router is None:
+        routed_by = any(f"{path}.{n}" != name and _routes(m, count) for n, m in whole.named_children())
+        if not routed_by:
             continue
         width = one if transposed else other
-        return Mixture(
-            path, name, down, up, count, width, transposed, f"{path}.{router}", _shared(whole, path, name, d_model)
-        )
+        return Mixture(path, name, down, up, count, width, transposed, _shared(whole, path, name, d_model))
     return None
 
 
@@ -342,7 +338,7 @@ def settle_mixture(model: Any, mixture: Mixture, layers: Sequence[int], ids: Int
     for block, (key, gates, output) in zip(blocks, read, strict=True):
         value = output.reshape(len(key), -1).double()
         left = value - sum(
-            key[:, columns].double() @ oriented(model.module, f"{block}.{mixture.weight(role)}", mixture).double().T
+            key[:, columns].double() @ model.weight(f"{block}.{mixture.weight(role)}").double().T
             for role, columns in mixture.roles.items()
             if key[:, columns].any()
         )
@@ -353,18 +349,10 @@ def settle_mixture(model: Any, mixture: Mixture, layers: Sequence[int], ids: Int
         if missing > min(64 * eps, max(8 * eps, 1e-4)):
             raise UnknownModel(
                 f"{type(model.module).__name__} is not a decoder that kt can read: the {mixture.describe()} of {block} "
-                f"do not make its output: {missing:.1%} of it is not the sum of the experts' weights times their keys"
+                f"do not make its output: {missing:.1%} of it is not the sum of the experts' weights times their keys; "
+                "docs/reliability.md lists the kinds of models that can be"
             )
     return mixture
-
-
-def oriented(module: nn.Module, name: str, mixture: Mixture) -> Float[Tensor, "d_out d_in"]:
-    """A part's weight by its name."""
-    path, number = slice_of(name)
-    weight = module.get_parameter(path)
-    if number is None:
-        return weight
-    return weight[number].mT if mixture.transposed else weight[number]
 
 
 def slice_of(name: str) -> tuple[str, int | None]:

@@ -423,7 +423,7 @@ class TracedModel(Weights):
         sites = {layer: self.projection(Site(Kind.MLP, layer)) for layer in sorted(set(layers))}
         for layer, site in sites.items():
             if not isinstance(site, MixtureSite):
-                raise UnknownSite(f"block {layer} of {self.name} has no mixture of experts")
+                raise UnknownSite(f"block {layer} of {self.name} has no mixture of experts; print(model) shows them")
         with self.root.trace(**self.inputs(batch), backend=self.backend()) as tracer:
             found: Any = {layer: site.gates().view(*batch.ids.shape, -1).clone() for layer, site in sites.items()}
             found.save()

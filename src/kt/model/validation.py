@@ -65,7 +65,7 @@ def validate(model: Any) -> Layout:
         if parts.mixture is not None and model.remote:
             raise UnknownModel(
                 f"{type(model.module).__name__} has {parts.mixture.describe()}: a mixture of experts is read on a "
-                "model that runs here"
+                "model that runs here; load its weights on this machine"
             )
         if parts.mixture is not None:
             layers = [n for n in range(layout.n_layers) if layout.at(n) == parts]
@@ -75,8 +75,8 @@ def validate(model: Any) -> Layout:
     if not model.remote:
         _validate_padding(model)
     found = {layer: _validate_kind(model, layer, parts) for layer, parts in layout.kinds.items()}
-    for settled, *_ in found.values():
-        layout = layout.with_kind(layout.at(next(n for n, f in found.items() if f[0] is settled)), settled)
+    for layer, each in found.items():
+        layout = layout.with_kind(layout.at(layer), each.parts)
     first = found[0]
     direct = all(each.direct for each in found.values())
     return replace(
@@ -104,7 +104,8 @@ def _validate_padding(model: Any) -> None:
     if bool(torch.stack(rows).isfinite().all()) and float((rows[1] - rows[0]).abs().max()) > allowed:
         raise UnknownModel(
             f"{type(model.module).__name__} is not a decoder that kt can read: the numbers of a prompt change with the "
-            "padding beside it, and prompts of several lengths are read together"
+            "padding beside it, and prompts of several lengths are read together; "
+            "docs/reliability.md lists the kinds of models that can be"
         )
 
 

@@ -75,7 +75,10 @@ class Weights:
             UnknownSite: the residual stream, a mixture of experts, or the model has no such layer or linear map.
         """
         if self.mixture_of(site) is not None:
-            raise UnknownSite(f"{site} of {self.name} is a mixture of experts, which has no one linear map")
+            raise UnknownSite(
+                f"{site} of {self.name} is a mixture of experts, which has no one linear map; its parts are "
+                f"{', '.join(map(str, [*self.parts(self.whole(site))][:2]))}, ..."
+            )
         path = self.layout.path(site)
         try:
             return self.module.get_submodule(path)
