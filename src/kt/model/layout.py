@@ -133,7 +133,13 @@ class Layout:
         return tuple(parts.mixer for parts in self.by_layer)
 
     def at(self, layer: int) -> Parts:
-        """The parts of the block at a layer."""
+        """The parts of the block at a layer.
+
+        Raises:
+            UnknownSite: the model has no such layer.
+        """
+        if layer >= self.n_layers:
+            raise UnknownSite(f"the model has layers 0 to {self.n_layers - 1}, not {layer}; choose among these")
         return self.by_layer[layer]
 
     @property
