@@ -24,8 +24,8 @@ def printed(script, *arguments, seconds=120):
     [
         ("quality/methods.py", "data/demo-methods", (45,)),
         ("quality/sequential.py", "data/sequential", (48,)),
-        ("quality/trust.py", "tracing", (4, 4, 3, 5)),
-        ("speed/screen_speed.py", "tracing", (2, 2)),
+        ("quality/trust.py", "data/trust", (4, 4, 3, 5)),
+        ("speed/screen_speed.py", "data/screen", (2, 2)),
         ("quality/residual.py", "data/residual", (12, 12, 14)),
         ("reliability/adapters.py", "data/adapters", (12, 8)),
         ("reliability/kill.py", "reliability", (5,)),
