@@ -31,6 +31,7 @@ def printed(script, *arguments, seconds=120):
         ("reliability/kill.py", "data/kills", (5,)),
         ("quality/rounding.py", "data/rounding", (9, 12)),
         ("reliability/fuzz.py", "data/fuzz", (35,)),
+        ("quality/chat_ways.py", "data/chat-ways", (12,)),
         ("quality/upcycled.py", "data/upcycled", (6,)),
         ("quality/quantised.py", "reliability", (4,)),
         ("quality/stacks.py", "data/stacks", (24, 3)),
