@@ -1,7 +1,7 @@
 """Kill a command at a random moment, look at what it left, let it go on, and compare with an uninterrupted run.
 
     python benchmarks/reliability/kill.py  # 50 kills (SIGKILL) over cov, apply-edit, heatmap and export: 15 minutes
-    python benchmarks/reliability/kill.py --table  # the table of docs/reliability.md, from docs/data/kills.json
+    python benchmarks/reliability/kill.py --table  # docs/data/kills.md, from docs/data/kills.json
 
 After the kill no file under a final name may be half written; after `--resume` (for cov and export: the same command
 again) the results must be the uninterrupted run's to the byte. Every trial has an empty cache of its own.
