@@ -30,8 +30,8 @@ def measured(folder: Path) -> dict[str, Any]:
     """α and layers of a run's trace, and each fact's effects at the last subject token: (fact, layer), four digits."""
     import kt
     from kt.runs.folder import FILES
+    from kt.tracing.means import role_effects
     from kt.tracing.prompts import ROLES
-    from kt.tracing.trace import role_effects
 
     trace = kt.Trace.load(folder / FILES["trace"])
     balance = kt.balance_factor(trace).as_dict()

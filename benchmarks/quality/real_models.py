@@ -29,7 +29,7 @@ from typing import Any
 
 from methods import cell, peak_mib
 from protocols import markdown
-from real_known import WANTED, facts_of, folder_of
+from real_known import FETCHED, WANTED, facts_of, folder_of
 from rows import run
 
 from kt.experiments.shared_targets import SharedTargets
@@ -277,7 +277,7 @@ if __name__ == "__main__":
         row=row,
         table=table,
         jobs=jobs,
-        methods=lambda: [f"{name}: {method}" for name in WANTED for method in (*SETTINGS, *LAMBDAS)],
+        methods=lambda: [f"{name}: {method}" for name in FETCHED for method in (*SETTINGS, *LAMBDAS)],
         sizes=SIZES,
         out=OUT,
         shown=lambda each, size: f"{each['method']:<28}{size:>4}  {line(each, '', {})[2:]}",

@@ -19,7 +19,7 @@ from measure import Row, command, counted, measured, product_rate
 from trace_speed import random_gpt2
 
 import kt
-from kt.editing.closed_form.second_moment import Sums, blocks, take_sums
+from kt.editing.closed_form.key_sums import Sums, blocks, take_sums
 from kt.facts.corpus import Corpus
 from kt.model.sites import Kind, Site
 from kt.model.tokens import encode_ids, pad_id

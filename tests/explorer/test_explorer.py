@@ -34,7 +34,7 @@ from kt.explorer.rows import Rows
 from kt.probing import Probe
 from kt.probing.lens import KINDS, POSITIONS, LensReading
 from kt.runs.report import Run
-from kt.tracing.trace import grid
+from kt.tracing.means import grid
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = os.environ.get("AXE_CORE", "")

@@ -75,7 +75,7 @@ def effects(monkeypatch):
         found[:, _ROLES.index("subject_last")] = trace.curves[kind] + jitter[:, 0]
         return found
 
-    monkeypatch.setattr("kt.tracing.trace.role_effects", given)
+    monkeypatch.setattr("kt.tracing.means.role_effects", given)
 
 
 def bump(layer, width=1.5):

@@ -86,15 +86,15 @@ def test_what_a_model_lacks_is_refused_in_one_line():
 def test_heads_and_parts_are_patched_where_they_are(family):
     model = tiny_model(family)
     fact = traced(model, ("attn", "mlp", "hidden", "heads"))
-    token = fact.span.last
     for kind, values in fact.patched.items():
         for layer, mixer in enumerate(model.layout.mixers):
             parts = model.layout.at(layer)
             there = parts.mlp if kind == "mlp" else mixer == "attention" if ".h" in kind else mixer or kind == "hidden"
-            moved = np.abs(values["logit_diff"][layer, token] - fact.corrupted["logit_diff"]).max()
+            # At some token: behind the last attention a subject's state no longer reaches the prompt's last token.
+            moved = np.abs(values["logit_diff"][layer] - fact.corrupted["logit_diff"]).max()
             assert there or moved < 1e-5, (kind, layer)
-            if there and layer < model.n_layers - 1 and ".h" not in kind:  # after the last one no token sees another
-                assert moved > 0, (kind, layer)
+            if there and ".h" not in kind:
+                assert moved > 1e-5, (kind, layer)
 
 
 def test_two_mixers_of_one_block_are_patched_apart():

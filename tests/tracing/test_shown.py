@@ -9,8 +9,8 @@ from tracing_help import FACTS, KINDS
 
 import kt
 from kt.stats import benjamini_hochberg, sign_flip_test
+from kt.tracing.means import grid, role_effects
 from kt.tracing.prompts import ROLES
-from kt.tracing.trace import grid, role_effects
 
 pytestmark = pytest.mark.filterwarnings("ignore:traced all the same")
 

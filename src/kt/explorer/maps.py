@@ -13,9 +13,10 @@ from ..errors import WorkFailed
 from ..figures.theme import head_of, look
 from ..stats import bootstrap_mean_grid
 from ..tracing import Trace, TracedFact
+from ..tracing.means import grid, role_effects, tested
 from ..tracing.prompts import ROLES
 from ..tracing.titles import metric_title
-from ..tracing.trace import grid, role_effects, tested, without_heads
+from ..tracing.trace import without_heads
 from .numbers import COARSE, short, whole
 from .rows import Rows
 

@@ -39,8 +39,8 @@ def check(trace: Trace, name: str, about: Mapping[str, Any]) -> Finding:
 
 def effects(trace: Trace, about: Mapping[str, Any], kind: str | None = None) -> Float[ndarray, "fact layer"]:
     """Each fact's effect by layer at the role `at`, the last subject token unless said."""
+    from ..tracing.means import role_effects
     from ..tracing.prompts import ROLES
-    from ..tracing.trace import role_effects
 
     kind = trace.checked(kind or about["kind"], about.get("metric", "logit_diff"))
     values = role_effects(trace, kind, about.get("metric", "logit_diff"))
@@ -61,8 +61,8 @@ def _peak(trace: Trace, about: Mapping[str, Any]) -> Finding:
 
 def _role(trace: Trace, about: Mapping[str, Any]) -> Finding:
     """Over these layers, the strongest of the named roles is above the strongest of the others."""
+    from ..tracing.means import role_effects
     from ..tracing.prompts import ROLES
-    from ..tracing.trace import role_effects
 
     where = layers_of(about, trace.n_layers)
     metric = about.get("metric", "logit_diff")

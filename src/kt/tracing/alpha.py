@@ -42,9 +42,9 @@ from ..errors import BadFile, WorkFailed
 from ..report import Card, Figure, Shown, Table
 from ..report.table import layer_list, pairs
 from ..stats import Interval, bootstrap_mean_grid
+from .means import role_effects
 from .prompts import ROLES
 from .titles import KIND_TITLES, METRIC_NAMES, METRIC_TITLES
-from .trace import role_effects
 from .traced_fact import metric_name
 
 if TYPE_CHECKING:

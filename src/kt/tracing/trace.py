@@ -6,17 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
 from .._util.text import count
 from ..errors import BadFact, BadFile
 from ..report import Card, Figure, Shown, Table
-from ..stats import Interval, IntervalGrid, benjamini_hochberg, bootstrap_mean, bootstrap_mean_grid, sign_flip_test
+from ..stats import bootstrap_mean, bootstrap_mean_grid
+from .means import Curve, RoleGrid, effects_at, grid, over, peak, role_effects, tested
 from .patches import Patch
 from .prompts import ROLES, TITLES, LeftOut, why
 from .titles import METRIC_NAMES, metric_title, subtitle_of, title_of
@@ -237,7 +237,7 @@ class Trace(Shown):
             metric: one of `metrics`; None is the last of them, a difference where one was measured.
         """
         metric = metric or self.metrics[-1]
-        peaks = {kind: _peak(self.curve(kind, metric)) for kind in self.kinds}
+        peaks = {kind: peak(self.curve(kind, metric)) for kind in self.kinds}
         modules = without_heads(self)
         heads = sorted((kind for kind in self.kinds if kind not in modules), key=lambda kind: -peaks[kind][1].mean)
         rows = [[kind, *peaks[kind]] for kind in (*modules, *heads[:5])]
@@ -348,7 +348,7 @@ class Trace(Shown):
             raise BadFact(f"this trace holds no single {name}; trace again with kinds=({name!r},)")
         if at not in self.roles or at not in {role for fact in self.facts for role in fact.roles}:
             raise BadFact(f"no traced fact has a token of role {at!r}; choose among {', '.join(self.roles)}")
-        records = np.stack([_records(self, self.checked(kind, metric), metric, at) for kind in found], -1)
+        records = np.stack([effects_at(self, self.checked(kind, metric), metric, at) for kind in found], -1)
         cells = bootstrap_mean_grid(records)
         p, q = tested(records, cells)
         return heads_figure(
@@ -360,7 +360,7 @@ class Trace(Shown):
             n=cells.n,
             rows=[" ".join(map(str, single_of(kind) or ())) for kind in found],
             kind="attn" if name == "heads" else "mlp",
-            over=_over(self),
+            over=over(self),
             colour_title=metric_title(self, metric),
             title=f"{title_of(self)} · {words} · {TITLES[at].lower()}",
             subtitle=subtitle_of(self, metric),
@@ -436,44 +436,6 @@ class Trace(Shown):
         return Trace(tuple(facts), self.kinds, tuple(left_out), _merged_metadata(traces, start))
 
 
-class RoleGrid(NamedTuple):
-    """Mean effect by role and layer, over the facts that have a measured cell there.
-
-    `roles` are the roles that occur, `n` the number of facts with a token of the role, `counts` the number measured in
-    each cell: `n`, unless cells were left unmeasured (NaN). `p` is of the sign-flip test over facts that the mean is 0,
-    `q` the same after Benjamini and Hochberg over all cells of this grid; both are NaN where fewer than two facts have
-    the cell.
-    """
-
-    roles: tuple[str, ...]
-    mean: Float[ndarray, "role layer"]
-    low: Float[ndarray, "role layer"]
-    high: Float[ndarray, "role layer"]
-    n: Int[ndarray, " role"]
-    p: Float[ndarray, "role layer"]
-    q: Float[ndarray, "role layer"]
-    counts: Int[ndarray, "role layer"]
-
-
-class Curve(NamedTuple):
-    """Mean effect by layer at one role: a row of `RoleGrid`. With one fact `low`, `high`, `p` and `q` are NaN."""
-
-    mean: Float[ndarray, " layer"]
-    low: Float[ndarray, " layer"]
-    high: Float[ndarray, " layer"]
-    n: int
-    p: Float[ndarray, " layer"]
-    q: Float[ndarray, " layer"]
-    counts: Int[ndarray, " layer"]
-
-
-class Tested(NamedTuple):
-    """Sign-flip p of every cell and q over all of them."""
-
-    p: Float[ndarray, "*cell"]
-    q: Float[ndarray, "*cell"]
-
-
 def _must_merge(first: Trace, other: Trace) -> None:
     for name in _SAME:
         mine, theirs = (trace.metadata.get(name, _UNSAID.get(name)) for trace in (first, other))
@@ -526,35 +488,7 @@ def to_dataframe(trace: Trace) -> pd.DataFrame:
     return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
 
-def role_effects(trace: Trace, kind: str, metric: str) -> Float[ndarray, "fact role layer"]:
-    """Each fact's mean effect over the measured tokens of each role; NaN where none is measured."""
-    effects = np.full((trace.n_facts, len(ROLES), trace.n_layers), np.nan)
-    for i, fact in enumerate(trace.facts):
-        effect = finite(fact, fact.effect(kind, metric))
-        measured = ~np.isnan(effect)
-        for r, role in enumerate(ROLES):
-            tokens = [t for t, has in enumerate(fact.roles) if has == role]
-            n = measured[:, tokens].sum(1)
-            total = np.where(measured, effect, 0.0)[:, tokens].sum(1)
-            np.divide(total, n, out=effects[i, r], where=n > 0)
-    return effects
-
-
-def tested(values: Float[ndarray, "n ..."], grid: IntervalGrid, seed: int = 0) -> Tested:
-    """Test whether the means of `grid` differ from zero; NaN where fewer than two records have the cell."""
-    p = np.where(grid.n > 1, sign_flip_test(values, seed=seed), np.nan)
-    return Tested(p, benjamini_hochberg(p))
-
-
-# The numbers of a trace's figures; titles.py has their words.
-
 MODULES = ("mlp", "attn")
-
-
-def _peak(found: Curve) -> tuple[int, Interval]:
-    """The layer where the mean is highest, and the mean there with its interval."""
-    top = 0 if np.isnan(found.mean).all() else int(np.nanargmax(found.mean))
-    return top, Interval(float(found.mean[top]), float(found.low[top]), float(found.high[top]), int(found.counts[top]))
 
 
 def _singles(trace: Trace, name: str) -> list[str]:
@@ -572,59 +506,6 @@ def without_heads(trace: Trace) -> list[str]:
     from ..figures.theme import single_of
 
     return [kind for kind in trace.kinds if single_of(kind) is None]
-
-
-def _records(trace: Trace, kind: str, metric: str, at: str) -> Float[ndarray, "record layer"]:
-    """What the means at one role are over: facts, or the noise draws of a single one."""
-    if trace.n_facts > 1:
-        return role_effects(trace, kind, metric)[:, ROLES.index(at)]
-    fact = trace.facts[0]
-    tokens = [t for t, role in enumerate(fact.roles) if role == at]
-    return finite(fact, fact.effects(kind, metric))[:, tokens].mean(1).T
-
-
-def _over(trace: Trace) -> str:
-    return "facts" if trace.n_facts > 1 else "noise draws"
-
-
-def grid(trace: Trace, kind: str, metric: str) -> dict[str, Any]:
-    """values, low, high, p, q (row, layer), n, rows and subject_rows: tokens of a single fact, roles of several.
-
-    A single fact's intervals and tests are over its noise draws, several facts' over the facts (see `RoleGrid`); n is
-    one number, one by row, or one by cell where some were not measured.
-    """
-    if trace.n_facts > 1:
-        means = trace.by_role(kind, metric)
-        subject = [i for i, role in enumerate(means.roles) if role.startswith("subject")]
-        return {
-            "values": means.mean,
-            "low": means.low,
-            "high": means.high,
-            "p": means.p,
-            "q": means.q,
-            "n": means.n if (means.counts == means.n[:, None]).all() else means.counts,
-            "rows": [TITLES[role] for role in means.roles],
-            "subject_rows": subject,
-            "row_word": "role",
-            "over": _over(trace),
-        }
-    fact = trace.facts[0]
-    patched = trace.shown_tokens(fact)
-    draws = np.moveaxis(finite(fact, fact.effects(kind, metric))[:, patched], -1, 0)
-    cells = bootstrap_mean_grid(draws)
-    p, q = tested(draws, cells)
-    return {
-        "values": cells.mean.T,
-        "low": cells.low.T,
-        "high": cells.high.T,
-        "p": p.T,
-        "q": q.T,
-        "n": len(draws) if (cells.n == len(draws)).all() else cells.n.T,
-        "rows": [fact.tokens[token] for token in patched],
-        "subject_rows": [row for row, token in enumerate(patched) if token in range(*fact.span)],
-        "row_word": "token",
-        "over": _over(trace),
-    }
 
 
 def _panel(trace: Trace, kind: str, metric: str) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from ..errors import BadFact
 from ..report import Column, Table
 from ..report.table import cell_text
 from ..stats import Interval, bootstrap_mean, bootstrap_ratio
+from .means import role_effects
 from .patch import window_layers
 from .prompts import ROLES
-from .trace import role_effects
 from .traced_fact import metric_name
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from absurd_files import absurd
 from families import tiny_model
 
 from kt.editing import Statistics, key_statistics
-from kt.editing.closed_form import second_moment as module
+from kt.editing.closed_form import key_sums
 from kt.errors import BadFact, BadFile, KtError, WorkFailed
 from kt.facts.corpus import Corpus
 from kt.model.sites import Kind, Site
@@ -57,9 +57,9 @@ def test_cache_knows_weights_corpus_and_tokens_not_names(corpus, tmp_path):
 
 
 def test_resumed_run_gives_the_same_bytes(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "TOKENS_PER_FORWARD", 64)
-    monkeypatch.setattr(module, "FORWARDS_PER_CHECKPOINT", 2)
-    monkeypatch.setattr(module, "FORWARDS_PER_SORT", 2)
+    monkeypatch.setattr(key_sums, "TOKENS_PER_FORWARD", 64)
+    monkeypatch.setattr(key_sums, "FORWARDS_PER_CHECKPOINT", 2)
+    monkeypatch.setattr(key_sums, "FORWARDS_PER_SORT", 2)
     whole = key_statistics(tiny_model("llama"), SITES, corpus, max_tokens=600, cache_dir=tmp_path / "a")
 
     class Cut(Exception):
@@ -106,7 +106,7 @@ def test_more_tokens_are_added_to_those_that_are_kept(family, corpus, tmp_path):
 
 
 def test_where_a_pass_until_ends_does_not_hang_on_what_is_kept(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FIRST_MARK", 60)
+    monkeypatch.setattr(key_sums, "FIRST_MARK", 60)
     empty = key_statistics(tiny_model("gpt2"), SITES, corpus, 600, tmp_path / "empty", until=0.5)
     assert empty.n_tokens < 600
     key_statistics(tiny_model("gpt2"), SITES, corpus, 207, tmp_path)
@@ -142,7 +142,7 @@ def test_the_same_weights_and_bytes_are_not_the_same_model_and_text(tmp_path):
 
 
 def test_a_map_that_no_token_excites_has_a_second_moment_of_zero(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FIRST_MARK", 100)
+    monkeypatch.setattr(key_sums, "FIRST_MARK", 100)
     model = tiny_model("llama")
     model.module.model.layers[1].mlp.gate_proj.weight.data.zero_()
     for _ in range(2):
@@ -156,7 +156,7 @@ def test_kept_files_and_checkpoints_of_the_absurd_count_as_absent(corpus, tmp_pa
     first = key_statistics(model, SITES, corpus, 200, tmp_path)
     before, sums = first.files[name].read_bytes(), tmp_path / "sums.safetensors"
     sizes = {SITES[0]: 4}
-    begun = module.Sums({SITES[0]: torch.eye(4, dtype=torch.float64)}, 7)
+    begun = key_sums.Sums({SITES[0]: torch.eye(4, dtype=torch.float64)}, 7)
     begun.save(sums)
     checkpoint = sums.read_bytes()
     for what in absurd(before):
@@ -165,7 +165,7 @@ def test_kept_files_and_checkpoints_of_the_absurd_count_as_absent(corpus, tmp_pa
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             again = key_statistics(model, SITES, corpus, 200, tmp_path)
-            resumed = module.Sums.resume(sums, sizes, lambda: begun)
+            resumed = key_sums.Sums.resume(sums, sizes, lambda: begun)
         good = what == "nothing but zeros"  # a map that no token excites
         assert good or again.files[name].read_bytes() == before, what
         assert (resumed is begun) != good, what
@@ -184,8 +184,8 @@ def test_a_kept_file_that_cannot_be_read_counts_as_absent(corpus, tmp_path, brok
 
 def test_a_product_in_strips_is_the_whole_product():
     keys = torch.randn(50, 700, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    sums = module.Sums({SITES[0]: torch.zeros(700, 700, dtype=torch.float64)}, n_tokens=50)
-    module.add_products(sums.totals[SITES[0]], keys)
+    sums = key_sums.Sums({SITES[0]: torch.zeros(700, 700, dtype=torch.float64)}, n_tokens=50)
+    key_sums.add_products(sums.totals[SITES[0]], keys)
     mean = sums.mean(SITES[0])
     torch.testing.assert_close(mean.double(), keys.T @ keys / 50, atol=1e-6, rtol=1e-5)
     assert torch.equal(mean, mean.T)
@@ -193,8 +193,8 @@ def test_a_product_in_strips_is_the_whole_product():
 
 def test_the_change_is_that_of_twice_the_documents_and_ends_the_pass(corpus, tmp_path, monkeypatch):
     """Documents are taken in their order though they are sorted by length to share forwards."""
-    monkeypatch.setattr(module, "TOKENS_PER_FORWARD", 64)
-    monkeypatch.setattr(module, "FIRST_MARK", 150)
+    monkeypatch.setattr(key_sums, "TOKENS_PER_FORWARD", 64)
+    monkeypatch.setattr(key_sums, "FIRST_MARK", 150)
     model, name = tiny_model("qwen2"), "model.layers.1.mlp.down_proj"
 
     def take(tokens, **more):
