@@ -68,7 +68,7 @@ INTERVAL = re.compile(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")
         ("probing", "### Does a share for attention leave less?", ("residual",)),
         ("demo-edits", "# The joint edit on the demo model", ("demo-edits",)),
         ("edits", "## Solve on top", ("stacks",)),
-        ("methods", "## On the demo model", ("demo-methods", "sequential", "smollm2-methods")),
+        ("methods-measured", "## On the demo model", ("demo-methods", "sequential", "smollm2-methods")),
         ("real-models", "# On real weights", ("real-models", "real-map", "real-alpha")),
     ],
 )

@@ -2,7 +2,7 @@
 and the names in editing/method_names.py, which editors complete and type checkers check.
 
 python tools/method_table.py            # print the tables
-python tools/method_table.py --write    # put them into docs/methods.md, between its two marks, and write the names
+python tools/method_table.py --write    # put them into docs/methods.md, each between its marks, and write the names
 """
 
 from __future__ import annotations
@@ -10,19 +10,37 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 
 from kt._util.files import atomic_write
+from kt.editing.closed_form.config import Spreading, TargetSearch
 from kt.editing.config import Config, setting_fields
 from kt.editing.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 NAMES = ROOT / "src" / "kt" / "editing" / "method_names.py"
 PAGE, MEASURED = ROOT / "docs" / "methods.md", ROOT / "docs" / "data" / "demo-methods.json"
-BEGIN, END = "<!-- tools/method_table.py writes from here -->", "<!-- to here -->"
+MARK = re.compile(
+    r"(<!-- tools/method_table.py writes the (methods|settings) from here -->\n).*?(\n<!-- to here -->)", re.DOTALL
+)
 EXAMPLE = {"layers_mlp": (3, 4, 5), "layers_attn": (1, 2), "layers_high": (7, 8), "alpha": 0.3}
 """Layers and α of the plans in the table."""
+
+
+GROUPS = {
+    label: [name for name, config in METHODS.items() if issubclass(config, base)]
+    for label, base in {
+        "search": TargetSearch,
+        "several layers": Spreading,
+        "MEMIT family": METHODS["memit"],
+        "fine-tuning": METHODS["ft"],
+        "AlphaEdit family": METHODS["alphaedit"],
+        "ROME family": METHODS["rome"],
+    }.items()
+}
+"""Methods that share a class of settings, largest group first: the settings table names the group in their place."""
 
 
 def methods_table() -> str:
@@ -30,33 +48,57 @@ def methods_table() -> str:
     rows = json.loads(MEASURED.read_text(encoding="utf-8"))
     measured = {(row["method"], row["edits"]): row for row in rows}
     lines = [
-        "| method | what it does | searches δ at | writes | solver | order | success at 1, 10, 100 edits |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| method | what it does | searches δ at | writes | solver; order | success at 1, 10, 100 edits |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, config in METHODS.items():
-        plan = config.of(EXAMPLE).plan().describe()
+        *sites, solver, order = config.of(EXAMPLE).plan().describe()
         numbers = [measured.get((name, edits), {}).get("success") for edits in (1, 10, 100)]
         shown = ", ".join("–" if each is None else f"{each['mean']:.2f}" for each in numbers)
         about = config.summary.partition(": ")[2]
-        cells = [f"`{name}`", about, *plan, shown if any(numbers) else "not measured"]
+        solved = f"{solver}; {order}" if order != "–" else solver
+        cells = [f"`{name}`", about, *sites, solved, shown if any(numbers) else "not measured"]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 
 def settings_table() -> str:
-    """A row a setting; methods that share its default and source share the row."""
-    rows: dict[tuple[str, ...], list[str]] = {}
+    """The groups of methods, and a row a setting: what most methods have, then what others have in its place."""
+    held: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
     for name, config in METHODS.items():
         for spec in setting_fields(config):
             about = spec.metadata["setting"]
-            key = (spec.name, default_of(config, spec.name), about.symbol, about.text, about.source)
-            rows.setdefault(key, []).append(name)
-    lines = ["| setting | default | symbol | what it is | source | methods |", "| --- | --- | --- | --- | --- | --- |"]
-    order = list(dict.fromkeys(key[0] for key in rows))
-    for key in sorted(rows, key=lambda key: order.index(key[0])):
-        cells = [f"`{key[0]}`", *key[1:], ", ".join(rows[key])]
+            symbol = f", {about.symbol}" if about.symbol != "–" else ""
+            row = held.setdefault((f"`{spec.name}`{symbol}", about.text), [])
+            row.append((name, default_of(config, spec.name), about.source))
+    smaller = {group: [label for label in GROUPS if len(GROUPS[label]) < len(GROUPS[group])] for group in GROUPS}
+    lines = [f"- **{group}**: {grouped(GROUPS[group], smaller[group])}" for group in GROUPS]
+    lines += ["", "| setting, symbol | default | what it is | source | methods |", "| --- | --- | --- | --- | --- |"]
+    order = list(dict.fromkeys(setting for setting, _ in held))
+    for (setting, text), rows in sorted(held.items(), key=lambda item: order.index(item[0][0])):
+        methods, defaults, sources = zip(*rows, strict=True)
+        cells = [setting, most(methods, defaults), text, most(methods, sources), grouped(methods)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def most(methods: Sequence[str], values: Sequence[str]) -> str:
+    """The value of most methods, then the others' in lines of their own, each behind the names of its methods."""
+    having: dict[str, list[str]] = {}
+    for method, value in zip(methods, values, strict=True):
+        having.setdefault(value, []).append(method)
+    first, *others = sorted(having, key=lambda value: -len(having[value]))
+    return "<br>".join([first, *(f"{grouped(having[value])}: {value}" for value in others)])
+
+
+def grouped(methods: Sequence[str], labels: Collection[str] = tuple(GROUPS)) -> str:
+    """Names of methods in the registry's order, with a group's name in the place of all its members'."""
+    left, groups = list(methods), []
+    for group in labels:
+        if set(GROUPS[group]) <= set(left):
+            groups.append(f"**{group}**")
+            left = [name for name in left if name not in GROUPS[group]]
+    return ", ".join([*groups, *left])
 
 
 def default_of(config: type[Config], name: str) -> str:
@@ -68,8 +110,8 @@ def default_of(config: type[Config], name: str) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default).lower()
 
 
-def tables() -> str:
-    return f"{methods_table()}\n\n{settings_table()}"
+def tables() -> dict[str, str]:
+    return {"methods": methods_table(), "settings": settings_table()}
 
 
 def names() -> str:
@@ -81,13 +123,11 @@ def names() -> str:
 
 def main() -> None:
     if "--write" not in sys.argv[1:]:
-        sys.stdout.write(tables() + "\n")
+        sys.stdout.write("\n\n".join(tables().values()) + "\n")
         return
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    after = rest.partition(END)[2]
+    written = tables()
     atomic_write(NAMES, names())
-    atomic_write(PAGE, f"{before}{BEGIN}\n{tables()}\n{END}{after}")
+    atomic_write(PAGE, MARK.sub(lambda mark: mark[1] + written[mark[2]] + mark[3], PAGE.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

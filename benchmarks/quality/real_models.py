@@ -208,7 +208,8 @@ def table(path: Path) -> str:
         for size, method in itertools.product(sorted(SIZES), SETTINGS):
             if (each := by_label.get((f"{name}: {method}", size))) is not None:
                 lines.append(line(each, method, by_label))
-        found.append(markdown([["model", *lines[0]], *([name, *each] for each in lines[1:])]))
+        if lines[1:]:
+            found.append(markdown([["model", *lines[0]], *([name, *each] for each in lines[1:])]))
     return "\n\n".join([*found, markdown(lambda_rows(by_label))]) + "\n"
 
 

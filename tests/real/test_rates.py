@@ -1,6 +1,6 @@
 """The gradient methods with no setting given: steps that follow the weights take ten facts, on both models.
 
-`python -m pytest -m real tests/real/test_rates.py --log-cli-level=INFO` prints the numbers of docs/methods.md.
+`python -m pytest -m real tests/real/test_rates.py --log-cli-level=INFO` prints the numbers of docs/methods-measured.md.
 """
 
 import logging

@@ -310,7 +310,7 @@ def run_edits(
         method: a method's name (see `kt ls methods`), or its configuration; `intattn` by default.
         session: the other arguments of `kt.edit` and `kt.EditSession` (alpha, keep_history, norm_guard, ...). With
             neither keep_history nor norm_guard, steps hold both where the method can, as 200 edits in sequence need
-            (docs/methods.md); `norm_guard=False` leaves them to the method.
+            (docs/methods-measured.md); `norm_guard=False` leaves them to the method.
 
     Returns:
         The edits, their course and their scores; the model holds its own bytes again.
