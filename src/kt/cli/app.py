@@ -287,18 +287,36 @@ def _explained(error: BaseException) -> tuple[int, str]:
     return 1, f"kt: error: {what} (a bug? KT_DEBUG=1 shows the traceback)"
 
 
+MEANT_BY = (
+    ("--to", "--out", "--output", "--output-dir", "--output-path", "--out-dir", "--save", "--save-to", "--dest"),
+    ("--png", "--svg", "--html", "--figure", "--image", "--plot"),
+    ("--facts", "--edits", "--data", "--dataset", "--file", "--input"),
+    ("--grid", "--values", "--range"),
+    ("--model", "--checkpoint", "--pretrained", "--model-name", "--model-path"),
+    ("--limit", "--n", "--num", "--max", "--count", "--samples-limit"),
+)
+"""Options that mean the same, here or in other programs: one that a command lacks is answered with its own."""
+
+
 def _usage(error: Any, path: str) -> str:
     """A usage error of click, with what to write instead where that can be said."""
     text = _line(error.format_message())
     flag = getattr(error, "option_name", None)
     if flag is not None and error.ctx is not None and hasattr(error, "possibilities"):
-        own = [name for p in error.ctx.command.params for name in p.opts]
+        own = [name for p in error.ctx.command.params for name in p.opts if name.startswith("-")]
+        bare = [p for p in error.ctx.command.params if p.param_type_name == "argument"]
+        if word := next((p.name.upper() for p in bare if p.name.rstrip("s") == flag.strip("-s")), None):
+            return f"{path} has no option {flag}; write it without one: {path} {word}"
         if "--set" in own and (setting := flag.lstrip("-").replace("-", "_")) in _settings():
             return f"{path} has no option {flag}, which is a setting of methods; write --set {setting}=VALUE"
-        if near := get_close_matches(flag.replace("_", "-"), own, 3, cutoff=0.7):
+        typed = flag.replace("_", "-")
+        meant = [name for names in MEANT_BY if typed in names for name in names if name in own]
+        if near := meant or get_close_matches(typed, own, 3, cutoff=0.7):
             return f"{path} has no option {flag}; did you mean {' or '.join(near)}?"
         others = [name for name in COMMANDS if flag in _flags(error.ctx, name)]
-        return f"{path} has no option {flag}" + (f"; kt {', kt '.join(others)} has it" if others else "")
+        more = ", ..." if len(others) > 3 else ""
+        have = "have" if len(others) > 1 else "has"
+        return f"{path} has no option {flag}" + (f"; kt {', kt '.join(others[:3])}{more} {have} it" if others else "")
     if text.startswith("Got unexpected extra argument"):
         text = f"{path} takes no such word: {text.partition('(s) ')[2].strip('()')}; -m names a model, -f a facts file"
     return text
