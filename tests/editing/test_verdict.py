@@ -76,6 +76,18 @@ def test_what_was_held_back_is_set_free_and_not_searched_for_longer():
     assert "20% of the wanted change was written: lower mom2_update_weight" in line
 
 
+@pytest.mark.parametrize(
+    "harm", [{"norm_ratios": {"a.weight": 3.0}}, {"perplexity": GOOD["perplexity"] | {"after": 40.0}}]
+)
+def test_where_the_model_changed_too_much_no_line_asks_for_a_stronger_edit(harm):
+    """One line asked for a smaller ridge, and the next for a larger one."""
+    change = {"hidden.4": {"came_through": {"mean": 0.2, "n": 1}, "left": {"mean": 0.8, "n": 1}}}
+    took, grew = verdict_of(reported(rank=9), value_change=change, **harm).warnings
+    assert "the layers do not reach: take other layers" in took and "raise mom2_update_weight" in grew
+    took, _ = kt.Edit({}, GOOD | harm, (reported(rank=9), reported())).verdict.warnings
+    assert "edit fewer at once, or take other layers" in took
+
+
 def test_remedies_are_the_methods_own_settings():
     ft = verdict_of(method="ft", value_change={}, norm_ratios={"a.weight": 3.0})
     assert "lower lr or num_steps" in ft.warnings[0] or "lower v_num_grad_steps" in ft.warnings[0], ft.warnings
