@@ -427,7 +427,7 @@ def datasets() -> list[tuple[str, str]]:
     return [
         ("demo", "the embedded facts, which the demo model knows"),
         ("lre", "real facts for any model: triples of the LRE data set under prompts of our own"),
-        ("FILE, FOLDER", "a .json, .jsonl, .ndjson, .csv, .tsv or .parquet file, or a folder of them, in a format below"),
+        ("FILE, FOLDER", "a .json, .jsonl, .ndjson, .csv, .tsv or .parquet file, or a folder of them; formats below"),
         ("hf:OWNER/NAME[:FILE]", f"a data set on the Hugging Face Hub ({install_hint('data')})"),
         *known,
     ]
