@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -111,6 +112,8 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_module(family: str, seed: int = 0, **changes: Any) -> Any:
     """A random model with weights large enough that its layers matter, the same in every version of transformers."""
+    if family in HYBRIDS:  # 5.13 lets padding into linear attention and convolutions, which kt refuses; 5.17 masks it
+        pytest.importorskip("transformers", minversion="5.17")
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[family](**((CONFIGS | FUSED | MIXTURES | HYBRIDS)[family] | SPECIAL | changes))
     module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -84,6 +84,10 @@ def validate(model: Any) -> Layout:
     )
 
 
+MASKED_FROM = (5, 17)
+"""The version of transformers that keeps padding out of linear attention and convolutions; 5.13 does not."""
+
+
 def _validate_padding(model: Any) -> None:
     """Check that a row's numbers do not depend on the padding beside it, where a mixer keeps a state.
 
@@ -102,10 +106,15 @@ def _validate_padding(model: Any) -> None:
         ]
     allowed = max(1e-4, 4 * torch.finfo(model.dtype).eps) * float(rows[0].abs().max())
     if bool(torch.stack(rows).isfinite().all()) and float((rows[1] - rows[0]).abs().max()) > allowed:
+        import transformers
+
+        remedy = "docs/reliability.md lists the kinds of models that can be"
+        if tuple(map(int, transformers.__version__.split(".")[:2])) < MASKED_FROM:
+            needed = ".".join(map(str, MASKED_FROM))
+            remedy = f"transformers {needed} keeps padding out of most such layers, this is {transformers.__version__}"
         raise UnknownModel(
             f"{type(model.module).__name__} is not a decoder that kt can read: the numbers of a prompt change with the "
-            "padding beside it, and prompts of several lengths are read together; "
-            "docs/reliability.md lists the kinds of models that can be"
+            f"padding beside it, and prompts of several lengths are read together; {remedy}"
         )
 
 
