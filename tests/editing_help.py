@@ -57,7 +57,7 @@ def records():
     ]
 
 
-TRAINING = dict(layers=(0, 1), rank=4, edits=6, steps=6, check_every=3, held_out=0.2, lr=0.01)
+TRAINING = dict(layers_mlp=(0, 1), rank=4, edits=6, steps=6, check_every=3, held_out=0.2, lr=0.01)
 
 
 def editor_file(model, method, folder, **settings):

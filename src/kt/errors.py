@@ -83,6 +83,12 @@ class WorkFailed(KtError):
     passing = True
 
 
+class Diverged(WorkFailed):
+    """A training whose numbers are no longer finite. It would end there again: there is nothing to go on with."""
+
+    passing = False
+
+
 class UnknownModel(KtError):
     """No model of that name, no tokenizer beside it, or a structure that `kt` does not know."""
 

@@ -121,6 +121,7 @@ def test_stack_reads_every_request_back_and_writes_what_can_be_opened_again(kt, 
     assert all(0 <= row["stacked"]["prob"] <= 1 and row["solved"] for row in ran.json["requests"])
     assert [e["file"] for e in json.loads(Path("s.json").read_text())["edits"]] == list(both[:2])
     less = kt("edits", "stack", "s.json", "-m", model_folder, "--remove", "a.safetensors", "--json", "-")
+    assert "nothing is written: --to FILE" in less.err
     assert less.code == 0 and [row["file"] for row in less.json["edits"]] == ["b.safetensors"]
     alone = {row["prompt"]: row["stacked"] for row in less.json["requests"]}
     only = kt("edits", "stack", "b.safetensors", "-m", model_folder, "--json", "-").json["requests"]

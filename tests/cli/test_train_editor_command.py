@@ -8,7 +8,7 @@ import pytest
 from kt.cli import interrupt
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SMALL = ("--layers-mlp", "0-1", "--set", "steps=4,check_every=2,edits=6,rank=4,held_out=0.2")
+SMALL = ("--layers-mlp", "0-1", "--set", "steps=4,check_every=2,edits=6,rank=4,layers=1,held_out=0.2")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def test_an_editor_is_trained_edits_and_resumes(kt, model_folder, records_file, 
     ran = kt(*train, "--out", "trained", "--json", "-")
     assert ran.code == 0, ran.err
     assert "step 4: loss" in ran.err and ran.json["sites"] == ["mlp.0", "mlp.1"]
+    assert ran.json["settings"]["layers"] == 1  # of each network; `--layers-mlp` names those that are written
     assert [check["step"] for check in ran.json["history"]] == [0, 2, 4] and ran.json["n_held_out"] > 0
     edit = ("apply-edit", "-m", model_folder, "--facts", facts_file, "--method", "malmen", "--force")
     ran = kt(*edit, "--set", "editor=trained/editor.safetensors", "--out", "edit", "--json", "-")
@@ -56,6 +57,13 @@ def test_an_editor_is_trained_edits_and_resumes(kt, model_folder, records_file, 
     assert ran.code == 0, ran.err
     whole, resumed = (Path(run, "editor.safetensors").read_bytes() for run in ("trained", "cut"))
     assert whole == resumed
+
+
+def test_a_training_that_diverges_offers_nothing_to_go_on_with(kt, model_folder, records_file):
+    train = ("train-editor", "-m", model_folder, "--facts", records_file, *SMALL[:3], SMALL[3] + ",lr=1e30")
+    ran = kt(*train, "--out", "apart")
+    assert ran.code == 1 and "the loss is not finite at step" in ran.err and "smaller lr" in ran.err
+    assert "--resume" not in ran.err and not list(Path().glob("*apart*"))
 
 
 def test_bad_input_of_training_is_one_line(kt, model_folder, records_file, facts_file):

@@ -82,7 +82,7 @@ def test_training_helps_held_out_records_and_a_resumed_one_gives_the_same_bytes(
 
 
 def test_training_stops_when_held_out_records_gain_nothing(llama):
-    editor = kt.train_editor(llama, records(), "malmen", **(TRAINING | {"lr": 0.0, "steps": 60, "patience": 2}))
+    editor = kt.train_editor(llama, records(), "malmen", **(TRAINING | {"lr": 1e-30, "steps": 60, "patience": 2}))
     assert [check["step"] for check in editor.history] == [0, 3, 6] and editor.manifest["best_step"] == 0
 
 
@@ -198,7 +198,9 @@ def test_what_does_not_fit_is_one_line(llama, tmp_path):
         (lambda: kt.train_editor(llama, records(), held_out=0.5, test=0.5), "test 0.5"),
         (lambda: kt.train_editor(llama, records(), variety=1.5), "variety"),
         (lambda: kt.train_editor(llama, records(), exclude=records()), "24 of an excluded subject"),
-        (lambda: kt.train_editor(llama, records(), layers=(9,)), "layers 0 to 2"),
+        (lambda: kt.train_editor(llama, records(), layers_mlp=(9,)), "layers 0 to 2"),
+        (lambda: kt.train_editor(llama, records(), lr=0.0), "lr 0 trains nothing"),
+        (lambda: kt.train_editor(llama, records(), c_edit=0.0, c_loc=0.0), "c_edit and c_loc 0"),
         (lambda: kt.train_editor(llama, records(), modules="mlp.nothing"), "nothing"),
     ):
         with pytest.raises(KtError, match=words) as caught:

@@ -220,6 +220,8 @@ def stack(options: EditsOptions) -> None:
     if options.to is not None:
         layers.save(options.to)
         screen.say(f"kt: written to {visible(str(options.to))}")
+    elif options.remove is not None:
+        screen.say("kt: nothing is written: --to FILE keeps the stack without the edit")
     result = layers.as_dict(grounds) | {
         "conflicts": [{"place": place, **vars(conflict)} for place, conflict in met],
         "requests": requests,

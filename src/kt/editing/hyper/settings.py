@@ -57,6 +57,9 @@ class TrainingSettings:
             raise KtError(f"{given} must be shares whose sum is below 1, the first above 0")
         if self.edits is not None and self.edits < self.min_edits:
             raise KtError(f"min_edits {self.min_edits} is more than edits {self.edits}; steps have one to the other")
+        if not self.lr or self.clip == 0 or not self.c_edit + self.c_loc:
+            name = "lr" if not self.lr else "clip" if self.clip == 0 else "c_edit and c_loc"
+            raise KtError(f"{name} 0 trains nothing; give a number above zero")
         if self.variety > 1:
             raise KtError(f"variety {self.variety:g} must be a share between 0 and 1")
 

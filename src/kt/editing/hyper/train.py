@@ -36,7 +36,7 @@ from torch import Tensor
 from ..._util.notebook_bar import with_bar
 from ..._util.progress import Progress
 from ..._util.text import count
-from ...errors import BadFact, KtError, WorkFailed
+from ...errors import BadFact, Diverged, KtError, WorkFailed, warn_user
 from ...facts.fact import Fact, n_places
 from ...facts.load import facts_from
 from ...model.sites import Site
@@ -122,7 +122,7 @@ def train_editor(
     model: TracedModel,
     facts: Sequence[Fact | Mapping[str, Any]],
     method: Literal["malmen", "mend"] | MethodName = "malmen",
-    layers: Sequence[int] | None = None,
+    layers_mlp: Sequence[int] | None = None,
     modules: str | None = None,
     *,
     seed: int = 0,
@@ -138,7 +138,8 @@ def train_editor(
         model: the loaded model, as `kt.load` returns it.
         facts: records with a target (or a foil), a paraphrase and an unrelated prompt (a neighbour) at least.
         method: `malmen` or `mend`.
-        layers: whose maps it will write; None: the authors' last blocks of GPT-J, by relative depth, three at least.
+        layers_mlp: whose maps it will write; None: the last blocks that the authors took of GPT-J, by relative depth,
+            three at least.
         modules: those maps, as in `Site`; None: down_proj (MALMEN), all maps of the MLP (MEND).
         seed: of every draw of the training.
         journal: keeps the last check, from which an interrupted training goes on.
@@ -157,8 +158,11 @@ def train_editor(
     one_of(method, NETWORKS, "method that learns")
     model.require_weights("training an editor")
     chosen = TrainingSettings.of(method, settings)
-    sites = _sites(model, method, layers, modules)
+    sites = _sites(model, method, layers_mlp, modules)
     records = split_records(model, facts_from(facts), chosen.held_out, seed, chosen.test, facts_from(exclude))
+    for name in ("edits", "min_edits"):
+        if (given := settings.get(name)) is not None and given > len(records.train):
+            warn_user(f"{name} {given:,}: a step edits at most the {len(records.train):,} records that there are")
     return _Training(model, method, sites, records, chosen, seed, journal or Journal()).run(progress, on_check)
 
 
@@ -462,7 +466,7 @@ class _Training:
     def _went(self, loss: Float[Tensor, ""], learns: bool) -> float:
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise WorkFailed(f"the loss is not finite at step {self.step} of the training; try a smaller lr")
+            raise Diverged(f"the loss is not finite at step {self.step} of the training; try a smaller lr")
         if learns:
             loss.backward()
         return value
