@@ -78,6 +78,8 @@ class TracedModel(Weights):
 
         self.module: Any = module if borrowed else module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        if isinstance(said := getattr(tokenizer, "deprecation_warnings", None), dict):
+            said["sequence-length-is-longer-than-the-specified-maximum"] = True  # kt checks lengths, and says which
         self.name = name
         self.revision = revision
         self.borrowed = borrowed
