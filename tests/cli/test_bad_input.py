@@ -163,6 +163,13 @@ BEFORE_LOADING = [
     ((*EDIT, "--method", "memti"), "did you mean memit?"),
     ((*EDIT, "--preset", "lama-2-7b"), "did you mean llama-2-7b?"),
     ((*EDIT, "--set", "v_lrr=1"), "did you mean v_lr?"),
+    ((*EDIT, "--method", "mend"), "mend needs an editor trained for this model"),
+    ((*EDIT, "--method", "malmen", "--set", "editor=none.safetensors"), "editor=none.safetensors: no such file"),
+    (
+        (*EDIT, "--method", "ike", "--set", "demonstrations=none.json"),
+        "demonstrations=none.json: no such file",
+    ),
+    ((*EDIT, "--method", "stableedit", "--set", "warmup=none.json"), "warmup=none.json: no such file"),
     ((*EDIT, "--set", "lr=1"), "intattn does not use it"),
     (("sweep", "alpha", "--set", "lr=1"), "intattn does not use it"),
     ((*EDIT, "--method", "memit", "--layers-attn", "1"), "--layers-attn: memit does not use it"),

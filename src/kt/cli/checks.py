@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from .._util.data import read_json, read_table, tensor_header
 from .._util.files import check_writable
 from .._util.online import unreachable
+from .._util.text import visible
 from ..errors import KtError, UnknownModel, UnknownSite, need
 from ..facts.corpus import Corpus
 from ..model.folder import check_weights, refuse_adapter, refuse_quantised
@@ -161,12 +162,21 @@ def solving(options: Any) -> None:
         raise BadOption(f"--set {flags[0]}: it has a flag of its own; write --{flags[0].replace('_', '-')} VALUE")
     if why := unused(settings, methods):
         raise BadOption(f"--set {why}")
+    for name in ("editor", "demonstrations", "warmup"):
+        file = settings.get(name)
+        if isinstance(file, str) and not (file in ("demo", "lre") or file.startswith("hf:") or Path(file).exists()):
+            raise BadOption(f"--set {name}={visible(file)}: no such file; check the path")
     alpha = None if getattr(options, "alpha", None) is None else parse.alpha(options.alpha)
     preset = getattr(options, "preset", None) and named(options.preset)
     for method in methods:
         variant = options.variant if preset else None  # without a name the model's own preset has to be found first
         share = alpha if method in writes else None
-        configured(preset, method, share, variant, **used_by(method, settings)).refuse_old_names()
+        config = configured(preset, method, share, variant, **used_by(method, settings))
+        config.refuse_old_names()
+        if "editor" in config.settings() and not getattr(config, "editor", None):
+            raise BadOption(
+                f"{method} needs an editor trained for this model: give --set editor=FILE, which kt train-editor makes"
+            )
     flags = [name for name in ("layers_mlp", "layers_attn") if getattr(options, name, None) is not None]
     if why := unused(flags, methods):
         raise BadOption(f"--{why.replace('_', '-', 1)}")
