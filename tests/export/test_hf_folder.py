@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from chat_templates import TEMPLATES, tokenizer_of
 from export_help import PROMPTS, edited_logits, farthest, logits, plain, random_edit, saved, sums
 from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model, tiny_module
 from safetensors.torch import load_file, save_file
@@ -31,6 +32,15 @@ def test_plain_transformers_loads_the_edited_model_of_every_family(model, tmp_pa
     again = plain(tmp_path / "merged")
     assert farthest(logits(again, AutoTokenizer.from_pretrained(tmp_path / "merged")), edited_logits(model, edit)) == 0
     assert farthest(logits(again, model.tokenizer), logits(model.module, model.tokenizer)) > 1e-3
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=list(TEMPLATES))
+def test_a_model_that_is_asked_in_its_chat_template_is_exported(template, tmp_path):
+    """The folder was asked without the template, and its logits called other ones."""
+    tokenizer = tokenizer_of(template)
+    model = kt.load(tiny_module("qwen2", vocab_size=len(tokenizer)), tokenizer=tokenizer, chat="always")
+    made = to_hf(model, random_edit(model), tmp_path / "merged")
+    assert made.max_error == 0.0 and kt.load(tmp_path / "merged", chat="always").chat is not None
 
 
 @pytest.fixture

@@ -145,11 +145,21 @@ def prompts_of(edit: Edit) -> list[str]:
 
 @torch.no_grad()
 def next_logits(
-    model: TracedModel, prompts: Sequence[str], forward: Callable[..., Any] | None = None
+    model: TracedModel,
+    prompts: Sequence[str],
+    forward: Callable[..., Any] | None = None,
+    reader: TracedModel | None = None,
 ) -> Float[Tensor, "prompt vocab"]:
-    """The logits after each prompt, from a plain forward without nnsight; float32, on the CPU."""
-    forward = forward or model.module
-    batches = [model.encode(prompts[start : start + ROWS]) for start in range(0, len(prompts), ROWS)]
+    """The logits after each prompt, from a plain forward without nnsight; float32, on the CPU.
+
+    Args:
+        model: that is asked.
+        prompts: what it is asked.
+        forward: of another module, that takes the model's inputs [default: the model's own].
+        reader: the model whose tokens the prompts are, in its chat template where it has one [default: `model`].
+    """
+    forward, reader = forward or model.module, reader or model
+    batches = [reader.encode(prompts[start : start + ROWS]) for start in range(0, len(prompts), ROWS)]
     with model.at_rest():
         return torch.cat([forward(**model.inputs(batch)).logits[:, -1].float().cpu() for batch in batches])
 
@@ -208,7 +218,7 @@ def check_reload(model: TracedModel, folder: Path, prompts: Sequence[str]) -> Re
     if reloaded.fingerprint() != model.fingerprint():
         raise WorkFailed(f"{folder}: loaded again, it has other weights than the edited model; export again")
     _align_like(reloaded, model)
-    expected, logits = next_logits(model, prompts), next_logits(reloaded, prompts)
+    expected, logits = next_logits(model, prompts), next_logits(reloaded, prompts, reader=model)
     if not torch.equal(expected, logits):
         gap = float((expected - logits).abs().max())
         raise WorkFailed(
