@@ -84,7 +84,7 @@ def test_the_same_settings_with_a_use_are_accepted(given):
     configured(None, **given)
 
 
-@pytest.mark.parametrize("name", ("layers_high", "clamp_norm_factor_high", "mom2_update_weight_high"))
+@pytest.mark.parametrize("name", ("clamp_norm_factor_high", "mom2_update_weight_high", "high_module"))
 def test_jeeps_low_region_alone_has_no_use_for_what_the_high_one_was_given(name):
     """A preset's own values of them are no reason: only names that a user gave are asked about."""
     config = METHODS["jeep"].of({"region": "low", "layers_high": [5]})

@@ -16,12 +16,11 @@ REGIONS = ("both", "low", "high", "joint-low", "joint-high")
 """Both regions, and the ablations: one region alone, or both searched together and one of them written."""
 
 IDLE = {
-    "low": (
-        "layers_high", "clamp_norm_factor_high", "v_weight_decay_high", "mom2_update_weight_high", "high_module",
-    ),
-    "high": ("layers_mlp", "clamp_norm_factor", "v_weight_decay", "spread", "kl_factor"),
-}  # fmt: skip
-"""Settings without effect where one region is searched and written alone. (KL is read at the low region's token.)"""
+    "low": ("clamp_norm_factor_high", "v_weight_decay_high", "mom2_update_weight_high", "high_module"),
+    "high": ("clamp_norm_factor", "v_weight_decay", "spread", "kl_factor"),
+}
+"""Settings without effect where one region is searched and written alone (the KL divergence is read at the low region's
+token). The other region's layers are not among them: where nobody gives them, they are probed for."""
 
 
 @method("jeep", "JEEP: low and high MLP regions, targets together", place=9)
