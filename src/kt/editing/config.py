@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """A value that follows from the model and the requests."""
+MOST = (2 - 2**-23) * 2.0**127
+"""The largest float32: larger settings become infinite where they are used."""
 _TYPES = {"float": float, "int": int, "bool": bool, "str": str, "tuple": tuple}
 
 
@@ -136,6 +138,14 @@ class Config:
             KtError: the message has today's.
         """
 
+    def refuse_idle(self, given: Collection[str]) -> None:
+        """Refuse settings that a user gave by name and that others of the values leave without effect. Only for those
+        that presets give, too: a value that no preset has is refused where it is made.
+
+        Raises:
+            KtError: one of `given` is such a setting.
+        """
+
     @property
     def missing_layers(self) -> list[str]:
         """The layer settings that were not given."""
@@ -231,7 +241,7 @@ def type_of(spec: Field[Any]) -> str:
 
 
 def check_value(name: str, annotation: str, value: Any, least: float | None = 0) -> None:
-    """Refuse a value that is not of the annotated type, or a number below `least` (None: any value).
+    """Refuse a value that is not of the annotated type, a number below `least` (None: any value) or beyond float32.
 
     Raises:
         KtError: it is not.
@@ -247,6 +257,8 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0)
     if not (number if wanted is float else isinstance(value, wanted)):
         others = f", nor {AUTO}" if automatic else ""
         raise KtError(f"{name} {value!r} is no {wanted.__name__}{others}; see docs/methods.md")
+    if number and value > MOST:  # before isfinite, which a whole number beyond float64 makes fail
+        raise KtError(f"{name} is beyond float32, in which models compute; give a number below {MOST:.2g}")
     if number and not (math.isfinite(value) and value >= 0):
         raise KtError(f"{name} {value!r} must be zero or more")
     if number and value < least:

@@ -41,5 +41,5 @@ def test_the_search_ends_at_the_nth_step_at_which_the_target_is_the_likeliest():
 
 
 def test_a_ridge_without_c_is_one_line(setting):
-    with pytest.raises(KtError, match="mom2_update_weight 0 leaves C out"):
+    with pytest.raises(KtError, match="mom2_update_weight 0 leaves the second moment out"):
         solved(setting, "encore", mom2_update_weight=0.0, update_norm_lambda=1.0)

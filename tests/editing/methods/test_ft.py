@@ -17,7 +17,3 @@ PLANS = {
 @pytest.mark.parametrize("method", PLANS)
 def test_the_plan_of_the_defaults(method):
     assert METHODS[method](layers_mlp=(1,)).plan() == PLANS[method]
-
-
-def test_lora_has_no_norm_constraint_whatever_is_given():
-    assert METHODS["lora"](layers_mlp=(1,), norm_constraint=0.1).plan().norm_constraint is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from editing_help import FAST, solve
 
-from kt.editing.methods.jeep import JEEP, REGIONS
+from kt.editing.methods.jeep import IDLE, JEEP, REGIONS
 from kt.errors import KtError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|of the wanted change)")
@@ -14,7 +14,8 @@ LAYERS = {"low": FAST["layers_mlp"], "high": FAST["layers_high"]}
 @pytest.fixture(scope="module")
 def solved(setting):
     """region -> its edit, each solved once."""
-    return {region: solve(*setting, method="jeep", region=region) for region in REGIONS}
+    idle = {region: dict.fromkeys(IDLE.get(region, ())) for region in REGIONS}  # not given where they have no use
+    return {region: solve(*setting, method="jeep", region=region, **idle[region]) for region in REGIONS}
 
 
 def written_layers(setting, edit):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ...errors import KtError
+from ...errors import KtError, warn_user
 from ..config import AUTO, LATER, Config, one_of, setting
 from .aims import OLD_SPREADS, SPREADS, Position, Share, Spread
 from .contexts import Contexts
@@ -104,11 +104,22 @@ class AtToken(TargetSearch):
     def position(self) -> Position:
         return Position(one_of(self.fact_token, [p.value for p in Position], "fact_token"))
 
+    def require(self, model: TracedModel) -> None:
+        """A warning where `kl_factor` is without effect: presets give it to all methods, so it is no error."""
+        super().require(model)
+        if self.position is Position.PROMPT_LAST and self.kl_factor not in (0, type(self).kl_factor):
+            warn_user(
+                f"{self.name}: kl_factor {self.kl_factor:g} is without effect at fact_token=last, since the KL "
+                "divergence is read at the subject's last token; leave it out"
+            )
+
 
 @dataclass(frozen=True)
 class InParts(AtToken):
     """Long answers in parts, each at the last token before it (AnyEdit's ARE; see closed_form.parts)."""
 
+    # No setting: the KL divergence is read at the subject's last token, which no aim is at.
+    kl_factor: ClassVar[float] = 0.0  # type: ignore[misc]
     fact_token: str = setting(Position.PROMPT_LAST.value, source=ANYEDIT)
     window: int = setting(
         50,

@@ -467,6 +467,7 @@ def _solve_site(
         context.moment(name, len(keys)) if path.solver.needs_moment else None,
         past,
         path.layer_share,
+        requests=tuple(fact.prompt for fact in facts),
     )
     if path.solver.restores:
         system = _with_changes(context, name, system)

@@ -15,6 +15,8 @@ from ...model.update import Dense, LowRank, Update
 from .factor import Moment
 from .solvers import LeastSquares, NullSpace, RegularisedGram, Solution, System, given, joined
 
+HELD = 1e-5
+"""The share of a key that is its rounding: keys are read in float32, and a repeated one is met again to about 1e-7."""
 BETA_LEAK = 3000.0
 """BetaEdit's λ₁ in the mixture of which it takes P again, where λ₁ is automatic."""
 
@@ -179,8 +181,26 @@ class Evolving(NullSpace):
                     f"earlier edits' keys span all {len(past)} directions that {given(system.moment).name} has free: "
                     "EvoEdit has none left to write in; begin a new session, or use another method"
                 )
-            inside = inside - span @ (span.T @ inside)
+            free = inside - span @ (span.T @ inside)
+            _refuse_held(system, free, inside)
+            inside = free
         return self.solved(system, basis, inside)
+
+
+def _refuse_held(system: System, free: Float[Tensor, "null n"], inside: Float[Tensor, "null n"]) -> None:
+    """Refuse requests whose keys earlier edits hold whole: what is left of them is rounding, and no update moves it.
+
+    Raises:
+        WorkFailed: there is one.
+    """
+    held = (free.norm(dim=0) <= HELD * inside.norm(dim=0)).nonzero()[:, 0].tolist()
+    if held:
+        which = repr(system.requests[held[0]]) if system.requests else f"request {held[0] + 1}"
+        others = f" (and {len(held) - 1} more)" if len(held) > 1 else ""
+        raise WorkFailed(
+            f"an earlier edit already holds the key of {which}{others} at {given(system.moment).name}, which evoedit "
+            "never changes again; leave the repeated request out, or use alphaedit"
+        )
 
 
 def _times(change: Update, matrix: Float[Tensor, "d_in d_in"]) -> Update:

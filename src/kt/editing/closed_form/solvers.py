@@ -44,7 +44,8 @@ class System(NamedTuple):
     session wrote, or None. `share` is what an automatic ridge lets through of the residuals.
 
     Of a solver that `restores`: `change` is what the session's edits have added to the weight so far, `past_residuals`
-    how far the values of the past keys are now from those that they were given, `queue` how much C weighs.
+    how far the values of the past keys are now from those that they were given, `queue` how much C weighs. `requests`
+    are the facts' prompts, for messages.
     """
 
     residuals: Float[Tensor, "d_out fact"]
@@ -56,6 +57,7 @@ class System(NamedTuple):
     change: Update | None = None
     past_residuals: Float[Tensor, "d_out past"] | None = None
     queue: float = 1.0
+    requests: tuple[str, ...] = ()
 
 
 class Solver(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ...errors import KtError
 from ...model.sites import Kind, Site
 from .. import closed_form as cf
 from ..closed_form.config import AtToken, Spreading
@@ -30,6 +31,11 @@ class AlphaEdit(Spreading, AtToken):
         about="AlphaEdit, UltraEdit: factor of I in the solve",
         source="AlphaEdit's code; the number: kt's own, closed_form.auto_ridge",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.L2 == 0:
+            raise KtError("L2 0 leaves keys alone to make the solve; it must be above zero, or auto")
 
     def plan(self) -> cf.LocateThenEdit:
         target = cf.TargetSite(Site(Kind.RESID, self.layers_mlp[-1]), self.position)

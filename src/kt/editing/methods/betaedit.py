@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ...errors import KtError
 from .. import closed_form as cf
 from ..config import method, setting
 from .alphaedit import AlphaEdit
@@ -33,6 +34,11 @@ class BetaEdit(AlphaEdit):
         about="BetaEdit: a larger ‖ΔW‖/√requests is refused; auto: a fifth of ‖W‖",
         source="BetaEdit's code: 20; auto: kt's own",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.leak == 0:
+            raise KtError("leak 0 holds nothing of what leaks, which is AlphaEdit; use alphaedit, or a leak above 0")
 
     def plan(self) -> cf.LocateThenEdit:
         whole = super().plan()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ...errors import KtError
 from .. import closed_form as cf
 from ..config import method, setting
 from .memit import MEMIT
@@ -20,6 +21,11 @@ class EAMET(MEMIT):
     cs_factor: float = setting(1.0, about="EAMET: weight of KL(p ‖ q), p and q from keys and changes", source=CODE)
     mse_factor: float = setting(1.0, about="EAMET: weight of the squares of the cosines' differences", source=CODE)
     tau: float = setting(0.07, symbol="τ", about="EAMET: temperature of both softmaxes", source=CODE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau == 0:
+            raise KtError("tau 0 is a temperature that cosines are divided by; give a number above 0")
 
     @property
     def objective(self) -> cf.Objective:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .. import closed_form as cf
 from ..config import method, setting
-from .memit import MEMIT
+from .memit import MEMIT, require_moment
 
 
 @method("emmet", "EMMET: MEMIT with equality constraints: every key takes its value exactly", place=8)
@@ -27,6 +27,10 @@ class EMMET(MEMIT):
         about="EMMET: added to the diagonal of KᵀC⁻¹K; the paper has none",
         source="EasyEdit hparams/EMMET; the number: kt's own, closed_form.auto_ridge",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_moment(self.mom2_update_weight)
 
     def plan(self) -> cf.LocateThenEdit:
         write = replace(super().plan().paths[0], solver=cf.Equality(self.mom2_update_weight, self.emmet_lambda))

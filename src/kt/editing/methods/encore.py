@@ -7,7 +7,7 @@ from typing import Literal
 
 from .. import closed_form as cf
 from ..config import method, setting
-from .memit import MEMIT
+from .memit import MEMIT, require_moment
 
 
 @method("encore", "ENCORE: MEMIT with a price on the update's norm, and a search that stops early", place=2)
@@ -29,6 +29,10 @@ class ENCORE(MEMIT):
         source="ENCORE's code, prob_cutoff: 2 for Llama-3, 4 for GPT-2-XL",
         least=1,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_moment(self.mom2_update_weight)
 
     @property
     def objective(self) -> cf.Objective:

@@ -36,6 +36,11 @@ class ICE(Config):
         one_of(self.retriever, ("bm25", "embeddings"), "retriever")
         if self.nearness > 1:
             raise KtError(f"nearness {self.nearness:g} is a cosine; give a number from 0 to 1")
+        if self.retriever != "embeddings" and self.nearness != type(self).nearness:
+            raise KtError(
+                f"nearness {self.nearness:g} has no use with retriever={self.retriever}, which finds facts by words; "
+                "leave it out, or give retriever=embeddings"
+            )
 
     @property
     def retrieval(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,13 @@ from ..config import LATER, method, one_of, setting
 
 REGIONS = ("both", "low", "high", "joint-low", "joint-high")
 """Both regions, and the ablations: one region alone, or both searched together and one of them written."""
+
+IDLE = {
+    "low": ("clamp_norm_factor_high", "v_weight_decay_high", "mom2_update_weight_high", "high_module"),
+    "high": ("clamp_norm_factor", "v_weight_decay", "spread", "kl_factor"),
+}
+"""Settings without effect where one region is searched and written alone (the KL divergence is read at the low region's
+token). The other region's layers are not among them: where nobody gives them, they are probed for."""
 
 
 @method("jeep", "JEEP: low and high MLP regions, targets together", place=9)
@@ -73,6 +81,24 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
 
     by_name = ("high_kind", "chosen_region")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.min_loss <= 1:
+            raise KtError(
+                f"min_loss {self.min_loss:g} is the probability at which the search stops; give a number above 0, at "
+                "most 1"
+            )
+        if self.separate_targets and (region := self.chosen_region) != "both":
+            if region in ("low", "high"):
+                raise KtError(f"region {region} has one target alone; leave separate_targets out, or use region=both")
+            written = region.removeprefix("joint-")
+            raise KtError(f"region {region} searches for both together; leave separate_targets out, or use {written}")
+
+    def refuse_idle(self, given: Collection[str]) -> None:
+        region = self.chosen_region
+        if idle := [name for name in IDLE.get(region, ()) if name in given]:
+            raise KtError(f"{idle[0]} has no use with region={region}; leave it out, or use region=both")
+
     @property
     def high_kind(self) -> Kind:
         return Kind.ATTN if one_of(self.high_module, ("mlp", "attn"), "high_module") == "attn" else Kind.MLP
@@ -86,11 +112,7 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
         return self.searching(cf.NLL(), cf.StopAtProbability(self.min_loss))
 
     def plan(self) -> cf.LocateThenEdit:
-        """The two regions' writes.
-
-        Raises:
-            KtError: a joint region with `separate_targets`.
-        """
+        """The two regions' writes."""
         high_kind = self.high_kind
         low = cf.TargetSite(Site(Kind.MLP, self.layers_mlp[-1]), cf.Position.SUBJECT_LAST)
         high = cf.TargetSite(
@@ -108,8 +130,6 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
         writes = dict(zip(writes, self.searched_writes(writes.values()), strict=True))
         region = self.chosen_region
         written = region.removeprefix("joint-")
-        if written != region and self.separate_targets:
-            raise KtError(f"region {region} searches for both together; leave separate_targets out, or use {written}")
         chosen = tuple(write for name, write in writes.items() if written in ("both", name))
         also = tuple(write.aim for name, write in writes.items() if written != region and name != written)
         return cf.LocateThenEdit(chosen, self.objective, joint=not self.separate_targets, also=also, coupled=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ...errors import KtError
 from ...model.sites import Kind, Site
 from .. import closed_form as cf
 from ..closed_form.config import AtToken, Spreading
@@ -36,3 +37,16 @@ class MEMIT(Spreading, AtToken):
     def plan(self) -> cf.LocateThenEdit:
         write = cf.Write(Kind.MLP, self.layers_mlp, self.target, self.solver, spread=self.spread_rule)
         return cf.LocateThenEdit((write,), self.objective)
+
+
+def require_moment(weight: float | str) -> None:
+    """Refuse a `mom2_update_weight` of 0 in a method whose solve needs the second moment.
+
+    Raises:
+        KtError: it is 0.
+    """
+    if weight == 0:
+        raise KtError(
+            "mom2_update_weight 0 leaves the second moment out, and keys alone do not make the solve; "
+            "give a number above 0, or auto"
+        )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ...errors import KtError
 from .. import closed_form as cf
 from ..config import method, setting
 from .memit import MEMIT
+from .wise import share
 
 
 @method(
@@ -44,6 +46,16 @@ class NSE(MEMIT):
         about="NSE: ‖z - h‖ from which on a request is left alone; auto: ten times the median request's first",
         source="NSE's code, upper_bound: 50 for Llama-3, 100 for GPT-J; auto: kt's own",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share(self.neurons, "neurons")
+        least, most = self.residual_least, self.residual_most
+        if most == 0 or (least != "auto" and most != "auto" and least >= most):
+            raise KtError(
+                f"residual_least {least} and residual_most {most} leave no residual between them, so that nothing is "
+                "written; give residual_most the larger number"
+            )
 
     @property
     def solver(self) -> cf.LeastSquares:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...errors import KtError
 from ...model.sites import Kind, Site
 from .. import closed_form as cf
 from ..closed_form.config import AtToken
@@ -37,6 +38,17 @@ class ROME(AtToken):
         about="ROME: share that is held back of what a fact's update changes at keys that the batch wrote before it",
         source="kt's own; 0 is ROME eq. 2",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.held_share >= 1:
+            raise KtError(f"held_share {self.held_share:g} must lie from 0 to below 1; 0 is ROME's own formula")
+        # Neither 0 nor the default is refused: presets have the one, and nobody gave the other.
+        if not self.mom2_adjustment and self.held_share not in (0, type(self).held_share):
+            raise KtError(
+                f"held_share {self.held_share:g} has no use with mom2_adjustment=false, which leaves out the second "
+                "moment that it weighs; leave out one of them"
+            )
 
     @staticmethod
     def contexts(model: TracedModel, seed: int) -> Contexts:

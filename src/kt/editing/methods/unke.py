@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .. import closed_form as cf
 from ..closed_form.config import TargetSearch
@@ -24,6 +24,8 @@ class UnKE(TargetSearch):
     """For answers of any length: the value is searched for at the prompt's last token. See kt.editing.layer_tuning."""
 
     depth = (7, 7, 31)  # UnKE's block of Llama-2-7B-Chat
+    # No setting: the KL divergence is read at the subject's last token, and the aim is at the prompt's.
+    kl_factor: ClassVar[float] = 0.0  # type: ignore[misc]
 
     num_steps: int = setting(50, about="UnKE: steps of the block's training", source=UNKE, least=1, own=True)
     lr: float | Literal["auto"] = setting(

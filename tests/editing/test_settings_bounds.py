@@ -1,0 +1,132 @@
+"""Settings that mean nothing, or that other settings leave without effect, are refused where they are given."""
+
+import pytest
+import torch
+from families import tiny_model
+
+import kt
+from kt.editing.closed_form.factor import Moment
+from kt.editing.closed_form.sequential import Evolving
+from kt.editing.closed_form.solvers import System
+from kt.editing.config import FORMAT_1
+from kt.editing.methods import METHODS
+from kt.editing.presets import configured, presets
+from kt.errors import KtError, WorkFailed
+
+REFUSED = {
+    "memit v_lr=1e308": "v_lr is beyond float32",
+    "ft num_steps=1e400": "num_steps is beyond float32",
+    "memit-are kl_factor=1.0": "memit-are does not use it",
+    "alphaedit-are kl_factor=1.0": "alphaedit-are does not use it",
+    "unke kl_factor=1.0": "unke does not use it",
+    "lora norm_constraint=0.1": "lora does not use it",
+    "lora lora_dropout=1.0": "lora_dropout 1 must be a share below 1",
+    "lora lora_alpha=0.0": "lora_alpha 0 scales the update to nothing",
+    "betaedit leak=0.0": "leak 0 holds nothing of what leaks, which is AlphaEdit",
+    "encore mom2_update_weight=0.0": "mom2_update_weight 0 leaves the second moment out",
+    "emmet mom2_update_weight=0.0": "mom2_update_weight 0 leaves the second moment out",
+    "alphaedit L2=0.0": "L2 0 .* must be above zero",
+    "eamet tau=0.0": "tau 0 is a temperature",
+    "nse neurons=0.0": "neurons 0 must be a share above 0",
+    "nse neurons=1.5": r"neurons 1\.5 must be a share above 0",
+    "nse residual_least=3.0 residual_most=2.0": r"residual_least 3\.0 and residual_most 2\.0 leave no residual",
+    "nse residual_most=0.0": "leave no residual",
+    "jeep min_loss=0.0": "min_loss 0 is the probability",
+    "jeep min_loss=1.5": r"min_loss 1\.5 is the probability",
+    "jeep region=low separate_targets=true": "region low has one target alone",
+    "ice nearness=0.5": r"nearness 0\.5 has no use with retriever=bm25",
+    "ike nearness=0.5": r"nearness 0\.5 has no use with retriever=bm25",
+    "scr nearness=0.5": r"nearness 0\.5 has no use with retriever=bm25",
+    "rome mom2_adjustment=false held_share=0.5": r"held_share 0\.5 has no use with mom2_adjustment=false",
+    "rome held_share=1.0": "held_share 1 must lie from 0 to below 1",
+}
+
+
+def value_of(text):
+    words = {"true": True, "false": False, "1e400": 10**400}
+    try:
+        return words[text] if text in words else float(text)
+    except ValueError:
+        return text
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_a_setting_without_meaning_or_effect_is_refused_in_one_line_before_any_model(given):
+    method, *settings = given.split()
+    values = {name: value_of(text) for name, _, text in (setting.partition("=") for setting in settings)}
+    with pytest.raises(KtError, match=REFUSED[given]) as caught:
+        configured(None, method, **values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_preset_is_accepted_and_so_is_a_file_with_its_values(method):
+    """A file lists the settings of all methods, those that this one no longer has among them."""
+    for preset in (None, *presets().values()):
+        config = configured(preset, method)
+        listed = config.as_dict()
+        assert METHODS[method].of(listed).as_dict() == listed and set(FORMAT_1) <= set(listed)
+
+
+@pytest.mark.parametrize(
+    "given",
+    (
+        dict(method="ice", retriever="embeddings", nearness=0.5),
+        dict(method="rome", mom2_adjustment=False),
+        dict(method="rome", mom2_adjustment=False, held_share=0.0),  # as the presets of EasyEdit have it
+        dict(method="jeep", min_loss=1.0),
+        dict(method="nse", neurons=1.0, residual_least=2.0, residual_most=3.0),
+        dict(method="lora", lora_dropout=0.9),
+    ),
+    ids=lambda given: given["method"],
+)
+def test_the_same_settings_with_a_use_are_accepted(given):
+    configured(None, **given)
+
+
+@pytest.mark.parametrize("name", ("clamp_norm_factor_high", "mom2_update_weight_high", "high_module"))
+def test_jeeps_low_region_alone_has_no_use_for_what_the_high_one_was_given(name):
+    """A preset's own values of them are no reason: only names that a user gave are asked about."""
+    config = METHODS["jeep"].of({"region": "low", "layers_high": [5]})
+    config.refuse_idle(())
+    with pytest.raises(KtError, match=f"{name} has no use with region=low"):
+        config.refuse_idle((name,))
+    METHODS["jeep"]().refuse_idle((name,))
+
+
+def test_a_kl_factor_at_the_prompts_last_token_is_said_to_be_without_effect(recwarn):
+    model = tiny_model("llama")
+    METHODS["memit"].of(dict(fact_token="last")).require(model)
+    METHODS["memit"].of(dict(kl_factor=0.5)).require(model)
+    METHODS["memit-are"].of({}).require(model)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"memit: kl_factor 0\.5 is without effect at fact_token=last"):
+        METHODS["memit"].of(dict(fact_token="last", kl_factor=0.5)).require(model)
+
+
+def test_a_lora_rank_above_the_models_width_is_refused_before_the_training():
+    model = tiny_model("llama")
+    METHODS["lora"].of(dict(rank=model.d_model)).require(model)
+    with pytest.raises(KtError, match=f"rank 1,000,000 is above {model.d_model}, the width of "):
+        METHODS["lora"].of(dict(rank=1_000_000)).require(model)
+
+
+def test_evoedit_says_that_an_earlier_edit_holds_a_repeated_key():
+    random = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=random).double()  # noqa: E731
+    moment, keys = draw(8, 30), draw(8, 2)
+    again = System(draw(4, 2), keys, moment=Moment.of(moment @ moment.T), past=keys[:, 1:] + 1e-8)
+    held = "already holds the key of {} at C, .* leave the repeated request out, or use alphaedit"
+    with pytest.raises(WorkFailed, match=held.format("request 2")):
+        Evolving("auto", 0.1)(again)
+    with pytest.raises(WorkFailed, match=held.format("'The tower is in'")):
+        Evolving("auto", 0.1)(again._replace(requests=("The sea is", "The tower is in")))
+
+
+@pytest.mark.filterwarnings("ignore:.*(targets stay below|of the wanted change|does not give the target)")
+def test_a_session_of_evoedit_names_the_request_that_it_was_given_before():
+    model, facts = kt.load("demo"), kt.load_facts("demo", limit=1)
+    with kt.EditSession(model, "evoedit", v_num_grad_steps=3) as session:
+        session.edit(facts)
+        with pytest.raises(WorkFailed, match="an earlier edit already holds the key of '"):
+            session.edit(facts)
