@@ -16,9 +16,12 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from hashlib import sha256
+from itertools import filterfalse
 from math import ceil, prod
+from numbers import Integral
+from os import PathLike
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,9 +30,11 @@ from torch import Tensor
 
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
-from ..errors import KtError, warn_user
+from ..errors import KtError, UnknownSite, warn_user
+from ..facts.corpus import Corpus
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
+from ..model.model import TracedModel
 from ..model.update import Update
 from ..runs.journal import Journal
 from .closed_form.contexts import Contexts
@@ -57,8 +62,9 @@ from .update_guards import UPDATE_GUARDS, added, prune, rect, simie, sphere
 from .verdict import TextReading, text_reading
 
 if TYPE_CHECKING:
-    from ..model.model import TracedModel
+    from ..model.effects import Effect
     from ..model.weights import Copy
+    from ..model.writer import Kept
 
 
 History = Mapping[str, Float[Tensor, "d_in d_in"]] | Sequence[Edit]
@@ -99,6 +105,65 @@ class SessionOptions:
     max_tokens: int | None = None
     check: bool = True
     strict: bool = False
+
+    def __post_init__(self) -> None:
+        _require_kinds(vars(self), OPTION_KINDS)
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise KtError(f"max_tokens is {self.max_tokens}; give a whole number of at least 1")
+        given = () if self.history is None else self.history
+        if isinstance(given, Mapping):
+            if wrong := [name for name, gram in given.items() if not isinstance(gram, Tensor)]:
+                raise KtError(f"history of {wrong[0]} is {_shown(given[wrong[0]])}; give a tensor, the sum of k kᵀ")
+        elif wrong_edits := [each for each in given if not isinstance(each, Edit)]:
+            raise KtError(f"history holds {_shown(wrong_edits[0])}; give edits, as kt.edit or Edit.load returns them")
+
+
+FLAG, FLAG_OR_NONE = (bool,), (bool, NoneType)
+OPTION_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "history": ((Mapping, Sequence, NoneType), "a list of earlier edits, or sums of k kᵀ by weight name"),
+    "keep_history": (FLAG_OR_NONE, "True, False, or None for what the method does"),
+    "norm_guard": ((bool, str, NoneType), f"True, or one of {', '.join(GUARDS)}"),
+    "hold": (FLAG, "True or False"),
+    "update_guard": ((str, NoneType), f"one of {', '.join(UPDATE_GUARDS)}"),
+    "corpus": ((str, PathLike, Corpus), "a corpus's name or file, as kt cov --corpus takes it"),
+    "max_tokens": ((Integral, NoneType), "a whole number of at least 1"),
+    "check": (FLAG, "True or False"),
+    "strict": (FLAG, "True or False"),
+}
+"""By field of `SessionOptions`: the types of its values, and what to give instead of others."""
+TEXTS = "a list of texts, or a list of such lists, each with one {} where the prompt stands"
+ARGUMENT_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "model": ((TracedModel,), "the model that kt.load returns"),
+    "method": ((Config, str), "a method's name (kt ls methods) or its configuration, such as MEMIT()"),
+    "statistics": ((Statistics, str, PathLike, NoneType), "a Statistics object, or the file of one"),
+    "context_templates": ((Sequence, NoneType), TEXTS),
+    "seed": ((Integral,), "a whole number"),
+    "journal": ((Journal, NoneType), "a Journal, as Journal.begin makes it of a folder"),
+}
+"""The same of the arguments of `EditSession`."""
+
+
+def _require_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[tuple[type, ...], str]]) -> None:
+    """Refuse values that would be taken for others, or fail deep inside.
+
+    Raises:
+        KtError: one is of none of its types; True and False are no numbers.
+    """
+    for name, (types, instead) in kinds.items():
+        value = values[name]
+        other = isinstance(value, bool) and bool not in types
+        other |= isinstance(value, str) and str not in types  # a text is a sequence too
+        if other or not isinstance(value, types):
+            raise KtError(f"{name} is {_shown(value)}; give {instead}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message of one line: of anything but texts, numbers and lists of them its type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    plain = isinstance(value, str | int | float | list | tuple | NoneType)
+    text = repr(value)[:60] if plain else f"an object of type {type(value).__name__}"
+    return " ".join(text.split())
 
 
 class EditSession:
@@ -148,6 +213,9 @@ class EditSession:
         progress: Progress | None = None,
         **options: Any,
     ) -> None:
+        config = config if method is None else method
+        given = {"model": model, "method": config, "statistics": statistics, "seed": seed, "journal": journal}
+        _require_kinds(given | {"context_templates": context_templates}, ARGUMENT_KINDS)
         own = {spec.name: options.pop(spec.name) for spec in fields(SessionOptions) if spec.name in options}
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
@@ -160,7 +228,6 @@ class EditSession:
             one_of(self.options.update_guard, UPDATE_GUARDS, "update_guard")
         if self.options.norm_facts is not None and self.options.norm_guard != "nas":
             raise KtError("norm_facts are those that NAS's anchor is taken from; give norm_guard='nas' with them")
-        config = config if method is None else method
         if isinstance(config, str):
             config = configure(model, config, alpha, **options)
         elif options or alpha is not None:
@@ -180,17 +247,21 @@ class EditSession:
         self._requests: list[Fact] = []
         self._given_statistics = statistics
         self._statistics: Statistics | None = None
-        if isinstance(context_templates, str):
-            raise KtError(f"context_templates is the text {context_templates!r}; give a list of texts")
+        for group in context_templates or ():
+            if not isinstance(group, Sequence) or not group:
+                raise KtError(f"context_templates holds {_shown(group)}; give {TEXTS}")
         self._contexts = Contexts.of(context_templates) if context_templates else None
         self._evidence = Evidence()
         self._original: dict[str, Copy] = {}
         self._effects = model.effects
+        self._held: list[Kept] = []  # of a session that was entered: what leaving it puts back
+        self._inside = self._ended = False
         self._texts: dict[int, TextReading | None] = {}  # by number of steps, so that none is read twice
 
     # One edit ---------------------------------------------------------------------------------------------------
     def solve(self, requests: FactsLike) -> Edit:
         """An edit for `requests` of the model as it stands; nothing is written or remembered."""
+        self._require_open("solve")
         running = dict(self.state.running)
         try:
             return self._solve(requests)[0]
@@ -201,6 +272,7 @@ class EditSession:
         """Solve `requests`, write them, remember what the next edit has to know. A failure leaves model and session as
         they were.
         """
+        self._require_open("edit")
         running = dict(self.state.running)
         result, plan, context, facts = self._solve(requests)
         with self.model.writing():
@@ -213,7 +285,9 @@ class EditSession:
                 self.model.put_back(before, effects)
                 self.state.running = running
                 raise
-        self._original = before | self._original
+            self._original = before | self._original
+            if self._inside:
+                self._hold(before, effects, result)
         self.steps.append(result)
         self._solved = self._solving
         self._texts[len(self.steps)] = text_reading(result.manifest, "after")
@@ -304,6 +378,15 @@ class EditSession:
             raise KtError(
                 "the edit would write nothing: no layers for a module whose share is above zero; check alpha and layers"
             )
+        if (guard := self.options.update_guard) and isinstance(plan, EffectPlan):
+            raise KtError(f"update_guard {guard} restrains updates of weights, and {name} writes none; leave it out")
+        if guard == "simie" and (strange := next(filterfalse(self._is_map, written), None)):
+            others = ", ".join(each for each in UPDATE_GUARDS if each != guard)
+            choice = "modules=mlp, or another" if "modules" in self.config.settings() else "another"
+            raise KtError(
+                f"simie needs linear maps, and {name} writes {strange}, which is none; choose {choice} update guard: "
+                f"{others}"
+            )
         if self.options.norm_guard and not plan.has_targets:
             raise KtError(f"norm_guard rescales the values that are aimed at, and {name} has none; leave it out")
         if (self.options.keep_history or self._history) and not plan.keeps_keys:
@@ -316,6 +399,13 @@ class EditSession:
                     "give keys of this model"
                 )
         plan.require_room(self.model)
+
+    def _is_map(self, weight: str) -> bool:
+        """Whether a weight is a linear map's, whose inputs can be read."""
+        try:
+            return bool(self.model.site_of(weight))
+        except UnknownSite:
+            return False
 
     @property
     def keeps_history(self) -> bool:
@@ -366,6 +456,24 @@ class EditSession:
         """A weight from before the first edit."""
         kept = self._original.get(name)
         return self.model.weight(name) if kept is None else self.model.tensor_of(name, kept)
+
+    def _hold(self, before: Mapping[str, Copy], effects: Sequence[Effect], edit: Edit) -> None:
+        """Among the model's open blocks, from before the write: what an earlier one, left inside the session, brings
+        back is from before both, and it says so."""
+        known = {name for kept in self._held for name in kept.copies}
+        copies = {name: self._original[name] for name in before if name not in known}
+        if copies or edit.effect is not None or not self._held:
+            self._held.append(self.model.begin(copies, effects))
+
+    def _let_go(self, ended: bool = True) -> None:
+        """Put the weights and effects from before the session's writes back, the last first."""
+        if not self._inside:
+            self.model.put_back(self._original, self._effects)
+            return
+        with self.model.writing(), ExitStack() as blocks:
+            for kept in self._held:
+                blocks.callback(self.model.end, kept, ended)
+            self._held = []
 
     @contextmanager
     def unedited(self) -> Iterator[TracedModel]:
@@ -425,18 +533,35 @@ class EditSession:
 
     def revert(self) -> None:
         """The exact bytes from before the first edit; the session begins anew."""
-        self.model.put_back(self._original, self._effects)
+        self._require_open("revert")
+        self._let_go()
         self._original, self.steps, self._requests, self._solved = {}, [], [], {}
         self._texts = {0: self._texts.get(0)}
         self.state = EditHistory(self._history)
 
     def __enter__(self) -> EditSession:
+        self._refuse_entry()
+        self._inside = True
+        if self.steps:  # written before the block, which takes them back
+            with self.model.writing():
+                self._held.append(self.model.begin(self._original, self._effects))
         return self
+
+    def _refuse_entry(self) -> None:
+        self._require_open("entering it again")
+        if self._inside:
+            raise KtError("the session is entered already; make another EditSession to edit beside it")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.model.put_back(self._original, self._effects)
+        self._ended = True
+        self._let_go(kind is None)
+
+    def _require_open(self, what: str) -> None:
+        """Refuse what would write a model that nothing takes back any more."""
+        if self._ended:
+            raise KtError(f"the session has ended, and {what} comes too late; make a new EditSession")
 
 
 def _keys_of(history: History | None) -> dict[str, Float[Tensor, "d_in past"]]:
@@ -445,6 +570,11 @@ def _keys_of(history: History | None) -> dict[str, Float[Tensor, "d_in past"]]:
     if isinstance(history, Mapping):
         return {name: _columns(name, gram) for name, gram in history.items()}
     for edit in history or ():
+        if not edit.keys:
+            warn_user(
+                f"history: a {edit.manifest.get('method')} edit keeps no keys, and nothing makes the new edit leave it "
+                "alone"
+            )
         for name, keys in edit.keys.items():
             state.add_keys(name, keys.T)
     return state.keys
@@ -459,10 +589,21 @@ def _keys_of_steps(steps: Sequence[Edit]) -> dict[str, Float[Tensor, "fact d_in"
     return {name: torch.cat([keys[name] for keys in every if name in keys]) for name in widths}
 
 
-def _columns(name: str, gram: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in past"]:
-    if gram.dim() != 2 or gram.shape[0] != gram.shape[1]:
+def _columns(name: str, gram: Tensor) -> Float[Tensor, "d_in past"]:
+    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
         raise KtError(f"history of {name} is {tuple(gram.shape)}; give the square sum of k kᵀ, or earlier edits")
-    values, vectors = torch.linalg.eigh(gram.double().cpu())
+    rounding = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(gram.dtype, 1e-4)  # relative, of a long sum
+    gram, instead = gram.detach().double().cpu(), "give the sum of k kᵀ, or earlier edits"
+    if not gram.isfinite().all():
+        raise KtError(f"history of {name} has numbers that are not finite; {instead}")
+    if (gram - gram.T).abs().max() > rounding * gram.abs().max():
+        raise KtError(f"history of {name} is not symmetric; {instead}")
+    values, vectors = torch.linalg.eigh(gram)
+    if values.min() < -rounding * values.abs().max():
+        raise KtError(
+            f"history of {name} has the eigenvalue {float(values.min()):.3g}, and no sum of k kᵀ has one below zero; "
+            f"{instead}"
+        )
     kept = values > 1e-13 * values.max().clamp(min=1e-300)
     return vectors[:, kept] * values[kept].sqrt()
 
@@ -488,7 +629,8 @@ class SessionOnEdits(EditSession):
 
     def __init__(self, model: TracedModel, below: EditStack, requests: Sequence[Fact], **options: Any) -> None:
         holds = options.get("keep_history") is not False
-        super().__init__(model, history=below.edits if holds else None, requests=requests, **options)
+        keyed = [edit for edit in below.edits if edit.keys]  # of the others `warn_of_keyless` says what they are
+        super().__init__(model, history=keyed if holds else None, requests=requests, **options)
         self.below = below
         self._first = list(requests)
         # A run that goes on with other edits below must not take up what was found on top of these.
@@ -499,6 +641,7 @@ class SessionOnEdits(EditSession):
             warn_of_keyless(below)
 
     def __enter__(self) -> SessionOnEdits:
+        self._refuse_entry()
         self.below.grounds(self.model)  # fails before any work
         plan = self._resolve(self._first).plan()
         self._refuse(plan)
@@ -506,6 +649,7 @@ class SessionOnEdits(EditSession):
         self._original = {}  # a norm guard holds to the state that this session starts from
         self._around.enter_context(self.below.applied(self.model))
         self._effects = self.model.effects
+        super().__enter__()
         return self
 
     def __exit__(

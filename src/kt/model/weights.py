@@ -314,27 +314,44 @@ class Weights:
                 weights that both write back when it ends.
         """
         with self.writing():
-            kept, blocks = Kept(self.copies(addresses), self.effects), open_blocks(self.module)
-            blocks.append(kept)
-            ended = False
+            kept, ended = self.begin(self.copies(addresses), self.effects), False
             try:
                 yield
                 ended = True
             finally:
-                shared = leave(kept, self.identity_of, blocks, self.effects)
-                try:
-                    self._copy_back(kept.copies, kept.effects)
-                except BaseException:  # a second Ctrl-C must not leave half of it
-                    self._copy_back(kept.copies, kept.effects)
-                    raise
-                if shared:
-                    say = (
-                        f"edits of {self.name} were not left in the reverse of their order: {shared[0]} holds this one "
-                        "until the later one is left, which brings back the bytes from before both; use a model a task"
-                    )
-                    if ended:
-                        raise KtError(say)
-                    warn_user(say)
+                self.end(kept, ended)
+
+    def begin(self, copies: Mapping[str, Copy], effects: Sequence[Effect]) -> Kept:
+        """A block that has weights and effects put back as they were at its beginning. `end` ends it, once. Both are
+        called inside `writing`.
+        """
+        kept = Kept(dict(copies), tuple(effects))
+        open_blocks(self.module).append(kept)
+        return kept
+
+    def end(self, kept: Kept, ended: bool = True) -> None:
+        """End a block that `begin` began: its weights and effects are as they were then.
+
+        Args:
+            ended: whether the work inside came to its end; after an error of its own a warning says what is below.
+
+        Raises:
+            KtError: a block that began later is still open, and holds weights of this one until it ends.
+        """
+        shared = leave(kept, self.identity_of, open_blocks(self.module), self.effects)
+        try:
+            self._copy_back(kept.copies, kept.effects)
+        except BaseException:  # a second Ctrl-C must not leave half of it
+            self._copy_back(kept.copies, kept.effects)
+            raise
+        if shared:
+            say = (
+                f"edits of {self.name} were not left in the reverse of their order: {shared[0]} holds this one "
+                "until the later one is left, which brings back the bytes from before both; use a model a task"
+            )
+            if ended:
+                raise KtError(say)
+            warn_user(say)
 
     def copies(self, addresses: Iterable[Address]) -> dict[str, Copy]:
         """The bytes of the weights at `addresses` (sites or parameter names), by name, for `put_back`; of a packed map

@@ -1,0 +1,162 @@
+"""What a session is given or asked for that it cannot mean: one line, before any work, and the base's bytes."""
+
+import pytest
+import torch
+from editing_help import REQUESTS, fast, statistics
+
+import kt
+from kt.editing.methods import METHODS
+from kt.errors import KtError
+
+pytestmark = pytest.mark.filterwarnings("ignore::kt.editing.verdict.FailedCheck", "ignore:.*no preset and no layers")
+WEIGHT = "model.layers.0.mlp.down_proj.weight"
+TUNING = {"num_steps": 1, "layers_mlp": (1,), "check": False}
+
+
+def tuning(model, **options):
+    """A session that edits fast."""
+    return kt.EditSession(model, "ft", **(TUNING | options))
+
+
+def refused(call, words):
+    with pytest.raises(KtError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("method", ["grace", "melo", "wise", "memoir", "ice", "ike", "scr"])
+def test_an_update_guard_on_a_method_that_writes_no_weight_is_refused(setting, method):
+    session = kt.EditSession(setting[0], method, update_guard="simie")
+    refused(lambda: session.solve(REQUESTS[:1]), f"update_guard simie restrains updates of weights, and {method}")
+
+
+@pytest.mark.parametrize(("method", "choice"), [("ft-wd", "modules=mlp, or another"), ("unke", "another")])
+def test_simie_on_weights_that_are_no_linear_maps_is_refused_before_training(setting, method, choice, monkeypatch):
+    monkeypatch.setattr("kt.editing.fine_tune.FineTune.solve", lambda *a: pytest.fail("it was trained"))
+    monkeypatch.setattr("kt.editing.layer_tuning.LayerTuning.solve", lambda *a: pytest.fail("it was trained"))
+    session = kt.EditSession(setting[0], method, update_guard="simie", layers_mlp=(1,), context_templates=["{}"])
+    refused(
+        lambda: session.solve(REQUESTS[:1]),
+        f"simie needs linear maps, .* {method} writes .*norm.*; choose {choice} update guard",
+    )
+
+
+def test_a_session_that_has_ended_edits_no_more_and_can_still_be_read(setting):
+    model = setting[0]
+    base = model.fingerprint()
+    with tuning(model) as session:
+        refused(session.__enter__, "entered already")
+        step = session.edit(REQUESTS[:1])
+    for call in (session.__enter__, session.revert, lambda: session.edit(REQUESTS), lambda: session.solve(REQUESTS)):
+        refused(call, "the session has ended.*make a new EditSession")
+    assert session.total().names == step.names and session.steps == [step]
+    assert model.fingerprint() == base
+
+
+def test_an_earlier_block_left_inside_a_session_says_so_and_the_base_comes_back(setting):
+    model = setting[0]
+    base = model.fingerprint()
+    earlier = tuning(model).solve(REQUESTS[:1])
+    block = earlier.applied(model)
+    block.__enter__()
+    with tuning(model) as session:
+        session.edit(REQUESTS[1:])
+        refused(lambda: block.__exit__(None, None, None), "not left in the reverse of their order")
+    assert model.fingerprint() == base
+
+
+def test_a_later_block_left_after_its_session_says_so_and_the_base_comes_back(setting):
+    model = setting[0]
+    base = model.fingerprint()
+    with pytest.raises(KtError, match="not left in the reverse"), tuning(model) as session:
+        step = session.edit(REQUESTS[1:])
+        with session.unedited():
+            earlier = tuning(model, layers_mlp=(0, 1)).solve(REQUESTS[:1])
+        block = earlier.applied(model, force=True)
+        with pytest.warns(UserWarning, match="forced"):
+            block.__enter__()
+    assert not set(step.names).isdisjoint(earlier.names)
+    block.__exit__(None, None, None)
+    assert model.fingerprint() == base
+
+
+def test_a_block_between_two_steps_and_an_edit_before_the_session_is_entered_are_taken_back(setting):
+    model = setting[0]
+    base = model.fingerprint()
+    other = tuning(model, layers_mlp=(0,)).solve(REQUESTS[:1])
+    session = tuning(model)
+    first = session.edit(REQUESTS[:1])
+    with session:
+        with other.applied(model):
+            session.edit(REQUESTS[1:])
+        assert model.fingerprint() != base
+        session.revert()
+        assert model.fingerprint() == base
+        session.edit(REQUESTS[1:])
+    assert model.fingerprint() == base and set(first.names).isdisjoint(other.names)
+
+
+def broken(what):
+    gram = torch.eye(48)
+    gram[0, 1] = {"nan": float("nan"), "one side": 0.5}.get(what, 0.0)
+    return -gram if what == "negative" else gram
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("nan", "not finite"), ("one side", "not symmetric"), ("negative", "eigenvalue -1")]
+)
+def test_a_history_that_is_no_sum_of_keys_is_refused_by_name(setting, what, words):
+    refused(
+        lambda: kt.EditSession(setting[0], "memit", history={WEIGHT: broken(what)}), f"history of {WEIGHT}.*{words}"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_history_is_taken_as_rounding_leaves_it(setting, dtype):
+    keys = torch.randn(48, 7, generator=torch.Generator().manual_seed(0)) + 0.5
+    session = kt.EditSession(setting[0], "memit", history={WEIGHT: (keys @ keys.T).to(dtype)})
+    gram = session.state.keys[WEIGHT] @ session.state.keys[WEIGHT].T
+    torch.testing.assert_close(gram.float(), keys @ keys.T, rtol=0.02, atol=0.2)
+
+
+def test_a_history_of_an_edit_without_keys_warns(setting):
+    keyless = tuning(setting[0]).solve(REQUESTS[:1])
+    with pytest.warns(UserWarning, match="history: a ft edit keeps no keys"):
+        kt.EditSession(setting[0], "memit", history=[keyless])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("keep_history", v) for v in ("no", 1)),
+        *((name, "x") for name in ("hold", "check", "strict", "seed", "max_tokens", "history", "journal")),
+        *(("norm_guard", v) for v in (3, 0.5)),
+        *(("update_guard", v) for v in (3, True)),
+        *(("seed", v) for v in (1.5, None, True)),
+        *(("max_tokens", v) for v in (-5, 0, 0.5, True)),
+        *(("corpus", v) for v in (5, None)),
+        *(("statistics", v) for v in (5, ["x"])),
+        *(("history", v) for v in (5, ["x"], {WEIGHT: [[1]]}, object())),
+        *(("context_templates", v) for v in ("x", 5, [1, 2], [[]], [["{}"], 3])),
+        *(("method", v) for v in (3, METHODS["memit"])),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_what_to_give(setting, option, value):
+    name = "history of|history" if option == "history" else option
+    refused(lambda: kt.EditSession(setting[0], **({"method": "memit"} | {option: value})), f"^({name}) .*; give ")
+
+
+@pytest.mark.parametrize("model", ["demo", None, torch.nn.Linear(2, 2)])
+def test_a_model_that_kt_did_not_load_is_refused(model):
+    refused(lambda: kt.edit(model, REQUESTS, "memit"), "^model is .*; give the model that kt.load returns")
+
+
+def test_no_method_at_all_is_refused(setting):
+    refused(lambda: kt.edit(setting[0], REQUESTS, None), "^method is None; give a method's name")
+
+
+def test_every_kind_of_value_that_is_meant_is_taken(setting):
+    model, corpus, cache = setting
+    given = {"keep_history": None, "norm_guard": False, "hold": False, "max_tokens": 5, "seed": 3, "history": ()}
+    given |= {"statistics": statistics(model, corpus, cache), "corpus": corpus, "journal": None}
+    assert kt.EditSession(model, "memit", **fast("memit", **given)).options.max_tokens == 5
