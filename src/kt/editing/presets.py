@@ -207,7 +207,9 @@ def configured(
     values["alpha"] = check_alpha(values.get("alpha", "auto") if alpha is None else alpha)
     if not chosen.writes_attention:
         del values["alpha"]
-    return chosen.of(values)
+    config = chosen.of(values)
+    config.refuse_idle({name: value for name, value in given.items() if value is not None})
+    return config
 
 
 def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
