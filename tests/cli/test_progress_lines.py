@@ -53,3 +53,12 @@ def test_what_was_done_before_units_were_counted_says_nothing_of_the_pace(monkey
     assert pace.left(5, 10) is None  # another count: five were kept
     now[0] = 14.0
     assert pace.left(6, 10) == 40.0
+
+
+def test_a_part_of_the_work_has_its_own_name_where_the_callback_takes_one():
+    from kt._util.progress import named
+
+    told = []
+    named(lambda done, total, what="": told.append((done, total, what)), "second moments")(3, 9)
+    named(lambda done, total: told.append((done, total)), "second moments")(4, 9)
+    assert told == [(3, 9, "second moments"), (4, 9)] and named(None, "second moments") is None

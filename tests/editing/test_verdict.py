@@ -41,7 +41,11 @@ def test_the_line_and_no_warning_where_every_number_is_within_its_limit():
     ("report", "changes", "said"),
     [
         (reported(rank=4), {}, ("'Qatar' -> 'krone' (7): rank 4", "raise clamp_norm_factor or v_num_grad_steps")),
-        (reported(after=0.05), {}, ("'Qatar' -> 'krone' (7): 0.1 -> 0.05", "less likely than before")),
+        (
+            reported(after=0.05),
+            {},
+            ("'Qatar' -> 'krone' (7): 0.1 -> 0.05", "less likely than before; the layers do not"),
+        ),
         (
             None,
             {"norm_ratios": {"a.weight": 1.51, "b.weight": 1.0}},

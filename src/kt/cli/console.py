@@ -102,7 +102,7 @@ class Screen:
             task = bars.add_task(visible(what), total=None)
 
             def tick(done: int, total: int, what: str = "") -> None:
-                bars.update(task, completed=done, total=total)
+                bars.update(task, completed=done, total=total, description=visible(what or stage))
                 if (length := pace.length(done, total)) is not None:
                     bars.console.print(f"kt: {visible(what or stage)}: {length}", markup=False, highlight=False)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._util.progress import Progress
+from .._util.progress import Progress, named
 from .._util.text import count
 from ..errors import BadFact, KtError, warn_user
 from ..facts.fact import Fact
@@ -351,4 +351,5 @@ def take_statistics(
         parts = [part for site in sites for part in model.parts(site)]
         opened.require({model.weight_name(part): model.key_size(part) for part in parts})
         return opened
-    return key_statistics(model, sites, corpus, max_tokens, progress=progress)
+    told = named(progress, "second moments, once and kept: tokens")
+    return key_statistics(model, sites, corpus, max_tokens, progress=told)

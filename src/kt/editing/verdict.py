@@ -196,6 +196,7 @@ class Verdict:
 
     def _warnings(self, report: Sequence[RequestReport], knobs: Knobs) -> list[str]:
         lines = []
+        apart = knobs.apart if len(report) > 1 or not knobs.layers else ALONE
         changed = [(n, f"x {r:.2f}") for n, r in self.norm_ratios.items() if not _within(r)]
         worse = self.perplexity is not None and not self.perplexity[1] <= MOST_PERPLEXITY * self.perplexity[0]
         if unchanged := [(_name(r), f"rank {r.target_rank[1]}") for r in report if not _took(r)]:
@@ -203,11 +204,11 @@ class Verdict:
             verb = "does" if len(unchanged) == 1 else "do"
             remedy = knobs.more if through >= 0.5 else f"{through:.0%} of the wanted change was written: {knobs.free}"
             if changed or worse:  # a stronger edit would do more of the harm that the next lines name
-                remedy = knobs.apart if len(report) > 1 or not knobs.layers else ALONE
+                remedy = apart
             lines.append(f"{_counted(unchanged, len(report), 'request')} {verb} not give the target first; {remedy}")
         if fell := [(_name(r), f"{r.target_prob[0]:.3g} -> {r.target_prob[1]:.3g}") for r in report if _fell(r)]:
             verb = "is" if len(fell) == 1 else "are"
-            lines.append(f"{_counted(fell, len(report), 'target')} {verb} less likely than before; {knobs.apart}")
+            lines.append(f"{_counted(fell, len(report), 'target')} {verb} less likely than before; {apart}")
         if far := [(aim, f"{share:.2f}") for aim, share in self.missing.items() if share > MOST_MISSING]:
             lines.append(f"more is missing than was wanted at {_counted(far, len(self.missing), 'aim')}; {APART}")
         if changed:

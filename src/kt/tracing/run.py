@@ -282,7 +282,7 @@ def causal_trace(
     }
     trace = Trace(traced, patch_labels, tuple(sorted(left_out)), metadata)
     if not traced:
-        hint = " or keep='all'" if keep == "known" else ""
+        hint = ", or keep those that the model does not know (keep='all', --keep all)" if keep == "known" else ""
         raise WorkFailed(f"no fact is left to trace ({trace.why_left_out()}); give other facts{hint}")
     return trace
 

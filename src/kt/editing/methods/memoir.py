@@ -26,7 +26,7 @@ class MEMOIR(AtToken):
     overlap: float = setting(
         0.5,
         symbol="τ",
-        about="MEMOIR: a token reads the memory from this share of a request's inputs on",
+        about="MEMOIR: a token reads the memory if its mask shares at least this part of a request's",
         source="MEMOIR; the number: kt's own (the authors' 0.4 to 0.46 is of a mean over the prompt)",
     )
     top: float = setting(

@@ -24,7 +24,7 @@ class WISE(AtToken):
     ratio: float = setting(
         0.7,
         symbol="ε",
-        about="WISE: a token reads the memory from this share of the least output at a request's key on",
+        about="WISE: a token reads the memory if its output there is at least this part of a request's least",
         source="WISE section 3.2; the number: kt's own",
     )
     shard_size: int = setting(
