@@ -5,6 +5,7 @@ import pytest
 import torch
 from families import byte_level_tokenizer, tiny_model
 
+import kt
 from kt.errors import BadFact, WorkFailed
 from kt.model.tokens import target_ids
 from kt.residual.attacks import (
@@ -166,3 +167,13 @@ def test_the_excess_is_paired_over_the_facts_that_have_a_third_answer():
 def test_a_row_that_was_not_measured_is_an_error_that_names_the_others(asked):
     with pytest.raises(BadFact, match="choose among"):
         Attacks((PROMPT,), np.zeros((1, 1, 2, 3)), np.zeros((1, 1, 2, 3))).row(*asked)
+
+
+def test_attacks_and_remainders_print_a_line():
+    demo = kt.load("demo")
+    facts = kt.load_facts("demo", limit=12)
+    edit = kt.edit(demo, facts[:2], method="memit", max_tokens=2000)
+    left = kt.residual_fact(demo, edit, facts[:2], pool=facts)
+    assert repr(left.attacks).startswith("Attacks(of 2 facts, how often the old answer beats the new: 'prompt' ")
+    assert len(repr(left.attacks)) < 400 and "array" not in repr(left.attacks)
+    assert all(repr(part).startswith("Remainder(") and len(repr(part)) < 100 for part in left.by_kind["resid"].values())

@@ -237,8 +237,9 @@ def _wanted(there: set[str]) -> Iterator[dict[str, str]]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """`10 facts: 1 failed, 2 with side effects`."""
+    """`10 facts: 1 failed, 2 with side effects`; of facts that were only traced or probed, how many were edited."""
     states = [row.state for row in rows]
     edited = [state for state in states if state != STATES[3]]
     parts = [f"{edited.count(STATES[0])} failed", f"{edited.count(STATES[1])} with side effects"]
-    return count(len(rows), "fact") + (f": {', '.join(parts)}" if edited else "")
+    some = f", {len(edited)} of them edited" if 0 < len(edited) < len(rows) else ""
+    return count(len(rows), "fact") + some + (f": {', '.join(parts)}" if edited else "")

@@ -231,6 +231,10 @@ class Remainder(NamedTuple):
     after: Interval
     cells: tuple[tuple[str, int], ...]
 
+    def __repr__(self) -> str:
+        said = f"{self.score}, {self.before} before" if self.cells else "no cell where the old answer led"
+        return f"Remainder({said})"
+
 
 def visibility(rank: Int[ndarray, "*cell"], vocab: int) -> Float[ndarray, "*cell"]:
     """1 - ln(1 + rank) / ln(V); NaN where the rank is -1 (no such token)."""

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from .._util.text import count
 from ..errors import BadFact, WorkFailed
 from ..facts.fact import fill
 from ..model.batches import BatchSize, map_batches
@@ -90,6 +91,11 @@ class Attacks:
     names: tuple[str, ...]
     before: Float[ndarray, "fact attack who measure"]
     after: Float[ndarray, "fact attack who measure"]
+
+    def __repr__(self) -> str:
+        beats = [(name, self.row(name, n_boot=1).old.mean) for name in self.names]
+        said = ", ".join(f"{name.strip()!r} {mean:.2f}" for name, mean in beats if not np.isnan(mean))
+        return f"Attacks(of {count(len(self.after), 'fact')}, how often the old answer beats the new: {said})"
 
     def row(
         self, attack: str, measure: str = "beats_new", state: str = "after", seed: int = 0, n_boot: int = 2000
