@@ -54,7 +54,7 @@ KEPT = {
 }
 """The files of finished work in each unfinished run."""
 
-VARIES = ("versions", "seconds", "digest", "fingerprints_after", "cache_keys")
+VARIES = ("versions", "seconds", "digest", "fingerprints_after", "cache_keys", "sha256")
 """Entries of a result that depend on the machine, or on every bit, or on what a cache file is named by."""
 LATER = ("neighbours", "perplexity", "written_aims", "identity")
 """Entries that edits have since: see tests/editing/test_verdict.py, test_admission.py."""
