@@ -320,8 +320,11 @@ def test_a_folded_section_draws_its_figures_when_it_is_opened(page):
         assert await tab.js("typeof Plotly") == "undefined"
         await tab.click("details.section > summary")
         await tab.until("document.querySelectorAll('details[open] .main-svg').length > 0")
-        drawn = "[...document.querySelectorAll('details[open] .main-svg')]"
-        await tab.until(f"{drawn}.every(e => e.getBoundingClientRect().right <= 421)")
+        drawn, around = (f"[...document.querySelectorAll('details[open] {name}')]" for name in (".main-svg", ".plot"))
+        # A figure is no smaller than can be read: it scrolls in its own frame, and the page does not.
+        await tab.until(f"{around}.every(e => e.getBoundingClientRect().right <= 421)")
+        await tab.until(f"{drawn}.every(e => Math.abs(e.getBoundingClientRect().width - 570) < 2)")
+        assert await tab.js("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
     drive(visit)
 
