@@ -100,7 +100,7 @@ def solve(
     """The edits with their facts, and what they cost."""
     import kt
     from kt.editing.resolve import configure, resolve, take_statistics
-    from kt.editing.session import SessionOptions
+    from kt.editing.session_options import SessionOptions
 
     clock = time.process_time()
     with nothing_kept(f"{model.name}-{given['method']}-{given.get('alpha')}"):

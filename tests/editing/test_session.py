@@ -322,6 +322,6 @@ def test_a_weight_that_a_method_needs_and_cannot_have_is_one_line_before_any_wor
 
 def test_every_option_of_a_session_can_be_what_a_misspelt_one_meant():
     from kt.editing.presets import OPTIONS
-    from kt.editing.session import SessionOptions
+    from kt.editing.session_options import SessionOptions
 
     assert {field.name for field in fields(SessionOptions)} <= set(OPTIONS)

@@ -293,7 +293,7 @@ MEANT_BY = (
     ("--facts", "--edits", "--data", "--dataset", "--file", "--input"),
     ("--grid", "--values", "--range"),
     ("--model", "--checkpoint", "--pretrained", "--model-name", "--model-path"),
-    ("--limit", "--n", "--num", "--max", "--count", "--samples-limit"),
+    ("--limit", "--n", "--num", "--max", "--count"),
 )
 """Options that mean the same, here or in other programs: one that a command lacks is answered with its own."""
 
@@ -305,7 +305,7 @@ def _usage(error: Any, path: str) -> str:
     if flag is not None and error.ctx is not None and hasattr(error, "possibilities"):
         own = [name for p in error.ctx.command.params for name in p.opts if name.startswith("-")]
         bare = [p for p in error.ctx.command.params if p.param_type_name == "argument"]
-        if word := next((p.name.upper() for p in bare if p.name.rstrip("s") == flag.strip("-s")), None):
+        if word := next((p.name.upper() for p in bare if p.name.rstrip("s") == flag.lstrip("-").rstrip("s")), None):
             return f"{path} has no option {flag}; write it without one: {path} {word}"
         if "--set" in own and (setting := flag.lstrip("-").replace("-", "_")) in _settings():
             return f"{path} has no option {flag}, which is a setting of methods; write --set {setting}=VALUE"

@@ -240,6 +240,16 @@ def type_of(spec: Field[Any]) -> str:
     return spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", str(spec.type))
 
 
+def share(value: float, name: str) -> None:
+    """Refuse what is no share above zero.
+
+    Raises:
+        KtError: it is not.
+    """
+    if not 0 < value <= 1:
+        raise KtError(f"{name} {value:g} must be a share above 0, at most 1")
+
+
 def check_value(name: str, annotation: str, value: Any, least: float | None = 0) -> None:
     """Refuse a value that is not of the annotated type, a number below `least` (None: any value) or beyond float32.
 

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import cache
 from hashlib import sha256
 from itertools import filterfalse
 from math import ceil, prod
-from numbers import Integral
-from os import PathLike
 from pathlib import Path
-from types import NoneType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +29,6 @@ from torch import Tensor
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
 from ..errors import KtError, UnknownSite, warn_user
-from ..facts.corpus import Corpus
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
 from ..model.model import TracedModel
@@ -57,6 +54,7 @@ from .resolve import (
     with_alphas,
 )
 from .rounding import readings
+from .session_options import ARGUMENT_KINDS, TEXTS, SessionOptions, keys_of, require_kinds, shown
 from .stack import EditStack, joined
 from .update_guards import UPDATE_GUARDS, added, prune, rect, simie, sphere
 from .verdict import TextReading, text_reading
@@ -65,105 +63,6 @@ if TYPE_CHECKING:
     from ..model.effects import Effect
     from ..model.weights import Copy
     from ..model.writer import Kept
-
-
-History = Mapping[str, Float[Tensor, "d_in d_in"]] | Sequence[Edit]
-"""Keys that earlier edits wrote: those edits themselves, or by weight name the sum of k kᵀ over their keys."""
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """How a session treats the edits before and beside the one that it solves.
-
-    Attributes:
-        history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
-        keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
-        norm_guard: rescale every wanted value (closed_form.norm_guards): `own`, or true, to the norm that its site has
-            before the session's first edit; `nas` to NAS's anchor. None: none.
-        hold: keep_history and norm_guard=`own`, where the method has a place for each: what a long run in steps needs.
-        update_guard: what is done to solved updates before they are written (update_guards): `rect`, `prune`, `sphere`
-            or `simie`.
-        norm_facts: facts with targets that NAS's anchor is a mean over; None takes `requests`, or the first edit's.
-        alpha_facts: facts that α is traced on; None takes a kept α, or traces it once (`evidence.default_alpha`).
-        requests: all requests to come, for a probe of the stages of recall; None: the first that are edited.
-        corpus, max_tokens: the text that second moments are taken over, where none are given: `auto` (english, and for
-            the demo model demo), or what `kt cov --corpus` takes.
-        check: also read neighbours and perplexity before and after each edit, and warn of what its verdict found. A run
-            in steps, whose total is checked, and a sweep, which measures bad settings on purpose, leave it out.
-        strict: refuse requests that contradict each other; else the later ones are left out, with a warning.
-    """
-
-    history: History | None = None
-    keep_history: bool | None = None
-    norm_guard: bool | str | None = None
-    hold: bool = False
-    norm_facts: Sequence[Fact] | None = None
-    update_guard: str | None = None
-    alpha_facts: Sequence[Fact] | None = None
-    requests: Sequence[Fact] | None = None
-    corpus: str = "auto"
-    max_tokens: int | None = None
-    check: bool = True
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        _require_kinds(vars(self), OPTION_KINDS)
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise KtError(f"max_tokens is {self.max_tokens}; give a whole number of at least 1")
-        given = () if self.history is None else self.history
-        if isinstance(given, Mapping):
-            if wrong := [name for name, gram in given.items() if not isinstance(gram, Tensor)]:
-                raise KtError(f"history of {wrong[0]} is {_shown(given[wrong[0]])}; give a tensor, the sum of k kᵀ")
-        elif wrong_edits := [each for each in given if not isinstance(each, Edit)]:
-            raise KtError(f"history holds {_shown(wrong_edits[0])}; give edits, as kt.edit or Edit.load returns them")
-
-
-FLAG, FLAG_OR_NONE = (bool,), (bool, NoneType)
-OPTION_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "history": ((Mapping, Sequence, NoneType), "a list of earlier edits, or sums of k kᵀ by weight name"),
-    "keep_history": (FLAG_OR_NONE, "True, False, or None for what the method does"),
-    "norm_guard": ((bool, str, NoneType), f"True, or one of {', '.join(GUARDS)}"),
-    "hold": (FLAG, "True or False"),
-    "update_guard": ((str, NoneType), f"one of {', '.join(UPDATE_GUARDS)}"),
-    "corpus": ((str, PathLike, Corpus), "a corpus's name or file, as kt cov --corpus takes it"),
-    "max_tokens": ((Integral, NoneType), "a whole number of at least 1"),
-    "check": (FLAG, "True or False"),
-    "strict": (FLAG, "True or False"),
-}
-"""By field of `SessionOptions`: the types of its values, and what to give instead of others."""
-TEXTS = "a list of texts, or a list of such lists, each with one {} where the prompt stands"
-ARGUMENT_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "model": ((TracedModel,), "the model that kt.load returns"),
-    "method": ((Config, str), "a method's name (kt ls methods) or its configuration, such as MEMIT()"),
-    "statistics": ((Statistics, str, PathLike, NoneType), "a Statistics object, or the file of one"),
-    "context_templates": ((Sequence, NoneType), TEXTS),
-    "seed": ((Integral,), "a whole number"),
-    "journal": ((Journal, NoneType), "a Journal, as Journal.begin makes it of a folder"),
-}
-"""The same of the arguments of `EditSession`."""
-
-
-def _require_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[tuple[type, ...], str]]) -> None:
-    """Refuse values that would be taken for others, or fail deep inside.
-
-    Raises:
-        KtError: one is of none of its types; True and False are no numbers.
-    """
-    for name, (types, instead) in kinds.items():
-        value = values[name]
-        other = isinstance(value, bool) and bool not in types
-        other |= isinstance(value, str) and str not in types  # a text is a sequence too
-        if other or not isinstance(value, types):
-            raise KtError(f"{name} is {_shown(value)}; give {instead}")
-
-
-def _shown(value: Any) -> str:
-    """A value in a message of one line: of anything but texts, numbers and lists of them its type."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    plain = isinstance(value, str | int | float | list | tuple | NoneType)
-    text = repr(value)[:60] if plain else f"an object of type {type(value).__name__}"
-    return " ".join(text.split())
 
 
 class EditSession:
@@ -215,7 +114,7 @@ class EditSession:
     ) -> None:
         config = config if method is None else method
         given = {"model": model, "method": config, "statistics": statistics, "seed": seed, "journal": journal}
-        _require_kinds(given | {"context_templates": context_templates}, ARGUMENT_KINDS)
+        require_kinds(given | {"context_templates": context_templates}, ARGUMENT_KINDS)
         own = {spec.name: options.pop(spec.name) for spec in fields(SessionOptions) if spec.name in options}
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
@@ -241,7 +140,7 @@ class EditSession:
         self._solving: dict[str, Update] = {}
         if self.options.alpha_facts and not needs_evidence(config):
             raise KtError("alpha_facts are traced for alpha, and nothing is traced here; leave them out, or alpha")
-        self._history = model.by_whole(_keys_of(self.options.history))
+        self._history = model.by_whole(keys_of(self.options.history))
         self.state = EditHistory(self._history)
         self.steps: list[Edit] = []
         self._requests: list[Fact] = []
@@ -249,7 +148,7 @@ class EditSession:
         self._statistics: Statistics | None = None
         for group in context_templates or ():
             if not isinstance(group, Sequence) or not group:
-                raise KtError(f"context_templates holds {_shown(group)}; give {TEXTS}")
+                raise KtError(f"context_templates holds {shown(group)}; give {TEXTS}")
         self._contexts = Contexts.of(context_templates) if context_templates else None
         self._evidence = Evidence()
         self._original: dict[str, Copy] = {}
@@ -564,22 +463,6 @@ class EditSession:
             raise KtError(f"the session has ended, and {what} comes too late; make a new EditSession")
 
 
-def _keys_of(history: History | None) -> dict[str, Float[Tensor, "d_in past"]]:
-    """Keys as columns. A sum of k kᵀ gives back columns with the same sum: all that a solve makes of them."""
-    state = EditHistory()
-    if isinstance(history, Mapping):
-        return {name: _columns(name, gram) for name, gram in history.items()}
-    for edit in history or ():
-        if not edit.keys:
-            warn_user(
-                f"history: a {edit.manifest.get('method')} edit keeps no keys, and nothing makes the new edit leave it "
-                "alone"
-            )
-        for name, keys in edit.keys.items():
-            state.add_keys(name, keys.T)
-    return state.keys
-
-
 def _keys_of_steps(steps: Sequence[Edit]) -> dict[str, Float[Tensor, "fact d_in"]]:
     """By weight, the keys of all steps. An expert that a step did not write has keys of zero there."""
     widths = {name: keys.shape[1] for step in steps for name, keys in step.keys.items()}
@@ -587,25 +470,6 @@ def _keys_of_steps(steps: Sequence[Edit]) -> dict[str, Float[Tensor, "fact d_in"
     blank = [{name: torch.zeros(n, width) for name, width in widths.items() if "[" in name} for n in counts]
     every = [each | dict(step.keys) for each, step in zip(blank, steps, strict=True)]
     return {name: torch.cat([keys[name] for keys in every if name in keys]) for name in widths}
-
-
-def _columns(name: str, gram: Tensor) -> Float[Tensor, "d_in past"]:
-    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
-        raise KtError(f"history of {name} is {tuple(gram.shape)}; give the square sum of k kᵀ, or earlier edits")
-    rounding = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(gram.dtype, 1e-4)  # relative, of a long sum
-    gram, instead = gram.detach().double().cpu(), "give the sum of k kᵀ, or earlier edits"
-    if not gram.isfinite().all():
-        raise KtError(f"history of {name} has numbers that are not finite; {instead}")
-    if (gram - gram.T).abs().max() > rounding * gram.abs().max():
-        raise KtError(f"history of {name} is not symmetric; {instead}")
-    values, vectors = torch.linalg.eigh(gram)
-    if values.min() < -rounding * values.abs().max():
-        raise KtError(
-            f"history of {name} has the eigenvalue {float(values.min()):.3g}, and no sum of k kᵀ has one below zero; "
-            f"{instead}"
-        )
-    kept = values > 1e-13 * values.max().clamp(min=1e-300)
-    return vectors[:, kept] * values[kept].sqrt()
 
 
 # Editing on top of earlier edits: they stand in the model while the new one is solved, and their keys are held.

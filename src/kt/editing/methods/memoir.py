@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..closed_form.config import AtToken
-from ..config import method, setting
+from ..config import method, setting, share
 from .rome import middle
-from .wise import share
 
 if TYPE_CHECKING:
     from ..adapter_edit import Codebook

@@ -7,9 +7,8 @@ from typing import Literal
 
 from ...errors import KtError
 from .. import closed_form as cf
-from ..config import method, setting
+from ..config import method, setting, share
 from .memit import MEMIT
-from .wise import share
 
 
 @method(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...errors import KtError
 from ..closed_form.config import AtToken
-from ..config import method, setting
+from ..config import method, setting, share
 from .rome import middle
 
 if TYPE_CHECKING:
@@ -53,13 +52,3 @@ class WISE(AtToken):
     @property
     def radius(self) -> float:
         return self.ratio
-
-
-def share(value: float, name: str) -> None:
-    """Refuse what is no share above zero.
-
-    Raises:
-        KtError: it is not.
-    """
-    if not 0 < value <= 1:
-        raise KtError(f"{name} {value:g} must be a share above 0, at most 1")

@@ -1,0 +1,159 @@
+"""What an `EditSession` is given: its options, the kinds of all its values, and the keys of earlier edits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from os import PathLike
+from types import NoneType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import KtError, warn_user
+from ..facts.corpus import Corpus
+from ..facts.fact import Fact
+from ..model.model import TracedModel
+from ..runs.journal import Journal
+from .closed_form.norm_guards import GUARDS
+from .closed_form.second_moment import Statistics
+from .config import Config
+from .edit import Edit
+from .plan import EditHistory
+from .update_guards import UPDATE_GUARDS
+
+History = Mapping[str, Float[Tensor, "d_in d_in"]] | Sequence[Edit]
+"""Keys that earlier edits wrote: those edits themselves, or by weight name the sum of k kᵀ over their keys."""
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session treats the edits before and beside the one that it solves.
+
+    Attributes:
+        history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
+        keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
+        norm_guard: rescale every wanted value (closed_form.norm_guards): `own`, or true, to the norm that its site has
+            before the session's first edit; `nas` to NAS's anchor. None: none.
+        hold: keep_history and norm_guard=`own`, where the method has a place for each: what a long run in steps needs.
+        update_guard: what is done to solved updates before they are written (update_guards): `rect`, `prune`, `sphere`
+            or `simie`.
+        norm_facts: facts with targets that NAS's anchor is a mean over; None takes `requests`, or the first edit's.
+        alpha_facts: facts that α is traced on; None takes a kept α, or traces it once (`evidence.default_alpha`).
+        requests: all requests to come, for a probe of the stages of recall; None: the first that are edited.
+        corpus, max_tokens: the text that second moments are taken over, where none are given: `auto` (english, and for
+            the demo model demo), or what `kt cov --corpus` takes.
+        check: also read neighbours and perplexity before and after each edit, and warn of what its verdict found. A run
+            in steps, whose total is checked, and a sweep, which measures bad settings on purpose, leave it out.
+        strict: refuse requests that contradict each other; else the later ones are left out, with a warning.
+    """
+
+    history: History | None = None
+    keep_history: bool | None = None
+    norm_guard: bool | str | None = None
+    hold: bool = False
+    norm_facts: Sequence[Fact] | None = None
+    update_guard: str | None = None
+    alpha_facts: Sequence[Fact] | None = None
+    requests: Sequence[Fact] | None = None
+    corpus: str = "auto"
+    max_tokens: int | None = None
+    check: bool = True
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        require_kinds(vars(self), OPTION_KINDS)
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise KtError(f"max_tokens is {self.max_tokens}; give a whole number of at least 1")
+        given = () if self.history is None else self.history
+        if isinstance(given, Mapping):
+            if wrong := [name for name, gram in given.items() if not isinstance(gram, Tensor)]:
+                raise KtError(f"history of {wrong[0]} is {shown(given[wrong[0]])}; give a tensor, the sum of k kᵀ")
+        elif wrong_edits := [each for each in given if not isinstance(each, Edit)]:
+            raise KtError(f"history holds {shown(wrong_edits[0])}; give edits, as kt.edit or Edit.load returns them")
+
+
+FLAG, FLAG_OR_NONE = (bool,), (bool, NoneType)
+OPTION_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "history": ((Mapping, Sequence, NoneType), "a list of earlier edits, or sums of k kᵀ by weight name"),
+    "keep_history": (FLAG_OR_NONE, "True, False, or None for what the method does"),
+    "norm_guard": ((bool, str, NoneType), f"True, or one of {', '.join(GUARDS)}"),
+    "hold": (FLAG, "True or False"),
+    "update_guard": ((str, NoneType), f"one of {', '.join(UPDATE_GUARDS)}"),
+    "corpus": ((str, PathLike, Corpus), "a corpus's name or file, as kt cov --corpus takes it"),
+    "max_tokens": ((Integral, NoneType), "a whole number of at least 1"),
+    "check": (FLAG, "True or False"),
+    "strict": (FLAG, "True or False"),
+}
+"""By field of `SessionOptions`: the types of its values, and what to give instead of others."""
+TEXTS = "a list of texts, or a list of such lists, each with one {} where the prompt stands"
+ARGUMENT_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "model": ((TracedModel,), "the model that kt.load returns"),
+    "method": ((Config, str), "a method's name (kt ls methods) or its configuration, such as MEMIT()"),
+    "statistics": ((Statistics, str, PathLike, NoneType), "a Statistics object, or the file of one"),
+    "context_templates": ((Sequence, NoneType), TEXTS),
+    "seed": ((Integral,), "a whole number"),
+    "journal": ((Journal, NoneType), "a Journal, as Journal.begin makes it of a folder"),
+}
+"""The same of the arguments of `EditSession`."""
+
+
+def require_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[tuple[type, ...], str]]) -> None:
+    """Refuse values that would be taken for others, or fail deep inside.
+
+    Raises:
+        KtError: one is of none of its types; True and False are no numbers.
+    """
+    for name, (types, instead) in kinds.items():
+        value = values[name]
+        other = isinstance(value, bool) and bool not in types
+        other |= isinstance(value, str) and str not in types  # a text is a sequence too
+        if other or not isinstance(value, types):
+            raise KtError(f"{name} is {shown(value)}; give {instead}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message of one line: of anything but texts, numbers and lists of them its type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    plain = isinstance(value, str | int | float | list | tuple | NoneType)
+    text = repr(value)[:60] if plain else f"an object of type {type(value).__name__}"
+    return " ".join(text.split())
+
+
+def keys_of(history: History | None) -> dict[str, Float[Tensor, "d_in past"]]:
+    """Keys as columns. A sum of k kᵀ gives back columns with the same sum: all that a solve makes of them."""
+    state = EditHistory()
+    if isinstance(history, Mapping):
+        return {name: _columns(name, gram) for name, gram in history.items()}
+    for edit in history or ():
+        if not edit.keys:
+            warn_user(
+                f"history: a {edit.manifest.get('method')} edit keeps no keys, and nothing makes the new edit leave it "
+                "alone"
+            )
+        for name, keys in edit.keys.items():
+            state.add_keys(name, keys.T)
+    return state.keys
+
+
+def _columns(name: str, gram: Tensor) -> Float[Tensor, "d_in past"]:
+    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
+        raise KtError(f"history of {name} is {tuple(gram.shape)}; give the square sum of k kᵀ, or earlier edits")
+    rounding = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(gram.dtype, 1e-4)  # relative, of a long sum
+    gram, instead = gram.detach().double().cpu(), "give the sum of k kᵀ, or earlier edits"
+    if not gram.isfinite().all():
+        raise KtError(f"history of {name} has numbers that are not finite; {instead}")
+    if (gram - gram.T).abs().max() > rounding * gram.abs().max():
+        raise KtError(f"history of {name} is not symmetric; {instead}")
+    values, vectors = torch.linalg.eigh(gram)
+    if values.min() < -rounding * values.abs().max():
+        raise KtError(
+            f"history of {name} has the eigenvalue {float(values.min()):.3g}, and no sum of k kᵀ has one below zero; "
+            f"{instead}"
+        )
+    kept = values > 1e-13 * values.max().clamp(min=1e-300)
+    return vectors[:, kept] * values[kept].sqrt()
