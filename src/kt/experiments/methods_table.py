@@ -273,13 +273,11 @@ class _Measure:
         scores = []
         for edit, group in edits:
             with edit.applied(self.model, force=True):
-                scores.append(self._scores(group, generated=place.mode != "single", tick=tick))
+                scores.append(self._scores(group, alone=place.mode == "single", tick=tick))
         asked = Scores.joined([each[0] for each in scores]) if len(scores) > 1 else scores[0][0]
         seconds["score"] = round(time.process_time() - solved, 3)
         values = {metric: dict(by_record) for metric, by_record in asked.values.items()}
         metrics = plain(_metrics(asked, scores[0][1]))
-        if place.mode == "single":  # of several edited models; a mean of their perplexities is no perplexity
-            metrics.pop(SHOWN["perplexity"], None)
         held |= {"solves": len(edits)}
         if peak is not None:
             held["peak_mib"] = round(max(peak, self.targets.peak) / 2**20)
@@ -301,10 +299,12 @@ class _Measure:
         assert run.edit is not None
         return [(run.edit, facts)]
 
-    def _scores(self, group: list[Fact], generated: bool, tick: Any) -> tuple[Scores, Scores | None]:
+    def _scores(self, group: list[Fact], alone: bool, tick: Any) -> tuple[Scores, Scores | None]:
+        """Of edits of one fact `alone` only the answers: a mean of several models' perplexities is no perplexity."""
         arguments: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "progress": tick}
-        asked = evaluate(self.model, group, self.asked, protocols=("tf", "ppl"), heldout=self.heldout, **arguments)
-        if not generated or self.text is None:
+        text = {"protocols": ("tf",)} if alone else {"protocols": ("tf", "ppl"), "heldout": self.heldout}
+        asked = evaluate(self.model, group, self.asked, **text, **arguments)
+        if alone or self.text is None:
             return asked, None
         told = [fact for fact in group if fact.id in self.text.records]
         return asked, evaluate(self.model, told, self.text, protocols=("gen",), **arguments)
