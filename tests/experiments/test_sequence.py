@@ -87,7 +87,7 @@ def test_steps_hold_history_and_norms_where_nothing_is_said_and_the_method_can(r
     held = run(ready, "sequential", step_size=2, evaluate="none")
     said = run(ready, "sequential", step_size=2, evaluate="none", keep_history=True, norm_guard=True)
     assert all(torch.equal(held.edit.delta(n), said.edit.delta(n)) for n in said.edit.names)
-    assert (held.steps.about["keep_history"], held.steps.about["norm_guard"]) == (True, "own")
+    assert (held.steps.about["keep_history"], held.steps.about["norm_guard"]) == (True, "kt")
     free = run(ready, "sequential", step_size=2, evaluate="none", norm_guard=False).steps.about
     assert (free["keep_history"], free["norm_guard"]) == (False, False)
     whole = run(ready, "sequential", step_size=3, evaluate="none").steps.about

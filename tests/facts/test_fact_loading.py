@@ -291,6 +291,21 @@ def test_fact_by_hand():
             fact_by_hand(*arguments)
 
 
+def test_a_fact_gives_its_parts_by_the_names_of_records():
+    fact = Fact("The capital of {} is", "France", "Paris", target="Rome", neighbours=[Prompt("Madrid is in", "Spain")])
+    fact = Fact(
+        prompt="The capital of {} is",
+        subject="France",
+        target_new=fact.target_new,
+        target_true=fact.target_true,
+        neighbourhood=fact.neighbourhood,
+        portability=[Prompt("{}'s mayor lives in", "Rome")],
+    )
+    assert (fact.target_new, fact.target_true) == ("Rome", "Paris") == (fact.target, fact.answer)
+    assert fact.neighbourhood == fact.neighbours == (Prompt("Madrid is in", "Spain"),)
+    assert fact.portability == fact.hops == (Prompt("France's mayor lives in", "Rome"),)
+
+
 KEYS = st.sampled_from(sorted({*OWN, *ROME, *COUNTERFACT, *EASYEDIT, *EASYEDIT_FLAT, "str", "target", "x"}))
 TEXTS = st.sampled_from(["a {} b", "a", "{}", "", " ", "b", "\ud800"])
 LEAVES = st.sampled_from([None, True, 0, -1, 10**30, 0.5, float("nan")]) | TEXTS

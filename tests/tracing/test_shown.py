@@ -37,6 +37,30 @@ def test_every_figure_is_drawn(traces):
         assert len(balance.figure().data) and "proposed layers" in balance._repr_html_()
 
 
+def test_one_fact_comes_out_of_a_trace_by_place_and_by_name(traces):
+    several = traces[1]
+    first, last = several[0], several[-1]
+    assert (len(several), len(first), len(several[1:])) == (3, 1, 2)
+    assert first.facts == several.facts[:1] and last.facts == several.facts[-1:]
+    rows = [trace.heatmap("mlp").layout.yaxis.ticktext for trace in (first, traces[0])]
+    assert rows[0] == rows[1]
+    for fact, alone in zip(several.facts, several, strict=True):
+        assert several.fact(fact.subject.upper()).facts == several.fact(fact.prompt).facts == alone.facts
+    with pytest.raises(IndexError):
+        several[3]
+
+
+def test_a_name_of_no_traced_fact_or_of_several_is_one_line(traces):
+    with pytest.raises(kt.errors.BadFact, match="no traced fact is of the name 'Atlantis'; this trace holds 'The"):
+        traces[1].fact("Atlantis")
+    for name in ("", " "):
+        with pytest.raises(kt.errors.BadFact, match="of the name"):
+            traces[1].fact(name)
+    twice = replace(traces[1], facts=traces[1].facts * 2)
+    with pytest.raises(kt.errors.BadFact, match=r"2 traced facts are of the name .*; give an id, or trace\[i\]"):
+        twice.fact(twice.facts[0].subject)
+
+
 def test_text_from_the_model_is_escaped(traces):
     html = kt.Trace(traces[0].facts, traces[0].kinds, (), dict(traces[0].metadata) | {"model": "<b>"})._repr_html_()
     assert "<b>" not in html and "&lt;b&gt;" in html

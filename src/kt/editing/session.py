@@ -201,7 +201,7 @@ class EditSession:
             config = self._resolve(facts)
             plan = config.plan()
             if self.options.hold:
-                guard = "own" if plan.has_targets else None
+                guard = "kt" if plan.has_targets else None
                 keep = plan.keeps_keys and self.options.update_guard != "simie"  # which solves as if there were none
                 self.options = replace(self.options, hold=False, keep_history=keep, norm_guard=guard)
             self._refuse(plan)

@@ -18,7 +18,7 @@ from ..facts.corpus import Corpus
 from ..facts.fact import Fact
 from ..model.model import TracedModel
 from ..runs.journal import Journal
-from .closed_form.norm_guards import GUARDS
+from .closed_form.norm_guards import GUARDS, OLDER
 from .closed_form.second_moment import Statistics
 from .config import Config
 from .edit import Edit
@@ -36,9 +36,9 @@ class SessionOptions:
     Attributes:
         history: earlier edits whose keys are to be left alone, or by weight name the sum of their k kᵀ.
         keep_history: whether later edits leave the keys of earlier ones alone; None asks the method (AlphaEdit does).
-        norm_guard: rescale every wanted value (closed_form.norm_guards): `own`, or true, to the norm that its site has
+        norm_guard: rescale every wanted value (closed_form.norm_guards): `kt`, or true, to the norm that its site has
             before the session's first edit; `nas` to NAS's anchor. None: none.
-        hold: keep_history and norm_guard=`own`, where the method has a place for each: what a long run in steps needs.
+        hold: keep_history and norm_guard=`kt`, where the method has a place for each: what a long run in steps needs.
         update_guard: what is done to solved updates before they are written (update_guards): `rect`, `prune`, `sphere`
             or `simie`.
         norm_facts: facts with targets that NAS's anchor is a mean over; None takes `requests`, or the first edit's.
@@ -66,6 +66,7 @@ class SessionOptions:
 
     def __post_init__(self) -> None:
         require_kinds(vars(self), OPTION_KINDS)
+        object.__setattr__(self, "norm_guard", OLDER.get(str(self.norm_guard), self.norm_guard))
         if self.max_tokens is not None and self.max_tokens < 1:
             raise KtError(f"max_tokens is {self.max_tokens}; give a whole number of at least 1")
         given = () if self.history is None else self.history

@@ -172,6 +172,27 @@ class Fact:
         """The rephrasings as full prompts."""
         return tuple(fill(r, self.subject) for r in self.rephrasings)
 
+    # The names of records -------------------------------------------------------------------------------------------
+    @property
+    def target_new(self) -> str | None:
+        """The target, by its name in records."""
+        return self.target
+
+    @property
+    def target_true(self) -> str | None:
+        """The old answer, by its name in records."""
+        return self.answer
+
+    @property
+    def neighbourhood(self) -> tuple[Prompt, ...]:
+        """The neighbours, by their name in records."""
+        return self.neighbours
+
+    @property
+    def portability(self) -> tuple[Prompt, ...]:
+        """The consequences of the new fact (`hops`), by their name in records."""
+        return self.hops
+
     def as_request(self) -> Fact:
         """The fact as an edit request; if it has no target, the foil becomes the target.
 

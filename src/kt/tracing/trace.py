@@ -41,6 +41,8 @@ _UNSAID = {"tokens": "all", "at": 0}
 MANY_BEFORE, SHOWN_BEFORE = 12, 4
 """From how many tokens before the subject on a map leaves them out, as behind a chat template's system prompt, and how
 many it keeps."""
+NAMES, NAMED = ("id", "subject", "answer"), 5
+"""What `Trace.fact` compares a name with first, and how many facts its messages show."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,49 @@ class Trace(Shown):
             if mixer != "attention":
                 found[mixer or "no mixer"] = (*found.get(mixer or "no mixer", ()), layer)
         return found
+
+    # One fact out of many ----------------------------------------------------------------------------------------
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def __getitem__(self, place: int | slice) -> Trace:
+        """The trace of one traced fact, or of several, by their places among `facts`.
+
+        Examples:
+            >>> trace = kt.causal_trace(kt.load("demo"), kt.load_facts("demo", limit=2), samples=2)
+            >>> len(trace), len(trace[0])
+            (2, 1)
+        """
+        chosen = self.facts[place] if isinstance(place, slice) else (self.facts[place],)
+        return replace(self, facts=chosen, left_out=())
+
+    def fact(self, name: str) -> Trace:
+        """The trace of the one fact that has this id, or this subject, or this answer; else of the one whose prompt
+        holds this text.
+
+        Args:
+            name: such as `"Paris"`; capital and small letters are the same.
+
+        Raises:
+            BadFact: no traced fact is of this name, or several are.
+
+        Examples:
+            >>> trace = kt.causal_trace(kt.load("demo"), kt.load_facts("demo", limit=2), samples=2)
+            >>> trace.fact("Afghanistan").facts[0].answer
+            'Kabul'
+        """
+        wanted = str(name).strip().casefold()
+        texts = {of: [str(getattr(f, of)).strip().casefold() for f in self.facts] for of in (*NAMES, "prompt")}
+        places = [[i for i, text in enumerate(texts[of]) if text == wanted] for of in NAMES]
+        places.append([i for i, text in enumerate(texts["prompt"]) if wanted in text])
+        found = next(filter(None, places), [])
+        if wanted and len(found) == 1:
+            return self[found[0]]
+        prompts = [repr(self.facts[place].prompt) for place in (found or range(len(self)))]
+        shown = ", ".join(prompts[:NAMED]) + (f" and {len(prompts) - NAMED} more" if len(prompts) > NAMED else "")
+        if found:
+            raise BadFact(f"{len(found)} traced facts are of the name {name!r}: {shown}; give an id, or trace[i]")
+        raise BadFact(f"no traced fact is of the name {name!r}; this trace holds {shown}")
 
     def patched_tokens(self, fact: TracedFact) -> list[int]:
         """The tokens of a fact that were patched."""

@@ -87,6 +87,13 @@ def test_a_session_takes_its_anchor_once_from_the_unedited_model(ready):
 SAMPLE_FACTS = [kt.Fact(s["prompt"], s["subject"], target=s["target_new"]) for s in SAMPLE]
 
 
+def test_the_own_guard_has_one_name_and_its_older_one(ready):
+    found = [solve(ready, REQUESTS, norm_guard=name) for name in ("kt", "own", True)]
+    assert {edit.manifest["norm_guard"] for edit in found} == {"kt"}
+    for edit in found[1:]:
+        assert all(torch.equal(edit.delta(name), found[0].delta(name)) for name in found[0].names)
+
+
 def test_a_guard_that_there_is_not_is_one_line(ready):
     with pytest.raises(KtError, match=r"norm_guard 'nsa' is unknown; did you mean nas\?"):
         solve(ready, REQUESTS, norm_guard="nsa")

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from ...model.model import TracedModel
     from ..plan import SolveContext
 
-GUARDS = ("own", "nas")
+GUARDS = ("kt", "nas")
+OLDER = {"own": "kt"}
+"""Names that stand in older files and scripts."""
 SAMPLE = 100
 """Facts that NAS's anchor is a mean over, at most; its code takes 1,000."""
 FEW = 10
@@ -63,7 +65,7 @@ class NormGuard(Protocol):
 class OwnNorm:
     """kt's own: every wanted value at the norm that its own site and prompt have in the unedited model."""
 
-    name: ClassVar[str] = "own"
+    name: ClassVar[str] = "kt"
     unedited: Callable[[], AbstractContextManager[Any]]
 
     def __call__(
