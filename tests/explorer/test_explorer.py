@@ -26,6 +26,7 @@ from kt._util.text import visible
 from kt.cli import main
 from kt.demo.loop import run_loop
 from kt.errors import KtError
+from kt.evaluation.scores import Comparison
 from kt.explorer import explore, write_report
 from kt.explorer.maps import trace_map
 from kt.explorer.numbers import COARSE, UNIT
@@ -276,6 +277,39 @@ def test_keys_and_clicks_move_through_facts_and_cells_and_the_address_keeps_them
 
 
 @browser
+def test_a_row_of_means_says_of_how_many_facts_each_is_and_agrees_with_the_head(page, data, loop):
+    """Of 10 edited facts among 122, say; and a share of leads is no mean of shares, which count a small lead fully."""
+
+    async def visit(tab):
+        await tab.open(page)
+        shown = await tab.js("[...document.querySelectorAll('.x-all .number')].map(e => e.innerText)")
+        seen = {column["key"]: text.split("\n") for column, text in zip(data["columns"], shown, strict=True)}
+        score = loop.residual.score
+        assert seen.pop("residual") == [f"{score.mean:.2f}".replace("-", "\N{MINUS SIGN}"), f"n = {score.n}"]
+        assert f"{score.mean:.3f}" in await tab.js("document.querySelector('.cards').innerText")
+        means = {key: loop.after.metrics[key] for key in seen}
+        assert seen == {key: [f"{mean.mean:.0%}", f"n = {mean.n}"] for key, mean in means.items()}
+        assert all(mean.n < len(data["facts"]) for mean in means.values())
+        await tab.open(page, address="#fact=all&map=lens")
+        assert f"over {score.n} facts" in await tab.js("document.querySelector('.x-map').innerText")
+
+    drive(visit)
+
+
+def test_of_several_edits_the_table_shows_the_one_that_the_head_is_about(loop):
+    """The head takes the first; the rows of the same facts do too."""
+    first, second = (
+        loop.after,
+        replace(loop.after, values={"edit_success_tf_exact": dict.fromkeys(loop.after.records, 0.0)}),
+    )
+    pairs = [Comparison(loop.before, scores) for scores in (first, second)]
+    for given in (pairs, pairs[::-1]):
+        rows = [row for row in Rows(given).rows if row.scores]
+        wanted = given[0].after.values["edit_success_tf_exact"]
+        assert rows and all(row.scores["edit_success_tf_exact"][1] == wanted[row.id] for row in rows)
+
+
+@browser
 def test_every_figure_has_a_table_and_saves_its_numbers(page):
     async def visit(tab):
         await tab.open(page)
@@ -297,7 +331,9 @@ def test_every_figure_has_a_table_and_saves_its_numbers(page):
 
 
 @browser
-@pytest.mark.parametrize(("width", "dark"), [(420, False), (420, True), (1400, False), (1400, True), (2000, False)])
+@pytest.mark.parametrize(
+    ("width", "dark"), [(420, False), (420, True), (768, False), (1400, False), (1400, True), (2000, False)]
+)
 def test_nothing_is_wider_than_the_page_and_axe_finds_nothing_serious(page, tmp_path, width, dark):
     async def visit(tab):
         await tab.open(page, width, dark)

@@ -55,7 +55,7 @@ class Row:
     prob: tuple[float, float] | None = None
     old_prob: tuple[float, float] | None = None
     scores: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    residual: float | None = None
+    lead: tuple[float, float] | None = None
     texts: list[dict[str, Any]] = field(default_factory=list)
     near: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,6 +67,11 @@ class Row:
             if value and not getattr(self, name):
                 setattr(self, name, value)
         return self
+
+    @property
+    def residual(self) -> float | None:
+        """The share of the old answer's lead that the edit left; None where it had none."""
+        return self.lead[1] / self.lead[0] if self.lead is not None and self.lead[0] > 0 else None
 
     @property
     def problems(self) -> list[str]:
@@ -111,6 +116,7 @@ class Row:
             "oldProb": short(self.old_prob),
             "scores": {name: short(pair) for name, pair in self.scores.items() if name in COLUMNS},
             "residual": short(self.residual),
+            "lead": short(self.lead),
             "texts": self.texts,
             "near": self.near,
         }
@@ -156,7 +162,8 @@ class Rows:
     def _edit(self, edit: Edit) -> None:
         for request in edit.report:
             row = self.row(request, "edited").fill("edited", old=request.answer, new=request.target)
-            row.rank, row.prob, row.old_prob = request.target_rank, request.target_prob, request.answer_prob
+            if row.rank is None:  # of several edits the first, as in the head of the page
+                row.rank, row.prob, row.old_prob = request.target_rank, request.target_prob, request.answer_prob
 
     def _scores(self, scores: Scores | Comparison) -> None:
         before, after = (scores.before, scores.after) if isinstance(scores, Comparison) else (None, scores)
@@ -174,7 +181,7 @@ class Rows:
             row.fill("scored", old=old, new=new)
             for metric, values in after.values.items():
                 if metric in COLUMNS and record in values and before is not None:
-                    row.scores[metric] = (before.values.get(metric, {}).get(record), values[record])
+                    row.scores.setdefault(metric, (before.values.get(metric, {}).get(record), values[record]))
             known = {(text["role"], text["prompt"]) for text in (*row.texts, *row.near)}
             for sample in samples:
                 found = _text(sample, earlier.get((record, *sample.key)), before is not None)
@@ -186,8 +193,8 @@ class Rows:
         for fact, counts in zip(residual.facts, residual.scored, strict=True):
             row = self.row(fact, "probed").fill("probed", old=fact.original, new=fact.target, relation=fact.relation)
             if counts:
-                before, after = next(scored)
-                row.residual = float(after / before) if before > 0 else None
+                before, after = map(float, next(scored))
+                row.lead = row.lead or (before, after)
 
 
 def _urgency(row: Row) -> tuple[int, float, float]:
@@ -222,7 +229,8 @@ def columns(rows: Sequence[Row]) -> list[dict[str, str]]:
     if not any(each["key"] in list(COLUMNS)[:FIRST] for each in found) and any(row.rank for row in rows):
         found.insert(0, {"key": "rank", "name": "rank", "help": "Rank of the new answer's first token after the edit"})
     if any(row.residual is not None for row in rows):
-        says = "Share of the old answer's lead over other answers that the edit left: 0 none, 1 all"
+        says = "Share of the old answer's lead over other answers that the edit left: 0 none, 1 all; of all facts, "
+        says += "the share of their leads together; – where the old answer had none"
         found.append({"key": "residual", "name": "residual", "help": says})
     return found
 

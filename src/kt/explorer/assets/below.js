@@ -11,13 +11,13 @@ const DASHES = [null, "6 4", "2 3", "8 3 2 3", "10 4"];
 
 function compared(items, what, answer) {
   const after = items.some((item) => item.after !== null);
-  const text = (value, other) => h("td", { class: value !== null && other !== null && value !== other ? "x-changed" : null }, value ?? "–");
-  return h("div", { class: "x-scroll", tabindex: 0, role: "region", "aria-label": what }, h("table", { class: "x-texts" },
+  const text = (value, other) => h("td", { role: "cell", class: value !== null && other !== null && value !== other ? "x-changed" : null }, value ?? "–");
+  return h("div", { class: "x-scroll", tabindex: 0, role: "region", "aria-label": what }, h("table", { class: "x-texts", role: "table" }, // roles: a narrow page lays the rows out as grids
     h("caption", { class: "x-hidden" }, what),
-    h("thead", {}, h("tr", {}, ["prompt", answer, ...(after ? ["before", "after"] : ["text"])].map((name) => h("th", { scope: "col" }, name)))),
-    h("tbody", {}, items.map((item) => h("tr", {},
-      h("td", {}, item.prompt, item.role in ROLES ? h("span", { class: "x-role" }, ROLES[item.role]) : item.changed ? h("span", { class: "x-role x-bad" }, "next token changed") : item.rewritten ? h("span", { class: "x-role" }, "later text changed") : null),
-      h("td", {}, item.answer ?? "–"), text(item.before, null), after ? text(item.after, item.before) : null)))));
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ["prompt", answer, ...(after ? ["before", "after"] : ["text"])].map((name) => h("th", { scope: "col", role: "columnheader" }, name)))),
+    h("tbody", { role: "rowgroup" }, items.map((item) => h("tr", { role: "row" },
+      h("td", { role: "cell" }, item.prompt, item.role in ROLES ? h("span", { class: "x-role" }, ROLES[item.role]) : item.changed ? h("span", { class: "x-role x-bad" }, "next token changed") : item.rewritten ? h("span", { class: "x-role" }, "later text changed") : null),
+      h("td", { role: "cell" }, item.answer ?? "–"), text(item.before, null), after ? text(item.after, item.before) : null)))));
 }
 
 function card(title, note, ...children) {
@@ -33,7 +33,8 @@ function neighbours(fact) {
   if (!fact?.near.length) return null;
   const moved = fact.near.filter((item) => item.changed || item.rewritten), rest = fact.near.filter((item) => !moved.includes(item));
   const next = fact.near.filter((item) => item.changed).length;
-  const says = moved.length ? `${next} of ${fact.near.length} give another next token; ${moved.length - next} more go on differently later.` : "None changed.";
+  const later = moved.length - next, go = (n, one, more) => `${n} ${n === 1 ? one : more}`;
+  const says = [next && `${next} of ${fact.near.length} ${next === 1 ? "gives" : "give"} another next token.`, later && `${go(later, "goes", "go")} on differently later.`].filter(Boolean).join(" ") || "None changed.";
   return card("Neighbours", says,
     moved.length ? compared(moved, "Neighbours that changed", "own answer") : null,
     rest.length ? h("details", { class: "x-table" }, h("summary", {}, count(rest.length, "neighbour") + " as before"), compared(rest, "Neighbours as before", "own answer")) : null);

@@ -1,12 +1,12 @@
 // Right: the pinned cell, and the two answers through the layers.
 
-import { focused, h, number, palette, rank } from "./dom.js";
+import { count, focused, h, number, palette, rank } from "./dom.js";
 import { get, set } from "./state.js";
 import { key, lines } from "./chart.js";
 import { choice, figure, menu, tabled } from "./figure.js";
 import { chosenFact } from "./facts.js";
 import { command, pinned, strongest } from "./map.js";
-import { LENS, lensOf, metric, topsOf, view } from "./views.js";
+import { LENS, lensOf, metric, overFacts, topsOf, view } from "./views.js";
 
 const SITES = ["resid", "attn", "mlp"], POSITIONS = ["subject_last", "prediction"];
 
@@ -18,8 +18,8 @@ function cell(data, seen) {
   const pin = pinned(seen);
   const [r, l] = pin ?? strongest(seen), at = (values) => values?.[r]?.[l];
   const spread = seen.low
-    ? ["95% interval", at(seen.low) === null ? "–" : `${number(at(seen.low))} to ${number(at(seen.high))} over ${at(seen.n)} facts`]
-    : seen.sd && ["± SD", `${number(at(seen.sd))} over ${seen.trace.draws} noise draws`];
+    ? ["95% interval", at(seen.low) === null ? "–" : `${number(at(seen.low))} to ${number(at(seen.high))} over ${count(at(seen.n), "fact")}`]
+    : seen.sd && ["± SD", `${number(at(seen.sd))} over ${count(seen.trace.draws, "noise draw")}`];
   const q = at(seen.q), others = [];
   if (seen.own && seen.kind !== "heads" && !seen.difference) {
     for (const [kind, label] of Object.entries(seen.trace.kinds)) {
@@ -57,7 +57,7 @@ function tops(data, seen) {
     columns: ["rank", ...found.states.flatMap(({ name }) => [name, `${name}: probability`])],
     rows: Array.from({ length: ranks }, (_, i) => [i, ...found.states.flatMap(({ tokens }) => [tokens[i].text, tokens[i].prob])]),
   });
-  const note = `${found.of}${found.heads ? " (all heads)" : ""}, layer ${seen.layers[l]}, read as the model's output`;
+  const note = `${found.of}${found.heads ? " (all heads)" : ""}, layer ${seen.layers[l]}, read as the model's output: token and probability`;
   return tabled({ name: "top-tokens", title, note, table }, h("div", { class: "x-scroll", tabindex: 0, role: "region", "aria-label": title }, h("table", { class: "x-tops" },
     h("caption", { class: "x-hidden" }, `${title}: ${note}`),
     h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "number" }, "rank"), found.states.map(({ name }) => h("th", { scope: "colgroup", colspan: 2 }, name)))),
@@ -88,7 +88,7 @@ function lensPart(data, seen, width) {
   const chart = (name, title, more) => {
     const given = curves(data, name);
     return figure({
-      name: `lens-${name}`, title, note: chosenFact() < 0 ? (name === "rank" ? "median over facts" : "mean over facts") : "",
+      name: `lens-${name}`, title, note: chosenFact() < 0 ? overFacts(name, data.lens.states) : "",
       svg: lines({ lines: given, xs: layers, width, marks, at, aria: `${title} by layer: ${given.map((line) => line.name).join(", ")}`, ...more }),
       table: () => ({ columns: ["layer", ...given.map((line) => line.name)], rows: layers.map((each, i) => [each, ...given.map((line) => line.values[i])]) }),
     });

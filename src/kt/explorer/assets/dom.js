@@ -58,6 +58,11 @@ export function number(value, digits = 3) {
   return (Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : value.toFixed(digits)).replace("-", "−");
 }
 
+/** A number with the four digits that the page keeps, and no others. */
+export function digits(value) {
+  return String(Number.isInteger(value) ? value : Math.abs(value) < 0.0005 ? Number(value).toExponential(1) : Number(value.toPrecision(4))).replace(/^-/, "−");
+}
+
 /** 0, 1 and 0.25 as 0%, 100% and 25%. */
 export function percent(value) {
   return value === null || value === undefined ? "–" : `${Math.round(100 * value)}%`;

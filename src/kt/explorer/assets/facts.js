@@ -8,7 +8,7 @@ const STATES = [["✗", "failed"], ["!", "side effects"], ["✓", "holds"], ["·
 const MOST = 300;
 const SHOWS = [["", "all facts"], ["0", "failed"], ["1", "side effects"], ["2", "holds"], ["edited", "edited"], ["traced", "traced"], ["probed", "probed"]];
 
-let data, body, note, head, all;
+let data, body, note, head, all, list;
 let visible = [];
 let whole = false;
 
@@ -72,15 +72,27 @@ function row(index) {
     }));
 }
 
+/** A column's mean over the facts that have it, and how many those are. What is left of an old answer's lead is, as in its
+ *  score, a share of all the leads together. */
+function mean(key) {
+  if (key === "residual") {
+    const leads = data.facts.map((fact) => fact.lead).filter(Boolean);
+    const [before, after] = [0, 1].map((state) => leads.reduce((sum, lead) => sum + lead[state], 0));
+    return { n: leads.length, mean: before > 0 ? after / before : null };
+  }
+  const known = data.facts.map((fact) => value(fact, key)).filter((each) => each !== null && each !== undefined);
+  return { n: known.length, mean: known.length ? known.reduce((a, b) => a + b, 0) / known.length : null };
+}
+
 function everything() {
   const on = chosenFact() === -1;
   return h("tr", { role: "row", tabindex: on ? 0 : -1, "aria-selected": String(on), "data-fact": -1, class: "x-all" },
     h("td", { role: "gridcell", class: "x-state" }, h("span", { role: "img", "aria-label": "mean" }, "x̄")),
-    h("td", { role: "gridcell", class: "x-fact" }, data.facts.length === 1 ? "Mean over 1 fact" : `All ${data.facts.length} facts together`),
+    h("td", { role: "gridcell", class: "x-fact" }, data.facts.length === 1 ? "Mean over 1 fact" : `All ${data.facts.length} facts together`,
+      data.columns.length && data.facts.length > 1 ? h("span", { class: "x-over" }, "means over n facts") : null),
     data.columns.map(({ key }) => {
-      const known = data.facts.map((fact) => value(fact, key)).filter((each) => each !== null && each !== undefined);
-      const mean = known.length ? known.reduce((a, b) => a + b, 0) / known.length : null;
-      return h("td", { role: "gridcell", class: "number", title: `mean of ${known.length}` }, key === "residual" || key === "rank" ? number(mean, key === "rank" ? 1 : 2) : percent(mean));
+      const all = mean(key), shown = key === "residual" || key === "rank" ? number(all.mean, key === "rank" ? 1 : 2) : percent(all.mean);
+      return h("td", { role: "gridcell", class: "number" }, shown, h("span", { class: "x-over" }, `n = ${all.n}`));
     }));
 }
 
@@ -95,10 +107,17 @@ function draw() {
   all.hidden = !hidden;
   all.textContent = `Show ${hidden} more`;
   note.textContent = visible.length === data.facts.length ? data.about : `${visible.length} of ${count(data.facts.length, "fact")}`;
+  fit();
   if (inside) body.querySelector("[tabindex='0']").focus();
-  const chosen = body.querySelector("[aria-selected='true']"), list = body.closest(".x-list");
-  if (chosen && list && (chosen.offsetTop < list.scrollTop + head.offsetHeight || chosen.offsetTop + chosen.offsetHeight > list.scrollTop + list.clientHeight))
+  const chosen = body.querySelector("[aria-selected='true']");
+  if (chosen && (chosen.offsetTop < list.scrollTop + head.offsetHeight || chosen.offsetTop + chosen.offsetHeight > list.scrollTop + list.clientHeight))
     list.scrollTop = chosen.offsetTop - list.clientHeight / 3;
+}
+
+/** Where the columns do not fit, a fact is two lines or more: its prompt, then all its numbers. */
+function fit() {
+  list.classList.remove("x-stacked");
+  list.classList.toggle("x-stacked", list.scrollWidth > list.clientWidth);
 }
 
 function move(event) {
@@ -153,9 +172,11 @@ export function factsPanel(given) {
       body.querySelector("[tabindex='0']").focus();
     }
   });
+  list = h("div", { class: "x-scroll x-list" }, h("table", { role: "grid", "aria-label": "Facts, one a row" }, head, body), all);
+  const meanings = data.columns.length ? h("details", { class: "x-table" }, h("summary", {}, "What the columns say"),
+    h("dl", { class: "x-pairs" }, data.columns.map(({ name, help }) => [h("dt", {}, name), h("dd", {}, help)]))) : null;
   const panel = h("section", { class: "x-facts", "aria-label": "Facts" },
     h("div", { class: "x-bar" }, filter, show, h("button", { type: "button", onclick: () => saveCsv("facts", csv()), "aria-label": "Facts as CSV" }, "CSV")),
-    h("div", { class: "x-scroll x-list" }, h("table", { role: "grid", "aria-label": "Facts, one a row" }, head, body), all),
-    note);
-  return { panel, draw, filter, sync: () => ((filter.value = get("find")), (show.value = get("show"))) };
+    list, note, meanings);
+  return { panel, draw, fit, filter, sync: () => ((filter.value = get("find")), (show.value = get("show"))) };
 }

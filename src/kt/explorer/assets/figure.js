@@ -1,6 +1,6 @@
 // A figure with what stands around it: its title, CSV and SVG, and the table of its numbers.
 
-import { h, number } from "./dom.js";
+import { digits, h } from "./dom.js";
 import { saveCsv, saveSvg } from "./save.js";
 
 const LONG = 400;
@@ -8,16 +8,13 @@ const open = new Set(); // tables that the reader opened stay open when a figure
 
 /** A table of plain values, numbers to the right. */
 export function plainTable({ columns, rows }, caption) {
-  const cell = (value) =>
-    typeof value === "number"
-      ? h("td", { class: "number" }, Number.isInteger(value) ? String(value) : number(value, 4))
-      : h("td", {}, value ?? "–");
+  const numeric = columns.map((_, i) => rows.some((row) => typeof row[i] === "number"));
   const shown = rows.slice(0, LONG);
   return h("div", { class: "x-scroll", tabindex: 0, role: "region", "aria-label": caption },
     h("table", {},
       h("caption", { class: "x-hidden" }, caption),
-      h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, shown.map((row) => h("tr", {}, row.map(cell))))),
+      h("thead", {}, h("tr", {}, columns.map((name, i) => h("th", { scope: "col", class: numeric[i] ? "number" : null }, name)))),
+      h("tbody", {}, shown.map((row) => h("tr", {}, row.map((value, i) => h("td", { class: numeric[i] ? "number" : null }, typeof value === "number" ? digits(value) : value ?? "–")))))),
     rows.length > LONG ? h("p", { class: "x-note" }, `The first ${LONG} of ${rows.length} rows; CSV has all.`) : null);
 }
 

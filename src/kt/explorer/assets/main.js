@@ -92,6 +92,7 @@ export function mount(root, data, { themed, keys, own = () => "", outer = [] }) 
   const watch = new ResizeObserver(() => {
     if (Math.abs(root.clientWidth - wide) < 2) return;
     wide = root.clientWidth;
+    facts.fit();
     draw();
   });
   const around = new MutationObserver(() => {

@@ -47,9 +47,9 @@ function drawing(seen, width, say) {
   const paint = seen.paint ?? ((value) => value);
   const painted = seen.scaled.filter((value) => value !== null).map(paint);
   const scale = scaleOf(painted, { diverging: seen.difference, ...(metricIsRank(seen) ? { low: Math.min(-1e-9, ...painted), high: 0 } : {}) });
-  const most = width < 380 ? 15 : 24;
+  const most = width < 380 && seen.rowWord === "token" ? 15 : 24; // names of roles and sites are ours, and whole
   const labels = seen.rows.map((text) => short(text.replace(/^ /, "·"), most));
-  const left = Math.min(0.42 * width, 16 + 6.6 * Math.max(...labels.map((text) => [...text].length)));
+  const left = Math.min(0.5 * width, 16 + 6.6 * Math.max(...labels.map((text) => [...text].length)));
   const across = Math.max(5, Math.min(46, (width - left - 8) / seen.layers.length));
   const down = seen.rows.length > 24 ? 15 : 24;
   const top = 18, bottom = 36, gap = across > 9 ? 1.5 : 0.5;
@@ -163,7 +163,7 @@ export function mapPanel(data) {
       }));
       const shape = inside.at(-1);
       shape.querySelector(".x-draw").after(readout, legend(seen, scale));
-      if (seen.edited.length) shape.querySelector(".x-legend").append(h("span", { class: "x-note" }, h("span", { class: "x-edited" }, "▼"), ` edited: layer ${seen.edited.join(", ")}`));
+      if (seen.edited.length) shape.querySelector(".x-legend").append(h("span", { class: "x-note" }, h("span", { class: "x-edited" }, "▼"), ` edited: ${seen.edited.length === 1 ? "layer" : "layers"} ${seen.edited.join(", ")}`));
     }
     inside.push(outcome(fact));
     panel.replaceChildren(title, strip, controls, h("div", { id: "x-map", role: "tabpanel", "aria-labelledby": `x-tab-${tab(data)}` }, inside.filter(Boolean)));

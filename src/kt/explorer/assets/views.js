@@ -100,7 +100,7 @@ function traceView(data) {
     shown: (value) => number(value),
     about: one || !trace.mean
       ? `p(answer) ${number(own.clean, 2)} clean, ${number(own.corrupted, 2)} corrupted; foil ${own.foil}${own.hidden ? `; ${count(own.hidden, "token")} far before the subject left out` : ""}`
-      : `mean over ${trace.n} facts; p(answer) ${number(own.clean, 2)} clean, ${number(own.corrupted, 2)} corrupted`,
+      : `mean over ${count(trace.n, "fact")}; p(answer) ${number(own.clean, 2)} clean, ${number(own.corrupted, 2)} corrupted`,
     untraced: fact >= 0 && !one,
   };
 }
@@ -153,6 +153,13 @@ export function topsOf(data, seen, r, l) {
   return { states, of: lens.kinds[READ[kind]], heads: Boolean(heads) };
 }
 
+/** What stands for the facts of some states of the lens, and how many those are. */
+export function overFacts(name, states) {
+  const ns = [...new Set(states.filter((state) => state.mean).map((state) => state.n))];
+  const over = ns.length === 1 ? count(ns[0], "fact") : states.map((state) => `${count(state.n, "fact")} (${state.name})`).join(", ");
+  return `${name === "rank" ? "median" : "mean"} over ${over}`;
+}
+
 function lensView(data) {
   const name = metric(data), shown = stateNow(data), answer = get("answer") === "new" ? 1 : 0;
   if (shown === undefined) return null;
@@ -171,6 +178,6 @@ function lensView(data) {
     scaled: values.flat(), unit: difference ? (name === "rank" ? "log₁₀ of 1 + rank, after less before" : "probability, after less before") : `${name === "rank" ? "rank (0 is the top)" : "probability"} of the ${which}`,
     title: `Logit lens, ${which}`,
     shown: (value) => (name === "rank" && !difference ? rank(value) : number(value)),
-    about: chosenFact() >= 0 ? "read through the final norm and the unembedding" : name === "rank" ? "median over facts" : "mean over facts",
+    about: chosenFact() >= 0 ? "read through the final norm and the unembedding" : overFacts(name, difference ? data.lens.states : [data.lens.states[shown]]),
   };
 }
