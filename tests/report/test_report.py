@@ -95,6 +95,8 @@ def test_numpy_numbers_and_intervals_are_numbers():
     table = Table(["a", "b"], [[np.float32(0.25), Interval(0.5, 0.4, 0.6, 9)], [np.int64(3), None]])
     assert table.numeric == [True, True]
     assert table.cells == [["0.250", "0.500 (0.400 to 0.600, n = 9)"], ["3", "–"]]
+    unmeasured = Interval(np.nan, np.nan, np.nan, 9)
+    assert Table(["a"], [[unmeasured]]).cells == [["–"]]  # as in a terminal
 
 
 def test_the_footer_holds_the_metadata():

@@ -441,7 +441,7 @@ def verdict_tables(verdict: Verdict | None) -> list[Table]:
     if verdict is None:
         return []
     lines = [[line] for line in verdict.warnings]
-    return [Table(["verdict"], [[verdict.text]]), *([Table(["it failed in"], lines, only="page")] if lines else [])]
+    return [Table(["verdict"], [[verdict.text]]), *([Table(["warnings"], lines, only="page")] if lines else [])]
 
 
 def _request(report: RequestReport) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -206,6 +207,8 @@ def show(value: Any, digits: int = 3) -> str:
     if value is None:
         return "–"
     if isinstance(value, Interval):
+        if math.isnan(value.mean):
+            return "–"  # as in a terminal: where nothing was measured, n says nothing
         return f"{number(value.mean, digits)} ({interval_words(value, digits)})"
     if isinstance(value, bool):
         return "yes" if value else "no"

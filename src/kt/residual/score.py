@@ -310,11 +310,13 @@ class Residual(Shown):
         tops = [Column("in a top ten before", share), Column("after", share)]
         scores = [("residual score", self.score), ("floor, from prompts about other subjects", self.floor)]
         scores += [("difference", self.above_floor)]
+        note = (
+            f"n = {self.score.n}; {self.why_left_out()}; advantage: visibility of the old answer less that of others "
+            "of its relation, a mean over facts; residual: after / before; in a top ten: share of facts"
+        )
         return [
-            Table(
-                [*columns, *tops], left, "what is left of the old answer", f"n = {self.score.n}; {self.why_left_out()}"
-            ),
-            pairs(scores, "residual", "[95%]"),
+            Table([*columns, *tops], left, "what is left of the old answer", note),
+            pairs(scores, "residual", "share of the lead [95%]"),
             self._attack_table(),
         ]
 

@@ -230,7 +230,7 @@ class Balance(Shown):
             rows.append((f"of which {part.mixer} (layers {runs_of(part.layers)})", value))
         rows += [(f"{kind} layers", self._layers_text(kind)) for kind in self.layers]
         sums = [[name, sum(values), list(self.layers[name])] for name, values in self.per_layer.items()]
-        columns = ["module", "sum of LD over layers", "proposed layers"]
+        columns = ["module", f"{METRIC_TITLES[self.metric]}, sum over layers", "proposed layers"]
         title = "balance factor (eq. 12)" + f", {self._of}" * bool(self._of)
         found = [pairs(rows, title, only="command"), Table(columns, sums, only="page")]
         facts = [list(fact) for fact in self.per_fact]
