@@ -5,9 +5,13 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+
+import kt
+from kt.errors import FailedCheck
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -167,6 +171,24 @@ def test_every_page_is_listed_in_the_index():
     index = (DOCS / "README.md").read_text(encoding="utf-8")
     pages = {path.name for path in DOCS.glob("*.md")} - {"README.md"}
     assert pages <= set(re.findall(r"\]\(([\w-]+\.md)\)", index))
+
+
+@pytest.mark.parametrize("tokens", [pytest.param(0, marks=pytest.mark.slow), 2_000])
+def test_the_python_of_the_readme_warns_of_its_verdict_alone(tmp_path, monkeypatch, tokens):
+    """In an empty cache, and where `kt demo` has kept second moments over fewer tokens: reuse is no warning."""
+    [block] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    monkeypatch.setenv("PLOTLY_RENDERER", "json")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KT_CACHE", str(tmp_path / "cache"))
+    if tokens:
+        sites = [kt.Site(kind, layer) for kind in (kt.Kind.MLP, kt.Kind.ATTN) for layer in (0, 1)]
+        kt.key_statistics(kt.load("demo"), sites, max_tokens=tokens)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        exec(block, {})
+    found = [each for each in caught if issubclass(each.category, UserWarning)]
+    assert [each.category for each in found] == [FailedCheck], [str(each.message) for each in found]
+    assert "warns here of one norm" in block and str(found[0].message).startswith("the norm of 1 of ")
 
 
 @pytest.mark.parametrize("page", ["add-a-format", "add-a-figure", "add-a-family"])

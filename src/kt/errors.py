@@ -119,6 +119,16 @@ def shortcut_off(text: str) -> None:
     warn_user(text, ShortcutOff)
 
 
+def tell_user(text: str) -> None:
+    """Say what is routine and no warning: what is reused, what takes a while, where a file went.
+
+    A record of the logger `kt`, which a command prints as one line; in Python `logging.basicConfig(level="INFO")` does.
+    """
+    import logging
+
+    logging.getLogger("kt").info("%s", text)
+
+
 INSIDE = ("kt", "contextlib", "functools", "jaxtyping", "beartype", "torch")
 """Packages whose frames lie between a user's line and a warning of ours."""
 

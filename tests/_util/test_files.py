@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -158,17 +158,15 @@ def test_a_failed_run_leaves_nothing_not_even_the_parent_folder(tmp_path):
     assert listing(tmp_path) == []
 
 
-def test_a_run_replaces_a_run_only_when_it_is_complete(tmp_path):
+def test_a_run_replaces_a_run_only_when_it_is_complete(tmp_path, caplog):
     with RunFolder(tmp_path / "run", "alpha") as run:
         run.results = {"alpha": 1}
     with pytest.raises(ValueError), RunFolder(tmp_path / "run", "alpha", overwrite=True):
         raise ValueError
     assert listing(tmp_path) == ["run", "run/manifest.json", "run/results.json"]
-    with (
-        pytest.warns(UserWarning, match=r"is .*run\.replaced-1 now"),
-        RunFolder(tmp_path / "run", "alpha", overwrite=True) as run,
-    ):
+    with caplog.at_level("INFO", "kt"), RunFolder(tmp_path / "run", "alpha", overwrite=True) as run:
         run.results = {"alpha": 2}
+    assert re.search(r"is .*run\.replaced-1 now", caplog.text)
     assert read_run(tmp_path / "run")[1]["alpha"] == 2
     assert read_run(tmp_path / "run.replaced-1")[1]["alpha"] == 1
     assert len(list(tmp_path.iterdir())) == 2
@@ -190,13 +188,15 @@ def test_a_run_is_not_replaced_unasked(tmp_path):
     assert late.path == tmp_path / "new" / "run-2" and read_run(late.path)[1]["alpha"] == 2
 
 
-def test_a_run_that_goes_on_replaces_its_earlier_state_but_never_an_edit(tmp_path):
+def test_a_run_that_goes_on_replaces_its_earlier_state_but_never_an_edit(tmp_path, caplog):
+    caplog.set_level("INFO", "kt")
     for name in ("points", "edited"):
         with RunFolder(tmp_path / name, "sweep") as run:
             run.file("edit.safetensors" if name == "edited" else "points.json").write_text("x")
-        with warnings.catch_warnings(record=True) as said, RunFolder(tmp_path / name, "sweep", continues=True):
+        caplog.clear()
+        with RunFolder(tmp_path / name, "sweep", continues=True):
             pass
-        assert len(said) == (name == "edited")
+        assert len(caplog.records) == (name == "edited")
     assert (tmp_path / "edited.replaced-1" / "edit.safetensors").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["edited", "edited.replaced-1", "points"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kt.cli import console
+from kt.cli import console, main
+from kt.errors import tell_user
 
 
 def test_a_line_comes_after_a_while_and_not_before(capsys, monkeypatch):
@@ -62,3 +63,18 @@ def test_a_part_of_the_work_has_its_own_name_where_the_callback_takes_one():
     named(lambda done, total, what="": told.append((done, total, what)), "second moments")(3, 9)
     named(lambda done, total: told.append((done, total)), "second moments")(4, 9)
     assert told == [(3, 9, "second moments"), (4, 9)] and named(None, "second moments") is None
+
+
+def test_what_is_reused_is_told_as_a_line_and_is_no_warning(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setenv("KT_CACHE", str(tmp_path / "cache"))
+    cov = ["cov", "-m", "demo", "--layers-mlp", "1", "--layers-attn", "1", "--no-progress"]
+    told = "second moments over 500 tokens are kept; the rest of 900 is added"
+    said = []
+    for run, more in (("a", ["500"]), ("b", ["900"]), ("c", ["1200", "--quiet"])):
+        assert main([*cov, "--out", str(tmp_path / run), "--max-tokens", *more]) == 0
+        said.append(capsys.readouterr().err)
+    assert f"kt: {told}\n" in said[1] and "warning" not in said[0] + said[1]
+    assert "kept" not in said[0] and said[2] == ""
+    caplog.clear()
+    tell_user("outside of a command")
+    assert capsys.readouterr().err == "" and not caplog.records  # nor is the logger left as the command had it

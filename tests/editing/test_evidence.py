@@ -37,13 +37,15 @@ def resolved(model, method, **given):
     return config, found, " ".join(str(w.message) for w in caught)
 
 
-def test_a_default_alpha_is_traced_once_on_facts_that_are_not_edited_and_kept(monkeypatch):
+@pytest.mark.filterwarnings("error")
+def test_a_default_alpha_is_traced_once_on_facts_that_are_not_edited_and_kept(monkeypatch, caplog):
     model, requests = kt.load("demo"), kt.load_facts("demo", limit=3)
     traced = []
     take = evidence.traced_balance
     monkeypatch.setattr(evidence, "traced_balance", lambda m, facts, *a, **k: traced.append(facts) or take(m, facts))
-    with pytest.warns(UserWarning, match="no alpha given for demo: tracing it once on 16 facts that it knows, about"):
+    with caplog.at_level("INFO", "kt"):
         first = default_alpha(model, requests)
+    assert "no alpha given for demo: tracing it once on 16 facts that it knows, about" in caplog.text
     assert len(traced) == 1 and not {f.subject for f in traced[0]} & {f.subject for f in requests}
     again = default_alpha(model, requests)
     assert len(traced) == 1 and again.value == first.value and again.source.startswith("kept")

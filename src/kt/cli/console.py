@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -209,18 +210,38 @@ def _tell() -> None:
     raise BrokenPipeError
 
 
+class Lines(logging.Handler):
+    """Records of a logger as lines."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it on one line."""
+        self.say(f"kt: {' '.join(record.getMessage().split())}")
+
+
 @contextmanager
 def one_line_warnings(say: Callable[[str], None]) -> Iterator[None]:
-    """Warnings of kt as one line on stderr; those of other libraries are not the user's business."""
+    """What kt tells, and its warnings, as lines on stderr; those of other libraries are not the user's business."""
 
     def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
         say(f"kt: warning: {' '.join(str(message).split())}")
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module=r"kt\b")
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
+    told = logging.getLogger("kt")
+    level, lines = told.level, Lines(say)
+    told.addHandler(lines)
+    told.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", module=r"kt\b")
+            warnings.showwarning = show  # type: ignore[assignment]
+            yield
+    finally:
+        told.removeHandler(lines)
+        told.setLevel(level)
 
 
 class Clock:

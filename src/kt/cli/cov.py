@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from .._util.text import count
 from . import parse
 from .command import BadOption, option_of
 from .options import ChatOptions, ModelOptions, Opt, RunOptions, SolveOptions
@@ -41,7 +42,8 @@ def cov(options: CovOptions) -> None:
         sites = [Site(kind, model.checked(layer)) for kind, layers in chosen.items() for layer in layers]
         if not sites:
             raise BadOption("--layers-mlp none and --layers-attn none leave nothing to do; name some layers")
-        s.screen.say(f"kt: {len(sites)} second moments need {memory_needed(model, sites) / 2**20:.0f} MiB")
+        need = "needs" if len(sites) == 1 else "need"
+        s.screen.say(f"kt: {count(len(sites), 'second moment')} {need} {memory_needed(model, sites) / 2**20:.0f} MiB")
         with s.progress("tokens") as tick:
             moments = key_statistics(
                 model, sites, options.corpus, options.max_tokens, options.cache, tick, until=options.until

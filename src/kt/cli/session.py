@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -312,10 +313,11 @@ def option_values(options: Options) -> dict[str, Any]:
 
 
 def screen_for(options: Options) -> Screen:
-    """The command's screen; `--quiet`, or being another process than rank 0, also silences the warnings of kt."""
+    """The command's screen; `--quiet`, or being another process than rank 0, also silences what the library says."""
     quiet = options.quiet or not processes.speaks()
     if quiet:
         warnings.simplefilter("ignore")
+        logging.getLogger("kt").setLevel(logging.WARNING)
     return Screen(quiet, not options.no_progress, json_on_stdout=options.json == "-")
 
 

@@ -246,7 +246,7 @@ def sweep(options: SweepOptions) -> None:
         result.save(s.run.file("sweep.json"))
         s.keep(result)
         if not s.figures:
-            warn_user("no figure: these facts have none of its metrics; results.json has what there is")
+            s.screen.say("kt: no figure: these facts have none of its metrics; results.json has what there is")
         s.screen.tables(*result.tables())
 
 
@@ -324,7 +324,7 @@ def _balance(
         return dict(old)
     if kind != "alpha":
         alpha = default_alpha(model, facts)
-        warn_user(f"alpha {alpha.value:.3g} for all points: {alpha.source}")
+        s.screen.say(f"kt: alpha {alpha.value:.3g} for all points: {alpha.source}")
         return {"alpha": alpha.value, "ci95": None, "n_facts": 0, "source": alpha.source}
     try:
         with s.progress("tracing α") as tick:

@@ -18,7 +18,7 @@ from .._util.data import read_json
 from .._util.files import atomic_write
 from .._util.lock import default_cache
 from .._util.progress import Progress
-from ..errors import BadFact, KtError, SubjectNotFound, warn_user
+from ..errors import BadFact, KtError, SubjectNotFound, tell_user, warn_user
 from ..facts.fact import Fact
 from ..facts.load import load_facts
 from ..model.identity import identity
@@ -241,7 +241,7 @@ def _traced_once(
     # Rows enter at their layer, so they cross half the model, with the tokens behind the subject's end.
     tokens = sum(len(token_ids(model.reader, fact.prompt)) for fact in facts)
     seconds = seconds_a_token * tokens * SAMPLES * (1 + model.n_layers / 2)
-    warn_user(
+    tell_user(
         f"no alpha given for {model.name}: tracing it once on {len(facts)} facts that it knows, about "
         f"{_rough(seconds)}; the result is kept. kt alpha traces your own facts; a number for alpha needs no trace"
     )

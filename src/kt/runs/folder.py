@@ -26,7 +26,7 @@ from typing import Any
 from .._util.data import SCHEMA_VERSION, read_json, save_arrays, write_json
 from .._util.files import NotWritable, sha256_file, writing
 from .._util.lock import FolderLock, abandoned
-from ..errors import BadFile, KtError, warn_user
+from ..errors import BadFile, KtError, tell_user, warn_user
 from . import parallel, provenance
 from .provenance import envelope, git_describe
 
@@ -211,7 +211,7 @@ class RunFolder:
             return None
         old = _free(self.path, ".replaced-", 1)
         final.rename(old)
-        warn_user(f"the run that was {self.path} is {old} now")
+        tell_user(f"the run that was {self.path} is {old} now")
         return old
 
     def _rename_in(self, error: BaseException | None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..._util.data import complete_file, open_arrays, read_metadata
 from ..._util.files import writing
 from ..._util.lock import exclusive
-from ...errors import BadFile, warn_user
+from ...errors import BadFile, tell_user
 from ...model.sites import Site
 from ..edit_io import DTYPES
 from .factor import discard
@@ -118,5 +118,5 @@ def look_up(
         files, missing = look()  # another may just have made some
     if begun := {kept.n_tokens for kept in missing.values()} - {0}:
         have = " and ".join(f"{tokens:,}" for tokens in sorted(begun))
-        warn_user(f"second moments over {have} tokens are kept; the rest of {max_tokens:,} is added")
+        tell_user(f"second moments over {have} tokens are kept; the rest of {max_tokens:,} is added")
     return files, missing
