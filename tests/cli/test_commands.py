@@ -163,7 +163,44 @@ def test_apply_edit_writes_the_edit_and_reports_each_request(edited):
     assert set(result["requests"][0]["target_prob"]) == {"before", "after"}
     assert {"edit.safetensors", "manifest.json", "results.json"} == files("run")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files("merged")
-    assert "kt: the edited model is in merged; kt revert merged takes the edit out" in ran.err
+    assert "kt: kt revert merged takes the edit out of the merged folder\n" in ran.err
+
+
+def on_disk():
+    """Folders and files here, and what lies in the folders."""
+    inside = lambda top: {f"{top}: {p.name}{'/' * p.is_dir()}" for p in top.iterdir()}  # noqa: E731
+    return set().union(*(inside(top) if top.is_dir() else {str(top)} for top in Path().iterdir()))
+
+
+def named_as_written(err):
+    """What the last lines of a command say that it wrote."""
+    found = []
+    for line in (line.removeprefix("kt: written to ") for line in err.splitlines() if "kt: written to" in line):
+        folder, colon, names = line.partition(": ")
+        found += [f"{folder}: {name}" for name in names.split(", ")] if colon else folder.split(", ")
+    return found
+
+
+def test_a_command_names_all_that_it_wrote_at_its_end_once(kt, model_folder, facts_file, edited):
+    model, facts = ("-m", model_folder), ("-f", facts_file)
+    commands = [
+        ("heatmap", *model, *facts, "--keep", "all", *SMALL, "--html", "map.html", "--json", "map.json", "-o", "a"),
+        ("alpha", *model, *facts, "--keep", "all", *SMALL, "--html", "alpha.html", "-o", "b"),
+        ("probe", *model, *facts, "--html", "probe.html", "-o", "c"),
+        ("eval", *model, *facts, "--json", "eval.json", "-o", "e"),
+        ("report", "a", "b", "--out", "report.html", "--json", "report.json"),
+        ("explore", "a", "--out", "explore.html"),
+        ("ls", "presets", "--json", "presets.json"),
+        ("export", "d/edit.safetensors", *model, "--to", "out", "--no-check"),
+        ("revert", "out", "--to", "back"),
+    ]
+    before = on_disk()
+    for command in (None, *commands):
+        ran = kt(*command) if command else edited("-o", "d", "--merge-to", "merged", "--json", "d.json")
+        assert ran.code == 0, ran.err
+        now = on_disk()
+        assert sorted(named_as_written(ran.err)) == sorted(now - before), ran.err
+        before = now
 
 
 def test_a_run_that_was_cut_off_after_its_merge_goes_on_and_leaves_the_merged_folder(edited, monkeypatch):

@@ -206,7 +206,7 @@ def apply_edit(options: EditOptions) -> None:
         warned = run.verdict.warnings if run.verdict else ()
         s.screen.warn(*(warned if failed is None else warned[1:]))
         if merged := s.run.results.get("merged"):
-            s.screen.say(f"kt: the edited model is in {merged}; kt revert {merged} takes the edit out")
+            s.screen.say(f"kt: kt revert {merged} takes the edit out of the merged folder")
     if failed is not None and options.merge_to is not None:
         failed += f"; {options.merge_to} is not written"
     if failed is not None and not options.dry_run:
@@ -229,6 +229,7 @@ def merge(s: Session, model: TracedModel, edit: Edit, options: EditOptions) -> K
     except KtError as error:
         return error
     s.run.results["merged"] = str(options.merge_to)
+    s.beside.append(options.merge_to)
     return None
 
 

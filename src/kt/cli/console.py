@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from .._util.text import visible
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 EVERY = 10.0
 """Seconds between two lines of progress."""
+NAMED = 16
+"""Files of a folder that are named one by one."""
 SURE, LONG = 3.0, 60.0
 """Seconds after which the pace is trusted, and of work whose length is said beforehand."""
 
@@ -78,6 +81,16 @@ class Screen:
             self._waiting.append(partial(say_line, message))
         elif self.messages:
             say_line(message)
+
+    def written(self, *paths: str | Path) -> None:
+        """What a command wrote, at its end: a line for each folder with what lies in it, and one for single files."""
+        given = [Path(path) for path in paths]
+        for folder in filter(Path.is_dir, given):
+            names = sorted(f"{each.name}/" if each.is_dir() else each.name for each in folder.iterdir())
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            self.say(f"kt: written to {folder}: {', '.join(names[:NAMED])}{more}")
+        if files := [str(path) for path in given if not path.is_dir()]:
+            self.say(f"kt: written to {', '.join(files)}")
 
     def warn(self, *lines: str) -> None:
         """Warnings of a result, in their place among its tables."""

@@ -213,14 +213,13 @@ def stack(options: EditsOptions) -> None:
     layers = layers.for_model(model, options.force)
     grounds = layers.grounds(model)
     met = conflicts_inside(model, layers)
-    show_conflicts(screen, [conflict for _, conflict in met], layers)
     requests = read_back(model, layers)
-    screen.tables(*layers.tables(grounds))
-    show_read_back(screen, requests)
     if options.to is not None:
         layers.save(options.to)
-        screen.say(f"kt: written to {visible(str(options.to))}")
-    elif options.remove is not None:
+    show_conflicts(screen, [conflict for _, conflict in met], layers)
+    screen.tables(*layers.tables(grounds))
+    show_read_back(screen, requests)
+    if options.to is None and options.remove is not None:
         screen.say("kt: nothing is written: --to FILE keeps the stack without the edit")
     result = layers.as_dict(grounds) | {
         "conflicts": [{"place": place, **vars(conflict)} for place, conflict in met],
@@ -228,7 +227,7 @@ def stack(options: EditsOptions) -> None:
         "held": still_first(requests),
         "path": None if options.to is None else str(options.to),
     }
-    write_result(options, result)
+    write_result(options, result, *[] if options.to is None else [options.to])
 
 
 def open_stack(files: Iterable[str | Path], force: bool = False) -> EditStack:

@@ -133,10 +133,11 @@ def export(options: ExportOptions) -> None:
         else:
             limit = MAX_ERROR if options.max_error is None else options.max_error
             made = to_peft(model, edit, folder, options.max_rank, limit, KINDS[dtype], **shared)
-    show_export(screen, made)
     if options.push is not None:
         write_card(folder, edit, options.push, options.edit.parent)
-    write_result(options, made.as_dict() | (pushed(screen, options, options.push, folder) if options.push else {}))
+    show_export(screen, made)
+    sent = pushed(screen, options, options.push, folder) if options.push else {}
+    write_result(options, made.as_dict() | sent, made.path)
 
 
 def check_push(options: ExportOptions) -> None:
@@ -195,7 +196,6 @@ def show_export(screen: Screen, made: Exported) -> None:
         screen.say("kt: not loaded again, so its logits were not compared (--no-check)")
     else:
         screen.say(f"kt: logits after {made.prompts} prompts: {_gap(made)}")
-    screen.say(f"kt: written to {made.path}")
 
 
 def _gap(made: Exported) -> str:
@@ -222,7 +222,7 @@ def revert(options: RevertOptions) -> None:
         checks.config_file(*split_revision(options.base, None))  # a Hub id that cannot be had is refused within seconds
     reverted = revert_folder(options.folder, options.edit, options.base, options.to)
     show_revert(screen, reverted)
-    write_result(options, reverted.as_dict())
+    write_result(options, reverted.as_dict(), *[reverted.path] * (options.to is not None or not reverted.already))
 
 
 def show_revert(screen: Screen, reverted: Reverted) -> None:

@@ -84,6 +84,7 @@ def layers(options: LayersOptions) -> None:
         for path in (s.run.file("preset.toml"), options.preset_to):
             if path is not None:
                 found.save_preset(path)
+        s.beside += [] if options.preset_to is None else [options.preset_to]
         s.keep(found)
         s.screen.tables(*found.tables())
         s.screen.warn(*found.notes())

@@ -12,7 +12,7 @@ from .._util.files import check_writable
 from .command import BadOption, Options
 from .demo import REPORT_FILE
 from .options import Opt
-from .session import screen_for, write_result
+from .session import write_result
 
 
 @dataclass(frozen=True)
@@ -49,5 +49,4 @@ def write(options: ReportOptions, what: str) -> None:
     from ..explorer import explore, write_report
 
     path = write_report(options.runs, options.out) if what == "report" else explore(options.runs).save(options.out)
-    screen_for(options).say(f"kt: written to {path}")
-    write_result(options, {what: str(path)})
+    write_result(options, {what: str(path)}, path)

@@ -46,6 +46,8 @@ class Session:
     path: Path
     figures: dict[str, Any] = field(default_factory=dict)
     heading: str = ""
+    beside: list[Path] = field(default_factory=list)
+    """Files and folders that the run wrote elsewhere."""
 
     _model: TracedModel | None = None
     _facts: list[Fact] | None = None
@@ -170,11 +172,12 @@ class Session:
 
         files = wanted_files(self.options)
         if "html" in files:
-            atomic_write(files.pop("html"), self.page())
+            self.beside.append(atomic_write(files.pop("html"), self.page()))
         for kind, path in files.items():
             pictures = images([(figure, kind) for figure in self.figures.values()])
             for number, (name, picture) in enumerate(zip(self.figures, pictures, strict=True)):
-                atomic_write(path if number == 0 else path.with_stem(f"{path.stem}-{name}"), picture)
+                named = path if number == 0 else path.with_stem(f"{path.stem}-{name}")
+                self.beside.append(atomic_write(named, picture))
 
 
 @contextmanager
@@ -226,10 +229,9 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
     if not processes.speaks():
         return
     current.write_asked_figures()
-    write_result(options, run.results)
+    current.beside += write_json_to(options, run.results)
     screen.release()
-    if write:
-        screen.say(f"kt: written to {run.path}")
+    screen.written(*[run.path] * write, *current.beside)
 
 
 def _checked(options: RunOptions) -> Path:
@@ -321,15 +323,20 @@ def screen_for(options: Options) -> Screen:
     return Screen(quiet, not options.no_progress, json_on_stdout=options.json == "-")
 
 
-def write_result(options: Options, results: dict[str, Any]) -> None:
-    """`--json -` prints the result, `--json FILE` writes it."""
+def write_result(options: Options, results: dict[str, Any], *written: Path) -> None:
+    """`--json -` prints the result, `--json FILE` writes it; then a command without a run says what it wrote."""
+    screen_for(options).written(*written, *write_json_to(options, results))
+
+
+def write_json_to(options: Options, results: dict[str, Any]) -> list[Path]:
+    """Print or write the result as `--json` asks; the file, where there is one."""
     if options.json is None:
-        return
+        return []
     text = to_json({"schema_version": SCHEMA_VERSION, **results})
-    if options.json == "-":
-        print_out(text)
-    else:
-        atomic_write(options.json, text)
+    if options.json != "-":
+        return [atomic_write(options.json, text)]
+    print_out(text)
+    return []
 
 
 def load_model(options: ModelOptions) -> TracedModel:
