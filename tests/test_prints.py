@@ -1,7 +1,10 @@
 """What objects print: a line that a person can read, whatever they hold."""
 
+import re
 import warnings
+from html import unescape
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +39,42 @@ def test_a_fact_shows_what_is_asked_and_answered_and_what_stands_beside_it(made)
     )
     assert repr(kt.Prompt("The capital of Italy is", "Rome")) == "Prompt('The capital of Italy is', answer='Rome')"
     assert len(repr(made[1][:3] * 4)) < 3_000  # twelve facts: 14,000 with every field
+
+
+def cells(html):
+    return re.findall(r"<t[dh][^>]*>([^<]*)<", html)
+
+
+def test_a_notebook_shows_facts_as_a_table_and_so_what_is_taken_of_them(made):
+    facts = kt.load_facts("demo", limit=60)
+    assert isinstance(facts, list) and facts == list(facts) and isinstance(facts[0], kt.Fact)
+    shown = cells(facts[:3]._repr_html_())
+    heads = ["prompt", "subject", "answer", "foil", "paraphrases", "neighbours"]
+    assert shown[:6] == heads and len(shown) == 4 * 6
+    assert shown[6:12] == cells(facts[0]._repr_html_())[6:] == [
+        "The government of Afghanistan meets in", "Afghanistan", "Kabul", "Ouagadougou", "2", "5"
+    ]  # fmt: skip
+    assert "60 facts, the first 50" in facts._repr_html_() and facts._repr_html_().count("<tr>") == 51
+    evil = kt.Fact("<b>{}</b>", "<i>x</i>", "y")._repr_html_()
+    assert "<b>" not in evil and "&lt;i&gt;x" in evil
+
+
+def test_a_notebook_shows_a_traced_fact_as_a_row_with_its_strongest_cell(made):
+    fact = made[2].facts[0]
+    heads, row = np.array(cells(fact._repr_html_())).reshape(2, -1).tolist()
+    shown = dict(zip(heads, row, strict=True))
+    effect = fact.effect("mlp", "prob")
+    layer, token = np.argwhere(effect == effect.max())[0]
+    assert shown["answer"] == fact.answer and shown["p(answer), clean"] == f"{fact.p_clean:.3f}"
+    assert shown["largest effect on p, mlp"].startswith(f"{effect.max():.3f} at layer {layer}, ")
+    assert fact.tokens[token].strip() in shown["largest effect on p, mlp"]
+
+
+def test_a_notebook_shows_a_verdict_with_its_warnings(made):
+    verdict = made[3].verdict
+    shown = unescape(verdict._repr_html_())
+    assert len(verdict.warnings) == 2 and shown.startswith(f"<p>{verdict.text}</p>")
+    assert all(f"<p>warning: {line}</p>" in shown for line in verdict.warnings)
 
 
 def test_dir_shows_the_public_names_and_loaded_rooms_alone():

@@ -273,7 +273,7 @@ def test_figures_and_summaries_are_drawn_and_escaped(demo):
     assert "demo" in title and len(demo.figure("attn").data) > 0
     named = replace(demo, metadata=dict(demo.metadata) | {"model": "<b>x</b>"})
     assert "<b>x</b>" not in named._repr_html_() and "&lt;b&gt;x" in named._repr_html_()
-    assert repr(demo) == "Probe(demo: 40 fact(s), 8 layer(s); none left out)"
+    assert repr(demo) == "Probe(demo: 40 facts, 8 layers; none left out)"
 
 
 def test_no_warning_comes_without_cause():

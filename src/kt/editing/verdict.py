@@ -9,12 +9,13 @@ Each limit that is passed is a warning with the weight or request, the number an
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._util.text import count
+from .._util.text import count, visible_lines
 from ..errors import FailedCheck, warn_user
 from ..evaluation.perplexity import check_losses
 from ..facts.fact import Fact
@@ -173,6 +174,10 @@ class Verdict:
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        said = f"<p>{html.escape(self.text)}</p>"
+        return said + "".join(f"<p>warning: {html.escape(visible_lines(line))}</p>" for line in self.warnings)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""

@@ -162,6 +162,11 @@ class Fact:
         parts += [count(len(getattr(self, name)), kind) for name, kind in kinds.items() if getattr(self, name)]
         return f"Fact({', '.join(parts)})"
 
+    def _repr_html_(self) -> str:
+        from .shown import facts_table
+
+        return facts_table([self])._repr_html_()
+
     @property
     def prompt(self) -> str:
         """The template with the subject filled in."""

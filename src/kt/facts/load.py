@@ -20,6 +20,7 @@ from .formats import Schema, as_record, fits, named, read_record, read_records
 from .opening import ENDINGS, ending_of
 from .readers.pararel import Patterns
 from .record import Choices, Junk, kind
+from .shown import Facts
 
 FactsLike: TypeAlias = Fact | Mapping[str, Any] | str | Path | Iterable[Fact | Mapping[str, Any]]
 """One fact or many, as `Fact`s, dicts, or a source by name: what every function that takes facts accepts."""
@@ -59,7 +60,7 @@ def load_facts(
         >>> facts[0].subject, facts[0].answer
         ('Afghanistan', 'Kabul')
     """
-    return read_facts(source, limit, format, zsre_target, known_to, join).facts
+    return Facts(read_facts(source, limit, format, zsre_target, known_to, join).facts)
 
 
 def read_facts(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._util.text import count
 from ..errors import KtError, UnknownModel
 from ..runs import parallel
 from .memory import free_on, gib
@@ -75,7 +76,7 @@ def checked_device(device: str | int) -> torch.device:
     except RuntimeError:
         raise KtError(f"device {device!r} is unknown; choose auto, cpu, cuda:0 or mps") from None
     if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-        available = f"{torch.cuda.device_count()} CUDA device(s)" if torch.cuda.is_available() else "no CUDA device"
+        available = count(torch.cuda.device_count(), "CUDA device") if torch.cuda.is_available() else "no CUDA device"
         raise KtError(f"device {device!r} was asked for, but PyTorch finds {available} here; use --device cpu or auto")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise KtError("device 'mps' was asked for, but PyTorch finds none here; use --device cpu or auto")

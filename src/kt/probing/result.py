@@ -99,7 +99,7 @@ class Probe(Shown):
     def __repr__(self) -> str:
         same = len(self.same_first_token)
         told = f"; {same} with one first token for both answers" if same else ""
-        size = f"{self.n_facts} fact(s), {len(self.layers)} layer(s)"
+        size = f"{count(self.n_facts, 'fact')}, {count(len(self.layers), 'layer')}"
         return f"Probe({self.metadata['model']}: {size}{told}; {self.why_left_out()})"
 
     # Tables and means -------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ draws may have a run, of any length, whose mean over its root mean square is as 
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -81,6 +82,9 @@ class Stages(NamedTuple):
     def __repr__(self) -> str:
         found = (f"{stage.name} {stage!r}" for stage in (self.enrichment, self.extraction, self.promotion))
         return f"Stages({'; '.join(found)})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, by name."""

@@ -215,7 +215,7 @@ def show(value: Any, digits: int = 3) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if is_number(value):
-        return number(float(value), digits)
+        return "–" if math.isnan(value) else number(float(value), digits)
     if isinstance(value, list | tuple):
         return ", ".join(show(item, digits) for item in value)
     return visible(str(value))

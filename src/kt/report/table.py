@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LONGEST = 160
 """Characters of a text from a file in a cell."""
+NOTEBOOK = "padding: 2px 10px; vertical-align: top"
+"""Style of a cell in a notebook."""
 Only = Literal["", "command", "page"]
 """Where a table or figure is shown: everywhere, by the command alone, or on pages (report, notebook) alone."""
 
@@ -60,14 +62,21 @@ class Table:
             raise ValueError(f"a row of {len(wrong[0])} cells does not fit {len(self.columns)} headers: {wrong[0]!r}")
 
     def _repr_html_(self) -> str:
-        """For notebooks: HTML without style, every text escaped."""
+        """For notebooks: HTML, every text escaped. Each cell brings its style: some notebooks give tables none."""
+        sides = ["right" if numeric else "left" for numeric in self.numeric]
 
         def line(tag: str, cells: Sequence[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(visible_lines(each))}</{tag}>" for each in cells) + "</tr>"
+            styled = zip(cells, sides, strict=True)
+            inside = (
+                f'<{tag} style="{NOTEBOOK}; text-align: {side}">{html.escape(visible_lines(each))}</{tag}>'
+                for each, side in styled
+            )
+            return f"<tr>{''.join(inside)}</tr>"
 
         caption = html.escape(visible_lines("; ".join(filter(None, (self.title, self.caption)))))
+        caption = f'<caption style="{NOTEBOOK}; text-align: left">{caption}</caption>' if caption else ""
         head = line("th", self.headers) if any(self.headers) else ""
-        return f"<table><caption>{caption}</caption>{head}{''.join(line('td', row) for row in self.cells)}</table>"
+        return f"<table>{caption}{head}{''.join(line('td', row) for row in self.cells)}</table>"
 
     def __repr__(self) -> str:
         return f"Table({self.title!r}: {count(len(self.rows), 'row')} of {', '.join(filter(None, self.headers))})"

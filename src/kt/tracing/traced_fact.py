@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from .._util.text import words
+from .._util.text import visible, words
 from ..errors import BadFact, WorkFailed
 from ..model.tokens import Span
 
@@ -93,6 +93,21 @@ class TracedFact:
         kinds = ", ".join(self.patched)
         p = f"p {self.p_clean:.3f}, {self.p_corrupt:.3f} corrupted"
         return f"TracedFact({self.prompt!r} {self.answer!r} not {self.foil!r}: {p}; {kinds})"
+
+    def _repr_html_(self) -> str:
+        """A row: the question, what corruption does, and each kind's strongest cell."""
+        from ..report import Table
+
+        row = {"prompt": visible(self.prompt), "answer": visible(self.answer), "foil": visible(self.foil)}
+        seen: dict[str, Any] = {**row, "p(answer), clean": self.p_clean, "corrupted": self.p_corrupt}
+        for kind, values in self.patched.items():
+            if ".h" in kind or not np.isfinite(values["prob"]).any():  # single heads would be a hundred columns
+                continue
+            effect = self.effect(kind, "prob")
+            layer, token = np.unravel_index(int(np.nanargmax(effect)), effect.shape)
+            where = f"layer {layer}, {visible(self.tokens[token].strip())!r}"
+            seen[f"largest effect on p, {kind}"] = f"{effect[layer, token]:.3f} at {where}"
+        return Table(list(seen), [list(seen.values())])._repr_html_()
 
     @property
     def question(self) -> tuple[str, str, int, int]:
