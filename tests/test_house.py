@@ -31,6 +31,14 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def test_no_result_of_a_run_is_kept_with_the_code():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    manifests = [name for name in listed.stdout.split("\0") if Path(name).name == "manifest.json"]
+    assert all(name.startswith("tests/fixtures/") for name in manifests), manifests
+
+
 @pytest.mark.parametrize("room", ["tracing", "editing", "figures"])
 def test_the_three_names_at_the_root_are_relative_links_into_the_package(room):
     link = ROOT / room
