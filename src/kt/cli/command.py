@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
@@ -41,10 +41,32 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)
+            typed = self._typed(ctx, args)
+            rest: list[str] = super().parse_args(ctx, args)
         except UsageError as error:  # the parser's own (an option without its value) do not know whose they are
             error.ctx = error.ctx or ctx
             raise
+        if settings := typed.pop("set", None):  # a list already, which may come in parts
+            ctx.params["set"] = ",".join(settings)
+        for param in self.params:
+            values = dict.fromkeys(typed.get(param.name or "", ())) if param.param_type_name == "option" else {}
+            if len(values) > 1:
+                raise BadOption(f"{param.opts[0]} is given twice, {' and '.join(values)}; give it once")
+        return rest
+
+    def _typed(self, ctx: Any, args: Sequence[str]) -> dict[str, list[str]]:
+        """All that each option was given in the command line, where click keeps the last alone."""
+        parser: Any = type(self.make_parser(ctx))(ctx)
+        for param in self.get_params(ctx):
+            if param.param_type_name != "option":
+                param.add_to_parser(parser, ctx)
+            elif getattr(param, "is_flag", False):
+                for names in filter(None, (param.opts, param.secondary_opts)):
+                    parser.add_option(param, names, param.name, action="append_const", const=names[0])
+            else:
+                parser.add_option(param, param.opts, param.name, action="append")
+        given: dict[str, list[str]] = parser.parse_args(list(args))[0]
+        return given
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         super().format_help_text(ctx, formatter)

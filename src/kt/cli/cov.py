@@ -31,6 +31,8 @@ def cov(options: CovOptions) -> None:
     """Take the second moments of the keys over a corpus, into the cache."""
     mlp = parse.layers(options.layers_mlp, "--layers-mlp")
     attn = parse.layers(options.layers_attn, "--layers-attn")
+    if mlp == attn == ():
+        raise BadOption("--layers-mlp none and --layers-attn none leave nothing to do; name some layers")
     with session(options) as s:
         from ..editing import key_statistics, memory_needed
         from ..model.sites import Kind, Site
@@ -39,8 +41,6 @@ def cov(options: CovOptions) -> None:
         given = {Kind.MLP: mlp, Kind.ATTN: attn}
         chosen = {kind: model.layers_with(kind) if layers is None else layers for kind, layers in given.items()}
         sites = [Site(kind, model.checked(layer)) for kind, layers in chosen.items() for layer in layers]
-        if not sites:
-            raise BadOption("--layers-mlp none and --layers-attn none leave nothing to do; name some layers")
         s.screen.say(f"kt: {len(sites)} second moments need {memory_needed(model, sites) / 2**20:.0f} MiB")
         with s.progress("tokens") as tick:
             moments = key_statistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._util.kinds import A_FILE, TEXT, TEXT_OR_NONE, require_kinds
 from ..errors import KtError, UnknownModel
 from .chat import Chat, choose
 from .devices import checked_device, read_device_map
@@ -30,6 +32,9 @@ DTYPES = {
     "fp16": torch.float16,
     "float64": torch.float64,
 }
+
+
+A_NAME = ((str, os.PathLike, nn.Module), "demo, a Hub id, a folder, or a loaded module")
 
 
 def load(
@@ -83,6 +88,11 @@ def load(
         >>> model.n_layers, model.d_model
         (8, 128)
     """
+    texts = {"device": device, "revision": revision, "attn_implementation": attn_implementation}
+    kinds = {"device": TEXT, "revision": TEXT_OR_NONE, "attn_implementation": TEXT_OR_NONE}
+    require_kinds({"model": model, **texts}, {"model": A_NAME, **kinds})
+    if device_map is not None and not isinstance(device_map, Mapping):
+        require_kinds({"device_map": device_map}, {"device_map": A_FILE})
     parts = read_layout(layout)
     made = _load(
         model, dtype, device, device_map, revision, trust_remote_code, tokenizer, attn_implementation, remote, parts
