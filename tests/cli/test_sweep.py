@@ -22,7 +22,7 @@ def common(model_folder, facts_file, corpus_file):
 
 
 def of_mlp(common):
-    """The same for methods that leave attention alone."""
+    """The same for methods that leave attention alone, and for sweeps of its layers."""
     at = common.index("--layers-attn")
     return (*common[:at], *common[at + 2 :])
 
@@ -58,10 +58,10 @@ def test_an_unfinished_sweep_is_taken_up(kt, common, monkeypatch):
         return measure(*given)
 
     monkeypatch.setattr(running, "_measure", dies)
-    ran = kt("sweep", "layers", "--grid", "0;1", "--alpha", "0.4", "--out", "run", *common)
+    ran = kt("sweep", "layers", "--grid", "0;1", "--alpha", "0.4", "--out", "run", *of_mlp(common))
     assert ran.code == 130 and "--resume run" in ran.err and "nothing was written" not in ran.err
     assert {p.name for p in Path("run").iterdir()} == {"points", "settings.json"}
-    again = kt("sweep", "layers", "--grid", "0;1", "--alpha", "0.4", "--resume", "run", "--json", "-", *common)
+    again = kt("sweep", "layers", "--grid", "0;1", "--alpha", "0.4", "--resume", "run", "--json", "-", *of_mlp(common))
     assert again.code == 0 and [row["label"] for row in again.json["rows"]] == ["0", "1"]
     assert len(calls) == 3 and Path("run/results.json").exists()
 
@@ -131,6 +131,9 @@ def test_facts_without_what_is_asked_for_give_a_table_and_no_figure(kt, common, 
         (("modules", "--grid", "1"), "no meaning for modules"),
         (("modules", "--method", "memit"), "writes no attention"),
         (("clamp", "--method", "memit", "--region", "high"), "no high region"),
+        (("clamp", "--method", "memit", "--region", "low"), "clamp_norm_factor is what is swept"),
+        (("alpha", "--method", "memit"), "leaves attention alone"),
+        (("layers", "--alpha", "0.5"), "layers_attn is what is swept"),
         (("alpha", "--method", "memit,jeep"), "only a sweep of edits"),
         (("alpha", "--resume", "nowhere"), "no sweep has kept a point"),
         (("layers", "--alpha", "per-fact"), "one α for all"),

@@ -26,19 +26,35 @@ def refused(call, words):
 
 @pytest.mark.parametrize("method", ["grace", "melo", "wise", "memoir", "ice", "ike", "scr"])
 def test_an_update_guard_on_a_method_that_writes_no_weight_is_refused(setting, method):
-    session = kt.EditSession(setting[0], method, update_guard="simie")
-    refused(lambda: session.solve(REQUESTS[:1]), f"update_guard simie restrains updates of weights, and {method}")
+    refused(
+        lambda: kt.EditSession(setting[0], method, update_guard="simie"),
+        f"update_guard simie restrains updates of weights, and {method}",
+    )
 
 
 @pytest.mark.parametrize(("method", "choice"), [("ft-wd", "modules=mlp, or another"), ("unke", "another")])
-def test_simie_on_weights_that_are_no_linear_maps_is_refused_before_training(setting, method, choice, monkeypatch):
-    monkeypatch.setattr("kt.editing.fine_tune.FineTune.solve", lambda *a: pytest.fail("it was trained"))
-    monkeypatch.setattr("kt.editing.layer_tuning.LayerTuning.solve", lambda *a: pytest.fail("it was trained"))
-    session = kt.EditSession(setting[0], method, update_guard="simie", layers_mlp=(1,), context_templates=["{}"])
+def test_simie_on_weights_that_are_no_linear_maps_is_refused_before_anything_is_solved(setting, method, choice):
     refused(
-        lambda: session.solve(REQUESTS[:1]),
-        f"simie needs linear maps, .* {method} writes .*norm.*; choose {choice} update guard",
+        lambda: kt.EditSession(setting[0], method, update_guard="simie"),
+        f"simie needs linear maps, and {method} writes whole blocks.*; choose {choice} update guard",
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "words"),
+    [
+        ("ft", {"norm_guard": True}, "norm_guard .* ft has none"),
+        ("ft", {"keep_history": True}, "ft has no place for earlier edits' keys"),
+        ("rome", {"keep_history": True}, "rome has no place for earlier edits' keys"),
+        ("rome", {"history": {WEIGHT: torch.eye(48)}}, "rome has no place for earlier edits' keys"),
+        ("jeep", {"spread": "blue"}, "spread blue searches for one target after the other"),
+        ("memit", {"layers_mlp": ()}, "layers_mlp is empty"),
+        ("memit", {"layers": (0,), "layers_mlp": (1,)}, r"layers \(0,\) and layers_mlp \(1,\) are two names of one"),
+        ("jeep", {"v_lr": 0.1, "v_lr_low": 0.5}, "v_lr 0.1 and v_lr_low 0.5 are two names of one setting; give v_lr"),
+    ],
+)
+def test_what_a_method_cannot_take_is_refused_when_the_session_is_made(setting, method, option, words):
+    refused(lambda: kt.EditSession(setting[0], method, **option), words)
 
 
 def test_a_session_that_has_ended_edits_no_more_and_can_still_be_read(setting):

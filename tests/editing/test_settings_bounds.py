@@ -15,6 +15,13 @@ from kt.errors import KtError, WorkFailed
 
 REFUSED = {
     "memit v_lr=1e308": "v_lr is beyond float32",
+    "memit v_lr=3e38": r"v_lr 3e\+38 has a square beyond float32, .* below 1.8e\+19",
+    "ft lr=3e38": r"lr 3e\+38 has a square beyond float32",
+    "jeep v_weight_decay_high=3e38": "v_weight_decay_high .* square",
+    "lora lora_alpha=1e30": "lora_alpha .* square",
+    "eamet tau=1e-300": "tau 1e-300 is 0 in float32, .* at least 1.2e-38",
+    "rome held_share=1e-300": "held_share 1e-300 is 0 in float32",
+    "grace eps=1e-300": "eps 1e-300 is 0 in float32",
     "ft num_steps=1e400": "num_steps is beyond float32",
     "memit-are kl_factor=1.0": "memit-are does not use it",
     "alphaedit-are kl_factor=1.0": "alphaedit-are does not use it",
@@ -84,7 +91,7 @@ def test_the_same_settings_with_a_use_are_accepted(given):
     configured(None, **given)
 
 
-@pytest.mark.parametrize("name", ("clamp_norm_factor_high", "mom2_update_weight_high", "high_module"))
+@pytest.mark.parametrize("name", ("layers_high", "clamp_norm_factor_high", "mom2_update_weight_high", "high_module"))
 def test_jeeps_low_region_alone_has_no_use_for_what_the_high_one_was_given(name):
     """A preset's own values of them are no reason: only names that a user gave are asked about."""
     config = METHODS["jeep"].of({"region": "low", "layers_high": [5]})
@@ -130,3 +137,22 @@ def test_a_session_of_evoedit_names_the_request_that_it_was_given_before():
         session.edit(facts)
         with pytest.raises(WorkFailed, match="an earlier edit already holds the key of '"):
             session.edit(facts)
+
+
+def test_jeep_asks_for_the_layers_of_the_regions_that_it_searches_alone():
+    jeep = METHODS["jeep"]
+    assert jeep(region="low").missing_layers == ["layers_mlp"]
+    assert jeep(region="high").missing_layers == ["layers_high"]
+    assert jeep(region="joint-low").missing_layers == ["layers_mlp", "layers_high"]
+
+
+@pytest.mark.parametrize("name", ("clamp_norm_factor", "residual_most", "stop_loss", "norm_constraint"))
+def test_a_bound_may_be_so_large_that_it_holds_nothing(name):
+    method = {"residual_most": "nse", "stop_loss": "ft", "norm_constraint": "ft"}.get(name, "memit")
+    assert getattr(configured(None, method, **{name: 1e30}), name) == 1e30
+
+
+def test_a_memory_that_reads_no_number_of_a_request_says_so():
+    model, facts = kt.load("demo"), kt.load_facts("demo", limit=2)
+    with pytest.raises(WorkFailed, match="inputs are zero where the memory may read them"):
+        kt.edit(model, facts, "wise", density=1e-30, v_num_grad_steps=2)

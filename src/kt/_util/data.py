@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import BadFile, KtError
 from .files import _REASONS, NotWritable, atomic_write
+from .kinds import as_path
 from .text import visible_lines
 
 SCHEMA_VERSION = 1
@@ -77,7 +78,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         BadFile: the file cannot be read, or is not a JSON object; the message names the line.
     """
     try:
-        with Path(path).open("rb") as file:
+        with as_path(path).open("rb") as file:
             raw = file.read(JSON_BYTES + 1)
         if len(raw) > JSON_BYTES:
             raise BadFile(f"{path}: has more than {JSON_BYTES:,} bytes, more than kt writes; is it the right file?")
@@ -299,7 +300,7 @@ def open_arrays(path: str | os.PathLike[str], framework: str = "pt") -> Iterator
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
+    if not as_path(path).is_file():
         reason = "it is a folder" if Path(path).is_dir() else "no such file"
         raise BadFile(f"cannot read {path}: {reason}")
     try:

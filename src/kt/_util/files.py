@@ -15,6 +15,7 @@ from glob import escape
 from pathlib import Path
 
 from ..errors import KtError
+from .kinds import as_path
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or name another place",
@@ -58,7 +59,7 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
     Raises:
         NotWritable: the file cannot be written.
     """
-    path = Path(path)
+    path = as_path(path)
     with writing(path):
         if path.exists() and not path.is_file() and not path.is_dir():
             return _write_special(path, content)

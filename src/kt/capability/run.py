@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, plain, read_json, write_json
+from .._util.kinds import require_kinds
 from .._util.text import without_folders
 from ..errors import BadFile
 from ..report import Column, Shown, Table
@@ -191,6 +192,9 @@ def abilities(
         WorkFailed: lm-eval stopped, or the model answers with NaN.
         KtError: lm-eval is not installed.
     """
+    from ..model.model import A_MODEL
+
+    require_kinds({"model": model}, {"model": A_MODEL})
     if edit is not None:
         edit.require_updates("lm-eval, which reads its own prompts,", ("context",))
     settings = Settings(num_fewshot, limit, seed=seed, **options)

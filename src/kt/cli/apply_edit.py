@@ -136,10 +136,7 @@ def apply_edit(options: EditOptions) -> None:
             f"--merge-to writes changed weights, and {options.method} changes none (its edits are of kind {kind}); "
             "leave it out, and apply the edit file with kt"
         )
-    settings = parse.settings(options.set) | {
-        "layers_mlp": parse.layers(options.layers_mlp, "--layers-mlp"),
-        "layers_attn": parse.layers(options.layers_attn, "--layers-attn"),
-    }
+    settings = parse.solve_settings(options)
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
     if options.merge_to is not None and options.resume is None:  # a run that goes on may have been past its merge
         checks.new_folder(options.merge_to, "--merge-to")
@@ -147,7 +144,19 @@ def apply_edit(options: EditOptions) -> None:
         raise BadOption("--merge-to writes one edit of the base; with --history, kt edits stack and kt export do")
     below = None if options.history is None else open_stack(options.history.split(","))
     refused: KtError | None = None
-    with session(options, write=not options.dry_run) as s:
+    held = [edit for edit in below.edits if edit.keys] if below and options.keep_history is not False else None
+    with session(
+        options,
+        write=not options.dry_run,
+        before_model=lambda _: checks.unfit(
+            options,
+            norm_guard=("norm_guard", bool(options.norm_guard)),
+            nas=("norm_guard", "nas" if options.nas else None),
+            keep_history=("keep_history", options.keep_history),
+            update_guard=("update_guard", options.update_guard),
+            history=("history", held),
+        ),
+    ) as s:
         from ..facts.load import load_facts
 
         others = None if options.alpha_facts is None else load_facts(options.alpha_facts)
@@ -167,6 +176,7 @@ def apply_edit(options: EditOptions) -> None:
                 "kt: where the method can, steps leave earlier edits' keys alone and keep the unedited norm "
                 "(--keep-history, --norm-guard; --no-norm-guard: the method alone)"
             )
+        checks.planned(options)
         model = s.load_model()
         met = show_conflicts_with(screen_for(options), model, requests, below)
         run = run_edits(

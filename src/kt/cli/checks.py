@@ -1,14 +1,15 @@
-"""What is refused before a model loads: names, values, files, layers, the browser. Nothing here imports torch."""
+"""What is refused before a model loads: names, values, files, layers, the browser. Only `unfit` and
+`planned`, the last of these, import torch."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import read_json, read_table, tensor_header
 from .._util.files import check_writable
@@ -20,6 +21,9 @@ from ..model.folder import check_weights, refuse_adapter, refuse_quantised
 from ..model.gguf import check_whole, find_gguf
 from . import parse
 from .command import BadOption
+
+if TYPE_CHECKING:
+    from ..editing.config import Config
 
 DTYPES = ("auto", "float32", "fp32", "bfloat16", "bf16", "float16", "fp16", "float64")
 DEVICE = re.compile(r"(auto|cpu|cuda|mps|xpu|hpu|npu|meta)(:\d+)?")
@@ -41,6 +45,9 @@ def by_hand(options: Any) -> bool:
     """Whether the fact is typed."""
     return getattr(options, "prompt", None) is not None
 
+
+FLAGS = ("alpha", "layers_mlp", "layers_attn")
+"""Settings of methods that have a flag of their own. Other flags only share the name of one (`--batch-size`)."""
 
 IDLE = (
     Idle("", "limit format zsre_target known_to", lambda o: not by_hand(o), "for facts from a file only"),
@@ -139,11 +146,9 @@ def typed(options: Any) -> None:
 
 def solving(options: Any) -> None:
     """Method, preset, and settings of an edit: their names, and that the method has a use for them."""
-    from ..editing.methods import METHODS, unused, used_by
-    from ..editing.presets import configured, named
+    from ..editing.methods import METHODS, all_settings, plain_name, unused
 
-    usual = "jeep" if getattr(options, "kind", "") == "clamp" else "intattn"
-    methods = parse.names(options.method or usual, tuple(METHODS), "--method")
+    methods = methods_of(options)
     if "lora" in methods:
         need("peft", "method lora")
     writes = [method for method in methods if METHODS[method].writes_attention]
@@ -158,28 +163,76 @@ def solving(options: Any) -> None:
                 name = flag.replace("_", "-")
                 raise BadOption(f"--{name} has no use here: {', '.join(methods)} takes no second moments; leave it out")
     settings = parse.settings(getattr(options, "set", None))
-    if flags := [name for name in settings if hasattr(options, name)]:
-        raise BadOption(f"--set {flags[0]}: it has a flag of its own; write --{flags[0].replace('_', '-')} VALUE")
+    for name in settings:
+        flag = plain_name(name)
+        if hasattr(options, flag) and (flag in FLAGS or flag not in all_settings()):
+            raise BadOption(f"--set {name}: it has a flag of its own; write --{flag.replace('_', '-')} VALUE")
     if why := unused(settings, methods):
         raise BadOption(f"--set {why}")
     for name in ("editor", "demonstrations", "warmup"):
         file = settings.get(name)
         if isinstance(file, str) and not (file in ("demo", "lre") or file.startswith("hf:") or Path(file).exists()):
             raise BadOption(f"--set {name}={visible(file)}: no such file; check the path")
-    alpha = None if getattr(options, "alpha", None) is None else parse.alpha(options.alpha)
-    preset = getattr(options, "preset", None) and named(options.preset)
-    for method in methods:
-        variant = options.variant if preset else None  # without a name the model's own preset has to be found first
-        share = alpha if method in writes else None
-        config = configured(preset, method, share, variant, **used_by(method, settings))
-        config.refuse_old_names()
-        if "editor" in config.settings() and not getattr(config, "editor", None):
-            raise BadOption(
-                f"{method} needs an editor trained for this model: give --set editor=FILE, which kt train-editor makes"
-            )
     flags = [name for name in ("layers_mlp", "layers_attn") if getattr(options, name, None) is not None]
     if why := unused(flags, methods):
         raise BadOption(f"--{why.replace('_', '-', 1)}")
+    for config in configurations(options):
+        config.refuse_old_names()
+        if "editor" in config.settings() and not getattr(config, "editor", None):
+            raise BadOption(
+                f"{config.name} needs an editor trained for this model: give --set editor=FILE, which kt train-editor "
+                "makes"
+            )
+
+
+def methods_of(options: Any) -> tuple[str, ...]:
+    """The methods that are typed, or the command's own."""
+    from ..editing.methods import METHODS
+
+    usual = "jeep" if getattr(options, "kind", "") == "clamp" else "intattn"
+    return parse.names(options.method or usual, tuple(METHODS), "--method")
+
+
+def configurations(options: Any, *points: Mapping[str, Any]) -> Iterator[Config]:
+    """The configurations that are typed: one a method, or one a point of a sweep. What the model's own preset gives is
+    not in them, for it has to be found first."""
+    from ..editing.methods import METHODS, used_by
+    from ..editing.presets import configured, named
+
+    preset = getattr(options, "preset", None) and named(options.preset)
+    variant = options.variant if preset else None
+    if not points:
+        given = parse.solve_settings(options)
+        alpha = None if getattr(options, "alpha", None) is None else parse.alpha(options.alpha)
+        shares = {name: alpha if METHODS[name].writes_attention else None for name in methods_of(options)}
+        points = tuple({"method": name, "alpha": shares[name], **used_by(name, given)} for name in shares)
+    for point in points:
+        yield configured(preset, variant=variant, **{n: v for n, v in point.items() if n not in ("preset", "variant")})
+
+
+def unfit(options: Any, **given: tuple[str, Any]) -> None:
+    """What the method has no place for, whichever the model is. Where something is given, this imports torch.
+
+    Args:
+        given: by flag, an argument of `EditSession` and its value.
+    """
+    asked = {flag: {name: value} for flag, (name, value) in given.items() if value}
+    if not asked:
+        return
+    from ..editing.session_options import SessionOptions
+
+    for config in configurations(options):
+        for flag, option in asked.items():
+            try:
+                SessionOptions(**option).refuse_unfit(config)
+            except KtError as error:
+                raise BadOption(f"--{flag.replace('_', '-')}: {error}") from None
+
+
+def planned(options: Any, *points: Mapping[str, Any]) -> None:
+    """What a method's plan refuses, just before the model loads: plans import torch."""
+    for config in configurations(options, *points):
+        config.outline()
 
 
 def browser(flag: str) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
@@ -41,10 +41,27 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)
+            settings = self._settings(ctx, args)
+            rest: list[str] = super().parse_args(ctx, args)
         except UsageError as error:  # the parser's own (an option without its value) do not know whose they are
             error.ctx = error.ctx or ctx
             raise
+        if settings:
+            ctx.params["set"] = ",".join(settings)
+        return rest
+
+    def _settings(self, ctx: Any, args: Sequence[str]) -> list[str]:
+        """Every `--set` of the command line, which is a list and may come in parts: click keeps the last alone."""
+        if all(param.name != "set" for param in self.params):
+            return []
+        parser: Any = type(self.make_parser(ctx))(ctx)
+        for param in self.get_params(ctx):
+            if param.name == "set":
+                parser.add_option(param, param.opts, param.name, action="append")
+            else:
+                param.add_to_parser(parser, ctx)
+        found: list[str] = parser.parse_args(list(args))[0].get("set", [])
+        return found
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         super().format_help_text(ctx, formatter)

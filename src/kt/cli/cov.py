@@ -32,6 +32,8 @@ def cov(options: CovOptions) -> None:
     """Take the second moments of the keys over a corpus, into the cache."""
     mlp = parse.layers(options.layers_mlp, "--layers-mlp")
     attn = parse.layers(options.layers_attn, "--layers-attn")
+    if mlp == attn == ():
+        raise BadOption("--layers-mlp none and --layers-attn none leave nothing to do; name some layers")
     with session(options) as s:
         from ..editing import key_statistics, memory_needed
         from ..model.sites import Kind, Site
@@ -40,8 +42,6 @@ def cov(options: CovOptions) -> None:
         given = {Kind.MLP: mlp, Kind.ATTN: attn}
         chosen = {kind: model.layers_with(kind) if layers is None else layers for kind, layers in given.items()}
         sites = [Site(kind, model.checked(layer)) for kind, layers in chosen.items() for layer in layers]
-        if not sites:
-            raise BadOption("--layers-mlp none and --layers-attn none leave nothing to do; name some layers")
         need = "needs" if len(sites) == 1 else "need"
         s.screen.say(f"kt: {count(len(sites), 'second moment')} {need} {memory_needed(model, sites) / 2**20:.0f} MiB")
         with s.progress("tokens") as tick:

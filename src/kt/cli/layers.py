@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from .._util.files import check_writable
-from . import parse
+from . import checks, parse
 from .command import BadOption, option_of
 from .eval import EvalOptions
 from .options import ChatOptions, FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
@@ -46,9 +46,10 @@ class LayersOptions(FigureOptions, RunOptions, FactOptions, ChatOptions, ModelOp
 def layers(options: LayersOptions) -> None:
     """Find layers to edit: trace facts that the model knows, edit in windows of layers, keep the best as a preset."""
     from ..editing.method_names import MethodName
-    from ..editing.methods import METHODS
+    from ..editing.methods import METHODS, layered
 
     method = parse.one(options.method, tuple(METHODS), "--method")
+    layered(method)
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
     if isinstance(alpha, str):
         raise BadOption(f"--alpha {alpha}: write a number, or leave it out for the traced one")
@@ -61,7 +62,9 @@ def layers(options: LayersOptions) -> None:
     with session(options) as s:
         from ..experiments.layer_search import find_layers
 
-        facts, model = s.load_facts(), s.load_model()
+        facts = s.load_facts()
+        checks.planned(options)
+        model = s.load_model()
         shipped = options.facts in ("demo", "lre") and options.limit is None and options.prompt is None
         found = find_layers(
             model,

@@ -112,14 +112,22 @@ def meant(text: str, known: Sequence[str]) -> str:
 
 
 def settings(text: str | None) -> dict[str, Any]:
-    """`v_lr=0.1,clamp_norm_factor=0.75,layers_high=5-6`: hyper-parameters by name, in the order typed."""
+    """`v_lr=0.1,clamp_norm_factor=0.75,layers_high=5-6`: hyper-parameters by name, in the order typed.
+
+    Raises:
+        BadOption: no name and value, or a name that is given twice.
+    """
     values: dict[str, Any] = {}
+    typed: dict[str, str] = {}
     for part in re.split(r",(?=\s*\w+\s*=)", text or ""):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not part.strip():
             continue
         if not equals or not name.isidentifier() or not value:
             raise BadOption(f"--set {part.strip()!r}: write name=value, as v_lr=0.1,clamp_norm_factor=0.75")
+        if name in typed:
+            raise BadOption(f"--set gives {name} twice, {typed[name]} and {value}; give it once")
+        typed[name] = value
         number = _number(value)
         if name.startswith("layers_"):
             values[name] = layers(value, f"--set {name}")
@@ -130,6 +138,15 @@ def settings(text: str | None) -> dict[str, Any]:
         else:
             values[name] = value
     return values
+
+
+def solve_settings(options: Any) -> dict[str, Any]:
+    """The hyper-parameters of `--set` and of their own flags, as far as they are given."""
+    given = settings(getattr(options, "set", None)) | {
+        flag: layers(getattr(options, flag, None), f"--{flag.replace('_', '-')}")
+        for flag in ("layers_mlp", "layers_attn")
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _number(text: str) -> float | None:

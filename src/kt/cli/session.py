@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -181,12 +181,15 @@ class Session:
 
 
 @contextmanager
-def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
+def session(
+    options: RunOptions, write: bool = True, before_model: Callable[[Session], object] | None = None
+) -> Iterator[Session]:
     """A run folder around the body, and its results as JSON after it.
 
     Every process that shares the command's work runs the body. `write=False` keeps no folder (a dry run).
 
-    Everything typed is checked before the model loads, and nothing is left behind when the body raises.
+    Everything typed is checked before the model loads (`before_model`: the command's own checks of it), and
+    nothing is left behind when the body raises.
     """
     settle_libraries()
     screen = screen_for(options)
@@ -210,6 +213,8 @@ def session(options: RunOptions, write: bool = True) -> Iterator[Session]:
             try:
                 if isinstance(options, FactOptions):
                     current.load_facts()  # refused before the command imports a library
+                if before_model is not None:
+                    before_model(current)
                 if isinstance(options, ModelOptions):
                     checks.model(options)
                 yield current

@@ -14,7 +14,7 @@ import typer
 from .._util.data import read_json, write_json
 from ..errors import KtError, warn_user
 from ..runs.folder import MANIFEST, default_folder
-from . import interrupt, parse
+from . import checks, interrupt, parse
 from .command import BadOption, option_of
 from .eval import EvalOptions, questions
 from .options import ChatOptions, FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
@@ -71,13 +71,8 @@ class SweepOptions(FigureOptions, RunOptions, SolveOptions, FactOptions, ChatOpt
 
 def fixed_settings(options: SweepOptions) -> dict[str, Any]:
     """The settings that all points share."""
-    settings = parse.settings(options.set) | {
-        "preset": options.preset,
-        "variant": options.variant,
-        "layers_mlp": parse.layers(options.layers_mlp, "--layers-mlp"),
-        "layers_attn": parse.layers(options.layers_attn, "--layers-attn"),
-    }
-    return {name: value for name, value in settings.items() if value is not None}
+    named = {"preset": options.preset, "variant": options.variant}
+    return parse.solve_settings(options) | {name: value for name, value in named.items() if value is not None}
 
 
 def protocols_of(options: SweepOptions) -> tuple[str, ...]:
@@ -93,10 +88,7 @@ def protocols_of(options: SweepOptions) -> tuple[str, ...]:
 
 def methods_of(options: SweepOptions) -> list[str]:
     """One method, or several in a sweep of the number of edits."""
-    from ..editing import METHODS
-
-    default = "jeep" if options.kind == "clamp" else "intattn"
-    methods = list(parse.names(options.method or default, tuple(METHODS), "--method"))
+    methods = list(checks.methods_of(options))
     if len(methods) > 1 and options.kind != "edits":
         raise BadOption(f"--method {options.method}: only a sweep of edits takes several methods; name one")
     return methods
@@ -111,29 +103,28 @@ def default_grid(kind: str, n_facts: int) -> Any:
 
 
 def points_of(
-    grid: Any,
-    model: TracedModel,
-    options: SweepOptions,
-    given: Mapping[str, Any],
-    balance: Mapping[str, Any] | None,
+    grid: Any, options: SweepOptions, given: Mapping[str, Any], shares: Mapping[str, float | None]
 ) -> list[Point]:
-    """The grid as points; whatever writes attention gets its α as a number, so that all points have the same."""
+    """The grid as points; whatever writes attention gets its α as a number, so that all points have the same.
+
+    Args:
+        shares: by method its α; None where it writes no attention.
+    """
     from ..experiments import alpha_points, clamp_points, edit_points, layer_points, module_points
 
     kind, methods = options.kind, methods_of(options)
     method = methods[0]
     if kind == "alpha":
         return alpha_points(grid, method, **given)
-    shares = {name: _alpha(model, name, options, given, balance) for name in methods}
     of_alpha = {name: {} if share is None else {"alpha": share} for name, share in shares.items()}
     fixed = {**given, **of_alpha[method]}
     if kind == "modules":
-        if shares[method] is None:
-            raise BadOption(f"--method {method} writes no attention; a sweep of modules needs intattn or intattn-rome")
         return module_points(float(shares[method] or 0), method, **given)
     if kind == "layers":
         return layer_points(grid, options.module, method, **fixed)
     if kind == "clamp":
+        if "region" in fixed:
+            raise BadOption("--set region: here --region says whose clamp is swept, of both regions; leave it out")
         region = options.region or ("high" if method == "jeep" else "low")
         return clamp_points(grid, method, region, **fixed)
     points = edit_points([int(number) for number in grid], methods, given)
@@ -192,11 +183,34 @@ def fixed_alpha(model: TracedModel, method: str, options: SweepOptions, given: M
     from ..editing.methods import used_by
     from ..editing.resolve import configure
 
+    names = used_by(method, given)
+    return configure(model, method, given_alpha(options), options.preset, options.variant, **names).fixed_alpha
+
+
+def given_alpha(options: SweepOptions) -> float | str | None:
+    """`--alpha`, which all points share."""
     alpha = None if options.alpha is None else parse.alpha(options.alpha)
     if alpha == "per-fact":
         raise BadOption("--alpha per-fact: a sweep takes one α for all facts; write auto or a number")
-    names = used_by(method, given)
-    return configure(model, method, alpha, options.preset, options.variant, **names).fixed_alpha
+    return alpha
+
+
+def outlined(options: SweepOptions, grid: Any, given: Mapping[str, Any], n_facts: int) -> list[Point]:
+    """The points before the model is there, with an α of our own where it is still to be traced.
+
+    Raises:
+        KtError: a point that its method cannot have, or one of more facts than there are.
+    """
+    from ..editing.methods import METHODS
+    from ..experiments.grids import check_points
+
+    alpha = given_alpha(options)
+    some = alpha if isinstance(alpha, float) else 0.5
+    shares = {name: some if METHODS[name].writes_attention else None for name in methods_of(options)}
+    points = points_of(grid or default_grid(options.kind, n_facts), options, given, shares)
+    check_points(points, n_facts)
+    list(checks.configurations(options, *(point.options for point in points)))  # each is refused where it is made
+    return points
 
 
 DEMO_REQUESTS = 20
@@ -211,14 +225,23 @@ def sweep(options: SweepOptions) -> None:
     parse.one(options.module, ("attn", "mlp"), "--module")
     grid = parse_grid(kind, options.grid)
     given, protocols = fixed_settings(options), protocols_of(options)
-    with session(options) as s:
+    methods_of(options), given_alpha(options)
+    facts: list[Fact] = []
+    points: list[Point] = []
+
+    def before_model(s: Session) -> None:
+        facts.extend(requests_of(s, options, kind))
+        points.extend(outlined(options, grid, given, len(facts)))
+
+    with session(options, before_model=before_model) as s:
         from ..experiments.sweep import sweep as run
 
-        methods_of(options)  # refused now, before anything is traced
-        facts = requests_of(s, options, kind)
+        checks.planned(options, *(point.options for point in points))
         model = s.load_model()
         balance = _balance(s, model, facts, options, kind, folder)
-        points = points_of(grid or default_grid(kind, len(facts)), model, options, given, balance)
+        swept = kind == "alpha"  # which then is in the grid alone
+        shares = {} if swept else {m: _alpha(model, m, options, given, balance) for m in methods_of(options)}
+        points = points_of(grid or default_grid(kind, len(facts)), options, given, shares)
         try:
             if options.resume is None:
                 s.run.make_room()  # points are kept under the run's own name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from . import parse
-from .command import option_of
+from .command import BadOption, option_of
 from .options import ChatOptions, FactOptions, FigureOptions, LongRunOptions, ModelOptions, Opt, SolveOptions
 from .session import session
 
@@ -39,6 +39,8 @@ def train_editor(options: TrainOptions) -> None:
     if options.modules is not None:
         linear_maps(options.modules)
     layers = parse.layers(options.layers_mlp, "--layers-mlp")
+    if layers == ():
+        raise BadOption("--layers-mlp none: an editor has to write a layer; give at least one")
     with session(options) as s:
         from ..facts.load import read_facts
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral
 from types import MappingProxyType
@@ -25,6 +25,11 @@ AUTO = "auto"
 """A value that follows from the model and the requests."""
 MOST = (2 - 2**-23) * 2.0**127
 """The largest float32: larger settings become infinite where they are used."""
+SQUARED = MOST**0.5
+"""The largest number whose square is one: of what enters a gradient, a step or a state, which are squared (Adam,
+norms)."""
+TINY = 2.0**-126
+"""The smallest float32 of full precision: smaller settings become 0 there, or nearly, and are divided by."""
 _TYPES = {"float": float, "int": int, "bool": bool, "str": str, "tuple": tuple}
 
 
@@ -39,6 +44,7 @@ class Setting(NamedTuple):
         own: the method's default comes before a value that a preset shares among all methods. So does every default
             of a setting that the method takes over from its base.
         least: the smallest number; None where the configuration checks the value itself.
+        most: the largest number.
     """
 
     symbol: str
@@ -47,6 +53,7 @@ class Setting(NamedTuple):
     unit: str = ""
     own: bool = False
     least: float | None = 0
+    most: float = MOST
 
     @property
     def text(self) -> str:
@@ -111,7 +118,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for spec in setting_fields(type(self)):
-            check_value(spec.name, type_of(spec), getattr(self, spec.name), spec.metadata["setting"].least)
+            about = spec.metadata["setting"]
+            check_value(spec.name, type_of(spec), getattr(self, spec.name), about.least, about.most)
         for name in (name for base in type(self).__mro__ for name in vars(base).get("by_name", ())):
             getattr(self, name)
 
@@ -146,10 +154,23 @@ class Config:
             KtError: one of `given` is such a setting.
         """
 
+    def outline(self) -> Plan:
+        """The plan with a layer or an α wherever one is still to be found, which needs no model: what a method can take
+        depends on neither."""
+        some: dict[str, Any] = dict.fromkeys(self.missing_layers, (0,))
+        if self.traces_alpha:
+            some["alpha"] = 0.5
+        return replace(self, **some).plan()
+
+    @property
+    def layer_settings(self) -> list[str]:
+        """The layer settings that the plan reads."""
+        return [spec.name for spec in setting_fields(type(self)) if spec.name.startswith("layers")]
+
     @property
     def missing_layers(self) -> list[str]:
         """The layer settings that were not given."""
-        return [spec.name for spec in setting_fields(type(self)) if isinstance(getattr(self, spec.name), NotGiven)]
+        return [name for name in self.layer_settings if isinstance(getattr(self, name), NotGiven)]
 
     @property
     def follows_keys(self) -> bool:
@@ -250,8 +271,9 @@ def share(value: float, name: str) -> None:
         raise KtError(f"{name} {value:g} must be a share above 0, at most 1")
 
 
-def check_value(name: str, annotation: str, value: Any, least: float | None = 0) -> None:
-    """Refuse a value that is not of the annotated type, a number below `least` (None: any value) or beyond float32.
+def check_value(name: str, annotation: str, value: Any, least: float | None = 0, most: float = MOST) -> None:
+    """Refuse a value that is not of the annotated type, a number below `least` (None: any value) or above `most`, and
+    one beyond float32 or so small that it is 0 there.
 
     Raises:
         KtError: it is not.
@@ -271,6 +293,12 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0)
         raise KtError(f"{name} is beyond float32, in which models compute; give a number below {MOST:.2g}")
     if number and not (math.isfinite(value) and value >= 0):
         raise KtError(f"{name} {value!r} must be zero or more")
+    if number and value > most:
+        raise KtError(
+            f"{name} {value:g} has a square beyond float32, in which models compute; give a number below {most:.2g}"
+        )
+    if number and 0 < value < TINY:
+        raise KtError(f"{name} {value:g} is 0 in float32, in which models compute; give at least {TINY:.2g}")
     if number and value < least:
         raise KtError(f"{name} must be at least {least:g}")
 

@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.kinds import Wanted, takes
 from .._util.text import count
 from ..errors import KtError, WorkFailed
 from ..model.effects import Effect
+from ..model.model import A_MODEL
 from ..model.update import Dense, Update
 from ..report import Card, Column, Figure, Shown, Table
 from ..report.table import before_after, cell_text
@@ -163,11 +165,13 @@ class Edit(Shown):
             raise WorkFailed("the edit changes nothing: every update is zero; check alpha, layers and targets")
 
     # Writing ----------------------------------------------------------------------------------------------------
+    @takes(model=A_MODEL)
     def state_of(self, model: TracedModel) -> dict[str, FileState]:
         """Every weight's state in a model: `base` (as it was solved for), `applied` or `other`, by fingerprints."""
         apply.refuse_other_shapes(self, model)
         return apply.states(self, model)
 
+    @takes(model=A_MODEL)
     @contextmanager
     def applied(self, model: TracedModel, force: bool = False) -> Iterator[TracedModel]:
         """The edit written into the model inside the block; the exact bytes back on exit, also after an exception.
@@ -183,6 +187,7 @@ class Edit(Shown):
                 apply.write_checked(self, model)
                 yield model
 
+    @takes(model=A_MODEL)
     def apply_(self, model: TracedModel, force: bool = False) -> None:
         """Write the edit for good, until `revert_`; the model is unchanged when this raises, what `applied` raises.
 
@@ -200,6 +205,7 @@ class Edit(Shown):
                 model.put_back(before, effects)
                 raise
 
+    @takes(model=A_MODEL)
     def revert_(self, model: TracedModel, force: bool = False) -> None:
         """Bring back the bytes that `model` had before `apply_`.
 
@@ -245,6 +251,7 @@ class Edit(Shown):
             method, kind = self.manifest.get("method", "this edit"), self.effect.kind
             raise KtError(f"{what} cannot hold {method}, of kind {kind}: {why[kind]}; apply the edit file with kt")
 
+    @takes(model=A_MODEL)
     def for_model(self, model: TracedModel, force: bool = False) -> Edit:
         """Itself where it fits the model; by force, with a warning, the same updates as an edit of its weights.
 
@@ -465,3 +472,7 @@ def _rounding_note(edit: Edit) -> str:
 
 def _form(update: Update) -> str:
     return "dense" if isinstance(update, Dense) else f"rank {update.rank}"
+
+
+AN_EDIT: Wanted = ((Edit,), "an edit, as kt.edit or Edit.load returns it")
+"""An edit of a public function."""

@@ -104,6 +104,10 @@ class FineTune:
         return False
 
     @property
+    def whole_blocks(self) -> bool:
+        return self.modules == "block"
+
+    @property
     def sites(self) -> list[Site]:
         return [Site(name, layer) for layer in self.layers for name in linear_maps(self.modules)]
 

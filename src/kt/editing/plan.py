@@ -159,6 +159,10 @@ class Plan(Protocol):
     def has_targets(self) -> bool:
         """Whether it searches for wanted values, which a norm guard can rescale."""
 
+    @property
+    def whole_blocks(self) -> bool:
+        """Whether it writes every parameter of a block, among them such that are no linear map's."""
+
     def describe(self) -> PlanText:
         """The plan in words."""
 
@@ -180,6 +184,7 @@ class EffectPlan:
     moment_sites: list[Site] = []  # noqa: RUF012 -- nobody adds to it
     keeps_keys = False
     has_targets = False
+    whole_blocks = False
 
     def names(self, model: TracedModel) -> list[str]:
         return []

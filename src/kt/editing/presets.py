@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import read_toml
+from .._util.kinds import require_kinds
 from ..errors import BadFile, KtError
 from .closed_form.config import check_alpha
 from .config import Config, check_value
@@ -164,10 +165,11 @@ def named(name: str) -> Preset:
     return read_preset(path) if name.endswith(SUFFIX) else presets()[name]
 
 
-def preset_for(model: TracedModel, name: str | None = None) -> Preset | None:
+def preset_for(model: TracedModel, name: str | os.PathLike[str] | None = None) -> Preset | None:
     """The named preset, or the first that matches the model; None where none does."""
     if name is not None:
-        return named(name)
+        require_kinds({"preset": name}, {"preset": ((str, os.PathLike), "its name, or a TOML file")})
+        return named(os.fspath(name))
     return next((preset for preset in presets().values() if preset.matches(model)), None)
 
 
@@ -202,6 +204,8 @@ def configured(
     for name in [name for name in values if name.startswith("layers")]:
         if not values[name] and name not in given:
             del values[name]
+        elif not values[name] and name != "layers_attn":
+            raise KtError(f"{name} is empty; give at least one layer")
         else:
             values[name] = tuple(int(layer) for layer in values[name])
     values["alpha"] = check_alpha(values.get("alpha", "auto") if alpha is None else alpha)
@@ -213,8 +217,22 @@ def configured(
 
 
 def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Other spellings of names and values: `layers`, JEEP's `_low` for its low region, EasyEdit's false for none."""
-    named = {plain_name(name): value for name, value in given.items() if value is not None}
+    """Other spellings of names and values: `layers`, JEEP's `_low` for its low region, EasyEdit's false for none.
+
+    Raises:
+        KtError: a setting is given under two of its names.
+    """
+    named: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        plain = plain_name(name)
+        if plain in spelt:
+            raise KtError(
+                f"{spelt[plain]} {named[plain]!r} and {name} {value!r} are two names of one setting; give {plain} alone"
+            )
+        named[plain], spelt[plain] = value, name
     named |= {name: os.fspath(value) for name, value in named.items() if isinstance(value, os.PathLike)}
     if named.get("norm_constraint") is False:
         named["norm_constraint"] = None

@@ -208,7 +208,7 @@ def resolve(
     if config.missing_layers or config.traces_alpha:
         evidence = _evidence(config, model, facts, alpha_facts, known, seed, journal or Journal())
     values: dict[str, Any] = {k: v for k, v in evidence.chosen.items() if k == "alpha" or k in config.missing_layers}
-    for name in [name for name in config.settings() if name.startswith("layers")]:
+    for name in config.layer_settings:
         layers = values.get(name, getattr(config, name))
         values[name] = tuple(sorted({model.checked(int(i)) for i in layers}))
         if name != "layers_attn" and not values[name]:

@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields, replace
 from functools import cache
 from hashlib import sha256
-from itertools import filterfalse
 from math import ceil, prod
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +25,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.kinds import require_kinds, shown
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
-from ..errors import KtError, UnknownSite, warn_user
+from ..errors import KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
 from ..model.model import TracedModel
@@ -54,7 +54,7 @@ from .resolve import (
     with_alphas,
 )
 from .rounding import readings
-from .session_options import ARGUMENT_KINDS, TEXTS, SessionOptions, keys_of, require_kinds, shown
+from .session_options import ARGUMENT_KINDS, TEXTS, SessionOptions, keys_of
 from .stack import EditStack, joined
 from .update_guards import UPDATE_GUARDS, added, prune, rect, simie, sphere
 from .verdict import TextReading, text_reading
@@ -132,6 +132,7 @@ class EditSession:
         elif options or alpha is not None:
             raise KtError(f"{next(iter([*options, 'alpha']))} belongs into the configuration; make it with its value")
         config.require(model)
+        self.options.refuse_unfit(config)
         if not self.journal.done:  # a run of an older version goes on under the names it was begun with
             config.refuse_old_names()
         self.config = config
@@ -267,8 +268,7 @@ class EditSession:
         return edit
 
     def _refuse(self, plan: Plan) -> None:
-        """Refuse, before any work, what this method cannot do."""
-        name = self.config.name
+        """Refuse, before any work, what this method cannot do to this model."""
         written = plan.names(self.model)
         for weight in written:
             for part in self.model.weight_names(weight):
@@ -277,19 +277,6 @@ class EditSession:
             raise KtError(
                 "the edit would write nothing: no layers for a module whose share is above zero; check alpha and layers"
             )
-        if (guard := self.options.update_guard) and isinstance(plan, EffectPlan):
-            raise KtError(f"update_guard {guard} restrains updates of weights, and {name} writes none; leave it out")
-        if guard == "simie" and (strange := next(filterfalse(self._is_map, written), None)):
-            others = ", ".join(each for each in UPDATE_GUARDS if each != guard)
-            choice = "modules=mlp, or another" if "modules" in self.config.settings() else "another"
-            raise KtError(
-                f"simie needs linear maps, and {name} writes {strange}, which is none; choose {choice} update guard: "
-                f"{others}"
-            )
-        if self.options.norm_guard and not plan.has_targets:
-            raise KtError(f"norm_guard rescales the values that are aimed at, and {name} has none; leave it out")
-        if (self.options.keep_history or self._history) and not plan.keeps_keys:
-            raise KtError(f"{name} has no place for earlier edits' keys; leave keep_history and history out")
         for weight, keys in self._history.items():
             width = self.model.key_size(self.model.site_of(weight))
             if len(keys) != width:
@@ -298,13 +285,6 @@ class EditSession:
                     "give keys of this model"
                 )
         plan.require_room(self.model)
-
-    def _is_map(self, weight: str) -> bool:
-        """Whether a weight is a linear map's, whose inputs can be read."""
-        try:
-            return bool(self.model.site_of(weight))
-        except UnknownSite:
-            return False
 
     @property
     def keeps_history(self) -> bool:

@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from numbers import Integral
 from os import PathLike
 from types import NoneType
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.kinds import COUNT, Wanted, require_kinds, shown
 from ..errors import KtError, warn_user
 from ..facts.corpus import Corpus
 from ..facts.fact import Fact
-from ..model.model import TracedModel
+from ..model.model import A_MODEL
 from ..runs.journal import Journal
 from .closed_form.norm_guards import GUARDS, OLDER
 from .closed_form.second_moment import Statistics
 from .config import Config
 from .edit import Edit
-from .plan import EditHistory
+from .plan import EditHistory, EffectPlan
 from .update_guards import UPDATE_GUARDS
 
 History = Mapping[str, Float[Tensor, "d_in d_in"]] | Sequence[Edit]
@@ -76,9 +76,31 @@ class SessionOptions:
         elif wrong_edits := [each for each in given if not isinstance(each, Edit)]:
             raise KtError(f"history holds {shown(wrong_edits[0])}; give edits, as kt.edit or Edit.load returns them")
 
+    def refuse_unfit(self, config: Config) -> None:
+        """Refuse what a method has no place for, whichever the model is.
+
+        Raises:
+            KtError: `config` is of a method that cannot take one of the options, or gives no plan.
+        """
+        plan, name, guard = config.outline(), config.name, self.update_guard
+        if guard and isinstance(plan, EffectPlan):
+            raise KtError(f"update_guard {guard} restrains updates of weights, and {name} writes none; leave it out")
+        if guard == "simie" and plan.whole_blocks:
+            others = ", ".join(each for each in UPDATE_GUARDS if each != guard)
+            choice = "modules=mlp, or another" if "modules" in config.settings() else "another"
+            raise KtError(
+                f"simie needs linear maps, and {name} writes whole blocks, gains and biases among them; choose "
+                f"{choice} update guard: {others}"
+            )
+        if self.norm_guard and not plan.has_targets:
+            raise KtError(f"norm_guard rescales the values that are aimed at, and {name} has none; leave it out")
+        past = isinstance(self.history, Mapping) or any(edit.keys for edit in self.history or ())
+        if (self.keep_history or past) and not plan.keeps_keys:
+            raise KtError(f"{name} has no place for earlier edits' keys; leave keep_history and history out")
+
 
 FLAG, FLAG_OR_NONE = (bool,), (bool, NoneType)
-OPTION_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+OPTION_KINDS: dict[str, Wanted] = {
     "history": ((Mapping, Sequence, NoneType), "a list of earlier edits, or sums of k kᵀ by weight name"),
     "keep_history": (FLAG_OR_NONE, "True, False, or None for what the method does"),
     "norm_guard": ((bool, str, NoneType), f"True, or one of {', '.join(GUARDS)}"),
@@ -91,38 +113,15 @@ OPTION_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 """By field of `SessionOptions`: the types of its values, and what to give instead of others."""
 TEXTS = "a list of texts, or a list of such lists, each with one {} where the prompt stands"
-ARGUMENT_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "model": ((TracedModel,), "the model that kt.load returns"),
+ARGUMENT_KINDS: dict[str, Wanted] = {
+    "model": A_MODEL,
     "method": ((Config, str), "a method's name (kt ls methods) or its configuration, such as MEMIT()"),
     "statistics": ((Statistics, str, PathLike, NoneType), "a Statistics object, or the file of one"),
     "context_templates": ((Sequence, NoneType), TEXTS),
-    "seed": ((Integral,), "a whole number"),
+    "seed": COUNT,
     "journal": ((Journal, NoneType), "a Journal, as Journal.begin makes it of a folder"),
 }
 """The same of the arguments of `EditSession`."""
-
-
-def require_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[tuple[type, ...], str]]) -> None:
-    """Refuse values that would be taken for others, or fail deep inside.
-
-    Raises:
-        KtError: one is of none of its types; True and False are no numbers.
-    """
-    for name, (types, instead) in kinds.items():
-        value = values[name]
-        other = isinstance(value, bool) and bool not in types
-        other |= isinstance(value, str) and str not in types  # a text is a sequence too
-        if other or not isinstance(value, types):
-            raise KtError(f"{name} is {shown(value)}; give {instead}")
-
-
-def shown(value: Any) -> str:
-    """A value in a message of one line: of anything but texts, numbers and lists of them its type."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    plain = isinstance(value, str | int | float | list | tuple | NoneType)
-    text = repr(value)[:60] if plain else f"an object of type {type(value).__name__}"
-    return " ".join(text.split())
 
 
 def keys_of(history: History | None) -> dict[str, Float[Tensor, "d_in past"]]:

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import KtError
+from ..errors import KtError, WorkFailed
 from .closed_form.aims import Position
 
 if TYPE_CHECKING:
@@ -110,8 +110,16 @@ def least_map(
 
     M = Dᵀ (K A⁻¹ Kᵀ)⁻¹ K A⁻¹, in float64, with keys and changes as rows; `RIDGE` of the mean diagonal is added to A,
     and 1e-4 of that to the Gram matrix, so that two equal keys share a mean.
+
+    Raises:
+        WorkFailed: every key is zero.
     """
     k, d = keys.double(), changes.double()
+    if not k.any():
+        raise WorkFailed(
+            "every request's inputs are zero where the memory may read them, and nothing can be written there; let it "
+            "read more of them (a larger density)"
+        )
     whitened = k if unrelated is None else _whitened(k, unrelated.double())
     gram = whitened @ k.T
     gram.diagonal().add_(1e-4 * gram.diagonal().mean())

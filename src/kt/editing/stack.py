@@ -23,13 +23,15 @@ from torch import Tensor
 
 from .._util.data import read_json, write_json
 from .._util.files import check_writable
+from .._util.kinds import Wanted, as_path, takes
 from .._util.text import visible
 from ..errors import BadFile, KtError, warn_user
 from ..model.effects import Effect
+from ..model.model import A_MODEL
 from ..model.update import Update
 from ..report import Shown, Table
 from .apply import difference, fingerprints, other_model, refuse_other_shapes, write_checked
-from .edit import Edit
+from .edit import AN_EDIT, Edit
 from .file_kind import STACK, is_json
 
 if TYPE_CHECKING:
@@ -156,6 +158,7 @@ class EditStack(Shown):
 
     kind = STACK
 
+    @takes(edits=((Iterable,), "a list of edits"))
     def __init__(self, edits: Iterable[Edit] = ()) -> None:
         self._layers: tuple[Layer, ...] = ()
         self._live: tuple[TracedModel, dict[str, Copy]] | None = None
@@ -252,6 +255,7 @@ class EditStack(Shown):
         return [at for at, other in below if other.digest in named or moved & set(other.edit.names)]
 
     # Changing it ------------------------------------------------------------------------------------------------
+    @takes(edit=AN_EDIT)
     def push(self, edit: Edit, file: Path | None = None, force: bool = False) -> None:
         """Put an edit on top; where the stack stands in a model (`apply_`), it is written there too.
 
@@ -316,6 +320,7 @@ class EditStack(Shown):
         self._layers = layers
 
     # Writing ----------------------------------------------------------------------------------------------------
+    @takes(model=A_MODEL)
     @contextmanager
     def applied(self, model: TracedModel, force: bool = False) -> Iterator[TracedModel]:
         """All edits written into the model inside the block, in order; the exact bytes back on exit.
@@ -327,6 +332,7 @@ class EditStack(Shown):
             write_in_order(model, self._layers, force)
             yield model
 
+    @takes(model=A_MODEL)
     def apply_(self, model: TracedModel, force: bool = False) -> None:
         """Write the stack into `model` for good, until `revert_`; `push` and `remove` then change the model with it.
         With `force` also into other weights than it was solved for.
@@ -345,6 +351,7 @@ class EditStack(Shown):
                 raise
         self._live, self._effects = (model, base), effects
 
+    @takes(model=A_MODEL)
     def revert_(self, model: TracedModel) -> None:
         """Bring back the exact bytes that `model` had before `apply_`."""
         if self._live is None or self._live[0].module is not model.module:
@@ -352,6 +359,7 @@ class EditStack(Shown):
         model.put_back(self._live[1], self._effects)
         self._live = None
 
+    @takes(model=A_MODEL)
     def grounds(self, model: TracedModel, force: bool = False) -> list[Ground]:
         """The ground that each edit was solved for; `model` is left as it was. `force` is that of `apply_`.
 
@@ -361,6 +369,7 @@ class EditStack(Shown):
         with model.restored(self.names):
             return write_in_order(model, self._layers, force)
 
+    @takes(model=A_MODEL)
     def for_model(self, model: TracedModel, force: bool = False) -> EditStack:
         """Itself where it fits the model; by force, with a warning, the same edits as a stack that goes in anyway.
 
@@ -436,6 +445,8 @@ class EditStack(Shown):
 
 
 AnyEdit = Edit | EditStack
+ANY_EDIT: Wanted = ((Edit, EditStack), "an edit or a stack, as kt.edit or EditStack returns it")
+"""An edit or a stack of a public function."""
 """An edit or a stack, which commands write into a model for a while and judge."""
 
 
@@ -467,7 +478,7 @@ def save_stack(stack: EditStack, path: str | Path) -> Path:
 
 def load_stack(path: str | Path) -> EditStack:
     """Read the JSON and every edit that it names; see `EditStack.load`."""
-    path = Path(path)
+    path = as_path(path)
     try:
         contents = read_json(path)
     except RecursionError:

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from .._util.kinds import NAMES, takes
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress, counter
 from .._util.text import count, words
@@ -20,7 +22,7 @@ from ..facts.corpus import Corpus
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
 from ..model.chat import Verbatim
-from ..model.model import TracedModel
+from ..model.model import A_MODEL, TracedModel
 from ..model.sampling import GenerationRequest, continuations
 from ..model.scoring import Question, Row, TeacherForced, answer_row, first_tokens, teacher_force, warn_of_joins
 from ..model.tokens import reader, target_ids, token_ids
@@ -221,6 +223,7 @@ def _answer_scores(sample: Sample, plan: Plan, responses: Responses) -> dict[str
     return scores
 
 
+@takes(model=A_MODEL, before=((Scores, NoneType), "Scores, or None"), protocols=NAMES)
 @with_bar("scoring")
 def evaluate(
     model: TracedModel,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, read_json, write_json
+from .._util.kinds import COUNT, require_kinds
 from .._util.text import visible, without_folders
 from ..editing.edit_io import fits
 from ..errors import BadFact, BadFile
@@ -176,6 +177,13 @@ def case_study(
         >>> study.methods
         ('unedited', 'memit')
     """
+    from ..editing.stack import ANY_EDIT
+    from ..model.model import A_MODEL
+
+    numbers = {"max_new_tokens": max_new_tokens, "each": each}
+    require_kinds({"model": model, **numbers}, {"model": A_MODEL, **dict.fromkeys(numbers, COUNT)})
+    require_kinds({"edits": edits}, {"edits": ((Mapping,), "edits by the names to show")})
+    require_kinds(edits, dict.fromkeys(edits, ANY_EDIT))
     if UNEDITED in edits:
         raise BadFact(f"an edit cannot be called {UNEDITED!r}, the name of the column beside it; give it another")
     if min(max_new_tokens, each) < 1:

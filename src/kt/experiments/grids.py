@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..editing.closed_form.config import check_alpha
-from ..editing.methods import used_by
+from ..editing.methods import method_named, plain_name, used_by
 from ..errors import KtError
 
 KINDS = ("alpha", "layers", "edits", "clamp", "modules")
@@ -57,6 +57,7 @@ def alpha_points(grid: Sequence[float] = ALPHAS, method: str = "intattn", **opti
     """
     for alpha in grid:
         check_alpha(alpha, words=())
+    _refuse_swept("alpha", options)
     return _checked([Point(f"{a:g}", a, {"method": method, **options, "alpha": a}, method) for a in grid])
 
 
@@ -72,6 +73,7 @@ def layer_points(
         raise KtError(f"module {module!r} is unknown; choose attn or mlp")
     if not all(grid):
         raise KtError("a set of layers is empty; name at least one layer in each")
+    _refuse_swept(f"layers_{module}", options)
     return _checked(
         [
             Point(set_name(layers), index, {"method": method, **options, f"layers_{module}": tuple(layers)}, method)
@@ -135,6 +137,7 @@ def clamp_points(
     if wrong := [g for g in grid if not g > 0]:
         raise KtError(f"clamp {wrong[0]:g} lets no value move; give numbers above 0")
     name = "clamp_norm_factor_high" if region == "high" else "clamp_norm_factor"
+    _refuse_swept(name, options)
     return _checked([Point(f"{g:g}", g, {"method": method, **options, name: g}, method) for g in grid])
 
 
@@ -142,15 +145,24 @@ def module_points(alpha: float, method: str = "intattn", **options: Any) -> list
     """MLP alone (α = 0), attention alone (α = 1), both (supplement B.2), and the control of both: their MLP part.
 
     Raises:
-        KtError: an α that leaves a module out.
+        KtError: a method that writes no attention, or an α that leaves a module out.
     """
+    if not method_named(method).writes_attention:
+        raise KtError(f"{method} writes no attention; a comparison of modules needs intattn or intattn-rome")
     if not 0 < alpha < 1:
         raise KtError(f"alpha {alpha:g} leaves one module out; a comparison of modules needs one between 0 and 1")
+    _refuse_swept("alpha", options)
     shares = {MLP_ONLY: 0.0, ATTN_ONLY: 1.0, JOINT: alpha, MLP_PART: alpha}
     return [
         Point(name, index, {"method": method, **options, "alpha": share}, method, control=name == MLP_PART)
         for index, (name, share) in enumerate(shares.items())
     ]
+
+
+def _refuse_swept(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a value of what the grid sets: no point would have it."""
+    if given := [other for other, value in options.items() if plain_name(other) == name and value is not None]:
+        raise KtError(f"{given[0]} is what is swept, and the grid names its values; leave it out")
 
 
 def _checked(points: list[Point]) -> list[Point]:
@@ -160,3 +172,18 @@ def _checked(points: list[Point]) -> list[Point]:
             raise KtError(f"the grid names {point.label} twice; name each setting once")
         seen.add((point.series, point.label))
     return points
+
+
+def check_points(points: Sequence[Point], n_facts: int, seeds: Sequence[int] = (0,)) -> None:
+    """Refuse what no sweep can be of.
+
+    Raises:
+        KtError: no points or seeds, a seed named twice, or a point that asks for more facts than there are.
+    """
+    if not points:
+        raise KtError("a sweep needs at least one point; the grid is empty")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise KtError(f"seeds {list(seeds)}: give at least one, each once")
+    most = max(point.edits or 1 for point in points)
+    if most > n_facts:
+        raise KtError(f"a point edits {most} facts, and there are {n_facts}; give more facts or a smaller grid")

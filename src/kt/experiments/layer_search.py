@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.files import atomic_write
+from .._util.kinds import COUNT, takes
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from .._util.text import without_folders
@@ -35,11 +36,13 @@ from ..editing.evidence import (
     traced_balance,
 )
 from ..editing.method_names import Method, MethodName
+from ..editing.methods import layered
 from ..editing.presets import preset_for
 from ..editing.resolve import configure, default_layers
 from ..errors import KtError
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
+from ..model.model import A_MODEL
 from ..model.sites import Kind
 from ..report import Card, Figure, Shown, Table
 from ..report.table import layer_list
@@ -165,6 +168,7 @@ class FoundLayers(Shown):
 METRICS = (SUCCESS, LOCALITY, PERPLEXITY)
 
 
+@takes(model=A_MODEL, n_trace=COUNT, n_edits=COUNT, windows=COUNT, seed=COUNT)
 def find_layers(
     model: TracedModel,
     facts: FactsLike | None = None,
@@ -200,6 +204,7 @@ def find_layers(
         KtError: an unknown method, too few facts that the model knows, or what `sweep` raises.
     """
     stage = stage_or_bars(stage)
+    layered(method)
     config = configure(model, method, alpha)
     asked = facts_beside(model, []) if facts is None else facts_from(facts)
     with stage("facts that the model knows"):
@@ -222,10 +227,11 @@ def find_layers(
     } | solving
     found: Sweep | None = None
     for module in ("mlp", "attn") if METHODS[method].writes_attention else ("mlp",):
-        grid = _grid(model, config, module, balance, windows)
+        grid, fixed = _grid(model, config, module, balance, windows), dict(chosen)
+        fixed.pop(f"layers_{module}", None)
         points = [
             replace(p, label=f"{p.label}{f' {grid[layers]}' if grid[layers] else ''}", series=_series(method, module))
-            for layers, p in zip(grid, layer_points(list(grid), module, method, **chosen), strict=True)
+            for layers, p in zip(grid, layer_points(list(grid), module, method, **fixed), strict=True)
         ]
         part = sweep(model, edited, points, **settings)
         best = max(part.rows, key=lambda row: (score(row, part.before), DEFAULT in row.label, -row.x))

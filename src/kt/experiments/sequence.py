@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, read_json, write_json
+from .._util.kinds import COUNT, require_kinds
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from ..errors import BadFile, KtError
@@ -325,6 +326,9 @@ def run_edits(
         >>> len(run.edits), run.after.metrics["edit_success_tf_exact"].n
         (2, 2)
     """
+    from ..model.model import A_MODEL
+
+    require_kinds({"model": model, "step_size": step_size}, {"model": A_MODEL, "step_size": COUNT})
     from ..editing import EditSession
     from ..editing.config import one_of
     from ..editing.resolve import read_requests, without_contradictions

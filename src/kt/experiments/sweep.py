@@ -25,7 +25,7 @@ from ..facts.fact import Fact, facts_digest
 from ..facts.load import FactsLike
 from ..model.identity import of_a_run
 from ..runs.provenance import versions
-from .grids import Point
+from .grids import Point, check_points
 from .sweep_result import Kept, Row, Sweep
 from .sweep_solving import Solver, config_of
 
@@ -78,7 +78,7 @@ def sweep(
     """
     stage = stage_or_bars(stage)
     requests = without_contradictions(read_requests(model, facts))
-    _check(points, requests, seeds)
+    check_points(points, len(requests), seeds)
     ways = _ways(protocols, generate)
     settings = identity_of(model, requests, seeds, statistics, corpus, max_tokens) | {
         "kind": kind,
@@ -139,16 +139,6 @@ def _ways(protocols: Sequence[str] | None, generate: bool) -> list[str]:
     if protocols is None:
         return ["tf", "gen"] if generate else ["tf"]
     return sorted(dict.fromkeys(words(protocols)), key=lambda name: (*PROTOCOLS, name).index(name))
-
-
-def _check(points: Sequence[Point], facts: Sequence[Fact], seeds: Sequence[int]) -> None:
-    if not points:
-        raise KtError("a sweep needs at least one point; the grid is empty")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise KtError(f"seeds {list(seeds)}: give at least one, each once")
-    most = max(point.edits or 1 for point in points)
-    if most > len(facts):
-        raise KtError(f"a point edits {most} facts, and there are {len(facts)}; give more facts or a smaller grid")
 
 
 def _measure(

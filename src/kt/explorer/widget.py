@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._util.kinds import require_kinds
 from ..errors import need
 from ..report.html import page_style
 from .live import Live
@@ -40,6 +41,9 @@ def widget(model: TracedModel, runs: str | Path | Sequence[str | Path] = (), **o
         KtError: anywidget is not installed.
         BadFile: a run's file is not the result that its name says.
     """
+    from ..model.model import A_MODEL
+
+    require_kinds({"model": model}, {"model": A_MODEL})
     kind = _kind()
     return kind(model, runs, **options)
 

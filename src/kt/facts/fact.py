@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .._util.data import plain, to_json
+from .._util.kinds import TEXT, TEXT_OR_NONE, require_kinds, shown
 from .._util.text import count
 from ..errors import BadFact, SubjectNotFound
 
@@ -51,6 +52,7 @@ class Prompt:
         return f"Prompt({', '.join([repr(self.prompt), *given])})"
 
     def __post_init__(self) -> None:
+        _require_texts(self, ("prompt", "kind", "any_of"), ("answer", "original", "target_prefix"))
         _refuse_text(self, "aliases")
         _settle(self, {"prompt": prompt_text(self.prompt), **_stripped(self, ("answer", "original"), ("aliases",))})
 
@@ -126,6 +128,7 @@ class Fact:
 
     def _check(self) -> None:
         """Refuse what cannot be asked, and treat white space."""
+        _require_texts(self, ("template", "subject", "id", "relation"), ("answer", "foil", "target", "target_prefix"))
         _refuse_text(self, *_LISTS)
         _settle(self, {"subject": stripped(self.subject)})
         if not self.subject:
@@ -239,13 +242,23 @@ def _from_record(given: dict[str, Any], record: dict[str, Any]) -> dict[str, Any
     return {name: getattr(fact, name) for name in given} | prompts
 
 
+def _require_texts(record: object, needed: Sequence[str], others: Sequence[str]) -> None:
+    """Refuse what is no text where one belongs; `others` may be None."""
+    kinds = dict.fromkeys(needed, TEXT) | dict.fromkeys(others, TEXT_OR_NONE)
+    require_kinds({name: getattr(record, name) for name in kinds}, kinds, BadFact)
+
+
 def _refuse_text(record: object, *names: str) -> None:
     """A text where several belong would be taken apart into its characters."""
+    kind = type(record).__name__
     for name in names:
         if isinstance(value := getattr(record, name), str):
-            kind = type(record).__name__
             raise BadFact(f"{name} of a {kind} is the text {value[:60]!r}; give a list of them, as [{value[:60]!r}]")
-        object.__setattr__(record, name, tuple(value))
+        part, what = (Prompt, "prompts, each a kt.Prompt") if name in ("neighbours", "hops") else (str, "texts")
+        listed = tuple(value) if isinstance(value, Iterable) else (None,)
+        if not all(isinstance(each, part) for each in listed):
+            raise BadFact(f"{name} of a {kind} is {shown(value)}; give a list of {what}")
+        object.__setattr__(record, name, listed)
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:

@@ -17,6 +17,7 @@ from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._util.kinds import TEXT, TEXT_OR_NONE, YES_OR_NO, require_kinds
 from ..errors import BadFact, KtError, UnknownModel
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Chat:
     request: str = "Complete the sentence."
 
     def __post_init__(self) -> None:
+        require_kinds(vars(self), {"system": TEXT_OR_NONE, "thinking": YES_OR_NO, "request": TEXT})
         for name, known in (("mode", MODES), ("turn", TURNS)):
             if getattr(self, name) not in known:
                 raise KtError(f"chat {name} {getattr(self, name)!r} is unknown; choose {', '.join(known)}")

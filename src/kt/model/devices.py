@@ -61,7 +61,7 @@ def _from_file(path: Path) -> Mapping[str, Any]:
     return parts
 
 
-def checked_device(device: str | int) -> torch.device:
+def checked_device(device: str | int | torch.device) -> torch.device:
     """The torch device of a name; `auto` is CUDA or MPS if available, else the CPU.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._util.kinds import A_FILE, TEXT_OR_NONE, require_kinds
 from ..errors import KtError, UnknownModel
 from .chat import Chat, choose
 from .devices import checked_device, read_device_map
@@ -32,10 +34,14 @@ DTYPES = {
 }
 
 
+A_NAME = ((str, os.PathLike, nn.Module), "demo, a Hub id, a folder, or a loaded module")
+A_DEVICE = ((str, int, torch.device), "auto, cpu, cuda:0, mps, or a torch.device")
+
+
 def load(
     model: str | Path | nn.Module = "demo",
     dtype: str | torch.dtype = "auto",
-    device: str = "auto",
+    device: str | int | torch.device = "auto",
     device_map: str | Path | Mapping[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -83,6 +89,11 @@ def load(
         >>> model.n_layers, model.d_model
         (8, 128)
     """
+    given = {"model": model, "device": device, "revision": revision, "attn_implementation": attn_implementation}
+    texts = {"revision": TEXT_OR_NONE, "attn_implementation": TEXT_OR_NONE}
+    require_kinds(given, {"model": A_NAME, "device": A_DEVICE, **texts})
+    if device_map is not None and not isinstance(device_map, Mapping):
+        require_kinds({"device_map": device_map}, {"device_map": A_FILE})
     parts = read_layout(layout)
     made = _load(
         model, dtype, device, device_map, revision, trust_remote_code, tokenizer, attn_implementation, remote, parts

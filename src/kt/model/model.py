@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .._util.kinds import Wanted
 from ..errors import BadFact, UnknownModel, UnknownSite
 from .chat import Chat, ChatReader, choose
 from .devices import execution_device, refuse_wrapped, require_start
@@ -568,3 +569,7 @@ def _only_critical() -> Iterator[None]:
 
 def _unflattened(tensor: Tensor, rows: int) -> Tensor:
     return tensor if tensor.dim() == 3 else tensor.view(rows, -1, tensor.shape[-1])
+
+
+A_MODEL: Wanted = ((TracedModel,), "the model that kt.load returns")
+"""The model of a public function."""

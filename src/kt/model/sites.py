@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from .._util.kinds import COUNT, TEXT, require_kinds
 from ..errors import UnknownSite
 
 
@@ -19,6 +20,7 @@ class Kind(str, Enum):
         return self.value
 
 
+SITE = {"kind": ((str,), "attn, mlp, hidden, or mlp.up_proj"), "layer": COUNT, "role": TEXT}
 OUTPUT = {Kind.ATTN: "o_proj", Kind.MLP: "down_proj"}
 """Role of the linear map whose output is the module's own. A site of a kind alone means this map."""
 
@@ -46,6 +48,7 @@ class Site:
     role: str
 
     def __init__(self, kind: Kind | str, layer: int, role: str = "") -> None:
+        require_kinds({"kind": kind, "layer": layer, "role": role}, SITE, UnknownSite)
         part, _, named = (kind.value if isinstance(kind, Kind) else kind).partition(".")
         role = role or named
         try:

@@ -10,15 +10,16 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from .._util.kinds import takes
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress, counter
 from ..editing.closed_form.contexts import memit_contexts
-from ..editing.stack import AnyEdit
+from ..editing.stack import ANY_EDIT, AnyEdit
 from ..errors import BadFact, UnknownSite, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
-from ..model.model import TracedModel
+from ..model.model import A_MODEL, TracedModel
 from ..model.tokens import template_span, token_ids
 from ..probing.controls import MOST, Control, ControlPrompt, Relations
 from ..probing.lens import KINDS, POSITIONS, TOP, LensReading, read_lens
@@ -127,6 +128,7 @@ class _Plan(NamedTuple):
         return rows
 
 
+@takes(model=A_MODEL, edit=ANY_EDIT)
 @with_bar("probing before and after the edit")
 def residual_fact(
     model: TracedModel,

@@ -23,12 +23,13 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
+from .._util.kinds import COUNT, takes
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
 from ..errors import BadFact, KtError
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
-from ..model.model import TracedModel
+from ..model.model import A_MODEL, TracedModel
 from ..model.prefix import prefix_is_reusable, saved
 from ..model.sites import Kind, Site
 from ..report import Column, Figure, Shown, Table
@@ -126,6 +127,7 @@ class KnowledgeNeurons(Shown):
         return [Figure(curves([line], title=title, y_title="attribution"), name="neurons")]
 
 
+@takes(model=A_MODEL, steps=COUNT)
 @with_bar("knowledge neurons")
 def knowledge_neurons(
     model: TracedModel,

@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
+from .._util.kinds import COUNT, NAMES, takes
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
 from .._util.text import words
 from ..errors import BadFact, WorkFailed, warn_user
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.layout import ATTENTION
-from ..model.model import TracedModel
+from ..model.model import A_MODEL, TracedModel
 from ..model.ndif import REASON
 from ..model.tokens import token_ids, token_texts
 from ..runs import parallel
@@ -147,6 +148,7 @@ def _choose(name: str, values: Sequence[str], among: Sequence[str]) -> str:
     return f"{name} {', '.join(values) or '(none)'}: choose among {', '.join(among)}"
 
 
+@takes(model=A_MODEL, kinds=NAMES, samples=COUNT, window=COUNT, seed=COUNT)
 @with_bar("tracing")
 def causal_trace(
     model: TracedModel,

@@ -20,11 +20,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from .._util.kinds import COUNT, NAMES, takes
 from .._util.text import without_folders
 from ..errors import BadFact
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, distinct_facts, facts_from
-from ..model.model import TracedModel
+from ..model.model import A_MODEL, TracedModel
 from ..model.tokens import token_ids
 from ..report import Figure, Shown, Table
 from ..report.table import pairs
@@ -206,6 +207,7 @@ class Screen(Shown):
         return f"Screen({self.estimate.metadata['model']}, {self.metric}: {self.summary()})"
 
 
+@takes(model=A_MODEL, kinds=NAMES, top=COUNT)
 def screen(
     model: TracedModel,
     facts: FactsLike,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import KtError, warn_user
-from ..config import AUTO, LATER, Config, one_of, setting
+from ..config import AUTO, LATER, SQUARED, Config, one_of, setting
 from .aims import OLD_SPREADS, SPREADS, Position, Share, Spread
 from .contexts import Contexts
 
@@ -30,6 +30,7 @@ class TargetSearch(Config):
         AUTO,
         about="Adam's learning rate in the search for δ",
         source=f"ROME section 3.1, step 2; {EASYEDIT}; auto: kt's own, from the value's elements",
+        most=SQUARED,
     )
     v_num_grad_steps: int = setting(
         25,
@@ -43,12 +44,14 @@ class TargetSearch(Config):
         about="weight of ‖δ‖ in the search",
         unit="of ‖δ‖/‖v‖², as the code has it",
         source=f"JEEP eq. 11; {EASYEDIT}",
+        most=SQUARED,
     )
     kl_factor: float = setting(
         0.0625,
         symbol="α′ (JEEP eq. 11)",
         about="weight of the KL divergence at the subject's last token",
         source="ROME eq. 4; JEEP eq. 11",
+        most=SQUARED,
     )
     clamp_norm_factor: float = setting(
         4.0, symbol="γ (JEEP eq. 12)", about="largest ‖δ‖", unit="times ‖v‖", source=f"JEEP eq. 12; {EASYEDIT}"
@@ -59,6 +62,7 @@ class TargetSearch(Config):
         about="SADR: weight of the drift of attention weights in the search; above 0, attention runs eagerly",
         unit="of 1e-4",
         source="SADR's scripts: ROME 100, MEMIT 50, PMET 800; its configurations, and kt, have 0",
+        most=SQUARED,
     )
 
     def as_dict(self) -> dict[str, Any]:

@@ -179,6 +179,10 @@ class LocateThenEdit:
     def has_targets(self) -> bool:
         return True
 
+    @property
+    def whole_blocks(self) -> bool:
+        return False
+
     def describe(self) -> PlanText:
         aims = [aim for path in self.live for aim in path.aims]
         searched = [str(target) for target in dict.fromkeys(aims + list(self.also))]

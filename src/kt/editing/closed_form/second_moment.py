@@ -12,7 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from ..._util.data import complete_file, open_arrays, read_metadata, save_arrays
 from ..._util.files import clear_temporaries
+from ..._util.kinds import takes
 from ..._util.lock import default_cache
 from ..._util.notebook_bar import with_bar
 from ..._util.progress import Progress
@@ -28,6 +31,7 @@ from ...errors import BadFact, BadFile, WorkFailed, warn_user
 from ...facts.corpus import TOKENS, Corpus, tokens_for
 from ...model.identity import identity
 from ...model.memory import require_memory
+from ...model.model import A_MODEL
 from ...model.sites import Kind, Site
 from ...report import Column, Shown, Table
 from ...runs import parallel
@@ -169,6 +173,7 @@ def default_tokens(model: TracedModel, corpus: str) -> int:
     return tokens_for(corpus, None) or min(TOKENS, max(FEWEST, TOKENS_A_DIRECTION * widest))
 
 
+@takes(model=A_MODEL, sites=((Sequence,), "a list of Sites"), max_tokens=((Integral, NoneType), "a whole number"))
 @with_bar("second moments")
 def key_statistics(
     model: TracedModel,

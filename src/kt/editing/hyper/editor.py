@@ -321,6 +321,7 @@ class Learned:
 
     keeps_keys: ClassVar[bool] = False
     has_targets: ClassVar[bool] = False
+    whole_blocks: ClassVar[bool] = False
 
     @property
     def moment_sites(self) -> list[Site]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ...errors import KtError
-from ..config import check_value, one_of, type_of
+from ..config import MOST, SQUARED, check_value, one_of, type_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            check_value(spec.name, type_of(spec), getattr(self, spec.name), 1 if "int" in type_of(spec) else 0)
+            whole = "int" in type_of(spec)
+            bounds = (1, MOST) if whole else (0, SQUARED)
+            check_value(spec.name, type_of(spec), getattr(self, spec.name), *bounds)
         if not 0 < self.held_out <= self.held_out + self.test < 1:
             given = f"held_out {self.held_out:g} and test {self.test:g}"
             raise KtError(f"{given} must be shares whose sum is below 1, the first above 0")

@@ -8,6 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from ...errors import KtError
 from ..config import REGISTERED, Config, Setting, one_of, setting_fields, type_of
 
 for _module in iter_modules(__path__):
@@ -27,6 +28,20 @@ def method_named(name: str) -> type[Config]:
         KtError: no such method; the message lists those that are known.
     """
     return METHODS[one_of(name, METHODS, "method")]
+
+
+def layered(name: str) -> type[Config]:
+    """The configuration class of a method whose layers can be chosen.
+
+    Raises:
+        KtError: no such method, or one that writes no layer or knows its own.
+    """
+    chosen = method_named(name)
+    if "layers_mlp" not in chosen.settings():
+        raise KtError(f"{name} writes no layer; choose a method that does")
+    if "editor" in chosen.settings():
+        raise KtError(f"{name} writes the layers that its editor was trained for; choose another method")
+    return chosen
 
 
 def plain_name(name: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .. import closed_form as cf
-from ..config import method, setting
+from ..config import SQUARED, method, setting
 from .memit import MEMIT
 
 CODE = "CoRE hparams/CORE: {} for Llama-3, {} for Mistral"
@@ -23,6 +23,7 @@ class CORE(MEMIT):
         symbol="λ",
         about="CORE: weight of the contexts' differences in the stream above; auto: 1, of relative differences",
         source=f"{CODE.format(0.01, 0.1)}; auto: kt's own",
+        most=SQUARED,
     )
     layer_range: int = setting(
         28, about="CORE: layers above the last written one that are read", source=CODE.format(28, 26), least=1

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ...errors import KtError
 from .. import closed_form as cf
-from ..config import method, setting
+from ..config import SQUARED, method, setting
 from .memit import MEMIT
 
 CODE = "EasyEdit hparams/EAMET/qwen2.5-7b"
@@ -18,8 +18,12 @@ class EAMET(MEMIT):
     """See closed_form.objective.Aligned. Requests are searched for one after the other, so a search of n takes n times
     as many forwards as MEMIT's."""
 
-    cs_factor: float = setting(1.0, about="EAMET: weight of KL(p ‖ q), p and q from keys and changes", source=CODE)
-    mse_factor: float = setting(1.0, about="EAMET: weight of the squares of the cosines' differences", source=CODE)
+    cs_factor: float = setting(
+        1.0, about="EAMET: weight of KL(p ‖ q), p and q from keys and changes", source=CODE, most=SQUARED
+    )
+    mse_factor: float = setting(
+        1.0, about="EAMET: weight of the squares of the cosines' differences", source=CODE, most=SQUARED
+    )
     tau: float = setting(0.07, symbol="τ", about="EAMET: temperature of both softmaxes", source=CODE)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..config import WRITTEN, Config, linear_maps, method, one_of, setting
+from ..config import SQUARED, WRITTEN, Config, linear_maps, method, one_of, setting
 
 if TYPE_CHECKING:
     from ..fine_tune import FineTune
@@ -26,9 +26,12 @@ class FT(Config):
     )
     num_steps: int = setting(25, about="fine-tuning: passes over the requests", source=EASYEDIT_FT, least=1)
     lr: float | Literal["auto"] = setting(
-        "auto", about="fine-tuning: Adam's learning rate", source="kt's own, fine_tune.RATE; the presets: EasyEdit's"
+        "auto",
+        about="fine-tuning: Adam's learning rate",
+        source="kt's own, fine_tune.RATE; the presets: EasyEdit's",
+        most=SQUARED,
     )
-    weight_decay: float = setting(0.0, about="fine-tuning: Adam's weight decay", source=EASYEDIT_FT)
+    weight_decay: float = setting(0.0, about="fine-tuning: Adam's weight decay", source=EASYEDIT_FT, most=SQUARED)
     norm_constraint: float | Literal["auto"] | None = setting(
         None,
         symbol="ε",

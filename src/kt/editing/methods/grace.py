@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import KtError
 from ..closed_form.contexts import Contexts
-from ..config import AUTO, LATER, Config, method, one_of, setting
+from ..config import AUTO, LATER, SQUARED, Config, method, one_of, setting
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -40,6 +40,7 @@ class GRACE(Config):
         about="Adam's learning rate in the search for δ",
         source="auto: kt's own, from the value's elements; GRACE's code has 1",
         own=True,
+        most=SQUARED,
     )
     v_num_grad_steps: int = setting(
         100,

@@ -10,17 +10,17 @@ from ...errors import KtError
 from ...model.sites import Kind, Site
 from .. import closed_form as cf
 from ..closed_form.config import OwnOutputs, Spreading, TargetSearch
-from ..config import LATER, method, one_of, setting
+from ..config import LATER, SQUARED, method, one_of, setting
 
 REGIONS = ("both", "low", "high", "joint-low", "joint-high")
 """Both regions, and the ablations: one region alone, or both searched together and one of them written."""
 
 IDLE = {
-    "low": ("clamp_norm_factor_high", "v_weight_decay_high", "mom2_update_weight_high", "high_module"),
-    "high": ("clamp_norm_factor", "v_weight_decay", "spread", "kl_factor"),
+    "low": ("layers_high", "clamp_norm_factor_high", "v_weight_decay_high", "mom2_update_weight_high", "high_module"),
+    "high": ("layers_mlp", "clamp_norm_factor", "v_weight_decay", "spread", "kl_factor"),
 }
 """Settings without effect where one region is searched and written alone (the KL divergence is read at the low region's
-token). The other region's layers are not among them: where nobody gives them, they are probed for."""
+token)."""
 
 
 @method("jeep", "JEEP: low and high MLP regions, targets together", place=9)
@@ -65,6 +65,7 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
         about="JEEP: the same in the high region",
         unit="of ‖δ‖/‖v‖²",
         source="JEEP eq. 11, D.7",
+        most=SQUARED,
     )
     min_loss: float = setting(
         0.9, about="JEEP: the search stops at this probability, despite the name", source="JEEP hparams/JEEP"
@@ -100,6 +101,12 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
             raise KtError(f"{idle[0]} has no use with region={region}; leave it out, or use region=both")
 
     @property
+    def layer_settings(self) -> list[str]:
+        """Those of the regions that are searched: the other one's are not probed for either."""
+        idle = IDLE.get(self.chosen_region, ())
+        return [name for name in super().layer_settings if name not in idle]
+
+    @property
     def high_kind(self) -> Kind:
         return Kind.ATTN if one_of(self.high_module, ("mlp", "attn"), "high_module") == "attn" else Kind.MLP
 
@@ -113,23 +120,31 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
 
     def plan(self) -> cf.LocateThenEdit:
         """The two regions' writes."""
-        high_kind = self.high_kind
-        low = cf.TargetSite(Site(Kind.MLP, self.layers_mlp[-1]), cf.Position.SUBJECT_LAST)
-        high = cf.TargetSite(
-            Site(high_kind, self.layers_high[-1]),
-            cf.Position.PROMPT_LAST,
-            self.clamp_norm_factor_high,
-            self.v_weight_decay_high,
-        )
-        weight = self.mom2_update_weight
-        weight_high = weight if self.mom2_update_weight_high is None else self.mom2_update_weight_high
-        writes = {
-            "low": cf.Write(Kind.MLP, self.layers_mlp, low, cf.LeastSquares(weight), spread=self.spread_rule),
-            "high": cf.Write(high_kind, self.layers_high, high, cf.LeastSquares(weight_high)),
-        }
+        region, searched = self.chosen_region, self.layer_settings
+        writes = {}
+        if "layers_mlp" in searched:
+            writes["low"] = self._low
+        if "layers_high" in searched:
+            writes["high"] = self._high
         writes = dict(zip(writes, self.searched_writes(writes.values()), strict=True))
-        region = self.chosen_region
         written = region.removeprefix("joint-")
         chosen = tuple(write for name, write in writes.items() if written in ("both", name))
         also = tuple(write.aim for name, write in writes.items() if written != region and name != written)
         return cf.LocateThenEdit(chosen, self.objective, joint=not self.separate_targets, also=also, coupled=True)
+
+    @property
+    def _low(self) -> cf.Write:
+        target = cf.TargetSite(Site(Kind.MLP, self.layers_mlp[-1]), cf.Position.SUBJECT_LAST)
+        solver = cf.LeastSquares(self.mom2_update_weight)
+        return cf.Write(Kind.MLP, self.layers_mlp, target, solver, spread=self.spread_rule)
+
+    @property
+    def _high(self) -> cf.Write:
+        target = cf.TargetSite(
+            Site(self.high_kind, self.layers_high[-1]),
+            cf.Position.PROMPT_LAST,
+            self.clamp_norm_factor_high,
+            self.v_weight_decay_high,
+        )
+        weight = self.mom2_update_weight if self.mom2_update_weight_high is None else self.mom2_update_weight_high
+        return cf.Write(self.high_kind, self.layers_high, target, cf.LeastSquares(weight))

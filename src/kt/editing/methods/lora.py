@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ...errors import KtError, install_hint
-from ..config import method, setting
+from ..config import SQUARED, method, setting
 from .ft import FT
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ class LoRA(FT):
     objective_optimization: str = setting("target_new", source=EASYEDIT_LORA)
     rank: int = setting(8, symbol="r", about="LoRA: rank of the update", source="LoRA section 4.1", least=1)
     lora_alpha: float = setting(
-        32.0, symbol="α", about="LoRA: the update is scaled by α / r", source="LoRA section 4.1"
+        32.0,
+        symbol="α",
+        about="LoRA: the update is scaled by α / r",
+        source="LoRA section 4.1",
+        most=SQUARED,
     )
     lora_dropout: float = setting(
         0.0, about="LoRA: share of its input that is dropped while training", source="LoRA section 4.1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..config import AUTO, WRITTEN, Config, linear_maps, method, setting
+from ..config import AUTO, SQUARED, WRITTEN, Config, linear_maps, method, setting
 
 if TYPE_CHECKING:
     from ..ultraedit import UltraEdit
@@ -23,7 +23,11 @@ class UltraEditConfig(Config):
     depth = (18, 26, 27)
 
     lr: float | Literal["auto"] = setting(
-        "auto", about="UltraEdit: step of the gradient", source="kt's own, ultraedit.automatic_rate", own=True
+        "auto",
+        about="UltraEdit: step of the gradient",
+        source="kt's own, ultraedit.automatic_rate",
+        own=True,
+        most=SQUARED,
     )
     L2: float | Literal["auto"] = setting(
         "auto",

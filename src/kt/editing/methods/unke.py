@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from .. import closed_form as cf
 from ..closed_form.config import TargetSearch
 from ..closed_form.contexts import Contexts
-from ..config import method, setting
+from ..config import SQUARED, method, setting
 from .rome import middle
 
 if TYPE_CHECKING:
@@ -33,8 +33,11 @@ class UnKE(TargetSearch):
         about="UnKE: AdamW's learning rate in the block's training",
         source="kt's own, fine_tune.RATE; the presets: UnKE's 2e-4",
         own=True,
+        most=SQUARED,
     )
-    weight_decay: float = setting(0.01, about="UnKE: AdamW's weight decay, of matrices", source=UNKE, own=True)
+    weight_decay: float = setting(
+        0.01, about="UnKE: AdamW's weight decay, of matrices", source=UNKE, own=True, most=SQUARED
+    )
     texts: int = setting(
         20, about="UnKE: unrelated texts on which the block keeps its output", source=UNKE, least=1, own=True
     )

@@ -1,0 +1,113 @@
+"""What a public function is given that is of another kind: one line that names it, before any work."""
+
+from pathlib import Path
+
+import pytest
+from families import tiny_model
+
+import kt
+
+FACT = kt.Fact("The capital of {} is", "France", "Paris", target="Rome")
+OF_A_MODEL = {
+    "causal_trace": lambda model: kt.causal_trace(model, [FACT]),
+    "screen": lambda model: kt.screen(model, [FACT]),
+    "knowledge_neurons": lambda model: kt.knowledge_neurons(model, [FACT]),
+    "contrast_probe": lambda model: kt.contrast_probe(model, [FACT]),
+    "key_statistics": lambda model: kt.key_statistics(model, [kt.Site("mlp", 0)]),
+    "edit": lambda model: kt.edit(model, [FACT]),
+    "EditSession": lambda model: kt.EditSession(model),
+    "train_editor": lambda model: kt.train_editor(model, [FACT]),
+    "residual_fact": lambda model: kt.residual_fact(model, edit(), [FACT]),
+    "run_edits": lambda model: kt.run_edits(model, [FACT]),
+    "find_layers": lambda model: kt.find_layers(model),
+    "evaluate": lambda model: kt.evaluate(model, [FACT]),
+    "abilities": lambda model: kt.abilities(model, "gsm8k"),
+    "case_study": lambda model: kt.case_study(model, [FACT], {"a": edit()}),
+    "Edit.apply_": lambda model: edit().apply_(model),
+    "Edit.revert_": lambda model: edit().revert_(model),
+    "Edit.state_of": lambda model: edit().state_of(model),
+    "Edit.applied": lambda model: edit().applied(model),
+    "EditStack.apply_": lambda model: kt.EditStack([edit()]).apply_(model),
+    "EditStack.applied": lambda model: kt.EditStack([edit()]).applied(model),
+}
+OF_A_FILE = (kt.Trace, kt.Balance, kt.Probe, kt.Edit, kt.EditStack, kt.Editor, kt.Residual, kt.Scores, kt.Sweep)
+OF_A_FILE += (kt.Abilities, kt.CaseStudy)
+
+
+def edit():
+    return kt.Edit({}, {"method": "by hand"})
+
+
+def refused(call, words):
+    with pytest.raises(kt.KtError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", OF_A_MODEL)
+@pytest.mark.parametrize("given", ["demo", 3])
+def test_what_is_no_model_is_refused_by_name(name, given):
+    refused(lambda: OF_A_MODEL[name](given), f"model is {given!r}; give the model that kt.load returns")
+
+
+@pytest.mark.parametrize("kind", OF_A_FILE, ids=lambda kind: kind.__name__)
+def test_a_result_is_loaded_from_a_files_name_alone(kind):
+    refused(lambda: kind.load(3), "file is 3; give a file's name")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"template": 3}, "template is 3; give a text"),
+        ({"subject": 3}, "subject is 3; give a text"),
+        ({"target": 3}, "target is 3; give a text, or None"),
+        ({"answer": ["Paris"]}, r"answer is \['Paris'\]; give a text"),
+        ({"neighbours": 3}, "neighbours of a Fact is 3; give a list of prompts"),
+        ({"neighbours": ("x",)}, "neighbours of a Fact is .*; give a list of prompts"),
+        ({"rephrasings": (3,)}, "rephrasings of a Fact is .*; give a list of texts"),
+    ],
+)
+def test_a_fact_is_made_of_texts(values, words):
+    refused(lambda: kt.Fact(**({"template": "The capital of {} is", "subject": "France"} | values)), words)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: kt.Prompt(3), "prompt is 3; give a text"),
+        (lambda: kt.Site(3, 1), "kind is 3; give attn"),
+        (lambda: kt.Site("mlp", "x"), "layer is 'x'; give a whole number"),
+        (lambda: kt.Chat(system=3), "system is 3; give a text"),
+        (lambda: kt.Chat(thinking="on"), "thinking is 'on'; give True"),
+        (lambda: kt.load(3), "model is 3; give demo"),
+        (lambda: kt.load("demo", device=3), "device is 3; give a text"),
+        (lambda: kt.load("demo", device_map=3), "device_map is 3; give a file's name"),
+        (lambda: kt.EditStack(["x"]), "edit is 'x'; give an edit"),
+        (lambda: kt.EditStack(edit()), "edits is an object of type Edit; give a list of edits"),
+    ],
+)
+def test_what_needs_no_model_says_what_to_give(call, words):
+    refused(call, words)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: kt.edit(model, [FACT], preset=3), "preset is 3; give its name, or a TOML file"),
+        (lambda model: kt.EditSession(model, preset=["x"]), r"preset is \['x'\]"),
+        (lambda model: kt.edit(model, [FACT], preset=Path("none.toml")), "none.toml"),
+        (lambda model: kt.causal_trace(model, [FACT], samples="x"), "samples is 'x'; give a whole number"),
+        (lambda model: kt.causal_trace(model, [FACT], window=1.5), "window is 1.5; give a whole number"),
+        (lambda model: kt.causal_trace(model, [FACT], kinds=3), "kinds is 3; give a list of names"),
+        (lambda model: kt.key_statistics(model, 3), "sites is 3; give a list of Sites"),
+        (lambda model: kt.train_editor(model, [FACT], modules=3), "modules is 3; give a text"),
+        (lambda model: kt.residual_fact(model, 3, [FACT]), "edit is 3; give an edit or a stack"),
+        (lambda model: kt.run_edits(model, [FACT], "sequential", "x"), "step_size is 'x'; give a whole number"),
+        (lambda model: kt.find_layers(model, n_trace="x"), "n_trace is 'x'; give a whole number"),
+        (lambda model: kt.evaluate(model, [FACT], before=3), "before is 3; give Scores"),
+        (lambda model: kt.case_study(model, [FACT], 3), "edits is 3; give edits by"),
+        (lambda model: kt.case_study(model, [FACT], {"a": 3}), "a is 3; give an edit or a stack"),
+    ],
+)
+def test_other_arguments_of_another_kind_are_refused_by_name(call, words):
+    refused(lambda: call(tiny_model("llama")), words)
