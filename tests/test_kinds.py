@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from families import tiny_model
 
 import kt
@@ -80,7 +81,7 @@ def test_a_fact_is_made_of_texts(values, words):
         (lambda: kt.Chat(system=3), "system is 3; give a text"),
         (lambda: kt.Chat(thinking="on"), "thinking is 'on'; give True"),
         (lambda: kt.load(3), "model is 3; give demo"),
-        (lambda: kt.load("demo", device=3), "device is 3; give a text"),
+        (lambda: kt.load("demo", device=1.5), "device is 1.5; give auto, cpu"),
         (lambda: kt.load("demo", device_map=3), "device_map is 3; give a file's name"),
         (lambda: kt.EditStack(["x"]), "edit is 'x'; give an edit"),
         (lambda: kt.EditStack(edit()), "edits is an object of type Edit; give a list of edits"),
@@ -111,3 +112,9 @@ def test_what_needs_no_model_says_what_to_give(call, words):
 )
 def test_other_arguments_of_another_kind_are_refused_by_name(call, words):
     refused(lambda: call(tiny_model("llama")), words)
+
+
+def test_a_device_is_a_name_a_number_or_torchs_own():
+
+    assert [kt.load("demo", device=device).device.type for device in ("cpu", torch.device("cpu"))] == ["cpu", "cpu"]
+    refused(lambda: kt.load("demo", device=["cpu"]), "device is \\['cpu'\\]; give auto, cpu")

@@ -105,7 +105,7 @@ def load(
 def _load(
     model: str | Path | nn.Module,
     dtype: str | torch.dtype,
-    device: str,
+    device: str | int | torch.device,
     device_map: str | Path | Mapping[str, Any] | None,
     revision: str | None,
     trust_remote_code: bool,
