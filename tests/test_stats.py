@@ -108,6 +108,21 @@ def test_paired_difference_is_tighter_than_its_parts():
     assert difference.low > 0.09 and difference.high < 0.11 and difference.n == 100
 
 
+@pytest.mark.parametrize("n", [10, 37, 100])
+@pytest.mark.parametrize("right", [1, 2, 3])
+def test_a_bound_that_is_zero_is_zero_and_not_what_rounding_leaves(n, right):
+    for values in ([1.0] * right + [0.0] * (n - right), [-0.1] * right + [0.3] * (n - right)):
+        low, high = bootstrap_mean(values, n_boot=500)[1:3]
+        assert all(bound == 0 or abs(bound) > 1e-6 for bound in (low, high))
+    rare = bootstrap_mean([1.0] + [0.0] * (n - 1), n_boot=500)
+    assert math.copysign(1, rare.low) == 1 and rare.low == 0 < rare.mean
+
+
+def test_two_scores_that_differ_in_the_last_bit_are_a_tie():
+    first, second = [0.1 + 0.2, 0.7, 1 / 3], [0.3, 0.1 * 7, 1 - 2 / 3]
+    assert first != second and paired_bootstrap_difference(first, second) == (0, 0, 0, 3)
+
+
 def test_a_pair_with_a_missing_half_is_left_out():
     assert paired_bootstrap_difference([1.0, np.nan, 3.0], [0.0, 1.0, np.nan]).n == 1
     with pytest.raises(ValueError, match="same records"):

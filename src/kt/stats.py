@@ -113,7 +113,8 @@ def paired_bootstrap_difference(
         WorkFailed: a difference is infinite.
     """
     a, b = _paired(first, second, "paired difference")
-    return bootstrap_mean(a - b, n_boot, seed, level)
+    same = np.abs(a - b) <= _TIE * np.maximum(np.abs(a), np.abs(b))
+    return bootstrap_mean(np.where(same, 0.0, a - b), n_boot, seed, level)
 
 
 def bootstrap_ratio(
@@ -219,8 +220,10 @@ def bootstrap_mean_grid(
     for start in range(0, len(wanted), width):
         cells = wanted[start : start + width]
         spread[:, cells] = _percentiles(deviation[:, cells], present[:, cells], n_boot, seed, level)
-    low, high = (mean + spread).reshape(2, *shape)
-    return IntervalGrid(mean.reshape(shape), low, high, counts.reshape(shape))
+    # A bound that is zero but for rounding is zero: on the other side it would tell a tie apart.
+    noise = _TIE * np.abs(filled).max(0, initial=0.0)
+    mean, low, high = (np.where(np.abs(part) <= noise, 0.0, part) for part in (mean, *(mean + spread)))
+    return IntervalGrid(*(part.reshape(shape) for part in (mean, low, high, counts)))
 
 
 def median_grid(values: Float[ndarray, "n ..."], level: float = 0.95) -> IntervalGrid:
