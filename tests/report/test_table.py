@@ -94,3 +94,4 @@ def test_a_count_of_one_is_singular():
 def test_the_terminal_shows_an_interval_of_tiny_numbers_around_its_mean():
     assert cell_text(Interval(1.4e-5, 1.2e-6, 2.6e-5, 2)) == "1.4e-05 [1.2e-06, 2.6e-05]"
     assert cell_text(Interval(0.412, 0.0001, 0.43, 9)) == "0.412 [0.000, 0.430]"
+    assert cell_text(Interval(0.412, -0.0001, 0.43, 9)) == "0.412 [0.000, 0.430]"

@@ -80,7 +80,8 @@ def interval(mean: float | None, ci95: Any) -> str:
         return "–"
     if ci95 is None or any(v is None or v != v for v in ci95):
         return cell(float(mean))
-    low, high = (cell(float(end)) for end in ci95)  # where three decimals would be zero, it is no zero
+    tiny = 0 < abs(mean) < 5e-4  # three decimals would show an interval of zeros, beside a mean outside it
+    low, high = (cell(float(end)) if tiny else f"{round(end, 3) + 0.0:.3f}" for end in ci95)
     return f"{cell(float(mean))} [{low}, {high}]"
 
 
