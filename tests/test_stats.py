@@ -115,7 +115,9 @@ def test_a_bound_that_is_zero_is_zero_and_not_what_rounding_leaves(n, right):
         low, high = bootstrap_mean(values, n_boot=500)[1:3]
         assert all(bound == 0 or abs(bound) > 1e-6 for bound in (low, high))
     rare = bootstrap_mean([1.0] + [0.0] * (n - 1), n_boot=500)
-    assert math.copysign(1, rare.low) == 1 and rare.low == 0 < rare.mean
+    share = bootstrap_ratio([0.1] + [0.0] * (n - 1), [0.3] * n, n_boot=500)
+    for found in (rare, share):
+        assert math.copysign(1, found.low) == 1 and found.low == 0 < found.mean
 
 
 def test_two_scores_that_differ_in_the_last_bit_are_a_tie():

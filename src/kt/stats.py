@@ -190,7 +190,8 @@ def bootstrap_of_means(
     if len(valid) < 0.99 * len(draws):
         return Interval(mean, math.nan, math.nan, n)
     low, high = np.quantile(valid, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), n)
+    mean, low, high = _without_noise(np.array([mean, low, high]), np.abs(valid).max()).tolist()
+    return Interval(mean, low, high, n)
 
 
 def bootstrap_mean_grid(
@@ -220,10 +221,15 @@ def bootstrap_mean_grid(
     for start in range(0, len(wanted), width):
         cells = wanted[start : start + width]
         spread[:, cells] = _percentiles(deviation[:, cells], present[:, cells], n_boot, seed, level)
-    # A bound that is zero but for rounding is zero: on the other side it would tell a tie apart.
-    noise = _TIE * np.abs(filled).max(0, initial=0.0)
-    mean, low, high = (np.where(np.abs(part) <= noise, 0.0, part) for part in (mean, *(mean + spread)))
+    size = np.abs(filled).max(0, initial=0.0)
+    mean, low, high = (_without_noise(part, size) for part in (mean, *(mean + spread)))
     return IntervalGrid(*(part.reshape(shape) for part in (mean, low, high, counts)))
+
+
+def _without_noise(bounds: ndarray, size: ndarray) -> ndarray:
+    """Zero where a number is zero but for the rounding of sums of this size: on the other side of zero a bound would
+    tell a tie apart."""
+    return np.where(np.abs(bounds) <= _TIE * size, 0.0, bounds)
 
 
 def median_grid(values: Float[ndarray, "n ..."], level: float = 0.95) -> IntervalGrid:
