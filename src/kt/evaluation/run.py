@@ -22,7 +22,7 @@ from ..facts.corpus import Corpus
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
 from ..model.chat import Verbatim
-from ..model.model import A_MODEL, TracedModel
+from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest, continuations
 from ..model.scoring import Question, Row, TeacherForced, answer_row, first_tokens, teacher_force, warn_of_joins
 from ..model.tokens import reader, target_ids, token_ids
@@ -223,7 +223,16 @@ def _answer_scores(sample: Sample, plan: Plan, responses: Responses) -> dict[str
     return scores
 
 
-@takes(model=A_MODEL, before=((Scores, NoneType), "Scores, or None"), protocols=NAMES)
+@runtime_checkable
+class Reader(Protocol):
+    """Whatever has a tokenizer can be asked: a `TracedModel`, or a stand-in for one."""
+
+    tokenizer: Any
+
+
+@takes(
+    model=((Reader,), "the model that kt.load returns"), before=((Scores, NoneType), "Scores, or None"), protocols=NAMES
+)
 @with_bar("scoring")
 def evaluate(
     model: TracedModel,
