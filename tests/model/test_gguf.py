@@ -138,6 +138,7 @@ def test_quantised_weights_come_dequantised_and_in_the_dtype_asked_for(module, t
 
 
 def test_an_edit_says_which_of_its_weights_the_file_holds_quantised(module, whole, tmp_path):
+    pytest.importorskip("transformers", minversion="5.12", reason="5.5 wants an unknown token of every vocabulary")
     path = write(tmp_path / "q8.gguf", module, quantised=("layers.1.mlp.up_proj",))
     model, facts = (
         kt.load(path, device="cpu"),
@@ -156,6 +157,7 @@ def test_an_edit_says_which_of_its_weights_the_file_holds_quantised(module, whol
 
 
 def test_an_edit_merges_into_an_ordinary_folder_and_comes_out_again(whole, tmp_path):
+    pytest.importorskip("transformers", minversion="5.12", reason="5.5 wants an unknown token of every vocabulary")
     model = kt.load(whole, device="cpu")
     before = model.fingerprint()
     name = model.weight_name(Site(Kind.MLP, 1))

@@ -93,6 +93,7 @@ def test_a_tokenizer_that_names_a_file_outside_is_refused(folder, tmp_path, name
     file = "../tokenizer.9.0.0.json"
     changed(folder / "tokenizer_config.json", **{name: [file] if name.endswith("s") else file})
     assert "is not in the folder" in refusal(folder)
+    pytest.importorskip("transformers", minversion="5.17", reason="5.12 needs the file that is named")
     changed(folder / "tokenizer_config.json", **{name: [] if name.endswith("s") else "/home/someone/long/gone.json"})
     assert kt.load(folder, device="cpu").n_layers == 3
 

@@ -413,7 +413,10 @@ def call_order(model: Any, modules: Mapping[str, nn.Module], last: nn.Module) ->
     device = execution_device(model.embedding)
     ids = torch.ones((1, 2), dtype=torch.long, device=device)
     on_meta = device.type == "meta"
-    for mask in [torch.zeros((1, 1, 2, 2), device=device), None] if on_meta else [torch.ones_like(ids)]:
+    whole = {"attention_mask": torch.zeros((1, 1, 2, 2), device=device)}
+    placed = whole | {"position_ids": torch.arange(2, device=device)[None]}  # OPT counts them from a mask of two axes
+    ways: list[dict[str, Any]] = [{"attention_mask": torch.ones_like(ids)}]
+    for given in [whole, {"attention_mask": None}, placed] if on_meta else ways:
         seen: list[tuple[str, int]] = []
 
         def note(name: str, seen: list[tuple[str, int]] = seen) -> Any:
@@ -426,11 +429,11 @@ def call_order(model: Any, modules: Mapping[str, nn.Module], last: nn.Module) ->
         handles.append(last.register_forward_hook(stop))
         try:
             with torch.no_grad():
-                model.module(input_ids=ids, attention_mask=mask, use_cache=False)
+                model.module(input_ids=ids, use_cache=False, **given)
         except _Stop:
             calls = Counter(name for name, _ in seen)
             return [name for name, tokens in seen if tokens == ids.numel() and calls[name] == 1]
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError, TypeError):
             if not on_meta:
                 raise
         finally:
