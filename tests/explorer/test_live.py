@@ -17,7 +17,7 @@ from kt.errors import KtError, install_hint
 from kt.explorer.live import Live
 from kt.explorer.page import bundle
 
-FT = fast("ft", layers=(2,))
+FT = fast("ft", layers_mlp=(2,))
 TYPED = {"prompt": "The capital of {} is", "subject": "France", "answer": "", "target": ""}
 
 
