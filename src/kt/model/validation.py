@@ -413,7 +413,7 @@ def call_order(model: Any, modules: Mapping[str, nn.Module], last: nn.Module) ->
     device = execution_device(model.embedding)
     ids = torch.ones((1, 2), dtype=torch.long, device=device)
     on_meta = device.type == "meta"
-    whole = {"attention_mask": torch.zeros((1, 1, 2, 2), device=device)}
+    whole: dict[str, Any] = {"attention_mask": torch.zeros((1, 1, 2, 2), device=device)}
     placed = whole | {"position_ids": torch.arange(2, device=device)[None]}  # OPT counts them from a mask of two axes
     ways: list[dict[str, Any]] = [{"attention_mask": torch.ones_like(ids)}]
     for given in [whole, {"attention_mask": None}, placed] if on_meta else ways:
