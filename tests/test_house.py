@@ -236,6 +236,12 @@ def test_a_tokenizer_that_takes_more_packages_names_their_extra():
         raise ValueError("You need to have sentencepiece or tiktoken installed to convert a slow tokenizer")
 
 
+def test_a_checkpoint_whose_reading_takes_another_package_names_it():
+    says = "takes the package 'no_such_package', which is not here; install it"
+    with pytest.raises(UnknownModel, match=says), one_line("a/model"):
+        __import__("no_such_package.inside")
+
+
 def test_a_hint_installs_ours_with_its_extra():
     assert install_hint("lora") == "pip install 'kt-interp[lora]'"
 

@@ -60,6 +60,9 @@ def one_line(name: str) -> Any:
             raise
         elif any(name in message.lower() for name in ("sentencepiece", "tiktoken", "protobuf")):
             reason = f"its tokenizer is of a kind that takes more packages to read; {install_hint('tokenizers')}"
+        elif isinstance(error, ModuleNotFoundError) and error.name:
+            package = visible(error.name.partition(".")[0])
+            reason = f"reading it takes the package {package!r}, which is not here; install it, or a newer transformers"
         elif isinstance(error, (OSError, ValueError, ImportError)):
             reason = f"{message[:300] or type(error).__name__}; give demo, a local folder or a Hub id"
         else:
