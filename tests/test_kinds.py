@@ -1,12 +1,16 @@
 """What a public function is given that is of another kind: one line that names it, before any work."""
 
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from families import tiny_model
 
 import kt
+from kt._util.kinds import annotated_kinds, takes
 
 FACT = kt.Fact("The capital of {} is", "France", "Paris", target="Rome")
 OF_A_MODEL = {
@@ -83,7 +87,7 @@ def test_a_fact_is_made_of_texts(values, words):
         (lambda: kt.load(3), "model is 3; give demo"),
         (lambda: kt.load("demo", device=1.5), "device is 1.5; give auto, cpu"),
         (lambda: kt.load("demo", device_map=3), "device_map is 3; give a file's name"),
-        (lambda: kt.EditStack(["x"]), "edit is 'x'; give an edit"),
+        (lambda: kt.EditStack(["x"]), "edits holds 'x'; give a list of edits"),
         (lambda: kt.EditStack(edit()), "edits is an object of type Edit; give a list of edits"),
     ],
 )
@@ -118,3 +122,80 @@ def test_a_device_is_a_name_a_number_or_torchs_own():
 
     assert [kt.load("demo", device=device).device.type for device in ("cpu", torch.device("cpu"))] == ["cpu", "cpu"]
     refused(lambda: kt.load("demo", device=["cpu"]), "device is \\['cpu'\\]; give auto, cpu")
+
+
+FUNCTIONS = [name for name in kt.__all__ if inspect.isfunction(getattr(kt, name))]
+BY_FUNCTION = [(name, argument) for name in FUNCTIONS for argument in annotated_kinds(getattr(kt, name))]
+
+
+@pytest.mark.parametrize(("name", "argument"), BY_FUNCTION)
+def test_an_object_of_no_kind_is_refused_for_every_argument_by_its_name(name, argument):
+    """Before anything else is looked at: the other arguments may be missing."""
+    function = getattr(kt, name)
+    refused(lambda: function(**{argument: object()}), f"{argument} is an object of type object; give ")
+
+
+@takes()
+def asked(
+    layers: "Sequence[int] | None" = None,
+    flag: "bool" = False,
+    share: "float" = 0.5,
+    file: "str | Path" = "x",
+    anything: "Nowhere | int" = 0,  # noqa: F821
+):
+    return layers, flag, share, file, anything
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"layers": range(3)},
+        {"layers": np.arange(3)},
+        {"layers": (np.int64(1),)},
+        {"layers": []},
+        {"flag": np.True_},
+        {"share": 1},
+        {"share": np.float32(0.5)},
+        {"file": Path("x")},
+        {"anything": object()},  # an annotation that names what nobody knows is not checked
+    ],
+)
+def test_numbers_and_lists_of_numpy_are_taken(given):
+    assert asked(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"layers": "1,2"}, "layers is '1,2'; give a list of whole numbers, or None"),
+        ({"layers": [1, "2"]}, "layers holds '2'; give a list of whole numbers, or None"),
+        ({"layers": [True]}, "layers holds True"),
+        ({"flag": "yes"}, "flag is 'yes'; give True or False"),
+        ({"share": True}, "share is True; give a number"),
+        ({"share": "0.5"}, "share is '0.5'; give a number"),
+        ({"file": 3}, "file is 3; give a file's name"),
+    ],
+)
+def test_an_annotation_says_what_is_taken(given, words):
+    refused(lambda: asked(**given), words)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: kt.find_layers(model, max_token=5), "find_layers takes no max_token; did you mean max_tokens"),
+        (lambda model: kt.screen(model, [FACT], sample=2), "screen takes no sample; did you mean samples"),
+        (lambda model: kt.abilities(model, "gsm8k", apply_template=True), "abilities takes no apply_template"),
+        (lambda model: kt.run_recipe("none", lambda name: model), "no recipe 'none'; there are"),
+    ],
+)
+def test_options_that_are_handed_on_are_known_before_any_work(call, words):
+    with pytest.raises(kt.KtError, match=words):
+        call(tiny_model("llama"))
+
+
+def test_a_bootstrap_needs_a_draw_and_a_seed():
+    facts = [FACT, kt.Fact("The capital of {} is", "Italy", "Rome")]
+    trace = kt.causal_trace(tiny_model("llama"), facts, samples=1, keep="all")
+    for given in ({"n_boot": 0}, {"n_boot": -1}, {"seed": -1}):
+        refused(lambda given=given: trace.by_role("mlp", **given), "give at least one draw, and a seed of at least 0")

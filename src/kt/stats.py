@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from .errors import WorkFailed
+from .errors import KtError, WorkFailed
 
 _MAX_CELLS = 2_000_000
 """Numbers that a bootstrap or a test holds at once (16 MB); larger grids go in blocks, with the same resamples."""
@@ -217,7 +217,7 @@ def bootstrap_mean_grid(
     # Resampling deviations from the mean instead of the values keeps equal values exactly equal.
     deviation = np.where(present, flat - mean, 0.0)
     spread = np.full((2, flat.shape[1]), np.nan)
-    wanted, width = np.flatnonzero(counts > 1), max(1, _MAX_CELLS // n_boot)
+    wanted, width = np.flatnonzero(counts > 1), max(1, _MAX_CELLS // max(1, n_boot))
     for start in range(0, len(wanted), width):
         cells = wanted[start : start + width]
         spread[:, cells] = _percentiles(deviation[:, cells], present[:, cells], n_boot, seed, level)
@@ -289,6 +289,8 @@ def _percentiles(
 
 def _resamples(n: int, n_boot: int, seed: int) -> Iterator[Float[ndarray, "draw n"]]:
     """How often each record is drawn, in blocks of draws: the same for the same n and seed."""
+    if n_boot < 1 or seed < 0:
+        raise KtError(f"n_boot is {n_boot} and seed {seed}; give at least one draw, and a seed of at least 0")
     rng, block = np.random.default_rng(seed), max(1, _MAX_CELLS // n)
     for start in range(0, n_boot, block):
         rows = min(block, n_boot - start)

@@ -132,7 +132,7 @@ def test_a_full_disk(refused, model_folder, facts_file, monkeypatch):
 
 MALFORMED = {
     "--limit": ("heatmap", ["0", "x", "5-2", "-3", "1.5"]),
-    "--noise": ("heatmap", ["3", "0s", "-1s", "xs", "nans"]),
+    "--noise": ("heatmap", ["3", "0s", "-1s", "xs", "nans", "1e300s", "infs"]),
     "--kind": ("heatmap", ["mlp,brain", ""]),
     "--metric": ("heatmap", ["bits"]),
     "--corrupt": ("heatmap", ["shuffle"]),

@@ -77,6 +77,7 @@ MISTAKES = {
     f"{EDIT} -m ./none --method rome --keep-history --mode sequential": "--keep-history: rome has no place for",
     f"{EDIT} -m ./none --method ice --update-guard rect": "--update-guard: update_guard rect restrains",
     f"{EDIT} -m ./none --method unke --update-guard simie": "--update-guard: simie needs linear maps",
+    f"{EDIT} -m ./none --preset qwen2.5-7b --alpha-facts demo": "--alpha-facts: alpha_facts are traced",
     f"{EDIT} -m ./none --method memit --alpha 0.3": "memit leaves attention alone",
     f"{EDIT} -m ./none --method memit --layers-attn 1": "--layers-attn: memit does not use it",
     f"{EDIT} -m ./none --method memit --layers-mlp none": "layers_mlp is empty",

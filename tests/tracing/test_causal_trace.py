@@ -253,6 +253,8 @@ def test_progress_counts_facts(gpt2, facts):
         ({"samples": 0}, "samples is 0"),
         ({"window": 0}, "window is 0"),
         ({"noise_scale": 0.0}, "noise_scale"),
+        ({"noise_scale": 1e300}, r"at most 1e\+06"),
+        ({"noise_scale": float("nan")}, "noise_scale is nan"),
         ({"corrupt": "drop"}, "noise or swap"),
         ({"keep": "some"}, "known or all"),
         ({"noise": []}, "0 tensors for 1 facts"),

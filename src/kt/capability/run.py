@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, plain, read_json, write_json
-from .._util.kinds import require_kinds
+from .._util.kinds import require_kinds, require_options, takes
 from .._util.text import without_folders
 from ..errors import BadFile
 from ..report import Column, Shown, Table
@@ -158,6 +158,7 @@ class Abilities(Shown):
         return f"Abilities({self.model}: {', '.join(dict.fromkeys(row.task for row in self.rows))})"
 
 
+@takes()
 def abilities(
     model: TracedModel,
     tasks: str | Sequence[Spec] | Chosen,
@@ -192,10 +193,11 @@ def abilities(
         WorkFailed: lm-eval stopped, or the model answers with NaN.
         KtError: lm-eval is not installed.
     """
-    from ..model.model import A_MODEL
+    from ..editing.stack import ANY_EDIT
 
-    require_kinds({"model": model}, {"model": A_MODEL})
+    require_options(options, [field.name for field in fields(Settings)], "abilities")
     if edit is not None:
+        require_kinds({"edit": edit}, {"edit": ANY_EDIT})
         edit.require_updates("lm-eval, which reads its own prompts,", ("context",))
     settings = Settings(num_fewshot, limit, seed=seed, **options)
     chosen = tasks if isinstance(tasks, Chosen) else choose(tasks, include_path)

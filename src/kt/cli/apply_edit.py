@@ -155,6 +155,7 @@ def apply_edit(options: EditOptions) -> None:
             keep_history=("keep_history", options.keep_history),
             update_guard=("update_guard", options.update_guard),
             history=("history", held),
+            alpha_facts=("alpha_facts", options.alpha_facts),
         ),
     ) as s:
         from ..facts.load import load_facts

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from .._util.limits import MOST_NOISE
 from ..errors import KtError
 from .command import BadOption
 
@@ -53,6 +54,8 @@ def noise(text: str) -> float:
     value = _number(text.strip().removesuffix("s")) if text.strip().endswith("s") else None
     if value is None or value <= 0:
         raise BadOption(f"--noise {text!r}: write a multiple of the embeddings' standard deviation, as 3s")
+    if value > MOST_NOISE:
+        raise BadOption(f"--noise {text}: above {MOST_NOISE:g}s nothing of the embedding is left; 3s is usual")
     return value
 
 

@@ -179,6 +179,11 @@ class Config:
         return any(getattr(self, spec.name) == AUTO for spec in specs)
 
     @property
+    def needs_evidence(self) -> bool:
+        """Whether α comes from a trace, or layers from a probe."""
+        return "layers_high" in self.missing_layers or self.traces_alpha
+
+    @property
     def traces_alpha(self) -> bool:
         """Whether α comes from a trace."""
         return False

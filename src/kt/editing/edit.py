@@ -109,6 +109,7 @@ class Edit(Shown):
     def _parts(self) -> edit_io.EditParts:
         return edit_io.EditParts(self.updates, self.manifest, self.report, self.targets, self.keys, self.effect)
 
+    @takes()
     def delta(self, name: str) -> Float[Tensor, "d_out d_in"]:
         """The dense update of the weight `name`, (d_out, d_in) float32 whatever the module's own layout."""
         if name not in self.updates:
@@ -129,6 +130,7 @@ class Edit(Shown):
         manifest |= {"control": "MLP alone, x (1 - α)", "fingerprints": {n: known[n] for n in rest if n in known}}
         return Edit(rest, manifest)
 
+    @takes()
     def deltas(self, model: TracedModel | None = None) -> dict[str, dict[str, Any]]:
         """Per weight: shape, rank, norm, the norm relative to the weight's own, the numbers that were chosen
         (`CHOSEN`), and (weights of 16 bits) what of the update rounding left: see `rounding`.

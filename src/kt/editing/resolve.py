@@ -169,11 +169,6 @@ def configure(
     return configured(known, method, alpha, variant, **given)
 
 
-def needs_evidence(config: Config) -> bool:
-    """Whether α comes from a trace, or layers from a probe."""
-    return "layers_high" in config.missing_layers or config.traces_alpha
-
-
 def resolve(
     config: Config,
     model: TracedModel,

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._util.kinds import require_kinds, shown
+from .._util.kinds import require_kinds, shown, takes
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
 from ..errors import KtError, warn_user
@@ -47,7 +47,6 @@ from .resolve import (
     configure,
     distinct_requests,
     is_per_fact,
-    needs_evidence,
     read_requests,
     resolve,
     take_statistics,
@@ -113,8 +112,15 @@ class EditSession:
         **options: Any,
     ) -> None:
         config = config if method is None else method
-        given = {"model": model, "method": config, "statistics": statistics, "seed": seed, "journal": journal}
-        require_kinds(given | {"context_templates": context_templates}, ARGUMENT_KINDS)
+        given: dict[str, Any] = {
+            "model": model,
+            "method": config,
+            "statistics": statistics,
+            "seed": seed,
+            "journal": journal,
+        }
+        given |= {"context_templates": context_templates, "progress": progress}
+        require_kinds(given, ARGUMENT_KINDS)
         own = {spec.name: options.pop(spec.name) for spec in fields(SessionOptions) if spec.name in options}
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
@@ -139,8 +145,6 @@ class EditSession:
         self._anchors: dict[str, float] = {}
         self._solved: dict[str, Update] = {}  # PRUNE: the sums of what the steps solved, before it restrained them
         self._solving: dict[str, Update] = {}
-        if self.options.alpha_facts and not needs_evidence(config):
-            raise KtError("alpha_facts are traced for alpha, and nothing is traced here; leave them out, or alpha")
         self._history = model.by_whole(keys_of(self.options.history))
         self.state = EditHistory(self._history)
         self.steps: list[Edit] = []
@@ -529,6 +533,7 @@ def warn_of_keyless(below: EditStack) -> None:
 # `kt.edit`: requests and a method become an `Edit`; the model is left as it was.
 
 
+@takes()
 @with_bar("solving")
 def edit(
     model: TracedModel,

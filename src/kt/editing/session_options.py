@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from os import PathLike
@@ -82,6 +82,8 @@ class SessionOptions:
         Raises:
             KtError: `config` is of a method that cannot take one of the options, or gives no plan.
         """
+        if self.alpha_facts and not config.needs_evidence:
+            raise KtError("alpha_facts are traced for alpha, and nothing is traced here; leave them out, or set alpha to auto")
         plan, name, guard = config.outline(), config.name, self.update_guard
         if guard and isinstance(plan, EffectPlan):
             raise KtError(f"update_guard {guard} restrains updates of weights, and {name} writes none; leave it out")
@@ -119,6 +121,7 @@ ARGUMENT_KINDS: dict[str, Wanted] = {
     "statistics": ((Statistics, str, PathLike, NoneType), "a Statistics object, or the file of one"),
     "context_templates": ((Sequence, NoneType), TEXTS),
     "seed": COUNT,
+    "progress": ((Callable, NoneType), "a function of what is done and of how many, or None"),  # type: ignore[dict-item]
     "journal": ((Journal, NoneType), "a Journal, as Journal.begin makes it of a folder"),
 }
 """The same of the arguments of `EditSession`."""

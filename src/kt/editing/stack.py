@@ -428,6 +428,7 @@ class EditStack(Shown):
         return whole
 
     # Keeping ----------------------------------------------------------------------------------------------------
+    @takes()
     def save(self, path: str | Path) -> Path:
         """Write the stack's JSON to `path`; the edit files stay beside it (see stack_file.py)."""
 

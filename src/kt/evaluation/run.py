@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from .._util.kinds import NAMES, takes
+from .._util.kinds import NAMES_OR_NONE, takes
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress, counter
 from .._util.text import count, words
@@ -231,7 +231,9 @@ class Reader(Protocol):
 
 
 @takes(
-    model=((Reader,), "the model that kt.load returns"), before=((Scores, NoneType), "Scores, or None"), protocols=NAMES
+    model=((Reader,), "the model that kt.load returns"),
+    before=((Scores, NoneType), "Scores, or None"),
+    protocols=NAMES_OR_NONE,
 )
 @with_bar("scoring")
 def evaluate(

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from .._util.data import complete_file, read_json, write_json
+from .._util.kinds import takes
 from .._util.text import count, without_folders
 from ..errors import BadFact, BadFile
 from ..report import Shown, Table
@@ -142,6 +143,7 @@ class Scores(Shown):
         columns = zip(self.values, grid.mean, grid.low, grid.high, grid.n, strict=True)
         return {name: Interval(float(m), float(lo), float(hi), int(n)) for name, m, lo, hi, n in columns}
 
+    @takes()
     def of_edited(self, facts: Sequence[Fact], requests: Sequence[Fact]) -> Scores:
         """The scores of a model with an edit in it: success, paraphrase and portability of the records it holds alone.
 
@@ -167,6 +169,7 @@ class Scores(Shown):
         edited, n = self.edited, len(self.records)
         return count(n, "record") if edited is None else f"{len(edited)} of {count(n, 'record')} edited"
 
+    @takes()
     def compare(self, other: Scores, seed: int | None = None) -> dict[str, Interval]:
         """This model less the other on the same records, metric by metric: paired bootstrap differences.
 
@@ -180,6 +183,7 @@ class Scores(Shown):
         return differences(self, other, self.seed if seed is None else seed)
 
     @classmethod
+    @takes()
     def joined(cls, parts: Sequence[Scores]) -> Scores:
         """Scores (`parts`) of different records, measured alike, as one: each record under its own edit.
 
@@ -211,6 +215,7 @@ class Scores(Shown):
 
     samples_to_dataframe = samples_dataframe
 
+    @takes()
     def figure(self, before: Scores) -> go.Figure:
         """Every score between 0 and 1 before and after, with its 95% interval.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, read_json, write_json
-from .._util.kinds import COUNT, require_kinds
+from .._util.kinds import require_kinds, takes
 from .._util.text import visible, without_folders
 from ..editing.edit_io import fits
 from ..errors import BadFact, BadFile
@@ -154,6 +154,7 @@ class CaseStudy(Shown):
         return f"CaseStudy({self.record}: {len(self.questions)} prompts, {', '.join(self.methods)})"
 
 
+@takes(edits=((Mapping,), "edits by the names to show"))
 def case_study(
     model: TracedModel, fact: FactsLike, edits: Mapping[str, AnyEdit], max_new_tokens: int = TOKENS, each: int = 1
 ) -> CaseStudy:
@@ -178,11 +179,7 @@ def case_study(
         ('unedited', 'memit')
     """
     from ..editing.stack import ANY_EDIT
-    from ..model.model import A_MODEL
 
-    numbers = {"max_new_tokens": max_new_tokens, "each": each}
-    require_kinds({"model": model, **numbers}, {"model": A_MODEL, **dict.fromkeys(numbers, COUNT)})
-    require_kinds({"edits": edits}, {"edits": ((Mapping,), "edits by the names to show")})
     require_kinds(edits, dict.fromkeys(edits, ANY_EDIT))
     if UNEDITED in edits:
         raise BadFact(f"an edit cannot be called {UNEDITED!r}, the name of the column beside it; give it another")

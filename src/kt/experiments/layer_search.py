@@ -16,11 +16,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.files import atomic_write
-from .._util.kinds import COUNT, takes
+from .._util.kinds import require_options, takes
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from .._util.text import without_folders
@@ -42,7 +43,6 @@ from ..editing.resolve import configure, default_layers
 from ..errors import KtError
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
-from ..model.model import A_MODEL
 from ..model.sites import Kind
 from ..report import Card, Figure, Shown, Table
 from ..report.table import layer_list
@@ -166,9 +166,11 @@ class FoundLayers(Shown):
 
 
 METRICS = (SUCCESS, LOCALITY, PERPLEXITY)
+SET_HERE = {"model", "facts", "points", "kind", "seeds", "stage"}
+"""Arguments of `sweep` that are no options of `find_layers`."""
 
 
-@takes(model=A_MODEL, n_trace=COUNT, n_edits=COUNT, windows=COUNT, seed=COUNT)
+@takes(method=((Config, str), "a method's name (kt ls methods)"))
 def find_layers(
     model: TracedModel,
     facts: FactsLike | None = None,
@@ -203,6 +205,7 @@ def find_layers(
     Raises:
         KtError: an unknown method, too few facts that the model knows, or what `sweep` raises.
     """
+    require_options(solving, set(signature(sweep).parameters) - SET_HERE, "find_layers")
     stage = stage_or_bars(stage)
     layered(method)
     config = configure(model, method, alpha)

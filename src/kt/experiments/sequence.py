@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import complete_file, read_json, write_json
-from .._util.kinds import COUNT, require_kinds
+from .._util.kinds import takes
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from ..errors import BadFile, KtError
@@ -247,6 +247,7 @@ class EditRun(Shown):
         """The course, in sequential mode."""
         return self.steps.figures() if self.steps.mode == "sequential" else ()
 
+    @takes()
     def save(self, folder: str | Path, shown: str | Path | None = None) -> Path:
         """Write files for the classes' own `load`: the edit (in single mode a folder of them), the course, the scores.
 
@@ -279,6 +280,7 @@ def _mean_deltas(edits: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, 
     return means_of
 
 
+@takes()
 def run_edits(
     model: TracedModel,
     requests: FactsLike,
@@ -326,9 +328,6 @@ def run_edits(
         >>> len(run.edits), run.after.metrics["edit_success_tf_exact"].n
         (2, 2)
     """
-    from ..model.model import A_MODEL
-
-    require_kinds({"model": model, "step_size": step_size}, {"model": A_MODEL, "step_size": COUNT})
     from ..editing import EditSession
     from ..editing.config import one_of
     from ..editing.resolve import read_requests, without_contradictions

@@ -19,7 +19,7 @@ from ..editing.closed_form.plan import LocateThenEdit
 from ..editing.config import Config
 from ..editing.edit import OF_THE_WHOLE
 from ..editing.plan import Plan
-from ..editing.resolve import configure, needs_evidence, resolve, take_statistics
+from ..editing.resolve import configure, resolve, take_statistics
 from ..editing.session import edit
 from ..facts.fact import Fact
 from ..runs.journal import Journal
@@ -104,7 +104,7 @@ class Solver:
             warnings.simplefilter("ignore")  # the solve itself says it once more
             config = config_of(self.model, options)
             config.require(self.model)
-            return None if needs_evidence(config) else resolve(config, self.model, [])[0].plan()
+            return None if config.needs_evidence else resolve(config, self.model, [])[0].plan()
 
     def _moments(self, progress: Progress | None) -> Statistics | str | Path | None:
         """One object for all points, if their needs are known, so that its factors are computed once."""

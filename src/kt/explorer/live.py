@@ -12,17 +12,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._util.kinds import require_options
 from .._util.text import count, visible
-from ..editing import Edit
+from ..editing import Edit, EditSession
 from ..editing.method_names import MethodName
 from ..editing.methods import METHODS
 from ..editing.session import edit as solve_edit
+from ..editing.session_options import SessionOptions
 from ..editing.stack import EditStack
 from ..errors import BadFact, KtError
 from ..facts.fact import Fact
@@ -38,6 +41,8 @@ from .page import data_of, named_results, packed
 from .seen import Seen
 
 KINDS = ("mlp", "attn", "hidden")
+SET_HERE = {"model", "config", "method", "progress", "options", "journal"}
+"""Arguments of `EditSession` that are no options of `Live`."""
 TEXT = 12
 """Tokens that the model goes on with."""
 MOST = 20
@@ -63,6 +68,10 @@ class Live:
         samples: int | None = None,
         **options: Any,
     ) -> None:
+        sessions = [*signature(EditSession).parameters, *(field.name for field in fields(SessionOptions))]
+        settings = [name for method in METHODS.values() for name in method.settings()]
+        known = dict.fromkeys([*sessions, "preset", "variant", *settings])
+        require_options(options, ["samples", *(name for name in known if name not in SET_HERE)], "the widget")
         self.model, self.changed, self.options = model, changed, options
         self.trace_options: dict[str, Any] = {} if samples is None else {"samples": samples}
         folders = [Run.of(folder) for folder in ([runs] if isinstance(runs, str | Path) else runs)]

@@ -15,6 +15,7 @@ from typing import Any
 
 from .._util.data import complete_file
 from .._util.files import atomic_write
+from .._util.kinds import A_RUN, takes
 from .._util.text import visible, without_folders
 from ..editing import Edit
 from ..errors import BadFile
@@ -62,6 +63,7 @@ class Explorer:
         return f'<iframe {frame} srcdoc="{html.escape(self.html)}"></iframe>'
 
 
+@takes(runs=A_RUN)
 def explore(runs: str | Path | Sequence[str | Path], title: str = "") -> Explorer:
     """The facts of runs as one page to explore: docs/explore.md.
 

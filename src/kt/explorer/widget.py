@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._util.kinds import require_kinds
+from .._util.kinds import A_RUN, takes
 from ..errors import need
 from ..report.html import page_style
 from .live import Live
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ROOT = ".kt-root"
 
 
+@takes(runs=A_RUN)
 def widget(model: TracedModel, runs: str | Path | Sequence[str | Path] = (), **options: Any) -> AnyWidget:
     """The fact explorer with a model behind it: type a prompt, trace it, apply an edit and take it back.
 
@@ -41,9 +42,6 @@ def widget(model: TracedModel, runs: str | Path | Sequence[str | Path] = (), **o
         KtError: anywidget is not installed.
         BadFile: a run's file is not the result that its name says.
     """
-    from ..model.model import A_MODEL
-
-    require_kinds({"model": model}, {"model": A_MODEL})
     kind = _kind()
     return kind(model, runs, **options)
 

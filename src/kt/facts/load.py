@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from .._util.kinds import takes
 from .._util.online import ELSEWHERE, refuse_unreachable, told_offline
 from ..errors import BadFact, BadFile, KtError, need, warn_user
 from .fact import Fact, doubts, joined_by
@@ -26,6 +27,7 @@ FactsLike: TypeAlias = Fact | Mapping[str, Any] | str | Path | Iterable[Fact | M
 """One fact or many, as `Fact`s, dicts, or a source by name: what every function that takes facts accepts."""
 
 
+@takes()
 def load_facts(
     source: FactsLike = "demo",
     limit: int | str | None = None,
@@ -63,6 +65,7 @@ def load_facts(
     return Facts(read_facts(source, limit, format, zsre_target, known_to, join).facts)
 
 
+@takes()
 def read_facts(
     source: FactsLike = "demo",
     limit: int | str | None = None,
@@ -100,6 +103,7 @@ def read_facts(
     return Loaded(with_unique_ids(facts), skips)
 
 
+@takes()
 def iter_facts(
     source: FactsLike = "demo",
     limit: int | str | None = None,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._util.kinds import A_FILE, TEXT_OR_NONE, require_kinds
+from .._util.kinds import shown, takes
 from ..errors import KtError, UnknownModel
 from .chat import Chat, choose
 from .devices import checked_device, read_device_map
@@ -36,8 +36,11 @@ DTYPES = {
 
 A_NAME = ((str, os.PathLike, nn.Module), "demo, a Hub id, a folder, or a loaded module")
 A_DEVICE = ((str, int, torch.device), "auto, cpu, cuda:0, mps, or a torch.device")
+A_DTYPE = ((str, torch.dtype), "auto, float32, bfloat16, float16, or a torch.dtype")
+A_MAP = ((str, os.PathLike, Mapping, type(None)), "a file's name, auto, or a mapping from module paths to devices")
 
 
+@takes(model=A_NAME, dtype=A_DTYPE, device=A_DEVICE, device_map=A_MAP)
 def load(
     model: str | Path | nn.Module = "demo",
     dtype: str | torch.dtype = "auto",
@@ -89,11 +92,8 @@ def load(
         >>> model.n_layers, model.d_model
         (8, 128)
     """
-    given = {"model": model, "device": device, "revision": revision, "attn_implementation": attn_implementation}
-    texts = {"revision": TEXT_OR_NONE, "attn_implementation": TEXT_OR_NONE}
-    require_kinds(given, {"model": A_NAME, "device": A_DEVICE, **texts})
-    if device_map is not None and not isinstance(device_map, Mapping):
-        require_kinds({"device_map": device_map}, {"device_map": A_FILE})
+    if tokenizer is not None and not hasattr(tokenizer, "pad_token_id"):
+        raise KtError(f"tokenizer is {shown(tokenizer)}; give one of transformers, or None for the checkpoint's own")
     parts = read_layout(layout)
     made = _load(
         model, dtype, device, device_map, revision, trust_remote_code, tokenizer, attn_implementation, remote, parts

@@ -16,7 +16,7 @@ from ..errors import BadFact, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
 from ..model.batches import BatchSize
-from ..model.model import A_MODEL, TracedModel
+from ..model.model import TracedModel
 from ..runs import parallel
 from ..tracing.prompts import LeftOut, why
 from .lens import POSITIONS, TOP, LensReading, read_lens
@@ -30,7 +30,7 @@ _BLOCK = 512
 """Facts in memory at once; of the others only their numbers are kept."""
 
 
-@takes(model=A_MODEL)
+@takes()
 @with_bar("probing")
 def contrast_probe(
     model: TracedModel,

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
+from .._util.kinds import takes
 from .._util.text import count, without_folders
 from ..errors import BadFact
 from ..report import Column, Figure, Shown, Table
@@ -145,6 +146,7 @@ class Probe(Shown):
         told_apart = np.array([not fact.same_first_token for fact in self.facts])
         return first & told_apart if (first & told_apart).any() else first
 
+    @takes()
     def curve(
         self,
         kind: str = "resid",
@@ -381,6 +383,7 @@ class Probe(Shown):
 
         return load(path)
 
+    @takes()
     def merge(self, others: Probe | Sequence[Probe]) -> Probe:
         """This probe's facts and the others', numbered on from this probe's list.
 

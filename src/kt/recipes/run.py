@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._util.kinds import Wanted, takes
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from ..facts.load import FactsLike, facts_from
 from .base import How, PaperRecipe, refuse_untaken
 from .kinds import KINDS
+from .reading import read_recipe
 from .result import RecipeRun
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
 
+A_RECIPE: Wanted = ((PaperRecipe, str, os.PathLike), "a recipe's name (kt run ls), or a TOML file")
 
+
+@takes(recipe=A_RECIPE)
 def run_recipe(
-    recipe: PaperRecipe,
+    recipe: PaperRecipe | str | Path,
     load: Callable[[str], TracedModel],
     facts: FactsLike | None = None,
     *,
@@ -27,7 +33,7 @@ def run_recipe(
     folder: str | Path | None = None,
     resume: bool = False,
     batch_size: int | str = "auto",
-    corpus: str | None = None,
+    corpus: str | Path | None = None,
     statistics: str | Path | None = None,
     sets: str | Path | None = None,
     only: Sequence[str] | None = None,
@@ -36,7 +42,7 @@ def run_recipe(
     """The paper's table or figure, ours beside what the paper has.
 
     Args:
-        recipe: of `read_recipe`.
+        recipe: its name (`kt run ls`), a TOML file, or one that is read.
         load: from a model's id to the model; one model is in memory at a time.
         facts: in place of the recipe's own.
         models: in place of the recipe's own, by its labels: {"qwen2.5-7b": "/path/or/id"}.
@@ -57,6 +63,7 @@ def run_recipe(
         BadFile: the recipe's data has to be fetched by hand.
         KtError: an argument that this kind of recipe does not take, too few facts, or what the kind's own work raises.
     """
+    recipe = recipe if isinstance(recipe, PaperRecipe) else read_recipe(recipe)
     refuse_untaken(recipe, resume=resume, corpus=corpus, statistics=statistics, sets=sets, only=only)
     shipped = recipe.smoked().models if smoke else recipe.models
     how = How(
@@ -67,7 +74,7 @@ def run_recipe(
         folder=None if folder is None else Path(folder),
         resume=resume,
         batch_size=batch_size,
-        corpus=corpus,
+        corpus=None if corpus is None else str(corpus),
         statistics=statistics,
         sets=sets,
         only=only,

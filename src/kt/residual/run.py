@@ -19,7 +19,7 @@ from ..errors import BadFact, UnknownSite, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
-from ..model.model import A_MODEL, TracedModel
+from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
 from ..probing.controls import MOST, Control, ControlPrompt, Relations
 from ..probing.lens import KINDS, POSITIONS, TOP, LensReading, read_lens
@@ -128,7 +128,7 @@ class _Plan(NamedTuple):
         return rows
 
 
-@takes(model=A_MODEL, edit=ANY_EDIT)
+@takes(edit=ANY_EDIT)
 @with_bar("probing before and after the edit")
 def residual_fact(
     model: TracedModel,

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, plain, save_arrays
+from .._util.kinds import takes
 from .._util.text import count, without_folders
 from ..errors import BadFact
 from ..probing.controls import Control
@@ -219,6 +220,7 @@ class Residual(Shown):
             for k, kind in enumerate(KINDS)
         }
 
+    @takes()
     def difference(self, other: Residual, kind: str = "resid", position: str = BOTH) -> Interval:
         """This score minus the other's (or those of a kind), over the same facts, which are resampled together.
 
@@ -386,6 +388,7 @@ class Residual(Shown):
         return load(path)
 
     @staticmethod
+    @takes()
     def joined(parts: Sequence[Residual]) -> Residual:
         """Residuals (`parts`) of different facts, each under its own edit, as one.
 

@@ -37,6 +37,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from .._util.data import complete_file, read_json, write_json
+from .._util.kinds import takes
 from .._util.text import count, runs_of, without_folders
 from ..errors import BadFile, WorkFailed
 from ..report import Card, Figure, Shown, Table
@@ -323,6 +324,7 @@ class Balance(Shown):
         )
 
 
+@takes()
 def balance_factor(trace: Trace, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> Balance:
     """Eq. 12 from a trace of `attn` and `mlp`, with a percentile bootstrap interval over facts.
 

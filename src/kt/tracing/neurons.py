@@ -23,13 +23,13 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 
-from .._util.kinds import COUNT, takes
+from .._util.kinds import takes
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
 from ..errors import BadFact, KtError
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
-from ..model.model import A_MODEL, TracedModel
+from ..model.model import TracedModel
 from ..model.prefix import prefix_is_reusable, saved
 from ..model.sites import Kind, Site
 from ..report import Column, Figure, Shown, Table
@@ -127,7 +127,7 @@ class KnowledgeNeurons(Shown):
         return [Figure(curves([line], title=title, y_title="attribution"), name="neurons")]
 
 
-@takes(model=A_MODEL, steps=COUNT)
+@takes()
 @with_bar("knowledge neurons")
 def knowledge_neurons(
     model: TracedModel,

@@ -10,14 +10,15 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
-from .._util.kinds import COUNT, NAMES, takes
+from .._util.kinds import NAMES, takes
+from .._util.limits import MOST_NOISE
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress
 from .._util.text import words
 from ..errors import BadFact, WorkFailed, warn_user
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.layout import ATTENTION
-from ..model.model import A_MODEL, TracedModel
+from ..model.model import TracedModel
 from ..model.ndif import REASON
 from ..model.tokens import token_ids, token_texts
 from ..runs import parallel
@@ -88,7 +89,10 @@ class Settings:
             ),
             (self.samples < 1, f"samples is {self.samples}; give at least 1"),
             (self.window < 1, f"window is {self.window}; give at least 1"),
-            (not self.noise_scale > 0, f"noise_scale is {self.noise_scale}; give a number above 0 (3 is usual)"),
+            (
+                not 0 < self.noise_scale <= MOST_NOISE,
+                f"noise_scale is {self.noise_scale}; give a number above 0 and at most {MOST_NOISE:g} (3 is usual)",
+            ),
             (self.corrupt not in ("noise", "swap"), f"corrupt is {self.corrupt!r}; choose noise or swap"),
             (
                 self.corrupt == "swap" and self.noise_given,
@@ -148,7 +152,7 @@ def _choose(name: str, values: Sequence[str], among: Sequence[str]) -> str:
     return f"{name} {', '.join(values) or '(none)'}: choose among {', '.join(among)}"
 
 
-@takes(model=A_MODEL, kinds=NAMES, samples=COUNT, window=COUNT, seed=COUNT)
+@takes(kinds=NAMES, metrics=NAMES)
 @with_bar("tracing")
 def causal_trace(
     model: TracedModel,

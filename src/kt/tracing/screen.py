@@ -14,18 +14,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from .._util.kinds import COUNT, NAMES, takes
+from .._util.kinds import NAMES, require_options, takes
 from .._util.text import without_folders
 from ..errors import BadFact
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, distinct_facts, facts_from
-from ..model.model import A_MODEL, TracedModel
+from ..model.model import TracedModel
 from ..model.tokens import token_ids
 from ..report import Figure, Shown, Table
 from ..report.table import pairs
@@ -168,6 +169,7 @@ class Screen(Shown):
         cells = Table(list(checked.columns), checked.to_numpy().tolist(), "the cells of largest estimate", only="page")
         return [*self.estimate.tables(metric), pairs(rows, "attribution patching against exact patching"), cells]
 
+    @takes()
     def figures(self, metrics: Sequence[str] | None = None) -> Sequence[Figure]:
         """The estimate's figures (of `metrics`; None: all), then estimate against exact effect."""
         says = "Estimate against exact effect, cell by cell; on the diagonal the estimate is right."
@@ -207,7 +209,7 @@ class Screen(Shown):
         return f"Screen({self.estimate.metadata['model']}, {self.metric}: {self.summary()})"
 
 
-@takes(model=A_MODEL, kinds=NAMES, top=COUNT)
+@takes(kinds=NAMES)
 def screen(
     model: TracedModel,
     facts: FactsLike,
@@ -241,6 +243,7 @@ def screen(
         raise BadFact(
             f"metric {metric}: a screen estimates {', '.join(METRICS)}; trace whole answers with causal_trace"
         )
+    require_options(options, signature(causal_trace).parameters, "screen")
     if fixed := {"method", "only", "tokens"} & set(options):
         raise BadFact(f"screen sets {', '.join(sorted(fixed))} itself; leave it out")
     facts = distinct_facts(facts_from(facts), target=False)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
+from .._util.kinds import takes
 from .._util.text import count
 from ..errors import BadFact, BadFile
 from ..report import Card, Figure, Shown, Table
@@ -137,11 +138,13 @@ class Trace(Shown):
             raise BadFact(f"{len(found)} traced facts are of the name {name!r}: {shown}; give an id, or trace[i]")
         raise BadFact(f"no traced fact is of the name {name!r}; this trace holds {shown}")
 
+    @takes()
     def patched_tokens(self, fact: TracedFact) -> list[int]:
         """The tokens of a fact that were patched."""
         every = self.roles == ROLES
         return [token for token, role in enumerate(fact.roles) if every or role in self.roles]
 
+    @takes()
     def shown_tokens(self, fact: TracedFact) -> list[int]:
         """Those that a map shows: of many before the subject, where no patch changes anything, the last few.
 
@@ -169,6 +172,7 @@ class Trace(Shown):
 
         return to_dataframe(self)
 
+    @takes()
     def by_role(self, kind: str, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> RoleGrid:
         """Means over facts of each fact's mean over the tokens of a role, with 95% bootstrap intervals over facts.
 
@@ -189,6 +193,7 @@ class Trace(Shown):
         p, q = tested(effects[:, occurring], grid, seed)
         return RoleGrid(tuple(ROLES[r] for r in occurring), grid.mean, grid.low, grid.high, n[occurring], p, q, grid.n)
 
+    @takes()
     def curve(
         self, kind: str, metric: str = "logit_diff", at: str = "subject_last", n_boot: int = 2000, seed: int = 0
     ) -> Curve:
@@ -292,6 +297,7 @@ class Trace(Shown):
             title += f", {metric_title(self, metric)}"
         return [Table(["kind", "layer", "effect [95%]"], rows, title, note)]
 
+    @takes()
     def figures(self, metrics: Sequence[str] | None = None) -> Sequence[Figure]:
         """Figure 1 for each of `metrics` (None: the trace's) in the order given, then single heads, then Figure 2."""
         metrics = metric_names(metrics or self.metrics)
@@ -457,6 +463,7 @@ class Trace(Shown):
             left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
             return Trace(facts, kinds, left_out, OLDER | header["run"])
 
+    @takes()
     def merge(self, others: Trace | Sequence[Trace]) -> Trace:
         """This trace's facts and the others', numbered on from this trace's list.
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from .._util.kinds import takes
 from ..errors import BadFact
 from ..report import Column, Table
 from ..report.table import cell_text
@@ -46,6 +47,7 @@ class Inflation(NamedTuple):
         return {n: v.as_dict() if isinstance(v, Interval) else v for n, v in self._asdict().items()}
 
 
+@takes()
 def peak_inflation(
     wide: Trace, single: Trace, metric: str = "logit_diff", at: str = "subject_last", n_boot: int = 2000, seed: int = 0
 ) -> list[Inflation]:
@@ -108,6 +110,8 @@ def inflation_table(found: Sequence[Inflation]) -> Table:
 
 def _effects(trace: Trace, other: Trace, kind: str, metric: str, at: str) -> Float[ndarray, "fact layer"]:
     """Effects at a role of the facts that `other` holds too."""
+    if at not in ROLES:
+        raise BadFact(f"no role {at!r}; choose one of {', '.join(ROLES)}")
     shared = {fact.question for fact in other.facts}
     rows = [i for i, fact in enumerate(trace.facts) if fact.question in shared]
     effects = role_effects(trace, trace.checked(kind, metric), metric)[rows, ROLES.index(at)]

@@ -12,9 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from numbers import Integral
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +29,6 @@ from ...errors import BadFact, BadFile, WorkFailed, warn_user
 from ...facts.corpus import TOKENS, Corpus, tokens_for
 from ...model.identity import identity
 from ...model.memory import require_memory
-from ...model.model import A_MODEL
 from ...model.sites import Kind, Site
 from ...report import Column, Shown, Table
 from ...runs import parallel
@@ -173,12 +170,12 @@ def default_tokens(model: TracedModel, corpus: str) -> int:
     return tokens_for(corpus, None) or min(TOKENS, max(FEWEST, TOKENS_A_DIRECTION * widest))
 
 
-@takes(model=A_MODEL, sites=((Sequence,), "a list of Sites"), max_tokens=((Integral, NoneType), "a whole number"))
+@takes()
 @with_bar("second moments")
 def key_statistics(
     model: TracedModel,
     sites: Sequence[Site],
-    corpus: Corpus | str = "auto",
+    corpus: Corpus | str | Path = "auto",
     max_tokens: int | None = None,
     cache_dir: str | Path | None = None,
     progress: Progress | None = None,

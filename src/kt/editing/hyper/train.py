@@ -33,14 +33,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..._util.kinds import TEXT_OR_NONE, takes
+from ..._util.kinds import TEXT, takes
 from ..._util.notebook_bar import with_bar
 from ..._util.progress import Progress
 from ..._util.text import count
 from ...errors import BadFact, Diverged, KtError, WorkFailed, warn_user
 from ...facts.fact import Fact, n_places
 from ...facts.load import facts_from
-from ...model.model import A_MODEL
 from ...model.sites import Site
 from ...model.tokens import joint_ids
 from ...runs.journal import Journal
@@ -119,7 +118,7 @@ class Reading(NamedTuple):
     gradients: dict[Site, Tensor]
 
 
-@takes(model=A_MODEL, modules=TEXT_OR_NONE)
+@takes(method=TEXT)
 @with_bar("training steps")
 def train_editor(
     model: TracedModel,
