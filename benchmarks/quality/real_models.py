@@ -201,10 +201,11 @@ def together(after: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def table(path: Path) -> str:
-    """Markdown, a table a model: mean and 95% interval over records; then λ."""
+    """Markdown: a table a metric, by number of edits; a table a model with all columns; then λ. Means with 95%
+    intervals over records."""
     rows = json.loads(path.read_text(encoding="utf-8"))
     by_label = {(each["method"], each["edits"]): each for each in rows}
-    found = []
+    found = by_size(by_label)
     for name in WANTED:
         lines = [
             ["method", "edits", *SHOWN.values(), "perplexity", "of unedited", "‖W‖ ×", "CPU s an edit", "peak MiB"]
@@ -215,6 +216,29 @@ def table(path: Path) -> str:
         if lines[1:]:
             found.append(markdown([["model", *lines[0]], *([name, *each] for each in lines[1:])]))
     return "\n\n".join([*found, markdown(lambda_rows(by_label))]) + "\n"
+
+
+def by_size(by_label: Mapping[tuple[str, int], dict[str, Any]]) -> list[str]:
+    """Success, kept neighbours, and perplexity over the unedited model's: methods down, models and numbers of edits
+    across."""
+    places = [(name, size) for name in FETCHED for size in sorted(SIZES)]
+    tables = []
+    for what in ("success", "locality", "perplexity"):
+        lines = [["method", *(f"{name}, {size}" for name, size in places)]]
+        for method in (each for each in SETTINGS if each != "unedited"):
+            cells = []
+            for name, size in places:
+                each = by_label.get((f"{name}: {method}", size))
+                of = None if each is None or "failed" in each else ratio(each, by_label)
+                if each is None or of is None:
+                    cells.append("–")
+                elif what == "perplexity":
+                    cells.append(f"{of:.3f}" if of < 100 else f"{of:,.0f}")
+                else:
+                    cells.append(cell(each[what]))
+            lines.append([method, *cells])
+        tables.append(markdown(lines))
+    return tables
 
 
 def line(each: dict[str, Any], method: str, by_label: Mapping[tuple[str, int], dict[str, Any]]) -> list[str]:

@@ -117,7 +117,7 @@ def test_options_of_an_evaluation_that_have_no_place_are_one_line():
     for given in ({"max_new_tokens": 3}, {"heldout": "demo"}, {"protocols": "tf,gne"}):
         with pytest.raises(BadFact, match=r"add wild|add ppl|'gne' is unknown"):
             kt.evaluate(tiny_model("gpt2"), RECORD, **given)
-    with pytest.raises(BadFact, match="layers '1': give a list"):
+    with pytest.raises(KtError, match="layers is '1'; give a list of whole numbers"):
         kt.contrast_probe(tiny_model("gpt2"), RECORD, layers="1")
 
 
