@@ -103,25 +103,21 @@ def run_loop(
 
 
 def _settings(model: TracedModel, method: str, balance: Balance, alpha: Alpha) -> tuple[dict[str, Any], str]:
-    """The edit's α and layers from the trace, and the sentence that says so, or why not."""
+    """The edit's α from the trace, with the sentence that says so and why its layers are not the traced ones."""
     given: dict[str, Any] = {"alpha": alpha.value} if METHODS[method].writes_attention else {}
     parts = [f"α {alpha.value:.3f} ({alpha.source})"] if given else []
     preset, names = preset_for(model), {"layers_mlp": "mlp", "layers_attn": "attn"}
     config = configure(model, method, **given)
     for name in [name for name in names if name in config.settings()]:
-        proposed, stable = balance.layers.get(names[name]), balance.stable_layers.get(names[name])
-        traced = f"{name} {','.join(map(str, proposed or ())) or 'none'}"
+        traced = ",".join(map(str, balance.layers.get(names[name]) or ())) or "none"
         if name not in config.missing_layers:
             used = ",".join(map(str, getattr(config, name)))
             where = "the settings" if preset is None else f"the preset {preset.name}"
-            parts.append(
-                f"{name} {used} of {where}, not the traced {traced.split()[1]}: tracing does not find the best"
-            )
-        elif stable:
-            given[name] = stable
-            parts.append(f"{traced} as traced")
+            parts.append(f"{name} {used} of {where}, not the traced {traced}: tracing does not find the best")
         else:
-            parts.append(f"{name} by relative depth: the traced ones are not stable over the facts")
+            parts.append(
+                f"{name} by relative depth, not the traced {traced}: where a fact is read is not where an edit takes"
+            )
     return given, f"the edit has {'; '.join(parts)}"
 
 

@@ -182,8 +182,8 @@ def resolve(
     """The configuration with every layer and α a number; a warning says where those come from that nobody gave.
 
     Layers: those that `kt layers` found for this method and these weights; JEEP's regions from the stages of recall;
-    those that a trace proposes and its bootstrap confirms (`Balance.stable_layers`), where α was traced or a balance is
-    kept; else by relative depth. Nothing is traced for layers alone. α: see `default_alpha`.
+    else by relative depth. Not those of a trace: where a fact is read is not where an edit takes (docs/real-models.md).
+    α: see `default_alpha`.
 
     Args:
         config: what `configure` gave, or a method's configuration made by hand.
@@ -265,11 +265,8 @@ def _layers(
     there = model.layers_with(Kind.ATTN if kind == "attn" else Kind.MLP)
     if (layers := probed.get(name)) is not None:
         return tuple(layer for layer in layers if name != "layers_mlp" or layer in there), "as probed"
-    stable = () if balance is None else balance.stable_layers.get(kind, ())
-    if balance is not None and (stable := tuple(layer for layer in stable if layer in there)):
-        return stable, f"as traced on {balance.n_facts} facts"
-    unstable = balance is not None and balance.layers.get(kind)
-    why = f" (traced {','.join(map(str, unstable))}, not stable over the facts)" if unstable else ""
+    traced = () if balance is None else balance.layers.get(kind, ())
+    why = f" (traced {','.join(map(str, traced))}, where the fact is read)" if traced else ""
     return default_layers(model, config, name), f"by relative depth{why}"
 
 
