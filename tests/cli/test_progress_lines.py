@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from kt._util import progress
 from kt.cli import console, main
 from kt.errors import tell_user
+from kt.runs.journal import Journal
 
 
 def test_a_line_comes_after_a_while_and_not_before(capsys, monkeypatch):
@@ -54,6 +56,47 @@ def test_what_was_done_before_units_were_counted_says_nothing_of_the_pace(monkey
     assert pace.left(5, 10) is None  # another count: five were kept
     now[0] = 14.0
     assert pace.left(6, 10) == 40.0
+
+
+def test_phases_that_a_resumed_run_keeps_say_nothing_of_the_pace(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+
+    def measure(number, seconds):
+        now[0] += seconds
+        return number
+
+    def run(numbers):
+        pace = progress.Pace()
+        lefts = []
+        with console.Screen().progress("tracing") as tick:
+
+            def told(done):
+                lefts.append(pace.left(done, 40))
+                tick(done, 40)
+
+            phases = {f"fact-{n}": (n, 2.0) for n in numbers}
+            assert Journal(tmp_path).take_each("facts", measure, phases, told) == [*numbers]
+        return lefts
+
+    run(range(0, 20, 2))  # one of two processes was killed here
+    run(range(5))
+    capsys.readouterr()
+    lefts = run(range(40))
+    assert lefts[:5] == [None] * 5 and lefts[5] == 34 * 2.0  # fact 5 is the first that is done now
+    assert lefts[8] == 31 * 2.0 and lefts[18] == 21 * 2.0  # and those kept in between are passed over
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "left" in line] and all("about 1 s" not in line for line in said)
+
+
+def test_a_resumed_run_announces_what_is_still_to_do(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    pace = progress.Pace()
+    progress.reused()  # as a resumed training says before its first step
+    assert pace.length(900, 1000) is None
+    now[0] += 4.0
+    assert pace.length(901, 1000) == "100 of 1,000 to do, about 7 min at the pace of the first 1"
 
 
 def test_a_part_of_the_work_has_its_own_name_where_the_callback_takes_one():

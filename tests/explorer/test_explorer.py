@@ -32,8 +32,10 @@ from kt.explorer.maps import trace_map
 from kt.explorer.numbers import COARSE, UNIT
 from kt.explorer.page import bundle, packed, page_data
 from kt.explorer.rows import Rows
+from kt.figures import heatmap
 from kt.probing import Probe
 from kt.probing.lens import KINDS, POSITIONS, LensReading
+from kt.report import Figure, Section, render
 from kt.runs.report import Run
 from kt.tracing.means import grid
 
@@ -326,6 +328,32 @@ def test_every_figure_has_a_table_and_saves_its_numbers(page):
         assert len(tables) == figures and all(len(rows) > 1 and len({len(r) for r in rows}) == 1 for rows in tables)
         assert all("var(" not in text and "<svg" in text[:200] for text in texts if "<svg" in text)
         return texts
+
+    drive(visit)
+
+
+@browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_figure_of_a_report_stands_on_the_ground_of_the_page(tmp_path, dark):
+    sections = [Section("A figure", [Figure(heatmap(np.eye(2), ["a", " b"], title="t"), "a caption")])]
+    path = tmp_path / "report.html"
+    path.write_text(render("t", sections), encoding="utf-8")
+
+    async def visit(tab):
+        await tab.open(path, 1400, dark, ready="document.querySelector('.plot .main-svg') !== null")
+        left, top = await tab.js("(r => [r.x, r.y + scrollY])(document.querySelector('.plot').getBoundingClientRect())")
+        shot = base64.b64encode((await tab.picture(tmp_path / "page.png")).read_bytes()).decode()
+        await tab.send("Page.navigate", url="about:blank")
+        code = f"""(async () => {{
+            const image = new Image(), canvas = document.createElement("canvas").getContext("2d");
+            image.src = "data:image/png;base64,{shot}";
+            await image.decode();
+            Object.assign(canvas.canvas, {{ width: image.width, height: image.height }});
+            canvas.drawImage(image, 0, 0);
+            return [[5, 5], [{left} + 20, {top} + 5]].map(at => canvas.getImageData(...at, 1, 1).data.join());
+        }})()"""
+        page, figure = await tab.js(code)
+        assert page == figure and (page == "255,255,255,255") != dark
 
     drive(visit)
 

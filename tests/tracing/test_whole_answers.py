@@ -192,7 +192,7 @@ def test_files_tables_and_figures_hold_the_whole_answer(gpt2, tmp_path):
     assert "whole answer" in again.tables()[0].title and "whole" not in again.tables("prob")[0].title
     drawn = [again.heatmaps(metric).to_json() for metric in WHOLE]
     assert all("log p of the whole answer, 1 to 3 tokens" in text for text in drawn)
-    assert "log p difference of whole answer and foil" in drawn[1] and "p(r)" not in drawn[1]
+    assert "log p difference of whole answer and foil" in drawn[1] and "p(answer)" not in drawn[1]
     assert "whole answer" not in again.heatmaps("prob").to_json()
     assert [figure.name for figure in again.figures(WHOLE)][:2] == ["heatmap-log-prob", "heatmap-log-prob-diff"]
     told = again.as_dict()["whole_answer"]

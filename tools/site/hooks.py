@@ -98,6 +98,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return LINK.sub(moved, markdown)
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """What a screen reader says of a page: the search has a name, and a corner of a table is no heading."""
+    search = 'data-md-component="search" role="dialog"'
+    return re.sub(r"<th[^>]*></th>", "<td></td>", output).replace(search, f'{search} aria-label="Search"')
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    """The page for a wrong address is none of the pages."""
+    return on_post_page(output_content, None, config) if template_name.endswith(".html") else output_content
+
+
 def repository_path(link: str, source: str) -> str:
     """The file that a page's relative link names, from the repository's root."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from .progress import Progress, Stage
+from .progress import Pace, Progress, Stage, minutes
 
 AFTER, EVERY = 1.0, 0.25
 """Seconds before a bar is shown, so that quick work shows none, and between two updates of it."""
@@ -57,19 +57,19 @@ class Bar:
     """A progress callback that draws itself; `close` leaves a line with the time."""
 
     def __init__(self, what: str, show: Callable[..., Any]) -> None:
-        self.what, self.show = what, show
+        self.what, self.show, self.pace = what, show, Pace()
         self.began = self.drawn = time.monotonic()
         self.handle: Any = None
         self.last = (0, 0)
 
     def __call__(self, done: int, total: int, what: str = "") -> None:
-        now, self.last = time.monotonic(), (done, total)
+        now, left, self.last = time.monotonic(), self.pace.left(done, total), (done, total)
         if now - self.began < AFTER or (self.handle is not None and now - self.drawn < EVERY):
             return
-        self.drawn, spent = now, now - self.began
-        left = f", about {spent / done * (total - done):.0f} s left" if 0 < done < total else ""
+        self.drawn = now
+        told = "" if left is None else f", about {minutes(left)} left"
         bar = f'<progress value="{done}" max="{max(total, 1)}"></progress> '
-        self._draw(f"{what or self.what}: {done:,} of {total:,}{left}", bar)
+        self._draw(f"{what or self.what}: {done:,} of {total:,}{told}", bar)
 
     def close(self) -> None:
         """Leave the last count and the time it took, where the bar was shown at all."""

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from .._util.progress import Pace, minutes
 from .._util.text import visible
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ EVERY = 10.0
 """Seconds between two lines of progress."""
 NAMED = 16
 """Files of a folder that are named one by one."""
-SURE, LONG = 3.0, 60.0
-"""Seconds after which the pace is trusted, and of work whose length is said beforehand."""
 
 
 class Progress(Protocol):
@@ -107,17 +106,19 @@ class Screen:
         if not self.progress_bars:
             yield partial(self._line, what, pace)
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bars
 
-        text = TextColumn("{task.description}", markup=False)
-        columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        text, left = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[left]}", markup=False)
+        columns = (text, BarColumn(), MofNCompleteColumn(), left)  # rich's own estimate counts what was kept as done
         with Bars(*columns, console=console(sys.stderr), transient=True) as bars:
-            task = bars.add_task(visible(what), total=None)
+            task = bars.add_task(visible(what), total=None, left="")
 
             def tick(done: int, total: int, what: str = "") -> None:
-                bars.update(task, completed=done, total=total, description=visible(what or stage))
-                if (length := pace.length(done, total)) is not None:
+                length, left = pace.length(done, total), pace.left(done, total)
+                told = "" if left is None else f"about {minutes(left)} left"
+                bars.update(task, completed=done, total=total, description=visible(what or stage), left=told)
+                if length is not None:
                     bars.console.print(f"kt: {visible(what or stage)}: {length}", markup=False, highlight=False)
 
             yield tick
@@ -136,40 +137,6 @@ class Screen:
         else:
             return
         self._said = now
-
-
-class Pace:
-    """How long a stage takes at the pace so far; begins anew where the number of units is another."""
-
-    def __init__(self) -> None:
-        self._total, self._before, self._start, self._told = 0, 0, time.monotonic(), False
-
-    def left(self, done: int, total: int) -> float | None:
-        """Seconds to go; None where nothing has been done since the units are counted."""
-        if total != self._total:
-            if self._total:
-                self._before, self._start, self._told = done, time.monotonic(), False
-            self._total = total
-        if not self._before < done < total:
-            return None
-        return (time.monotonic() - self._start) * (total - done) / (done - self._before)
-
-    def length(self, done: int, total: int) -> str | None:
-        """What is said once, when `SURE` seconds have passed, of work that will take more than `LONG`."""
-        left = self.left(done, total)
-        taken = time.monotonic() - self._start
-        if self._told or left is None or taken < SURE:
-            return None
-        self._told = True
-        whole = taken + left
-        return f"{total:,} in all, about {minutes(whole)} at the pace of the first {done:,}" if whole > LONG else None
-
-
-def minutes(seconds: float) -> str:
-    """`50 s`, `4 min`, `2.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def say_line(message: str) -> None:

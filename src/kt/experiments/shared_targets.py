@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._util.progress import reused
 from ..facts.fact import facts_digest
 from ..runs.journal import Journal
 from ..runs.provenance import peak_memory
@@ -86,7 +87,9 @@ class SharedTargets(Journal):
         ]
         before = [self._known(name) for name in names]
         missing = [i for i, value in enumerate(before) if value is None]
-        if missing:
+        if not missing:
+            reused()
+        else:
             start = time.process_time()
             found = compute(model, [facts[i] for i in missing], aims, contexts, objective)
             cost = (time.process_time() - start) / len(missing), self.memory()

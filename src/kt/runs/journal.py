@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from .._util.data import complete_file, load_arrays, plain, read_json, save_arrays, write_json
 from .._util.files import clear_temporaries
 from .._util.lock import FolderLock
+from .._util.progress import reused
 from ..errors import BadFile, KtError, warn_user
 from . import parallel
 from .folder import MANIFEST
@@ -109,6 +110,8 @@ class Journal:
         """
 
         def take(phase: tuple[str, Sequence[Any]]) -> T:
+            if self.keeps(phase[0]):
+                reused()
             return self._take(phase[0], compute, phase[1])
 
         return parallel.map_over_ranks(self.prefix + name, list(phases.items()), take, progress)
@@ -123,11 +126,15 @@ class Journal:
         self.replace(name, value)
         return value
 
+    def keeps(self, name: str) -> bool:
+        """Whether a phase's result is kept."""
+        return self.folder is not None and self._path(name).exists()
+
     def checkpoint(self, name: str) -> tuple[Any] | None:
         """The value that is kept under a phase's name, alone in a tuple; None where there is none."""
-        if self.folder is None or not (path := self._path(name)).exists():
+        if not self.keeps(name):
             return None
-        remedy = "delete it, and it is done again"
+        path, remedy = self._path(name), "delete it, and it is done again"
         try:
             with complete_file(path, "phase", remedy):
                 arrays, header = load_arrays(path, kind=KIND, framework="pt")

@@ -50,7 +50,7 @@ def subtitle_of(trace: Trace, *metrics: str) -> str:
     whole = [metric_name(metric) in WHOLE for metric in metrics]
     if not all(whole):
         clean, corrupt = (np.mean([getattr(f, name) for f in trace.facts]) for name in ("p_clean", "p_corrupt"))
-        parts.append(f"p(r) {clean:.2f} clean, {corrupt:.2f} corrupted")
+        parts.append(f"p(answer) {clean:.2f} clean, {corrupt:.2f} corrupted")
     if any(whole):
         lengths = sorted({len(fact.answer_ids) for fact in trace.facts})
         tokens = count(lengths[0], "token") if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} tokens"

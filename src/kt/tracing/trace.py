@@ -166,7 +166,7 @@ class Trace(Shown):
     def to_dataframe(self) -> pd.DataFrame:
         """One row per fact, kind, layer, token and metric.
 
-        `fact` is the fact's place in the caller's list; `clean` and `corrupted` are p(r) for the metric `prob` and
+        `fact` is the fact's place in the caller's list; `clean` and `corrupted` are p(answer) for the metric `prob` and
         the logit difference for `logit_diff` (see `TracedFact` for all), the corrupted one averaged over the draws.
         """
 

@@ -59,8 +59,9 @@ def metric_names(metrics: str | Sequence[str]) -> tuple[str, ...]:
 class TracedFact:
     """One fact's measurements. `index` is its place in the caller's list.
 
-    `clean`, `corrupted` and `patched` are keyed by `prob`, p(r), and `logit_diff`, logit(r) - logit(r'); where whole
-    answers were scored also by `log_prob`, log p(answer), and `log_prob_diff`, log p(answer) - log p(foil).
+    `clean`, `corrupted` and `patched` are keyed by `prob`, p(answer) of its first token, and `logit_diff`,
+    logit(r) - logit(r'); where whole answers were scored also by `log_prob`, log p(answer), and `log_prob_diff`,
+    log p(answer) - log p(foil).
     `answer_ids` and `foil_ids` are empty in files from before whole answers. The last `at` of `ids` are the answer's.
     """
 
@@ -116,12 +117,12 @@ class TracedFact:
 
     @property
     def p_clean(self) -> float:
-        """p(r) in the clean run."""
+        """p(answer), of its first token, in the clean run."""
         return self.clean["prob"]
 
     @property
     def p_corrupt(self) -> float:
-        """Mean p(r) over the corrupted runs."""
+        """Mean p(answer) over the corrupted runs."""
         return float(self.corrupted["prob"].mean(dtype=np.float64))
 
     @property

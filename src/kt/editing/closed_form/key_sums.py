@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..._util.data import complete_file, load_arrays, save_arrays
-from ..._util.progress import Progress
+from ..._util.progress import Progress, reused
 from ...errors import BadFile, WorkFailed, warn_user
 from ...facts.corpus import Corpus
 from ...model.sites import Site
@@ -177,6 +177,8 @@ def take_sums(
     parallel.assert_equal_on_ranks({"second moments so far (tokens, forwards)": [sums.n_tokens, sums.forwards]})
     sums.only_mains()
     saved = sums.forwards
+    if sums.n_tokens:
+        reused()
     for block in blocks(model, corpus, max_tokens, start):
         if until is not None and sums.change <= until:
             break

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ..._util.kinds import TEXT, takes
 from ..._util.notebook_bar import with_bar
-from ..._util.progress import Progress
+from ..._util.progress import Progress, reused
 from ..._util.text import count
 from ...errors import BadFact, Diverged, KtError, WorkFailed, warn_user
 from ...facts.fact import Fact, n_places
@@ -299,6 +299,7 @@ class _Training:
             self._check(math.nan)
         else:
             self._load(kept[0])
+            reused()
         told = 0
         tell = on_check or (lambda check: None)
         while not self._is_done():
