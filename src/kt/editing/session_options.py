@@ -83,7 +83,9 @@ class SessionOptions:
             KtError: `config` is of a method that cannot take one of the options, or gives no plan.
         """
         if self.alpha_facts and not config.needs_evidence:
-            raise KtError("alpha_facts are traced for alpha, and nothing is traced here; leave them out, or set alpha to auto")
+            raise KtError(
+                "alpha_facts are traced for alpha, and nothing is traced here; leave them out, or set alpha to auto"
+            )
         plan, name, guard = config.outline(), config.name, self.update_guard
         if guard and isinstance(plan, EffectPlan):
             raise KtError(f"update_guard {guard} restrains updates of weights, and {name} writes none; leave it out")
