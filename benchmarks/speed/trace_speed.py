@@ -17,6 +17,7 @@ from measure import Row, command, counted, measured, product_rate
 from plain_loop import plain_trace
 
 import kt
+from kt._util.text import count
 from kt.model.tokens import template_span
 
 KINDS = ("mlp", "attn", "hidden")
@@ -91,7 +92,7 @@ def compare(name: str, model: kt.TracedModel, facts: list[kt.Fact], goal: float 
     tokens = ", ".join(str(len(fact.ids)) for fact in trace.facts)
     return Row(
         part="trace",
-        work=f"{name}: {len(facts)} fact(s) of {tokens} tokens, {SAMPLES} samples, {', '.join(KINDS)}",
+        work=f"{name}: {count(len(facts), 'fact')} of {tokens} tokens, {SAMPLES} samples, {', '.join(KINDS)}",
         reference="one nnsight trace a site",
         ours=ours,
         theirs=theirs,

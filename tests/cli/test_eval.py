@@ -89,7 +89,7 @@ def test_the_default_is_teacher_forcing_and_greedy_text(scored):
         (("--judge-url", "http://h/v1", "--judge-model", "m"), "a judge reads wild"),
         (("--protocol", "wild", "--judge-url", "http://h/v1"), "--judge-url needs --judge-model"),
         (("--protocol", "wild", "--judge-model", "m"), "--judge-model needs --judge-url"),
-        (("--protocol", "wild", "--judge-model", "m", "--judge-url", "h"), "no http(s) address"),
+        (("--protocol", "wild", "--judge-model", "m", "--judge-url", "h"), "no http or https address"),
         (("--max-new-tokens", "0"), "--max-new-tokens"),
     ],
 )  # fmt: skip

@@ -233,11 +233,11 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[list[str], dict[str, An
 
 LONGEST_HEADER = 100_000_000
 """Of safetensors; the library reads none that is longer."""
-PAGE = (None, "an HTML page, not data; the download went wrong")
-SERVERS_ANSWER = "a server's message, not data; the download went wrong"
+PAGE = (None, "an HTML page, not data; fetch the file again from its own address")
+SERVERS_ANSWER = "a server's message, not data; fetch the file again, logged in if it is gated"
 DISGUISES = {
     b"version https://git-lfs": (None, "a Git LFS pointer, not the data; fetch the file itself (git lfs pull)"),
-    b"<?xml": (None, "XML, not data that kt reads; the download may have gone wrong"),
+    b"<?xml": (None, "XML, not data that kt reads; fetch the file again, or save it as JSON or CSV"),
     b"<!doctype": PAGE,
     b"<html": PAGE,
     b"404: not found": (None, SERVERS_ANSWER),
@@ -302,7 +302,7 @@ def open_arrays(path: str | os.PathLike[str], framework: str = "pt") -> Iterator
 
     if not as_path(path).is_file():
         reason = "it is a folder" if Path(path).is_dir() else "no such file"
-        raise BadFile(f"cannot read {path}: {reason}")
+        raise BadFile(f"cannot read {path}: {reason}; check the path")
     try:
         with safe_open(path, framework=framework) as file:
             yield file

@@ -131,7 +131,7 @@ def typed(options: Any) -> None:
         read_json(options.device_map)
     url = getattr(options, "judge_url", None)
     if url is not None and not url.startswith(("http://", "https://")):
-        raise BadOption(f"--judge-url {url!r} is no http(s) address; write it as http://host:8000/v1")
+        raise BadOption(f"--judge-url {url!r} is no http or https address; write it as http://host:8000/v1")
     for flag in ("corpus", "heldout"):
         if (text := getattr(options, flag, None)) is not None:
             Corpus.open(text, getattr(options, "model", "")).check()

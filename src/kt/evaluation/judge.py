@@ -73,7 +73,7 @@ class Judge:
         workers: requests at a time.
 
     Raises:
-        BadJudge: the URL is no plain http(s) address, or the model has no name.
+        BadJudge: the URL is no plain http or https address, or the model has no name.
     """
 
     url: str
@@ -87,7 +87,7 @@ class Judge:
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadJudge(f"judge URL {self.url!r} is no http(s) address; give one like https://host/v1")
+            raise BadJudge(f"judge URL {self.url!r} is no http or https address; give one like https://host/v1")
         if parts.username or parts.password or parts.query:
             raise BadJudge("the judge URL holds a name, password or query; put the key into KT_JUDGE_KEY instead")
         if not self.model.strip():

@@ -265,7 +265,7 @@ def _list_in_object(path: Path) -> list[Any]:
     told = f" with {names(value)}" if isinstance(value, dict) and value else ""
     raise BadFile(
         f"{path}: the top level is {kind(value)}{told}, not a list of records (nor an object with one under "
-        f"{', '.join(RECORD_LIST_KEYS)})"
+        f"{', '.join(RECORD_LIST_KEYS)}); put the records into one list, see docs/data.md"
     )
 
 
@@ -294,7 +294,11 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        hint = "; a JSON list needs the ending .json" if text.lstrip().startswith("[") else ""
+        hint = (
+            "; a JSON list needs the ending .json"
+            if text.lstrip().startswith("[")
+            else "; mend the line or leave it out"
+        )
         raise BadFile(f"{where}: not JSON at column {error.colno}: {error.msg}{hint}") from error
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{where}: {json_stream.TOO_MUCH}") from error

@@ -122,7 +122,7 @@ def as_record(value: Any, where: str) -> Record:
     if isinstance(value, str) and is_edit_sentence(value):
         value = {"edit": {"prompt": value}}
     if not isinstance(value, Mapping):
-        remedy = "; a JSON list needs the ending .json" if isinstance(value, list) else ""
+        remedy = "; a JSON list needs the ending .json" if isinstance(value, list) else "; see docs/data.md"
         raise BadFact(f"{where}: a record must be an object with a prompt and a subject, not {kind(value)}{remedy}")
     return Record(value, where)
 

@@ -24,6 +24,7 @@ MARGIN = 12
 WHITESPACE = " \t\n\r"
 TOO_MUCH = "JSON with a number too long or brackets too deep to read; mend the record or leave it out"
 HINT = "; one record per line needs the ending .jsonl"
+MEND = "; mend it there, or fetch the file again"
 DECODER = json.JSONDecoder()
 
 
@@ -72,7 +73,9 @@ class Window:
         """The error for a character of the window (by default the next one), with its line and column."""
         self.at = self.at if at is None else at
         self._drop_parsed()
-        return BadFile(f"{self.path}: not JSON at line {self.line}, column {self.column}: {reason}")
+        return BadFile(
+            f"{self.path}: not JSON at line {self.line}, column {self.column}: {reason}{'' if ';' in reason else MEND}"
+        )
 
     def value(self) -> Any:
         """The next JSON value."""

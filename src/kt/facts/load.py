@@ -436,5 +436,5 @@ def hub_records(source: str) -> Iterator[Located]:
         raise
     except Exception as error:  # the Hub, the network and the file formats raise errors of many types
         message = " ".join(str(error).split())[:200] or type(error).__name__
-        remedy = f"; {ELSEWHERE}" if told_offline() else ""
-        raise BadFile(f"{source} cannot be read after record {number}: {message}{remedy}") from error
+        remedy = ELSEWHERE if told_offline() else "check its name and the connection"
+        raise BadFile(f"{source} cannot be read after record {number}: {message}; {remedy}") from error

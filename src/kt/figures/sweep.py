@@ -56,7 +56,7 @@ def sweep_figure(
     if scale not in SCALES:
         raise ValueError(f"scale {scale!r} is unknown; choose among {', '.join(SCALES)}")
     if scale == "log" and settings[0] <= 0:
-        raise ValueError(f"{settings[0]:g} has no place on a log scale")
+        raise ValueError(f"{settings[0]:g} has no place on a log scale; draw it on the linear one")
     marks = [] if traced is None else [Mark(f"{traced.label} = {traced.value:.2f}", traced.value)]
     figure = curve_panels(
         panels,

@@ -195,9 +195,9 @@ def _named(module: nn.Module, owner: nn.Module, given: Mapping[str, str], part: 
         found = owner.get_submodule(path)
     except AttributeError:
         near = get_close_matches(path, [name for name, _ in owner.named_modules()], 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"did you mean {near[0]}?" if near else "name one of its named_modules()"
         where = "in the model" if owner is module else "in a block"
-        raise UnknownModel(f"layout: {part} = {path!r} is no module {where}{hint}") from None
+        raise UnknownModel(f"layout: {part} = {path!r} is no module {where}; {hint}") from None
     if part in ("o_proj", "down_proj") and not is_linear(found):
         raise UnknownModel(f"layout: {part} = {path!r} is {type(found).__name__}; name one linear map")
     if part in ("embed", "head") and getattr(getattr(found, "weight", None), "ndim", 2 * is_packed(found)) != 2:

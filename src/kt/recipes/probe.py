@@ -52,7 +52,7 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> P
     if settings["draws"] not in WHICH:
         raise ValueError(f"draws = {settings['draws']!r}, not {' or '.join(WHICH)}")
     if (settings["draws"] == "sets") != ("sets" in settings):
-        raise ValueError("draws = 'sets' and sets = ... belong together")
+        raise ValueError("draws = 'sets' and sets = ... belong together; give both or neither")
     return ProbeRecipe(
         **shared,
         n_facts=None if most is None else int(most),

@@ -71,10 +71,10 @@ def _shared(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     if wrong := [label for label in models if label.startswith(".") or not LABEL.fullmatch(label)]:
         raise BadFile(f"{path}: [models] {wrong[0]!r} names a folder of the run; write letters, digits, space and ._+-")
     if wrong := [label for label, model in models.items() if not isinstance(model, str)]:
-        raise TypeError(f"model {wrong[0]} is no text")
+        raise TypeError(f"model {wrong[0]} is no text; put it in quotes")
     texts = {name: content.get(name, "") for name in ("summary", "paper", "place", "text")}
     if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
-        raise TypeError(f"{wrong[0]} is no text")
+        raise TypeError(f"{wrong[0]} is no text; put it in quotes")
     return {
         "name": path.stem,
         **texts,

@@ -179,7 +179,7 @@ def knowledge_neurons(
         )
     cases, left_out = prepare(model, facts_from(facts), 16)
     if not cases:
-        raise BadFact(f"no fact to attribute ({why(left_out)})")
+        raise BadFact(f"no fact to attribute ({why(left_out)}); give other facts")
     found = []
     for number, case in enumerate(cases):
         column = case.span.last if at == "subject_last" else len(case.ids) - 1
