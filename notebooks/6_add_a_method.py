@@ -31,7 +31,8 @@ class MEMITHalf(MEMIT):
 model = kt.load(os.environ.get("KT_MODEL", "demo"))
 requests = kt.load_facts(os.environ.get("KT_FACTS", "demo"), limit=4)
 whole = kt.edit(model, requests, method="memit")
-half = kt.edit(model, requests, method="memit-half", check=False)
+layers = whole.manifest["hyper_parameters"]["layers_mlp"]  # what kt layers keeps for MEMIT is for MEMIT alone
+half = kt.edit(model, requests, method="memit-half", layers_mlp=layers, check=False)
 print(whole.verdict)
 print(half.report[0])
 {name: (d["norm"], half.deltas()[name]["norm"]) for name, d in whole.deltas().items()}

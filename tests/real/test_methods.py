@@ -16,11 +16,24 @@ SHORT = ("smollm2", "jeep")
 """The pair that every commit can afford."""
 
 
-ENTRIES = [
-    pytest.param(model, method, marks=[pytest.mark.real_ci] * ((model, method) == SHORT))
-    for model in MODELS
-    for method in CLOSED_FORMS
-]
+WRECKS = {
+    ("smollm2", "rome"): "perplexity x 1.34",
+    ("smollm2", "r-rome"): "perplexity x 1.07",
+    ("smollm2", "intattn-rome"): "perplexity x 1.09",
+    ("gemma3", "rome"): "5 of 10",
+    ("gemma3", "r-rome"): "3 of 10",
+    ("gemma3", "intattn-rome"): "8 of 10",
+    ("gemma3", "pmet"): "perplexity x 1.12",
+}
+"""What does not hold on these facts (docs/real-models.md): ROME's family writes one weight fact by fact."""
+
+
+def marks(entry):
+    known = [pytest.mark.xfail(reason=WRECKS[entry], strict=True)] if entry in WRECKS else []
+    return known + [pytest.mark.real_ci] * (entry == SHORT)
+
+
+ENTRIES = [pytest.param(model, method, marks=marks((model, method))) for model in MODELS for method in CLOSED_FORMS]
 
 
 @pytest.fixture(scope="module")
