@@ -55,6 +55,15 @@ def test_a_typed_prompt_is_traced_and_read_at_every_token(model):
     assert fact["texts"][0]["before"].startswith(fact["old"])
 
 
+def test_an_option_of_an_edit_goes_by_every_name_that_an_edit_takes(model):
+    live = Live(model, samples=2, layers=(2,))  # as docs/explore.md has it
+    live.act({"do": "edit", **TYPED, "target": "Rome", "method": "ft"})
+    assert [weight.split(".")[2] for weight in live.edits[0].updates] == ["2"]
+    live.revert()
+    with pytest.raises(KtError, match="the widget takes no layer"):
+        Live(model, layer=(2,))
+
+
 def test_an_edit_is_applied_reverted_and_applied_again_and_the_model_is_its_old_self_without_it(model):
     before = weights(model)
     live = Live(model, samples=2, **FT)

@@ -157,7 +157,8 @@ def tutorial(path: Path) -> dict[str, str | bytes]:
                 title = data.get("application/vnd.plotly.v1+json", {}).get("layout", {}).get("title", {}).get("text")
                 parts.append(f"![{one_line(title or 'Figure')}]({name})\n")
             elif "text/html" in data:
-                parts.append(f'<div class="output">{re.sub(chr(10) + "+", " ", data["text/html"])}</div>\n')
+                shown = data["text/html"].replace('border="1" class="dataframe"', "")  # the site's own look
+                parts.append(f'<div class="output">{re.sub(chr(10) + "+", " ", shown)}</div>\n')
             else:
                 parts.append(fenced(data.get("text/plain") or "".join(output.get("text", "")), "{.text .printed}"))
     first, *others = parts

@@ -23,7 +23,7 @@ from .._util.kinds import require_options
 from .._util.text import count, visible
 from ..editing import Edit, EditSession
 from ..editing.method_names import MethodName
-from ..editing.methods import METHODS
+from ..editing.methods import METHODS, plain_name
 from ..editing.session import edit as solve_edit
 from ..editing.session_options import SessionOptions
 from ..editing.stack import EditStack
@@ -71,7 +71,8 @@ class Live:
         sessions = [*signature(EditSession).parameters, *(field.name for field in fields(SessionOptions))]
         settings = [name for method in METHODS.values() for name in method.settings()]
         known = dict.fromkeys([*sessions, "preset", "variant", *settings])
-        require_options(options, ["samples", *(name for name in known if name not in SET_HERE)], "the widget")
+        named = [plain_name(name) for name in options]  # `layers` too is a name that `kt.edit` takes
+        require_options(named, ["samples", *(name for name in known if name not in SET_HERE)], "the widget")
         self.model, self.changed, self.options = model, changed, options
         self.trace_options: dict[str, Any] = {} if samples is None else {"samples": samples}
         folders = [Run.of(folder) for folder in ([runs] if isinstance(runs, str | Path) else runs)]
