@@ -157,11 +157,11 @@ def test_rows_that_do_not_match_the_values_are_refused_with_both_shapes(rows):
         heatmap(VALUES, rows, title="t")
 
 
-@pytest.mark.parametrize("top", [1e-9, 0.03, 0.1, 0.498, 0.508, 1.0, 2.0, 7.3, 99.0, 12345.0])
+@pytest.mark.parametrize("top", [1e-9, 0.03, 0.1, 0.498, 0.508, 0.874, 1.0, 2.0, 7.3, 99.0, 12345.0])
 def test_colour_ticks_start_at_zero_end_at_the_top_and_stand_apart(top):
     values = colour_ticks(top)["tickvals"]
     assert values[0] == 0 and values[-1] == top and 2 <= len(values) <= 6
-    assert min(np.diff(values)) >= 0.1 * top
+    assert min(np.diff(values)) >= 0.2 * top
 
 
 # Curves, balance, before and after

@@ -465,5 +465,5 @@ def colour_ticks(top: float) -> dict[str, Any]:
     """Ticks at round numbers from zero, and at the top of the scale."""
     power = 10 ** np.floor(np.log10(top))
     step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1, 2, 2.5, 5) if top / (s * power) <= 4)
-    values = [float(v) for v in np.arange(0, top, step) if v <= 0.87 * top] + [top]
+    values = [float(v) for v in np.arange(0, top, step) if v <= 0.78 * top] + [top]
     return {"tickmode": "array", "tickvals": values, "ticktext": [f"{v:.3g}" for v in values]}
