@@ -59,6 +59,10 @@ edit = kt.edit(model, facts[:2], method="memit")
 ```"""
 """Above each page of the reference; tests/test_docstrings.py runs the examples so."""
 
+NUMBER = r"[+−-]?\d[\d.,e+−-]*"
+INTERVAL = re.compile(rf"(?<=>){NUMBER} (?:\[{NUMBER}, {NUMBER}\]|\({NUMBER} to {NUMBER}, n = \d+\))(?=[ <])")
+"""A mean with its interval, alone in a cell."""
+
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 
 
@@ -99,9 +103,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
-    """What a screen reader says of a page: the search has a name, and a corner of a table is no heading."""
+    """For screen readers the search has a name and a table's corner is no heading; no interval breaks over lines."""
     search = 'data-md-component="search" role="dialog"'
-    return re.sub(r"<th[^>]*></th>", "<td></td>", output).replace(search, f'{search} aria-label="Search"')
+    output = re.sub(r"<th[^>]*></th>", "<td></td>", output).replace(search, f'{search} aria-label="Search"')
+    return INTERVAL.sub(lambda found: found[0].replace(" ", "&nbsp;"), output)
 
 
 def on_post_template(output_content: str, template_name: str, config: Any) -> str:
