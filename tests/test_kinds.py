@@ -128,6 +128,35 @@ FUNCTIONS = [name for name in kt.__all__ if inspect.isfunction(getattr(kt, name)
 BY_FUNCTION = [(name, argument) for name in FUNCTIONS for argument in annotated_kinds(getattr(kt, name))]
 
 
+OF_FACTS = {"facts", "fact", "requests", "source", "pool", "edited", "exclude"}
+BY_THEIR_OWN_RULES = {"tokenizer", "method", "edit", "batch_size", "judge"}
+HANDED_ON = {"options", "settings", "session", "solving"}
+
+
+def test_what_no_annotation_checks_is_facts_what_has_rules_of_its_own_and_what_is_handed_on():
+    taken = {name: set(inspect.signature(getattr(kt, name)).parameters) for name in FUNCTIONS}
+    unchecked = {each for name in FUNCTIONS for each in taken[name] - set(annotated_kinds(getattr(kt, name)))}
+    assert unchecked <= OF_FACTS | BY_THEIR_OWN_RULES | HANDED_ON
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, odd: kt.load(tiny_model("llama").module, tokenizer=odd),
+        lambda model, odd: kt.edit(model, [FACT], method=odd),
+        lambda model, odd: kt.residual_fact(model, odd, [FACT]),
+        lambda model, odd: kt.abilities(model, "gsm8k", edit=odd),
+        lambda model, odd: kt.evaluate(model, [FACT], batch_size=odd),
+        lambda model, odd: kt.evaluate(model, odd),
+        lambda model, odd: kt.evaluate(model, [FACT], edited=odd),
+        lambda model, odd: kt.load_facts(odd),
+    ],
+)
+def test_those_refuse_an_object_of_no_kind_too(call):
+    with pytest.raises(kt.KtError, match="object"):
+        call(tiny_model("llama"), object())
+
+
 @pytest.mark.parametrize(("name", "argument"), BY_FUNCTION)
 def test_an_object_of_no_kind_is_refused_for_every_argument_by_its_name(name, argument):
     """Before anything else is looked at: the other arguments may be missing."""

@@ -11,7 +11,7 @@ import torch
 from editing_help import CONTEXTS, REQUESTS, statistics
 
 import kt
-from kt.editing.config import FORMAT_1, REGISTERED, method
+from kt.editing.config import FORMAT_1, REGISTERED, Config, method
 from kt.editing.config import setting as default
 from kt.editing.method_names import Method
 from kt.editing.methods import METHODS
@@ -79,6 +79,19 @@ def test_a_method_made_outside_of_kt_edits_by_its_configuration(setting):
         assert all(torch.equal(edit.delta(name), other.delta(name)) for name in other.names)
     finally:
         REGISTERED.pop("mine")
+
+
+def test_a_method_without_a_plan_is_told_to_have_one(setting):
+    @method("planless", "a method that has no plan yet")
+    @dataclass(frozen=True)
+    class Planless(Config):
+        pass
+
+    try:
+        with pytest.raises(kt.KtError, match=r"Planless has no plan of its edit; .*docs/add-a-method.md"):
+            kt.edit(setting[0], REQUESTS, "planless")
+    finally:
+        REGISTERED.pop("planless")
 
 
 def test_every_file_lists_the_same_settings_and_those_of_other_methods_as_they_were_given():

@@ -176,10 +176,12 @@ def _type(name: str, names: Mapping[str, Any]) -> tuple[type, str, str] | None:
 
 
 def _imported_for_types(name: str) -> Any:
-    """A class of this package that a module names under TYPE_CHECKING alone; one not loaded anywhere has no values."""
+    """The one class of this package that has a name which a module imports for type checkers alone; None where there
+    are several of that name, or none is loaded."""
     package = __name__.partition(".")[0]
-    held = (vars(m).get(name) for key, m in list(sys.modules.items()) if key.startswith(f"{package}.") and m)
-    return next((value for value in held if value is not None), None)
+    held = [vars(module).get(name) for key, module in sys.modules.items() if key.startswith(f"{package}.") and module]
+    found = {id(value): value for value in held if value is not None}
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _siblings(kind: type) -> tuple[type, ...]:

@@ -136,8 +136,14 @@ class Config:
         """
 
     def plan(self) -> Plan:
-        """The plan of the edit; needs a configuration with all layers and α."""
-        raise NotImplementedError
+        """The plan of the edit; needs a configuration with all layers and α.
+
+        Raises:
+            KtError: the method's class has none.
+        """
+        raise KtError(
+            f"{type(self).__name__} has no plan of its edit; give the class a method plan (docs/add-a-method.md)"
+        )
 
     def refuse_old_names(self) -> None:
         """Refuse a name that only files of older versions may have.

@@ -112,14 +112,8 @@ class EditSession:
         **options: Any,
     ) -> None:
         config = config if method is None else method
-        given: dict[str, Any] = {
-            "model": model,
-            "method": config,
-            "statistics": statistics,
-            "seed": seed,
-            "journal": journal,
-        }
-        given |= {"context_templates": context_templates, "progress": progress}
+        given: dict[str, Any] = {"model": model, "method": config, "statistics": statistics, "seed": seed}
+        given |= {"journal": journal, "context_templates": context_templates, "progress": progress}
         require_kinds(given, ARGUMENT_KINDS)
         own = {spec.name: options.pop(spec.name) for spec in fields(SessionOptions) if spec.name in options}
         self.model, self.seed, self.progress = model, seed, progress

@@ -10,6 +10,7 @@ model.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ def rectified(x: Tensor) -> Tensor:
     return x.clamp(min=0)
 
 
-class EditorNetwork(nn.Module):
+class EditorNetwork(nn.Module, ABC):
     """Base of both networks: layers, and a rate η = e^r for each weight, so that training cannot turn its sign."""
 
     layer: type[Residual]
@@ -73,12 +74,12 @@ class EditorNetwork(nn.Module):
     def begin(self, pairs: Pairs, weight: int) -> None:
         """Set what follows from the first pairs of a weight, before the rate."""
 
+    @abstractmethod
     def update(self, pairs: Pairs, z: Float[Tensor, "pair size"], weight: int) -> Update:
         """ΔW in float64; no graph."""
-        raise NotImplementedError
 
+    @abstractmethod
     def surrogate(
         self, pairs: Pairs, z: Float[Tensor, "pair size"], weight: int, gradient: Float[Tensor, "d_out d_in"]
     ) -> Float[Tensor, ""]:
         """A number whose gradient in the parameters is Σ G ∂ΔW, with G = `gradient` = ∂L/∂ΔW."""
-        raise NotImplementedError
