@@ -18,6 +18,7 @@ from ..stats import bootstrap_mean
 from .apply import fingerprints
 from .closed_form.contexts import Contexts
 from .closed_form.keys import fact_values
+from .closed_form.post_norm import added, passes_norm
 from .config import Config
 from .edit import Edit
 from .plan import Plan, SolveContext, SolveResult, WeightUpdate
@@ -178,12 +179,15 @@ def read_back(
 
 def value_change(model: TracedModel, facts: Sequence[Fact], solved: SolveResult) -> dict[str, Any]:
     """By aim, over facts: `came_through`, the change's length along the wanted one (1: all of it), and `left`, what is
-    still missing, relative to what was wanted. Read on the bare prompts with the edit, scaled as it is, written in. A
-    request for which nothing was to change has neither."""
+    still missing, relative to what was wanted. Read on the bare prompts with the edit, scaled as it is, written in; of a
+    module's own output what the block adds to the residual stream for it (a norm behind it takes no notice of its
+    length). A request for which nothing was to change has neither."""
     changes = {}
     for aim, search in solved.search.items():
         before, wanted = search.before[aim].double().cpu(), search.wanted[aim].double().cpu()
         now = fact_values(model, solved.asked or facts, Contexts(), aim.site, aim.position).T.cpu()
+        if aim.site.kind is not Kind.RESID and passes_norm(model, aim.site):
+            before, wanted, now = (added(model, aim.site, value.T).T for value in (before, wanted, now))
         wanted_change = wanted - before
         length = wanted_change.norm(dim=-1)
         nonzero = length > 0

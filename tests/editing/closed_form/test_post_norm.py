@@ -12,7 +12,7 @@ import kt
 from kt.editing.closed_form.aims import Position
 from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.keys import fact_keys, fact_values
-from kt.editing.closed_form.post_norm import change_of_output, on_sphere, read_norm, through_norm
+from kt.editing.closed_form.post_norm import change_of_output, on_sphere, read_norm, same_direction, through_norm
 from kt.editing.resolve import read_requests
 from kt.errors import KtError
 from kt.model.sites import Kind, Site
@@ -137,6 +137,29 @@ def test_dead_gains_ask_for_nothing():
     torch.testing.assert_close(dead, dead[:1].expand(5, -1))
 
 
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("size", [0.1, 1.0, 30.0])
+def test_an_output_that_was_searched_for_is_written_at_the_length_that_it_has_now(name, size):
+    """N makes of it what it makes of the one that was found, to its ε; the change is at most twice the output."""
+    norm = MODULES[name](0)
+    norm.eps = 1e-14
+    now, found = normal(WIDTH, FACTS, seed=3) + 0.2, size * normal(WIDTH, FACTS, seed=5)
+    centred = isinstance(norm, nn.LayerNorm)
+    change = same_direction(now, found, centred)
+    close = torch.testing.assert_close
+    close(norm((now + change).T), norm((now + found).T), rtol=1e-9, atol=1e-9)
+    start = now - (now.mean(0) if centred else 0)
+    close((start + change).norm(dim=0), start.norm(dim=0))
+    assert (change.norm(dim=0) <= 2 * start.norm(dim=0)).all()
+
+
+def test_an_output_of_zero_has_no_length_to_keep():
+    now, found = normal(WIDTH, 3, seed=3), normal(WIDTH, 3, seed=5)
+    now[:, 0], found[:, 1] = 0, -now[:, 1]
+    change = same_direction(now, found)
+    assert torch.equal(change[:, :2], found[:, :2]) and not torch.equal(change[:, 2], found[:, 2])
+
+
 def test_an_output_of_zero_is_left_alone():
     norm, now = RMSNorm(gains()), normal(WIDTH, 2, seed=3)
     now[:, 0] = 0
@@ -250,6 +273,48 @@ def test_where_the_output_is_added_as_it_is_the_wanted_change_is_asked(family):
     model = tiny_model(family)
     wanted = normal(32, 2)
     assert change_of_output(model, Site(Kind.MLP, 1), normal(32, 2, seed=1), wanted).output is wanted
+
+
+OWN = {
+    "rome": {},
+    "r-rome": {},
+    "intattn-rome": dict(layers_attn=(0,), alpha=0.25),
+    "pmet": dict(mom2_update_weight=1e-9),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
+@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("family", ["gemma3_text", "olmo2"])
+def test_a_method_that_aims_at_its_own_output_turns_it_and_keeps_its_length(family, method, corpus, tmp_path):
+    """The norm's value is then the one that was searched for; of a path that α scales, with its share of δ."""
+    model = exact_model(family)
+    edit = kt.edit(
+        model,
+        [dict(prompt="The mother tongue of {}", subject="Danielle Darrieux", target_new="Italy")],
+        method=method,
+        statistics=statistics(model, corpus, tmp_path),
+        context_templates=CONTEXTS[:1],
+        layers_mlp=(1,),
+        v_num_grad_steps=5,
+        **OWN[method],
+    )
+    facts = read_requests(model, edit.requests)
+    shares = {"mlp": 0.75, "attn": 0.25} if method == "intattn-rome" else {"mlp": 1.0}
+    assert sorted(Site.parse(aim).kind.value for aim in edit.targets) == sorted(shares)
+    for aim, wanted in edit.targets.items():
+        site = Site.parse(aim)
+        before = fact_values(model, facts, Contexts(), site, Position.SUBJECT_LAST)
+        found = before + shares[site.kind.value] * (wanted.T.double() - before)
+        with model.restored([site]):
+            model.write(site, edit.delta(model.weight_name(site)))
+            after = fact_values(model, facts, Contexts(), site, Position.SUBJECT_LAST)
+        assert (after - before).norm() > 0.01 * before.norm() and abs(found.norm() / before.norm() - 1) > 1e-4
+        torch.testing.assert_close(after.norm(), before.norm(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(after / after.norm(), found / found.norm(), rtol=1e-5, atol=1e-5)
+    through = [change["came_through"]["mean"] for change in edit.manifest["value_change"].values()]
+    if method != "intattn-rome":
+        assert through == pytest.approx([1], abs=1e-3)
 
 
 METHODS = {

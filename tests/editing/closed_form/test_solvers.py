@@ -102,6 +102,30 @@ def test_rank_one_is_romes_formula():
     close(plain, RESIDUALS[:, :1] @ KEYS[:, :1].T / (KEYS[:, :1].T @ KEYS[:, 1:2]))
 
 
+@pytest.mark.parametrize("same_key", [False, True])
+@pytest.mark.parametrize("moment", [True, False])
+@pytest.mark.parametrize("past", [None, EARLIER], ids=["none", "few"])
+def test_keys_that_are_unlike_both_take_the_wanted_value_at_the_least_cost(same_key, moment, past):
+    """Of all updates that give both keys the value; alike ones are ROME's, which gives it to one."""
+    held = C if moment else torch.eye(len(C), dtype=C.dtype)
+    if past is not None and moment:
+        held = len(C) * 0.1 / 0.9 * C + past @ past.T
+    metric = torch.linalg.cholesky(torch.linalg.inv(held)).T
+    mean, bare = KEYS[:, :1], KEYS[:, 1:2]
+    cosine = float(torch.cosine_similarity(metric @ mean, metric @ bare, dim=0))
+    one = system(residuals=RESIDUALS[:, :1], keys=mean, bare=bare, past=past)
+    options = dict(mom2_adjustment=moment, same_key=same_key, held_share=0.9)
+    assert -1 < cosine < 0.9
+    got = RankOne(**options, key_cosine=0.95)(one).update.dense()
+    both = torch.cat([mean, bare], 1)
+    close(got @ both, RESIDUALS[:, :1].expand(-1, 2))
+    spread = torch.linalg.solve(held, both)
+    close(got, RESIDUALS[:, :1] @ torch.linalg.solve(both.T @ spread, spread.T).sum(0, keepdim=True))
+    alike = RankOne(**options, key_cosine=max(cosine, 0.0) / 2)(one).update.dense()
+    close(alike, RankOne(**options)(one).update.dense())
+    assert (got - alike).norm() > 1e-3 * got.norm()
+
+
 def test_woodbury_and_the_whole_system_agree_also_for_other_vectors():
     others = drawn(D, 2, seed=6)
     few, many = RegularisedGram(Moment.of(C), 0.7, EARLIER), RegularisedGram(Moment.of(C), 0.7, drawn(D, 30, seed=4))

@@ -34,7 +34,7 @@ from .keys import fact_keys, fact_values, values_with
 from .near_keys import check_keys
 from .objective import Alignment, Objective
 from .parts import Part, find_in_turn, other_keys, parts_of
-from .post_norm import change_of_output, passes_norm
+from .post_norm import change_of_output, of_own_length, passes_norm
 from .sequential import Restoring
 from .solvers import LeastSquares, Solution, Solver, System
 from .targets import Targets, find_targets, join_targets
@@ -259,7 +259,7 @@ class LocateThenEdit:
                 if coupled:
                     around.enter_context(model.restored(path.sites))
                 share: Share = 1.0
-                if norms and path.scale != 1:
+                if path.scale != 1 and (norms or passes_norm(model, path.sites[0])):
                     path, share = replace(path, scale=1.0), path.scale
                 with ExitStack() if coupled else model.restored(path.sites):
                     solved = self._walks(context.within(f"path-{number}"), parts, path, search, share)
@@ -431,8 +431,8 @@ def _shared(
 ) -> Float[Tensor, "fact d_model"]:
     """A share of the way to the wanted values, from the values as they stand.
 
-    An output is linear in the change of the residual stream that it makes, and its update can be scaled after the
-    solve, unless a norm stands between.
+    What an output adds to the residual stream is linear in it, and its update can be scaled after the solve, unless a
+    norm stands between.
     """
     if share == 1:
         return wanted
@@ -460,6 +460,10 @@ def _solve_site(
     if path.aim.site.kind is Kind.RESID and not model.layout.direct:
         output = fact_values(model, facts, bare, site, path.aim.position)
         change = change_of_output(model, site, output, change).output
+    elif path.aim.site.kind is not Kind.RESID and passes_norm(model, site):
+        templates = contexts if path.mean_value else bare
+        output = now if site == path.aim.site else fact_values(model, facts, templates, site, path.aim.position)
+        change = of_own_length(model, site, output, change)
     past = _past(context, name, path.solver)
     if hold_others:
         others = other_keys(model, parts, site)

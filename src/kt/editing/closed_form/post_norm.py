@@ -1,4 +1,5 @@
-"""From a wanted change of the residual stream to the change of a projection's output that makes it.
+"""From a wanted change of the residual stream to the change of a projection's output that makes it, and from a value
+that was searched for before a norm to one of the output's own length.
 
 Gemma 2 and 3 and OLMo 2 put a norm N between W_o or down_proj and the residual stream, Granite a multiplier s: there,
 an output o is added as s·N(o). With m the mean of o where N subtracts it (LayerNorm) and 0 where it does not (RMSNorm),
@@ -74,6 +75,43 @@ def change_of_output(
     if norm is None:
         return OutputChange(wanted if scale == 1 else wanted / scale, wanted)
     return through_norm(norm, now, wanted, scale)
+
+
+def of_own_length(
+    model: TracedModel, site: Site, now: Float[Tensor, "d fact"], change: Float[Tensor, "d fact"]
+) -> Float[Tensor, "d fact"]:
+    """A change of a projection's output that its norm makes the same of as `change`, and that keeps the output's length.
+
+    N(c v) = N(v) for every c > 0, but for ε: a search that adds δ to an output before a norm may make it as long as it
+    likes, and the weight would have to write that length. Of all those outputs the one of v's own length is taken.
+
+    Args:
+        model: The model, as the layers below left it.
+        site: The projection whose output is searched for.
+        now: Its output for every fact.
+        change: The change of it that was found.
+
+    Returns:
+        `change` itself where the block adds the output as it is, where the module between is not known to be such a
+        norm, and for outputs of length zero.
+    """
+    norm = _behind(model, site)[1]
+    form = None if norm is None else _form(norm, len(now))
+    return change if form is None else same_direction(now, change, form.centred)
+
+
+def same_direction(
+    now: Float[Tensor, "d fact"], change: Float[Tensor, "d fact"], centred: bool = False
+) -> Float[Tensor, "d fact"]:
+    """The change that leaves v = now (less its mean, if `centred`) its length and turns it as `change` does."""
+
+    def without_mean(output: Float[Tensor, "d fact"]) -> Float[Tensor, "d fact"]:
+        return output - output.mean(0, keepdim=True) if centred else output
+
+    start, end = without_mean(now), without_mean(now + change)
+    length, longer = start.norm(dim=0), end.norm(dim=0)
+    ratio = length / longer.clamp_min(torch.finfo(now.dtype).tiny)
+    return torch.where((length > 0) & (longer > 0), ratio * end - start, change)
 
 
 def added(model: TracedModel, site: Site, output: Float[Tensor, "d fact"]) -> Float[Tensor, "d fact"]:
@@ -168,6 +206,16 @@ def read_norm(norm: nn.Module, size: int) -> Norm:
     Raises:
         KtError: the numbers are not those of such a norm.
     """
+    if (form := _form(norm, size)) is None:
+        raise KtError(
+            f"{type(norm).__name__} stands between a projection and the residual stream and is neither RMSNorm nor "
+            "LayerNorm; use a method that aims at the projection's own output (rome, pmet)"
+        )
+    return form
+
+
+def _form(norm: nn.Module, size: int) -> Norm | None:
+    """`read_norm`, or None where the numbers are not those of such a norm."""
     signs = torch.ones(size, dtype=torch.float64)
     signs[1::2] = -1
     probe = torch.linspace(1, 2, size, dtype=torch.float64) * signs
@@ -181,12 +229,8 @@ def read_norm(norm: nn.Module, size: int) -> Norm:
     test = torch.randn(4, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
     moved = LARGE * (test - test.mean(1, keepdim=True) if centred else test)
     expected = bias + gain * moved / moved.square().mean(1, keepdim=True).sqrt()
-    if not (_evaluated(norm, LARGE * test) - expected).norm() <= 1e-3 * expected.norm():
-        raise KtError(
-            f"{type(norm).__name__} stands between a projection and the residual stream and is neither RMSNorm nor "
-            "LayerNorm; use a method that aims at the projection's own output (rome, pmet)"
-        )
-    return form
+    known = (_evaluated(norm, LARGE * test) - expected).norm() <= 1e-3 * expected.norm()
+    return form if known else None
 
 
 LARGE = 1e4

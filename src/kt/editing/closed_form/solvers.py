@@ -350,19 +350,26 @@ class RankOne(ThroughFactor):
     R-ROME takes k̄ in both places. Without `mom2_adjustment`, C = I (all of EasyEdit's ROME files).
 
     With `held_share` s above 0, u = (λC + H)⁻¹ k̄ behind the first of several facts: H is of the keys that were written
-    before, and λ = d_key (1 - s)/s lets 1 - s of what C⁻¹k̄ would do at one of them happen (see `auto_ridge`)."""
+    before, and λ = d_key (1 - s)/s lets 1 - s of what C⁻¹k̄ would do at one of them happen (see `auto_ridge`).
+
+    Where k and k̄ are less alike than `key_cosine`, uᵀk is small, and at the other contexts' keys the update is too
+    large by as much. With M = C, or λC + H, u is there the least uᵀMu that has uᵀk = uᵀk̄ = 1: M⁻¹K (KᵀM⁻¹K)⁻¹ 1,
+    K = [k̄ k]. Such are the keys of a subject that stands first in its prompt where the tokenizer puts no token before
+    it: a first token's activations are unlike all others' (Yang et al. 2024, arXiv 2406.11263)."""
 
     formula: ClassVar[str] = "r uᵀ/(uᵀk), u = (λC + H)⁻¹k̄"
 
     mom2_adjustment: bool = True
     same_key: bool = False
     held_share: float = 0.0
+    key_cosine: float = 0.0
     keeps_keys: bool = False
     automatic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.held_share < 1:
-            raise KtError(f"held_share {self.held_share:g} must lie from 0 to below 1; 0 is ROME's own formula")
+        for name in ("held_share", "key_cosine"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise KtError(f"{name} {value:g} must lie from 0 to below 1; 0 is ROME's own formula")
 
     @property
     def needs_moment(self) -> bool:  # type: ignore[override]
@@ -370,24 +377,37 @@ class RankOne(ThroughFactor):
 
     @property
     def needs_bare(self) -> bool:
-        return not self.same_key
+        return not self.same_key or self.key_cosine > 0
 
     @property
     def holds_batch(self) -> bool:
         return self.mom2_adjustment and self.held_share > 0
 
     def __call__(self, system: System) -> Solution:
-        direction, condition, ridge = system.keys, 1.0, 0.0
+        keys = system.keys if system.bare is None else torch.cat([system.keys, system.bare], 1)
+        through, condition, ridge = keys, 1.0, 0.0
         if self.mom2_adjustment:
             moment = given(system.moment)
             held = RegularisedGram(moment, 1.0, system.keys[:, :0])
             if system.past is not None:
                 held = RegularisedGram(moment, single_key_ridge(moment.size, self.held_share), system.past)
-            direction, condition, ridge = held.solve(system.keys), held.condition(), held.ridge
+            through, condition, ridge = held.solve(keys), held.condition(), held.ridge
+        direction = through[:, : system.keys.shape[1]]
+        if self.key_cosine:
+            direction = self._meeting_both(system, direction, through[:, system.keys.shape[1] :])
         direction = direction / direction.norm(dim=0)
         met = system.keys if self.same_key else given(system.bare)
         left = system.residuals / (direction * met).sum(0)
         return Solution(LowRank(left, direction.T.contiguous()), condition, ridge)
+
+    def _meeting_both(
+        self, system: System, mean: Float[Tensor, "d_in fact"], bare: Float[Tensor, "d_in fact"]
+    ) -> Float[Tensor, "d_in fact"]:
+        """The direction of u from M⁻¹k̄ and M⁻¹k: of facts whose keys are alike the first of them as it is."""
+        own, across = (system.keys * mean).sum(0), (system.keys * bare).sum(0)
+        other = (given(system.bare) * bare).sum(0)
+        unlike = across < self.key_cosine * (own * other).sqrt()
+        return torch.where(unlike, (other - across) * mean + (own - across) * bare, mean)
 
 
 def joined(keys: Float[Tensor, "d_in fact"], past: Float[Tensor, "d_in past"] | None) -> Float[Tensor, "d_in all"]:

@@ -16,7 +16,7 @@ class RROME(ROME):
 
     @property
     def solver(self) -> cf.RankOne:
-        return cf.RankOne(self.mom2_adjustment, same_key=True, held_share=self.held_share)
+        return replace(super().solver, same_key=True)
 
     def write_mlp(self) -> cf.Write:
         return replace(super().write_mlp(), mean_value=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ...errors import KtError
 from ...model.sites import Kind, Site
@@ -24,7 +24,10 @@ def middle(layers: tuple[int, ...]) -> int:
 @method("rome", "ROME: rank one on one down_proj, fact by fact", place=3)
 @dataclass(frozen=True)
 class ROME(AtToken):
-    """Eq. 2. The direction takes the mean key over contexts, the denominator the bare prompt's, as the code does."""
+    """Eq. 2. The direction takes the mean key over contexts, the denominator the bare prompt's, as the code does.
+
+    `held_share` and `key_cosine` are kt's own: what one exact update after the other costs otherwise.
+    """
 
     mom2_adjustment: bool = setting(
         True,
@@ -39,10 +42,16 @@ class ROME(AtToken):
         source="kt's own; 0 is ROME eq. 2",
     )
 
+    key_cosine: float = setting(
+        0.5,
+        about="ROME: cosine, by C⁻¹, of the bare prompt's key and the mean key, below which the update meets both",
+        source="kt's own; 0 is ROME eq. 2",
+    )
+
+    by_name: ClassVar[tuple[str, ...]] = ("solver",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.held_share >= 1:
-            raise KtError(f"held_share {self.held_share:g} must lie from 0 to below 1; 0 is ROME's own formula")
         # Neither 0 nor the default is refused: presets have the one, and nobody gave the other.
         if not self.mom2_adjustment and self.held_share not in (0, type(self).held_share):
             raise KtError(
@@ -56,7 +65,7 @@ class ROME(AtToken):
 
     @property
     def solver(self) -> cf.RankOne:
-        return cf.RankOne(self.mom2_adjustment, held_share=self.held_share)
+        return cf.RankOne(self.mom2_adjustment, held_share=self.held_share, key_cosine=self.key_cosine)
 
     def plan(self) -> cf.LocateThenEdit:
         return cf.LocateThenEdit((self.write_mlp(),), self.objective, one_by_one=True)
