@@ -179,9 +179,9 @@ def read_back(
 
 def value_change(model: TracedModel, facts: Sequence[Fact], solved: SolveResult) -> dict[str, Any]:
     """By aim, over facts: `came_through`, the change's length along the wanted one (1: all of it), and `left`, what is
-    still missing, relative to what was wanted. Read on the bare prompts with the edit, scaled as it is, written in; of a
-    module's own output what the block adds to the residual stream for it (a norm behind it takes no notice of its
-    length). A request for which nothing was to change has neither."""
+    still missing, relative to what was wanted. Read on the bare prompts with the edit, scaled as it is, written in; of
+    a module's own output before a norm, which takes no notice of its length, what the norm makes of it. A request for
+    which nothing was to change has neither."""
     changes = {}
     for aim, search in solved.search.items():
         before, wanted = search.before[aim].double().cpu(), search.wanted[aim].double().cpu()

@@ -80,7 +80,7 @@ def change_of_output(
 def of_own_length(
     model: TracedModel, site: Site, now: Float[Tensor, "d fact"], change: Float[Tensor, "d fact"]
 ) -> Float[Tensor, "d fact"]:
-    """A change of a projection's output that its norm makes the same of as `change`, and that keeps the output's length.
+    """A change of a projection's output of which its norm makes the same as of `change`, at the output's own length.
 
     N(c v) = N(v) for every c > 0, but for ε: a search that adds δ to an output before a norm may make it as long as it
     likes, and the weight would have to write that length. Of all those outputs the one of v's own length is taken.
