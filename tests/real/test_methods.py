@@ -16,21 +16,8 @@ SHORT = ("smollm2", "jeep")
 """The pair that every commit can afford."""
 
 
-WRECKS = {
-    ("smollm2", "rome"): "perplexity x 1.34",
-    ("smollm2", "r-rome"): "perplexity x 1.07",
-    ("smollm2", "intattn-rome"): "perplexity x 1.09",
-    ("gemma3", "rome"): "5 of 10",
-    ("gemma3", "r-rome"): "3 of 10",
-    ("gemma3", "intattn-rome"): "8 of 10",
-    ("gemma3", "pmet"): "perplexity x 1.12",
-}
-"""What does not hold on these facts (docs/real-models.md): ROME's family writes one weight fact by fact."""
-
-
 def marks(entry):
-    known = [pytest.mark.xfail(reason=WRECKS[entry], strict=True)] if entry in WRECKS else []
-    return known + [pytest.mark.real_ci] * (entry == SHORT)
+    return [pytest.mark.real_ci] * (entry == SHORT)
 
 
 ENTRIES = [pytest.param(model, method, marks=marks((model, method))) for model in MODELS for method in CLOSED_FORMS]
@@ -49,7 +36,7 @@ def test_ten_edits_take_and_leave_the_text_as_it_was(name, method, request, fact
     layers = {field: layers_by_depth(model, field) for field in chosen.settings() if field.startswith("layers")}
     share = {"alpha": 0.3} if chosen.writes_attention else {}
     sites = [Site(Kind.ATTN if field == "layers_attn" else Kind.MLP, i) for field, own in layers.items() for i in own]
-    statistics = key_statistics(model, sites, max_tokens=5000, cache_dir=cache)
+    statistics = key_statistics(model, sites, cache_dir=cache)
     edit = kt.edit(model, requests, method=method, statistics=statistics, **layers, **share)
     before = perplexity(model)
     with edit.applied(model):

@@ -35,14 +35,16 @@ if TYPE_CHECKING:
 
 class WeightUpdate(NamedTuple):
     """One weight's update, scaled, and how it came about: the condition number of the system that was solved, the keys
-    and the norm of the residual that was to be written, and the numbers that were chosen (`lambda`, `x`, `share`:
-    see closed_form.auto_ridge; `lr`, `norm_constraint`). None for what a plan does not have."""
+    and the norm of the residual that was to be written, the numbers that were chosen (`lambda`, `x`, `share`: see
+    closed_form.auto_ridge; `lr`, `norm_constraint`), and keys beside one a fact that the update meets too. None for
+    what a plan does not have."""
 
     update: Update
     condition: float | None = None
     keys: Float[Tensor, "d_in fact"] | None = None
     residual_norm: float | None = None
     chosen: dict[str, float] | None = None
+    also_met: Float[Tensor, "d_in met"] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a journal keeps them."""

@@ -16,6 +16,7 @@ from kt.editing.closed_form.post_norm import change_of_output, on_sphere, read_n
 from kt.editing.resolve import read_requests
 from kt.errors import KtError
 from kt.model.sites import Kind, Site
+from kt.runs.journal import Journal
 
 WIDTH, FACTS = 33, 6
 NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
@@ -315,6 +316,27 @@ def test_a_method_that_aims_at_its_own_output_turns_it_and_keeps_its_length(fami
     through = [change["came_through"]["mean"] for change in edit.manifest["value_change"].values()]
     if method != "intattn-rome":
         assert through == pytest.approx([1], abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
+@pytest.mark.parametrize("method", ["intattn-rome", "pmet"])
+def test_a_run_does_not_go_on_with_what_an_older_version_wrote_at_another_length(method, corpus, tmp_path):
+    """It kept a weight's solve under the weight's name alone, of a path that α scales in full strength."""
+    model, journal = exact_model("olmo2"), tmp_path / "journal"
+    request = dict(prompt="The mother tongue of {}", subject="Danielle Darrieux", target_new="Italy")
+    options = dict(statistics=statistics(model, corpus, tmp_path), context_templates=CONTEXTS[:1], layers_mlp=(1,))
+    options |= dict(v_num_grad_steps=5, **OWN[method])
+
+    def solves():
+        return sorted(path for path in journal.rglob("*") if "-own-length" in path.name)
+
+    kt.edit(model, [request], method=method, journal=Journal(journal), **options)
+    kept = solves()
+    assert len(kept) == 1 + (method == "intattn-rome")
+    for path in kept:
+        path.rename(path.with_name(path.name.replace("-own-length", "").replace("-both-keys", "")))
+    kt.edit(model, [request], method=method, journal=Journal(journal), **options)
+    assert solves() == kept
 
 
 METHODS = {

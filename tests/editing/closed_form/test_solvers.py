@@ -126,6 +126,28 @@ def test_keys_that_are_unlike_both_take_the_wanted_value_at_the_least_cost(same_
     assert (got - alike).norm() > 1e-3 * got.norm()
 
 
+def test_keys_that_are_nearly_opposite_are_left_to_romes_formula():
+    """An update that meets both would be larger, without bound."""
+    for bare in (-2 * KEYS[:, :1], -KEYS[:, :1] + 1e-9 * KEYS[:, 1:2], -KEYS[:, :1] + 0.1 * KEYS[:, 1:2]):
+        one = system(residuals=RESIDUALS[:, :1], keys=KEYS[:, :1], bare=bare)
+        got = RankOne(key_cosine=0.5)(one)
+        assert got.also_met is None
+        close(got.update.dense(), RankOne()(one).update.dense())
+
+
+def test_of_several_facts_those_with_unlike_keys_say_which_keys_they_met_too():
+    bare = KEYS.clone()
+    bare[:, 1] = drawn(D, seed=9)
+    several = system(bare=bare)
+    got = RankOne(key_cosine=0.9)(several)
+    assert torch.equal(got.also_met, bare[:, 1:2])
+    columns = [
+        RankOne(key_cosine=0.9)(system(residuals=RESIDUALS[:, i, None], keys=KEYS[:, i, None], bare=bare[:, i, None]))
+        for i in range(3)
+    ]
+    close(got.update.dense(), sum(column.update.dense() for column in columns))
+
+
 def test_woodbury_and_the_whole_system_agree_also_for_other_vectors():
     others = drawn(D, 2, seed=6)
     few, many = RegularisedGram(Moment.of(C), 0.7, EARLIER), RegularisedGram(Moment.of(C), 0.7, drawn(D, 30, seed=4))

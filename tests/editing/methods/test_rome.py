@@ -39,6 +39,17 @@ def test_a_later_fact_holds_the_keys_of_the_facts_before_it(setting, share):
     close((across @ direction).abs() / direction.norm(), torch.ones((), dtype=torch.float64), atol=1e-4, rtol=0)
 
 
-def test_a_share_that_holds_everything_is_refused(setting):
-    with pytest.raises(kt.KtError, match="held_share 1 must lie"):
-        solved(setting, "rome", held_share=1.0)
+def test_a_later_fact_holds_both_keys_of_a_fact_whose_update_met_both(setting):
+    options = dict(held_share=0.999, key_cosine=0.999)
+    both, first = (solved(setting, "rome", requests, **options) for requests in (REQUESTS[:2], REQUESTS[:1]))
+    parts = given(setting, first, "mlp.1", requests=REQUESTS[:1])
+    one, second = delta(setting, first), delta(setting, both) - delta(setting, first)
+    for key in (parts.keys, parts.bare):
+        close(one @ key, one @ parts.bare, rtol=1e-3, atol=1e-5)
+        assert (second @ key).norm() < 0.03 * (one @ key).norm()
+
+
+@pytest.mark.parametrize("name", ["held_share", "key_cosine"])
+def test_a_share_or_a_cosine_of_one_is_refused(setting, name):
+    with pytest.raises(kt.KtError, match=f"{name} 1 must lie"):
+        solved(setting, "rome", **{name: 1.0})

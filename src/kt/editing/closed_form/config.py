@@ -118,6 +118,17 @@ class AtToken(TargetSearch):
             )
 
 
+def require_below_one(**settings: float) -> None:
+    """Refuse what must lie in [0, 1) of ROME's own additions.
+
+    Raises:
+        KtError: one does not.
+    """
+    for name, value in settings.items():
+        if not 0 <= value < 1:
+            raise KtError(f"{name} {value:g} must lie from 0 to below 1; 0 is ROME's own formula")
+
+
 @dataclass(frozen=True)
 class InParts(AtToken):
     """Long answers in parts, each at the last token before it (AnyEdit's ARE; see closed_form.parts)."""

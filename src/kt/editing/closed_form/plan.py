@@ -36,7 +36,7 @@ from .objective import Alignment, Objective
 from .parts import Part, find_in_turn, other_keys, parts_of
 from .post_norm import change_of_output, of_own_length, passes_norm
 from .sequential import Restoring
-from .solvers import LeastSquares, Solution, Solver, System
+from .solvers import LeastSquares, RankOne, Solution, Solver, System
 from .targets import Targets, find_targets, join_targets
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ class LocateThenEdit:
 
     `joint`: one search over all aims (and over `also`, aims that are searched with the others but not written: PMET's
     attention, the other region in two of JEEP's ablations) instead of one an aim. `coupled`: a path sees what the paths
-    before it wrote (scaled); otherwise each is solved on the unedited model, unless norms stand behind what it writes.
+    before it wrote (scaled); otherwise each is solved on the unedited model, unless norms stand between its
+    writes and the stream that it aims at.
     `one_by_one`: a whole solve a fact, on the model as the facts before left it (ROME). `again`: several passes over
     the layers. `rewound`: targets are searched for on the weights from before the session. `aligned`: each fact's
     target is searched for once those before it are found, and with what the term makes of theirs (EAMET).
@@ -234,8 +235,9 @@ class LocateThenEdit:
                 parts.append(self._only(index)._solve_batch(own, [fact], None))
                 for name, written in parts[-1].written.items():
                     model.write(name, written.update)
-                    if written.keys is not None:
-                        batch.add_keys(name, written.keys)
+                    for keys in (written.keys, written.also_met):
+                        if keys is not None:
+                            batch.add_keys(name, keys)
                 if progress:
                     progress(index + 1, len(facts))
         return self._result(*_joined(parts))
@@ -338,7 +340,7 @@ class LocateThenEdit:
                 moment, memory = context.moment(name, context.model.key_size(site)), context.state.running
                 memory[name] = path.solver.remembered(memory.get(name), context.changes().get(name), moment)
             given = context, parts, replace(path, aim=aim), wanted[aim], site, part, self.window is not None
-            solved[name] = WeightUpdate.of(context.journal.take(name, _solve_site, *given))
+            solved[name] = WeightUpdate.of(context.journal.take(_phase(context.model, path, site), _solve_site, *given))
             if path.solver.automatic and solved[name].chosen is None:
                 raise KtError(
                     f"this run was begun when λ and the ridges had fixed defaults (of {name} none is kept); begin it "
@@ -484,7 +486,17 @@ def _solve_site(
     if path.largest is not None:
         _check_size(model, name, solution, path.largest, len(facts))
     chosen = solution.chosen and solution.chosen.as_dict()
-    return WeightUpdate(solution.update, solution.condition, keys, float(residuals.norm()), chosen).as_dict()
+    return WeightUpdate(
+        solution.update, solution.condition, keys, float(residuals.norm()), chosen, solution.also_met
+    ).as_dict()
+
+
+def _phase(model: TracedModel, path: Write, site: Site) -> str:
+    """The name under which a journal keeps a weight's solve: what an older kt solved otherwise is solved anew."""
+    name = model.weight_name(site)
+    if path.aim.site.kind is not Kind.RESID and passes_norm(model, site):
+        name += "-own-length"
+    return name + "-both-keys" * (isinstance(path.solver, RankOne) and path.solver.key_cosine > 0)
 
 
 def _past(context: SolveContext, name: str, solver: Solver) -> Float[Tensor, "d_in past"] | None:

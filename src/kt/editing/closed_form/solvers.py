@@ -15,26 +15,28 @@ from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.sparse.linalg import LinearOperator, onenormest
 from torch import Tensor
 
 from ...errors import KtError
 from ...model.update import LowRank, Update
 from .auto_ridge import LEAST, WANTED, AutoRidge, Spectrum, auto_ridge, single_key_ridge
+from .config import require_below_one
 from .factor import FACTOR_COPIES, PROJECTOR_COPIES, Factored, FactoredBlocks, Moment, cholesky, require_room
 
 Given = TypeVar("Given")
 
 
 class Solution(NamedTuple):
-    """An update, the condition number of the system that gave it, the ridge that C's factor needed, and the λ (or L2,
-    or ρ) that the solver chose, where its own is `auto`."""
+    """An update, the condition number of the system that gave it, the ridge that C's factor needed, the λ (or L2, or ρ)
+    that the solver chose, where its own is `auto`, and keys beside the system's that the update was made to meet."""
 
     update: Update
     condition: float
     ridge: float = 0.0
     chosen: AutoRidge | None = None
+    also_met: Float[Tensor, "d_in met"] | None = None
 
 
 class System(NamedTuple):
@@ -354,8 +356,9 @@ class RankOne(ThroughFactor):
 
     Where k and k̄ are less alike than `key_cosine`, uᵀk is small, and at the other contexts' keys the update is too
     large by as much. With M = C, or λC + H, u is there the least uᵀMu that has uᵀk = uᵀk̄ = 1: M⁻¹K (KᵀM⁻¹K)⁻¹ 1,
-    K = [k̄ k]. Such are the keys of a subject that stands first in its prompt where the tokenizer puts no token before
-    it: a first token's activations are unlike all others' (Yang et al. 2024, arXiv 2406.11263)."""
+    K = [k̄ k], unless that is more than ROME's (nearly opposite keys). Such are the keys of a subject that stands first
+    in its prompt where the tokenizer puts no token before it: a first token's activations are unlike all others' (Yang
+    et al. 2024, arXiv 2406.11263)."""
 
     formula: ClassVar[str] = "r uᵀ/(uᵀk), u = (λC + H)⁻¹k̄"
 
@@ -367,9 +370,7 @@ class RankOne(ThroughFactor):
     automatic: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("held_share", "key_cosine"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise KtError(f"{name} {value:g} must lie from 0 to below 1; 0 is ROME's own formula")
+        require_below_one(held_share=self.held_share, key_cosine=self.key_cosine)
 
     @property
     def needs_moment(self) -> bool:  # type: ignore[override]
@@ -392,22 +393,29 @@ class RankOne(ThroughFactor):
             if system.past is not None:
                 held = RegularisedGram(moment, single_key_ridge(moment.size, self.held_share), system.past)
             through, condition, ridge = held.solve(keys), held.condition(), held.ridge
-        direction = through[:, : system.keys.shape[1]]
+        direction, also_met = through[:, : system.keys.shape[1]], None
         if self.key_cosine:
-            direction = self._meeting_both(system, direction, through[:, system.keys.shape[1] :])
+            bare = given(system.bare)
+            direction, both = self._meeting_both(system.keys, bare, direction, through[:, system.keys.shape[1] :])
+            also_met = bare[:, both] if bool(both.any()) else None
         direction = direction / direction.norm(dim=0)
         met = system.keys if self.same_key else given(system.bare)
         left = system.residuals / (direction * met).sum(0)
-        return Solution(LowRank(left, direction.T.contiguous()), condition, ridge)
+        return Solution(LowRank(left, direction.T.contiguous()), condition, ridge, also_met=also_met)
 
     def _meeting_both(
-        self, system: System, mean: Float[Tensor, "d_in fact"], bare: Float[Tensor, "d_in fact"]
-    ) -> Float[Tensor, "d_in fact"]:
-        """The direction of u from M⁻¹k̄ and M⁻¹k: of facts whose keys are alike the first of them as it is."""
-        own, across = (system.keys * mean).sum(0), (system.keys * bare).sum(0)
-        other = (given(system.bare) * bare).sum(0)
+        self,
+        mean: Float[Tensor, "d_in fact"],
+        bare: Float[Tensor, "d_in fact"],
+        through_mean: Float[Tensor, "d_in fact"],
+        through_bare: Float[Tensor, "d_in fact"],
+    ) -> tuple[Float[Tensor, "d_in fact"], Bool[Tensor, " fact"]]:
+        """u's direction from k̄, k, M⁻¹k̄ and M⁻¹k, and of which facts it meets both keys."""
+        own, across, other = (mean * through_mean).sum(0), (mean * through_bare).sum(0), (bare * through_bare).sum(0)
         unlike = across < self.key_cosine * (own * other).sqrt()
-        return torch.where(unlike, (other - across) * mean + (own - across) * bare, mean)
+        rest = own * other - across.square()  # the determinant of KᵀM⁻¹K
+        both = unlike & ((own + other - 2 * across) * across.square() <= own * rest)
+        return torch.where(both, (other - across) * through_mean + (own - across) * through_bare, through_mean), both
 
 
 def joined(keys: Float[Tensor, "d_in fact"], past: Float[Tensor, "d_in past"] | None) -> Float[Tensor, "d_in all"]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from ...errors import KtError
 from ...model.sites import Kind, Site
 from .. import closed_form as cf
-from ..closed_form.config import AtToken
+from ..closed_form.config import AtToken, require_below_one
 from ..closed_form.contexts import Contexts, rome_contexts
 from ..config import method, setting
 
@@ -44,14 +44,13 @@ class ROME(AtToken):
 
     key_cosine: float = setting(
         0.5,
-        about="ROME: cosine, by C⁻¹, of the bare prompt's key and the mean key, below which the update meets both",
+        about="ROME: cosine of a fact's bare and mean key, by the update's metric, below which the update meets both",
         source="kt's own; 0 is ROME eq. 2",
     )
 
-    by_name: ClassVar[tuple[str, ...]] = ("solver",)
-
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_below_one(held_share=self.held_share, key_cosine=self.key_cosine)
         # Neither 0 nor the default is refused: presets have the one, and nobody gave the other.
         if not self.mom2_adjustment and self.held_share not in (0, type(self).held_share):
             raise KtError(
