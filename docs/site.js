@@ -22,3 +22,9 @@ for (const code of document.querySelectorAll(".md-content :not(pre) > code")) {
     return word;
   }));
 }
+// The title of a page that shows a file breaks behind a slash.
+for (const title of document.querySelectorAll(".md-content h1")) {
+  if (title.firstChild?.nodeType !== Node.TEXT_NODE || !title.firstChild.data.includes("/")) continue;
+  const parts = title.firstChild.data.split(/(?<=\/)/);
+  title.firstChild.replaceWith(...parts.flatMap(part => [part, document.createElement("wbr")]));
+}
