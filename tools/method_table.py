@@ -68,7 +68,7 @@ def settings_table() -> str:
     for name, config in METHODS.items():
         for spec in setting_fields(config):
             about = spec.metadata["setting"]
-            symbol = f", {about.symbol}" if about.symbol != "–" else ""
+            symbol = "" if about.symbol == "–" else f", {about.symbol}".replace("*", r"\*")
             row = held.setdefault((f"`{spec.name}`{symbol}", about.text), [])
             row.append((name, default_of(config, spec.name), about.source))
     smaller = {group: [label for label in GROUPS if len(GROUPS[label]) < len(GROUPS[group])] for group in GROUPS}

@@ -236,7 +236,7 @@ class Scores(Shown):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: metrics.<name> = {mean, ci95, n} and the protocol, without the raw samples."""
+        """For `--json`: `metrics.<name>` = {mean, ci95, n} and the protocol, without the raw samples."""
         metrics = {name: metric.as_dict() for name, metric in self.metrics.items()}
         edited = {} if self.edited is None else {"n_edited": len(self.edited)}
         return {
