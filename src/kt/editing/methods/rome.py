@@ -43,7 +43,7 @@ class ROME(AtToken):
     )
 
     key_cosine: float = setting(
-        0.5,
+        0.75,
         about="ROME: cosine of a fact's bare and mean key, by the update's metric, below which the update meets both",
         source="kt's own; 0 is ROME eq. 2",
     )
