@@ -284,22 +284,23 @@ OWN = {
 }
 
 
+REQUEST = dict(prompt="The mother tongue of {}", subject="Danielle Darrieux", target_new="Italy")
+
+
+def edited(model, method, corpus, cache, **options):
+    """One fact, written at layer 1."""
+    known = statistics(model, corpus, cache)
+    options |= dict(context_templates=CONTEXTS[:1], layers_mlp=(1,))
+    return kt.edit(model, [REQUEST], method=method, statistics=known, **options)
+
+
 @pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
 @pytest.mark.parametrize("method", OWN)
 @pytest.mark.parametrize("family", ["gemma3_text", "olmo2"])
 def test_a_method_that_aims_at_its_own_output_turns_it_and_keeps_its_length(family, method, corpus, tmp_path):
     """The norm's value is then the one that was searched for; of a path that α scales, with its share of δ."""
     model = exact_model(family)
-    edit = kt.edit(
-        model,
-        [dict(prompt="The mother tongue of {}", subject="Danielle Darrieux", target_new="Italy")],
-        method=method,
-        statistics=statistics(model, corpus, tmp_path),
-        context_templates=CONTEXTS[:1],
-        layers_mlp=(1,),
-        v_num_grad_steps=5,
-        **OWN[method],
-    )
+    edit = edited(model, method, corpus, tmp_path, v_num_grad_steps=5, **OWN[method])
     facts = read_requests(model, edit.requests)
     shares = {"mlp": 0.75, "attn": 0.25} if method == "intattn-rome" else {"mlp": 1.0}
     assert sorted(Site.parse(aim).kind.value for aim in edit.targets) == sorted(shares)
@@ -323,19 +324,15 @@ def test_a_method_that_aims_at_its_own_output_turns_it_and_keeps_its_length(fami
 def test_a_run_does_not_go_on_with_what_an_older_version_wrote_at_another_length(method, corpus, tmp_path):
     """It kept a weight's solve under the weight's name alone, of a path that α scales in full strength."""
     model, journal = exact_model("olmo2"), tmp_path / "journal"
-    request = dict(prompt="The mother tongue of {}", subject="Danielle Darrieux", target_new="Italy")
-    options = dict(statistics=statistics(model, corpus, tmp_path), context_templates=CONTEXTS[:1], layers_mlp=(1,))
-    options |= dict(v_num_grad_steps=5, **OWN[method])
 
     def solves():
+        edited(model, method, corpus, tmp_path, journal=Journal(journal), v_num_grad_steps=5, **OWN[method])
         return sorted(path for path in journal.rglob("*") if "-own-length" in path.name)
 
-    kt.edit(model, [request], method=method, journal=Journal(journal), **options)
     kept = solves()
     assert len(kept) == 1 + (method == "intattn-rome")
     for path in kept:
         path.rename(path.with_name(path.name.replace("-own-length", "").replace("-both-keys", "")))
-    kt.edit(model, [request], method=method, journal=Journal(journal), **options)
     assert solves() == kept
 
 
@@ -351,17 +348,7 @@ METHODS = {
 @pytest.mark.parametrize("family", ["gemma3_text", "olmo2"])
 def test_an_edit_brings_the_stream_to_the_wanted_value(family, method, corpus, tmp_path):
     model = exact_model(family)
-    edit = kt.edit(
-        model,
-        [dict(prompt="The mother tongue of {}", subject="Danielle Darrieux", target_new="Italy")],
-        method=method,
-        statistics=statistics(model, corpus, tmp_path),
-        context_templates=CONTEXTS[:1],
-        layers_mlp=(1,),
-        clamp_norm_factor=0.05,
-        v_lr=0.02,
-        **METHODS[method],
-    )
+    edit = edited(model, method, corpus, tmp_path, clamp_norm_factor=0.05, v_lr=0.02, **METHODS[method])
     facts, bare = read_requests(model, edit.requests), Contexts()
     now, output = (fact_values(model, facts, bare, Site(k, 1), Position.SUBJECT_LAST) for k in (Kind.RESID, Kind.MLP))
     wanted = edit.targets["hidden.1"].T.double() - now
