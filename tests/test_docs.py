@@ -45,7 +45,7 @@ def printed(script, *arguments, seconds=120):
         ("quality/many_tokens.py", "data/many-tokens", (12, 6, 4, 18)),
         ("quality/real_map.py", "data/real-map", (2, 4, 2)),
         ("quality/real_alpha.py", "data/real-alpha", (11,)),
-        ("quality/real_models.py", "data/real-models", (14, 14, 14, 74, 56, 12, 10)),
+        ("quality/real_models.py", "data/real-models", (14, 14, 14, 75, 60, 12, 10)),
         ("quality/real_models.py", "real-models", (14, 14, 14)),
     ],
 )

@@ -212,7 +212,7 @@ def table(path: Path) -> str:
         ]
         for size, method in itertools.product(sorted(SIZES), (*SETTINGS, *FEWER)):
             if (each := by_label.get((f"{name}: {method}", size))) is not None:
-                lines.append(line(each, method, by_label))
+                lines.append(line(each, f"{method}{mark(each)}", by_label))
         if lines[1:]:
             found.append(markdown([["model", *lines[0]], *([name, *each] for each in lines[1:])]))
     return "\n\n".join([*found, markdown(lambda_rows(by_label))]) + "\n"
@@ -233,12 +233,17 @@ def by_size(by_label: Mapping[tuple[str, int], dict[str, Any]]) -> list[str]:
                 if each is None or of is None:
                     cells.append("–")
                 elif what == "perplexity":
-                    cells.append(f"{of:.3f}" if of < 100 else f"{of:,.0f}")
+                    cells.append((f"{of:.3f}" if of < 100 else f"{of:,.0f}") + mark(each))
                 else:
-                    cells.append(cell(each[what]))
+                    cells.append(cell(each[what]) + mark(each))
             lines.append([method, *cells])
         tables.append(markdown(lines))
     return tables
+
+
+def mark(each: dict[str, Any]) -> str:
+    """A dagger at what an older kt measured (`commit`), before the method changed: it is to be measured anew."""
+    return " †" if "commit" in each else ""
 
 
 def line(each: dict[str, Any], method: str, by_label: Mapping[tuple[str, int], dict[str, Any]]) -> list[str]:

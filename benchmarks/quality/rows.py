@@ -58,7 +58,8 @@ def run(
     chosen = args.methods.split(",") if args.methods else list(methods())
     for method, size in jobs(chosen, [int(part) for part in args.edits.split(",")]):
         done = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else []
-        if any(r["method"] == method and r["edits"] == size for r in done):
+        kept = [r for r in done if r["method"] == method and r["edits"] == size]
+        if any("commit" not in r for r in kept):  # with it, a row of an older kt that is to be measured anew
             continue
         command = [sys.executable, script, "--row", method, str(size)]
         command += [part for name, value in own.items() if value is not None for part in (f"--{name}", value)]
@@ -66,6 +67,7 @@ def run(
         if found.returncode:
             sys.exit(f"{method}, {size} edits: {found.stderr[-2000:]}")
         rows = json.loads(found.stdout.splitlines()[-1])
+        done = [r for r in done if r not in kept]
         atomic_write(args.out, json.dumps(done + rows, indent=indent, ensure_ascii=False) + "\n")
         for each in rows:
             sys.stdout.write(shown(each, size) + "\n")
