@@ -48,6 +48,12 @@ def test_ranks_are_drawn_at_rank_plus_one_and_gaps_stay():
     assert axis_coordinates([0.5, -1, NAN], "linear") == [0.5, -1, None]
 
 
+@pytest.mark.parametrize(("largest", "short"), [(8e-5, True), (3e-9, True), (2e-3, False), (0.5, False), (0.0, False)])
+def test_small_probabilities_are_written_with_a_power_so_that_labels_stay_clear_of_the_title(largest, short):
+    axis = y_axis([0, largest], "linear", 220)
+    assert (axis.get("exponentformat") == "e") == short and ("tickformat" in axis) != short
+
+
 @pytest.mark.parametrize("worst", [0, 5, 9, 10, 99, 3000, 256_000])
 def test_the_rank_axis_runs_downwards_from_the_top_rank_and_names_true_ranks(worst):
     axis = y_axis([0, worst], "rank", 220)

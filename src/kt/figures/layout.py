@@ -151,6 +151,9 @@ EMBEDDING = -1
 SCALES = ("linear", "log", "rank")
 """Scales of a y axis; on "rank", rank 0 is at the top."""
 
+SMALL = 1e-3
+"""Below it a linear axis writes 2e-5, not 0.00002, which would reach into the axis's title."""
+
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _PAD = 0.05
 """Margin beyond the outermost value, as a fraction of the axis."""
@@ -215,7 +218,8 @@ def y_axis(values: Iterable[float], scale: str, pixels: int, fixed: bool = False
     numbers = np.array([v for v in values if np.isfinite(v)], dtype=float)
     if scale == "linear":
         span = {"range": _linear_range(numbers)} if fixed and numbers.size else {"rangemode": "tozero"}
-        return {**span, "tickformat": "~g", "nticks": 7}
+        small = 0 < np.abs(numbers).max(initial=0.0) < SMALL
+        return {**span, **({"exponentformat": "e"} if small else {"tickformat": "~g"}), "nticks": 7}
     if scale == "rank":
         return _rank_axis(numbers, pixels)
     if scale == "log":
