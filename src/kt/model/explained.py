@@ -40,7 +40,7 @@ def settle(model: Any) -> Layout:
         return replace(layout, unchecked="its weights are not here")
     if any(weight.is_meta for weight in model.module.parameters()):
         return replace(layout, unchecked="some of its weights are not on a device")
-    blocks = explained(model)
+    blocks: list[Explained] = model.explained
     missing = {layer: block for layer, block in enumerate(blocks) if not block.whole and block.is_finite}
     if missing:
         raise UnknownModel(_unexplained(model, missing))

@@ -24,7 +24,7 @@ from ..errors import BadFact, UnknownModel, UnknownSite
 from .chat import Chat, ChatReader, choose
 from .devices import execution_device, refuse_wrapped, require_start
 from .effects import Effect, effects_of
-from .explained import settle
+from .explained import Explained, explained, settle
 from .finding import find_layout
 from .head import is_widened, wide_linear
 from .layout import Layout, unwrap_tuple
@@ -232,6 +232,14 @@ class TracedModel(Weights):
     @cached_property
     def _blocks(self) -> list[Any]:
         return [self.envoy(f"{self.layout.blocks}.{i}") for i in range(self.n_layers)]
+
+    @cached_property
+    def explained(self) -> list[Explained]:
+        """How attention and MLP make up every block's change, by running two tokens (see explained.py).
+
+        Run once: an edit changes neither the norms behind W_o and down_proj nor a block's multiplier.
+        """
+        return explained(self)
 
     @cached_property
     def _projections(self) -> dict[Site, Any]:

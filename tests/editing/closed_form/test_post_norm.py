@@ -269,6 +269,16 @@ def test_granites_multiplier_is_divided_out(kind):
     assert change.stream is wanted
 
 
+def test_what_stands_behind_a_projection_is_not_asked_of_the_model_again_by_each_edit(corpus, tmp_path, monkeypatch):
+    model = tiny_model("gemma3_text")
+    known = statistics(model, corpus, tmp_path)
+    asked = []
+    monkeypatch.setattr(kt.model.model, "explained", asked.append)
+    options = dict(context_templates=CONTEXTS[:1], layers_mlp=(0, 1), statistics=known, mom2_update_weight=1e-9)
+    kt.edit(model, [REQUEST], method="memit", **options)
+    assert not asked
+
+
 @pytest.mark.parametrize("family", ["gptj", "llama", "opt"])
 def test_where_the_output_is_added_as_it_is_the_wanted_change_is_asked(family):
     model = tiny_model(family)

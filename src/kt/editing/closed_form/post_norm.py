@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...errors import KtError
-from ...model.explained import explained
 from ...model.sites import Kind, Site
 
 if TYPE_CHECKING:
@@ -249,7 +248,7 @@ def _behind(model: TracedModel, site: Site) -> tuple[float, nn.Module | None]:
     ends = [*model.layout.at(site.layer).ends]
     if model.layout.direct or site.name not in ends:
         return 1.0, None
-    block = explained(model)[site.layer]
+    block = model.explained[site.layer]
     index = ends.index(site.name)
     path, scale = block.norms[index], block.scales[index]
     if not block.whole or abs(scale - 1) < SAME_SCALE:
