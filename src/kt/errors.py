@@ -89,6 +89,12 @@ class Diverged(WorkFailed):
     passing = False
 
 
+class HeldByEarlier(WorkFailed):
+    """Every request of a step is about keys that earlier edits hold for good (EvoEdit): the step writes nothing."""
+
+    passing = False
+
+
 class UnknownModel(KtError):
     """No model of that name, no tokenizer beside it, or a structure that `kt` does not know."""
 

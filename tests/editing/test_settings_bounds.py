@@ -1,5 +1,7 @@
 """Settings that mean nothing, or that other settings leave without effect, are refused where they are given."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from families import tiny_model
@@ -11,7 +13,7 @@ from kt.editing.closed_form.solvers import System
 from kt.editing.config import FORMAT_1
 from kt.editing.methods import METHODS
 from kt.editing.presets import configured, presets
-from kt.errors import KtError, WorkFailed
+from kt.errors import HeldByEarlier, KtError, WorkFailed
 
 REFUSED = {
     "memit v_lr=1e308": "v_lr is beyond float32",
@@ -118,16 +120,57 @@ def test_a_lora_rank_above_the_models_width_is_refused_before_the_training():
         METHODS["lora"].of(dict(rank=1_000_000)).require(model)
 
 
-def test_evoedit_says_that_an_earlier_edit_holds_a_repeated_key():
+def held_system(rounding=1e-5):
+    """Two requests, the second with a key of an earlier edit, to rounding."""
     random = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=random).double()  # noqa: E731
     moment, keys = draw(8, 30), draw(8, 2)
-    again = System(draw(4, 2), keys, moment=Moment.of(moment @ moment.T), past=keys[:, 1:] + 1e-8)
+    past = keys[:, 1:] * (1 + rounding * 1e-3 * draw(8, 1))
+    return System(draw(4, 2), keys, moment=Moment.of(moment @ moment.T), past=past, rounding=rounding)
+
+
+@pytest.mark.parametrize("rounding", [1e-5, 3e-2])
+@pytest.mark.parametrize("ridge", ["auto", 0.1])
+def test_evoedit_leaves_a_request_alone_whose_key_an_earlier_edit_holds(ridge, rounding):
+    system = held_system(rounding)
+    with pytest.warns(UserWarning, match=r"already holds the key of request 2 at C.* left as it is"):
+        update = Evolving("auto", ridge)(system).update
+    assert (update.right[1] == 0).all()
+    alone = system._replace(keys=system.keys[:, :1], residuals=system.residuals[:, :1])
+    torch.testing.assert_close(update.dense(), Evolving("auto", ridge)(alone).update.dense())
+
+
+def test_evoedit_refuses_a_batch_whose_every_key_is_held():
+    system = held_system()
+    system = system._replace(keys=system.keys[:, 1:], residuals=system.residuals[:, 1:])
     held = "already holds the key of {} at C, .* leave the repeated request out, or use alphaedit"
-    with pytest.raises(WorkFailed, match=held.format("request 2")):
-        Evolving("auto", 0.1)(again)
-    with pytest.raises(WorkFailed, match=held.format("'The tower is in'")):
-        Evolving("auto", 0.1)(again._replace(requests=("The sea is", "The tower is in")))
+    with pytest.raises(HeldByEarlier, match=held.format("request 1")):
+        Evolving("auto", 0.1)(system)
+    with pytest.raises(HeldByEarlier, match=held.format("'The tower is in'")):
+        Evolving("auto", 0.1)(system._replace(requests=("The tower is in",)))
+
+
+@pytest.mark.parametrize("free", [1e-2, 1e-3, 1e-4])
+def test_the_automatic_ridge_of_evoedit_does_not_follow_a_key_that_is_nearly_held(free):
+    random = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, generator=random).double()  # noqa: E731
+    moment, key = draw(8, 30), draw(8, 1)
+    system = System(draw(4, 1), key, moment=Moment.of(moment @ moment.T), past=key + free * draw(8, 1))
+    alone = Evolving("auto", "auto")(system._replace(past=None)).update.norm()
+    solution = Evolving("auto", "auto")(system)
+    assert solution.update.norm() < 20 * alone
+    assert solution.chosen.share == pytest.approx(float(solution.update.right[0] @ key[:, 0]))
+
+
+@pytest.mark.filterwarnings("ignore:.*(targets stay below|of the wanted change|does not give the target|near to each)")
+def test_a_run_in_steps_goes_on_behind_a_step_that_evoedit_cannot_write():
+    model, facts = kt.load("demo"), kt.load_facts("demo", limit=2)
+    again = replace(facts[0], target=facts[1].target)
+    options = dict(method="evoedit", v_num_grad_steps=3, max_tokens=2_000, evaluate="none")
+    with pytest.warns(UserWarning, match="step 2 writes nothing: an earlier edit already holds"):
+        run = kt.run_edits(model, [facts[0], again, facts[1]], "sequential", **options)
+    assert len(run.edits) == 2 and len(run.steps.steps) == 3
+    assert len(run.edit.requests) == 2
 
 
 @pytest.mark.filterwarnings("ignore:.*(targets stay below|of the wanted change|does not give the target)")

@@ -133,7 +133,10 @@ def overlaps(model: TracedModel, new: Sequence[Fact], edit: Edit) -> Overlaps | 
     if not tokens:
         return None
     contexts = Contexts.of(edit.manifest.get("context_templates") or [["{}"]])
-    columns = all(edit.updates[name].rank == len(old) and isinstance(edit.updates[name], LowRank) for name in tokens)
+    # PRUNE's columns are singular vectors, and NSE's are a pass's: only one a request is that request's.
+    own = edit.manifest.get("update_guard") != "prune" and edit.manifest.get("method") != "nse"
+    updates = [edit.updates[name] for name in tokens]
+    columns = own and all(update.rank == len(old) and isinstance(update, LowRank) for update in updates)
     total = torch.zeros(len(new), len(old), dtype=torch.float64)
     for name, position in tokens.items():
         keys = fact_keys(model, [*new, *old], contexts, model.site_of(name), position).cpu()

@@ -84,6 +84,12 @@ class EditHistory:
         self.values: dict[str, Tensor] = {}
         self.running: dict[str, Any] = {}
 
+    def copy(self) -> EditHistory:
+        """The memory as it is now; later edits add to one of them only."""
+        other = EditHistory(self.keys)
+        other.values, other.running = dict(self.values), dict(self.running)
+        return other
+
     def add_keys(self, name: str, keys: Float[Tensor, "d_in fact"]) -> None:
         _append(self.keys, name, keys)
 

@@ -12,7 +12,7 @@ Nothing is shared between sessions, and nothing lives in a module.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import cache
 from hashlib import sha256
@@ -160,37 +160,46 @@ class EditSession:
     def solve(self, requests: FactsLike) -> Edit:
         """An edit for `requests` of the model as it stands; nothing is written or remembered."""
         self._require_open("solve")
-        running = dict(self.state.running)
-        try:
+        with self._remembered(kept=False):
             return self._solve(requests)[0]
-        finally:
-            self.state.running = running
 
     def edit(self, requests: FactsLike) -> Edit:
         """Solve `requests`, write them, remember what the next edit has to know. A failure leaves model and session as
         they were.
         """
         self._require_open("edit")
-        running = dict(self.state.running)
-        result, plan, context, facts = self._solve(requests)
-        with self.model.writing():
-            before, effects = self.model.copies(result.names), self.model.effects
-            try:
-                result.write(self.model)
-                if self.keeps_history:
-                    plan.update_history(context, facts)
-            except BaseException:
-                self.model.put_back(before, effects)
-                self.state.running = running
-                raise
-            self._original = before | self._original
-            if self._inside:
-                self._hold(before, effects, result)
-        self.steps.append(result)
+        with self._remembered():
+            result, plan, context, facts = self._solve(requests)
+            with self.model.writing():
+                before, effects = self.model.copies(result.names), self.model.effects
+                try:
+                    result.write(self.model)
+                    if self.keeps_history:
+                        plan.update_history(context, facts)
+                except BaseException:
+                    self.model.put_back(before, effects)
+                    raise
+                self._original = before | self._original
+                if self._inside:
+                    self._hold(before, effects, result)
+            self.steps.append(result)
         self._solved = self._solving
         self._texts[len(self.steps)] = text_reading(result.manifest, "after")
         self._requests += facts
         return result
+
+    @contextmanager
+    def _remembered(self, kept: bool = True) -> Iterator[None]:
+        """What an edit adds to the session's memory is taken back where the block fails, or is not to be kept."""
+        state, anchors = self.state.copy(), dict(self._anchors)
+        try:
+            yield
+        except BaseException:
+            kept = False
+            raise
+        finally:
+            if not kept:
+                self.state, self._anchors = state, anchors
 
     def _solve(self, requests: FactsLike) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
         self.model.require_weights("an edit")
@@ -200,12 +209,19 @@ class EditSession:
             config = self._resolve(facts)
             plan = config.plan()
             if self.options.hold:
-                guard = "kt" if plan.has_targets else None
-                keep = plan.keeps_keys and self.options.update_guard != "simie"  # which solves as if there were none
-                self.options = replace(self.options, hold=False, keep_history=keep, norm_guard=guard)
+                options = self.options
+                guard, keep = options.norm_guard, options.keep_history
+                if guard is None and plan.has_targets:
+                    guard = "kt"
+                if keep is None:
+                    keep = plan.keeps_keys and options.update_guard != "simie"
+                self.options = replace(options, hold=False, keep_history=keep, norm_guard=guard)
             self._refuse(plan)
             context = self._context(plan, facts)
-            with self.unedited() if self.options.update_guard == "simie" else nullcontext():
+            if self.options.update_guard == "simie":  # solves as if there were no earlier edits
+                with self.unedited():
+                    solved = plan.solve(replace(context, changes=dict), facts, self.progress)
+            else:
                 solved = plan.solve(context, facts, self.progress)
             solved = self._restrained(solved, context, facts)
             known = self._texts.get(len(self.steps))
@@ -287,8 +303,8 @@ class EditSession:
     @property
     def keeps_history(self) -> bool:
         """Whether later edits leave the keys of earlier ones alone."""
-        kept = self.options.keep_history
-        return self.config.keeps_history if kept is None else kept
+        kept, simie = self.options.keep_history, self.options.update_guard == "simie"
+        return (self.config.keeps_history and not simie) if kept is None else kept
 
     def _context(self, plan: Plan, facts: Sequence[Fact]) -> SolveContext:
         """Texts and second moments are the original model's, taken once."""
@@ -412,7 +428,7 @@ class EditSession:
         """The exact bytes from before the first edit; the session begins anew."""
         self._require_open("revert")
         self._let_go()
-        self._original, self.steps, self._requests, self._solved = {}, [], [], {}
+        self._original, self.steps, self._requests, self._solved, self._anchors = {}, [], [], {}, {}
         self._texts = {0: self._texts.get(0)}
         self.state = EditHistory(self._history)
 

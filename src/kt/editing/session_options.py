@@ -149,6 +149,8 @@ def _columns(name: str, gram: Tensor) -> Float[Tensor, "d_in past"]:
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
         raise KtError(f"history of {name} is {tuple(gram.shape)}; give the square sum of k kᵀ, or earlier edits")
     rounding = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(gram.dtype, 1e-4)  # relative, of a long sum
+    # Eigenvalues below what the number's own digits leave are none: as keys they would hold directions of no edit.
+    noise = max(1e-13, 8 * torch.finfo(gram.dtype).eps) if gram.dtype.is_floating_point else 1e-13
     gram, instead = gram.detach().double().cpu(), "give the sum of k kᵀ, or earlier edits"
     if not gram.isfinite().all():
         raise KtError(f"history of {name} has numbers that are not finite; {instead}")
@@ -160,5 +162,5 @@ def _columns(name: str, gram: Tensor) -> Float[Tensor, "d_in past"]:
             f"history of {name} has the eigenvalue {float(values.min()):.3g}, and no sum of k kᵀ has one below zero; "
             f"{instead}"
         )
-    kept = values > 1e-13 * values.max().clamp(min=1e-300)
+    kept = values > noise * values.max().clamp(min=1e-300)
     return vectors[:, kept] * values[kept].sqrt()

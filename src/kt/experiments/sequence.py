@@ -21,7 +21,7 @@ from .._util.data import complete_file, read_json, write_json
 from .._util.kinds import takes
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
-from ..errors import BadFile, KtError
+from ..errors import BadFile, HeldByEarlier, KtError, warn_user
 from ..report import Figure, Shown, Table
 from ..runs.folder import FILES
 from ..stats import Interval
@@ -187,7 +187,7 @@ def _largest(step: Step) -> float:
 
 @dataclass
 class EditRun(Shown):
-    """The result of `run_edits`: the course, the edits (one a step), and the scores where they were asked for.
+    """The result of `run_edits`: the course, the edits (one a step that wrote), and the scores where asked for.
 
     `edit` is all of it as one edit of the unedited weights; None in single mode, where there is no such thing.
     `control` scores the MLP part alone of a joint edit, scaled as in it.
@@ -423,9 +423,14 @@ def _in_sequence(editor: EditSession, groups: list[list[Fact]], judge: _Judge, w
         last = number == len(groups)
         with stage(f"step {number} of {len(groups)}" if len(groups) > 1 else "solving") as tick:
             editor.progress = tick
-            editor.edit(group)
+            try:
+                editor.edit(group)
+                edited += len(editor.steps[-1].requests)
+            except HeldByEarlier as held:  # an edit of all steps but this one is still what was asked for
+                if not editor.steps:
+                    raise
+                warn_user(f"step {number} writes nothing: {held}")
         done += group
-        edited += len(editor.steps[-1].requests)
         metrics = None
         if when == "step" or (when == "end" and last):
             scores = judge.score(done, "after", judge.generate and last)

@@ -1,5 +1,6 @@
 """LyapLock against its code's formula, over three edits of one layer, with the queue written out."""
 
+import pytest
 import torch
 from editing_help import REQUESTS, fast
 from one_layer import LAYER, Position, close, fact_keys, fact_values
@@ -7,8 +8,13 @@ from several_layers import QUIET
 
 import kt
 from kt.editing.closed_form.contexts import Contexts
+from kt.editing.closed_form.factor import Moment
+from kt.editing.closed_form.sequential import Restoring
+from kt.editing.methods import METHODS
 from kt.editing.resolve import read_requests
+from kt.errors import KtError
 from kt.model.sites import Kind, Site
+from kt.model.update import Dense
 
 pytestmark = QUIET
 WEIGHT, ALPHA = 0.02, 0.7
@@ -57,3 +63,21 @@ def test_a_session_without_history_has_no_past_keys_but_takes_changes_back(ready
     name = first.names[0]
     close(first.delta(name), plain[0].delta(name))  # the first one is MEMIT's
     assert (second.delta(name) - plain[1].delta(name)).norm() > 1e-2 * plain[1].delta(name).norm()
+
+
+def test_a_first_edit_that_changes_nothing_is_not_what_later_ones_are_weighed_by():
+    random = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=random).double()  # noqa: E731
+    root, weight = draw(6, 30), draw(4, 6)
+    moment, solver = Moment.of(root @ root.T), Restoring(budget=2.0)
+    nothing, real = Dense(1e-9 * draw(4, 6)), Dense(draw(4, 6))
+    first = solver.remembered(None, None, moment, weight)
+    idle = solver.remembered(first, nothing, moment, weight)
+    zero = solver.remembered(idle, Dense(torch.zeros(4, 6).double()), moment, weight)
+    assert first == idle == zero == {"queue": 1.0}
+    assert solver.remembered(zero, real, moment, weight) == solver.remembered(first, real, moment, weight)
+
+
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(KtError, match="cost_budget 0 must be above zero"):
+        METHODS["lyaplock"].of(dict(cost_budget=0, layers_mlp=(1,))).plan()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..._util.progress import Progress
@@ -115,17 +115,26 @@ class Write:
 class Again(NamedTuple):
     """Further passes over the layers, for the requests whose ‖z - h‖ lies between `low` and `high` (NSE).
 
-    Automatic: above a tenth of what was missing at first, below ten times what the median request missed at first.
+    Automatic: above a tenth of what was missing at first, below ten times what the median request missed at first, of
+    those for which a δ was found (where the model says the target already, there is none).
     """
 
     passes: int
     low: float | Literal["auto"]
     high: float | Literal["auto"]
 
-    def chosen(self, missing: Float[Tensor, " fact"], first: Float[Tensor, " fact"]) -> list[int]:
+    def chosen(
+        self, missing: Float[Tensor, " fact"], first: Float[Tensor, " fact"], asks: Bool[Tensor, " fact"]
+    ) -> list[int]:
+        """Those to write; `asks` says which have a δ."""
         low = 0.1 * first if self.low == "auto" else torch.full_like(first, self.low)
-        high = 10 * float(first.median()) if self.high == "auto" else self.high
-        return ((missing > low) & (missing < high)).nonzero()[:, 0].tolist()
+        return ((missing > low) & (missing < self.most(first, asks))).nonzero()[:, 0].tolist()
+
+    def most(self, first: Float[Tensor, " fact"], asks: Bool[Tensor, " fact"]) -> float:
+        """‖z - h‖ from which on a request is left alone."""
+        if self.high != "auto":
+            return self.high
+        return 10 * float((first[asks] if asks.any() else first).median())
 
 
 @dataclass(frozen=True)
@@ -285,15 +294,26 @@ class LocateThenEdit:
         if self.again is None:
             return self._walk(context, parts, path, search, share)
         facts = [part.fact for part in parts]
-        aim, wanted = path.aim, search[path.aim].wanted[path.aim]
+        aim, wanted, before = path.aim, search[path.aim].wanted[path.aim], search[path.aim].before[path.aim]
+        found = (wanted - before).double().norm(dim=-1)
+        asks = found > 1e-4 * before.double().norm(dim=-1)
+        # A guard leaves a request alone by giving it its own value, here the unedited model's: nothing to write back.
+        alone = (found == 0) if context.guard is not None else torch.zeros_like(asks)
         solved: dict[str, WeightUpdate] = {}
         first: Tensor | None = None
         done: set[int] = set()
         for number in range(self.again.passes):
             now = fact_values(context.model, facts, Contexts(), aim.site, aim.position).T
             missing = (wanted.double() - now.to(wanted.device)).norm(dim=-1)
-            first = missing if first is None else first
-            if not (chosen := self.again.chosen(missing, first)):
+            if first is None:
+                first = missing
+                if far := int((missing >= self.again.most(first, asks)).sum()):
+                    warn_user(
+                        f"{far} of {len(facts)} requests miss residual_most {self.again.most(first, asks):.3g} or "
+                        "more and are left as they are; give a larger residual_most to edit them"
+                    )
+            chosen = [fact for fact in self.again.chosen(missing, first, asks) if not alone[fact]]
+            if not chosen:
                 break
             some = {aim: _some(search[aim], chosen)}
             new = self._walk(context.within(f"pass-{number}"), [parts[i] for i in chosen], path, some, share)
@@ -338,7 +358,8 @@ class LocateThenEdit:
             name = context.model.weight_name(site)
             if isinstance(path.solver, Restoring):  # not within the phase: a resumed run counts it, too
                 moment, memory = context.moment(name, context.model.key_size(site)), context.state.running
-                memory[name] = path.solver.remembered(memory.get(name), context.changes().get(name), moment)
+                changed, weight = context.changes().get(name), context.model.weight(name)
+                memory[name] = path.solver.remembered(memory.get(name), changed, moment, weight)
             given = context, parts, replace(path, aim=aim), wanted[aim], site, part, self.window is not None
             solved[name] = WeightUpdate.of(context.journal.take(_phase(context.model, path, site), _solve_site, *given))
             if path.solver.automatic and solved[name].chosen is None:
@@ -478,6 +499,7 @@ def _solve_site(
         past,
         path.layer_share,
         requests=tuple(fact.prompt for fact in facts),
+        rounding=max(1e-5, 4 * torch.finfo(model.dtype).eps),
     )
     if path.solver.restores:
         system = _with_changes(context, name, system)

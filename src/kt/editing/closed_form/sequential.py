@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...errors import KtError, WorkFailed
+from ...errors import HeldByEarlier, KtError, WorkFailed, warn_user
 from ...model.update import Dense, LowRank, Update
+from .auto_ridge import LEAST, Spectrum, auto_ridge, single_key_ridge
 from .factor import Moment
 from .solvers import LeastSquares, NullSpace, RegularisedGram, Solution, System, given, joined
 
-HELD = 1e-5
-"""The share of a key that is its rounding: keys are read in float32, and a repeated one is met again to about 1e-7."""
+NO_COST = 1e-5
+"""‖ΔW‖/‖W‖, weighed by C, of an edit that changed nothing but rounding: LyapLock's budget is not counted in it."""
 BETA_LEAK = 3000.0
 """BetaEdit's λ₁ in the mixture of which it takes P again, where λ₁ is automatic."""
 
@@ -41,7 +42,12 @@ class NormConstrained(LeastSquares):
         if weight == 0:
             raise KtError("mom2_update_weight 0 leaves C out, which update_norm_lambda is added to; give it a number")
         ridged = moment.ridged(self.ridge / weight, store=chosen is None)  # an automatic λ is another one each time
-        return self.solved(system._replace(moment=ridged), weight, chosen)
+        solution = self.solved(system._replace(moment=ridged), weight, chosen)
+        if chosen is None:
+            return solution
+        assert isinstance(solution.update, LowRank)
+        through = (solution.update.right * system.keys.T).sum(1)  # λ was chosen without λₙ, which lets less through
+        return solution._replace(chosen=chosen._replace(share=float(through.median())))
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,24 @@ class Restoring(LeastSquares):
 
     budget: float = 60.0
 
-    def remembered(self, before: Mapping[str, float] | None, change: Update | None, moment: Moment) -> dict[str, float]:
-        """D₀ and q, from those before the last edit and all that the edits so far changed."""
+    def __post_init__(self) -> None:
+        if not self.budget > 0:
+            raise KtError(f"cost_budget {self.budget:g} must be above zero: it is what edits may cost, in first edits")
+
+    def remembered(
+        self, before: Mapping[str, float] | None, change: Update | None, moment: Moment, weight: Tensor
+    ) -> dict[str, float]:
+        """D₀ and q, from those before the last edit and all that the edits so far changed.
+
+        D₀ is the cost of the first edit that changed anything: one whose requests were all left alone has none.
+        """
+        before = dict(before or {"queue": 1.0})
         if change is None:
             return {"queue": 1.0}
-        before = before or {"queue": 1.0}
         cost = float((_times(change, moment.matrix()).dense() * change.dense()).sum())
-        first = before.get("first", cost)
+        if not before.get("first") and cost <= NO_COST**2 * moment.mean() * float(weight.double().square().sum()):
+            return before
+        first = before.get("first") or cost
         return {"first": first, "queue": max(1.0, before["queue"] + cost / (self.budget * first) - 1)}
 
     def __call__(self, system: System) -> Solution:
@@ -172,35 +189,66 @@ class Evolving(NullSpace):
     def __call__(self, system: System) -> Solution:
         basis = given(system.moment).null_basis(self.threshold)
         inside = basis.T @ system.keys
-        if system.past is not None:
-            past = basis.T @ system.past
-            vectors, values, _ = torch.linalg.svd(past, full_matrices=False)
-            span = vectors[:, values > max(past.shape) * torch.finfo(values.dtype).eps * values[0]]
-            if span.shape[1] == len(past):
-                raise WorkFailed(
-                    f"earlier edits' keys span all {len(past)} directions that {given(system.moment).name} has free: "
-                    "EvoEdit has none left to write in; begin a new session, or use another method"
-                )
-            free = inside - span @ (span.T @ inside)
-            _refuse_held(system, free, inside)
-            inside = free
-        return self.solved(system, basis, inside)
+        if system.past is None:
+            return self.solved(system, basis, inside)
+        past = basis.T @ system.past
+        vectors, values, _ = torch.linalg.svd(past, full_matrices=False)
+        span = vectors[:, values > max(past.shape) * torch.finfo(values.dtype).eps * values[0]]
+        if span.shape[1] == len(past):
+            raise WorkFailed(
+                f"earlier edits' keys span all {len(past)} directions that {given(system.moment).name} has free: "
+                "EvoEdit has none left to write in; begin a new session, or use another method"
+            )
+        free = inside - span @ (span.T @ inside)
+        return self._solved_in(system, basis, free, inside)
+
+    def _solved_in(
+        self,
+        system: System,
+        basis: Float[Tensor, "d_in null"],
+        free: Float[Tensor, "null n"],
+        inside: Float[Tensor, "null n"],
+    ) -> Solution:
+        """The update of the requests whose keys are not held; the others' columns are zero.
+
+        What is free of a key can be short beside the key, and an L2 that followed it would let the update grow without
+        bound: an automatic one is at least what the whole key's least ridge is.
+        """
+        held = free.norm(dim=0) <= system.rounding * inside.norm(dim=0)
+        _tell_held(system, held)
+        open_ = ~held
+        part = system._replace(keys=system.keys[:, open_], residuals=system.residuals[:, open_])
+        solver: NullSpace = self
+        if self.l2 == "auto":
+            chosen = auto_ridge(Spectrum.of_keys(free[:, open_]), system.share, 1.0)
+            least = LEAST * single_key_ridge(float(inside[:, open_].square().sum(0).median()), system.share)
+            if chosen.ridge < least:
+                solver = NullSpace(self.threshold, least)
+        solution = solver.solved(part, basis, free[:, open_])
+        assert isinstance(solution.update, LowRank)
+        right = torch.zeros_like(system.keys.T)
+        right[open_] = solution.update.right
+        if solver is not self:
+            shares = (solution.update.right * part.keys.T).sum(1)
+            solution = solution._replace(chosen=chosen._replace(ridge=least, share=float(shares.median())))
+        return solution._replace(update=LowRank(system.residuals, right))
 
 
-def _refuse_held(system: System, free: Float[Tensor, "null n"], inside: Float[Tensor, "null n"]) -> None:
-    """Refuse requests whose keys earlier edits hold whole: what is left of them is rounding, and no update moves it.
+def _tell_held(system: System, held: Bool[Tensor, " fact"]) -> None:
+    """Say which requests' keys earlier edits hold whole: what is left of them is rounding, and no update moves it.
 
     Raises:
-        WorkFailed: there is one.
+        HeldByEarlier: all are, so that there is nothing to write.
     """
-    held = (free.norm(dim=0) <= HELD * inside.norm(dim=0)).nonzero()[:, 0].tolist()
-    if held:
-        which = repr(system.requests[held[0]]) if system.requests else f"request {held[0] + 1}"
-        others = f" (and {len(held) - 1} more)" if len(held) > 1 else ""
-        raise WorkFailed(
-            f"an earlier edit already holds the key of {which}{others} at {given(system.moment).name}, which evoedit "
-            "never changes again; leave the repeated request out, or use alphaedit"
-        )
+    which = held.nonzero()[:, 0].tolist()
+    if not which:
+        return
+    first = repr(system.requests[which[0]]) if system.requests else f"request {which[0] + 1}"
+    others = f" (and {len(which) - 1} more)" if len(which) > 1 else ""
+    said = f"an earlier edit already holds the key of {first}{others} at {given(system.moment).name}"
+    if len(which) == len(held):
+        raise HeldByEarlier(f"{said}, which evoedit never changes again; leave the repeated request out, or use alphaedit")
+    warn_user(f"{said}, which evoedit never changes again: left as it is; alphaedit would change it")
 
 
 def _times(change: Update, matrix: Float[Tensor, "d_in d_in"]) -> Update:

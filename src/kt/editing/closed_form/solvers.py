@@ -47,7 +47,8 @@ class System(NamedTuple):
 
     Of a solver that `restores`: `change` is what the session's edits have added to the weight so far, `past_residuals`
     how far the values of the past keys are now from those that they were given, `queue` how much C weighs. `requests`
-    are the facts' prompts, for messages.
+    are the facts' prompts, for messages. `rounding` is the share of a key that may be its rounding: the same text's key
+    in another batch differs by as much.
     """
 
     residuals: Float[Tensor, "d_out fact"]
@@ -60,6 +61,7 @@ class System(NamedTuple):
     past_residuals: Float[Tensor, "d_out past"] | None = None
     queue: float = 1.0
     requests: tuple[str, ...] = ()
+    rounding: float = 1e-5
 
 
 class Solver(Protocol):
