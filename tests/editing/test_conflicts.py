@@ -105,3 +105,11 @@ def test_keys_are_read_where_the_edits_method_reads_them(setting):
     assert read[low] is Position.SUBJECT_LAST and read[high] is Position.PROMPT_LAST
     made_up = replace(edit, manifest=edit.manifest | {"hyper_parameters": {"layers_mlp": "x", "other": 1}})
     assert set(positions(model, made_up).values()) == {Position.SUBJECT_LAST}
+
+
+def test_prunes_columns_are_no_requests_parts(setting):
+    model = setting[0]
+    facts = read_requests(model, REQUESTS)
+    pruned = solve(*setting, method="memit", update_guard="prune")
+    assert overlaps(model, facts, pruned).measure == "cosine"
+    assert overlaps(model, facts, solve(*setting, method="memit")).measure == "overlap"

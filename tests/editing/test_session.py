@@ -15,6 +15,7 @@ from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.keys import fact_values
 from kt.editing.methods import used_by
 from kt.editing.resolve import configure
+from kt.editing.session_options import keys_of
 from kt.errors import BadFact, KtError
 from kt.model.sites import Kind, Site
 from kt.probing.stages import no_stages
@@ -138,6 +139,39 @@ def test_a_failed_step_leaves_model_and_session_as_they_were(setting, monkeypatc
             s.edit(REQUESTS[1:])
         assert model.fingerprint() == now and len(s.steps) == 1
         assert {n: k.shape for n, k in s.state.keys.items()} == keys
+
+
+@pytest.mark.parametrize("method, options", [("ultraedit", {}), ("memit", {"update_guard": "simie"}), ("lyaplock", {})])
+def test_a_solve_that_is_cut_off_before_it_is_written_counts_once(setting, monkeypatch, method, options):
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    with session(setting, method, **options) as s:
+        s.edit(REQUESTS[:1])
+        before = dict(s.state.running)
+        with monkeypatch.context() as patched:
+            patched.setattr("kt.editing.session.package", cut)
+            with pytest.raises(KeyboardInterrupt):
+                s.edit(REQUESTS[1:])
+        assert s.state.running.keys() == before.keys()
+        assert all(s.state.running[name] is value for name, value in before.items())
+
+
+def test_nas_anchors_are_those_of_edits_alone(setting):
+    with session(setting, "memit", norm_guard="nas") as s:
+        solved = s.solve(REQUESTS[:1])
+        assert solved.manifest["norm_anchors"] and not s._anchors
+        anchors = s.edit(REQUESTS[1:]).manifest["norm_anchors"]
+        assert anchors != solved.manifest["norm_anchors"]
+        s.revert()
+        assert s.solve(REQUESTS[:1]).manifest["norm_anchors"] == solved.manifest["norm_anchors"]
+
+
+def test_holding_on_leaves_what_was_given(setting):
+    for given, kept in (("nas", "nas"), (None, "kt"), (False, False)):
+        with session(setting, "memit", hold=True, norm_guard=given, keep_history=False) as s:
+            s.solve(REQUESTS[:1])
+            assert (s.options.norm_guard, s.keeps_history) == (kept, False)
 
 
 def test_solving_without_writing_is_not_remembered(setting):
@@ -325,3 +359,11 @@ def test_every_option_of_a_session_can_be_what_a_misspelt_one_meant():
     from kt.editing.session_options import SessionOptions
 
     assert {field.name for field in fields(SessionOptions)} <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sum_of_keys_in_fewer_digits_holds_no_more_directions(dtype):
+    keys = torch.randn(48, 5, generator=torch.Generator().manual_seed(0)).double()
+    (held,) = keys_of({"w": (keys @ keys.T).to(dtype)}).values()
+    assert held.shape == (48, 5)
+    torch.testing.assert_close(held @ held.T, keys @ keys.T, atol=1e-4, rtol=1e-4)

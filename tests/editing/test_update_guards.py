@@ -105,6 +105,22 @@ def test_simie_simulates_an_editor_that_always_starts_from_the_unedited_model(se
             torch.testing.assert_close(model.weight(name).double(), weight, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["lyaplock", "alphaedit"])
+def test_under_simie_a_step_is_solved_as_if_nothing_had_been_edited_and_nothing_held(setting, method, monkeypatch):
+    model, corpus, cache = setting
+    options = fast(method, statistics=statistics(model, corpus, cache), layers_mlp=(1,))
+    name = model.weight_name(kt.Site("mlp", 1))
+    with kt.EditSession(model, method, **options) as free:
+        wanted = free.solve(REQUESTS[1:]).delta(name)
+    with kt.EditSession(model, method, update_guard="simie", **options) as session:
+        session.edit(REQUESTS[:1])
+        ideal = []
+        monkeypatch.setattr("kt.editing.session.simie", lambda context, facts, updates: ideal.append(updates) or updates)
+        session.edit(REQUESTS[1:])
+        assert not session.keeps_history and not session.state.keys
+    torch.testing.assert_close(ideal[0][name].dense().to(wanted), wanted, atol=1e-5, rtol=1e-3)
+
+
 def test_a_low_rank_sum_is_restrained_as_its_product_is():
     random = torch.Generator().manual_seed(0)
     left, right, weight = (torch.randn(*shape, generator=random).double() for shape in ((8, 3), (3, 6), (8, 6)))

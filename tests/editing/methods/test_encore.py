@@ -27,6 +27,9 @@ def test_the_update_is_the_papers_formula(setting, weight, ridge):
     system = weight * parts.moment + ridge * eye + parts.keys @ parts.keys.T
     want = parts.residuals @ parts.keys.T @ torch.linalg.inv(system)
     close(delta(setting, edit), want, atol=1e-5, rtol=1e-3)
+    if "lambda" in (chosen := edit.manifest.get("chosen", {}).get(edit.names[0], {})):
+        through = (parts.keys.T @ torch.linalg.inv(system) @ parts.keys).diagonal()
+        assert chosen["share"] == pytest.approx(float(through.median()), rel=1e-4)
 
 
 def test_the_search_ends_at_the_nth_step_at_which_the_target_is_the_likeliest():
