@@ -115,7 +115,9 @@ def test_under_simie_a_step_is_solved_as_if_nothing_had_been_edited_and_nothing_
     with kt.EditSession(model, method, update_guard="simie", **options) as session:
         session.edit(REQUESTS[:1])
         ideal = []
-        monkeypatch.setattr("kt.editing.session.simie", lambda context, facts, updates: ideal.append(updates) or updates)
+        monkeypatch.setattr(
+            "kt.editing.session.simie", lambda context, facts, updates: ideal.append(updates) or updates
+        )
         session.edit(REQUESTS[1:])
         assert not session.keeps_history and not session.state.keys
     torch.testing.assert_close(ideal[0][name].dense().to(wanted), wanted, atol=1e-5, rtol=1e-3)

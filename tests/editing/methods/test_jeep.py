@@ -36,6 +36,18 @@ def test_a_region_searched_for_alone_has_other_targets(solved, region):
     assert not torch.equal(alone, solved[f"joint-{region}"].targets[aim])
 
 
+def test_searched_for_apart_the_high_value_is_that_of_the_model_with_its_low_layers_written(setting, solved):
+    """JEEP 5.4, "Separate Optimization": the low layers are updated before δ of the high ones is computed."""
+    apart = solve(*setting, method="jeep", separate_targets=True)
+    low, high = solved["low"], solved["high"]
+    assert all(torch.equal(low.delta(name), apart.delta(name)) for name in low.names)
+    ((aim, unwritten),) = high.targets.items()
+    assert not torch.equal(apart.targets[aim], unwritten)
+    with low.applied(setting[0]):
+        then = solve(*setting, method="jeep", region="high", **dict.fromkeys(IDLE["high"]))
+    torch.testing.assert_close(apart.targets[aim], then.targets[aim], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("region", ["low", "high"])
 def test_only_that_regions_weights_are_touched(setting, solved, region):
     model, edit = setting[0], solved[f"joint-{region}"]

@@ -144,6 +144,14 @@ class InParts(AtToken):
         least=1,
     )
 
+    @property
+    def objective(self) -> Objective:
+        """A request stops at a loss of 0.01, as in ARE's code: it is a mean over the tokens of a part, and at ROME's
+        0.05 a part of fifty has a probability of 0.08."""
+        from .objective import NLL, StopBelow
+
+        return self.searching(NLL(), StopBelow(1e-2))
+
     @staticmethod
     def contexts(model: TracedModel, seed: int) -> Contexts:
         return Contexts()

@@ -145,6 +145,7 @@ class LocateThenEdit:
     attention, the other region in two of JEEP's ablations) instead of one an aim. `coupled`: a path sees what the paths
     before it wrote (scaled); otherwise each is solved on the unedited model, unless norms stand between its
     writes and the stream that it aims at.
+    `searched_in_turn`: a path's target is searched for once the paths before it are written.
     `one_by_one`: a whole solve a fact, on the model as the facts before left it (ROME). `again`: several passes over
     the layers. `rewound`: targets are searched for on the weights from before the session. `aligned`: each fact's
     target is searched for once those before it are found, and with what the term makes of theirs (EAMET).
@@ -156,6 +157,7 @@ class LocateThenEdit:
     joint: bool = False
     also: tuple[TargetSite, ...] = ()
     coupled: bool = False
+    searched_in_turn: bool = False
     one_by_one: bool = False
     again: Again | None = None
     rewound: bool = False
@@ -261,12 +263,14 @@ class LocateThenEdit:
         parts = parts_of(model, facts, self.window)
         facts = [part.fact for part in parts]
         check_keys(context, facts, self.live)
-        search = self._search(context, parts, progress)
+        search = self._search(context, parts, self.live[:1] if self.searched_in_turn else self.live, progress)
         norms = any(path.aim.site.kind is Kind.RESID and passes_norm(model, path.sites[0]) for path in self.live)
         coupled = self.coupled or norms
         written: dict[str, WeightUpdate] = {}
         with ExitStack() as around:
             for number, path in enumerate(self.live):
+                if self.searched_in_turn and number:
+                    search |= self._search(context.within(f"path-{number}"), parts, [path], progress)
                 if coupled:
                     around.enter_context(model.restored(path.sites))
                 share: Share = 1.0
@@ -378,9 +382,9 @@ class LocateThenEdit:
         return SolveResult(written, {a: t.wanted[a] for a, t in search.items()}, search, notes)
 
     def _search(
-        self, context: SolveContext, parts: Sequence[Part], progress: Progress | None
+        self, context: SolveContext, parts: Sequence[Part], paths: Sequence[Write], progress: Progress | None
     ) -> dict[TargetSite, Targets]:
-        aims = list(dict.fromkeys([aim for p in self.live for aim in p.searched] + list(self.also)))
+        aims = list(dict.fromkeys([aim for path in paths for aim in path.searched] + list(self.also)))
         targets_by_site: dict[TargetSite, Targets] = {}
         for group in [aims] if self.joint and aims else [[a] for a in aims]:
             targets_by_site |= self._find(context, parts, group, progress)

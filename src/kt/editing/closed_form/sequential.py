@@ -247,7 +247,9 @@ def _tell_held(system: System, held: Bool[Tensor, " fact"]) -> None:
     others = f" (and {len(which) - 1} more)" if len(which) > 1 else ""
     said = f"an earlier edit already holds the key of {first}{others} at {given(system.moment).name}"
     if len(which) == len(held):
-        raise HeldByEarlier(f"{said}, which evoedit never changes again; leave the repeated request out, or use alphaedit")
+        raise HeldByEarlier(
+            f"{said}, which evoedit never changes again; leave the repeated request out, or use alphaedit"
+        )
     warn_user(f"{said}, which evoedit never changes again: left as it is; alphaedit would change it")
 
 

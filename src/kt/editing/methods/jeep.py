@@ -74,7 +74,9 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
         "both", about="JEEP's ablation: both, low, high, joint-low, joint-high", source="JEEP table 4"
     )
     separate_targets: bool = setting(
-        False, about="JEEP's ablation: each region's δ searched for alone", source="JEEP table 4"
+        False,
+        about="JEEP's ablation: each region's δ searched for alone, the high one once the low layers are written",
+        source="JEEP 5.4, table 4",
     )
     high_module: str = setting(
         "mlp", about="JEEP's ablation: mlp or attn in the high region", source="JEEP table 4, w/ MHSA in Step3"
@@ -130,7 +132,10 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
         written = region.removeprefix("joint-")
         chosen = tuple(write for name, write in writes.items() if written in ("both", name))
         also = tuple(write.aim for name, write in writes.items() if written != region and name != written)
-        return cf.LocateThenEdit(chosen, self.objective, joint=not self.separate_targets, also=also, coupled=True)
+        apart = self.separate_targets
+        return cf.LocateThenEdit(
+            chosen, self.objective, also=also, coupled=True, joint=not apart, searched_in_turn=apart
+        )
 
     @property
     def _low(self) -> cf.Write:
