@@ -87,7 +87,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn links that are right in the repository into links that are right on the site; tables of data get its width."""
+    """Turn links that are right in the repository into those of the site; tables of data get its width."""
     here = page.file.src_uri
     if here.startswith("data/") and here != "data/README.md":  # wide tables: they get the columns beside the page too
         page.meta["hide"] = ["navigation", "toc"]

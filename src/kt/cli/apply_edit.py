@@ -61,7 +61,7 @@ class EditOptions(FigureOptions, LongRunOptions, SolveOptions, FactOptions, Chat
         bool | None,
         Opt(
             "--keep-history/--no-keep-history",
-            help="Later steps leave earlier keys alone [default: on in steps, unless a guard is named].",
+            help="Later steps leave earlier keys alone [default: in steps, on; beside a guard, as the method has it].",
         ),
     ] = None
     history: Annotated[
