@@ -13,7 +13,7 @@ import kt
 from kt.cli import main
 from kt.editing.config import setting_fields
 from kt.editing.methods import METHODS, all_settings
-from kt.editing.presets import lineage, path_of
+from kt.editing.presets import configured, lineage, path_of
 from kt.errors import BadFile
 from kt.presets import named, preset_for, presets
 
@@ -171,6 +171,41 @@ def test_a_methods_own_default_never_hides_a_value_of_its_paper():
             shared, own = preset.values(), preset.values(method)
             hidden = {k for k, v in built_in.own_defaults().items() if k in shared and shared[k] != v and k not in own}
             assert (name, method, hidden) == (name, method, set())
+
+
+WITH_DEPTH = [name for name, config in METHODS.items() if config.depth and "editor" not in config.settings()]
+
+
+@pytest.mark.parametrize("method", WITH_DEPTH)
+def test_shared_layers_are_not_those_of_a_method_with_a_depth_of_its_own(method):
+    """A preset shares MEMIT's layers; LocFT, of one layer, would write all of them."""
+    for preset in presets().values():
+        for variant in (None, *preset.variants):
+            config, own = configured(preset, method, variant=variant), preset.values(method, variant)
+            assert config.layers_mlp == own.get("layers_mlp", ()), (preset.name, "none: found by relative depth")
+            assert ("layers_mlp" in config.missing_layers) == ("layers_mlp" not in own)
+            shown = {value.name: value.method for value in preset.explain(method, variant)}
+            assert shown.get("layers_mlp") == (method if "layers_mlp" in own else None)
+    assert configured(presets()["llama-2-7b"], method, layers=[3]).layers_mlp == (3,)
+    assert configured(presets()["llama-2-7b"], "memit").layers_mlp == (4, 5, 6, 7, 8)
+
+
+def test_a_file_gives_a_method_with_a_depth_its_layers_in_the_methods_table(write):
+    shared = "[hyper_parameters]\nlayers_mlp = [2]\n[variants.short.hyper_parameters]\nlayers_mlp = [1]\n"
+    preset = named(write(shared))
+    assert [configured(preset, "locft", variant=each).layers_mlp for each in (None, "short")] == [(), ()]
+    assert [configured(preset, "memit", variant=each).layers_mlp for each in (None, "short")] == [(2,), (1,)]
+    assert configured(named(write(shared + "[methods.locft]\nlayers_mlp = [5]\n")), "locft").layers_mlp == (5,)
+
+
+def test_the_ridge_tuned_for_alphaedit_is_not_betaedits():
+    """BetaEdit's own follows the leak, which AlphaEdit does not have."""
+    demo = presets()["demo"]
+    assert configured(demo, "alphaedit").L2 == 0.5 and configured(demo, "betaedit").L2 == "auto"
+    same = ("nullspace_threshold", "clamp_norm_factor", "layers_mlp")
+    assert [getattr(configured(demo, "betaedit"), n) for n in same] == [
+        getattr(configured(demo, "alphaedit"), n) for n in same
+    ]
 
 
 def test_explaining_a_method_leaves_out_what_it_overrides():
@@ -345,3 +380,5 @@ def test_the_documents_table_is_what_the_files_say():
             wanted = [written(shared[n]) if n in shared else "–" for n in names]
             assert listed[name] == (*wanted, ", ".join(preset.variants) or "–"), name
     assert set(listed) == set(presets()) - BASES
+    named = re.search(r"layers of their own \((.*?)\)", " ".join(text.split()))
+    assert named and set(re.findall(r"`([\w-]+)`", named[1])) == set(WITH_DEPTH)
