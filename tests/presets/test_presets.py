@@ -117,6 +117,31 @@ FILES = [
     ("qwen2.5-7b", "alphaedit", None, dict(v_lr=0.5, clamp_norm_factor=4, v_weight_decay=1e-3, L2=1)),
     ("qwen2.5-7b", "ft", None, dict(layers_mlp=(27,), num_steps=25, lr=5e-4, batch_size=1)),
     ("mistral-7b", "ft-l", None, dict(layers_mlp=(21,), norm_constraint=5e-5)),
+    ("mistral-7b", "ft-m", None, dict(layers_mlp=(21,), norm_constraint=5e-5, batch_size=1)),
+    ("gpt2-xl", "ft-m", None, dict(layers_mlp=(0,), norm_constraint=5e-4, batch_size=3)),
+    *((name, "ft-m", None, dict(layers_mlp=(layer,), batch_size=1, num_steps=25, lr=5e-4, weight_decay=0,
+                                objective_optimization="target_new"))
+      for name, layer in (("qwen2.5-7b", 27), ("mistral-7b", 21), ("llama-2-7b", 21), ("llama-3-8b", 21),
+                          ("gpt-j-6b", 21), ("llama-7b", 21))),
+    ("llama-7b", "ft", None, dict(layers_mlp=(21,), batch_size=1)),
+    *((name, "unke", None, dict(lr=2e-4, v_lr=0.5, v_num_grad_steps=25, v_weight_decay=1e-3, clamp_norm_factor=4))
+      for name in ("qwen2.5-7b", "mistral-7b", "llama-2-7b", "llama-3-8b", "llama-7b", "gpt-j-6b", "gpt2-xl")),
+    *(("llama-3-8b", method, None, dict(layers_mlp=(4, 5, 6, 7, 8), v_lr=0.5, v_num_grad_steps=25, v_weight_decay=1e-3,
+                                        clamp_norm_factor=4, mom2_update_weight=15000, window=40))
+      for method in ("memit-are", "alphaedit-are")),
+    *((name, "alphaedit-are", None, dict(nullspace_threshold=0.02, L2=10)) for name in ("qwen2.5-7b", "llama-3-8b")),
+    *((name, "lyaplock", None, dict(mom2_update_weight=1000, clamp_norm_factor=0.75, v_weight_decay=0.5))
+      for name in ("gpt-j-6b", "gpt2-xl", "llama-3-8b")),
+    ("gpt2-xl", "nse", None, dict(neurons=1, residual_least=35, residual_most=150, mom2_update_weight=10000)),
+    ("gpt-j-6b", "nse", None, dict(neurons=0.8, residual_least=15, residual_most=100, mom2_update_weight=15000)),
+    ("llama-3-8b", "nse", None, dict(neurons=1, residual_least=2.5, residual_most=50, mom2_update_weight=15000)),
+    *((name, "encore", None, dict(v_lr=0.5, v_weight_decay=0.5, clamp_norm_factor=0.75, update_norm_lambda=ridge,
+                                  stop_after=stop))
+      for name, ridge, stop in (("llama-2-7b", 10, 3), ("llama-3-8b", 20, 2), ("gpt2-xl", 10, 4))),
+    *((name, "stableedit", None, dict(layers_mlp=tuple(range(first, last + 1)), lr=1e-6, L2=1))
+      for name, first, last in (("qwen2.5-7b", 18, 26), ("gpt-j-6b", 18, 26), ("llama-3-8b", 22, 30),
+                                ("mistral-7b", 28, 30))),
+    ("mistral-7b", "locft", None, dict(layers_mlp=(23,), lr=5e-5, batch_size=100, modules="block")),
     *((name, method, None, dict(layers_mlp=(5,), v_lr=0.5, v_num_grad_steps=25, v_weight_decay=1e-3,
                                 clamp_norm_factor=4, kl_factor=0.0625, mom2_adjustment=False))
       for name in ("qwen2.5-7b", "mistral-7b", "llama-2-7b", "llama-3-8b") for method in ("rome", "r-rome")),
