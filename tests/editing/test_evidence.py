@@ -97,6 +97,15 @@ def test_layers_that_kt_layers_kept_come_before_a_trace():
     assert resolved(model, "intattn", layers_mlp=(0,), alpha=0.5)[0].layers_mlp == (0,)
 
 
+def test_a_method_with_a_depth_of_its_own_leaves_a_presets_shared_layers_and_the_line_denies_no_preset():
+    model = kt.load("demo")
+    config, found, said = resolved(model, "locft")
+    assert config.layers_mlp == layers_by_depth(model, "layers_mlp", type(config).depth) == (2,)
+    assert found.sources["layers_mlp"] == "by relative depth, those of locft"
+    assert "no layers given for demo: writing layers_mlp 2 by relative depth" in said and "no preset" not in said
+    assert resolved(model, "ultraedit")[0].layers_mlp == (5, 6, 7), "the preset's for this method, as measured"
+
+
 def test_the_shipped_facts_are_real_and_cover_every_relation_in_turn():
     facts = kt.load_facts("lre")
     relations = list(dict.fromkeys(fact.relation for fact in facts))

@@ -256,7 +256,7 @@ def test_a_projector_that_does_not_fit_is_refused_before_any_work(setting, monke
         session(setting, "alphaedit").solve(REQUESTS)
 
 
-@pytest.mark.filterwarnings("ignore:no preset and no layers")
+@pytest.mark.filterwarnings("ignore:no layers given")
 def test_jeeps_regions_come_from_the_stages_of_recall_when_nobody_gives_them(setting, monkeypatch):
     probed = no_stages("none")._replace(layers_low=(1,), layers_high=(2,))
     asked = []
@@ -336,7 +336,7 @@ def test_a_configuration_and_its_name_with_options_give_the_same_edit(setting):
 def test_layers_that_nobody_gave_are_said_to_be_guessed(setting):
     model, corpus, cache = setting
     given = {k: v for k, v in fast("memit").items() if k != "layers_mlp"}
-    with pytest.warns(UserWarning, match="no preset and no layers.*layers_mlp .* by relative depth"):
+    with pytest.warns(UserWarning, match="no layers given.*layers_mlp .* by relative depth"):
         kt.edit(model, REQUESTS, method="memit", statistics=statistics(model, corpus, cache), **given)
 
 

@@ -8,7 +8,7 @@ import kt
 from kt.editing.methods import METHODS
 from kt.errors import KtError
 
-pytestmark = pytest.mark.filterwarnings("ignore::kt.editing.verdict.FailedCheck", "ignore:.*no preset and no layers")
+pytestmark = pytest.mark.filterwarnings("ignore::kt.editing.verdict.FailedCheck", "ignore:.*no layers given")
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 TUNING = {"num_steps": 1, "layers_mlp": (1,), "check": False}
 

@@ -13,7 +13,7 @@ import kt
 from kt.cli import main
 from kt.editing.config import setting_fields
 from kt.editing.methods import METHODS, all_settings
-from kt.editing.presets import lineage, path_of
+from kt.editing.presets import configured, lineage, path_of
 from kt.errors import BadFile
 from kt.presets import named, preset_for, presets
 
@@ -117,6 +117,31 @@ FILES = [
     ("qwen2.5-7b", "alphaedit", None, dict(v_lr=0.5, clamp_norm_factor=4, v_weight_decay=1e-3, L2=1)),
     ("qwen2.5-7b", "ft", None, dict(layers_mlp=(27,), num_steps=25, lr=5e-4, batch_size=1)),
     ("mistral-7b", "ft-l", None, dict(layers_mlp=(21,), norm_constraint=5e-5)),
+    ("mistral-7b", "ft-m", None, dict(layers_mlp=(21,), norm_constraint=5e-5, batch_size=1)),
+    ("gpt2-xl", "ft-m", None, dict(layers_mlp=(0,), norm_constraint=5e-4, batch_size=3)),
+    *((name, "ft-m", None, dict(layers_mlp=(layer,), batch_size=1, num_steps=25, lr=5e-4, weight_decay=0,
+                                objective_optimization="target_new"))
+      for name, layer in (("qwen2.5-7b", 27), ("mistral-7b", 21), ("llama-2-7b", 21), ("llama-3-8b", 21),
+                          ("gpt-j-6b", 21), ("llama-7b", 21))),
+    ("llama-7b", "ft", None, dict(layers_mlp=(21,), batch_size=1)),
+    *((name, "unke", None, dict(lr=2e-4, v_lr=0.5, v_num_grad_steps=25, v_weight_decay=1e-3, clamp_norm_factor=4))
+      for name in ("qwen2.5-7b", "mistral-7b", "llama-2-7b", "llama-3-8b", "llama-7b", "gpt-j-6b", "gpt2-xl")),
+    *(("llama-3-8b", method, None, dict(layers_mlp=(4, 5, 6, 7, 8), v_lr=0.5, v_num_grad_steps=25, v_weight_decay=1e-3,
+                                        clamp_norm_factor=4, mom2_update_weight=15000, window=40))
+      for method in ("memit-are", "alphaedit-are")),
+    *((name, "alphaedit-are", None, dict(nullspace_threshold=0.02, L2=10)) for name in ("qwen2.5-7b", "llama-3-8b")),
+    *((name, "lyaplock", None, dict(mom2_update_weight=1000, clamp_norm_factor=0.75, v_weight_decay=0.5))
+      for name in ("gpt-j-6b", "gpt2-xl", "llama-3-8b")),
+    ("gpt2-xl", "nse", None, dict(neurons=1, residual_least=35, residual_most=150, mom2_update_weight=10000)),
+    ("gpt-j-6b", "nse", None, dict(neurons=0.8, residual_least=15, residual_most=100, mom2_update_weight=15000)),
+    ("llama-3-8b", "nse", None, dict(neurons=1, residual_least=2.5, residual_most=50, mom2_update_weight=15000)),
+    *((name, "encore", None, dict(v_lr=0.5, v_weight_decay=0.5, clamp_norm_factor=0.75, update_norm_lambda=ridge,
+                                  stop_after=stop))
+      for name, ridge, stop in (("llama-2-7b", 10, 3), ("llama-3-8b", 20, 2), ("gpt2-xl", 10, 4))),
+    *((name, "stableedit", None, dict(layers_mlp=tuple(range(first, last + 1)), lr=1e-6, L2=1))
+      for name, first, last in (("qwen2.5-7b", 18, 26), ("gpt-j-6b", 18, 26), ("llama-3-8b", 22, 30),
+                                ("mistral-7b", 28, 30))),
+    ("mistral-7b", "locft", None, dict(layers_mlp=(23,), lr=5e-5, batch_size=100, modules="block")),
     *((name, method, None, dict(layers_mlp=(5,), v_lr=0.5, v_num_grad_steps=25, v_weight_decay=1e-3,
                                 clamp_norm_factor=4, kl_factor=0.0625, mom2_adjustment=False))
       for name in ("qwen2.5-7b", "mistral-7b", "llama-2-7b", "llama-3-8b") for method in ("rome", "r-rome")),
@@ -171,6 +196,41 @@ def test_a_methods_own_default_never_hides_a_value_of_its_paper():
             shared, own = preset.values(), preset.values(method)
             hidden = {k for k, v in built_in.own_defaults().items() if k in shared and shared[k] != v and k not in own}
             assert (name, method, hidden) == (name, method, set())
+
+
+WITH_DEPTH = [name for name, config in METHODS.items() if config.depth and "editor" not in config.settings()]
+
+
+@pytest.mark.parametrize("method", WITH_DEPTH)
+def test_shared_layers_are_not_those_of_a_method_with_a_depth_of_its_own(method):
+    """A preset shares MEMIT's layers; LocFT, of one layer, would write all of them."""
+    for preset in presets().values():
+        for variant in (None, *preset.variants):
+            config, own = configured(preset, method, variant=variant), preset.values(method, variant)
+            assert config.layers_mlp == own.get("layers_mlp", ()), (preset.name, "none: found by relative depth")
+            assert ("layers_mlp" in config.missing_layers) == ("layers_mlp" not in own)
+            shown = {value.name: value.method for value in preset.explain(method, variant)}
+            assert shown.get("layers_mlp") == (method if "layers_mlp" in own else None)
+    assert configured(presets()["llama-2-7b"], method, layers=[3]).layers_mlp == (3,)
+    assert configured(presets()["llama-2-7b"], "memit").layers_mlp == (4, 5, 6, 7, 8)
+
+
+def test_a_file_gives_a_method_with_a_depth_its_layers_in_the_methods_table(write):
+    shared = "[hyper_parameters]\nlayers_mlp = [2]\n[variants.short.hyper_parameters]\nlayers_mlp = [1]\n"
+    preset = named(write(shared))
+    assert [configured(preset, "locft", variant=each).layers_mlp for each in (None, "short")] == [(), ()]
+    assert [configured(preset, "memit", variant=each).layers_mlp for each in (None, "short")] == [(2,), (1,)]
+    assert configured(named(write(shared + "[methods.locft]\nlayers_mlp = [5]\n")), "locft").layers_mlp == (5,)
+
+
+def test_the_ridge_tuned_for_alphaedit_is_not_betaedits():
+    """BetaEdit's own follows the leak, which AlphaEdit does not have."""
+    demo = presets()["demo"]
+    assert configured(demo, "alphaedit").L2 == 0.5 and configured(demo, "betaedit").L2 == "auto"
+    same = ("nullspace_threshold", "clamp_norm_factor", "layers_mlp")
+    assert [getattr(configured(demo, "betaedit"), n) for n in same] == [
+        getattr(configured(demo, "alphaedit"), n) for n in same
+    ]
 
 
 def test_explaining_a_method_leaves_out_what_it_overrides():
@@ -345,3 +405,5 @@ def test_the_documents_table_is_what_the_files_say():
             wanted = [written(shared[n]) if n in shared else "–" for n in names]
             assert listed[name] == (*wanted, ", ".join(preset.variants) or "–"), name
     assert set(listed) == set(presets()) - BASES
+    named = re.search(r"layers of their own \((.*?)\)", " ".join(text.split()))
+    assert named and set(re.findall(r"`([\w-]+)`", named[1])) == set(WITH_DEPTH)

@@ -89,7 +89,8 @@ class Config:
     """The kind of its edits where they leave the weights alone: `context` or `adapter`."""
     depth: ClassVar[tuple[int, int, int] | None] = None
     """First and last MLP layer, and the model's last: a method's own, carried over to other models by relative depth.
-    None: those of a trace."""
+    They come before the layers that a preset shares among all methods, which are MEMIT's, and not before those that it
+    has for this one. None: the method takes the shared layers."""
 
     by_name: ClassVar[tuple[str, ...]] = ()
     """Properties that read a setting which is one of some words: each class names its own, and all are read at once, so

@@ -3,7 +3,7 @@
     FT      Adam until the loss is small (Zhu et al. 2020; the baselines of Meng et al. 2022, and EasyEdit's code)
     FT-L    after each step every weight is put back into [w₀ - ε, w₀ + ε] (Zhu et al. 2020, L∞; Meng et al. 2022)
     LocFT   FT-M of one layer, with the end of sequence in the target and the order drawn anew in each epoch
-    FT-WD   all parameters of one block, with weight decay in Adam (JEEP's baseline, its appendix D.1)
+    FT-WD   all parameters of the chosen blocks, with weight decay in Adam (JEEP's baseline, of one block; its D.1)
     LoRA    the steps go to an adapter instead (`adapter.py`)
 
 A request's loss is a mean over its target's tokens, a mini-batch's the mean over its requests:

@@ -88,15 +88,21 @@ class Preset:
         """
         return {name: entry.value for name, entry in self._entries(method, variant).items()}
 
+    def shared(self, method: str, variant: str | None = None) -> dict[str, Any]:
+        """The values for all methods that this one takes; see `Config.depth` for the layers that it may not."""
+        return {name: entry.value for name, entry in self._shared(method, variant).items()}
+
     def explain(self, method: str | None = None, variant: str | None = None) -> list[Value]:
         """Every value with symbol and source: the shared ones first, then each method's own.
 
-        With `method`, only what this method uses: a shared value that the method overrides is left out.
+        With `method`, only what this method uses: left out is a shared value that the method overrides, and so are
+        shared layers of which it has its own.
         """
-        shared = self._entries(None, variant)
-        if method is not None:
+        if method is None:
+            shared = self._entries(None, variant)
+        else:
             overridden = self._entries(method, variant)
-            shared = {name: entry for name, entry in shared.items() if name not in overridden}
+            shared = {n: entry for n, entry in self._shared(method, variant).items() if n not in overridden}
         values = [_value(None, entry) for entry in shared.values()]
         for each in METHODS if method is None else (method,):
             values += [_value(each, entry) for entry in self._entries(each, variant).values()]
@@ -109,6 +115,12 @@ class Preset:
         if not wanted or wanted.pop("name", model.name) != model.name:
             return False
         return all(getattr(config, key, None) == value for key, value in wanted.items())
+
+    def _shared(self, method: str, variant: str | None) -> dict[str, Entry]:
+        """Without the MLP layers where the method has a depth of its own: those of a preset are MEMIT's, and a method
+        that was made for one late layer would write several early ones."""
+        skipped = {"layers_mlp"} if method_named(method).depth else set()
+        return {name: entry for name, entry in self._entries(None, variant).items() if name not in skipped}
 
     def _entries(self, method: str | None, variant: str | None) -> dict[str, Entry]:
         if variant is not None and variant not in self.variants:
@@ -198,7 +210,7 @@ def configured(
         check_value(name, types[name], tuple(value) if isinstance(value, list | range | set) else value)
     if not chosen.writes_attention and alpha not in (None, 0, 0.0):
         raise KtError(f"alpha {alpha!r} was given to a method that leaves attention alone; use intattn, or no alpha")
-    shared = {} if known is None else known.values(None, variant)
+    shared = {} if known is None else known.shared(method, variant)
     method_values = {} if known is None else known.values(method, variant)
     values = shared | chosen.own_defaults() | method_values | given
     for name in [name for name in values if name.startswith("layers")]:

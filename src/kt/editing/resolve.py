@@ -276,8 +276,8 @@ def _say(model: TracedModel, chosen: Mapping[str, Any], sources: Mapping[str, st
     ways += [f"alpha {chosen['alpha']:.3g} ({sources['alpha']})"] if "alpha" in sources else []
     unsure = any(source.startswith("by relative depth") for source in sources.values())
     why = "; kt layers finds layers by editing, kt probe shows the stages of recall" if unsure else ""
-    lacking = "no preset and no layers" if missing else "no alpha"
-    rest = "; the rest are defaults" if missing else ""
+    lacking = "no layers" if missing else "no alpha"
+    rest = "; the rest is a preset's where one is used, else the defaults" if missing else ""
     if ways:
         warn_user(f"{lacking} given for {model.name}: writing {', '.join(ways)}{why}{rest}")
 

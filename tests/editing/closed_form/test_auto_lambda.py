@@ -29,7 +29,7 @@ from kt.errors import KtError
 from kt.model.sites import Kind, Site
 from kt.runs.journal import Journal
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|of the wanted change|no preset and no layers)")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|of the wanted change|no layers given)")
 
 D, FACTS, PAST, SHARE = 24, 6, 5, 0.8
 AUTO = {"mom2_update_weight": "auto", "L2": "auto", "emmet_lambda": "auto"}
