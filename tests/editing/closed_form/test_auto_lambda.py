@@ -223,7 +223,8 @@ def test_presets_keep_the_papers_numbers():
         for preset in (None, "gpt-j-6b", "llama-7b", "llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b", "gpt2-xl"):
             own = METHODS[method].settings()
             values = configure(demo, method, preset=preset).as_dict()
-            assert [name for name in AUTO if name in own and values[name] == "auto"] == [], (method, preset)
+            follows = ["L2"] if (method, preset) == ("betaedit", None) else []  # the demo's ridge follows its leak
+            assert [name for name in AUTO if name in own and values[name] == "auto"] == follows, (method, preset)
 
 
 def test_the_settings_take_auto_or_a_number(tmp_path):
