@@ -154,13 +154,14 @@ def train_editor(
 
     Raises:
         KtError: an unknown method or setting, or too few records.
-        UnknownSite: a layer or a map that the model does not have.
+        UnknownSite: a layer or a map that the model does not have, or a mixture of experts.
         WorkFailed: the loss is not finite.
     """
     one_of(method, NETWORKS, "method that learns")
     model.require_weights("training an editor")
     chosen = TrainingSettings.of(method, settings)
     sites = _sites(model, method, layers_mlp, modules)
+    model.require_linear(sites, "a trained editor")
     records = split_records(model, facts_from(facts), chosen.held_out, seed, chosen.test, facts_from(exclude))
     for name in ("edits", "min_edits"):
         if (given := settings.get(name)) is not None and given > len(records.train):
