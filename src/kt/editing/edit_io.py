@@ -66,6 +66,9 @@ REPORT = {
     ...: (),
 }
 
+SEEN = {"subjects": int, "train": int, "held_out": int}
+"""Of an edit by a trained editor: its subjects, and how many of them the editor knew (`Editor.seen`)."""
+
 REQUIRED: dict[str, tuple[Any, str]] = {
     "weights": ([str], "a list of names"),
     "report": ([REPORT], "a list of requests before and after"),
@@ -98,6 +101,8 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     ),
     "versions": (TEXTS, "texts by name"),
     "identity": ({"config": {}, "tokenizer": str}, "config and tokenizer"),
+    "editor": (str, "a digest"),
+    "editor_seen": ((SEEN, None), "numbers of subjects or null"),
     "dequantised": (TEXTS, "texts by weight"),
     "packed": (TEXTS, "texts by weight"),
     "fingerprints": (TEXTS, "texts by weight"),
