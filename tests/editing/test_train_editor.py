@@ -150,6 +150,37 @@ def test_an_edit_says_how_many_of_its_subjects_the_editor_knew(llama, tmp_path):
     assert kt.Editor.load(editor.save(tmp_path / "old")).seen(records()) is None
 
 
+def test_the_total_of_steps_and_a_stack_keep_what_the_editor_knew(llama, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path)
+    editor = kt.Editor.load(path)
+    sides = {
+        side: [f for f in records() if f.subject.casefold() in n] for side, n in editor.manifest["subjects"].items()
+    }
+    first, second = sides["train"][0], sides["held_out"][0]
+    again = replace(first, template="The city of the {}", target="Rome" if first.target != "Rome" else "Paris")
+    with kt.EditSession(llama, "malmen", editor=path, check=False) as session:
+        steps = [session.edit([fact]) for fact in (first, second, again)]
+        total = session.total()
+        path.rename(tmp_path / "moved")
+        without_file = session.total()
+    assert total.manifest["editor"] == without_file.manifest["editor"] == editor.digest
+    assert total.manifest["editor_seen"] == editor.seen([first, second, again])
+    assert "2 of 2 subjects were" in known_words(total.manifest["editor_seen"])
+    stack = kt.EditStack(steps)
+    for one in (stack, stack.as_sum(), without_file):
+        assert one.manifest["editor"] == editor.digest
+        assert "3 of 3 subjects were" in known_words(one.manifest["editor_seen"]), (
+            "a subject of two edits counts in each"
+        )
+    other = kt.edit(llama, [first], "ft", num_steps=1, check=False)
+    mixed, none = kt.EditStack([other, steps[0]]).manifest, kt.EditStack([other]).manifest
+    assert mixed["editor_seen"] == steps[0].manifest["editor_seen"] and not {"editor", "editor_seen"} & {*none}
+    old = steps[1].manifest | {"editor": "0" * 64, "editor_seen": None}  # by an editor that does not say
+    two = kt.EditStack([steps[0], kt.Edit(steps[1].updates, old)])
+    assert two.manifest["editor"] == f"{editor.digest} + {'0' * 64}"
+    assert kt.EditStack([two.edits[1]]).manifest["editor_seen"] is None
+
+
 def test_a_step_varies_prompts_and_targets_within_a_relation(llama):
     facts = [replace(fact, relation=fact.subject[0]) for fact in records()]
     settings = TrainingSettings.of("malmen", {"variety": 1.0, "edits": 4, "min_edits": 2})

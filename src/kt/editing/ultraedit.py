@@ -412,9 +412,7 @@ class Fit(NamedTuple):
     condition: float
 
 
-def ridge_fit(
-    keys: Float[Tensor, "pair d_in"], shifts: Float[Tensor, "pair d_out"], ridge: float, remedy: str
-) -> Fit:
+def ridge_fit(keys: Float[Tensor, "pair d_in"], shifts: Float[Tensor, "pair d_out"], ridge: float, remedy: str) -> Fit:
     """The ΔW that minimises Σ ‖ΔW h - v‖² + ridge · ‖ΔW‖², by whichever system is smaller.
 
     With H of one column a pair, V Hᵀ (H Hᵀ + ridge I)⁻¹ = V (Hᵀ H + ridge I)⁻¹ Hᵀ: one side has a row per input, the

@@ -31,8 +31,9 @@ from ...model.tokens import token_ids, wanted_ids
 from ...model.update import Update
 from ...report import Figure, Shown, Table
 from ...stats import Interval
-from ..edit_io import DTYPES, MEAN, digest_of, fits
+from ..edit_io import DTYPES, MEAN, SEEN, digest_of, fits
 from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
+from ..stack import editors_of
 from ..ultraedit import Pairs, Running, answer_pairs
 from .malmen import Malmen
 from .mend import Mend
@@ -40,6 +41,7 @@ from .network import EditorNetwork
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
+    from ..edit import Edit
 
 
 NETWORKS: dict[str, type[EditorNetwork]] = {"malmen": Malmen, "mend": Mend}
@@ -124,13 +126,7 @@ class Editor(Shown):
     def seen(self, facts: Sequence[Fact]) -> dict[str, int] | None:
         """How many of the facts' subjects it was trained on, and how many chose its settings and its last step; None
         for a file that does not say."""
-        known = self.manifest.get("subjects")
-        if known is None:
-            return None
-        names = {subject_of(fact) for fact in facts}
-        return {"subjects": len(names)} | {
-            side: len(names.intersection(known[side])) for side in ("train", "held_out", "test")
-        }
+        return seen_by(self.manifest, facts)
 
     # Keeping ----------------------------------------------------------------------------------------------------
     @property
@@ -254,9 +250,35 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return header
 
 
+def seen_by(manifest: Mapping[str, Any], facts: Sequence[Fact]) -> dict[str, int] | None:
+    """`Editor.seen` of the editor with this manifest."""
+    known = manifest.get("subjects")
+    if known is None:
+        return None
+    names = {subject_of(fact) for fact in facts}
+    return {"subjects": len(names)} | {
+        side: len(names.intersection(known[side])) for side in ("train", "held_out", "test")
+    }
+
+
+def seen_of_steps(edits: Sequence[Edit], path: str, facts: Sequence[Fact]) -> dict[str, Any]:
+    """`editors_of` of a session's steps, with each of all their subjects counted once.
+
+    Args:
+        path: the editor's file. Where it is gone, or another's by now, what the steps say is added up.
+        facts: the requests of all steps.
+    """
+    notes = editors_of(edits)
+    try:
+        header = read_header(path)
+    except BadFile:
+        return notes
+    return notes | {"editor_seen": seen_by(header, facts)} if notes.get("editor") == header["digest"] else notes
+
+
 def known_words(seen: Any) -> str | None:
     """How many subjects of an edit its editor knew, from `Editor.seen` as the edit's manifest keeps it; None: none."""
-    if not fits(seen, {"subjects": int, "train": int, "held_out": int}):
+    if not fits(seen, SEEN):
         return None
     if not (known := seen["train"] + seen["held_out"]):
         return None
