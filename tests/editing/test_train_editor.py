@@ -216,7 +216,7 @@ def test_an_edit_by_an_editor_is_an_ordinary_edit_in_factors(llama, tmp_path):
 @pytest.mark.parametrize("modules", [None, "mlp.experts.1", "mlp.shared.0"])
 def test_a_mixture_of_experts_is_refused_before_a_record_is_read(method, modules):
     mixture = tiny_model("qwen2_moe")
-    with pytest.raises(KtError, match="mlp.* mixture of experts, and a trained editor takes") as caught:
+    with pytest.raises(KtError, match=r"mlp.* mixture of experts, and a trained editor takes") as caught:
         kt.train_editor(mixture, [], method, layers_mlp=(1, 2), modules=modules)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 

@@ -91,8 +91,8 @@ def joined(edits: Sequence[Edit]) -> Effect | None:
 
 
 def editors_of(edits: Sequence[Edit]) -> dict[str, Any]:
-    """`editor` and `editor_seen` of edits as those of one: the trained editors' digests, and the subjects that they knew
-    added up, one that is in two of the edits in each. Nothing where no editor made any."""
+    """`editor` and `editor_seen` of edits as those of one: the trained editors' digests, and the subjects that they
+    knew added up, one that is in two of the edits in each. Nothing where no editor made any."""
     digests = dict.fromkeys(digest for edit in edits if isinstance(digest := edit.manifest.get("editor"), str))
     if not digests:
         return {}

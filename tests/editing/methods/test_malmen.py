@@ -79,6 +79,6 @@ def test_a_new_network_passes_its_input_on_and_every_layer_learns():
 def test_a_singular_system_has_a_remedy_that_an_editor_has():
     network, pairs, z, _ = drawn(3)
     network.log_ridge.data.fill_(-1e4)  # a ridge of zero
-    with pytest.raises(WorkFailed, match="is singular; .* train it again") as caught:
+    with pytest.raises(WorkFailed, match=r"is singular; .* train it again") as caught:
         network.update(pairs._replace(keys=torch.zeros(3, D_IN).double()), z, 0)
     assert "L2" not in str(caught.value)

@@ -28,7 +28,6 @@ from ..closed_form.auto_ridge import WANTED, Spectrum, auto_ridge
 from ..ultraedit import Pairs, ridge_fit
 from .network import EditorNetwork, Recipe, Residual, rectified
 
-
 AGAIN = "the editor learned too small a ridge for these records; train it again with a smaller lr"
 """The remedy of a singular system: e^λ is learned, and no setting of an edit."""
 
