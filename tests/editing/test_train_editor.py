@@ -150,6 +150,25 @@ def test_an_edit_says_how_many_of_its_subjects_the_editor_knew(llama, tmp_path):
     assert kt.Editor.load(editor.save(tmp_path / "old")).seen(records()) is None
 
 
+def test_what_the_checks_read_is_counted_apart_from_what_is_held_out(llama, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path, rows=2, edits=3, held_out=0.3, test=0.0, steps=3)
+    editor, told = kt.Editor.load(path), kt.Editor.load(path).manifest
+    assert told["n_held_out"] == 7 and told["n_checked"] == 3
+    assert {check["success"]["n"] for check in editor.history} == {3}
+    assert "7 of other subjects held out (3 of them are read by the checks)" in editor.tables()[0].caption
+    held_out = [fact for fact in records() if fact.subject.casefold() in told["subjects"]["held_out"]]
+    read = [fact for fact in held_out if fact.subject.casefold() in told["subjects"]["checked"]]
+    unread = [fact for fact in held_out if fact not in read]
+    assert len(read) == 3 and editor.seen(read)["checked"] == 3
+    edit = kt.edit(llama, unread, "malmen", editor=path, check=False)
+    seen = edit.manifest["editor_seen"]
+    assert seen["held_out"] == 4 and seen["checked"] == 0 and known_words(seen) is None
+    older = {side: n for side, n in seen.items() if side != "checked"}  # which knew of no limit
+    assert "4 of 4 subjects were" in known_words(older)
+    mixed = kt.EditStack([edit, kt.Edit(edit.updates, edit.manifest | {"editor_seen": older})])
+    assert mixed.manifest["editor_seen"]["checked"] == 4
+
+
 def test_the_total_of_steps_and_a_stack_keep_what_the_editor_knew(llama, tmp_path):
     path = editor_file(llama, "malmen", tmp_path)
     editor = kt.Editor.load(path)

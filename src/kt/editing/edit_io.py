@@ -66,7 +66,7 @@ REPORT = {
     ...: (),
 }
 
-SEEN = {"subjects": int, "train": int, "held_out": int}
+SEEN = {"subjects": int, "train": int, "held_out": int, ...: (int, None)}
 """Of an edit by a trained editor: its subjects, and how many of them the editor knew (`Editor.seen`)."""
 
 REQUIRED: dict[str, tuple[Any, str]] = {
@@ -121,6 +121,12 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     "requests": ([REQUEST], "a list of requests"),
     "value_change": ({...: {"came_through": MEAN, "left": MEAN}}, "means by aim"),
 }
+
+
+def read_by_checks(seen: Mapping[str, Any]) -> int:
+    """Of `editor_seen`, the subjects that the editor's checks read; an older one names all that were held out."""
+    checked = seen.get("checked")
+    return int(seen["held_out"] if checked is None else checked)
 
 
 def fits(value: Any, form: Any) -> bool:

@@ -32,7 +32,7 @@ from ..model.update import Update
 from ..report import Shown, Table
 from .apply import difference, fingerprints, other_model, refuse_other_shapes, write_checked
 from .edit import AN_EDIT, Edit
-from .edit_io import SEEN, fits
+from .edit_io import SEEN, fits, read_by_checks
 from .file_kind import STACK, is_json
 
 if TYPE_CHECKING:
@@ -96,9 +96,10 @@ def editors_of(edits: Sequence[Edit]) -> dict[str, Any]:
     digests = dict.fromkeys(digest for edit in edits if isinstance(digest := edit.manifest.get("editor"), str))
     if not digests:
         return {}
-    known: list[Any] = [seen for edit in edits if fits(seen := edit.manifest.get("editor_seen"), SEEN)]
-    sides = dict.fromkeys(side for seen in known for side in seen)
-    seen = {side: sum(each.get(side, 0) for each in known) for side in sides} if known else None
+    found: list[Any] = [seen for edit in edits if fits(seen := edit.manifest.get("editor_seen"), SEEN)]
+    known = [each | {"checked": read_by_checks(each)} for each in found]
+    sides = dict.fromkeys(side for each in known for side in each)
+    seen = {side: sum(each.get(side) or 0 for each in known) for side in sides} if known else None
     return {"editor": " + ".join(digests), "editor_seen": seen}
 
 

@@ -31,7 +31,7 @@ from ...model.tokens import token_ids, wanted_ids
 from ...model.update import Update
 from ...report import Figure, Shown, Table
 from ...stats import Interval
-from ..edit_io import DTYPES, MEAN, SEEN, digest_of, fits
+from ..edit_io import DTYPES, MEAN, SEEN, digest_of, fits, read_by_checks
 from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
 from ..stack import editors_of
 from ..ultraedit import Pairs, Running, answer_pairs
@@ -51,10 +51,10 @@ GIVE = "give the editor.safetensors of a kt train-editor run"
 FORM = {
     "method": str, "model": str, "revision": (str, None), "dtype": str, "fingerprint": str, "digest": str,
     "sites": [str], "shapes": [str], "counts": {...: int}, "settings": {"rank": int, "layers": int},
-    "n_train": int, "n_held_out": int, "best_step": int,
+    "n_train": int, "n_held_out": int, "n_checked": (int, None), "best_step": int,
     "history": [{"step": int, "loss": float, "held_out_loss": float, "success": MEAN, "paraphrase": MEAN,
                  "locality": MEAN}],
-    "subjects": ({"train": [str], "held_out": [str], "test": [str]}, None),
+    "subjects": ({"train": [str], "held_out": [str], "checked": ([str], None), "test": [str]}, None),
 }  # fmt: skip
 TOKENS = 2048
 """The most (padded) tokens of one forward and backward; it bounds memory, and moves the result by rounding only."""
@@ -124,8 +124,8 @@ class Editor(Shown):
         return total
 
     def seen(self, facts: Sequence[Fact]) -> dict[str, int] | None:
-        """How many of the facts' subjects it was trained on, and how many chose its settings and its last step; None
-        for a file that does not say."""
+        """How many of the facts' subjects it was trained on, how many were held out, and how many of those its checks
+        read, which chose its settings and its last step; None for a file that does not say."""
         return seen_by(self.manifest, facts)
 
     # Keeping ----------------------------------------------------------------------------------------------------
@@ -203,8 +203,10 @@ class Editor(Shown):
             for c in self.history
         ]
         told = self.manifest
+        read = told.get("n_checked")
+        cut = "" if read in (None, told["n_held_out"]) else f" ({read} of them are read by the checks)"
         caption = (
-            f"{told['n_train']} records to train on, {told['n_held_out']} of other subjects held out, "
+            f"{told['n_train']} records to train on, {told['n_held_out']} of other subjects held out{cut}, "
             f"{told.get('n_test', 0)} of others again left alone for a test; kept: step "
             f"{told['best_step']}. Scores: share of a held-out answer's tokens that are greedy, or (locality) stay"
         )
@@ -256,9 +258,8 @@ def seen_by(manifest: Mapping[str, Any], facts: Sequence[Fact]) -> dict[str, int
     if known is None:
         return None
     names = {subject_of(fact) for fact in facts}
-    return {"subjects": len(names)} | {
-        side: len(names.intersection(known[side])) for side in ("train", "held_out", "test")
-    }
+    sides = [side for side in ("train", "held_out", "checked", "test") if known.get(side) is not None]
+    return {"subjects": len(names)} | {side: len(names.intersection(known[side])) for side in sides}
 
 
 def seen_of_steps(edits: Sequence[Edit], path: str, facts: Sequence[Fact]) -> dict[str, Any]:
@@ -280,12 +281,13 @@ def known_words(seen: Any) -> str | None:
     """How many subjects of an edit its editor knew, from `Editor.seen` as the edit's manifest keeps it; None: none."""
     if not fits(seen, SEEN):
         return None
-    if not (known := seen["train"] + seen["held_out"]):
+    checked = read_by_checks(seen)
+    if not (known := seen["train"] + checked):
         return None
     verb = "was" if known == 1 else "were"
     return (
         f"{known} of {count(seen['subjects'], 'subject')} {verb} in the training of the editor that made this edit "
-        f"({seen['held_out']} of them in its checks only): scores on these say little about other subjects"
+        f"({checked} of them in its checks only): scores on these say little about other subjects"
     )
 
 

@@ -9,9 +9,10 @@ the edits' gradients at the unedited weights, writes it, and reads the outer los
 Its gradient in ΔW goes through the method's mathematics by hand (network.py), and Adam moves the networks. An unrelated
 prompt that names a subject of the same step's edits is left out of it.
 
-Every `check_every` steps the same is read for held-out records, of other subjects, with what greedy decoding gives. The
-networks of the check with the least held-out loss are kept: they were chosen by these records, so a third share of the
-subjects, the test, is left alone altogether. A resumed run gives the same bytes: a step's draw depends on the seed and
+Every `check_every` steps the same is read for held-out records, of other subjects, with what greedy decoding gives:
+always the same, and no more than `edits` or `rows` of them, whichever is larger. The networks of the check with the
+least held-out loss are kept: they were chosen by these records, so a third share of the subjects, the test, is left
+alone altogether. A resumed run gives the same bytes: a step's draw depends on the seed and
 its number alone.
 
 A record keeps its one target and prompt however often it is drawn, and a network could learn them by heart. So
@@ -78,7 +79,11 @@ class Records(NamedTuple):
     def subjects(self) -> dict[str, list[str]]:
         """Of each side, as `Editor.seen` compares them."""
         sides = {"train": self.train, "held_out": self.held_out, "test": self.test}
-        return {side: sorted({subject_of(fact) for fact in facts}) for side, facts in sides.items()}
+        return {side: subjects_of(facts) for side, facts in sides.items()}
+
+
+def subjects_of(facts: Sequence[Fact]) -> list[str]:
+    return sorted({subject_of(fact) for fact in facts})
 
 
 class Lot(NamedTuple):
@@ -258,6 +263,7 @@ class _Training:
         journal: Journal,
     ) -> None:
         self.model, self.records, self.settings, self.seed, self.journal = model, records, settings, seed, journal
+        checked = self._checked()[0]
         shapes = ["x".join(map(str, model.weight(site).shape)) for site in sites]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -274,8 +280,9 @@ class _Training:
             "seed": seed,
             "n_train": len(records.train),
             "n_held_out": len(records.held_out),
+            "n_checked": len(checked),
             "n_test": len(records.test),
-            "subjects": records.subjects(),
+            "subjects": records.subjects() | {"checked": subjects_of(checked)},
             "left_out": records.left_out,
             "history": [],
             "best_step": 0,
@@ -412,11 +419,16 @@ class _Training:
         self.adam.step()
         return reading.loss
 
-    def _check(self, loss: float) -> None:
-        """Read the held-out records, and keep the networks if no check was better."""
+    def _checked(self) -> tuple[list[Fact], random.Random]:
+        """The held-out records that every check reads, and the draw that goes on from there. A check costs no more than
+        a step or two, however many are held out."""
         draw, held_out = self._draw("check"), list(self.records.held_out)
         draw.shuffle(held_out)
-        held_out = held_out[: max(self._edits, self.settings.rows)]
+        return held_out[: max(self._edits, self.settings.rows)], draw
+
+    def _check(self, loss: float) -> None:
+        """Read held-out records, and keep the networks if no check was better."""
+        held_out, draw = self._checked()
         readings, at = [], 0
         while at < len(held_out):
             size = self._size(draw)
