@@ -1,11 +1,13 @@
 """Training an editor: its gradient through the model, its bytes, its file, and what is refused."""
 
+import copy
 import random
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from chat_templates import TEMPLATES
 from editing_help import REQUESTS, TRAINING, editor_file, records
 from families import tiny_model
 
@@ -15,6 +17,7 @@ from kt.editing.hyper.settings import TrainingSettings
 from kt.editing.hyper.train import Lot, Records, _sites, _Training, split_records
 from kt.editing.ultraedit import Running
 from kt.errors import BadFile, KtError
+from kt.model.chat import Chat
 from kt.runs.journal import Journal
 
 METHODS = ("malmen", "mend")
@@ -238,6 +241,67 @@ def test_a_mixture_of_experts_is_refused_before_a_record_is_read(method, modules
     with pytest.raises(KtError, match=r"mlp.* mixture of experts, and a trained editor takes") as caught:
         kt.train_editor(mixture, [], method, layers_mlp=(1, 2), modules=modules)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_an_editor_fits_the_config_tokenizer_and_chat_that_it_was_trained_with(llama, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path)
+    alone = kt.load(tiny_model("llama").module, tokenizer=copy.deepcopy(llama.tokenizer))
+    kt.edit(alone, REQUESTS, "malmen", editor=path, check=False)
+    alone.module.config.rope_theta = 1.0
+    theta = kt.load(alone.module, tokenizer=llama.tokenizer)
+    words = copy.deepcopy(llama.tokenizer)
+    words.add_tokens(["Warsaw"])
+    other_words = kt.load(llama.module, tokenizer=words)
+    chatting = kt.load(llama.module, tokenizer=copy.deepcopy(llama.tokenizer))
+    chatting.tokenizer.chat_template = TEMPLATES["qwen 2.5"].source
+    asked, system = chatting.asked("always"), chatting.asked(Chat(system="Be brief."))
+    (tmp_path / "chat").mkdir()
+    with_chat = editor_file(asked, "malmen", tmp_path / "chat")
+    kt.edit(asked, REQUESTS, "malmen", editor=with_chat, check=False)
+    for model, file, why in (
+        (theta, path, "trained with rope_theta"),
+        (other_words, path, "another tokenizer"),
+        (asked, path, "as they stand, and LlamaForCausalLM is asked in a chat template"),
+        (chatting, with_chat, "in a chat template, and LlamaForCausalLM is asked as they stand"),
+        (system, with_chat, "other settings of it"),
+    ):
+        assert model.fingerprint() == llama.fingerprint()
+        with pytest.raises(KtError, match=why) as caught:
+            kt.edit(model, REQUESTS, "malmen", editor=file, check=False)
+        assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_an_editor_of_an_older_kt_edits_and_one_line_says_what_was_not_compared(llama, tmp_path):
+    editor = kt.Editor.load(editor_file(llama, "malmen", tmp_path))
+    for name in ("identity", "chat", "versions", "n_checked"):
+        editor.manifest.pop(name)
+    editor.manifest["subjects"].pop("checked")
+    old = editor.save(tmp_path / "old")
+    with pytest.warns(UserWarning, match="did not note config and tokenizer: only its weights") as said:
+        for _ in range(2):
+            kt.edit(llama, REQUESTS, "malmen", editor=old, check=False)
+    assert sum("did not note" in str(each.message) for each in said) == 1
+    assert kt.Editor.load(old).tables()[0].caption
+
+
+@pytest.mark.parametrize("method", ["ice", "grace"])
+def test_an_edit_beside_the_weights_is_no_part_of_the_model_that_an_editor_is_for(llama, method, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path)
+    settings = {"v_num_grad_steps": 2} if method == "grace" else {}
+    beside = kt.edit(llama, REQUESTS, method, check=False, **settings)
+    with beside.applied(llama):
+        for refused in (
+            lambda: kt.train_editor(llama, records(), "malmen"),
+            lambda: kt.edit(llama, REQUESTS, "malmen", editor=path),
+        ):
+            with pytest.raises(KtError, match="has an edit beside its weights") as caught:
+                refused()
+            assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    below = kt.EditStack([beside])
+    run = kt.run_edits(
+        llama, REQUESTS, method="malmen", evaluate="none", below=below, keep_history=False, editor=path, check=False
+    )
+    assert run.edits[0].manifest["stands_on"] == [beside.digest] and not llama.effects
 
 
 def test_what_does_not_fit_is_one_line(llama, tmp_path):

@@ -1,7 +1,7 @@
 """`Editor`: trained networks with what they were trained on, their file, and the plan that edits with them.
 
-    metadata "kt"          JSON: schema_version, kind "editor", digest, method, model, fingerprint, sites, settings,
-                           history
+    metadata "kt"          JSON: schema_version, kind "editor", digest, method, model, fingerprint, identity, chat,
+                           sites, settings, history
     network/OxI/NAME       parameters of the network of all weights of shape (O, I)
     mean/OxI, scatter/OxI  of those weights' pairs (k, g) over the training records; `counts` of the metadata
 
@@ -31,6 +31,7 @@ from ...model.tokens import token_ids, wanted_ids
 from ...model.update import Update
 from ...report import Figure, Shown, Table
 from ...stats import Interval
+from ..apply import made_with_other, say_unnoted
 from ..edit_io import DTYPES, MEAN, SEEN, digest_of, fits, read_by_checks
 from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
 from ..stack import editors_of
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 NETWORKS: dict[str, type[EditorNetwork]] = {"malmen": Malmen, "mend": Mend}
 KIND = "editor"
 AGAIN = "take it again from where it came, or train it again"
+FOR_THIS = "train one for this model with kt train-editor, or edit the model that it was trained on"
 GIVE = "give the editor.safetensors of a kt train-editor run"
 FORM = {
     "method": str, "model": str, "revision": (str, None), "dtype": str, "fingerprint": str, "digest": str,
@@ -55,6 +57,7 @@ FORM = {
     "history": [{"step": int, "loss": float, "held_out_loss": float, "success": MEAN, "paraphrase": MEAN,
                  "locality": MEAN}],
     "subjects": ({"train": [str], "held_out": [str], "checked": ([str], None), "test": [str]}, None),
+    "identity": ({"config": {}, "tokenizer": str}, None), "versions": ({...: str}, None), "chat": ({}, None),
 }  # fmt: skip
 TOKENS = 2048
 """The most (padded) tokens of one forward and backward; it bounds memory, and moves the result by rounding only."""
@@ -386,15 +389,46 @@ class Learned:
 
 
 def refuse_other_model(header: Mapping[str, Any], model: TracedModel, path: str) -> None:
-    """Refuse an editor of other weights.
+    """Refuse an editor of other weights, or of the same with another config, tokenizer or chat, or beside an edit.
+
+    An older file did not note all of them: then a warning says once what was not compared.
 
     Raises:
-        KtError: they are.
+        KtError: it is one.
     """
-    if model.fingerprint() == header["fingerprint"]:
-        return
-    here = f"{model.name} ({str(model.dtype).removeprefix('torch.')})"
-    raise KtError(
-        f"{path} was trained on {header['model']} ({header['dtype']}), and {here} has other weights; train one for "
-        "this model with kt train-editor, or edit the model that it was trained on"
-    )
+    if model.fingerprint() != header["fingerprint"]:
+        here = f"{model.name} ({str(model.dtype).removeprefix('torch.')})"
+        raise KtError(
+            f"{path} was trained on {header['model']} ({header['dtype']}), and {here} has other weights; {FOR_THIS}"
+        )
+    if header.get("identity") is None:
+        say_unnoted(f"editor {path}")
+    elif (made := made_with_other(header, model)) is not None:
+        raise KtError(f"{path} was trained {made}; {FOR_THIS}")
+    if "chat" in header and header["chat"] != chat_of(model):
+        ways = [_asked(header["chat"]), _asked(chat_of(model))]
+        how = f"{ways[0]}, and {model.name} is asked {ways[1] if ways[0] != ways[1] else 'with other settings of it'}"
+        raise KtError(
+            f"{path} was trained on prompts asked {how}; ask as in the training (--chat, --system, --thinking, "
+            "--chat-turn, in Python model.asked), or train one for this"
+        )
+    refuse_effects(model, f"{path} was trained without; take that back, or solve on top of it (--history)")
+
+
+def refuse_effects(model: TracedModel, why: str) -> None:
+    """Refuse a model with an edit beside its weights, of which its fingerprint says nothing.
+
+    Raises:
+        KtError: it has one.
+    """
+    if kinds := sorted({effect.kind for effect in model.effects}):
+        raise KtError(f"{model.name} has an edit beside its weights ({', '.join(kinds)}), and {why}")
+
+
+def chat_of(model: TracedModel) -> dict[str, Any] | None:
+    """How its prompts are asked, as files keep it; None for as they stand."""
+    return None if model.chat is None else model.chat.frame.as_dict()
+
+
+def _asked(chat: Any) -> str:
+    return "as they stand" if chat is None else "in a chat template"

@@ -41,9 +41,11 @@ from ..._util.text import count
 from ...errors import BadFact, Diverged, KtError, WorkFailed, warn_user
 from ...facts.fact import Fact, n_places
 from ...facts.load import facts_from
+from ...model.identity import about
 from ...model.sites import Site
 from ...model.tokens import joint_ids
 from ...runs.journal import Journal
+from ...runs.provenance import versions
 from ...stats import bootstrap_mean
 from ..config import linear_maps, one_of
 from ..fine_tune import Lesson, Question, lesson_of, unfrozen
@@ -51,7 +53,7 @@ from ..method_names import MethodName
 from ..methods import method_named
 from ..resolve import default_layers
 from ..ultraedit import Running
-from .editor import NETWORKS, Editor, new_networks, shape_of, site_pairs, subject_of
+from .editor import NETWORKS, Editor, chat_of, new_networks, refuse_effects, shape_of, site_pairs, subject_of
 from .settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -158,12 +160,13 @@ def train_editor(
         The editor; `save` writes its file, which `kt.edit(model, facts, method, editor=FILE)` takes.
 
     Raises:
-        KtError: an unknown method or setting, or too few records.
+        KtError: an unknown method or setting, too few records, or an edit stands in the model beside its weights.
         UnknownSite: a layer or a map that the model does not have, or a mixture of experts.
         WorkFailed: the loss is not finite.
     """
     one_of(method, NETWORKS, "method that learns")
     model.require_weights("training an editor")
+    refuse_effects(model, "an editor is trained for the model alone; take that back first")
     chosen = TrainingSettings.of(method, settings)
     sites = _sites(model, method, layers_mlp, modules)
     model.require_linear(sites, "a trained editor")
@@ -274,6 +277,9 @@ class _Training:
             "revision": model.revision,
             "dtype": str(model.dtype).removeprefix("torch."),
             "fingerprint": model.fingerprint(),
+            "identity": about(model),
+            "chat": chat_of(model),
+            "versions": versions(),
             "sites": [str(site) for site in sites],
             "shapes": shapes,
             "settings": asdict(settings),
