@@ -123,7 +123,7 @@ def test_a_saved_edit_knows_its_model_and_an_edit_for_another_has_another_base(b
 def test_an_edit_of_an_older_kt_goes_in_and_one_line_says_what_was_not_compared(base, edit):
     old = kt.Edit(edit.updates, {k: v for k, v in edit.manifest.items() if k != "identity"})
     other = like(base, "lower case")[0]
-    apply._say_unnoted.cache_clear()
+    apply.say_unnoted.cache_clear()
     with pytest.warns(UserWarning, match="did not note config and tokenizer: only its weights") as said:
         for _ in range(2):
             with old.applied(base), kt.EditStack([old]).applied(other):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from editing_help import REQUESTS, solve
+from editing_help import REQUESTS, editor_file, solve
 
+import kt
 from kt.editing.diff import diff, inner
 from kt.model.update import Dense, LowRank
 
@@ -31,6 +32,19 @@ def test_settings_that_differ_are_named_with_both_values(pair):
     assert found["method"] == ("intattn", "memit")
     assert found["hyper_parameters.v_lr"] == (0.3, 0.2)
     assert "hyper_parameters.v_weight_decay" not in found and "seed" not in found
+
+
+def test_two_editors_of_one_file_name_are_told_apart(setting, tmp_path):
+    edits = []
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        path = editor_file(setting[0], "malmen", tmp_path / str(seed), seed=seed, steps=1, check_every=1)
+        edits.append(kt.edit(setting[0], REQUESTS, "malmen", editor=path, check=False))
+    found = diff(*edits)
+    digests = tuple(edit.manifest["editor"] for edit in edits)
+    assert found.settings == {"editor": digests} == {"editor": tuple(found.as_dict()["settings"]["editor"])}
+    assert found.tables()[0].rows == [["editor", *(digest[:12] for digest in digests)]]
+    assert diff(edits[0], edits[0]).settings == {}
 
 
 def test_requests_are_of_one_edit_of_both_or_in_conflict(pair):

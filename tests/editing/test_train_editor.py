@@ -1,11 +1,13 @@
 """Training an editor: its gradient through the model, its bytes, its file, and what is refused."""
 
+import copy
 import random
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from chat_templates import TEMPLATES
 from editing_help import REQUESTS, TRAINING, editor_file, records
 from families import tiny_model
 
@@ -15,6 +17,7 @@ from kt.editing.hyper.settings import TrainingSettings
 from kt.editing.hyper.train import Lot, Records, _sites, _Training, split_records
 from kt.editing.ultraedit import Running
 from kt.errors import BadFile, KtError
+from kt.model.chat import Chat
 from kt.runs.journal import Journal
 
 METHODS = ("malmen", "mend")
@@ -150,6 +153,56 @@ def test_an_edit_says_how_many_of_its_subjects_the_editor_knew(llama, tmp_path):
     assert kt.Editor.load(editor.save(tmp_path / "old")).seen(records()) is None
 
 
+def test_what_the_checks_read_is_counted_apart_from_what_is_held_out(llama, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path, rows=2, edits=3, held_out=0.3, test=0.0, steps=3)
+    editor, told = kt.Editor.load(path), kt.Editor.load(path).manifest
+    assert told["n_held_out"] == 7 and told["n_checked"] == 3
+    assert {check["success"]["n"] for check in editor.history} == {3}
+    assert "7 of other subjects held out (3 of them are read by the checks)" in editor.tables()[0].caption
+    held_out = [fact for fact in records() if fact.subject.casefold() in told["subjects"]["held_out"]]
+    read = [fact for fact in held_out if fact.subject.casefold() in told["subjects"]["checked"]]
+    unread = [fact for fact in held_out if fact not in read]
+    assert len(read) == 3 and editor.seen(read)["checked"] == 3
+    edit = kt.edit(llama, unread, "malmen", editor=path, check=False)
+    seen = edit.manifest["editor_seen"]
+    assert seen["held_out"] == 4 and seen["checked"] == 0 and known_words(seen) is None
+    older = {side: n for side, n in seen.items() if side != "checked"}  # which knew of no limit
+    assert "4 of 4 subjects were" in known_words(older)
+    mixed = kt.EditStack([edit, kt.Edit(edit.updates, edit.manifest | {"editor_seen": older})])
+    assert mixed.manifest["editor_seen"]["checked"] == 4
+
+
+def test_the_total_of_steps_and_a_stack_keep_what_the_editor_knew(llama, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path)
+    editor = kt.Editor.load(path)
+    sides = {
+        side: [f for f in records() if f.subject.casefold() in n] for side, n in editor.manifest["subjects"].items()
+    }
+    first, second = sides["train"][0], sides["held_out"][0]
+    again = replace(first, template="The city of the {}", target="Rome" if first.target != "Rome" else "Paris")
+    with kt.EditSession(llama, "malmen", editor=path, check=False) as session:
+        steps = [session.edit([fact]) for fact in (first, second, again)]
+        total = session.total()
+        path.rename(tmp_path / "moved")
+        without_file = session.total()
+    assert total.manifest["editor"] == without_file.manifest["editor"] == editor.digest
+    assert total.manifest["editor_seen"] == editor.seen([first, second, again])
+    assert "2 of 2 subjects were" in known_words(total.manifest["editor_seen"])
+    stack = kt.EditStack(steps)
+    for one in (stack, stack.as_sum(), without_file):
+        assert one.manifest["editor"] == editor.digest
+        assert "3 of 3 subjects were" in known_words(one.manifest["editor_seen"]), (
+            "a subject of two edits counts in each"
+        )
+    other = kt.edit(llama, [first], "ft", num_steps=1, check=False)
+    mixed, none = kt.EditStack([other, steps[0]]).manifest, kt.EditStack([other]).manifest
+    assert mixed["editor_seen"] == steps[0].manifest["editor_seen"] and not {"editor", "editor_seen"} & {*none}
+    old = steps[1].manifest | {"editor": "0" * 64, "editor_seen": None}  # by an editor that does not say
+    two = kt.EditStack([steps[0], kt.Edit(steps[1].updates, old)])
+    assert two.manifest["editor"] == f"{editor.digest} + {'0' * 64}"
+    assert kt.EditStack([two.edits[1]]).manifest["editor_seen"] is None
+
+
 def test_a_step_varies_prompts_and_targets_within_a_relation(llama):
     facts = [replace(fact, relation=fact.subject[0]) for fact in records()]
     settings = TrainingSettings.of("malmen", {"variety": 1.0, "edits": 4, "min_edits": 2})
@@ -179,6 +232,76 @@ def test_an_edit_by_an_editor_is_an_ordinary_edit_in_factors(llama, tmp_path):
         for request in REQUESTS:
             session.edit([request])
         assert session.total().names == edit.names
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("modules", [None, "mlp.experts.1", "mlp.shared.0"])
+def test_a_mixture_of_experts_is_refused_before_a_record_is_read(method, modules):
+    mixture = tiny_model("qwen2_moe")
+    with pytest.raises(KtError, match=r"mlp.* mixture of experts, and a trained editor takes") as caught:
+        kt.train_editor(mixture, [], method, layers_mlp=(1, 2), modules=modules)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_an_editor_fits_the_config_tokenizer_and_chat_that_it_was_trained_with(llama, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path)
+    alone = kt.load(tiny_model("llama").module, tokenizer=copy.deepcopy(llama.tokenizer))
+    kt.edit(alone, REQUESTS, "malmen", editor=path, check=False)
+    alone.module.config.rope_theta = 1.0
+    theta = kt.load(alone.module, tokenizer=llama.tokenizer)
+    words = copy.deepcopy(llama.tokenizer)
+    words.add_tokens(["Warsaw"])
+    other_words = kt.load(llama.module, tokenizer=words)
+    chatting = kt.load(llama.module, tokenizer=copy.deepcopy(llama.tokenizer))
+    chatting.tokenizer.chat_template = TEMPLATES["qwen 2.5"].source
+    asked, system = chatting.asked("always"), chatting.asked(Chat(system="Be brief."))
+    (tmp_path / "chat").mkdir()
+    with_chat = editor_file(asked, "malmen", tmp_path / "chat")
+    kt.edit(asked, REQUESTS, "malmen", editor=with_chat, check=False)
+    for model, file, why in (
+        (theta, path, "trained with rope_theta"),
+        (other_words, path, "another tokenizer"),
+        (asked, path, "as they stand, and LlamaForCausalLM is asked in a chat template"),
+        (chatting, with_chat, "in a chat template, and LlamaForCausalLM is asked as they stand"),
+        (system, with_chat, "other settings of it"),
+    ):
+        assert model.fingerprint() == llama.fingerprint()
+        with pytest.raises(KtError, match=why) as caught:
+            kt.edit(model, REQUESTS, "malmen", editor=file, check=False)
+        assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_an_editor_of_an_older_kt_edits_and_one_line_says_what_was_not_compared(llama, tmp_path):
+    editor = kt.Editor.load(editor_file(llama, "malmen", tmp_path))
+    for name in ("identity", "chat", "versions", "n_checked"):
+        editor.manifest.pop(name)
+    editor.manifest["subjects"].pop("checked")
+    old = editor.save(tmp_path / "old")
+    with pytest.warns(UserWarning, match="did not note config and tokenizer: only its weights") as said:
+        for _ in range(2):
+            kt.edit(llama, REQUESTS, "malmen", editor=old, check=False)
+    assert sum("did not note" in str(each.message) for each in said) == 1
+    assert kt.Editor.load(old).tables()[0].caption
+
+
+@pytest.mark.parametrize("method", ["ice", "grace"])
+def test_an_edit_beside_the_weights_is_no_part_of_the_model_that_an_editor_is_for(llama, method, tmp_path):
+    path = editor_file(llama, "malmen", tmp_path)
+    settings = {"v_num_grad_steps": 2} if method == "grace" else {}
+    beside = kt.edit(llama, REQUESTS, method, check=False, **settings)
+    with beside.applied(llama):
+        for refused in (
+            lambda: kt.train_editor(llama, records(), "malmen"),
+            lambda: kt.edit(llama, REQUESTS, "malmen", editor=path),
+        ):
+            with pytest.raises(KtError, match="has an edit beside its weights") as caught:
+                refused()
+            assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    below = kt.EditStack([beside])
+    run = kt.run_edits(
+        llama, REQUESTS, method="malmen", evaluate="none", below=below, keep_history=False, editor=path, check=False
+    )
+    assert run.edits[0].manifest["stands_on"] == [beside.digest] and not llama.effects
 
 
 def test_what_does_not_fit_is_one_line(llama, tmp_path):

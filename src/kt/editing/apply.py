@@ -7,7 +7,7 @@ with, is written, unless by force, which says what differs.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -138,30 +138,35 @@ def other_model(edit: Applicable, model: TracedModel) -> Difference | None:
     Of an edit of an older kt, which did not note them, a warning says so once. Keys of a config that one version of
     transformers has and another has not tell nothing.
     """
-    noted: Any = edit.manifest.get("identity")
-    if noted is None:
+    if edit.manifest.get("identity") is None:
         if edit.manifest.get("fingerprints"):
-            _say_unnoted(f"{edit.manifest.get('method')} edit of {_base(edit)}")
+            say_unnoted(f"{edit.manifest.get('method')} edit of {_base(edit)}")
         return None
-    now, solved = about(model), noted["config"]
-    name = "transformers"
-    if (edit.manifest.get("versions") or {}).get(name) != version(name):
+    made = made_with_other(edit.manifest, model)
+    if made is None:
+        return None
+    return Difference(f"the edit was solved {made}", f"load the model it names, {_base(edit)}")
+
+
+def made_with_other(manifest: Mapping[str, Any], model: TracedModel) -> str | None:
+    """With which other config or tokenizer than the model's a file was made, by `identity` and `versions` of its
+    manifest, in words; None where they do not differ."""
+    noted, now = manifest["identity"], about(model)
+    solved, name = noted["config"], "transformers"
+    if (manifest.get("versions") or {}).get(name) != version(name):
         now["config"] = {key: value for key, value in now["config"].items() if key in solved}
         solved = {key: value for key, value in solved.items() if key in now["config"]}
     if (found := first_difference(solved, now["config"])) is not None:
         key, before, here = found
-        shown = visible(f"{key}{str(before)[:80]}")[:160]
-        what = f"the edit was solved with {shown}, and {model.name} has {str(here)[:80]}"
-    elif noted["tokenizer"] != now["tokenizer"]:
-        what = f"the edit was solved with another tokenizer than that of {model.name}, though on the same weights"
-    else:
-        return None
-    return Difference(what, f"load the model it names, {_base(edit)}")
+        return f"with {visible(f'{key}{str(before)[:80]}')[:160]}, and {model.name} has {str(here)[:80]}"
+    if noted["tokenizer"] != now["tokenizer"]:
+        return f"with another tokenizer than that of {model.name}, though on the same weights"
+    return None
 
 
 @cache
-def _say_unnoted(edit: str) -> None:
-    warn_user(f"the {edit} is of an older kt, which did not note config and tokenizer: only its weights were compared")
+def say_unnoted(file: str) -> None:
+    warn_user(f"the {file} is of an older kt, which did not note config and tokenizer: only its weights were compared")
 
 
 def admit(edit: Applicable, model: TracedModel, force: bool) -> Difference | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,9 +23,11 @@ from .stack import EditStack, facts_of
 
 COMPARED = (
     "method", "alpha", "alphas", "model", "revision", "dtype", "seed", "norm_guard", "past_keys", "steps", "aims",
-    "context_templates", "stands_on", "stack",
+    "context_templates", "stands_on", "stack", "editor",
 )  # fmt: skip
+"""`editor` is a trained editor's digest: its file alone has one name for every training."""
 NESTED = ("hyper_parameters", "statistics", "versions")
+DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 class WeightDiff(NamedTuple):
@@ -84,7 +87,7 @@ class EditDiff(Shown):
 
     def tables(self) -> Sequence[Table]:
         """Settings, requests, weights; A is the first edit."""
-        settings = [[shown(name), *map(setting, pair)] for name, pair in self.settings.items()]
+        settings = [[shown(name), *map(_short, pair)] for name, pair in self.settings.items()]
         words = {"only A": self.only(0), "only B": self.only(1), "other target": self.conflicts, "both": self.both}
         requests = [[word, shown(r.prompt), *map(shown, r.targets)] for word, some in words.items() for r in some]
         counts = ", ".join(f"{word} {len(some)}" for word, some in words.items())
@@ -150,6 +153,16 @@ def _settings(first: Edit, second: Edit) -> dict[str, tuple[Any, Any]]:
     names = dict.fromkeys((*flat[0], *flat[1]))
     pairs = {name: (flat[0].get(name), flat[1].get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _short(value: Any) -> Any:
+    """A setting as a cell, digests by the 12 digits that other tables show; `as_dict` keeps all."""
+    cut = lambda text: DIGEST.sub(r"\1", str(text))  # noqa: E731
+    if isinstance(value, Mapping):
+        value = {name: cut(item) for name, item in value.items()}
+    elif isinstance(value, list | tuple):
+        value = [cut(item) for item in value]
+    return setting(cut(value) if isinstance(value, str) else value)
 
 
 def _requests(first: Edit, second: Edit) -> tuple[RequestDiff, ...]:

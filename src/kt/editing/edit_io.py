@@ -66,6 +66,9 @@ REPORT = {
     ...: (),
 }
 
+SEEN = {"subjects": int, "train": int, "held_out": int, ...: (int, None)}
+"""Of an edit by a trained editor: its subjects, and how many of them the editor knew (`Editor.seen`)."""
+
 REQUIRED: dict[str, tuple[Any, str]] = {
     "weights": ([str], "a list of names"),
     "report": ([REPORT], "a list of requests before and after"),
@@ -98,6 +101,8 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     ),
     "versions": (TEXTS, "texts by name"),
     "identity": ({"config": {}, "tokenizer": str}, "config and tokenizer"),
+    "editor": (str, "a digest"),
+    "editor_seen": ((SEEN, None), "numbers of subjects or null"),
     "dequantised": (TEXTS, "texts by weight"),
     "packed": (TEXTS, "texts by weight"),
     "fingerprints": (TEXTS, "texts by weight"),
@@ -116,6 +121,12 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     "requests": ([REQUEST], "a list of requests"),
     "value_change": ({...: {"came_through": MEAN, "left": MEAN}}, "means by aim"),
 }
+
+
+def read_by_checks(seen: Mapping[str, Any]) -> int:
+    """Of `editor_seen`, the subjects that the editor's checks read; an older one names all that were held out."""
+    checked = seen.get("checked")
+    return int(seen["held_out"] if checked is None else checked)
 
 
 def fits(value: Any, form: Any) -> bool:

@@ -415,6 +415,10 @@ class EditSession:
             }
             if self.options.update_guard is not None:
                 manifest["update_guard"] = self.options.update_guard
+            if path := getattr(self.config, "editor", ""):
+                from .hyper.editor import seen_of_steps
+
+                manifest |= seen_of_steps(self.steps, path, self._requests)
             if (skipped := [name for step in self.steps for name in step.manifest.get("skipped", ())]) or self._anchors:
                 manifest |= {"norm_anchors": dict(self._anchors), "skipped": skipped}
             manifest |= about_weights(self.model, updates) | about_requests(self._requests)

@@ -32,6 +32,7 @@ from ..model.update import Update
 from ..report import Shown, Table
 from .apply import difference, fingerprints, other_model, refuse_other_shapes, write_checked
 from .edit import AN_EDIT, Edit
+from .edit_io import SEEN, fits, read_by_checks
 from .file_kind import STACK, is_json
 
 if TYPE_CHECKING:
@@ -87,6 +88,19 @@ def joined(edits: Sequence[Edit]) -> Effect | None:
             "(kt edits stack)"
         )
     return reduce(lambda one, later: one.plus(later), known[1:], known[0]) if known else None
+
+
+def editors_of(edits: Sequence[Edit]) -> dict[str, Any]:
+    """`editor` and `editor_seen` of edits as those of one: the trained editors' digests, and the subjects that they
+    knew added up, one that is in two of the edits in each. Nothing where no editor made any."""
+    digests = dict.fromkeys(digest for edit in edits if isinstance(digest := edit.manifest.get("editor"), str))
+    if not digests:
+        return {}
+    found: list[Any] = [seen for edit in edits if fits(seen := edit.manifest.get("editor_seen"), SEEN)]
+    known = [each | {"checked": read_by_checks(each)} for each in found]
+    sides = dict.fromkeys(side for each in known for side in each)
+    seen = {side: sum(each.get(side) or 0 for each in known) for side in sides} if known else None
+    return {"editor": " + ".join(digests), "editor_seen": seen}
 
 
 def facts_of(edits: Sequence[Edit]) -> list[Fact]:
@@ -199,7 +213,8 @@ class EditStack(Shown):
         methods = dict.fromkeys(str(edit.manifest.get("method")) for edit in self.edits)
         model = self.edits[0].manifest.get("model") if self.edits else None
         digests = [layer.digest for layer in self._layers]
-        return {"method": " + ".join(methods), "model": model, "stack": digests, "requests": self.requests}
+        about = {"method": " + ".join(methods), "model": model, "stack": digests, "requests": self.requests}
+        return about | editors_of(self.edits)
 
     @property
     def metadata(self) -> dict[str, Any]:

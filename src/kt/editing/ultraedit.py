@@ -69,6 +69,9 @@ LEAST_VARIANCE = 1e-6
 """The least eigenvalue that StableEdit whitens with, over the largest. Its code has 1e-6, whatever the gradients'
 scale."""
 
+RAISE = "raise L2 (--set L2=VALUE)"
+"""The remedy of a singular system: UltraEdit's ridge is the setting L2."""
+
 EPSILON = float(np.finfo(np.float32).eps)
 """Added to σ, as in the authors' code: a number that never varies is normalised to zero."""
 
@@ -228,9 +231,9 @@ class UltraEdit:
             if ridge == "auto":
                 chosen = auto_ridge(Spectrum.of_keys(keys.T), WANTED, 1.0)
                 ridge = chosen.ridge
-            update, condition = ridge_fit(keys, shifts, ridge)
+            update, condition = ridge_fit(keys, shifts, ridge, RAISE)
             if not update.finite:
-                raise WorkFailed(f"the update of {name} is not finite; lower lr or raise ridge")
+                raise WorkFailed(f"the update of {name} is not finite; lower lr or raise L2")
             about = chosen and chosen.as_dict()
             written[name] = WeightUpdate(update, condition, residual_norm=float(shifts.norm()), chosen=about)
         if self.lr == "auto":
@@ -409,11 +412,14 @@ class Fit(NamedTuple):
     condition: float
 
 
-def ridge_fit(keys: Float[Tensor, "pair d_in"], shifts: Float[Tensor, "pair d_out"], ridge: float) -> Fit:
+def ridge_fit(keys: Float[Tensor, "pair d_in"], shifts: Float[Tensor, "pair d_out"], ridge: float, remedy: str) -> Fit:
     """The ΔW that minimises Σ ‖ΔW h - v‖² + ridge · ‖ΔW‖², by whichever system is smaller.
 
     With H of one column a pair, V Hᵀ (H Hᵀ + ridge I)⁻¹ = V (Hᵀ H + ridge I)⁻¹ Hᵀ: one side has a row per input, the
     other one per pair, and with fewer pairs than inputs its two factors are kept apart.
+
+    Args:
+        remedy: what the user can do about a singular system; each method has its own setting for the ridge, or none.
 
     Raises:
         WorkFailed: the system is singular.
@@ -423,7 +429,7 @@ def ridge_fit(keys: Float[Tensor, "pair d_in"], shifts: Float[Tensor, "pair d_ou
     system.diagonal().add_(ridge)
     factor, bad = torch.linalg.cholesky_ex(system)
     if int(bad):
-        raise WorkFailed(f"H Hᵀ + {ridge:g} I (size {len(system)}) is singular; raise L2 (--set L2=VALUE)")
+        raise WorkFailed(f"H Hᵀ + {ridge:g} I (size {len(system)}) is singular; {remedy}")
     reciprocal, _ = lapack.dpocon(np.asfortranarray(factor.numpy()), float(system.abs().sum(0).max()), uplo="L")
     condition = 1 / float(reciprocal) if reciprocal else float("inf")
     if few:

@@ -169,7 +169,7 @@ def test_the_papers_number_follows_at_the_papers_size():
 def test_the_ridge_of_ultraedit_follows_its_keys():
     keys, shifts = drawn(4, D, seed=7), drawn(4, 7, seed=8)
     chosen = auto_ridge(Spectrum.of_keys(keys.T), WANTED, 1.0)
-    fit = ridge_fit(keys, shifts, chosen.ridge)
+    fit = ridge_fit(keys, shifts, chosen.ridge, "")
     assert float((fit.update.right @ keys.T).diagonal().median()) >= WANTED - 1e-10
     assert chosen.x == pytest.approx(float(keys.square().sum(1).median()))
 

@@ -5,6 +5,7 @@ import torch
 
 from kt.editing.hyper.malmen import Malmen
 from kt.editing.ultraedit import Pairs
+from kt.errors import WorkFailed
 
 D_IN, D_OUT = 12, 5
 
@@ -73,3 +74,11 @@ def test_a_new_network_passes_its_input_on_and_every_layer_learns():
     pairs = Pairs(torch.randn(6, D_IN), torch.randn(6, D_OUT))
     network.surrogate(pairs, z, 0, torch.randn(D_OUT, D_IN)).backward()
     assert all(float(layer.left.grad.abs().max()) > 0 for layer in network.layers)
+
+
+def test_a_singular_system_has_a_remedy_that_an_editor_has():
+    network, pairs, z, _ = drawn(3)
+    network.log_ridge.data.fill_(-1e4)  # a ridge of zero
+    with pytest.raises(WorkFailed, match=r"is singular; .* train it again") as caught:
+        network.update(pairs._replace(keys=torch.zeros(3, D_IN).double()), z, 0)
+    assert "L2" not in str(caught.value)

@@ -167,7 +167,7 @@ def test_both_sides_of_the_ridge_system_give_the_same(count):
     draw = torch.Generator().manual_seed(0)
     keys = torch.randn(count, 12, generator=draw, dtype=torch.float64)
     shifts = torch.randn(count, 5, generator=draw, dtype=torch.float64)
-    fit = ridge_fit(keys, shifts, 0.1)
+    fit = ridge_fit(keys, shifts, 0.1, "")
     assert isinstance(fit.update, LowRank if count <= 12 else Dense) and fit.update.rank <= min(count, 12)
     system = keys.T @ keys + 0.1 * torch.eye(12, dtype=torch.float64)
     torch.testing.assert_close(fit.update.dense(), shifts.T @ keys @ torch.linalg.inv(system))

@@ -1,7 +1,7 @@
 """`Editor`: trained networks with what they were trained on, their file, and the plan that edits with them.
 
-    metadata "kt"          JSON: schema_version, kind "editor", digest, method, model, fingerprint, sites, settings,
-                           history
+    metadata "kt"          JSON: schema_version, kind "editor", digest, method, model, fingerprint, identity, chat,
+                           sites, settings, history
     network/OxI/NAME       parameters of the network of all weights of shape (O, I)
     mean/OxI, scatter/OxI  of those weights' pairs (k, g) over the training records; `counts` of the metadata
 
@@ -31,8 +31,10 @@ from ...model.tokens import token_ids, wanted_ids
 from ...model.update import Update
 from ...report import Figure, Shown, Table
 from ...stats import Interval
-from ..edit_io import DTYPES, MEAN, digest_of, fits
+from ..apply import made_with_other, say_unnoted
+from ..edit_io import DTYPES, MEAN, SEEN, digest_of, fits, read_by_checks
 from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
+from ..stack import editors_of
 from ..ultraedit import Pairs, Running, answer_pairs
 from .malmen import Malmen
 from .mend import Mend
@@ -40,19 +42,22 @@ from .network import EditorNetwork
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
+    from ..edit import Edit
 
 
 NETWORKS: dict[str, type[EditorNetwork]] = {"malmen": Malmen, "mend": Mend}
 KIND = "editor"
 AGAIN = "take it again from where it came, or train it again"
+FOR_THIS = "train one for this model with kt train-editor, or edit the model that it was trained on"
 GIVE = "give the editor.safetensors of a kt train-editor run"
 FORM = {
     "method": str, "model": str, "revision": (str, None), "dtype": str, "fingerprint": str, "digest": str,
     "sites": [str], "shapes": [str], "counts": {...: int}, "settings": {"rank": int, "layers": int},
-    "n_train": int, "n_held_out": int, "best_step": int,
+    "n_train": int, "n_held_out": int, "n_checked": (int, None), "best_step": int,
     "history": [{"step": int, "loss": float, "held_out_loss": float, "success": MEAN, "paraphrase": MEAN,
                  "locality": MEAN}],
-    "subjects": ({"train": [str], "held_out": [str], "test": [str]}, None),
+    "subjects": ({"train": [str], "held_out": [str], "checked": ([str], None), "test": [str]}, None),
+    "identity": ({"config": {}, "tokenizer": str}, None), "versions": ({...: str}, None), "chat": ({}, None),
 }  # fmt: skip
 TOKENS = 2048
 """The most (padded) tokens of one forward and backward; it bounds memory, and moves the result by rounding only."""
@@ -122,15 +127,9 @@ class Editor(Shown):
         return total
 
     def seen(self, facts: Sequence[Fact]) -> dict[str, int] | None:
-        """How many of the facts' subjects it was trained on, and how many chose its settings and its last step; None
-        for a file that does not say."""
-        known = self.manifest.get("subjects")
-        if known is None:
-            return None
-        names = {subject_of(fact) for fact in facts}
-        return {"subjects": len(names)} | {
-            side: len(names.intersection(known[side])) for side in ("train", "held_out", "test")
-        }
+        """How many of the facts' subjects it was trained on, how many were held out, and how many of those its checks
+        read, which chose its settings and its last step; None for a file that does not say."""
+        return seen_by(self.manifest, facts)
 
     # Keeping ----------------------------------------------------------------------------------------------------
     @property
@@ -207,8 +206,10 @@ class Editor(Shown):
             for c in self.history
         ]
         told = self.manifest
+        read = told.get("n_checked")
+        cut = "" if read in (None, told["n_held_out"]) else f" ({read} of them are read by the checks)"
         caption = (
-            f"{told['n_train']} records to train on, {told['n_held_out']} of other subjects held out, "
+            f"{told['n_train']} records to train on, {told['n_held_out']} of other subjects held out{cut}, "
             f"{told.get('n_test', 0)} of others again left alone for a test; kept: step "
             f"{told['best_step']}. Scores: share of a held-out answer's tokens that are greedy, or (locality) stay"
         )
@@ -254,16 +255,42 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return header
 
 
+def seen_by(manifest: Mapping[str, Any], facts: Sequence[Fact]) -> dict[str, int] | None:
+    """`Editor.seen` of the editor with this manifest."""
+    known = manifest.get("subjects")
+    if known is None:
+        return None
+    names = {subject_of(fact) for fact in facts}
+    sides = [side for side in ("train", "held_out", "checked", "test") if known.get(side) is not None]
+    return {"subjects": len(names)} | {side: len(names.intersection(known[side])) for side in sides}
+
+
+def seen_of_steps(edits: Sequence[Edit], path: str, facts: Sequence[Fact]) -> dict[str, Any]:
+    """`editors_of` of a session's steps, with each of all their subjects counted once.
+
+    Args:
+        path: the editor's file. Where it is gone, or another's by now, what the steps say is added up.
+        facts: the requests of all steps.
+    """
+    notes = editors_of(edits)
+    try:
+        header = read_header(path)
+    except BadFile:
+        return notes
+    return notes | {"editor_seen": seen_by(header, facts)} if notes.get("editor") == header["digest"] else notes
+
+
 def known_words(seen: Any) -> str | None:
     """How many subjects of an edit its editor knew, from `Editor.seen` as the edit's manifest keeps it; None: none."""
-    if not fits(seen, {"subjects": int, "train": int, "held_out": int}):
+    if not fits(seen, SEEN):
         return None
-    if not (known := seen["train"] + seen["held_out"]):
+    checked = read_by_checks(seen)
+    if not (known := seen["train"] + checked):
         return None
     verb = "was" if known == 1 else "were"
     return (
         f"{known} of {count(seen['subjects'], 'subject')} {verb} in the training of the editor that made this edit "
-        f"({seen['held_out']} of them in its checks only): scores on these say little about other subjects"
+        f"({checked} of them in its checks only): scores on these say little about other subjects"
     )
 
 
@@ -362,15 +389,46 @@ class Learned:
 
 
 def refuse_other_model(header: Mapping[str, Any], model: TracedModel, path: str) -> None:
-    """Refuse an editor of other weights.
+    """Refuse an editor of other weights, or of the same with another config, tokenizer or chat, or beside an edit.
+
+    An older file did not note all of them: then a warning says once what was not compared.
 
     Raises:
-        KtError: they are.
+        KtError: it is one.
     """
-    if model.fingerprint() == header["fingerprint"]:
-        return
-    here = f"{model.name} ({str(model.dtype).removeprefix('torch.')})"
-    raise KtError(
-        f"{path} was trained on {header['model']} ({header['dtype']}), and {here} has other weights; train one for "
-        "this model with kt train-editor, or edit the model that it was trained on"
-    )
+    if model.fingerprint() != header["fingerprint"]:
+        here = f"{model.name} ({str(model.dtype).removeprefix('torch.')})"
+        raise KtError(
+            f"{path} was trained on {header['model']} ({header['dtype']}), and {here} has other weights; {FOR_THIS}"
+        )
+    if header.get("identity") is None:
+        say_unnoted(f"editor {path}")
+    elif (made := made_with_other(header, model)) is not None:
+        raise KtError(f"{path} was trained {made}; {FOR_THIS}")
+    if "chat" in header and header["chat"] != chat_of(model):
+        ways = [_asked(header["chat"]), _asked(chat_of(model))]
+        how = f"{ways[0]}, and {model.name} is asked {ways[1] if ways[0] != ways[1] else 'with other settings of it'}"
+        raise KtError(
+            f"{path} was trained on prompts asked {how}; ask as in the training (--chat, --system, --thinking, "
+            "--chat-turn, in Python model.asked), or train one for this"
+        )
+    refuse_effects(model, f"{path} was trained without; take that back, or solve on top of it (--history)")
+
+
+def refuse_effects(model: TracedModel, why: str) -> None:
+    """Refuse a model with an edit beside its weights, of which its fingerprint says nothing.
+
+    Raises:
+        KtError: it has one.
+    """
+    if kinds := sorted({effect.kind for effect in model.effects}):
+        raise KtError(f"{model.name} has an edit beside its weights ({', '.join(kinds)}), and {why}")
+
+
+def chat_of(model: TracedModel) -> dict[str, Any] | None:
+    """How its prompts are asked, as files keep it; None for as they stand."""
+    return None if model.chat is None else model.chat.frame.as_dict()
+
+
+def _asked(chat: Any) -> str:
+    return "as they stand" if chat is None else "in a chat template"

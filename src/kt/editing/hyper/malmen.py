@@ -28,6 +28,9 @@ from ..closed_form.auto_ridge import WANTED, Spectrum, auto_ridge
 from ..ultraedit import Pairs, ridge_fit
 from .network import EditorNetwork, Recipe, Residual, rectified
 
+AGAIN = "the editor learned too small a ridge for these records; train it again with a smaller lr"
+"""The remedy of a singular system: e^λ is learned, and no setting of an edit."""
+
 
 class Layer(Residual):
     def forward(self, z: Float[Tensor, "pair size"], weight: int) -> Float[Tensor, "pair size"]:
@@ -55,7 +58,7 @@ class Malmen(EditorNetwork):
     @torch.no_grad()
     def update(self, pairs: Pairs, z: Float[Tensor, "pair size"], weight: int) -> Update:
         shifts = self.shifts(pairs, z, weight).double()
-        return ridge_fit(pairs.keys.double(), shifts, float(self.log_ridge[weight].double().exp())).update
+        return ridge_fit(pairs.keys.double(), shifts, float(self.log_ridge[weight].double().exp()), AGAIN).update
 
     def surrogate(
         self, pairs: Pairs, z: Float[Tensor, "pair size"], weight: int, gradient: Float[Tensor, "d_out d_in"]

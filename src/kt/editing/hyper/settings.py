@@ -28,7 +28,8 @@ class TrainingSettings:
         steps: at most.
         check_every: steps between checks on held-out records.
         patience: checks without a smaller held-out loss before training stops.
-        held_out: share of the subjects that the checks read.
+        held_out: share of the subjects that are kept for the checks, which read as many of their records as the larger
+            of `edits` and `rows`.
         test: share of the subjects that neither training nor any check sees.
         rows: prompts of one forward.
     """

@@ -9,9 +9,10 @@ the edits' gradients at the unedited weights, writes it, and reads the outer los
 Its gradient in ΔW goes through the method's mathematics by hand (network.py), and Adam moves the networks. An unrelated
 prompt that names a subject of the same step's edits is left out of it.
 
-Every `check_every` steps the same is read for held-out records, of other subjects, with what greedy decoding gives. The
-networks of the check with the least held-out loss are kept: they were chosen by these records, so a third share of the
-subjects, the test, is left alone altogether. A resumed run gives the same bytes: a step's draw depends on the seed and
+Every `check_every` steps the same is read for held-out records, of other subjects, with what greedy decoding gives:
+always the same, and no more than `edits` or `rows` of them, whichever is larger. The networks of the check with the
+least held-out loss are kept: they were chosen by these records, so a third share of the subjects, the test, is left
+alone altogether. A resumed run gives the same bytes: a step's draw depends on the seed and
 its number alone.
 
 A record keeps its one target and prompt however often it is drawn, and a network could learn them by heart. So
@@ -40,9 +41,11 @@ from ..._util.text import count
 from ...errors import BadFact, Diverged, KtError, WorkFailed, warn_user
 from ...facts.fact import Fact, n_places
 from ...facts.load import facts_from
+from ...model.identity import about
 from ...model.sites import Site
 from ...model.tokens import joint_ids
 from ...runs.journal import Journal
+from ...runs.provenance import versions
 from ...stats import bootstrap_mean
 from ..config import linear_maps, one_of
 from ..fine_tune import Lesson, Question, lesson_of, unfrozen
@@ -50,7 +53,7 @@ from ..method_names import MethodName
 from ..methods import method_named
 from ..resolve import default_layers
 from ..ultraedit import Running
-from .editor import NETWORKS, Editor, new_networks, shape_of, site_pairs, subject_of
+from .editor import NETWORKS, Editor, chat_of, new_networks, refuse_effects, shape_of, site_pairs, subject_of
 from .settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -78,7 +81,11 @@ class Records(NamedTuple):
     def subjects(self) -> dict[str, list[str]]:
         """Of each side, as `Editor.seen` compares them."""
         sides = {"train": self.train, "held_out": self.held_out, "test": self.test}
-        return {side: sorted({subject_of(fact) for fact in facts}) for side, facts in sides.items()}
+        return {side: subjects_of(facts) for side, facts in sides.items()}
+
+
+def subjects_of(facts: Sequence[Fact]) -> list[str]:
+    return sorted({subject_of(fact) for fact in facts})
 
 
 class Lot(NamedTuple):
@@ -153,14 +160,16 @@ def train_editor(
         The editor; `save` writes its file, which `kt.edit(model, facts, method, editor=FILE)` takes.
 
     Raises:
-        KtError: an unknown method or setting, or too few records.
-        UnknownSite: a layer or a map that the model does not have.
+        KtError: an unknown method or setting, too few records, or an edit stands in the model beside its weights.
+        UnknownSite: a layer or a map that the model does not have, or a mixture of experts.
         WorkFailed: the loss is not finite.
     """
     one_of(method, NETWORKS, "method that learns")
     model.require_weights("training an editor")
+    refuse_effects(model, "an editor is trained for the model alone; take that back first")
     chosen = TrainingSettings.of(method, settings)
     sites = _sites(model, method, layers_mlp, modules)
+    model.require_linear(sites, "a trained editor")
     records = split_records(model, facts_from(facts), chosen.held_out, seed, chosen.test, facts_from(exclude))
     for name in ("edits", "min_edits"):
         if (given := settings.get(name)) is not None and given > len(records.train):
@@ -257,6 +266,7 @@ class _Training:
         journal: Journal,
     ) -> None:
         self.model, self.records, self.settings, self.seed, self.journal = model, records, settings, seed, journal
+        checked = self._checked()[0]
         shapes = ["x".join(map(str, model.weight(site).shape)) for site in sites]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -267,14 +277,18 @@ class _Training:
             "revision": model.revision,
             "dtype": str(model.dtype).removeprefix("torch."),
             "fingerprint": model.fingerprint(),
+            "identity": about(model),
+            "chat": chat_of(model),
+            "versions": versions(),
             "sites": [str(site) for site in sites],
             "shapes": shapes,
             "settings": asdict(settings),
             "seed": seed,
             "n_train": len(records.train),
             "n_held_out": len(records.held_out),
+            "n_checked": len(checked),
             "n_test": len(records.test),
-            "subjects": records.subjects(),
+            "subjects": records.subjects() | {"checked": subjects_of(checked)},
             "left_out": records.left_out,
             "history": [],
             "best_step": 0,
@@ -411,11 +425,16 @@ class _Training:
         self.adam.step()
         return reading.loss
 
-    def _check(self, loss: float) -> None:
-        """Read the held-out records, and keep the networks if no check was better."""
+    def _checked(self) -> tuple[list[Fact], random.Random]:
+        """The held-out records that every check reads, and the draw that goes on from there. A check costs no more than
+        a step or two, however many are held out."""
         draw, held_out = self._draw("check"), list(self.records.held_out)
         draw.shuffle(held_out)
-        held_out = held_out[: max(self._edits, self.settings.rows)]
+        return held_out[: max(self._edits, self.settings.rows)], draw
+
+    def _check(self, loss: float) -> None:
+        """Read held-out records, and keep the networks if no check was better."""
+        held_out, draw = self._checked()
         readings, at = [], 0
         while at < len(held_out):
             size = self._size(draw)
