@@ -2,24 +2,23 @@
 
 A model carries the effects of the edits that are applied to it (`TracedModel.effects`). Effects of one `place` act as
 one (`plus`). Prompts are rendered in one place only, where they become tokens to be answered or continued
-(`scoring.answer_row`, `sampling.continued`); values are set by a hook on the module, in every forward.
+(`scoring.answer_row`, `sampling.continued`). Values are set in every forward, inside what nnsight reads (inside.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from .chat import Verbatim
+from .inside import Hook, set_hooks
 
 if TYPE_CHECKING:
     from ..report import Table
     from .model import TracedModel
-
-Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
-"""A forward hook of torch: (module, inputs, output) -> the output that the model goes on with."""
+    from .sites import Site
 
 
 HELD_AS = "_kt_effects"
@@ -79,7 +78,6 @@ class Effects:
         self.applied: tuple[Effect, ...] = ()
         self.by_place: dict[str, Effect] = {}
         self.prompts: dict[str, Rendered] = {}
-        self._handles: list[Any] = []
 
     def become(self, model: TracedModel, effects: Sequence[Effect]) -> None:
         """Take these effects in the place of those before."""
@@ -87,16 +85,18 @@ class Effects:
         for effect in effects:
             known = by_place.get(effect.place)
             by_place[effect.place] = effect if known is None else known.plus(effect)
-        hooks = [hook for effect in by_place.values() if (hook := effect.hook(model)) is not None]
-        for handle in self._handles:
-            handle.remove()
-        self._handles = [module.register_forward_hook(hook) for module, hook in hooks]
+        set_hooks(model.module, [hook for effect in by_place.values() if (hook := effect.hook(model)) is not None])
         self.applied, self.by_place = tuple(effects), by_place
         self.prompts.clear()
         if effects:
             model.module.__dict__[HELD_AS] = self
         else:  # no trace is left in the user's module
             model.module.__dict__.pop(HELD_AS, None)
+
+
+def site_of(effect: Effect | None) -> Site | None:
+    """The site whose values an effect sets; None where it sets none."""
+    return getattr(effect, "site", None)
 
 
 def effects_of(module: nn.Module) -> Effects:
