@@ -17,6 +17,7 @@ from kt.editing.closed_form.objective import NLL, Objective, StopBelow
 from kt.editing.closed_form.targets import find_targets
 from kt.editing.diff import diff, stored
 from kt.editing.methods import used_by
+from kt.editing.side_memory import reader
 from kt.editing.stack import facts_of
 from kt.errors import BadFile, KtError
 from kt.export import to_hf, to_peft
@@ -123,6 +124,49 @@ def test_two_adapters_at_one_site_are_one_codebook_and_their_overlap_is_a_confli
         linear = model.linear(both.site)
         torch.testing.assert_close(linear(both.keys), torch.cat([first.effect.values, second.effect.values]))
     assert not torch.allclose(linear(both.keys), both.values)
+
+
+def test_two_adapters_at_one_site_of_other_settings_keep_each_its_own(options):
+    model = tiny_model("llama")
+    same, later, other = (
+        kt.edit(model, [request], "wise", **options("wise", **changes))
+        for request, changes in zip([*REQUESTS, REQUESTS[1]], ({}, {}, {"density": 0.9, "shard_size": 1}), strict=True)
+    )
+    site, key = same.effect.site, other.effect.keys
+    linear = model.linear(site)
+    plain = linear(key)
+    change = reader(other.effect)(key).value
+    with kt.EditStack([same, other]).applied(model):
+        met, first = reader(same.effect)(key)
+        torch.testing.assert_close(linear(key), plain + change + met[:, None] * first)
+    torch.testing.assert_close(linear(key), plain, rtol=0, atol=0)
+    assert len(kt.EditStack([same, later]).as_sum().effect.labels) == 2
+    with pytest.raises(KtError, match="read by other settings do not add up"):
+        kt.EditStack([same, other]).as_sum()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("share", 1.5, "share lies above 0, at most at 1"),
+        ("share", 0.0, "share lies above 0"),
+        ("rank", 0, "sizes and ranks are at least 1"),
+        ("size", -1, "sizes and ranks are at least 1"),
+        ("more", 1, "has a field 'more'"),
+        ("name", "nonsense", "'nonsense', is not one that this kt reads"),
+        ("position", "middle", "'middle', is not one that this kt reads"),
+        ("name", "x" * 300, "is not one that this kt reads"),
+    ],
+)
+def test_a_rule_that_kt_does_not_read_is_one_line_of_the_file(field, value, words, options, tmp_path):
+    edit = kt.edit(tiny_model("llama"), REQUESTS, "wise", **options("wise", v_num_grad_steps=2))
+    fields = edit.effect.fields()
+    fields["rule"][field] = value
+    object.__setattr__(edit.effect, "fields", lambda: fields)
+    path = edit.save(tmp_path / "edit.safetensors")
+    with pytest.raises(BadFile, match=words) as caught:
+        kt.Edit.load(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("method", ["ice", "grace"])
