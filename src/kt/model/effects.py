@@ -1,13 +1,14 @@
 """What an edit adds to a model without changing a weight: text before its prompts, or values at one linear map.
 
-A model carries the effects of the edits that are applied to it (`TracedModel.effects`). Effects of one `place` act as
-one (`plus`). Prompts are rendered in one place only, where they become tokens to be answered or continued
-(`scoring.answer_row`, `sampling.continued`). Values are set in every forward, inside what nnsight reads (inside.py).
+A model carries the effects of the edits that are applied to it (`TracedModel.effects`). Effects of one place and one
+rule act as one (`together`, `plus`). Prompts are rendered in one place only, where they become tokens to be answered or
+continued (`scoring.answer_row`, `sampling.continued`). Values are set in every forward, inside what nnsight reads
+(inside.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Effect(Protocol):
         """`prompt`, or the site whose values it sets."""
 
     def plus(self, later: Any) -> Effect:
-        """The effect of both, in this order."""
+        """The effect of both, in this order; they are `together`."""
 
     def rendered(self, model: TracedModel, prompt: str) -> str:
         """The prompt with its text before it."""
@@ -72,19 +73,19 @@ class Effect(Protocol):
 
 
 class Effects:
-    """The effects on one module: `applied` in their order, and what they come to by place."""
+    """The effects on one module: `applied` in their order, and what they come to by place and rule."""
 
     def __init__(self) -> None:
         self.applied: tuple[Effect, ...] = ()
-        self.by_place: dict[str, Effect] = {}
+        self.by_place: dict[Hashable, Effect] = {}
         self.prompts: dict[str, Rendered] = {}
 
     def become(self, model: TracedModel, effects: Sequence[Effect]) -> None:
         """Take these effects in the place of those before."""
-        by_place: dict[str, Effect] = {}
+        by_place: dict[Hashable, Effect] = {}
         for effect in effects:
-            known = by_place.get(effect.place)
-            by_place[effect.place] = effect if known is None else known.plus(effect)
+            known = by_place.get(together(effect))
+            by_place[together(effect)] = effect if known is None else known.plus(effect)
         set_hooks(model.module, [hook for effect in by_place.values() if (hook := effect.hook(model)) is not None])
         self.applied, self.by_place = tuple(effects), by_place
         self.prompts.clear()
@@ -97,6 +98,11 @@ class Effects:
 def site_of(effect: Effect | None) -> Site | None:
     """The site whose values an effect sets; None where it sets none."""
     return getattr(effect, "site", None)
+
+
+def together(effect: Effect) -> Hashable:
+    """What effects share that act as one: their place, and the settings by which their entries are read."""
+    return effect.place, getattr(effect, "rule", None)
 
 
 def effects_of(module: nn.Module) -> Effects:
