@@ -16,6 +16,7 @@ from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.objective import NLL, Objective, StopBelow
 from kt.editing.closed_form.targets import find_targets
 from kt.editing.diff import diff, stored
+from kt.editing.evidence import traced_balance
 from kt.editing.methods import used_by
 from kt.editing.side_memory import reader
 from kt.editing.stack import facts_of
@@ -191,6 +192,44 @@ def test_what_cannot_hold_such_an_edit_says_so_in_a_line(method, options, tmp_pa
         assert any("forced" in str(each.message) for each in said) and len(other.effects) == 1
         with pytest.raises(KtError, match=r"mlp\.1 of .* maps 64 numbers to 32"):
             edit.apply_(tiny_model("llama", intermediate_size=64))
+
+
+def test_what_reads_bare_prompts_refuses_a_model_with_text_before_them_in_a_line():
+    model = tiny_model("llama")
+    edit, adapter = (kt.edit(model, REQUESTS, m, **used_by(m, FAST | {"layers_mlp": (1,)})) for m in ("ice", "grace"))
+    facts = facts_of([edit])
+    reads = {
+        "a trace": lambda: kt.causal_trace(model, facts, samples=1, keep="all"),
+        "a trace, screened": lambda: kt.screen(model, facts, samples=1, keep="all", top=1),
+        "a probe": lambda: kt.contrast_probe(model, facts),
+        "an attribution": lambda: kt.knowledge_neurons(model, facts, steps=1),
+        "a residual": lambda: kt.residual_fact(model, adapter, facts, neutral=False),
+        "lm-eval": lambda: kt.abilities(model, ["copa"]),
+    }
+    with edit.applied(model):
+        for what, read in reads.items():
+            with pytest.raises(KtError, match=f"{what.partition(',')[0]}.* reads bare prompts, and an edit") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+    kt.contrast_probe(model, facts)
+
+
+def test_the_share_of_attention_is_traced_on_a_model_with_text_before_its_prompts_as_without(options):
+    model = tiny_model("llama")
+    edit, adapter = (kt.edit(model, REQUESTS, method, **options(method)) for method in ("ice", "grace"))
+    fact = kt.Fact("The mother tongue of {}", "Danielle Darrieux", answer="French", foil="Italy")
+
+    def found():
+        try:
+            return traced_balance(model, [fact], most=None).alpha
+        except KtError as error:  # of a model that knows nothing
+            return str(error)
+
+    adapter.apply_(model)
+    plain = found()
+    with edit.applied(model):
+        before = model.effects
+        assert found() == plain and model.effects == before
 
 
 def test_a_file_whose_entries_do_not_fit_each_other_is_refused(options, tmp_path):

@@ -8,11 +8,13 @@ continued (`scoring.answer_row`, `sampling.continued`). Values are set in every 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from ..errors import KtError
 from .chat import Verbatim
 from .inside import Hook, set_hooks
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .sites import Site
 
 
+PROMPT = "prompt"
+"""The place of text before prompts."""
 HELD_AS = "_kt_effects"
 """The attribute of a module that carries effects."""
 
@@ -124,6 +128,36 @@ def rendered(model: Any, prompt: str) -> Rendered | Verbatim:
             return Rendered(prompt)
         effects.prompts[prompt] = Rendered(text)
     return effects.prompts[prompt]
+
+
+def puts_text(model: TracedModel) -> bool:
+    """Whether an edit of kind `context` is applied: its text stands before prompts, and what reads a bare prompt shows
+    the model without it."""
+    return any(effect.place == PROMPT for effect in model.effects)
+
+
+def refuse_text(model: TracedModel, what: str) -> None:
+    """Refuse, before any work, what reads bare prompts of a model that has text put before its prompts.
+
+    Raises:
+        KtError: it has.
+    """
+    if puts_text(model):
+        raise KtError(
+            f"{what} reads bare prompts, and an edit of kind context is applied to {model.name}, which puts text before"
+            " them: the numbers would be the unedited model's; take that edit out first"
+        )
+
+
+@contextmanager
+def without_text(model: TracedModel) -> Iterator[None]:
+    """Inside the block no text stands before prompts: for what asks about a model's weights."""
+    if not puts_text(model):
+        yield
+        return
+    with model.restored(()):
+        model.effects = [effect for effect in model.effects if effect.place != PROMPT]
+        yield
 
 
 def same_effect(one: Effect, other: Effect) -> bool:

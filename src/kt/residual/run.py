@@ -20,7 +20,7 @@ from ..errors import BadFact, UnknownSite, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
-from ..model.effects import site_of
+from ..model.effects import refuse_text, site_of
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
 from ..probing.controls import MOST, Control, ControlPrompt, Relations
@@ -174,7 +174,7 @@ def residual_fact(
 
     Raises:
         BadFact: there are no facts or none is left, a prefix has an unknown slot, or `before` is of something else.
-        KtError: the edit is of another model, or is already written into this one.
+        KtError: the edit is of another model, or is already written into this one, or an edit puts text before prompts.
         WorkFailed: a number is not finite.
 
     Examples:
@@ -183,6 +183,7 @@ def residual_fact(
         2
     """
     edit.require_updates("a residual, which reads bare prompts,", ("context",))
+    refuse_text(model, "a residual")
     templates = checked_prefixes(prefixes)
     facts = distinct_facts(facts_from(facts))
     plan = _plan(model, facts, None if pool is None else facts_from(pool), seed, batch_size)
