@@ -232,6 +232,11 @@ class Codebook(EffectPlan):
     def aim(self) -> TargetSite:
         return TargetSite(Site(Kind.MLP, self.layer), Position(self.rule.position))
 
+    @property
+    def reads_contexts(self) -> bool:
+        """Whether values are searched for behind prefixes: changes are; an output is that of the bare prompt."""
+        return self.rule.adds
+
     def describe(self) -> PlanText:
         unit = "mean key distances" if self.relative else "absolute"
         within = f"{self.radius:g} ({unit})" if self.rule.by_distance else f"{self.radius:g}"
@@ -246,7 +251,7 @@ class Codebook(EffectPlan):
             WorkFailed: the unit of radii is zero (the unrelated text's keys are all one).
         """
         model, site, position = context.model, self.aim.site, self.aim.position
-        contexts = context.contexts if self.rule.adds else Contexts()
+        contexts = context.contexts if self.reads_contexts else Contexts()
         with model.restored(()):
             model.effects = ()
             unrelated = None if self.rule.by_distance and not self.relative else unrelated_keys(model, site)
