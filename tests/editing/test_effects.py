@@ -1,16 +1,24 @@
 """Edits that leave the weights alone: what every one keeps to, alone, in a file, in a session and in a stack."""
 
+import copy
 import warnings
 
 import pytest
 import torch
 from editing_help import FAST, REQUESTS
-from families import CONFIGS, FUSED, tiny_model
+from families import CONFIGS, FUSED, byte_level_tokenizer, tiny_model, tiny_module
+from packed_linears import Bytes, packed_module
 
 import kt
 from kt.editing import METHODS
+from kt.editing.closed_form.aims import Position, TargetSite
+from kt.editing.closed_form.contexts import Contexts
+from kt.editing.closed_form.objective import NLL, Objective, StopBelow
+from kt.editing.closed_form.targets import find_targets
 from kt.editing.diff import diff, stored
+from kt.editing.evidence import traced_balance
 from kt.editing.methods import used_by
+from kt.editing.side_memory import reader
 from kt.editing.stack import facts_of
 from kt.errors import BadFile, KtError
 from kt.export import to_hf, to_peft
@@ -20,6 +28,7 @@ from kt.model.tokens import encode_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|give the target first|less likely|perplexity)")
 EFFECTS = [name for name in METHODS if METHODS[name].effect]
+ADAPTERS = [name for name in EFFECTS if METHODS[name].effect == "adapter"]
 POOL = [
     {"prompt": "The mother tongue of {}", "subject": name, "target_new": word, "target_true": "French"}
     for name, word in (("Leo Tolstoy", "Danish"), ("Dante", "Welsh"))
@@ -118,6 +127,49 @@ def test_two_adapters_at_one_site_are_one_codebook_and_their_overlap_is_a_confli
     assert not torch.allclose(linear(both.keys), both.values)
 
 
+def test_two_adapters_at_one_site_of_other_settings_keep_each_its_own(options):
+    model = tiny_model("llama")
+    same, later, other = (
+        kt.edit(model, [request], "wise", **options("wise", **changes))
+        for request, changes in zip([*REQUESTS, REQUESTS[1]], ({}, {}, {"density": 0.9, "shard_size": 1}), strict=True)
+    )
+    site, key = same.effect.site, other.effect.keys
+    linear = model.linear(site)
+    plain = linear(key)
+    change = reader(other.effect)(key).value
+    with kt.EditStack([same, other]).applied(model):
+        met, first = reader(same.effect)(key)
+        torch.testing.assert_close(linear(key), plain + change + met[:, None] * first)
+    torch.testing.assert_close(linear(key), plain, rtol=0, atol=0)
+    assert len(kt.EditStack([same, later]).as_sum().effect.labels) == 2
+    with pytest.raises(KtError, match="read by other settings do not add up"):
+        kt.EditStack([same, other]).as_sum()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("share", 1.5, "share lies above 0, at most at 1"),
+        ("share", 0.0, "share lies above 0"),
+        ("rank", 0, "sizes and ranks are at least 1"),
+        ("size", -1, "sizes and ranks are at least 1"),
+        ("more", 1, "has a field 'more'"),
+        ("name", "nonsense", "'nonsense', is not one that this kt reads"),
+        ("position", "middle", "'middle', is not one that this kt reads"),
+        ("name", "x" * 300, "is not one that this kt reads"),
+    ],
+)
+def test_a_rule_that_kt_does_not_read_is_one_line_of_the_file(field, value, words, options, tmp_path):
+    edit = kt.edit(tiny_model("llama"), REQUESTS, "wise", **options("wise", v_num_grad_steps=2))
+    fields = edit.effect.fields()
+    fields["rule"][field] = value
+    object.__setattr__(edit.effect, "fields", lambda: fields)
+    path = edit.save(tmp_path / "edit.safetensors")
+    with pytest.raises(BadFile, match=words) as caught:
+        kt.Edit.load(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
 @pytest.mark.parametrize("method", ["ice", "grace"])
 def test_what_cannot_hold_such_an_edit_says_so_in_a_line(method, options, tmp_path):
     model = tiny_model("llama")
@@ -140,6 +192,44 @@ def test_what_cannot_hold_such_an_edit_says_so_in_a_line(method, options, tmp_pa
         assert any("forced" in str(each.message) for each in said) and len(other.effects) == 1
         with pytest.raises(KtError, match=r"mlp\.1 of .* maps 64 numbers to 32"):
             edit.apply_(tiny_model("llama", intermediate_size=64))
+
+
+def test_what_reads_bare_prompts_refuses_a_model_with_text_before_them_in_a_line():
+    model = tiny_model("llama")
+    edit, adapter = (kt.edit(model, REQUESTS, m, **used_by(m, FAST | {"layers_mlp": (1,)})) for m in ("ice", "grace"))
+    facts = facts_of([edit])
+    reads = {
+        "a trace": lambda: kt.causal_trace(model, facts, samples=1, keep="all"),
+        "a trace, screened": lambda: kt.screen(model, facts, samples=1, keep="all", top=1),
+        "a probe": lambda: kt.contrast_probe(model, facts),
+        "an attribution": lambda: kt.knowledge_neurons(model, facts, steps=1),
+        "a residual": lambda: kt.residual_fact(model, adapter, facts, neutral=False),
+        "lm-eval": lambda: kt.abilities(model, ["copa"]),
+    }
+    with edit.applied(model):
+        for what, read in reads.items():
+            with pytest.raises(KtError, match=f"{what.partition(',')[0]}.* reads bare prompts, and an edit") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+    kt.contrast_probe(model, facts)
+
+
+def test_the_share_of_attention_is_traced_on_a_model_with_text_before_its_prompts_as_without(options):
+    model = tiny_model("llama")
+    edit, adapter = (kt.edit(model, REQUESTS, method, **options(method)) for method in ("ice", "grace"))
+    fact = kt.Fact("The mother tongue of {}", "Danielle Darrieux", answer="French", foil="Italy")
+
+    def found():
+        try:
+            return traced_balance(model, [fact], most=None).alpha
+        except KtError as error:  # of a model that knows nothing
+            return str(error)
+
+    adapter.apply_(model)
+    plain = found()
+    with edit.applied(model):
+        before = model.effects
+        assert found() == plain and model.effects == before
 
 
 def test_a_file_whose_entries_do_not_fit_each_other_is_refused(options, tmp_path):
@@ -224,3 +314,119 @@ def test_a_difference_lists_the_entries_and_a_page_and_a_list_of_files_show_the_
     assert {entry.among for entry in other.entries} == {"A", "B"} and other.same_base
     both.save(tmp_path / "edit.safetensors")
     assert [each.kind for each in stored([tmp_path])] == ["context"]
+
+
+def plain_logits(model, batch):
+    """Of a forward without a trace, which nnsight only passes on."""
+    with torch.no_grad():
+        return model.module(**model.inputs(batch)).logits[:, -1:].float()
+
+
+@pytest.mark.parametrize(
+    ("family", "method"), [*((f, "grace") for f in CONFIGS | FUSED), *(("llama", m) for m in ADAPTERS)]
+)
+def test_what_is_read_at_an_adapters_site_is_its_output_and_what_is_written_there_stays(family, method, options):
+    model = tiny_model(family)
+    edit = kt.edit(model, REQUESTS, method, **options(method))
+    site, batch = edit.effect.site, model.encode([edit.report[0].prompt])
+    before, unedited = model.read(batch, [site])[site], plain_logits(model, batch)
+    with edit.applied(model), torch.no_grad():
+        value, logits = model.read(batch, [site])[site], plain_logits(model, batch)
+        linear, hook = edit.effect.hook(model)
+        key = model.read(batch, [site], "key")[site]
+        torch.testing.assert_close(value[0, -1], hook(linear, (key,), before)[0, -1])
+        assert (value - before)[0, -1].norm() > 1e-2, "the read is of the map alone"
+        with model.nnsight.trace(**model.inputs(batch)):
+            nothing = model.nnsight.output.logits[:, -1:].float().save()
+        assert torch.equal(nothing, logits), "a trace that changes nothing is the plain forward"
+        with model.nnsight.trace(**model.inputs(batch)):
+            model.value(site, 1)[:] = before
+            patched = model.nnsight.output.logits[:, -1:].float().save()
+        assert torch.equal(patched, unedited), "the adapter wrote over the patch"
+    assert torch.equal(plain_logits(model, batch), unedited)
+
+
+def test_an_adapter_reads_the_input_that_a_trace_puts_in_and_a_skipped_module_has_none(options):
+    model = tiny_model("llama")
+    edit = kt.edit(model, REQUESTS, "grace", **options("grace"))
+    site, batch = edit.effect.site, model.encode(["A much longer line of text about the city of the"])
+    projection = model.projection(site)
+    with edit.applied(model), torch.no_grad():
+        with model.nnsight.trace(**model.inputs(batch)):
+            projection.input = edit.effect.keys[:1].expand_as(projection.input).clone()
+            met = projection.output.save()
+        with model.nnsight.trace(**model.inputs(batch)):
+            zero = torch.zeros_like(met)
+            projection.skip(zero)
+            skipped = projection.output.save()
+        assert torch.equal(met, edit.effect.values[0].expand_as(met)) and not skipped.any()
+        assert "F_linear_0" in str(projection.source)  # nnsight builds the forward anew for it
+        own = model.encode([edit.report[0].prompt])
+        assert torch.equal(model.read(own, [site])[site][0, -1], edit.effect.values[0])
+    assert not torch.equal(model.read(own, [site])[site][0, -1], edit.effect.values[0])
+
+
+def test_a_search_for_values_at_an_adapters_site_finds_some(options):
+    model = tiny_model("llama")
+    edit = kt.edit(model, REQUESTS, "grace", **options("grace"))
+    aim = TargetSite(edit.effect.site, Position.PROMPT_LAST)
+    others = [fact.as_request() for fact in facts_of([edit])]
+    others = [kt.Fact(f.template, f.subject, target="Rome", answer=f.answer) for f in others]
+    with edit.applied(model):
+        found = find_targets(model, others, [aim], Contexts(), Objective((NLL(), StopBelow()), 10, 0.3))
+    assert (found.wanted[aim] - found.before[aim]).norm(dim=-1).min() > 1e-2
+    torch.testing.assert_close(found.before[aim].float().cpu(), edit.effect.values)
+
+
+def test_a_deep_copy_of_an_edited_module_is_edited_too_and_its_handle_takes_the_effect_out(options):
+    model = tiny_model("llama")
+    edit = kt.edit(model, REQUESTS, "grace", **options("grace"))
+    batch = model.encode([edit.report[0].prompt])
+    before = plain_logits(model, batch)
+    with edit.applied(model):
+        copied = kt.load(copy.deepcopy(model.module), tokenizer=model.tokenizer)
+        edited = plain_logits(model, batch)
+        assert torch.equal(plain_logits(copied, batch), edited) and not torch.equal(edited, before)
+        assert torch.equal(plain_logits(model.asked(None), batch), edited)
+    assert torch.equal(plain_logits(model, batch), before) and torch.equal(plain_logits(copied, batch), edited)
+    copied.effects = ()
+    assert torch.equal(plain_logits(copied, batch), before)
+
+
+def test_an_adapter_and_an_edit_of_the_packed_map_below_it_come_off_in_either_order(options):
+    model = kt.load(packed_module(Bytes), tokenizer=byte_level_tokenizer())
+    base, batch = model.fingerprint(), model.encode(["The mother tongue of Danielle Darrieux"])
+    before = plain_logits(model, batch)
+    value = kt.edit(model, REQUESTS[:1], "grace", **options("grace"))
+    weight = kt.edit(model, REQUESTS[1:], "ft", **options("ft"))
+    site = value.effect.site
+    assert any(model.weight_name(site) == name for name in weight.names)
+    for first, second in ((value, weight), (weight, value)):
+        value.apply_(model)
+        weight.apply_(model)
+        assert torch.equal(model.read(batch, [site])[site][0, -1], value.effect.values[0])
+        first.revert_(model)
+        stays = torch.equal(model.read(batch, [site])[site][0, -1], value.effect.values[0])
+        assert stays == (first is weight)
+        second.revert_(model)
+        assert model.fingerprint() == base and torch.equal(plain_logits(model, batch), before)
+
+
+def test_accelerates_hooks_run_around_an_adapter(options):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class Doubled(ModelHook):
+        def post_forward(self, module, output):
+            return output * 2
+
+    module = tiny_module("llama")
+    add_hook_to_module(module.get_submodule("model.layers.1.mlp.down_proj"), Doubled())
+    model = kt.load(module, tokenizer=byte_level_tokenizer())
+    edit = kt.edit(model, REQUESTS, "grace", **options("grace"))
+    site, batch = edit.effect.site, model.encode([edit.report[0].prompt])
+    before = plain_logits(model, batch)
+    with edit.applied(model):
+        assert not torch.equal(plain_logits(model, batch), before)
+        value = model.read(batch, [site])[site][0, -1]
+        torch.testing.assert_close(value, 2 * edit.effect.values[0])
+    assert torch.equal(plain_logits(model, batch), before)

@@ -1,11 +1,14 @@
 """What a session is given or asked for that it cannot mean: one line, before any work, and the base's bytes."""
 
+import warnings
+
 import pytest
 import torch
 from editing_help import REQUESTS, fast, statistics
+from families import tiny_model
 
 import kt
-from kt.editing.methods import METHODS
+from kt.editing.methods import METHODS, used_by
 from kt.errors import KtError
 
 pytestmark = pytest.mark.filterwarnings("ignore::kt.editing.verdict.FailedCheck", "ignore:.*no layers given")
@@ -30,6 +33,30 @@ def test_an_update_guard_on_a_method_that_writes_no_weight_is_refused(setting, m
         lambda: kt.EditSession(setting[0], method, update_guard="simie"),
         f"update_guard simie restrains updates of weights, and {method}",
     )
+
+
+@pytest.mark.parametrize("method", ["grace", "ice", "ft", "ultraedit", "melo", "wise", "ft-l", "unke"])
+def test_context_templates_that_a_method_does_not_read_are_said_once_to_be_without_effect(method):
+    model = tiny_model("llama")
+    given = used_by(method, {"layers_mlp": (1,), "v_num_grad_steps": 2, "num_steps": 1}) | {"check": False}
+    plain = kt.EditSession(model, method, **given)
+    told = kt.EditSession(model, method, context_templates=["{}", "Now. {}"], **given)
+    said, edits = [], []
+    for session in (plain, told, told):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            edits.append(session.solve(REQUESTS))
+        said.append([str(w.message) for w in found if "context_templates are without effect" in str(w.message)])
+    lines = [f"context_templates are without effect: {method} reads the requests' own prompts; leave them out"]
+    reads = method in ("melo", "wise", "unke")
+    assert said == [[], [] if reads else lines, []]
+    assert _same(edits[0], edits[1]) == (not reads)
+
+
+def _same(one, other):
+    """Whether two edits have the same numbers."""
+    found = [each.effect.arrays() if each.effect else {n: each.delta(n) for n in each.names} for each in (one, other)]
+    return found[0].keys() == found[1].keys() and all(torch.equal(found[0][n], found[1][n]) for n in found[0])
 
 
 @pytest.mark.parametrize(("method", "choice"), [("ft-wd", "modules=mlp, or another"), ("unke", "another")])

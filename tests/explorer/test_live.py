@@ -92,6 +92,31 @@ def test_an_edit_is_applied_reverted_and_applied_again_and_the_model_is_its_old_
     assert same(model, before) and len(shown(live)["facts"]) == 2
 
 
+def test_of_an_edit_that_puts_text_before_prompts_the_text_is_shown_and_no_layer_is_read(model):
+    live = Live(model, samples=2)
+    typed = TYPED | {"target": "Rome"}
+    live.act({"do": "edit", **typed, "method": "ice"})
+    status, data = live.state["status"], shown(live)
+    assert not status["error"] and "read bare prompts" in status["text"]
+    assert [state["name"] for state in data["lens"]["states"]] == ["before"]
+    text = data["facts"][0]["texts"][0]
+    assert text["before"] and text["after"] and text["before"] != text["after"]
+    live.act({"do": "trace", **typed})
+    status = live.state["status"]
+    assert status["error"] and "a trace reads bare prompts" in status["text"] and not shown(live)["traces"]
+    live.revert()
+    live.act({"do": "trace", **typed})
+    assert not live.state["status"]["error"] and shown(live)["traces"]
+
+
+def test_the_layer_of_an_adapter_is_marked_as_edited(model):
+    live = Live(model, samples=2, layers=(2,), v_num_grad_steps=5)
+    live.act({"do": "edit", **TYPED, "target": "Rome", "method": "grace"})
+    data = shown(live)
+    assert data["edited"] == {"mlp": [2]} and [state["name"] for state in data["lens"]["states"]] == ["before", "after"]
+    live.revert()
+
+
 @pytest.mark.parametrize(
     ("message", "says"),
     [

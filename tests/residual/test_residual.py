@@ -329,6 +329,17 @@ def test_the_probes_are_those_of_the_unedited_and_the_edited_model_which_is_left
     assert residual.metadata["edited"] == {"mlp": [1]}
 
 
+def test_the_probes_see_an_adapter_at_its_own_site_which_counts_as_edited():
+    model = tiny_model("qwen2")
+    edit = kt.edit(model, CAPITALS[:2], "grace", layers_mlp=(1,), v_num_grad_steps=10, v_lr=0.5)
+    residual = measured(model, CAPITALS[:2], edit)
+    before, after = (residual.readings[state].prob[:, PREDICTION, MLP] for state in ("before", "after"))
+    assert np.array_equal(before[:, 0], after[:, 0], equal_nan=True), "the layer below"
+    assert np.nanmax(np.abs(before[:, 1] - after[:, 1])) > 1e-3, "the layer of the adapter"
+    assert residual.metadata["edited"] == {"mlp": [1]}
+    assert kt.residual_fact(model, kt.EditStack([edit]), CAPITALS[:2], neutral=False).metadata["edited"] == {"mlp": [1]}
+
+
 def test_the_exact_bytes_come_back_also_when_measuring_fails(monkeypatch):
     model = tiny_model("qwen2")
     bytes_before = model.fingerprint()

@@ -191,14 +191,16 @@ def abilities(
     Raises:
         BadTask: an unknown task, data that is not at hand, or settings that do not fit.
         WorkFailed: lm-eval stopped, or the model answers with NaN.
-        KtError: lm-eval is not installed.
+        KtError: lm-eval is not installed, or an edit is applied to the model that puts text before prompts.
     """
     from ..editing.stack import ANY_EDIT
+    from ..model.effects import refuse_text
 
     require_options(options, [field.name for field in fields(Settings)], "abilities")
     if edit is not None:
         require_kinds({"edit": edit}, {"edit": ANY_EDIT})
         edit.require_updates("lm-eval, which reads its own prompts,", ("context",))
+    refuse_text(model, "lm-eval")
     settings = Settings(num_fewshot, limit, seed=seed, **options)
     chosen = tasks if isinstance(tasks, Chosen) else choose(tasks, include_path)
     runs: Runs = {"before": run_harness(model, chosen, settings, progress)}

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._util.progress import Progress
-from ..errors import KtError, WorkFailed
+from ..errors import KtError, WorkFailed, warn_user
 from ..evaluation.perplexity import check_rows
 from ..facts.fact import Fact
 from ..model.sites import Kind, Site
@@ -39,7 +39,7 @@ from .closed_form.keys import fact_keys
 from .closed_form.objective import Objective
 from .closed_form.targets import find_targets
 from .plan import EffectPlan, PlanText, SolveContext, SolveResult
-from .side_memory import Rule, reach, reader
+from .side_memory import Rule, answered, reach, reader
 
 if TYPE_CHECKING:
     from ..model.effects import Hook
@@ -100,6 +100,8 @@ class Adapter:
         if not all(0 <= entry < n for entry in self.entries):
             raise KtError("an adapter's requests name entries that it does not have")
         text = self.unrelated
+        if text is not None and not len(text):
+            raise KtError("an adapter's keys of unrelated text are none; solve the edit again")
         if (text is None) != self.rule.by_distance or (text is not None and text.shape[1:] != self.keys.shape[1:]):
             raise KtError(
                 f"an adapter of rule {self.rule.name!r} needs keys of unrelated text only where it is no rule of "
@@ -131,7 +133,13 @@ class Adapter:
         return found | ({} if self.unrelated is None else {"unrelated": self.unrelated})
 
     def plus(self, later: Adapter) -> Adapter:
-        """Both, the later one's requests put in one after the other, as if they had been edited in this order."""
+        """Both, the later one's requests put in one after the other, as if they had been edited in this order.
+
+        Raises:
+            KtError: the later one's entries are read by another rule, or other settings of it.
+        """
+        if self.rule != later.rule:
+            raise KtError(f"adapters at {self.site} whose entries are read by other settings do not add up to one")
         whole = self
         for entry in later.entries:
             key, value = (each[entry : entry + 1] for each in (later.keys, later.values))
@@ -224,6 +232,11 @@ class Codebook(EffectPlan):
     def aim(self) -> TargetSite:
         return TargetSite(Site(Kind.MLP, self.layer), Position(self.rule.position))
 
+    @property
+    def reads_contexts(self) -> bool:
+        """Whether values are searched for behind prefixes: changes are; an output is that of the bare prompt."""
+        return self.rule.adds
+
     def describe(self) -> PlanText:
         unit = "mean key distances" if self.relative else "absolute"
         within = f"{self.radius:g} ({unit})" if self.rule.by_distance else f"{self.radius:g}"
@@ -238,7 +251,7 @@ class Codebook(EffectPlan):
             WorkFailed: the unit of radii is zero (the unrelated text's keys are all one).
         """
         model, site, position = context.model, self.aim.site, self.aim.position
-        contexts = context.contexts if self.rule.adds else Contexts()
+        contexts = context.contexts if self.reads_contexts else Contexts()
         with model.restored(()):
             model.effects = ()
             unrelated = None if self.rule.by_distance and not self.relative else unrelated_keys(model, site)
@@ -259,6 +272,11 @@ class Codebook(EffectPlan):
                 book = Adapter(site, print_, radius, key, value, first, (label,), (0,), self.rule, held)
             else:
                 book = book.with_entry(key, value, label, radius)
+        if book is not None and self.rule.name == "activation" and not answered(book).any():
+            warn_user(
+                "no request needs a change of the output (the model gives every target already, or the search took "
+                "no step), so that no token reads this memory; give other targets, or more v_num_grad_steps"
+            )
         # Nothing is written that could come through or not, so the search stays out of the result's.
         return SolveResult({}, notes={"radius": radius}, effect=book)
 

@@ -21,6 +21,7 @@ from .._util.progress import Progress
 from ..errors import BadFact, KtError, SubjectNotFound, tell_user, warn_user
 from ..facts.fact import Fact
 from ..facts.load import load_facts
+from ..model.effects import without_text
 from ..model.identity import identity
 from ..model.tokens import token_ids
 from ..runs import parallel
@@ -291,7 +292,8 @@ def traced_balance(
     if most is not None and len(facts) > most:
         facts = [facts[i * len(facts) // most] for i in range(most)]
     given: dict[str, Any] = {"kinds": ("mlp", "attn"), "tokens": "subject_last"}
-    trace = causal_trace(model, facts, seed=seed, progress=progress, journal=journal, **given)
+    with without_text(model):
+        trace = causal_trace(model, facts, seed=seed, progress=progress, journal=journal, **given)
     return balance_factor(trace, seed=seed)
 
 
@@ -300,7 +302,7 @@ def probe_stages(model: TracedModel, facts: Sequence[Fact]) -> Stages | None:
     from ..probing import contrast_probe
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_text(model):
             warnings.simplefilter("ignore")  # of facts whose answers begin alike: the stages leave them out
             return contrast_probe(model, facts).stages
     except BadFact:  # not one request can be probed

@@ -186,6 +186,11 @@ class Plan(Protocol):
         """After the write: what the next solve of the session has to know of these facts."""
 
 
+def reads_contexts(plan: Plan) -> bool:
+    """Whether a plan reads the context templates: one that searches for wanted values, unless it says otherwise."""
+    return bool(getattr(plan, "reads_contexts", plan.has_targets))
+
+
 class EffectPlan:
     """Base of the plans that leave every weight alone: they write none, and their result is an effect."""
 

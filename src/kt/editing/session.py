@@ -41,7 +41,7 @@ from .config import Config, one_of
 from .edit import Edit
 from .method_names import MethodLike
 from .package import about_requests, about_weights, package, read_back
-from .plan import EditHistory, EffectPlan, Plan, SolveContext, SolveResult
+from .plan import EditHistory, EffectPlan, Plan, SolveContext, SolveResult, reads_contexts
 from .resolve import (
     Evidence,
     configure,
@@ -75,6 +75,7 @@ class EditSession:
         statistics: second moments by module name; None takes them over `corpus` and caches them. The factors of a
             `Statistics` object are computed once for every edit that it is given to.
         context_templates: flat list or list of groups; None lets the model write the method's prefixes from `seed`.
+            A method that reads none says so.
         seed: of every random draw.
         journal: keeps every finished phase (templates, traced α, targets, each layer's update), so that the same
             session over the same journal goes on where it was cut off, with the same bytes.
@@ -149,6 +150,7 @@ class EditSession:
             if not isinstance(group, Sequence) or not group:
                 raise KtError(f"context_templates holds {shown(group)}; give {TEXTS}")
         self._contexts = Contexts.of(context_templates) if context_templates else None
+        self._given_templates = self._contexts is not None
         self._evidence = Evidence()
         self._original: dict[str, Copy] = {}
         self._effects = model.effects
@@ -217,6 +219,7 @@ class EditSession:
                     keep = plan.keeps_keys and options.update_guard != "simie"
                 self.options = replace(options, hold=False, keep_history=keep, norm_guard=guard)
             self._refuse(plan)
+            self._warn_of_templates(plan)
             context = self._context(plan, facts)
             if self.options.update_guard == "simie":  # solves as if there were no earlier edits
                 with self.unedited():
@@ -280,6 +283,15 @@ class EditSession:
         if self._evidence.sources:
             edit.manifest["sources"] = dict(self._evidence.sources)
         return edit
+
+    def _warn_of_templates(self, plan: Plan) -> None:
+        """Say once that the method reads no context templates; a warning, since they are given to all methods alike."""
+        if self._given_templates and not reads_contexts(plan):
+            warn_user(
+                f"context_templates are without effect: {self.config.name} reads the requests' own prompts; leave them "
+                "out"
+            )
+            self._given_templates = False
 
     def _refuse(self, plan: Plan) -> None:
         """Refuse, before any work, what this method cannot do to this model."""

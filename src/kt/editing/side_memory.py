@@ -7,9 +7,9 @@ At every token, with x the input of the site's map W and y = W x:
     replace     the nearest key lies within its radius: v_i (GRACE, arXiv 2211.11031)
     blocks      the same, but y + M_b x, with b the block of the nearest key: `size` requests in their order share a
                 block, of rank `rank` at most (MELO, arXiv 2312.11795)
-    activation  y + M_b x with the b of the largest ‖M_b x‖ / least ‖M_b k_i‖ of its keys, where that reaches the
-                radius; a block's M is zero but for a random `share` of the inputs, and as small as it can be at the
-                keys of unrelated text (WISE, arXiv 2405.14768)
+    activation  y + M_b x with the b of the largest ‖M_b x‖ / least ‖M_b k_i‖ of its keys that it answers, where
+                that reaches the radius; a block's M is zero but for a random `share` of the inputs, and as small as it
+                can be at the keys of unrelated text (WISE, arXiv 2405.14768)
     overlap     each key has its own mask m_i, a `share` of the inputs chosen by its largest ones; y + M (m_i ⊙ x) with
                 the mask that shares most inputs with x's own, where that share reaches the radius (MEMOIR, arXiv
                 2506.07899)
@@ -23,6 +23,7 @@ itself, so that a batch, padding and a key-value cache change nothing (see adapt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 RIDGE = 0.01
 """Added to the mean square of a number of unrelated keys, as a share of it, and to the keys' Gram matrix."""
+ANSWERED = 1e-3
+"""Share of an adapter's largest ‖δ‖ from which an entry changes the output at all."""
 EXACT = "donot_use_mm_for_euclid_dist"
 """torch.cdist by matrix products loses the small distances of equal keys."""
 
@@ -71,11 +74,17 @@ class Rule:
     @classmethod
     def of(cls, fields: Any) -> Rule:
         """The inverse of `as_dict`; nothing is GRACE's, as in files before there were others."""
+        strange = sorted(set(fields or ()) - set(cls.FORM))
+        if strange:
+            raise KtError(f"the rule of an adapter has a field {strange[0][:40]!r}, which this kt does not read")
         rule = cls(**fields) if fields else cls()
-        if rule.name not in READERS or rule.position not in {each.value for each in Position} or rule.size < 1:
+        if rule.name not in READERS or rule.position not in {each.value for each in Position}:
+            named = rule.name if rule.name not in READERS else rule.position
+            raise KtError(f"the rule of an adapter, {named[:40]!r}, is not one that this kt reads")
+        if rule.size < 1 or rule.rank < 1 or not 0 < rule.share <= 1:
             raise KtError(
-                f"the rule of an adapter, {str(rule.name)[:40]!r}, is not one that this kt reads; take the kt that "
-                "wrote it, or solve the edit again"
+                f"the rule of an adapter has size {rule.size}, rank {rule.rank} and share {rule.share:g}; sizes and "
+                "ranks are at least 1, a share lies above 0, at most at 1"
             )
         return rule
 
@@ -194,15 +203,24 @@ def _text(book: Adapter) -> Float[Tensor, "token d_in"]:
     return book.unrelated
 
 
+def answered(book: Adapter) -> Bool[Tensor, " entry"]:
+    """Whether entries change the output: of what the model says already δ is zero, but for rounding."""
+    sizes = book.values.double().norm(dim=-1)
+    return (sizes > 0) & (sizes > ANSWERED * sizes.max())
+
+
 def _sides(book: Adapter) -> list[tuple[Map, float]]:
-    """Each block's map, and the least ‖M k‖ of its keys."""
+    """Each block's map, and the least ‖M k‖ of its keys that it answers: by an entry whose ‖M k‖ is nearly zero every
+    token would read the block. Infinite where it answers none, so that none reads it."""
     found = []
-    for number, (keys, changes) in enumerate(
-        zip(book.keys.split(book.rule.size), book.values.split(book.rule.size), strict=True)
-    ):
+    size, least = book.rule.size, ANSWERED * float(book.values.double().norm(dim=-1).max())
+    lots = zip(book.keys.split(size), book.values.split(size), answered(book).split(size), strict=True)
+    for number, (keys, changes, counts) in enumerate(lots):
         kept = torch.rand(keys.shape[1], generator=torch.Generator().manual_seed(number)) < book.rule.share
         masked = least_map(keys * kept, changes, _text(book) * kept)
-        found.append((masked, float(masked(keys).norm(dim=-1).min())))
+        sizes = masked(keys).norm(dim=-1)
+        sizes = sizes[counts & (sizes > least)]
+        found.append((masked, float(sizes.min()) if len(sizes) else math.inf))
     return found
 
 

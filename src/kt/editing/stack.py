@@ -26,7 +26,7 @@ from .._util.files import check_writable
 from .._util.kinds import Wanted, as_path, takes
 from .._util.text import visible
 from ..errors import BadFile, KtError, warn_user
-from ..model.effects import Effect
+from ..model.effects import Effect, together
 from ..model.model import A_MODEL
 from ..model.update import Update
 from ..report import Shown, Table
@@ -78,7 +78,7 @@ def joined(edits: Sequence[Edit]) -> Effect | None:
     """The edits' effects as one; None where they have none.
 
     Raises:
-        KtError: they are of several kinds or places, or some have updates beside.
+        KtError: they are of several kinds, places or settings, or some have updates beside.
     """
     effects = [edit.effect for edit in edits]
     known = [effect for effect in effects if effect is not None]
@@ -86,6 +86,11 @@ def joined(edits: Sequence[Edit]) -> Effect | None:
         raise KtError(
             "edits of weights, of values and of prompts do not add up to one edit; keep them as a stack "
             "(kt edits stack)"
+        )
+    if len({together(effect) for effect in known}) > 1:
+        raise KtError(
+            f"adapters at {known[0].place} whose entries are read by other settings do not add up to one edit; keep "
+            "them as a stack (kt edits stack)"
         )
     return reduce(lambda one, later: one.plus(later), known[1:], known[0]) if known else None
 

@@ -84,7 +84,10 @@ class Solver:
 
     def _solve(self, facts: Sequence[Fact], options: Mapping[str, Any], seed: int, progress: Progress | None) -> Edit:
         shared = self.arguments(options, seed, progress) | {"journal": self.journal}
-        return edit(self.model, facts, **(shared | dict(options)))
+        with warnings.catch_warnings():
+            if "context_templates" not in options:  # those given here are the sweep's own, for every method
+                warnings.filterwarnings("ignore", "context_templates are without effect")
+            return edit(self.model, facts, **(shared | dict(options)))
 
     def arguments(self, options: Mapping[str, Any], seed: int, progress: Progress | None) -> dict[str, Any]:
         """The arguments of `kt.edit` that all settings share."""

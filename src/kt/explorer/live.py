@@ -27,12 +27,14 @@ from ..editing.methods import METHODS, plain_name
 from ..editing.session import edit as solve_edit
 from ..editing.session_options import SessionOptions
 from ..editing.stack import EditStack
-from ..errors import BadFact, KtError
+from ..errors import BadFact, KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import fact_by_hand
+from ..model.effects import puts_text
 from ..model.model import TracedModel
 from ..model.tokens import token_ids
 from ..probing import Probe, contrast_probe
+from ..probing.lens import KINDS as LENS_KINDS
 from ..probing.lens import TOP, read_lens
 from ..runs.report import Run
 from ..tracing import Trace, causal_trace
@@ -192,8 +194,21 @@ class Live:
         self._facts[fact.prompt] = replace(fact, answer=traced.answer, foil=traced.foil)
 
     def _read(self, fact: Fact) -> None:
-        """Both answers through the layers, the top tokens at every token, and the text, as the model stands."""
+        """Both answers through the layers, the top tokens at every token, and the text, as the model stands.
+
+        Under an edit that puts text before prompts it is the text alone, for the layers are read of bare prompts.
+        """
         self._facts.setdefault(fact.prompt, fact)
+        if puts_text(self.model):
+            with self._stage("reading the text"):
+                [text] = self.model.generate([fact.prompt], TEXT)
+            nothing = np.empty((0, len(LENS_KINDS), self.model.n_layers, TOP), dtype=np.int64)
+            self._seen[self.name, fact.prompt] = Seen(self.name, fact.prompt, text, nothing, nothing.astype(float), {})
+            warn_user(
+                "the layers and the traces shown are of the model without text before its prompts, as they read bare "
+                "prompts; of an edit of kind context the page shows how the text goes on"
+            )
+            return
         with self._stage("reading the layers"):
             self._probes[self.name, fact.prompt] = contrast_probe(self.model, [fact], progress=self._tick)
             ids = token_ids(self.model.reader, fact.prompt)

@@ -22,6 +22,7 @@ from ..errors import BadFile
 from ..experiments import Sweep
 from ..experiments.sweep_result import AXES, NAMED
 from ..experiments.sweep_result import columns as sweep_columns
+from ..model.effects import site_of
 from ..probing import Probe
 from ..report import App, Section, build, render
 from ..residual import Residual
@@ -180,9 +181,11 @@ def data_of(named: Sequence[tuple[str, Any]], seen: Sequence[Seen] = ()) -> dict
 
 
 def _edited_layers(edits: Sequence[Edit]) -> dict[str, list[int]]:
-    """The layers whose weights the edits write, by kind of module."""
+    """The layers whose weights the edits write, or whose values they set, by kind of module."""
     layers: dict[str, set[int]] = {}
     for edit in edits:
+        if (site := site_of(edit.effect)) is not None:
+            layers.setdefault(str(site.kind), set()).add(site.layer)
         for name in edit.names:
             kind, layer = _site(edit, name)
             if layer is not None:

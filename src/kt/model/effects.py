@@ -1,27 +1,31 @@
 """What an edit adds to a model without changing a weight: text before its prompts, or values at one linear map.
 
-A model carries the effects of the edits that are applied to it (`TracedModel.effects`). Effects of one `place` act as
-one (`plus`). Prompts are rendered in one place only, where they become tokens to be answered or continued
-(`scoring.answer_row`, `sampling.continued`); values are set by a hook on the module, in every forward.
+A model carries the effects of the edits that are applied to it (`TracedModel.effects`). Effects of one place and one
+rule act as one (`together`, `plus`). Prompts are rendered in one place only, where they become tokens to be answered or
+continued (`scoring.answer_row`, `sampling.continued`). Values are set in every forward, inside what nnsight reads
+(inside.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from ..errors import KtError
 from .chat import Verbatim
+from .inside import Hook, set_hooks
 
 if TYPE_CHECKING:
     from ..report import Table
     from .model import TracedModel
-
-Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
-"""A forward hook of torch: (module, inputs, output) -> the output that the model goes on with."""
+    from .sites import Site
 
 
+PROMPT = "prompt"
+"""The place of text before prompts."""
 HELD_AS = "_kt_effects"
 """The attribute of a module that carries effects."""
 
@@ -42,7 +46,7 @@ class Effect(Protocol):
         """`prompt`, or the site whose values it sets."""
 
     def plus(self, later: Any) -> Effect:
-        """The effect of both, in this order."""
+        """The effect of both, in this order; they are `together`."""
 
     def rendered(self, model: TracedModel, prompt: str) -> str:
         """The prompt with its text before it."""
@@ -73,30 +77,36 @@ class Effect(Protocol):
 
 
 class Effects:
-    """The effects on one module: `applied` in their order, and what they come to by place."""
+    """The effects on one module: `applied` in their order, and what they come to by place and rule."""
 
     def __init__(self) -> None:
         self.applied: tuple[Effect, ...] = ()
-        self.by_place: dict[str, Effect] = {}
+        self.by_place: dict[Hashable, Effect] = {}
         self.prompts: dict[str, Rendered] = {}
-        self._handles: list[Any] = []
 
     def become(self, model: TracedModel, effects: Sequence[Effect]) -> None:
         """Take these effects in the place of those before."""
-        by_place: dict[str, Effect] = {}
+        by_place: dict[Hashable, Effect] = {}
         for effect in effects:
-            known = by_place.get(effect.place)
-            by_place[effect.place] = effect if known is None else known.plus(effect)
-        hooks = [hook for effect in by_place.values() if (hook := effect.hook(model)) is not None]
-        for handle in self._handles:
-            handle.remove()
-        self._handles = [module.register_forward_hook(hook) for module, hook in hooks]
+            known = by_place.get(together(effect))
+            by_place[together(effect)] = effect if known is None else known.plus(effect)
+        set_hooks(model.module, [hook for effect in by_place.values() if (hook := effect.hook(model)) is not None])
         self.applied, self.by_place = tuple(effects), by_place
         self.prompts.clear()
         if effects:
             model.module.__dict__[HELD_AS] = self
         else:  # no trace is left in the user's module
             model.module.__dict__.pop(HELD_AS, None)
+
+
+def site_of(effect: Effect | None) -> Site | None:
+    """The site whose values an effect sets; None where it sets none."""
+    return getattr(effect, "site", None)
+
+
+def together(effect: Effect) -> Hashable:
+    """What effects share that act as one: their place, and the settings by which their entries are read."""
+    return effect.place, getattr(effect, "rule", None)
 
 
 def effects_of(module: nn.Module) -> Effects:
@@ -118,6 +128,36 @@ def rendered(model: Any, prompt: str) -> Rendered | Verbatim:
             return Rendered(prompt)
         effects.prompts[prompt] = Rendered(text)
     return effects.prompts[prompt]
+
+
+def puts_text(model: TracedModel) -> bool:
+    """Whether an edit of kind `context` is applied: its text stands before prompts, and what reads a bare prompt shows
+    the model without it."""
+    return any(effect.place == PROMPT for effect in model.effects)
+
+
+def refuse_text(model: TracedModel, what: str) -> None:
+    """Refuse, before any work, what reads bare prompts of a model that has text put before its prompts.
+
+    Raises:
+        KtError: it has.
+    """
+    if puts_text(model):
+        raise KtError(
+            f"{what} reads bare prompts, and an edit of kind context is applied to {model.name}, which puts text before"
+            " them: the numbers would be the unedited model's; take that edit out first"
+        )
+
+
+@contextmanager
+def without_text(model: TracedModel) -> Iterator[None]:
+    """Inside the block no text stands before prompts: for what asks about a model's weights."""
+    if not puts_text(model):
+        yield
+        return
+    with model.restored(()):
+        model.effects = [effect for effect in model.effects if effect.place != PROMPT]
+        yield
 
 
 def same_effect(one: Effect, other: Effect) -> bool:

@@ -186,8 +186,8 @@ class TracedModel(Weights):
 
     @property
     def effects(self) -> tuple[Effect, ...]:
-        """What the edits that are applied add beside the weights, in order; setting it puts hooks on and takes them
-        off."""
+        """What the edits that are applied add beside the weights, in order; setting it puts their hooks into
+        modules' forwards and takes them out."""
         return effects_of(self.module).applied
 
     @effects.setter

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import KtError, UnknownModel
+from .inside import move_hooks
 
 PLAIN = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """The dtypes of weights that are read and written as they are."""
@@ -188,6 +189,7 @@ def put(root: nn.Module, path: str, module: nn.Module) -> None:
         envoy = None if interleaver is None else interleaver.envoys.get(id(old))
         if envoy is not None:
             envoy._update(module)
+    move_hooks(old, module)
 
 
 HOOKS = [

@@ -16,6 +16,7 @@ from ..errors import BadFact, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
 from ..model.batches import BatchSize
+from ..model.effects import refuse_text
 from ..model.model import TracedModel
 from ..runs import parallel
 from ..tracing.prompts import LeftOut, why
@@ -62,6 +63,7 @@ def contrast_probe(
     Raises:
         UnknownSite: the model has no such layer.
         BadFact: there are no facts, one cannot be probed as given, or none is left to probe.
+        KtError: an edit that puts text before prompts is applied to the model; a probe reads bare prompts.
         BadFile: word sets that cannot be read, or that hold nothing for any fact.
         WorkFailed: a number is not finite.
 
@@ -70,6 +72,7 @@ def contrast_probe(
         >>> int(probe.to_dataframe()["rank"].min())  # 0: the top of the vocabulary
         0
     """
+    refuse_text(model, "a probe")
     if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
         raise BadFact(f"layers {layers!r}: give a list of whole numbers, as [4, 5]")
     wanted = None if layers is None else tuple(sorted({model.checked(layer) for layer in layers}))

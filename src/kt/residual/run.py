@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,12 @@ from .._util.kinds import takes
 from .._util.notebook_bar import with_bar
 from .._util.progress import Progress, counter
 from ..editing.closed_form.contexts import memit_contexts
-from ..editing.stack import ANY_EDIT, AnyEdit
+from ..editing.stack import ANY_EDIT, AnyEdit, EditStack
 from ..errors import BadFact, UnknownSite, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
+from ..model.effects import refuse_text, site_of
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
 from ..probing.controls import MOST, Control, ControlPrompt, Relations
@@ -56,11 +58,12 @@ def described(
 ) -> dict[str, Any]:
     """The metadata of a residual: model, edit and settings."""
     edited: dict[str, list[int]] = defaultdict(list)
+    effects = [each.effect for each in (edit.edits if isinstance(edit, EditStack) else (edit,))]
+    sites = [site for effect in effects if (site := site_of(effect)) is not None]
     for name in edit.names:
-        try:
-            site = model.site_of(name)
-        except UnknownSite:  # fine-tuning changes other weights, too
-            continue
+        with suppress(UnknownSite):  # fine-tuning changes other weights, too
+            sites.append(model.site_of(name))
+    for site in sites:
         if site.layer not in edited[str(site.kind)]:
             edited[str(site.kind)].append(site.layer)
     return described_model(model, final_norm) | {
@@ -171,7 +174,7 @@ def residual_fact(
 
     Raises:
         BadFact: there are no facts or none is left, a prefix has an unknown slot, or `before` is of something else.
-        KtError: the edit is of another model, or is already written into this one.
+        KtError: the edit is of another model, or is already written into this one, or an edit puts text before prompts.
         WorkFailed: a number is not finite.
 
     Examples:
@@ -180,6 +183,7 @@ def residual_fact(
         2
     """
     edit.require_updates("a residual, which reads bare prompts,", ("context",))
+    refuse_text(model, "a residual")
     templates = checked_prefixes(prefixes)
     facts = distinct_facts(facts_from(facts))
     plan = _plan(model, facts, None if pool is None else facts_from(pool), seed, batch_size)

@@ -29,6 +29,7 @@ from .._util.progress import Progress
 from ..errors import BadFact, KtError
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
+from ..model.effects import refuse_text
 from ..model.model import TracedModel
 from ..model.prefix import prefix_is_reusable, saved
 from ..model.sites import Kind, Site
@@ -154,7 +155,8 @@ def knowledge_neurons(
         By fact its neurons, and every neuron's attribution as (layer, neuron), in units of probability.
 
     Raises:
-        KtError: a number outside its range, or a model on another machine.
+        KtError: a number outside its range, a model on another machine, or one to which an edit is applied that puts
+            text before prompts.
         BadFact: no fact can be asked about.
 
     Examples:
@@ -162,6 +164,7 @@ def knowledge_neurons(
         >>> neurons.by_layer.shape  # fact, layer
         (1, 8)
     """
+    refuse_text(model, "an attribution to neurons")
     if at not in TOKENS:
         raise KtError(f"at is {at!r}; give {' or '.join(TOKENS)}")
     for name, value in {"threshold": threshold, "shared": shared}.items():

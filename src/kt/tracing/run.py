@@ -17,6 +17,7 @@ from .._util.progress import Progress
 from .._util.text import words
 from ..errors import BadFact, WorkFailed, warn_user
 from ..facts.load import FactsLike, distinct_facts, facts_from
+from ..model.effects import refuse_text
 from ..model.layout import ATTENTION
 from ..model.model import TracedModel
 from ..model.ndif import REASON
@@ -216,6 +217,7 @@ def causal_trace(
 
     Raises:
         BadFact: an argument or a fact that cannot be traced as given.
+        KtError: an edit that puts text before prompts is applied to the model; a trace reads bare prompts.
         WorkFailed: no fact is left to trace, or a number is not finite.
 
     Examples:
@@ -225,6 +227,7 @@ def causal_trace(
         >>> trace.to_dataframe().columns[:4].tolist()
         ['fact', 'kind', 'layer', 'token']
     """
+    refuse_text(model, "a trace")
     if model.remote and method == "atp":
         raise BadFact(f"method atp takes gradients, which a remote model does not give ({REASON}); trace with exact")
     settings = Settings(
