@@ -64,3 +64,17 @@ def test_an_evaluation_asks_multi_hop_questions_alone_with_the_memory_of_the_edi
     scores = [each.values["portability_mello_contains"] for each in (before, after)]
     assert [list(each.values()) for each in scores] == [[0.0], [1.0]]
     assert "up to 4 subquestions" in after.protocol["mello"]
+
+
+def test_the_memory_of_a_stack_gives_the_nearest_fact_of_all_its_edits_and_not_of_the_last():
+    model = tiny_model("llama", max_position_embeddings=4096)
+    edits = [
+        kt.edit(model, [kt.Fact("The capital of {} is", subject, target=target)], "ice", check=False)
+        for subject, target in (("France", "Rome"), ("Poland", "Oslo"))
+    ]
+    with kt.EditStack(edits).applied(model):
+        memory = mello.memory_of(model)
+        assert memory("What is the capital of France?") == "The capital of France is Rome"
+        assert memory("What is the capital of Poland?") == "The capital of Poland is Oslo"
+        assert memory("Xyzzy plugh") is None and mello.retriever_of(model) == "BM25"
+    assert mello.memory_of(model) is None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from ..model.effects import Effect, effects_of
 from ..model.model import TracedModel
 
 HOPS, TOKENS = 4, 60
@@ -112,17 +113,19 @@ def _step(written: str) -> list[str]:
 
 
 def retriever_of(model: TracedModel) -> str:
-    """How the last context edit in the model finds facts, in words."""
-    known = [str(effect.fields().get("retriever", "bm25")) for effect in model.effects if effect.kind == "context"]
-    return "embeddings" if known and known[-1] == "embeddings" else "BM25"
+    """How the context edits in the model find facts, in words."""
+    effect = _texts(model)
+    known = "bm25" if effect is None else effect.fields().get("retriever", "bm25")
+    names = [known] if isinstance(known, str) else list(dict.fromkeys(known))
+    return " and ".join("embeddings" if name == "embeddings" else "BM25" for name in names)
 
 
 def memory_of(model: TracedModel) -> Memory | None:
-    """The facts of the context edits that stand in the model; None where none does."""
-    effects = [effect for effect in model.effects if effect.kind == "context"]
+    """The facts of the context edits that stand in the model, all of them together; None where none does."""
+    effect = _texts(model)
+    return None if effect is None else lambda text: effect.recall(model, text)
 
-    def nearest(text: str) -> str | None:
-        found = (effect.recall(model, text) for effect in reversed(effects))
-        return next((fact for fact in found if fact is not None), None)
 
-    return nearest if effects else None
+def _texts(model: TracedModel) -> Effect | None:
+    """What the context edits in the model come to: their facts compete, so the nearest of all is found, not of one."""
+    return effects_of(model.module).by_place.get("prompt")
