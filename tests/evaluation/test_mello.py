@@ -44,6 +44,30 @@ def test_each_subquestion_is_held_against_the_nearest_fact_and_nothing_is_taken_
     assert mello.answers([QUESTION], None, lambda texts: dict.fromkeys(texts, endless)) == {QUESTION: ""}
 
 
+def test_a_fact_that_the_model_writes_itself_never_counts():
+    """Where no fact is near, the model goes on with one of its own, as the worked questions show it."""
+    asked = []
+
+    def write(texts):
+        asked.extend(texts)
+        return {text: steps[text.rstrip().splitlines()[-1]] for text in texts}
+
+    own = "Subquestion: Where does Ada live?\nGenerated answer: Ada lives in Norway."
+    made_up = "Retrieved fact: Ada lives in Peru.\nRetrieved fact contradicts generated answer.\n"
+    steps = {
+        f"Question: {QUESTION}": own,
+        own.splitlines()[-1]: made_up + "Intermediate answer: Peru\nFinal answer: Lima",
+    }
+    steps["Retrieved fact does not contradict generated answer."] = "Intermediate answer: Norway\nFinal answer: Oslo"
+    assert mello.answers([QUESTION], lambda text: None, write) == {QUESTION: "Oslo"}
+    assert asked[-1].endswith(f"{own}\nRetrieved fact: none.\nRetrieved fact does not contradict generated answer.\n")
+    for written in (made_up + "Final answer: Lima", f"{own} {made_up}Final answer: Lima"):
+        steps["Retrieved fact does not contradict generated answer."] = written
+        assert mello.answers([QUESTION], lambda text: None, write) == {QUESTION: ""}
+    assert "Peru" not in "".join(text.removeprefix(mello.EXAMPLES) for text in asked)
+    assert mello.answers([QUESTION], None, write) == {QUESTION: ""}, "without a memory neither"
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_an_evaluation_asks_multi_hop_questions_alone_with_the_memory_of_the_edit(monkeypatch):
     model = tiny_model("llama", max_position_embeddings=4096)
