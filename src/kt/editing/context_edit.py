@@ -6,9 +6,9 @@
     New Fact: {the fact}                  of the request that is nearest to the prompt (retrieval.py)
     Prompt: {the prompt}
 
-A prompt that no fact is near to (by BM25: none shares a word) is read as it is. SCR asks the model itself, of each of
-the nearest facts, whether it answers the prompt (a fact that begins with the prompt does, unasked); where none does,
-the prompt too is read as it is.
+A prompt that no fact is near to (by BM25: none shares a word) is read as it is; where that holds of a request's own
+prompt, a warning says so. SCR asks the model itself, of each of the nearest facts, whether it answers the prompt (one
+that begins with the prompt does, unasked); where none does, the prompt too is read as it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .._util.progress import Progress
-from ..errors import KtError
+from ..errors import KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import load_facts
 from ..model.effects import Rendered
@@ -34,6 +34,7 @@ from ..report.table import shown
 from ..runs import parallel
 from .plan import EffectPlan, PlanText, SolveContext, SolveResult
 from .retrieval import BM25, RETRIEVERS, Embeddings, Retriever, embedded, origin
+from .verdict import NAMED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -218,7 +219,24 @@ class InContext(EffectPlan):
             vectors, centre = embedded(context.model, documents), origin(context.model)
             known = {"retriever": self.retriever, "nearness": self.nearness, "vectors": vectors, "centre": centre}
         texts, fingerprint = (tuple(documents), tuple(contexts)), embedding_of(context.model)
-        return SolveResult({}, effect=Context(*texts, select=self.select, fingerprint=fingerprint, **known))
+        effect = Context(*texts, select=self.select, fingerprint=fingerprint, **known)
+        found = effect.by_nearness(context.model).found([fact.prompt for fact in facts])
+        not_found = [fact.id or fact.prompt for fact, near in zip(facts, found, strict=True) if not near]
+        if not_found:
+            self._warn_of(not_found, len(facts))
+        return SolveResult({}, notes={"not_found": not_found} if not_found else {}, effect=effect)
+
+    def _warn_of(self, not_found: Sequence[str], among: int) -> None:
+        """Their own prompts will be read as they are, whatever the model is."""
+        why, remedy = "they share no word", "give retriever=embeddings, or write the prompts in words"
+        if self.retriever == "embeddings":
+            why, remedy = f"their cosine is below {self.nearness:g}", "lower nearness, or give retriever=bm25"
+        some = ", ".join(map(repr, not_found[:NAMED])) + f" and {len(not_found) - NAMED} more" * (
+            len(not_found) > NAMED
+        )
+        warn_user(
+            f"the prompts of {len(not_found)} of {among} requests do not find their facts ({some}): {why}; {remedy}"
+        )
 
     def _demonstrations(self, model: TracedModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
         """Texts for each fact, the nearest last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..errors import KtError
 from ..evaluation.perplexity import check_rows
 from ..evaluation.text import normalised
+from ..facts.fact import in_a_word, unspaced
 from ..model.sites import Kind, Site
 from ..model.tokens import pad_id, token_ids
 from ..runs import parallel
@@ -33,12 +35,16 @@ class Retriever(Protocol):
     def nearest(self, query: str) -> list[int]:
         """Those that are near at all, the nearest first; of equal ones the later."""
 
+    def found(self, queries: Sequence[str]) -> list[bool]:
+        """Of a query a document, in their order: whether that document is near to it."""
+
 
 class BM25:
-    """Okapi BM25 over words (k1 1.2, b 0.75; Robertson and Zaragoza 2009), idf as ln(1 + (N - n + 0.5) / (n + 0.5))."""
+    """Okapi BM25 over a text's `terms` (k1 1.2, b 0.75; Robertson and Zaragoza 2009), idf as
+    ln(1 + (N - n + 0.5) / (n + 0.5))."""
 
     def __init__(self, documents: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
-        counts = [Counter(normalised(document).split()) for document in documents]
+        counts = [Counter(terms(document)) for document in documents]
         mean = sum(c.total() for c in counts) / len(counts)
         among = Counter(word for c in counts for word in c)
         idf = {word: math.log1p((len(counts) - n + 0.5) / (n + 0.5)) for word, n in among.items()}
@@ -48,9 +54,35 @@ class BM25:
 
     def nearest(self, query: str) -> list[int]:
         """The documents that share a word with the query, the nearest first; of equal ones the later."""
-        words = normalised(query).split()
+        words = terms(query)
         scores = [sum(weights.get(word, 0.0) for word in words) for weights in self.weights]
         return sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: (-scores[i], -i))
+
+    def found(self, queries: Sequence[str]) -> list[bool]:
+        """Of a query a document, in their order: whether they share a word."""
+        return [any(w in weights for w in terms(q)) for q, weights in zip(queries, self.weights, strict=True)]
+
+
+def terms(text: str) -> list[str]:
+    """The words of a text in SQuAD's normal form; of scripts where words stand together (`unspaced`), every two
+    neighbouring characters, or one that stands alone.
+
+    >>> terms("The capital of France is"), terms("フランスの首都は")
+    (['capital', 'of', 'france', 'is'], ['フラ', 'ラン', 'ンス', 'スの', 'の首', '首都', '都は'])
+    """
+    return [term for word in normalised(text).split() for term in _parts(word)]
+
+
+def _parts(word: str) -> list[str]:
+    """The word, or its terms where some of its characters are of such a script."""
+    if not any(map(unspaced, word)):
+        return [word]
+    found = []
+    for (joined, _), characters in groupby(word, lambda c: (unspaced(c), in_a_word(c))):
+        run = "".join(c for c in characters if in_a_word(c))
+        pairs = [run[i : i + 2] for i in range(len(run) - 1)] if joined else []
+        found += pairs or ([run] if run else [])
+    return found
 
 
 class Embeddings:
@@ -76,6 +108,11 @@ class Embeddings:
         own = torch.nn.functional.normalize(embedded(self.model, [query]) - self.centre, dim=-1)
         scores = (self.directions @ own[0]).tolist()
         return sorted((i for i, s in enumerate(scores) if s >= self.nearness), key=lambda i: (-scores[i], -i))
+
+    def found(self, queries: Sequence[str]) -> list[bool]:
+        """Of a query a document, in their order: whether its cosine reaches `nearness`."""
+        own = torch.nn.functional.normalize(embedded(self.model, queries) - self.centre, dim=-1)
+        return ((self.directions * own).sum(-1) >= self.nearness).tolist()
 
 
 def embedded(model: TracedModel, texts: Sequence[str]) -> Float[Tensor, "text d_model"]:

@@ -1,6 +1,8 @@
 """ICE: BM25 against its formula, and the text before a prompt."""
 
 import math
+import re
+import warnings
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from families import tiny_model
 
 import kt
 from kt.editing.context_edit import BM25, Context
-from kt.editing.retrieval import embedded, origin
+from kt.editing.retrieval import embedded, origin, terms
 from kt.errors import BadFile, KtError
 from kt.model.sites import Site
 
@@ -28,6 +30,53 @@ def test_the_retriever_is_okapi_bm25():
         expected = idf * f * 2.2 / (f + 1.2 * (0.25 + 0.75 * len(words[document]) / mean))
         assert BM25(documents).weights[document][word] == pytest.approx(expected)
     assert BM25(documents).nearest("Which tongue has Bob?") == [1, 0] and BM25(documents).nearest("Oslo") == []
+
+
+@pytest.mark.parametrize(
+    ("template", "subjects", "other"),
+    [
+        ("{}的首都是", ("法国", "波兰"), "今天天气很好。"),
+        ("{}の首都は", ("フランス", "ポーランド"), "明日、雨が降る"),
+        ("เมืองหลวงของ{}คือ", ("ฝรั่งเศส", "โปแลนด์"), "วันนี้ฝน"),
+        ("{}의 수도는", ("프랑스", "폴란드"), "오늘 날씨"),
+    ],
+)
+def test_facts_are_found_by_their_words_in_scripts_without_spaces(template, subjects, other):
+    model = tiny_model("llama", max_position_embeddings=4096)
+    facts = [kt.Fact(template, subject, target="Rome") for subject in subjects]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the prompts of")
+        edit = kt.edit(model, facts, "ice", check=False)
+    for fact, document in zip(facts, edit.effect.documents, strict=True):
+        assert edit.effect.rendered(model, fact.prompt) == f"New Fact: {document}\nPrompt: {fact.prompt}"
+        assert edit.effect.recall(model, fact.subject) == document
+    assert edit.effect.rendered(model, other) == other
+
+
+def test_latin_words_among_others_stay_whole_and_punctuation_of_such_scripts_is_no_character():
+    assert terms("The tower 東京tower2は、「大」") == ["tower", "東京", "tower2", "は", "大"]
+    assert terms("Ça, l'été “Oslo” — don't") == ["ça", "lété", "“oslo”", "—", "dont"]
+
+
+def test_a_request_whose_own_prompt_does_not_find_its_fact_is_said_in_one_warning_with_a_remedy():
+    model = tiny_model("llama", max_position_embeddings=4096)
+    facts = [kt.Fact("{}:", "The", target="Rome", id="a"), *REQUESTS]
+    for some, options, line, remedy in (
+        (facts, {}, r"the prompts of 1 of 3 requests .* \('a'\): they share no word", "give retriever=embeddings, or"),
+        (
+            REQUESTS,
+            {"retriever": "embeddings", "nearness": 1.0},
+            "the prompts of 2 of 2 requests",
+            "lower nearness, or",
+        ),
+    ):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            edit = kt.edit(model, some, "ice", **options)
+        lines = [str(each.message) for each in said if "prompts of" in str(each.message)]
+        assert len(lines) == 1 and re.search(line, lines[0]) and remedy in lines[0]
+        assert "larger model" not in " ".join(edit.verdict.warnings)
+    assert "not_found" not in kt.edit(model, REQUESTS, "ice", check=False).manifest
 
 
 def test_the_nearest_fact_stands_before_the_prompt_and_facts_add_up():
