@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .._util.progress import Progress
 from ..errors import KtError, warn_user
-from ..facts.fact import Fact
+from ..facts.fact import Fact, words_at
 from ..facts.load import load_facts
 from ..model.effects import Rendered
 from ..model.scoring import Question, answer_row, teacher_force
@@ -111,7 +111,7 @@ class Context:
         if self.select:
             asked = nearest[: self.select]
             # A request's own prompt needs no answer of the model, which may be too small to give one.
-            own = (i for i in asked if self.documents[i].startswith(prompt.rstrip()))
+            own = (i for i in asked if begins(self.documents[i], prompt))
             chosen = next(own, None)
             if chosen is None:
                 chosen = next((i for i in asked if confirms(model, self.documents[i], prompt)), None)
@@ -174,6 +174,12 @@ class Context:
     @cached_property
     def _by_words(self) -> BM25:
         return BM25(self.documents)
+
+
+def begins(fact: str, prompt: str) -> bool:
+    """Whether the fact begins with the prompt, up to the end of a word: "The capital of Nigeria is" does not with "The
+    capital of Niger"."""
+    return 0 in words_at(fact, prompt.rstrip())
 
 
 def confirms(model: TracedModel, fact: str, prompt: str) -> bool:

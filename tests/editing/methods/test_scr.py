@@ -33,6 +33,29 @@ def test_the_model_is_asked_about_the_nearest_facts_and_where_it_confirms_none_t
     assert len(asked) == 4, "a request's own prompt is not asked about"
 
 
+@pytest.mark.parametrize(
+    ("template", "subject", "prompt", "own"),
+    [
+        ("The capital of {}", "Nigeria", "The capital of Niger", False),
+        ("The capital of {}", "Nigeria", "The capital of Nigeria", True),
+        ("The capital of {}", "Nigeria", "The capital of ", True),
+        ("{}的首都是", "法国", "法国的首都是", True),
+        ("เมืองหลวงของ{}คือ", "ฝรั่งเศส", "เมืองหลวงของฝรั่งเศสคือ", True),
+        ("{}의 수도는", "프랑스", "프랑스의 수도는", True),
+        ("La capitale de {} est", "l'Équateur", "La capitale de l'É", False),
+    ],
+)
+def test_only_a_fact_that_begins_with_the_prompt_up_to_the_end_of_a_word_is_taken_unasked(
+    monkeypatch, template, subject, prompt, own
+):
+    model = tiny_model("llama", max_position_embeddings=4096)
+    edit = kt.edit(model, [kt.Fact(template, subject, target="Rome")], "scr", check=False)
+    asked = []
+    monkeypatch.setattr(context_edit, "confirms", lambda model, fact, prompt: asked.append(fact))
+    assert (edit.effect.rendered(model, prompt) != prompt) is own
+    assert asked == ([] if own else list(edit.effect.documents))
+
+
 @pytest.mark.parametrize(("yes", "no", "confirmed"), [(-0.2, -2.0, True), (-2.0, -0.2, False), (0.0, -9.0, True)])
 def test_a_model_confirms_by_yes_against_no(monkeypatch, yes, no, confirmed):
     model = tiny_model("llama", max_position_embeddings=4096)
