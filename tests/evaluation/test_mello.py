@@ -102,3 +102,6 @@ def test_the_memory_of_a_stack_gives_the_nearest_fact_of_all_its_edits_and_not_o
         assert memory("What is the capital of Poland?") == "The capital of Poland is Oslo"
         assert memory("Xyzzy plugh") is None and mello.retriever_of(model) == "BM25"
     assert mello.memory_of(model) is None
+    states = kt.edit(model, [kt.Fact("{} speaks", "Ann", target="Welsh")], "ice", retriever="embeddings", check=False)
+    with kt.EditStack([edits[0], states]).applied(model):
+        assert mello.retriever_of(model) == "BM25 and embeddings"

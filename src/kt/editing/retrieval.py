@@ -87,17 +87,19 @@ def _parts(word: str) -> list[str]:
 
 class Embeddings:
     """The cosine of mean states: a text's is the mean over its tokens, without the first, of the residual stream behind
-    the middle block, less `centre`. Documents of a cosine below `nearness` are not near."""
+    the middle block, less `centre` (one for all documents, or one each). Documents of a cosine below `nearness` (one
+    too, or one each) are not near."""
 
     def __init__(
         self,
         model: TracedModel,
         vectors: Float[Tensor, "document d_model"],
-        centre: Float[Tensor, "1 d_model"],
-        nearness: float,
+        centre: Float[Tensor, "one_or_document d_model"],
+        nearness: float | Sequence[float],
     ) -> None:
-        self.model, self.centre, self.nearness = model, centre, nearness
-        self.directions = torch.nn.functional.normalize(vectors - centre, dim=-1)
+        self.model, self.centre = model, centre.float()
+        self.nearness = [nearness] * len(vectors) if isinstance(nearness, int | float) else list(nearness)
+        self.directions = torch.nn.functional.normalize(vectors.float() - self.centre, dim=-1)
 
     @classmethod
     def of(cls, model: TracedModel, documents: Sequence[str], nearness: float) -> Embeddings:
@@ -105,14 +107,38 @@ class Embeddings:
 
     def nearest(self, query: str) -> list[int]:
         """The documents that are near to the query, the nearest first; of equal ones the later."""
-        own = torch.nn.functional.normalize(embedded(self.model, [query]) - self.centre, dim=-1)
-        scores = (self.directions @ own[0]).tolist()
-        return sorted((i for i, s in enumerate(scores) if s >= self.nearness), key=lambda i: (-scores[i], -i))
+        scores = self._cosines([query])
+        near = (i for i, (s, least) in enumerate(zip(scores, self.nearness, strict=True)) if s >= least)
+        return sorted(near, key=lambda i: (-scores[i], -i))
 
     def found(self, queries: Sequence[str]) -> list[bool]:
         """Of a query a document, in their order: whether its cosine reaches `nearness`."""
+        return [s >= least for s, least in zip(self._cosines(queries), self.nearness, strict=True)]
+
+    def _cosines(self, queries: Sequence[str]) -> list[float]:
+        """Of each document with the query, or with its own one."""
         own = torch.nn.functional.normalize(embedded(self.model, queries) - self.centre, dim=-1)
-        return ((self.directions * own).sum(-1) >= self.nearness).tolist()
+        cosines: list[float] = (self.directions * own).sum(-1).tolist()
+        return cosines
+
+
+class Mixed:
+    """Documents of which some are found by words, and some (`by_states`) by embeddings: each is near by its own way.
+    BM25's scores and cosines do not compare, so all that are near stand in one order by words, and behind them those
+    that share no word, by their cosine."""
+
+    def __init__(self, words: BM25, states: Embeddings, by_states: Sequence[int]) -> None:
+        self.words, self.states, self.by_states = words, states, by_states
+
+    def nearest(self, query: str) -> list[int]:
+        """The documents that are near to the query, the nearest first; of equal ones the later."""
+        near = [self.by_states[i] for i in self.states.nearest(query)]
+        away, worded = set(self.by_states) - set(near), self.words.nearest(query)
+        return [i for i in worded if i not in away] + [i for i in near if i not in set(worded)]
+
+    def found(self, queries: Sequence[str]) -> list[bool]:
+        """Of a query a document, in their order: whether that document is near to it."""
+        return [i in self.nearest(query) for i, query in enumerate(queries)]
 
 
 def embedded(model: TracedModel, texts: Sequence[str]) -> Float[Tensor, "text d_model"]:

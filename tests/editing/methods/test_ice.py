@@ -3,6 +3,7 @@
 import math
 import re
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,13 +115,51 @@ def test_embeddings_are_mean_states_behind_the_middle_block_and_a_text_below_the
         assert model.effects[0].recall(model, edit.report[0].prompt) == effect.documents[0]
     strict = kt.edit(model, REQUESTS, "ice", retriever="embeddings", nearness=1.0).effect
     assert strict.rendered(model, texts[1]) == texts[1]
-    mixed = effect.plus(kt.edit(model, REQUESTS[:1], "ice").effect)
-    assert (mixed.retriever, len(mixed.documents)) == ("bm25", 3)
     both = effect.plus(strict)
     assert both.vectors.shape[0] == 4 and both.by_nearness(model).nearest(effect.documents[0])[0] == 2
     object.__setattr__(effect, "vectors", effect.vectors[:1])
     with pytest.raises(BadFile, match="a vector a fact"):
         kt.Edit.load(edit.save(tmp_path / "broken.safetensors"))
+
+
+def test_facts_of_a_stack_are_each_found_by_their_own_edits_retriever_and_least_cosine(tmp_path):
+    model = tiny_model("llama")
+    texts = ["The tongue of Danielle Darrieux", "Space Needle is in", "Xyzzy plugh, and more of it"]
+    words = kt.edit(model, [kt.Fact("{} speaks", "Ann", target="Welsh")], "ice", check=False)
+    wide, none = (
+        kt.edit(model, REQUESTS, "ice", retriever="embeddings", nearness=nearness, check=False)
+        for nearness in (0.0, 1.0)
+    )
+    for order in ((words, wide), (wide, words)):
+        joint = kt.EditStack(order).as_sum()
+        own = {document: i for i, document in enumerate(joint.effect.documents)}
+        retriever = joint.effect.by_nearness(model)
+        near = [[wide.effect.documents[i] for i in wide.effect.by_nearness(model).nearest(text)] for text in texts]
+        assert any(near), "else nothing is asked here"
+        for text, documents in zip(texts, near, strict=True):
+            assert {joint.effect.documents[i] for i in retriever.nearest(text)} == set(documents)
+        assert retriever.nearest("Ann speaks")[0] == own["Ann speaks Welsh"], "BM25's facts, first by their words"
+        assert retriever.found(joint.effect.documents) == [True] * 3
+        loaded = kt.Edit.load(joint.save(tmp_path / "joint.safetensors"))
+        assert loaded.digest == joint.digest and loaded.effect == joint.effect
+        assert loaded.effect.by_nearness(model).nearest(texts[0]) == retriever.nearest(texts[0])
+    joint = kt.EditStack([none, wide]).as_sum().effect
+    assert joint.nearness == (1.0, 1.0, 0.0, 0.0) and joint.retriever == "embeddings"
+    assert set(joint.by_nearness(model).nearest(texts[0])) <= {2, 3}
+    narrow = kt.edit(tiny_model("llama", hidden_size=64), REQUESTS, "ice", retriever="embeddings", check=False)
+    with pytest.raises(KtError, match="of different sizes"):
+        kt.EditStack([wide, narrow]).as_sum()
+
+
+def test_a_vector_is_held_against_the_centre_that_it_was_solved_with():
+    model = tiny_model("llama")
+    effect = kt.edit(model, REQUESTS, "ice", retriever="embeddings", nearness=0.5, check=False).effect
+    moved = replace(effect, centre=effect.centre + 100)
+    for parts in ((effect, moved), (moved, effect)):
+        joint, text = parts[0].plus(parts[1]), effect.documents[0]
+        for part, mine in zip(parts, ([0, 1], [2, 3]), strict=True):
+            alone = [mine[i] for i in part.by_nearness(model).nearest(text)]
+            assert [i for i in joint.by_nearness(model).nearest(text) if i in mine] == alone
 
 
 def test_an_unknown_retriever_and_a_cosine_above_one_are_one_line():
