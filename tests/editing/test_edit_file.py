@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import kt
 from kt._util.data import save_arrays
+from kt.editing.context_edit import Context
 from kt.editing.edit_io import FIELDS, contents, digest_of
 from kt.errors import BadFile, KtError, WorkFailed
 from kt.model.update import Dense, LowRank
@@ -35,6 +36,14 @@ def edit():
     edit.targets["hidden.1"] = torch.randn(1, 32)
     edit.keys[DOWN] = torch.randn(1, 128)
     return edit
+
+
+@pytest.fixture
+def context_edit():
+    facts = [f"{name} speaks Welsh" for name in ("Ann", "Bob")]
+    texts = tuple(facts), tuple(f"New Fact: {fact}\n" for fact in facts)
+    parts = {"nearness": 0.5, "vectors": torch.eye(2, 4), "centre": torch.zeros(1, 4)}
+    return kt.Edit({}, {"method": "ice"}, effect=Context(*texts, retriever="embeddings", **parts))
 
 
 @pytest.fixture
@@ -266,6 +275,57 @@ class TestHostile:
     def test_fields_of_the_wrong_type(self, edit, tmp_path, field, value):
         arrays, about = contents(edit)
         refused(forge(tmp_path / "forged", arrays, about | {field: value}))
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"documents": []}, "retriever without facts"),
+            ({"documents": "a"}, "not those of a context"),
+            ({"contexts": ["a"]}, "retriever without facts"),
+            ({"template": "Prompt:"}, "no {} for the prompt"),
+            ({"template": None}, "not those of a context"),
+            ({"template": ["{}"]}, "template of a context edit is one value, or one a fact"),
+            ({"select": -1}, "from 0 on"),
+            ({"select": 1.0}, "not those of a context"),
+            ({"select": True}, "not those of a context"),
+            ({"select": [1, 2, 3]}, "select of a context edit is one value, or one a fact"),
+            ({"fingerprint": 3}, "not those of a context"),
+            ({"retriever": "google"}, "'google' of this edit is unknown"),
+            ({"retriever": ["bm25", "google"]}, "'google' of this edit is unknown"),
+            ({"retriever": "bm25"}, "lacks its vectors"),
+            ({"retriever": ["bm25", "embeddings"]}, "a vector a fact"),
+            ({"retriever": 1}, "not those of a context"),
+            ({"nearness": 2}, "from -1 to 1"),
+            ({"nearness": ["0.5", 0.5]}, "not those of a context"),
+            ({"entry/vectors": None}, "lacks its vectors"),
+            ({"entry/vectors": torch.zeros(2)}, "a vector a fact"),
+            ({"entry/vectors": torch.zeros(3, 4)}, "a vector a fact"),
+            ({"entry/centre": None}, "a centre of its vectors' size"),
+            ({"entry/centre": torch.zeros(4)}, "a centre of its vectors' size"),
+            ({"entry/centre": torch.zeros(1, 5)}, "a centre of its vectors' size"),
+            ({"entry/other": torch.zeros(1)}, "'other' belongs to no context edit"),
+        ],
+    )
+    def test_a_context_edit_whose_fields_are_out_of_form_or_range(self, context_edit, tmp_path, changes, words):
+        arrays, about = contents(context_edit)
+        for name, value in changes.items():
+            into, key = (arrays, name) if name.startswith("entry/") else (about["effect"], name)
+            if value is None and into is arrays:
+                arrays.pop(name)
+            else:
+                into[key] = value
+        assert words in refused(forge(tmp_path / "forged", arrays, about))
+
+    def test_a_null_in_a_context_edit_counts_as_absent(self, context_edit, tmp_path):
+        _, about = contents(context_edit)
+        effect = about["effect"] | {"retriever": None, "nearness": None}
+        loaded = kt.Edit.load(forge(tmp_path / "forged", {}, about | {"effect": effect}))
+        assert (loaded.effect.retriever, loaded.effect.nearness) == ("bm25", 0.0)
+        assert loaded.effect.recall(None, "Ann") == "Ann speaks Welsh"
+
+    def test_vectors_of_another_models_size_are_refused_where_the_edit_is_applied(self, context_edit):
+        with pytest.raises(KtError, match=r"vectors have 4 numbers and the states of .* 32"):
+            context_edit.apply_(tiny_model("gpt2"), force=True)
 
     def test_a_report_of_the_right_types_is_read(self, edit, tmp_path):
         arrays, about = contents(edit)

@@ -44,6 +44,30 @@ def test_each_subquestion_is_held_against_the_nearest_fact_and_nothing_is_taken_
     assert mello.answers([QUESTION], None, lambda texts: dict.fromkeys(texts, endless)) == {QUESTION: ""}
 
 
+def test_a_fact_that_the_model_writes_itself_never_counts():
+    """Where no fact is near, the model goes on with one of its own, as the worked questions show it."""
+    asked = []
+
+    def write(texts):
+        asked.extend(texts)
+        return {text: steps[text.rstrip().splitlines()[-1]] for text in texts}
+
+    own = "Subquestion: Where does Ada live?\nGenerated answer: Ada lives in Norway."
+    made_up = "Retrieved fact: Ada lives in Peru.\nRetrieved fact contradicts generated answer.\n"
+    steps = {
+        f"Question: {QUESTION}": own,
+        own.splitlines()[-1]: made_up + "Intermediate answer: Peru\nFinal answer: Lima",
+    }
+    steps["Retrieved fact does not contradict generated answer."] = "Intermediate answer: Norway\nFinal answer: Oslo"
+    assert mello.answers([QUESTION], lambda text: None, write) == {QUESTION: "Oslo"}
+    assert asked[-1].endswith(f"{own}\nRetrieved fact: none.\nRetrieved fact does not contradict generated answer.\n")
+    for written in (made_up + "Final answer: Lima", f"{own} {made_up}Final answer: Lima"):
+        steps["Retrieved fact does not contradict generated answer."] = written
+        assert mello.answers([QUESTION], lambda text: None, write) == {QUESTION: ""}
+    assert "Peru" not in "".join(text.removeprefix(mello.EXAMPLES) for text in asked)
+    assert mello.answers([QUESTION], None, write) == {QUESTION: ""}, "without a memory neither"
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_an_evaluation_asks_multi_hop_questions_alone_with_the_memory_of_the_edit(monkeypatch):
     model = tiny_model("llama", max_position_embeddings=4096)
@@ -64,3 +88,20 @@ def test_an_evaluation_asks_multi_hop_questions_alone_with_the_memory_of_the_edi
     scores = [each.values["portability_mello_contains"] for each in (before, after)]
     assert [list(each.values()) for each in scores] == [[0.0], [1.0]]
     assert "up to 4 subquestions" in after.protocol["mello"]
+
+
+def test_the_memory_of_a_stack_gives_the_nearest_fact_of_all_its_edits_and_not_of_the_last():
+    model = tiny_model("llama", max_position_embeddings=4096)
+    edits = [
+        kt.edit(model, [kt.Fact("The capital of {} is", subject, target=target)], "ice", check=False)
+        for subject, target in (("France", "Rome"), ("Poland", "Oslo"))
+    ]
+    with kt.EditStack(edits).applied(model):
+        memory = mello.memory_of(model)
+        assert memory("What is the capital of France?") == "The capital of France is Rome"
+        assert memory("What is the capital of Poland?") == "The capital of Poland is Oslo"
+        assert memory("Xyzzy plugh") is None and mello.retriever_of(model) == "BM25"
+    assert mello.memory_of(model) is None
+    states = kt.edit(model, [kt.Fact("{} speaks", "Ann", target="Welsh")], "ice", retriever="embeddings", check=False)
+    with kt.EditStack([edits[0], states]).applied(model):
+        assert mello.retriever_of(model) == "BM25 and embeddings"

@@ -6,15 +6,15 @@
     New Fact: {the fact}                  of the request that is nearest to the prompt (retrieval.py)
     Prompt: {the prompt}
 
-A prompt that no fact is near to (by BM25: none shares a word) is read as it is. SCR asks the model itself, of each of
-the nearest facts, whether it answers the prompt (a fact that begins with the prompt does, unasked); where none does,
-the prompt too is read as it is.
+A prompt that no fact is near to (by BM25: none shares a word) is read as it is; where that holds of a request's own
+prompt, a warning says so. SCR asks the model itself, of each of the nearest facts, whether it answers the prompt (one
+that begins with the prompt does, unasked); where none does, the prompt too is read as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from .._util.progress import Progress
-from ..errors import KtError
-from ..facts.fact import Fact
+from ..errors import KtError, warn_user
+from ..facts.fact import Fact, words_at
 from ..facts.load import load_facts
 from ..model.effects import Rendered
 from ..model.scoring import Question, answer_row, teacher_force
@@ -33,7 +33,8 @@ from ..report import Table
 from ..report.table import shown
 from ..runs import parallel
 from .plan import EffectPlan, PlanText, SolveContext, SolveResult
-from .retrieval import BM25, RETRIEVERS, Embeddings, Retriever, embedded, origin
+from .retrieval import BM25, RETRIEVERS, Embeddings, Mixed, Retriever, embedded, origin
+from .verdict import NAMED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,6 +62,9 @@ EXAMPLES = tuple(
     )
 )
 
+SETTINGS = ("template", "select", "retriever", "nearness")
+"""What a fact of a context edit keeps where other edits' facts are beside it."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -70,17 +74,20 @@ class Context:
     `fingerprint`: SHA-256 of the token embedding of the model that it was made on; nothing where that is not known.
     `retriever`: bm25, or embeddings, which needs the documents' `vectors`, their `centre` and the least `nearness`.
 
+    Where edits with other settings were put together, `template`, `select`, `retriever` and `nearness` have a value a
+    fact. `vectors` are of the facts that embeddings find, in their order; `centre` has a row for all, or one a vector.
+
     Raises:
-        KtError: there is no fact, or a retriever lacks what it needs.
+        KtError: there is no fact, a setting is out of its range, or a retriever lacks what it needs.
     """
 
     documents: tuple[str, ...]
     contexts: tuple[str, ...]
-    template: str = TEMPLATE
-    select: int = 0
+    template: str | tuple[str, ...] = TEMPLATE
+    select: int | tuple[int, ...] = 0
     fingerprint: str = ""
-    retriever: str = RETRIEVERS[0]
-    nearness: float = 0.0
+    retriever: str | tuple[str, ...] = RETRIEVERS[0]
+    nearness: float | tuple[float, ...] = 0.0
     vectors: Tensor | None = field(default=None, compare=False, repr=False)
     centre: Tensor | None = field(default=None, compare=False, repr=False)
 
@@ -90,31 +97,72 @@ class Context:
     def __post_init__(self) -> None:
         if not self.documents or len(self.documents) != len(self.contexts):
             raise KtError("a retriever without facts finds nothing; give at least one request")
-        if self.retriever not in RETRIEVERS or (self.retriever == "embeddings") == (self.vectors is None):
-            name = self.retriever[:40]
-            raise KtError(f"the retriever {name!r} of this edit is unknown, or lacks its vectors; solve the edit again")
-        if self.vectors is not None and len(self.vectors) != len(self.documents):
+        for name in SETTINGS:
+            if len(self._each(name)) != len(self.documents):
+                raise KtError(f"{name} of a context edit is one value, or one a fact; solve the edit again")
+        if not all("{}" in template for template in self._each("template")):
+            raise KtError("the template of a context edit has no {} for the prompt; solve the edit again")
+        if not all(select >= 0 for select in self._each("select")):
+            raise KtError("select of a context edit is a number of facts, from 0 on; solve the edit again")
+        if not all(-1 <= nearness <= 1 for nearness in self._each("nearness")):
+            raise KtError("nearness of a context edit is a cosine, from -1 to 1; solve the edit again")
+        unknown = next((name for name in self._each("retriever") if name not in RETRIEVERS), None)
+        if unknown is not None or bool(self._by_states) == (self.vectors is None):
+            name = unknown or self._each("retriever")[0]
+            raise KtError(
+                f"the retriever {name[:40]!r} of this edit is unknown, or lacks its vectors; solve the edit again"
+            )
+        if self.vectors is not None and (self.vectors.dim() != 2 or len(self.vectors) != len(self._by_states)):
             raise KtError("a retriever by embeddings needs a vector a fact; solve the edit again")
+        shapes = [None] if self.vectors is None else [(n, self.vectors.shape[1]) for n in (1, len(self.vectors))]
+        if (None if self.centre is None else tuple(self.centre.shape)) not in shapes:
+            raise KtError("a retriever by embeddings needs a centre of its vectors' size; solve the edit again")
+
+    def _each(self, name: str) -> tuple[Any, ...]:
+        """A setting by fact."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * len(self.documents)
+
+    @property
+    def _by_states(self) -> list[int]:
+        """The facts that embeddings find."""
+        return [i for i, name in enumerate(self._each("retriever")) if name == "embeddings"]
 
     def plus(self, later: Context) -> Context:
-        """Both; by words, where one of them has no vectors."""
-        documents, contexts = self.documents + later.documents, self.contexts + later.contexts
-        if self.vectors is None or later.vectors is None:
-            words: dict[str, Any] = {"retriever": RETRIEVERS[0], "nearness": 0.0, "vectors": None, "centre": None}
-            return replace(later, documents=documents, contexts=contexts, **words)
-        return replace(later, documents=documents, contexts=contexts, vectors=torch.cat([self.vectors, later.vectors]))
+        """Both; each fact keeps the settings of its own edit.
+
+        Raises:
+            KtError: their vectors are states of models of different sizes.
+        """
+        joint: dict[str, Any] = {}
+        for name in SETTINGS:
+            values = self._each(name) + later._each(name)
+            joint[name] = values[0] if len(set(values)) == 1 else values
+        parts = ((each.vectors, each.centre) for each in (self, later))
+        known = [(vectors, centre) for vectors, centre in parts if vectors is not None and centre is not None]
+        if len({vectors.shape[1] for vectors, _ in known}) > 1:
+            raise KtError("the facts' vectors are states of models of different sizes; solve them on one model")
+        if known:
+            centre = known[0][1]
+            same = len(centre) == 1 and all(other.float().equal(centre.float()) for _, other in known)
+            rows = centre if same else torch.cat([centre.expand(len(vectors), -1) for vectors, centre in known])
+            joint |= {"vectors": torch.cat([vectors for vectors, _ in known]), "centre": rows}
+        texts = self.documents + later.documents, self.contexts + later.contexts
+        return Context(*texts, fingerprint=later.fingerprint, **joint)
 
     def rendered(self, model: TracedModel, prompt: str) -> str:
-        nearest = self.by_nearness(model).nearest(prompt)
-        chosen = next(iter(nearest), None)
-        if self.select:
-            asked = nearest[: self.select]
-            # A request's own prompt needs no answer of the model, which may be too small to give one.
-            own = (i for i in asked if self.documents[i].startswith(prompt.rstrip()))
-            chosen = next(own, None)
-            if chosen is None:
-                chosen = next((i for i in asked if confirms(model, self.documents[i], prompt)), None)
-        return prompt if chosen is None else self.contexts[chosen] + self.template.replace("{}", prompt)
+        """The prompt with the nearest fact before it that is its own edit's to put there: at once, or where the model
+        confirms it."""
+        nearest, selects = self.by_nearness(model).nearest(prompt), self._each("select")
+        candidates = [i for n, i in enumerate(nearest) if not selects[i] or n < selects[i]]
+        # A request's own prompt needs no answer of the model, which may be too small to give one.
+        chosen = next((i for i in candidates if selects[i] and begins(self.documents[i], prompt)), None)
+        if chosen is None:
+            taken = (i for i in candidates if not selects[i] or confirms(model, self.documents[i], prompt))
+            chosen = next(taken, None)
+        if chosen is None:
+            return prompt
+        return self.contexts[chosen] + self._each("template")[chosen].replace("{}", prompt)
 
     def recall(self, model: TracedModel, text: str) -> str | None:
         return next((self.documents[i] for i in self.by_nearness(model).nearest(text)), None)
@@ -123,13 +171,21 @@ class Context:
         """The retriever over its documents."""
         if self.vectors is None or self.centre is None:
             return self._by_words
-        return Embeddings(model, self.vectors, self.centre, self.nearness)
+        among = self._by_states
+        nearness = [self._each("nearness")[i] for i in among]
+        states = Embeddings(model, self.vectors, self.centre, nearness)
+        return states if len(among) == len(self.documents) else Mixed(self._by_words, states, among)
 
     def hook(self, model: TracedModel) -> tuple[nn.Module, Hook] | None:
         return None
 
     def refuse(self, model: TracedModel) -> None:
-        """Text fits every model."""
+        """Text fits every model; vectors are held against its states."""
+        if self.vectors is not None and self.vectors.shape[1] != model.d_model:
+            raise KtError(
+                f"the facts' vectors have {self.vectors.shape[1]} numbers and the states of {model.name} "
+                f"{model.d_model}; load the model that they were made on"
+            )
 
     def misfit(self, model: TracedModel) -> str | None:
         same = not self.fingerprint or embedding_of(model) == self.fingerprint
@@ -143,26 +199,31 @@ class Context:
         return {name: part for name, part in parts.items() if part is not None}
 
     def fields(self) -> dict[str, Any]:
-        texts = {"documents": list(self.documents), "contexts": list(self.contexts)}
-        about = {"template": self.template, "select": self.select, "fingerprint": self.fingerprint}
-        found_by = {"retriever": self.retriever, "nearness": self.nearness}
-        return {**texts, **about, **({} if self.vectors is None else found_by)}
+        names = [name for name in self.FORM if self.vectors is not None or name not in ("retriever", "nearness")]
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     FORM: ClassVar[dict[str, Any]] = {
         "documents": [str],
         "contexts": [str],
-        "template": str,
-        "select": int,
+        "template": (str, [str]),
+        "select": (int, [int]),
         "fingerprint": str,
-        "retriever": (str, None),
-        "nearness": (float, None),
+        "retriever": (str, [str], None),
+        "nearness": (float, [float], None),
     }
 
     @classmethod
     def of(cls, fields: dict[str, Any], arrays: dict[str, Tensor]) -> Context:
-        """The inverse of `fields` and `arrays`."""
-        known = {name: fields[name] for name in cls.FORM if name in fields}
-        tuples = {name: tuple(fields[name]) for name in ("documents", "contexts")}
+        """The inverse of `fields` and `arrays`; a field that is null counts as absent.
+
+        Raises:
+            KtError: there are other tensors, or see the class.
+        """
+        if other := sorted(arrays.keys() - {"vectors", "centre"}):
+            raise KtError(f"its tensor {other[0][:40]!r} belongs to no context edit")
+        known = {name: fields[name] for name in cls.FORM if fields.get(name) is not None}
+        tuples = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return cls(**known | tuples, vectors=arrays.get("vectors"), centre=arrays.get("centre"))
 
     def table(self) -> Table:
@@ -173,6 +234,12 @@ class Context:
     @cached_property
     def _by_words(self) -> BM25:
         return BM25(self.documents)
+
+
+def begins(fact: str, prompt: str) -> bool:
+    """Whether the fact begins with the prompt, up to the end of a word: "The capital of Nigeria is" does not with "The
+    capital of Niger"."""
+    return 0 in words_at(fact, prompt.rstrip())
 
 
 def confirms(model: TracedModel, fact: str, prompt: str) -> bool:
@@ -218,7 +285,24 @@ class InContext(EffectPlan):
             vectors, centre = embedded(context.model, documents), origin(context.model)
             known = {"retriever": self.retriever, "nearness": self.nearness, "vectors": vectors, "centre": centre}
         texts, fingerprint = (tuple(documents), tuple(contexts)), embedding_of(context.model)
-        return SolveResult({}, effect=Context(*texts, select=self.select, fingerprint=fingerprint, **known))
+        effect = Context(*texts, select=self.select, fingerprint=fingerprint, **known)
+        found = effect.by_nearness(context.model).found([fact.prompt for fact in facts])
+        not_found = [fact.id or fact.prompt for fact, near in zip(facts, found, strict=True) if not near]
+        if not_found:
+            self._warn_of(not_found, len(facts))
+        return SolveResult({}, notes={"not_found": not_found} if not_found else {}, effect=effect)
+
+    def _warn_of(self, not_found: Sequence[str], among: int) -> None:
+        """Their own prompts will be read as they are, whatever the model is."""
+        why, remedy = "they share no word", "give retriever=embeddings, or write the prompts in words"
+        if self.retriever == "embeddings":
+            why, remedy = f"their cosine is below {self.nearness:g}", "lower nearness, or give retriever=bm25"
+        some = ", ".join(map(repr, not_found[:NAMED])) + f" and {len(not_found) - NAMED} more" * (
+            len(not_found) > NAMED
+        )
+        warn_user(
+            f"the prompts of {len(not_found)} of {among} requests do not find their facts ({some}): {why}; {remedy}"
+        )
 
     def _demonstrations(self, model: TracedModel, facts: Sequence[Fact]) -> list[tuple[str, ...]]:
         """Texts for each fact, the nearest last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..errors import KtError
 from ..evaluation.perplexity import check_rows
 from ..evaluation.text import normalised
+from ..facts.fact import in_a_word, unspaced
 from ..model.sites import Kind, Site
 from ..model.tokens import pad_id, token_ids
 from ..runs import parallel
@@ -33,12 +35,16 @@ class Retriever(Protocol):
     def nearest(self, query: str) -> list[int]:
         """Those that are near at all, the nearest first; of equal ones the later."""
 
+    def found(self, queries: Sequence[str]) -> list[bool]:
+        """Of a query a document, in their order: whether that document is near to it."""
+
 
 class BM25:
-    """Okapi BM25 over words (k1 1.2, b 0.75; Robertson and Zaragoza 2009), idf as ln(1 + (N - n + 0.5) / (n + 0.5))."""
+    """Okapi BM25 over a text's `terms` (k1 1.2, b 0.75; Robertson and Zaragoza 2009), idf as
+    ln(1 + (N - n + 0.5) / (n + 0.5))."""
 
     def __init__(self, documents: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
-        counts = [Counter(normalised(document).split()) for document in documents]
+        counts = [Counter(terms(document)) for document in documents]
         mean = sum(c.total() for c in counts) / len(counts)
         among = Counter(word for c in counts for word in c)
         idf = {word: math.log1p((len(counts) - n + 0.5) / (n + 0.5)) for word, n in among.items()}
@@ -48,24 +54,52 @@ class BM25:
 
     def nearest(self, query: str) -> list[int]:
         """The documents that share a word with the query, the nearest first; of equal ones the later."""
-        words = normalised(query).split()
+        words = terms(query)
         scores = [sum(weights.get(word, 0.0) for word in words) for weights in self.weights]
         return sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: (-scores[i], -i))
+
+    def found(self, queries: Sequence[str]) -> list[bool]:
+        """Of a query a document, in their order: whether they share a word."""
+        return [any(w in weights for w in terms(q)) for q, weights in zip(queries, self.weights, strict=True)]
+
+
+def terms(text: str) -> list[str]:
+    """The words of a text in SQuAD's normal form; of scripts where words stand together (`unspaced`), every two
+    neighbouring characters, or one that stands alone.
+
+    >>> terms("The capital of France is"), terms("フランスの首都は")
+    (['capital', 'of', 'france', 'is'], ['フラ', 'ラン', 'ンス', 'スの', 'の首', '首都', '都は'])
+    """
+    return [term for word in normalised(text).split() for term in _parts(word)]
+
+
+def _parts(word: str) -> list[str]:
+    """The word, or its terms where some of its characters are of such a script."""
+    if not any(map(unspaced, word)):
+        return [word]
+    found = []
+    for (joined, _), characters in groupby(word, lambda c: (unspaced(c), in_a_word(c))):
+        run = "".join(c for c in characters if in_a_word(c))
+        pairs = [run[i : i + 2] for i in range(len(run) - 1)] if joined else []
+        found += pairs or ([run] if run else [])
+    return found
 
 
 class Embeddings:
     """The cosine of mean states: a text's is the mean over its tokens, without the first, of the residual stream behind
-    the middle block, less `centre`. Documents of a cosine below `nearness` are not near."""
+    the middle block, less `centre` (one for all documents, or one each). Documents of a cosine below `nearness` (one
+    too, or one each) are not near."""
 
     def __init__(
         self,
         model: TracedModel,
         vectors: Float[Tensor, "document d_model"],
-        centre: Float[Tensor, "1 d_model"],
-        nearness: float,
+        centre: Float[Tensor, "one_or_document d_model"],
+        nearness: float | Sequence[float],
     ) -> None:
-        self.model, self.centre, self.nearness = model, centre, nearness
-        self.directions = torch.nn.functional.normalize(vectors - centre, dim=-1)
+        self.model, self.centre = model, centre.float()
+        self.nearness = [nearness] * len(vectors) if isinstance(nearness, int | float) else list(nearness)
+        self.directions = torch.nn.functional.normalize(vectors.float() - self.centre, dim=-1)
 
     @classmethod
     def of(cls, model: TracedModel, documents: Sequence[str], nearness: float) -> Embeddings:
@@ -73,9 +107,38 @@ class Embeddings:
 
     def nearest(self, query: str) -> list[int]:
         """The documents that are near to the query, the nearest first; of equal ones the later."""
-        own = torch.nn.functional.normalize(embedded(self.model, [query]) - self.centre, dim=-1)
-        scores = (self.directions @ own[0]).tolist()
-        return sorted((i for i, s in enumerate(scores) if s >= self.nearness), key=lambda i: (-scores[i], -i))
+        scores = self._cosines([query])
+        near = (i for i, (s, least) in enumerate(zip(scores, self.nearness, strict=True)) if s >= least)
+        return sorted(near, key=lambda i: (-scores[i], -i))
+
+    def found(self, queries: Sequence[str]) -> list[bool]:
+        """Of a query a document, in their order: whether its cosine reaches `nearness`."""
+        return [s >= least for s, least in zip(self._cosines(queries), self.nearness, strict=True)]
+
+    def _cosines(self, queries: Sequence[str]) -> list[float]:
+        """Of each document with the query, or with its own one."""
+        own = torch.nn.functional.normalize(embedded(self.model, queries) - self.centre, dim=-1)
+        cosines: list[float] = (self.directions * own).sum(-1).tolist()
+        return cosines
+
+
+class Mixed:
+    """Documents of which some are found by words, and some (`by_states`) by embeddings: each is near by its own way.
+    BM25's scores and cosines do not compare, so all that are near stand in one order by words, and behind them those
+    that share no word, by their cosine."""
+
+    def __init__(self, words: BM25, states: Embeddings, by_states: Sequence[int]) -> None:
+        self.words, self.states, self.by_states = words, states, by_states
+
+    def nearest(self, query: str) -> list[int]:
+        """The documents that are near to the query, the nearest first; of equal ones the later."""
+        near = [self.by_states[i] for i in self.states.nearest(query)]
+        away, worded = set(self.by_states) - set(near), self.words.nearest(query)
+        return [i for i in worded if i not in away] + [i for i in near if i not in set(worded)]
+
+    def found(self, queries: Sequence[str]) -> list[bool]:
+        """Of a query a document, in their order: whether that document is near to it."""
+        return [i in self.nearest(query) for i, query in enumerate(queries)]
 
 
 def embedded(model: TracedModel, texts: Sequence[str]) -> Float[Tensor, "text d_model"]:

@@ -141,7 +141,10 @@ class Verdict:
             missing=means[1],
             norm_ratios={n: r for n, r in manifest.get("norm_ratios", {}).items() if r is not None},
         )
-        return replace(numbers, warnings=tuple(numbers._warnings(report, Knobs.of(str(manifest.get("method"))))))
+        knobs = Knobs.of(str(manifest.get("method")))
+        if manifest.get("not_found"):  # of a context edit: no model follows a text that it is not given
+            knobs = knobs._replace(more=UNFOUND, free=UNFOUND, apart=UNFOUND)
+        return replace(numbers, warnings=tuple(numbers._warnings(report, knobs)))
 
     @classmethod
     def joined(cls, verdicts: Sequence[Verdict | None]) -> Verdict | None:
@@ -235,6 +238,8 @@ class Verdict:
 APART = "requests of one batch pull apart, or the layers do not reach: edit fewer at once, or take other layers"
 
 ALONE = "the layers do not reach: take other layers (kt layers compares them by editing)"
+
+UNFOUND = "some prompts do not find their facts: take the other retriever, or reword them"
 
 SOUND = "check its weights, or load it in float32"
 

@@ -2,19 +2,24 @@
 
 The model writes a subquestion and answers it; where a memory stands in the model (an edit of kind context), the fact
 nearest to the subquestion is put behind, and the model says whether it contradicts, and which answer holds; so on, up
-to a final answer. Without a memory each subquestion's own answer holds, so an edit of the weights is asked by the same
-steps. MeLLo's paper has GPT-J and larger models; its nearest fact is Contriever's, here BM25's.
+to a final answer. Where no fact is near, a line says so. A fact that the model makes up never counts: nothing is read
+from there on. Without a memory each subquestion's own answer holds, so an edit of the weights is asked by the same
+steps. MeLLo's paper has GPT-J and larger models; its nearest fact is Contriever's, here that of the edit's retriever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from ..model.effects import text_of
 from ..model.model import TracedModel
 
 HOPS, TOKENS = 4, 60
 """The most subquestions of a question, and tokens that are written at once."""
 OWN, FINAL, FACT, HOLDS = "Generated answer:", "Final answer:", "Retrieved fact:", "Intermediate answer:"
+NONE_NEAR = (f"{FACT} none.", "Retrieved fact does not contradict generated answer.")
+"""What stands in the place of a fact where none is near: with nothing there, the model would go on with one of its own,
+as the worked questions show it."""
 
 EXAMPLES = """\
 Question: What is the capital of the country that Hamlet's author comes from?
@@ -71,7 +76,7 @@ Final answer: German
 """The same without one."""
 
 Memory = Callable[[str], str | None]
-"""A text -> the nearest fact; None where it shares no word with any."""
+"""A text -> the nearest fact; None where none is near."""
 Write = Callable[[Sequence[str]], Mapping[str, str]]
 """Texts to be continued -> what the model writes behind each."""
 
@@ -95,8 +100,8 @@ def answers(questions: Sequence[str], nearest: Memory | None, write: Write) -> d
                 found[question] = last.removeprefix(FINAL).strip()
             elif last.startswith(OWN):
                 asked = next((s for s in step if s.startswith("Subquestion:")), question).partition(":")[2]
-                fact = None if nearest is None else nearest(asked)
-                step += [] if fact is None else [f"{FACT} {fact}."]
+                if nearest is not None:
+                    step += NONE_NEAR if (fact := nearest(asked)) is None else (f"{FACT} {fact}.",)
                 going[question] = text + "".join(f"{line}\n" for line in step)
         texts = going
         if not texts:
@@ -105,24 +110,23 @@ def answers(questions: Sequence[str], nearest: Memory | None, write: Write) -> d
 
 
 def _step(written: str) -> list[str]:
-    """The lines up to the model's own answer or the final one, whichever comes first."""
-    lines = [line.strip() for line in written.strip().splitlines()]
+    """The lines up to the model's own answer or the final one, whichever comes first; none where neither comes before a
+    fact that the model made up."""
+    lines = [line.strip() for line in written.partition(FACT)[0].strip().splitlines()]
     ends = [i for i, line in enumerate(lines) if line.startswith((OWN, FINAL, "Question:"))]
     return lines[: ends[0] + 1] if ends and not lines[ends[0]].startswith("Question:") else []
 
 
 def retriever_of(model: TracedModel) -> str:
-    """How the last context edit in the model finds facts, in words."""
-    known = [str(effect.fields().get("retriever", "bm25")) for effect in model.effects if effect.kind == "context"]
-    return "embeddings" if known and known[-1] == "embeddings" else "BM25"
+    """How the context edits in the model find facts, in words."""
+    effect = text_of(model)
+    known = "bm25" if effect is None else effect.fields().get("retriever", "bm25")
+    names = [known] if isinstance(known, str) else list(dict.fromkeys(known))
+    return " and ".join("embeddings" if name == "embeddings" else "BM25" for name in names)
 
 
 def memory_of(model: TracedModel) -> Memory | None:
-    """The facts of the context edits that stand in the model; None where none does."""
-    effects = [effect for effect in model.effects if effect.kind == "context"]
-
-    def nearest(text: str) -> str | None:
-        found = (effect.recall(model, text) for effect in reversed(effects))
-        return next((fact for fact in found if fact is not None), None)
-
-    return nearest if effects else None
+    """The facts of the context edits that stand in the model, all of them together: the nearest of all is found. None
+    where none does."""
+    effect = text_of(model)
+    return None if effect is None else lambda text: effect.recall(model, text)

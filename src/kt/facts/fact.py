@@ -403,18 +403,20 @@ def words_at(text: str, subject: str) -> list[int]:
         if not 0 < at < len(text):
             return True
         return unicodedata.category(text[at])[0] != "M" and not (
-            _in_a_word(text[at - 1]) and _in_a_word(text[at]) and not (_unspaced(text[at - 1]) or _unspaced(text[at]))
+            in_a_word(text[at - 1]) and in_a_word(text[at]) and not (unspaced(text[at - 1]) or unspaced(text[at]))
         )
 
     whole = [at for at in starts if parts(at) and parts(at + len(subject))]
     return [at for n, at in enumerate(whole) if n == 0 or at >= whole[n - 1] + len(subject)]
 
 
-def _in_a_word(character: str) -> bool:
+def in_a_word(character: str) -> bool:
+    """Whether it is of a word: a letter, a digit, an underscore or a mark on one."""
     return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
 
 
-def _unspaced(c: str) -> bool:
+def unspaced(c: str) -> bool:
+    """Whether words of the character's script stand together, or have particles behind them."""
     return any(low <= c < high for low, high in _UNSPACED)
 
 

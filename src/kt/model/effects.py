@@ -99,6 +99,12 @@ class Effects:
             model.module.__dict__.pop(HELD_AS, None)
 
 
+def text_of(model: TracedModel) -> Effect | None:
+    """The text before a model's prompts, of all its edits; None where there is none."""
+    texts = [effect for effect in effects_of(model.module).by_place.values() if effect.place == PROMPT]
+    return texts[0] if texts else None  # they have no rule of their own: one place, one effect
+
+
 def site_of(effect: Effect | None) -> Site | None:
     """The site whose values an effect sets; None where it sets none."""
     return getattr(effect, "site", None)
