@@ -47,7 +47,7 @@ def _parts(body: Body) -> tuple[Body, tuple[Hook, ...]]:
     """A body without hooks, and the hooks that were around it. By code: nnsight's `source` builds the function anew."""
     if getattr(body, "__code__", None) is not _CODE:
         return body, ()
-    cells = dict(zip(_CODE.co_freevars, body.__closure__, strict=True))  # type: ignore[attr-defined]
+    cells = dict(zip(_CODE.co_freevars, getattr(body, "__closure__", ()), strict=True))
     return cells["body"].cell_contents, cells["hooks"].cell_contents.hooks
 
 
