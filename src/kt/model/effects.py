@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from .chat import Verbatim
+from .chat import Verbatim, in_turn
 
 if TYPE_CHECKING:
     from ..report import Table
@@ -106,7 +106,7 @@ def effects_of(module: nn.Module) -> Effects:
 
 
 def rendered(model: Any, prompt: str) -> Rendered | Verbatim:
-    """The prompt with its effects on; a stand-in without effects reads it as it is."""
+    """The prompt with its effects on, in the prompt's own turn; a stand-in without effects reads it as it is."""
     if isinstance(prompt, Rendered | Verbatim):
         return prompt
     effects = effects_of(model.module) if hasattr(model, "module") else Effects()
@@ -117,7 +117,10 @@ def rendered(model: Any, prompt: str) -> Rendered | Verbatim:
         if not effects.by_place:
             return Rendered(prompt)
         effects.prompts[prompt] = Rendered(text)
-    return effects.prompts[prompt]
+    found = effects.prompts[prompt]
+    # Marked here, not where it is kept: the same module may be asked with a chat template and without.
+    turned = in_turn(getattr(model, "chat", None), found, prompt)
+    return found if turned == found else Rendered(turned)
 
 
 def same_effect(one: Effect, other: Effect) -> bool:
