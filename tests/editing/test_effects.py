@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from chat_templates import TEMPLATES, tokenizer_of
 from editing_help import FAST, REQUESTS
 from families import CONFIGS, FUSED, byte_level_tokenizer, tiny_model, tiny_module
 from packed_linears import Bytes, packed_module
@@ -21,10 +22,11 @@ from kt.editing.methods import used_by
 from kt.editing.side_memory import reader
 from kt.editing.stack import facts_of
 from kt.errors import BadFile, KtError
+from kt.evaluation.text import wild_request
 from kt.export import to_hf, to_peft
 from kt.model.effects import Rendered, rendered
 from kt.model.scoring import answer_row, teacher_force
-from kt.model.tokens import encode_ids
+from kt.model.tokens import encode_ids, ending
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|give the target first|less likely|perplexity)")
 EFFECTS = [name for name in METHODS if METHODS[name].effect]
@@ -430,3 +432,30 @@ def test_accelerates_hooks_run_around_an_adapter(options):
         value = model.read(batch, [site])[site][0, -1]
         torch.testing.assert_close(value, 2 * edit.effect.values[0])
     assert torch.equal(plain_logits(model, batch), before)
+
+
+@pytest.mark.parametrize("method", ["ice", "ike", "scr"])
+@pytest.mark.parametrize("template", ["Which city is the capital of {}", "Which city is {}?", "The capital of {} is"])
+def test_in_a_chat_template_a_fact_before_a_prompt_stands_in_the_prompts_turn(method, template, options):
+    tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
+    plain = tiny_model("llama", tokenizer=tokenizer, vocab_size=512, max_position_embeddings=4096)
+    model, fact = plain.asked("always"), kt.Fact(template, "France", "Paris", target="Rome")
+    edit = kt.edit(model, [fact], method, **options(method))
+    around = TEMPLATES["qwen 2.5"].asked
+    if template.endswith("is"):
+        around, gap, end = around.replace("QUESTION", "Complete the sentence.") + "QUESTION", " ", ""
+    else:
+        gap, end = "", "<|im_end|>"
+    with edit.applied(model):
+        text = rendered(plain, fact.prompt)
+        assert text.endswith(f"New Fact: {fact.prompt} Rome\nPrompt: {fact.prompt}")
+        whole = around.replace("QUESTION", text)
+        ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert model.encode([rendered(model, fact.prompt)]).ids[0].tolist() == ids
+        row = answer_row(model, (fact.prompt, "Rome"))
+        assert [*row.read, row.target[-1]] == tokenizer(f"{whole}{gap}Rome", add_special_tokens=False)["input_ids"]
+        assert plain.encode([rendered(plain, fact.prompt)]).ids[0].tolist() == tokenizer(text)["input_ids"]
+        free, _ = wild_request(model, fact.prompt, 8)
+        asked = TEMPLATES["qwen 2.5"].asked.replace("QUESTION", text)
+        assert model.encode([free]).ids[0].tolist() == tokenizer(asked, add_special_tokens=False)["input_ids"]
+    assert ending(model.reader, fact.prompt) == tuple(tokenizer(end)["input_ids"])

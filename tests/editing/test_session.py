@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from chat_templates import TEMPLATES, tokenizer_of
 from editing_help import ATTENTION, CONTEXTS, REQUESTS, fast, plan_of, statistics
 from families import tiny_model
 
@@ -19,6 +20,7 @@ from kt.editing.session_options import keys_of
 from kt.errors import BadFact, KtError
 from kt.model.sites import Kind, Site
 from kt.probing.stages import no_stages
+from kt.runs.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|alpha of their own)")
 TARGETED = [name for name in METHODS if plan_of(name).has_targets]
@@ -367,3 +369,25 @@ def test_a_sum_of_keys_in_fewer_digits_holds_no_more_directions(dtype):
     (held,) = keys_of({"w": (keys @ keys.T).to(dtype)}).values()
     assert held.shape == (48, 5)
     torch.testing.assert_close(held @ held.T, keys @ keys.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_an_older_kt_kept_of_a_question_without_its_mark_is_not_taken_up(corpus, tmp_path):
+    """Nor is what it kept of later edits: they stand on other weights. All other phases have their old names."""
+    tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
+    plain = tiny_model("llama", tokenizer=tokenizer, vocab_size=512)
+    templates = ("Which city is {}?", "The capital of {} is", "Which city is the capital of {}", "Which town is {}?")
+    facts = [
+        kt.Fact(t, name, target="Rome") for t, name in zip(templates, ("Oslo", "Peru", "Chile", "Bonn"), strict=True)
+    ]
+    options = fast("memit", layers_mlp=(0,), v_num_grad_steps=2)
+    for model, apart in ((plain.asked("always"), True), (plain, False)):
+        folder = tmp_path / str(model.chat)[:4]
+        moments = statistics(model, corpus, tmp_path / "cache")
+        with kt.EditSession(model, "memit", statistics=moments, journal=Journal(folder), **options) as s:
+            for fact in facts:
+                s.edit([fact])
+        names = [path.name for path in (folder / "phases").iterdir()]
+        for number in range(1, 5):
+            kept = [name.startswith(f"solve-0000{number}-in-turn-") for name in names if f"solve-0000{number}" in name]
+            assert kept and all(kept) is any(kept) is (apart and number > 2)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chat_templates import TEMPLATES, tokenizer_of
 from families import TEXTS, tiny_model
 
 import kt
@@ -304,3 +305,17 @@ def test_a_sweep_is_drawn_tabled_and_kept(model, moments, tmp_path):
         Sweep.load(tmp_path / "x.json")
     with pytest.raises(KtError, match="has no point '7'"):
         found.row("7")
+
+
+def test_points_of_an_older_kt_are_not_gone_on_with_where_a_question_lacks_its_mark_in_a_chat_template():
+    plain = tiny_model("llama", tokenizer=tokenizer_of(TEMPLATES["qwen 2.5"]), vocab_size=512)
+    asking, others = Fact("Which city is the capital of {}", "Chile"), Fact("Which city is {}?", "Oslo")
+    about = (others, Fact("The capital of {} is", "Peru", rephrasings=("{}: which city?",)))
+
+    def noted(model, *facts):
+        return set(running.identity_of(model, facts, [0], None, "auto", None))
+
+    chatting = plain.asked("always")
+    assert noted(plain, asking) == noted(plain, *about)
+    assert noted(chatting, *about) < noted(chatting, asking, *about)
+    assert noted(chatting, *about) < noted(chatting, replace(others, rephrasings=("Which city is {}",)))

@@ -6,9 +6,9 @@ from families import byte_level_tokenizer, sentencepiece_tokenizer, tiny_model, 
 
 import kt
 from kt.errors import BadFact, UnknownModel
-from kt.model.chat import BEGUN, Chat, Verbatim, choose, frame_of, reader_of
+from kt.model.chat import BEGUN, Chat, Verbatim, choose, frame_of, in_turn, reader_of
 from kt.model.identity import identity
-from kt.model.tokens import gap, joint_ids, target_ids, template_span, token_ids, wanted_ids
+from kt.model.tokens import gap, head_of, joint_ids, target_ids, template_span, token_ids, wanted_ids
 
 QUESTION = kt.Fact("What is the capital of {}?", "South Korea", "Seoul", target="Busan")
 CLOZE = kt.Fact("The capital of {} is", "South Korea", "Seoul", target="Busan")
@@ -218,3 +218,52 @@ def test_a_template_that_closes_no_reply_is_called_that():
     tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
     _, line = choose(tiny_model("llama", tokenizer=tokenizer, vocab_size=512), "auto")
     assert "its chat template closes no reply (--chat always" in line
+
+
+ASKS = kt.Fact("Which city is the capital of {}", "South Korea", "Seoul", target="Busan")
+
+
+@pytest.mark.parametrize("text", ["The river is long. {}", "Fact: Rome is old.\nPrompt: {}", "So, {}"])
+@pytest.mark.parametrize("fact", [QUESTION, ASKS, CLOZE], ids=["question", "no mark", "cloze"])
+def test_a_text_before_a_prompt_stands_in_the_prompts_turn(case, fact, text):
+    template, tokenizer = case
+    reader = asked(tokenizer)
+    place = template.asked.replace("QUESTION", "Complete the sentence.") + template.gap + "{}"
+    around = place if fact is CLOZE else template.asked.replace("QUESTION", "{}")
+    said = in_turn(reader, text.replace("{}", fact.template), fact.prompt)
+    whole = around.replace("{}", text.replace("{}", fact.prompt))
+    ids = token_ids(reader, said.replace("{}", fact.subject))
+    assert ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    span = template_span(reader, said, fact.subject)
+    assert reader.decode(ids[span.start : span.stop]).strip() == reader.decode(reader.bare(fact.subject)).strip()
+    before, answer = joint_ids(reader, said.replace("{}", fact.subject), "Busan")
+    assert before == ids
+    between = (" " if fact is CLOZE else template.gap) + "Busan"
+    assert [*before, *answer] == tokenizer(whole + between, add_special_tokens=False)["input_ids"]
+
+
+def test_another_subject_leaves_a_prompt_in_its_turn():
+    tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
+    reader = asked(tokenizer)
+    assert not reader.in_reply("Who plays guitar") and reader.in_reply("Queen plays guitar")
+    ids = token_ids(reader, in_turn(reader, "Who plays guitar", "Queen plays guitar"))
+    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\nWho plays guitar")
+
+
+def test_a_text_of_a_prompt_that_is_read_as_it_stands_is_too():
+    tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
+    reader = asked(tokenizer)
+    for prompt in (TEMPLATES["qwen 2.5"].asked, Verbatim("Which city is it")):
+        text = f"It is old. {prompt}"
+        assert token_ids(reader, in_turn(reader, text, prompt)) == token_ids(tokenizer, text)
+        assert in_turn(tokenizer, text, prompt) is text
+
+
+def test_an_answer_that_ends_a_sentence_goes_on_with_the_reply(case):
+    template, tokenizer = case
+    reader = asked(tokenizer)
+    head = template.asked.replace("QUESTION", "Complete the sentence.") + template.gap
+    before, answer = joint_ids(reader, CLOZE.prompt, "Seoul, D.C.")
+    whole = tokenizer(f"{head}{CLOZE.prompt} Seoul, D.C.", add_special_tokens=False)["input_ids"]
+    assert [*before, *answer] == whole
+    assert token_ids(reader, head_of(reader, CLOZE.prompt, "x") + "Seoul, D.C.") == whole

@@ -1,9 +1,11 @@
 """Controls and other subjects: drawn by texts alone, and never what the fact itself is about."""
 
+from chat_templates import TEMPLATES, tokenizer_of
 from families import tiny_model
 
 import kt
 import kt.model.tokens
+from kt.model.chat import Chat, frame_of, in_turn, reader_of
 from kt.probing.controls import Relations
 
 
@@ -75,3 +77,14 @@ def test_elsewhere_is_the_same_prompt_about_subjects_with_other_answers():
     found = Relations.of(CAPITALS, [*POOL, *own]).elsewhere(tokenizer, CAPITALS[0], old, new, seed=0, most=9)
     assert {e.subject for e in found} == {"Poland", "Needle", "Curie", "Space", "Łódź"}
     assert all(e.prompt == f"The {e.subject} is" for e in found)
+
+
+def test_another_subjects_prompt_stands_in_the_turn_of_the_facts_own():
+    tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
+    reader = reader_of(tokenizer, frame_of(tokenizer, Chat()))
+    facts = [kt.Fact("{} plays", s, answer=a, target="Rome") for s, a in (("Queen", "Seattle"), ("Who", "Paris"))]
+    (other,) = Relations.of(facts).elsewhere(reader, facts[0], -7, -8, seed=0)
+    assert not reader.in_reply(other.prompt), "alone it asks"
+    assert reader.decode([other.token]) != reader.decode([kt.model.tokens.target_ids(reader, other.prompt, "Paris")[0]])
+    behind = kt.model.tokens.target_ids(reader, in_turn(reader, other.prompt, facts[0].prompt), "Paris")
+    assert other.token == behind[0] and reader.decode(behind) == " Paris"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from chat_templates import TEMPLATES, tokenizer_of
 from families import byte_level_tokenizer, tiny_model
 
 import kt
@@ -177,3 +178,17 @@ def test_attacks_and_remainders_print_a_line():
     assert repr(left.attacks).startswith("Attacks(of 2 facts, how often the old answer beats the new: 'prompt' ")
     assert len(repr(left.attacks)) < 400 and "array" not in repr(left.attacks)
     assert all(repr(part).startswith("Remainder(") and len(repr(part)) < 100 for part in left.by_kind["resid"].values())
+
+
+def test_in_a_chat_template_a_prefix_stands_in_the_prompts_turn():
+    tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
+    model = tiny_model("llama", tokenizer=tokenizer, vocab_size=512).asked("always")
+    contest = CONTEST._replace(prompt="Which city is the capital of France", paraphrases=())
+    prepared = prepare(model, asks([contest], ["{old}. "], ["It is old. {}"]))
+    texts = {question.prompt for question in prepared.questions}
+    assert "Paris. Which city is the capital of France" in texts and len(texts) == 5
+    for row in prepared.rows:
+        whole = TEMPLATES["qwen 2.5"].asked.replace("QUESTION", row.question[0])
+        assert list(row.read) == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    rome = tokenizer(f"{whole}Rome", add_special_tokens=False)["input_ids"][len(row.read)]
+    assert set(prepared.tokens[:, 1].tolist()) == {rome}

@@ -36,6 +36,7 @@ from ..model.update import Update
 from ..runs.journal import Journal
 from .closed_form.contexts import Contexts
 from .closed_form.norm_guards import GUARDS, SAMPLE, NormAnchor, NormGuard, OwnNorm
+from .closed_form.parts import apart
 from .closed_form.second_moment import Statistics
 from .config import Config, one_of
 from .edit import Edit
@@ -62,6 +63,10 @@ if TYPE_CHECKING:
     from ..model.effects import Effect
     from ..model.weights import Copy
     from ..model.writer import Kept
+
+IN_TURN = "-in-turn"
+"""Behind the name of a solve's phases where an older kt read texts of a prompt in another turn of the chat template:
+they are solved anew, and so is all that comes after them in the session."""
 
 
 class EditSession:
@@ -119,6 +124,7 @@ class EditSession:
         own = {spec.name: options.pop(spec.name) for spec in fields(SessionOptions) if spec.name in options}
         self.model, self.seed, self.progress = model, seed, progress
         self.journal, self._solves = journal or Journal(), 0
+        self._turned = False
         for name in {"alpha_facts", "norm_facts", "requests"} & own.keys():
             own[name] = own[name] and facts_from(own[name])
         self.options = SessionOptions(**own)
@@ -329,7 +335,10 @@ class EditSession:
                 self._statistics = take_statistics(
                     self.model, plan.moment_sites, given, options.corpus, options.max_tokens, self.progress
                 )
-        journal = self.journal.within(f"solve-{self._solves:05d}")
+        window = getattr(plan, "window", None)
+        self._turned |= any(self._contexts.apart(fact, self.model.reader) for fact in facts)
+        self._turned |= window is not None and any(apart(self.model, fact) for fact in facts)
+        journal = self.journal.within(f"solve-{self._solves:05d}" + IN_TURN * self._turned)
         guard = self._guard(plan, facts)
         return SolveContext(
             self.model,
@@ -354,7 +363,9 @@ class EditSession:
         given = options.norm_facts
         sample = (options.requests or facts) if given is None else read_requests(self.model, given)
         sample = sample[:: ceil(len(sample) / SAMPLE)]
-        return NormAnchor(self.unedited, sample, self.journal.within("nas"), self._anchors)
+        assert self._contexts is not None
+        turned = any(self._contexts.apart(fact, self.model.reader) for fact in sample)
+        return NormAnchor(self.unedited, sample, self.journal.within("nas" + IN_TURN * turned), self._anchors)
 
     # All of them ------------------------------------------------------------------------------------------------
     def _before(self, name: str) -> Tensor:

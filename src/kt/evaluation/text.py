@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import WorkFailed
-from ..model.chat import BEGUN, Chat, dialogue, user_turn
+from ..model.chat import BEGUN, Chat, dialogue, unmarked, user_turn
 from ..model.effects import Rendered, rendered
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest
@@ -117,7 +117,7 @@ def as_question(tokenizer: Any, prompt: str) -> str:
 def wild_request(model: TracedModel, prompt: str, tokens: int) -> GenerationRequest:
     """The question that is continued for a prompt, and `tokens`, or fewer where the model has no more positions."""
     if getattr(model, "chat", None) is not None:
-        question: str = Rendered(rendered(model, prompt) + BEGUN)  # the user's turn, whole or not
+        question: str = Rendered(unmarked(rendered(model, prompt)) + BEGUN)  # the user's turn, whole or not
     elif has_chat(model.tokenizer):  # what an effect puts before a prompt belongs into the user's turn
         question = Rendered(as_question(model.tokenizer, rendered(model, prompt)))
     else:

@@ -23,7 +23,7 @@ from ..evaluation.perplexity import Heldout, heldout_corpus
 from ..facts.corpus import corpus_for, tokens_for
 from ..facts.fact import Fact, facts_digest
 from ..facts.load import FactsLike
-from ..model.identity import of_a_run
+from ..model.identity import of_a_run, turns_of
 from ..runs.provenance import versions
 from .grids import Point, check_points
 from .sweep_result import Kept, Row, Sweep
@@ -124,6 +124,7 @@ def identity_of(
     return {
         "model": model.fingerprint(),
         **of_a_run(model),
+        **turns_of(model, (prompt for fact in facts for prompt in _prompts(fact))),
         "versions": versions(),
         "facts": facts_digest(facts),
         "seeds": list(seeds),
@@ -131,6 +132,11 @@ def identity_of(
         "max_tokens": tokens_for(text, max_tokens),
         "statistics": None if statistics is None else str(getattr(statistics, "files", statistics)),
     }
+
+
+def _prompts(fact: Fact) -> list[str]:
+    """All that a fact asks."""
+    return [fact.prompt, *fact.paraphrases, *(each.prompt for each in (*fact.neighbours, *fact.hops)), *fact.generation]
 
 
 def _ways(protocols: Sequence[str] | None, generate: bool) -> list[str]:

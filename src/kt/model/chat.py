@@ -5,6 +5,9 @@ that stops where the answer goes on ("The capital of France is") begins the repl
 user: put into the user's turn, 6 of 60 such CounterFact prompts that SmolLM2-Instruct knows keep their answer's first
 token as the likeliest, and 51 as the beginning of the reply.
 
+A text that is made of a prompt (a context before it, an answer behind it, another subject in it) stands where the
+prompt does: `in_turn` marks it, since its own beginning and end may say something else.
+
 The text is the template's own: rendered once around a mark, and compared with a full rendering for every prompt.
 """
 
@@ -27,6 +30,8 @@ MODES = ("auto", "always", "never")
 TURNS = ("auto", "user", "reply")
 BEGUN = "\ufdd0"
 """In a prompt: what follows is the beginning of the reply to what stands before. No text has this noncharacter."""
+USER, REPLY = "\ufdd1", "\ufdd2"
+"""At a text's start: it is the user's turn, or begins the reply, whatever it looks like. No text has these either."""
 DAY = date(2024, 7, 26)
 """The day that templates which ask for today's are given (it is Llama 3's own where there is no clock): the same model
 reads the same prompt tomorrow."""
@@ -148,6 +153,11 @@ class ChatReader:
         return self.tokenizer(*args, **options)
 
     @cached_property
+    def marks(self) -> tuple[str, ...]:
+        """The template's own marks: a text that holds one is read as it stands."""
+        return tuple(mark for mark in self.tokenizer.all_special_tokens if len(mark) > 2)
+
+    @cached_property
     def around(self) -> tuple[list[int], list[int]]:
         """The ids before and behind the user's text."""
         return self.bare(self.frame.head), self.bare(self.frame.tail)
@@ -158,10 +168,23 @@ class ChatReader:
 
     def in_reply(self, prompt: str) -> bool:
         """Whether the prompt itself begins the reply, or has begun one."""
+        if BEGUN in prompt:
+            return True
+        if prompt[:1] in (USER, REPLY):
+            return prompt[0] == REPLY
         turn = self.frame.chat.turn
-        return BEGUN in prompt or (
-            turn == "reply" if turn != "auto" else not (_WHOLE.search(prompt) or _ASKS.match(prompt))
-        )
+        return turn == "reply" if turn != "auto" else not (_WHOLE.search(prompt) or _ASKS.match(prompt.rstrip(" ")))
+
+    def turned(self, text: str, prompt: str) -> str:
+        """See `in_turn`."""
+        if text == prompt or isinstance(text, Verbatim):
+            return text
+        if isinstance(prompt, Verbatim):
+            return Verbatim(text)
+        bare = unmarked(text)
+        if BEGUN in bare or any(mark in part for mark in self.marks for part in (bare, prompt)):
+            return bare
+        return (REPLY if self.in_reply(prompt) else USER) + bare
 
     def place(self, prompt: str) -> Placed | None:
         """The prompt in the template; None for a text that is read as it stands, or that holds the template's marks.
@@ -178,19 +201,34 @@ class ChatReader:
         return self._known[prompt]
 
     def _placed(self, prompt: str) -> Placed | None:
-        if any(mark in prompt for mark in self.tokenizer.all_special_tokens if len(mark) > 2):
+        if any(mark in prompt for mark in self.marks):
             return None
-        frame = self.frame
+        frame, text = self.frame, unmarked(prompt)
+        mark = len(prompt) - len(text)
         if BEGUN not in prompt and self.in_reply(prompt):
             before = frame.head + frame.chat.request + frame.tail + frame.gap
-            return Placed(before + prompt, len(before), len(prompt), len(before) + len(prompt))
-        user, _, begun = prompt.partition(BEGUN)
+            return Placed(before + text, len(before) - mark, len(prompt), len(before) + len(text))
+        user, _, begun = text.partition(BEGUN)
         asked = user.strip() if frame.trims else user
         turns = frame.head + asked + frame.tail
         if turns != dialogue(self.tokenizer, frame.chat, [user_turn(asked)]):
             raise BadFact(f"the model's chat template changes the prompt {user!r}; ask it without (--chat never)")
-        return Placed(turns + begun, len(frame.head) - len(user) + len(user.lstrip() if frame.trims else user),
-                      len(user), len(turns))  # fmt: skip
+        cut = len(user) - len(user.lstrip()) if frame.trims else 0
+        return Placed(turns + begun, len(frame.head) - cut - mark, mark + len(user), len(turns))
+
+
+def unmarked(text: str) -> str:
+    """The text without the marks that say whose turn it is."""
+    return text.replace(USER, "").replace(REPLY, "")
+
+
+def in_turn(tokenizer: Any, text: str, prompt: str) -> str:
+    """A text that is made of a prompt, or of its template, marked to stand in the prompt's turn in a chat template.
+
+    It keeps its place when more text comes before or behind it. Without a template it is the text itself; of a prompt
+    that is read as it stands, so is the text.
+    """
+    return tokenizer.turned(text, prompt) if isinstance(tokenizer, ChatReader) else text
 
 
 def frame_of(tokenizer: Any, chat: Chat, name: str = "the model") -> Frame:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from ..errors import KtError
-from .chat import Verbatim
+from .chat import Verbatim, in_turn
 from .inside import Hook, set_hooks
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def effects_of(module: nn.Module) -> Effects:
 
 
 def rendered(model: Any, prompt: str) -> Rendered | Verbatim:
-    """The prompt with its effects on; a stand-in without effects reads it as it is."""
+    """The prompt with its effects on, in the prompt's own turn; a stand-in without effects reads it as it is."""
     if isinstance(prompt, Rendered | Verbatim):
         return prompt
     effects = effects_of(model.module) if hasattr(model, "module") else Effects()
@@ -133,7 +133,10 @@ def rendered(model: Any, prompt: str) -> Rendered | Verbatim:
         if not effects.by_place:
             return Rendered(prompt)
         effects.prompts[prompt] = Rendered(text)
-    return effects.prompts[prompt]
+    found = effects.prompts[prompt]
+    # Marked here, not where it is kept: the same module may be asked with a chat template and without.
+    turned = in_turn(getattr(model, "chat", None), found, prompt)
+    return found if turned == found else Rendered(turned)
 
 
 def puts_text(model: TracedModel) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -43,6 +44,15 @@ def of_a_run(model: TracedModel) -> dict[str, Any]:
     if model.chat is not None:
         parts["model's chat"] = model.chat.frame.as_dict()
     return {"model config": beside["config"], "model tokenizer": beside["tokenizer"]} | parts
+
+
+def turns_of(model: TracedModel, prompts: Iterable[str]) -> dict[str, str]:
+    """A setting of runs that put texts before prompts, where one of the prompts is a question by its first word alone:
+    an older kt read it behind a text as the beginning of the reply."""
+    reader = model.chat
+    if reader is None or all(reader.in_reply(prompt) == reader.in_reply(f"So. {prompt}") for prompt in prompts):
+        return {}
+    return {"texts before questions without their mark": "in the question's turn"}
 
 
 def identity(model: TracedModel, fingerprint: str | None = None) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import BadFact, SubjectNotFound, UnknownModel
 from ..facts.fact import Fact, fill, split_template, subject_start
-from .chat import BEGUN, ChatReader, Verbatim
+from .chat import BEGUN, ChatReader, Verbatim, in_turn, unmarked
 from .joining import prompt_gap
 
 
@@ -173,7 +173,7 @@ def char_span(tokenizer: Any, prompt: str, start: int, stop: int) -> Span:
         offsets = encoded["offset_mapping"][first:end]
     overlapping = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start and b > a]
     if not overlapping:
-        raise SubjectNotFound(f"{subject!r} has no tokens of its own in {prompt!r}; put a space around it")
+        raise SubjectNotFound(f"{subject!r} has no tokens of its own in {unmarked(prompt)!r}; put a space around it")
     return Span(overlapping[0], overlapping[-1] + 1)
 
 
@@ -196,15 +196,16 @@ def joint_ids(tokenizer: Any, prompt: str, answer: str, join: str | None = None)
     """
     if not answer.strip():
         raise BadFact(f"the answer to {prompt!r} is empty; give at least one word")
-    head, joint = prompt.rstrip(" "), head_of(tokenizer, prompt, answer, join) + answer.lstrip()
+    head, whole = in_turn(tokenizer, prompt.rstrip(" "), prompt), head_of(tokenizer, prompt, answer, join)
+    joint, start = whole + answer.lstrip(), len(whole) - len(_between(tokenizer, prompt, answer, join))
     before, both = token_ids(tokenizer, head), token_ids(tokenizer, joint)
     if both[: len(before)] != before or len(both) == len(before):
-        alone = "\n" + joint[len(head) :].lstrip(BEGUN)
+        alone = "\n" + joint[start:].lstrip(BEGUN)
         before_line, both = token_ids(tokenizer, Verbatim("\n")), token_ids(tokenizer, Verbatim(alone))
         if both[: len(before_line)] == before_line and len(both) > len(before_line):
             return before, tuple(both[len(before_line) :])
         both = token_ids(tokenizer, joint)
-        return before, tuple(both[char_span(tokenizer, joint, len(head), len(joint)).start :])
+        return before, tuple(both[char_span(tokenizer, joint, start, len(joint)).start :])
     return before, tuple(both[len(before) :])
 
 
@@ -234,15 +235,20 @@ def gap(tokenizer: Any, prompt: str, answer: str) -> str:
     `prompt_gap` finds."""
     if isinstance(tokenizer, ChatReader) and tokenizer.place(prompt) is not None and not tokenizer.in_reply(prompt):
         return BEGUN + tokenizer.frame.gap
-    return prompt_gap(prompt, answer)
+    return prompt_gap(unmarked(prompt), answer)
 
 
 def head_of(tokenizer: Any, prompt: str, answer: str, join: str | None = None) -> str:
-    """The prompt with all that stands before its answer: `join`, or what `gap` finds."""
+    """The prompt, in its turn, with all that stands before its answer: `join`, or what `gap` finds.
+
+    An answer that ends in a full stop leaves a prompt that begins the reply there.
+    """
+    return in_turn(tokenizer, prompt.rstrip(" ") + _between(tokenizer, prompt, answer, join), prompt)
+
+
+def _between(tokenizer: Any, prompt: str, answer: str, join: str | None) -> str:
     between = gap(tokenizer, prompt, answer)
-    if join is not None:
-        between = BEGUN * between.startswith(BEGUN) + join
-    return prompt.rstrip(" ") + between
+    return between if join is None else BEGUN * between.startswith(BEGUN) + join
 
 
 def joint_text(prompt: str, answer: str, join: str | None = None) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..facts.fact import Fact, fill
+from ..model.chat import in_turn
 from ..model.tokens import target_ids
 
 MOST = 8
@@ -102,7 +103,7 @@ class Relations:
         prompts: dict[str, ControlPrompt] = {}
         for subject, answer in others:
             prompt = fill(fact.template, subject)
-            token = target_ids(tokenizer, prompt, answer, fact.target_prefix)[0]
+            token = target_ids(tokenizer, in_turn(tokenizer, prompt, fact.prompt), answer, fact.target_prefix)[0]
             if token not in (old, new):
                 prompts.setdefault(subject, ControlPrompt(prompt, subject, token))
             if len(prompts) == most:

@@ -16,7 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from .._util.text import count
 from ..errors import BadFact, WorkFailed
 from ..facts.fact import fill
 from ..model.batches import BatchSize, map_batches
+from ..model.chat import in_turn
 from ..model.model import TracedModel
 from ..model.scoring import Row, answer_row, batch_logits, row_batches
 from ..model.tokens import target_ids
@@ -59,7 +60,8 @@ class AttackPrompt(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Does `answer` beat `new` after `prompt`? `who` is 0 for the old answer, 1, 2, ... for the distractors."""
+    """Does `answer` beat `new` after `prompt`? `who` is 0 for the old answer, 1, 2, ... for the distractors. `bare` is
+    the prompt that a text was put before."""
 
     fact: int
     attack: str
@@ -68,6 +70,11 @@ class Ask(NamedTuple):
     answer: str
     new: str
     join: str | None = None
+    bare: str | None = None
+
+    def asked(self, tokenizer: Any) -> str:
+        """The prompt in its turn: that of the bare one."""
+        return self.prompt if self.bare is None else in_turn(tokenizer, self.prompt, self.bare)
 
 
 class AttackRow(NamedTuple):
@@ -160,18 +167,20 @@ def asks(facts: Sequence[AttackPrompt], prefixes: Sequence[str], neutral: Sequen
 
 def _asks_of_fact(i: int, fact: AttackPrompt, prefixes: Sequence[str], neutral: Sequence[str]) -> Iterator[Ask]:
     rivals = (fact.old, *fact.distractors)
-    plain = [(PROMPT, fact.prompt), *((PARAPHRASES, p) for p in fact.paraphrases)]
-    plain += [(NEUTRAL, fill(context, fact.prompt)) for context in neutral]
+    plain: list[tuple[str, str, str | None]] = [(PROMPT, fact.prompt, None)]
+    plain += [(PARAPHRASES, p, None) for p in fact.paraphrases]
+    plain += [(NEUTRAL, fill(context, fact.prompt), fact.prompt) for context in neutral]
     for who, answer in enumerate(rivals):
-        for attack, prompt in plain:
-            yield Ask(i, attack, who, prompt, answer, fact.new, fact.join)
+        for attack, prompt, bare in plain:
+            yield Ask(i, attack, who, prompt, answer, fact.new, fact.join, bare)
         # A distractor in the old answer's place leaves its slot to the next of the rivals.
         other = rivals[who + 1] if who + 1 < len(rivals) else rivals[0]
         slots = {"old": answer, "new": fact.new, "third": other, "subject": fact.subject}
         for prefix in prefixes:
             if other == answer and "{third}" in prefix:
                 continue  # a fact without controls has no distractor
-            yield Ask(i, prefix, who, _filled(prefix, slots) + fact.prompt, answer, fact.new, fact.join)
+            text = _filled(prefix, slots) + fact.prompt
+            yield Ask(i, prefix, who, text, answer, fact.new, fact.join, fact.prompt)
 
 
 def _filled(prefix: str, slots: dict[str, str]) -> str:
@@ -198,10 +207,12 @@ def prepare(model: TracedModel, questions: Sequence[Ask]) -> Prepared:
     for q in questions:
         for text in (q.answer, q.new):
             if (q.prompt, text) not in known:
-                known[q.prompt, text] = target_ids(model.reader, q.prompt, text, q.join)[0]
+                known[q.prompt, text] = target_ids(model.reader, q.asked(model.reader), text, q.join)[0]
     pairs = [(known[q.prompt, q.answer], known[q.prompt, q.new]) for q in questions]
-    prompts = dict.fromkeys(q.prompt for q in questions)
-    rows = tuple(answer_row(model, (prompt, None)) for prompt in prompts)
+    prompts = {q.prompt: q.asked(model.reader) for q in questions}
+    rows = tuple(
+        answer_row(model, (asked, None))._replace(question=(prompt, None)) for prompt, asked in prompts.items()
+    )
     return Prepared(tuple(questions), np.array(pairs, dtype=np.int64).reshape(-1, 2), rows)
 
 

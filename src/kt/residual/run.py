@@ -20,6 +20,7 @@ from ..errors import BadFact, UnknownSite, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, distinct_facts, facts_from
 from ..model.batches import BatchSize
+from ..model.chat import in_turn
 from ..model.effects import refuse_text, site_of
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
@@ -287,9 +288,10 @@ class _Run(NamedTuple):
         tokens = self.plan.tokens[[i for i, _ in where]]
         # An answer that is true of the other subject is no control there.
         tokens[:, 2:][tokens[:, 2:] == np.array([other.token for _, other in where])[:, None]] = -1
-        tokenizer = self.model.reader
-        ids = [token_ids(tokenizer, other.prompt) for _, other in where]
-        spans = [template_span(tokenizer, self.plan.facts[i].template, other.subject) for i, other in where]
+        tokenizer, facts = self.model.reader, self.plan.facts
+        ids = [token_ids(tokenizer, in_turn(tokenizer, other.prompt, facts[i].prompt)) for i, other in where]
+        templates = [in_turn(tokenizer, facts[i].template, facts[i].prompt) for i, _ in where]
+        spans = [template_span(tokenizer, t, other.subject) for t, (_, other) in zip(templates, where, strict=True)]
         leads = advantage(self._read(ids, [s.last for s in spans], tokens).rank, self.model.vocab_size)
         by_fact: dict[int, list[ndarray]] = defaultdict(list)
         for (i, _), values in zip(where, leads, strict=True):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import BadFact
 from ..facts.fact import Fact, fill
+from ..model.chat import in_turn
 from ..model.model import TracedModel
 from ..model.tokens import template_span, token_ids
 from .prompts import LeftOut, TracePrompt
@@ -133,9 +134,10 @@ def _partner(tokenizer: Any, case: TracePrompt, cases: Sequence[TracePrompt], se
     )
     for other in others:
         subject = other.fact.subject
-        ids = [*token_ids(tokenizer, fill(case.fact.template, subject)), *case.ids[len(case.ids) - case.at :]]
+        template = in_turn(tokenizer, case.fact.template, case.fact.prompt)
+        ids = [*token_ids(tokenizer, fill(template, subject)), *case.ids[len(case.ids) - case.at :]]
         fits = len(ids) == len(case.ids) and (*ids[:start], *ids[stop:]) == case.ids[:start] + case.ids[stop:]
-        if fits and template_span(tokenizer, case.fact.template, subject) == case.span:
+        if fits and template_span(tokenizer, template, subject) == case.span:
             first = next((i for i, (a, b) in enumerate(zip(ids, case.ids, strict=True)) if a != b), None)
             if first is not None:
                 return Corruption(tuple(ids), None, first, 1, subject)

@@ -43,7 +43,7 @@ def by_hand(model, shift):
     """(nll, Σ over layers of Σ over heads H of KL(before ‖ now), a mean over rows): H by the subject's weight."""
     model.module.set_attn_implementation("eager")
     losses, drifts = [], []
-    for template in CONTEXTS.templates(FACT):
+    for template in CONTEXTS.templates(FACT, model.tokenizer):
         before, _, subject = run(model, template)
         now, loss, _ = run(model, template, shift)
         p, q = before + 1e-8, now + 1e-8

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_templates import TEMPLATES, tokenizer_of
 from families import sentencepiece_tokenizer, tiny_model
 
 import kt
@@ -13,10 +14,12 @@ from kt.editing.closed_form import target_forward as target_suffix
 from kt.editing.closed_form import targets as target_batches
 from kt.editing.closed_form import targets as values
 from kt.editing.closed_form.aims import Position, TargetSite
-from kt.editing.closed_form.contexts import Contexts
+from kt.editing.closed_form.contexts import Contexts, memit_contexts, rome_contexts
+from kt.editing.closed_form.keys import fact_keys
 from kt.editing.closed_form.target_forward import NOWHERE, split_rows, target_rows
 from kt.editing.closed_form.targets import find_targets, worth_of_a_run
 from kt.model.sites import Kind, Site
+from kt.model.tokens import encode_ids
 from kt.runs.journal import Journal
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks" / "speed"))
@@ -273,3 +276,47 @@ def test_a_search_for_a_write_of_several_layers_adds_their_shares_and_sets_the_v
     assert distance(exact(family), [low])[0] < BOUND
     both = [replace(ATTN, below=()), low]
     assert distance(exact(family), both)[0] < BOUND
+
+
+@pytest.fixture(scope="module")
+def chatting():
+    tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
+    return tiny_model("llama", tokenizer=tokenizer, vocab_size=512).asked("always")
+
+
+def in_the_users_turn(model, text, behind=""):
+    whole = TEMPLATES["qwen 2.5"].asked.replace("QUESTION", text) + behind
+    return model.tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("contexts_of", [memit_contexts, rome_contexts], ids=["memit", "rome"])
+@pytest.mark.parametrize("mark", ["", "?"], ids=["no mark", "mark"])
+def test_every_search_row_of_a_question_is_the_users_turn_and_ends_in_the_target(chatting, contexts_of, mark):
+    fact = kt.Fact(f"Which city is the capital of {{}}{mark}", "France", target="Rome")
+    contexts = contexts_of(chatting)
+    assert len(contexts.flat) > 5
+    rows = target_rows(chatting, [fact], contexts)
+    for index, context in enumerate(contexts.flat):
+        ids = rows.batch.ids[index][rows.batch.mask[index].bool()].tolist()
+        want = in_the_users_turn(chatting, context.replace("{}", fact.prompt), "Rome<|im_end|>")
+        assert ids == want[:-1]
+        assert rows.answers[index].tolist() == want[-rows.keep :]
+        last = chatting.tokenizer.decode(rows.batch.ids[index, : rows.columns[Position.SUBJECT_LAST][index] + 1])
+        assert last.endswith("France")
+
+
+@pytest.mark.parametrize("contexts_of", [memit_contexts, rome_contexts], ids=["memit", "rome"])
+@pytest.mark.parametrize("position", list(Position))
+def test_keys_of_a_question_without_its_mark_are_read_in_the_users_turn(chatting, contexts_of, position):
+    fact = kt.Fact("Which city is the capital of {}", "France", target="Rome")
+    contexts, want = contexts_of(chatting), 0.0
+    for context, weight in zip(contexts.flat, contexts.weights, strict=True):
+        text = context.replace("{}", fact.prompt)
+        ids = in_the_users_turn(chatting, text)
+        at = len(ids) - 1
+        if position is Position.SUBJECT_LAST:
+            at = len(in_the_users_turn(chatting, text)[: -len(chatting.chat.around[1])]) - 1
+        batch = encode_ids([ids], 0)
+        want += weight * chatting.read(batch, [MLP.site], "key", at=batch.columns([at]))[MLP.site][0].double()
+    found = fact_keys(chatting, [fact], contexts, MLP.site, position)[:, 0]
+    torch.testing.assert_close(found, want, atol=1e-6, rtol=1e-5)

@@ -19,7 +19,9 @@ pytestmark = QUIET
 def read(model, layer):
     """The stream behind a layer at the subject's last token: fact, context, d."""
     facts = read_requests(model, REQUESTS)
-    rows = [(template, fact.subject) for fact in facts for template in Contexts.of(CONTEXTS).templates(fact)]
+    rows = [
+        (template, fact.subject) for fact in facts for template in Contexts.of(CONTEXTS).templates(fact, model.reader)
+    ]
     found = read_rows(model, prompt_rows(model, rows, Position.SUBJECT_LAST), Site(Kind.RESID, layer), "value")
     return found.unflatten(0, (len(facts), -1))
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from chat_templates import TEMPLATES, tokenizer_of
 from editing_help import statistics
+from families import tiny_model
 from in_parts import FACTS, LAYER, SEARCH, WINDOW, rows_of, solved, streams
 from one_layer import close, delta
 
@@ -14,7 +16,7 @@ from kt.editing.closed_form.parts import find_in_turn, parts_of
 from kt.editing.methods import METHODS
 from kt.facts.formats import read_record
 from kt.model.sites import Kind, Site
-from kt.model.tokens import joint_text, target_ids
+from kt.model.tokens import joint_text, target_ids, token_ids, wanted_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|of the wanted change|norm of)")
 
@@ -70,3 +72,28 @@ def test_a_parts_search_goes_on_until_its_tokens_are_likely(method):
     """ARE's code stops at a mean loss of 0.01; at MEMIT's 0.05 fifty tokens together have a probability of 0.08."""
     stops = [term for term in METHODS[method].of({}).objective.terms if isinstance(term, StopBelow)]
     assert [stop.loss_bound for stop in stops] == [0.01]
+
+
+@pytest.mark.parametrize("template", ["The city of {} is", "Which city is {}", "Which city is {}?"])
+def test_in_a_chat_template_parts_that_end_a_sentence_stay_in_one_reply(template):
+    """Their ids behind each other are those of prompt, answer and, in reply to the user, the end of the turn."""
+    tokenizer = tokenizer_of(TEMPLATES["qwen 2.5"])
+    model = tiny_model("llama", tokenizer=tokenizer, vocab_size=512).asked("always")
+    fact = kt.Fact(template, "Warsaw", target="an old city. It is in Italy. It is where the Danes were born.")
+    parts = [part.fact for part in parts_of(model, [fact], WINDOW)]
+    assert len(parts) > 2
+    head = TEMPLATES["qwen 2.5"].asked
+    if template.endswith("is"):
+        whole = f"{head.replace('QUESTION', 'Complete the sentence.')}{fact.prompt} {fact.target}"
+    else:
+        whole = f"{head.replace('QUESTION', fact.prompt)}{fact.target}<|im_end|>"
+    want = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    context = Contexts.of(["It is old. {}"])
+    for part in parts:
+        before = token_ids(model.reader, part.prompt)
+        target = wanted_ids(model.reader, part)
+        assert [*before, *target] == want[: len(before) + len(target)]
+        (behind,) = context.templates(part, model.reader)
+        ids = token_ids(model.reader, behind.replace("{}", fact.subject))
+        assert tokenizer.decode(ids) == tokenizer.decode(before).replace(fact.prompt, f"It is old. {fact.prompt}")
+    assert len(before) + len(target) == len(want)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import BadFact
 from ...facts.fact import Fact, fill
+from ...model.chat import ChatReader, Verbatim, in_turn
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -41,9 +42,20 @@ class Contexts:
         """Each template's share in a key."""
         return tuple(1 / (len(self.groups) * len(group)) for group in self.groups for _ in group)
 
-    def templates(self, fact: Fact) -> list[str]:
-        """The fact's own template inside each context; the subject's place stays marked."""
-        return [fill(context, fact.template) for context in self.flat]
+    def templates(self, fact: Fact, tokenizer: Any) -> list[str]:
+        """The fact's own template inside each context, in the bare prompt's turn; the subject's place stays marked.
+
+        Args:
+            tokenizer: what reads the prompts (`TracedModel.reader`).
+        """
+        return [in_turn(tokenizer, fill(context, fact.template), fact.prompt) for context in self.flat]
+
+    def apart(self, fact: Fact, tokenizer: Any) -> bool:
+        """Whether a context, judged by itself, is in another turn than the bare prompt; an older kt put it there."""
+        texts = [fill(fill(context, fact.template), fact.subject) for context in self.flat]
+        return isinstance(tokenizer, ChatReader) and any(
+            tokenizer.in_reply(text) != tokenizer.in_reply(fact.prompt) for text in texts
+        )
 
 
 def memit_contexts(model: TracedModel, seed: int = 0, tokens: int = 10) -> Contexts:
@@ -68,7 +80,6 @@ def rome_contexts(model: TracedModel, seed: int = 0, lengths: tuple[int, ...] = 
 
 def _written(model: TracedModel, seed: int, tokens: int) -> tuple[str, ...]:
     """One template a start word of which the tokenizer reads something."""
-    from ...model.chat import Verbatim
     from ...model.tokens import token_ids  # not above: methods and presets are listed without torch
 
     starts = [Verbatim(start) for start in STARTS if token_ids(model.tokenizer, start)]

@@ -87,7 +87,7 @@ def fact_values(
 def _means(
     model: TracedModel, facts: Sequence[Fact], contexts: Contexts, site: Site, position: Position, end: str
 ) -> Float[Tensor, "d fact"]:
-    templates = [(t, f.subject) for f in facts for t in contexts.templates(f)]
+    templates = [(t, f.subject) for f in facts for t in contexts.templates(f, model.reader)]
     vectors = read_rows(model, prompt_rows(model, templates, position), site, end)
     vectors = rearrange(vectors, "(fact context) d -> fact context d", fact=len(facts))
     weights = torch.tensor(contexts.weights, dtype=torch.float64, device=vectors.device)

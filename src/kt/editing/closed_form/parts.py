@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..._util.progress import Progress
 from ...facts.fact import Fact
-from ...model.chat import BEGUN
+from ...model.chat import BEGUN, ChatReader, in_turn, unmarked
 from ...model.sites import Site
 from ...model.tokens import head_of, joint_ids, pad_id, target_ids, token_ids
 from ...runs.journal import Journal
@@ -56,7 +56,7 @@ def _cut(model: TracedModel, fact: Fact, window: int) -> list[Fact]:
     """Each part has as many tokens as it can, and ends where the text so far has the first tokens of the whole."""
     answer = fact.target or ""
     reader, head = model.reader, head_of(model.reader, fact.prompt, answer, fact.target_prefix)
-    between = head.removeprefix(fact.prompt.rstrip(" "))
+    between = unmarked(head).removeprefix(fact.prompt.rstrip(" "))
     in_chat = between.startswith(BEGUN)
     whole = token_ids(reader, head + answer)
     cuts = [(0, len(whole) - len(target_ids(reader, fact.prompt, answer, fact.target_prefix)))]
@@ -76,10 +76,23 @@ def _cut(model: TracedModel, fact: Fact, window: int) -> list[Fact]:
         said, text = answer[:start].replace("{}", "{{}}"), answer[start:stop].lstrip()
         gap = answer[start : stop - len(text)] if said else between.lstrip(BEGUN)
         template = fact.template.rstrip(" ") + (between + said if said else BEGUN * in_chat)
+        if said:  # a part that ends a sentence does not end the reply
+            template = in_turn(reader, template, fact.prompt)
         if in_chat and stop == len(answer):
             text += reader.frame.end
         parts.append(Fact(template, fact.subject, target=text, id=fact.id, target_prefix=gap))
     return parts
+
+
+def apart(model: TracedModel, fact: Fact) -> bool:
+    """Whether some of the answer, behind a prompt that begins the reply, looks like a user's turn: an older kt cut such
+    an answer at other places, or not at all."""
+    reader, answer = model.reader, fact.target or ""
+    if not isinstance(reader, ChatReader) or not reader.in_reply(fact.prompt):
+        return False
+    head = unmarked(head_of(reader, fact.prompt, answer, fact.target_prefix))
+    ends = [*(match.start() for match in WORD_ENDS.finditer(answer)), len(answer)]
+    return any(not reader.in_reply(head + answer[:end]) for end in ends)
 
 
 def find_in_turn(

@@ -38,6 +38,8 @@ Held = Sequence[tuple[Fact, Float[Tensor, " d_model"]]]
 """Of one request: the parts of its answer that come before, each as a request, and the δ at its prompt's last token."""
 
 ESSENCE = "{} is a"
+"""A text of its own, about the subject and not the fact: in a chat template it begins a reply, as any sentence does
+that goes on, also where the prompt is the user's turn."""
 NOWHERE = -1
 
 
@@ -126,9 +128,9 @@ def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts, h
     for number, fact in enumerate(facts):
         earlier = held[number] if held else ()
         answer = wanted_ids(tokenizer, fact)
-        for index, template in enumerate(contexts.templates(fact)):
-            begun = [(token_ids(tokenizer, fill(contexts.templates(f)[index], f.subject)), d) for f, d in earlier]
-            shifts.append([(len(before) - 1, d) for before, d in begun])
+        for index, template in enumerate(contexts.templates(fact, tokenizer)):
+            begun = [(fill(contexts.templates(f, tokenizer)[index], f.subject), d) for f, d in earlier]
+            shifts.append([(len(token_ids(tokenizer, before)) - 1, d) for before, d in begun])
             prompt = token_ids(tokenizer, fill(template, fact.subject))
             at[Position.SUBJECT_LAST].append(template_span(tokenizer, template, fact.subject).last)
             at[Position.PROMPT_LAST].append(len(prompt) - 1)
