@@ -11,7 +11,7 @@ A plain forward runs the same body, so it has the same hooks. So does a deep cop
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,9 +45,9 @@ _CODE: CodeType = _around(nn.Module.forward, _Hooks(())).__code__
 
 def _parts(body: Body) -> tuple[Body, tuple[Hook, ...]]:
     """A body without hooks, and the hooks that were around it. By code: nnsight's `source` builds the function anew."""
-    if getattr(body, "__code__", None) is not _CODE:
+    if not isinstance(body, FunctionType) or body.__code__ is not _CODE:
         return body, ()
-    cells = dict(zip(_CODE.co_freevars, body.__closure__, strict=True))  # type: ignore[attr-defined]
+    cells = dict(zip(_CODE.co_freevars, body.__closure__ or (), strict=True))
     return cells["body"].cell_contents, cells["hooks"].cell_contents.hooks
 
 
