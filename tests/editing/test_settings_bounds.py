@@ -143,7 +143,7 @@ def test_evoedit_leaves_a_request_alone_whose_key_an_earlier_edit_holds(ridge, r
 def test_evoedit_refuses_a_batch_whose_every_key_is_held():
     system = held_system()
     system = system._replace(keys=system.keys[:, 1:], residuals=system.residuals[:, 1:])
-    held = "already holds the key of {} at C, .* leave the repeated request out, or use alphaedit"
+    held = "already holds the key of {} at C, .* leave out what is about that subject, or use alphaedit"
     with pytest.raises(HeldByEarlier, match=held.format("request 1")):
         Evolving("auto", 0.1)(system)
     with pytest.raises(HeldByEarlier, match=held.format("'The tower is in'")):
@@ -171,6 +171,13 @@ def test_a_run_in_steps_goes_on_behind_a_step_that_evoedit_cannot_write():
         run = kt.run_edits(model, [facts[0], again, facts[1]], "sequential", **options)
     assert len(run.edits) == 2 and len(run.steps.steps) == 3
     assert len(run.edit.requests) == 2
+    below = kt.EditStack([run.edits[0]])
+    for mode in ("sequential", "single"):  # also where it is the first one
+        with pytest.warns(UserWarning, match=" 1 writes nothing: an earlier edit already holds"):
+            later = kt.run_edits(model, [again, facts[1]], mode, below=below, **options)
+        assert [len(edit.requests) for edit in later.edits] == [1]
+    with pytest.raises(HeldByEarlier):
+        kt.run_edits(model, [again], "sequential", below=below, **options)
 
 
 @pytest.mark.filterwarnings("ignore:.*(targets stay below|of the wanted change|does not give the target)")

@@ -92,6 +92,10 @@ class Config:
     They come before the layers that a preset shares among all methods, which are MEMIT's, and not before those that it
     has for this one. None: the method takes the shared layers."""
 
+    revision: ClassVar[int] = 0
+    """Counts changes of what the method solves, or of its values in presets: an unfinished run that an older kt began
+    is then solved anew, and not gone on with."""
+
     by_name: ClassVar[tuple[str, ...]] = ()
     """Properties that read a setting which is one of some words: each class names its own, and all are read at once, so
     that a wrong word is refused before any work."""

@@ -338,7 +338,8 @@ class EditSession:
         window = getattr(plan, "window", None)
         self._turned |= any(self._contexts.apart(fact, self.model.reader) for fact in facts)
         self._turned |= window is not None and any(apart(self.model, fact) for fact in facts)
-        journal = self.journal.within(f"solve-{self._solves:05d}" + IN_TURN * self._turned)
+        revised = f"-r{self.config.revision}" if self.config.revision else ""
+        journal = self.journal.within(f"solve-{self._solves:05d}" + IN_TURN * self._turned + revised)
         guard = self._guard(plan, facts)
         return SolveContext(
             self.model,
@@ -442,6 +443,8 @@ class EditSession:
                 from .hyper.editor import seen_of_steps
 
                 manifest |= seen_of_steps(self.steps, path, self._requests)
+            if unfound := [name for step in self.steps for name in step.manifest.get("not_found", ())]:
+                manifest["not_found"] = unfound
             if (skipped := [name for step in self.steps for name in step.manifest.get("skipped", ())]) or self._anchors:
                 manifest |= {"norm_anchors": dict(self._anchors), "skipped": skipped}
             manifest |= about_weights(self.model, updates) | about_requests(self._requests)

@@ -149,8 +149,12 @@ def _columns(name: str, gram: Tensor) -> Float[Tensor, "d_in past"]:
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
         raise KtError(f"history of {name} is {tuple(gram.shape)}; give the square sum of k kᵀ, or earlier edits")
     rounding = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(gram.dtype, 1e-4)  # relative, of a long sum
-    # Eigenvalues below what the number's own digits leave are none: as keys they would hold directions of no edit.
-    noise = max(1e-13, 8 * torch.finfo(gram.dtype).eps) if gram.dtype.is_floating_point else 1e-13
+    # Eigenvalues below what the number's own digits leave are none: as keys they would hold directions of no edit. The
+    # rounding of single numbers averages out in 16 bits, where a bound by their whole eps would take keys for it.
+    noise = 1e-13
+    if gram.dtype.is_floating_point:
+        eps = torch.finfo(gram.dtype).eps
+        noise = max(noise, 8 * eps if gram.dtype in (torch.float32, torch.float64) else 2 * eps / len(gram) ** 0.5)
     gram, instead = gram.detach().double().cpu(), "give the sum of k kᵀ, or earlier edits"
     if not gram.isfinite().all():
         raise KtError(f"history of {name} has numbers that are not finite; {instead}")

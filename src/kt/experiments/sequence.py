@@ -427,7 +427,7 @@ def _in_sequence(editor: EditSession, groups: list[list[Fact]], judge: _Judge, w
                 editor.edit(group)
                 edited += len(editor.steps[-1].requests)
             except HeldByEarlier as held:  # an edit of all steps but this one is still what was asked for
-                if not editor.steps:
+                if last and not editor.steps:
                     raise
                 warn_user(f"step {number} writes nothing: {held}")
         done += group
@@ -453,7 +453,13 @@ def _one_by_one(editor: EditSession, groups: list[list[Fact]], judge: _Judge, wh
     for number, group in enumerate(groups, start=1):
         with stage(f"edit {number} of {len(groups)}") as tick:
             editor.progress = tick
-            edit = editor.edit(group)
+            try:
+                edit = editor.edit(group)
+            except HeldByEarlier as held:
+                if number == len(groups) and not edits:
+                    raise
+                warn_user(f"edit {number} writes nothing: {held}")
+                continue
         ratios, metrics = editor.norm_ratios(), None
         if when != "none":
             scores.append(judge.score(group, "after", judge.generate))

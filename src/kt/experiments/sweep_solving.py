@@ -18,7 +18,7 @@ from ..editing import Edit, Statistics
 from ..editing.closed_form.plan import LocateThenEdit
 from ..editing.config import Config
 from ..editing.edit import OF_THE_WHOLE
-from ..editing.plan import Plan
+from ..editing.plan import Plan, reads_contexts
 from ..editing.resolve import configure, resolve, take_statistics
 from ..editing.session import edit
 from ..facts.fact import Fact
@@ -84,10 +84,10 @@ class Solver:
 
     def _solve(self, facts: Sequence[Fact], options: Mapping[str, Any], seed: int, progress: Progress | None) -> Edit:
         shared = self.arguments(options, seed, progress) | {"journal": self.journal}
-        with warnings.catch_warnings():
-            if "context_templates" not in options:  # those given here are the sweep's own, for every method
-                warnings.filterwarnings("ignore", "context_templates are without effect")
-            return edit(self.model, facts, **(shared | dict(options)))
+        plan = self._plans.get(to_json(options))
+        if "context_templates" not in options and plan is not None and not reads_contexts(plan):
+            del shared["context_templates"]  # the sweep's own, which this method would say are without effect
+        return edit(self.model, facts, **(shared | dict(options)))
 
     def arguments(self, options: Mapping[str, Any], seed: int, progress: Progress | None) -> dict[str, Any]:
         """The arguments of `kt.edit` that all settings share."""

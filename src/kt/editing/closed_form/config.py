@@ -133,6 +133,8 @@ def require_below_one(**settings: float) -> None:
 class InParts(AtToken):
     """Long answers in parts, each at the last token before it (AnyEdit's ARE; see closed_form.parts)."""
 
+    revision = 1
+
     # No setting: the KL divergence is read at the subject's last token, which no aim is at.
     kl_factor: ClassVar[float] = 0.0  # type: ignore[misc]
     fact_token: str = setting(Position.PROMPT_LAST.value, source=ANYEDIT)

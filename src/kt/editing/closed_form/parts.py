@@ -118,9 +118,7 @@ def find_in_turn(
             contexts,
             objective,
             progress=progress and _behind(progress, len(order), len(parts)),
-            journal=(journal or Journal()).within(
-                f"answer-part-{number:03d}"
-            ),  # part-000: of searches to a loss of 0.05
+            journal=(journal or Journal()).within(f"part-{number:03d}"),
             held=held,
         )
         for i, shift in zip(now, targets.wanted[aim] - targets.before[aim], strict=True):

@@ -248,7 +248,7 @@ def _tell_held(system: System, held: Bool[Tensor, " fact"]) -> None:
     said = f"an earlier edit already holds the key of {first}{others} at {given(system.moment).name}"
     if len(which) == len(held):
         raise HeldByEarlier(
-            f"{said}, which evoedit never changes again; leave the repeated request out, or use alphaedit"
+            f"{said}, which evoedit never changes again; leave out what is about that subject, or use alphaedit"
         )
     warn_user(f"{said}, which evoedit never changes again: left as it is; alphaedit would change it")
 

@@ -15,6 +15,8 @@ from .memit import MEMIT, require_moment
 class ENCORE(MEMIT):
     """The norm constraint is λₙI in the solve; the search stops soon after the target is the likeliest (MPES)."""
 
+    revision = 1
+
     keeps_history = True
 
     update_norm_lambda: float | Literal["auto"] = setting(

@@ -14,6 +14,8 @@ from .alphaedit import AlphaEdit
 class EvoEdit(AlphaEdit):
     """See closed_form.sequential.Evolving. A session's first edit is AlphaEdit's."""
 
+    revision = 1
+
     def plan(self) -> cf.LocateThenEdit:
         whole = super().plan()
         solver = cf.Evolving(self.nullspace_threshold, self.L2)

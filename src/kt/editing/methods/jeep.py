@@ -36,6 +36,8 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
     δ' & Step2); `joint-low` and `joint-high` search for both together and write one (w/o Step3, w/o Step2).
     """
 
+    revision = 1
+
     layers_high: tuple[int, ...] = setting(
         LATER, symbol="l*..L*", about="JEEP's high region", unit="from 0", source="JEEP D.7"
     )

@@ -14,6 +14,8 @@ from .memit import MEMIT
 class LyapLock(MEMIT):
     """See closed_form.sequential.Restoring. A session's first edit is MEMIT's."""
 
+    revision = 1
+
     keeps_history = True
 
     cost_budget: float = setting(

@@ -20,6 +20,8 @@ from .memit import MEMIT
 class NSE(MEMIT):
     """Targets are searched for on the weights from before the session; see closed_form.sequential.ActiveNeurons."""
 
+    revision = 1
+
     keeps_history = True
 
     neurons: float = setting(

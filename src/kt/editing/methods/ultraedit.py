@@ -20,6 +20,8 @@ class UltraEditConfig(Config):
     is that of EasyEdit's file for GPT-J.
     """
 
+    revision = 1
+
     depth = (18, 26, 27)
 
     lr: float | Literal["auto"] = setting(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class WISE(AtToken):
     """Of several layers the middle one, as ROME's."""
 
+    revision = 1
+
     effect: ClassVar[str] = "adapter"
 
     ratio: float = setting(
