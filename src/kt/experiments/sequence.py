@@ -447,7 +447,8 @@ def _in_sequence(editor: EditSession, groups: list[list[Fact]], judge: _Judge, w
 def _one_by_one(editor: EditSession, groups: list[list[Fact]], judge: _Judge, when: str, stage: Stage) -> _Found:
     from ..evaluation import Scores
 
-    steps, edits = [], []
+    steps: list[Step] = []
+    edits: list[Edit] = []
     scores: list[Scores] = []
     controls: list[Scores] = []
     for number, group in enumerate(groups, start=1):
