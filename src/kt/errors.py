@@ -89,8 +89,9 @@ class Diverged(WorkFailed):
     passing = False
 
 
-class HeldByEarlier(WorkFailed):
-    """Every request of a step is about keys that earlier edits hold for good (EvoEdit): the step writes nothing."""
+class NothingToWrite(WorkFailed):
+    """Every request of an edit is left as it is: earlier edits hold its key for good, a guard or a bound leaves it
+    alone, or the model says its target already. A run in steps goes on with the next one."""
 
     passing = False
 

@@ -9,7 +9,7 @@ from editing_help import statistics as moments
 import kt
 from kt.editing.resolve import read_requests
 from kt.editing.rounding import readings
-from kt.editing.session import SessionOnEdits
+from kt.editing.session_on_edits import SessionOnEdits
 from kt.errors import KtError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular|alpha of their own)")

@@ -13,7 +13,7 @@ from kt.editing.closed_form.solvers import System
 from kt.editing.config import FORMAT_1
 from kt.editing.methods import METHODS
 from kt.editing.presets import configured, presets
-from kt.errors import HeldByEarlier, KtError, WorkFailed
+from kt.errors import KtError, NothingToWrite, WorkFailed
 
 REFUSED = {
     "memit v_lr=1e308": "v_lr is beyond float32",
@@ -144,9 +144,9 @@ def test_evoedit_refuses_a_batch_whose_every_key_is_held():
     system = held_system()
     system = system._replace(keys=system.keys[:, 1:], residuals=system.residuals[:, 1:])
     held = "already holds the key of {} at C, .* leave out what is about that subject, or use alphaedit"
-    with pytest.raises(HeldByEarlier, match=held.format("request 1")):
+    with pytest.raises(NothingToWrite, match=held.format("request 1")):
         Evolving("auto", 0.1)(system)
-    with pytest.raises(HeldByEarlier, match=held.format("'The tower is in'")):
+    with pytest.raises(NothingToWrite, match=held.format("'The tower is in'")):
         Evolving("auto", 0.1)(system._replace(requests=("The tower is in",)))
 
 
@@ -170,13 +170,20 @@ def test_a_run_in_steps_goes_on_behind_a_step_that_evoedit_cannot_write():
     with pytest.warns(UserWarning, match="step 2 writes nothing: an earlier edit already holds"):
         run = kt.run_edits(model, [facts[0], again, facts[1]], "sequential", **options)
     assert len(run.edits) == 2 and len(run.steps.steps) == 3
-    assert len(run.edit.requests) == 2
+    assert len(run.edit.requests) == 2 and run.edit.manifest["unwritten"] == [again.subject]
+    assert "of 3 changed" in run.edit.verdict.text
     below = kt.EditStack([run.edits[0]])
     for mode in ("sequential", "single"):  # also where it is the first one
         with pytest.warns(UserWarning, match=" 1 writes nothing: an earlier edit already holds"):
             later = kt.run_edits(model, [again, facts[1]], mode, below=below, **options)
         assert [len(edit.requests) for edit in later.edits] == [1]
-    with pytest.raises(HeldByEarlier):
+        assert [fact.subject for fact in later.unwritten] == [again.subject]
+        assert "of 2 changed" in later.verdict.text and "not written" in later.verdict.warnings[0]
+    scored = kt.run_edits(
+        model, [again, facts[1]], "single", below=below, **options | {"evaluate": "end", "generate": False}
+    )
+    assert scored.after.metrics["edit_success_tf_exact"].n == 2  # what was not written was asked for all the same
+    with pytest.raises(NothingToWrite):
         kt.run_edits(model, [again], "sequential", below=below, **options)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._util.kinds import Wanted, takes
 from .._util.text import count
-from ..errors import KtError, WorkFailed
+from ..errors import KtError, NothingToWrite, WorkFailed
 from ..model.effects import Effect
 from ..model.model import A_MODEL
 from ..model.update import Dense, Update
@@ -159,12 +159,12 @@ class Edit(Shown):
         return rows
 
     def check(self) -> None:
-        """Raise WorkFailed when the edit changes nothing or is not finite."""
+        """Raise WorkFailed when the edit is not finite, and NothingToWrite when it changes nothing."""
         for name, update in self.updates.items():
             if not update.finite:
                 raise WorkFailed(f"the update of {name} is not finite; nothing was written")
         if self.effect is None and not any(update.norm() > 0 for update in self.updates.values()):
-            raise WorkFailed("the edit changes nothing: every update is zero; check alpha, layers and targets")
+            raise NothingToWrite("the edit changes nothing: every update is zero; check alpha, layers and targets")
 
     # Writing ----------------------------------------------------------------------------------------------------
     @takes(model=A_MODEL)

@@ -86,6 +86,8 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     "update_guard": (str, "a text"),
     "norm_anchors": (NUMBERS, "numbers by target site"),
     "skipped": ([str], "a list of subjects"),
+    "unwritten": ([str], "a list of subjects"),
+    "not_found": ([str], "a list of requests' ids"),
     "alpha": (NUMBER, "a number or null"),
     "alphas": (([float], None), "a list of numbers or null"),
     "steps": ((int, [int]), "a whole number or a list of them"),

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import cache
-from hashlib import sha256
 from math import ceil, prod
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +35,6 @@ from ..model.update import Update
 from ..runs.journal import Journal
 from .closed_form.contexts import Contexts
 from .closed_form.norm_guards import GUARDS, SAMPLE, NormAnchor, NormGuard, OwnNorm
-from .closed_form.parts import apart
 from .closed_form.second_moment import Statistics
 from .config import Config, one_of
 from .edit import Edit
@@ -55,7 +53,7 @@ from .resolve import (
 )
 from .rounding import readings
 from .session_options import ARGUMENT_KINDS, TEXTS, SessionOptions, keys_of
-from .stack import EditStack, joined
+from .stack import joined
 from .update_guards import UPDATE_GUARDS, added, prune, rect, simie, sphere
 from .verdict import TextReading, text_reading
 
@@ -149,6 +147,7 @@ class EditSession:
         self._history = model.by_whole(keys_of(self.options.history))
         self.state = EditHistory(self._history)
         self.steps: list[Edit] = []
+        self.unwritten: list[Fact] = []  # requests of steps that had nothing to write, which the caller went on behind
         self._requests: list[Fact] = []
         self._given_statistics = statistics
         self._statistics: Statistics | None = None
@@ -335,9 +334,7 @@ class EditSession:
                 self._statistics = take_statistics(
                     self.model, plan.moment_sites, given, options.corpus, options.max_tokens, self.progress
                 )
-        window = getattr(plan, "window", None)
-        self._turned |= any(self._contexts.apart(fact, self.model.reader) for fact in facts)
-        self._turned |= window is not None and any(apart(self.model, fact) for fact in facts)
+        self._turned |= any(self._contexts.turned(fact, self.model.reader) for fact in facts)
         revised = f"-r{self.config.revision}" if self.config.revision else ""
         journal = self.journal.within(f"solve-{self._solves:05d}" + IN_TURN * self._turned + revised)
         guard = self._guard(plan, facts)
@@ -365,7 +362,7 @@ class EditSession:
         sample = (options.requests or facts) if given is None else read_requests(self.model, given)
         sample = sample[:: ceil(len(sample) / SAMPLE)]
         assert self._contexts is not None
-        turned = any(self._contexts.apart(fact, self.model.reader) for fact in sample)
+        turned = any(self._contexts.turned(fact, self.model.reader) for fact in sample)
         return NormAnchor(self.unedited, sample, self.journal.within("nas" + IN_TURN * turned), self._anchors)
 
     # All of them ------------------------------------------------------------------------------------------------
@@ -443,6 +440,8 @@ class EditSession:
                 from .hyper.editor import seen_of_steps
 
                 manifest |= seen_of_steps(self.steps, path, self._requests)
+            if self.unwritten:
+                manifest["unwritten"] = [fact.subject for fact in self.unwritten]
             if unfound := [name for step in self.steps for name in step.manifest.get("not_found", ())]:
                 manifest["not_found"] = unfound
             if (skipped := [name for step in self.steps for name in step.manifest.get("skipped", ())]) or self._anchors:
@@ -459,6 +458,7 @@ class EditSession:
         self._require_open("revert")
         self._let_go()
         self._original, self.steps, self._requests, self._solved, self._anchors = {}, [], [], {}, {}
+        self.unwritten = []
         self._texts = {0: self._texts.get(0)}
         self.state = EditHistory(self._history)
 
@@ -494,80 +494,6 @@ def _keys_of_steps(steps: Sequence[Edit]) -> dict[str, Float[Tensor, "fact d_in"
     blank = [{name: torch.zeros(n, width) for name, width in widths.items() if "[" in name} for n in counts]
     every = [each | dict(step.keys) for each, step in zip(blank, steps, strict=True)]
     return {name: torch.cat([keys[name] for keys in every if name in keys]) for name in widths}
-
-
-# Editing on top of earlier edits: they stand in the model while the new one is solved, and their keys are held.
-#
-# Context templates, second moments and the trace that gives α belong to the model rather than to its state, and are
-# taken from the base, before the earlier edits are written in: with the same seed it is what the first edit had.
-
-
-class SessionOnEdits(EditSession):
-    """An `EditSession` on a model that `below` is written into; the base's exact bytes are back on exit.
-
-    Args:
-        below: the earlier edits, in order. The new edit names them (`stands_on` in its manifest).
-        requests: facts that a probe for layers is made of, where `alpha_facts` names none. (An α of each fact's own is
-            traced batch by batch, on the model as the earlier edits leave it.)
-        options: those of `EditSession`; `keep_history=False` leaves the earlier keys free, which any method can.
-
-    Raises:
-        KtError: an earlier edit does not fit, or the method has no place for earlier keys.
-    """
-
-    def __init__(self, model: TracedModel, below: EditStack, requests: Sequence[Fact], **options: Any) -> None:
-        holds = options.get("keep_history") is not False
-        keyed = [edit for edit in below.edits if edit.keys]  # of the others `warn_of_keyless` says what they are
-        super().__init__(model, history=keyed if holds else None, requests=requests, **options)
-        self.below = below
-        self._first = list(requests)
-        # A run that goes on with other edits below must not take up what was found on top of these.
-        digests = "".join(layer.digest for layer in below.layers)
-        self.journal = self.journal.within(f"on-{sha256(digests.encode()).hexdigest()[:16]}")
-        self._around = ExitStack()
-        if holds:
-            warn_of_keyless(below)
-
-    def __enter__(self) -> SessionOnEdits:
-        self._refuse_entry()
-        self.below.grounds(self.model)  # fails before any work
-        plan = self._resolve(self._first).plan()
-        self._refuse(plan)
-        self._context(plan, self._first)
-        self._original = {}  # a norm guard holds to the state that this session starts from
-        self._around.enter_context(self.below.applied(self.model))
-        self._effects = self.model.effects
-        super().__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._around:
-            super().__exit__(kind, error, trace)
-
-    def _solve(self, requests: Any) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
-        found = super()._solve(requests)
-        self._note(found[0])
-        return found
-
-    def total(self) -> Edit:
-        whole = super().total()
-        self._note(whole)
-        return whole
-
-    def _note(self, edit: Edit) -> None:
-        edit.manifest["stands_on"] = [layer.digest for layer in self.below.layers]
-
-
-def warn_of_keyless(below: EditStack) -> None:
-    """Fine-tuning keeps no keys: such an edit is written in below, and nothing holds what it wrote."""
-    for layer in below.layers:
-        if not layer.edit.keys:
-            warn_user(
-                f"{layer.name} keeps no keys ({layer.edit.manifest.get('method')} has none): it is written in below, "
-                "but nothing makes the new edit leave it alone"
-            )
 
 
 # `kt.edit`: requests and a method become an `Edit`; the model is left as it was.

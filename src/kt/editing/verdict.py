@@ -144,7 +144,18 @@ class Verdict:
         knobs = Knobs.of(str(manifest.get("method")))
         if manifest.get("not_found"):  # of a context edit: no model follows a text that it is not given
             knobs = knobs._replace(more=UNFOUND, free=UNFOUND, apart=UNFOUND)
-        return replace(numbers, warnings=tuple(numbers._warnings(report, knobs)))
+        numbers = replace(numbers, warnings=tuple(numbers._warnings(report, knobs)))
+        return numbers.lacking(manifest.get("unwritten", ()))
+
+    def lacking(self, subjects: Sequence[str]) -> Verdict:
+        """The same of these requests too, which were asked for and for which nothing was written."""
+        if not subjects:
+            return self
+        asked = self.requests + len(subjects)
+        left = _counted([(repr(subject), "left as it is") for subject in subjects], asked, "request")
+        verb = "was" if len(subjects) == 1 else "were"
+        line = f"{left} {verb} not written; the warnings of the solve say why, and what to do"
+        return replace(self, requests=asked, warnings=(line, *self.warnings))
 
     @classmethod
     def joined(cls, verdicts: Sequence[Verdict | None]) -> Verdict | None:

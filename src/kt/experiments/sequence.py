@@ -21,7 +21,7 @@ from .._util.data import complete_file, read_json, write_json
 from .._util.kinds import takes
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
-from ..errors import BadFile, HeldByEarlier, KtError, warn_user
+from ..errors import BadFile, KtError, NothingToWrite, warn_user
 from ..report import Figure, Shown, Table
 from ..runs.folder import FILES
 from ..stats import Interval
@@ -190,7 +190,8 @@ class EditRun(Shown):
     """The result of `run_edits`: the course, the edits (one a step that wrote), and the scores where asked for.
 
     `edit` is all of it as one edit of the unedited weights; None in single mode, where there is no such thing.
-    `control` scores the MLP part alone of a joint edit, scaled as in it.
+    `control` scores the MLP part alone of a joint edit, scaled as in it. `unwritten` are requests for which nothing was
+    written (a warning says why); they are scored with the others.
     """
 
     steps: Steps
@@ -200,6 +201,7 @@ class EditRun(Shown):
     after: Scores | None = None
     control: Scores | None = None
     requests: list[Fact] = field(default_factory=list)
+    unwritten: list[Fact] = field(default_factory=list)
 
     kind = "edit run"
 
@@ -213,7 +215,10 @@ class EditRun(Shown):
         """Of the model with all of it; in single mode of the edits side by side, with the worst perplexity."""
         from ..editing.verdict import Verdict
 
-        return Verdict.joined([each.verdict for each in self.edits]) if self.edit is None else self.edit.verdict
+        if self.edit is not None:
+            return self.edit.verdict
+        whole = Verdict.joined([each.verdict for each in self.edits])
+        return whole and whole.lacking([fact.subject for fact in self.unwritten])
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`: the edit (in single mode its weights' means over the edits), the course, the scores."""
@@ -331,7 +336,7 @@ def run_edits(
     from ..editing import EditSession
     from ..editing.config import one_of
     from ..editing.resolve import read_requests, without_contradictions
-    from ..editing.session import SessionOnEdits
+    from ..editing.session_on_edits import SessionOnEdits
 
     if method is not None:
         session["method"] = method
@@ -365,9 +370,8 @@ def run_edits(
             "norm_guard": editor.options.norm_guard or False,
             "seed": editor.seed,
         }
-    return EditRun(
-        Steps(mode, about, tuple(result.steps)), result.edits, result.edit, judge.before, *result.scores, facts
-    )
+    steps = Steps(mode, about, tuple(result.steps))
+    return EditRun(steps, result.edits, result.edit, judge.before, *result.scores, facts, result.unwritten)
 
 
 class _Found(NamedTuple):
@@ -377,6 +381,7 @@ class _Found(NamedTuple):
     edits: list[Edit]
     edit: Edit | None
     scores: tuple[Scores | None, Scores | None]
+    unwritten: list[Fact]
 
 
 class _Judge:
@@ -426,10 +431,11 @@ def _in_sequence(editor: EditSession, groups: list[list[Fact]], judge: _Judge, w
             try:
                 editor.edit(group)
                 edited += len(editor.steps[-1].requests)
-            except HeldByEarlier as held:  # an edit of all steps but this one is still what was asked for
+            except NothingToWrite as why:  # an edit of all steps but this one is still what was asked for
                 if last and not editor.steps:
                     raise
-                warn_user(f"step {number} writes nothing: {held}")
+                warn_user(f"step {number} writes nothing: {why}")
+                editor.unwritten += group
         done += group
         metrics = None
         if when == "step" or (when == "end" and last):
@@ -441,7 +447,7 @@ def _in_sequence(editor: EditSession, groups: list[list[Fact]], judge: _Judge, w
     if when != "none":
         with editor.unedited():
             control = judge.control(whole, done)
-    return _Found(steps, list(editor.steps), whole, (after, control))
+    return _Found(steps, list(editor.steps), whole, (after, control), editor.unwritten)
 
 
 def _one_by_one(editor: EditSession, groups: list[list[Fact]], judge: _Judge, when: str, stage: Stage) -> _Found:
@@ -449,26 +455,28 @@ def _one_by_one(editor: EditSession, groups: list[list[Fact]], judge: _Judge, wh
 
     steps: list[Step] = []
     edits: list[Edit] = []
+    unwritten: list[Fact] = []
     scores: list[Scores] = []
     controls: list[Scores] = []
     for number, group in enumerate(groups, start=1):
         with stage(f"edit {number} of {len(groups)}") as tick:
             editor.progress = tick
+            edit = None
             try:
                 edit = editor.edit(group)
-            except HeldByEarlier as held:
+                edits.append(edit)
+            except NothingToWrite as why:  # scored all the same: the request was asked for, and did not take
                 if number == len(groups) and not edits:
                     raise
-                warn_user(f"edit {number} writes nothing: {held}")
-                continue
+                warn_user(f"edit {number} writes nothing: {why}")
+                unwritten += group
         ratios, metrics = editor.norm_ratios(), None
         if when != "none":
             scores.append(judge.score(group, "after", judge.generate))
             metrics = scores[-1].as_dict()["metrics"]
         editor.revert()
-        if when != "none" and (control := judge.control(edit, group)) is not None:
+        if edit is not None and when != "none" and (control := judge.control(edit, group)) is not None:
             controls.append(control)
-        edits.append(edit)
-        steps.append(Step(number, number, (group[0].id,), ratios, metrics))
+        steps.append(Step(number, len(edits), (group[0].id,), ratios, metrics))
     joined = [Scores.joined(parts) if parts else None for parts in (scores, controls)]
-    return _Found(steps, edits, None, (joined[0], joined[1]))
+    return _Found(steps, edits, None, (joined[0], joined[1]), unwritten)

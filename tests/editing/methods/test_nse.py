@@ -8,9 +8,9 @@ from several_layers import QUIET
 
 import kt
 from kt.editing.closed_form.contexts import Contexts
-from kt.editing.closed_form.plan import Again
+from kt.editing.closed_form.passes import Again
 from kt.editing.resolve import read_requests
-from kt.errors import KtError, WorkFailed
+from kt.errors import KtError, NothingToWrite, WorkFailed
 from kt.model.sites import Kind, Site
 
 pytestmark = QUIET
@@ -98,5 +98,5 @@ def test_what_nas_leaves_alone_stays_as_the_earlier_steps_left_it(ready, monkeyp
     with kt.EditSession(model, "nse", norm_guard="nas", **options) as session:
         session.edit(REQUESTS[:1])
         monkeypatch.setattr("kt.editing.closed_form.norm_guards.TOO_LONG", 1e-6)
-        with pytest.raises(WorkFailed, match="nothing would be written"):
+        with pytest.raises(NothingToWrite, match="the norm guard leaves every request as it is"):
             session.edit(REQUESTS[1:])

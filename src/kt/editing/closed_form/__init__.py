@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         Term,
         WeightDecay,
     )
-    from .plan import Again, LocateThenEdit, Write
+    from .passes import Again
+    from .plan import LocateThenEdit, Write
     from .sequential import ActiveNeurons, Evolving, Leaky, NormConstrained, Restoring
     from .solvers import Equality, LeastSquares, NullSpace, RankOne
 
@@ -35,7 +36,8 @@ _NAMES = {
     ".contexts": "rome_contexts",
     ".objective": "KL NLL Alignment AttentionDrift ClampNorm ContextVariance DiscountedNLL Objective StopAfterArgmax "
     "StopAtArgmax StopAtProbability StopBelow Term WeightDecay",
-    ".plan": "Again LocateThenEdit Write",
+    ".passes": "Again",
+    ".plan": "LocateThenEdit Write",
     ".sequential": "ActiveNeurons Evolving Leaky NormConstrained Restoring",
     ".solvers": "Equality LeastSquares NullSpace RankOne",
 }

@@ -97,22 +97,22 @@ def single_key_ridge(x: float, share: float) -> float:
     return x * (1 - share) / share
 
 
-def auto_ridge(spectrum: Spectrum, share: float, expected: float) -> AutoRidge:
+def auto_ridge(spectrum: Spectrum, share: float, expected: float, least: float = 0.0) -> AutoRidge:
     """The largest ridge at which at least `share` of the median fact's change comes through, within the lower bound.
 
     Args:
         spectrum: Of the keys.
         share: Between 0 and 1, both excluded.
         expected: x of keys that are not known, for keys that are all zero.
+        least: A further lower bound.
     """
     x = float(spectrum.x.median())
     if not x > 0:
         return AutoRidge(single_key_ridge(expected, share), x, 0.0)
     alone = single_key_ridge(x, share)
     low, high = LEAST * alone, single_key_ridge(float(spectrum.values.max()), share)  # at `high` no share is above
-    if spectrum.squares.shape == (1, 1):
-        low = alone
-    elif spectrum.median_share(low) > share:
+    low = max(alone if spectrum.squares.shape == (1, 1) else low, least)
+    if spectrum.squares.shape != (1, 1) and spectrum.median_share(low) > share:
         for _ in range(HALVINGS):
             middle = (low * high) ** 0.5
             if not low < middle < high:

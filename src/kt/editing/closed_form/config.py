@@ -133,7 +133,7 @@ def require_below_one(**settings: float) -> None:
 class InParts(AtToken):
     """Long answers in parts, each at the last token before it (AnyEdit's ARE; see closed_form.parts)."""
 
-    revision = 1
+    revision = 1  # the loss at which the search stops, and where answers are cut in a chat template
 
     # No setting: the KL divergence is read at the subject's last token, which no aim is at.
     kl_factor: ClassVar[float] = 0.0  # type: ignore[misc]

@@ -50,7 +50,7 @@ class Contexts:
         """
         return [in_turn(tokenizer, fill(context, fact.template), fact.prompt) for context in self.flat]
 
-    def apart(self, fact: Fact, tokenizer: Any) -> bool:
+    def turned(self, fact: Fact, tokenizer: Any) -> bool:
         """Whether a context, judged by itself, is in another turn than the bare prompt; an older kt put it there."""
         texts = [fill(fill(context, fact.template), fact.subject) for context in self.flat]
         return isinstance(tokenizer, ChatReader) and any(

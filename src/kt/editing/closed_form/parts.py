@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..._util.progress import Progress
 from ...facts.fact import Fact
-from ...model.chat import BEGUN, ChatReader, in_turn, unmarked
+from ...model.chat import BEGUN, in_turn, unmarked
 from ...model.sites import Site
 from ...model.tokens import head_of, joint_ids, pad_id, target_ids, token_ids
 from ...runs.journal import Journal
@@ -82,17 +82,6 @@ def _cut(model: TracedModel, fact: Fact, window: int) -> list[Fact]:
             text += reader.frame.end
         parts.append(Fact(template, fact.subject, target=text, id=fact.id, target_prefix=gap))
     return parts
-
-
-def apart(model: TracedModel, fact: Fact) -> bool:
-    """Whether some of the answer, behind a prompt that begins the reply, looks like a user's turn: an older kt cut such
-    an answer at other places, or not at all."""
-    reader, answer = model.reader, fact.target or ""
-    if not isinstance(reader, ChatReader) or not reader.in_reply(fact.prompt):
-        return False
-    head = unmarked(head_of(reader, fact.prompt, answer, fact.target_prefix))
-    ends = [*(match.start() for match in WORD_ENDS.finditer(answer)), len(answer)]
-    return any(not reader.in_reply(head + answer[:end]) for end in ends)
 
 
 def find_in_turn(

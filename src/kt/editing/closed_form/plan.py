@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..._util.progress import Progress
@@ -34,9 +34,10 @@ from .keys import fact_keys, fact_values, values_with
 from .near_keys import check_keys
 from .objective import Alignment, Objective
 from .parts import Part, find_in_turn, other_keys, parts_of
+from .passes import Again, Missing
 from .post_norm import change_of_output, of_own_length, passes_norm
 from .sequential import Restoring
-from .solvers import LeastSquares, RankOne, Solution, Solver, System
+from .solvers import ROUNDING, LeastSquares, RankOne, Solution, Solver, System
 from .targets import Targets, find_targets, join_targets
 
 if TYPE_CHECKING:
@@ -110,31 +111,6 @@ class Write:
     def own_targets(self) -> bool:
         """Whether every layer has a target of its own."""
         return self.spread.own or self.spread.replay
-
-
-class Again(NamedTuple):
-    """Further passes over the layers, for the requests whose ‖z - h‖ lies between `low` and `high` (NSE).
-
-    Automatic: above a tenth of what was missing at first, below ten times what the median request missed at first, of
-    those for which a δ was found (where the model says the target already, there is none).
-    """
-
-    passes: int
-    low: float | Literal["auto"]
-    high: float | Literal["auto"]
-
-    def chosen(
-        self, missing: Float[Tensor, " fact"], first: Float[Tensor, " fact"], asks: Bool[Tensor, " fact"]
-    ) -> list[int]:
-        """Those to write; `asks` says which have a δ."""
-        low = 0.1 * first if self.low == "auto" else torch.full_like(first, self.low)
-        return ((missing > low) & (missing < self.most(first, asks))).nonzero()[:, 0].tolist()
-
-    def most(self, first: Float[Tensor, " fact"], asks: Bool[Tensor, " fact"]) -> float:
-        """‖z - h‖ from which on a request is left alone."""
-        if self.high != "auto":
-            return self.high
-        return 10 * float((first[asks] if asks.any() else first).median())
 
 
 @dataclass(frozen=True)
@@ -298,26 +274,14 @@ class LocateThenEdit:
         if self.again is None:
             return self._walk(context, parts, path, search, share)
         facts = [part.fact for part in parts]
-        aim, wanted, before = path.aim, search[path.aim].wanted[path.aim], search[path.aim].before[path.aim]
-        found = (wanted - before).double().norm(dim=-1)
-        asks = found > 1e-4 * before.double().norm(dim=-1)
-        # A guard leaves a request alone by giving it its own value, here the unedited model's: nothing to write back.
-        alone = (found == 0) if context.guard is not None else torch.zeros_like(asks)
+        aim, targets = path.aim, search[path.aim]
+        guarded = context.guard is not None
+        missing = Missing(self.again, targets.wanted[aim], targets.before[aim], guarded)
         solved: dict[str, WeightUpdate] = {}
-        first: Tensor | None = None
         done: set[int] = set()
         for number in range(self.again.passes):
             now = fact_values(context.model, facts, Contexts(), aim.site, aim.position).T
-            missing = (wanted.double() - now.to(wanted.device)).norm(dim=-1)
-            if first is None:
-                first = missing
-                if far := int((missing >= self.again.most(first, asks)).sum()):
-                    warn_user(
-                        f"{far} of {len(facts)} requests miss residual_most {self.again.most(first, asks):.3g} or "
-                        "more and are left as they are; give a larger residual_most to edit them"
-                    )
-            chosen = [fact for fact in self.again.chosen(missing, first, asks) if not alone[fact]]
-            if not chosen:
+            if not (chosen := missing.chosen(now)):
                 break
             some = {aim: _some(search[aim], chosen)}
             new = self._walk(context.within(f"pass-{number}"), [parts[i] for i in chosen], path, some, share)
@@ -328,10 +292,7 @@ class LocateThenEdit:
                 solved[name] = _sum(solved[name], update) if name in solved else update
             done |= set(chosen)
         if not solved:
-            raise WorkFailed(
-                f"no residual lies between residual_least {self.again.low} and residual_most {self.again.high}; "
-                "nothing would be written"
-            )
+            raise missing.nothing()
         return solved
 
     def _walk(
@@ -503,7 +464,7 @@ def _solve_site(
         past,
         path.layer_share,
         requests=tuple(fact.prompt for fact in facts),
-        rounding=max(1e-5, 4 * torch.finfo(model.dtype).eps),
+        rounding=max(ROUNDING, 4 * torch.finfo(model.dtype).eps),  # of a few roundings in a forward
     )
     if path.solver.restores:
         system = _with_changes(context, name, system)

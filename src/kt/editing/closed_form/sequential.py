@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...errors import HeldByEarlier, KtError, WorkFailed, warn_user
+from ...errors import KtError, NothingToWrite, warn_user
 from ...model.update import Dense, LowRank, Update
-from .auto_ridge import LEAST, Spectrum, auto_ridge, single_key_ridge
+from .auto_ridge import LEAST, single_key_ridge
 from .factor import Moment
 from .solvers import LeastSquares, NullSpace, RegularisedGram, Solution, System, given, joined
 
@@ -195,42 +195,22 @@ class Evolving(NullSpace):
         vectors, values, _ = torch.linalg.svd(past, full_matrices=False)
         span = vectors[:, values > max(past.shape) * torch.finfo(values.dtype).eps * values[0]]
         if span.shape[1] == len(past):
-            raise WorkFailed(
+            raise NothingToWrite(
                 f"earlier edits' keys span all {len(past)} directions that {given(system.moment).name} has free: "
                 "EvoEdit has none left to write in; begin a new session, or use another method"
             )
         free = inside - span @ (span.T @ inside)
-        return self._solved_in(system, basis, free, inside)
-
-    def _solved_in(
-        self,
-        system: System,
-        basis: Float[Tensor, "d_in null"],
-        free: Float[Tensor, "null n"],
-        inside: Float[Tensor, "null n"],
-    ) -> Solution:
-        """The update of the requests whose keys are not held; the others' columns are zero.
-
-        What is free of a key can be short beside the key, and an L2 that followed it would let the update grow without
-        bound: an automatic one is at least what the whole key's least ridge is.
-        """
         held = free.norm(dim=0) <= system.rounding * inside.norm(dim=0)
         _tell_held(system, held)
-        open_ = ~held
-        part = system._replace(keys=system.keys[:, open_], residuals=system.residuals[:, open_])
-        solver: NullSpace = self
-        if self.l2 == "auto":
-            chosen = auto_ridge(Spectrum.of_keys(free[:, open_]), system.share, 1.0)
-            least = LEAST * single_key_ridge(float(inside[:, open_].square().sum(0).median()), system.share)
-            if chosen.ridge < least:
-                solver = NullSpace(self.threshold, least)
-        solution = solver.solved(part, basis, free[:, open_])
+        # What is free of a key can be short beside the key, and an L2 that followed it would let the update grow
+        # without bound: an automatic one is at least the least ridge of the whole keys.
+        whole = float(inside[:, ~held].square().sum(0).median())
+        part = system._replace(keys=system.keys[:, ~held], residuals=system.residuals[:, ~held])
+        least = LEAST * single_key_ridge(whole, system.share)
+        solution = self.solved(part, basis, free[:, ~held], least)
         assert isinstance(solution.update, LowRank)
         right = torch.zeros_like(system.keys.T)
-        right[open_] = solution.update.right
-        if solver is not self:
-            shares = (solution.update.right * part.keys.T).sum(1)
-            solution = solution._replace(chosen=chosen._replace(ridge=least, share=float(shares.median())))
+        right[~held] = solution.update.right  # of a held request nothing is written
         return solution._replace(update=LowRank(system.residuals, right))
 
 
@@ -238,7 +218,7 @@ def _tell_held(system: System, held: Bool[Tensor, " fact"]) -> None:
     """Say which requests' keys earlier edits hold whole: what is left of them is rounding, and no update moves it.
 
     Raises:
-        HeldByEarlier: all are, so that there is nothing to write.
+        NothingToWrite: all are, so that there is nothing to write.
     """
     which = held.nonzero()[:, 0].tolist()
     if not which:
@@ -247,7 +227,7 @@ def _tell_held(system: System, held: Bool[Tensor, " fact"]) -> None:
     others = f" (and {len(which) - 1} more)" if len(which) > 1 else ""
     said = f"an earlier edit already holds the key of {first}{others} at {given(system.moment).name}"
     if len(which) == len(held):
-        raise HeldByEarlier(
+        raise NothingToWrite(
             f"{said}, which evoedit never changes again; leave out what is about that subject, or use alphaedit"
         )
     warn_user(f"{said}, which evoedit never changes again: left as it is; alphaedit would change it")

@@ -39,6 +39,10 @@ class Solution(NamedTuple):
     also_met: Float[Tensor, "d_in met"] | None = None
 
 
+ROUNDING = 1e-5
+"""The share of a key that may be its rounding, at least: a key read in float32 is met again to about 1e-7."""
+
+
 class System(NamedTuple):
     """The input of a solver: all float64 on the CPU.
 
@@ -61,7 +65,7 @@ class System(NamedTuple):
     past_residuals: Float[Tensor, "d_out past"] | None = None
     queue: float = 1.0
     requests: tuple[str, ...] = ()
-    rounding: float = 1e-5
+    rounding: float = ROUNDING
 
 
 class Solver(Protocol):
@@ -331,12 +335,14 @@ class NullSpace(Ridged):
         basis = given(system.moment).null_basis(self.threshold)
         return self.solved(system, basis, basis.T @ joined(system.keys, system.past))
 
-    def solved(self, system: System, basis: Float[Tensor, "d_in null"], inside: Float[Tensor, "null n"]) -> Solution:
-        """The update from keys in the coordinates of P's range, the facts' first."""
+    def solved(
+        self, system: System, basis: Float[Tensor, "d_in null"], inside: Float[Tensor, "null n"], least: float = 0.0
+    ) -> Solution:
+        """The update from keys in the coordinates of P's range, the facts' first; `least` bounds an automatic L2."""
         count = system.keys.shape[1]
         l2, chosen = self.l2, None
         if l2 == "auto":
-            chosen = auto_ridge(Spectrum.of_keys(inside, count), system.share, 1.0)
+            chosen = auto_ridge(Spectrum.of_keys(inside, count), system.share, 1.0, least)
             l2 = chosen.ridge
         if inside.shape[1] < inside.shape[0]:
             small = cholesky(inside.T @ inside + l2 * torch.eye(inside.shape[1], dtype=inside.dtype), "KᵀPK + L2")

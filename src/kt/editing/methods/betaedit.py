@@ -16,7 +16,7 @@ from .alphaedit import AlphaEdit
 class BetaEdit(AlphaEdit):
     """See closed_form.sequential.Leaky."""
 
-    revision = 1
+    revision = 1  # the demo preset's L2
 
     L2: float | Literal["auto"] = setting(
         "auto", source="BetaEdit's config: λ₂, 10; auto: λ₁ times the mean of C's inside"

@@ -15,7 +15,7 @@ from .memit import MEMIT, require_moment
 class ENCORE(MEMIT):
     """The norm constraint is λₙI in the solve; the search stops soon after the target is the likeliest (MPES)."""
 
-    revision = 1
+    revision = 1  # presets' clamp and decay
 
     keeps_history = True
 

@@ -14,7 +14,7 @@ from .alphaedit import AlphaEdit
 class EvoEdit(AlphaEdit):
     """See closed_form.sequential.Evolving. A session's first edit is AlphaEdit's."""
 
-    revision = 1
+    revision = 1  # requests whose keys are held, and the least L2
 
     def plan(self) -> cf.LocateThenEdit:
         whole = super().plan()

@@ -18,7 +18,7 @@ EASYEDIT_FT = "rome hparams/FT; EasyEdit hparams/FT"
 class FT(Config):
     """See kt.editing.fine_tune for the losses and the order of steps."""
 
-    revision = 1
+    revision = 1  # presets' layers and batches
 
     modules: str = setting("mlp", about=WRITTEN, source="EasyEdit's rewrite_module_tmp")
     objective_optimization: str = setting(

@@ -36,7 +36,7 @@ class JEEP(OwnOutputs, Spreading, TargetSearch):
     δ' & Step2); `joint-low` and `joint-high` search for both together and write one (w/o Step3, w/o Step2).
     """
 
-    revision = 1
+    revision = 1  # separate_targets
 
     layers_high: tuple[int, ...] = setting(
         LATER, symbol="l*..L*", about="JEEP's high region", unit="from 0", source="JEEP D.7"

@@ -14,7 +14,7 @@ from .memit import MEMIT
 class LyapLock(MEMIT):
     """See closed_form.sequential.Restoring. A session's first edit is MEMIT's."""
 
-    revision = 1
+    revision = 1  # presets' λ, and what D₀ is
 
     keeps_history = True
 

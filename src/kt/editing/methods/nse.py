@@ -20,7 +20,7 @@ from .memit import MEMIT
 class NSE(MEMIT):
     """Targets are searched for on the weights from before the session; see closed_form.sequential.ActiveNeurons."""
 
-    revision = 1
+    revision = 1  # presets' bounds, and the automatic one
 
     keeps_history = True
 

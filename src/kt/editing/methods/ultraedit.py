@@ -20,7 +20,7 @@ class UltraEditConfig(Config):
     is that of EasyEdit's file for GPT-J.
     """
 
-    revision = 1
+    revision = 1  # layers beside a preset's shared ones
 
     depth = (18, 26, 27)
 

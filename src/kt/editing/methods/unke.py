@@ -23,7 +23,7 @@ UNKE = "UnKE's code, config.py and unke.py"
 class UnKE(TargetSearch):
     """For answers of any length: the value is searched for at the prompt's last token. See kt.editing.layer_tuning."""
 
-    revision = 1
+    revision = 1  # layers, and presets' search
 
     depth = (7, 7, 31)  # UnKE's block of Llama-2-7B-Chat
     # No setting: the KL divergence is read at the subject's last token, and the aim is at the prompt's.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class WISE(AtToken):
     """Of several layers the middle one, as ROME's."""
 
-    revision = 1
+    revision = 1  # requests that need no change
 
     effect: ClassVar[str] = "adapter"
 
