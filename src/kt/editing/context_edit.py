@@ -153,19 +153,28 @@ class Context:
     def rendered(self, model: TracedModel, prompt: str) -> str:
         """The prompt with the nearest fact before it that is its own edit's to put there: at once, or where the model
         confirms it."""
-        nearest, selects = self.by_nearness(model).nearest(prompt), self._each("select")
-        candidates = [i for n, i in enumerate(nearest) if not selects[i] or n < selects[i]]
+        nearest, selects = self._nearest(model, prompt), self._each("select")
+        candidates = (i for n, i in enumerate(nearest) if not selects[i] or n < selects[i])
         # A request's own prompt needs no answer of the model, which may be too small to give one.
-        chosen = next((i for i in candidates if selects[i] and begins(self.documents[i], prompt)), None)
-        if chosen is None:
-            taken = (i for i in candidates if not selects[i] or confirms(model, self.documents[i], prompt))
-            chosen = next(taken, None)
+        taken = (
+            i
+            for i in candidates
+            if not selects[i] or begins(self.documents[i], prompt) or confirms(model, self.documents[i], prompt)
+        )
+        chosen = next(taken, None)
         if chosen is None:
             return prompt
         return self.contexts[chosen] + self._each("template")[chosen].replace("{}", prompt)
 
     def recall(self, model: TracedModel, text: str) -> str | None:
-        return next((self.documents[i] for i in self.by_nearness(model).nearest(text)), None)
+        return next((self.documents[i] for i in self._nearest(model, text)), None)
+
+    def _nearest(self, model: TracedModel, prompt: str) -> list[int]:
+        """The facts near to a prompt, the nearest first. Those that begin with it, which are answers to it, stand in
+        front, the latest first: a later edit of a prompt counts, also where BM25 finds an earlier, shorter fact."""
+        nearest = self.by_nearness(model).nearest(prompt)
+        own = [i for i in nearest if begins(self.documents[i], prompt)]
+        return sorted(own, reverse=True) + [i for i in nearest if i not in own]
 
     def by_nearness(self, model: TracedModel) -> Retriever:
         """The retriever over its documents."""

@@ -89,6 +89,20 @@ def test_the_nearest_fact_stands_before_the_prompt_and_facts_add_up():
         Context((), ())
 
 
+@pytest.mark.parametrize("selects", [(0, 0), (2, 2), (2, 0), (0, 2)])
+def test_a_later_edit_of_a_prompt_counts_where_the_earlier_fact_is_the_shorter_and_so_the_nearer(selects):
+    prompt, targets = "The capital of France is", ("Rome", "Rio de Janeiro by the sea")
+    first, later = (
+        Context((f"{prompt} {target}",), (f"New Fact: {prompt} {target}\n",), select=select)
+        for target, select in zip(targets, selects, strict=True)
+    )
+    both = first.plus(later)
+    assert both.by_nearness(None).nearest(prompt) == [0, 1]
+    assert both.rendered(None, prompt) == f"New Fact: {prompt} {targets[1]}\nPrompt: {prompt}"
+    assert both.recall(None, prompt) == both.documents[1]
+    assert later.plus(first).recall(None, prompt) == first.documents[0]
+
+
 def test_embeddings_are_mean_states_behind_the_middle_block_and_a_text_below_the_least_cosine_is_read_as_it_is(
     tmp_path,
 ):
