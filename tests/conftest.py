@@ -24,7 +24,7 @@ def model(family):
     return tiny_model(family)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A corpus of the tiny tokenizer's own words."""
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"

@@ -73,7 +73,8 @@ def plan_of(method):
     return METHODS[method].of(FAST | ATTENTION).plan()
 
 
-def solve(model, corpus, tmp_path, method="intattn", requests=REQUESTS, **changes):
+def solve(model, corpus, tmp_path, method="intattn", requests=REQUESTS, check=False, **changes):
+    """An edit, unread unless `check`; second moments are taken once a model and kept beside the corpus."""
     extra = ATTENTION if METHODS[method].writes_attention else {}
     if "editor" in METHODS[method].settings():
         extra = {"editor": editor_file(model, method, tmp_path)}
@@ -81,6 +82,7 @@ def solve(model, corpus, tmp_path, method="intattn", requests=REQUESTS, **change
         model,
         requests,
         method=method,
-        statistics=statistics(model, corpus, tmp_path),
+        check=check,
+        statistics=statistics(model, corpus, corpus.path.with_name("moments")),
         **fast(method, **(extra | changes)),
     )

@@ -17,7 +17,8 @@ from kt.model.sites import Kind
 def test_every_method_on_every_family(family, method, corpus, tmp_path):
     model = tiny_model(family)
     before = model.fingerprint()
-    edit = solve(model, corpus, tmp_path, method)
+    # What the check of an edit reads is alike for all methods: once a family and once a method.
+    edit = solve(model, corpus, tmp_path, method, check=method == "memit" or family == "llama")
     assert model.fingerprint() == before, "solving left a trace in the model"
     plan = plan_of(method)
     if isinstance(plan, LocateThenEdit):  # one column a request and pass
