@@ -119,6 +119,48 @@ def test_a_rule_that_counts_from_the_start_of_a_text_sees_it_whole():
     assert continuations(model, WISHES) == continue_one_by_one(model, WISHES)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"use_cache": False},
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 2},
+        {"encoder_repetition_penalty": 1.5},
+        {"min_length": 20},
+    ],
+    ids=lambda rule: next(iter(rule)),
+)
+def test_a_rule_of_the_generation_config_counts_in_a_batch_as_for_one_prompt(model, rule):
+    """Padding is none of a row's tokens; a config that keeps no cache changes no text."""
+    end_early(model)
+    rules = model.module.generation_config
+    rules.pad_token_id = rules.eos_token_id[0]  # as many models have it: a penalty of padding would be one of the end
+    rules.update(**rule)
+    expected = [plain(model, prompt, 25) for prompt in PROMPTS]
+    assert [row.added for row in continued(model, PROMPTS, [25] * 4)] == expected
+    assert continuations(model, WISHES) == continue_one_by_one(model, WISHES)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "temperature": 5.0, "top_k": 3, "top_p": 0.5},
+        {"stop_strings": ["a", "e"]},
+        {"token_healing": True},
+        {"prompt_lookup_num_tokens": 3},
+        {"max_time": 1e-9},
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_a_generation_config_that_asks_for_another_search_or_result_gives_the_greedy_text(asked):
+    model = made("llama")
+    expected = [plain(model, prompt, 25) for prompt in PROMPTS]
+    model.module.generation_config.update(**asked)
+    assert [row.added for row in continued(model, PROMPTS, [25] * 4)] == expected
+
+
 def test_noise_is_that_of_the_whole_vocabulary_and_goes_on_with_the_rows_that_stay():
     scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
     ours, whole = (SeededGumbel(("a", "b", "c"), 7, top_k) for top_k in (5, None))

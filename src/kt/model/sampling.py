@@ -34,6 +34,41 @@ ROUND = 10
 _FROM_START = ("min_length", "min_new_tokens", "exponential_decay_length_penalty", "begin_suppress_tokens")
 """Rules of a generation config that count from the start of the text, which every round would restart."""
 
+_OF_THE_PROMPT = ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size")
+"""Rules of a generation config about what stands before the new tokens, which in a second round holds new ones."""
+
+_OF_ALL_TOKENS = ("min_length", "repetition_penalty", "no_repeat_ngram_size", "exponential_decay_length_penalty")
+"""Rules of a generation config that read or count a row's tokens, and would take its padding for its own."""
+
+_ONE_PLAIN_TEXT = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "forced_eos_token_id": None,
+    "constraints": None,
+    "force_words_ids": None,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "diversity_penalty": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "use_mtp": None,
+    "token_healing": None,
+    "prefill_chunk_size": None,
+    "stop_strings": None,
+    "max_time": None,
+    "return_dict_in_generate": None,
+    "output_attentions": None,
+    "output_hidden_states": None,
+    "output_scores": None,
+    "output_logits": None,
+}
+"""Keys of a generation config that ask for another search, other texts a prompt or another form of the result, by the
+value that asks for the greedy text alone."""
+
 
 class SeededGumbel(LogitsProcessor):
     """Sampling as an argmax: each row adds Gumbel noise from its own generator to its top-k logits.
@@ -141,9 +176,11 @@ def continued(
     """
     prompt_ids = [tuple(token_ids(reader(model), rendered(model, prompt))) for prompt in prompts]
     added: list[tuple[int, ...]] = [()] * len(prompts)
-    indices = range(len(prompts))
-    in_rounds = _cache(model) is not None
-    for rows in [indices] if in_rounds else [[r for r in indices if limits[r] == n] for n in sorted(set(limits))]:
+    in_rounds, unpadded = _cache(model) is not None, bool(_set(model, _OF_ALL_TOKENS + _OF_THE_PROMPT))
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, ids in enumerate(prompt_ids):
+        alike[len(ids) if unpadded else 0, 0 if in_rounds else limits[row]].append(row)
+    for _, rows in sorted(alike.items()):
         noise = SeededGumbel([prompts[r] for r in rows], seed, top_k) if do_sample else None
         new = _continue_batch(model, [prompt_ids[r] for r in rows], [limits[r] for r in rows], noise)
         for row, tokens in zip(rows, new, strict=True):
@@ -195,7 +232,9 @@ def _round(
     noise: SeededGumbel | None,
 ) -> tuple[Int[Tensor, "row longer"], Int[Tensor, "row longer"], Int[Tensor, "row new"]]:
     """Extend all rows by up to `tokens` tokens: the longer ids and mask, and the new tokens."""
-    kept = {} if cache is None else {str(model.cache_keyword): cache}
+    kept = {} if cache is None else {str(model.cache_keyword): cache, "use_cache": True}
+    rules = model.module.generation_config
+    plain = {name: value for name, value in _ONE_PLAIN_TEXT.items() if getattr(rules, name, None) not in (None, value)}
     if "attention" not in getattr(getattr(model, "layout", None), "mixers", ("attention",)):
         kept = {"use_cache": False}  # transformers' cache asks its attention layers how long it is
     longer = model.nnsight.generate(
@@ -204,11 +243,7 @@ def _round(
         **kept,
         max_new_tokens=tokens,
         do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        forced_eos_token_id=None,
+        **plain,
         pad_token_id=pad_id(model.tokenizer),
         logits_processor=LogitsProcessorList([] if noise is None else [noise]),
     )
@@ -231,7 +266,8 @@ def _cache(model: Generator) -> DynamicCache | None:
 def _one_round_because(model: Generator) -> str | None:
     """Why all tokens have to come in one round, if they have to: a rule that counts tokens, or an unfit cache."""
     rules = model.module.generation_config
-    if counted := [name for name in (*_FROM_START, "cache_implementation") if getattr(rules, name, None)]:
+    counted = [name for name in (*_FROM_START, "cache_implementation") if getattr(rules, name, None)]
+    if counted := counted + _set(model, _OF_THE_PROMPT):
         return f"its generation config sets {', '.join(counted)}"
     if model.cache_keyword not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
         return "its forward does not take the dynamic key-value cache that `generate` hands on"
@@ -239,6 +275,12 @@ def _one_round_because(model: Generator) -> str | None:
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         return "some of its layers keep a state beside keys and values"
     return None
+
+
+def _set(model: Generator, names: Sequence[str]) -> list[str]:
+    """Which of these rules, for which 0 and 1 stand for none, the model's generation config has."""
+    rules = vars(model.module.generation_config)
+    return [name for name in names if rules.get(name) not in (None, 0, 1)]
 
 
 def _row_seed(text: str, seed: int) -> int:
