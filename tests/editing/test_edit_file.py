@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 import torch
-from editing_help import solve
+from editing_help import ATTENTION, REQUESTS, fast, solve, statistics
 from edits_by_hand import random_edit
 from families import tiny_model
 from hypothesis import HealthCheck, given, settings
@@ -114,7 +114,8 @@ class TestWhole:
 @pytest.mark.filterwarnings("ignore:.*(targets stay below|all but singular)")
 def test_a_solved_edit_says_what_it_was_solved_on(setting, tmp_path):
     model, corpus, cache = setting
-    edit = solve(model, corpus, cache)
+    quick = fast("intattn", statistics=statistics(model, corpus, cache), check=False, **ATTENTION)
+    edit = kt.edit(model, REQUESTS, method="intattn", **quick)
     about = kt.Edit.load(edit.save(tmp_path / "edit")).manifest
     moments = {name: tensor for f in cache.glob("cov-*.safetensors") for name, tensor in load_file(f).items()}
     modules = [name.removesuffix(".weight") for name in edit.names]

@@ -210,7 +210,7 @@ def test_python_is_warned_and_a_sweep_is_not(setting, tmp_path):
     model, corpus, cache = setting
     weak = {"v_num_grad_steps": 1}
     with pytest.warns(UserWarning, match="do not give the target first"):
-        edit = solve(model, corpus, cache, "memit", **weak)
+        edit = solve(model, corpus, cache, "memit", check=True, **weak)
     assert edit.verdict.warnings
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*give the target first.*")
