@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 import torch
-from editing_help import ATTENTION, REQUESTS, fast, solve, statistics
+from editing_help import ATTENTION, REQUESTS, fast, statistics
 from edits_by_hand import random_edit
 from families import tiny_model
 from hypothesis import HealthCheck, given, settings
