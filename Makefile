@@ -15,7 +15,7 @@ demo: $(VENV)/.installed  ## Install, then run the whole loop on the embedded mo
 	$(PY) -m kt demo
 
 test: lint docs  ## Install, then lint, type-check, build the documentation and test
-	$(TEST_ENV) $(PY) -m pytest -n 2
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 	$(TEST_ENV) $(PY) -m pytest -m slow
@@ -31,7 +31,7 @@ test-real: real-models  ## The tests on those models
 
 test-real-ci: $(VENV)/.installed-dev  ## The part of them, on SmolLM2, that takes two CPU minutes
 	$(PY) tools/real_models.py smollm2
-	$(TEST_ENV) $(PY) -m pytest -m real_ci tests/real
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist loadfile -m real_ci tests/real
 
 demo-real: $(VENV)/.installed-dev  ## The loop on SmolLM2 and facts that it knows (one HTML report)
 	OMP_NUM_THREADS=1 $(PY) tools/demo_real.py
