@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadFile, KtError
+from ..errors import BadFile, KtError, said_by
 from .files import _REASONS, NotWritable, atomic_write
 from .kinds import as_path
 from .text import visible_lines
@@ -35,7 +35,7 @@ def complete_file(path: str | os.PathLike[str], what: str, remedy: str) -> Itera
     except KtError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {_one_line(error)[:200]}"
+        reason = f"{type(error).__name__}: {said_by(error, 200)}"
         raise BadFile(f"{path}: not a whole {what} ({reason}); {remedy}") from error
 
 
@@ -132,7 +132,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}; check the path"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
-        raise BadFile(f"{path}: not TOML ({_one_line(error)}); write name = value lines") from error
+        raise BadFile(f"{path}: not TOML ({said_by(error)}); write name = value lines") from error
 
 
 def _toml_depth(text: str) -> int:
@@ -311,7 +311,7 @@ def open_arrays(path: str | os.PathLike[str], framework: str = "pt") -> Iterator
     except OSError as error:
         raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}; check the path") from error
     except (SafetensorError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # types numpy or torch lack
-        raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
+        raise BadFile(f"{path}: not a whole safetensors file ({said_by(error)}); write it again") from error
 
 
 MOST_VALUES = 5_000_000
@@ -329,11 +329,7 @@ def _parsed(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     try:
         metadata = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
+        raise BadFile(f"{path}: not a whole safetensors file ({said_by(error)}); write it again") from error
     if not isinstance(metadata, dict):
         raise BadFile(f"{path}: its metadata is a {type(metadata).__name__}, not an object; write it again")
     return metadata
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import KtError, UnknownModel, need
+from ..errors import KtError, UnknownModel, need, said_by
 from .hub import require_whole
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def load_gguf(path: Path, options: Mapping[str, Any], tokenizer: Any = None) -> 
                 **options,
             )
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = said_by(error)
         raise UnknownModel(
             f"cannot load {path}: transformers does not read this GGUF file ({header.architecture}): {reason}"
         ) from error
