@@ -30,6 +30,11 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """Names with commas, the first ones of many: `a, b, c and 2 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def size_text(size: int) -> str:
     """Bytes as `1.5 MiB`."""
     unit, name = next((pair for pair in ((2**30, "GiB"), (2**20, "MiB")) if size >= pair[0]), (2**10, "KiB"))

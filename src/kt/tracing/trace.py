@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
 from .._util.kinds import takes
-from .._util.text import count
+from .._util.text import count, some_of
 from ..errors import BadFact, BadFile
 from ..report import Card, Figure, Shown, Table
 from ..stats import bootstrap_mean, bootstrap_mean_grid
@@ -133,7 +133,7 @@ class Trace(Shown):
         if wanted and len(found) == 1:
             return self[found[0]]
         prompts = [repr(self.facts[place].prompt) for place in (found or range(len(self)))]
-        shown = ", ".join(prompts[:NAMED]) + (f" and {len(prompts) - NAMED} more" if len(prompts) > NAMED else "")
+        shown = some_of(prompts, NAMED)
         if found:
             raise BadFact(f"{len(found)} traced facts are of the name {name!r}: {shown}; give an id, or trace[i]")
         raise BadFact(f"no traced fact is of the name {name!r}; this trace holds {shown}")
