@@ -283,7 +283,7 @@ class LocateThenEdit:
             now = fact_values(context.model, facts, Contexts(), aim.site, aim.position).T
             if not (chosen := missing.chosen(now)):
                 break
-            some = {aim: _some(search[aim], chosen)}
+            some = {aim: search[aim].of(chosen)}
             new = self._walk(context.within(f"pass-{number}"), [parts[i] for i in chosen], path, some, share)
             fresh = [column for column, fact in enumerate(chosen) if fact not in done]
             for name, update in new.items():
@@ -393,12 +393,6 @@ class LocateThenEdit:
             if progress:
                 progress(number + 1, len(facts))
         return join_targets(parts)
-
-
-def _some(targets: Targets, chosen: list[int]) -> Targets:
-    """Those of some of the facts."""
-    wanted, before = ({aim: v[chosen] for aim, v in part.items()} for part in (targets.wanted, targets.before))
-    return Targets(wanted, before, targets.loss[chosen], targets.prob[chosen], targets.steps[chosen])
 
 
 def _replayed(context: SolveContext, facts: Sequence[Fact], path: Write, first: Targets) -> dict[TargetSite, Targets]:

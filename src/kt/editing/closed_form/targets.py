@@ -183,6 +183,11 @@ class Targets(NamedTuple):
     prob: Float[Tensor, " fact"]
     steps: Int[Tensor, " fact"]
 
+    def of(self, places: Sequence[int] | Int[Tensor, " chosen"]) -> Targets:
+        """Those of the facts at these places, in that order."""
+        wanted, before = ({aim: v[places] for aim, v in part.items()} for part in (self.wanted, self.before))
+        return Targets(wanted, before, self.loss[places], self.prob[places], self.steps[places])
+
 
 def find_targets(
     model: TracedModel,
@@ -232,9 +237,7 @@ def _targets(values: Mapping[str, Any], aims: Sequence[TargetSite], device: torc
 
 def in_order(targets: Targets, places: Sequence[int]) -> Targets:
     """The targets in the order in which the requests were given."""
-    back = torch.tensor(places, device=targets.loss.device).argsort()
-    wanted, before = ({a: v[back] for a, v in part.items()} for part in (targets.wanted, targets.before))
-    return Targets(wanted, before, targets.loss[back], targets.prob[back], targets.steps[back])
+    return targets.of(torch.tensor(places, device=targets.loss.device).argsort())
 
 
 def join_targets(parts: Sequence[Targets]) -> Targets:
