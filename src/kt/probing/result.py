@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +20,7 @@ from ..errors import BadFact
 from ..report import Column, Figure, Shown, Table
 from ..report.table import layer_list
 from ..stats import bootstrap_mean_grid, median_grid
-from ..tracing.prompts import LeftOut, why
+from ..tracing.prompts import LeftOut, numbered_on, why
 from .lens import KINDS, POSITIONS, LensReading
 from .questions import ANSWERS, ProbedFact
 from .stages import Stages, find_stages, no_stages
@@ -476,20 +476,14 @@ def merge(probes: Sequence[Probe]) -> Probe:
     for probe in probes[1:]:
         _must_match(first, probe)
     seen: set[tuple[Any, ...]] = set()
-    facts: list[ProbedFact] = []
-    left_out: list[LeftOut] = []
-    start = 0
     for probe in probes:
-        identities = {fact.identity for fact in probe.facts}
         for fact in probe.facts:
             if fact.identity in seen:
                 raise BadFact(f"{fact.prompt!r} is in two of the probes and would count twice; merge distinct facts")
-            facts.append(replace(fact, index=fact.index + start))
-        seen |= identities
-        left_out += [one._replace(fact=one.fact + start) for one in probe.left_out]
-        start += int(probe.metadata["n_given"])
+        seen |= {fact.identity for fact in probe.facts}
+    facts, left_out, n_given = numbered_on(probes)
     reading = LensReading.joined([probe.reading for probe in probes])
-    metadata = _merged_metadata(probes, start)
+    metadata = _merged_metadata(probes, n_given)
     return Probe(tuple(facts), first.layers, reading, first.set_names, tuple(left_out), metadata)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +52,7 @@ from ..stats import (
     bootstrap_ratio,
     paired_bootstrap_difference,
 )
-from ..tracing.prompts import LeftOut, why
+from ..tracing.prompts import LeftOut, numbered_on, why
 from .attacks import STATES, Attacks
 
 if TYPE_CHECKING:
@@ -486,17 +486,11 @@ def _check_shapes(residual: Residual) -> None:
 def joined(parts: Sequence[Residual]) -> Residual:
     """See `Residual.joined`. Facts are numbered on from list to list."""
     _refuse_unequal(parts)
-    facts: list[ProbedFact] = []
-    left_out: list[LeftOut] = []
-    start = 0
-    for part in parts:
-        facts += [replace(fact, index=fact.index + start) for fact in part.facts]
-        left_out += [fact._replace(fact=fact.fact + start) for fact in part.left_out]
-        start += int(part.metadata["n_given"])
+    facts, left_out, n_given = numbered_on(parts)
     readings = {state: LensReading.joined([part.readings[state] for part in parts]) for state in STATES}
     attacks = Attacks(parts[0].attacks.names, *(np.concatenate([getattr(p.attacks, s) for p in parts]) for s in STATES))
     elsewhere = np.concatenate([part.elsewhere for part in parts])
-    about = dict(parts[0].metadata) | {"n_given": start, "parts": len(parts)}
+    about = dict(parts[0].metadata) | {"n_given": n_given, "parts": len(parts)}
     about["tokens"] = {i: text for part in parts for i, text in part.metadata.get("tokens", {}).items()}
     about["warnings"] = sorted({text for part in parts for text in part.metadata.get("warnings", ())})
     controls = tuple(some for part in parts for some in part.controls)

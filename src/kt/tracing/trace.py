@@ -19,7 +19,7 @@ from ..report import Card, Figure, Shown, Table
 from ..stats import bootstrap_mean, bootstrap_mean_grid
 from .means import Curve, RoleGrid, effects_at, grid, over, peak, role_effects, tested
 from .patches import Patch
-from .prompts import ROLES, TITLES, LeftOut, why
+from .prompts import ROLES, TITLES, LeftOut, numbered_on, why
 from .titles import METRIC_NAMES, metric_title, subtitle_of, title_of
 from .traced_fact import EVERY, METRICS, WHOLE, TracedFact, fact_from, fact_header, finite, metric_name, metric_names
 
@@ -474,18 +474,12 @@ class Trace(Shown):
         for trace in traces[1:]:
             _must_merge(self, trace)
         seen: set[tuple[Any, ...]] = set()
-        facts, left_out, start = [], [], 0
-        for trace in traces:
-            for fact in trace.facts:
-                if fact.question in seen:
-                    raise BadFact(
-                        f"{fact.prompt!r} is in two of the traces and would count twice; merge distinct facts"
-                    )
-                seen.add(fact.question)
-                facts.append(replace(fact, index=fact.index + start))
-            left_out += [one._replace(fact=one.fact + start) for one in trace.left_out]
-            start += int(trace.metadata["n_given"])
-        return Trace(tuple(facts), self.kinds, tuple(left_out), _merged_metadata(traces, start))
+        for fact in (fact for trace in traces for fact in trace.facts):
+            if fact.question in seen:
+                raise BadFact(f"{fact.prompt!r} is in two of the traces and would count twice; merge distinct facts")
+            seen.add(fact.question)
+        facts, left_out, n_given = numbered_on(traces)
+        return Trace(tuple(facts), self.kinds, tuple(left_out), _merged_metadata(traces, n_given))
 
 
 def _must_merge(first: Trace, other: Trace) -> None:
