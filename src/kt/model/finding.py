@@ -9,7 +9,7 @@ for a mixture of experts or the last linear map onto the residual stream (down_p
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from itertools import takewhile
@@ -127,12 +127,14 @@ def _parts(
     return with_maps(block, Parts(attn, given.get("mlp", whole), ends, mixture, mixer if attn else ""))
 
 
+def _inside(name: str, paths: Iterable[str]) -> bool:
+    """Whether a part lies in one of these modules."""
+    return any(name.startswith(f"{path}.") for path in paths)
+
+
 def _holds_more(block: nn.Module, known: Sequence[str]) -> bool:
     """Whether a block has matrices outside the modules that are known."""
-    return any(
-        weight.dim() > 1 and not any(name.startswith(f"{path}.") for path in known)
-        for name, weight in block.named_parameters()
-    )
+    return any(weight.dim() > 1 and not _inside(name, known) for name, weight in block.named_parameters())
 
 
 def _mixes(block: nn.Module) -> bool:
@@ -158,7 +160,7 @@ def _second_mlp(block: nn.Module, mixture: Mixture, mixing: Sequence[str], d_mod
     """The last map onto the residual stream of a dense MLP beside a mixture of experts (Granite)."""
     inside = (mixture.path, *mixing)
     onto = [n for n, m in linear_maps(block) if linear_shape(m)[0] == d_model]
-    return next((n for n in onto[::-1] if not any(n.startswith(f"{path}.") for path in inside)), None)
+    return next((n for n in onto[::-1] if not _inside(n, inside)), None)
 
 
 def with_maps(block: nn.Module, parts: Parts) -> Parts:
@@ -287,7 +289,7 @@ def _held(blocks: str, block: nn.Module, index: int = 0) -> str:
 
 def _down_proj(module: nn.Module, where: str, block: nn.Module, mixing: Sequence[str], d_model: int) -> str:
     """Path of the last linear map onto the residual stream outside the modules that mix tokens."""
-    outside = [(n, m) for n, m in linear_maps(block) if not any(n.startswith(f"{path}.") for path in mixing)]
+    outside = [(n, m) for n, m in linear_maps(block) if not _inside(n, mixing)]
     onto = [n for n, m in outside if linear_shape(m)[0] == d_model]
     if onto and not in_a_list(block, onto[-1]):
         return onto[-1]
@@ -341,8 +343,7 @@ def _attentions(block: nn.Module) -> list[str]:
     """Paths of the modules that take an attention mask, without those inside another one."""
     found: list[str] = []
     for name, child in block.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if name and not inside and _takes_mask(child) and linear_maps(child) and not _convolves(child):
+        if name and not _inside(name, found) and _takes_mask(child) and linear_maps(child) and not _convolves(child):
             found.append(name)
     return found
 
