@@ -316,7 +316,7 @@ def _roles(model: Any, layer: int, parts: Parts) -> dict[str, str]:
     own = [path for path in paths if _keeps_its_name(parts, path)]
     others = [path for path in paths if path not in own]
     named = _roles_of(model, layer, parts, others) if others else {}
-    roles = {path: role for role, path in (named | own_names(replace(parts, linears=parts.linears), own)).items()}
+    roles = {path: role for role, path in (named | own_names(parts, own)).items()}
     paths += [parts.w_mlp] if parts.mixture is not None and parts.w_mlp not in paths else []
     return {roles[path]: path for path in paths if path in roles}
 
