@@ -15,7 +15,7 @@ from ..errors import BadFile, KtError
 from ..report import Table
 from ..runs.folder import FILES
 from .base import How, Keys, Kind
-from .claims import COLUMNS, NOTHING, Claim, Finding, Verdict, lines, read_claims
+from .claims import NOTHING, Claim, Finding, Verdict, read_claims, tables
 from .edited import TABLES, EditedRecipe, editable, read_edited, read_rows
 from .result import MISSING, RecipeRun
 
@@ -73,9 +73,9 @@ class CaseRun(RecipeRun):
         """The paper's table, ours and the paper's text in each cell; then the claims, each of one record."""
         head = ["model", "", "prompt", "expected", "unedited", *(line.label for line in self.recipe.rows)]
         legend = "each cell: ours (✓ holds the expected answer) | the paper's; one record, no interval"
-        claims = Table(COLUMNS, lines(self.verdicts), "what the paper says of it", "one record carries no interval")
+        claims = tables(self.verdicts, "what the paper says of it", "one record carries no interval")
         rows = [line for label, study in self.found.items() for line in self._lines(label, study)]
-        return [Table(head, rows, self.title, legend), *([claims] if self.verdicts else [])]
+        return [Table(head, rows, self.title, legend), *claims]
 
     def save(self, folder: Path) -> None:
         """The case studies, under the name that `kt report` reads, one folder a model."""
