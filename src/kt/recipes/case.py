@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import BadFile, KtError
+from ..errors import KtError
 from ..report import Table
 from ..runs.folder import FILES
 from .base import How, Keys, Kind
@@ -133,9 +133,7 @@ def _ours(reply: Reply) -> str:
 
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> CaseRecipe:
-    case, edited = content.get("case", {}), read_edited(content)
-    if len(edited["seeds"]) != 1:
-        raise BadFile(f"{path}: a case is of one edit a method; give seeds one number")
+    case, edited = content.get("case", {}), read_edited(path, content, one_seed="a case is of one edit a method")
     rows = read_rows(path, content, len(ROLES), Quoted.of, what=f"texts for the {{}} prompts {', '.join(ROLES)}")
     claims = read_claims(path, content, CHECKS, {"roles": ROLES, "row": [line.label for line in rows]})
     return CaseRecipe(
