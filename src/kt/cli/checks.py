@@ -203,7 +203,7 @@ def configurations(options: Any, *points: Mapping[str, Any]) -> Iterator[Config]
     variant = options.variant if preset else None
     if not points:
         given = parse.solve_settings(options)
-        alpha = None if getattr(options, "alpha", None) is None else parse.alpha(options.alpha)
+        alpha = parse.alpha(getattr(options, "alpha", None))
         shares = {name: alpha if METHODS[name].writes_attention else None for name in methods_of(options)}
         points = tuple({"method": name, "alpha": shares[name], **used_by(name, given)} for name in shares)
     for point in points:

@@ -39,8 +39,10 @@ def layers(text: str | None, flag: str) -> tuple[int, ...] | None:
     return tuple(sorted(indices))
 
 
-def alpha(text: str) -> float | str:
+def alpha(text: str | None) -> float | str | None:
     """`auto` or `per-fact` (measured by tracing), or a number from 0 (MLP only) to 1 (attention only)."""
+    if text is None:
+        return None
     from ..editing.closed_form.config import check_alpha
 
     try:
