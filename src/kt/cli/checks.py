@@ -20,7 +20,7 @@ from ..facts.corpus import Corpus
 from ..model.folder import check_weights, refuse_adapter, refuse_quantised
 from ..model.gguf import check_whole, find_gguf
 from . import parse
-from .command import BadOption
+from .command import BadOption, as_flag
 
 if TYPE_CHECKING:
     from ..editing.config import Config
@@ -95,7 +95,7 @@ def idle(options: Any) -> None:
     for commands, names, used, why in IDLE:
         given = [n for n in names.split() if n in usual and getattr(options, n) != usual[n]]
         if given and options.command in (commands.split() or [options.command]) and not used(options):
-            raise BadOption(f"--{given[0].replace('_', '-')} has no use here: {why}")
+            raise BadOption(f"{as_flag(given[0])} has no use here: {why}")
 
 
 def typed(options: Any) -> None:
@@ -124,7 +124,7 @@ def typed(options: Any) -> None:
     for name in ("pool", "exclude", "alpha_facts", "nas_facts"):
         facts = getattr(options, name, None)
         if facts not in (None, "demo", "lre") and not facts.startswith("hf:") and not Path(facts).exists():
-            raise BadOption(f"--{name.replace('_', '-')} {facts}: no such file; give a file of facts")
+            raise BadOption(f"{as_flag(name)} {facts}: no such file; give a file of facts")
     if (layout := getattr(options, "layout", None)) is not None:
         read_table(layout)
     if str(getattr(options, "device_map", "")).endswith(".json"):
@@ -151,22 +151,20 @@ def solving(options: Any) -> None:
     methods = methods_of(options)
     if "lora" in methods:
         need("peft", "method lora")
-    writes = [method for method in methods if METHODS[method].writes_attention]
+    writes, named = [method for method in methods if METHODS[method].writes_attention], ", ".join(methods)
     probed = any("layers_high" in METHODS[method].settings() for method in methods)
-    for flag in ("alpha",) if probed else ("alpha", "alpha_facts"):
-        if not writes and getattr(options, flag, None) not in (None, "0", "0.0"):
-            name = flag.replace("_", "-")
-            raise BadOption(f"--{name} has no use here: {', '.join(methods)} leaves attention alone; use intattn")
+    for name in ("alpha",) if probed else ("alpha", "alpha_facts"):
+        if not writes and getattr(options, name, None) not in (None, "0", "0.0"):
+            raise BadOption(f"{as_flag(name)} has no use here: {named} leaves attention alone; use intattn")
     if not any("v_lr" in METHODS[method].settings() for method in methods):
-        for flag in ("statistics", "corpus", "max_tokens"):
-            if getattr(options, flag) not in (None, "auto"):
-                name = flag.replace("_", "-")
-                raise BadOption(f"--{name} has no use here: {', '.join(methods)} takes no second moments; leave it out")
+        for name in ("statistics", "corpus", "max_tokens"):
+            if getattr(options, name) not in (None, "auto"):
+                raise BadOption(f"{as_flag(name)} has no use here: {named} takes no second moments; leave it out")
     settings = parse.settings(getattr(options, "set", None))
     for name in settings:
-        flag = plain_name(name)
-        if hasattr(options, flag) and (flag in FLAGS or flag not in all_settings()):
-            raise BadOption(f"--set {name}: it has a flag of its own; write --{flag.replace('_', '-')} VALUE")
+        option = plain_name(name)
+        if hasattr(options, option) and (option in FLAGS or option not in all_settings()):
+            raise BadOption(f"--set {name}: it has a flag of its own; write {as_flag(option)} VALUE")
     if why := unused(settings, methods):
         raise BadOption(f"--set {why}")
     for name in ("editor", "demonstrations", "warmup"):
@@ -222,11 +220,11 @@ def unfit(options: Any, **given: tuple[str, Any]) -> None:
     from ..editing.session_options import SessionOptions
 
     for config in configurations(options):
-        for flag, option in asked.items():
+        for name, option in asked.items():
             try:
                 SessionOptions(**option).refuse_unfit(config)
             except KtError as error:
-                raise BadOption(f"--{flag.replace('_', '-')}: {error}") from None
+                raise BadOption(f"{as_flag(name)}: {error}") from None
 
 
 def planned(options: Any, *points: Mapping[str, Any]) -> None:
@@ -357,9 +355,9 @@ def held_layers(options: Any, name: str, file: Path) -> None:
     if depth is None:
         return
     asked = [
-        parse.layers(text, f"--{flag.replace('_', '-')}") or ()
-        for flag in ("layers_mlp", "layers_attn", "layers")
-        if isinstance(text := getattr(options, flag, None), str)
+        parse.layers(text, as_flag(option)) or ()
+        for option in ("layers_mlp", "layers_attn", "layers")
+        if isinstance(text := getattr(options, option, None), str)
     ]
     settings = parse.settings(getattr(options, "set", None))
     asked += [value or () for key, value in settings.items() if key.startswith("layers_")]

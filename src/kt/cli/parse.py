@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.limits import MOST_NOISE
 from ..errors import KtError
-from .command import BadOption
+from .command import BadOption, as_flag
 
 if TYPE_CHECKING:
     from ..model.chat import Chat
@@ -148,8 +148,7 @@ def settings(text: str | None) -> dict[str, Any]:
 def solve_settings(options: Any) -> dict[str, Any]:
     """The hyper-parameters of `--set` and of their own flags, as far as they are given."""
     given = settings(getattr(options, "set", None)) | {
-        flag: layers(getattr(options, flag, None), f"--{flag.replace('_', '-')}")
-        for flag in ("layers_mlp", "layers_attn")
+        name: layers(getattr(options, name, None), as_flag(name)) for name in ("layers_mlp", "layers_attn")
     }
     return {name: value for name, value in given.items() if value is not None}
 
