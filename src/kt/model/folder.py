@@ -175,9 +175,6 @@ class Quantisation(NamedTuple):
     gpu: bool = False
 
 
-DEQUANTISED = ("fp8", "mxfp4", "mxfp8", "compressed-tensors")
-"""Kinds of quantised checkpoints that come as ordinary weights where no kernel runs them."""
-
 QUANTISATIONS = {
     **dict.fromkeys(("fp8", "mxfp4", "mxfp8"), Quantisation()),
     "compressed-tensors": Quantisation("compressed_tensors", "compressed-tensors"),
