@@ -90,7 +90,7 @@ def interval(mean: float | None, ci95: Any) -> str:
     return f"{cell(float(mean))} [{low}, {high}]"
 
 
-def runs_of(layers: Sequence[int]) -> str:
+def runs_of(layers: Sequence[int], between: str = ", ") -> str:
     """Layers in words: `0, 2-5`."""
     runs: list[list[int]] = []
     for layer in layers:
@@ -98,4 +98,4 @@ def runs_of(layers: Sequence[int]) -> str:
             runs[-1][1] = layer
         else:
             runs.append([layer, layer])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return between.join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
