@@ -330,13 +330,9 @@ class EditStack(Shown):
             touched = {name for layer in layers for name in layer.edit.names}
             with model.writing():
                 base |= model.copies(touched - set(base))
-                now, effects = model.copies(base), model.effects
-                try:
+                with model.undone_on_failure(base):
                     model.put_back(base, self._effects)
                     write_in_order(model, layers)
-                except BaseException:
-                    model.put_back(now, effects)
-                    raise
         self._layers = layers
 
     # Writing ----------------------------------------------------------------------------------------------------
@@ -362,13 +358,8 @@ class EditStack(Shown):
         """
         if self._live is not None:
             raise KtError(f"the stack stands in {self._live[0].name} already; revert_ it first")
-        with model.writing():
-            base, effects = model.copies(self.names), model.effects
-            try:
-                write_in_order(model, self._layers, force)
-            except BaseException:
-                model.put_back(base, effects)
-                raise
+        with model.undone_on_failure(self.names) as (base, effects):
+            write_in_order(model, self._layers, force)
         self._live, self._effects = (model, base), effects
 
     @takes(model=A_MODEL)
