@@ -457,9 +457,9 @@ class EditStack(Shown):
 
 
 AnyEdit = Edit | EditStack
+"""An edit or a stack, which commands write into a model for a while and judge."""
 ANY_EDIT: Wanted = ((Edit, EditStack), "an edit or a stack, as kt.edit or EditStack returns it")
 """An edit or a stack of a public function."""
-"""An edit or a stack, which commands write into a model for a while and judge."""
 
 
 # A stack as JSON beside its edit files, and whatever `--edit` may name: an edit file or a stack.
@@ -491,10 +491,7 @@ def save_stack(stack: EditStack, path: str | Path) -> Path:
 def load_stack(path: str | Path) -> EditStack:
     """Read the JSON and every edit that it names; see `EditStack.load`."""
     path = as_path(path)
-    try:
-        contents = read_json(path)
-    except RecursionError:
-        raise BadFile(f"{path}: not a stack (it is nested too deeply); is it the right file?") from None
+    contents = read_json(path)
     if contents.get("kind") != STACK:
         held = contents.get("kind") or "JSON of another program"
         raise BadFile(f"{path}: holds {held}, expected {STACK}; is it the right file?")
