@@ -169,8 +169,28 @@ class Trace(Shown):
         `fact` is the fact's place in the caller's list; `clean` and `corrupted` are p(answer) for the metric `prob` and
         the logit difference for `logit_diff` (see `TracedFact` for all), the corrupted one averaged over the draws.
         """
+        import pandas as pd
 
-        return to_dataframe(self)
+        parts = []
+        for fact in self.facts:
+            patched = self.patched_tokens(fact)
+            layers, tokens = np.meshgrid(np.arange(self.n_layers), patched, indexing="ij")
+            for kind in self.kinds:
+                for metric in self.metrics:
+                    parts.append(
+                        {
+                            "fact": np.full(layers.size, fact.index),
+                            "kind": np.full(layers.size, kind, dtype=object),
+                            "layer": layers.ravel(),
+                            "token": tokens.ravel(),
+                            "role": np.array(fact.roles, dtype=object)[tokens.ravel()],
+                            "metric": np.full(layers.size, metric, dtype=object),
+                            "value": finite(fact, fact.effect(kind, metric))[:, patched].ravel(),
+                            "clean": np.full(layers.size, fact.clean[metric]),
+                            "corrupted": np.full(layers.size, fact.corrupted[metric].mean(dtype=np.float64)),
+                        }
+                    )
+        return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
     @takes()
     def by_role(self, kind: str, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> RoleGrid:
@@ -506,32 +526,6 @@ def _merged_metadata(traces: Sequence[Trace], n_given: int) -> dict[str, Any]:
     merged["samples"] = sorted({s for trace in traces for s in trace.metadata["samples"]})
     merged["warnings"] = [text for trace in traces for text in trace.metadata["warnings"]]
     return merged | {"n_given": n_given}
-
-
-def to_dataframe(trace: Trace) -> pd.DataFrame:
-    """See `Trace.to_dataframe`."""
-    import pandas as pd
-
-    parts = []
-    for fact in trace.facts:
-        patched = trace.patched_tokens(fact)
-        layers, tokens = np.meshgrid(np.arange(trace.n_layers), patched, indexing="ij")
-        for kind in trace.kinds:
-            for metric in trace.metrics:
-                parts.append(
-                    {
-                        "fact": np.full(layers.size, fact.index),
-                        "kind": np.full(layers.size, kind, dtype=object),
-                        "layer": layers.ravel(),
-                        "token": tokens.ravel(),
-                        "role": np.array(fact.roles, dtype=object)[tokens.ravel()],
-                        "metric": np.full(layers.size, metric, dtype=object),
-                        "value": finite(fact, fact.effect(kind, metric))[:, patched].ravel(),
-                        "clean": np.full(layers.size, fact.clean[metric]),
-                        "corrupted": np.full(layers.size, fact.corrupted[metric].mean(dtype=np.float64)),
-                    }
-                )
-    return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
 
 MODULES = ("mlp", "attn")
