@@ -441,9 +441,21 @@ class EditStack(Shown):
     # Keeping ----------------------------------------------------------------------------------------------------
     @takes()
     def save(self, path: str | Path) -> Path:
-        """Write the stack's JSON to `path`; the edit files stay beside it (see stack_file.py)."""
+        """Write the stack's JSON to `path`. An edit without a file in its folder is written there, named by its digest.
 
-        return save_stack(self, path)
+        Raises:
+            NotWritable: with the reason.
+        """
+        path = Path(path)
+        check_writable(path)
+        entries = []
+        for layer in self.layers:
+            file = None if layer.file is None else _relative(layer.file, path.parent)
+            if file is None:
+                file = f"{layer.digest[:16]}.safetensors"
+                layer.edit.save(path.parent / file)
+            entries.append({"file": file, "digest": layer.digest, "forced": layer.forced})
+        return write_json(path, {"kind": STACK, "model": self.manifest["model"], "edits": entries})
 
     @classmethod
     def load(cls, path: str | Path) -> EditStack:
@@ -452,7 +464,6 @@ class EditStack(Shown):
         Raises:
             BadFile: not there, not a stack, or an edit file that is broken, changed, or not in the stack's folder.
         """
-
         return load_stack(path)
 
 
@@ -468,24 +479,6 @@ ANY_EDIT: Wanted = ((Edit, EditStack), "an edit or a stack, as kt.edit or EditSt
 #
 # Files are named relative to the JSON and lie in its folder or below: a stack moves with its folder, and reading one
 # cannot be led anywhere else.
-
-
-def save_stack(stack: EditStack, path: str | Path) -> Path:
-    """Write the JSON. An edit without a file in its folder is written there, named by its digest.
-
-    Raises:
-        NotWritable: with the reason.
-    """
-    path = Path(path)
-    check_writable(path)
-    entries = []
-    for layer in stack.layers:
-        file = None if layer.file is None else _relative(layer.file, path.parent)
-        if file is None:
-            file = f"{layer.digest[:16]}.safetensors"
-            layer.edit.save(path.parent / file)
-        entries.append({"file": file, "digest": layer.digest, "forced": layer.forced})
-    return write_json(path, {"kind": STACK, "model": stack.manifest["model"], "edits": entries})
 
 
 def load_stack(path: str | Path) -> EditStack:
