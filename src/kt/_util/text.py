@@ -30,9 +30,9 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
-def some_of(names: Sequence[str], most: int = 3) -> str:
+def some_of(names: Sequence[str], most: int = 3, rest: str = " and {} more") -> str:
     """Names with commas, the first ones of many: `a, b, c and 2 more`."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:most]) + (rest.format(len(names) - most) if len(names) > most else "")
 
 
 def size_text(size: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.progress import Progress, named
-from .._util.text import count
+from .._util.text import count, some_of
 from ..errors import BadFact, KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
@@ -123,7 +123,7 @@ def without_contradictions(facts: Sequence[Fact], strict: bool = False) -> list[
     warn_user(
         f"{len(out):,} of {len(facts):,} requests contradict an earlier one and are left out"
         + (f", and so are the multi-hop questions of {count(n_cut, 'chain')}" if n_cut else "")
-        + f" ({', '.join(fact.id for fact in out[:5])}{', ...' if len(out) > 5 else ''}; {told}; --strict refuses them)"
+        + f" ({some_of([fact.id for fact in out], 5, ', ...')}; {told}; --strict refuses them)"
     )
     return whole
 

@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._util.text import some_of
 from ..errors import KtError, UnknownModel, need, said_by
 from .hub import require_whole
 
@@ -68,7 +69,7 @@ def find_gguf(source: str | Path) -> Path | None:
         if not files or any(next(path.glob(pattern), None) for pattern in OTHER_WEIGHTS):
             return None
         if len(files) > 1:
-            shown = ", ".join(f.name for f in files[:6]) + (", ..." if len(files) > 6 else "")
+            shown = some_of([f.name for f in files], 6, ", ...")
             raise KtError(f"{path} holds {len(files)} GGUF files ({shown}); give one of them, as {files[0]}")
         return files[0]
     if path.suffix.lower() != SUFFIX:
