@@ -106,7 +106,8 @@ def sweep(
         "model": model.name,
         "n_facts": len(requests),
         "seeds": list(seeds),
-        "protocol": _protocol(model, requests, before, arguments),
+        # The meaning of each metric; locality needs an unedited model, so one fact is scored again.
+        "protocol": evaluate(model, requests[:1], before=before, **arguments).protocol,
     }
     return Sweep(plain(about), tuple(rows), plain(before.as_dict()["metrics"]), balance)
 
@@ -200,13 +201,6 @@ def _mean_heldout(by_seed: Sequence[Heldout | None]) -> Heldout | None:
     if not texts:
         return None
     return replace(texts[0], nll=tuple(np.mean([text.nll for text in texts], axis=0).tolist()))
-
-
-def _protocol(
-    model: TracedModel, facts: Sequence[Fact], before: Scores, arguments: Mapping[str, Any]
-) -> Mapping[str, str]:
-    """The meaning of each metric; locality needs an unedited model, so one fact is scored again."""
-    return evaluate(model, facts[:1], before=before, **arguments).protocol
 
 
 # Preparation: requests that can stand in one batch, and the traced α to mark on the curve.
