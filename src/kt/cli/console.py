@@ -221,13 +221,3 @@ def one_line_warnings(say: Callable[[str], None]) -> Iterator[None]:
     finally:
         told.removeHandler(lines)
         told.setLevel(level)
-
-
-class Clock:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __str__(self) -> str:
-        return f"{time.perf_counter() - self._start:.1f} s"
