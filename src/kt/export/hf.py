@@ -430,6 +430,6 @@ def save_model(model: TracedModel, folder: Path, source: Source | None) -> None:
     except ValueError as error:
         # save_pretrained refuses a generation config that contradicts itself.
         raise WorkFailed(
-            f"transformers does not save this model: {' '.join(str(error).split())[:300]}; mend the "
+            f"transformers does not save this model: {said_by(error)}; mend the "
             "model's generation_config, or export with --format peft"
         ) from error
