@@ -248,10 +248,14 @@ def visibility(rank: Int[ndarray, "*cell"], vocab: int) -> Float[ndarray, "*cell
 
 def mean_visibility(rank: Int[ndarray, "*cell token"], vocab: int) -> Float[ndarray, "*cell"]:
     """The mean over the tokens that there are; NaN where there is none."""
-    seen = visibility(rank, vocab)
-    present = ~np.isnan(seen)
+    return mean_of_present(visibility(rank, vocab))
+
+
+def mean_of_present(values: Float[ndarray, "*cell token"]) -> Float[ndarray, "*cell"]:
+    """The mean over the tokens whose value is not NaN; NaN where there is none."""
+    present = ~np.isnan(values)
     n = present.sum(-1)
-    return np.divide(np.where(present, seen, 0.0).sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
+    return np.divide(np.where(present, values, 0.0).sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
 def advantage(rank: Int[ndarray, "fact *cell token"], vocab: int) -> Float[ndarray, " fact *cell"]:

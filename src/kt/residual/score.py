@@ -38,6 +38,7 @@ from ..probing.stages import (
     advantage,
     in_top,
     leading,
+    mean_of_present,
     mean_visibility,
     remainder,
     visibility,
@@ -503,10 +504,7 @@ def answers(residual: Residual, state: str, metric: str) -> Float[ndarray, "fact
     reading = residual.readings[state]
     if metric == "prob":
         prob = reading.prob.astype(np.float64)
-        present = ~np.isnan(prob[..., CONTROLS])
-        n = present.sum(-1)
-        total = np.where(present, prob[..., CONTROLS], 0.0).sum(-1)
-        return np.stack([prob[..., OLD], prob[..., NEW], np.where(n > 0, total / np.maximum(n, 1), np.nan)], -1)
+        return np.stack([prob[..., OLD], prob[..., NEW], mean_of_present(prob[..., CONTROLS])], -1)
     return _ranks(np.stack(_visibilities(residual, state), -1), int(residual.metadata["vocab"]))
 
 
