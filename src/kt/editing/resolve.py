@@ -70,7 +70,7 @@ def distinct_requests(facts: Sequence[Fact], strict: bool = False) -> list[Fact]
     would weigh twice. (Scores ask every record, each with its own consequences.) Contradicting ones are left out first,
     or refused; see `without_contradictions`."""
     facts = without_contradictions(facts, strict)
-    kept = list({_asked(fact): fact for fact in reversed(facts)}.values())[::-1]
+    kept = list({prompt_asked(fact): fact for fact in reversed(facts)}.values())[::-1]
     if copies := len(facts) - len(kept):
         warn_user(
             f"{copies:,} of {len(facts):,} requests ask for an edit that another asks for; each is solved once, "
@@ -104,7 +104,7 @@ def without_contradictions(facts: Sequence[Fact], strict: bool = False) -> list[
     first: dict[str, tuple[int, Fact]] = {}
     kept, out, told = list[Fact](), list[Fact](), ""
     for number, fact in enumerate(facts, start=1):
-        earlier, other = first.setdefault(_asked(fact), (number, fact))
+        earlier, other = first.setdefault(prompt_asked(fact), (number, fact))
         if other.target == fact.target:
             kept.append(fact)
             continue
@@ -128,7 +128,7 @@ def without_contradictions(facts: Sequence[Fact], strict: bool = False) -> list[
     return whole
 
 
-def _asked(fact: Fact) -> str:
+def prompt_asked(fact: Fact) -> str:
     """The prompt by which requests are compared."""
     return " ".join(fact.prompt.split()).casefold()
 

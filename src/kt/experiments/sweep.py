@@ -15,7 +15,7 @@ from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from .._util.text import words
 from ..editing import Statistics
-from ..editing.resolve import read_requests, without_contradictions
+from ..editing.resolve import prompt_asked, read_requests, without_contradictions
 from ..errors import KtError, warn_user
 from ..evaluation import Scores, evaluate
 from ..evaluation.metrics import PROTOCOLS
@@ -219,7 +219,7 @@ def distinct(facts: Sequence[Fact]) -> list[Fact]:
         except KtError:
             nothing += 1
             continue
-        prompt = " ".join(fact.prompt.split()).casefold()
+        prompt = prompt_asked(fact)
         twice += prompt in kept
         kept.setdefault(prompt, request)
     if nothing or twice:
