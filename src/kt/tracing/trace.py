@@ -18,7 +18,7 @@ from ..errors import BadFact, BadFile
 from ..report import Card, Figure, Shown, Table
 from ..stats import bootstrap_mean, bootstrap_mean_grid
 from .means import Curve, RoleGrid, effects_at, grid, over, peak, role_effects, tested
-from .patches import Patch
+from .patches import MODULES, Patch
 from .prompts import ROLES, TITLES, LeftOut, numbered_on, why
 from .titles import METRIC_NAMES, metric_title, subtitle_of, title_of
 from .traced_fact import EVERY, METRICS, WHOLE, TracedFact, fact_from, fact_header, finite, metric_name, metric_names
@@ -526,9 +526,6 @@ def _merged_metadata(traces: Sequence[Trace], n_given: int) -> dict[str, Any]:
     merged["samples"] = sorted({s for trace in traces for s in trace.metadata["samples"]})
     merged["warnings"] = [text for trace in traces for text in trace.metadata["warnings"]]
     return merged | {"n_given": n_given}
-
-
-MODULES = ("mlp", "attn")
 
 
 def _singles(trace: Trace, name: str) -> list[str]:
