@@ -47,7 +47,6 @@ from ..report import Card, Column, Figure, Shown, Table
 from ..report.table import pairs
 from ..stats import (
     Interval,
-    IntervalGrid,
     bootstrap_mean,
     bootstrap_mean_grid,
     bootstrap_ratio,
@@ -215,7 +214,7 @@ class Residual(Shown):
         grids = {s: bootstrap_mean_grid(in_top(ranks[s]), *self._draws) for s in STATES}
         return {
             kind: {
-                position: {s: {name: _cell(grids[s], (p, k, a)) for a, name in enumerate(ANSWERS)} for s in STATES}
+                position: {s: {name: grids[s].cell(p, k, a) for a, name in enumerate(ANSWERS)} for s in STATES}
                 for p, position in enumerate(POSITIONS)
             }
             for k, kind in enumerate(KINDS)
@@ -445,10 +444,6 @@ class Residual(Shown):
         what = f"{without_folders(self.metadata['model'])}, {self.metadata.get('method') or 'edit'}"
         facts = f"{count(len(self.facts), 'fact')}, {self.why_left_out()}"
         return f"Residual({what}: score {self.score}, floor {self.floor}; {facts})"
-
-
-def _cell(grid: IntervalGrid, at: tuple[int, ...]) -> Interval:
-    return Interval(float(grid.mean[at]), float(grid.low[at]), float(grid.high[at]), int(grid.n[at]))
 
 
 # Residuals as files, and several residuals as one.
