@@ -135,7 +135,8 @@ def find_stages(
 
 def _stage(name: str, gains: Sequence[Float[ndarray, "fact layer"]], among: range, n_boot: int, seed: int) -> Stage:
     """The run of the rule, if its gain lies above 0 and random signs seldom reach it."""
-    run = shortest_run(_least(gains), among)
+    of_the_lesser = np.min([gain.mean(0) for gain in gains], axis=0)  # the answer that gains less, layer by layer
+    run = shortest_run(of_the_lesser, among)
     if run is None:
         return Stage(name, None, None, _NOTHING, "no layer gains")
     sums = [bootstrap_mean(gain[:, slice(*run)].sum(1), n_boot, seed) for gain in gains]
@@ -146,12 +147,6 @@ def _stage(name: str, gains: Sequence[Float[ndarray, "fact layer"]], among: rang
     if not chance(gains, run, among, seed) < CHANCE:
         return Stage(name, None, None, total, f"{what} the best of chance")
     return Stage(name, *run, total)
-
-
-def _least(gains: Sequence[Float[ndarray, "fact layer"]]) -> Float[ndarray, " layer"]:
-    """The mean gain of the answer that gains less."""
-    least: Float[ndarray, " layer"] = np.min([gain.mean(0) for gain in gains], axis=0)
-    return least
 
 
 def chance(gains: Sequence[Float[ndarray, "fact layer"]], run: tuple[int, int], among: range, seed: int = 0) -> float:

@@ -103,7 +103,8 @@ def target_batches(
 def worth_of_a_run(model: TracedModel, aims: Sequence[TargetSite]) -> float:
     """The number of extra tokens that cost as much as one more forward."""
     start = min(lowest_block(aims), model.n_layers - 1)
-    weights = sum(p.numel() for layer in range(start, model.n_layers) for p in _block(model, layer).parameters())
+    blocks = (model.module.get_submodule(model.layout.path(Kind.RESID, n)) for n in range(start, model.n_layers))
+    weights = sum(p.numel() for block in blocks for p in block.parameters())
     device = model.device.type if model.device.type in WEIGHTS else "cuda"
     return WEIGHTS[device] + DISPATCH[device] / (4 * weights)  # a token: 2 operations a weight, forward and backward
 
@@ -126,10 +127,6 @@ def _bytes(model: TracedModel, aims: Sequence[TargetSite], length: _Length, rows
     cache = 6 * width * model.n_layers * model.d_model
     logits = 16 * length.target * model.vocab_size
     return rows * (model.dtype.itemsize * (graph + cache) + logits)
-
-
-def _block(model: TracedModel, layer: int) -> torch.nn.Module:
-    return model.module.get_submodule(model.layout.path(Kind.RESID, layer))
 
 
 # Every request's loss from a step's logits: how likely its target is, and the words after the essence prompt.
