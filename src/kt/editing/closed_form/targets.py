@@ -216,12 +216,13 @@ def find_targets(
     ]
     if held is not None:
         arguments = [(*given, [held[i] for i in batch]) for given, batch in zip(arguments, batches, strict=True)]
-    parts = (journal or Journal()).take_each(
-        what,
-        _find_batch,
-        dict(zip(names, arguments, strict=True)),
-        None if progress is None else lambda done: progress(ends[done - 1], len(facts)),
-    )
+    with eagerly(model) if objective.reads_attention else nullcontext():
+        parts = (journal or Journal()).take_each(
+            what,
+            _find_batch,
+            dict(zip(names, arguments, strict=True)),
+            None if progress is None else lambda done: progress(ends[done - 1], len(facts)),
+        )
     targets = join_targets([_targets(part, aims, model.device) for part in parts])
     return in_order(targets, [i for batch in batches for i in batch])
 
@@ -257,18 +258,6 @@ def _find_batch(
     held: Sequence[Held] = (),
 ) -> dict[str, Any]:
     """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
-    with eagerly(model) if objective.reads_attention else nullcontext():
-        return _descended(model, facts, aims, contexts, objective, held)
-
-
-def _descended(
-    model: TracedModel,
-    facts: Sequence[Fact],
-    aims: Sequence[TargetSite],
-    contexts: Contexts,
-    objective: Objective,
-    held: Sequence[Held],
-) -> dict[str, Any]:
     suffixes, before = _begun(model, facts, aims, contexts, objective, held)
     delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in before.items()}
     rates = {a: objective.rates(a, v) for a, v in before.items()}
