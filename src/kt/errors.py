@@ -55,6 +55,11 @@ def need(module: str, purpose: str, instead: str = "", kind: type[KtError] | Non
         raise (kind or KtError)(f"{purpose} needs {package}; {install_hint(EXTRAS[package])}{instead}")
 
 
+def said_by(error: BaseException, most: int = 300) -> str:
+    """What another program's error says: one line of at most so many characters, its type where it has no words."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 class FailedCheck(UserWarning):
     """A limit of its verdict that an edit passed."""
 

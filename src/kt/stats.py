@@ -69,6 +69,10 @@ class IntervalGrid(NamedTuple):
     high: Float[ndarray, "*cell"]
     n: Int[ndarray, "*cell"]
 
+    def cell(self, *at: int) -> Interval:
+        """The cell at an index by axis."""
+        return Interval(float(self.mean[at]), float(self.low[at]), float(self.high[at]), int(self.n[at]))
+
 
 def bootstrap_mean(
     values: Sequence[float] | Float[ndarray, " n"], n_boot: int = 2000, seed: int = 0, level: float = 0.95
@@ -88,8 +92,7 @@ def bootstrap_mean(
         WorkFailed: a value is infinite.
     """
     column = np.asarray(values, dtype=np.float64).reshape(-1)
-    grid = bootstrap_mean_grid(column[~np.isnan(column)], n_boot, seed, level)
-    return Interval(float(grid.mean), float(grid.low), float(grid.high), int(grid.n))
+    return bootstrap_mean_grid(column[~np.isnan(column)], n_boot, seed, level).cell()
 
 
 def paired_bootstrap_difference(

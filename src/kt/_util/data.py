@@ -14,13 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadFile, KtError
+from ..errors import BadFile, KtError, said_by
 from .files import _REASONS, NotWritable, atomic_write
 from .kinds import as_path
 from .text import visible_lines
 
 SCHEMA_VERSION = 1
 JSON_BYTES = 1 << 30
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError | UnicodeDecodeError) -> BadFile:
+    """The error of a file that cannot be opened or is no text."""
+    reason = (error.strerror or "no such file") if isinstance(error, OSError) else "not a text file"
+    return BadFile(f"cannot read {path}: {reason}; check the path")
 
 
 @contextmanager
@@ -35,7 +41,7 @@ def complete_file(path: str | os.PathLike[str], what: str, remedy: str) -> Itera
     except KtError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {_one_line(error)[:200]}"
+        reason = f"{type(error).__name__}: {said_by(error, 200)}"
         raise BadFile(f"{path}: not a whole {what} ({reason}); {remedy}") from error
 
 
@@ -86,9 +92,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise BadFile(f"{path}: not JSON (line {error.lineno}: {error.msg}); is it the right file?") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}; check the path"
-        ) from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise BadFile(f"{path}: nested too deeply, or a number too long, for JSON; is it the right file?") from error
     if not isinstance(value, dict):
@@ -128,11 +132,9 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise BadFile(f"{path}: a key or value is nested more than {TOML_DEPTH} deep; is it the right file?")
         return tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}; check the path"
-        ) from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
-        raise BadFile(f"{path}: not TOML ({_one_line(error)}); write name = value lines") from error
+        raise BadFile(f"{path}: not TOML ({said_by(error)}); write name = value lines") from error
 
 
 def _toml_depth(text: str) -> int:
@@ -277,7 +279,7 @@ def tensor_header(path: str | os.PathLike[str], remedy: str = "write it again") 
             file.seek(8)
             text = file.read(length) if 0 < length <= min(LONGEST_HEADER, size) else b""
     except OSError as error:
-        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}; check the path") from error
+        raise unreadable(path, error) from error
     # A header's length, too, can look like the beginning of another format.
     if not text.startswith(b"{") and (what := disguise(start)) is not None:
         raise BadFile(f"{path} is {what}")
@@ -309,9 +311,9 @@ def open_arrays(path: str | os.PathLike[str], framework: str = "pt") -> Iterator
     except KtError:
         raise
     except OSError as error:
-        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}; check the path") from error
+        raise unreadable(path, error) from error
     except (SafetensorError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # types numpy or torch lack
-        raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
+        raise BadFile(f"{path}: not a whole safetensors file ({said_by(error)}); write it again") from error
 
 
 MOST_VALUES = 5_000_000
@@ -329,11 +331,7 @@ def _parsed(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     try:
         metadata = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadFile(f"{path}: not a whole safetensors file ({_one_line(error)}); write it again") from error
+        raise BadFile(f"{path}: not a whole safetensors file ({said_by(error)}); write it again") from error
     if not isinstance(metadata, dict):
         raise BadFile(f"{path}: its metadata is a {type(metadata).__name__}, not an object; write it again")
     return metadata
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -70,7 +70,7 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[
         try:
             _write_plain(temporary, content)
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync(path.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -130,10 +130,11 @@ def check_writable(path: str | os.PathLike[str], new: bool = False) -> None:
         probe.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
+def sync(path: Path) -> None:
+    """Flush a file or a folder to disk; Windows opens no folders."""
+    if os.name == "nt" and path.is_dir():
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

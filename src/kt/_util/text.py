@@ -30,6 +30,11 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
+def some_of(names: Sequence[str], most: int = 3, rest: str = " and {} more") -> str:
+    """Names with commas, the first ones of many: `a, b, c and 2 more`."""
+    return ", ".join(names[:most]) + (rest.format(len(names) - most) if len(names) > most else "")
+
+
 def size_text(size: int) -> str:
     """Bytes as `1.5 MiB`."""
     unit, name = next((pair for pair in ((2**30, "GiB"), (2**20, "MiB")) if size >= pair[0]), (2**10, "KiB"))
@@ -85,7 +90,7 @@ def interval(mean: float | None, ci95: Any) -> str:
     return f"{cell(float(mean))} [{low}, {high}]"
 
 
-def runs_of(layers: Sequence[int]) -> str:
+def runs_of(layers: Sequence[int], between: str = ", ") -> str:
     """Layers in words: `0, 2-5`."""
     runs: list[list[int]] = []
     for layer in layers:
@@ -93,4 +98,4 @@ def runs_of(layers: Sequence[int]) -> str:
             runs[-1][1] = layer
         else:
             runs.append([layer, layer])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return between.join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import KtError, WorkFailed
+from ..errors import KtError, WorkFailed, said_by
 from ..model.model import TracedModel
 from .tasks import BadTask, Chosen, lm_eval_module
 
@@ -106,7 +106,7 @@ def _simple_evaluate(lm_eval: Any, wrapped: Any, chosen: Chosen, settings: Setti
     except (KtError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a task's own code may raise anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = said_by(error)
         raise WorkFailed(
             f"lm-eval stopped: {type(error).__name__}: {reason}; see whether the task runs with lm-eval alone"
         ) from error

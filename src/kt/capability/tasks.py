@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import KtError, install_hint, need
+from ..errors import KtError, install_hint, need, said_by
 
 Spec = str | dict[str, Any]
 """A name, a pattern, a YAML file, {"task": name, "num_fewshot": n}, or a whole task as a dict."""
@@ -117,7 +117,7 @@ def _explain_loading(manager: Any, loaded: dict[str, Any], shots: Mapping[str, i
         try:
             tree = load(specs)
         except Exception as error:  # the hub, the network, YAML and every task's own code raise their own kinds
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = said_by(error)
             names = ", ".join(map(_name, specs))
             raise BadTask(
                 f"task {names} cannot be loaded: {reason} (its data set must be on this machine, or the Hub in reach)"

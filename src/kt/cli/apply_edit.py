@@ -137,7 +137,7 @@ def apply_edit(options: EditOptions) -> None:
             "leave it out, and apply the edit file with kt"
         )
     settings = parse.solve_settings(options)
-    alpha = None if options.alpha is None else parse.alpha(options.alpha)
+    alpha = parse.alpha(options.alpha)
     if options.merge_to is not None and options.resume is None:  # a run that goes on may have been past its merge
         checks.new_folder(options.merge_to, "--merge-to")
     if options.history is not None and options.merge_to is not None:

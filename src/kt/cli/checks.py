@@ -20,7 +20,7 @@ from ..facts.corpus import Corpus
 from ..model.folder import check_weights, refuse_adapter, refuse_quantised
 from ..model.gguf import check_whole, find_gguf
 from . import parse
-from .command import BadOption
+from .command import BadOption, as_flag
 
 if TYPE_CHECKING:
     from ..editing.config import Config
@@ -53,8 +53,7 @@ IDLE = (
     Idle("", "limit format zsre_target known_to", lambda o: not by_hand(o), "for facts from a file only"),
     Idle("heatmap", "top check", lambda o: o.method == "atp", "for estimates only; add --method atp"),
     Idle("heatmap alpha", "noise samples", lambda o: o.corrupt == "noise", "for --corrupt noise only"),
-    Idle("eval probe", "force", lambda o: o.edit is not None, "for an edit only; give --edit"),
-    Idle("abilities", "force", lambda o: o.edit is not None, "for an edit only; give --edit"),
+    Idle("eval probe abilities", "force", lambda o: o.edit is not None, "for an edit only; give --edit"),
     Idle("case", "force", lambda o: bool(o.edits), "for edits only; give --edits"),
     Idle("probe", "statistic", lambda o: o.edit is None, "with --edit the tables show means"),
     Idle("eval", "no_control", lambda o: o.edit is not None, "for an edit only; give --edit"),
@@ -95,7 +94,7 @@ def idle(options: Any) -> None:
     for commands, names, used, why in IDLE:
         given = [n for n in names.split() if n in usual and getattr(options, n) != usual[n]]
         if given and options.command in (commands.split() or [options.command]) and not used(options):
-            raise BadOption(f"--{given[0].replace('_', '-')} has no use here: {why}")
+            raise BadOption(f"{as_flag(given[0])} has no use here: {why}")
 
 
 def typed(options: Any) -> None:
@@ -124,7 +123,7 @@ def typed(options: Any) -> None:
     for name in ("pool", "exclude", "alpha_facts", "nas_facts"):
         facts = getattr(options, name, None)
         if facts not in (None, "demo", "lre") and not facts.startswith("hf:") and not Path(facts).exists():
-            raise BadOption(f"--{name.replace('_', '-')} {facts}: no such file; give a file of facts")
+            raise BadOption(f"{as_flag(name)} {facts}: no such file; give a file of facts")
     if (layout := getattr(options, "layout", None)) is not None:
         read_table(layout)
     if str(getattr(options, "device_map", "")).endswith(".json"):
@@ -151,22 +150,20 @@ def solving(options: Any) -> None:
     methods = methods_of(options)
     if "lora" in methods:
         need("peft", "method lora")
-    writes = [method for method in methods if METHODS[method].writes_attention]
+    writes, named = [method for method in methods if METHODS[method].writes_attention], ", ".join(methods)
     probed = any("layers_high" in METHODS[method].settings() for method in methods)
-    for flag in ("alpha",) if probed else ("alpha", "alpha_facts"):
-        if not writes and getattr(options, flag, None) not in (None, "0", "0.0"):
-            name = flag.replace("_", "-")
-            raise BadOption(f"--{name} has no use here: {', '.join(methods)} leaves attention alone; use intattn")
+    for name in ("alpha",) if probed else ("alpha", "alpha_facts"):
+        if not writes and getattr(options, name, None) not in (None, "0", "0.0"):
+            raise BadOption(f"{as_flag(name)} has no use here: {named} leaves attention alone; use intattn")
     if not any("v_lr" in METHODS[method].settings() for method in methods):
-        for flag in ("statistics", "corpus", "max_tokens"):
-            if getattr(options, flag) not in (None, "auto"):
-                name = flag.replace("_", "-")
-                raise BadOption(f"--{name} has no use here: {', '.join(methods)} takes no second moments; leave it out")
+        for name in ("statistics", "corpus", "max_tokens"):
+            if getattr(options, name) not in (None, "auto"):
+                raise BadOption(f"{as_flag(name)} has no use here: {named} takes no second moments; leave it out")
     settings = parse.settings(getattr(options, "set", None))
     for name in settings:
-        flag = plain_name(name)
-        if hasattr(options, flag) and (flag in FLAGS or flag not in all_settings()):
-            raise BadOption(f"--set {name}: it has a flag of its own; write --{flag.replace('_', '-')} VALUE")
+        option = plain_name(name)
+        if hasattr(options, option) and (option in FLAGS or option not in all_settings()):
+            raise BadOption(f"--set {name}: it has a flag of its own; write {as_flag(option)} VALUE")
     if why := unused(settings, methods):
         raise BadOption(f"--set {why}")
     for name in ("editor", "demonstrations", "warmup"):
@@ -203,7 +200,7 @@ def configurations(options: Any, *points: Mapping[str, Any]) -> Iterator[Config]
     variant = options.variant if preset else None
     if not points:
         given = parse.solve_settings(options)
-        alpha = None if getattr(options, "alpha", None) is None else parse.alpha(options.alpha)
+        alpha = parse.alpha(getattr(options, "alpha", None))
         shares = {name: alpha if METHODS[name].writes_attention else None for name in methods_of(options)}
         points = tuple({"method": name, "alpha": shares[name], **used_by(name, given)} for name in shares)
     for point in points:
@@ -222,11 +219,11 @@ def unfit(options: Any, **given: tuple[str, Any]) -> None:
     from ..editing.session_options import SessionOptions
 
     for config in configurations(options):
-        for flag, option in asked.items():
+        for name, option in asked.items():
             try:
                 SessionOptions(**option).refuse_unfit(config)
             except KtError as error:
-                raise BadOption(f"--{flag.replace('_', '-')}: {error}") from None
+                raise BadOption(f"{as_flag(name)}: {error}") from None
 
 
 def planned(options: Any, *points: Mapping[str, Any]) -> None:
@@ -357,9 +354,9 @@ def held_layers(options: Any, name: str, file: Path) -> None:
     if depth is None:
         return
     asked = [
-        parse.layers(text, f"--{flag.replace('_', '-')}") or ()
-        for flag in ("layers_mlp", "layers_attn", "layers")
-        if isinstance(text := getattr(options, flag, None), str)
+        parse.layers(text, as_flag(option)) or ()
+        for option in ("layers_mlp", "layers_attn", "layers")
+        if isinstance(text := getattr(options, option, None), str)
     ]
     settings = parse.settings(getattr(options, "set", None))
     asked += [value or () for key, value in settings.items() if key.startswith("layers_")]

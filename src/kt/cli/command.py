@@ -173,6 +173,11 @@ def option_of(command: type[Options], name: str) -> Any:
     return get_args(get_type_hints(command, include_extras=True)[name])[1]
 
 
+def as_flag(name: str) -> str:
+    """An option as it is typed: `layers_mlp` is `--layers-mlp`."""
+    return "--" + name.replace("_", "-")
+
+
 def variable(name: str) -> str:
     """The environment variable of an option: `--batch-size` is `KT_BATCH_SIZE`."""
     return "KT_" + name.upper()
@@ -214,17 +219,17 @@ def config_defaults(path: Path, ctx: typer.Context) -> dict[str, Any]:
     for table, keys in [("", values), *((n, v) for n, v in values.items() if isinstance(v, Mapping))]:
         known = flags.get(table, set()) if table else set().union(*flags.values())
         for key, value in keys.items():
-            flag = key.replace("-", "_")
+            name = key.replace("-", "_")
             if isinstance(value, Mapping) and not table:
                 if key not in flags:
                     raise BadOption(f"{path}: [{key}] is no command of kt; tables are named after commands")
-            elif flag not in known:
+            elif name not in known:
                 where = f"kt {table} has no flag" if table else "no command of kt has a flag"
-                near = get_close_matches(flag, sorted(known), 1)
+                near = get_close_matches(name, sorted(known), 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
-                raise BadOption(f"{path}: unknown key {key!r}: {where} --{key.replace('_', '-')}{hint}")
-            elif flag in mine and table in ("", ctx.info_name):
-                defaults[flag] = _as_typed(value)
+                raise BadOption(f"{path}: unknown key {key!r}: {where} {as_flag(key)}{hint}")
+            elif name in mine and table in ("", ctx.info_name):
+                defaults[name] = _as_typed(value)
     return defaults
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from .._util.progress import Pace, minutes
-from .._util.text import visible
+from .._util.text import some_of, visible
 
 if TYPE_CHECKING:
     from ..report import Table
@@ -86,8 +86,7 @@ class Screen:
         given = [Path(path) for path in paths]
         for folder in filter(Path.is_dir, given):
             names = sorted(f"{each.name}/" if each.is_dir() else each.name for each in folder.iterdir())
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            self.say(f"kt: written to {folder}: {', '.join(names[:NAMED])}{more}")
+            self.say(f"kt: written to {folder}: {some_of(names, NAMED)}")
         if files := [str(path) for path in given if not path.is_dir()]:
             self.say(f"kt: written to {', '.join(files)}")
 
@@ -222,13 +221,3 @@ def one_line_warnings(say: Callable[[str], None]) -> Iterator[None]:
     finally:
         told.removeHandler(lines)
         told.setLevel(level)
-
-
-class Clock:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __str__(self) -> str:
-        return f"{time.perf_counter() - self._start:.1f} s"

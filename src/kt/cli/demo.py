@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from ..errors import FailedCheck
 from ..runs.folder import FILES
-from .console import Clock
 from .heatmap import show_balance
 from .options import FactOptions, ModelOptions, Opt, RunOptions
 from .session import session
@@ -30,7 +30,7 @@ class DemoOptions(RunOptions, FactOptions, ModelOptions):
 
 def demo(options: DemoOptions) -> None:
     """The whole loop on the embedded model: trace, balance, probe, joint edit, judge, one HTML report."""
-    clock = Clock()
+    start = time.perf_counter()
     with session(options) as s:
         facts, model = s.load_facts(), s.load_model()
         from ..demo.loop import run_loop
@@ -59,7 +59,7 @@ def demo(options: DemoOptions) -> None:
         s.screen.warn(*(loop.edit.verdict.warnings if loop.edit.verdict else ()))
         scores = Comparison(loop.before, loop.after, loop.control)
         s.screen.tables(*scores.tables(), *loop.residual.tables())
-    s.screen.say(f"kt: done in {clock}; open {s.path / REPORT_FILE}")
+    s.screen.say(f"kt: done in {time.perf_counter() - start:.1f} s; open {s.path / REPORT_FILE}")
 
 
 def results_of_loop(loop: Loop, folder: Path) -> dict[str, object]:

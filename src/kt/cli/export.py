@@ -11,7 +11,7 @@ import typer
 from .._util.text import count, size_text
 from ..errors import need
 from . import checks, parse
-from .command import BadOption, Options
+from .command import BadOption, Options, as_flag
 from .console import Screen
 from .options import ForceOptions, ModelOptions, Opt
 from .session import load_model, screen_for, settle_libraries, write_result
@@ -98,7 +98,7 @@ def export(options: ExportOptions) -> None:
         raise BadOption("kt export needs an edit file and a folder: kt export edit.safetensors --to FOLDER")
     stray = [name for name in OF_PEFT if getattr(options, name) is not None] if format != "peft" else []
     if stray:
-        raise BadOption(f"--{stray[0].replace('_', '-')} belongs to --format peft; add that, or leave it out")
+        raise BadOption(f"{as_flag(stray[0])} belongs to --format peft; add that, or leave it out")
     if format != "hf" and options.no_undo:
         raise BadOption("--no-undo belongs to --format hf; an adapter leaves the base model as it is")
     dtype = parse.one(options.adapter_dtype or DTYPES[0], DTYPES, "--adapter-dtype")

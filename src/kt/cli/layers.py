@@ -50,7 +50,7 @@ def layers(options: LayersOptions) -> None:
 
     method = parse.one(options.method, tuple(METHODS), "--method")
     layered(method)
-    alpha = None if options.alpha is None else parse.alpha(options.alpha)
+    alpha = parse.alpha(options.alpha)
     if isinstance(alpha, str):
         raise BadOption(f"--alpha {alpha}: write a number, or leave it out for the traced one")
     if options.preset_to is not None:

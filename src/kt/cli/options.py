@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .command import BadOption, Options
+from .command import BadOption, Options, as_flag
 
 Opt = typer.Option
 
@@ -85,12 +85,12 @@ def refuse_remote(options: ModelOptions) -> None:
         raise BadOption(f"--remote has no place with kt {options.command}: {REASON}; it is for {', '.join(REMOTE)}")
     needed = {"--edit": getattr(options, "edit", None) is not None}
     needed["--method atp"] = getattr(options, "method", None) == "atp"
-    for flag, given in needed.items():
+    for what, given in needed.items():
         if given:
-            raise BadOption(f"{flag} needs the weights here, and with --remote they are not: {REASON}")
-    for flag, default in (("dtype", "auto"), ("device", "auto"), ("device_map", None)):
-        if getattr(options, flag) != default:
-            raise BadOption(f"--{flag.replace('_', '-')} of a remote model is NDIF's to choose; leave it out")
+            raise BadOption(f"{what} needs the weights here, and with --remote they are not: {REASON}")
+    for name, default in (("dtype", "auto"), ("device", "auto"), ("device_map", None)):
+        if getattr(options, name) != default:
+            raise BadOption(f"{as_flag(name)} of a remote model is NDIF's to choose; leave it out")
 
 
 @dataclass(frozen=True)

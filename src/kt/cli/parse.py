@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.limits import MOST_NOISE
 from ..errors import KtError
-from .command import BadOption
+from .command import BadOption, as_flag
 
 if TYPE_CHECKING:
     from ..model.chat import Chat
@@ -39,8 +39,10 @@ def layers(text: str | None, flag: str) -> tuple[int, ...] | None:
     return tuple(sorted(indices))
 
 
-def alpha(text: str) -> float | str:
+def alpha(text: str | None) -> float | str | None:
     """`auto` or `per-fact` (measured by tracing), or a number from 0 (MLP only) to 1 (attention only)."""
+    if text is None:
+        return None
     from ..editing.closed_form.config import check_alpha
 
     try:
@@ -146,8 +148,7 @@ def settings(text: str | None) -> dict[str, Any]:
 def solve_settings(options: Any) -> dict[str, Any]:
     """The hyper-parameters of `--set` and of their own flags, as far as they are given."""
     given = settings(getattr(options, "set", None)) | {
-        flag: layers(getattr(options, flag, None), f"--{flag.replace('_', '-')}")
-        for flag in ("layers_mlp", "layers_attn")
+        name: layers(getattr(options, name, None), as_flag(name)) for name in ("layers_mlp", "layers_attn")
     }
     return {name: value for name, value in given.items() if value is not None}
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from itertools import groupby
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._util.text import runs_of
 from .app import ListOptions, ls
 from .command import BadOption, Options
 from .options import Opt
@@ -77,16 +77,10 @@ def rows(values: list[Value], sources: list[str]) -> list[list[Any]]:
 def written(value: Any) -> str:
     """A value as a user types it: 4-8, 0.0625, false."""
     if isinstance(value, tuple):
-        return layer_ranges(value)
+        return runs_of(value, ",") or "none"
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def layer_ranges(layers: tuple[int, ...]) -> str:
-    """`(3, 4, 5, 8)` as `3-5,8`."""
-    runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), lambda pair: pair[1] - pair[0])]
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) or "none"
 
 
 def as_json(preset: Preset, values: list[Value], options: PresetOptions) -> dict[str, Any]:

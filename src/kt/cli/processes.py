@@ -14,7 +14,7 @@ from typing import Any
 from ..runs import parallel
 from ..runs.provenance import versions
 from . import interrupt
-from .command import BadOption, Options
+from .command import BadOption, Options, as_flag
 from .console import say_line
 
 SHARED = ("heatmap", "alpha", "probe", "cov", "apply-edit", "eval")
@@ -47,9 +47,7 @@ def meet(options: Options, settings: Mapping[str, Any]) -> None:
     if getattr(options, "device_map", None) is not None:
         raise BadOption("--device-map spreads one model over all devices; leave it out, or start one process")
     parallel.join()
-    parallel.assert_equal_on_ranks(
-        {f"--{name.replace('_', '-')}": value for name, value in settings.items()} | {"kt env": versions()}
-    )
+    parallel.assert_equal_on_ranks({as_flag(name): value for name, value in settings.items()} | {"kt env": versions()})
 
 
 def speaks() -> bool:

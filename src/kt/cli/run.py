@@ -11,8 +11,8 @@ import typer
 from .._util.files import atomic_write
 from .._util.text import words
 from . import interrupt, parse
-from .command import BadOption
-from .options import FigureOptions, Opt, RunOptions
+from .command import BadOption, option_of
+from .options import FigureOptions, LongRunOptions, ModelOptions, Opt, RunOptions, SolveOptions
 from .session import Session, load_model, screen_for, session, write_result
 from .sweep import points_folder, take_over
 
@@ -35,23 +35,17 @@ class RecipeOptions(FigureOptions, RunOptions):
     ] = "all"
     facts: Annotated[str | None, Opt("--facts", "-f", help="A file in place of the recipe's data.")] = None
     limit: Annotated[int | None, Opt("--limit", min=1, help="Take no more than so many facts.")] = None
-    statistics: Annotated[
-        Path | None, Opt("--statistics", help="A safetensors file of key second moments by module name.")
-    ] = None
+    statistics: Annotated[Path | None, option_of(SolveOptions, "statistics")] = None
     corpus: Annotated[str | None, Opt("--corpus", help="Text for the key moments [default: the recipe's].")] = None
     only: Annotated[str | None, Opt("--only", metavar="METHOD,...", help="Of a table of methods these rows alone.")] = (
         None
     )
     sets: Annotated[Path | None, Opt("--sets", help="A JSON file of word sets in place of the recipe's.")] = None
-    resume: Annotated[
-        Path | None, Opt("--resume", metavar="DIR", help="Go on with an interrupted run; repeat its options.")
-    ] = None
-    dtype: Annotated[str, Opt("--dtype", help="auto, float32/fp32, bfloat16/bf16, float16/fp16.")] = "auto"
-    device: Annotated[str, Opt("--device", help="auto, cpu, cuda:0, mps.")] = "auto"
+    resume: Annotated[Path | None, option_of(LongRunOptions, "resume")] = None
+    dtype: Annotated[str, option_of(ModelOptions, "dtype")] = ModelOptions.dtype
+    device: Annotated[str, option_of(ModelOptions, "device")] = ModelOptions.device
     device_map: Annotated[str | None, Opt("--device-map", help="auto shards a large model through accelerate.")] = None
-    trust_remote_code: Annotated[bool, Opt("--trust-remote-code", help="Run the code that a Hub repository ships.")] = (
-        False
-    )
+    trust_remote_code: Annotated[bool, option_of(ModelOptions, "trust_remote_code")] = False
 
 
 def run(options: RecipeOptions) -> None:

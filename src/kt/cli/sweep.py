@@ -189,7 +189,7 @@ def fixed_alpha(model: TracedModel, method: str, options: SweepOptions, given: M
 
 def given_alpha(options: SweepOptions) -> float | str | None:
     """`--alpha`, which all points share."""
-    alpha = None if options.alpha is None else parse.alpha(options.alpha)
+    alpha = parse.alpha(options.alpha)
     if alpha == "per-fact":
         raise BadOption("--alpha per-fact: a sweep takes one α for all facts; write auto or a number")
     return alpha

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .._util.text import visible
+from .._util.text import some_of, visible
 from ..errors import KtError, WorkFailed, warn_user
 from ..model.effects import Effect, same_effect
 from ..model.identity import about
@@ -122,7 +122,7 @@ def difference(edit: Applicable, model: TracedModel) -> Difference | None:
         return Difference(what, f"revert it first, or load {_base(edit)} anew")
     if applied:
         rest = [n for n in telling if n not in applied]
-        what = f"the edit is partly applied to {model.name}: {_some(applied, now)} hold it, {_named(rest)} not"
+        what = f"the edit is partly applied to {model.name}: {_some(applied, now)} hold it, {some_of(rest)} not"
         return Difference(what, f"load {_base(edit)} anew")
     dtype, loaded = edit.manifest.get("dtype"), str(model.dtype).removeprefix("torch.")
     if dtype is not None and dtype != loaded:
@@ -227,11 +227,7 @@ def _base(edit: Applicable) -> str:
 
 
 def _some(chosen: Sequence[str], known: dict[str, FileState]) -> str:
-    return f"{len(chosen)} of {len(known)} weights ({_named(chosen)})"
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{len(chosen)} of {len(known)} weights ({some_of(chosen)})"
 
 
 def _dtype(weight: Tensor) -> str:

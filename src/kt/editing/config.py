@@ -85,6 +85,7 @@ class Config:
     place: ClassVar[int]
     writes_attention: ClassVar[bool] = False
     keeps_history: ClassVar[bool] = False  # by default, between the edits of a session
+    writes_contexts: ClassVar[bool] = True  # False: a request is read in its own prompt alone
     effect: ClassVar[str] = ""
     """The kind of its edits where they leave the weights alone: `context` or `adapter`."""
     depth: ClassVar[tuple[int, int, int] | None] = None
@@ -128,10 +129,10 @@ class Config:
         for name in (name for base in type(self).__mro__ for name in vars(base).get("by_name", ())):
             getattr(self, name)
 
-    @staticmethod
-    def contexts(model: TracedModel, seed: int) -> Contexts:
+    @classmethod
+    def contexts(cls, model: TracedModel, seed: int) -> Contexts:
         """The context templates that a session lets the model write where none are given."""
-        return memit_contexts(model, seed)
+        return memit_contexts(model, seed) if cls.writes_contexts else Contexts()
 
     def require(self, model: TracedModel) -> None:
         """Refuse, before any work, what neither a trace nor a default can give this model.

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .._util.progress import Progress
+from .._util.text import some_of
 from ..errors import KtError, warn_user
 from ..facts.fact import Fact, words_at
 from ..facts.load import load_facts
@@ -34,7 +35,6 @@ from ..report.table import shown
 from ..runs import parallel
 from .plan import EffectPlan, PlanText, SolveContext, SolveResult
 from .retrieval import BM25, RETRIEVERS, Embeddings, Mixed, Retriever, embedded, origin
-from .verdict import NAMED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -306,9 +306,7 @@ class InContext(EffectPlan):
         why, remedy = "they share no word", "give retriever=embeddings, or write the prompts in words"
         if self.retriever == "embeddings":
             why, remedy = f"their cosine is below {self.nearness:g}", "lower nearness, or give retriever=bm25"
-        some = ", ".join(map(repr, not_found[:NAMED])) + f" and {len(not_found) - NAMED} more" * (
-            len(not_found) > NAMED
-        )
+        some = some_of(list(map(repr, not_found)))
         warn_user(
             f"the prompts of {len(not_found)} of {among} requests do not find their facts ({some}): {why}; {remedy}"
         )

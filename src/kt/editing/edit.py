@@ -199,13 +199,9 @@ class Edit(Shown):
         """
         with model.writing():
             self._admit(model, force)
-            before, effects = model.copies(self.names), model.effects
-            try:
+            with model.undone_on_failure(self.names) as (before, _):
                 apply.write_checked(self, model)
                 self._taken[model.module] = MatchedWeights(before, apply.fingerprints(model, self.names))
-            except BaseException:
-                model.put_back(before, effects)
-                raise
 
     @takes(model=A_MODEL)
     def revert_(self, model: TracedModel, force: bool = False) -> None:

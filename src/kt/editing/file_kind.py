@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .._util.data import read_json, tensor_header
+from .._util.data import read_json, tensor_header, unreadable
 from ..errors import BadFile
 
 EDIT, STACK = "edit", "edit-stack"
@@ -33,7 +33,7 @@ def is_json(path: Path) -> bool:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise BadFile(f"cannot read {path}: {error.strerror or 'no such file'}; check the path") from error
+        raise unreadable(path, error) from error
     return head.lstrip()[:1] == b"{" and b"\0" not in head
 
 

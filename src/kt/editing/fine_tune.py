@@ -293,10 +293,7 @@ class Lesson(NamedTuple):
     def _logits(self, model: TracedModel) -> Float[Tensor, "row keep vocab"]:
         with model.nnsight.trace(**model.inputs(self.batch, self.keep)):
             if self.below is not None:
-                stream = self.below.to(model.device, copy=True)
-                filler = (stream, None) if model.layout.tuple_output else stream
-                for layer in range(self.start):
-                    model.block(layer).skip(filler)
+                enter_at(model, self.start, self.below)
             logits = model.last_logits(self.keep).save()
         return _widened(logits)
 
@@ -343,6 +340,13 @@ def entering(model: TracedModel, batch: Batch, start: int) -> Float[Tensor, "row
         below = stream.save()
         tracer.stop()
     return below.cpu()
+
+
+def enter_at(model: TracedModel, start: int, below: Float[Tensor, "row pos d_model"]) -> None:
+    """Inside a trace: run from block `start` on, which `below` enters."""
+    stream = below.to(model.device, copy=True)
+    for layer in range(start):
+        model.block(layer).skip((stream, None) if model.layout.tuple_output else stream)
 
 
 class Stride(NamedTuple):

@@ -28,7 +28,7 @@ from ..model.tokens import Batch, encode_ids, pad_id, token_ids
 from .closed_form.aims import Position, TargetSite
 from .closed_form.objective import Objective
 from .closed_form.targets import find_targets
-from .fine_tune import FineTune, Lesson, entering
+from .fine_tune import FineTune, Lesson, enter_at, entering
 from .plan import PlanText, SolveContext, SolveResult
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ def block_output(
     found: list[Any] = []
     with model.nnsight.trace(**model.inputs(batch)) as tracer:
         if below is not None:
-            given = below.to(model.device, copy=True)
-            for lower in range(layer):
-                model.block(lower).skip((given, None) if model.layout.tuple_output else given)
+            enter_at(model, layer, below)
         value: Any = model.value(Site(Kind.RESID, layer), len(batch))
         found.append(saved(value.clone()))
         tracer.stop()

@@ -191,13 +191,17 @@ def reads_contexts(plan: Plan) -> bool:
     return bool(getattr(plan, "reads_contexts", plan.has_targets))
 
 
-class EffectPlan:
-    """Base of the plans that leave every weight alone: they write none, and their result is an effect."""
+class WithoutSearch:
+    """Base of the plans that search for no values, and ask for no second moment and no earlier keys."""
 
     moment_sites: list[Site] = []  # noqa: RUF012 -- nobody adds to it
     keeps_keys = False
     has_targets = False
     whole_blocks = False
+
+
+class EffectPlan(WithoutSearch):
+    """Base of the plans that leave every weight alone: they write none, and their result is an effect."""
 
     def names(self, model: TracedModel) -> list[str]:
         return []

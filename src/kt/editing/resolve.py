@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.progress import Progress, named
-from .._util.text import count
+from .._util.text import count, some_of
 from ..errors import BadFact, KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
@@ -70,7 +70,7 @@ def distinct_requests(facts: Sequence[Fact], strict: bool = False) -> list[Fact]
     would weigh twice. (Scores ask every record, each with its own consequences.) Contradicting ones are left out first,
     or refused; see `without_contradictions`."""
     facts = without_contradictions(facts, strict)
-    kept = list({_asked(fact): fact for fact in reversed(facts)}.values())[::-1]
+    kept = list({prompt_asked(fact): fact for fact in reversed(facts)}.values())[::-1]
     if copies := len(facts) - len(kept):
         warn_user(
             f"{copies:,} of {len(facts):,} requests ask for an edit that another asks for; each is solved once, "
@@ -104,7 +104,7 @@ def without_contradictions(facts: Sequence[Fact], strict: bool = False) -> list[
     first: dict[str, tuple[int, Fact]] = {}
     kept, out, told = list[Fact](), list[Fact](), ""
     for number, fact in enumerate(facts, start=1):
-        earlier, other = first.setdefault(_asked(fact), (number, fact))
+        earlier, other = first.setdefault(prompt_asked(fact), (number, fact))
         if other.target == fact.target:
             kept.append(fact)
             continue
@@ -123,12 +123,12 @@ def without_contradictions(facts: Sequence[Fact], strict: bool = False) -> list[
     warn_user(
         f"{len(out):,} of {len(facts):,} requests contradict an earlier one and are left out"
         + (f", and so are the multi-hop questions of {count(n_cut, 'chain')}" if n_cut else "")
-        + f" ({', '.join(fact.id for fact in out[:5])}{', ...' if len(out) > 5 else ''}; {told}; --strict refuses them)"
+        + f" ({some_of([fact.id for fact in out], 5, ', ...')}; {told}; --strict refuses them)"
     )
     return whole
 
 
-def _asked(fact: Fact) -> str:
+def prompt_asked(fact: Fact) -> str:
     """The prompt by which requests are compared."""
     return " ".join(fact.prompt.split()).casefold()
 

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.text import some_of
 from ..errors import UnknownSite, warn_user
 from ..facts.fact import Fact
 from ..model.effects import rendered
@@ -149,7 +150,7 @@ def warn_of_rounding(edit: Edit, dtype: torch.dtype) -> None:
     if worst is not None and survived[worst] < WARN_BELOW:
         losses.append(f"left {survived[worst]:.0%} of the update of {worst} (the least of {len(survived)} weights)")
     if lost:
-        shown = ", ".join(map(repr, lost[:3])) + (", ..." if len(lost) > 3 else "")
+        shown = some_of(list(map(repr, lost)), rest=", ...")
         losses.append(f"costs {len(lost)} of {len(edit.requests)} requests (ids {shown})")
     if losses:
         what = f"rounding to {str(dtype).removeprefix('torch.')}"

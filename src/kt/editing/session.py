@@ -178,14 +178,10 @@ class EditSession:
         with self._remembered():
             result, plan, context, facts = self._solve(requests)
             with self.model.writing():
-                before, effects = self.model.copies(result.names), self.model.effects
-                try:
+                with self.model.undone_on_failure(result.names) as (before, effects):
                     result.write(self.model)
                     if self.keeps_history:
                         plan.update_history(context, facts)
-                except BaseException:
-                    self.model.put_back(before, effects)
-                    raise
                 self._original = before | self._original
                 if self._inside:
                     self._hold(before, effects, result)

@@ -330,13 +330,9 @@ class EditStack(Shown):
             touched = {name for layer in layers for name in layer.edit.names}
             with model.writing():
                 base |= model.copies(touched - set(base))
-                now, effects = model.copies(base), model.effects
-                try:
+                with model.undone_on_failure(base):
                     model.put_back(base, self._effects)
                     write_in_order(model, layers)
-                except BaseException:
-                    model.put_back(now, effects)
-                    raise
         self._layers = layers
 
     # Writing ----------------------------------------------------------------------------------------------------
@@ -362,13 +358,8 @@ class EditStack(Shown):
         """
         if self._live is not None:
             raise KtError(f"the stack stands in {self._live[0].name} already; revert_ it first")
-        with model.writing():
-            base, effects = model.copies(self.names), model.effects
-            try:
-                write_in_order(model, self._layers, force)
-            except BaseException:
-                model.put_back(base, effects)
-                raise
+        with model.undone_on_failure(self.names) as (base, effects):
+            write_in_order(model, self._layers, force)
         self._live, self._effects = (model, base), effects
 
     @takes(model=A_MODEL)
@@ -450,9 +441,21 @@ class EditStack(Shown):
     # Keeping ----------------------------------------------------------------------------------------------------
     @takes()
     def save(self, path: str | Path) -> Path:
-        """Write the stack's JSON to `path`; the edit files stay beside it (see stack_file.py)."""
+        """Write the stack's JSON to `path`. An edit without a file in its folder is written there, named by its digest.
 
-        return save_stack(self, path)
+        Raises:
+            NotWritable: with the reason.
+        """
+        path = Path(path)
+        check_writable(path)
+        entries = []
+        for layer in self.layers:
+            file = None if layer.file is None else _relative(layer.file, path.parent)
+            if file is None:
+                file = f"{layer.digest[:16]}.safetensors"
+                layer.edit.save(path.parent / file)
+            entries.append({"file": file, "digest": layer.digest, "forced": layer.forced})
+        return write_json(path, {"kind": STACK, "model": self.manifest["model"], "edits": entries})
 
     @classmethod
     def load(cls, path: str | Path) -> EditStack:
@@ -461,14 +464,13 @@ class EditStack(Shown):
         Raises:
             BadFile: not there, not a stack, or an edit file that is broken, changed, or not in the stack's folder.
         """
-
         return load_stack(path)
 
 
 AnyEdit = Edit | EditStack
+"""An edit or a stack, which commands write into a model for a while and judge."""
 ANY_EDIT: Wanted = ((Edit, EditStack), "an edit or a stack, as kt.edit or EditStack returns it")
 """An edit or a stack of a public function."""
-"""An edit or a stack, which commands write into a model for a while and judge."""
 
 
 # A stack as JSON beside its edit files, and whatever `--edit` may name: an edit file or a stack.
@@ -479,31 +481,10 @@ ANY_EDIT: Wanted = ((Edit, EditStack), "an edit or a stack, as kt.edit or EditSt
 # cannot be led anywhere else.
 
 
-def save_stack(stack: EditStack, path: str | Path) -> Path:
-    """Write the JSON. An edit without a file in its folder is written there, named by its digest.
-
-    Raises:
-        NotWritable: with the reason.
-    """
-    path = Path(path)
-    check_writable(path)
-    entries = []
-    for layer in stack.layers:
-        file = None if layer.file is None else _relative(layer.file, path.parent)
-        if file is None:
-            file = f"{layer.digest[:16]}.safetensors"
-            layer.edit.save(path.parent / file)
-        entries.append({"file": file, "digest": layer.digest, "forced": layer.forced})
-    return write_json(path, {"kind": STACK, "model": stack.manifest["model"], "edits": entries})
-
-
 def load_stack(path: str | Path) -> EditStack:
     """Read the JSON and every edit that it names; see `EditStack.load`."""
     path = as_path(path)
-    try:
-        contents = read_json(path)
-    except RecursionError:
-        raise BadFile(f"{path}: not a stack (it is nested too deeply); is it the right file?") from None
+    contents = read_json(path)
     if contents.get("kind") != STACK:
         held = contents.get("kind") or "JSON of another program"
         raise BadFile(f"{path}: holds {held}, expected {STACK}; is it the right file?")

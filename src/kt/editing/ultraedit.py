@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ from ..model.tokens import Batch, pad_id, target_ids, token_ids, wanted_ids
 from ..model.update import Dense, LowRank, Update
 from .closed_form.auto_ridge import WANTED, Spectrum, auto_ridge
 from .closed_form.keys import Rows
-from .plan import PlanText, SolveContext, SolveResult, WeightUpdate
+from .plan import PlanText, SolveContext, SolveResult, WeightUpdate, WithoutSearch
 from .rounding import target_scores
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Pairs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class UltraEdit:
+class UltraEdit(WithoutSearch):
     """UltraEdit as a plan.
 
     `maps`: the linear maps that are written; none: `GATED` where the model has both, else down_proj.
@@ -176,14 +176,6 @@ class UltraEdit:
     tokens: int = 2048
     whiten: bool = False
     warmup: str | None = None
-
-    keeps_keys: ClassVar[bool] = False
-    has_targets: ClassVar[bool] = False
-    whole_blocks: ClassVar[bool] = False
-
-    @property
-    def moment_sites(self) -> list[Site]:
-        return []
 
     def sites(self, model: TracedModel) -> list[Site]:
         def maps(layer: int) -> Sequence[str]:

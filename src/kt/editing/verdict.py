@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._util.text import count, visible_lines
+from .._util.text import count, some_of, visible_lines
 from ..errors import FailedCheck, warn_user
 from ..evaluation.perplexity import check_losses
 from ..facts.fact import Fact
@@ -37,8 +37,6 @@ MOST_PERPLEXITY = 1.1
 """The largest ratio of perplexity to that before."""
 MOST_NEIGHBOURS = 200
 """Neighbours that are read, evenly over all of the requests'."""
-NAMED = 3
-"""Requests and weights that a warning names; it counts the others."""
 
 
 class TextReading(NamedTuple):
@@ -312,6 +310,5 @@ def _shown(value: float) -> str:
 
 def _counted(values: Sequence[tuple[str, str]], total: int, noun: str) -> str:
     """`4 of 10 requests ('A' -> 'x' (3): rank 4, ... and 1 more)`."""
-    some = ", ".join(f"{name}: {value}" for name, value in values[:NAMED])
-    more = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
-    return f"{len(values)} of {count(total, noun)} ({some}{more})"
+    some = some_of([f"{name}: {value}" for name, value in values])
+    return f"{len(values)} of {count(total, noun)} ({some})"

@@ -16,7 +16,7 @@ from ..model.model import TracedModel
 
 HOPS, TOKENS = 4, 60
 """The most subquestions of a question, and tokens that are written at once."""
-OWN, FINAL, FACT, HOLDS = "Generated answer:", "Final answer:", "Retrieved fact:", "Intermediate answer:"
+OWN, FINAL, FACT = "Generated answer:", "Final answer:", "Retrieved fact:"
 NONE_NEAR = (f"{FACT} none.", "Retrieved fact does not contradict generated answer.")
 """What stands in the place of a fact where none is near: with nothing there, the model would go on with one of its own,
 as the worked questions show it."""

@@ -49,8 +49,7 @@ def differences(first: Scores, second: Scores, seed: int = 0) -> dict[str, Inter
     if names:
         gap = columns(first.values, names, first.records) - columns(second.values, names, first.records)
         grid = bootstrap_mean_grid(gap, seed=seed)
-        cells = zip(names, grid.mean, grid.low, grid.high, grid.n, strict=True)
-        intervals = {name: Interval(float(m), float(lo), float(hi), int(n)) for name, m, lo, hi, n in cells if n}
+        intervals = {name: grid.cell(i) for i, name in enumerate(names) if grid.n[i]}
     for name, (parts, _) in COMPOSITES.items():
         if set(parts) <= set(names):
             both = [columns(s.values, parts, first.records) for s in (first, second)]
@@ -138,10 +137,8 @@ class Scores(Shown):
     def _means(self) -> dict[str, Interval]:
         if not self.values:
             return {}
-        table = np.array([[v.get(r, np.nan) for v in self.values.values()] for r in self.records])
-        grid = bootstrap_mean_grid(table, seed=self.seed)
-        columns = zip(self.values, grid.mean, grid.low, grid.high, grid.n, strict=True)
-        return {name: Interval(float(m), float(lo), float(hi), int(n)) for name, m, lo, hi, n in columns}
+        grid = bootstrap_mean_grid(columns(self.values, list(self.values), self.records), seed=self.seed)
+        return {name: grid.cell(i) for i, name in enumerate(self.values)}
 
     @takes()
     def of_edited(self, facts: Sequence[Fact], requests: Sequence[Fact]) -> Scores:

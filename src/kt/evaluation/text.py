@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import WorkFailed
+from ..errors import WorkFailed, said_by
 from ..model.chat import BEGUN, Chat, dialogue, unmarked, user_turn
 from ..model.effects import Rendered, rendered
 from ..model.model import TracedModel
@@ -110,7 +110,7 @@ def as_question(tokenizer: Any, prompt: str) -> str:
     try:
         return dialogue(tokenizer, Chat(), [user_turn(prompt)])
     except Exception as error:  # a template is a program of the model's author: it may raise anything
-        reason = " ".join(str(error).split())[:200]
+        reason = said_by(error, 200)
         raise WorkFailed(f"the tokenizer's chat template fails on {prompt!r} ({reason}); mend or remove it") from error
 
 

@@ -15,7 +15,7 @@ from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from .._util.text import words
 from ..editing import Statistics
-from ..editing.resolve import read_requests, without_contradictions
+from ..editing.resolve import prompt_asked, read_requests, without_contradictions
 from ..errors import KtError, warn_user
 from ..evaluation import Scores, evaluate
 from ..evaluation.metrics import PROTOCOLS
@@ -106,7 +106,8 @@ def sweep(
         "model": model.name,
         "n_facts": len(requests),
         "seeds": list(seeds),
-        "protocol": _protocol(model, requests, before, arguments),
+        # The meaning of each metric; locality needs an unedited model, so one fact is scored again.
+        "protocol": evaluate(model, requests[:1], before=before, **arguments).protocol,
     }
     return Sweep(plain(about), tuple(rows), plain(before.as_dict()["metrics"]), balance)
 
@@ -202,13 +203,6 @@ def _mean_heldout(by_seed: Sequence[Heldout | None]) -> Heldout | None:
     return replace(texts[0], nll=tuple(np.mean([text.nll for text in texts], axis=0).tolist()))
 
 
-def _protocol(
-    model: TracedModel, facts: Sequence[Fact], before: Scores, arguments: Mapping[str, Any]
-) -> Mapping[str, str]:
-    """The meaning of each metric; locality needs an unedited model, so one fact is scored again."""
-    return evaluate(model, facts[:1], before=before, **arguments).protocol
-
-
 # Preparation: requests that can stand in one batch, and the traced α to mark on the curve.
 
 
@@ -225,7 +219,7 @@ def distinct(facts: Sequence[Fact]) -> list[Fact]:
         except KtError:
             nothing += 1
             continue
-        prompt = " ".join(fact.prompt.split()).casefold()
+        prompt = prompt_asked(fact)
         twice += prompt in kept
         kept.setdefault(prompt, request)
     if nothing or twice:

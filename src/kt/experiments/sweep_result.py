@@ -281,10 +281,6 @@ class Kept:
             self._begun = True
         write_json(self._path(number, point), row.as_dict(whole=True))
 
-    def done(self, points: Sequence[Point]) -> int:
-        """The number of finished points."""
-        return sum(self.folder is not None and self._path(i, p).exists() for i, p in enumerate(points))
-
     def _path(self, number: int, point: Point) -> Path:
         assert self.folder is not None
         slug = re.sub(r"[^A-Za-z0-9.,]+", "-", f"{point.series}-{point.label}").strip("-")[:60]

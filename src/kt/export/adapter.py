@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .._util.data import read_json, to_json
 from .._util.files import atomic_write
+from .._util.text import some_of
 from ..editing.adapter import take_out
 from ..errors import KtError, WorkFailed, need
 from ..model.devices import require_none
@@ -205,7 +206,7 @@ def _projections(model: TracedModel, edit: Edit) -> dict[str, nn.Module]:
         else:
             other.append(name)
     if other:
-        shown = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
+        shown = some_of(other, rest=", ...")
         raise KtError(
             f"the edit also changes {shown} ({len(other)} in all), and an adapter holds linear maps' weights only; "
             "export with --format hf"

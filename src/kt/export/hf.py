@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._util.data import read_json, save_arrays, write_json
-from ..errors import KtError, UnknownModel, WorkFailed
+from ..errors import KtError, UnknownModel, WorkFailed, said_by
 from ..facts.fact import fill
 from ..model.devices import content
 from ..model.finding import is_linear
@@ -195,7 +195,7 @@ def check_tokenizer(model: TracedModel, folder: Path, texts: Sequence[str]) -> N
     try:
         again = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = said_by(error, 200)
         raise WorkFailed(f"{folder}: the tokenizer does not load again ({reason})") from error
     for text in texts:
         expected, ids = list(model.tokenizer(text)["input_ids"]), list(again(text)["input_ids"])
@@ -430,6 +430,6 @@ def save_model(model: TracedModel, folder: Path, source: Source | None) -> None:
     except ValueError as error:
         # save_pretrained refuses a generation config that contradicts itself.
         raise WorkFailed(
-            f"transformers does not save this model: {' '.join(str(error).split())[:300]}; mend the "
+            f"transformers does not save this model: {said_by(error)}; mend the "
             "model's generation_config, or export with --format peft"
         ) from error

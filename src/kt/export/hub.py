@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .._util.data import read_json
 from .._util.files import atomic_write
 from .._util.online import unreachable
-from ..errors import BadFile, KtError, WorkFailed
+from ..errors import BadFile, KtError, WorkFailed, said_by
 from ..runs.folder import FILES
 from .card import CARD, card
 from .hf import ABOUT, EDIT, OWN, Exported, keep_about, public_name
@@ -169,5 +169,5 @@ def _asked(then: str, kind: type[KtError], call: Callable[..., T], *arguments: A
     try:
         return call(*arguments, **named)
     except Exception as error:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = said_by(error, 200)
         raise kind(f"the Hub: {why}; {then}") from error

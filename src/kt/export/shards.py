@@ -21,7 +21,7 @@ from ..errors import BadFile, KtError
 from ..model.folder import cached_file, check_index, inside
 from ..model.memory import gib
 from ..model.mixture import slice_of
-from ..runs.folder import clear_leftovers, sync
+from ..runs.folder import clear_leftovers, sync_all
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -299,7 +299,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             temporary.mkdir()
             lock = FolderLock(temporary)
             yield temporary
-            sync(temporary)
+            sync_all(temporary)
             if final.exists():
                 final.rmdir()
             temporary.replace(final)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from .._util.data import load_arrays, read_json
-from .._util.text import visible
+from .._util.text import some_of, visible
 from ..errors import BadFile, KtError, UnknownModel, WorkFailed
 from ..model.devices import content
 from ..model.folder import regular_files
@@ -234,7 +234,7 @@ def _by_base(folder: Path, shards: Shards, edit: Edit, base: TracedModel, known:
         if not same_bytes(untouched(name, shards.read(name)), untouched(name, content(base.module, name, own[name])))
     ]
     if changed:
-        shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        shown = some_of(changed, rest=", ...")
         raise KtError(
             f"{folder}: {len(changed)} weights that the edit does not touch are not the base model's ({shown}); "
             "nothing was written; export the edit from the base model again"
@@ -247,7 +247,7 @@ def _refuse_other(folder: Path, states: Mapping[str, str], edit: Edit) -> None:
     if other:
         if (folder / OWN / ABOUT).is_file() and not carries(folder, edit):
             raise KtError(f"{folder} was written with another edit than the one named; leave out --edit")
-        shown = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
+        shown = some_of(other, rest=", ...")
         raise KtError(
             f"{folder}: {len(other)} of {len(states)} weights are neither as before the edit nor as with it ({shown}); "
             "they were changed since, or are of another model or dtype; nothing was written"

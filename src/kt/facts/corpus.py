@@ -16,7 +16,7 @@ from typing import Any
 
 from .._util.files import sha256_file
 from .._util.online import ELSEWHERE, refuse_unreachable, told_offline
-from ..errors import BadFile, need
+from ..errors import BadFile, need, said_by
 from .opening import refuse_disguised
 
 _DEMO, _ENGLISH = Path(__file__).parents[1] / "demo", Path(__file__).parent / "texts"
@@ -133,4 +133,4 @@ def _hub_rows(name: str) -> Any:
         return load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train", streaming=True)
     except Exception as error:  # the Hub, the network and the file formats raise errors of many types
         remedy = f"; {ELSEWHERE}" if told_offline() else ""
-        raise BadFile(f"cannot open {name}: {' '.join(str(error).split())[:200]}{remedy}") from None
+        raise BadFile(f"cannot open {name}: {said_by(error, 200)}{remedy}") from None

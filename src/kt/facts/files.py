@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import BadFile, need
+from ..errors import BadFile, need, said_by
 from . import json_stream
 from .opening import ENDINGS, damaged, ending_of, lines_of, open_bytes, refuse_disguised
 from .readers.own import LIST_KEYS
@@ -247,7 +247,7 @@ def _parquet(path: Path) -> Iterator[Located]:
     except OSError:
         raise
     except Exception as error:  # pyarrow raises errors of many types
-        why = " ".join(str(error).split())[:200]
+        why = said_by(error, 200)
         raise BadFile(f"{path} is not Parquet after record {number}: {why}; fetch or write it again") from error
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from .._util.kinds import takes
 from .._util.online import ELSEWHERE, refuse_unreachable, told_offline
-from ..errors import BadFact, BadFile, KtError, need, warn_user
+from ..errors import BadFact, BadFile, KtError, need, said_by, warn_user
 from .fact import Fact, doubts, joined_by
 from .files import Located, demo_records, file_records, lre_records
 from .formats import Schema, as_record, fits, named, read_record, read_records
@@ -435,6 +435,6 @@ def hub_records(source: str) -> Iterator[Located]:
     except KtError:
         raise
     except Exception as error:  # the Hub, the network and the file formats raise errors of many types
-        message = " ".join(str(error).split())[:200] or type(error).__name__
+        message = said_by(error, 200)
         remedy = ELSEWHERE if told_offline() else "check its name and the connection"
         raise BadFile(f"{source} cannot be read after record {number}: {message}; {remedy}") from error

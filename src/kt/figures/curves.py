@@ -83,13 +83,7 @@ def steps_figure(
     Raises:
         ValueError: there is no series.
     """
-    names = sorted(dict.fromkeys(name for by_panel in runs.values() for name in by_panel), key=lambda n: n in ratios)
-    panels = {
-        name: [replace(by_panel[name], name=run, kind=None) for run, by_panel in runs.items() if name in by_panel]
-        for name in names
-    }
-    if not panels:
-        raise ValueError("no run has a series to draw")
+    panels = by_panel(runs, last=ratios)
     figure = curve_panels(
         panels,
         title=title,
@@ -110,6 +104,19 @@ def steps_figure(
             for trace in figure.select_traces({"name": escape(run)}):
                 trace.x = [x + shift for x in trace.x]
     return figure
+
+
+def by_panel(runs: Mapping[str, Mapping[str, Series]], last: Collection[str] = ()) -> dict[str, list[Series]]:
+    """{run: {panel: Series}} as {panel: a line a run}, which has the run's name; panels in `last` come last.
+
+    Raises:
+        ValueError: there is no series.
+    """
+    names = sorted(dict.fromkeys(name for lines in runs.values() for name in lines), key=lambda n: n in last)
+    panels = {n: [replace(by[n], name=run, kind=None) for run, by in runs.items() if n in by] for n in names}
+    if not any(len(line.x) for lines in panels.values() for line in lines):
+        raise ValueError("no run has a series to draw")
+    return panels
 
 
 def curve_panels(

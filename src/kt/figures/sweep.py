@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
 
 from . import theme
-from .curves import Mark, Series, curve_panels, limits
+from .curves import Mark, Series, by_panel, curve_panels, limits
 from .layout import axis_suffix
 from .text import escape
 
@@ -46,13 +45,8 @@ def sweep_figure(
     Raises:
         ValueError: there is no series, the scale is unknown, or an x on a log scale is not above zero.
     """
-    panels = {
-        panel: [replace(by[panel], name=run, kind=None) for run, by in runs.items() if panel in by]
-        for panel in dict.fromkeys(panel for by in runs.values() for panel in by)
-    }
+    panels = by_panel(runs)
     settings = sorted({float(x) for group in panels.values() for line in group for x in line.x})
-    if not settings:
-        raise ValueError("no run has a series to draw")
     if scale not in SCALES:
         raise ValueError(f"scale {scale!r} is unknown; choose among {', '.join(SCALES)}")
     if scale == "log" and settings[0] <= 0:

@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.kinds import TEXT, TEXT_OR_NONE, YES_OR_NO, require_kinds
-from ..errors import BadFact, KtError, UnknownModel
+from ..errors import BadFact, KtError, UnknownModel, said_by
 
 if TYPE_CHECKING:
     from .model import TracedModel
@@ -246,7 +246,7 @@ def frame_of(tokenizer: Any, chat: Chat, name: str = "the model") -> Frame:
     try:
         around = dialogue(tokenizer, chat, mark)
     except Exception as error:  # a template is a program of the model's author: it may raise anything
-        why = f"{name}'s chat template fails ({' '.join(str(error).split())[:200]})"
+        why = f"{name}'s chat template fails ({said_by(error, 200)})"
         raise UnknownModel(f"{why}; ask without it (--chat never){' or without --system' if system else ''}") from error
     if around.count(_MARK) != 1:
         raise UnknownModel(f"{name}'s chat template does not hold the user's text once; ask without it (--chat never)")

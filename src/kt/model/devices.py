@@ -17,7 +17,6 @@ from .memory import free_on, gib
 from .packed import PLAIN, is_packed, is_plain
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
-OFFLOADED = ("cpu", "disk")
 
 DeviceMap = str | dict[str, int | str]
 

@@ -9,7 +9,7 @@ for a mixture of experts or the last linear map onto the residual stream (down_p
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from itertools import takewhile
@@ -103,12 +103,12 @@ def _parts(
             (name, child), *others = others
             found, mixer = (name, child), mixer_kind(child)
         if found is not None:
-            attn, last = found[0], _last_linear(found[1], d_model)
-            if last is None:
+            attn, onto = found[0], maps_onto(found[1], d_model)
+            if not onto:
                 return not_found(module, "o_proj", f"a linear map onto d_model ({d_model}) inside {where}.{attn}")
-            ends[W_ATTN] = f"{attn}.{last[0]}".rstrip(".")
+            ends[W_ATTN] = f"{attn}.{onto[-1][0]}".rstrip(".")
     for name, child in others[:1]:
-        ends[SECOND_ATTN] = f"{name}.{(_last_linear(child, d_model) or ('',))[0]}"
+        ends[SECOND_ATTN] = f"{name}.{maps_onto(child, d_model)[-1][0]}"
     mixture = None if "down_proj" in given else find_mixture(block, d_model)
     mixing = [path.rpartition(".")[0] for path in ends.values()]
     if "down_proj" in given:
@@ -127,12 +127,14 @@ def _parts(
     return with_maps(block, Parts(attn, given.get("mlp", whole), ends, mixture, mixer if attn else ""))
 
 
+def _inside(name: str, paths: Iterable[str]) -> bool:
+    """Whether a part lies in one of these modules."""
+    return any(name.startswith(f"{path}.") for path in paths)
+
+
 def _holds_more(block: nn.Module, known: Sequence[str]) -> bool:
     """Whether a block has matrices outside the modules that are known."""
-    return any(
-        weight.dim() > 1 and not any(name.startswith(f"{path}.") for path in known)
-        for name, weight in block.named_parameters()
-    )
+    return any(weight.dim() > 1 and not _inside(name, known) for name, weight in block.named_parameters())
 
 
 def _mixes(block: nn.Module) -> bool:
@@ -142,8 +144,8 @@ def _mixes(block: nn.Module) -> bool:
 
 def _other_mixers(block: nn.Module, d_model: int) -> list[tuple[str, nn.Module]]:
     """The modules of a block that mix tokens and are no attention: all of them convolve the tokens."""
-    children = [(name, child) for name, child in block.named_children() if _convolves(child)]
-    return [(name, child) for name, child in children if _last_linear(child, d_model) is not None]
+    children = block.named_children()
+    return [(name, child) for name, child in children if _convolves(child) and maps_onto(child, d_model)]
 
 
 def mixer_kind(module: nn.Module) -> str:
@@ -157,8 +159,7 @@ def mixer_kind(module: nn.Module) -> str:
 def _second_mlp(block: nn.Module, mixture: Mixture, mixing: Sequence[str], d_model: int) -> str | None:
     """The last map onto the residual stream of a dense MLP beside a mixture of experts (Granite)."""
     inside = (mixture.path, *mixing)
-    onto = [n for n, m in linear_maps(block) if linear_shape(m)[0] == d_model]
-    return next((n for n in onto[::-1] if not any(n.startswith(f"{path}.") for path in inside)), None)
+    return next((n for n, _ in maps_onto(block, d_model)[::-1] if not _inside(n, inside)), None)
 
 
 def with_maps(block: nn.Module, parts: Parts) -> Parts:
@@ -287,8 +288,7 @@ def _held(blocks: str, block: nn.Module, index: int = 0) -> str:
 
 def _down_proj(module: nn.Module, where: str, block: nn.Module, mixing: Sequence[str], d_model: int) -> str:
     """Path of the last linear map onto the residual stream outside the modules that mix tokens."""
-    outside = [(n, m) for n, m in linear_maps(block) if not any(n.startswith(f"{path}.") for path in mixing)]
-    onto = [n for n, m in outside if linear_shape(m)[0] == d_model]
+    onto = [n for n, _ in maps_onto(block, d_model) if not _inside(n, mixing)]
     if onto and not in_a_list(block, onto[-1]):
         return onto[-1]
     found = experts(block)
@@ -341,8 +341,7 @@ def _attentions(block: nn.Module) -> list[str]:
     """Paths of the modules that take an attention mask, without those inside another one."""
     found: list[str] = []
     for name, child in block.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if name and not inside and _takes_mask(child) and linear_maps(child) and not _convolves(child):
+        if name and not _inside(name, found) and _attends(child):
             found.append(name)
     return found
 
@@ -350,11 +349,15 @@ def _attentions(block: nn.Module) -> list[str]:
 def _attention(block: nn.Module) -> tuple[str, nn.Module] | None:
     """The first module that takes an attention mask; the module inside it where that holds all of its linear maps."""
     for name, child in block.named_modules():
-        if name and _takes_mask(child) and linear_maps(child) and not _convolves(child):
+        if name and _attends(child):
             n_maps = len(linear_maps(child))
             inner = [n for n, m in child.named_modules() if n and _takes_mask(m) and len(linear_maps(m)) == n_maps]
             return (name, child) if not inner else (f"{name}.{inner[-1]}", child.get_submodule(inner[-1]))
     return None
+
+
+def _attends(module: nn.Module) -> bool:
+    return _takes_mask(module) and bool(linear_maps(module)) and not _convolves(module)
 
 
 def _takes_mask(module: nn.Module) -> bool:
@@ -377,14 +380,13 @@ def linear_maps(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(n, m) for n, m in module.named_modules() if is_linear(m)]
 
 
+def maps_onto(module: nn.Module, d_out: int) -> list[tuple[str, nn.Module]]:
+    return [(n, m) for n, m in linear_maps(module) if linear_shape(m)[0] == d_out]
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is one linear map, plain or packed."""
     return isinstance(module, nn.Linear | Conv1D) or is_packed(module)
-
-
-def _last_linear(module: nn.Module, d_out: int) -> tuple[str, nn.Module] | None:
-    onto = [(n, m) for n, m in linear_maps(module) if linear_shape(m)[0] == d_out]
-    return onto[-1] if onto else None
 
 
 def _final_norm(module: nn.Module, blocks: str, d_model: int) -> str | None:

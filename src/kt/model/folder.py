@@ -55,12 +55,10 @@ def regular_files(folder: Path, root: Path | None = None) -> Iterator[Path]:
 def check_source(source: str | Path, revision: str | None, trust_remote_code: bool) -> None:
     """`check_folder` for what `kt.load` takes: a folder, a GGUF file, or a Hub id as far as the cache has it."""
     path = Path(source)
-    if path.is_dir():
-        check_folder(path, trust_remote_code)
-    elif path.is_file():
+    if path.is_file():
         refuse_adapter(path.parent)
-    elif (cached := cached_file(str(source), "config.json", revision)) is not None:
-        check_folder(cached.parent, trust_remote_code)
+    elif (folder := checkpoint_folder(source, revision)) is not None:
+        check_folder(folder, trust_remote_code)
 
 
 def checkpoint_folder(source: str | Path, revision: str | None) -> Path | None:
@@ -174,9 +172,6 @@ class Quantisation(NamedTuple):
     package: str | None = None
     gpu: bool = False
 
-
-DEQUANTISED = ("fp8", "mxfp4", "mxfp8", "compressed-tensors")
-"""Kinds of quantised checkpoints that come as ordinary weights where no kernel runs them."""
 
 QUANTISATIONS = {
     **dict.fromkeys(("fp8", "mxfp4", "mxfp8"), Quantisation()),

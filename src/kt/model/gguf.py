@@ -12,7 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import KtError, UnknownModel, need
+from .._util.text import some_of
+from ..errors import KtError, UnknownModel, need, said_by
 from .hub import require_whole
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def find_gguf(source: str | Path) -> Path | None:
         if not files or any(next(path.glob(pattern), None) for pattern in OTHER_WEIGHTS):
             return None
         if len(files) > 1:
-            shown = ", ".join(f.name for f in files[:6]) + (", ..." if len(files) > 6 else "")
+            shown = some_of([f.name for f in files], 6, ", ...")
             raise KtError(f"{path} holds {len(files)} GGUF files ({shown}); give one of them, as {files[0]}")
         return files[0]
     if path.suffix.lower() != SUFFIX:
@@ -279,7 +280,7 @@ def load_gguf(path: Path, options: Mapping[str, Any], tokenizer: Any = None) -> 
                 **options,
             )
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = said_by(error)
         raise UnknownModel(
             f"cannot load {path}: transformers does not read this GGUF file ({header.architecture}): {reason}"
         ) from error

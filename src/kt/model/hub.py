@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.data import read_json, tensor_header
-from .._util.text import count, visible
+from .._util.text import count, some_of, visible
 from ..errors import KtError, UnknownModel, install_hint, warn_user
 
 
@@ -155,5 +155,5 @@ def _same_name(weight: str, key: str) -> bool:
     return weight == key or weight.endswith(f".{key}")
 
 
-def _first(keys: list[str], most: int = 4) -> str:
-    return visible(", ".join(keys[:most])) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+def _first(keys: list[str]) -> str:
+    return visible(some_of(keys, 4))

@@ -78,13 +78,12 @@ class Mixture:
         """The parts' roles as a forward comes to them."""
         shared = [role for role in self.roles if role.startswith("mlp.shared.")]
         experts = [role for role in self.roles if role.startswith("mlp.experts.")]
-        first = [role for role in shared if self.order.index(self.shared[self.part(role)[1]].path) < self._at]
+        first = [role for role in shared if self.precedes_experts(self.shared[self.part(role)[1]])]
         return [*first, *experts, *(role for role in shared if role not in first)]
 
-    @property
-    def _at(self) -> int:
-        """Where the experts stand in the order."""
-        return self.order.index(self.experts)
+    def precedes_experts(self, shared: Shared) -> bool:
+        """Whether a forward comes to a shared expert before the others."""
+        return self.order.index(shared.path) < self.order.index(self.experts)
 
     @property
     def size(self) -> int:
@@ -278,8 +277,8 @@ class MixtureSite:
         """The weight of a shared expert, by its gate's own weights: a forward may run the gate much later."""
         if shared.gate is None:
             return None
-        order, gate = self.mixture.order, self._gates[shared.gate]
-        if order.index(shared.path) < order.index(self.mixture.experts):
+        gate = self._gates[shared.gate]
+        if self.mixture.precedes_experts(shared):
             tokens = self._whole.input.flatten(0, -2)
         else:
             tokens = routed(self.mixture, self._inner[self.mixture.experts].inputs).tokens

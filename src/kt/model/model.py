@@ -30,7 +30,7 @@ from .head import is_widened, wide_linear
 from .layout import Layout, unwrap_tuple
 from .mixture import MixtureSite
 from .packed import is_packed, keep_as_stored
-from .sampling import continue_greedily_or_sample
+from .sampling import continued
 from .sites import Kind, Site
 from .tokens import Batch, encode
 from .validation import last_called, understood, validate
@@ -555,7 +555,9 @@ class TracedModel(Weights):
         Returns:
             The continuation of each prompt, without the prompt.
         """
-        return continue_greedily_or_sample(self, prompts, max_new_tokens, do_sample, top_k, seed)
+        limits = [max_new_tokens] * len(prompts)
+        rows = continued(self, prompts, limits, do_sample=do_sample, top_k=top_k, seed=seed)
+        return [row.text(self.tokenizer) for row in rows]
 
     def encode(self, texts: Sequence[str]) -> Batch:
         """The `texts` as one batch of token rows, padded as the tokenizer does."""

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import KtError, UnknownModel, WorkFailed
+from ..errors import KtError, UnknownModel, WorkFailed, said_by
 from .explained import settle
 from .finding import find_layout
 from .model import TracedModel
@@ -187,7 +187,7 @@ def _one_line(host: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = " ".join(str(error).split())[:300] or type(error).__name__
+        message = said_by(error)
         if type(error).__name__ == "UnpicklingError":  # compared by name, since kt never imports pickle
             raise WorkFailed(
                 f"NDIF ({host}) answered with more than tensors, which was not opened; ask its "

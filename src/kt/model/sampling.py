@@ -144,20 +144,6 @@ class Continuation:
         return str(tokenizer.decode(added, skip_special_tokens=True))
 
 
-def continue_greedily_or_sample(
-    model: Generator,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    do_sample: bool,
-    top_k: int | None,
-    seed: int,
-) -> list[str]:
-    """The texts of the continuations, without prompts, up to `max_new_tokens` or the model's end of text."""
-    limits = [max_new_tokens] * len(prompts)
-    continuations = continued(model, prompts, limits, do_sample=do_sample, top_k=top_k, seed=seed)
-    return [row.text(model.tokenizer) for row in continuations]
-
-
 @torch.no_grad()
 def continued(
     model: Generator,

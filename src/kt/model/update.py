@@ -33,10 +33,12 @@ class LowRank:
     def plus(self, other: Update) -> Update:
         if isinstance(other, Dense):
             return other.plus(self)
-        joined = LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 0))
-        rows, columns = joined.shape
-        # Factors that hold more numbers than their product are not worth keeping.
-        return joined if joined.rank * (rows + columns) < rows * columns else Dense(joined.dense())
+        return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 0)).smaller()
+
+    def smaller(self) -> Update:
+        """Dense where the factors hold as many numbers as their product, or more."""
+        rows, columns = self.shape
+        return self if self.rank * (rows + columns) < rows * columns else Dense(self.dense())
 
     def to(self, dtype: torch.dtype) -> LowRank:
         return LowRank(self.left.to("cpu", dtype).contiguous(), self.right.to("cpu", dtype).contiguous())

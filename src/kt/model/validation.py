@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import KtError, UnknownModel
 from .devices import execution_device
-from .finding import in_a_list, linear_maps, not_found, with_maps
+from .finding import in_a_list, maps_onto, not_found, with_maps
 from .layout import ATTENTION, SECOND_ATTN, W_ATTN, W_MLP, Layout, Parts, linear_shape, own_names, unwrap_tuple
 from .mixture import settle_mixture
 from .sites import Kind
@@ -32,8 +32,8 @@ def last_called(model: Any) -> Layout:
     layout: Layout = model.layout
     for layer, parts in layout.kinds.items():
         block = model.module.get_submodule(f"{layout.blocks}.{layer}")
-        onto = {path: module for path, module in linear_maps(block) if linear_shape(module)[0] == layout.d_model}
-        order = call_order(model, {path: module for path, module in onto.items() if not in_a_list(block, path)}, block)
+        onto = {path: module for path, module in maps_onto(block, layout.d_model) if not in_a_list(block, path)}
+        order = call_order(model, onto, block)
         second = parts.seconds.get(SECOND_ATTN, "").rpartition(".")[0]
         inside = [path for path in order if parts.attn and path.startswith(parts.attn + ".")]
         beside = [path for path in order if second and path.startswith(second + ".")]
@@ -316,7 +316,7 @@ def _roles(model: Any, layer: int, parts: Parts) -> dict[str, str]:
     own = [path for path in paths if _keeps_its_name(parts, path)]
     others = [path for path in paths if path not in own]
     named = _roles_of(model, layer, parts, others) if others else {}
-    roles = {path: role for role, path in (named | own_names(replace(parts, linears=parts.linears), own)).items()}
+    roles = {path: role for role, path in (named | own_names(parts, own)).items()}
     paths += [parts.w_mlp] if parts.mixture is not None and parts.w_mlp not in paths else []
     return {roles[path]: path for path in paths if path in roles}
 

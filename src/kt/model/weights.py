@@ -372,6 +372,17 @@ class Weights:
         with self.writing():
             self._copy_back(copies, effects)
 
+    @contextmanager
+    def undone_on_failure(self, addresses: Iterable[Address]) -> Iterator[tuple[dict[str, Copy], tuple[Effect, ...]]]:
+        """The weights at `addresses` and the effects as they are (see `copies`), put back where the block fails."""
+        with self.writing():
+            before, effects = self.copies(addresses), self.effects
+            try:
+                yield before, effects
+            except BaseException:
+                self.put_back(before, effects)
+                raise
+
     @torch.no_grad()
     def _copy_back(self, copies: Mapping[str, Copy], effects: Sequence[Effect] | None) -> None:
         for name, kept in copies.items():

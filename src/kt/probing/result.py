@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +20,7 @@ from ..errors import BadFact
 from ..report import Column, Figure, Shown, Table
 from ..report.table import layer_list
 from ..stats import bootstrap_mean_grid, median_grid
-from ..tracing.prompts import LeftOut, why
+from ..tracing.prompts import LeftOut, numbered_on, why
 from .lens import KINDS, POSITIONS, LensReading
 from .questions import ANSWERS, ProbedFact
 from .stages import Stages, find_stages, no_stages
@@ -369,9 +369,20 @@ class Probe(Shown):
 
     # Files ------------------------------------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the probe to `path`, one safetensors file: arrays, and everything else as JSON in its header."""
+        """Write the probe to `path`, one safetensors file: arrays, and everything else as JSON in its header.
 
-        return save(self, path)
+        The arrays are those of `LensReading` by name, with its axes.
+        """
+        arrays = {name: array for name, array in self.reading._asdict().items() if array is not None}
+        header = {
+            "kind": Probe.kind,
+            "layers": list(self.layers),
+            "set_names": list(self.set_names),
+            "facts": [asdict(fact) for fact in self.facts],
+            "left_out": [fact._asdict() for fact in self.left_out],
+            "run": dict(self.metadata),
+        }
+        return save_arrays(path, arrays, header)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Probe:
@@ -380,8 +391,16 @@ class Probe(Shown):
         Raises:
             BadFile: the file is no probe, or not a whole one.
         """
-
-        return load(path)
+        arrays, header = load_arrays(path, kind=Probe.kind)
+        with complete_file(path, "probe", "probe again"):
+            facts = tuple(ProbedFact(**fact) for fact in header["facts"])
+            left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
+            layers, names, run = tuple(header["layers"]), tuple(header["set_names"]), dict(header["run"])
+            reading = LensReading(**{"sets": None} | arrays)
+            _check_shapes(reading, len(facts), len(layers), len(names))
+            if missing := [name for name in (*_SAME, "dtype", "n_given", "warnings") if name not in run]:
+                raise ValueError(f"the header lacks {', '.join(missing)}")
+            return Probe(facts, layers, reading, names, left_out, run)
 
     @takes()
     def merge(self, others: Probe | Sequence[Probe]) -> Probe:
@@ -390,8 +409,21 @@ class Probe(Shown):
         Raises:
             BadFact: they differ in model, layers, norm or word sets, or hold the same fact twice.
         """
-
-        return merge([self, *([others] if isinstance(others, Probe) else others)])
+        probes = [self, *([others] if isinstance(others, Probe) else others)]
+        for probe in probes[1:]:
+            _must_match(self, probe)
+        seen: set[tuple[Any, ...]] = set()
+        for probe in probes:
+            for fact in probe.facts:
+                if fact.identity in seen:
+                    raise BadFact(
+                        f"{fact.prompt!r} is in two of the probes and would count twice; merge distinct facts"
+                    )
+            seen |= {fact.identity for fact in probe.facts}
+        facts, left_out, n_given = numbered_on(probes)
+        reading = LensReading.joined([probe.reading for probe in probes])
+        metadata = _merged_metadata(probes, n_given)
+        return Probe(tuple(facts), self.layers, reading, self.set_names, tuple(left_out), metadata)
 
 
 def chosen_name(what: str, name: str, among: Sequence[str]) -> str:
@@ -417,38 +449,6 @@ _SAME = ("model", "revision", "n_layers", "vocab", "final_norm")
 """Metadata that probes must share before their facts are averaged together."""
 
 
-def save(probe: Probe, path: str | os.PathLike[str]) -> Path:
-    """The arrays of `TargetLoss` by name, with its axes; facts and metadata in the header."""
-    arrays = {name: array for name, array in probe.reading._asdict().items() if array is not None}
-    header = {
-        "kind": Probe.kind,
-        "layers": list(probe.layers),
-        "set_names": list(probe.set_names),
-        "facts": [asdict(fact) for fact in probe.facts],
-        "left_out": [fact._asdict() for fact in probe.left_out],
-        "run": dict(probe.metadata),
-    }
-    return save_arrays(path, arrays, header)
-
-
-def load(path: str | os.PathLike[str]) -> Probe:
-    """Read a probe.
-
-    Raises:
-        BadFile: the file is no probe, or not a whole one.
-    """
-    arrays, header = load_arrays(path, kind=Probe.kind)
-    with complete_file(path, "probe", "probe again"):
-        facts = tuple(ProbedFact(**fact) for fact in header["facts"])
-        left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
-        layers, names, run = tuple(header["layers"]), tuple(header["set_names"]), dict(header["run"])
-        reading = LensReading(**{"sets": None} | arrays)
-        _check_shapes(reading, len(facts), len(layers), len(names))
-        if missing := [name for name in (*_SAME, "dtype", "n_given", "warnings") if name not in run]:
-            raise ValueError(f"the header lacks {', '.join(missing)}")
-        return Probe(facts, layers, reading, names, left_out, run)
-
-
 def _check_shapes(reading: LensReading, n_facts: int, n_layers: int, n_sets: int) -> None:
     sites, start = (n_facts, len(POSITIONS), len(KINDS), n_layers), (n_facts, len(POSITIONS))
     wanted: dict[str, tuple[tuple[int, ...], type]] = {
@@ -468,29 +468,6 @@ def _check_shapes(reading: LensReading, n_facts: int, n_layers: int, n_sets: int
         array: ndarray | None = getattr(reading, name)
         if array is None or array.shape != shape or array.dtype != dtype:
             raise ValueError(f"{name} should be {np.dtype(dtype)} of shape {shape}")
-
-
-def merge(probes: Sequence[Probe]) -> Probe:
-    """See `Probe.merge`."""
-    first = probes[0]
-    for probe in probes[1:]:
-        _must_match(first, probe)
-    seen: set[tuple[Any, ...]] = set()
-    facts: list[ProbedFact] = []
-    left_out: list[LeftOut] = []
-    start = 0
-    for probe in probes:
-        identities = {fact.identity for fact in probe.facts}
-        for fact in probe.facts:
-            if fact.identity in seen:
-                raise BadFact(f"{fact.prompt!r} is in two of the probes and would count twice; merge distinct facts")
-            facts.append(replace(fact, index=fact.index + start))
-        seen |= identities
-        left_out += [one._replace(fact=one.fact + start) for one in probe.left_out]
-        start += int(probe.metadata["n_given"])
-    reading = LensReading.joined([probe.reading for probe in probes])
-    metadata = _merged_metadata(probes, start)
-    return Probe(tuple(facts), first.layers, reading, first.set_names, tuple(left_out), metadata)
 
 
 def _must_match(first: Probe, other: Probe) -> None:

@@ -135,7 +135,8 @@ def find_stages(
 
 def _stage(name: str, gains: Sequence[Float[ndarray, "fact layer"]], among: range, n_boot: int, seed: int) -> Stage:
     """The run of the rule, if its gain lies above 0 and random signs seldom reach it."""
-    run = shortest_run(_least(gains), among)
+    of_the_lesser = np.min([gain.mean(0) for gain in gains], axis=0)  # the answer that gains less, layer by layer
+    run = shortest_run(of_the_lesser, among)
     if run is None:
         return Stage(name, None, None, _NOTHING, "no layer gains")
     sums = [bootstrap_mean(gain[:, slice(*run)].sum(1), n_boot, seed) for gain in gains]
@@ -146,12 +147,6 @@ def _stage(name: str, gains: Sequence[Float[ndarray, "fact layer"]], among: rang
     if not chance(gains, run, among, seed) < CHANCE:
         return Stage(name, None, None, total, f"{what} the best of chance")
     return Stage(name, *run, total)
-
-
-def _least(gains: Sequence[Float[ndarray, "fact layer"]]) -> Float[ndarray, " layer"]:
-    """The mean gain of the answer that gains less."""
-    least: Float[ndarray, " layer"] = np.min([gain.mean(0) for gain in gains], axis=0)
-    return least
 
 
 def chance(gains: Sequence[Float[ndarray, "fact layer"]], run: tuple[int, int], among: range, seed: int = 0) -> float:
@@ -248,10 +243,14 @@ def visibility(rank: Int[ndarray, "*cell"], vocab: int) -> Float[ndarray, "*cell
 
 def mean_visibility(rank: Int[ndarray, "*cell token"], vocab: int) -> Float[ndarray, "*cell"]:
     """The mean over the tokens that there are; NaN where there is none."""
-    seen = visibility(rank, vocab)
-    present = ~np.isnan(seen)
+    return mean_of_present(visibility(rank, vocab))
+
+
+def mean_of_present(values: Float[ndarray, "*cell token"]) -> Float[ndarray, "*cell"]:
+    """The mean over the tokens whose value is not NaN; NaN where there is none."""
+    present = ~np.isnan(values)
     n = present.sum(-1)
-    return np.divide(np.where(present, seen, 0.0).sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
+    return np.divide(np.where(present, values, 0.0).sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
 def advantage(rank: Int[ndarray, "fact *cell token"], vocab: int) -> Float[ndarray, " fact *cell"]:

@@ -49,9 +49,8 @@ class AbilitiesRecipe(TableRecipe):
 
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> AbilitiesRecipe:
-    columns, abilities, edited = dict(content["columns"]), content["abilities"], read_edited(content)
-    if len(edited["seeds"]) != 1:
-        raise BadFile(f"{path}: abilities are measured with one seed; give seeds one number")
+    columns, abilities = dict(content["columns"]), content["abilities"]
+    edited = read_edited(path, content, one_seed="abilities are measured with one seed")
     if wrong := [metric for metric in columns.values() if "/" not in metric or "," not in metric]:
         raise BadFile(f"{path}: metric {wrong[0]!r}: write task/metric,filter, as gsm8k/exact_match,strict-match")
     if stray := {*content.get("scales", {}), *abilities.get("apart", ())} - set(columns):

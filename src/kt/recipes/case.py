@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import BadFile, KtError
+from ..errors import KtError
 from ..report import Table
 from ..runs.folder import FILES
 from .base import How, Keys, Kind
-from .claims import COLUMNS, NOTHING, Claim, Finding, Verdict, lines, read_claims
+from .claims import NOTHING, Claim, Finding, Verdict, read_claims, tables
 from .edited import TABLES, EditedRecipe, editable, read_edited, read_rows
 from .result import MISSING, RecipeRun
 
@@ -73,9 +73,9 @@ class CaseRun(RecipeRun):
         """The paper's table, ours and the paper's text in each cell; then the claims, each of one record."""
         head = ["model", "", "prompt", "expected", "unedited", *(line.label for line in self.recipe.rows)]
         legend = "each cell: ours (✓ holds the expected answer) | the paper's; one record, no interval"
-        claims = Table(COLUMNS, lines(self.verdicts), "what the paper says of it", "one record carries no interval")
+        claims = tables(self.verdicts, "what the paper says of it", "one record carries no interval")
         rows = [line for label, study in self.found.items() for line in self._lines(label, study)]
-        return [Table(head, rows, self.title, legend), *([claims] if self.verdicts else [])]
+        return [Table(head, rows, self.title, legend), *claims]
 
     def save(self, folder: Path) -> None:
         """The case studies, under the name that `kt report` reads, one folder a model."""
@@ -133,9 +133,7 @@ def _ours(reply: Reply) -> str:
 
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> CaseRecipe:
-    case, edited = content.get("case", {}), read_edited(content)
-    if len(edited["seeds"]) != 1:
-        raise BadFile(f"{path}: a case is of one edit a method; give seeds one number")
+    case, edited = content.get("case", {}), read_edited(path, content, one_seed="a case is of one edit a method")
     rows = read_rows(path, content, len(ROLES), Quoted.of, what=f"texts for the {{}} prompts {', '.join(ROLES)}")
     claims = read_claims(path, content, CHECKS, {"roles": ROLES, "row": [line.label for line in rows]})
     return CaseRecipe(

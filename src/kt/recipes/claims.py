@@ -15,7 +15,7 @@ that the check states; `sure` where the whole interval lies on the same side. Wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ..errors import BadFile
+from ..report import Table
 from ..stats import Interval
 from .base import Keys
 from .result import MISSING
@@ -177,9 +178,9 @@ def peak_words(peak: Interval) -> str:
     return f"layer {peak.mean:.0f}{ends} (from 1: {peak.mean + 1:.0f})"
 
 
-def lines(verdicts: Iterable[Verdict]) -> list[list[str]]:
-    """The table of claims."""
-    return [verdict.line() for verdict in verdicts]
+def tables(verdicts: Sequence[Verdict], title: str, note: str) -> list[Table]:
+    """The table of claims, where there are some."""
+    return [Table(COLUMNS, [verdict.line() for verdict in verdicts], title, note)] if verdicts else []
 
 
 def note(verdicts: Sequence[Verdict]) -> str:

@@ -87,12 +87,15 @@ class EditedRecipe(PaperRecipe):
         return {"method": line.method, **options}
 
 
-def read_edited(content: Mapping[str, Any]) -> dict[str, Any]:
-    """[data] and [statistics] as arguments of an `EditedRecipe`."""
+def read_edited(path: Path, content: Mapping[str, Any], one_seed: str = "") -> dict[str, Any]:
+    """[data] and [statistics] as arguments of an `EditedRecipe`; `one_seed` says why a kind takes no more than one."""
     data, statistics = content["data"], content.get("statistics", {})
+    seeds = tuple(int(seed) for seed in data.get("seeds", (0,)))
+    if one_seed and len(seeds) != 1:
+        raise BadFile(f"{path}: {one_seed}; give seeds one number")
     return {
         "n_facts": int(data["edits"]),
-        "seeds": tuple(int(seed) for seed in data.get("seeds", (0,))),
+        "seeds": seeds,
         "variant": data.get("variant"),
         "corpus": statistics.get("corpus", "auto"),
         "max_tokens": int(statistics.get("max_tokens", 100_000)),

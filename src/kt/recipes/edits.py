@@ -63,7 +63,7 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> E
     values = tuple(float(value) for value in axis.get("values", ()))
     return EditsRecipe(
         **shared,
-        **read_edited(content),
+        **read_edited(path, content),
         rows=read_rows(path, content, len(columns), Cited.of, values),
         columns=columns,
         axis=axis.get("name", ""),

@@ -14,7 +14,7 @@ from ..errors import KtError
 from ..facts.fact import Fact
 from ..report import Figure, Table
 from .base import How, Keys, PaperRecipe, facts_of
-from .claims import COLUMNS, Claim, Verdict, lines, note
+from .claims import Claim, Verdict, note, tables
 from .result import RecipeRun
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ class FigureRun(RecipeRun, Generic[Found]):
 
     def tables(self) -> Sequence[Table]:
         """The claims where there are some; then what was measured."""
-        claims = Table(COLUMNS, lines(self.verdicts), self.title, note(self.verdicts))
-        return [*([claims] if self.verdicts else []), *self.summaries]
+        return [*tables(self.verdicts, self.title, note(self.verdicts)), *self.summaries]
 
     def figures(self) -> Sequence[Figure]:
         """The figures of every model."""

@@ -87,9 +87,7 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> M
         raise BadFile(f"{path}: two rows have the same label, or labels that differ in signs alone; give each its own")
     if wrong := sorted(set(content.get("against", ())) - {line.label for line in lines}):
         raise BadFile(f"{path}: against names {wrong[0]!r}, which is no row; name one of the rows")
-    edited = read_edited(content)
-    if len(edited["seeds"]) != 1:
-        raise BadFile(f"{path}: methods are compared with one seed; give seeds one number")
+    edited = read_edited(path, content, one_seed="methods are compared with one seed")
     if any(n < 1 or n > edited["n_facts"] for n in (*batches, *steps)):
         raise BadFile(f"{path}: [places] edits between 1 and data.edits = {edited['n_facts']} facts; correct them")
     return MethodsRecipe(

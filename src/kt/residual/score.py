@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,7 @@ from ..probing.stages import (
     advantage,
     in_top,
     leading,
+    mean_of_present,
     mean_visibility,
     remainder,
     visibility,
@@ -46,13 +47,12 @@ from ..report import Card, Column, Figure, Shown, Table
 from ..report.table import pairs
 from ..stats import (
     Interval,
-    IntervalGrid,
     bootstrap_mean,
     bootstrap_mean_grid,
     bootstrap_ratio,
     paired_bootstrap_difference,
 )
-from ..tracing.prompts import LeftOut, why
+from ..tracing.prompts import LeftOut, numbered_on, why
 from .attacks import STATES, Attacks
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class Residual(Shown):
         grids = {s: bootstrap_mean_grid(in_top(ranks[s]), *self._draws) for s in STATES}
         return {
             kind: {
-                position: {s: {name: _cell(grids[s], (p, k, a)) for a, name in enumerate(ANSWERS)} for s in STATES}
+                position: {s: {name: grids[s].cell(p, k, a) for a, name in enumerate(ANSWERS)} for s in STATES}
                 for p, position in enumerate(POSITIONS)
             }
             for k, kind in enumerate(KINDS)
@@ -373,30 +373,67 @@ class Residual(Shown):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the residual to `path`, one safetensors file: the readings as arrays, everything else as JSON in its
         header.
-        """
 
-        return save(self, path)
+        The arrays are `<state>.prob`, `<state>.rank`, ... and `<state>.attacks` for both states, and `elsewhere`.
+        """
+        arrays: dict[str, ndarray] = {"elsewhere": self.elsewhere}
+        for state in STATES:
+            kept = {name: getattr(self.readings[state], name) for name in (*_ARRAYS, *_TOPS)}
+            arrays |= {f"{state}.{name}": array for name, array in kept.items() if array is not None}
+            arrays[f"{state}.attacks"] = getattr(self.attacks, state)
+        header = {
+            "kind": Residual.kind,
+            "facts": [asdict(fact) for fact in self.facts],
+            "controls": [[control._asdict() for control in some] for some in self.controls],
+            "layers": list(self.layers),
+            "attacks": list(self.attacks.names),
+            "left_out": [fact._asdict() for fact in self.left_out],
+            "run": dict(self.metadata),
+            "results": self.as_dict(),
+        }
+        return save_arrays(path, arrays, header)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Residual:
-        """Read the residual that `save` wrote to `path`.
+        """Read the residual that `save` wrote to `path`; the results are computed again from the arrays.
 
         Raises:
             BadFile: not there, not whole, or not a residual.
         """
-
-        return load(path)
+        arrays, header = load_arrays(path, kind=Residual.kind)
+        with complete_file(path, "residual", "measure it again"):
+            facts = tuple(ProbedFact(**fact) for fact in header["facts"])
+            controls = tuple(tuple(Control(**control) for control in some) for some in header["controls"])
+            kept = {s: [arrays[f"{s}.{name}"] for name in _ARRAYS] for s in STATES}
+            tops = {s: {"sets": None} | {name: arrays.get(f"{s}.{name}") for name in _TOPS} for s in STATES}
+            readings = {s: LensReading(*kept[s], **tops[s]) for s in STATES}
+            attacks = Attacks(tuple(header["attacks"]), *(arrays[f"{s}.attacks"] for s in STATES))
+            left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
+            layers, elsewhere = tuple(header["layers"]), arrays["elsewhere"]
+            residual = Residual(facts, controls, layers, readings, elsewhere, attacks, left_out, header["run"])
+            _check_shapes(residual)
+            return residual
 
     @staticmethod
     @takes()
     def joined(parts: Sequence[Residual]) -> Residual:
-        """Residuals (`parts`) of different facts, each under its own edit, as one.
+        """Residuals (`parts`) of different facts, each under its own edit, as one. Facts are numbered on from list to
+        list.
 
         Raises:
             BadFact: they were measured differently, or share a fact.
         """
-
-        return joined(parts)
+        _refuse_unequal(parts)
+        facts, left_out, n_given = numbered_on(parts)
+        readings = {state: LensReading.joined([part.readings[state] for part in parts]) for state in STATES}
+        asked = [np.concatenate([getattr(part.attacks, state) for part in parts]) for state in STATES]
+        attacks = Attacks(parts[0].attacks.names, *asked)
+        elsewhere = np.concatenate([part.elsewhere for part in parts])
+        about = dict(parts[0].metadata) | {"n_given": n_given, "parts": len(parts)}
+        about["tokens"] = {i: text for part in parts for i, text in part.metadata.get("tokens", {}).items()}
+        about["warnings"] = sorted({text for part in parts for text in part.metadata.get("warnings", ())})
+        controls = tuple(some for part in parts for some in part.controls)
+        return Residual(tuple(facts), controls, parts[0].layers, readings, elsewhere, attacks, tuple(left_out), about)
 
     # Looking ----------------------------------------------------------------------------------------------------
     def why_left_out(self) -> str:
@@ -409,10 +446,6 @@ class Residual(Shown):
         return f"Residual({what}: score {self.score}, floor {self.floor}; {facts})"
 
 
-def _cell(grid: IntervalGrid, at: tuple[int, ...]) -> Interval:
-    return Interval(float(grid.mean[at]), float(grid.low[at]), float(grid.high[at]), int(grid.n[at]))
-
-
 # Residuals as files, and several residuals as one.
 
 _ARRAYS = ("prob", "rank", "start_prob", "start_rank")
@@ -420,51 +453,6 @@ _TOPS = ("top", "top_prob")
 """Also in files, but for those of an older kt."""
 _SAME = ("model", "revision", "n_layers", "vocab", "final_norm", "seed", "n_boot", "prefixes")
 """Metadata that residuals must share before their facts are averaged together."""
-
-
-def save(residual: Residual, path: str | os.PathLike[str]) -> Path:
-    """Arrays `<state>.prob`, `<state>.rank`, ... and `<state>.attacks` for both states, and `elsewhere`."""
-    arrays: dict[str, ndarray] = {"elsewhere": residual.elsewhere}
-    for state in STATES:
-        reading = residual.readings[state]
-        kept = {name: getattr(reading, name) for name in (*_ARRAYS, *_TOPS)}
-        arrays |= {f"{state}.{name}": array for name, array in kept.items() if array is not None}
-        arrays[f"{state}.attacks"] = getattr(residual.attacks, state)
-    return save_arrays(
-        path,
-        arrays,
-        {
-            "kind": Residual.kind,
-            "facts": [asdict(fact) for fact in residual.facts],
-            "controls": [[control._asdict() for control in some] for some in residual.controls],
-            "layers": list(residual.layers),
-            "attacks": list(residual.attacks.names),
-            "left_out": [fact._asdict() for fact in residual.left_out],
-            "run": dict(residual.metadata),
-            "results": residual.as_dict(),
-        },
-    )
-
-
-def load(path: str | os.PathLike[str]) -> Residual:
-    """Read what `save` wrote; the results are computed again from the arrays.
-
-    Raises:
-        BadFile: not there, not whole, or not a residual.
-    """
-    arrays, header = load_arrays(path, kind=Residual.kind)
-    with complete_file(path, "residual", "measure it again"):
-        facts = tuple(ProbedFact(**fact) for fact in header["facts"])
-        controls = tuple(tuple(Control(**control) for control in some) for some in header["controls"])
-        kept = {s: [arrays[f"{s}.{name}"] for name in _ARRAYS] for s in STATES}
-        tops = {s: {"sets": None} | {name: arrays.get(f"{s}.{name}") for name in _TOPS} for s in STATES}
-        readings = {s: LensReading(*kept[s], **tops[s]) for s in STATES}
-        attacks = Attacks(tuple(header["attacks"]), *(arrays[f"{s}.attacks"] for s in STATES))
-        left_out = tuple(LeftOut(**fact) for fact in header["left_out"])
-        layers, elsewhere = tuple(header["layers"]), arrays["elsewhere"]
-        residual = Residual(facts, controls, layers, readings, elsewhere, attacks, left_out, header["run"])
-        _check_shapes(residual)
-        return residual
 
 
 def _check_shapes(residual: Residual) -> None:
@@ -481,26 +469,6 @@ def _check_shapes(residual: Residual) -> None:
             raise ValueError(f"the {state} attacks have the shape {attacks.shape}")
     if residual.elsewhere.shape != (n, 2, 3, layers):
         raise ValueError(f"elsewhere has the shape {residual.elsewhere.shape}")
-
-
-def joined(parts: Sequence[Residual]) -> Residual:
-    """See `Residual.joined`. Facts are numbered on from list to list."""
-    _refuse_unequal(parts)
-    facts: list[ProbedFact] = []
-    left_out: list[LeftOut] = []
-    start = 0
-    for part in parts:
-        facts += [replace(fact, index=fact.index + start) for fact in part.facts]
-        left_out += [fact._replace(fact=fact.fact + start) for fact in part.left_out]
-        start += int(part.metadata["n_given"])
-    readings = {state: LensReading.joined([part.readings[state] for part in parts]) for state in STATES}
-    attacks = Attacks(parts[0].attacks.names, *(np.concatenate([getattr(p.attacks, s) for p in parts]) for s in STATES))
-    elsewhere = np.concatenate([part.elsewhere for part in parts])
-    about = dict(parts[0].metadata) | {"n_given": start, "parts": len(parts)}
-    about["tokens"] = {i: text for part in parts for i, text in part.metadata.get("tokens", {}).items()}
-    about["warnings"] = sorted({text for part in parts for text in part.metadata.get("warnings", ())})
-    controls = tuple(some for part in parts for some in part.controls)
-    return Residual(tuple(facts), controls, parts[0].layers, readings, elsewhere, attacks, tuple(left_out), about)
 
 
 def _refuse_unequal(parts: Sequence[Residual]) -> None:
@@ -531,10 +499,7 @@ def answers(residual: Residual, state: str, metric: str) -> Float[ndarray, "fact
     reading = residual.readings[state]
     if metric == "prob":
         prob = reading.prob.astype(np.float64)
-        present = ~np.isnan(prob[..., CONTROLS])
-        n = present.sum(-1)
-        total = np.where(present, prob[..., CONTROLS], 0.0).sum(-1)
-        return np.stack([prob[..., OLD], prob[..., NEW], np.where(n > 0, total / np.maximum(n, 1), np.nan)], -1)
+        return np.stack([prob[..., OLD], prob[..., NEW], mean_of_present(prob[..., CONTROLS])], -1)
     return _ranks(np.stack(_visibilities(residual, state), -1), int(residual.metadata["vocab"]))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,7 @@ def _with_origin(entry: Entry, of: dict[str, Entry]) -> Entry:
     source = of.get(entry.origin)
     if source is None:
         return entry
-    told = {"model": source.model, "weight": source.weight, "corpus": source.corpus, "n_tokens": source.n_tokens}
-    return Entry(**{**vars(entry), **told})
+    return replace(entry, model=source.model, weight=source.weight, corpus=source.corpus, n_tokens=source.n_tokens)
 
 
 def chosen(

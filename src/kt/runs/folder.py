@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from .._util.data import SCHEMA_VERSION, read_json, save_arrays, write_json
-from .._util.files import NotWritable, sha256_file, writing
+from .._util.files import NotWritable, sha256_file, sync, writing
 from .._util.lock import FolderLock, abandoned
 from ..errors import BadFile, KtError, tell_user, warn_user
 from . import parallel, provenance
@@ -183,7 +183,7 @@ class RunFolder:
             str(p.relative_to(self._temporary)) for p in self._temporary.rglob("*") if p.is_file()
         )
         write_json(self.file(MANIFEST), self.manifest)
-        sync(self._temporary)
+        sync_all(self._temporary)
         with writing(self.path):
             self._take_name()
         if self._lock is not None:
@@ -267,16 +267,10 @@ def clear_leftovers(final: Path) -> None:
                 path.rename(final)
 
 
-def sync(folder: Path) -> None:
+def sync_all(folder: Path) -> None:
     """Flush every file below a folder to disk, so that the folder is complete before it is renamed."""
     for path in [*folder.rglob("*"), folder]:
-        if os.name == "nt" and path.is_dir():
-            continue
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
 
 
 def is_run(folder: str | os.PathLike[str]) -> bool:

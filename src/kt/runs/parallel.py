@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from ..errors import KtError, WorkFailed
+from ..errors import KtError, WorkFailed, said_by
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -282,7 +282,7 @@ class ProcessGroup:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=60))
         except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = said_by(error, 200)
             raise WorkFailed(f"the processes of this run cannot meet ({reason}); start them by torchrun") from None
         if state.process_index == 0:
             store.set("kt/main", f"{os.getpid()} {socket.gethostname()}")

@@ -66,6 +66,14 @@ class Shared(NamedTuple):
     start: int = 0
     prefixes: Sequence[Prefix] = ()
 
+    @classmethod
+    def left_of(cls, model: TracedModel, prompts: Prompts, start: int) -> Shared:
+        """The prompts' tokens left of `start`; none if the model's cache cannot be reused."""
+        if not (start and prefix_is_reusable(model, prompts.ids.shape[1])):
+            return cls()
+        run = run_rows(model, prompts.ids[:, :start], None, prompts.answers, prompts.foils, start=True, prefix=True)
+        return cls() if run.prefixes is None else cls(start, run.prefixes)
+
 
 class Slopes(NamedTuple):
     """A run from the shared tokens on: scores, values at the sources and, if asked for, both metrics' gradients."""
@@ -227,7 +235,7 @@ def _estimated(
 ) -> _Estimates:
     """All scores and estimates of a group; the corrupted rows run in blocks."""
     noising, sources = plan.direction == "noise", _sources(model, plan.patches)
-    shared = _shared(model, clean, min(first_token), plan)
+    shared = Shared.left_of(model, clean, min(first_token)) if plan.shortcuts.reuse else Shared()
     clean_run = (
         slopes(model, clean, shared, sources) if noising else run_from(model, clean, shared, sources, graded=False)
     )
@@ -255,14 +263,6 @@ def _estimated(
         rearrange(np.concatenate(scores, 1), by_sample, sample=samples),
         [rearrange(np.concatenate(p, 1), by_sample, sample=samples) for p in zip(*estimates, strict=True)],
     )
-
-
-def _shared(model: TracedModel, clean: Prompts, start: int, plan: Plan) -> Shared:
-    """The tokens left of every corruption, run once per fact; no tokens if the model's cache cannot be reused."""
-    if not (start and plan.shortcuts.reuse and prefix_is_reusable(model, clean.ids.shape[1])):
-        return Shared()
-    run = run_rows(model, clean.ids[:, :start], None, clean.answers, clean.foils, start=True, prefix=True)
-    return Shared() if run.prefixes is None else Shared(start, run.prefixes)
 
 
 def _sources(model: TracedModel, patches: Sequence[Patch]) -> list[Source]:

@@ -31,13 +31,12 @@ from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
 from ..model.effects import refuse_text
 from ..model.model import TracedModel
-from ..model.prefix import prefix_is_reusable, saved
+from ..model.prefix import saved
 from ..model.sites import Kind, Site
 from ..report import Column, Figure, Shown, Table
 from ..report.table import shown as short
 from ..stats import bootstrap_mean, bootstrap_mean_grid
 from .attribution import Prompts, Shared, forward_arguments
-from .forward import run_rows
 from .prompts import TracePrompt, prepare, why
 
 TOKENS = ("last", "subject_last")
@@ -217,13 +216,10 @@ def attributions(model: TracedModel, ids: Sequence[int], answer: int, column: in
     nodes, weights = (torch.tensor(each) / 2 for each in np.polynomial.legendre.leggauss(steps))
     scales = torch.cat([nodes + 0.5, torch.tensor([0.0, 1.0])]).to(model.device)
     row = torch.tensor([list(ids)], device=model.device)
-    index, asked = torch.tensor([answer]), torch.tensor([[answer]])
-    left = Shared()
-    if column and prefix_is_reusable(model, len(ids)):
-        run = run_rows(model, row[:, :column], None, asked, index, start=True, prefix=True)
-        left = left if run.prefixes is None else Shared(column, run.prefixes)
+    index, asked, fact = torch.tensor([answer]), torch.tensor([[answer]]), torch.tensor([0])
+    left = Shared.left_of(model, Prompts(row, None, asked, index, fact), column)
     many = len(scales)
-    prompts = Prompts(row.expand(many, -1), None, asked.expand(many, 1), index.expand(many), torch.zeros(many).long())
+    prompts = Prompts(row.expand(many, -1), None, asked.expand(many, 1), index.expand(many), fact.expand(many))
     values, without, prob = [], [], 0.0
     for layer in range(model.n_layers):
         with torch.enable_grad(), model.nnsight.trace(**forward_arguments(model, prompts, left)):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -62,6 +62,18 @@ class LeftOut(NamedTuple):
     fact: int
     id: str
     reason: str
+
+
+def numbered_on(results: Sequence[Any]) -> tuple[list[Any], list[LeftOut], int]:
+    """The facts of several results and those left out, numbered on from list to list; and how many the lists hold."""
+    facts: list[Any] = []
+    left_out: list[LeftOut] = []
+    start = 0
+    for result in results:
+        facts += [replace(fact, index=fact.index + start) for fact in result.facts]
+        left_out += [one._replace(fact=one.fact + start) for one in result.left_out]
+        start += int(result.metadata["n_given"])
+    return facts, left_out, start
 
 
 def why(left_out: Sequence[LeftOut]) -> str:

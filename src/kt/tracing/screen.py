@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-Cells = Mapping[str, Bool[ndarray, "layer token"]]
-
-
 @dataclass(frozen=True, eq=False)
 class Screen(Shown):
     """The result of `screen`.

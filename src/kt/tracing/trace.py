@@ -13,13 +13,13 @@ from numpy import ndarray
 
 from .._util.data import complete_file, load_arrays, save_arrays
 from .._util.kinds import takes
-from .._util.text import count
+from .._util.text import count, some_of
 from ..errors import BadFact, BadFile
 from ..report import Card, Figure, Shown, Table
 from ..stats import bootstrap_mean, bootstrap_mean_grid
 from .means import Curve, RoleGrid, effects_at, grid, over, peak, role_effects, tested
-from .patches import Patch
-from .prompts import ROLES, TITLES, LeftOut, why
+from .patches import MODULES, Patch
+from .prompts import ROLES, TITLES, LeftOut, numbered_on, why
 from .titles import METRIC_NAMES, metric_title, subtitle_of, title_of
 from .traced_fact import EVERY, METRICS, WHOLE, TracedFact, fact_from, fact_header, finite, metric_name, metric_names
 
@@ -133,7 +133,7 @@ class Trace(Shown):
         if wanted and len(found) == 1:
             return self[found[0]]
         prompts = [repr(self.facts[place].prompt) for place in (found or range(len(self)))]
-        shown = ", ".join(prompts[:NAMED]) + (f" and {len(prompts) - NAMED} more" if len(prompts) > NAMED else "")
+        shown = some_of(prompts, NAMED)
         if found:
             raise BadFact(f"{len(found)} traced facts are of the name {name!r}: {shown}; give an id, or trace[i]")
         raise BadFact(f"no traced fact is of the name {name!r}; this trace holds {shown}")
@@ -169,8 +169,28 @@ class Trace(Shown):
         `fact` is the fact's place in the caller's list; `clean` and `corrupted` are p(answer) for the metric `prob` and
         the logit difference for `logit_diff` (see `TracedFact` for all), the corrupted one averaged over the draws.
         """
+        import pandas as pd
 
-        return to_dataframe(self)
+        parts = []
+        for fact in self.facts:
+            patched = self.patched_tokens(fact)
+            layers, tokens = np.meshgrid(np.arange(self.n_layers), patched, indexing="ij")
+            for kind in self.kinds:
+                for metric in self.metrics:
+                    parts.append(
+                        {
+                            "fact": np.full(layers.size, fact.index),
+                            "kind": np.full(layers.size, kind, dtype=object),
+                            "layer": layers.ravel(),
+                            "token": tokens.ravel(),
+                            "role": np.array(fact.roles, dtype=object)[tokens.ravel()],
+                            "metric": np.full(layers.size, metric, dtype=object),
+                            "value": finite(fact, fact.effect(kind, metric))[:, patched].ravel(),
+                            "clean": np.full(layers.size, fact.clean[metric]),
+                            "corrupted": np.full(layers.size, fact.corrupted[metric].mean(dtype=np.float64)),
+                        }
+                    )
+        return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
     @takes()
     def by_role(self, kind: str, metric: str = "logit_diff", n_boot: int = 2000, seed: int = 0) -> RoleGrid:
@@ -474,18 +494,12 @@ class Trace(Shown):
         for trace in traces[1:]:
             _must_merge(self, trace)
         seen: set[tuple[Any, ...]] = set()
-        facts, left_out, start = [], [], 0
-        for trace in traces:
-            for fact in trace.facts:
-                if fact.question in seen:
-                    raise BadFact(
-                        f"{fact.prompt!r} is in two of the traces and would count twice; merge distinct facts"
-                    )
-                seen.add(fact.question)
-                facts.append(replace(fact, index=fact.index + start))
-            left_out += [one._replace(fact=one.fact + start) for one in trace.left_out]
-            start += int(trace.metadata["n_given"])
-        return Trace(tuple(facts), self.kinds, tuple(left_out), _merged_metadata(traces, start))
+        for fact in (fact for trace in traces for fact in trace.facts):
+            if fact.question in seen:
+                raise BadFact(f"{fact.prompt!r} is in two of the traces and would count twice; merge distinct facts")
+            seen.add(fact.question)
+        facts, left_out, n_given = numbered_on(traces)
+        return Trace(tuple(facts), self.kinds, tuple(left_out), _merged_metadata(traces, n_given))
 
 
 def _must_merge(first: Trace, other: Trace) -> None:
@@ -512,35 +526,6 @@ def _merged_metadata(traces: Sequence[Trace], n_given: int) -> dict[str, Any]:
     merged["samples"] = sorted({s for trace in traces for s in trace.metadata["samples"]})
     merged["warnings"] = [text for trace in traces for text in trace.metadata["warnings"]]
     return merged | {"n_given": n_given}
-
-
-def to_dataframe(trace: Trace) -> pd.DataFrame:
-    """See `Trace.to_dataframe`."""
-    import pandas as pd
-
-    parts = []
-    for fact in trace.facts:
-        patched = trace.patched_tokens(fact)
-        layers, tokens = np.meshgrid(np.arange(trace.n_layers), patched, indexing="ij")
-        for kind in trace.kinds:
-            for metric in trace.metrics:
-                parts.append(
-                    {
-                        "fact": np.full(layers.size, fact.index),
-                        "kind": np.full(layers.size, kind, dtype=object),
-                        "layer": layers.ravel(),
-                        "token": tokens.ravel(),
-                        "role": np.array(fact.roles, dtype=object)[tokens.ravel()],
-                        "metric": np.full(layers.size, metric, dtype=object),
-                        "value": finite(fact, fact.effect(kind, metric))[:, patched].ravel(),
-                        "clean": np.full(layers.size, fact.clean[metric]),
-                        "corrupted": np.full(layers.size, fact.corrupted[metric].mean(dtype=np.float64)),
-                    }
-                )
-    return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
-
-
-MODULES = ("mlp", "attn")
 
 
 def _singles(trace: Trace, name: str) -> list[str]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ...errors import KtError, warn_user
 from ..config import AUTO, LATER, SQUARED, Config, one_of, setting
 from .aims import OLD_SPREADS, SPREADS, Position, Share, Spread
-from .contexts import Contexts
 
 if TYPE_CHECKING:
     from ...model.model import TracedModel
@@ -134,6 +133,7 @@ class InParts(AtToken):
     """Long answers in parts, each at the last token before it (AnyEdit's ARE; see closed_form.parts)."""
 
     revision = 1  # the loss at which the search stops, and where answers are cut in a chat template
+    writes_contexts = False
 
     # No setting: the KL divergence is read at the subject's last token, which no aim is at.
     kl_factor: ClassVar[float] = 0.0  # type: ignore[misc]
@@ -153,10 +153,6 @@ class InParts(AtToken):
         from .objective import NLL, StopBelow
 
         return self.searching(NLL(), StopBelow(1e-2))
-
-    @staticmethod
-    def contexts(model: TracedModel, seed: int) -> Contexts:
-        return Contexts()
 
     @property
     def position(self) -> Position:

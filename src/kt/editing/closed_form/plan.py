@@ -11,7 +11,7 @@ target's, or each layer has its own (`Spread`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -258,8 +258,7 @@ class LocateThenEdit:
                 if coupled and path.scale != 1:
                     for name, full in solved.items():  # from full strength to the path's scale, for the paths after it
                         model.write(name, scaled[name].update.plus(full.update.scaled(-1.0)))
-                for name, part in scaled.items():
-                    written[name] = _sum(written[name], part) if name in written else part
+                _add(written, scaled)
         return self._result(written, search)._replace(asked=facts if self.window else None)
 
     def _walks(
@@ -283,13 +282,12 @@ class LocateThenEdit:
             now = fact_values(context.model, facts, Contexts(), aim.site, aim.position).T
             if not (chosen := missing.chosen(now)):
                 break
-            some = {aim: _some(search[aim], chosen)}
+            some = {aim: search[aim].of(chosen)}
             new = self._walk(context.within(f"pass-{number}"), [parts[i] for i in chosen], path, some, share)
             fresh = [column for column, fact in enumerate(chosen) if fact not in done]
             for name, update in new.items():
                 assert update.keys is not None
-                update = update._replace(keys=update.keys[:, fresh])
-                solved[name] = _sum(solved[name], update) if name in solved else update
+                _add(solved, {name: update._replace(keys=update.keys[:, fresh])})
             done |= set(chosen)
         if not solved:
             raise missing.nothing()
@@ -393,12 +391,6 @@ class LocateThenEdit:
             if progress:
                 progress(number + 1, len(facts))
         return join_targets(parts)
-
-
-def _some(targets: Targets, chosen: list[int]) -> Targets:
-    """Those of some of the facts."""
-    wanted, before = ({aim: v[chosen] for aim, v in part.items()} for part in (targets.wanted, targets.before))
-    return Targets(wanted, before, targets.loss[chosen], targets.prob[chosen], targets.steps[chosen])
 
 
 def _replayed(context: SolveContext, facts: Sequence[Fact], path: Write, first: Targets) -> dict[TargetSite, Targets]:
@@ -546,10 +538,15 @@ def _joined(parts: Sequence[SolveResult]) -> tuple[dict[str, WeightUpdate], dict
     """Solves of one fact after the other as one: updates added up, searches side by side."""
     written: dict[str, WeightUpdate] = {}
     for part in parts:
-        for name, new in part.written.items():
-            written[name] = _sum(written[name], new) if name in written else new
+        _add(written, part.written)
     aims = dict.fromkeys(aim for part in parts for aim in part.search)
     return written, {aim: join_targets([p.search[aim] for p in parts if aim in p.search]) for aim in aims}
+
+
+def _add(written: dict[str, WeightUpdate], more: Mapping[str, WeightUpdate]) -> None:
+    """Add updates to those that are there already."""
+    for name, update in more.items():
+        written[name] = _sum(written[name], update) if name in written else update
 
 
 def _sum(old: WeightUpdate, new: WeightUpdate) -> WeightUpdate:

@@ -147,7 +147,8 @@ def target_rows(model: TracedModel, facts: Sequence[Fact], contexts: Contexts, h
     batch = encode_ids(ids, pad_id(tokenizer)).to(model.device)
     columns = {position: _shifted(batch, places) for position, places in at.items()}
     at_reads = _right_aligned(answers, model.device)
-    return TargetRows(batch, *_per_row(owner, answers, model.device), columns, *at_reads, *_held(model, batch, shifts))
+    of_fact, is_essence = (torch.tensor(each, device=model.device) for each in (owner, [not a for a in answers]))
+    return TargetRows(batch, of_fact, is_essence, columns, *at_reads, *_held(model, batch, shifts))
 
 
 def split_rows(rows: TargetRows, aims: Collection[TargetSite], essence: bool, worth: float) -> list[TargetRows]:
@@ -167,12 +168,6 @@ def split_rows(rows: TargetRows, aims: Collection[TargetSite], essence: bool, wo
 def _shifted(batch: Batch, places: Sequence[int]) -> Int[Tensor, " row"]:
     index = torch.tensor(places, device=batch.ids.device)
     return torch.where(index == NOWHERE, NOWHERE, batch.columns(index))
-
-
-def _per_row(
-    owner: Sequence[int], answers: Sequence[tuple[int, ...]], device: torch.device
-) -> tuple[Int[Tensor, " row"], Bool[Tensor, " row"]]:
-    return torch.tensor(owner, device=device), torch.tensor([not a for a in answers], device=device)
 
 
 def _held(

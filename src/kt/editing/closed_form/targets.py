@@ -103,7 +103,8 @@ def target_batches(
 def worth_of_a_run(model: TracedModel, aims: Sequence[TargetSite]) -> float:
     """The number of extra tokens that cost as much as one more forward."""
     start = min(lowest_block(aims), model.n_layers - 1)
-    weights = sum(p.numel() for layer in range(start, model.n_layers) for p in _block(model, layer).parameters())
+    blocks = (model.module.get_submodule(model.layout.path(Kind.RESID, n)) for n in range(start, model.n_layers))
+    weights = sum(p.numel() for block in blocks for p in block.parameters())
     device = model.device.type if model.device.type in WEIGHTS else "cuda"
     return WEIGHTS[device] + DISPATCH[device] / (4 * weights)  # a token: 2 operations a weight, forward and backward
 
@@ -126,10 +127,6 @@ def _bytes(model: TracedModel, aims: Sequence[TargetSite], length: _Length, rows
     cache = 6 * width * model.n_layers * model.d_model
     logits = 16 * length.target * model.vocab_size
     return rows * (model.dtype.itemsize * (graph + cache) + logits)
-
-
-def _block(model: TracedModel, layer: int) -> torch.nn.Module:
-    return model.module.get_submodule(model.layout.path(Kind.RESID, layer))
 
 
 # Every request's loss from a step's logits: how likely its target is, and the words after the essence prompt.
@@ -183,6 +180,11 @@ class Targets(NamedTuple):
     prob: Float[Tensor, " fact"]
     steps: Int[Tensor, " fact"]
 
+    def of(self, places: Sequence[int] | Int[Tensor, " chosen"]) -> Targets:
+        """Those of the facts at these places, in that order."""
+        wanted, before = ({aim: v[places] for aim, v in part.items()} for part in (self.wanted, self.before))
+        return Targets(wanted, before, self.loss[places], self.prob[places], self.steps[places])
+
 
 def find_targets(
     model: TracedModel,
@@ -214,12 +216,13 @@ def find_targets(
     ]
     if held is not None:
         arguments = [(*given, [held[i] for i in batch]) for given, batch in zip(arguments, batches, strict=True)]
-    parts = (journal or Journal()).take_each(
-        what,
-        _find_batch,
-        dict(zip(names, arguments, strict=True)),
-        None if progress is None else lambda done: progress(ends[done - 1], len(facts)),
-    )
+    with eagerly(model) if objective.reads_attention else nullcontext():
+        parts = (journal or Journal()).take_each(
+            what,
+            _find_batch,
+            dict(zip(names, arguments, strict=True)),
+            None if progress is None else lambda done: progress(ends[done - 1], len(facts)),
+        )
     targets = join_targets([_targets(part, aims, model.device) for part in parts])
     return in_order(targets, [i for batch in batches for i in batch])
 
@@ -232,9 +235,7 @@ def _targets(values: Mapping[str, Any], aims: Sequence[TargetSite], device: torc
 
 def in_order(targets: Targets, places: Sequence[int]) -> Targets:
     """The targets in the order in which the requests were given."""
-    back = torch.tensor(places, device=targets.loss.device).argsort()
-    wanted, before = ({a: v[back] for a, v in part.items()} for part in (targets.wanted, targets.before))
-    return Targets(wanted, before, targets.loss[back], targets.prob[back], targets.steps[back])
+    return targets.of(torch.tensor(places, device=targets.loss.device).argsort())
 
 
 def join_targets(parts: Sequence[Targets]) -> Targets:
@@ -257,18 +258,6 @@ def _find_batch(
     held: Sequence[Held] = (),
 ) -> dict[str, Any]:
     """The fields of `Targets`, as a journal keeps them. A request that stops leaves the batch."""
-    with eagerly(model) if objective.reads_attention else nullcontext():
-        return _descended(model, facts, aims, contexts, objective, held)
-
-
-def _descended(
-    model: TracedModel,
-    facts: Sequence[Fact],
-    aims: Sequence[TargetSite],
-    contexts: Contexts,
-    objective: Objective,
-    held: Sequence[Held],
-) -> dict[str, Any]:
     suffixes, before = _begun(model, facts, aims, contexts, objective, held)
     delta = {a: torch.zeros_like(v, requires_grad=True) for a, v in before.items()}
     rates = {a: objective.rates(a, v) for a, v in before.items()}

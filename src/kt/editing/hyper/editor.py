@@ -33,7 +33,7 @@ from ...report import Figure, Shown, Table
 from ...stats import Interval
 from ..apply import made_with_other, say_unnoted
 from ..edit_io import DTYPES, MEAN, SEEN, digest_of, fits, read_by_checks
-from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate
+from ..plan import PlanText, SolveContext, SolveResult, WeightUpdate, WithoutSearch
 from ..stack import editors_of
 from ..ultraedit import Pairs, Running, answer_pairs
 from .malmen import Malmen
@@ -336,7 +336,7 @@ def site_pairs(
 
 
 @dataclass(frozen=True)
-class Learned:
+class Learned(WithoutSearch):
     """An edit by a trained editor: one backward pass, and its networks.
 
     `sites`: those of the file, as text; of a configuration without one, those of its layers.
@@ -345,14 +345,6 @@ class Learned:
     method: str
     editor: str
     sites: tuple[str, ...]
-
-    keeps_keys: ClassVar[bool] = False
-    has_targets: ClassVar[bool] = False
-    whole_blocks: ClassVar[bool] = False
-
-    @property
-    def moment_sites(self) -> list[Site]:
-        return []
 
     def describe(self) -> PlanText:
         solver = {"malmen": "V Hᵀ(HHᵀ + e^λ I)⁻¹, V from a trained network", "mend": "-η Σ δ̃ũᵀ from a trained network"}

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...model.update import Dense, LowRank, Update
+from ...model.update import LowRank, Update
 from ..ultraedit import Pairs
 from .network import EditorNetwork, Recipe, Residual, rectified
 
@@ -33,9 +33,7 @@ class Mend(EditorNetwork):
     @torch.no_grad()
     def update(self, pairs: Pairs, z: Float[Tensor, "pair size"], weight: int) -> Update:
         keys, gradients = (part.double() for part in self(z, weight))
-        factors = LowRank(-self.log_rate[weight].double().exp() * gradients.T, keys)
-        rows, columns = factors.shape
-        return factors if factors.rank * (rows + columns) < rows * columns else Dense(factors.dense())
+        return LowRank(-self.log_rate[weight].double().exp() * gradients.T, keys).smaller()
 
     def surrogate(
         self, pairs: Pairs, z: Float[Tensor, "pair size"], weight: int, gradient: Float[Tensor, "d_out d_in"]

@@ -314,20 +314,18 @@ class _Training:
         else:
             self._load(kept[0])
             reused()
-        told = 0
         tell = on_check or (lambda check: None)
+        for check in self.editor.history:
+            tell(check)
         while not self._is_done():
-            for check in self.editor.history[told:]:
-                tell(check)
-            told, losses = len(self.editor.history), []
+            losses = []
             for _ in range(min(self.settings.check_every, self.settings.steps - self.step)):
                 losses.append(self._learn())
                 if progress:
                     progress(self.step, self.settings.steps)
             self._check(sum(losses) / len(losses))
             self.journal.replace("training", self._state())
-        for check in self.editor.history[told:]:
-            tell(check)
+            tell(self.editor.history[-1])
         self.editor.networks.load_state_dict(self.best)
         return self.editor
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...errors import KtError
-from ..closed_form.contexts import Contexts
 from ..config import AUTO, LATER, SQUARED, Config, method, one_of, setting
 
 if TYPE_CHECKING:
-    from ...model.model import TracedModel
     from ..adapter_edit import Codebook
 
 
@@ -20,6 +18,7 @@ class GRACE(Config):
     """Keys are read at the prompt's last token. Of several layers the last is taken."""
 
     effect: ClassVar[str] = "adapter"
+    writes_contexts = False
     depth = (27, 27, 31)
 
     layers_mlp: tuple[int, ...] = setting(LATER, source="EasyEdit's appendix, table 5: 27 of Llama-2-7B, by depth")
@@ -55,10 +54,6 @@ class GRACE(Config):
         one_of(self.eps_unit, ("distance", "absolute"), "eps_unit")
         if self.eps == 0:
             raise KtError("eps 0 is a radius that no prompt but the request's own falls into; give one above 0")
-
-    @staticmethod
-    def contexts(model: TracedModel, seed: int) -> Contexts:
-        return Contexts()
 
     def plan(self) -> Codebook:
         from ..adapter_edit import Codebook

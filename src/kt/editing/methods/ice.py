@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import KtError
-from ..closed_form.contexts import Contexts
 from ..config import Config, method, one_of, setting
 
 if TYPE_CHECKING:
-    from ...model.model import TracedModel
     from ..context_edit import InContext
 
 
@@ -20,6 +18,7 @@ class ICE(Config):
     """Of the edit's facts, the one that is nearest to the prompt."""
 
     effect: ClassVar[str] = "context"
+    writes_contexts = False
     layers_mlp: ClassVar[tuple[int, ...]] = ()  # type: ignore[misc]  # no setting: nothing is written
 
     retriever: str = setting(
@@ -46,10 +45,6 @@ class ICE(Config):
     def retrieval(self) -> dict[str, Any]:
         """How facts are found, as the plan takes it."""
         return {"retriever": self.retriever, "nearness": self.nearness}
-
-    @staticmethod
-    def contexts(model: TracedModel, seed: int) -> Contexts:
-        return Contexts()
 
     def plan(self) -> InContext:
         from ..context_edit import InContext

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..closed_form.contexts import Contexts
 from ..config import method, setting
 from .grace import GRACE
-
-if TYPE_CHECKING:
-    from ...model.model import TracedModel
 
 
 @method("melo", "MELO: low-rank blocks at one down_proj, chosen by the nearest key; the weights stay", place=19)
@@ -27,10 +23,6 @@ class MELO(GRACE):
         source="kt's own: one a request; the authors' num_rank_per_block is 2",
         least=1,
     )
-
-    @staticmethod
-    def contexts(model: TracedModel, seed: int) -> Contexts:
-        return Contexts()
 
     @property
     def rule(self) -> dict[str, Any]:

@@ -58,8 +58,8 @@ class ROME(AtToken):
                 "moment that it weighs; leave out one of them"
             )
 
-    @staticmethod
-    def contexts(model: TracedModel, seed: int) -> Contexts:
+    @classmethod
+    def contexts(cls, model: TracedModel, seed: int) -> Contexts:
         return rome_contexts(model, seed)
 
     @property

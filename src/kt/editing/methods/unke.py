@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from .. import closed_form as cf
 from ..closed_form.config import TargetSearch
-from ..closed_form.contexts import Contexts
 from ..config import SQUARED, method, setting
 from .rome import middle
 
 if TYPE_CHECKING:
-    from ...model.model import TracedModel
     from ..layer_tuning import LayerTuning
 
 UNKE = "UnKE's code, config.py and unke.py"
@@ -24,6 +22,7 @@ class UnKE(TargetSearch):
     """For answers of any length: the value is searched for at the prompt's last token. See kt.editing.layer_tuning."""
 
     revision = 1  # layers, and presets' search
+    writes_contexts = False
 
     depth = (7, 7, 31)  # UnKE's block of Llama-2-7B-Chat
     # No setting: the KL divergence is read at the subject's last token, and the aim is at the prompt's.
@@ -43,10 +42,6 @@ class UnKE(TargetSearch):
     texts: int = setting(
         20, about="UnKE: unrelated texts on which the block keeps its output", source=UNKE, least=1, own=True
     )
-
-    @staticmethod
-    def contexts(model: TracedModel, seed: int) -> Contexts:
-        return Contexts()
 
     def plan(self) -> LayerTuning:
         from ..layer_tuning import LayerTuning
