@@ -1,5 +1,7 @@
 """`--force` of the commands that write an edit from a file, and what `kt apply-edit` says of rounding."""
 
+from pathlib import Path
+
 import pytest
 
 
@@ -30,6 +32,32 @@ def test_an_edit_of_another_dtype_needs_force(kt, edited, model_folder, facts_fi
         assert len(refused.err.strip().splitlines()) == 1
         done = kt(*command, "-o", f"scored-{command[0]}", "--force")
         assert done.code == 0 and "forced: the edit was solved in float32" in done.err, done.err
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["ice", "grace"])
+def test_force_also_applies_an_edit_that_changes_no_weight(kt, model_folder, facts_file, method):
+    asked = ("-m", model_folder, "-f", facts_file, "--limit", 2)
+    assert kt("apply-edit", *asked, "--method", method, "--force", "-o", "edit").code == 0
+    file = "edit/edit.safetensors"
+    commands = [("eval", "--edit", file, "--no-generate"), ("case", "--edits", f"mine={file}")]
+    commands += [("probe", "--edit", file)] if method == "grace" else []  # which reads prompts without their text
+    for command in commands:
+        refused = kt(*command, *asked, "--dtype", "bf16", "-o", "scored")
+        assert refused.code == 2 and "--force" in refused.err and refused.err.count("\n") == 1, refused.err
+        done = kt(*command, *asked, "--dtype", "bf16", "-o", f"scored-{command[0]}", "--force")
+        assert done.code == 0 and "forced: " in done.err, done.err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_history_that_does_not_fit_is_forced_as_its_refusal_says(kt, edited, model_folder):
+    assert edited("edit", "--dtype", "bf16").code == 0
+    refused = edited("next", "--history", "edit/edit.safetensors")
+    assert refused.code == 2 and "kt edits stack --force --to FILE" in refused.err, refused.err
+    kept = kt("edits", "stack", "edit/edit.safetensors", "-m", model_folder, "--force", "--to", "stack.json")
+    assert kept.code == 0, kept.err
+    done = edited("next", "--history", "stack.json")
+    assert done.code == 0 and "forced: " in done.err and Path("next/edit.safetensors").is_file(), done.err
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -255,7 +255,7 @@ class Edit(Shown):
 
     @takes(model=A_MODEL)
     def for_model(self, model: TracedModel, force: bool = False) -> Edit:
-        """Itself where it fits the model; by force, with a warning, the same updates as an edit of its weights.
+        """Itself where it fits the model; by force, with a warning, what it holds as an edit of this model.
 
         Raises:
             KtError: it does not fit (see `applied`), and there is no force.
@@ -268,7 +268,8 @@ class Edit(Shown):
         manifest = {name: value for name, value in self.manifest.items() if name not in OF_THE_WHOLE}
         manifest |= {"fingerprints": apply.fingerprints(model, self.names), "identity": apply.about(model)}
         manifest["forced"] = mismatch.what
-        return Edit(self.updates, manifest, self.report, self.targets, self.keys, self.effect)
+        effect = None if self.effect is None else self.effect.as_made_on(model)
+        return Edit(self.updates, manifest, self.report, self.targets, self.keys, effect)
 
     def _admit(self, model: TracedModel, force: bool) -> None:
         if self.taken(model) is not None:
