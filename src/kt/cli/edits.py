@@ -206,8 +206,8 @@ def stack(options: EditsOptions) -> None:
     if options.to is not None:
         check_writable(options.to, new=True)
     layers = open_stack(options.files, options.force)
-    for word in (options.remove or "").split(",") if options.remove is not None else []:
-        layers.remove(place_of(layers, word.strip()), options.force)
+    for place in places_of(layers, options.remove):
+        layers.remove(place, options.force)
     model = load_model(replace(options, model=options.model or "demo"))
     screen = screen_for(options)
     layers = layers.for_model(model, options.force)
@@ -245,6 +245,19 @@ def open_stack(files: Iterable[str | Path], force: bool = False) -> EditStack:
         else:
             stacked.push(opened, file)
     return stacked
+
+
+def places_of(layers: EditStack, text: str | None) -> list[int]:
+    """The places in the stack as it is given that `--remove` means, from the top down: taking one out moves those
+    above it alone."""
+    found: dict[int, str] = {}
+    for word in [] if text is None else map(str.strip, text.split(",")):
+        place = place_of(layers, word)
+        if place in found:
+            name = layers.layers[place - 1].name
+            raise BadOption(f"--remove {text!r}: {found[place]} and {word} are one edit, {name}; name each once")
+        found[place] = word
+    return sorted(found, reverse=True)
 
 
 def place_of(layers: EditStack, word: str) -> int:
