@@ -1,8 +1,11 @@
 """`--force` of the commands that write an edit from a file, and what `kt apply-edit` says of rounding."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+from families import byte_level_tokenizer, tiny_module
 
 
 @pytest.fixture
@@ -68,3 +71,17 @@ def test_apply_edit_shows_what_rounding_left(edited):
     assert "survived" not in exact.out
     file = edited("json", "--dtype", "bf16", "--json", "-").json
     assert all(0.5 < delta["survived"] < 1.5 for delta in file["deltas"].values())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+def test_an_edit_to_a_target_below_the_range_of_a_float_is_written(kt, edited, dtype):
+    tiny_module("qwen2", max_position_embeddings=512).save_pretrained("longer")
+    byte_level_tokenizer().save_pretrained("longer")
+    record = {"prompt": "The mother tongue of {} is", "subject": "Marie Curie", "target": "Rome and " * 40}
+    Path("long.jsonl").write_text(json.dumps(record) + "\n")
+    ran = edited("long", "-m", "longer", "-f", "long.jsonl", "--limit", 1, "--dtype", dtype)
+    assert ran.code == 0 and Path("long/edit.safetensors").is_file(), ran.err
+    assert "0.000 → 0.000" not in ran.out
+    stacked = kt("edits", "stack", "long/edit.safetensors", "-m", "longer", "--dtype", dtype)
+    assert stacked.code == 0 and len(re.findall(r"\de-\d{3}", stacked.out)) == 2, stacked.out
