@@ -367,9 +367,11 @@ def test_a_weight_lost_in_rounding_is_failed_work():
     from kt.editing.request_report import RequestReport
 
     same = RequestReport("0", "p", "s", "t", None, (0.1, 0.1), (3, 3), None, None)
-    with pytest.raises(library.KtError, match="no target's probability changed") as caught:
-        check_changed([Edit({}, {}, (same,))])
-    assert caught.value.exit_code == 1
+    lost = {"rounding": {"w": {"survived": 0.0, "error": 1.0}}}
+    for manifest, why in ((lost, "rounding; load .* float32"), ({}, "too small, or its layers do not reach")):
+        with pytest.raises(library.KtError, match=f"no target's probability changed: .*{why}") as caught:
+            check_changed([Edit({}, manifest, (same,))])
+        assert caught.value.exit_code == 1 and ("float32" in str(caught.value)) == (manifest is lost)
 
 
 def test_the_exception_of_usage_errors_is_the_one_that_typer_raises():

@@ -130,6 +130,33 @@ def test_stack_reads_every_request_back_and_writes_what_can_be_opened_again(kt, 
     assert kt("edits", "show", "s.json", "-m", model_folder).code == 0
 
 
+@pytest.mark.parametrize(
+    ("remove", "left"),
+    [
+        ("1,2", ["c.safetensors"]),
+        ("2,1", ["c.safetensors"]),
+        ("1,3", ["b.safetensors"]),
+        ("c.safetensors, 1", ["b.safetensors"]),
+        ("1,2,3", []),
+    ],
+)
+def test_places_to_remove_are_those_of_the_stack_as_it_is_given(kt, two, model_folder, remove, left):
+    from kt.editing import Edit
+
+    third = Edit.load("a.safetensors")
+    third.manifest["seed"] = 7  # another edit by its digest, of the same base
+    third.save("c.safetensors")
+    stack = ("edits", "stack", "a.safetensors", "b.safetensors", "c.safetensors", "-m", model_folder)
+    ran = kt(*stack, "--remove", remove, "--json", "-")
+    assert ran.code == 0 and [row["file"] for row in ran.json["edits"]] == left, ran.err
+
+
+@pytest.mark.parametrize("remove", ["1,1", "a.safetensors,1", "2,1,b.safetensors"])
+def test_an_edit_that_is_to_be_removed_twice_is_refused(kt, two, model_folder, remove):
+    refused = kt("edits", "stack", "a.safetensors", "b.safetensors", "-m", model_folder, "--remove", remove)
+    assert refused.code == 2 and "are one edit" in refused.err and refused.err.count("\n") == 1, refused.err
+
+
 def test_history_shows_conflicts_first_and_is_named_by_the_result(kt, two, apply, model_folder):
     ran = apply("--history", "a.safetensors,b.safetensors", "-o", "c", "--json", "-", limit="2-3")
     assert ran.code == 0, ran.err

@@ -306,6 +306,22 @@ def test_an_effect_of_another_model_is_refused_alone_and_in_a_stack(method, opti
         assert other.effects == ()
 
 
+@pytest.mark.parametrize("method", EFFECTS)
+def test_by_force_an_effect_becomes_an_edit_of_the_other_model(method, options, tmp_path):
+    size = {"max_position_embeddings": 1024}
+    edit = kt.edit(tiny_model("llama", **size), REQUESTS, method, **options(method))
+    other = tiny_model("llama", seed=1, **size)
+    with pytest.warns(UserWarning, match="forced"):
+        own = edit.for_model(other, force=True)
+    kt.Edit.load(own.save(tmp_path / "own.safetensors")).apply_(other)  # without force
+    assert len(other.effects) == 1 and own.for_model(tiny_model("llama", seed=1, **size)) is own
+    now, before = own.effect.fields(), edit.effect.fields()
+    assert {name for name in now if now[name] != before[name]} == {"fingerprint"}
+    with pytest.warns(UserWarning, match="forced"):
+        stack = kt.EditStack([edit]).for_model(tiny_model("llama", seed=1, **size), force=True)
+    assert stack.layers[0].forced
+
+
 def test_a_difference_lists_the_entries_and_a_page_and_a_list_of_files_show_the_kind(options, tmp_path):
     model = tiny_model("llama")
     both, one = (kt.edit(model, some, "ice") for some in (REQUESTS, REQUESTS[:1]))

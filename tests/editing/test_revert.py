@@ -207,6 +207,17 @@ def test_a_model_that_is_gone_leaves_no_trace():
 
 
 class TestNothingBadIsWritten:
+    def test_no_weight_of_float32_is_to_be_loaded_in_float32(self):
+        model = tiny_model("qwen3")
+        small = random_edit(model, (DOWN,)).updates[DOWN].scaled(1e-20)
+        large = Dense(torch.full(small.shape, 3e38))
+        with pytest.raises(WorkFailed, match=r"nothing was written; solve a larger edit$"):
+            kt.Edit({DOWN: small}, {}).apply_(model)
+        with torch.no_grad():
+            model.own(DOWN).fill_(3e38)
+        with pytest.raises(WorkFailed, match=r"not finite .* nothing was written; solve a smaller edit$"):
+            kt.Edit({DOWN: large}, {}).apply_(model)
+
     def test_an_update_that_rounding_takes_whole_is_failed_work(self):
         model = in_dtype(tiny_model("qwen3"), torch.bfloat16)
         edit = random_edit(model, (DOWN, OUT))

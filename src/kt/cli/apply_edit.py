@@ -263,9 +263,17 @@ def failed_check(verdict: Verdict | None) -> str | None:
 
 def check_changed(edits: Sequence[Edit]) -> None:
     """An update can be finite, not zero, and still vanish in the rounding of a 16-bit weight."""
+    from ..editing.request_report import log_probs_of
+    from ..editing.rounding import WARN_BELOW
+
     written = [edit for edit in edits if edit.effect is None]
-    if written and all(r.target_prob[0] == r.target_prob[1] for edit in written for r in edit.report):
-        raise WorkFailed(
-            "the edit is solved, but no target's probability changed: the update is lost in the weights' rounding; "
-            "load the model with --dtype float32"
-        )
+    reports = [pair for e in written for pair in zip(e.report, log_probs_of(e.manifest, e.report), strict=True)]
+    told = [log_probs.get("target", request.target_prob) for request, log_probs in reports]
+    if not written or not all(before == after for before, after in told):
+        return
+    survived = [part["survived"] for edit in written for part in edit.manifest.get("rounding", {}).values()]
+    if any(share is not None and share < WARN_BELOW for share in survived):
+        why = "the update is lost in the weights' rounding; load the model with --dtype float32"
+    else:
+        why = "the update is too small, or its layers do not reach them; solve a larger edit, or take other layers"
+    raise WorkFailed(f"the edit is solved, but no target's probability changed: {why}")

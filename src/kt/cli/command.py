@@ -122,8 +122,12 @@ def as_click(name: str, function: Callable[[Opts], None], examples: tuple[str, .
 
     def run(ctx: typer.Context, **values: Any) -> None:
         check_variables(ctx)
+        from . import outputs
+
         argv = ctx.obj if isinstance(ctx.obj, tuple) else tuple(sys.argv[1:])
-        function(options_class(command=name, argv=argv, **values))
+        options = options_class(command=name, argv=argv, **values)
+        outputs.check(options)
+        function(options)
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     parameters += option_parameters(options_class)

@@ -171,10 +171,15 @@ def requests_before_after(edit: Edit) -> Table:
     """Target and old answer before and after; texts are clipped."""
     prob, rank = Column("prob", before_after), Column("rank", before_after)
     columns: list[str | Column] = ["prompt", "target", prob, rank, "old answer", prob, rank]
-    rows = [
-        [shown(r.prompt), shown(r.target), r.target_prob, r.target_rank, shown(r.answer), r.answer_prob, r.answer_rank]
-        for r in edit.report
-    ]
+    from ..editing.request_report import log_probs_of
+
+    rows = []
+    for r, log_probs in zip(edit.report, log_probs_of(edit.manifest, edit.report), strict=True):
+        target_prob, answer_prob = r.as_told(log_probs)
+        rows.append([
+            *(shown(r.prompt), shown(r.target), target_prob, r.target_rank),
+            *(shown(r.answer), answer_prob, r.answer_rank),
+        ])  # fmt: skip
     return Table(columns, rows, "requests, before and after")
 
 
@@ -206,8 +211,8 @@ def stack(options: EditsOptions) -> None:
     if options.to is not None:
         check_writable(options.to, new=True)
     layers = open_stack(options.files, options.force)
-    for word in (options.remove or "").split(",") if options.remove is not None else []:
-        layers.remove(place_of(layers, word.strip()), options.force)
+    for place in places_of(layers, options.remove):
+        layers.remove(place, options.force)
     model = load_model(replace(options, model=options.model or "demo"))
     screen = screen_for(options)
     layers = layers.for_model(model, options.force)
@@ -247,6 +252,19 @@ def open_stack(files: Iterable[str | Path], force: bool = False) -> EditStack:
     return stacked
 
 
+def places_of(layers: EditStack, text: str | None) -> list[int]:
+    """The places in the stack as it is given that `--remove` means, from the top down: taking one out moves those
+    above it alone."""
+    found: dict[int, str] = {}
+    for word in [] if text is None else map(str.strip, text.split(",")):
+        place = place_of(layers, word)
+        if place in found:
+            name = layers.layers[place - 1].name
+            raise BadOption(f"--remove {text!r}: {found[place]} and {word} are one edit, {name}; name each once")
+        found[place] = word
+    return sorted(found, reverse=True)
+
+
 def place_of(layers: EditStack, word: str) -> int:
     """The place that `--remove` means: itself, or an edit's file."""
     places = [at for at, e in enumerate(layers.layers, 1) if e.file is not None and Path(word) == e.file]
@@ -269,6 +287,7 @@ def conflicts_inside(model: TracedModel, layers: EditStack) -> list[tuple[int, C
 
 def read_back(model: TracedModel, layers: EditStack) -> list[dict[str, Any]]:
     """Every request with all edits in: the target's probability and rank, beside those when it was solved."""
+    from ..editing.request_report import log_probs_of
     from ..editing.rounding import readings
     from ..editing.stack import facts_of
 
@@ -276,14 +295,21 @@ def read_back(model: TracedModel, layers: EditStack) -> list[dict[str, Any]]:
     with layers.applied(model):
         for place, edit in enumerate(layers.edits, start=1):
             facts = facts_of([edit])
-            solved = list(edit.report) if len(edit.report) == len(facts) else [None] * len(facts)
+            solved: list[dict[str, Any] | None] = [None] * len(facts)
+            if len(edit.report) == len(facts):
+                told = zip(edit.report, log_probs_of(edit.manifest, edit.report), strict=True)
+                solved = [
+                    {"prob": r.target_prob[1], "rank": r.target_rank[1]}
+                    | ({"log_prob": logs["target"][1]} if "target" in logs else {})
+                    for r, logs in told
+                ]
             for fact, reading, alone in zip(facts, readings(model, facts), solved, strict=True):
                 rows.append({
                     "place": place,
                     "id": fact.id,
                     "prompt": fact.prompt,
                     "target": fact.target,
-                    "solved": None if alone is None else {"prob": alone.target_prob[1], "rank": alone.target_rank[1]},
+                    "solved": alone,
                     "stacked": reading.target._asdict(),
                 })  # fmt: skip
     return rows
@@ -299,10 +325,13 @@ def still_first(requests: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 def show_read_back(screen: Screen, requests: Sequence[dict[str, Any]]) -> None:
     """Whether each request is still there with the edits above it in."""
+    from ..editing.request_report import told
+
     rows = []
     for row in requests:
         solved = row["solved"] or {"prob": None, "rank": None}
-        both = [solved["prob"], row["stacked"]["prob"], solved["rank"], row["stacked"]["rank"]]
+        probs = [told(side["prob"], side.get("log_prob")) for side in (solved, row["stacked"])]
+        both = [*probs, solved["rank"], row["stacked"]["rank"]]
         rows.append([row["place"], visible(row["prompt"]), visible(row["target"]), *both])
     share = still_first(requests)
     note = ""

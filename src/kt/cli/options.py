@@ -148,7 +148,12 @@ class RunOptions(Options):
         None
     )
     overwrite: Annotated[
-        bool, Opt("--overwrite", help="Let a run that stands at --out move aside; its new name is said.")
+        bool,
+        Opt(
+            "--overwrite",
+            help="Let a run that stands at --out move aside, its new name is said; --json and figures replace any file "
+            "that is not read.",
+        ),
     ] = False
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._util.data import SCHEMA_VERSION, plain, read_json, to_json
-from .._util.files import atomic_write, check_writable
+from .._util.files import atomic_write
 from ..errors import KtError
 from ..facts.corpus import Corpus, corpus_for, tokens_for
 from ..runs import parallel
 from ..runs.folder import RunFolder, default_folder
 from ..runs.journal import SETTINGS, Journal, claim, todays_names
 from ..runs.provenance import versions
-from . import checks, interrupt, parse, processes
+from . import checks, interrupt, outputs, parse, processes
 from .command import BadOption, Options
 from .console import Screen, print_out
 from .options import FactOptions, FigureOptions, LongRunOptions, ModelOptions, RunOptions
@@ -241,10 +241,7 @@ def session(
 
 def _checked(options: RunOptions) -> Path:
     """The run folder's name; options are checked before anything is loaded."""
-    json_file = Path(options.json) if options.json not in (None, "-") else None
-    for file in (*wanted_files(options).values(), json_file):
-        if file is not None:
-            check_writable(file)
+    outputs.check_places(options)
     parse.batch_size(options.batch_size)
     checks.typed(options)
     slug = Path(getattr(options, "model", "demo").partition("@")[0]).name

@@ -203,6 +203,9 @@ class Adapter:
         same = model.fingerprint([self.site]) == self.fingerprint
         return None if same else f"{self.site} of {model.name} has other weights than those the adapter was made on"
 
+    def as_made_on(self, model: TracedModel) -> Adapter:
+        return replace(self, fingerprint=model.fingerprint([self.site]))
+
     def overlaps(self, model: TracedModel, facts: Sequence[Fact]) -> Float[Tensor, "fact request"]:
         """How far each fact's key reaches into each request's entry: from 1 on, they meet."""
         keys = prompt_keys(model, facts, self.site, Position(self.rule.position))

@@ -20,6 +20,7 @@ from ..model.effects import Effect, same_effect
 from ..model.identity import about
 from ..runs.journal import first_difference
 from ..runs.provenance import version
+from .rounding import is_narrow
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -204,13 +205,14 @@ def write_checked(edit: Applicable, model: TracedModel) -> None:
         if not bool(torch.isfinite(weight).all()):
             raise WorkFailed(
                 f"{name} is not finite with the edit in it (in {_dtype(weight)}); nothing was written; "
-                "load the model with --dtype float32"
+                + ("load the model with --dtype float32" if is_narrow(weight) else "solve a smaller edit")
             )
         nonzero, changed = nonzero or bool(delta.any()), changed or not torch.equal(weight, before)
     if nonzero and not changed:
         raise WorkFailed(
             f"the edit changed no weight: every update is lost in rounding to {_dtype(weight)}; nothing was written; "
-            "load the model with --dtype float32, or solve a larger edit"
+            + "load the model with --dtype float32, or " * is_narrow(weight)
+            + "solve a larger edit"
         )
 
 

@@ -14,7 +14,7 @@ that begins with the prompt does, unasked); where none does, the prompt too is r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -199,6 +199,9 @@ class Context:
     def misfit(self, model: TracedModel) -> str | None:
         same = not self.fingerprint or embedding_of(model) == self.fingerprint
         return None if same else f"the token embedding of {model.name} is not that of the model the text was made for"
+
+    def as_made_on(self, model: TracedModel) -> Context:
+        return replace(self, fingerprint=embedding_of(model))
 
     def overlaps(self, model: TracedModel, facts: Sequence[Fact]) -> None:
         """Facts compete by their words alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..report.table import before_after, cell_text
 from ..stats import Interval
 from . import apply, edit_io
 from .apply import FileState, MatchedWeights
-from .request_report import RequestReport
+from .request_report import RequestReport, log_probs_of
 from .verdict import Verdict
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class Edit(Shown):
 
     @takes(model=A_MODEL)
     def for_model(self, model: TracedModel, force: bool = False) -> Edit:
-        """Itself where it fits the model; by force, with a warning, the same updates as an edit of its weights.
+        """Itself where it fits the model; by force, with a warning, what it holds as an edit of this model.
 
         Raises:
             KtError: it does not fit (see `applied`), and there is no force.
@@ -264,7 +264,8 @@ class Edit(Shown):
         manifest = {name: value for name, value in self.manifest.items() if name not in OF_THE_WHOLE}
         manifest |= {"fingerprints": apply.fingerprints(model, self.names), "identity": apply.about(model)}
         manifest["forced"] = mismatch.what
-        return Edit(self.updates, manifest, self.report, self.targets, self.keys, self.effect)
+        effect = None if self.effect is None else self.effect.as_made_on(model)
+        return Edit(self.updates, manifest, self.report, self.targets, self.keys, effect)
 
     def _admit(self, model: TracedModel, force: bool) -> None:
         if self.taken(model) is not None:
@@ -315,7 +316,8 @@ class Edit(Shown):
         known: list[str] = [name for name in ("method", "alpha", "model") if name in self.manifest]
         effect = {} if self.effect is None else {"effect": {"kind": self.effect.kind, "place": self.effect.place}}
         known += [name for name in ("alphas", "value_change", "lost_to_rounding") if self.manifest.get(name)]
-        requests = [_request(request) for request in self.report]
+        told = zip(self.report, log_probs_of(self.manifest, self.report), strict=True)
+        requests = [_request(request, log_probs) for request, log_probs in told]
         found = {"deltas": self.deltas(), "requests": requests, "verdict": self.verdict and self.verdict.as_dict()}
         return {name: self.manifest[name] for name in known} | effect | found
 
@@ -428,14 +430,16 @@ class Edit(Shown):
 
 def requests_table(edits: Sequence[Edit]) -> Table:
     """Target and old answer before and after, of all edits; beside them the control of a joint edit."""
-    reports = [request for edit in edits for request in edit.report]
-    joint = any(request.control_prob is not None for request in reports)
-    names = ["prompt", "target", "target_prob", *(["control_prob"] if joint else []), "target_rank"]
-    names += ["answer", "answer_prob", "answer_rank"]
+    reports = [pair for e in edits for pair in zip(e.report, log_probs_of(e.manifest, e.report), strict=True)]
+    joint = any(request.control_prob is not None for request, _ in reports)
     prob, rank = Column("prob", before_after), Column("rank", before_after)
     columns: list[str | Column] = ["prompt", "target", prob, *(["MLP alone"] if joint else []), rank]
     columns += ["old answer", prob, rank]
-    rows = [[getattr(request, name) for name in names] for request in reports]
+    rows = []
+    for r, log_probs in reports:
+        target_prob, answer_prob = r.as_told(log_probs)
+        alone = [r.control_prob] if joint else []
+        rows.append([r.prompt, r.target, target_prob, *alone, r.target_rank, r.answer, answer_prob, r.answer_rank])
     last = edits[-1]
     alpha = "" if last.shared_alpha is None else f", alpha {cell_text(last.shared_alpha)}"
     return Table(columns, rows, f"{last.manifest.get('method')}{alpha}")
@@ -449,12 +453,14 @@ def verdict_tables(verdict: Verdict | None) -> list[Table]:
     return [Table(["verdict"], [[verdict.text]]), *([Table(["warnings"], lines, only="page")] if lines else [])]
 
 
-def _request(report: RequestReport) -> dict[str, Any]:
+def _request(report: RequestReport, log_probs: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     """For `--json`: texts, and {before, after} of what was measured (None where it was not)."""
     values: dict[str, Any] = {name: getattr(report, name) for name in ("id", "prompt", "subject", "target", "answer")}
     for name in ("target_prob", "target_rank", "answer_prob", "answer_rank"):
         pair = getattr(report, name)
         values[name] = None if pair is None else {"before": pair[0], "after": pair[1]}
+    for name, pair in log_probs.items():  # of a long answer, for whose probability a float has no room
+        values[f"{name}_log_prob"] = {"before": pair[0], "after": pair[1]}
     return values | {"control_prob": report.control_prob}
 
 

@@ -30,7 +30,7 @@ from ..errors import BadFile, KtError, WorkFailed
 from ..model.effects import Effect
 from ..model.update import Dense, LowRank, Update
 from .file_kind import EDIT, KINDS, MAKE, not_an_edit, other_format
-from .request_report import RequestReport
+from .request_report import LOG_PROBS, RequestReport
 
 # The fields of an edit's manifest and their forms. Other fields may hold anything (a method's own notes); nothing reads
 # them.
@@ -120,6 +120,7 @@ FIELDS: dict[str, tuple[Any, str]] = REQUIRED | {
     ),
     "rounding": ({...: {"survived": NUMBER, "error": NUMBER}}, "survived and error by weight"),
     "lost_to_rounding": (([str], None), "a list of requests' ids or null"),
+    LOG_PROBS: ([{...: [float, float]}], "by request, pairs of numbers by answer"),
     "requests": ([REQUEST], "a list of requests"),
     "value_change": ({...: {"came_through": MEAN, "left": MEAN}}, "means by aim"),
 }

@@ -22,7 +22,8 @@ from .closed_form.post_norm import added, passes_norm
 from .config import Config
 from .edit import Edit
 from .plan import Plan, SolveContext, SolveResult, WeightUpdate
-from .rounding import Reading, about_rounding, is_narrow, readings, report, warn_of_rounding
+from .request_report import LOG_PROBS
+from .rounding import Reading, about_log_probs, about_rounding, is_narrow, readings, report, warn_of_rounding
 from .verdict import TextReading, about_side_effects, side_effects
 
 if TYPE_CHECKING:
@@ -169,6 +170,9 @@ def read_back(
         with control.applied(model):
             under_control = readings(model, list(facts))
     control_readings: list[Reading | None] = [*under_control] if under_control else [None] * len(facts)
+    edit.manifest.pop(LOG_PROBS, None)
+    if (log_probs := about_log_probs(before, after)) is not None:
+        edit.manifest[LOG_PROBS] = log_probs
     edit.report = tuple(report(f, b, a, c) for f, b, a, c in zip(facts, before, after, control_readings, strict=True))
     if not all(torch.isfinite(torch.tensor(r.target_prob)).all() for r in edit.report):
         raise WorkFailed("the edited model's probabilities are not finite; the edit was not kept")

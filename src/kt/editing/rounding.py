@@ -30,7 +30,7 @@ from ..model.sites import Site
 from ..model.tokens import Batch, token_ids
 from ..model.update import Dense, LowRank, Update
 from ..runs import parallel
-from .request_report import RequestReport
+from .request_report import LEAST, RequestReport
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -173,10 +173,11 @@ def _site(model: TracedModel, name: str) -> Site | None:
 
 
 class AnswerProbs(NamedTuple):
-    """An answer's joint probability, teacher-forced, and the rank of its first token."""
+    """An answer's joint probability, teacher-forced, its natural logarithm, and the rank of its first token."""
 
     prob: float
     rank: int
+    log_prob: float
 
 
 class Reading(NamedTuple):
@@ -197,7 +198,7 @@ def readings(model: TracedModel, facts: Sequence[Fact], unedited: bool = False) 
     if unedited:
         warn_of_joins(first_tokens(scored))
     scores = {
-        question: AnswerProbs(math.exp(score.log_prob or 0.0), score.first_rank or 0)
+        question: AnswerProbs(math.exp(score.log_prob or 0.0), score.first_rank or 0, score.log_prob or 0.0)
         for question, score in scored.items()
     }
     return [Reading(scores[t], scores[a] if a else None) for t, a in zip(targets, answers, strict=True)]
@@ -225,6 +226,17 @@ def _scores(
     with parallel.alone():
         # A second forward for shared prompts costs a small batch more than it saves.
         return teacher_force(model, rows, share_prefixes=len(rows) > SMALL, ranks=True, forward=forward, allow_nan=True)
+
+
+def about_log_probs(before: Sequence[Reading], after: Sequence[Reading]) -> list[dict[str, list[float]]] | None:
+    """The manifest's `log_probs`: by request, those of target and old answer before and after where one of the two
+    probabilities is below what a float holds; None where none is."""
+    rows = []
+    for pair in zip(before, after, strict=True):
+        both = {name: [getattr(each, name) for each in pair] for name in ("target", "answer")}
+        logs = {name: [each.log_prob for each in read] for name, read in both.items() if None not in read}
+        rows.append({name: values for name, values in logs.items() if -math.inf < min(values) < LEAST})
+    return rows if any(rows) else None
 
 
 def report(fact: Fact, before: Reading, after: Reading, control: Reading | None = None) -> RequestReport:

@@ -139,7 +139,7 @@ def write_in_order(model: TracedModel, layers: Sequence[Layer], force: bool = Fa
         if ground == "forced":
             why, remedy = _misfit(model, layer) if other is None else (f"{layer.name}: {other.what}", other.remedy)
             if not (force or layer.forced):
-                raise KtError(f"{why}; {remedy}, or force it")
+                raise KtError(f"{why}; {remedy}, or force it (force=True; kt edits stack --force --to FILE keeps it)")
             warn_user(f"forced: {why}; what it does there was not measured")
         write_checked(layer.edit, model)
         now |= fingerprints(model, layer.edit.names)

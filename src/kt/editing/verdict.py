@@ -21,7 +21,7 @@ from ..evaluation.perplexity import check_losses
 from ..facts.fact import Fact
 from ..model.scoring import answer_row, teacher_force
 from ..runs import parallel
-from .request_report import RequestReport
+from .request_report import RequestReport, log_probs_of, told_prob
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -142,7 +142,10 @@ class Verdict:
         knobs = Knobs.of(str(manifest.get("method")))
         if manifest.get("not_found"):  # of a context edit: no model follows a text that it is not given
             knobs = knobs._replace(more=UNFOUND, free=UNFOUND, apart=UNFOUND)
-        numbers = replace(numbers, warnings=tuple(numbers._warnings(report, knobs)))
+        fallen = [
+            told for r, logs in zip(report, log_probs_of(manifest, report), strict=True) if (told := _fell(r, logs))
+        ]
+        numbers = replace(numbers, warnings=tuple(numbers._warnings(report, fallen, knobs)))
         return numbers.lacking(manifest.get("unwritten", ()))
 
     def lacking(self, subjects: Sequence[str]) -> Verdict:
@@ -211,7 +214,10 @@ class Verdict:
         for line in self.warnings:
             warn_user(line, FailedCheck)
 
-    def _warnings(self, report: Sequence[RequestReport], knobs: Knobs) -> list[str]:
+    def _warnings(self, report: Sequence[RequestReport], fallen: Sequence[tuple[str, str]], knobs: Knobs) -> list[str]:
+        """Args:
+        fallen: the targets that are less likely than before, with their probabilities.
+        """
         lines = []
         apart = knobs.apart if len(report) > 1 or not knobs.layers else ALONE
         changed = [(n, f"x {r:.2f}") for n, r in self.norm_ratios.items() if not _within(r)]
@@ -223,9 +229,9 @@ class Verdict:
             if changed or worse:  # a stronger edit would do more of the harm that the next lines name
                 remedy = apart
             lines.append(f"{_counted(unchanged, len(report), 'request')} {verb} not give the target first; {remedy}")
-        if fell := [(_name(r), f"{r.target_prob[0]:.3g} -> {r.target_prob[1]:.3g}") for r in report if _fell(r)]:
-            verb = "is" if len(fell) == 1 else "are"
-            lines.append(f"{_counted(fell, len(report), 'target')} {verb} less likely than before; {apart}")
+        if fallen:
+            verb = "is" if len(fallen) == 1 else "are"
+            lines.append(f"{_counted(fallen, len(report), 'target')} {verb} less likely than before; {apart}")
         if far := [(aim, f"{share:.2f}") for aim, share in self.missing.items() if share > MOST_MISSING]:
             lines.append(f"more is missing than was wanted at {_counted(far, len(self.missing), 'aim')}; {APART}")
         if changed:
@@ -287,8 +293,14 @@ def _took(report: RequestReport) -> bool:
     return report.target_rank[1] <= MOST_RANK and not math.isnan(report.target_prob[1])
 
 
-def _fell(report: RequestReport) -> bool:
-    return not report.target_prob[1] >= report.target_prob[0]
+def _fell(report: RequestReport, log_probs: Mapping[str, tuple[float, float]]) -> tuple[str, str] | None:
+    """The request and its target's probability before and after, where that is less likely than before."""
+    told = [f"{prob:.3g}" for prob in report.target_prob]
+    before, after = report.target_prob
+    if "target" in log_probs:
+        before, after = log_probs["target"]
+        told = [told_prob(each) for each in (before, after)]
+    return None if after >= before else (_name(report), " -> ".join(told))
 
 
 def _within(ratio: float) -> bool:

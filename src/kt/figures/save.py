@@ -40,6 +40,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="kt">
 <title>{title}</title>
 <style>body {{ margin: 0 auto; padding: 8px; max-width: 1100px; background: {paper}; }}</style>
 <script>{library}</script>

@@ -63,6 +63,9 @@ class Effect(Protocol):
     def misfit(self, model: TracedModel) -> str | None:
         """Why the model is not the one that it was made on, in words."""
 
+    def as_made_on(self, model: TracedModel) -> Effect:
+        """The same entries, as those of an edit of this model, which then is no `misfit`."""
+
     def overlaps(self, model: TracedModel, facts: Sequence[Any]) -> Any:
         """How far facts reach into its entries, (fact, request), 1 where they begin to; None for no such measure."""
 
