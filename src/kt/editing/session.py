@@ -30,6 +30,7 @@ from .._util.progress import Progress
 from ..errors import KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
+from ..model.effects import without
 from ..model.model import TracedModel
 from ..model.update import Update
 from ..runs.journal import Journal
@@ -158,7 +159,6 @@ class EditSession:
         self._given_templates = self._contexts is not None
         self._evidence = Evidence()
         self._original: dict[str, Copy] = {}
-        self._effects = model.effects
         self._held: list[Kept] = []  # of a session that was entered: what leaving it puts back
         self._inside = self._ended = False
         self._texts: dict[int, TextReading | None] = {}  # by number of steps, so that none is read twice
@@ -366,6 +366,11 @@ class EditSession:
         return NormAnchor(self.unedited, sample, self.journal.within("nas" + IN_TURN * turned), self._anchors)
 
     # All of them ------------------------------------------------------------------------------------------------
+    @property
+    def _effects(self) -> tuple[Effect, ...]:
+        """The model's effects but for those of the session's own steps."""
+        return without(self.model.effects, [step.effect for step in self.steps if step.effect is not None])
+
     def _before(self, name: str) -> Tensor:
         """A weight from before the first edit."""
         kept = self._original.get(name)
