@@ -66,7 +66,7 @@ def where_it_leads(path: str | os.PathLike[str]) -> Path:
     with writing(path):
         for part in (path, *path.parents):
             if part.is_symlink() and not part.exists():
-                it, led = "it" if part == path else part, visible(os.readlink(part))
+                it, led = "it" if part == path else part, visible(str(part.readlink()))
                 raise NotWritable(f"cannot write {path}: {it} is a link to {led}, which is not there; make that first")
         # The link of a device or a pipe (/dev/stdout) leads to no name.
         return path.resolve() if path.is_symlink() and (path.is_file() or path.is_dir()) else path
