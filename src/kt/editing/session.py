@@ -30,6 +30,7 @@ from .._util.progress import Progress
 from ..errors import KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
+from ..model.devices import require_gradients
 from ..model.effects import without
 from ..model.model import TracedModel
 from ..model.update import Update
@@ -210,6 +211,7 @@ class EditSession:
 
     def _solve(self, requests: FactsLike) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
         self.model.require_weights("an edit")
+        require_gradients("an edit")
         self._solves += 1
         facts = distinct_requests(read_requests(self.model, requests), self.options.strict)
         with self.model.at_rest():

@@ -164,7 +164,7 @@ def next_logits(
     """
     forward, reader = forward or model.module, reader or model
     batches = [reader.encode(prompts[start : start + ROWS]) for start in range(0, len(prompts), ROWS)]
-    with model.at_rest():
+    with model.at_rest(), model.one_forward():
         return torch.cat([forward(**model.inputs(batch)).logits[:, -1].float().cpu() for batch in batches])
 
 

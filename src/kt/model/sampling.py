@@ -198,20 +198,23 @@ def _round(
     kept = {} if cache is None else {str(model.cache_keyword): cache}
     if "attention" not in getattr(getattr(model, "layout", None), "mixers", ("attention",)):
         kept = {"use_cache": False}  # transformers' cache asks its attention layers how long it is
-    longer = model.nnsight.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        **kept,
-        max_new_tokens=tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        forced_eos_token_id=None,
-        pad_token_id=pad_id(model.tokenizer),
-        logits_processor=LogitsProcessorList([] if noise is None else [noise]),
-    )
+    from .at_rest import one_forward
+
+    with one_forward(model.module):  # nnsight takes a call during another thread's trace for a part of that
+        longer = model.nnsight.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            **kept,
+            max_new_tokens=tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            forced_eos_token_id=None,
+            pad_token_id=pad_id(model.tokenizer),
+            logits_processor=LogitsProcessorList([] if noise is None else [noise]),
+        )
     new = longer[:, ids.shape[1] :]
     return longer, torch.cat([mask, torch.ones_like(new)], 1), new
 
