@@ -10,6 +10,7 @@ import torch
 from families import tiny_model
 
 import kt
+import kt.export
 from kt._util.kinds import annotated_kinds, takes
 
 FACT = kt.Fact("The capital of {} is", "France", "Paris", target="Rome")
@@ -33,6 +34,8 @@ OF_A_MODEL = {
     "Edit.state_of": lambda model: edit().state_of(model),
     "Edit.applied": lambda model: edit().applied(model),
     "EditStack.apply_": lambda model: kt.EditStack([edit()]).apply_(model),
+    "to_hf": lambda model: kt.export.to_hf(model, edit(), "out"),
+    "to_peft": lambda model: kt.export.to_peft(model, edit(), "out"),
     "EditStack.applied": lambda model: kt.EditStack([edit()]).applied(model),
 }
 OF_A_FILE = (kt.Trace, kt.Balance, kt.Probe, kt.Edit, kt.EditStack, kt.Editor, kt.Residual, kt.Scores, kt.Sweep)
@@ -89,6 +92,17 @@ def test_a_fact_is_made_of_texts(values, words):
         (lambda: kt.load("demo", device_map=3), "device_map is 3; give a file's name"),
         (lambda: kt.EditStack(["x"]), "edits holds 'x'; give a list of edits"),
         (lambda: kt.EditStack(edit()), "edits is an object of type Edit; give a list of edits"),
+        (lambda: kt.export.revert_folder(edit()), "folder is an object of type Edit; give a file's name"),
+        (lambda: kt.export.revert_folder("out", 3), "edit is 3; give an edit"),
+        (lambda: kt.export.revert_folder("out", base=3), "base is 3; give the model that kt.load returns, its name"),
+        (lambda: kt.export.push(edit(), "me/edit"), "folder is an object of type Edit; give a file's name"),
+        (lambda: kt.export.push("out", Path("me/edit")), "repo is an object of type PosixPath; give a text"),
+        (lambda: kt.export.to_edit("edit.safetensors", "out"), "edit is 'edit.safetensors'; give an edit"),
+        (
+            lambda: kt.export.write_card("out", "edit.safetensors", "me/edit"),
+            "edit is 'edit.safetensors'; give an edit",
+        ),
+        (lambda: kt.export.carries("out", "edit.safetensors"), "edit is 'edit.safetensors'; give an edit"),
     ],
 )
 def test_what_needs_no_model_says_what_to_give(call, words):
@@ -110,6 +124,17 @@ def test_what_needs_no_model_says_what_to_give(call, words):
         (lambda model: kt.run_edits(model, [FACT], "sequential", "x"), "step_size is 'x'; give a whole number"),
         (lambda model: kt.find_layers(model, n_trace="x"), "n_trace is 'x'; give a whole number"),
         (lambda model: kt.evaluate(model, [FACT], before=3), "before is 3; give Scores"),
+        (lambda model: kt.export.to_hf(edit(), model, "out"), "model is an object of type Edit; give the model that"),
+        (
+            lambda model: kt.export.to_hf(model.module, edit(), "out"),
+            "model is an object of type Llama",
+        ),
+        (lambda model: kt.export.to_hf(model, "edit.safetensors", "out"), "edit is 'edit.safetensors'; give an edit"),
+        (lambda model: kt.export.to_peft(model, "out", edit()), "edit is 'out'; give an edit"),
+        (
+            lambda model: kt.export.to_peft(model, edit(), "out", dtype="float32"),
+            "dtype is 'float32'; give a torch.dtype",
+        ),
         (lambda model: kt.case_study(model, [FACT], 3), "edits is 3; give edits by"),
         (lambda model: kt.case_study(model, [FACT], {"a": 3}), "a is 3; give an edit or a stack"),
     ],
@@ -122,6 +147,11 @@ def test_a_device_is_a_name_a_number_or_torchs_own():
 
     assert [kt.load("demo", device=device).device.type for device in ("cpu", torch.device("cpu"))] == ["cpu", "cpu"]
     refused(lambda: kt.load("demo", device=["cpu"]), "device is \\['cpu'\\]; give auto, cpu")
+
+
+def test_every_public_function_of_export_checks_what_it_is_given():
+    functions = [each for name in kt.export.__all__ if inspect.isfunction(each := getattr(kt.export, name))]
+    assert len(functions) == 7 and all(hasattr(each, "__wrapped__") for each in functions)
 
 
 FUNCTIONS = [name for name in kt.__all__ if inspect.isfunction(getattr(kt, name))]

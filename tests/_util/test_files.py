@@ -15,8 +15,9 @@ import torch
 
 from kt._util import files as artifacts
 from kt._util.data import load_arrays, read_json, read_toml, save_arrays, to_json, write_json
-from kt._util.files import NotWritable, atomic_write
+from kt._util.files import NotWritable, atomic_write, check_writable, write_named
 from kt.errors import BadFile
+from kt.export.shards import refuse_taken, whole_folder
 from kt.model.finding import read_layout
 from kt.presets import read_preset
 from kt.recipes import read_recipe
@@ -279,3 +280,72 @@ def test_brackets_and_dots_in_texts_are_no_nesting(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text("".join(f"k{i} = {json.dumps(text)}\n" for i, text in enumerate(texts)) + "# it's [[[\n")
     assert list(read_toml(path).values()) == list(texts)
+
+
+# Links
+
+
+@pytest.fixture
+def links(tmp_path, monkeypatch):
+    """A folder of links to a folder, a file and nothing elsewhere; the working folder is above both."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real.txt").write_text("old")
+    (tmp_path / "links").mkdir()
+    for name, to in (("folder", "../real"), ("file", "../real.txt"), ("nothing", "../gone")):
+        (tmp_path / "links" / name).symlink_to(to)
+    monkeypatch.chdir(tmp_path)
+    return sorted(listing(tmp_path))
+
+
+def test_a_run_at_a_link_is_in_the_folder_that_it_leads_to_and_the_link_stays(links, tmp_path):
+    path = Path("links/folder")
+    for overwrite in (False, True):
+        with RunFolder(path, "alpha", argv=["alpha"], overwrite=overwrite) as run:
+            run.results = {"overwrite": overwrite}
+    assert path.is_symlink() and listing(tmp_path / "links") == ["file", "folder", "nothing"]
+    assert read_run(tmp_path / "real")[1]["overwrite"] is True
+    assert read_run(tmp_path / "real.replaced-1")[1]["overwrite"] is False
+    with RunFolder(path / "below", "alpha"):
+        pass
+    assert is_run(tmp_path / "real" / "below")
+
+
+def test_an_exported_folder_at_a_link_is_the_one_that_it_leads_to(links, tmp_path):
+    with whole_folder("links/folder") as temporary:
+        (temporary / "a").write_text("a")
+    assert (tmp_path / "real" / "a").is_file() and listing(tmp_path / "links") == ["file", "folder", "nothing"]
+
+
+def test_a_named_file_at_a_link_is_the_one_that_it_leads_to_and_a_file_of_kts_own_leads_nowhere(links, tmp_path):
+    assert write_named("links/file", "new") == Path("links/file")
+    assert (tmp_path / "real.txt").read_text() == "new" and Path("links/file").is_symlink()
+    atomic_write("links/file", "own")
+    assert (tmp_path / "real.txt").read_text() == "new" and not Path("links/file").is_symlink()
+    write_named("/dev/null", "text")
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("below", ["", "/below", "/below/deep.txt"])
+def test_a_link_to_nothing_is_refused_before_the_work_in_one_line(links, tmp_path, below):
+    path = f"links/nothing{below}"
+    (tmp_path / "links" / "ring").symlink_to("ring")
+    for named, words in ((path, r"nothing is a link|it is a link"), (f"links/ring{below}", "is a link to ring")):
+        for refuse in (
+            check_writable,
+            refuse_taken,
+            lambda at: write_named(at, "text"),
+            lambda at: RunFolder(at, "alpha").__enter__(),
+            lambda at: whole_folder(at).__enter__(),
+        ):
+            with pytest.raises(NotWritable, match=rf"cannot write links.*({words}).*make that first") as caught:
+                refuse(named)
+            assert "\n" not in str(caught.value)
+    assert sorted(listing(tmp_path)) == sorted([*links, "links/ring"])
+
+
+def test_a_run_below_a_file_says_so(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for below in ("file/run", "file/deep/run"):
+        with pytest.raises(NotWritable, match="a part of the path is a file, not a folder; name another place"):
+            RunFolder(tmp_path / below, "alpha").__enter__()
+    assert listing(tmp_path) == ["file"]

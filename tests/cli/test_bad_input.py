@@ -97,6 +97,20 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(refused, mo
         assert "cannot write" in line
 
 
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        *(("heatmap", flag) for flag in ("--out", "--json", "--html")),
+        *(("apply-edit", flag) for flag in ("--out", "--merge-to")),
+        ("layers", "--preset-to"),
+    ],
+)
+def test_a_link_to_nothing_is_refused_before_the_work(refused, facts_file, tmp_path, command, flag):
+    (tmp_path / "link.toml").symlink_to("gone")
+    line = refused(command, "-m", "never-looked-at", "-f", facts_file, flag, tmp_path / "link.toml")
+    assert "is a link to gone, which is not there; make that first" in line
+
+
 def test_an_output_folder_of_something_else_is_left_alone(refused, facts_file, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text.txt").write_text("x")

@@ -113,6 +113,83 @@ def test_a_stack_of_a_weight_edit_an_adapter_and_a_context_goes_on_and_off(optio
         loaded.total(model)
 
 
+@pytest.fixture(scope="module")
+def inside():
+    """A model, its base, an edit of its weights, and an adapter and a context that are applied for good inside it."""
+    model = tiny_model("llama")
+    quick = {"v_num_grad_steps": 2, "num_steps": 1}
+    layers = {"ft": {"layers_mlp": (0,)}, "grace": {"layers_mlp": (1,)}, "ice": {}}
+    edits = (
+        kt.edit(model, REQUESTS[:1], each, check=False, **used_by(each, quick), **at) for each, at in layers.items()
+    )
+    return model, model.fingerprint(), *edits
+
+
+@pytest.mark.parametrize("as_stack", [False, True])
+def test_an_effect_that_is_applied_for_good_inside_a_block_stays_after_it(inside, as_stack):
+    model, base, weights, *effects = inside
+    for edit in effects:
+        lasting = kt.EditStack([edit]) if as_stack else edit
+        with weights.applied(model):
+            lasting.apply_(model)
+        assert model.effects == (edit.effect,) and model.fingerprint() == base
+        lasting.revert_(model)
+        assert model.effects == ()
+        with pytest.raises(ZeroDivisionError), weights.applied(model):
+            lasting.apply_(model)
+            _ = 1 / 0
+        assert model.effects == (edit.effect,) and model.fingerprint() == base
+        with weights.applied(model):
+            lasting.revert_(model)
+        assert model.effects == ()
+
+
+def test_a_block_of_an_effect_takes_out_its_own_in_whatever_order_blocks_are_left(inside):
+    model, base, weights, adapter, context = inside
+    with adapter.applied(model):
+        context.apply_(model)
+        with weights.applied(model):
+            assert model.effects == (adapter.effect, context.effect)
+    assert model.effects == (context.effect,)
+    context.revert_(model)
+    early, late = adapter.applied(model), weights.applied(model)
+    early.__enter__()
+    late.__enter__()
+    context.apply_(model)
+    early.__exit__(None, None, None)
+    assert model.effects == (context.effect,)
+    late.__exit__(None, None, None)
+    assert model.effects == (context.effect,) and model.fingerprint() == base
+    context.revert_(model)
+    assert model.effects == ()
+
+
+def test_an_effect_that_is_applied_for_good_beside_a_stack_or_in_a_session_stays_when_these_go(inside):
+    model, base, weights, adapter, context = inside
+    stack = kt.EditStack([weights, context])
+    stack.apply_(model)
+    adapter.apply_(model)
+    stack.remove(2)
+    assert model.effects == (adapter.effect,)
+    stack.push(context)
+    stack.revert_(model)
+    assert model.effects == (adapter.effect,) and model.fingerprint() == base
+    adapter.revert_(model)
+    session = kt.EditSession(model, "ice", check=False)
+    session.edit(REQUESTS[1:])
+    adapter.apply_(model)
+    session.revert()
+    assert model.effects == (adapter.effect,)
+    with session:
+        adapter.revert_(model)
+        session.edit(REQUESTS[1:])
+        adapter.apply_(model)
+        with session.unedited():
+            assert model.effects == (adapter.effect,)
+    assert model.effects == (adapter.effect,)
+    adapter.revert_(model)
+
+
 def test_two_adapters_at_one_site_are_one_codebook_and_their_overlap_is_a_conflict(options):
     from kt.editing.conflicts import conflicts
 

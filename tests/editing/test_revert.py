@@ -196,6 +196,32 @@ class TestRevertIsRefused:
         assert sha(model) == before and edit.taken(model) is None
 
 
+def test_for_good_inside_a_block_that_holds_the_same_weights_is_refused_and_on_others_stays():
+    model = tiny_model("qwen3")
+    block, same, other = (random_edit(model, names, seed=7 + len(names[0])) for names in ((DOWN,), (DOWN, OUT), (OUT,)))
+    base = sha(model)
+    with block.applied(model):
+        there = sha(model)
+        for lasting in (same, kt.EditStack([same])):
+            with pytest.raises(KtError, match=f"{DOWN} is in a block that is open .*as a block inside it") as caught:
+                lasting.apply_(model, force=True)
+            assert "\n" not in str(caught.value) and sha(model) == there and same.taken(model) is None
+        other.apply_(model)
+        with same.applied(model, force=True), pytest.raises(KtError, match="revert the edit after that block"):
+            other.revert_(model, force=True)
+    assert sha(model) != base and other.state_of(model) == {OUT: "applied"}
+    other.revert_(model)
+    assert sha(model) == base
+    stack = kt.EditStack([other])
+    stack.apply_(model)
+    with same.applied(model, force=True):
+        for change in (lambda: stack.push(block), lambda: stack.remove(1), lambda: stack.revert_(model)):
+            with pytest.raises(KtError, match=r"is in a block that is open .*the stack after that block"):
+                change()
+    stack.revert_(model)
+    assert sha(model) == base
+
+
 def test_a_model_that_is_gone_leaves_no_trace():
     """Its id may be the next model's."""
     model, edit = ready()

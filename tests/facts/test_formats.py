@@ -489,3 +489,11 @@ def test_cknowedit():
     assert idiom.hops == (Prompt("“画蛇添足”的反义词是", "恰到好处", kind="portability"),)
     assert capital.template == "{}的首都是" and capital.rephrasings == ("{}国的首都叫",)
     assert capital.neighbours == (Prompt("南明的首都是", "南城", kind="locality"),)
+
+
+def test_a_special_token_that_stands_for_no_answer_is_named_where_a_users_record_has_one(tmp_path):
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([{"prompt": "{} is in", "subject": "Rome", "answer": "Italy", "target": "</s>"}]))
+    loaded = read_facts(path)
+    assert loaded.facts[0].target is None
+    assert reasons(loaded.skips) | dict(loaded.skips.notes) == {"target '</s>', a special token, is read as none": 1}

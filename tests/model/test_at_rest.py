@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from families import byte_level_tokenizer, tiny_module
 
 import kt
 from kt._util.data import plain
-from kt.errors import UnknownModel
+from kt.errors import KtError, UnknownModel
 from kt.export import to_hf, to_peft
 from kt.facts.corpus import Corpus
 from kt.model.model import TracedModel
@@ -174,3 +175,82 @@ def test_a_trace_that_changes_nothing_leaves_every_bit():
     with torch.no_grad(), model.at_rest():
         expected = module(**model.inputs(batch)).logits.float()
     assert torch.equal(model.logits(batch), expected)
+
+
+# Threads
+
+
+def in_threads(*calls):
+    """What the calls give, each in a thread of its own, all at once."""
+    ready = threading.Barrier(len(calls))
+    with ThreadPoolExecutor(len(calls)) as pool:
+        found = [pool.submit(lambda call=call: (ready.wait(20), call())[1]) for call in calls]
+        return [each.result(120) for each in found]
+
+
+@pytest.mark.parametrize("borrowed", [True, False])
+def test_threads_that_read_one_model_at_once_get_what_one_after_the_other_gets(borrowed):
+    tokenizer = byte_level_tokenizer()
+    module = module_of(caller=borrowed)
+    model = TracedModel(module, tokenizer, "LlamaForCausalLM", borrowed=borrowed)
+    again = kt.load(module, tokenizer=tokenizer) if borrowed else model  # another handle on the same module
+    batch = model.encode(["The city of"])
+    reads = [
+        lambda: model.logits(batch).tolist(),
+        lambda: again.read(batch, [kt.Site("mlp", 1)])[kt.Site("mlp", 1)].tolist(),
+        lambda: model.generate(["The city"], 8, True, 5),
+        lambda: plain(kt.causal_trace(model, FACTS[:1], samples=2, keep="all").facts[0].effects("mlp", "prob")),
+        lambda: kt.evaluate(again, FACTS, protocols=("tf", "gen")).as_dict()["metrics"],
+        lambda: model.embedded(batch.ids).tolist(),
+    ]
+    expected = [read() for read in reads]
+    for shift in range(3):
+        order = [*range(shift, len(reads)), *range(shift)]
+        found = in_threads(*(lambda i=i: [plain(reads[i]()) for _ in range(3)] for i in order))
+        assert found == [[plain(expected[i])] * 3 for i in order]
+
+
+def test_a_read_inside_a_threads_own_forward_and_after_a_failed_one_waits_for_nothing():
+    model = kt.load(module_of(caller=True), tokenizer=byte_level_tokenizer())
+    batch = model.encode(["The"])
+    with model.one_forward(), model.one_forward():
+        expected = model.logits(batch)
+    with pytest.raises(ZeroDivisionError), model.one_forward():
+        raise ZeroDivisionError
+    assert torch.equal(in_threads(lambda: model.logits(batch))[0], expected)
+
+
+def test_a_module_that_was_changed_after_the_load_says_so_in_one_line():
+    from peft import LoraConfig, get_peft_model
+
+    module, tokenizer = module_of(caller=True), byte_level_tokenizer()
+    model = kt.load(module, tokenizer=tokenizer)
+    adapted = get_peft_model(module, LoraConfig(r=2, target_modules=["down_proj"]))
+    site, batch = kt.Site("mlp", 1), model.encode(["The"])
+    for read in (lambda: model.read(batch, [site]), lambda: kt.causal_trace(model, FACTS[:1], samples=2, keep="all")):
+        with pytest.raises(KtError, match=r"the module was changed after kt.load .*load it again") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+    adapted.unload()
+    assert model.read(batch, [site])[site].shape[0] == 1
+
+
+def test_what_takes_gradients_is_refused_inside_inference_mode_and_what_takes_none_is_not(tmp_path):
+    model = kt.load(module_of(caller=True), tokenizer=byte_level_tokenizer())
+    with torch.inference_mode():
+        expected = model.logits(model.encode(["The"]))
+        kt.causal_trace(model, FACTS[:1], samples=2, keep="all")
+        for call in (
+            lambda: kt.edit(model, FACTS, "ft"),
+            lambda: kt.screen(model, FACTS, samples=2, keep="all"),
+            lambda: kt.knowledge_neurons(model, FACTS),
+            lambda: kt.train_editor(model, FACTS),
+        ):
+            with pytest.raises(KtError, match=r"takes gradients, .* use torch.no_grad\(\) instead") as caught:
+                call()
+            assert "\n" not in str(caught.value)
+        with pytest.raises(UnknownModel, match=r"made inside torch.inference_mode\(\).* torch.no_grad\(\)"):
+            kt.load(copy.deepcopy(model.module), tokenizer=model.tokenizer)
+    assert torch.equal(model.logits(model.encode(["The"])), expected)
+    with torch.no_grad():
+        assert kt.edit(model, FACTS, "ft", num_steps=1, layers_mlp=(1,), check=False).names

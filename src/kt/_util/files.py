@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import KtError
 from .kinds import as_path
+from .text import visible
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or name another place",
@@ -23,6 +24,7 @@ _REASONS = {
     errno.EROFS: "the file system is read-only; name another place",
     errno.EACCES: "not writable; name another place or change its permissions",
     errno.EPERM: "not writable; name another place or change its permissions",
+    errno.EEXIST: "a part of the path is a file, not a folder; name another place",  # mkdir's word for it
     errno.ENOTDIR: "a part of the path is a file, not a folder; name another place",
     errno.EISDIR: "that is a folder; name a file",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
@@ -51,6 +53,32 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         refusal = why_not_written(error, path) or NotWritable(f"cannot write {path}: {error.strerror or error}")
         raise refusal from error
+
+
+def where_it_leads(path: str | os.PathLike[str]) -> Path:
+    """The path, or what it is a link to. What is renamed to a link's own name takes the link's place, and what the link
+    led to stays as it was: so whatever writes a file or folder that a user named renames to this instead.
+
+    Raises:
+        NotWritable: it, or a folder above it, is a link to what is not there.
+    """
+    path = as_path(path)
+    with writing(path):
+        for part in (path, *path.parents):
+            if part.is_symlink() and not part.exists():
+                it, led = "it" if part == path else part, visible(str(part.readlink()))
+                raise NotWritable(f"cannot write {path}: {it} is a link to {led}, which is not there; make that first")
+        # The link of a device or a pipe (/dev/stdout) leads to no name.
+        return path.resolve() if path.is_symlink() and (path.is_file() or path.is_dir()) else path
+
+
+def write_named(path: str | os.PathLike[str], content: bytes | str | Callable[[Path], object]) -> Path:
+    """`atomic_write` of a file that a user named, which may be a link: what it leads to is written.
+
+    Files of kt's own names, inside a folder, never lead anywhere else: there a link is replaced.
+    """
+    atomic_write(where_it_leads(path), content)
+    return as_path(path)
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str | Callable[[Path], object]) -> Path:
@@ -113,9 +141,10 @@ def check_writable(path: str | os.PathLike[str], new: bool = False) -> None:
     """Check before the work that its output file can be written; `new`: that it replaces none.
 
     Raises:
-        NotWritable: the file cannot be written, or is there already.
+        NotWritable: the file cannot be written, is there already, or is a link to nothing.
     """
     path = Path(path)
+    real = where_it_leads(path)
     with writing(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
@@ -124,7 +153,7 @@ def check_writable(path: str | os.PathLike[str], new: bool = False) -> None:
         if path.exists() and (new or path.suffix == ".safetensors"):
             edit = "" if new else ", and may be an edit"
             raise NotWritable(f"{path} is there already{edit}; name a new file")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        folder = next(parent for parent in real.absolute().parents if parent.exists())
         probe = folder / f".kt-{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)
         probe.unlink()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import read_json, read_table, tensor_header
-from .._util.files import check_writable
+from .._util.files import check_writable, where_it_leads
 from .._util.online import unreachable
 from .._util.text import visible
 from ..errors import KtError, UnknownModel, UnknownSite, need
@@ -276,6 +276,7 @@ def second_moments(file: Path) -> None:
 
 def new_folder(path: Path, flag: str) -> None:
     """Refuse a folder to be written that is taken."""
+    where_it_leads(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise BadOption(f"{flag} {path} exists and is not empty; name a new folder")
     check_writable(path / "config.json")

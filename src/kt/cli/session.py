@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._util.data import SCHEMA_VERSION, plain, read_json, to_json
-from .._util.files import atomic_write
+from .._util.files import atomic_write, write_named
 from ..errors import KtError
 from ..facts.corpus import Corpus, corpus_for, tokens_for
 from ..runs import parallel
@@ -172,12 +172,12 @@ class Session:
 
         files = wanted_files(self.options)
         if "html" in files:
-            self.beside.append(atomic_write(files.pop("html"), self.page()))
+            self.beside.append(write_named(files.pop("html"), self.page()))
         for kind, path in files.items():
             pictures = images([(figure, kind) for figure in self.figures.values()])
             for number, (name, picture) in enumerate(zip(self.figures, pictures, strict=True)):
                 named = path if number == 0 else path.with_stem(f"{path.stem}-{name}")
-                self.beside.append(atomic_write(named, picture))
+                self.beside.append(write_named(named, picture))
 
 
 @contextmanager
@@ -336,7 +336,7 @@ def write_json_to(options: Options, results: dict[str, Any]) -> list[Path]:
         return []
     text = to_json({"schema_version": SCHEMA_VERSION, **results})
     if options.json != "-":
-        return [atomic_write(options.json, text)]
+        return [write_named(options.json, text)]
     print_out(text)
     return []
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._util.kinds import Wanted, takes
 from .._util.text import count
 from ..errors import KtError, NothingToWrite, WorkFailed
-from ..model.effects import Effect
+from ..model.effects import Effect, without
 from ..model.model import A_MODEL
 from ..model.update import Dense, Update
 from ..report import Card, Column, Figure, Shown, Table
@@ -199,9 +199,11 @@ class Edit(Shown):
         """
         with model.writing():
             self._admit(model, force)
+            model.require_free(self.names, "apply the edit before or after that block, or as a block inside it")
             with model.undone_on_failure(self.names) as (before, _):
                 apply.write_checked(self, model)
                 self._taken[model.module] = MatchedWeights(before, apply.fingerprints(model, self.names))
+            model.keep_effects(self._effects)
 
     @takes(model=A_MODEL)
     def revert_(self, model: TracedModel, force: bool = False) -> None:
@@ -214,14 +216,20 @@ class Edit(Shown):
         if kept is None:
             raise KtError("this edit was not applied to this model with apply_; there is nothing to revert")
         with model.writing():
+            model.require_free(self.names, "revert the edit after that block")
             changed = [] if force else apply.changed_since(kept, model)
             if changed:
                 raise KtError(
                     f"{len(changed)} of {len(kept.before)} weights ({', '.join(changed[:3])}) were changed after "
                     "apply_; take that back first, or give it up with revert_(model, force=True)"
                 )
-            model.put_back(kept.before, [each for each in model.effects if each is not self.effect])
+            model.put_back(kept.before, without(model.effects, self._effects))
+            model.keep_effects((), self._effects)
             del self._taken[model.module]
+
+    @property
+    def _effects(self) -> tuple[Effect, ...]:
+        return () if self.effect is None else (self.effect,)
 
     def taken(self, model: TracedModel) -> MatchedWeights | None:
         """The weights that `apply_` kept of this model, while the edit is in it."""

@@ -30,6 +30,8 @@ from .._util.progress import Progress
 from ..errors import KtError, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
+from ..model.devices import require_gradients
+from ..model.effects import without
 from ..model.model import TracedModel
 from ..model.update import Update
 from ..runs.journal import Journal
@@ -158,7 +160,6 @@ class EditSession:
         self._given_templates = self._contexts is not None
         self._evidence = Evidence()
         self._original: dict[str, Copy] = {}
-        self._effects = model.effects
         self._held: list[Kept] = []  # of a session that was entered: what leaving it puts back
         self._inside = self._ended = False
         self._texts: dict[int, TextReading | None] = {}  # by number of steps, so that none is read twice
@@ -206,6 +207,7 @@ class EditSession:
 
     def _solve(self, requests: FactsLike) -> tuple[Edit, Plan, SolveContext, list[Fact]]:
         self.model.require_weights("an edit")
+        require_gradients("an edit")
         self._solves += 1
         facts = distinct_requests(read_requests(self.model, requests), self.options.strict)
         with self.model.at_rest():
@@ -362,6 +364,11 @@ class EditSession:
         return NormAnchor(self.unedited, sample, self.journal.within("nas" + IN_TURN * turned), self._anchors)
 
     # All of them ------------------------------------------------------------------------------------------------
+    @property
+    def _effects(self) -> tuple[Effect, ...]:
+        """The model's effects but for those of the session's own steps."""
+        return without(self.model.effects, [step.effect for step in self.steps if step.effect is not None])
+
     def _before(self, name: str) -> Tensor:
         """A weight from before the first edit."""
         kept = self._original.get(name)

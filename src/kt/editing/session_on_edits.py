@@ -57,7 +57,6 @@ class SessionOnEdits(EditSession):
         self._context(plan, self._first)
         self._original = {}  # a norm guard holds to the state that this session starts from
         self._around.enter_context(self.below.applied(self.model))
-        self._effects = self.model.effects
         super().__enter__()
         return self
 

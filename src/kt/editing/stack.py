@@ -26,7 +26,7 @@ from .._util.files import check_writable
 from .._util.kinds import Wanted, as_path, takes
 from .._util.text import visible
 from ..errors import BadFile, KtError, warn_user
-from ..model.effects import Effect, together
+from ..model.effects import Effect, together, without
 from ..model.model import A_MODEL
 from ..model.update import Update
 from ..report import Shown, Table
@@ -115,6 +115,10 @@ def facts_of(edits: Sequence[Edit]) -> list[Fact]:
     return [fact.as_request() for fact in facts_from([request for edit in edits for request in edit.requests])]
 
 
+def _effects(layers: Sequence[Layer]) -> tuple[Effect, ...]:
+    return tuple(layer.edit.effect for layer in layers if layer.edit.effect is not None)
+
+
 def write_in_order(model: TracedModel, layers: Sequence[Layer], force: bool = False) -> list[Ground]:
     """Write the edits in order, each rounded once, and say what each was solved for. The caller puts the bytes back
     after an error.
@@ -181,7 +185,6 @@ class EditStack(Shown):
     def __init__(self, edits: Iterable[Edit] = ()) -> None:
         self._layers: tuple[Layer, ...] = ()
         self._live: tuple[TracedModel, dict[str, Copy]] | None = None
-        self._effects: tuple[Effect, ...] = ()
         for edit in edits:
             self.push(edit)
 
@@ -329,10 +332,12 @@ class EditStack(Shown):
             model, base = self._live
             touched = {name for layer in layers for name in layer.edit.names}
             with model.writing():
+                model.require_free(touched | set(base), "change the stack after that block")
                 base |= model.copies(touched - set(base))
-                with model.undone_on_failure(base):
-                    model.put_back(base, self._effects)
+                with model.undone_on_failure(base) as (_, effects):
+                    model.put_back(base, without(effects, self._effects))
                     write_in_order(model, layers)
+                model.keep_effects(_effects(layers), self._effects)
         self._layers = layers
 
     # Writing ----------------------------------------------------------------------------------------------------
@@ -358,17 +363,27 @@ class EditStack(Shown):
         """
         if self._live is not None:
             raise KtError(f"the stack stands in {self._live[0].name} already; revert_ it first")
-        with model.undone_on_failure(self.names) as (base, effects):
-            write_in_order(model, self._layers, force)
-        self._live, self._effects = (model, base), effects
+        with model.writing():
+            model.require_free(self.names, "apply the stack before or after that block, or as a block inside it")
+            with model.undone_on_failure(self.names) as (base, _):
+                write_in_order(model, self._layers, force)
+            model.keep_effects(self._effects)
+        self._live = (model, base)
 
     @takes(model=A_MODEL)
     def revert_(self, model: TracedModel) -> None:
         """Bring back the exact bytes that `model` had before `apply_`."""
         if self._live is None or self._live[0].module is not model.module:
             raise KtError("this stack was not applied to this model with apply_; there is nothing to revert")
-        model.put_back(self._live[1], self._effects)
+        with model.writing():
+            model.require_free(self._live[1], "revert the stack after that block")
+            model.put_back(self._live[1], without(model.effects, self._effects))
+            model.keep_effects((), self._effects)
         self._live = None
+
+    @property
+    def _effects(self) -> tuple[Effect, ...]:
+        return _effects(self._layers)
 
     @takes(model=A_MODEL)
     def grounds(self, model: TracedModel, force: bool = False) -> list[Ground]:

@@ -20,7 +20,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._util.files import atomic_write
+from .._util.files import write_named
 from .._util.kinds import require_options, takes
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
@@ -162,7 +162,7 @@ class FoundLayers(Shown):
 
     def save_preset(self, path: str | Path) -> Path:
         """Write `preset` as a file that `--preset` reads."""
-        return atomic_write(path, self.preset())
+        return write_named(path, self.preset())
 
 
 METRICS = (SUCCESS, LOCALITY, PERPLEXITY)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.data import complete_file
-from .._util.files import atomic_write
+from .._util.files import write_named
 from .._util.kinds import A_RUN, takes
 from .._util.text import visible, without_folders
 from ..editing import Edit
@@ -56,7 +56,7 @@ class Explorer:
         Raises:
             NotWritable: it cannot be written.
         """
-        return atomic_write(path, self.html)
+        return write_named(path, self.html)
 
     def _repr_html_(self) -> str:
         """In a frame of its own: its style, keys and policy are those of the page."""

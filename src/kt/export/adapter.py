@@ -21,11 +21,14 @@ from transformers.pytorch_utils import Conv1D
 
 from .._util.data import read_json, to_json
 from .._util.files import atomic_write
+from .._util.kinds import takes
 from .._util.text import some_of
 from ..editing.adapter import take_out
+from ..editing.edit import AN_EDIT
 from ..errors import KtError, WorkFailed, need
 from ..model.devices import require_none
 from ..model.finding import is_linear
+from ..model.model import A_MODEL
 from ..model.update import Dense, LowRank, Update
 from .hf import Exported, keep_about, next_logits, prompts_of, public_name
 from .shards import refuse_taken, whole_folder
@@ -115,6 +118,7 @@ class Gap(NamedTuple):
     relative: float
 
 
+@takes(model=A_MODEL, edit=AN_EDIT)
 def to_peft(
     model: TracedModel,
     edit: Edit,

@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._util.data import read_json, save_arrays, write_json
+from .._util.kinds import takes
+from ..editing.edit import AN_EDIT
 from ..errors import KtError, UnknownModel, WorkFailed, said_by
 from ..facts.fact import fill
 from ..model.devices import content
@@ -25,6 +27,7 @@ from ..model.finding import is_linear
 from ..model.folder import checkpoint_folder, inside
 from ..model.load import no_bars
 from ..model.memory import require_memory
+from ..model.model import A_MODEL
 from ..model.packed import is_packed, is_plain, kind_of
 from ..report import Shown, Table
 from ..runs.folder import FILES
@@ -118,6 +121,7 @@ def keep_about(folder: Path, name: str, revision: str | None, edit: Edit, **abou
     write_json(folder / OWN / ABOUT, origin | about)
 
 
+@takes(edit=AN_EDIT)
 def carries(folder: str | Path, edit: Edit) -> bool:
     """Whether a folder is a finished export of this edit."""
     about = Path(folder) / OWN / ABOUT
@@ -160,7 +164,7 @@ def next_logits(
     """
     forward, reader = forward or model.module, reader or model
     batches = [reader.encode(prompts[start : start + ROWS]) for start in range(0, len(prompts), ROWS)]
-    with model.at_rest():
+    with model.at_rest(), model.one_forward():
         return torch.cat([forward(**model.inputs(batch)).logits[:, -1].float().cpu() for batch in batches])
 
 
@@ -277,6 +281,7 @@ def same_bytes(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*flat)
 
 
+@takes(model=A_MODEL, edit=AN_EDIT)
 def to_hf(
     model: TracedModel,
     edit: Edit,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._util.data import read_json
 from .._util.files import atomic_write
+from .._util.kinds import takes
 from .._util.online import unreachable
+from ..editing.edit import AN_EDIT
 from ..errors import BadFile, KtError, WorkFailed, said_by
 from ..runs.folder import FILES
 from .card import CARD, card
@@ -79,6 +81,7 @@ def refuse_full_repo(api: Any, repo: str, overwrite: bool) -> None:
         )
 
 
+@takes(edit=AN_EDIT)
 def to_edit(edit: Edit, folder: str | Path) -> Exported:
     """Write the edit file alone as a folder that can be pushed, atomically; no model is needed.
 
@@ -93,6 +96,7 @@ def to_edit(edit: Edit, folder: str | Path) -> Exported:
     return Exported(Path(folder), "edit", str(edit.manifest.get("dtype", "")), about=about)
 
 
+@takes(edit=AN_EDIT)
 def write_card(folder: str | Path, edit: Edit, repo: str, run: Path | None = None) -> None:
     """Write the card of an exported folder.
 
@@ -128,6 +132,7 @@ def files(folder: str | Path) -> list[tuple[str, int]]:
     return sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in found)
 
 
+@takes()
 def push(folder: str | Path, repo: str, private: bool = True, overwrite: bool = False) -> str:
     """Upload an exported folder in one commit.
 

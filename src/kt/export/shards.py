@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._util.data import open_arrays
-from .._util.files import NotWritable, atomic_write, check_writable, why_not_written, writing
+from .._util.files import NotWritable, atomic_write, check_writable, where_it_leads, why_not_written, writing
 from .._util.lock import FolderLock
 from ..errors import BadFile, KtError
 from ..model.folder import cached_file, check_index, inside
@@ -259,6 +259,7 @@ def refuse_taken(folder: str | Path) -> None:
         NotWritable: it is not.
     """
     folder = Path(folder)
+    where_it_leads(folder)
     with writing(folder):
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if taken:
@@ -288,7 +289,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
         NotWritable: the folder is not empty, or the disk is full or read-only.
     """
     refuse_taken(folder)
-    final = Path(folder).absolute()
+    final = where_it_leads(folder).absolute()
     temporary = final.with_name(f"{final.name[:100]}.tmp-{secrets.token_hex(4)}")
     new_parents = [parent for parent in final.parents if not parent.exists()]
     lock: FolderLock | None = None

@@ -8,33 +8,37 @@ folder's own record, which whoever wrote the folder could forge, decides only wh
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType, NoneType
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .._util.data import load_arrays, read_json
+from .._util.kinds import Wanted, takes
 from .._util.text import some_of, visible
+from ..editing.edit import Edit
 from ..errors import BadFile, KtError, UnknownModel, WorkFailed
 from ..model.devices import content
 from ..model.folder import regular_files
 from ..model.mixture import slice_of
+from ..model.model import TracedModel
 from ..model.update import fingerprint_of
 from ..report import Shown, Table
 from .card import CARD, is_ours
 from .hf import ABOUT, EDIT, OWN, UNDO, carries, same_bytes
 from .shards import Shards, saved_names, whole_folder
 
-if TYPE_CHECKING:
-    from ..editing import Edit
-    from ..model.model import TracedModel
-
-
+AN_EDIT_OR_FILE: Wanted = (
+    (Edit, str, os.PathLike, NoneType),
+    "an edit, as kt.edit or Edit.load returns it, its file, or None",
+)
+A_BASE: Wanted = ((TracedModel, str, NoneType), "the model that kt.load returns, its name, or None")
 RECORD = "the folder's own record"
 
 
@@ -87,6 +91,7 @@ class Reverted(Shown):
         return [Table(["weight", "was", "is"], rows, f"weights of {self.path}", self.dequantised or "")]
 
 
+@takes(edit=AN_EDIT_OR_FILE, base=A_BASE)
 def revert_folder(
     folder: str | Path,
     edit: Edit | str | Path | None = None,
@@ -168,8 +173,6 @@ def _names(folder: Path) -> dict[str, str]:
 
 
 def _edit(folder: Path, edit: Edit | str | Path | None) -> Edit:
-    from ..editing import Edit
-
     if isinstance(edit, Edit):
         edit.require_updates("a merged folder")
         return edit

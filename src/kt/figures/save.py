@@ -15,7 +15,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from .._util.files import atomic_write
+from .._util.files import write_named
 from ..errors import WorkFailed
 from . import theme
 from .text import unescape
@@ -79,12 +79,12 @@ def write_figure(
     """
     written: list[Path] = []
     if html is not None:
-        written.append(atomic_write(html, figure_page(figure, div_id)))
+        written.append(write_named(html, figure_page(figure, div_id)))
     if json is not None:
-        written.append(atomic_write(json, figure.to_json() + "\n"))
+        written.append(write_named(json, figure.to_json() + "\n"))
     targets = [(format, path) for format, path in (("png", png), ("svg", svg)) if path is not None]
     pictures = images([(figure, format) for format, _ in targets], width, scale)
-    return written + [atomic_write(path, picture) for (_, path), picture in zip(targets, pictures, strict=True)]
+    return written + [write_named(path, picture) for (_, path), picture in zip(targets, pictures, strict=True)]
 
 
 def figure_html(figure: go.Figure, div_id: str, inert: bool = False) -> str:

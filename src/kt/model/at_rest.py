@@ -14,7 +14,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from nnsight import TransformersModel
+from nnsight.tracing.backend import Backend
 from torch import Tensor, nn
+
+from ..errors import KtError
 
 
 @dataclass
@@ -67,12 +70,60 @@ def _rest(module: nn.Module, flags: _Flags) -> None:
         waiting += [child for child in each._modules.values() if child is not None]
 
 
-class RestingModel(TransformersModel):
-    """nnsight's model of a module that somebody else may train."""
+_FORWARDS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # type: ignore[type-arg]
+
+
+@contextmanager
+def one_forward(module: nn.Module) -> Iterator[None]:
+    """One thread at a time runs a module: nnsight keeps what a trace reads in the model, where a second thread's would
+    be taken for it. The others wait, as they do for one processor; a forward waits for nothing but its own numbers.
+    """
+    with _LOCK:
+        lock = _FORWARDS.setdefault(module, threading.RLock())
+    with lock:
+        yield
+
+
+class _OneAtATime(Backend):
+    """Runs a trace by `inner` while no other thread runs its module."""
+
+    def __init__(self, inner: Backend, model: TransformersModel) -> None:
+        self.inner, self.model = inner, model
+
+    def __call__(self, tracer: Any) -> None:
+        with one_forward(self.model._module):
+            try:
+                self.inner(tracer)
+            except Exception as error:
+                refuse_changed(self.model, error)
+                raise
+
+
+def refuse_changed(model: TransformersModel, error: Exception) -> None:
+    """Say that a forward failed because the module has other parts than it was loaded with. (Asked only then.)
+
+    Raises:
+        KtError: it has.
+    """
+    known = model.interleaver.envoys
+    strange = next((path for path, part in model._module.named_modules() if id(part) not in known), None)
+    if strange is not None:
+        raise KtError(
+            f"the module was changed after kt.load ({strange} is new in it); load it again with kt.load(module, "
+            "tokenizer=tokenizer), or take out what was put in"
+        ) from error
+
+
+class SharedModel(TransformersModel):
+    """nnsight's model of a module that several threads may read."""
+
+    def trace(self, *given: Any, backend: Backend | None = None, **named: Any) -> Any:
+        """A trace that runs while no other thread runs the module."""
+        return super().trace(*given, backend=_OneAtATime(backend or Backend(), self), **named)
 
     def interleave(self, *given: Any, **named: Any) -> Any:
         """Every forward of a trace and of a generation goes through here."""
-        with at_rest(self._module):
+        with one_forward(self._module):
             return super().interleave(*given, **named)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -91,3 +142,11 @@ def padding_kept(tokenizer: Any) -> Iterator[None]:
         for name, value in before.items():
             if getattr(tokenizer, name, None) != value:
                 setattr(tokenizer, name, value)
+
+
+class RestingModel(SharedModel):
+    """nnsight's model of a module that somebody else may train."""
+
+    def interleave(self, *given: Any, **named: Any) -> Any:
+        with at_rest(self._module):
+            return super().interleave(*given, **named)

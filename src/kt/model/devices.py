@@ -158,6 +158,16 @@ def require_start(module: nn.Module) -> None:
         )
 
 
+def require_gradients(what: str) -> None:
+    """Refuse, before any work, what needs gradients where torch takes none.
+
+    Raises:
+        KtError: inside `torch.inference_mode()`.
+    """
+    if torch.is_inference_mode_enabled():
+        raise KtError(f"{what} takes gradients, and torch.inference_mode() has none; use torch.no_grad() instead")
+
+
 def refuse_wrapped(module: nn.Module) -> None:
     """Refuse weights that are not the whole of what a layer computes: adapters inside, quantised ones that no packed
     linear map holds (see packed.py).
@@ -165,6 +175,11 @@ def refuse_wrapped(module: nn.Module) -> None:
     Raises:
         UnknownModel: there are some; the message says what to do.
     """
+    if any(weight.is_inference() for weight in module.parameters()):
+        raise UnknownModel(
+            f"{type(module).__name__} was made inside torch.inference_mode(), and such weights cannot be edited; make "
+            "it outside, or inside torch.no_grad()"
+        )
     inner = next((name for name in ("_orig_mod", "module") if isinstance(getattr(module, name, None), nn.Module)), None)
     if inner is not None:  # torch.compile, DataParallel
         raise UnknownModel(f"{type(module).__name__} wraps a model; give the model itself (model.{inner})")

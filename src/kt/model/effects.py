@@ -172,6 +172,16 @@ def without_text(model: TracedModel) -> Iterator[None]:
         yield
 
 
+def without(effects: Sequence[Effect], gone: Sequence[Effect]) -> tuple[Effect, ...]:
+    """The effects but for these very ones, each taken out once; one that is not among them is passed over."""
+    left = list(effects)
+    for effect in gone:
+        at = next((at for at, each in enumerate(left) if each is effect), None)
+        if at is not None:
+            del left[at]
+    return tuple(left)
+
+
 def same_effect(one: Effect, other: Effect) -> bool:
     """Whether two effects are the same, entry by entry."""
     if (one.kind, one.fields()) != (other.kind, other.fields()):

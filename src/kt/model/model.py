@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .._util.kinds import Wanted
-from ..errors import BadFact, UnknownModel, UnknownSite
+from ..errors import BadFact, KtError, UnknownModel, UnknownSite
 from .chat import Chat, ChatReader, choose
-from .devices import execution_device, refuse_wrapped, require_start
+from .devices import execution_device, refuse_wrapped, require_gradients, require_start
 from .effects import Effect, effects_of
 from .explained import Explained, explained, settle
 from .finding import find_layout
@@ -73,9 +73,7 @@ class TracedModel(Weights):
                 f"{type(module).__name__} is no language model that generates (transformers' GenerationMixin); load "
                 "one with AutoModelForCausalLM"
             )
-        from nnsight import TransformersModel
-
-        from .at_rest import RestingModel, padding_kept
+        from .at_rest import RestingModel, SharedModel, padding_kept
 
         self.module: Any = module if borrowed else module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -88,7 +86,7 @@ class TracedModel(Weights):
         with self.at_rest(), padding_kept(tokenizer):
             self.layout: Layout = find_layout(module, layout)
             with _only_critical():  # text generation with a multimodal wrapper works, and is called an error
-                kind = RestingModel if borrowed else TransformersModel
+                kind = RestingModel if borrowed else SharedModel
                 self.root: Any = kind(module, tokenizer=tokenizer, task="text-generation")
             with understood(module):
                 self.layout = self.layout if layout else last_called(self)
@@ -109,6 +107,14 @@ class TracedModel(Weights):
         from .at_rest import at_rest
 
         with at_rest(self.module) if self.borrowed else nullcontext():
+            yield
+
+    @contextmanager
+    def one_forward(self) -> Iterator[None]:
+        """No other thread runs the module inside the block; see at_rest.py. Traces see to it themselves."""
+        from .at_rest import one_forward
+
+        with one_forward(self.module):
             yield
 
     @property
@@ -212,6 +218,7 @@ class TracedModel(Weights):
 
         Raises:
             UnknownSite: the residual stream, or the model has no such layer or linear map.
+            KtError: the module was changed after it was loaded, at this site.
         """
         site = kind if isinstance(kind, Site) else Site(kind, int(layer or 0))
         if site not in self._projections:
@@ -223,7 +230,13 @@ class TracedModel(Weights):
                 if mixture is None
                 else MixtureSite(self, mixture, site.layer, site.name if site.role else None)
             )
-        return self._projections[site]
+        found = self._projections[site]
+        if not isinstance(found, MixtureSite) and not self.remote and found._module is not self.linear(site):
+            raise KtError(  # the map inside a LoRA, say, whose values are not the site's
+                f"the module was changed after kt.load ({found._module.__class__.__name__} at {site} is not in its "
+                "place any more); load it again with kt.load(module, tokenizer=tokenizer), or take out what was put in"
+            )
+        return found
 
     @cached_property
     def embed(self) -> Any:
@@ -471,6 +484,7 @@ class TracedModel(Weights):
             UnknownSite: a site is the residual stream, or the model has no such layer or linear map.
             KtError: the model is remote.
         """
+        require_gradients("linear_io")
         sites, size = self.in_order(sites), len(batch)
         where = at if at is not None else (slice(None), slice(None))
         shape = (len(at[0]),) if at is not None else tuple(batch.ids.shape)
@@ -494,7 +508,8 @@ class TracedModel(Weights):
     @torch.no_grad()
     def embedded(self, ids: Int[Tensor, "row pos"]) -> Float[Tensor, "row pos d_embed"]:
         """What the embedding module makes of token `ids`."""
-        return self.embedding(ids.to(self.device))
+        with self.one_forward():
+            return self.embedding(ids.to(self.device))
 
     @torch.no_grad()
     def unembed(

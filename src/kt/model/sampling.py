@@ -223,16 +223,19 @@ def _round(
     plain = {name: value for name, value in _ONE_PLAIN_TEXT.items() if getattr(rules, name, None) not in (None, value)}
     if "attention" not in getattr(getattr(model, "layout", None), "mixers", ("attention",)):
         kept = {"use_cache": False}  # transformers' cache asks its attention layers how long it is
-    longer = model.nnsight.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        **kept,
-        max_new_tokens=tokens,
-        do_sample=False,
-        **plain,
-        pad_token_id=pad_id(model.tokenizer),
-        logits_processor=LogitsProcessorList([] if noise is None else [noise]),
-    )
+    from .at_rest import one_forward
+
+    with one_forward(model.module):  # nnsight takes a call during another thread's trace for a part of that
+        longer = model.nnsight.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            **kept,
+            max_new_tokens=tokens,
+            do_sample=False,
+            **plain,
+            pad_token_id=pad_id(model.tokenizer),
+            logits_processor=LogitsProcessorList([] if noise is None else [noise]),
+        )
     new = longer[:, ids.shape[1] :]
     return longer, torch.cat([mask, torch.ones_like(new)], 1), new
 

@@ -5,7 +5,7 @@ An address is a site, for the weight of its linear map, or any parameter's name.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from .mixture import EVERY, Mixture, slice_of
 from .packed import dequantised, is_packed, kind_of, plain_map, put, stored
 from .sites import Kind, Site
 from .update import Dense, LowRank, Update, fingerprint_in_order, fingerprint_of
-from .writer import Kept, leave, open_blocks, sole_writer
+from .writer import Kept, for_good, leave, open_blocks, sole_writer
 
 Address = Site | str
 Copy = Tensor | nn.Module
@@ -307,7 +307,7 @@ class Weights:
     @contextmanager
     def restored(self, addresses: Iterable[Address]) -> Iterator[None]:
         """Keep the weights at `addresses`: on exit, also after an exception, they hold the exact bytes that they held
-        on entry, and the model has the effects that it had.
+        on entry, and the model has the effects that it had, but for those that came or went for good (`apply_`).
 
         Raises:
             KtError: another thread is writing them; or a block that began later is still open, and brings the bytes of
@@ -352,6 +352,31 @@ class Weights:
             if ended:
                 raise KtError(say)
             warn_user(say)
+
+    def require_free(self, names: Iterable[str], instead: str) -> None:
+        """Refuse to write weights for good that an open block brings back when it ends: what is written would go.
+
+        Args:
+            names: of the weights.
+            instead: what to do.
+
+        Raises:
+            KtError: an open block holds one of them.
+        """
+        held = {self.identity_of(name) for block in open_blocks(self.module) for name in block.copies}
+        tensors = {tensor for tensor, _ in held}
+        for name in names if held else ():
+            tensor, part = self.identity_of(name)
+            if {(tensor, part), (tensor, None)} & held or (part is None and tensor in tensors):
+                raise KtError(
+                    f"{name} is in a block that is open (`applied`, or a session), whose end brings its bytes back; "
+                    f"{instead}"
+                )
+
+    def keep_effects(self, added: Sequence[Effect], gone: Sequence[Effect] = ()) -> None:
+        """Note that effects came into the model, or went, for good: so they do when the open blocks end, each of which
+        takes out its own alone."""
+        for_good(open_blocks(self.module), added, gone)
 
     def copies(self, addresses: Iterable[Address]) -> dict[str, Copy]:
         """The bytes of the weights at `addresses` (sites or parameter names), by name, for `put_back`; of a packed map
@@ -457,7 +482,7 @@ class Weights:
             raise KtError(f"{name} is quantised ({weight.dtype}); load the model unquantised to edit it")
         return weight
 
-    def identity_of(self, name: str) -> Hashable:
+    def identity_of(self, name: str) -> tuple[int, int | None]:
         """What two names share only where they mean one weight."""
         path, number = slice_of(name)
         return id(self.packed(name) or self.own(path)), number

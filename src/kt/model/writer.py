@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from ..errors import KtError
-from .effects import Effect
+from .effects import Effect, without
 from .packed import parts
 
 _guard = Lock()
@@ -67,6 +67,12 @@ _open: WeakKeyDictionary[nn.Module, list[Kept]] = WeakKeyDictionary()
 def open_blocks(module: nn.Module) -> list[Kept]:
     """The blocks that have begun and not ended, in the order of their beginning."""
     return _open.setdefault(module, [])
+
+
+def for_good(blocks: Sequence[Kept], added: Sequence[Effect], gone: Sequence[Effect]) -> None:
+    """Effects that came, or went, for good while these blocks were open: what they put back has them, or has not."""
+    for block in blocks:
+        block.effects = (*without(block.effects, gone), *added)
 
 
 def leave(kept: Kept, identity: Callable[[str], Hashable], blocks: list[Kept], effects: Sequence[Effect]) -> list[str]:

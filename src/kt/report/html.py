@@ -18,7 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._util.files import atomic_write
+from .._util.files import write_named
 from .._util.text import visible, visible_lines
 from ..stats import Interval
 from .table import Only, Table, is_number
@@ -101,7 +101,7 @@ def build(title: str, sections: Sequence[Section], out: str | PathLike[str], *gi
     Raises:
         NotWritable: the file cannot be written.
     """
-    return atomic_write(Path(out), render(title, sections, *given, **more))
+    return write_named(Path(out), render(title, sections, *given, **more))
 
 
 def render(

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from .._util.data import SCHEMA_VERSION, read_json, save_arrays, write_json
-from .._util.files import NotWritable, sha256_file, sync, writing
+from .._util.files import NotWritable, sha256_file, sync, where_it_leads, writing
 from .._util.lock import FolderLock, abandoned
 from ..errors import BadFile, KtError, tell_user, warn_user
 from . import parallel, provenance
@@ -82,6 +82,7 @@ class RunFolder:
         self._clock = time.perf_counter()
         self._made: list[Path] = []
         self._lock: FolderLock | None = None
+        self._place = self.path  # or the folder that it is a link to
 
     def __enter__(self) -> RunFolder:
         parallel.on_rank_zero(f"the run folder {self.path}", self._begin)
@@ -90,12 +91,13 @@ class RunFolder:
         return self
 
     def _begin(self) -> None:
-        final = self.path.absolute()
+        self._place = where_it_leads(self.path)  # once: what becomes a link meanwhile leads nowhere
+        final = self._final
         if final.exists() and not final.is_dir():
             raise NotWritable(f"cannot write {self.path}: it is a file; name a folder with --out")
         if final.is_dir() and any(final.iterdir()) and not is_run(final):
             raise NotWritable(f"{self.path} is not empty and not a run of kt; name another folder with --out")
-        if final == Path.cwd():
+        if final.resolve() == Path.cwd().resolve():
             raise NotWritable(f"{self.path} is the current folder; name a folder inside it with --out")
         if self.keep and not (self.overwrite or self.continues) and is_finished(final):
             raise NotWritable(
@@ -136,6 +138,10 @@ class RunFolder:
             self._remove()
             self._rename_in(late)
             raise
+
+    @property
+    def _final(self) -> Path:
+        return self._place.absolute()
 
     @property
     def folder(self) -> Path:
@@ -190,9 +196,9 @@ class RunFolder:
             self._lock.release()
 
     def _take_name(self) -> None:
-        final = self.path.absolute()
+        final = self._final
         if is_finished(final) and not (self.overwrite or self.continues):
-            self.path = _free(self.path, "-", 2)
+            self.path = _free(self._place, "-", 2)
             warn_user(f"another run has taken {final.name} meanwhile; this one is {self.path}")
             self._temporary.rename(self.path)
             return
@@ -206,10 +212,9 @@ class RunFolder:
 
     def make_room(self) -> Path | None:
         """Move a finished run of this name, or a folder with an edit in it, aside now, and say where it is."""
-        final = self.path.absolute()
-        if not parallel.is_main() or not (is_finished(final) or holds_edit(final)):
+        if not parallel.is_main() or not (is_finished(final := self._final) or holds_edit(final)):
             return None
-        old = _free(self.path, ".replaced-", 1)
+        old = _free(self._place, ".replaced-", 1)
         final.rename(old)
         tell_user(f"the run that was {self.path} is {old} now")
         return old
@@ -257,7 +262,7 @@ def _swap(new: Path, final: Path) -> None:
 def clear_leftovers(final: Path) -> None:
     """Delete temporary folders that killed processes left beside `final`; restore a previous run that was renamed."""
     name = re.escape(final.name[:100])
-    for path in sorted(final.parent.iterdir()):
+    for path in sorted(each for each in final.parent.iterdir() if not each.is_symlink()):
         if re.fullmatch(rf"{name}\.tmp-[0-9a-f]{{8}}", path.name) and path.is_dir() and abandoned(path):
             shutil.rmtree(path, ignore_errors=True)
         elif re.fullmatch(rf"{name}\.old-[0-9a-f]{{8}}", path.name) and path.is_dir():

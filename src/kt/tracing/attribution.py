@@ -31,6 +31,7 @@ from torch import Tensor
 
 from .._util.progress import Progress
 from ..errors import BadFact, WorkFailed
+from ..model.devices import require_gradients
 from ..model.layout import unwrap_tuple
 from ..model.model import TracedModel
 from ..model.prefix import Prefix, new_cache, prefix_is_reusable, saved
@@ -135,6 +136,7 @@ def run_from(model: TracedModel, prompts: Prompts, shared: Shared, sources: Sequ
 
 def _gradients(model: TracedModel, scores: Float[Tensor, "metric row"], live: Sequence[Tensor]) -> list[Tensor]:
     """By source, both metrics stacked. Rows are independent, so the gradient of their sum holds each row's gradient."""
+    require_gradients("attribution patching (method='atp')")
     if not scores.requires_grad:
         raise WorkFailed(f"{model.name} cannot be differentiated; trace it with method='exact'")
     prob, logit_diff = scores

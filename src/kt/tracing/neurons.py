@@ -29,6 +29,7 @@ from .._util.progress import Progress
 from ..errors import BadFact, KtError
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
+from ..model.devices import require_gradients
 from ..model.effects import refuse_text
 from ..model.model import TracedModel
 from ..model.prefix import saved
@@ -172,6 +173,7 @@ def knowledge_neurons(
     if steps < 1:
         raise KtError(f"steps {steps} must be at least 1: the points of the integral")
     model.require_weights("attributing an answer to neurons")
+    require_gradients("attributing an answer to neurons")
     plain = [n for n in model.layers_with(Kind.MLP) if model.layout.at(n).mixture is None]
     widths = {model.key_size(Site(Kind.MLP, layer)) for layer in plain}
     if len(plain) < model.n_layers or len(widths) > 1:

@@ -41,6 +41,7 @@ from ..._util.text import count
 from ...errors import BadFact, Diverged, KtError, WorkFailed, warn_user
 from ...facts.fact import Fact, n_places
 from ...facts.load import facts_from
+from ...model.devices import require_gradients
 from ...model.identity import about
 from ...model.sites import Site
 from ...model.tokens import joint_ids
@@ -166,6 +167,7 @@ def train_editor(
     """
     one_of(method, NETWORKS, "method that learns")
     model.require_weights("training an editor")
+    require_gradients("training an editor")
     refuse_effects(model, "an editor is trained for the model alone; take that back first")
     chosen = TrainingSettings.of(method, settings)
     sites = _sites(model, method, layers_mlp, modules)

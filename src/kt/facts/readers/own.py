@@ -90,7 +90,10 @@ def _answers(record: Record, key: str) -> tuple[str | None, tuple[str, ...]]:
     if isinstance(record.data.get(key), list):
         return record.answer_and_aliases(key)
     text = record.text(key)
-    return (None if text in NO_ANSWER else text), ()
+    if text in NO_ANSWER:
+        record.notes.append(f"{key} {text!r}, a special token, is read as none")
+        return None, ()
+    return text, ()
 
 
 PROMPT_KEYS = ("prompt", "answer", "original", "kind", "aliases", "target_prefix", "ground_truth")
