@@ -149,6 +149,28 @@ def test_an_edit_that_does_not_fit_leaves_a_live_stack_as_it_was():
         stack.revert_(other)
 
 
+def test_what_was_written_over_a_live_stack_is_not_lost_but_by_force():
+    model = loaded()
+    base = fingerprints(model, NAMES)
+    stack = kt.EditStack([by_hand(model, 1)])
+    stack.apply_(model)
+    later = on_top(model, [], 2)
+    later.apply_(model)
+    with_both = fingerprints(model, NAMES)
+    third = by_hand(model, 3)
+    for change in (stack.revert_, lambda m: stack.remove(1), lambda m: stack.push(third, force=True)):
+        with pytest.raises(KtError, match="changed after apply_; take that back first"):
+            change(model)
+        assert fingerprints(model, NAMES) == with_both and len(stack.edits) == 1
+    later.revert_(model)
+    stack.revert_(model)
+    assert fingerprints(model, NAMES) == base
+    stack.apply_(model)
+    later.apply_(model)
+    stack.revert_(model, force=True)
+    assert fingerprints(model, NAMES) == base
+
+
 def test_an_exception_inside_brings_the_base_back():
     model = loaded()
     before = model.fingerprint()

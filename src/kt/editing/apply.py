@@ -216,11 +216,23 @@ def write_checked(edit: Applicable, model: TracedModel) -> None:
         )
 
 
-def changed_since(taken: MatchedWeights, model: TracedModel) -> list[str]:
-    """The weights that hold neither what `apply_` left nor the bytes from before it: another program changed them."""
+def refuse_changed(taken: MatchedWeights, model: TracedModel, give_up: str) -> None:
+    """Refuse to put bytes back over weights that another program, or another edit, has changed since.
+
+    Args:
+        give_up: what puts them back anyway.
+
+    Raises:
+        KtError: weights hold neither what `apply_` left nor the bytes from before it.
+    """
     now = fingerprints(model, list(taken.before))
     moved = [name for name in taken.before if now[name] != taken.after[name]]
-    return [name for name in moved if not model.holds(name, taken.before[name])]
+    changed = [name for name in moved if not model.holds(name, taken.before[name])]
+    if changed:
+        raise KtError(
+            f"{len(changed)} of {len(taken.before)} weights ({', '.join(changed[:3])}) were changed after apply_; take "
+            f"that back first, or give it up with {give_up}"
+        )
 
 
 def _base(edit: Applicable) -> str:

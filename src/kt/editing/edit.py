@@ -217,12 +217,8 @@ class Edit(Shown):
             raise KtError("this edit was not applied to this model with apply_; there is nothing to revert")
         with model.writing():
             model.require_free(self.names, "revert the edit after that block")
-            changed = [] if force else apply.changed_since(kept, model)
-            if changed:
-                raise KtError(
-                    f"{len(changed)} of {len(kept.before)} weights ({', '.join(changed[:3])}) were changed after "
-                    "apply_; take that back first, or give it up with revert_(model, force=True)"
-                )
+            if not force:
+                apply.refuse_changed(kept, model, "revert_(model, force=True)")
             model.put_back(kept.before, without(model.effects, self._effects))
             model.keep_effects((), self._effects)
             del self._taken[model.module]

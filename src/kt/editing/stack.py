@@ -30,7 +30,15 @@ from ..model.effects import Effect, together, without
 from ..model.model import A_MODEL
 from ..model.update import Update
 from ..report import Shown, Table
-from .apply import difference, fingerprints, other_model, refuse_other_shapes, write_checked
+from .apply import (
+    MatchedWeights,
+    difference,
+    fingerprints,
+    other_model,
+    refuse_changed,
+    refuse_other_shapes,
+    write_checked,
+)
 from .edit import AN_EDIT, Edit
 from .edit_io import SEEN, fits, read_by_checks
 from .file_kind import STACK, is_json
@@ -38,7 +46,6 @@ from .file_kind import STACK, is_json
 if TYPE_CHECKING:
     from ..facts.fact import Fact
     from ..model.model import TracedModel
-    from ..model.weights import Copy
 
 
 # Edits on top of each other: what one of them is in a stack, and how they are written in order.
@@ -184,7 +191,7 @@ class EditStack(Shown):
     @takes(edits=((Iterable,), "a list of edits"))
     def __init__(self, edits: Iterable[Edit] = ()) -> None:
         self._layers: tuple[Layer, ...] = ()
-        self._live: tuple[TracedModel, dict[str, Copy]] | None = None
+        self._live: tuple[TracedModel, MatchedWeights] | None = None
         for edit in edits:
             self.push(edit)
 
@@ -329,14 +336,16 @@ class EditStack(Shown):
     def _become(self, layers: tuple[Layer, ...]) -> None:
         """Take these edits; a model that the stack stands in follows, or keeps its bytes where one does not fit."""
         if self._live is not None:
-            model, base = self._live
+            model, taken = self._live
             touched = {name for layer in layers for name in layer.edit.names}
             with model.writing():
-                model.require_free(touched | set(base), "change the stack after that block")
-                base |= model.copies(touched - set(base))
+                model.require_free(touched | set(taken.before), "change the stack after that block")
+                refuse_changed(taken, model, "the stack's revert_(model, force=True)")
+                base = taken.before | model.copies(touched - set(taken.before))
                 with model.undone_on_failure(base) as (_, effects):
                     model.put_back(base, without(effects, self._effects))
                     write_in_order(model, layers)
+                    self._live = model, MatchedWeights(base, fingerprints(model, list(base)))
                 model.keep_effects(_effects(layers), self._effects)
         self._layers = layers
 
@@ -367,17 +376,24 @@ class EditStack(Shown):
             model.require_free(self.names, "apply the stack before or after that block, or as a block inside it")
             with model.undone_on_failure(self.names) as (base, _):
                 write_in_order(model, self._layers, force)
+                self._live = model, MatchedWeights(base, fingerprints(model, list(base)))
             model.keep_effects(self._effects)
-        self._live = (model, base)
 
     @takes(model=A_MODEL)
-    def revert_(self, model: TracedModel) -> None:
-        """Bring back the exact bytes that `model` had before `apply_`."""
+    def revert_(self, model: TracedModel, force: bool = False) -> None:
+        """Bring back the exact bytes that `model` had before `apply_`.
+
+        Raises:
+            KtError: it was not applied here, or the weights were changed since (`force` puts the bytes back anyway).
+        """
         if self._live is None or self._live[0].module is not model.module:
             raise KtError("this stack was not applied to this model with apply_; there is nothing to revert")
+        taken = self._live[1]
         with model.writing():
-            model.require_free(self._live[1], "revert the stack after that block")
-            model.put_back(self._live[1], without(model.effects, self._effects))
+            model.require_free(taken.before, "revert the stack after that block")
+            if not force:
+                refuse_changed(taken, model, "revert_(model, force=True)")
+            model.put_back(taken.before, without(model.effects, self._effects))
             model.keep_effects((), self._effects)
         self._live = None
 
