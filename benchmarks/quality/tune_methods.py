@@ -29,6 +29,7 @@ from kt.errors import KtError
 N_TUNING, N_TABLE = 30, 100
 SCORE = ("edit_success_tf_exact", "paraphrase_tf_exact", "neighbourhood_same_argmax")
 ROME = {"layers": [[0], [1], [2]], "clamp_norm_factor": [1.5, 4.0]}
+FT = {"lr": [5e-4, 2e-3, 5e-3], "layers": [[1], [3], [5]]}
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "memit": {"mom2_update_weight": [15.0, 50.0, 150.0], "clamp_norm_factor": [1.0, 1.5]},
     "intattn": {"alpha": [0.3], "mom2_update_weight": [15.0, 50.0, 150.0], "clamp_norm_factor": [1.0, 1.5]},
@@ -46,7 +47,12 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
         "v_weight_decay_high": [1e-3, 0.5],
     },
     "ultraedit": {"lr": [1e-4, 3e-4, 1e-3, 3e-3], "layers": [[5, 6, 7]]},
-    "ft": {"lr": [5e-4, 2e-3, 5e-3], "layers": [[1], [3], [5]]},
+    "ft": FT,
+    "ft-m": FT,
+    "locft": FT,
+    "crispedit": {"lr": [2e-3, 5e-3, 2e-2], "layers": [[1, 2, 3], [5]]},
+    "wise": ROME,
+    "memoir": ROME,
     "ft-l": {"norm_constraint": [3e-3, 1e-2, 3e-2], "layers": [[1], [3]], "lr": [2e-3]},
     "ft-wd": {"lr": [2e-4, 1e-3, 3e-3], "weight_decay": [1e-3], "layers": [[1], [3]]},
     "lora": {"lr": [2e-3, 5e-3, 2e-2], "num_steps": [30, 70], "layers": [[1, 2, 3]]},
