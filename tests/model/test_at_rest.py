@@ -10,6 +10,7 @@ import pytest
 import torch
 from edits_by_hand import random_edit
 from families import byte_level_tokenizer, tiny_module
+from nnsight.tracing.backend import Backend
 
 import kt
 from kt._util.data import plain
@@ -218,6 +219,18 @@ def test_a_read_inside_a_threads_own_forward_and_after_a_failed_one_waits_for_no
     with pytest.raises(ZeroDivisionError), model.one_forward():
         raise ZeroDivisionError
     assert torch.equal(in_threads(lambda: model.logits(batch))[0], expected)
+
+
+@pytest.mark.parametrize("borrowed", [False, True])
+def test_a_trace_that_is_asked_for_elsewhere_goes_there(borrowed, monkeypatch):
+    """nnsight chooses where a remote trace runs where it is given no place."""
+    module = tiny_module("llama")
+    model = TracedModel(module, byte_level_tokenizer(), "LlamaForCausalLM", borrowed=borrowed)
+    sent = []
+    monkeypatch.setattr(type(model.nnsight), "_remote_backend", lambda self, *asked: sent.append(asked[0]) or Backend())
+    with model.nnsight.trace(**model.inputs(model.encode(["Her"])), remote="local"):
+        pass
+    assert sent == ["local"]
 
 
 def test_a_module_that_was_changed_after_the_load_says_so_in_one_line():

@@ -95,11 +95,11 @@ class _OneAtATime(Backend):
             try:
                 self.inner(tracer)
             except Exception as error:
-                refuse_changed(self.model, error)
+                refuse_new_parts(self.model, error)
                 raise
 
 
-def refuse_changed(model: TransformersModel, error: Exception) -> None:
+def refuse_new_parts(model: TransformersModel, error: Exception) -> None:
     """Say that a forward failed because the module has other parts than it was loaded with. (Asked only then.)
 
     Raises:
@@ -117,9 +117,10 @@ def refuse_changed(model: TransformersModel, error: Exception) -> None:
 class SharedModel(TransformersModel):
     """nnsight's model of a module that several threads may read."""
 
-    def trace(self, *given: Any, backend: Backend | None = None, **named: Any) -> Any:
-        """A trace that runs while no other thread runs the module."""
-        return super().trace(*given, backend=_OneAtATime(backend or Backend(), self), **named)
+    def trace(self, *given: Any, backend: Backend | None = None, remote: bool | str = False, **named: Any) -> Any:
+        """A trace that runs while no other thread runs the module; a remote one, elsewhere, is nnsight's own."""
+        here = backend if remote else _OneAtATime(backend or Backend(), self)
+        return super().trace(*given, backend=here, remote=remote, **named)
 
     def interleave(self, *given: Any, **named: Any) -> Any:
         """Every forward of a trace and of a generation goes through here."""
@@ -132,6 +133,14 @@ class SharedModel(TransformersModel):
         return (object.__new__, (TransformersModel,), *state)
 
 
+class RestingModel(SharedModel):
+    """nnsight's model of a module that somebody else may train."""
+
+    def interleave(self, *given: Any, **named: Any) -> Any:
+        with at_rest(self._module):
+            return super().interleave(*given, **named)
+
+
 @contextmanager
 def padding_kept(tokenizer: Any) -> Iterator[None]:
     """nnsight gives a tokenizer a padding token and side; they are as they were after the block."""
@@ -142,11 +151,3 @@ def padding_kept(tokenizer: Any) -> Iterator[None]:
         for name, value in before.items():
             if getattr(tokenizer, name, None) != value:
                 setattr(tokenizer, name, value)
-
-
-class RestingModel(SharedModel):
-    """nnsight's model of a module that somebody else may train."""
-
-    def interleave(self, *given: Any, **named: Any) -> Any:
-        with at_rest(self._module):
-            return super().interleave(*given, **named)
