@@ -263,11 +263,11 @@ def failed_check(verdict: Verdict | None) -> str | None:
 
 def check_changed(edits: Sequence[Edit]) -> None:
     """An update can be finite, not zero, and still vanish in the rounding of a 16-bit weight."""
-    from ..editing.request_report import log_probs_of
+    from ..editing.request_report import with_log_probs
     from ..editing.rounding import WARN_BELOW
 
     written = [edit for edit in edits if edit.effect is None]
-    reports = [pair for e in written for pair in zip(e.report, log_probs_of(e.manifest, e.report), strict=True)]
+    reports = [pair for edit in written for pair in with_log_probs(edit.manifest, edit.report)]
     told = [log_probs.get("target", request.target_prob) for request, log_probs in reports]
     if not written or not all(before == after for before, after in told):
         return

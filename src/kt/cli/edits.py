@@ -171,10 +171,10 @@ def requests_before_after(edit: Edit) -> Table:
     """Target and old answer before and after; texts are clipped."""
     prob, rank = Column("prob", before_after), Column("rank", before_after)
     columns: list[str | Column] = ["prompt", "target", prob, rank, "old answer", prob, rank]
-    from ..editing.request_report import log_probs_of
+    from ..editing.request_report import with_log_probs
 
     rows = []
-    for r, log_probs in zip(edit.report, log_probs_of(edit.manifest, edit.report), strict=True):
+    for r, log_probs in with_log_probs(edit.manifest, edit.report):
         target_prob, answer_prob = r.as_told(log_probs)
         rows.append([
             *(shown(r.prompt), shown(r.target), target_prob, r.target_rank),
@@ -287,7 +287,7 @@ def conflicts_inside(model: TracedModel, layers: EditStack) -> list[tuple[int, C
 
 def read_back(model: TracedModel, layers: EditStack) -> list[dict[str, Any]]:
     """Every request with all edits in: the target's probability and rank, beside those when it was solved."""
-    from ..editing.request_report import log_probs_of
+    from ..editing.request_report import with_log_probs
     from ..editing.rounding import readings
     from ..editing.stack import facts_of
 
@@ -297,11 +297,10 @@ def read_back(model: TracedModel, layers: EditStack) -> list[dict[str, Any]]:
             facts = facts_of([edit])
             solved: list[dict[str, Any] | None] = [None] * len(facts)
             if len(edit.report) == len(facts):
-                told = zip(edit.report, log_probs_of(edit.manifest, edit.report), strict=True)
                 solved = [
                     {"prob": r.target_prob[1], "rank": r.target_rank[1]}
                     | ({"log_prob": logs["target"][1]} if "target" in logs else {})
-                    for r, logs in told
+                    for r, logs in with_log_probs(edit.manifest, edit.report)
                 ]
             for fact, reading, alone in zip(facts, readings(model, facts), solved, strict=True):
                 rows.append({

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..report.table import before_after, cell_text
 from ..stats import Interval
 from . import apply, edit_io
 from .apply import FileState, MatchedWeights
-from .request_report import RequestReport, log_probs_of
+from .request_report import LogProbs, RequestReport, with_log_probs
 from .verdict import Verdict
 
 if TYPE_CHECKING:
@@ -320,8 +320,7 @@ class Edit(Shown):
         known: list[str] = [name for name in ("method", "alpha", "model") if name in self.manifest]
         effect = {} if self.effect is None else {"effect": {"kind": self.effect.kind, "place": self.effect.place}}
         known += [name for name in ("alphas", "value_change", "lost_to_rounding") if self.manifest.get(name)]
-        told = zip(self.report, log_probs_of(self.manifest, self.report), strict=True)
-        requests = [_request(request, log_probs) for request, log_probs in told]
+        requests = [_request(request, log_probs) for request, log_probs in with_log_probs(self.manifest, self.report)]
         found = {"deltas": self.deltas(), "requests": requests, "verdict": self.verdict and self.verdict.as_dict()}
         return {name: self.manifest[name] for name in known} | effect | found
 
@@ -434,7 +433,7 @@ class Edit(Shown):
 
 def requests_table(edits: Sequence[Edit]) -> Table:
     """Target and old answer before and after, of all edits; beside them the control of a joint edit."""
-    reports = [pair for e in edits for pair in zip(e.report, log_probs_of(e.manifest, e.report), strict=True)]
+    reports = [pair for edit in edits for pair in with_log_probs(edit.manifest, edit.report)]
     joint = any(request.control_prob is not None for request, _ in reports)
     prob, rank = Column("prob", before_after), Column("rank", before_after)
     columns: list[str | Column] = ["prompt", "target", prob, *(["MLP alone"] if joint else []), rank]
@@ -457,7 +456,7 @@ def verdict_tables(verdict: Verdict | None) -> list[Table]:
     return [Table(["verdict"], [[verdict.text]]), *([Table(["warnings"], lines, only="page")] if lines else [])]
 
 
-def _request(report: RequestReport, log_probs: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+def _request(report: RequestReport, log_probs: LogProbs) -> dict[str, Any]:
     """For `--json`: texts, and {before, after} of what was measured (None where it was not)."""
     values: dict[str, Any] = {name: getattr(report, name) for name in ("id", "prompt", "subject", "target", "answer")}
     for name in ("target_prob", "target_rank", "answer_prob", "answer_rank"):

@@ -30,7 +30,7 @@ class RequestReport:
     control_prob: float | None = None
     """The target's probability under the edit's control (a joint edit's MLP part alone)."""
 
-    def as_told(self, log_probs: Mapping[str, tuple[float, float]]) -> tuple[Any, Any]:
+    def as_told(self, log_probs: LogProbs) -> tuple[Any, Any]:
         """Probabilities of target and old answer for a table: numbers, or texts where a float has no room for them."""
         pairs = {"target": self.target_prob, "answer": self.answer_prob}
         texts = [tuple(map(told_prob, log_probs[name])) if name in log_probs else pair for name, pair in pairs.items()]
@@ -41,13 +41,19 @@ class RequestReport:
         return f"RequestReport({self.prompt!r} {self.target!r}: probability {prob}, rank {rank})"
 
 
-def log_probs_of(manifest: Mapping[str, Any], report: Sequence[RequestReport]) -> list[dict[str, tuple[float, float]]]:
-    """By request, the natural logarithms of `target` and `answer` before and after, where a float has no room for the
-    probabilities themselves (`LEAST`)."""
+LogProbs = Mapping[str, tuple[float, float]]
+"""Natural logarithms of the probabilities of `target` and `answer`, before and after."""
+
+
+def with_log_probs(
+    manifest: Mapping[str, Any], report: Sequence[RequestReport]
+) -> list[tuple[RequestReport, LogProbs]]:
+    """Each request with the logarithms of those of its probabilities for which a float has no room (`LEAST`)."""
     known = manifest.get(LOG_PROBS) or []
     if len(known) != len(report):
-        return [{} for _ in report]
-    return [{name: (pair[0], pair[1]) for name, pair in row.items()} for row in known]
+        return [(request, {}) for request in report]
+    rows = [{name: (pair[0], pair[1]) for name, pair in row.items()} for row in known]
+    return list(zip(report, rows, strict=True))
 
 
 def told(prob: float | None, log_prob: float | None) -> float | str | None:

@@ -21,7 +21,7 @@ from ..evaluation.perplexity import check_losses
 from ..facts.fact import Fact
 from ..model.scoring import answer_row, teacher_force
 from ..runs import parallel
-from .request_report import RequestReport, log_probs_of, told_prob
+from .request_report import LogProbs, RequestReport, told_prob, with_log_probs
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -142,9 +142,7 @@ class Verdict:
         knobs = Knobs.of(str(manifest.get("method")))
         if manifest.get("not_found"):  # of a context edit: no model follows a text that it is not given
             knobs = knobs._replace(more=UNFOUND, free=UNFOUND, apart=UNFOUND)
-        fallen = [
-            told for r, logs in zip(report, log_probs_of(manifest, report), strict=True) if (told := _fell(r, logs))
-        ]
+        fallen = [told for r, logs in with_log_probs(manifest, report) if (told := _fell(r, logs))]
         numbers = replace(numbers, warnings=tuple(numbers._warnings(report, fallen, knobs)))
         return numbers.lacking(manifest.get("unwritten", ()))
 
@@ -215,9 +213,7 @@ class Verdict:
             warn_user(line, FailedCheck)
 
     def _warnings(self, report: Sequence[RequestReport], fallen: Sequence[tuple[str, str]], knobs: Knobs) -> list[str]:
-        """Args:
-        fallen: the targets that are less likely than before, with their probabilities.
-        """
+        """The lines, where `fallen` are the targets less likely than before, with their probabilities."""
         lines = []
         apart = knobs.apart if len(report) > 1 or not knobs.layers else ALONE
         changed = [(n, f"x {r:.2f}") for n, r in self.norm_ratios.items() if not _within(r)]
@@ -293,7 +289,7 @@ def _took(report: RequestReport) -> bool:
     return report.target_rank[1] <= MOST_RANK and not math.isnan(report.target_prob[1])
 
 
-def _fell(report: RequestReport, log_probs: Mapping[str, tuple[float, float]]) -> tuple[str, str] | None:
+def _fell(report: RequestReport, log_probs: LogProbs) -> tuple[str, str] | None:
     """The request and its target's probability before and after, where that is less likely than before."""
     told = [f"{prob:.3g}" for prob in report.target_prob]
     before, after = report.target_prob
