@@ -41,7 +41,7 @@ def lines(model: kt.TracedModel) -> Iterator[str]:
     """The rows of the table as Markdown."""
     samples = samples_of(kt.load_facts("demo", limit=FACTS))
     for protocols in (("tf",), ("tf", "prob"), ("gen",), ("gen", "wild")):
-        plan = plan_questions(model, samples, Options(protocols, 64, 0, "auto", None, None))
+        plan = plan_questions(model, samples, Options(protocols, 64, 0, "auto", None, compared=False, reference=None))
         if plan.forced:
             alone = partial(teacher_force, model, plan.forced, share_prefixes=False)
             together = partial(teacher_force, model, plan.forced)

@@ -36,7 +36,8 @@ def rows(small: bool) -> Iterator[Row]:
     rate = product_rate()
     few = [Site(Kind.MLP, layer) for layer in (range(1, 3) if small else range(3, 8))]
     every = [Site(kind, layer) for layer in range(layers) for kind in (Kind.ATTN, Kind.MLP)]
-    batches = [rows for block in blocks(model, corpus, tokens) for rows in block.forwards]
+    forwards = [documents for block in blocks(model, corpus, tokens) for documents in block.forwards]
+    batches = [[document.ids for document in documents] for documents in forwards]
     plain_forward(model, batches[:1])
     asked = {"one layer's down_proj": few[-1:], f"{len(few)} layers' down_proj": few, "every W_o and down_proj": every}
     plain = measured(lambda: plain_forward(model, batches))[1]

@@ -44,7 +44,7 @@ def random_gpt2(layers: int, width: int, vocabulary: int = 50_257) -> kt.TracedM
         bos_token_id=vocabulary - 1,
         eos_token_id=vocabulary - 1,
     )
-    module = GPT2LMHeadModel(config)
+    module = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for name, weight in module.named_parameters():
             if weight.dim() == 2:
