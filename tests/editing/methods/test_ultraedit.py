@@ -1,5 +1,8 @@
 """UltraEdit: pairs against plain hooks, the closed form against numpy, and what a session remembers."""
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,9 @@ from kt.editing.closed_form.contexts import Contexts
 from kt.editing.closed_form.second_moment import Statistics
 from kt.editing.plan import EditHistory, SolveContext
 from kt.editing.ultraedit import Pairs, Running, UltraEdit, answer_pairs, ridge_fit, value_shifts
+from kt.editing.verdict import TextReading
 from kt.errors import UnknownSite, WorkFailed
+from kt.evaluation.perplexity import check_losses
 from kt.model.sites import Kind, Site
 from kt.model.tokens import encode_ids, target_ids, token_ids
 from kt.model.update import Dense, LowRank
@@ -373,11 +378,13 @@ def test_an_automatic_rate_starts_where_most_tokens_are_certain_to_first_order_a
         losses += (-logp[range(len(answer)), list(answer)]).tolist()
         falls += fall.tolist()
     start = rate * lifelong.automatic_rate(torch.tensor(losses), torch.tensor(falls))
-    found = []
+    found, before = [], check_losses(model).perplexity().mean
     for each in (start * 2 ** (k / 2) for k in range(lifelong.RATES)):
         with model.restored(auto.written):
             for name, written in auto.written.items():
                 model.write(name, written.update.scaled(each / rate))
+            if found and not check_losses(model).perplexity().mean <= lifelong.MOST_HARM * before:
+                break
             said, likely = 0, 0.0
             for ids, answer in (row_of(model, fact) for fact in FACTS):
                 logp = model.logits(encode_ids([ids], 0), len(answer))[0].log_softmax(-1)
@@ -387,6 +394,30 @@ def test_an_automatic_rate_starts_where_most_tokens_are_certain_to_first_order_a
         if said / len(FACTS) >= 0.9:
             break
     assert max(found)[2] == pytest.approx(rate, rel=1e-2)
+
+
+@pytest.mark.parametrize(("read", "steps"), [((10, 11, 19, 20, 21), 2), ((10, 30, 30), 0), ((10, 11, math.nan), 0)])
+def test_an_automatic_rate_grows_no_further_than_where_it_doubles_the_perplexity_of_an_unrelated_text(
+    llama, monkeypatch, read, steps
+):
+    def rate():
+        edit = UltraEdit((0, 1, 2), ("mlp",), lr="auto", ridge="auto").solve(setting_of(llama), FACTS)
+        return {written.chosen["lr"] for written in edit.written.values()}.pop()
+
+    class Said(NamedTuple):
+        is_greedy: bool
+        log_prob: float
+
+    count = iter(range(100))  # each rate makes the answers likelier, and none is ever said
+    monkeypatch.setattr(lifelong, "target_scores", lambda *_: [Said(False, next(count))] * len(FACTS))
+    monkeypatch.setattr(lifelong, "RATES", 1)
+    start = rate()
+    monkeypatch.setattr(lifelong, "RATES", 6)
+    assert math.log2(rate() / start) * 2 == pytest.approx(5)  # the tiny model's perplexity does not change
+    texts = iter(read)
+    monkeypatch.setattr(lifelong, "read_text", lambda _: TextReading(next(texts), "a text", 10))
+    assert math.log2(rate() / start) * 2 == pytest.approx(steps)
+    assert next(texts, None) is None
 
 
 def test_the_first_order_fall_is_the_same_in_factors_and_dense(llama):
