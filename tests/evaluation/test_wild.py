@@ -28,6 +28,7 @@ class Parrot:
     def __init__(self, says, chat=None):
         inner = tiny_model("gpt2")
         self.module, self.vocab_size, self.name = inner.module, inner.vocab_size, "parrot"
+        self.most_positions = inner.most_positions
         self.tokenizer = byte_level_tokenizer()
         self.says, self.asked = says, []
         self.tokenizer.chat_template = chat

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -153,6 +154,23 @@ def test_the_recipe_has_every_method_and_wrong_ones_are_one_line(tmp_path):
         ),
         ('["memti"]', "[]", None),
         ("batches = [5]", "batches = [9]", "data.edits = 5"),
+        ("batches = [5]", "singles = 6", "data.edits = 5"),
+        ("batches = [5]", "batches = [5, 5]", "twice"),
+        ("batches = [5]", "batches = [2.7]", "batches is 2.7; give a whole number of at least 1"),
+        ("batches = [5]", "batches = [true]", "batches is True; give a whole number"),
+        ("batches = [5]", "singles = -3", "singles is -3; give a whole number of at least 0"),
+        ("batches = [5]", "steps = [4]\nstep = 0", "step is 0; give a whole number of at least 1"),
+        ("batches = [5]", "batches = [5]\nfluency = -1", "fluency is -1"),
+        ("batches = [5]", "", "names no number of edits"),
+        ("edits = 5", "edits = 5.5", "edits is 5.5; give a whole number"),
+        ("edits = 5", "edits = 5\nseeds = [true]", "seeds is True; give a whole number"),
+        ("edits = 5", "edits = 5\nseeds = []", "seeds is empty"),
+        ("[data]", "[[rows]]\nlabel = 'a'\nmethod = 'memit'\noptions = { v_lrr = 1 }\n[data]", "did you mean v_lr?"),
+        (
+            "[data]",
+            "[[rows]]\nlabel = 'a'\nmethod = 'memit'\noptions = { v_num_grad_steps = 0 }\n[data]",
+            "row 'a': v_num_grad_steps must be at least 1",
+        ),
     ]:
         path.write_text(text.replace(old, new) if "memti" in old else text.replace('"memti"', "").replace(old, new))
         if words is None:
@@ -160,3 +178,41 @@ def test_the_recipe_has_every_method_and_wrong_ones_are_one_line(tmp_path):
             continue
         with pytest.raises(BadFile, match=words):
             read_recipe(path)
+
+
+def test_a_limit_takes_numbers_of_edits_away_and_adds_none_beside_them():
+    recipe = replace(read_recipe("methods"), singles=5, batches=(10, 100), steps=(100, 500))
+    sizes = lambda limit, **own: (lambda r: (r.singles, r.batches, r.steps))(replace(recipe, **own).limited(limit))  # noqa: E731
+    assert sizes(None) == (5, (10, 100), (100, 500))
+    assert sizes(200) == (5, (10, 100), (100,))
+    assert sizes(3) == (3, (3,), ())
+    assert sizes(3, batches=(), steps=(2, 6)) == (3, (), (2,))
+    assert sizes(3, batches=(), steps=(6,)) == (3, (), (3,))
+
+
+def test_single_facts_are_as_many_as_asked_for_whatever_else_is_edited(demo, facts, few):
+    alone = methods_table(demo, facts, {"scr": {"method": "scr"}}, [Place("single", 1)], singles=3, **few)
+    assert alone.rows[0].metrics[SHOWN["edit success"]]["n"] == 3
+    with pytest.raises(KtError, match="places is empty"):
+        methods_table(demo, facts, {"scr": {"method": "scr"}}, [], **few)
+
+
+def test_a_seed_takes_the_place_of_the_recipes_own(tmp_path, capsys):
+    run = ["run", "methods", "--smoke", "--quiet", "--no-progress", "--only", "memit"]
+    found = []
+    for seed, given in ((0, []), (7, ["--seed", "7"])):
+        main([*run, *given, "-o", str(tmp_path / f"s{seed}")])
+        held, manifest = (
+            json.loads((tmp_path / f"s{seed}/{name}.json").read_text()) for name in ("results", "manifest")
+        )
+        model = held["models"]["smollm2"]
+        assert manifest["seed"] == model["seed"] == seed
+        found.append([row["metrics"] for row in model["rows"]])
+    assert found[0] != found[1]
+    with pytest.raises(SystemExit) as ended:
+        main([*run, "--seed", "8", "--resume", str(tmp_path / "s7")])
+    assert ended.value.code == 2 and "seed" in capsys.readouterr().err
+    with pytest.raises(KtError, match="draws nothing by chance"):
+        read_recipe("jeep-figure-2").seeded(1)
+    assert read_recipe("intattn-figures-1-2").seeded(3).settings["seed"] == 3
+    assert read_recipe("intattn-table-1").seeded(3).seeds == (3,)

@@ -9,7 +9,7 @@ import torch
 from edits_by_hand import random_edit
 from families import byte_level_tokenizer, tiny_model, tiny_module
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, MptConfig, MptForCausalLM
 
 import kt
 from kt.cli.edits import about_edit
@@ -148,6 +148,16 @@ def test_a_prompt_longer_than_the_positions_is_left_out_by_name_count_and_limit(
     assert trace.n_facts == len(probe.facts) == 1
     with pytest.raises(BadFact, match=REASON):  # where nothing can be left out, one line instead of an IndexError
         model.logits(model.encode([LONG.prompt]))
+
+
+def test_a_model_that_calls_its_positions_by_another_name_has_them_all_the_same():
+    config = MptConfig(vocab_size=384, d_model=32, n_layers=3, n_heads=4, max_seq_len=64)
+    model = kt.load(MptForCausalLM(config).eval(), tokenizer=byte_level_tokenizer())
+    assert [fact.id for fact in kt.contrast_probe(model, [LONG, FACT]).left_out] == ["long"]
+    with pytest.raises(BadFact, match=REASON.replace("32", "64")):
+        model.logits(model.encode([LONG.prompt]))
+    edit = kt.edit(model, [FACT], "memit", layers=[1], max_tokens=200, v_num_grad_steps=2, check=True)
+    assert edit.manifest["perplexity"]["before"] > 1
 
 
 def test_a_token_beyond_the_embedding_is_left_out_by_name():

@@ -35,6 +35,7 @@ class RecipeOptions(FigureOptions, RunOptions):
     ] = "all"
     facts: Annotated[str | None, Opt("--facts", "-f", help="A file in place of the recipe's data.")] = None
     limit: Annotated[int | None, Opt("--limit", min=1, help="Take no more than so many facts.")] = None
+    seed: Annotated[int | None, Opt("--seed", help="In place of the recipe's seeds.")] = None  # type: ignore[assignment]
     statistics: Annotated[Path | None, option_of(SolveOptions, "statistics")] = None
     corpus: Annotated[str | None, Opt("--corpus", help="Text for the key moments [default: the recipe's].")] = None
     only: Annotated[str | None, Opt("--only", metavar="METHOD,...", help="Of a table of methods these rows alone.")] = (
@@ -54,13 +55,15 @@ def run(options: RecipeOptions) -> None:
 
     if options.recipe == "ls":
         return list_recipes(options)
-    recipe = read_recipe(options.recipe).limited(options.limit)
+    recipe = read_recipe(options.recipe).limited(options.limit).seeded(options.seed)
     if options.smoke and (options.model != "all" or options.facts):
         raise BadOption("--smoke runs the demo model on demo facts; leave --model and --facts out")
     chosen, taken = models_of(recipe, options.model), checked(recipe, options)
     folder = points_folder(options, recipe.name)
     options = replace(options, out=folder)
     with session(options) as s:
+        seeds = recipe.drawn_with()
+        s.run.manifest["seed"] = seeds[0] if len(seeds) == 1 else [*seeds] or None
         result = _run(s, recipe, options, chosen, taken)
         take_over(s, folder)
         s.run.describe_data("demo" if options.smoke else options.facts or recipe.facts, result.n_facts)

@@ -18,7 +18,7 @@ from .._util.files import atomic_write, write_named
 from ..errors import KtError
 from ..facts.corpus import Corpus, corpus_for, tokens_for
 from ..runs import parallel
-from ..runs.folder import RunFolder, default_folder
+from ..runs.folder import RunFolder, default_folder, is_finished
 from ..runs.journal import SETTINGS, Journal, claim, todays_names
 from ..runs.provenance import versions
 from . import checks, interrupt, outputs, parse, processes
@@ -247,6 +247,8 @@ def _checked(options: RunOptions) -> Path:
     slug = Path(getattr(options, "model", "demo").partition("@")[0]).name
     path = run_path(options) or default_folder(options.command, slug)
     if isinstance(options, LongRunOptions) and not getattr(options, "dry_run", False):
+        if options.resume is not None and not unfinished(path).exists() and is_finished(path):
+            raise BadOption(f"--resume {options.resume}: that run is finished; leave --resume out to begin another one")
         claim(unfinished(path), {}, options.resume is not None)
     return path
 

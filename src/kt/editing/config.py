@@ -303,7 +303,7 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0,
     if wanted is tuple and not (isinstance(value, tuple) and all(_is_whole(part) for part in value)):
         shown = f"{list(value)!r} must be" if isinstance(value, tuple) else f"{value!r} is no tuple of"
         raise KtError(f"{name} {shown} whole numbers from 0, as [4, 5]")
-    if not (number if wanted is float else isinstance(value, wanted)):
+    if not (number if wanted is float else isinstance(value, wanted) and (number or wanted is not int)):
         others = f", nor {AUTO}" if automatic else ""
         raise KtError(f"{name} {value!r} is no {wanted.__name__}{others}; see docs/methods.md")
     if number and value > MOST:  # before isfinite, which a whole number beyond float64 makes fail

@@ -362,7 +362,7 @@ def demonstrations(pool: str, model: str) -> list[Fact]:
 
 def fitting(model: TracedModel, shown: Sequence[str], last: str) -> str:
     """Demonstrations and the text behind them, without the first ones that a model has no room for."""
-    most = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
+    most = model.most_positions
     texts = list(shown)
     while texts and most is not None and len(token_ids(model.tokenizer, "".join(texts) + last)) > ROOM * most:
         texts.pop(0)

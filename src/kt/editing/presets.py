@@ -202,12 +202,7 @@ def configured(
     **given: Any,
 ) -> Config:
     """`resolve.configure` for a preset that is known; needs no model."""
-    chosen = method_named(method)
-    if why := unused((name for name, value in given.items() if value is not None), [method], OPTIONS):
-        raise KtError(why)
-    given, types = _renamed(given), setting_types()
-    for name, value in given.items():
-        check_value(name, types[name], tuple(value) if isinstance(value, list | range | set) else value)
+    chosen, given = method_named(method), checked_settings(method, **given)
     if not chosen.writes_attention and alpha not in (None, 0, 0.0):
         raise KtError(f"alpha {alpha!r} was given to a method that leaves attention alone; use intattn, or no alpha")
     shared = {} if known is None else known.shared(method, variant)
@@ -226,6 +221,22 @@ def configured(
     config = chosen.of(values)
     config.refuse_idle({name: value for name, value in given.items() if value is not None})
     return config
+
+
+def checked_settings(method: str, /, **given: Any) -> dict[str, Any]:
+    """The settings under their own names, where the method has each and its value is of the right type and range.
+
+    Raises:
+        KtError: it has not, or it is not.
+    """
+    if why := unused((name for name, value in given.items() if value is not None), [method], OPTIONS):
+        raise KtError(why)
+    given, types, own = _renamed(given), setting_types(), method_named(method).settings()
+    for name, value in given.items():
+        about = own[plain_name(name)]
+        value = tuple(value) if isinstance(value, list | range | set) else value
+        check_value(name, types[name], value, about.least, about.most)
+    return given
 
 
 def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:

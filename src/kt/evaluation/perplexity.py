@@ -124,7 +124,7 @@ def windows(model: TracedModel, corpus: Corpus) -> Windows:
 
 def _windows(model: TracedModel, corpus: Corpus, most: int, window: int) -> Windows:
     """The windows of documents, of up to `most` tokens each, until `most` tokens are reached."""
-    longest = getattr(model.module.config.get_text_config(), "max_position_embeddings", None) or window
+    longest = model.most_positions or window
     rows: list[Row] = []
     owner: list[int] = []
     total = 0

@@ -286,7 +286,7 @@ def evaluate(
         >>> scores.metrics["edit_success_tf_exact"].mean, scores.metrics["edit_success_tf_exact"].n
         (0.0, 4)
     """
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
+    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise BadFact(f"batch size {batch_size!r} is not understood; give a number from 1, or auto")
     chosen = _chosen(protocols, generate, judge, max_new_tokens, heldout)
     facts = distinct_facts(facts_from(requests), whole=True)

@@ -135,7 +135,7 @@ def room(model: TracedModel, prompt: str, total: int) -> int:
 
 def _free_positions(model: TracedModel, prompt: str, tokens: int) -> int:
     """At most `tokens` positions behind the prompt; fewer where the model has no more."""
-    longest = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
+    longest = model.most_positions
     read = token_ids(reader(model), rendered(model, prompt))
     return max(0, tokens if longest is None else min(tokens, longest - len(read)))
 

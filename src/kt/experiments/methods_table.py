@@ -169,7 +169,7 @@ def methods_table(
         methods: arguments of `kt.edit` by the row's name.
         places: how many edits, and how; all methods at the first, then at the second, ...
         against: names of rows that the others are compared with.
-        singles: how many facts are edited alone, each by itself, where a place is `single`.
+        singles: how many facts, at most, are edited alone, each by itself, where a place is `single`.
         step: requests a group, where a place is `steps`.
         fluency: of how many of the facts text is generated.
         heldout: the text of the perplexity, as in `kt.evaluate`.
@@ -182,7 +182,9 @@ def methods_table(
         KtError: fewer facts than a place edits, or a folder that holds rows with other settings.
     """
     stage = stage_or_bars(stage)
-    most = max(place.edits for place in places)
+    if not places:
+        raise KtError("places is empty; name at least one number of edits")
+    most = max(min(singles, len(facts)) if place.mode == "single" else place.edits for place in places)
     if most > len(facts):
         raise KtError(f"the table edits {most} facts, and there are {len(facts)}; give more facts, or fewer edits")
     facts = facts[:most]

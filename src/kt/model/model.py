@@ -281,9 +281,18 @@ class TracedModel(Weights):
         """Why the model cannot read a row of token `ids`, with its count and the limit; None if it can."""
         return self._too_long(len(ids)) or self._beyond(max(ids, default=0))
 
+    @cached_property
+    def most_positions(self) -> int | None:
+        """The longest row that the configuration says the model reads, in tokens; None where it names no limit."""
+        config = self.module.config.get_text_config()
+        named = (
+            getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")
+        )  # MPT has the latter
+        return next((limit for limit in named if isinstance(limit, int) and limit > 0), None)
+
     def _too_long(self, length: int) -> str | None:
-        limit = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
-        too_long = isinstance(limit, int) and 0 < limit < length
+        limit = self.most_positions
+        too_long = limit is not None and limit < length
         return f"the prompt has {length} tokens, and the model {limit} positions" if too_long else None
 
     def _beyond(self, token: int) -> str | None:

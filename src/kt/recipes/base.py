@@ -66,6 +66,20 @@ class PaperRecipe:
             return self
         return replace(self, n_facts=limit)
 
+    def seeded(self: Recipe, seed: int | None) -> Recipe:
+        """The recipe with this seed in place of its own.
+
+        Raises:
+            KtError: it draws nothing by chance.
+        """
+        if seed is None:
+            return self
+        raise KtError(f"recipe {self.name} is of kind {self.kind}, which draws nothing by chance; leave seed out")
+
+    def drawn_with(self) -> Sequence[int]:
+        """The seeds that everything it draws comes from."""
+        return ()
+
     def smoked(self: Recipe) -> Recipe:
         """The recipe on the demo model and demo facts; a kind takes away more."""
         label = next(iter(self.models))
@@ -109,6 +123,17 @@ class Kind(NamedTuple):
     tables: Mapping[str, Keys]
     read: Callable[[Path, Mapping[str, Any], Mapping[str, Any]], PaperRecipe]
     run: Callable[[Any, How], RecipeRun]
+
+
+def whole(path: Path, key: str, value: Any, least: int = 0) -> int:
+    """A number of a recipe that counts something.
+
+    Raises:
+        BadFile: it is no whole number, or below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadFile(f"{path}: {key} is {value!r}; give a whole number of at least {least}")
+    return value
 
 
 SHARED = Keys(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import KtError
 from ..report import Table
 from ..runs.folder import FILES
-from .base import How, Keys, Kind
+from .base import How, Keys, Kind, whole
 from .claims import NOTHING, Claim, Finding, Verdict, read_claims, tables
 from .edited import TABLES, EditedRecipe, editable, read_edited, read_rows
 from .result import MISSING, RecipeRun
@@ -141,7 +141,7 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> C
         **edited,
         rows=rows,
         subject=case.get("subject"),
-        tokens=int(case.get("tokens", 12)),
+        tokens=whole(path, "[case] tokens", case.get("tokens", 12), 1),
         claims=claims,
     )
 

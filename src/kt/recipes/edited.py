@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..editing.methods import METHODS, used_by
+from ..editing.presets import OPTIONS, checked_settings
 from ..errors import BadFile, KtError
 from ..facts.fact import Fact
-from .base import How, Keys, PaperRecipe, facts_of
+from .base import How, Keys, PaperRecipe, facts_of, whole
 
 Shown = TypeVar("Shown")
 Edited = TypeVar("Edited", bound="EditedRecipe")
@@ -74,6 +75,12 @@ class EditedRecipe(PaperRecipe):
         small = {"n_facts": max(SMOKE_EDITS), "variant": None, "corpus": "demo", "max_tokens": SMOKE_TOKENS}
         return replace(super().smoked(), seeds=self.seeds[:1], **small)  # type: ignore[arg-type]
 
+    def seeded(self: Edited, seed: int | None) -> Edited:
+        return self if seed is None else replace(self, seeds=(seed,))
+
+    def drawn_with(self) -> Sequence[int]:
+        return self.seeds
+
     def options_of(self, line: Line[Any], smoke: bool) -> dict[str, Any]:
         """The arguments of `kt.edit` for a row that has a method."""
         options = dict(line.options)
@@ -90,15 +97,17 @@ class EditedRecipe(PaperRecipe):
 def read_edited(path: Path, content: Mapping[str, Any], one_seed: str = "") -> dict[str, Any]:
     """[data] and [statistics] as arguments of an `EditedRecipe`; `one_seed` says why a kind takes no more than one."""
     data, statistics = content["data"], content.get("statistics", {})
-    seeds = tuple(int(seed) for seed in data.get("seeds", (0,)))
+    seeds = tuple(whole(path, "[data] seeds", seed) for seed in data.get("seeds", (0,)))
+    if not seeds:
+        raise BadFile(f"{path}: [data] seeds is empty; give one or more, or leave it out")
     if one_seed and len(seeds) != 1:
         raise BadFile(f"{path}: {one_seed}; give seeds one number")
     return {
-        "n_facts": int(data["edits"]),
+        "n_facts": whole(path, "[data] edits", data["edits"], 1),
         "seeds": seeds,
         "variant": data.get("variant"),
         "corpus": statistics.get("corpus", "auto"),
-        "max_tokens": int(statistics.get("max_tokens", 100_000)),
+        "max_tokens": whole(path, "[statistics] max_tokens", statistics.get("max_tokens", 100_000), 1),
     }
 
 
@@ -122,6 +131,13 @@ def read_rows(
         label, method = str(row["label"]), row.get("method")
         if method is not None and method not in METHODS:
             raise BadFile(f"{path}: row {label!r}: no method {method!r}; there are {', '.join(METHODS)}")
+        options = dict(row.get("options", {}))
+        if method is not None:
+            settings = {name: value for name, value in options.items() if name not in OPTIONS}
+            try:
+                checked_settings(method, **settings)
+            except KtError as error:
+                raise BadFile(f"{path}: row {label!r}: {error}") from error
         cited = {}
         for key, entries in row.get("paper", {}).items():
             model, _, at = key.partition("/")
@@ -134,7 +150,7 @@ def read_rows(
                 given = f"{len(entries)} {what.format(width)}"
                 raise BadFile(f"{path}: row {label!r}: {key!r} has {given}; give one each")
             cited[key] = tuple(map(shown, entries))
-        rows.append(Line(label, method, bool(row.get("unedited", False)), dict(row.get("options", {})), cited))
+        rows.append(Line(label, method, bool(row.get("unedited", False)), options, cited))
     return tuple(rows)
 
 

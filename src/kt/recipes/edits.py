@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import BadFile
 from ..report import Figure
 from .base import How, Keys, Kind
 from .edited import SMOKE_EDITS, TABLES, Cited, edited_facts, read_edited, read_rows
@@ -60,10 +61,12 @@ class EditsRun(TableRun):
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> EditsRecipe:
     axis, columns = content.get("axis", {}), dict(content["columns"])
-    values = tuple(float(value) for value in axis.get("values", ()))
+    values, edited = tuple(float(value) for value in axis.get("values", ())), read_edited(path, content)
+    if axis.get("name") == "edits" and any(n != int(n) or not 1 <= n <= edited["n_facts"] for n in values):
+        raise BadFile(f"{path}: [axis] edits between 1 and data.edits = {edited['n_facts']} facts; correct its values")
     return EditsRecipe(
         **shared,
-        **read_edited(path, content),
+        **edited,
         rows=read_rows(path, content, len(columns), Cited.of, values),
         columns=columns,
         axis=axis.get("name", ""),

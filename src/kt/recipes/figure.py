@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from ..errors import KtError
 from ..facts.fact import Fact
 from ..report import Figure, Table
-from .base import How, Keys, PaperRecipe, facts_of
+from .base import How, Keys, PaperRecipe, facts_of, whole
 from .claims import Claim, Verdict, note, tables
 from .result import RecipeRun
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 
 DATA = Keys(("facts", "url", "format", "most"), ("facts",))
+
+
+def most_of(path: Path, content: Mapping[str, Any]) -> int | None:
+    """How many facts [data] says to take; None for all."""
+    most = content["data"].get("most")
+    return None if most is None else whole(path, "[data] most", most, 1)
 
 
 class Measured(Protocol):

@@ -12,7 +12,7 @@ from ..editing.config import one_of
 from ..editing.methods import METHODS
 from ..errors import BadFile
 from ..report import Table
-from .base import How, Keys, Kind
+from .base import How, Keys, Kind, whole
 from .edited import TABLES, EditedRecipe, edited_facts, read_edited, read_rows
 from .result import RecipeRun
 
@@ -37,12 +37,16 @@ class MethodsRecipe(EditedRecipe):
     tokens: int | None
 
     def limited(self, limit: int | None) -> MethodsRecipe:
-        """Only the numbers of edits up to the limit."""
+        """Only the numbers of edits up to the limit; where all are beyond it, the limit itself."""
         fewer = super().limited(limit)
         if fewer is self or limit is None:
             return self
         batches, steps = (tuple(n for n in sizes if n <= limit) for sizes in (self.batches, self.steps))
-        return replace(fewer, batches=batches or (limit,), steps=steps, singles=min(self.singles, limit))
+        if not batches and self.batches:
+            batches = (limit,)
+        elif not batches and not steps and self.steps:
+            steps = (limit,)
+        return replace(fewer, batches=batches, steps=steps, singles=min(self.singles, limit))
 
     def named(self, names: Sequence[str]) -> list[str]:
         """The names, where each is a row's.
@@ -79,7 +83,11 @@ class MethodsRun(RecipeRun):
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> MethodsRecipe:
     places = content["places"]
     rows = content.get("rows") or [{"label": name, "method": name} for name in METHODS]
-    batches, steps = (tuple(int(n) for n in places.get(name, ())) for name in ("batches", "steps"))
+    batches, steps = (_sizes(path, places, name) for name in ("batches", "steps"))
+    single, step, fluency = (
+        whole(path, f"[places] {name}", places.get(name, usual), least)
+        for name, usual, least in (("singles", 0, 0), ("step", 10, 1), ("fluency", 10, 0))
+    )
     lines = read_rows(path, {**content, "rows": rows}, 1, str)
     if wrong := [line.label for line in lines if line.method is None]:
         raise BadFile(f"{path}: row {wrong[0]!r} has no method; give it one")
@@ -88,7 +96,9 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> M
     if wrong := sorted(set(content.get("against", ())) - {line.label for line in lines}):
         raise BadFile(f"{path}: against names {wrong[0]!r}, which is no row; name one of the rows")
     edited = read_edited(path, content, one_seed="methods are compared with one seed")
-    if any(n < 1 or n > edited["n_facts"] for n in (*batches, *steps)):
+    if not (batches or steps or single):
+        raise BadFile(f"{path}: [places] names no number of edits; give singles, batches or steps")
+    if any(n > edited["n_facts"] for n in (*batches, *steps, single)):
         raise BadFile(f"{path}: [places] edits between 1 and data.edits = {edited['n_facts']} facts; correct them")
     return MethodsRecipe(
         **shared,
@@ -96,12 +106,20 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> M
         batches=batches,
         steps=steps,
         rows=lines,
-        step=int(places.get("step", 10)),
-        singles=int(places.get("singles", 0)),
-        fluency=int(places.get("fluency", 10)),
+        step=step,
+        singles=single,
+        fluency=fluency,
         against=tuple(map(str, content.get("against", ()))),
-        tokens=content.get("statistics", {}).get("max_tokens"),
+        tokens=edited["max_tokens"] if "max_tokens" in content.get("statistics", {}) else None,
     )
+
+
+def _sizes(path: Path, places: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """The numbers of edits of `batches` or `steps`, each once."""
+    sizes = tuple(whole(path, f"[places] {name}", n, 1) for n in places.get(name, ()))
+    if len(set(sizes)) < len(sizes):
+        raise BadFile(f"{path}: [places] {name} names a number twice; name each once")
+    return sizes
 
 
 def run(recipe: MethodsRecipe, how: How) -> MethodsRun:

@@ -17,7 +17,7 @@ from ..stats import Interval
 from . import probe_checks
 from .base import How, Keys, Kind
 from .claims import read_claims, shown
-from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run
+from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run, most_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -48,14 +48,14 @@ class ProbeRecipe(FigureRecipe):
 
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> ProbeRecipe:
-    settings, most = content["probe"], content["data"].get("most")
+    settings = content["probe"]
     if settings["draws"] not in WHICH:
         raise ValueError(f"draws = {settings['draws']!r}, not {' or '.join(WHICH)}")
     if (settings["draws"] == "sets") != ("sets" in settings):
         raise ValueError("draws = 'sets' and sets = ... belong together; give both or neither")
     return ProbeRecipe(
         **shared,
-        n_facts=None if most is None else int(most),
+        n_facts=most_of(path, content),
         claims=read_claims(path, content, probe_checks.CHECKS, probe_checks.VALUES),
         draws=settings["draws"],
         final_norm=bool(settings.get("final_norm", True)),

@@ -5,7 +5,7 @@ One trace a model gives both figures. It is not kept on the way: an interrupted 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ..runs.folder import FILES
 from . import trace_checks
 from .base import How, Keys, Kind
 from .claims import peak_layer, peak_words, read_claims
-from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run
+from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run, most_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -40,13 +40,18 @@ class TraceRecipe(FigureRecipe):
     kinds: tuple[str, ...]
     settings: Mapping[str, Any]
 
+    def seeded(self, seed: int | None) -> TraceRecipe:
+        return self if seed is None else replace(self, settings={**self.settings, "seed": seed})
+
+    def drawn_with(self) -> Sequence[int]:
+        return [self.settings.get("seed", 0)]
+
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> TraceRecipe:
     settings = dict(content.get("trace", {}))
-    most = content["data"].get("most")
     return TraceRecipe(
         **shared,
-        n_facts=None if most is None else int(most),
+        n_facts=most_of(path, content),
         claims=read_claims(path, content, trace_checks.CHECKS, trace_checks.VALUES),
         kinds=tuple(settings.pop("kinds", ("mlp", "attn"))),
         settings=settings,

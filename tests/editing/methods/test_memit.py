@@ -29,6 +29,8 @@ def test_it_aims_at_the_residual_stream_after_the_last_layer():
         ({"v_lr": float("nan")}, "v_lr nan must be zero or more"),
         ({"v_num_grad_steps": 0}, "v_num_grad_steps must be at least 1"),
         ({"v_num_grad_steps": 2.5}, "v_num_grad_steps 2.5 is no int"),
+        ({"v_num_grad_steps": True}, "v_num_grad_steps True is no int"),  # Python takes it for 1
+        ({"v_num_grad_steps": False}, "v_num_grad_steps False is no int"),
         ({"layers_mlp": 3}, "layers_mlp 3 is no tuple"),
     ],
 )

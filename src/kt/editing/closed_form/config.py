@@ -279,7 +279,7 @@ def check_alpha(alpha: Any, name: str = "alpha", words: tuple[str, ...] = WORDS)
         return str(alpha)
     try:
         value = float(alpha)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = float("nan")
     if not 0 <= value <= 1:
         others = f"be {', '.join(words)}, or " if words else ""

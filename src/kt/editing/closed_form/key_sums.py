@@ -265,8 +265,7 @@ def _marks(max_tokens: int) -> list[int]:
 
 
 def _documents(model: TracedModel, corpus: Corpus, max_tokens: int, start: int) -> Iterator[Document]:
-    positions = getattr(model.module.config.get_text_config(), "max_position_embeddings", None)
-    limit, used = min(LONGEST, int(positions or LONGEST)), 0
+    limit, used = min(LONGEST, model.most_positions or LONGEST), 0
     for window in _windows(model, corpus, limit, max_tokens):
         ids = window[: max_tokens - used]
         used += len(ids)
