@@ -11,7 +11,7 @@ Nothing is shared between sessions, and nothing lives in a module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import cache
@@ -35,6 +35,7 @@ from ..model.effects import without
 from ..model.model import TracedModel
 from ..model.update import Update
 from ..runs.journal import Journal
+from .apply import MatchedWeights, fingerprints, refuse_changed
 from .closed_form.contexts import Contexts
 from .closed_form.norm_guards import GUARDS, SAMPLE, NormAnchor, NormGuard, OwnNorm
 from .closed_form.second_moment import Statistics
@@ -159,7 +160,9 @@ class EditSession:
         self._contexts = Contexts.of(context_templates) if context_templates else None
         self._given_templates = self._contexts is not None
         self._evidence = Evidence()
-        self._original: dict[str, Copy] = {}
+        self._original: dict[str, Copy] = {}  # before the first edit: of what steps wrote, and a norm guard reads
+        self._written: set[str] = set()
+        self._left: dict[str, str] = {}  # of one that was not: each written weight's fingerprint, as its steps left it
         self._held: list[Kept] = []  # of a session that was entered: what leaving it puts back
         self._inside = self._ended = False
         self._texts: dict[int, TextReading | None] = {}  # by number of steps, so that none is read twice
@@ -180,12 +183,17 @@ class EditSession:
             result, plan, context, facts = self._solve(requests)
             with self.model.writing():
                 with self.model.undone_on_failure(result.names) as (before, effects):
+                    foreign = [] if self._inside else self._changed(before)
                     result.write(self.model)
                     if self.keeps_history:
                         plan.update_history(context, facts)
                 self._original = before | self._original
+                self._written |= before.keys()
                 if self._inside:
                     self._hold(before, effects, result)
+                else:  # a weight that somebody wrote between two steps keeps its old mark: it counts as changed
+                    own = [name for name in before if name not in foreign]
+                    self._left |= fingerprints(self.model, own)
             self.steps.append(result)
         self._solved = self._solving
         self._texts[len(self.steps)] = text_reading(result.manifest, "after")
@@ -209,6 +217,7 @@ class EditSession:
         self.model.require_weights("an edit")
         require_gradients("an edit")
         self._solves += 1
+        self._original = self._before_steps()
         facts = distinct_requests(read_requests(self.model, requests), self.options.strict)
         with self.model.at_rest():
             config = self._resolve(facts)
@@ -369,6 +378,10 @@ class EditSession:
         """The model's effects but for those of the session's own steps."""
         return without(self.model.effects, [step.effect for step in self.steps if step.effect is not None])
 
+    def _before_steps(self) -> dict[str, Copy]:
+        """The bytes of the weights that a step wrote. Others, which a norm guard took, are not to be written back."""
+        return {name: kept for name, kept in self._original.items() if name in self._written}
+
     def _before(self, name: str) -> Tensor:
         """A weight from before the first edit."""
         kept = self._original.get(name)
@@ -382,10 +395,25 @@ class EditSession:
         if copies or edit.effect is not None or not self._held:
             self._held.append(self.model.begin(copies, effects))
 
+    def _changed(self, names: Iterable[str]) -> list[str]:
+        """Those of these weights that somebody has written since the session's own steps wrote them."""
+        known = [name for name in names if name in self._left]
+        now = fingerprints(self.model, known)
+        return [name for name in known if now[name] != self._left[name]]
+
+    def _refuse_changed(self) -> None:
+        """Nothing holds the weights of a session that is not entered: what others wrote since is not overwritten.
+
+        Raises:
+            KtError: they did.
+        """
+        taken = MatchedWeights({name: self._original[name] for name in self._left}, self._left)
+        refuse_changed(taken, self.model, "the session's revert(force=True)", "the session's last edit")
+
     def _let_go(self, ended: bool = True) -> None:
         """Put the weights and effects from before the session's writes back, the last first."""
         if not self._inside:
-            self.model.put_back(self._original, self._effects)
+            self.model.put_back(self._before_steps(), self._effects)
             return
         with self.model.writing(), ExitStack() as blocks:
             for kept in self._held:
@@ -456,21 +484,32 @@ class EditSession:
             read_back(self.model, whole, self._requests, before, text=self._texts.get(0))
         return self._note_sources(whole)
 
-    def revert(self) -> None:
-        """The exact bytes from before the first edit; the session begins anew."""
+    def revert(self, force: bool = False) -> None:
+        """The exact bytes from before the first edit; the session begins anew.
+
+        Raises:
+            KtError: the session was not entered, and the weights were changed since its last edit (`force` puts the
+                bytes back anyway).
+        """
         self._require_open("revert")
-        self._let_go()
+        with self.model.writing():
+            if not force:
+                self._refuse_changed()
+            self._let_go()
+        self._left = {}
         self._original, self.steps, self._requests, self._solved, self._anchors = {}, [], [], {}, {}
+        self._written = set()
         self.unwritten = []
         self._texts = {0: self._texts.get(0)}
         self.state = EditHistory(self._history)
 
     def __enter__(self) -> EditSession:
         self._refuse_entry()
-        self._inside = True
+        self._refuse_changed()
+        self._left, self._inside = {}, True  # from here on an open block holds them
         if self.steps:  # written before the block, which takes them back
             with self.model.writing():
-                self._held.append(self.model.begin(self._original, self._effects))
+                self._held.append(self.model.begin(self._before_steps(), self._effects))
         return self
 
     def _refuse_entry(self) -> None:
