@@ -53,6 +53,31 @@ def test_context_templates_that_a_method_does_not_read_are_said_once_to_be_witho
     assert _same(edits[0], edits[1]) == (not reads)
 
 
+@pytest.mark.parametrize(
+    ("method", "reads", "settings"),
+    [
+        *((name, False, {}) for name in ("ft", "grace", "ice", "unke", "ultraedit")),
+        ("rome", False, {"mom2_adjustment": False}),
+        *((name, True, {}) for name in ("rome", "memit", "crispedit")),
+    ],
+)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_statistics_that_a_method_does_not_read_are_said_once_to_be_without_effect(
+    setting, method, reads, settings, as_file
+):
+    given = {"check": False} | used_by(method, {"layers_mlp": (1,), "v_num_grad_steps": 1, "num_steps": 1}) | settings
+    moments = statistics(*setting)
+    file = moments.files["model.layers.1.mlp.down_proj"]
+    session = kt.EditSession(setting[0], method, statistics=file if as_file else moments, **given)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        session.solve(REQUESTS)
+        session.solve(REQUESTS)
+    said = [str(w.message) for w in found if "statistics are without effect" in str(w.message)]
+    line = f"statistics are without effect: {method}, as it is set, takes no second moments; leave them out"
+    assert said == ([] if reads else [line])
+
+
 def _same(one, other):
     """Whether two edits have the same numbers."""
     found = [each.effect.arrays() if each.effect else {n: each.delta(n) for n in each.names} for each in (one, other)]

@@ -79,7 +79,7 @@ class EditSession:
         model: the model that is edited.
         config: a method's configuration, or a method's name (see `kt ls methods`), which `options` then configure.
         statistics: second moments by module name; None takes them over `corpus` and caches them. The factors of a
-            `Statistics` object are computed once for every edit that it is given to.
+            `Statistics` object are computed once for every edit that it is given to. A method that takes none says so.
         context_templates: flat list or list of groups; None lets the model write the method's prefixes from `seed`.
             A method that reads none says so.
         seed: of every random draw.
@@ -152,7 +152,7 @@ class EditSession:
         self.steps: list[Edit] = []
         self.unwritten: list[Fact] = []  # requests of steps that had nothing to write, which the caller went on behind
         self._requests: list[Fact] = []
-        self._given_statistics = statistics
+        self._given_statistics, self._told = statistics, False
         self._statistics: Statistics | None = None
         for group in context_templates or ():
             if not isinstance(group, Sequence) or not group:
@@ -231,7 +231,7 @@ class EditSession:
                     keep = plan.keeps_keys and options.update_guard != "simie"
                 self.options = replace(options, hold=False, keep_history=keep, norm_guard=guard)
             self._refuse(plan)
-            self._warn_of_templates(plan)
+            self._warn_of_unused(plan)
             context = self._context(plan, facts)
             if self.options.update_guard == "simie":  # solves as if there were no earlier edits
                 with self.unedited():
@@ -296,8 +296,15 @@ class EditSession:
             edit.manifest["sources"] = dict(self._evidence.sources)
         return edit
 
-    def _warn_of_templates(self, plan: Plan) -> None:
-        """Say once that the method reads no context templates; a warning, since they are given to all methods alike."""
+    def _warn_of_unused(self, plan: Plan) -> None:
+        """Say once that the method reads no context templates, or no second moments; a warning, since they are given to
+        all methods alike."""
+        if self._given_statistics is not None and not plan.moment_sites and not self._told:
+            warn_user(
+                f"statistics are without effect: {self.config.name}, as it is set, takes no second moments; leave them "
+                "out"
+            )
+            self._told = True
         if self._given_templates and not reads_contexts(plan):
             warn_user(
                 f"context_templates are without effect: {self.config.name} reads the requests' own prompts; leave them "
