@@ -121,3 +121,34 @@ def test_pictures_replace_pictures(work, refused, flag, begins):
     other = "--svg" if flag == "--png" else "--png"
     assert "is there already" not in refused("heatmap", *NEVER, flag, "picture")  # but the model is nowhere
     assert "is there already" in refused("heatmap", *NEVER, other, "picture")
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRAWN = ("--limit", 1, "--keep", "all", "--kind", "mlp", "--samples", 1, "--metric", "prob", "--png", "map.png")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_further_picture_leaves_what_kt_did_not_draw(kt, work, model_folder, facts_file):
+    def draws(*more):
+        ran = kt("heatmap", "-m", model_folder, "-f", facts_file, *DRAWN, *more)
+        assert ran.code == 0, ran.err
+        return ran.err, {path.name: path.read_bytes() for path in Path().glob("map*")}
+
+    said, first = draws()
+    assert sorted(first) == ["map-curves.png", "map.png"] and "does not write over" not in said
+    mine = first["map.png"].replace(b"Software\0kt", b"Software\0me")
+    Path("map-curves.png").write_bytes(mine)
+    Path("map-curves-2.png").write_bytes(first["map.png"])  # one that kt drew
+    said, second = draws()
+    assert "map-curves.png is a file that kt does not write over; this figure is map-curves-2.png" in said
+    assert sorted(second) == ["map-curves-2.png", "map-curves.png", "map.png"]
+    assert second["map-curves.png"] == mine and second["map-curves-2.png"] != first["map.png"]
+    said, third = draws("--overwrite")
+    assert sorted(third) == sorted(second) and third["map-curves.png"] != mine
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_further_picture_does_not_take_the_place_of_another_output(kt, work, model_folder, facts_file):
+    ran = kt("heatmap", "-m", model_folder, "-f", facts_file, *DRAWN, "--json", "map-curves.png")
+    assert ran.code == 0 and json.loads(Path("map-curves.png").read_text())["kinds"], ran.err
+    assert Path("map-curves-2.png").is_file()

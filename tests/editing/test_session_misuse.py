@@ -53,6 +53,31 @@ def test_context_templates_that_a_method_does_not_read_are_said_once_to_be_witho
     assert _same(edits[0], edits[1]) == (not reads)
 
 
+@pytest.mark.parametrize(
+    ("method", "reads", "settings"),
+    [
+        *((name, False, {}) for name in ("ft", "grace", "ice", "unke", "ultraedit")),
+        ("rome", False, {"mom2_adjustment": False}),
+        *((name, True, {}) for name in ("rome", "memit", "crispedit")),
+    ],
+)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_statistics_that_a_method_does_not_read_are_said_once_to_be_without_effect(
+    setting, method, reads, settings, as_file
+):
+    given = {"check": False} | used_by(method, {"layers_mlp": (1,), "v_num_grad_steps": 1, "num_steps": 1}) | settings
+    moments = statistics(*setting)
+    file = moments.files["model.layers.1.mlp.down_proj"]
+    session = kt.EditSession(setting[0], method, statistics=file if as_file else moments, **given)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        session.solve(REQUESTS)
+        session.solve(REQUESTS)
+    said = [str(w.message) for w in found if "statistics are without effect" in str(w.message)]
+    line = f"statistics are without effect: {method}, as it is set, takes no second moments; leave them out"
+    assert said == ([] if reads else [line])
+
+
 def _same(one, other):
     """Whether two edits have the same numbers."""
     found = [each.effect.arrays() if each.effect else {n: each.delta(n) for n in each.names} for each in (one, other)]
@@ -137,6 +162,59 @@ def test_a_block_between_two_steps_and_an_edit_before_the_session_is_entered_are
         assert model.fingerprint() == base
         session.edit(REQUESTS[1:])
     assert model.fingerprint() == base and set(first.names).isdisjoint(other.names)
+
+
+def written_since(model, how, edit):
+    """What writes a weight of an edit beside a session, and how it is taken back."""
+    if how == "forced":
+        with pytest.warns(UserWarning, match="forced"):
+            edit.apply_(model, force=True)
+        return lambda: edit.revert_(model)
+    kept = model.copies(edit.names)
+    with torch.no_grad():
+        model.own(edit.names[0])[0, 0] += 1
+    return lambda: model.put_back(kept)
+
+
+@pytest.mark.parametrize("how", ["forced", "by hand"])
+def test_a_session_that_is_not_entered_leaves_what_was_written_since_unless_forced(setting, how):
+    model = setting[0]
+    base = model.fingerprint()
+    other, session = tuning(model).solve(REQUESTS[1:]), tuning(model)
+    session.edit(REQUESTS[:1])
+    edited = model.fingerprint()
+    take_back = written_since(model, how, other)
+    written = model.fingerprint()
+    for call in (session.revert, session.__enter__):
+        refused(call, r"1 of 1 weights .* changed after the session's last edit; take that back first.*force=True")
+        assert model.fingerprint() == written and session.steps
+    take_back()
+    assert model.fingerprint() == edited
+    session.revert()
+    assert model.fingerprint() == base
+    session.edit(REQUESTS[:1])
+    written_since(model, how, other)
+    session.edit(REQUESTS[1:])  # on top of it: its bytes cannot be brought back without that write
+    refused(session.revert, "changed after the session's last edit")
+    session.revert(force=True)
+    assert model.fingerprint() == base
+
+
+@pytest.mark.parametrize("entered", [False, True])
+def test_a_session_takes_back_what_it_wrote_and_not_what_came_between_its_solve_and_its_edit(setting, entered):
+    model = setting[0]
+    options = fast("memit", layers_mlp=(0,), v_num_grad_steps=2)
+    session = kt.EditSession(model, "memit", statistics=statistics(*setting), norm_guard="kt", check=False, **options)
+    session.solve(REQUESTS[:1])  # the norm guard keeps the weights as they are now
+    other = tuning(model, layers_mlp=(0,)).solve(REQUESTS[1:])
+    if entered:
+        session.__enter__()
+    other.apply_(model)
+    applied = model.fingerprint()
+    session.edit(REQUESTS[:1])
+    session.__exit__(None, None, None) if entered else session.revert()
+    assert model.fingerprint() == applied
+    other.revert_(model)
 
 
 def broken(what):

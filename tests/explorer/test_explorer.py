@@ -36,6 +36,7 @@ from kt.figures import heatmap
 from kt.probing import Probe
 from kt.probing.lens import KINDS, POSITIONS, LensReading
 from kt.report import Figure, Section, render
+from kt.runs.folder import FILES
 from kt.runs.report import Run
 from kt.tracing.means import grid
 
@@ -233,6 +234,26 @@ def test_explore_refuses_what_is_no_run(tmp_path, monkeypatch, capsys):
     for runs in ([], tmp_path):
         with pytest.raises(KtError, match="no facts to explore"):
             explore(runs)
+
+
+@browser
+def test_the_probability_of_an_answer_that_no_float_can_hold_is_told_by_its_logarithm(loop, tmp_path):
+    first, *rest = loop.edit.report
+    report = [replace(first, target_prob=(0.0, 0.25), answer_prob=(0.5, 0.0)), *rest]
+    logs = [{"target": [-1000.0, float(np.log(0.25))], "answer": [float(np.log(0.5)), -950.0]}, *({} for _ in rest)]
+    edit = kt.Edit(loop.edit.updates, loop.edit.manifest | {"log_probs": logs}, report=report)
+    [row] = [row.as_dict() for row in Rows([edit]).rows if row.prompt == first.prompt]
+    assert row["prob"] == ["5.1e-435", 0.25] and row["oldProb"] == [0.5, "2.6e-413"]
+    edit.save(tmp_path / FILES["edit"])
+    loop.trace.save(tmp_path / FILES["trace"])
+
+    async def visit(tab):
+        await tab.open(path, address=f"#fact={[r.prompt for r in Rows([edit]).rows].index(first.prompt)}")
+        cells = await tab.js("[...document.querySelectorAll('table.x-small tbody td')].map(e => e.innerText)")
+        assert cells[:4] == ["5.1e-435", "0.250", "0.500", "2.6e-413"]
+
+    path = explore([tmp_path]).save(tmp_path / "page.html")
+    drive(visit)
 
 
 @browser

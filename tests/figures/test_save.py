@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -15,7 +16,7 @@ import pytest
 
 from kt.errors import KtError, WorkFailed
 from kt.figures import heatmap, write_figure
-from kt.figures.save import figure_html, figure_page
+from kt.figures.save import drew, figure_html, figure_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MAKE = """
@@ -110,6 +111,25 @@ def test_png_and_svg_are_drawn_at_their_size(figure, tmp_path):
     drawn = "".join(ElementTree.fromstring(svg.read_bytes()).itertext())
     assert "m · 3 facts" in drawn and "<b>" in drawn and "</script>" in drawn
     assert not re.findall(r'(?:href|src)="https?:', svg.read_text())
+
+
+def chunks(png):
+    """The chunks of a PNG, each of which ends with its checksum."""
+    at = 8
+    while at < len(png):
+        end = at + 8 + int.from_bytes(png[at : at + 4], "big")
+        assert zlib.crc32(png[at + 4 : end]) == int.from_bytes(png[end : end + 4], "big")
+        yield png[at + 4 : end]
+        at = end + 4
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_picture_is_known_as_drawn_by_kt(figure, tmp_path):
+    files = write_figure(figure, png=tmp_path / "f.png", svg=tmp_path / "f.svg")
+    assert all(map(drew, files)) and b"tEXtSoftware\0kt" in chunks(files[0].read_bytes())
+    for file, word in zip(files, (b"Software\0kt", b"Generator: kt"), strict=True):
+        file.write_bytes(file.read_bytes().replace(word, word[:-2] + b"me"))
+    assert not any(map(drew, files))
 
 
 def test_the_room_is_imported_as_functions():

@@ -86,6 +86,27 @@ def outputs(options: Options) -> Iterator[tuple[str, Path]]:
         yield "out", Path(page)
 
 
+def further(options: Options, named: Path) -> Path:
+    """Where a further figure of `--png` or `--svg` goes, whose name kt chose: there, or with a number behind it where
+    that would replace a file of the user's. The names are known once the work is done, too late to refuse them.
+    """
+    files = [other for _, other in outputs(options)]
+    names = [named, *(named.with_stem(f"{named.stem}-{number}") for number in range(2, 10_000))]
+    return next(each for each in names if not any(same(each, file) for file in files) and ours(options, each))
+
+
+def ours(options: Options, path: Path) -> bool:
+    """Whether a picture may go to a name of kt's choice: nothing is there, or a picture that kt drew; with
+    `--overwrite` any file that the command does not read, and that is of no run."""
+    from ..figures.save import drew
+
+    if not os.path.lexists(path):
+        return True
+    if not path.is_file() or any(same(path, Path(word)) for word in words(options) if os.path.lexists(word)):
+        return False
+    return run_of(path) is None and (bool(getattr(options, "overwrite", False)) or drew(path))
+
+
 def words(options: Options) -> Iterator[str]:
     """Everything typed that may name a file to be read: alone, in a list, or as NAME=FILE."""
     written = {*KINDS, *OTHERS, "command", "argv"}

@@ -176,7 +176,12 @@ class Session:
         for kind, path in files.items():
             pictures = images([(figure, kind) for figure in self.figures.values()])
             for number, (name, picture) in enumerate(zip(self.figures, pictures, strict=True)):
-                named = path if number == 0 else path.with_stem(f"{path.stem}-{name}")
+                named = path
+                if number:
+                    beside = path.with_stem(f"{path.stem}-{name}")
+                    named = outputs.further(self.options, beside)
+                    if named != beside:
+                        self.screen.warn(f"{beside} is a file that kt does not write over; this figure is {named}")
                 self.beside.append(write_named(named, picture))
 
 

@@ -216,22 +216,23 @@ def write_checked(edit: Applicable, model: TracedModel) -> None:
         )
 
 
-def refuse_changed(taken: MatchedWeights, model: TracedModel, give_up: str) -> None:
+def refuse_changed(taken: MatchedWeights, model: TracedModel, give_up: str, since: str = "apply_") -> None:
     """Refuse to put bytes back over weights that another program, or another edit, has changed since.
 
     Args:
         give_up: what puts them back anyway.
+        since: what wrote the weights as they were taken.
 
     Raises:
-        KtError: weights hold neither what `apply_` left nor the bytes from before it.
+        KtError: weights hold neither what `since` left nor the bytes from before it.
     """
     now = fingerprints(model, list(taken.before))
     moved = [name for name in taken.before if now[name] != taken.after[name]]
     changed = [name for name in moved if not model.holds(name, taken.before[name])]
     if changed:
         raise KtError(
-            f"{len(changed)} of {len(taken.before)} weights ({', '.join(changed[:3])}) were changed after apply_; take "
-            f"that back first, or give it up with {give_up}"
+            f"{len(changed)} of {len(taken.before)} weights ({', '.join(changed[:3])}) were changed after {since}; "
+            f"take that back first, or give it up with {give_up}"
         )
 
 

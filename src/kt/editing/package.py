@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._util.text import without_folders
+from .._util.text import count, without_folders
 from ..errors import WorkFailed, warn_user
 from ..facts.fact import Fact
 from ..model.identity import about
@@ -68,6 +68,8 @@ def package(
         keys={n: w.keys.T.float().cpu().contiguous() for n, w in written.items() if w.keys is not None},
         effect=solved.effect,
     )
+    if context.guard is not None:
+        context.guard.tell(len(facts))
     if len(manifest.get("skipped", ())) < len(facts):  # where a norm guard leaves all of them alone, zero is right
         edit.check()
     warn_of_weak_targets(facts, solved)
@@ -205,15 +207,21 @@ def value_change(model: TracedModel, facts: Sequence[Fact], solved: SolveResult)
 
 
 def warn_of_weak_targets(facts: Sequence[Fact], solved: SolveResult) -> None:
+    """One line for all sites, of the one where most stay low: a method may search at every layer that it writes."""
     facts = solved.asked or facts
+    found = {}
     for aim, targets in solved.search.items():
         weak = [f.subject for f, p in zip(facts, targets.prob.tolist(), strict=True) if p < 0.5]
         if weak:
-            shown = ", ".join(repr(w) for w in weak[:3])
-            warn_user(
-                f"{len(weak)} of {len(facts)} targets stay below probability 0.5 even with their value put at {aim} "
-                f"({shown}); more v_num_grad_steps, a larger v_lr or clamp_norm_factor, or other layers may help"
-            )
+            found[aim] = weak
+    if found:
+        aim = max(found, key=lambda aim: len(found[aim]))
+        weak, others = found[aim], f" (and some at {count(len(found) - 1, 'other site')})" * (len(found) > 1)
+        shown = ", ".join(repr(w) for w in weak[:3])
+        warn_user(
+            f"{len(weak)} of {len(facts)} targets stay below probability 0.5 even with their value put at {aim}"
+            f"{others} ({shown}); more v_num_grad_steps, a larger v_lr or clamp_norm_factor, or other layers may help"
+        )
 
 
 def _warn_of_weak_writes(edit: Edit) -> None:

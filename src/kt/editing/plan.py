@@ -107,7 +107,8 @@ class SolveContext:
     """Everything that the solves of a session have in common.
 
     `guard`, where given, rescales wanted values (closed_form.norm_guards). `journal` keeps what a solve has finished.
-    `batch` has the keys of the facts that a solve fact by fact has written before. `changes` gives what the session's
+    `batch` has the keys of the facts that a solve fact by fact has written before; `told`, what a warning of this solve
+    has said, which another weight or fact does not say again. `changes` gives what the session's
     edits have added to each weight so far, `unedited` puts the weights from before them in place.
     """
 
@@ -119,6 +120,7 @@ class SolveContext:
     seed: int = 0
     journal: Journal = field(default_factory=Journal)
     batch: EditHistory = field(default_factory=EditHistory)
+    told: set[str] = field(default_factory=set)
     changes: Callable[[], Mapping[str, Update]] = dict
     unedited: Callable[[], AbstractContextManager[Any]] = nullcontext
 

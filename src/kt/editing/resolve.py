@@ -80,12 +80,14 @@ def distinct_requests(facts: Sequence[Fact], strict: bool = False) -> list[Fact]
     for fact in kept:
         if fact.relation:
             same[fact.subject.casefold(), fact.relation].append(fact)
-    for group in same.values():
-        if len({f.target for f in group}) > 1:
-            warn_user(
-                f"{len(group)} requests give {group[0].subject!r} different targets of one relation "
-                f"({group[0].target!r}, {group[1].target!r}); they may undo each other"
-            )
+    torn = [group for group in same.values() if len({f.target for f in group}) > 1]
+    if torn:
+        first, others = torn[0], f", and so do those about {count(len(torn) - 1, 'more subject')}" * (len(torn) > 1)
+        one, two = list(dict.fromkeys(fact.target for fact in first))[:2]
+        warn_user(
+            f"{len(first)} requests give {first[0].subject!r} different targets of one relation ({one!r}, {two!r})"
+            f"{others}; they may undo each other"
+        )
     return kept
 
 

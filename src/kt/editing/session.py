@@ -11,7 +11,7 @@ Nothing is shared between sessions, and nothing lives in a module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from functools import cache
@@ -35,6 +35,7 @@ from ..model.effects import without
 from ..model.model import TracedModel
 from ..model.update import Update
 from ..runs.journal import Journal
+from .apply import MatchedWeights, fingerprints, refuse_changed
 from .closed_form.contexts import Contexts
 from .closed_form.norm_guards import GUARDS, SAMPLE, NormAnchor, NormGuard, OwnNorm
 from .closed_form.second_moment import Statistics
@@ -78,7 +79,7 @@ class EditSession:
         model: the model that is edited.
         config: a method's configuration, or a method's name (see `kt ls methods`), which `options` then configure.
         statistics: second moments by module name; None takes them over `corpus` and caches them. The factors of a
-            `Statistics` object are computed once for every edit that it is given to.
+            `Statistics` object are computed once for every edit that it is given to. A method that takes none says so.
         context_templates: flat list or list of groups; None lets the model write the method's prefixes from `seed`.
             A method that reads none says so.
         seed: of every random draw.
@@ -151,7 +152,7 @@ class EditSession:
         self.steps: list[Edit] = []
         self.unwritten: list[Fact] = []  # requests of steps that had nothing to write, which the caller went on behind
         self._requests: list[Fact] = []
-        self._given_statistics = statistics
+        self._given_statistics, self._told = statistics, False
         self._statistics: Statistics | None = None
         for group in context_templates or ():
             if not isinstance(group, Sequence) or not group:
@@ -159,7 +160,9 @@ class EditSession:
         self._contexts = Contexts.of(context_templates) if context_templates else None
         self._given_templates = self._contexts is not None
         self._evidence = Evidence()
-        self._original: dict[str, Copy] = {}
+        self._original: dict[str, Copy] = {}  # before the first edit: of what steps wrote, and a norm guard reads
+        self._written: set[str] = set()
+        self._left: dict[str, str] = {}  # of one that was not: each written weight's fingerprint, as its steps left it
         self._held: list[Kept] = []  # of a session that was entered: what leaving it puts back
         self._inside = self._ended = False
         self._texts: dict[int, TextReading | None] = {}  # by number of steps, so that none is read twice
@@ -180,12 +183,17 @@ class EditSession:
             result, plan, context, facts = self._solve(requests)
             with self.model.writing():
                 with self.model.undone_on_failure(result.names) as (before, effects):
+                    foreign = [] if self._inside else self._changed(before)
                     result.write(self.model)
                     if self.keeps_history:
                         plan.update_history(context, facts)
                 self._original = before | self._original
+                self._written |= before.keys()
                 if self._inside:
                     self._hold(before, effects, result)
+                else:  # a weight that somebody wrote between two steps keeps its old mark: it counts as changed
+                    own = [name for name in before if name not in foreign]
+                    self._left |= fingerprints(self.model, own)
             self.steps.append(result)
         self._solved = self._solving
         self._texts[len(self.steps)] = text_reading(result.manifest, "after")
@@ -209,6 +217,7 @@ class EditSession:
         self.model.require_weights("an edit")
         require_gradients("an edit")
         self._solves += 1
+        self._original = self._before_steps()
         facts = distinct_requests(read_requests(self.model, requests), self.options.strict)
         with self.model.at_rest():
             config = self._resolve(facts)
@@ -222,7 +231,7 @@ class EditSession:
                     keep = plan.keeps_keys and options.update_guard != "simie"
                 self.options = replace(options, hold=False, keep_history=keep, norm_guard=guard)
             self._refuse(plan)
-            self._warn_of_templates(plan)
+            self._warn_of_unused(plan)
             context = self._context(plan, facts)
             if self.options.update_guard == "simie":  # solves as if there were no earlier edits
                 with self.unedited():
@@ -287,8 +296,15 @@ class EditSession:
             edit.manifest["sources"] = dict(self._evidence.sources)
         return edit
 
-    def _warn_of_templates(self, plan: Plan) -> None:
-        """Say once that the method reads no context templates; a warning, since they are given to all methods alike."""
+    def _warn_of_unused(self, plan: Plan) -> None:
+        """Say once that the method reads no context templates, or no second moments; a warning, since they are given to
+        all methods alike."""
+        if self._given_statistics is not None and not plan.moment_sites and not self._told:
+            warn_user(
+                f"statistics are without effect: {self.config.name}, as it is set, takes no second moments; leave them "
+                "out"
+            )
+            self._told = True
         if self._given_templates and not reads_contexts(plan):
             warn_user(
                 f"context_templates are without effect: {self.config.name} reads the requests' own prompts; leave them "
@@ -369,6 +385,10 @@ class EditSession:
         """The model's effects but for those of the session's own steps."""
         return without(self.model.effects, [step.effect for step in self.steps if step.effect is not None])
 
+    def _before_steps(self) -> dict[str, Copy]:
+        """The bytes of the weights that a step wrote. Others, which a norm guard took, are not to be written back."""
+        return {name: kept for name, kept in self._original.items() if name in self._written}
+
     def _before(self, name: str) -> Tensor:
         """A weight from before the first edit."""
         kept = self._original.get(name)
@@ -382,10 +402,25 @@ class EditSession:
         if copies or edit.effect is not None or not self._held:
             self._held.append(self.model.begin(copies, effects))
 
+    def _changed(self, names: Iterable[str]) -> list[str]:
+        """Those of these weights that somebody has written since the session's own steps wrote them."""
+        known = [name for name in names if name in self._left]
+        now = fingerprints(self.model, known)
+        return [name for name in known if now[name] != self._left[name]]
+
+    def _refuse_changed(self) -> None:
+        """Nothing holds the weights of a session that is not entered: what others wrote since is not overwritten.
+
+        Raises:
+            KtError: they did.
+        """
+        taken = MatchedWeights({name: self._original[name] for name in self._left}, self._left)
+        refuse_changed(taken, self.model, "the session's revert(force=True)", "the session's last edit")
+
     def _let_go(self, ended: bool = True) -> None:
         """Put the weights and effects from before the session's writes back, the last first."""
         if not self._inside:
-            self.model.put_back(self._original, self._effects)
+            self.model.put_back(self._before_steps(), self._effects)
             return
         with self.model.writing(), ExitStack() as blocks:
             for kept in self._held:
@@ -456,21 +491,32 @@ class EditSession:
             read_back(self.model, whole, self._requests, before, text=self._texts.get(0))
         return self._note_sources(whole)
 
-    def revert(self) -> None:
-        """The exact bytes from before the first edit; the session begins anew."""
+    def revert(self, force: bool = False) -> None:
+        """The exact bytes from before the first edit; the session begins anew.
+
+        Raises:
+            KtError: the session was not entered, and the weights were changed since its last edit (`force` puts the
+                bytes back anyway).
+        """
         self._require_open("revert")
-        self._let_go()
+        with self.model.writing():
+            if not force:
+                self._refuse_changed()
+            self._let_go()
+        self._left = {}
         self._original, self.steps, self._requests, self._solved, self._anchors = {}, [], [], {}, {}
+        self._written = set()
         self.unwritten = []
         self._texts = {0: self._texts.get(0)}
         self.state = EditHistory(self._history)
 
     def __enter__(self) -> EditSession:
         self._refuse_entry()
-        self._inside = True
+        self._refuse_changed()
+        self._left, self._inside = {}, True  # from here on an open block holds them
         if self.steps:  # written before the block, which takes them back
             with self.model.writing():
-                self._held.append(self.model.begin(self._original, self._effects))
+                self._held.append(self.model.begin(self._before_steps(), self._effects))
         return self
 
     def _refuse_entry(self) -> None:

@@ -134,12 +134,10 @@ def keys_of(history: History | None) -> dict[str, Float[Tensor, "d_in past"]]:
     state = EditHistory()
     if isinstance(history, Mapping):
         return {name: _columns(name, gram) for name, gram in history.items()}
+    if keyless := [str(edit.manifest.get("method")) for edit in history or () if not edit.keys]:
+        more = f" (and {len(keyless) - 1} more)" if len(keyless) > 1 else ""
+        warn_user(f"history: a {keyless[0]} edit{more} keeps no keys, and nothing makes the new edit leave it alone")
     for edit in history or ():
-        if not edit.keys:
-            warn_user(
-                f"history: a {edit.manifest.get('method')} edit keeps no keys, and nothing makes the new edit leave it "
-                "alone"
-            )
         for name, keys in edit.keys.items():
             state.add_keys(name, keys.T)
     return state.keys

@@ -20,9 +20,9 @@ def whole(values: ndarray, unit: int = UNIT) -> Any:
 
 
 def short(values: Any) -> Any:
-    """Four significant digits, nested as given; None for what is not finite."""
-    if values is None:
-        return None
+    """Four significant digits, nested as given; None for what is not finite. A number that is a text stays one."""
+    if values is None or isinstance(values, str):
+        return values
     if isinstance(values, tuple | list):
         return [short(value) for value in values]
     if isinstance(values, ndarray):

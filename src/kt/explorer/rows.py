@@ -14,6 +14,7 @@ import numpy as np
 
 from .._util.text import count, visible
 from ..editing import Edit
+from ..editing.request_report import told, with_log_probs
 from ..evaluation.samples import Sample
 from ..evaluation.scores import Comparison, Scores
 from ..probing import Probe
@@ -42,7 +43,8 @@ STATES = ("failed", "side effects", "holds", "not edited")
 
 @dataclass
 class Row:
-    """What the runs know of one fact. `scores` is (before, after) by metric."""
+    """What the runs know of one fact. `scores` is (before, after) by metric; so are the answers' probabilities, as text
+    where a float has no room for them."""
 
     id: str
     prompt: str
@@ -52,8 +54,8 @@ class Row:
     relation: str = ""
     was: list[str] = field(default_factory=list)
     rank: tuple[int, int] | None = None
-    prob: tuple[float, float] | None = None
-    old_prob: tuple[float, float] | None = None
+    prob: tuple[float | str | None, ...] | None = None
+    old_prob: tuple[float | str | None, ...] | None = None
     scores: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     lead: tuple[float, float] | None = None
     texts: list[dict[str, Any]] = field(default_factory=list)
@@ -160,10 +162,11 @@ class Rows:
         return self.place[fact.prompt.rstrip()]
 
     def _edit(self, edit: Edit) -> None:
-        for request in edit.report:
+        for request, logs in with_log_probs(edit.manifest, edit.report):
             row = self.row(request, "edited").fill("edited", old=request.answer, new=request.target)
             if row.rank is None:  # of several edits the first, as in the head of the page
-                row.rank, row.prob, row.old_prob = request.target_rank, request.target_prob, request.answer_prob
+                row.rank, row.prob = request.target_rank, _told(request.target_prob, logs.get("target"))
+                row.old_prob = _told(request.answer_prob, logs.get("answer"))
 
     def _scores(self, scores: Scores | Comparison) -> None:
         before, after = (scores.before, scores.after) if isinstance(scores, Comparison) else (None, scores)
@@ -195,6 +198,11 @@ class Rows:
             if counts:
                 before, after = map(float, next(scored))
                 row.lead = row.lead or (before, after)
+
+
+def _told(probs: tuple[float, float] | None, logs: tuple[float, float] | None) -> tuple[float | str | None, ...] | None:
+    """Probabilities before and after, by their logarithms where those are known."""
+    return probs if probs is None or logs is None else tuple(map(told, probs, logs))
 
 
 def _urgency(row: Row) -> tuple[int, float, float]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import html as markup
+import struct
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -33,6 +35,15 @@ CONFIG = {
     "toImageButtonOptions": {"format": "svg", "filename": "kt-figure"},
     "showSendToCloud": False,
 }
+
+_SOFTWARE = b"tEXtSoftware\0kt"
+MARKS = {
+    "png": struct.pack(">I", len(_SOFTWARE) - 4) + _SOFTWARE + struct.pack(">I", zlib.crc32(_SOFTWARE)),
+    "svg": b"<!-- Generator: kt -->",
+}
+"""What every picture that kt draws says of its origin: a text chunk behind a PNG's header, a comment in an SVG."""
+_HEADER = 33
+"""Bytes of a PNG before its second chunk."""
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -132,7 +143,8 @@ def images(pictures: Sequence[tuple[go.Figure, str]], width: int = theme.WIDTH, 
     try:
         # In a new thread, since a notebook already runs an event loop in this one.
         with ThreadPoolExecutor(1) as worker:
-            return worker.submit(lambda: asyncio.run(_draw(pictures, width, scale))).result()
+            drawn = worker.submit(lambda: asyncio.run(_draw(pictures, width, scale))).result()
+            return [_marked(picture, format) for picture, (_, format) in zip(drawn, pictures, strict=True)]
     except ChromeNotFoundError:
         raise WorkFailed(
             f"{formats} output needs a browser and none was found: install Chromium (`apt install chromium`, or "
@@ -143,6 +155,19 @@ def images(pictures: Sequence[tuple[go.Figure, str]], width: int = theme.WIDTH, 
             f"the browser could not draw {formats} ({type(error).__name__}): check that "
             "`chromium --headless --version` works, or write HTML or JSON instead"
         ) from error
+
+
+def _marked(picture: bytes, format: str) -> bytes:
+    """The picture with its origin."""
+    at = _HEADER if format == "png" else picture.index(b">", picture.index(b"<svg")) + 1
+    return picture[:at] + MARKS[format] + picture[at:]
+
+
+def drew(path: Path) -> bool:
+    """Whether a file is a PNG or an SVG that kt drew (an older kt said nothing of it)."""
+    with path.open("rb") as file:
+        head = file.read(1 << 12)
+    return head[_HEADER:].startswith(MARKS["png"]) or (head.startswith(b"<svg") and MARKS["svg"] in head)
 
 
 async def _draw(pictures: Sequence[tuple[go.Figure, str]], width: int, scale: float) -> list[bytes]:

@@ -60,6 +60,9 @@ class NormGuard(Protocol):
     @property
     def notes(self) -> dict[str, Any]: ...
 
+    def tell(self, requests: int) -> None:
+        """Say, once the solve of so many requests is done, which of them it left as they were."""
+
 
 @dataclass
 class OwnNorm:
@@ -81,6 +84,9 @@ class OwnNorm:
     @property
     def notes(self) -> dict[str, Any]:
         return {}
+
+    def tell(self, requests: int) -> None:
+        """It leaves none."""
 
 
 @dataclass
@@ -105,6 +111,7 @@ class NormAnchor:
     journal: Journal
     anchors: dict[str, float]
     skipped: list[str] = field(default_factory=list)
+    _far: set[tuple[str, str]] = field(default_factory=set)
 
     def __call__(
         self, context: SolveContext, facts: Sequence[Fact], found: Targets, objective: Objective, modules: Modules
@@ -117,25 +124,29 @@ class NormAnchor:
         for aim, value in parts.items():
             scaled = found.wanted[aim] + value * (anchors[aim] / value.norm(dim=-1, keepdim=True) - 1)
             wanted[aim] = torch.where(far[:, None], found.before[aim], scaled)
-        skipped = [fact.subject for fact, one in zip(facts, far.tolist(), strict=True) if one]
-        if skipped:
-            warn_user(
-                f"NAS leaves {len(skipped)} of {count(len(facts), 'request')} as they are ({skipped[0]!r}): the value "
-                f"that was found is more than {TOO_LONG:g} times as long as the anchor"
-            )
-        self.skipped += skipped
+        for fact, one in zip(facts, far.tolist(), strict=True):
+            if one and (fact.id, fact.prompt) not in self._far:  # another layer's value may be as long
+                self._far.add((fact.id, fact.prompt))
+                self.skipped.append(fact.subject)
         return found._replace(wanted=wanted)
 
     @property
     def notes(self) -> dict[str, Any]:
         return {"norm_anchors": dict(self.anchors), "skipped": list(self.skipped)}
 
+    def tell(self, requests: int) -> None:
+        if self.skipped:
+            warn_user(
+                f"NAS leaves {len(self.skipped)} of {count(requests, 'request')} as they are ({self.skipped[0]!r}): "
+                f"the value that was found is more than {TOO_LONG:g} times as long as the anchor"
+            )
+
     def _take_anchors(
         self, context: SolveContext, aims: list[TargetSite], objective: Objective, modules: Modules
     ) -> None:
         if all(str(aim) in self.anchors for aim in aims):
             return
-        if len(self.sample) < FEW:
+        if len(self.sample) < FEW and not self.anchors:
             warn_user(
                 f"NAS's anchor is a mean over {count(len(self.sample), 'fact')}; give norm_facts, {SAMPLE} of them"
             )

@@ -36,7 +36,7 @@ from .objective import Alignment, Objective
 from .parts import Part, find_in_turn, other_keys, parts_of
 from .passes import Again, Missing
 from .post_norm import change_of_output, of_own_length, passes_norm
-from .sequential import Restoring
+from .sequential import Restoring, holds
 from .solvers import ROUNDING, LeastSquares, RankOne, Solution, Solver, System
 from .targets import Targets, find_targets, join_targets
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from ...model.model import TracedModel
 
 
+SINGULAR = "singular"
+"""What `told` has once a solve has warned of a second moment that is all but singular."""
 TOO_LARGE = 0.2
 """‖ΔW‖ over ‖W‖ and the root of the facts, above which a write with `largest="auto"` is refused."""
 
@@ -461,7 +463,7 @@ def _solve_site(
     if path.solver.restores:
         system = _with_changes(context, name, system)
     solution = path.solver(system)
-    _check(name, solution)
+    _check(context, name, system, solution)
     if path.largest is not None:
         _check_size(model, name, solution, path.largest, len(facts))
     chosen = solution.chosen and solution.chosen.as_dict()
@@ -506,10 +508,17 @@ def _made_of(model: TracedModel, name: str, keys: Float[Tensor, "d_in n"]) -> Fl
     return model.weight(name).detach().double().cpu() @ keys.double().cpu()
 
 
-def _check(name: str, solution: Solution) -> None:
+def _check(context: SolveContext, name: str, system: System, solution: Solution) -> None:
+    """Refuse an update that is not finite. What there is to warn of is said at the first weight, or the first one that
+    leaves a request alone."""
     if not solution.update.finite:
         raise WorkFailed(f"the update of {name} is not finite; check targets and statistics")
-    if solution.ridge or solution.condition > 1e14:
+    if new := [fact for fact in solution.held if system.requests[fact] not in context.told]:
+        context.told.update(system.requests[fact] for fact in new)
+        said = holds(system, new, name)
+        warn_user(f"{said}, which evoedit never changes again: left as it is; alphaedit would change it")
+    if (solution.ridge or solution.condition > 1e14) and SINGULAR not in context.told:
+        context.told.add(SINGULAR)
         warn_user(
             f"{name}: the second moment is all but singular (condition number {solution.condition:.0e}, "
             f"ridge {solution.ridge:g}); take it over more tokens or raise mom2_update_weight"

@@ -115,7 +115,7 @@ class Statistics(Shown):
             blocks = [self.moment_of(part) for part in parts]
             sent = [self.routed.get(part.removesuffix(".weight")) for part in parts]
             experts = [(block, count) for block, count in zip(blocks, sent, strict=True) if count is not None]
-            if not experts:
+            if not experts and not any(isinstance(moment, BlockMoment) for moment in self._moments.values()):
                 warn_user(
                     f"the second moments of {name} do not say how many tokens each expert was sent, and rare experts "
                     "are held by nothing more; take them with kt cov"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import KtError, NothingToWrite, warn_user
+from ...errors import KtError, NothingToWrite
 from ...model.update import Dense, LowRank, Update
 from .auto_ridge import LEAST, single_key_ridge
 from .factor import Moment
@@ -201,7 +201,12 @@ class Evolving(NullSpace):
             )
         free = inside - span @ (span.T @ inside)
         held = free.norm(dim=0) <= system.rounding * inside.norm(dim=0)
-        _tell_held(system, held)
+        which = tuple(held.nonzero()[:, 0].tolist())
+        if len(which) == len(held):
+            raise NothingToWrite(
+                f"{holds(system, which, given(system.moment).name)}, which evoedit never changes again; leave out what "
+                "is about that subject, or use alphaedit"
+            )
         # What is free of a key can be short beside the key, and an L2 that followed it would let the update grow
         # without bound: an automatic one is at least the least ridge of the whole keys.
         whole = float(inside[:, ~held].square().sum(0).median())
@@ -211,26 +216,15 @@ class Evolving(NullSpace):
         assert isinstance(solution.update, LowRank)
         right = torch.zeros_like(system.keys.T)
         right[~held] = solution.update.right  # of a held request nothing is written
-        return solution._replace(update=LowRank(system.residuals, right))
+        return solution._replace(update=LowRank(system.residuals, right), held=which)
 
 
-def _tell_held(system: System, held: Bool[Tensor, " fact"]) -> None:
-    """Say which requests' keys earlier edits hold whole: what is left of them is rounding, and no update moves it.
-
-    Raises:
-        NothingToWrite: all are, so that there is nothing to write.
-    """
-    which = held.nonzero()[:, 0].tolist()
-    if not which:
-        return
+def holds(system: System, which: Sequence[int], name: str) -> str:
+    """That earlier edits hold these requests' keys whole at a weight: what is left of them is rounding, and no update
+    moves it."""
     first = repr(system.requests[which[0]]) if system.requests else f"request {which[0] + 1}"
     others = f" (and {len(which) - 1} more)" if len(which) > 1 else ""
-    said = f"an earlier edit already holds the key of {first}{others} at {given(system.moment).name}"
-    if len(which) == len(held):
-        raise NothingToWrite(
-            f"{said}, which evoedit never changes again; leave out what is about that subject, or use alphaedit"
-        )
-    warn_user(f"{said}, which evoedit never changes again: left as it is; alphaedit would change it")
+    return f"an earlier edit already holds the key of {first}{others} at {name}"
 
 
 def _times(change: Update, matrix: Float[Tensor, "d_in d_in"]) -> Update:

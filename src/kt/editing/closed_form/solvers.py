@@ -30,13 +30,15 @@ Given = TypeVar("Given")
 
 class Solution(NamedTuple):
     """An update, the condition number of the system that gave it, the ridge that C's factor needed, the λ (or L2, or ρ)
-    that the solver chose, where its own is `auto`, and keys beside the system's that the update was made to meet."""
+    that the solver chose, where its own is `auto`, keys beside the system's that the update was made to meet, and which
+    requests it leaves alone, since earlier edits hold their keys."""
 
     update: Update
     condition: float
     ridge: float = 0.0
     chosen: AutoRidge | None = None
     also_met: Float[Tensor, "d_in met"] | None = None
+    held: tuple[int, ...] = ()
 
 
 ROUNDING = 1e-5

@@ -51,8 +51,9 @@ export function isDark() {
   return set ? set === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-/** 0.1234 as 0.123; small numbers in e-notation; nothing as a dash. */
+/** 0.1234 as 0.123; small numbers in e-notation; nothing as a dash. What no float can hold comes as a text. */
 export function number(value, digits = 3) {
+  if (typeof value === "string") return value;
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (value !== 0 && Math.abs(value) < 0.5 * 10 ** -digits) return value.toExponential(1);
   return (Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : value.toFixed(digits)).replace("-", "−");
