@@ -515,8 +515,7 @@ def _check(context: SolveContext, name: str, system: System, solution: Solution)
         raise WorkFailed(f"the update of {name} is not finite; check targets and statistics")
     if new := [fact for fact in solution.held if system.requests[fact] not in context.told]:
         context.told.update(system.requests[fact] for fact in new)
-        said = holds(system, new, name)
-        warn_user(f"{said}, which evoedit never changes again: left as it is; alphaedit would change it")
+        warn_user(f"{holds(system, new, name)}: left as it is; alphaedit would change it")
     if (solution.ridge or solution.condition > 1e14) and SINGULAR not in context.told:
         context.told.add(SINGULAR)
         warn_user(

@@ -204,8 +204,8 @@ class Evolving(NullSpace):
         which = tuple(held.nonzero()[:, 0].tolist())
         if len(which) == len(held):
             raise NothingToWrite(
-                f"{holds(system, which, given(system.moment).name)}, which evoedit never changes again; leave out what "
-                "is about that subject, or use alphaedit"
+                f"{holds(system, which, given(system.moment).name)}; leave out what is about that subject, or use "
+                "alphaedit"
             )
         # What is free of a key can be short beside the key, and an L2 that followed it would let the update grow
         # without bound: an automatic one is at least the least ridge of the whole keys.
@@ -220,11 +220,11 @@ class Evolving(NullSpace):
 
 
 def holds(system: System, which: Sequence[int], name: str) -> str:
-    """That earlier edits hold these requests' keys whole at a weight: what is left of them is rounding, and no update
-    moves it."""
+    """That earlier edits hold these requests' keys whole at a weight: what EvoEdit leaves of them is rounding, and no
+    update moves it."""
     first = repr(system.requests[which[0]]) if system.requests else f"request {which[0] + 1}"
     others = f" (and {len(which) - 1} more)" if len(which) > 1 else ""
-    return f"an earlier edit already holds the key of {first}{others} at {name}"
+    return f"an earlier edit already holds the key of {first}{others} at {name}, which evoedit never changes again"
 
 
 def _times(change: Update, matrix: Float[Tensor, "d_in d_in"]) -> Update:
