@@ -52,7 +52,7 @@ format: $(VENV)/.installed-dev  ## Let ruff put the style right
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(VENV)/.installed-dev  ## Time each part beside the obvious way (half an hour); writes docs/performance.md
+bench: $(VENV)/.installed-dev  ## Time each part beside the obvious way (an hour); writes docs/performance.md
 	OMP_NUM_THREADS=1 $(PY) benchmarks/speed/suite.py
 
 clean:  ## Remove the virtual environment and caches (runs/ stays)

@@ -29,6 +29,7 @@ from kt.errors import KtError
 N_TUNING, N_TABLE = 30, 100
 SCORE = ("edit_success_tf_exact", "paraphrase_tf_exact", "neighbourhood_same_argmax")
 ROME = {"layers": [[0], [1], [2]], "clamp_norm_factor": [1.5, 4.0]}
+LATE = {"layers": [[1, 2, 3], [5, 6, 7]], "clamp_norm_factor": [1.5, 4.0]}
 FT = {"lr": [5e-4, 2e-3, 5e-3], "layers": [[1], [3], [5]]}
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "memit": {"mom2_update_weight": [15.0, 50.0, 150.0], "clamp_norm_factor": [1.0, 1.5]},
@@ -51,6 +52,9 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
     "ft-m": FT,
     "locft": FT,
     "crispedit": {"lr": [2e-3, 5e-3, 2e-2], "layers": [[1, 2, 3], [5]]},
+    "memit-are": LATE | {"mom2_update_weight": [1.5, 15.0]},
+    "alphaedit-are": LATE | {"nullspace_threshold": [3e-2, 3e-1], "L2": [5e-2]},
+    "unke": {"layers": [[5], [6], [7]], "clamp_norm_factor": [1.5, 4.0], "num_steps": [50, 200]},
     "wise": ROME,
     "memoir": ROME,
     "ft-l": {"norm_constraint": [3e-3, 1e-2, 3e-2], "layers": [[1], [3]], "lr": [2e-3]},

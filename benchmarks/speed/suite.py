@@ -1,6 +1,6 @@
 """Every speed benchmark in one run: `make bench`. Writes docs/data/performance.json and docs/performance.md's table.
 
-    python benchmarks/speed/suite.py  # all parts, about half an hour on one core
+    python benchmarks/speed/suite.py  # all parts, about an hour on one core
     python benchmarks/speed/suite.py --only solve,eval  # some of them; the others' rows stay as they are
     python benchmarks/speed/suite.py --small  # seconds a part; prints, writes nothing
     python benchmarks/speed/suite.py --table  # the table again, from docs/data/performance.json
