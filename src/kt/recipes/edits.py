@@ -187,7 +187,7 @@ def check_metrics(recipe: EditsRecipe) -> None:
     for column, metric in recipe.columns.items():
         if base_of(metric)[0] not in METRICS and metric not in COMPOSITES:
             near = get_close_matches(metric, [*METRICS, *COMPOSITES], 1)
-            hint = f"did you mean {near[0]}?" if near else "docs/metrics.md has them"
+            hint = f"did you mean {near[0]}?" if near else "docs/evaluation.md has them"
             raise BadFile(f"recipe {recipe.name}: [columns] {column!r}: no metric {metric!r}; {hint}")
 
 
