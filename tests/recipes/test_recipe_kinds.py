@@ -100,7 +100,7 @@ def test_the_roles_that_claims_may_name_are_those_of_tracing():
         ("trace", "layers = [1, 5]", 'part = "early"', "part has no 'early'; there are low, middle, high"),
         ("trace", 'says = "peaks early"', "", "'says' is missing"),
         ("probe", 'draws = "answers"', 'draws = "sets"', "belong together"),
-        ("probe", 'draws = "answers"', 'draws = "answer"', "draws = 'answer'"),
+        ("probe", 'draws = "answers"', 'draws = "answer"', "draws has no 'answer'; there are answers, sets"),
         ("probe", 'stage = "promotion"', 'stage = "stage"', "stage has no 'stage'"),
         ("probe", 'draws = "answers"', 'draws = "answers"\nsamples = 3', "unknown key 'samples'"),
     ],

@@ -119,7 +119,7 @@ def test_the_contradictions_that_the_docs_list_are_in_the_figures():
         ('"m" = [[50.0, 0.5]]', '"n" = [50.0]', "'n' is no model"),
         ('"m" = [[50.0, 0.5]]', '"m/3" = [50.0]', "'m/3' is no model of the recipe with a value of its axis"),
         ('"m" = [[50.0, 0.5]]', '"m" = [50.0, 1.0]', "2 figures for 1 columns"),
-        ('"m" = [[50.0, 0.5]]', '"m" = ["x"]', "wrong kind"),
+        ('"m" = [[50.0, 0.5]]', '"m" = ["x"]', "is 'x'; give the paper's figure, a number"),
         ("edits = 2", "edits = ", "not TOML"),
     ],
 )

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.data import plain
 from ..errors import BadFile
-from .base import How, Keys, Kind
+from .base import How, Keys, Kind, is_number, number, refuse, text, texts
 from .edited import TABLES, Cited, Line, edited_facts, read_edited, read_rows
-from .table import TableRecipe, TableRun, cells_of
+from .table import TableRecipe, TableRun, cells_of, read_columns
 
 if TYPE_CHECKING:
     from ..capability.tasks import Chosen
@@ -49,23 +49,43 @@ class AbilitiesRecipe(TableRecipe):
 
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> AbilitiesRecipe:
-    columns, abilities = dict(content["columns"]), content["abilities"]
+    columns, abilities = read_columns(path, content), content["abilities"]
+    apart = texts(path, "[abilities] apart", abilities.get("apart", []), least=0)
     edited = read_edited(path, content, one_seed="abilities are measured with one seed")
     if wrong := [metric for metric in columns.values() if "/" not in metric or "," not in metric]:
         raise BadFile(f"{path}: metric {wrong[0]!r}: write task/metric,filter, as gsm8k/exact_match,strict-match")
-    if stray := {*content.get("scales", {}), *abilities.get("apart", ())} - set(columns):
+    if stray := {*content.get("scales", {}), *apart} - set(columns):
         raise BadFile(f"{path}: {min(stray)!r} is no column of the recipe; name one of {', '.join(columns)}")
+    folder = abilities.get("include_path")
     return AbilitiesRecipe(
         **shared,
         **edited,
         rows=read_rows(path, content, len(columns), Cited.of),
         columns=columns,
-        scales={name: float(scale) for name, scale in content.get("scales", {}).items()},
-        apart=tuple(abilities.get("apart", ())),
-        tasks=tuple(abilities["tasks"]),
-        limit=abilities.get("limit"),
-        include_path=abilities.get("include_path"),
+        scales={name: number(path, f"[scales] {name!r}", scale) for name, scale in content.get("scales", {}).items()},
+        apart=apart,
+        tasks=_tasks(path, abilities["tasks"]),
+        limit=_limit(path, abilities.get("limit")),
+        include_path=None if folder is None else text(path, "[abilities] include_path", folder),
     )
+
+
+def _tasks(path: Path, given: Any) -> tuple[Any, ...]:
+    """Names of tasks, or tables with what lm-eval takes of one."""
+    known = isinstance(given, list) and all(isinstance(task, str | dict) for task in given)
+    if not known or not given or "" in given:
+        refuse(path, "[abilities] tasks", given, 'a list of names of tasks, or tables as { task = "gsm8k" }')
+    return tuple(given)
+
+
+def _limit(path: Path, limit: Any) -> float | None:
+    """How many documents a task, or which share of them."""
+    if limit is None:
+        return None
+    if not is_number(limit) or limit <= 0 or (limit >= 1 and limit != int(limit)):
+        refuse(path, "[abilities] limit", limit, "a whole number of documents from 1, or a share of them below 1")
+    found: float = limit
+    return found
 
 
 def run(recipe: AbilitiesRecipe, how: How) -> TableRun:
@@ -118,12 +138,12 @@ def _model_rows(
     kept = Kept(how.place(label), settings, how.goes_on(label))
     solver = Solver(model, [o for o in options if o], how.statistics, corpus, recipe.max_tokens)
     rows = []
-    for number, (line, point) in enumerate(zip(lines, points, strict=True)):
-        row = kept.row(number, point)
+    for at, (line, point) in enumerate(zip(lines, points, strict=True)):
+        row = kept.row(at, point)
         if row is None:
             with how.stage(f"{label}: {line.label}") as tick:
                 row = _measure(recipe, how, solver, facts, line, point.options, seed, chosen, tick)
-            kept.add(number, point, row)
+            kept.add(at, point, row)
         rows.append(row)
     return rows
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import KtError
 from ..report import Table
 from ..runs.folder import FILES
-from .base import How, Keys, Kind, whole
+from .base import How, Keys, Kind, refuse, text, whole
 from .claims import NOTHING, Claim, Finding, Verdict, read_claims, tables
 from .edited import TABLES, EditedRecipe, editable, read_edited, read_rows
 from .result import MISSING, RecipeRun
@@ -37,9 +37,17 @@ class Quoted(NamedTuple):
     right: bool | None = None
 
     @classmethod
-    def of(cls, content: Any) -> Quoted:
-        """From a text, or a list of the text and whether it is right."""
-        return cls(str(content[0]), bool(content[1])) if isinstance(content, list) else cls(str(content))
+    def of(cls, where: str, key: str, content: Any) -> Quoted:
+        """From a text, or a list of the text and whether it is right.
+
+        Raises:
+            BadFile: it is neither.
+        """
+        if isinstance(content, str):
+            return cls(content)
+        if not isinstance(content, list) or [type(part) for part in content] != [str, bool]:
+            refuse(where, key, content, 'a text, or ["text", true or false] for whether it is right')
+        return cls(*content)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +148,7 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> C
         **shared,
         **edited,
         rows=rows,
-        subject=case.get("subject"),
+        subject=None if "subject" not in case else text(path, "[case] subject", case["subject"]),
         tokens=whole(path, "[case] tokens", case.get("tokens", 12), 1),
         claims=claims,
     )

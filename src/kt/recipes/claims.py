@@ -15,8 +15,9 @@ that the check states; `sure` where the whole interval lies on the same side. Wh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +28,13 @@ from numpy import ndarray
 from ..errors import BadFile
 from ..report import Table
 from ..stats import Interval
-from .base import Keys
+from .base import Keys, flag, number, refuse, span, text, texts, whole
 from .result import MISSING
 
 ABOUT = ("says", "section", "check")
 PARTS = ("low", "middle", "high")
+LISTS = ("roles", "metrics")
+"""Keys of a check that hold lists of texts."""
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 COLUMNS = ("model", "the paper says", "section", "holds where", "ours [95%]", "n", "holds")
 
@@ -118,20 +121,64 @@ def read_claims(
     """
     claims = []
     for row in content.get("claims", ()):
-        where = f"[[claims]] of {path}, {row.get('says', '')[:40]!r}"
+        where = f"[[claims]] of {path}, {str(row.get('says', ''))[:40]!r}"
         Keys((*row, *ABOUT), ABOUT).check(where, row)
-        if row["check"] not in checks:
+        says, section = (text(where, key, row[key]) for key in ("says", "section"))
+        if not isinstance(row["check"], str) or row["check"] not in checks:
             raise BadFile(f"{where}: no check {row['check']!r}; there are {', '.join(checks)}")
         about = {key: value for key, value in row.items() if key not in ABOUT}
         checks[row["check"]].check(f"{where}, check {row['check']}", about)
-        for key, known in {**values, "part": PARTS}.items():
-            given = about.get(key, [])
-            if stray := set([given] if isinstance(given, str) else given) - set(known):
-                raise BadFile(f"{where}: {key} has no {min(stray)!r}; there are {', '.join(known)}")
+        about = {key: _value(where, key, value, values) for key, value in about.items()}
+        if "layers" in about and "part" in about:
+            raise BadFile(f"{where}: layers and part both say where; leave one of them out")
+        if "either_count" in about and "layers" not in about:
+            raise BadFile(f"{where}: either_count is about layers, which are not there; leave it out")
         metrics = about.pop("metrics", None)
         for keys in [about] if metrics is None else [about | {"metric": metric} for metric in metrics]:
-            claims.append(Claim(str(row["says"]), str(row["section"]), row["check"], keys))
+            claims.append(Claim(says, section, row["check"], keys))
     return tuple(claims)
+
+
+def _value(where: str, key: str, value: Any, values: Mapping[str, Sequence[str]]) -> Any:
+    """The value of a check's key, as the key's name says; a text where it says nothing."""
+    if key in LISTS:
+        return texts(where, key, value, values[key])
+    return READERS[key](where, key, value) if key in READERS else text(where, key, value, values.get(key, ()))
+
+
+def _from_the_end(where: str, key: str, value: Any) -> int:
+    """A layer counted from the end, -1 the last."""
+    if type(value) is not int or value > -1:
+        refuse(where, key, value, "a layer counted from the end, -1 for the last")
+    return value
+
+
+def _above_zero(where: str, key: str, value: Any) -> float:
+    """A distance that something can be less than."""
+    if number(where, key, value, 0) == 0:
+        refuse(where, key, value, "a number above 0")
+    return float(value)
+
+
+READERS: Mapping[str, Callable[[str, str, Any], Any]] = {
+    "layers": lambda where, key, value: list(span(where, key, value)),
+    "layer": _from_the_end,
+    "after": partial(whole, least=1),
+    "either_count": flag,
+    "near": number,
+    "by": _above_zero,
+    "below": number,
+    "above": number,
+    "part": partial(text, known=PARTS),
+}
+"""How the values of a check's keys are read; those of other keys are texts."""
+
+
+def beyond(about: Mapping[str, Any], n_layers: int) -> str:
+    """Why a check cannot be made of a model of so many layers; empty where it can."""
+    least = {"layers": lambda at: at[1], "after": lambda at: at + 1, "layer": lambda at: -at}
+    wrong = [key for key, needed in least.items() if key in about and needed(about[key]) > n_layers]
+    return f"{wrong[0]} = {about[wrong[0]]} is beyond a model of {n_layers} layers" if wrong else ""
 
 
 class Layers(NamedTuple):

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from .._util.kinds import shown
+from ..editing.closed_form.config import check_alpha
 from ..editing.methods import METHODS, used_by
 from ..editing.presets import OPTIONS, checked_settings
 from ..errors import BadFile, KtError
 from ..facts.fact import Fact
-from .base import How, Keys, PaperRecipe, facts_of, whole
+from .base import How, Keys, PaperRecipe, facts_of, flag, is_number, once, refuse, text, whole
 
 Shown = TypeVar("Shown")
 Edited = TypeVar("Edited", bound="EditedRecipe")
@@ -19,6 +21,8 @@ Edited = TypeVar("Edited", bound="EditedRecipe")
 SMOKE_EDITS = (2, 3)
 SMOKE_STEPS = {"v_num_grad_steps": 3, "num_steps": 3}
 SMOKE_TOKENS = 5_000
+OF_THE_RUN = ("method", "seed", "journal", "requests", "progress", "history")
+"""Arguments of `kt.edit` that the recipe or its run gives, and a row's options may not."""
 OF_SIZE = ("layers", "mom2_", "nullspace", "L2")
 """Options that are in units of one model, and so are left to the demo model's own preset in a smoke run."""
 
@@ -36,9 +40,16 @@ class Cited(NamedTuple):
     half_width: float | None = None
 
     @classmethod
-    def of(cls, content: Any) -> Cited:
-        """From a number, or a list of both."""
-        return cls(*map(float, content)) if isinstance(content, list) else cls(float(content))
+    def of(cls, where: str, key: str, content: Any) -> Cited:
+        """From a number, or a list of both.
+
+        Raises:
+            BadFile: it is neither.
+        """
+        parts = content if isinstance(content, list) else [content]
+        if not 1 <= len(parts) <= 2 or not all(map(is_number, parts)) or any(width < 0 for width in parts[1:]):
+            refuse(where, key, content, "the paper's figure, a number, or [figure, half-width from 0]")
+        return cls(*map(float, parts))
 
 
 @dataclass(frozen=True)
@@ -97,61 +108,131 @@ class EditedRecipe(PaperRecipe):
 def read_edited(path: Path, content: Mapping[str, Any], one_seed: str = "") -> dict[str, Any]:
     """[data] and [statistics] as arguments of an `EditedRecipe`; `one_seed` says why a kind takes no more than one."""
     data, statistics = content["data"], content.get("statistics", {})
-    seeds = tuple(whole(path, "[data] seeds", seed) for seed in data.get("seeds", (0,)))
-    if not seeds:
-        raise BadFile(f"{path}: [data] seeds is empty; give one or more, or leave it out")
+    seeds = read_seeds(path, data.get("seeds", [0]))
     if one_seed and len(seeds) != 1:
         raise BadFile(f"{path}: {one_seed}; give seeds one number")
     return {
         "n_facts": whole(path, "[data] edits", data["edits"], 1),
         "seeds": seeds,
-        "variant": data.get("variant"),
-        "corpus": statistics.get("corpus", "auto"),
+        "variant": None if "variant" not in data else text(path, "[data] variant", data["variant"]),
+        "corpus": text(path, "[statistics] corpus", statistics.get("corpus", "auto")),
         "max_tokens": whole(path, "[statistics] max_tokens", statistics.get("max_tokens", 100_000), 1),
     }
+
+
+def read_seeds(path: Path, given: Any) -> tuple[int, ...]:
+    """The seeds of [data].
+
+    Raises:
+        BadFile: none, a value that is no whole number, or one that is named twice.
+    """
+    if not isinstance(given, list):
+        refuse(path, "[data] seeds", given, "a list of whole numbers, as [0, 1]")
+    if not given:
+        raise BadFile(f"{path}: [data] seeds is empty; give one or more, or leave it out")
+    return once(path, "[data] seeds", tuple(whole(path, "[data] seeds", seed) for seed in given))
 
 
 def read_rows(
     path: Path,
     content: Mapping[str, Any],
     width: int,
-    shown: Callable[[Any], Shown],
-    values: tuple[float, ...] = (),
+    read: Callable[[str, str, Any], Shown],
+    places: Sequence[str] = (),
     what: str = "figures for {} columns",
 ) -> tuple[Line[Shown], ...]:
     """[[rows]]: each has `width` entries of the paper by model, or by model and place on the axis.
 
     Raises:
-        BadFile: no rows, an unknown method, or an entry that fits no model, place or column.
+        BadFile: no rows, a label that two have, an unknown method, an option that it does not take, or an entry that
+            fits no model, place or column.
     """
     if not content["rows"] or not width:
         raise BadFile(f"{path}: [[rows]] and its columns each need at least one entry; add one")
     rows = []
     for row in content["rows"]:
-        label, method = str(row["label"]), row.get("method")
-        if method is not None and method not in METHODS:
-            raise BadFile(f"{path}: row {label!r}: no method {method!r}; there are {', '.join(METHODS)}")
-        options = dict(row.get("options", {}))
-        if method is not None:
-            settings = {name: value for name, value in options.items() if name not in OPTIONS}
-            try:
-                checked_settings(method, **settings)
-            except KtError as error:
-                raise BadFile(f"{path}: row {label!r}: {error}") from error
+        label = text(path, "label of a row", row["label"])
+        where = f"{path}: row {label!r}"
         cited = {}
-        for key, entries in row.get("paper", {}).items():
+        for key, entries in _table(where, "paper", row).items():
             model, _, at = key.partition("/")
-            if model not in content["models"] or (at and float(at) not in values) or bool(at) != bool(values):
+            at = at if at in places else _place(at)
+            if model not in content["models"] or (at and at not in places) or bool(at) != bool(places):
                 raise BadFile(
-                    f"{path}: row {label!r}: {key!r} is no model of the recipe with a value of its axis; "
+                    f"{where}: {key!r} is no model of the recipe with a value of its axis; "
                     "name one of [models], and a value where the recipe has an axis"
                 )
+            if not isinstance(entries, list):
+                refuse(where, f"paper of {key!r}", entries, f"a list of {what.format(width)}")
             if len(entries) != width:
-                given = f"{len(entries)} {what.format(width)}"
-                raise BadFile(f"{path}: row {label!r}: {key!r} has {given}; give one each")
-            cited[key] = tuple(map(shown, entries))
-        rows.append(Line(label, method, bool(row.get("unedited", False)), options, cited))
+                raise BadFile(f"{where}: {key!r} has {len(entries)} {what.format(width)}; give one each")
+            key = f"{model}/{at}" if at else model
+            if key in cited:
+                raise BadFile(f"{where}: paper has {key!r} twice; leave one of them out")
+            cited[key] = tuple(read(where, f"paper of {key!r}", entry) for entry in entries)
+        rows.append(Line(label, *_edit_of(where, row), cited))
+    once(path, "[[rows]] label", tuple(row.label for row in rows))
     return tuple(rows)
+
+
+def _edit_of(where: str, row: Mapping[str, Any]) -> tuple[str | None, bool, dict[str, Any]]:
+    """A row's method, whether it is of the unedited model, and the options.
+
+    Raises:
+        BadFile: an unknown method, one of the unedited model, or options that it does not take.
+    """
+    method, options = row.get("method"), dict(_table(where, "options", row))
+    unedited = flag(where, "unedited", row.get("unedited", False))
+    if method is not None and (not isinstance(method, str) or method not in METHODS):
+        raise BadFile(f"{where}: no method {shown(method)}; there are {', '.join(METHODS)}")
+    if unedited and method is not None:
+        raise BadFile(f"{where}: method {method!r} and unedited = true are two rows; leave one of them out")
+    if wrong := [name for name in OF_THE_RUN if name in options]:
+        raise BadFile(f"{where}: options hold {wrong[0]!r}, which the recipe or its run gives; leave it out there")
+    if method is not None:
+        check_options(where, method, options)
+    return method, unedited, options
+
+
+def check_options(where: str, method: str, options: Mapping[str, Any]) -> None:
+    """Refuse what a method does not take.
+
+    Raises:
+        BadFile: there is something.
+    """
+    try:
+        checked_settings(method, **{name: value for name, value in options.items() if name not in OPTIONS})
+        _check_alpha(method, options.get("alpha"))
+    except KtError as error:
+        raise BadFile(f"{where}: {error}") from error
+
+
+def _check_alpha(method: str, alpha: Any) -> None:
+    """Refuse an α that is none, or that a method would have no use for.
+
+    Raises:
+        KtError: it is.
+    """
+    if isinstance(alpha, bool):
+        raise KtError(f"alpha {alpha} is no number; give one between 0 and 1, or a word of docs/methods.md")
+    if alpha is not None and check_alpha(alpha) != 0 and not METHODS[method].writes_attention:
+        raise KtError(f"{method} leaves attention alone; leave alpha {alpha!r} out")
+
+
+def _table(where: str, key: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A table of a row, empty where there is none."""
+    table = row.get(key, {})
+    if not isinstance(table, Mapping):
+        refuse(where, key, table, "a table, as { name = value }")
+    return table
+
+
+def _place(at: str) -> str:
+    """A place on the axis as labels have it: `0.10` is `0.1`."""
+    try:
+        return f"{float(at):g}"
+    except ValueError:
+        return at
 
 
 def edited_facts(recipe: EditedRecipe, how: How) -> list[Fact]:

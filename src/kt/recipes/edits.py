@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadFile
 from ..report import Figure
-from .base import How, Keys, Kind
-from .edited import SMOKE_EDITS, TABLES, Cited, edited_facts, read_edited, read_rows
-from .table import TableRecipe, TableRun, cells_of, place
+from .base import How, Keys, Kind, is_number, once, refuse, text
+from .edited import (
+    OF_THE_RUN,
+    SMOKE_EDITS,
+    TABLES,
+    Cited,
+    Line,
+    check_options,
+    edited_facts,
+    read_edited,
+    read_rows,
+)
+from .table import TableRecipe, TableRun, cells_of, place, read_columns
 
 if TYPE_CHECKING:
     from ..experiments import Point, Sweep
@@ -36,11 +47,11 @@ class EditsRecipe(TableRecipe):
         if self.axis != "edits" or fewer is self:
             return fewer
         most = fewer.edits
-        return replace(fewer, values=(*(value for value in self.values if value < most), float(most)))
+        return replace(fewer, values=(*(v for v in self.values if isinstance(v, float) and v < most), float(most)))
 
     def smoked(self) -> EditsRecipe:
         """At its smallest: first model, two or three places on the axis, one seed."""
-        values: tuple[float, ...] = ()
+        values: tuple[float | str, ...] = ()
         if self.axis == "edits":
             values = tuple(float(n) for n in SMOKE_EDITS[: len(self.values)])
         elif self.values:
@@ -60,25 +71,68 @@ class EditsRun(TableRun):
 
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> EditsRecipe:
-    axis, columns = content.get("axis", {}), dict(content["columns"])
-    values, edited = tuple(float(value) for value in axis.get("values", ())), read_edited(path, content)
-    if axis.get("name") == "edits" and any(n != int(n) or not 1 <= n <= edited["n_facts"] for n in values):
-        raise BadFile(f"{path}: [axis] edits between 1 and data.edits = {edited['n_facts']} facts; correct its values")
+    columns, edited = read_columns(path, content), read_edited(path, content)
+    axis, values = _axis(path, content.get("axis"), edited["n_facts"])
+    rows = read_rows(path, content, len(columns), Cited.of, [place(value) for value in values])
+    if axis != "edits":
+        _check_axis(path, axis, values, rows)
     return EditsRecipe(
         **shared,
         **edited,
-        rows=read_rows(path, content, len(columns), Cited.of, values),
+        rows=rows,
         columns=columns,
-        axis=axis.get("name", ""),
+        axis=axis,
         values=values,
         scales={},
     )
 
 
+def _axis(path: Path, axis: Any, most: int) -> tuple[str, tuple[float | str, ...]]:
+    """[axis]: its name and its values; `` and none where there is none.
+
+    Raises:
+        BadFile: no values, one that is no number or text, one that is named twice, or edits that there are not.
+    """
+    if axis is None:
+        return "", ()
+    name, values = text(path, "[axis] name", axis["name"]), axis["values"]
+    if not isinstance(values, list) or not values or not all(is_number(v) or isinstance(v, str) for v in values):
+        refuse(path, "[axis] values", values, "a list of numbers, or of texts")
+    for value in values:
+        if isinstance(value, str):
+            text(path, "[axis] values", value)
+    once(path, "[axis] values", tuple(map(place, values)))
+    if name != "edits":
+        return name, tuple(values)
+    if any(isinstance(n, str) or n != int(n) or not 1 <= n <= most for n in values):
+        raise BadFile(f"{path}: [axis] edits between 1 and data.edits = {most} facts; correct its values")
+    return name, tuple(map(float, values))
+
+
+def _check_axis(path: Path, name: str, values: Sequence[float | str], rows: Sequence[Line[Cited]]) -> None:
+    """Refuse an axis that a row has as an option already, or that its method does not take.
+
+    Raises:
+        BadFile: there is one.
+    """
+    if name in OF_THE_RUN:
+        raise BadFile(f"{path}: [axis] name is {name!r}, which the recipe or its run gives; name another option")
+    for row in rows:
+        if name in row.options:
+            raise BadFile(f"{path}: row {row.label!r}: options hold {name!r}, which is the axis; leave it out there")
+        for value in values if row.method else ():
+            check_options(f"{path}: [axis], row {row.label!r}", str(row.method), {**row.options, name: value})
+
+
 def run(recipe: EditsRecipe, how: How) -> EditsRun:
-    """One sweep a model; finished points are kept in `how.folder`."""
+    """One sweep a model; finished points are kept in `how.folder`.
+
+    Raises:
+        BadFile: a column of a metric that kt does not have.
+    """
     from ..experiments.sweep import sweep
 
+    check_metrics(recipe)
     used = recipe.smoked() if how.smoke else recipe
     facts = edited_facts(used, how)
     points = _points(used, how.smoke)
@@ -114,11 +168,27 @@ def _points(recipe: EditsRecipe, smoke: bool) -> list[Point]:
         if line.method is None:
             continue
         options = recipe.options_of(line, smoke)
-        for value in recipe.values or (None,):
+        for number, value in enumerate(recipe.values or (None,)):
             at = {} if value is None or recipe.axis == "edits" else {recipe.axis: value}
             edits = int(value) if value is not None and recipe.axis == "edits" else None
-            points.append(Point(place(value), value or 0.0, options | at, line.label, edits))
+            x = number if isinstance(value, str) else value or 0.0  # texts stand in the recipe's order
+            points.append(Point(place(value), x, options | at, line.label, edits))
     return points
+
+
+def check_metrics(recipe: EditsRecipe) -> None:
+    """Refuse a column of a metric that kt does not have; when it runs, as the metrics load torch.
+
+    Raises:
+        BadFile: there is one.
+    """
+    from ..evaluation.metrics import COMPOSITES, METRICS, base_of
+
+    for column, metric in recipe.columns.items():
+        if base_of(metric)[0] not in METRICS and metric not in COMPOSITES:
+            near = get_close_matches(metric, [*METRICS, *COMPOSITES], 1)
+            hint = f"did you mean {near[0]}?" if near else "docs/evaluation.md has them"
+            raise BadFile(f"recipe {recipe.name}: [columns] {column!r}: no metric {metric!r}; {hint}")
 
 
 EDITS = Kind(

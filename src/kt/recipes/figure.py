@@ -14,7 +14,7 @@ from ..errors import KtError
 from ..facts.fact import Fact
 from ..report import Figure, Table
 from .base import How, Keys, PaperRecipe, facts_of, whole
-from .claims import Claim, Verdict, note, tables
+from .claims import NOTHING, Claim, Finding, Verdict, beyond, note, tables
 from .result import RecipeRun
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Measured(Protocol):
 
     @property
     def n_facts(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
     def save(self, path: Any) -> Path: ...
     def why_left_out(self) -> str: ...
 
@@ -132,7 +134,7 @@ def figure_run(
         smoke=how.smoke,
         found=measured,
         verdicts=tuple(
-            Verdict(how.shown(label), claim, view.check(each, claim.check, claim.about), how.smoke)
+            Verdict(how.shown(label), claim, _finding(each, claim, view), how.smoke)
             for label, each in measured.items()
             for claim in recipe.claims
         ),
@@ -143,3 +145,11 @@ def figure_run(
         summaries=tuple(view.summary(how.shown(label), each) for label, each in measured.items()),
         data={label: view.curves(each) for label, each in measured.items()},
     )
+
+
+def _finding(found: Found, claim: Claim, view: View[Found]) -> Finding:
+    """A claim's number and range; without a value where it is about layers that the model lacks."""
+    if reason := beyond(claim.about, found.n_layers):
+        return Finding("the model has these layers", NOTHING, reason=reason)
+    finding: Finding = view.check(found, claim.check, claim.about)
+    return finding

@@ -12,7 +12,7 @@ from ..editing.config import one_of
 from ..editing.methods import METHODS
 from ..errors import BadFile
 from ..report import Table
-from .base import How, Keys, Kind, whole
+from .base import How, Keys, Kind, once, refuse, text, texts, whole
 from .edited import TABLES, EditedRecipe, edited_facts, read_edited, read_rows
 from .result import RecipeRun
 
@@ -88,12 +88,13 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> M
         whole(path, f"[places] {name}", places.get(name, usual), least)
         for name, usual, least in (("singles", 0, 0), ("step", 10, 1), ("fluency", 10, 0))
     )
-    lines = read_rows(path, {**content, "rows": rows}, 1, str)
+    lines = read_rows(path, {**content, "rows": rows}, 1, text)
     if wrong := [line.label for line in lines if line.method is None]:
         raise BadFile(f"{path}: row {wrong[0]!r} has no method; give it one")
     if len({slug(line.label) for line in lines}) < len(lines):
         raise BadFile(f"{path}: two rows have the same label, or labels that differ in signs alone; give each its own")
-    if wrong := sorted(set(content.get("against", ())) - {line.label for line in lines}):
+    against = texts(path, "against", content.get("against", []), least=0)
+    if wrong := sorted(set(against) - {line.label for line in lines}):
         raise BadFile(f"{path}: against names {wrong[0]!r}, which is no row; name one of the rows")
     edited = read_edited(path, content, one_seed="methods are compared with one seed")
     if not (batches or steps or single):
@@ -109,17 +110,17 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> M
         step=step,
         singles=single,
         fluency=fluency,
-        against=tuple(map(str, content.get("against", ()))),
+        against=against,
         tokens=edited["max_tokens"] if "max_tokens" in content.get("statistics", {}) else None,
     )
 
 
 def _sizes(path: Path, places: Mapping[str, Any], name: str) -> tuple[int, ...]:
     """The numbers of edits of `batches` or `steps`, each once."""
-    sizes = tuple(whole(path, f"[places] {name}", n, 1) for n in places.get(name, ()))
-    if len(set(sizes)) < len(sizes):
-        raise BadFile(f"{path}: [places] {name} names a number twice; name each once")
-    return sizes
+    given, key = places.get(name, []), f"[places] {name}"
+    if not isinstance(given, list):
+        refuse(path, key, given, "a list of whole numbers, as [1, 10]")
+    return once(path, key, tuple(whole(path, key, n, 1) for n in given))
 
 
 def run(recipe: MethodsRecipe, how: How) -> MethodsRun:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import KtError
+from ..errors import BadFile, KtError
 from ..report import Table
 from ..runs.folder import FILES
 from ..stats import Interval
 from . import probe_checks
-from .base import How, Keys, Kind
+from .base import How, Keys, Kind, flag, text
 from .claims import read_claims, shown
 from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run, most_of
 
@@ -48,18 +48,19 @@ class ProbeRecipe(FigureRecipe):
 
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> ProbeRecipe:
-    settings = content["probe"]
-    if settings["draws"] not in WHICH:
-        raise ValueError(f"draws = {settings['draws']!r}, not {' or '.join(WHICH)}")
-    if (settings["draws"] == "sets") != ("sets" in settings):
-        raise ValueError("draws = 'sets' and sets = ... belong together; give both or neither")
+    settings, sets = content["probe"], None
+    draws = text(path, "[probe] draws", settings["draws"], WHICH)
+    if (draws == "sets") != ("sets" in settings):
+        raise BadFile(f"{path}: [probe] draws = 'sets' and sets = ... belong together; give both or neither")
+    if "sets" in settings:
+        sets = text(path, "[probe] sets", settings["sets"])
     return ProbeRecipe(
         **shared,
         n_facts=most_of(path, content),
         claims=read_claims(path, content, probe_checks.CHECKS, probe_checks.VALUES),
-        draws=settings["draws"],
-        final_norm=bool(settings.get("final_norm", True)),
-        sets=settings.get("sets"),
+        draws=draws,
+        final_norm=flag(path, "[probe] final_norm", settings.get("final_norm", True)),
+        sets=sets,
     )
 
 

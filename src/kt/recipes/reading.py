@@ -13,7 +13,7 @@ from typing import Any
 
 from .._util.data import read_toml
 from ..errors import BadFile
-from .base import SHARED, Keys, Kind, PaperRecipe
+from .base import SHARED, Keys, Kind, PaperRecipe, text, texts
 from .kinds import DEFAULT, KINDS
 
 FOLDER = Path(__file__).parent / "toml"
@@ -72,15 +72,14 @@ def _shared(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         raise BadFile(f"{path}: [models] {wrong[0]!r} names a folder of the run; write letters, digits, space and ._+-")
     if wrong := [label for label, model in models.items() if not isinstance(model, str)]:
         raise TypeError(f"model {wrong[0]} is no text; put it in quotes")
-    texts = {name: content.get(name, "") for name in ("summary", "paper", "place", "text")}
-    if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
+    about = {name: content.get(name, "") for name in ("summary", "paper", "place", "text")}
+    if wrong := [name for name, given in about.items() if not isinstance(given, str)]:
         raise TypeError(f"{wrong[0]} is no text; put it in quotes")
     return {
         "name": path.stem,
-        **texts,
-        "notes": tuple(map(str, content.get("notes", ()))),
-        "facts": data["facts"],
-        "url": data.get("url"),
-        "format": data.get("format"),
+        **about,
+        "notes": texts(path, "notes", content.get("notes", []), least=0),
+        "facts": text(path, "[data] facts", data["facts"]),
+        **{key: None if key not in data else text(path, f"[data] {key}", data[key]) for key in ("url", "format")},
         "models": models,
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..report import Table
-from .base import How
+from .base import How, text
 from .edited import Cited, EditedRecipe
 from .result import MISSING, RecipeRun
 
@@ -27,7 +28,7 @@ class TableRecipe(EditedRecipe):
 
     columns: Mapping[str, str]
     axis: str = ""
-    values: tuple[float, ...] = ()
+    values: tuple[float | str, ...] = ()
     scales: Mapping[str, float]
     apart: tuple[str, ...] = ()
 
@@ -36,7 +37,7 @@ class Cell(NamedTuple):
     """One figure, in the paper's unit (percent; fluency in hundredths of a bit; perplexity as it is)."""
 
     model: str
-    at: float | None
+    at: float | str | None
     row: str
     column: str
     mean: float | None
@@ -105,12 +106,12 @@ class TableRun(RecipeRun):
 
     def lines(self) -> list[list[str]]:
         """The table: a line a model, place on the axis and row of the paper."""
-        grouped: dict[tuple[str, float | None, str], list[Cell]] = {}
+        grouped: dict[tuple[str, float | str | None, str], list[Cell]] = {}
         for cell in self.cells:
             grouped.setdefault((cell.model, cell.at, cell.row), []).append(cell)
         rows = []
         for (model, at, row), cells in grouped.items():
-            label = [f"{at:g}"] if at is not None else [MISSING] if self.recipe.axis else []
+            label = [place(at)] if at is not None else [MISSING] if self.recipe.axis else []
             rows.append([model, *label, row, *map(str, cells), str(max(cell.n for cell in cells))])
         return rows
 
@@ -123,9 +124,18 @@ class TableRun(RecipeRun):
         return {"columns": self.recipe.columns, "cells": [cell.as_dict() for cell in self.cells], "rows": rows}
 
 
-def place(value: float | None) -> str:
+def read_columns(path: Path, content: Mapping[str, Any]) -> dict[str, str]:
+    """[columns]: the metric of each.
+
+    Raises:
+        BadFile: one is no text.
+    """
+    return {name: text(path, f"[columns] {name!r}", metric) for name, metric in content["columns"].items()}
+
+
+def place(value: float | str | None) -> str:
     """A point's label: its place on the axis."""
-    return "all" if value is None else f"{value:g}"
+    return "all" if value is None else value if isinstance(value, str) else f"{value:g}"
 
 
 def cells_of(
@@ -146,7 +156,7 @@ def cells_of(
             row = next((r for r in rows if (r.series, r.label) == (line.label, place(value))), None)
             metrics = before if line.unedited else {} if row is None else row.metrics
             at = value if not how.smoke or value is None or recipe.axis != "edits" else whole.values[number]
-            cited = line.cited.get(model if at is None else f"{model}/{at:g}")
+            cited = line.cited.get(model if at is None else f"{model}/{place(at)}")
             for i, (column, metric) in enumerate(recipe.columns.items()):
                 paper = None if cited is None else cited[i]
                 where = (how.shown(model), value, line.label, column)
@@ -157,7 +167,7 @@ def cells_of(
 
 
 def _cell(
-    at: tuple[str, float | None, str, str],
+    at: tuple[str, float | str | None, str, str],
     metric: Mapping[str, Any] | None,
     scale: float,
     paper: Cited | None,

@@ -5,8 +5,9 @@ One trace a model gives both figures. It is not kept on the way: an interrupted 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from .._util.text import count, interval
 from ..report import Table
 from ..runs.folder import FILES
 from . import trace_checks
-from .base import How, Keys, Kind
+from .base import How, Keys, Kind, number, refuse, text, texts, whole
 from .claims import peak_layer, peak_words, read_claims
 from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run, most_of
 
@@ -27,8 +28,26 @@ if TYPE_CHECKING:
 
 
 SMOKE_FACTS, SMOKE_SAMPLES = 6, 2
-SETTINGS = ("kinds", "samples", "noise_scale", "window", "corrupt", "keep", "direction", "seed")
 METRICS = ("logit_diff", "prob")
+
+
+def _scale(where: Path | str, key: str, value: Any) -> float:
+    """The noise's size: it must be some."""
+    found = number(where, key, value, 0)
+    return found if found else refuse(where, key, value, "a number above 0 (3 is usual)")
+
+
+READERS: Mapping[str, Callable[[Path, str, Any], Any]] = {
+    "kinds": texts,
+    "samples": partial(whole, least=1),
+    "noise_scale": _scale,
+    "window": partial(whole, least=1),
+    "corrupt": partial(text, known=("noise", "swap")),
+    "keep": partial(text, known=("known", "all")),
+    "direction": partial(text, known=("denoise", "noise")),
+    "seed": whole,
+}
+"""How [trace] is read; the words are those of `kt.tracing`, repeated here because that loads torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +67,7 @@ class TraceRecipe(FigureRecipe):
 
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> TraceRecipe:
-    settings = dict(content.get("trace", {}))
+    settings = {key: READERS[key](path, f"[trace] {key}", value) for key, value in content.get("trace", {}).items()}
     return TraceRecipe(
         **shared,
         n_facts=most_of(path, content),
@@ -109,7 +128,7 @@ TRACE = Kind(
     {
         "": Keys(("trace", "claims")),
         "data": DATA,
-        "trace": Keys(SETTINGS),
+        "trace": Keys(tuple(READERS)),
     },
     read,
     run,
