@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kt as kt_package
-from kt.errors import KtError
+from kt.errors import BadFact, KtError
 
 
 @pytest.mark.parametrize(
@@ -59,3 +60,33 @@ def test_only_the_default_of_kt_layers_is_the_shipped_set(kt, monkeypatch, given
     assert (seen[0] is None) is shipped
     if "-f" in given:
         assert [f.prompt for f in seen[0]] == [f.prompt for f in kt_package.load_facts(given[1])]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m, f: kt_package.contrast_probe(m, f, batch_size=True), "batch size True"),
+        (lambda m, f: kt_package.contrast_probe(m, f, seed=-1), "seed -1 is below 0"),
+        (lambda m, f: kt_package.edit(m, f, seed=-1), "seed -1 is below 0"),
+        (lambda m, f: kt_package.find_layers(m, f, n_trace=0, n_edits=3), "n_trace 0 must be at least 2"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_at_once(call, says):
+    with pytest.raises(KtError, match=says):
+        call(kt_package.load("demo"), kt_package.load_facts("demo", limit=4))
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    model, facts = kt_package.load("demo"), kt_package.load_facts("demo", limit=2)
+    probe = kt_package.contrast_probe(model, facts, layers=np.arange(3), batch_size=np.int64(2))
+    assert [type(layer) for layer in probe.as_dict()["layers"]] == [int] * 3
+    assert kt_package.evaluate(model, facts, batch_size=np.int64(2)).records
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [({"subject": ["France", "Spain"]}, "'subject' holds 2 texts"), ({3: "x"}, "the key 3 is no text")],
+)
+def test_a_fact_as_a_dict_is_read_whole_or_refused(more, says):
+    with pytest.raises(BadFact, match=says):
+        kt_package.load_facts([{"prompt": "The capital of {} is", "subject": "France", "answer": "Paris"} | more])
