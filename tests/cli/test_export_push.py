@@ -106,7 +106,8 @@ FORMATS = {
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_dry_run_writes_the_card_and_lists_the_files_offline(kt, model_folder, edit_file, format):
-    ran = kt("export", edit_file, "-m", model_folder, "--format", format, "--push", "me/x", "--dry-run", "--json", "-")
+    of = () if format == "edit" else ("-m", model_folder)
+    ran = kt("export", edit_file, *of, "--format", format, "--push", "me/x", "--dry-run", "--json", "-")
     assert ran.code == 0, ran.err
     library_name, expected, line = FORMATS[format]
     files = ran.json["push"]["files"]

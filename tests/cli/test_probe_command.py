@@ -145,3 +145,17 @@ def test_answers_with_one_first_token_are_counted_in_one_warning(kt, model_folde
     warned = [line for line in ran.err.splitlines() if "warning" in line]
     assert len(warned) == 1 and "1 of 2 facts" in warned[0] and "same token" in warned[0]
     assert ran.json["n_same_first_token"] == 1
+
+
+def test_the_seed_of_a_probe_draws_its_intervals(probed):
+    zero, again, other = (probed("--json", "-", *seed).json for seed in ((), ("--seed", 0), ("--seed", 1)))
+    assert zero == again and zero["positions"] == other["positions"]
+    assert zero["kinds"] != other["kinds"]
+
+
+def test_a_pool_is_read_as_the_facts_are(refused, edit_file, facts_file, tmp_path):
+    zsre = tmp_path / "zsre.json"
+    record = {"src": "Where was Marie Curie born?", "subject": "Marie Curie", "answers": ["Warsaw"], "alt": "Rome"}
+    zsre.write_text(json.dumps([record]))
+    line = refused("probe", "--edit", edit_file, "-f", zsre, "--zsre-target", "alt", "--pool", facts_file)
+    assert "two targets" in line and "facts.jsonl" in line

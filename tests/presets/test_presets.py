@@ -303,6 +303,10 @@ BROKEN = {
     "a value for a method": ("methods = {rome = 3}", "methods.rome must be a table"),
     "a value for a variant": ("variants = {a = 3}", "variants.a must be a table"),
     "a number for a text": ("source = 3", "source 3 must be a text"),
+    "a boolean for α": ("[hyper_parameters]\nalpha = true", "alpha True must"),
+    "no layers": ("[hyper_parameters]\nlayers_mlp = []", "layers_mlp is empty"),
+    "a layer twice": ("[hyper_parameters]\nlayers_mlp = [2, 2]", "names a layer twice"),
+    "a number for a value's source": ("[hyper_parameters]\nv_lr = 0.1\nsources = {v_lr = 5}", "v_lr 5 must be a text"),
     "like nothing": ('[methods.rome]\nlike = "mimet"', "like = 'mimet'"),
     "like itself": ('[methods.rome]\nlike = "rome"', "like = 'rome'"),
 }  # fmt: skip

@@ -216,7 +216,7 @@ def test_a_token_that_is_not_there_has_no_reading():
         ((3, 1, 0), [[5], [384], [7]], "auto", "384 tokens"),
         ((3, 1, 0), [[5], [-2], [7]], "auto", "384 tokens"),
         ((3, 1, 0), [[5], [6]], "auto", "2 rows of tokens"),
-        ((3, 1, 0), [[5], [6], [7]], 0, "batch_size is 0"),
+        ((3, 1, 0), [[5], [6], [7]], 0, "batch size 0"),
     ],
 )
 def test_what_does_not_exist_is_refused(subject_last, tokens, batch_size, message):

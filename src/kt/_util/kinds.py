@@ -35,7 +35,7 @@ def require_kinds(values: Mapping[str, Any], kinds: Mapping[str, Wanted], error:
     """Refuse values of other kinds.
 
     Raises:
-        KtError: one is of none of its types; True and False are no numbers.
+        KtError: one is of none of its types; True and False are no numbers, and a seed is not below 0.
     """
     for name, (types, instead) in kinds.items():
         value = values[name]
@@ -43,6 +43,8 @@ def require_kinds(values: Mapping[str, Any], kinds: Mapping[str, Wanted], error:
         other |= isinstance(value, str) and str not in types  # a text is a sequence too
         if other or not isinstance(value, types):
             raise error(f"{name} is {shown(value)}; give {instead}")
+        if name == "seed" and isinstance(value, Integral) and value < 0:
+            raise error(f"seed {value} is below 0; give a whole number from 0")
 
 
 def shown(value: Any) -> str:

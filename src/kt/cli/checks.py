@@ -48,9 +48,12 @@ def by_hand(options: Any) -> bool:
 
 FLAGS = ("alpha", "layers_mlp", "layers_attn")
 """Settings of methods that have a flag of their own. Other flags only share the name of one (`--batch-size`)."""
+OF_A_MODEL = "model dtype device device_map trust_remote_code"
+"""How a model is loaded."""
 
 IDLE = (
-    Idle("", "limit format zsre_target known_to", lambda o: not by_hand(o), "for facts from a file only"),
+    Idle("", "facts limit format zsre_target known_to", lambda o: not by_hand(o), "for facts from a file only"),
+    Idle("case cov", "seed", lambda o: False, "nothing is drawn by chance; leave it out"),
     Idle("heatmap", "top check", lambda o: o.method == "atp", "for estimates only; add --method atp"),
     Idle("heatmap alpha", "noise samples", lambda o: o.corrupt == "noise", "for --corrupt noise only"),
     Idle("eval probe abilities", "force", lambda o: o.edit is not None, "for an edit only; give --edit"),
@@ -76,6 +79,25 @@ IDLE = (
     Idle("sweep", "no_trace", lambda o: o.kind == "alpha", "for kt sweep alpha only"),
     Idle("sweep", "alpha", lambda o: o.kind != "alpha", "alpha is what is swept; --grid names its values"),
     Idle("export", "dry_run public overwrite", lambda o: o.push is not None, "for --push only"),
+    Idle(
+        "export",
+        f"{OF_A_MODEL} layout force no_check",
+        lambda o: o.format != "edit",
+        "--format edit copies the file alone",
+    ),
+    Idle(
+        "export",
+        f"{OF_A_MODEL} layout format force no_check no_undo max_rank max_error adapter_dtype",
+        lambda o: o.push is None or o.edit is None or not o.edit.is_dir(),
+        "an exported folder is pushed as it is",
+    ),
+    Idle("presets", "method variant", lambda o: o.action == "show", "for kt presets show only"),
+    Idle(
+        "run",
+        f"{OF_A_MODEL} smoke facts limit seed statistics corpus only sets resume batch_size out overwrite html png svg",
+        lambda o: o.recipe != "ls",
+        "kt run ls only lists recipes; name one",
+    ),
     Idle("edits", "force", lambda o: o.action == "stack", "for kt edits stack only"),
     Idle(
         "",

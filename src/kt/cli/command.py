@@ -219,6 +219,7 @@ def config_defaults(path: Path, ctx: typer.Context) -> dict[str, Any]:
     commands = {name: group.get_command(ctx, name) for name in group.list_commands(ctx)}
     flags = {name: {p.name for p in c.params} - {"config", "help"} for name, c in commands.items()}
     mine = flags.get(ctx.info_name or "", set())
+    params = {param.name: param for param in ctx.command.params}
     defaults: dict[str, Any] = {}
     for table, keys in [("", values), *((n, v) for n, v in values.items() if isinstance(v, Mapping))]:
         known = flags.get(table, set()) if table else set().union(*flags.values())
@@ -233,12 +234,20 @@ def config_defaults(path: Path, ctx: typer.Context) -> dict[str, Any]:
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise BadOption(f"{path}: unknown key {key!r}: {where} {as_flag(key)}{hint}")
             elif name in mine and table in ("", ctx.info_name):
-                defaults[name] = _as_typed(value)
+                defaults[name] = _as_typed(value, f"{path}: {key}", params[name])
     return defaults
 
 
-def _as_typed(value: Any) -> Any:
-    """A TOML value as it would be typed: the options parse text."""
+def _as_typed(value: Any, where: str, option: Any) -> Any:
+    """A TOML value as it would be typed: the options parse text.
+
+    Raises:
+        BadOption: true or false for an option that takes a value.
+    """
+    if isinstance(value, bool) and not getattr(option, "is_flag", False):
+        raise BadOption(f"{where} = {str(value).lower()}: {as_flag(option.name)} takes a value; write one")
+    if isinstance(value, list) and any(isinstance(item, bool) for item in value):
+        raise BadOption(f"{where} holds true or false; write the values of {as_flag(option.name)}")
     if isinstance(value, list):
         return ",".join(str(item) for item in value)
     return value if isinstance(value, bool) else str(value)

@@ -90,6 +90,7 @@ def export(options: ExportOptions) -> None:
         from ..export.hub import check_repo_id
 
         check_repo_id(options.push)
+    checks.idle(options)
     if options.push is not None and options.edit is not None and options.edit.is_dir():
         push_folder(options, options.push, options.edit)
         return

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
 from .._util.files import check_writable
 from . import checks, parse
-from .command import BadOption, option_of
+from .command import BadOption, Options, option_of
 from .eval import EvalOptions
 from .options import ChatOptions, FactOptions, FigureOptions, ModelOptions, Opt, RunOptions, SolveOptions
 from .session import session
+
+CHOICES = tuple(field.name for field in fields(FactOptions) if field.name not in Options.__dataclass_fields__)
+"""Options that choose facts, or how they are read."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def layers(options: LayersOptions) -> None:
         if options.preset_to.suffix != ".toml":
             raise BadOption(f"--preset-to {options.preset_to}: name a new file that ends in .toml")
         check_writable(options.preset_to, new=True)
-    if options.facts == "default":
+    shipped = unchosen(options)
+    if options.facts == "default" and options.prompt is None:
         options = replace(options, facts="demo" if options.model == "demo" else "lre")
     with session(options) as s:
         from ..experiments.layer_search import find_layers
@@ -65,7 +69,6 @@ def layers(options: LayersOptions) -> None:
         facts = s.load_facts()
         checks.planned(options)
         model = s.load_model()
-        shipped = options.facts in ("demo", "lre") and options.limit is None and options.prompt is None
         found = find_layers(
             model,
             None if shipped else facts,
@@ -93,3 +96,8 @@ def layers(options: LayersOptions) -> None:
         s.screen.warn(*found.notes())
         where = options.preset_to or s.path / "preset.toml"
         s.screen.say(f"kt: kept for later edits of this model where no preset speaks; or give --preset {where}")
+
+
+def unchosen(options: LayersOptions) -> bool:
+    """Whether nobody said which facts, or how they are read: the model's own shipped set is taken, shuffled."""
+    return all(getattr(options, each.name) == each.default for each in fields(LayersOptions) if each.name in CHOICES)

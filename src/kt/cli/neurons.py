@@ -36,6 +36,7 @@ def neurons(options: NeuronOptions) -> None:
                 shared=options.shared,
                 at=options.at,
                 progress=tick,
+                seed=options.seed,
             )
         s.keep(found)
         s.screen.tables(*found.tables())

@@ -143,7 +143,7 @@ class RunOptions(Options):
     batch_size: Annotated[str, Opt("--batch-size", "-b", help="auto or a number; results do not depend on it.")] = (
         "auto"
     )
-    seed: Annotated[int, Opt("--seed", help="Every random draw comes from it.")] = 0
+    seed: Annotated[int, Opt("--seed", min=0, help="Every random draw comes from it.")] = 0
     out: Annotated[Path | None, Opt("--out", "-o", help="Run folder [default: runs/<UTC time>-<command>-<model>].")] = (
         None
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._util.text import runs_of
+from . import checks
 from .app import ListOptions, ls
 from .command import BadOption, Options
 from .options import Opt
@@ -39,6 +40,7 @@ def presets(options: PresetOptions) -> None:
     if options.action == "ls":
         if options.name:
             raise BadOption(f"kt presets ls takes no name; write kt presets show {options.name}")
+        checks.idle(options)
         return ls(ListOptions(**{**_common(options), "what": "presets"}))
     if options.action != "show":
         raise BadOption(f"kt presets {options.action!r}: unknown; write kt presets show NAME, or kt presets ls")

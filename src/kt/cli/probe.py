@@ -10,7 +10,7 @@ from ..runs.folder import FILES
 from . import parse
 from .command import BadOption
 from .options import ChatOptions, FactOptions, FigureOptions, ForceOptions, ModelOptions, Opt, RunOptions
-from .session import Session, open_edit, session
+from .session import Session, open_edit, reading, session
 
 STATISTICS = ("mean", "median")
 
@@ -70,6 +70,7 @@ def probe_model(options: ProbeOptions, layers: tuple[int, ...] | None) -> None:
                 batch_size=rows,
                 progress=tick,
                 whole=options.whole,
+                seed=options.seed,
             )
         result.save(s.run.file(FILES["probe"]))
         s.keep(result, result.figures(options.statistic))
@@ -85,7 +86,7 @@ def probe_edit(options: ProbeOptions) -> None:
         if options.pool is not None:
             from ..facts.load import read_facts
 
-            pool = [*pool, *read_facts(options.pool).facts]
+            pool = [*pool, *read_facts(options.pool, **reading(options)).facts]
         edit = open_edit(s, options.edit)
         facts, model = edited_facts(s, edit), s.load_model()
         from ..residual import residual_fact

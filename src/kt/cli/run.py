@@ -10,7 +10,7 @@ import typer
 
 from .._util.files import atomic_write
 from .._util.text import words
-from . import interrupt, parse
+from . import checks, interrupt, parse
 from .command import BadOption, option_of
 from .options import FigureOptions, LongRunOptions, ModelOptions, Opt, RunOptions, SolveOptions
 from .session import Session, load_model, screen_for, session, write_result
@@ -35,7 +35,7 @@ class RecipeOptions(FigureOptions, RunOptions):
     ] = "all"
     facts: Annotated[str | None, Opt("--facts", "-f", help="A file in place of the recipe's data.")] = None
     limit: Annotated[int | None, Opt("--limit", min=1, help="Take no more than so many facts.")] = None
-    seed: Annotated[int | None, Opt("--seed", help="In place of the recipe's seeds.")] = None  # type: ignore[assignment]
+    seed: Annotated[int | None, Opt("--seed", min=0, help="In place of the recipe's seeds.")] = None  # type: ignore[assignment]
     statistics: Annotated[Path | None, option_of(SolveOptions, "statistics")] = None
     corpus: Annotated[str | None, Opt("--corpus", help="Text for the key moments [default: the recipe's].")] = None
     only: Annotated[str | None, Opt("--only", metavar="METHOD,...", help="Of a table of methods these rows alone.")] = (
@@ -76,6 +76,7 @@ def run(options: RecipeOptions) -> None:
 
 def list_recipes(options: RecipeOptions) -> None:
     """`kt run ls`."""
+    checks.idle(options)
     from ..recipes import names, read_recipe
     from ..report import Table
 

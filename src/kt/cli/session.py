@@ -369,20 +369,24 @@ def load_facts(options: FactOptions) -> Loaded:
     from ..facts.fact import doubts, joined_by
     from ..facts.load import Loaded, Skips, fact_by_hand, read_facts
 
-    join = None if options.join is None else options.join.replace("\\n", "\n").replace("\\t", "\t")
     if options.prompt is None:
         stray = [f for f in ("subject", "answer", "foil", "target") if getattr(options, f) is not None]
         if stray:
             raise BadOption(f"--{stray[0]} belongs to a fact by hand; give --prompt and --subject with it")
-        choices = options.format, options.zsre_target, options.known_to, join
-        return read_facts(options.facts, options.limit, *choices)
+        return read_facts(options.facts, options.limit, known_to=options.known_to, **reading(options))
     if options.subject is None:
         raise BadOption("--prompt needs --subject, the entity that stands for {} in the prompt")
     fact = fact_by_hand(options.prompt, options.subject, options.answer, options.foil, options.target)
     skips = Skips()
     for what in doubts(fact) if "{}" not in options.prompt else ():
         skips.note(what, repr(fact.prompt))
-    return Loaded([joined_by(fact, join)], skips)
+    return Loaded([joined_by(fact, reading(options)["join"])], skips)
+
+
+def reading(options: FactOptions) -> dict[str, Any]:
+    """How a file's records are read, as arguments of `read_facts`."""
+    join = None if options.join is None else options.join.replace("\\n", "\n").replace("\\t", "\t")
+    return {"format": options.format, "zsre_target": options.zsre_target, "join": join}
 
 
 def wanted_files(options: FigureOptions | Any) -> dict[str, Path]:

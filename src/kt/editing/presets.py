@@ -363,10 +363,27 @@ def _values(
         if name not in about:
             value = tuple(value) if isinstance(value, list) else value
             try:
-                check_alpha(value) if name == "alpha" else check_value(name, types[name], value)
+                _check(name, types[name], value)
             except KtError as error:
                 raise BadFile(f"{path}: [{where}]: {error}") from None
-            yield Entry(method, variant, name, value, str(sources.get(name, source)))
+            yield Entry(method, variant, name, value, _text(path, sources, name) or source)
+
+
+def _check(name: str, annotation: str, value: Any) -> None:
+    """Refuse a value that the setting cannot have.
+
+    Raises:
+        KtError: it is of the wrong type, outside its range, or layers that are none or name one twice.
+    """
+    if name == "alpha":
+        check_alpha(value)
+        return
+    check_value(name, annotation, value)
+    if name.startswith("layers"):
+        if not value and name != "layers_attn":
+            raise KtError(f"{name} is empty; give at least one layer")
+        if len(set(value)) < len(value):
+            raise KtError(f"{name} {list(value)} names a layer twice; name each once")
 
 
 def _only(path: Path, where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from .._util.text import count, words
 from ..errors import BadFact
 from ..facts.corpus import Corpus
 from ..facts.load import FactsLike, distinct_facts, facts_from
-from ..model.batches import BatchSize
+from ..model.batches import BatchSize, checked_size
 from ..model.chat import Verbatim
 from ..model.model import TracedModel
 from ..model.sampling import GenerationRequest, continuations
@@ -286,8 +286,7 @@ def evaluate(
         >>> scores.metrics["edit_success_tf_exact"].mean, scores.metrics["edit_success_tf_exact"].n
         (0.0, 4)
     """
-    if batch_size != "auto" and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise BadFact(f"batch size {batch_size!r} is not understood; give a number from 1, or auto")
+    batch_size = checked_size(batch_size)
     chosen = _chosen(protocols, generate, judge, max_new_tokens, heldout)
     facts = distinct_facts(facts_from(requests), whole=True)
     if not facts:

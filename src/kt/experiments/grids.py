@@ -178,12 +178,14 @@ def check_points(points: Sequence[Point], n_facts: int, seeds: Sequence[int] = (
     """Refuse what no sweep can be of.
 
     Raises:
-        KtError: no points or seeds, a seed named twice, or a point that asks for more facts than there are.
+        KtError: no points or seeds, a seed named twice or below 0, or a point that asks for more facts than there are.
     """
     if not points:
         raise KtError("a sweep needs at least one point; the grid is empty")
     if not seeds or len(set(seeds)) < len(seeds):
         raise KtError(f"seeds {list(seeds)}: give at least one, each once")
+    if min(seeds) < 0:
+        raise KtError(f"seeds {list(seeds)}: {min(seeds)} is below 0; give whole numbers from 0")
     most = max(point.edits or 1 for point in points)
     if most > n_facts:
         raise KtError(f"a point edits {most} facts, and there are {n_facts}; give more facts or a smaller grid")

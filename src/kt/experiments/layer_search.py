@@ -28,6 +28,8 @@ from .._util.text import without_folders
 from ..editing import METHODS
 from ..editing.config import Config
 from ..editing.evidence import (
+    BLOCK,
+    GIVE_UP,
     default_alpha,
     facts_beside,
     keep_balance,
@@ -207,14 +209,20 @@ def find_layers(
     """
     require_options(solving, set(signature(sweep).parameters) - SET_HERE, "find_layers")
     stage = stage_or_bars(stage)
+    for name, number, least in (("n_trace", n_trace, 2), ("n_edits", n_edits, 1), ("windows", windows, 1)):
+        if number < least:
+            raise KtError(f"{name} {number} must be at least {least}")
     layered(method)
     config = configure(model, method, alpha)
     asked = facts_beside(model, []) if facts is None else facts_from(facts)
     with stage("facts that the model knows"):
-        known = known_facts(model, distinct(asked), n_trace + n_edits).facts
+        editable = distinct(asked)
+        known = known_facts(model, editable, n_trace + n_edits).facts
     if len(known) < n_edits + 2:
+        looked = len(editable) if known else min(len(editable), BLOCK * GIVE_UP)
+        which = f"{'the first ' * (looked < len(editable))}{looked}"
         raise KtError(
-            f"{model.name} knows {len(known)} of {len(asked)} facts, and {n_edits} are edited and others traced; "
+            f"{model.name} knows {len(known)} of {which} facts, and {n_edits} are edited and others traced; "
             "give facts whose answer is the model's first choice"
         )
     edited, traced = known[:n_edits], known[n_edits:]

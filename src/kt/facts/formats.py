@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+from .._util.kinds import shown
 from ..errors import BadFact, KtError
 from .fact import BadPrompt, Fact, joined_by
 from .readers.cknowedit import is_cknowedit, read_cknowedit
@@ -90,6 +91,8 @@ def read_records(
         record = replace(record, data=data, lenient=True)
     if choices.known_to is not None and row.read is not read_known:
         raise record.bad("only known_1000 records say which model knows them; leave the model out (--known-to)")
+    if choices.zsre_target != DEFAULT_CHOICES.zsre_target and not name.startswith(("zsre", "bizsre")):
+        raise record.bad("only zsRE's records have two targets to choose from; leave the choice out (--zsre-target)")
     try:
         facts = [joined_by(fact, record.prefix()) for fact in row.read(record, choices)]
         facts = [_checked(joined_by(fact, choices.join), record, row) for fact in facts]
@@ -124,6 +127,8 @@ def as_record(value: Any, where: str) -> Record:
     if not isinstance(value, Mapping):
         remedy = "; a JSON list needs the ending .json" if isinstance(value, list) else "; see docs/data.md"
         raise BadFact(f"{where}: a record must be an object with a prompt and a subject, not {kind(value)}{remedy}")
+    if stray := [key for key in value if not isinstance(key, str)]:
+        raise BadFact(f"{where}: the key {shown(stray[0])} is no text; name every key of a record by a text")
     return Record(value, where)
 
 

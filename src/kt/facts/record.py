@@ -124,6 +124,8 @@ class Record:
         if isinstance(value, Mapping) and "str" in value:
             value = value["str"]
         while isinstance(value, list) and value:
+            if len(value) > 1 and not self.lenient:
+                raise self.bad(f"{key!r} holds {len(value)} texts; give one, and a record for each of the others")
             if len(value) > 1:
                 self.notes.append(f"several texts in {key!r}, of which the first is read")
             value = value[0]

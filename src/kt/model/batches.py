@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
+from numbers import Integral
 from typing import Any, TypeVar
 
+from .._util.kinds import shown
+from ..errors import BadFact
 from ..runs import parallel
 
 T = TypeVar("T")
@@ -21,6 +24,19 @@ AUTO_TOKENS = 4096
 """Tokens of a batch under "auto", padding counted."""
 AUTO_LOGITS = 2**26
 """Logits of a batch under "auto": 256 MB in float32."""
+
+
+def checked_size(batch_size: Any) -> BatchSize:
+    """The rows of a batch as a plain number, or "auto".
+
+    Raises:
+        BadFact: it is neither, or below 1.
+    """
+    if isinstance(batch_size, str) and batch_size == "auto":
+        return batch_size
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise BadFact(f"batch size {shown(batch_size)} is not understood; give a number from 1, or auto")
+    return int(batch_size)
 
 
 def fits_forward(batch_size: BatchSize, rows: int, width: int, keep: int, vocab: int) -> bool:

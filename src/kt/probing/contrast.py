@@ -15,7 +15,7 @@ from .._util.progress import Progress
 from ..errors import BadFact, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, facts_from
-from ..model.batches import BatchSize
+from ..model.batches import BatchSize, checked_size
 from ..model.effects import refuse_text
 from ..model.model import TracedModel
 from ..runs import parallel
@@ -43,6 +43,7 @@ def contrast_probe(
     batch_size: BatchSize = "auto",
     progress: Progress | None = None,
     whole: bool = False,
+    seed: int = 0,
 ) -> Probe:
     """Probability (eq. 5) and rank (eq. 6) of the first token of two answers, by layer, kind and position.
 
@@ -56,6 +57,7 @@ def contrast_probe(
         batch_size: prompts in one forward pass; results do not depend on it beyond rounding.
         progress: called with (facts done, facts in all, as far as known).
         whole: also read all tokens of both answers (see `LensReading`), with a prompt more for each beyond the first.
+        seed: of the intervals' bootstrap and of the stages' test; readings do not depend on it.
 
     Returns:
         Probabilities and ranks by fact, position, kind, layer and answer, and the facts that were left out.
@@ -75,7 +77,8 @@ def contrast_probe(
     refuse_text(model, "a probe")
     if layers is not None and (isinstance(layers, str) or not isinstance(layers, Iterable)):
         raise BadFact(f"layers {layers!r}: give a list of whole numbers, as [4, 5]")
-    wanted = None if layers is None else tuple(sorted({model.checked(layer) for layer in layers}))
+    batch_size = checked_size(batch_size)
+    wanted = None if layers is None else tuple(sorted({int(model.checked(layer)) for layer in layers}))
     words = None if sets is None else open_sets(sets)
     reader = None if words is None else SetReader(words, model.tokenizer)
     facts = facts if isinstance(facts, Iterator) else facts_from(facts)
@@ -106,7 +109,7 @@ def contrast_probe(
     reading = LensReading.joined(readings)
     if words is not None and reading.sets is not None:
         words.require_read(reading.sets)
-    metadata = described(model, final_norm) | {"n_given": done, "warnings": warned}
+    metadata = described(model, final_norm) | {"n_given": done, "warnings": warned, "seed": int(seed)}
     metadata["tokens"] = reading.texts(model.tokenizer)
     return Probe(tuple(probed), wanted or tuple(range(model.n_layers)), reading, names, tuple(left_out), metadata)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .._util.progress import Progress, counter
 from ..errors import BadFact, UnknownSite, WorkFailed
-from ..model.batches import BatchSize, batches_by_length, map_batches
+from ..model.batches import BatchSize, batches_by_length, checked_size, map_batches
 from ..model.model import Point, TracedModel
 from ..model.sites import Kind, Site
 from ..model.tokens import encode_ids, pad_id, token_texts
@@ -162,8 +162,7 @@ def _check(
             raise BadFact(f"prompt {i} has {len(row)} tokens, so no token {last}; count the subject's from 0")
     if tokens.size and not (tokens.min() >= -1 and tokens.max() < model.vocab_size):
         raise BadFact(f"a token id is outside the model's {model.vocab_size} tokens; use the model's own tokenizer")
-    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
-        raise BadFact(f"batch_size is {batch_size!r}; give auto or at least 1")
+    checked_size(batch_size)
 
 
 def _empty(n: int, n_layers: int, n_tokens: int, n_sets: int | None, top: int) -> LensReading:

@@ -89,6 +89,11 @@ class Probe(Shown):
         return int(self.metadata["n_layers"])
 
     @property
+    def seed(self) -> int:
+        """Of the bootstrap and of the stages' test; 0 in files of versions that took none."""
+        return int(self.metadata.get("seed", 0))
+
+    @property
     def same_first_token(self) -> tuple[ProbedFact, ...]:
         """The facts whose two answers no first token tells apart."""
         return tuple(fact for fact in self.facts if fact.same_first_token)
@@ -178,7 +183,7 @@ class Probe(Shown):
         if start and kind == "resid":
             entering = getattr(self.reading, f"start_{metric}")[self.counted][:, at[0], a]
             values, layers = np.concatenate([entering[:, None], values], 1), (-1, *layers)
-        return _curve(layers, values, statistic)
+        return _curve(layers, values, statistic, self.seed)
 
     def whole_curve(
         self, kind: str = "resid", answer: str = "original", metric: str = "rank", statistic: str = "mean"
@@ -201,7 +206,7 @@ class Probe(Shown):
         if values is None:
             raise BadFact("this probe read the answers' first tokens; probe again with whole=True")
         values = values[self.counted][:, chosen("kind", kind, KINDS), :, chosen("answer", answer, ANSWERS)]
-        return _curve(self.layers, values, statistic)
+        return _curve(self.layers, values, statistic, self.seed)
 
     def set_curve(
         self, name: str, kind: str = "resid", position: str = "prediction", statistic: str = "mean"
@@ -216,7 +221,7 @@ class Probe(Shown):
         """
         p, k = self._place(kind, position)
         values = self._sets()[self.counted][:, p, k, :, chosen("set", name, self.set_names)]
-        return _curve(self.layers, values, statistic)
+        return _curve(self.layers, values, statistic, self.seed)
 
     def _sets(self) -> Float[ndarray, "fact position kind layer set"]:
         if self.reading.sets is None:
@@ -237,7 +242,7 @@ class Probe(Shown):
         resid = KINDS.index("resid")
         rank = np.concatenate([reading.start_rank[keep][:, :, None], reading.rank[keep][:, :, resid]], 2)
         prob = np.concatenate([reading.start_prob[keep][:, :, None], reading.prob[keep][:, :, resid]], 2)
-        return find_stages(rank, prob)
+        return find_stages(rank, prob, seed=self.seed)
 
     # Tables and figures -----------------------------------------------------------------------------------------
     def as_dict(self) -> dict[str, Any]:
@@ -437,9 +442,9 @@ def chosen(what: str, name: str, among: Sequence[str]) -> int:
     return list(among).index(chosen_name(what, name, among))
 
 
-def _curve(layers: tuple[int, ...], values: Float[ndarray, "fact layer"], statistic: str) -> LensCurve:
+def _curve(layers: tuple[int, ...], values: Float[ndarray, "fact layer"], statistic: str, seed: int) -> LensCurve:
     median = chosen_name("statistic", statistic, STATISTICS) == "median"
-    grid = median_grid(values) if median else bootstrap_mean_grid(values)
+    grid = median_grid(values) if median else bootstrap_mean_grid(values, seed=seed)
     return LensCurve(layers, grid.mean, grid.low, grid.high, int(grid.n[0]))
 
 

@@ -19,7 +19,7 @@ from ..editing.stack import ANY_EDIT, AnyEdit, EditStack
 from ..errors import BadFact, UnknownSite, warn_user
 from ..facts.fact import Fact
 from ..facts.load import FactsLike, distinct_facts, facts_from
-from ..model.batches import BatchSize
+from ..model.batches import BatchSize, checked_size
 from ..model.chat import in_turn
 from ..model.effects import refuse_text, site_of
 from ..model.model import TracedModel
@@ -185,7 +185,7 @@ def residual_fact(
     """
     edit.require_updates("a residual, which reads bare prompts,", ("context",))
     refuse_text(model, "a residual")
-    templates = checked_prefixes(prefixes)
+    templates, batch_size = checked_prefixes(prefixes), checked_size(batch_size)
     facts = distinct_facts(facts_from(facts))
     plan = _plan(model, facts, None if pool is None else facts_from(pool), seed, batch_size)
     if before is not None:

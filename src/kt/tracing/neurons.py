@@ -84,6 +84,11 @@ class KnowledgeNeurons(Shown):
     kind = "neurons"
 
     @property
+    def seed(self) -> int:
+        """Of the intervals' bootstrap."""
+        return int(self.metadata["seed"])
+
+    @property
     def by_layer(self) -> Float[ndarray, "fact layer"]:
         """Σ_i Attr_i: what the answer's probability owes to a layer's neurons."""
         return np.stack([each.found.values.sum(1, dtype=np.float64) for each in self.facts])
@@ -101,7 +106,7 @@ class KnowledgeNeurons(Shown):
     def tables(self) -> Sequence[Table]:
         """A row a layer, and a row a fact."""
         rows = [
-            [layer, bootstrap_mean(self.by_layer[:, layer]), bootstrap_mean(self.counts[:, layer])]
+            [layer, *(bootstrap_mean(values[:, layer], seed=self.seed) for values in (self.by_layer, self.counts))]
             for layer in range(self.by_layer.shape[1])
         ]
         gap = max(each.found.gap for each in self.facts)
@@ -120,7 +125,7 @@ class KnowledgeNeurons(Shown):
         """What the answer's probability owes to each layer."""
         from ..figures.curves import Series, curves
 
-        grid = bootstrap_mean_grid(self.by_layer) if len(self.facts) > 1 else None
+        grid = bootstrap_mean_grid(self.by_layer, seed=self.seed) if len(self.facts) > 1 else None
         mean = self.by_layer.mean(0)
         low, high = (mean, mean) if grid is None else (grid.low, grid.high)
         line = Series("mlp", list(range(len(mean))), mean.tolist(), low.tolist(), high.tolist())
@@ -139,6 +144,7 @@ def knowledge_neurons(
     shared: float = 0.7,
     at: str = "last",
     progress: Progress | None = None,
+    seed: int = 0,
 ) -> KnowledgeNeurons:
     """Attribute the facts' answers to MLP neurons by integrated gradients.
 
@@ -150,6 +156,7 @@ def knowledge_neurons(
         shared: share of a fact's texts (prompt and paraphrases) at which its neurons have to count (the paper's 0.7).
         at: the token whose neurons are asked about: the prompt's `last`, where the answer is predicted, as in the
             paper, or the subject's last (`subject_last`; paraphrases name no subject's place and are not asked then).
+        seed: of the intervals' bootstrap; attributions do not depend on it.
 
     Returns:
         By fact its neurons, and every neuron's attribution as (layer, neuron), in units of probability.
@@ -196,6 +203,7 @@ def knowledge_neurons(
         if progress:
             progress(number + 1, len(cases))
     about = {"model": model.name, "steps": steps, "threshold": threshold, "shared": shared, "at": at}
+    about["seed"] = seed
     return KnowledgeNeurons(tuple(found), about | {"left_out": [fact._asdict() for fact in left_out]})
 
 

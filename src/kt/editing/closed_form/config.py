@@ -276,12 +276,12 @@ def check_alpha(alpha: Any, name: str = "alpha", words: tuple[str, ...] = WORDS)
     """α as a number, or as one of `words`.
 
     Raises:
-        KtError: it is neither, or lies outside [0, 1].
+        KtError: it is neither (True and False are no numbers), or lies outside [0, 1].
     """
     if alpha in words:
         return str(alpha)
     try:
-        value = float(alpha)
+        value = float("nan") if isinstance(alpha, bool) else float(alpha)
     except (TypeError, ValueError, OverflowError):
         value = float("nan")
     if not 0 <= value <= 1:
