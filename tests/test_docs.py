@@ -253,8 +253,3 @@ def test_the_speed_table_holds_every_part_and_no_row_that_missed_its_goal():
     assert [row["work"] for row in rows if not row["holds"]] == []
     assert all(row["difference"] <= row["bound"] for row in rows)
     assert sum(row["goal"] is not None for row in rows) >= 6
-
-
-@pytest.mark.slow
-def test_every_speed_benchmark_runs_small_and_its_results_are_equal():
-    assert printed("speed/suite.py", "--small", seconds=600).count("\n") >= 10

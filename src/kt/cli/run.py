@@ -63,7 +63,7 @@ def run(options: RecipeOptions) -> None:
     options = replace(options, out=folder)
     with session(options) as s:
         seeds = recipe.drawn_with()
-        s.run.manifest["seed"] = seeds[0] if len(seeds) == 1 else [*seeds] or None
+        s.run.manifest["seed"] = seeds[0] if len(seeds) == 1 else [*seeds]
         result = _run(s, recipe, options, chosen, taken)
         take_over(s, folder)
         s.run.describe_data("demo" if options.smoke else options.facts or recipe.facts, result.n_facts)

@@ -70,18 +70,12 @@ class PaperRecipe:
         return replace(self, n_facts=limit)
 
     def seeded(self: Recipe, seed: int | None) -> Recipe:
-        """The recipe with this seed in place of its own.
-
-        Raises:
-            KtError: it draws nothing by chance.
-        """
-        if seed is None:
-            return self
-        raise KtError(f"recipe {self.name} is of kind {self.kind}, which draws nothing by chance; leave seed out")
+        """The recipe with this seed in place of its own; each kind says where it goes."""
+        raise NotImplementedError
 
     def drawn_with(self) -> Sequence[int]:
         """The seeds that everything it draws comes from."""
-        return ()
+        raise NotImplementedError
 
     def smoked(self: Recipe) -> Recipe:
         """The recipe on the demo model and demo facts; a kind takes away more."""

@@ -5,8 +5,8 @@ One pass a model; it is not kept on the way: an interrupted run is begun again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,13 @@ class ProbeRecipe(FigureRecipe):
     draws: str
     final_norm: bool
     sets: str | None
+    seed: int = 0
+
+    def seeded(self, seed: int | None) -> ProbeRecipe:
+        return self if seed is None else replace(self, seed=seed)
+
+    def drawn_with(self) -> Sequence[int]:
+        return [self.seed]
 
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> ProbeRecipe:
@@ -77,7 +84,7 @@ def run(recipe: ProbeRecipe, how: How) -> FigureRun[Probe]:
     rows: Any = how.batch_size
 
     def measure(model: TracedModel, tick: Progress) -> Probe:
-        return contrast_probe(model, facts, used.final_norm, sets=sets, batch_size=rows, progress=tick)
+        return contrast_probe(model, facts, used.final_norm, sets=sets, batch_size=rows, seed=used.seed, progress=tick)
 
     view = View(FILES["probe"], probe_checks.check, lambda probe: _figures(probe, used), _summary, _curves)
     return figure_run(used, how, "probing", measure, view)

@@ -132,7 +132,9 @@ def require_below_one(**settings: float) -> None:
 class InParts(AtToken):
     """Long answers in parts, each at the last token before it (AnyEdit's ARE; see closed_form.parts)."""
 
-    revision = 2  # layers without a preset; the loss at which the search stops, where answers are cut in a chat template
+    revision = (
+        2  # layers without a preset; the loss at which the search stops, where answers are cut in a chat template
+    )
     writes_contexts = False
     # The prompt's last token knows its subject from the middle layers on: of ten KnowEdit facts SmolLM2 takes 7 in
     # MEMIT's layers and 10 in these, Gemma 3 takes 7 in both, at 1.02 and 1.01 of the perplexity.
