@@ -256,5 +256,6 @@ def test_options_that_are_handed_on_are_known_before_any_work(call, words):
 def test_a_bootstrap_needs_a_draw_and_a_seed():
     facts = [FACT, kt.Fact("The capital of {} is", "Italy", "Rome")]
     trace = kt.causal_trace(tiny_model("llama"), facts, samples=1, keep="all")
-    for given in ({"n_boot": 0}, {"n_boot": -1}, {"seed": -1}):
+    for given in ({"n_boot": 0}, {"n_boot": -1}):
         refused(lambda given=given: trace.by_role("mlp", **given), "give at least one draw, and a seed of at least 0")
+    refused(lambda: trace.by_role("mlp", seed=-1), "seed -1 is below 0; give a whole number from 0")

@@ -99,10 +99,13 @@ def test_layers_that_kt_layers_kept_come_before_a_trace():
 
 def test_a_method_with_a_depth_of_its_own_leaves_a_presets_shared_layers_and_the_line_denies_no_preset():
     model = kt.load("demo")
-    config, found, said = resolved(model, "unke")
-    assert config.layers_mlp == layers_by_depth(model, "layers_mlp", type(config).depth) == (2,)
-    assert found.sources["layers_mlp"] == "by relative depth, those of unke"
-    assert "no layers given for demo: writing layers_mlp 2 by relative depth" in said and "no preset" not in said
+    config, found, said = resolved(model, "grace")
+    assert config.layers_mlp == layers_by_depth(model, "layers_mlp", type(config).depth)
+    assert found.sources["layers_mlp"] == "by relative depth, those of grace"
+    assert (
+        f"no layers given for demo: writing layers_mlp {config.layers_mlp[0]} by relative depth" in said
+        and "no preset" not in said
+    )
     assert resolved(model, "ultraedit")[0].layers_mlp == (5, 6, 7), "the preset's for this method, as measured"
 
 
