@@ -212,6 +212,6 @@ def test_a_seed_takes_the_place_of_the_recipes_own(tmp_path, capsys):
     capsys.readouterr()
     assert main([*run, "--seed", "8", "--resume", str(tmp_path / "s7")]) == 2
     assert "was begun with seeds [7], now it is [8]" in capsys.readouterr().err
-    assert read_recipe("jeep-figure-2").seeded(1).drawn_with() == [1]
-    assert read_recipe("intattn-figures-1-2").seeded(3).settings["seed"] == 3
+    assert read_recipe("jeep-figure-2").seeded(1).seeds == (1,)
+    assert read_recipe("intattn-figures-1-2").seeded(3).seeds == (3,)
     assert read_recipe("intattn-table-1").seeded(3).seeds == (3,)

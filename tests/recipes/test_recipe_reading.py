@@ -78,7 +78,7 @@ def test_two_rows_of_one_label_are_refused(own, kind):
         ("unedited = 0", "unedited is 0; give true or false"),
         ("options = 3", "options is 3; give a table"),
         ("options = { alpha = true }", "alpha True"),
-        ("options = { alpha = 0.5 }", "memit leaves attention alone"),
+        ("options = { alpha = 0.5 }", "alpha 0.5 was given to a method that leaves attention alone"),
         ("options = { v_num_grad_steps = true }", "v_num_grad_steps True"),
     ],
 )
@@ -127,7 +127,7 @@ def with_axis(own, name, values, option="", paper=""):
         ('"v_lr"', '["fast"]', "", "v_lr 'fast' is no float"),
         ('"v_num_grad_steps"', "[2.5]", "", "v_num_grad_steps 2.5 is no int"),
         ('"v_num_grad_stepz"', "[2]", "", "v_num_grad_stepz"),
-        ('"alpha"', "[0.1, 0.2]", "", "memit leaves attention alone"),
+        ('"alpha"', "[0.1, 0.2]", "", "alpha 0.1 was given to a method that leaves attention alone"),
         ('"method"', '["memit", "rome"]', "", "[axis] name is 'method'"),
         ('"v_lr"', "[0.1, 0.2]", "v_lr = 0.5", "options hold 'v_lr', which is the axis"),
         ("3", "[1]", "", "[axis] name is 3; give a text"),

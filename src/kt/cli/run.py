@@ -56,14 +56,13 @@ def run(options: RecipeOptions) -> None:
     if options.recipe == "ls":
         return list_recipes(options)
     recipe = read_recipe(options.recipe).limited(options.limit).seeded(options.seed)
-    if options.smoke and (options.model != "all" or options.facts):
-        raise BadOption("--smoke runs the demo model on demo facts; leave --model and --facts out")
+    if options.smoke and (options.model != "all" or options.facts or options.limit):
+        raise BadOption("--smoke runs the demo model on a few demo facts; leave --model, --facts and --limit out")
     chosen, taken = models_of(recipe, options.model), checked(recipe, options)
     folder = points_folder(options, recipe.name)
     options = replace(options, out=folder)
     with session(options) as s:
-        seeds = recipe.drawn_with()
-        s.run.manifest["seed"] = seeds[0] if len(seeds) == 1 else [*seeds]
+        s.run.manifest["seed"] = recipe.seeds[0] if len(recipe.seeds) == 1 else [*recipe.seeds]
         result = _run(s, recipe, options, chosen, taken)
         take_over(s, folder)
         s.run.describe_data("demo" if options.smoke else options.facts or recipe.facts, result.n_facts)

@@ -202,9 +202,7 @@ def configured(
     **given: Any,
 ) -> Config:
     """`resolve.configure` for a preset that is known; needs no model."""
-    chosen, given = method_named(method), checked_settings(method, **given)
-    if not chosen.writes_attention and alpha not in (None, 0, 0.0):
-        raise KtError(f"alpha {alpha!r} was given to a method that leaves attention alone; use intattn, or no alpha")
+    chosen, given = method_named(method), checked_settings(method, alpha, **given)
     shared = {} if known is None else known.shared(method, variant)
     method_values = {} if known is None else known.values(method, variant)
     values = shared | chosen.own_defaults() | method_values | given
@@ -223,12 +221,17 @@ def configured(
     return config
 
 
-def checked_settings(method: str, /, **given: Any) -> dict[str, Any]:
+def checked_settings(method: str, alpha: float | str | None = None, /, **given: Any) -> dict[str, Any]:
     """The settings under their own names, where the method has each and its value is of the right type and range.
+
+    Args:
+        alpha: attention's share, which is no setting; only methods that write attention take one above 0.
 
     Raises:
         KtError: it has not, or it is not.
     """
+    if alpha is not None and check_alpha(alpha) != 0 and not method_named(method).writes_attention:
+        raise KtError(f"alpha {alpha!r} was given to a method that leaves attention alone; use intattn, or no alpha")
     if why := unused((name for name, value in given.items() if value is not None), [method], OPTIONS):
         raise KtError(why)
     given, types, own = _renamed(given), setting_types(), method_named(method).settings()

@@ -375,20 +375,21 @@ def automatic_rate(losses: Float[Tensor, " pair"], falls: Float[Tensor, " pair"]
 def measured_rate(
     model: TracedModel, facts: Sequence[Fact], written: Mapping[str, WeightUpdate], start: float
 ) -> float:
-    """The first rate from `start` on, √2 apart, with which every token of `WANTED` of the answers is the likeliest; the
-    best of those whose harm to an unrelated text is at most `MOST_HARM`, where none is, `start`.
+    """The first rate from `start` on, √2 apart, with which every token of `WANTED` of the answers is the likeliest;
+    else the best of `start` and those behind it before the first that takes perplexity above `MOST_HARM` times its own.
 
     Args:
         written: the updates of lr = 1.
     """
     found: list[tuple[float, float, float]] = []
-    text = read_text(model)
+    before = None
     for rate in (start * 2 ** (number / 2) for number in range(RATES)):
+        before = read_text(model) if len(found) == 1 else before  # most edits need no second rate
         with model.restored(written):
             for name, each in written.items():
                 model.write(name, each.update.scaled(rate))
-            after = read_text(model)
-            if found and text and after and not after.perplexity <= MOST_HARM * text.perplexity:
+            after = None if before is None else read_text(model)
+            if before and after and not after.perplexity <= MOST_HARM * before.perplexity:
                 break
             scores = target_scores(model, facts)
         said = sum(bool(score.is_greedy) for score in scores) / len(scores)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from .._util.data import plain
 from ..errors import BadFile
-from .base import How, Keys, Kind, is_number, number, refuse, text, texts
+from .base import How, Keys, Kind
 from .edited import TABLES, Cited, Line, edited_facts, read_edited, read_rows
 from .table import TableRecipe, TableRun, cells_of, read_columns
+from .values import is_number, number, refuse, text, texts
 
 if TYPE_CHECKING:
     from ..capability.tasks import Chosen

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import KtError
 from ..report import Table
 from ..runs.folder import FILES
-from .base import How, Keys, Kind, refuse, text, whole
+from .base import How, Keys, Kind
 from .claims import NOTHING, Claim, Finding, Verdict, read_claims, tables
 from .edited import TABLES, EditedRecipe, editable, read_edited, read_rows
 from .result import MISSING, RecipeRun
+from .values import refuse, text, whole
 
 if TYPE_CHECKING:
     from ..experiments.case_study import CaseStudy, Reply

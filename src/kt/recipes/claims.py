@@ -28,8 +28,9 @@ from numpy import ndarray
 from ..errors import BadFile
 from ..report import Table
 from ..stats import Interval
-from .base import Keys, flag, number, refuse, span, text, texts, whole
+from .base import Keys
 from .result import MISSING
+from .values import flag, number, refuse, span, text, texts, whole
 
 ABOUT = ("says", "section", "check")
 PARTS = ("low", "middle", "high")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .._util.kinds import shown
-from ..editing.closed_form.config import check_alpha
 from ..editing.methods import METHODS, used_by
 from ..editing.presets import OPTIONS, checked_settings
 from ..errors import BadFile, KtError
 from ..facts.fact import Fact
-from .base import How, Keys, PaperRecipe, facts_of, flag, is_number, once, refuse, text, whole
+from .base import How, Keys, PaperRecipe, facts_of
+from .values import flag, is_number, once, refuse, text, whole
 
 Shown = TypeVar("Shown")
 Edited = TypeVar("Edited", bound="EditedRecipe")
@@ -71,7 +71,6 @@ class Line(Generic[Shown]):
 class EditedRecipe(PaperRecipe):
     """A recipe that edits `n_facts` facts in one batch, by several methods."""
 
-    seeds: tuple[int, ...]
     variant: str | None
     corpus: str
     max_tokens: int
@@ -85,12 +84,6 @@ class EditedRecipe(PaperRecipe):
     def smoked(self: Edited) -> Edited:
         small = {"n_facts": max(SMOKE_EDITS), "variant": None, "corpus": "demo", "max_tokens": SMOKE_TOKENS}
         return replace(super().smoked(), seeds=self.seeds[:1], **small)  # type: ignore[arg-type]
-
-    def seeded(self: Edited, seed: int | None) -> Edited:
-        return self if seed is None else replace(self, seeds=(seed,))
-
-    def drawn_with(self) -> Sequence[int]:
-        return self.seeds
 
     def options_of(self, line: Line[Any], smoke: bool) -> dict[str, Any]:
         """The arguments of `kt.edit` for a row that has a method."""
@@ -201,22 +194,10 @@ def check_options(where: str, method: str, options: Mapping[str, Any]) -> None:
         BadFile: there is something.
     """
     try:
-        checked_settings(method, **{name: value for name, value in options.items() if name not in OPTIONS})
-        _check_alpha(method, options.get("alpha"))
+        settings = {name: value for name, value in options.items() if name not in OPTIONS}
+        checked_settings(method, options.get("alpha"), **settings)
     except KtError as error:
         raise BadFile(f"{where}: {error}") from error
-
-
-def _check_alpha(method: str, alpha: Any) -> None:
-    """Refuse an α that is none, or that a method would have no use for.
-
-    Raises:
-        KtError: it is.
-    """
-    if isinstance(alpha, bool):
-        raise KtError(f"alpha {alpha} is no number; give one between 0 and 1, or a word of docs/methods.md")
-    if alpha is not None and check_alpha(alpha) != 0 and not METHODS[method].writes_attention:
-        raise KtError(f"{method} leaves attention alone; leave alpha {alpha!r} out")
 
 
 def _table(where: str, key: str, row: Mapping[str, Any]) -> Mapping[str, Any]:

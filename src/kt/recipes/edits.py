@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadFile
 from ..report import Figure
-from .base import How, Keys, Kind, is_number, once, refuse, text
+from .base import How, Keys, Kind
 from .edited import (
     OF_THE_RUN,
     SMOKE_EDITS,
@@ -23,6 +23,7 @@ from .edited import (
     read_rows,
 )
 from .table import TableRecipe, TableRun, cells_of, place, read_columns
+from .values import is_number, once, refuse, text
 
 if TYPE_CHECKING:
     from ..experiments import Point, Sweep

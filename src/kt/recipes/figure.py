@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from ..errors import KtError
 from ..facts.fact import Fact
 from ..report import Figure, Table
-from .base import How, Keys, PaperRecipe, facts_of, whole
+from .base import How, Keys, PaperRecipe, facts_of
 from .claims import NOTHING, Claim, Finding, Verdict, beyond, note, tables
 from .result import RecipeRun
+from .values import whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

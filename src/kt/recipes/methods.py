@@ -12,9 +12,10 @@ from ..editing.config import one_of
 from ..editing.methods import METHODS
 from ..errors import BadFile
 from ..report import Table
-from .base import How, Keys, Kind, once, refuse, text, texts, whole
+from .base import How, Keys, Kind
 from .edited import TABLES, EditedRecipe, edited_facts, read_edited, read_rows
 from .result import RecipeRun
+from .values import once, refuse, text, texts, whole
 
 if TYPE_CHECKING:
     from ..experiments.methods_table import MethodsTable

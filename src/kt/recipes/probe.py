@@ -5,8 +5,8 @@ One pass a model; it is not kept on the way: an interrupted run is begun again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from ..report import Table
 from ..runs.folder import FILES
 from ..stats import Interval
 from . import probe_checks
-from .base import How, Keys, Kind, flag, text
+from .base import How, Keys, Kind
 from .claims import read_claims, shown
 from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run, most_of
+from .values import flag, text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -45,13 +46,6 @@ class ProbeRecipe(FigureRecipe):
     draws: str
     final_norm: bool
     sets: str | None
-    seed: int = 0
-
-    def seeded(self, seed: int | None) -> ProbeRecipe:
-        return self if seed is None else replace(self, seed=seed)
-
-    def drawn_with(self) -> Sequence[int]:
-        return [self.seed]
 
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> ProbeRecipe:
@@ -84,7 +78,9 @@ def run(recipe: ProbeRecipe, how: How) -> FigureRun[Probe]:
     rows: Any = how.batch_size
 
     def measure(model: TracedModel, tick: Progress) -> Probe:
-        return contrast_probe(model, facts, used.final_norm, sets=sets, batch_size=rows, seed=used.seed, progress=tick)
+        return contrast_probe(
+            model, facts, used.final_norm, sets=sets, batch_size=rows, seed=used.seeds[0], progress=tick
+        )
 
     view = View(FILES["probe"], probe_checks.check, lambda probe: _figures(probe, used), _summary, _curves)
     return figure_run(used, how, "probing", measure, view)

@@ -13,8 +13,9 @@ from typing import Any
 
 from .._util.data import read_toml
 from ..errors import BadFile
-from .base import SHARED, Keys, Kind, PaperRecipe, text, texts
+from .base import SHARED, Keys, Kind, PaperRecipe
 from .kinds import DEFAULT, KINDS
+from .values import text, texts
 
 FOLDER = Path(__file__).parent / "toml"
 SUFFIX = ".toml"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..report import Table
-from .base import How, text
+from .base import How
 from .edited import Cited, EditedRecipe
 from .result import MISSING, RecipeRun
+from .values import text
 
 if TYPE_CHECKING:
     from ..experiments import Row

@@ -5,7 +5,7 @@ One trace a model gives both figures. It is not kept on the way: an interrupted 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ from .._util.text import count, interval
 from ..report import Table
 from ..runs.folder import FILES
 from . import trace_checks
-from .base import How, Keys, Kind, number, refuse, text, texts, whole
+from .base import How, Keys, Kind
 from .claims import peak_layer, peak_words, read_claims
 from .figure import DATA, FigureRecipe, FigureRun, View, figure_facts, figure_run, most_of
+from .values import number, refuse, text, texts, whole
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -59,12 +60,6 @@ class TraceRecipe(FigureRecipe):
     kinds: tuple[str, ...]
     settings: Mapping[str, Any]
 
-    def seeded(self, seed: int | None) -> TraceRecipe:
-        return self if seed is None else replace(self, settings={**self.settings, "seed": seed})
-
-    def drawn_with(self) -> Sequence[int]:
-        return [self.settings.get("seed", 0)]
-
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> TraceRecipe:
     settings = {key: READERS[key](path, f"[trace] {key}", value) for key, value in content.get("trace", {}).items()}
@@ -73,6 +68,7 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> T
         n_facts=most_of(path, content),
         claims=read_claims(path, content, trace_checks.CHECKS, trace_checks.VALUES),
         kinds=tuple(settings.pop("kinds", ("mlp", "attn"))),
+        seeds=(settings.pop("seed", 0),),
         settings=settings,
     )
 
@@ -88,7 +84,9 @@ def run(recipe: TraceRecipe, how: How) -> FigureRun[Trace]:
     rows = None if how.batch_size == "auto" else int(how.batch_size)
 
     def measure(model: TracedModel, tick: Progress) -> Trace:
-        return causal_trace(model, facts, used.kinds, METRICS, max_rows=rows, progress=tick, **used.settings)
+        return causal_trace(
+            model, facts, used.kinds, METRICS, max_rows=rows, progress=tick, seed=used.seeds[0], **used.settings
+        )
 
     return figure_run(
         used, how, "tracing", measure, View(FILES["trace"], trace_checks.check, _figures, _summary, _curves)

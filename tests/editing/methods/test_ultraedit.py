@@ -396,7 +396,7 @@ def test_an_automatic_rate_starts_where_most_tokens_are_certain_to_first_order_a
     assert max(found)[2] == pytest.approx(rate, rel=1e-2)
 
 
-@pytest.mark.parametrize(("read", "steps"), [((10, 11, 19, 20, 21), 2), ((10, 30, 30), 0), ((10, 11, math.nan), 0)])
+@pytest.mark.parametrize(("read", "steps"), [((10, 19, 20, 21), 2), ((10, 30), 0), ((10, math.nan), 0)])
 def test_an_automatic_rate_grows_no_further_than_where_it_doubles_the_perplexity_of_an_unrelated_text(
     llama, monkeypatch, read, steps
 ):
@@ -414,7 +414,7 @@ def test_an_automatic_rate_grows_no_further_than_where_it_doubles_the_perplexity
     start = rate()
     monkeypatch.setattr(lifelong, "RATES", 6)
     assert math.log2(rate() / start) * 2 == pytest.approx(5)  # the tiny model's perplexity does not change
-    texts = iter(read)
+    texts = iter(read)  # before, and at every rate behind the start
     monkeypatch.setattr(lifelong, "read_text", lambda _: TextReading(next(texts), "a text", 10))
     assert math.log2(rate() / start) * 2 == pytest.approx(steps)
     assert next(texts, None) is None
