@@ -303,6 +303,8 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0,
     if wanted is tuple and not (isinstance(value, tuple) and all(_is_whole(part) for part in value)):
         shown = f"{list(value)!r} must be" if isinstance(value, tuple) else f"{value!r} is no tuple of"
         raise KtError(f"{name} {shown} whole numbers from 0, as [4, 5]")
+    if wanted is tuple and len(set(value)) < len(value):
+        raise KtError(f"{name} {list(value)!r} names a layer twice; name each once")
     if not (number if wanted is float else isinstance(value, wanted) and (number or wanted is not int)):
         others = f", nor {AUTO}" if automatic else ""
         raise KtError(f"{name} {value!r} is no {wanted.__name__}{others}; see docs/methods.md")

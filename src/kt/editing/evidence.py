@@ -154,10 +154,11 @@ def _keep(path: Path, write: Callable[[Path], object]) -> None:
 
 
 class Known(NamedTuple):
-    """Facts that a model knows, and the seconds that one of their tokens took in a forward."""
+    """Facts that a model knows, the seconds of a forward a token, and how many facts it was asked."""
 
     facts: list[Fact]
     seconds_a_token: float
+    asked: int
 
 
 def known_facts(model: TracedModel, facts: Sequence[Fact], n: int) -> Known:
@@ -169,15 +170,16 @@ def known_facts(model: TracedModel, facts: Sequence[Fact], n: int) -> Known:
     from ..tracing.prompts import prepare
 
     known: list[Fact] = []
-    tokens, start = 0, time.perf_counter()
+    asked, tokens, start = 0, 0, time.perf_counter()
     for at in range(0, len(facts), BLOCK):
         block = list(facts[at : at + BLOCK])
+        asked += len(block)
         prompts = parallel.on_rank_zero("known facts", prepare, model, block, default_max_rows(model, 64))[0]
         tokens += sum(len(prompt.ids) for prompt in prompts)
         known += [prompt.fact for prompt in prompts if prompt.known]
         if len(known) >= n or (not known and at >= BLOCK * (GIVE_UP - 1)):
             break
-    return Known(known[:n], (time.perf_counter() - start) / max(tokens, 1))
+    return Known(known[:n], (time.perf_counter() - start) / max(tokens, 1), asked)
 
 
 def facts_beside(model: TracedModel, requests: Sequence[Fact]) -> list[Fact]:
@@ -209,7 +211,7 @@ def default_alpha(model: TracedModel, requests: Sequence[Fact], journal: Journal
         with warnings.catch_warnings():  # how shipped facts are joined is not the user's to mend
             warnings.filterwarnings("ignore", r".* may be joined to their prompts")
             try:
-                facts, seconds = known_facts(model, facts_beside(model, requests), FEW_TRACED)
+                facts, seconds, _ = known_facts(model, facts_beside(model, requests), FEW_TRACED)
             except (BadFact, SubjectNotFound):  # a tokenizer that reads nothing of a name in them
                 facts, seconds = [], 0.0
         if len(facts) < FEW:

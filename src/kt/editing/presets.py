@@ -9,7 +9,7 @@ is an error and not a value that is never used. docs/presets.md says how to writ
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -209,9 +209,8 @@ def configured(
     for name in [name for name in values if name.startswith("layers")]:
         if not values[name] and name not in given:
             del values[name]
-        elif not values[name] and name != "layers_attn":
-            raise KtError(f"{name} is empty; give at least one layer")
         else:
+            _require_layers(name, values[name])
             values[name] = tuple(int(layer) for layer in values[name])
     values["alpha"] = check_alpha(values.get("alpha", "auto") if alpha is None else alpha)
     if not chosen.writes_attention:
@@ -219,6 +218,16 @@ def configured(
     config = chosen.of(values)
     config.refuse_idle({name: value for name, value in given.items() if value is not None})
     return config
+
+
+def _require_layers(name: str, layers: Sequence[int]) -> None:
+    """Refuse no layers, but of attention, which an edit may leave alone.
+
+    Raises:
+        KtError: there are none.
+    """
+    if not layers and name != "layers_attn":
+        raise KtError(f"{name} is empty; give at least one layer")
 
 
 def checked_settings(method: str, alpha: float | str | None = None, /, **given: Any) -> dict[str, Any]:
@@ -383,10 +392,7 @@ def _check(name: str, annotation: str, value: Any) -> None:
         return
     check_value(name, annotation, value)
     if name.startswith("layers"):
-        if not value and name != "layers_attn":
-            raise KtError(f"{name} is empty; give at least one layer")
-        if len(set(value)) < len(value):
-            raise KtError(f"{name} {list(value)} names a layer twice; name each once")
+        _require_layers(name, value)
 
 
 def _only(path: Path, where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -28,8 +28,6 @@ from .._util.text import without_folders
 from ..editing import METHODS
 from ..editing.config import Config
 from ..editing.evidence import (
-    BLOCK,
-    GIVE_UP,
     default_alpha,
     facts_beside,
     keep_balance,
@@ -216,13 +214,10 @@ def find_layers(
     config = configure(model, method, alpha)
     asked = facts_beside(model, []) if facts is None else facts_from(facts)
     with stage("facts that the model knows"):
-        editable = distinct(asked)
-        known = known_facts(model, editable, n_trace + n_edits).facts
+        known, _, looked = known_facts(model, distinct(asked), n_trace + n_edits)
     if len(known) < n_edits + 2:
-        looked = len(editable) if known else min(len(editable), BLOCK * GIVE_UP)
-        which = f"{'the first ' * (looked < len(editable))}{looked}"
         raise KtError(
-            f"{model.name} knows {len(known)} of {which} facts, and {n_edits} are edited and others traced; "
+            f"{model.name} knows {len(known)} of {looked} facts, and {n_edits} are edited and others traced; "
             "give facts whose answer is the model's first choice"
         )
     edited, traced = known[:n_edits], known[n_edits:]

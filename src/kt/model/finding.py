@@ -421,6 +421,13 @@ def _sound(module: nn.Module, blocks: nn.ModuleList, layout: Layout) -> None:
             not_found(module, None, f"a block whose {name} nnsight can read: that is a module's name in {held}")
 
 
+def most_positions(module: nn.Module) -> int | None:
+    """The longest row that the configuration says the model reads, by MPT's name or all others'; None: no limit."""
+    config = module.config.get_text_config()  # type: ignore[union-attr,operator]
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((limit for limit in named if isinstance(limit, int) and limit > 0), None)
+
+
 def not_found(module: nn.Module, part: str | None, what: str) -> Any:
     """Refuse the model; `part` is the one to name where the model may have it under another name."""
     hint = ""

@@ -25,7 +25,7 @@ from .chat import Chat, ChatReader, choose
 from .devices import execution_device, refuse_wrapped, require_gradients, require_start
 from .effects import Effect, effects_of
 from .explained import Explained, explained, settle
-from .finding import find_layout
+from .finding import find_layout, most_positions
 from .head import is_widened, wide_linear
 from .layout import Layout, unwrap_tuple
 from .mixture import MixtureSite
@@ -279,25 +279,18 @@ class TracedModel(Weights):
     # Running ----------------------------------------------------------------------------------------------------
     def why_unreadable(self, ids: Sequence[int]) -> str | None:
         """Why the model cannot read a row of token `ids`, with its count and the limit; None if it can."""
-        return self._too_long(len(ids)) or self._beyond(max(ids, default=0))
+        return self._why_unreadable(len(ids), max(ids, default=0))
 
-    @cached_property
+    def _why_unreadable(self, length: int, token: int) -> str | None:
+        limit, rows = self.most_positions, len(self.embedding.weight)
+        if limit is not None and limit < length:
+            return f"the prompt has {length} tokens, and the model {limit} positions"
+        return f"the tokenizer gives token {token}, and the embedding has {rows} rows" if token >= rows else None
+
+    @property
     def most_positions(self) -> int | None:
         """The longest row that the configuration says the model reads, in tokens; None where it names no limit."""
-        config = self.module.config.get_text_config()
-        named = (
-            getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")
-        )  # MPT has the latter
-        return next((limit for limit in named if isinstance(limit, int) and limit > 0), None)
-
-    def _too_long(self, length: int) -> str | None:
-        limit = self.most_positions
-        too_long = limit is not None and limit < length
-        return f"the prompt has {length} tokens, and the model {limit} positions" if too_long else None
-
-    def _beyond(self, token: int) -> str | None:
-        rows = len(self.embedding.weight)
-        return f"the tokenizer gives token {token}, and the embedding has {rows} rows" if token >= rows else None
+        return most_positions(self.module)
 
     def inputs(self, batch: Batch, keep: int | None = 1, cache: Any = None) -> dict[str, Any]:
         """Keyword arguments of one forward: mask and the positions that follow from it, cache, few logits.
@@ -311,8 +304,7 @@ class TracedModel(Weights):
             BadFact: a row has more tokens than the model has positions, or a token that the embedding lacks.
         """
         read = batch.ids.numel() > 0
-        problem = read and (self._too_long(int(batch.lengths.max())) or self._beyond(int(batch.ids.max())))
-        if problem:
+        if problem := read and self._why_unreadable(int(batch.lengths.max()), int(batch.ids.max())):
             raise BadFact(f"{self.name}: {problem}; leave it out, or use the model's own tokenizer")
         batch = batch.to(self.device)
         arguments: dict[str, Any] = {"input_ids": batch.ids, "attention_mask": batch.mask}
