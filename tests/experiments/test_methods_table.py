@@ -180,6 +180,11 @@ def test_the_recipe_has_every_method_and_wrong_ones_are_one_line(tmp_path):
             read_recipe(path)
 
 
+def test_a_smoke_run_has_a_size_of_its_own_and_takes_no_limit(capsys):
+    assert main(["run", "jeep-figure-2", "--smoke", "--limit", "3"]) == 2
+    assert "leave --model, --facts and --limit out" in capsys.readouterr().err
+
+
 def test_a_limit_takes_numbers_of_edits_away_and_adds_none_beside_them():
     recipe = replace(read_recipe("methods"), singles=5, batches=(10, 100), steps=(100, 500))
     sizes = lambda limit, **own: (lambda r: (r.singles, r.batches, r.steps))(replace(recipe, **own).limited(limit))  # noqa: E731
