@@ -73,7 +73,7 @@ def test_fewer_edits_and_another_place_for_the_model(kt, own, model_folder):
     [
         (("nonsense",), "there are intattn-figure-4"),
         (("intattn-table-1", "-m", "gpt2"), "the recipe has mistral-7b, qwen2.5-7b"),
-        (("intattn-table-1", "--smoke", "-m", "qwen2.5-7b"), "leave --model and --facts out"),
+        (("intattn-table-1", "--smoke", "-m", "qwen2.5-7b"), "leave --model, --facts and --limit out"),
         (("jeep-table-3",), "fetch https://"),
         (("intattn-table-1", "--resume", "nowhere"), "no sweep has kept a point"),
     ],
