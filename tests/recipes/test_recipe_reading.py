@@ -5,7 +5,7 @@ import re
 import pytest
 
 import kt
-from kt.errors import BadFile
+from kt.errors import BadFile, KtError
 from kt.recipes import read_recipe, run_recipe
 
 HEAD = """
@@ -236,6 +236,12 @@ OF_FIGURES = [
 @pytest.mark.parametrize(("kind", "old", "new", "words"), [*OF_TABLES, *OF_CLAIMS, *OF_FIGURES])
 def test_a_value_of_another_kind_is_one_line(own, kind, old, new, words):
     check_refused(own(kind, old, new), words)
+
+
+def test_kinds_that_no_trace_has_are_refused_before_a_model_is_loaded(own):
+    recipe = read_recipe(own("trace", "samples = 2", 'kinds = ["mpl"]'))
+    with pytest.raises(KtError, match="kinds mpl: choose among mlp, attn, hidden"):
+        run_recipe(recipe, lambda name: pytest.fail("a model was loaded"))
 
 
 @pytest.mark.filterwarnings("ignore")

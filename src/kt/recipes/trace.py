@@ -76,7 +76,9 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> T
 def run(recipe: TraceRecipe, how: How) -> FigureRun[Trace]:
     """One trace a model, both figures, and the claims."""
     from ..tracing import causal_trace
+    from ..tracing.patches import check_kinds
 
+    check_kinds(recipe.kinds)  # before a model is loaded
     used = recipe
     if how.smoke:
         used = replace(recipe.few(SMOKE_FACTS), settings={**recipe.settings, "samples": SMOKE_SAMPLES})

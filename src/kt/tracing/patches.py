@@ -106,6 +106,17 @@ class Patch:
         raise BadFact(f"kinds {label}: choose among {', '.join(KINDS)}, or one head as attn.h0")
 
 
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Ask no model: are these words of `kinds`?
+
+    Raises:
+        BadFact: one of them is unknown.
+    """
+    for kind in kinds:
+        if kind not in (EVERY_HEAD, EVERY_EXPERT):
+            Patch.parse(kind)
+
+
 def labels(model: TracedModel, kinds: Sequence[str]) -> tuple[str, ...]:
     """The labels of `kinds`, each once, with `heads` and `experts` replaced by the label of every one of them.
 

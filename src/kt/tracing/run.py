@@ -28,7 +28,7 @@ from . import attribution, engine
 from .capabilities import shortcuts
 from .corrupt import Corruption, embedding_spread, given_noise, swapped, with_noise
 from .engine import Outcome, Plan, default_max_rows
-from .patches import EVERY_EXPERT, EVERY_HEAD, KINDS, Patch, labels
+from .patches import KINDS, check_kinds, labels
 from .prompts import UNKNOWN, LeftOut, TracePrompt, prepare, token_roles
 from .trace import DIRECTIONS, TOKENS, Trace
 from .traced_fact import EVERY, METRICS, WHOLE, TracedFact, metric_names
@@ -72,9 +72,7 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(dict.fromkeys(words(self.kinds))))
         object.__setattr__(self, "metrics", metric_names(self.metrics))
-        for kind in self.kinds:
-            if kind not in (EVERY_HEAD, EVERY_EXPERT):
-                Patch.parse(kind)
+        check_kinds(self.kinds)
         for wrong, message in self._problems():
             if wrong:
                 raise BadFact(message)
