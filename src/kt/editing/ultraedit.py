@@ -218,8 +218,8 @@ class UltraEdit(WithoutSearch):
         waiting = [each for each in running.values() if isinstance(each, Whitening) and not each.whitens]
         if waiting:
             warn_user(
-                f"the session has seen {waiting[0].count} answer tokens; StableEdit whitens from "
-                f"{len(waiting[0].gradients) + 2} on, and is UltraEdit before: give warmup, a file of facts"
+                f"the session has seen {waiting[0].count} pairs (an answer's token at a weight); StableEdit whitens "
+                f"from {len(waiting[0].gradients) + 2} on, and is UltraEdit before: give warmup, a file of facts"
             )
         written = {}
         for site, group in groups.items():

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 @method("stableedit", "StableEdit: UltraEdit with whitened gradients and warmed-up statistics", place=10)
 @dataclass(frozen=True)
 class StableEdit(UltraEditConfig):
-    """See kt.editing.ultraedit.Whitening. Until more answer tokens are seen than a weight has outputs, it is
-    UltraEdit."""
+    """See kt.editing.ultraedit.Whitening. Until more pairs (a token of an answer, at each weight whose statistics are
+    shared) are seen than a weight has outputs, it is UltraEdit."""
 
     warmup: str | None = setting(
         None,
