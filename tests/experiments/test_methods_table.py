@@ -81,6 +81,24 @@ def test_values_that_two_methods_search_for_alike_are_searched_once_and_counted_
     assert two.rows[1].seconds["solve"] > 0.5 * two.rows[0].seconds["solve"]
 
 
+def test_a_run_that_goes_on_with_another_method_takes_the_values_that_were_found_before(
+    demo, facts, few, monkeypatch, tmp_path
+):
+    from kt.editing.closed_form import targets
+
+    searched = []
+    whole = targets._find_batch
+    monkeypatch.setattr(targets, "_find_batch", lambda *a: searched.append(len(a[1])) or whole(*a))
+    both = {name: {"method": name, **FAST} for name in ("memit", "emmet")}
+    kept = {"folder": tmp_path / "run", **few}
+    one = methods_table(demo, facts[:3], both, [Place("batch", 3)], only=["memit"], **kept)
+    two = methods_table(demo, facts[:3], both, [Place("batch", 3)], only=["emmet"], resume=True, **kept)
+    assert sum(searched) == 3 and [row.series for row in two.rows] == ["memit", "emmet"]
+    assert two.rows[0].values == one.rows[0].values
+    assert two.rows[1].seconds["solve"] > 0.5 * two.rows[0].seconds["solve"]
+    assert two.rows[1].values == methods_table(demo, facts[:3], both, [Place("batch", 3)], **few).rows[1].values
+
+
 def test_a_search_with_tensors_of_its_own_is_not_shared(demo, facts, few, monkeypatch):
     """EAMET searches fact by fact with what it found before: the second time as often as the first."""
     from kt.editing.closed_form import targets

@@ -4,8 +4,8 @@
     batch     the first n facts in one solve
     steps     the first n facts in groups, each solved on the model as the groups before left it
 
-Every row is kept when it is measured, in a folder of its method's own: a run that was cut goes on there, and so does
-one that asks for more methods.
+Every row is kept when it is measured, in a folder of its method's own, and so are the values that were searched for: a
+run that was cut goes on there, and so does one that asks for more methods.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ SHOWN = sweep_result.SHOWN | {"perplexity": sweep_result.ASKED["perplexity"]}
 held-out text, whose intervals are over documents."""
 PAIRED = ("edit success", "paraphrase", "locality", "portability")
 UNEDITED = "unedited"
+SEARCHED = "-searched"
+"""The folder of searched values; no row's folder begins with a dash."""
 
 
 class Place(NamedTuple):
@@ -174,7 +176,8 @@ def methods_table(
         fluency: of how many of the facts text is generated.
         heldout: the text of the perplexity, as in `kt.evaluate`.
         only: the rows that are measured; of the others those are shown that `folder` holds. None: all.
-        folder, resume: keeps each row when it is done, in a folder of its method; `resume` goes on there.
+        folder, resume: keeps each row when it is done, in a folder of its method, and each searched value; `resume`
+            goes on there.
         statistics, corpus, max_tokens: second moments, as in `kt.edit`.
         stage: opens a stage by name and gives the callback for its progress.
 
@@ -202,7 +205,8 @@ def methods_table(
         cache, told = default_cache(), facts[:fluency]
         asked = evaluate_cached(model, facts, cache, protocols=("tf", "ppl"), heldout=heldout, **arguments).scores
         text = evaluate_cached(model, told, cache, protocols=("gen",), **arguments).scores if told else None
-    measure = _Measure(model, facts, asked, text, singles, step, seed, batch_size, heldout)
+    kept_in = None if folder is None else Path(folder)
+    measure = _Measure(model, facts, asked, text, singles, step, seed, batch_size, heldout, kept_in)
     known = [options for name, options in methods.items() if name in kept and _can_plan(model, options)]
     solver = Solver(model, known, statistics, corpus, max_tokens, measure.targets)
     rows = []
@@ -244,7 +248,7 @@ def _metrics(asked: Scores, text: Scores | None) -> dict[str, Any]:
 
 @dataclass
 class _Measure:
-    """Rows of one model; values that methods search for alike are searched once."""
+    """Rows of one model; values that methods search for alike are searched once, also by runs that go on in `folder`."""
 
     model: TracedModel
     facts: Sequence[Fact]
@@ -255,11 +259,12 @@ class _Measure:
     seed: int
     batch_size: int | str
     heldout: str | Path | None
+    folder: Path | None
 
     def __post_init__(self) -> None:
         device = self.model.device
         self.place = f"cuda:{device.index or 0}" if device.type == "cuda" else "host"
-        self.targets = SharedTargets()
+        self.targets = SharedTargets(None if self.folder is None else self.folder / SEARCHED)
 
     def row(self, solver: Solver, name: str, options: Mapping[str, Any], place: Place, tick: Any) -> Row:
         """One method at one place; a method that cannot do it has a row that says why."""
