@@ -231,6 +231,7 @@ def test_a_seed_takes_the_place_of_the_recipes_own(tmp_path, capsys):
         model = held["models"]["smollm2"]
         assert manifest["seed"] == model["seed"] == seed
         found.append([row["metrics"] for row in model["rows"]])
+        assert any((tmp_path / f"s{seed}").rglob("-searched/phases/*"))  # a run that goes on takes them
     assert found[0] != found[1]
     capsys.readouterr()
     assert main([*run, "--seed", "8", "--resume", str(tmp_path / "s7")]) == 2

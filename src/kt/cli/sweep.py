@@ -301,12 +301,16 @@ def prepare_resume(folder: Path, argv: tuple[str, ...]) -> None:
 
 
 def take_over(s: Session, folder: Path) -> None:
-    """Carry the finished points into the folder that replaces the one they were kept in."""
+    """Carry the finished points, and what was searched for, into the folder that replaces the one they were kept in."""
+    from ..experiments.shared_targets import SEARCHED
+
     for path in sorted(folder.rglob("settings.json")):
         inside = s.run.folder / path.parent.relative_to(folder)
         inside.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, inside / path.name)
         shutil.copytree(path.parent / "points", inside / "points", dirs_exist_ok=True)
+    for path in sorted(folder.rglob(SEARCHED)):
+        shutil.copytree(path, s.run.folder / path.relative_to(folder), dirs_exist_ok=True)
 
 
 def requests_of(s: Session, options: SweepOptions, kind: str) -> list[Fact]:

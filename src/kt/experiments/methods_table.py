@@ -31,7 +31,7 @@ from ..runs.provenance import peaks_from_now
 from ..stats import Interval, paired_bootstrap_difference
 from . import sweep_result
 from .grids import Point
-from .shared_targets import SharedTargets
+from .shared_targets import SEARCHED, SharedTargets
 from .sweep import identity_of
 from .sweep_result import Kept, Row
 from .sweep_solving import Solver
@@ -45,8 +45,6 @@ SHOWN = sweep_result.SHOWN | {"perplexity": sweep_result.ASKED["perplexity"]}
 held-out text, whose intervals are over documents."""
 PAIRED = ("edit success", "paraphrase", "locality", "portability")
 UNEDITED = "unedited"
-SEARCHED = "-searched"
-"""The folder of searched values; no row's folder begins with a dash."""
 
 
 class Place(NamedTuple):
@@ -248,7 +246,7 @@ def _metrics(asked: Scores, text: Scores | None) -> dict[str, Any]:
 
 @dataclass
 class _Measure:
-    """Rows of one model; values that methods search for alike are searched once, also by runs that go on in `folder`."""
+    """Rows of one model; values that methods search for alike are searched once, in all runs that keep to `folder`."""
 
     model: TracedModel
     facts: Sequence[Fact]

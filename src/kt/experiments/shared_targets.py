@@ -18,6 +18,8 @@ from ..runs.provenance import peak_memory
 
 SEARCH = ("model", "facts", "aims", "contexts", "objective")
 """The arguments of a search that depends on nothing else."""
+SEARCHED = "-searched"
+"""The folder of searched values beside those of rows, none of which begins with a dash."""
 
 
 class Found(NamedTuple):
