@@ -110,6 +110,15 @@ def check_rows(model: TracedModel, tokens: int) -> list[tuple[int, ...]]:
     return [row.read for row in _windows(model, heldout_corpus(None, model.name), tokens, tokens).rows]
 
 
+def opening_rows(model: TracedModel, tokens: int, each: int) -> list[tuple[int, ...]]:
+    """About `tokens` tokens of the text that second moments are taken over, no document of which is in the held-out
+    text: the first `each` of documents that lie evenly in it."""
+    read = (token_ids(model.tokenizer, text)[:each] for text in Corpus.open("auto", model.name).texts())
+    rows = [tuple(ids) for ids in read if len(ids) > 1]
+    wanted = max(1, -(-tokens // each))
+    return rows[:: max(1, len(rows) // wanted)][:wanted]
+
+
 def windows(model: TracedModel, corpus: Corpus) -> Windows:
     """Cut the corpus' documents into rows for `teacher_force`, up to `MOST_TOKENS` tokens in all.
 

@@ -1,4 +1,4 @@
-"""WISE (Wang et al. 2024, arXiv 2405.14768): a side memory of one down_proj, read where its own output is large."""
+"""WISE (Wang et al. 2024, arXiv 2405.14768): a side memory of one down_proj, read where a request's own output is."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from ..adapter_edit import Codebook
 
 
-@method("wise", "WISE: a side memory of one down_proj, read where its output is large; the weights stay", place=19)
+@method("wise", "WISE: a side memory of one down_proj, read where a request's output is; the weights stay", place=19)
 @dataclass(frozen=True)
 class WISE(AtToken):
     """Of several layers the middle one, as ROME's."""
 
-    revision = 1  # requests that need no change
+    revision = 2  # a token reads the memory for a request's own part, not for the length of the output
 
     effect: ClassVar[str] = "adapter"
 
     ratio: float = setting(
         0.7,
         symbol="ε",
-        about="WISE: a token reads the memory if its output there is at least this part of a request's least",
-        source="WISE section 3.2; the number: kt's own",
+        about="WISE: a token reads the memory if it holds at least this part of a request's own change there",
+        source="WISE section 3.2; the number and the measure: kt's own",
     )
     shard_size: int = setting(
         500, about="WISE: requests of a shard, which has inputs of its own", source="EasyEdit hparams/WISE", least=1
     )
     density: float = setting(
-        0.5, symbol="ρ", about="WISE: share of the inputs that a shard writes", source="kt's own; EasyEdit's WISE: 0.2"
+        1.0, symbol="ρ", about="WISE: share of the inputs that a shard writes", source="kt's own; EasyEdit's WISE: 0.2"
     )
 
     def __post_init__(self) -> None:
