@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import runpy
 import subprocess
 import sys
 import warnings
@@ -61,6 +62,14 @@ def test_the_tables(script, page, rows):
 def test_the_tables_by_alpha(name, rows):
     table = printed("quality/demo_edits.py", "--table", str(DATA / f"{name}.json")).strip()
     assert len(table.splitlines()) == rows + 2 and table in (DATA / "demo-edits.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_of_methods_on_a_real_model():
+    tool = runpy.run_path(str(ROOT / "benchmarks/quality/real_methods.py"))
+    held = json.loads((DATA / "smollm2-methods.json").read_text(encoding="utf-8"))
+    text = (DATA / "smollm2-methods.md").read_text(encoding="utf-8")
+    assert tool["page"](held) == text and "| 100 | memit | 0.670 [0.580, 0.760] |" in text
+    assert tool["saved"](held) == (DATA / "smollm2-methods.json").read_text(encoding="utf-8")
 
 
 INTERVAL = re.compile(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")
