@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
+from typing import Any
 
 from kt._util.files import atomic_write
 from kt.editing.closed_form.config import Spreading, TargetSearch
@@ -22,6 +23,7 @@ from kt.editing.methods import METHODS
 ROOT = Path(__file__).parent.parent
 NAMES = ROOT / "src" / "kt" / "editing" / "method_names.py"
 PAGE, MEASURED = ROOT / "docs" / "methods.md", ROOT / "docs" / "data" / "demo-methods.json"
+REAL, SIZES = ROOT / "docs" / "data" / "smollm2-methods.json", (1, 10, 100)
 MARK = re.compile(
     r"(<!-- tools/method_table.py writes the (methods|settings) from here -->\n).*?(\n<!-- to here -->)", re.DOTALL
 )
@@ -46,20 +48,32 @@ GROUPS = {
 def methods_table() -> str:
     """A row a method: what it does, its plan, and what was measured."""
     rows = json.loads(MEASURED.read_text(encoding="utf-8"))
-    measured = {(row["method"], row["edits"]): row for row in rows}
+    measured = {(row["method"], row["edits"]): row.get("success") for row in rows}
+    places = json.loads(REAL.read_text(encoding="utf-8"))["counterfact"]["rows"]
+    real = {
+        (name, row["edits"]): row["metrics"]["edit_success_tf_exact"]
+        for place, its in places.items()
+        if not place.startswith("steps")
+        for name, row in its.items()
+    }
     lines = [
-        "| method | what it does | searches δ at | writes | solver; order | success at 1, 10, 100 edits |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| method | what it does | searches δ at | writes | solver; order | success at 1, 10, 100 edits | on SmolLM2 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, config in METHODS.items():
         *sites, solver, order = config.of(EXAMPLE).plan().describe()
-        numbers = [measured.get((name, edits), {}).get("success") for edits in (1, 10, 100)]
-        shown = ", ".join("–" if each is None else f"{each['mean']:.2f}" for each in numbers)
         about = config.summary.partition(": ")[2]
         solved = f"{solver}; {order}" if order != "–" else solver
-        cells = [f"`{name}`", about, *sites, solved, shown if any(numbers) else "not measured"]
+        cells = [f"`{name}`", about, *sites, solved, successes(name, measured), successes(name, real)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def successes(method: str, measured: Mapping[tuple[str, int], Any]) -> str:
+    """The mean at each number of edits."""
+    numbers = [measured.get((method, edits)) for edits in SIZES]
+    shown = ", ".join("–" if each is None else f"{each['mean']:.2f}" for each in numbers)
+    return shown if any(numbers) else "not measured"
 
 
 def settings_table() -> str:
