@@ -18,15 +18,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kt._util.data import read_json
 from kt._util.files import atomic_write
 from kt.editing.methods import METHODS
+from kt.errors import KtError
 from kt.experiments.methods_table import PAIRED, SHOWN, MethodsTable
 from kt.experiments.sweep_result import Row
 
 ROOT = Path(__file__).parents[2]
 OUT, PAGE = ROOT / "docs" / "data" / "smollm2-methods.json", ROOT / "docs" / "data" / "smollm2-methods.md"
-AGAINST, MODEL = ("memit", "locft", "scr"), "SmolLM2-135M-Instruct"
-DATA = {"counterfact": "KnowEdit's WikiData counterfact", "zsre": "KnowEdit's zsRE"}
+AGAINST, MODEL, DATA = ("memit", "locft", "scr"), "SmolLM2-135M-Instruct", ("counterfact", "zsre")
 MARK = re.compile(r"(<!-- real_methods.py writes (\w+) from here -->\n).*?(\n<!-- to here -->)", re.DOTALL)
 ORDER = ("single", "batch", "steps")
 
@@ -53,11 +54,13 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def kept(run: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a run, also of one that has not ended."""
-    for path in sorted(run.glob("*/*/points/*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not content["settings"].get("failed"):
+def kept(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a model's folder, also of a run that has not ended; those that failed are said and left out."""
+    for path in sorted(folder.glob("*/points/*.json")):
+        content = read_json(path)
+        if why := content["settings"].get("failed"):
+            sys.stderr.write(f"left out: {content['series']} at {content['label']}: {why}\n")
+        else:
             yield content
 
 
@@ -66,13 +69,19 @@ def place_of(row: Mapping[str, Any]) -> str:
 
 
 def taken(held: Held, data: str, run: Path) -> int:
-    """Put a run's rows where they belong; how many."""
+    """Put a run's rows where they belong; how many.
+
+    Raises:
+        KtError: it is no run of one model, or it has no row.
+    """
+    folders = {path.parents[2] for path in run.glob("*/*/points/*.json")}
+    if len(folders) != 1:
+        raise KtError(f"{run} holds rows of {len(folders)} models; give the folder of `kt run` on one model")
     its = held.setdefault(data, {"before": {}, "rows": {}})
-    results = run / "results.json"
-    if results.is_file():
-        (model,) = json.loads(results.read_text(encoding="utf-8"))["models"].values()
+    if (run / "results.json").is_file():  # else the run has not ended, and the unedited model's row is another's
+        (model,) = read_json(run / "results.json")["models"].values()
         its["before"][str(model["n_facts"])] = _short({c: model["before"].get(c) for c in SHOWN.values()})
-    rows = list(kept(run))
+    rows = list(kept(*folders))
     for row in rows:
         its["rows"].setdefault(place_of(row), {})[row["series"]] = slim(row)
     return len(rows)
@@ -89,8 +98,10 @@ def tables(its: Mapping[str, Any], mode: str) -> str:
     ]
     if not rows:
         return "Not measured yet."
-    least = min(map(int, its["before"]), key=lambda n: abs(n - max(row.edits for row in rows)))
-    found = MethodsTable({"model": MODEL, "n_facts": least}, tuple(rows), its["before"][str(least)], AGAINST)
+    most = max(row.edits for row in rows)
+    known = min(its["before"], key=lambda n: abs(int(n) - most), default=None)
+    before = {} if known is None else its["before"][known]
+    found = MethodsTable({"model": MODEL, "n_facts": most}, tuple(rows), before, AGAINST)
     shown = []
     for number, table in enumerate(found.tables()):
         title = table.title if number else "Means"
@@ -127,14 +138,18 @@ def saved(held: Held) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
-    parser.add_argument("--data", choices=sorted(DATA), default="counterfact")
+    parser.add_argument("--data", choices=DATA, default="counterfact")
     options = parser.parse_args()
     held: Held = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
-    for run in options.runs:
-        sys.stderr.write(f"{run}: {taken(held, options.data, run)} rows\n")
+    try:
+        for run in options.runs:
+            sys.stderr.write(f"{run}: {taken(held, options.data, run)} rows\n")
+        text = page(held)
+    except KtError as error:
+        sys.exit(str(error))
     if options.runs:
         atomic_write(OUT, saved(held))
-    atomic_write(PAGE, page(held))
+    atomic_write(PAGE, text)
 
 
 if __name__ == "__main__":

@@ -308,7 +308,8 @@ def take_over(s: Session, folder: Path) -> None:
         inside = s.run.folder / path.parent.relative_to(folder)
         inside.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, inside / path.name)
-        shutil.copytree(path.parent / "points", inside / "points", dirs_exist_ok=True)
+        if (path.parent / "points").is_dir():  # none where a run was cut in its first search
+            shutil.copytree(path.parent / "points", inside / "points", dirs_exist_ok=True)
     for path in sorted(folder.rglob(SEARCHED)):
         shutil.copytree(path, s.run.folder / path.relative_to(folder), dirs_exist_ok=True)
 

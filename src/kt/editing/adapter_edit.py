@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._util.progress import Progress
+from .._util.text import count
 from ..errors import KtError, WorkFailed, warn_user
 from ..evaluation.perplexity import check_rows, opening_rows
 from ..facts.fact import Fact
@@ -49,8 +50,10 @@ APART = 1e-5
 """By which share a halved radius stays short of the middle (the code's 1e-5)."""
 SAMPLE, OPENING = 256, 64
 """Tokens of unrelated text: their keys give the unit of radii, the mean of MEMOIR's masks, and where WISE's map is held
-small. More are no better: with 256, 1,024 and 4,096 WISE takes 64, 66 and 63 of a hundred requests of SmolLM2, at a
-perplexity of 36.8, 36.6 and 36.1. `OPENING` of them are of one document, where a rule keeps their keys."""
+small. `OPENING` of them, at most, are of one document where an adapter keeps their keys."""
+ANOTHER = "take another method, or the model's own tokenizer"
+MOST_MET = 0.05
+"""The share of those tokens from which on it is said that a memory is read by text that no request is about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,9 +264,9 @@ class Codebook(EffectPlan):
             model.effects = ()
             unrelated = None
             if not self.rule.by_distance:
-                unrelated = keys_at(model, site, opening_rows(model, SAMPLE, OPENING))
+                unrelated = keys_at(model, site, opening_rows(model, SAMPLE, OPENING), ANOTHER)
             elif self.relative:
-                unrelated = keys_at(model, site, check_rows(model, SAMPLE))
+                unrelated = keys_at(model, site, check_rows(model, SAMPLE), "give radii with eps_unit=absolute")
             radius = self.radius * (mean_distance(unrelated) if self.relative and unrelated is not None else 1.0)
             search = find_targets(
                 model, facts, [self.aim], contexts, self.objective, progress=progress, journal=context.journal
@@ -281,19 +284,40 @@ class Codebook(EffectPlan):
                 book = Adapter(site, print_, radius, key, value, first, (label,), (0,), self.rule, held)
             else:
                 book = book.with_entry(key, value, label, radius)
-        if book is not None and self.rule.name == "activation" and not answered(book).any():
-            warn_user(
-                "no request needs a change of the output (the model gives every target already, or the search took "
-                "no step), so that no token reads this memory; give other targets, or more v_num_grad_steps"
-            )
+        if book is not None and held is not None:
+            other = keys_at(model, site, check_rows(model, SAMPLE), ANOTHER)  # not those where the map is held small
+            _say_who_reads(book, other)
         # Nothing is written that could come through or not, so the search stays out of the result's.
         return SolveResult({}, notes={"radius": radius}, effect=book)
+
+
+def _say_who_reads(book: Adapter, unrelated: Float[Tensor, "token d_in"]) -> None:
+    """Warn of a side memory that its own requests do not read, or that unrelated text does."""
+    wanted = answered(book)
+    if book.rule.name == "part" and not wanted.any():
+        warn_user(
+            "no request needs a change of the output (the model gives every target already, or the search took "
+            "no step), so that no token reads this memory; give other targets, or more v_num_grad_steps"
+        )
+        return
+    read = reader(book)
+    if unread := int((wanted & ~read(book.keys).met).sum()):
+        warn_user(
+            f"{unread} of {count(len(wanted), 'request')} cannot be read at their own token, where next to none of the "
+            "inputs differ from zero that this memory may read; let it read more of them (a larger density), or take "
+            "other layers"
+        )
+    if (share := float(read(unrelated).met.float().mean())) > MOST_MET:
+        warn_user(
+            f"{share:.0%} of the tokens of unrelated text read this memory; edit fewer requests at a time, let it read "
+            "more inputs (density), or ask for more (ratio, overlap)"
+        )
 
 
 SAID = {
     "replace": "v of the nearest key within ε = ",
     "blocks": "the low-rank block of the nearest key within ε = ",
-    "activation": "a side memory where its output is that of a request times ",
+    "part": "a side memory where a token holds of a request's own change at least ",
     "overlap": "the side memory of a mask that is shared by ",
 }
 
@@ -309,13 +333,16 @@ def prompt_keys(
     return fact_keys(model, facts, contexts or Contexts(), site, position).T.float().cpu().contiguous()
 
 
-def keys_at(model: TracedModel, site: Site, rows: Sequence[tuple[int, ...]]) -> Float[Tensor, "token d_in"]:
-    """The site's keys at the tokens of unrelated text, float32 on the CPU."""
+def keys_at(
+    model: TracedModel, site: Site, rows: Sequence[tuple[int, ...]], remedy: str
+) -> Float[Tensor, "token d_in"]:
+    """The site's keys at the tokens of unrelated text, float32 on the CPU.
+
+    Raises:
+        KtError: there are none, with the remedy.
+    """
     if not rows:
-        raise KtError(
-            f"the tokenizer of {model.name} reads nothing of the unrelated text; "
-            "give radii with eps_unit=absolute, or take another method"
-        )
+        raise KtError(f"the tokenizer of {model.name} reads less than two tokens of every unrelated text; {remedy}")
     batch = encode_ids(rows, pad_id(model.tokenizer)).to(model.device)
     keys = model.read(batch, [site], "key")[site].float()
     # A row's first token has a key like no other.

@@ -7,12 +7,11 @@ At every token, with x the input of the site's map W and y = W x:
     replace     the nearest key lies within its radius: v_i (GRACE, arXiv 2211.11031)
     blocks      the same, but y + M_b x, with b the block of the nearest key: `size` requests in their order share a
                 block, of rank `rank` at most (MELO, arXiv 2312.11795)
-    activation  y + M_b x with the b of the largest part of a request's own change, where that reaches the radius; a
+    part        y + M_b x with the b of the largest part of a request's own change, where that reaches the radius; a
                 block's M is zero but for a random `share` of the inputs, and as small as it can be at the keys of
                 unrelated text (WISE, arXiv 2405.14768). M x = Σ c_i δ_i is a sum of the requests' changes, and
                 the part of request i is c_i(x) / c_i(k_i). The paper asks for the length of M x, which grows with
-                the number of requests: with a hundred, nine of ten tokens of any text reach seven tenths of the
-                least request's
+                the number of requests (docs/methods-measured.md)
     overlap     each key has its own mask m_i, a `share` of the inputs chosen by its largest ones; y + M (m_i ⊙ x) with
                 the mask that shares most inputs with x's own, where that share reaches the radius (MEMOIR, arXiv
                 2506.07899)
@@ -35,7 +34,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import KtError, WorkFailed
+from ..errors import KtError, WorkFailed, warn_user
 from .closed_form.aims import Position
 
 if TYPE_CHECKING:
@@ -43,12 +42,16 @@ if TYPE_CHECKING:
 
 RIDGE = 1.0
 """Added to the second moment of unrelated keys, as a share of their mean square: they are fewer than a map has inputs,
-and nothing else would hold the map back at all others. On SmolLM2 with a hundred requests the best of 0.01 to 100."""
+and nothing else would hold the map back at all others."""
 SHARED, HELD_BACK = 1e-4, 0.01
 """Added to the keys' Gram matrix, as a share of its mean diagonal: nearer keys share what they read. The second
 is of a map that is held back at unrelated text: of two requests about one subject the keys are nearly one, and what
-tells them apart would be large at every token. With 1e-4, 0.003 and 0.01 WISE takes 64, 74 and 76 of a hundred
-requests of SmolLM2, at a perplexity of 36.8, 34.1 and 32.7 (unedited 32.5)."""
+tells them apart would be large at every token."""
+LEAST_OWN = 0.02
+"""The least c_i(k_i) of a request that is read: below, its key is next to nothing beside the others', and any token has
+as much of it. Of n equal keys each has 1 / n."""
+BEFORE = "activation"
+"""The name of a rule that an older kt read by the length of M x."""
 ANSWERED = 1e-3
 """Share of an adapter's largest ‖δ‖ from which an entry changes the output at all."""
 EXACT = "donot_use_mm_for_euclid_dist"
@@ -86,6 +89,12 @@ class Rule:
         strange = sorted(set(fields or ()) - set(cls.FORM))
         if strange:
             raise KtError(f"the rule of an adapter has a field {strange[0][:40]!r}, which this kt does not read")
+        if fields and fields.get("name") == BEFORE:
+            warn_user(
+                "this WISE edit was made by an older kt, and its memory is read by today's rule, at other tokens; "
+                "evaluate it again, or solve it again"
+            )
+            fields = {**fields, "name": "part"}
         rule = cls(**fields) if fields else cls()
         if rule.name not in READERS or rule.position not in {each.value for each in Position}:
             named = rule.name if rule.name not in READERS else rule.position
@@ -148,6 +157,8 @@ def _whitened(keys: Float[Tensor, "key d_in"], unrelated: Float[Tensor, "token d
     """K A⁻¹ for A = Uᵀ U / tokens + ridge · I, through the smaller system of the tokens; ridge · A⁻¹ to be exact."""
     n = len(unrelated)
     ridge = RIDGE * unrelated.square().mean()
+    if not ridge:
+        return keys
     system = unrelated @ unrelated.T
     system.diagonal().add_(n * ridge)
     return keys - torch.linalg.solve(system, unrelated @ keys.T).T @ unrelated
@@ -186,14 +197,10 @@ def _replace(book: Adapter) -> Reader:
     return read
 
 
-def _block_of(book: Adapter) -> Int[Tensor, " entry"]:
-    return torch.arange(len(book.labels)) // book.rule.size
-
-
 def _blocks(book: Adapter) -> Reader:
     lots = zip(book.keys.split(book.rule.size), book.values.split(book.rule.size), strict=True)
     maps = [cut(least_map(keys, changes), book.rule.rank) for keys, changes in lots]
-    block = _block_of(book)
+    block = torch.arange(len(book.labels)) // book.rule.size
 
     def read(x: Tensor) -> Read:
         met, nearest = _nearest(book, x)
@@ -219,8 +226,8 @@ def answered(book: Adapter) -> Bool[Tensor, " entry"]:
 
 
 class Side(NamedTuple):
-    """A block of a side memory: its map, and of each request the part of its change that its own key reads; infinite
-    where the request has no change, so that no token reads the block for its sake."""
+    """A block of a side memory: its map, and of each request c_i(k_i); infinite where the request has no change, or
+    next to no key, so that no token reads the block for its sake."""
 
     whole: Map
     own: Float[Tensor, " entry"]
@@ -239,11 +246,11 @@ def _sides(book: Adapter) -> list[Side]:
         kept = torch.rand(keys.shape[1], generator=torch.Generator().manual_seed(number)) < book.rule.share
         masked = least_map(keys * kept, changes, _text(book) * kept)
         own = (keys.double() * masked.right).sum(-1)
-        found.append(Side(masked, own.masked_fill(~counts | (own <= 0), math.inf)))
+        found.append(Side(masked, own.masked_fill(~counts | (own < LEAST_OWN), math.inf)))
     return found
 
 
-def _activation(book: Adapter) -> Reader:
+def _part(book: Adapter) -> Reader:
     sides, radii = _sides(book), book.radii.split(book.rule.size)
 
     def read(x: Tensor) -> Read:
@@ -289,7 +296,7 @@ def _reach_distance(book: Adapter, x: Tensor) -> Tensor:
     return (book.radii.double() + book.radius) / distance.clamp(min=1e-9)
 
 
-def _reach_activation(book: Adapter, x: Tensor) -> Tensor:
+def _reach_part(book: Adapter, x: Tensor) -> Tensor:
     return torch.cat([side.parts(x.double()) for side in _sides(book)], -1) / book.radii.double()
 
 
@@ -300,12 +307,12 @@ def _reach_overlap(book: Adapter, x: Tensor) -> Tensor:
 READERS: dict[str, Callable[[Adapter], Reader]] = {
     "replace": _replace,
     "blocks": _blocks,
-    "activation": _activation,
+    "part": _part,
     "overlap": _overlap,
 }
 REACH = {
     "replace": _reach_distance,
     "blocks": _reach_distance,
-    "activation": _reach_activation,
+    "part": _reach_part,
     "overlap": _reach_overlap,
 }

@@ -26,6 +26,8 @@ WINDOW = 1024
 """Most tokens that the model reads at once."""
 MOST_TOKENS = 300_000
 """Documents are taken until this many tokens are reached (WikiText-2's test set has 283,000 of GPT-2's)."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, without their whole parts, lie evenly, however many there are."""
 CHECK_TOKENS, CHECK_WINDOW = 1_000, 256
 """Tokens that every edit is checked on, and the window that they are read in: few, since each edit reads them twice."""
 
@@ -112,11 +114,15 @@ def check_rows(model: TracedModel, tokens: int) -> list[tuple[int, ...]]:
 
 def opening_rows(model: TracedModel, tokens: int, each: int) -> list[tuple[int, ...]]:
     """About `tokens` tokens of the text that second moments are taken over, no document of which is in the held-out
-    text: the first `each` of documents that lie evenly in it."""
-    read = (token_ids(model.tokenizer, text)[:each] for text in Corpus.open("auto", model.name).texts())
-    rows = [tuple(ids) for ids in read if len(ids) > 1]
-    wanted = max(1, -(-tokens // each))
-    return rows[:: max(1, len(rows) // wanted)][:wanted]
+    text: the first `each` of documents from all parts of it."""
+    texts = list(Corpus.open("auto", model.name).texts())
+    rows: list[tuple[int, ...]] = []
+    for i in sorted(range(len(texts)), key=lambda i: i * GOLDEN % 1):
+        if sum(map(len, rows)) >= tokens:
+            break
+        ids = token_ids(model.tokenizer, texts[i])[:each]
+        rows += [tuple(ids)] * (len(ids) > 1)
+    return rows
 
 
 def windows(model: TracedModel, corpus: Corpus) -> Windows:

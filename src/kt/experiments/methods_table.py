@@ -211,10 +211,11 @@ def methods_table(
     for number, place in enumerate(places):
         for name, keeping in kept.items():
             point = points[name][number]
-            row = keeping.row(number, point)
-            if row is None and only is not None and name not in only:
+            row, asked_for = keeping.row(number, point), only is None or name in only
+            if row is None and not asked_for:
                 continue
-            if row is None:
+            if row is None or (_failed(row) and asked_for):  # what it failed for may be mended
+                measure.targets.begin = keeping.begin
                 with stage(f"{name}: {place.label}") as tick:
                     row = measure.row(solver, name, methods[name], place, tick)
                 keeping.add(number, point, row)

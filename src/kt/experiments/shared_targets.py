@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._util.progress import reused
+from ..errors import BadFile, warn_user
 from ..facts.fact import facts_digest
 from ..runs.journal import Journal
 from ..runs.provenance import peak_memory
@@ -39,11 +40,15 @@ class SharedTargets(Journal):
 
     Args:
         folder: where values are kept for other processes; None: in memory.
+
+    Attributes:
+        begin: called before a value is kept in the folder: what goes on there must find its settings.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         super().__init__(folder)
         self._held: dict[str, Found] = {}
+        self.begin: Callable[[], None] = lambda: None
         self.count_from(lambda: peak_memory().get("host", 0))
 
     def count_from(self, memory: Callable[[], int]) -> None:
@@ -95,6 +100,7 @@ class SharedTargets(Journal):
             start = time.process_time()
             found = compute(model, [facts[i] for i in missing], aims, contexts, objective)
             cost = (time.process_time() - start) / len(missing), self.memory()
+            self.begin()
             for row, i in enumerate(missing):
                 self._held[names[i]] = own = Found({key: _row(value, row) for key, value in found.items()}, *cost)
                 self.replace(names[i], own._asdict())
@@ -105,8 +111,14 @@ class SharedTargets(Journal):
         return {key: _joined([value[key] for value in values]) for key in values[0]}
 
     def _known(self, name: str) -> Found | None:
-        if name not in self._held and (kept := self.checkpoint(name)) is not None:
-            self._held[name] = Found(**kept[0])
+        if name not in self._held:
+            try:
+                kept = self.checkpoint(name)
+            except BadFile as error:
+                warn_user(f"{str(error).partition('; ')[0]}: this value is searched for again")
+                kept = None
+            if kept is not None:
+                self._held[name] = Found(**kept[0])
         return self._held.get(name)
 
 

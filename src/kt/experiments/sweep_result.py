@@ -275,11 +275,15 @@ class Kept:
     def add(self, number: int, point: Point, row: Row) -> None:
         if self.folder is None:
             return
-        if not self._begun:
-            # With the first finished point and not before: a sweep that fails at once leaves nothing behind.
+        self.begin()
+        write_json(self._path(number, point), row.as_dict(whole=True))
+
+    def begin(self) -> None:
+        """Write the settings, with the first thing that is kept and not before: a sweep that fails at once leaves
+        nothing behind."""
+        if self.folder is not None and not self._begun:
             write_json(self.folder / SETTINGS, self.beside | self.settings)
             self._begun = True
-        write_json(self._path(number, point), row.as_dict(whole=True))
 
     def _path(self, number: int, point: Point) -> Path:
         assert self.folder is not None

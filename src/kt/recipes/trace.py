@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._util.text import count, interval
+from ..errors import BadFile, KtError
 from ..report import Table
 from ..runs.folder import FILES
 from . import trace_checks
@@ -63,11 +64,15 @@ class TraceRecipe(FigureRecipe):
 
 def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> TraceRecipe:
     settings = {key: READERS[key](path, f"[trace] {key}", value) for key, value in content.get("trace", {}).items()}
+    kinds = tuple(settings.pop("kinds", ("mlp", "attn")))
+    claims = read_claims(path, content, trace_checks.CHECKS, trace_checks.VALUES | {"kind": kinds, "than": kinds})
+    if any(claim.check == "alpha" for claim in claims) and not {"mlp", "attn"} <= set(kinds):
+        raise BadFile(f"{path}: a claim is about α, and [trace] kinds is {', '.join(kinds)}; trace mlp and attn")
     return TraceRecipe(
         **shared,
         n_facts=most_of(path, content),
-        claims=read_claims(path, content, trace_checks.CHECKS, trace_checks.VALUES),
-        kinds=tuple(settings.pop("kinds", ("mlp", "attn"))),
+        claims=claims,
+        kinds=kinds,
         seeds=(settings.pop("seed", 0),),
         settings=settings,
     )
@@ -78,7 +83,10 @@ def run(recipe: TraceRecipe, how: How) -> FigureRun[Trace]:
     from ..tracing import causal_trace
     from ..tracing.patches import check_kinds
 
-    check_kinds(recipe.kinds)  # before a model is loaded
+    try:
+        check_kinds(recipe.kinds)  # before a model is loaded
+    except KtError as error:
+        raise KtError(f"recipe {recipe.name}: {error}") from None
     used = recipe
     if how.smoke:
         used = replace(recipe.few(SMOKE_FACTS), settings={**recipe.settings, "samples": SMOKE_SAMPLES})

@@ -96,6 +96,10 @@ class RunFolder:
         if final.exists() and not final.is_dir():
             raise NotWritable(f"cannot write {self.path}: it is a file; name a folder with --out")
         if final.is_dir() and any(final.iterdir()) and not is_run(final):
+            if any(final.rglob("settings.json")):
+                raise NotWritable(
+                    f"{self.path} holds a run that was cut; go on with --resume, or name another with --out"
+                )
             raise NotWritable(f"{self.path} is not empty and not a run of kt; name another folder with --out")
         if final.resolve() == Path.cwd().resolve():
             raise NotWritable(f"{self.path} is the current folder; name a folder inside it with --out")

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(targets stay below|give the t
 
 
 def test_the_least_map_meets_its_keys_and_is_smaller_at_unrelated_ones_the_more_they_count():
-    its = book(Rule("activation", size=9), 0.5)
+    its = book(Rule("part", size=9), 0.5)
     k, d, u = (part.double() for part in (its.keys, its.values, its.unrelated))
     plain = least_map(its.keys, its.values)
     expected = d.T @ torch.linalg.pinv(k.T)

@@ -14,7 +14,7 @@ from kt.editing.side_memory import Rule, reach, reader
 
 def test_wise_reads_the_shard_that_holds_most_of_a_requests_own_change_where_that_reaches_the_ratio():
     """M_b x = Σ c_i δ_i is read where max_i c_i(x) / c_i(k_i) ≥ ε, with M_b zero but for the shard's own inputs."""
-    its = book(Rule("activation", size=3, share=0.7), 0.5)
+    its = book(Rule("part", size=3, share=0.7), 0.5)
     kept = [torch.rand(D_IN, generator=torch.Generator().manual_seed(b)) < 0.7 for b in (0, 1)]
     x = torch.cat([its.keys, its.keys * 0.4, its.unrelated])
     changes, parts = [], []
@@ -39,7 +39,7 @@ def test_a_hundred_requests_in_a_shard_are_read_at_no_other_token_though_their_c
     draw = torch.Generator().manual_seed(0)
     text = torch.randn(60, 400, generator=draw)
     its = replace(
-        book(Rule("activation", size=500), 0.7),
+        book(Rule("part", size=500), 0.7),
         keys=torch.randn(100, 400, generator=draw),
         values=torch.randn(100, 7, generator=draw),
         radii=torch.full((100,), 0.7),
@@ -55,7 +55,7 @@ def test_a_hundred_requests_in_a_shard_are_read_at_no_other_token_though_their_c
 
 
 def test_requests_whose_keys_are_nearly_one_open_the_memory_to_no_other_token():
-    its = book(Rule("activation", size=9), 0.7)
+    its = book(Rule("part", size=9), 0.7)
     keys, other = its.keys.clone(), torch.randn(500, D_IN, generator=torch.Generator().manual_seed(1))
     keys[1] = keys[0] + 1e-3 * keys[1]
     near = replace(its, keys=keys)
@@ -64,14 +64,14 @@ def test_requests_whose_keys_are_nearly_one_open_the_memory_to_no_other_token():
 
 
 def test_two_requests_with_one_key_are_both_read():
-    its = book(Rule("activation", size=9), 0.7)
+    its = book(Rule("part", size=9), 0.7)
     twice = replace(its, keys=torch.cat([its.keys[:1], its.keys[:4]]))
     assert reader(twice)(twice.keys).met.all()
 
 
 @pytest.mark.parametrize("size", [3, 9])
 def test_a_request_that_the_model_answers_already_opens_the_memory_to_no_other_token(size):
-    its = book(Rule("activation", size=size, share=0.7), 0.5)
+    its = book(Rule("part", size=size, share=0.7), 0.5)
     x = torch.cat([its.keys, its.unrelated])
     keys = torch.cat([its.keys, its.unrelated[:1] * 2])  # one more request, of no change but rounding
     for none in (torch.zeros(1, its.values.shape[1]), 1e-6 * its.values[:1]):
@@ -83,6 +83,37 @@ def test_a_request_that_the_model_answers_already_opens_the_memory_to_no_other_t
             assert not reader(more)(keys[5:]).met.any() and reach(more, keys[5:]).max() < 1
     alone = replace(more, values=torch.zeros_like(more.values))
     assert not reader(alone)(x).met.any() and not reach(alone, x).any()
+
+
+def test_a_key_that_is_next_to_nothing_opens_the_memory_to_no_other_token():
+    its = book(Rule("part", size=9), 0.7)
+    keys, other = its.keys.clone(), torch.randn(500, D_IN, generator=torch.Generator().manual_seed(1))
+    keys[0] *= 1e-4
+    assert reader(replace(its, keys=keys))(other).met.float().mean() <= reader(its)(other).met.float().mean() + 0.02
+
+
+def test_keys_of_unrelated_text_that_are_zero_hold_nothing_back():
+    its = book(Rule("part", size=9), 0.7)
+    assert reader(replace(its, unrelated=torch.zeros(60, D_IN)))(its.keys).met.all()
+
+
+def test_who_reads_a_memory_is_said_where_it_is_not_its_requests_alone(recwarn):
+    from kt.editing.adapter_edit import _say_who_reads
+
+    its, draw = book(Rule("part", size=9), 0.7), torch.Generator().manual_seed(1)
+    sparse = replace(its, keys=its.keys * torch.tensor([[1.0], [1.0], [1e-4], [1.0], [1.0]]))
+    _say_who_reads(sparse, torch.randn(50, D_IN, generator=draw) * 0.1)
+    assert "1 of 5 requests cannot be read at their own token" in str(recwarn.pop().message)
+    _say_who_reads(its, torch.cat([its.keys, torch.zeros(45, D_IN)]))
+    assert "10% of the tokens of unrelated text read this memory" in str(recwarn.pop().message)
+    _say_who_reads(its, torch.zeros(50, D_IN))
+    assert not recwarn.list
+
+
+def test_a_file_of_an_older_kt_is_read_by_todays_rule_with_a_warning():
+    old = Rule("part", size=3, share=0.5).as_dict() | {"name": "activation"}
+    with pytest.warns(UserWarning, match="made by an older kt, and its memory is read by today's rule"):
+        assert Rule.of(old) == Rule("part", size=3, share=0.5)
 
 
 def test_a_memory_without_a_change_is_said_to_be_read_by_no_token():

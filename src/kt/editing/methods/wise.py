@@ -42,7 +42,7 @@ class WISE(AtToken):
 
     @property
     def rule(self) -> dict[str, Any]:
-        return {"name": "activation", "size": self.shard_size, "share": self.density}
+        return {"name": "part", "size": self.shard_size, "share": self.density}
 
     def plan(self) -> Codebook:
         from ..adapter_edit import Codebook
