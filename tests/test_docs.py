@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import kt
-from kt.errors import FailedCheck
+from kt.errors import FailedCheck, KtError
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -70,6 +70,25 @@ def test_the_tables_of_methods_on_a_real_model():
     text = (DATA / "smollm2-methods.md").read_text(encoding="utf-8")
     assert tool["page"](held) == text and "| 100 | memit | 0.670 [0.580, 0.760] |" in text
     assert tool["saved"](held) == (DATA / "smollm2-methods.json").read_text(encoding="utf-8")
+
+
+def test_rows_of_a_run_that_has_not_ended_are_taken_and_what_is_no_run_is_refused(tmp_path, capsys):
+    tool = runpy.run_path(str(ROOT / "benchmarks/quality/real_methods.py"))
+    row = json.loads((DATA / "smollm2-methods.json").read_text(encoding="utf-8"))["counterfact"]["rows"]["batch 10"][
+        "scr"
+    ]
+    points = tmp_path / "run" / "smollm2" / "scr" / "points"
+    points.mkdir(parents=True)
+    (points / "000.json").write_text(json.dumps(row), encoding="utf-8")
+    (points / "001.json").write_text(json.dumps(row | {"settings": {"failed": "no room"}}), encoding="utf-8")
+    held = {}
+    assert tool["taken"](held, "zsre", tmp_path / "run") == 1
+    assert "left out: scr at 10: no room" in capsys.readouterr().err
+    assert "| 10 | scr | 0.700" in tool["tables"](held["zsre"], "batch")
+    for damage, words in (("{", "000.json: not JSON"), (None, "holds rows of 0 models")):
+        (points / "000.json").write_text(damage, encoding="utf-8") if damage else None
+        with pytest.raises(KtError, match=words):
+            tool["taken"]({}, "zsre", tmp_path / ("run" if damage else "nowhere"))
 
 
 INTERVAL = re.compile(r"-?\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]")

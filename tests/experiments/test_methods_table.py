@@ -152,6 +152,61 @@ def test_more_methods_are_added_to_a_run_and_kept_rows_are_not_measured_again(tm
     assert [row for row in both if row["series"] == "scr"] == first
 
 
+def test_a_run_that_is_cut_in_its_first_search_goes_on_with_what_it_found(tmp_path, capsys, monkeypatch):
+    from kt.editing.closed_form import targets
+
+    searched, whole, run = [], targets._find_batch, ["run", "methods", "--smoke", "--quiet", "--no-progress"]
+
+    def cut(*arguments):
+        if len(searched) == 1:
+            raise KeyboardInterrupt
+        searched.append(1)
+        return whole(*arguments)
+
+    monkeypatch.setattr(targets, "_find_batch", cut)
+    assert main([*run, "--only", "memit", "-o", str(tmp_path / "a")]) == 130
+    assert "go on with --resume" in capsys.readouterr().err and not list(tmp_path.rglob("points/*"))
+    assert main([*run, "--only", "memit", "-o", str(tmp_path / "a")]) == 2
+    assert "holds a run that was cut; go on with --resume" in capsys.readouterr().err
+    monkeypatch.setattr(targets, "_find_batch", lambda *a: searched.append(len(a[1])) or whole(*a))
+    assert main([*run, "--only", "scr", "--resume", str(tmp_path / "a")]) == 0  # another row, and memit's has no point
+    took, rows = {}, {}
+    for folder, way in (("a", "--resume"), ("b", "-o")):
+        searched.clear()
+        assert main([*run, "--only", "memit", way, str(tmp_path / folder)]) == 0
+        every = json.loads((tmp_path / folder / "results.json").read_text())["models"]["smollm2"]["rows"]
+        took[folder], rows[folder] = sum(searched), [row["metrics"] for row in every if row["series"] == "memit"]
+    assert rows["a"] == rows["b"] and took["a"] == took["b"] - 1
+
+
+def test_a_damaged_searched_value_is_searched_for_again(demo, facts, few, tmp_path):
+    both = {name: {"method": name, **FAST} for name in ("memit", "emmet")}
+    kept = {"folder": tmp_path / "run", **few}
+    methods_table(demo, facts[:2], both, [Place("batch", 2)], only=["memit"], **kept)
+    values = sorted((tmp_path / "run").rglob("-searched/phases/*"))
+    for path in values:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.warns(UserWarning, match="this value is searched for again"):
+        found = methods_table(demo, facts[:2], both, [Place("batch", 2)], only=["emmet"], resume=True, **kept)
+    assert [row.settings.get("failed") for row in found.rows] == [None, None]
+    assert len(values) == 2 and min(path.stat().st_size for path in values) > 60
+
+
+def test_a_row_that_failed_is_measured_again_where_its_run_goes_on(demo, facts, few, tmp_path, monkeypatch):
+    from kt.experiments.sweep_solving import Solver
+
+    def failing(self, *arguments):
+        raise KtError("no room on the disk")
+
+    methods, kept = {"scr": {"method": "scr"}}, {"folder": tmp_path / "run", **few}
+    with monkeypatch.context() as patch:
+        patch.setattr(Solver, "edit", failing)
+        first = methods_table(demo, facts[:2], methods, [Place("batch", 2)], **kept)
+    assert first.rows[0].settings["failed"] == "no room on the disk"
+    again = methods_table(demo, facts[:2], methods, [Place("batch", 2)], resume=True, **kept)
+    assert "failed" not in again.rows[0].settings and again.rows[0].metrics
+
+
 def test_the_recipe_has_every_method_and_wrong_ones_are_one_line(tmp_path):
     recipe = read_recipe("methods")
     assert [line.label for line in recipe.rows] == list(METHODS)

@@ -239,9 +239,24 @@ def test_a_value_of_another_kind_is_one_line(own, kind, old, new, words):
 
 
 def test_kinds_that_no_trace_has_are_refused_before_a_model_is_loaded(own):
-    recipe = read_recipe(own("trace", "samples = 2", 'kinds = ["mpl"]'))
-    with pytest.raises(KtError, match="kinds mpl: choose among mlp, attn, hidden"):
+    recipe = read_recipe(own("trace", "samples = 2", 'kinds = ["attn", "mpl"]'))
+    with pytest.raises(KtError, match=r"recipe own: kinds mpl: choose among mlp, attn, hidden"):
         run_recipe(recipe, lambda name: pytest.fail("a model was loaded"))
+
+
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        ('check = "peak"\nkind = "mlp"', "kind has no 'mlp'; there are heads"),
+        ('check = "alpha"\nnear = 0.3', "a claim is about α, and [trace] kinds is heads; trace mlp and attn"),
+    ],
+)
+def test_a_claim_about_what_is_not_traced_is_refused_before_the_trace(own, claim, words):
+    text = f'samples = 2\nkinds = ["heads"]\n[[claims]]\nsays = "s"\nsection = "4"\n{claim}'
+    path = own("trace", "samples = 2", "samples = 2")
+    kept = path.read_text(encoding="utf-8").partition("[[claims]]")[0]
+    path.write_text(kept.replace("samples = 2", text), encoding="utf-8")
+    check_refused(path, words)
 
 
 @pytest.mark.filterwarnings("ignore")
