@@ -237,8 +237,8 @@ class Side(NamedTuple):
         return x @ self.whole.right.to(x).T / self.own.to(x)
 
 
-def _sides(book: Adapter) -> list[Side]:
-    """The blocks."""
+def sides(book: Adapter) -> list[Side]:
+    """The blocks of an adapter whose rule is `part`."""
     found = []
     size = book.rule.size
     lots = zip(book.keys.split(size), book.values.split(size), answered(book).split(size), strict=True)
@@ -251,12 +251,12 @@ def _sides(book: Adapter) -> list[Side]:
 
 
 def _part(book: Adapter) -> Reader:
-    sides, radii = _sides(book), book.radii.split(book.rule.size)
+    blocks, radii = sides(book), book.radii.split(book.rule.size)
 
     def read(x: Tensor) -> Read:
-        nearest = [(side.parts(x) / own.to(x)).amax(-1) for side, own in zip(sides, radii, strict=True)]
+        nearest = [(side.parts(x) / own.to(x)).amax(-1) for side, own in zip(blocks, radii, strict=True)]
         share, block = torch.stack(nearest).max(0)
-        changes = torch.stack([side.whole(x) for side in sides])
+        changes = torch.stack([side.whole(x) for side in blocks])
         return Read(share >= 1, changes[block, torch.arange(len(x), device=x.device)])
 
     return read
@@ -297,7 +297,7 @@ def _reach_distance(book: Adapter, x: Tensor) -> Tensor:
 
 
 def _reach_part(book: Adapter, x: Tensor) -> Tensor:
-    return torch.cat([side.parts(x.double()) for side in _sides(book)], -1) / book.radii.double()
+    return torch.cat([side.parts(x.double()) for side in sides(book)], -1) / book.radii.double()
 
 
 def _reach_overlap(book: Adapter, x: Tensor) -> Tensor:
