@@ -215,7 +215,7 @@ def methods_table(
             if row is None and not asked_for:
                 continue
             if row is None or (_failed(row) and asked_for):  # what it failed for may be mended
-                measure.targets.begin = keeping.begin
+                measure.targets.before_keeping = keeping.begin
                 with stage(f"{name}: {place.label}") as tick:
                     row = measure.row(solver, name, methods[name], place, tick)
                 keeping.add(number, point, row)

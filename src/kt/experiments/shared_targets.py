@@ -42,13 +42,13 @@ class SharedTargets(Journal):
         folder: where values are kept for other processes; None: in memory.
 
     Attributes:
-        begin: called before a value is kept in the folder: what goes on there must find its settings.
+        before_keeping: called before a value is kept in the folder: what goes on there must find its settings.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
         super().__init__(folder)
         self._held: dict[str, Found] = {}
-        self.begin: Callable[[], None] = lambda: None
+        self.before_keeping: Callable[[], None] = lambda: None
         self.count_from(lambda: peak_memory().get("host", 0))
 
     def count_from(self, memory: Callable[[], int]) -> None:
@@ -100,7 +100,7 @@ class SharedTargets(Journal):
             start = time.process_time()
             found = compute(model, [facts[i] for i in missing], aims, contexts, objective)
             cost = (time.process_time() - start) / len(missing), self.memory()
-            self.begin()
+            self.before_keeping()
             for row, i in enumerate(missing):
                 self._held[names[i]] = own = Found({key: _row(value, row) for key, value in found.items()}, *cost)
                 self.replace(names[i], own._asdict())
