@@ -315,6 +315,19 @@ def test_how_much_of_the_wanted_change_came_through(setting):
     assert tight["left"]["mean"] < loose["left"]["mean"] and tight["left"]["n"] == 2
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "hint"),
+    [
+        ("memit", {"mom2_update_weight": 1000.0}, "lower mom2_update_weight"),
+        ("alphaedit", {"L2": 1e6}, "lower L2"),
+        ("unke", {"num_steps": 1, "lr": 1e-6}, "raise .*lr or num_steps, or take other layers"),
+    ],
+)
+def test_a_write_that_changes_little_names_the_settings_that_its_method_has(setting, method, settings, hint):
+    with pytest.warns(UserWarning, match=f"% of the wanted change came through the write; {hint}$"):
+        session(setting, method, **settings).solve(REQUESTS)
+
+
 def test_each_family_of_methods_draws_its_own_contexts(setting):
     found = {name: [METHODS[name].contexts(setting[0], seed) for seed in (0, 0, 1)] for name in ("memit", "rome")}
     memit, rome = found["memit"][0], found["rome"][0]

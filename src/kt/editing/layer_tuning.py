@@ -5,7 +5,8 @@ is trained (AdamW), with the states that enter it as they are, on
 
     mean ‖block(x) - h*‖² over the prompts' tokens  +  mean ‖block(x) - h‖² over those of unrelated texts
 
-where h* is h + δ at the prompt's last token and h at the others; the means are over numbers.
+where h* is h + δ at the prompt's last token and h at the others; the means are over numbers. A step takes the prompts
+of `batch_size` requests and all of the unrelated texts.
 """
 
 from __future__ import annotations
@@ -122,10 +123,14 @@ class LayerTuning(FineTune):
     def _epochs(
         self, context: SolveContext, facts: Sequence[Fact], *wanted: Float[Tensor, "fact d_model"]
     ) -> Iterator[Sequence[Lesson | Both]]:
-        model = context.model
-        edited = self._held(model, [token_ids(model.reader, fact.prompt) for fact in facts])
-        edited.wanted[:, -1] = wanted[0].to(edited.wanted)
-        return repeat([Both(edited, self._held(model, unrelated_rows(model, self.texts, self.tokens)))], self.num_steps)
+        model, size = context.model, self.batch_size
+        unrelated = self._held(model, unrelated_rows(model, self.texts, self.tokens))
+        lessons = []
+        for at in range(0, len(facts), size):
+            edited = self._held(model, [token_ids(model.reader, fact.prompt) for fact in facts[at : at + size]])
+            edited.wanted[:, -1] = wanted[0][at : at + size].to(edited.wanted)
+            lessons.append(Both(edited, unrelated))
+        return repeat(lessons, self.num_steps)
 
     def _held(self, model: TracedModel, rows: Sequence[Sequence[int]]) -> OutputLesson:
         """Rows whose outputs are to stay as they are."""

@@ -24,7 +24,7 @@ from .edit import Edit
 from .plan import Plan, SolveContext, SolveResult, WeightUpdate
 from .request_report import LOG_PROBS
 from .rounding import Reading, about_log_probs, about_rounding, is_narrow, readings, report, warn_of_rounding
-from .verdict import TextReading, about_side_effects, side_effects
+from .verdict import Knobs, TextReading, about_side_effects, side_effects
 
 if TYPE_CHECKING:
     from ..model.model import TracedModel
@@ -229,10 +229,8 @@ def _warn_of_weak_writes(edit: Edit) -> None:
     means = [change["came_through"] for change in edit.manifest["value_change"].values()]
     through = [mean["mean"] for mean in means if mean["n"]]
     if through and max(through) < 0.1:
-        warn_user(
-            f"only {max(through):.0%} of the wanted change came through the write; a smaller mom2_update_weight "
-            "(or L2, nullspace_threshold) holds less back"
-        )
+        hint = Knobs.of(str(edit.manifest["method"])).free
+        warn_user(f"only {max(through):.0%} of the wanted change came through the write; {hint}")
 
 
 def _is_attention(model: TracedModel, name: str) -> bool:

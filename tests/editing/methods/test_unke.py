@@ -72,3 +72,15 @@ def test_the_trained_block_keeps_its_output_on_other_text_and_says_a_long_answer
     assert drifts[0] < drifts[1]
     through = edit.manifest["value_change"][f"hidden.{LAYER}@last"]["came_through"]["mean"]
     assert 0.5 < through < 1.5
+
+
+def test_an_epoch_has_a_step_for_each_mini_batch_of_requests():
+    model = tiny_model("llama")
+    settings = dict(layers=[LAYER], texts=1, num_steps=3, v_num_grad_steps=2, check=False)
+    edits = {size: kt.edit(model, FACTS, method="unke", batch_size=size, **settings) for size in (1, 2, 9)}
+    steps = {size: edit.manifest["steps"] for size, edit in edits.items()}
+    assert steps == {1: 6, 2: 3, 9: 3}
+    first = kt.edit(model, FACTS[:1], method="unke", **settings)
+    alone = kt.edit(model, FACTS, method="unke", batch_size=1, **(settings | {"num_steps": 1}))
+    once = kt.edit(model, FACTS[:1], method="unke", **(settings | {"num_steps": 1}))
+    assert all(not torch.equal(alone.delta(name), once.delta(name)) for name in first.names)

@@ -21,7 +21,7 @@ UNKE = "UnKE's code, config.py and unke.py"
 class UnKE(TargetSearch):
     """For answers of any length: the value is searched for at the prompt's last token. See kt.editing.layer_tuning."""
 
-    revision = 2  # layers, and presets' search
+    revision = 3  # layers, and presets' search; steps of ten requests
     writes_contexts = False
 
     # Not the published block, 7 of Llama-2's 32 (its presets have it): there the prompt's last token does not know its
@@ -30,7 +30,7 @@ class UnKE(TargetSearch):
     # No setting: the KL divergence is read at the subject's last token, and the aim is at the prompt's.
     kl_factor: ClassVar[float] = 0.0  # type: ignore[misc]
 
-    num_steps: int = setting(50, about="UnKE: steps of the block's training", source=UNKE, least=1, own=True)
+    num_steps: int = setting(50, about="UnKE: epochs of the block's training", source=UNKE, least=1, own=True)
     lr: float | Literal["auto"] = setting(
         "auto",
         about="UnKE: AdamW's learning rate in the block's training",
@@ -41,6 +41,8 @@ class UnKE(TargetSearch):
     weight_decay: float = setting(
         0.01, about="UnKE: AdamW's weight decay, of matrices", source=UNKE, own=True, most=SQUARED
     )
+    # The code's steps take all requests at once, and its authors edit one: 50 such steps take 5 of SmolLM2's hundred.
+    batch_size: int = setting(10, about="UnKE: requests per gradient step", source="kt's own", own=True, least=1)
     texts: int = setting(
         20, about="UnKE: unrelated texts on which the block keeps its output", source=UNKE, least=1, own=True
     )
@@ -53,6 +55,7 @@ class UnKE(TargetSearch):
             num_steps=self.num_steps,
             lr=self.lr,
             weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
             stop_loss=0.0,
             search=self.searching(cf.NLL()),
             texts=self.texts,
