@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,7 +56,12 @@ def test_a_model_of_another_shape_matches_none(what):
 def test_the_demo_model_is_matched_by_name_alone():
     demo = model_of(OTHERS["a small Qwen2"], "demo")
     assert preset_for(demo) is presets()["demo"]
-    assert preset_for(demo, "gpt2-xl") is presets()["gpt2-xl"]
+    with pytest.warns(UserWarning, match="preset gpt2-xl is for another model .model_type gpt2, num_hidden_layers 48"):
+        assert preset_for(demo, "gpt2-xl") is presets()["gpt2-xl"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert preset_for(demo, "demo") is presets()["demo"]
+        assert preset_for(demo, "originals") is presets()["originals"], "a base is for no model in particular"
 
 
 def test_there_is_a_preset_for_every_model_and_bases_match_none():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._util.data import read_toml
 from .._util.kinds import require_kinds
-from ..errors import BadFile, KtError
+from ..errors import BadFile, KtError, warn_user
 from .closed_form.config import check_alpha
 from .config import Config, check_value
 from .methods import METHODS, all_settings, method_named, plain_name, setting_types, unused
@@ -178,10 +178,17 @@ def named(name: str) -> Preset:
 
 
 def preset_for(model: TracedModel, name: str | os.PathLike[str] | None = None) -> Preset | None:
-    """The named preset, or the first that matches the model; None where none does."""
+    """The named preset, or the first that matches the model; None where none does. A named one that is for another
+    model is taken as it is, with a warning."""
     if name is not None:
         require_kinds({"preset": name}, {"preset": ((str, os.PathLike), "its name, or a TOML file")})
-        return named(os.fspath(name))
+        chosen = named(os.fspath(name))
+        if chosen.match and not chosen.matches(model):
+            wanted = ", ".join(f"{key} {value}" for key, value in chosen.match.items())
+            warn_user(
+                f"preset {chosen.name} is for another model ({wanted}): its layers and numbers are used all the same"
+            )
+        return chosen
     return next((preset for preset in presets().values() if preset.matches(model)), None)
 
 
