@@ -160,7 +160,22 @@ def test_a_metric_that_kt_does_not_have_is_refused_before_a_model_is_loaded(own)
     recipe = read_recipe(own("edits", "edit_success_tf_token", "edit_success_tf_tokn"))
     with pytest.raises(BadFile, match=r"no metric 'edit_success_tf_tokn'; did you mean edit_success_tf_token\?"):
         run_recipe(recipe, lambda name: pytest.fail("loaded"))
+    recipe = read_recipe(own("edits", "edit_success_tf_token", "neighbourhood_kl"))
+    with pytest.raises(BadFile, match="'ES': neighbourhood_kl is of kt eval --kl alone; name another"):
+        run_recipe(recipe, lambda name: pytest.fail("loaded"))
     check_refused(own("edits", '"edit_success_tf_token"', "3"), "[columns] 'ES' is 3; give a text")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("metric", ["neighbourhood_same_argmax", "score_prob_harmonic", "perplexity_heldout"])
+def test_a_column_is_measured_whatever_its_metrics_name_says(own, metric):
+    demo = kt.load("demo")
+    recipe = read_recipe(own("edits", '"edit_success_tf_token"', f'"{metric}"'))
+    found = run_recipe(recipe, lambda name: demo, corpus="demo")
+    (cell,) = {cell.mean for cell in found.cells if cell.row != "before"} or {None}
+    assert cell is not None
+    if metric == "perplexity_heldout":
+        assert recipe.scales == {"ES": 1.0}, "as it is, in no percent"
 
 
 OF_TABLES = [

@@ -154,6 +154,9 @@ METRICS: dict[str, MetricSpec] = {
     ),
 }
 
+PERPLEXITY = "perplexity_heldout"
+"""The protocol ppl's one metric, whose interval is over documents; `METRICS` are those over records."""
+
 _KEYED = ("portability", _NEAR)
 """Roles whose prompts a data set may file under keys."""
 _ByRecord = dict[str, dict[str, list[float]]]
@@ -213,6 +216,15 @@ def base_of(name: str) -> tuple[str, str]:
     if name not in METRICS and name.endswith("_by_key"):
         return name.removesuffix("_by_key"), "by_key"
     return name, ""
+
+
+def protocols_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The protocols that measure these metrics, in the order of `PROTOCOLS`. A name that is in no table adds none, nor
+    does KL, which is asked for apart from them."""
+    ways = {PERPLEXITY: "ppl"} | {name: spec.protocol for name, spec in METRICS.items()}
+    parts = {part for name in names for part in (COMPOSITES[name].parts if name in COMPOSITES else (base_of(name)[0],))}
+    asked = {ways[part] for part in parts if part in ways}
+    return tuple(way for way in PROTOCOLS if way in asked)
 
 
 def says(name: str) -> str:

@@ -30,7 +30,7 @@ from ..runs import parallel
 from . import mello
 from .distributions import Distributions, divergences, near_prompts
 from .judge import JudgedAnswer, Verdicts
-from .metrics import COMPOSITES, PROTOCOLS, record_values, says
+from .metrics import COMPOSITES, PERPLEXITY, PROTOCOLS, record_values, says
 from .perplexity import Heldout, Windows, heldout_corpus, ppl_protocol, windows
 from .samples import Key, Sample, readable_facts, samples_of
 from .scores import Scores
@@ -383,7 +383,7 @@ def _protocol(
     figures = {name: says(name) for name in values}
     figures |= {name: c.says for name, c in COMPOSITES.items() if set(c.parts) <= set(values)}
     if heldout is not None:
-        figures["perplexity_heldout"] = ppl_protocol(heldout)
+        figures[PERPLEXITY] = ppl_protocol(heldout)
     settings = {
         "records": "a record's value is the mean over its prompts, a metric the mean over n records",
         "intervals": f"95%, percentile bootstrap over records, 2000 resamples, seed {options.seed}",

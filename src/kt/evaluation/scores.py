@@ -20,7 +20,7 @@ from ..errors import BadFact, BadFile
 from ..report import Shown, Table
 from ..runs.folder import FILES
 from ..stats import Interval, bootstrap_mean_grid, bootstrap_of_means
-from .metrics import COMPOSITES, METRICS, base_of, columns, composites, harmonic
+from .metrics import COMPOSITES, METRICS, PERPLEXITY, base_of, columns, composites, harmonic
 from .perplexity import Heldout
 from .samples import Sample
 from .text import normalised
@@ -55,7 +55,7 @@ def differences(first: Scores, second: Scores, seed: int = 0) -> dict[str, Inter
             both = [columns(s.values, parts, first.records) for s in (first, second)]
             intervals[name] = bootstrap_of_means(np.concatenate(both, axis=1), _harmonic_gap, seed=seed)
     if first.heldout is not None and second.heldout is not None:
-        intervals["perplexity_heldout"] = first.heldout.difference(second.heldout, seed)
+        intervals[PERPLEXITY] = first.heldout.difference(second.heldout, seed)
     return intervals
 
 
@@ -84,7 +84,7 @@ def _refuse_others(first: Scores, second: Scores) -> None:
 KIND = "scores"
 OF_TARGET = ("edit", "answer", "paraphrase", "portability")
 """Roles whose scores say whether an edit holds; of records that it was not asked for they would say nothing."""
-NO_SHARES = ("fluency_ngram_entropy_gen", "text_words_gen", "neighbourhood_kl", "perplexity_heldout")
+NO_SHARES = ("fluency_ngram_entropy_gen", "text_words_gen", "neighbourhood_kl", PERPLEXITY)
 """Metrics that have a unit of their own (bits, words, nats); all others lie between 0 and 1."""
 
 
@@ -131,7 +131,7 @@ class Scores(Shown):
         """
         intervals = self._means() | composites(self.values, self.records, self.seed)
         if self.heldout is not None:
-            intervals["perplexity_heldout"] = self.heldout.perplexity(self.seed)
+            intervals[PERPLEXITY] = self.heldout.perplexity(self.seed)
         return intervals
 
     def _means(self) -> dict[str, Interval]:
@@ -193,7 +193,7 @@ class Scores(Shown):
         records = tuple(record for part in parts for record in part.records)
         samples = tuple(sample for part in parts for sample in part.samples)
         protocol = {name: says for part in parts for name, says in part.protocol.items()}
-        protocol.pop("perplexity_heldout", None)
+        protocol.pop(PERPLEXITY, None)
         return replace(parts[0], records=records, samples=samples, values=values, protocol=protocol, heldout=None)
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -29,18 +29,16 @@ if TYPE_CHECKING:
     from ..experiments import Point, Sweep
 
 
+AS_IT_IS = ("perplexity_heldout", "text_words_gen")
+"""Metrics that stand in a table as they are; the others in percent, entropies in hundredths of a bit."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditsRecipe(TableRecipe):
     """A table of edits, scored by `kt.evaluate`."""
 
     kind = "edits"
     takes = frozenset({"corpus", "statistics", "resume"})
-
-    @property
-    def protocols(self) -> tuple[str, ...]:
-        """The ways to ask that the columns need; a metric's name says which."""
-        words = {word for metric in self.columns.values() for word in metric.split("_")}
-        return tuple(way for way in ("tf", "gen", "prob", "wild", "ppl") if way in words)
 
     def limited(self, limit: int | None) -> EditsRecipe:
         """With an axis of edits, only the places up to the limit."""
@@ -84,7 +82,7 @@ def read(path: Path, content: Mapping[str, Any], shared: Mapping[str, Any]) -> E
         columns=columns,
         axis=axis,
         values=values,
-        scales={},
+        scales={column: 1.0 for column, metric in columns.items() if metric in AS_IT_IS},
     )
 
 
@@ -131,6 +129,7 @@ def run(recipe: EditsRecipe, how: How) -> EditsRun:
     Raises:
         BadFile: a column of a metric that kt does not have.
     """
+    from ..evaluation.metrics import protocols_of
     from ..experiments.sweep import sweep
 
     check_metrics(recipe)
@@ -147,7 +146,7 @@ def run(recipe: EditsRecipe, how: How) -> EditsRun:
             kind=used.axis or "methods",
             folder=how.place(label),
             resume=how.goes_on(label),
-            protocols=used.protocols,
+            protocols=protocols_of(used.columns.values()),
             seeds=used.seeds,
             statistics=how.statistics,
             corpus=how.corpus or used.corpus,
@@ -183,11 +182,15 @@ def check_metrics(recipe: EditsRecipe) -> None:
     Raises:
         BadFile: there is one.
     """
-    from ..evaluation.metrics import COMPOSITES, METRICS, base_of
+    from ..evaluation.metrics import COMPOSITES, METRICS, PERPLEXITY, base_of, protocols_of
 
     for column, metric in recipe.columns.items():
-        if base_of(metric)[0] not in METRICS and metric not in COMPOSITES:
-            near = get_close_matches(metric, [*METRICS, *COMPOSITES], 1)
+        if base_of(metric)[0] in METRICS and not protocols_of([metric]):
+            raise BadFile(
+                f"recipe {recipe.name}: [columns] {column!r}: {metric} is of kt eval --kl alone; name another"
+            )
+        if not protocols_of([metric]):
+            near = get_close_matches(metric, [*METRICS, *COMPOSITES, PERPLEXITY], 1)
             hint = f"did you mean {near[0]}?" if near else "docs/evaluation.md has them"
             raise BadFile(f"recipe {recipe.name}: [columns] {column!r}: no metric {metric!r}; {hint}")
 
