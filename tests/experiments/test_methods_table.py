@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -200,7 +201,7 @@ def test_a_row_that_failed_is_measured_again_where_its_run_goes_on(demo, facts, 
 
     methods, kept = {"scr": {"method": "scr"}}, {"folder": tmp_path / "run", **few}
     with monkeypatch.context() as patch:
-        patch.setattr(Solver, "edit", failing)
+        patch.setattr(Solver, "solve", failing)
         first = methods_table(demo, facts[:2], methods, [Place("batch", 2)], **kept)
     assert first.rows[0].settings["failed"] == "no room on the disk"
     again = methods_table(demo, facts[:2], methods, [Place("batch", 2)], resume=True, **kept)
@@ -294,3 +295,49 @@ def test_a_seed_takes_the_place_of_the_recipes_own(tmp_path, capsys):
     assert read_recipe("jeep-figure-2").seeded(1).seeds == (1,)
     assert read_recipe("intattn-figures-1-2").seeded(3).seeds == (3,)
     assert read_recipe("intattn-table-1").seeded(3).seeds == (3,)
+
+
+def test_rows_that_differ_in_alpha_alone_each_cost_their_own_solve(demo, facts, few):
+    rows = {
+        f"{alpha:g}": {"method": "intattn", "alpha": alpha, "layers_attn": (3,), **FAST, "layers": (1,)}
+        for alpha in (0.2, 0.8)
+    }
+    found = methods_table(demo, facts[:3], rows, [Place("batch", 3)], **few)
+    one, two = (row.seconds["solve"] for row in found.rows)
+    assert two > 0.5 * one > 0
+    edit = kt.edit(demo, facts[:3], max_tokens=2_000, check=False, **rows["0.8"])
+    with edit.applied(demo, force=True):
+        after = kt.evaluate(demo, facts[:3], kt.evaluate(demo, facts[:3], generate=False), generate=False)
+    assert found.rows[1].values[SHOWN["edit success"]] == after.values[SHOWN["edit success"]]
+
+
+def test_what_a_method_does_not_read_is_not_given_to_it_to_be_told_of(demo, facts, few):
+    methods = {"ike": {"method": "ike"}, "ft": {"method": "ft", "num_steps": 1, "layers": (1,)}}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        methods_table(demo, facts[:2], methods, [Place("batch", 2), Place("steps", 2)], step=1, **few)
+    assert not [str(each.message) for each in said if "without effect" in str(each.message)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("settings", []),
+        ("values", None),
+        ("values", {"edit_success_tf_exact": 1}),
+        ("metrics", {"edit_success_tf_exact": 3}),
+        ("metrics", {"edit_success_tf_exact": {"mean": 1.0}}),
+        ("seconds", {"solve": "3"}),
+        ("x", "3"),
+        ("series", None),
+    ],
+)
+def test_a_damaged_row_is_named_with_what_to_do(demo, facts, few, tmp_path, name, value):
+    methods, kept = {"scr": {"method": "scr"}}, {"folder": tmp_path / "run", **few}
+    methods_table(demo, facts[:2], methods, [Place("batch", 2)], **kept)
+    (path,) = (tmp_path / "run").glob("scr/points/*.json")
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {name: value}), encoding="utf-8")
+    with pytest.raises(
+        BadFile, match=rf"points.*: not a whole point \(TypeError: {name} has another form\); delete it"
+    ):
+        methods_table(demo, facts[:2], methods, [Place("batch", 2)], resume=True, **kept)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import kt
-from kt.errors import BadFile, KtError
+from kt.errors import BadFile, KtError, WorkFailed
 from kt.recipes import read_recipe, run_recipe
 
 HEAD = """
@@ -286,3 +286,53 @@ def test_a_claim_about_layers_that_a_model_lacks_is_a_line_of_the_table(own, kin
     demo = kt.load("demo")
     (verdict,) = run_recipe(read_recipe(own(kind, old, new)).limited(3), lambda name: demo).verdicts
     assert verdict.holds is None and verdict.finding.reason == words and words in verdict.line()
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "words"),
+    [
+        ("edits", '[data]\nfacts = "demo"\nedits = 2\n[models]', "[models]", "'data' is missing"),
+        (
+            "edits",
+            "[models]\n",
+            "[statistics]\n[[models]]\n",
+            "models is [{'m': 'demo'}]; give a table, under [models]",
+        ),
+        ("edits", "[[rows]]", "[rows]", "give a list of tables, each under [[rows]]"),
+        ("methods", "[places]", "[[places]]", "places is [{'batches': [1, 2]}]; give a table, under [places]"),
+        ("abilities", '[scales]\n"ACC" = 1.0\n', "[[scales]]\n", "scales is [{}]; give a table, under [scales]"),
+        ("trace", "[[claims]]", "[claims]", "give a list of tables, each under [[claims]]"),
+        (
+            "case",
+            'summary = "s"',
+            'summary = "s"\nstatistics = ""',
+            "statistics is ''; give a table, under [statistics]",
+        ),
+        ("methods", 'summary = "s"', 'summary = "s"\nstatistics = 0', "statistics is 0; give a table"),
+    ],
+)
+def test_a_part_of_another_form_is_refused_by_its_name(own, kind, old, new, words):
+    check_refused(own(kind, old, new), words)
+
+
+@pytest.mark.parametrize("kind", ["edits", "methods", "case"])
+@pytest.mark.parametrize("name", ["nosuch.jsonl", "a\\u0000b"])
+def test_a_corpus_that_is_not_there_is_said_before_a_model_is_loaded(own, kind, name):
+    recipe = read_recipe(own(kind, "[models]", f'[statistics]\ncorpus = "{name}"\n[models]'))
+    with pytest.raises(BadFile, match=r"no corpus '.*'; give demo, english"):
+        run_recipe(recipe, lambda name: pytest.fail("loaded"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_row_whose_own_settings_do_not_fit_the_model_is_refused(own):
+    recipe = read_recipe(own("methods", 'method = "memit"\n', 'method = "memit"\noptions = { layers_mlp = [99] }\n'))
+    with pytest.raises(KtError, match="row 'MEMIT': demo has layers 0 to 7, not 99") as error:
+        run_recipe(recipe, lambda name: kt.load(name))
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_table_of_methods_that_could_not_measure_anything_is_no_success(own, tmp_path):
+    recipe = read_recipe(own("methods", 'method = "memit"', 'method = "malmen"'))
+    with pytest.raises(WorkFailed, match=r"nothing was measured on m: MEMIT at 1: .*editor"):
+        run_recipe(recipe, lambda name: kt.load(name), folder=tmp_path / "run")

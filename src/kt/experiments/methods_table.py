@@ -75,6 +75,11 @@ class MethodsTable(Shown):
         """The model, the facts, the places."""
         return self.about
 
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """The rows that could not be run."""
+        return tuple(row for row in self.rows if _failed(row))
+
     def __repr__(self) -> str:
         methods = ", ".join(dict.fromkeys(row.series for row in self.rows))
         return f"MethodsTable({without_folders(self.about['model'])}: {methods}; {self.about['n_facts']} facts)"
@@ -109,8 +114,9 @@ class MethodsTable(Shown):
             if rows:
                 note = "paired by record, 95% interval; = where it holds zero: the two are not told apart"
                 tables.append(Table(["edits", "method", *columns], rows, f"less {other}", note))
-        if failed := [[row.label, row.series, _failed(row)] for row in self.rows if _failed(row)]:
-            tables.append(Table(["edits", "method", "why"], failed, "not run"))
+        if self.failed:
+            reasons = [[row.label, row.series, _failed(row)] for row in self.failed]
+            tables.append(Table(["edits", "method", "why"], reasons, "not run"))
         return tables
 
     def _line(self, row: Row, shown: Sequence[str]) -> list[Any]:
@@ -198,6 +204,7 @@ def methods_table(
         goes_on = resume and at is not None and (at / "settings.json").exists()
         if only is None or name in only or goes_on:
             kept[name] = Kept(at, shared | {"points": points[name]}, goes_on)
+    known = [options for name, options in methods.items() if name in kept and _plans(model, name, options)]
     with stage("unedited model") as tick:
         arguments: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": tick}
         cache, told = default_cache(), facts[:fluency]
@@ -205,7 +212,6 @@ def methods_table(
         text = evaluate_cached(model, told, cache, protocols=("gen",), **arguments).scores if told else None
     kept_in = None if folder is None else Path(folder)
     measure = _Measure(model, facts, asked, text, singles, step, seed, batch_size, heldout, kept_in)
-    known = [options for name, options in methods.items() if name in kept and _can_plan(model, options)]
     solver = Solver(model, known, statistics, corpus, max_tokens, measure.targets)
     rows = []
     for number, place in enumerate(places):
@@ -224,11 +230,18 @@ def methods_table(
     return MethodsTable(about, tuple(rows), plain(_metrics(asked, text)), tuple(against))
 
 
-def _can_plan(model: TracedModel, options: Mapping[str, Any]) -> bool:
-    """Whether the settings fit the model; a method whose settings do not has rows that say why."""
+def _plans(model: TracedModel, name: str, options: Mapping[str, Any]) -> bool:
+    """Whether the model can be edited so; a method that cannot edit it has rows that say why.
+
+    Raises:
+        KtError: the method can, and the row's own settings do not fit the model.
+    """
+    method = {"method": options.get("method", "intattn")}
     try:
         Solver(model, [options])
-    except KtError:
+    except KtError as error:
+        if options != method and _plans(model, name, method):
+            raise type(error)(f"row {name!r}: {error}") from error
         return False
     return True
 
@@ -268,9 +281,10 @@ class _Measure:
     def row(self, solver: Solver, name: str, options: Mapping[str, Any], place: Place, tick: Any) -> Row:
         """One method at one place; a method that cannot do it has a row that says why."""
         held: dict[str, Any] = {**options, "mode": place.mode}
-        start, peaks = time.process_time(), peaks_from_now()
-        self.targets.count_from(lambda: peaks().get(self.place, 0))
         try:
+            solver.arguments(options, self.seed, tick)  # what all rows share is no row's cost
+            start, peaks = time.process_time(), peaks_from_now()
+            self.targets.count_from(lambda: peaks().get(self.place, 0))
             edits = self._edits(solver, options, place, tick)
         except KtError as error:
             return Row(place.label, name, place.edits, 0, plain(held | {"failed": str(error)}), {}, {}, {})
@@ -294,9 +308,9 @@ class _Measure:
     ) -> list[tuple[Edit, list[Fact]]]:
         facts = list(self.facts[: place.edits])
         if place.mode == "single":
-            return [(solver.edit([f], options, self.seed, tick), [f]) for f in self.facts[: self.singles]]
+            return [(solver.solve([f], options, self.seed, tick), [f]) for f in self.facts[: self.singles]]
         if place.mode == "batch":
-            return [(solver.edit(facts, options, self.seed, tick), facts)]
+            return [(solver.solve(facts, options, self.seed, tick), facts)]
         from .sequence import run_edits
 
         given = solver.arguments(options, self.seed, tick) | dict(options)

@@ -59,8 +59,26 @@ class Row:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Row:
-        """From what `as_dict(whole=True)` gave."""
-        return cls(**{name: value for name, value in content.items() if name not in ("n", "schema_version")})
+        """From what `as_dict(whole=True)` gave.
+
+        Raises:
+            TypeError: a field is missing, is another's, or is of another kind.
+        """
+        row = cls(**{name: value for name, value in content.items() if name not in ("n", "schema_version")})
+        found: dict[str, Any] = vars(row)
+        metrics, values = found["metrics"], found["values"]
+        forms: dict[str, Any] = {"label": str, "series": str, "x": (int, float), "edits": int}
+        wrong = [name for name, form in forms.items() if not isinstance(found[name], form)]
+        wrong += [name for name in ("settings", "metrics", "values", "seconds") if not isinstance(found[name], dict)]
+        if not wrong and not all(isinstance(m, dict) and {"mean", "ci95", "n"} <= m.keys() for m in metrics.values()):
+            wrong = ["metrics"]
+        if not wrong and not all(isinstance(by_record, dict) for by_record in values.values()):
+            wrong = ["values"]
+        if not wrong and not all(isinstance(seconds, int | float) for seconds in found["seconds"].values()):
+            wrong = ["seconds"]
+        if wrong:
+            raise TypeError(f"{wrong[0]} has another form")
+        return row
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class Solver:
         self._sites = sorted({site for plan in plans for site in plan.moment_sites})
         self._all_known = len(plans) == len(self._plans)
         self._statistics: Statistics | str | Path | None = statistics
+        self._given = statistics is not None
         self._contexts: dict[tuple[Any, int], Sequence[Sequence[str]]] = {}
         self._paths: dict[str, Edit] = {}
 
@@ -70,7 +71,7 @@ class Solver:
         plan = self._plans.get(to_json(options)) or self._plan(options)
         alpha = options.get("alpha")
         if not separable(plan) or not isinstance(alpha, int | float):
-            return self._solve(facts, options, seed, progress)
+            return self.solve(facts, options, seed, progress)
         wanted = {"mlp": 0.0} if alpha == 0 else {"attn": 1.0} if alpha == 1 else {"mlp": 0.0, "attn": 1.0}
         parts = {}
         for path, share in wanted.items():
@@ -78,22 +79,24 @@ class Solver:
             settings = {name: value for name, value in options.items() if name not in (*foreign, "alpha")}
             key = to_json({"path": path, "options": settings, "facts": [fact.id for fact in facts], "seed": seed})
             if key not in self._paths:
-                self._paths[key] = self._solve(facts, {**options, "alpha": share}, seed, progress)
+                self._paths[key] = self.solve(facts, {**options, "alpha": share}, seed, progress)
             parts[path] = self._paths[key]
         return parts.popitem()[1] if len(parts) == 1 else combined(parts["mlp"], parts["attn"], float(alpha))
 
-    def _solve(self, facts: Sequence[Fact], options: Mapping[str, Any], seed: int, progress: Progress | None) -> Edit:
+    def solve(self, facts: Sequence[Fact], options: Mapping[str, Any], seed: int, progress: Progress | None) -> Edit:
+        """The edit, solved as a whole whatever was solved before: what it costs is its own."""
         shared = self.arguments(options, seed, progress) | {"journal": self.journal}
-        plan = self._plans.get(to_json(options))
-        if "context_templates" not in options and plan is not None and not reads_contexts(plan):
-            del shared["context_templates"]  # the sweep's own, which this method would say are without effect
         return edit(self.model, facts, **(shared | dict(options)))
 
     def arguments(self, options: Mapping[str, Any], seed: int, progress: Progress | None) -> dict[str, Any]:
-        """The arguments of `kt.edit` that all settings share."""
+        """The arguments of `kt.edit` that all settings share, without those of the sweep's own that this method would
+        say are without effect."""
+        plan = self._plans.get(to_json(options))
+        reads = plan is None or reads_contexts(plan)
+        counts = plan is None or bool(plan.moment_sites) or self._given
         return {
-            "context_templates": self._templates(options, seed),
-            "statistics": self._moments(progress),
+            **({"context_templates": self._templates(options, seed)} if reads else {}),
+            **({"statistics": self._moments(progress)} if counts else {}),
             "corpus": self.corpus,
             "max_tokens": self.max_tokens,
             "seed": seed,

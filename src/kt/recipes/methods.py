@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .._util.text import slug
 from ..editing.config import one_of
 from ..editing.methods import METHODS
-from ..errors import BadFile
+from ..errors import BadFile, WorkFailed
 from ..report import Table
 from .base import How, Keys, Kind
 from .edited import TABLES, EditedRecipe, edited_facts, read_edited, read_rows
@@ -125,7 +125,12 @@ def _sizes(path: Path, places: Mapping[str, Any], name: str) -> tuple[int, ...]:
 
 
 def run(recipe: MethodsRecipe, how: How) -> MethodsRun:
-    """One table a model; finished rows are kept in `how.folder`, in a folder a method."""
+    """One table a model; finished rows are kept in `how.folder`, in a folder a method.
+
+    Raises:
+        KtError: a row's own settings do not fit a model.
+        WorkFailed: no row of any model could be measured.
+    """
     from ..experiments.methods_table import Place, methods_table
 
     only = None if how.only is None else recipe.named(how.only)
@@ -158,6 +163,10 @@ def run(recipe: MethodsRecipe, how: How) -> MethodsRun:
             stage=how.stage,
         )
         del model
+    failed = {label: table.failed for label, table in found.items()}
+    if failed and all(len(failed[label]) == len(table.rows) > 0 for label, table in found.items()):
+        label, (row, *_) = next(iter(failed.items()))
+        raise WorkFailed(f"nothing was measured on {label}: {row.series} at {row.label}: {row.settings['failed']}")
     return MethodsRun(used, how.smoke, found)
 
 

@@ -15,10 +15,12 @@ from .._util.data import read_toml
 from ..errors import BadFile
 from .base import SHARED, Keys, Kind, PaperRecipe
 from .kinds import DEFAULT, KINDS
-from .values import text, texts
+from .values import refuse, text, texts
 
 FOLDER = Path(__file__).parent / "toml"
 SUFFIX = ".toml"
+VALUES, LISTS = ("kind", "summary", "paper", "place", "text", "notes", "against"), ("rows", "claims")
+"""The parts of a recipe that are no tables, and those that are lists of them."""
 LABEL = re.compile(r"[A-Za-z0-9_+. -]{1,80}")
 """A model's label: its name in tables, and of the folder where its finished parts are kept."""
 
@@ -55,9 +57,14 @@ def read_recipe(name: str | Path) -> PaperRecipe:
 
 
 def _check(path: Path, content: Mapping[str, Any], kind: Kind) -> None:
-    """Every table's keys; of a list of tables those of each."""
+    """The form of every part, and every table's keys; of a list of tables those of each."""
     top = kind.tables[""]
     Keys((*SHARED.known, *top.known), (*SHARED.needed, *top.needed)).check(str(path), content)
+    for name, given in content.items():
+        if name in LISTS and not (isinstance(given, list) and all(isinstance(each, Mapping) for each in given)):
+            refuse(path, name, given, f"a list of tables, each under [[{name}]]")
+        if name not in (*LISTS, *VALUES) and not isinstance(given, Mapping):
+            refuse(path, name, given, f"a table, under [{name}]")
     for name, keys in kind.tables.items():
         if name and name in content:
             tables = content[name] if isinstance(content[name], list) else [content[name]]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .._util.kinds import Wanted, takes
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
+from ..facts.corpus import Corpus
 from ..facts.load import FactsLike, facts_from
 from .base import How, PaperRecipe, refuse_untaken
 from .kinds import KINDS
@@ -80,4 +81,7 @@ def run_recipe(
         only=only,
         stage=stage_or_bars(stage),
     )
+    corpus = how.corpus or getattr(recipe.smoked() if smoke else recipe, "corpus", None)
+    if statistics is None and corpus is not None:
+        Corpus.open(corpus, "").check()  # what is written wrong is said before a model is loaded
     return KINDS[recipe.kind].run(recipe, how)
