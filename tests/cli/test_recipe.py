@@ -37,6 +37,30 @@ options = {{ v_num_grad_steps = 2, layers_mlp = [0, 1], mom2_update_weight = 0.0
 "tiny/3" = [[50.0, 0.5]]
 """
 
+TWO_MODELS = """
+kind = "methods"
+summary = "s"
+paper = "p"
+place = "t"
+[data]
+facts = "demo"
+edits = 2
+[places]
+batches = [2]
+fluency = 0
+[models]
+"a" = "demo"
+"b" = "{folder}"
+[[rows]]
+label = "ft"
+method = "ft"
+options = {{ num_steps = 1 }}
+[[rows]]
+label = "deep"
+method = "ft"
+options = {{ num_steps = 1, layers_mlp = [6] }}
+"""
+
 
 @pytest.fixture
 def own(model_folder, facts_file, corpus_file, tmp_path):
@@ -60,6 +84,17 @@ def test_a_recipe_runs_to_the_papers_table(kt, own):
     assert "| tiny | 3 | MEMIT |" in Path("run/table.md").read_text() and Path("run/figures.html").exists()
     again = kt("run", own, "--resume", "run", "--json", "-")
     assert again.code == 0 and again.json["cells"] == cells and Path("run/tiny/points").is_dir()
+
+
+def test_what_is_finished_before_a_model_that_does_not_fit_is_kept_and_said(kt, tmp_path, model_folder):
+    """Rows of the first model are hours of work where it is a real one."""
+    recipe = tmp_path / "two.toml"
+    recipe.write_text(TWO_MODELS.format(folder=model_folder), encoding="utf-8")
+    found = kt("run", recipe, "-o", tmp_path / "run")
+    assert found.code == 2 and "row 'deep': " in found.err and "--only" in found.err
+    assert f"finished points are kept, and --resume {tmp_path / 'run'} goes on" in found.err
+    again = kt("run", recipe, "--resume", tmp_path / "run", "--only", "ft")
+    assert again.code == 0 and "deep" not in found.out
 
 
 def test_fewer_edits_and_another_place_for_the_model(kt, own, model_folder):

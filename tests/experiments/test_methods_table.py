@@ -327,6 +327,9 @@ def test_what_a_method_does_not_read_is_not_given_to_it_to_be_told_of(demo, fact
         ("values", {"edit_success_tf_exact": 1}),
         ("metrics", {"edit_success_tf_exact": 3}),
         ("metrics", {"edit_success_tf_exact": {"mean": 1.0}}),
+        ("metrics", {"edit_success_tf_exact": {"mean": "x", "ci95": None, "n": 2}}),
+        ("metrics", {"edit_success_tf_exact": {"mean": 1.0, "ci95": [0.0], "n": 2}}),
+        ("values", {"edit_success_tf_exact": {"0": "x"}}),
         ("seconds", {"solve": "3"}),
         ("x", "3"),
         ("series", None),
@@ -340,4 +343,24 @@ def test_a_damaged_row_is_named_with_what_to_do(demo, facts, few, tmp_path, name
     with pytest.raises(
         BadFile, match=rf"points.*: not a whole point \(TypeError: {name} has another form\); delete it"
     ):
+        methods_table(demo, facts[:2], methods, [Place("batch", 2)], resume=True, **kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("settings", {}, "it is of scr, None 2, not of scr, batch 2"),
+        ("settings", {"mode": "batch"}, "settings solves is missing"),
+        ("seconds", {}, "seconds solve is missing"),
+        ("metrics", {}, "metrics edit success is missing"),
+        ("label", "zzz", "it is of scr, batch zzz, not of scr, batch 2"),
+        ("series", "memit", "it is of memit, batch 2, not of scr, batch 2"),
+    ],
+)
+def test_a_kept_row_of_another_place_or_with_a_part_missing_is_no_row(demo, facts, few, tmp_path, name, value, words):
+    methods, kept = {"scr": {"method": "scr"}}, {"folder": tmp_path / "run", **few}
+    methods_table(demo, facts[:2], methods, [Place("batch", 2)], **kept)
+    (path,) = (tmp_path / "run").glob("scr/points/*.json")
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {name: value}), encoding="utf-8")
+    with pytest.raises(BadFile, match=rf"points.*: not a whole point \(ValueError: {words}\); delete it"):
         methods_table(demo, facts[:2], methods, [Place("batch", 2)], resume=True, **kept)

@@ -332,6 +332,14 @@ def test_a_row_whose_own_settings_do_not_fit_the_model_is_refused(own):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_an_editor_that_is_not_there_is_its_rows_own_fault(own):
+    named = 'method = "malmen"\noptions = { editor = "nowhere.safetensors" }\n'
+    recipe = read_recipe(own("methods", 'method = "memit"\n', named))
+    with pytest.raises(BadFile, match=r"row 'MEMIT': .*nowhere\.safetensors"):
+        run_recipe(recipe, lambda name: kt.load(name))
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_table_of_methods_that_could_not_measure_anything_is_no_success(own, tmp_path):
     recipe = read_recipe(own("methods", 'method = "memit"', 'method = "malmen"'))
     with pytest.raises(WorkFailed, match=r"nothing was measured on m: MEMIT at 1: .*editor"):

@@ -10,6 +10,7 @@ import typer
 
 from .._util.files import atomic_write
 from .._util.text import words
+from ..errors import KtError
 from . import checks, interrupt, parse
 from .command import BadOption, option_of
 from .options import FigureOptions, LongRunOptions, ModelOptions, Opt, RunOptions, SolveOptions
@@ -114,6 +115,10 @@ def _run(
     except KeyboardInterrupt:
         if any(folder.rglob("settings.json")):
             interrupt.note(f"finished points are kept: go on with --resume {folder}")
+        raise
+    except KtError as error:
+        if options.resume is None and any(folder.rglob("settings.json")):
+            raise type(error)(f"{error}; finished points are kept, and --resume {folder} goes on") from error
         raise
 
 

@@ -311,7 +311,7 @@ def check_value(name: str, annotation: str, value: Any, least: float | None = 0,
     if number and value > MOST:  # before isfinite, which a whole number beyond float64 makes fail
         raise KtError(f"{name} is beyond float32, in which models compute; give a number below {MOST:.2g}")
     if number and not (math.isfinite(value) and value >= 0):
-        raise KtError(f"{name} {value!r} must be zero or more")
+        raise KtError(f"{name} {value!r} must be {f'at least {least:g}' if least else 'zero or more'}")
     if number and value > most:
         raise KtError(
             f"{name} {value:g} has a square beyond float32, in which models compute; give a number below {most:.2g}"

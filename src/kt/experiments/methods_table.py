@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +22,7 @@ from .._util.lock import default_cache
 from .._util.notebook_bar import stage_or_bars
 from .._util.progress import Stage
 from .._util.text import slug, without_folders
-from ..errors import KtError
+from ..errors import BadFile, KtError
 from ..evaluation import Scores, evaluate
 from ..evaluation.cached import evaluate_cached
 from ..evaluation.perplexity import heldout_corpus
@@ -217,7 +218,8 @@ def methods_table(
     for number, place in enumerate(places):
         for name, keeping in kept.items():
             point = points[name][number]
-            row, asked_for = keeping.row(number, point), only is None or name in only
+            row = keeping.row(number, point, partial(_require_whole, name=name, place=place))
+            asked_for = only is None or name in only
             if row is None and not asked_for:
                 continue
             if row is None or (_failed(row) and asked_for):  # what it failed for may be mended
@@ -240,10 +242,27 @@ def _plans(model: TracedModel, name: str, options: Mapping[str, Any]) -> bool:
     try:
         Solver(model, [options])
     except KtError as error:
-        if options != method and _plans(model, name, method):
-            raise type(error)(f"row {name!r}: {error}") from error
+        # A file that cannot be read (an editor) is the row's own fault, also where its method needs one.
+        if options != method and (isinstance(error, BadFile) or _plans(model, name, method)):
+            raise type(error)(f"row {name!r}: {error}; or name the other rows with --only") from error
         return False
     return True
+
+
+def _require_whole(row: Row, name: str, place: Place) -> None:
+    """What this table reads of a row that was kept.
+
+    Raises:
+        ValueError: the row is another's, or a part is missing.
+    """
+    if (row.series, row.label, row.settings.get("mode")) != (name, place.label, place.mode):
+        raise ValueError(
+            f"it is of {row.series}, {row.settings.get('mode')} {row.label}, not of {name}, {place.mode} {place.label}"
+        )
+    parts = {"settings solves": row.settings.get("solves"), "seconds solve": row.seconds.get("solve")}
+    parts |= {"metrics edit success": row.metrics.get(SHOWN["edit success"])}
+    if not _failed(row) and (missing := [part for part, value in parts.items() if not value]):
+        raise ValueError(f"{missing[0]} is missing")
 
 
 def _point(name: str, options: Mapping[str, Any], place: Place) -> Point:

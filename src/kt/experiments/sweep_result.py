@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,15 +70,29 @@ class Row:
         forms: dict[str, Any] = {"label": str, "series": str, "x": (int, float), "edits": int}
         wrong = [name for name, form in forms.items() if not isinstance(found[name], form)]
         wrong += [name for name in ("settings", "metrics", "values", "seconds") if not isinstance(found[name], dict)]
-        if not wrong and not all(isinstance(m, dict) and {"mean", "ci95", "n"} <= m.keys() for m in metrics.values()):
+        if not wrong and not all(_is_interval(metric) for metric in metrics.values()):
             wrong = ["metrics"]
-        if not wrong and not all(isinstance(by_record, dict) for by_record in values.values()):
+        if not wrong and not all(isinstance(each, dict) and _numbers(each.values()) for each in values.values()):
             wrong = ["values"]
-        if not wrong and not all(isinstance(seconds, int | float) for seconds in found["seconds"].values()):
+        if not wrong and not _numbers(found["seconds"].values()):
             wrong = ["seconds"]
         if wrong:
             raise TypeError(f"{wrong[0]} has another form")
         return row
+
+
+def _is_interval(metric: Any) -> bool:
+    """A mean, its interval or none, and n, as `Interval.as_dict` gives them; a mean of nothing is None."""
+    if not isinstance(metric, dict) or not {"mean", "ci95", "n"} <= metric.keys():
+        return False
+    ends = [] if metric["ci95"] is None else metric["ci95"]
+    mean = [] if metric["mean"] is None else [metric["mean"]]
+    return isinstance(ends, list) and len(ends) in (0, 2) and _numbers([*mean, *ends, metric["n"]])
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    """Numbers, or null for those that are none (NaN)."""
+    return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
 
 
 @dataclass(frozen=True)
@@ -283,12 +297,14 @@ class Kept:
             return
         self._begun = claim(self.folder, self.settings, resume, "sweep")
 
-    def row(self, number: int, point: Point) -> Row | None:
-        """The finished row of a point."""
+    def row(self, number: int, point: Point, require: Callable[[Row], None] = lambda row: None) -> Row | None:
+        """The finished row of a point; `require` raises ValueError where it lacks what its reader needs."""
         if self.folder is None or not (path := self._path(number, point)).exists():
             return None
         with complete_file(path, "point", "delete it, and it is done again"):
-            return Row.of(read_json(path))
+            row = Row.of(read_json(path))
+            require(row)
+            return row
 
     def add(self, number: int, point: Point, row: Row) -> None:
         if self.folder is None:
