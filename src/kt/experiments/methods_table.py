@@ -261,7 +261,7 @@ def _require_whole(row: Row, name: str, place: Place) -> None:
         )
     parts = {"settings solves": row.settings.get("solves"), "seconds solve": row.seconds.get("solve")}
     parts |= {"metrics edit success": row.metrics.get(SHOWN["edit success"])}
-    if not _failed(row) and (missing := [part for part, value in parts.items() if not value]):
+    if not _failed(row) and (missing := [part for part, value in parts.items() if value is None]):
         raise ValueError(f"{missing[0]} is missing")
 
 
