@@ -92,7 +92,7 @@ def test_what_is_finished_before_a_model_that_does_not_fit_is_kept_and_said(kt, 
     recipe.write_text(TWO_MODELS.format(folder=model_folder), encoding="utf-8")
     found = kt("run", recipe, "-o", tmp_path / "run")
     assert found.code == 2 and "row 'deep': " in found.err and "--only" in found.err
-    assert f"finished points are kept, and --resume {tmp_path / 'run'} goes on" in found.err
+    assert f"; what was finished is kept: go on with --resume {tmp_path / 'run'}\n" in found.err
     again = kt("run", recipe, "--resume", tmp_path / "run", "--only", "ft")
     assert again.code == 0 and "deep" not in found.out
 

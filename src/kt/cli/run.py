@@ -118,7 +118,7 @@ def _run(
         raise
     except KtError as error:
         if options.resume is None and any(folder.rglob("settings.json")):
-            raise type(error)(f"{error}; finished points are kept, and --resume {folder} goes on") from error
+            error.args = (f"{error}; {s.kept()}",)
         raise
 
 

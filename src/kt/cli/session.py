@@ -119,7 +119,7 @@ class Session:
             noted, usual = read_json(folder / SETTINGS), {each.name: each.default for each in fields(self.options)}
             settings = {n: v for n, v in settings.items() if n in noted or n not in usual or v != plain(usual[n])}
         self._journal = Journal.begin(folder, settings, resume, self.options.argv)
-        interrupt.note(self._kept())
+        interrupt.note(self.kept())
         if resume:
             self.screen.say(f"kt: {self._journal.done} finished phases are taken from {folder}")
         return self._journal
@@ -138,13 +138,14 @@ class Session:
             shutil.rmtree(unfinished(self.path), ignore_errors=True)
             interrupt.note()
         elif isinstance(error, KtError) and error.passing:
-            error.args = (f"{error}; {self._kept()}",)
+            error.args = (f"{error}; {self.kept()}",)
         elif not isinstance(error, KtError | KeyboardInterrupt) and not (
             parallel.joined() and isinstance(error, SystemExit)
         ):
-            self.screen.say(f"kt: {self._kept()}")
+            self.screen.say(f"kt: {self.kept()}")
 
-    def _kept(self) -> str:
+    def kept(self) -> str:
+        """How an unfinished run goes on."""
         return f"what was finished is kept: go on with --resume {self.path}"
 
     def progress(self, what: str) -> Any:

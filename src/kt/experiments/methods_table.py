@@ -244,7 +244,8 @@ def _plans(model: TracedModel, name: str, options: Mapping[str, Any]) -> bool:
     except KtError as error:
         # A file that cannot be read (an editor) is the row's own fault, also where its method needs one.
         if options != method and (isinstance(error, BadFile) or _plans(model, name, method)):
-            raise type(error)(f"row {name!r}: {error}; or name the other rows with --only") from error
+            error.args = (f"row {name!r}: {error}; or name the other rows with --only",)
+            raise
         return False
     return True
 

@@ -61,7 +61,7 @@ def run_recipe(
         The tables and figures of the recipe, ours beside the paper's.
 
     Raises:
-        BadFile: the recipe's data has to be fetched by hand.
+        BadFile: the recipe's data has to be fetched by hand, or its corpus is not there.
         KtError: an argument that this kind of recipe does not take, too few facts, or what the kind's own work raises.
     """
     recipe = recipe if isinstance(recipe, PaperRecipe) else read_recipe(recipe)

@@ -80,7 +80,6 @@ def test_an_epoch_has_a_step_for_each_mini_batch_of_requests():
     edits = {size: kt.edit(model, FACTS, method="unke", batch_size=size, **settings) for size in (1, 2, 9)}
     steps = {size: edit.manifest["steps"] for size, edit in edits.items()}
     assert steps == {1: 6, 2: 3, 9: 3}
-    first = kt.edit(model, FACTS[:1], method="unke", **settings)
     alone = kt.edit(model, FACTS, method="unke", batch_size=1, **(settings | {"num_steps": 1}))
     once = kt.edit(model, FACTS[:1], method="unke", **(settings | {"num_steps": 1}))
-    assert all(not torch.equal(alone.delta(name), once.delta(name)) for name in first.names)
+    assert all(not torch.equal(alone.delta(name), once.delta(name)) for name in once.names)

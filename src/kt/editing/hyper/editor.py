@@ -244,11 +244,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     with complete_file(path, KIND, AGAIN):
         kind, version = header.pop("kind", None), header.pop("schema_version", None)
         if kind != KIND:
-            held = (
-                f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind[:40]} of kt"
-                if isinstance(kind, str)
-                else "tensors of another program"
-            )
+            held = f"{kind[:40]} of kt" if isinstance(kind, str) else "tensors of another program"
             raise BadFile(f"{path}: holds {held}, expected {KIND}; {GIVE}")
         if version != SCHEMA_VERSION:
             raise BadFile(f"{path}: schema_version {str(version)[:20]}, but this kt reads {SCHEMA_VERSION}; {AGAIN}")
